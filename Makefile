@@ -1,0 +1,85 @@
+# Every target sets up what it needs; `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+SCALE ?= mini
+SEEDS ?= 0
+HARDWARE ?= cpu
+DATA ?= data
+PYTHON ?= python3
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+ASSEMBLE := $(VENV)/bin/assemble
+PAPERS := $(notdir $(patsubst %/tables.yaml,%,$(wildcard papers/*/tables.yaml)))
+RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data $(DATA)
+
+# One thread per process is faster than two on small networks, and what the records state.
+export OMP_NUM_THREADS ?= 1
+export WANDB_SILENT ?= true
+
+.PHONY: help setup test test-slow lint format bench reproduce tables check-tables claims report doctor clean
+
+help: ## List the targets
+	@grep -hE '^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
+	@echo "  variables: SCALE=smoke|mini|paper SEEDS=\"0 1 2\" HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder"
+
+setup: $(STAMP) ## Make the virtual environment from requirements.lock
+
+# uv is asked for by name; where it is missing, pip brings it.
+$(STAMP): requirements.lock pyproject.toml
+	@command -v uv >/dev/null || $(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv
+	@UV=$$(command -v uv || echo "$(PYTHON) -m uv"); set -e; \
+	  test -x $(VENV)/bin/python || $$UV venv --quiet --python $(PYTHON) $(VENV); \
+	  export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
+	  $$UV pip sync --quiet requirements.lock; \
+	  $$UV pip install --quiet --no-deps --editable .
+	@touch $@
+
+reproduce-%: $(STAMP) ## Train and evaluate one paper (avid), print and write its tables
+	$(ASSEMBLE) reproduce $* $(RUN)
+
+reproduce: $(STAMP) ## All papers that exist, one after the other
+	@for paper in $(PAPERS); do $(ASSEMBLE) reproduce $$paper $(RUN) || exit 1; done
+
+data-%: $(STAMP) ## What a paper's data sets are, what is there, how to get the rest
+	$(ASSEMBLE) data $* --data $(DATA) $(if $(PREPARE),--prepare)
+
+plan-%: $(STAMP) ## The stages of a paper and what is left to run
+	$(ASSEMBLE) plan $* $(RUN)
+
+tables: $(STAMP) ## Render every table from stored records into the READMEs; never trains
+	$(ASSEMBLE) tables
+
+check-tables: $(STAMP) ## Fail when a README does not hold what the records say
+	$(ASSEMBLE) tables --check
+
+claims: $(STAMP) ## Judge the papers' claims over the stored records
+	$(ASSEMBLE) claims
+
+report: $(STAMP) ## One static HTML page: tables, curves, pictures, claims
+	$(ASSEMBLE) report
+
+doctor: $(STAMP) ## What this machine has and lacks
+	$(ASSEMBLE) doctor
+
+test: $(STAMP) ## Run the test suite (no network, no GPU)
+	$(VENV)/bin/python -m pytest
+
+test-slow: $(STAMP) ## Tests that learn something for minutes
+	$(VENV)/bin/python -m pytest -m slow -o addopts="-q --strict-markers --benchmark-skip"
+
+bench: $(STAMP) ## Speed as ratios against named baselines
+	$(VENV)/bin/python -m pytest tests/benchmarks -o addopts="" -q -s --benchmark-only --benchmark-columns=min,median,rounds
+
+lint: $(STAMP) ## Style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(STAMP) ## Put the code in the project's format
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean: ## Remove the virtual environment (runs and results stay)
+	rm -rf $(VENV)
