@@ -1,0 +1,1 @@
+"""One module per real data set, each reading the layout in which the set is distributed."""

@@ -1,0 +1,215 @@
+"""AudioSet."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from common.data.datasets.base import (
+    AUDIO_SUFFIXES,
+    VIDEO_SUFFIXES,
+    MediaDataset,
+    Scan,
+    first_file,
+    prefix_of,
+    read_lines,
+    walk,
+)
+from common.data.listing import DatasetMissing
+
+_LIST_FOLDERS = ("", "csv/", "csvs/", "metadata/", "meta/", "segments/", "annotations/")
+_LIST_OF = {
+    "unbalanced_train": "unbalanced_train_segments.csv",
+    "balanced_train": "balanced_train_segments.csv",
+    "evaluation": "eval_segments.csv",
+}
+# Folders of a split in the order of trust; then folders that hold every split together.
+_FOLDERS_OF = {
+    "unbalanced_train": ("unbalanced_train_segments", "unbalanced_train", "unbalanced", "train"),
+    "balanced_train": ("balanced_train_segments", "balanced_train", "balanced"),
+    "evaluation": ("eval_segments", "evaluation", "eval", "test"),
+}
+_ABOVE = ("", "data/", "videos/", "video/", "clips/", "audios/", "audio/")
+_TOGETHER = ("videos", "video", "clips", "data", "audios", "audio", ".")
+_CLASS_LIST = "class_labels_indices.csv"
+_ID_LENGTH = 11
+_TIMES = re.compile(r"(?:_\d+(?:\.\d+)?){0,2}")
+
+
+class AudioSet(MediaDataset):
+    """AudioSet: ten-second clips of YouTube videos, labelled with 527 kinds of sound.
+
+    Distributed as three lists (three lines of comment, then ``YTID, start_seconds, end_seconds, "mid,mid,..."``). Every
+    user fetches the clips, so many are gone and the usual tools name them differently. Understood are ``<YTID>.mp4``,
+    ``<YTID>_<start>.mp4`` and ``<YTID>_<start>_<end>.mp4`` in seconds or milliseconds, each also with the leading ``Y``
+    of some tools, at any depth (``..._part00/``) below a folder named after the split (``unbalanced_train_segments/``,
+    ``unbalanced_train/``, ``balanced_train_segments/``, ``eval_segments/``, ...) or below one common folder
+    (``videos/``, ``clips/``, ``data/``, or the root itself). Where a clip is there as video and as sound, the video is
+    taken. Listed clips without a file are counted, not an error.
+
+    A clip may have several labels; ``label`` and ``sound_label`` are the first one (pre-training reads none). Classes
+    are those of ``class_labels_indices.csv`` when it lies beside the lists, else the sorted identifiers found in them.
+
+    Args:
+        root: Folder that holds the lists and the clips.
+        clip_list: Text file with one YTID (or file name) a line; only these clips are listed, as in the
+            100,000-clip ablations. None = all.
+        trimmed: Whether the files were cut to the ten seconds; False = they are whole videos, and ``start`` and ``end``
+            of each clip say which part counts.
+    """
+
+    name = "audioset"
+    title = "AudioSet"
+    splits = ("unbalanced_train", "balanced_train", "evaluation")
+    split_aliases: ClassVar[Mapping[str, str]] = {
+        "train": "unbalanced_train",
+        "validation": "evaluation",
+        "eval": "evaluation",
+        "test": "evaluation",
+    }
+    optional_splits = frozenset({"balanced_train", "evaluation"})
+    num_classes = 527
+    # The lists name 2,041,789, 22,160 and 20,371 clips; part of them can no longer be fetched.
+    published_counts: ClassVar[Mapping[str, int]] = {
+        "unbalanced_train": 1_784_108,
+        "balanced_train": 22_160,
+        "evaluation": 20_371,
+    }
+    count_tolerance = 0.2
+    streams = ("video", "audio")
+    expected_layout = (
+        "unbalanced_train_segments.csv, balanced_train_segments.csv, eval_segments.csv   (here or in metadata/)\n"
+        "class_labels_indices.csv                                                        (optional: class names)\n"
+        "unbalanced_train_segments/**/<YTID>_<start>_<end>.mp4                           (also [Y]<YTID>.mp4)\n"
+        "balanced_train_segments/**/...  eval_segments/**/...                            (or all clips in videos/)"
+    )
+    size = "about 2.4 TB as 10 s video clips, depending on the resolution fetched"
+    licence = "lists CC BY 4.0; the videos belong to their uploaders"
+    source = "lists from https://research.google.com/audioset/download.html; clips have to be fetched from YouTube"
+
+    def __init__(
+        self, root: str | os.PathLike[str], clip_list: str | os.PathLike[str] | None = None, trimmed: bool = True
+    ) -> None:
+        super().__init__(root)
+        self.clip_list = None if clip_list is None else Path(clip_list).expanduser()
+        self.trimmed = trimmed
+
+    def _options(self) -> dict[str, object]:
+        return {"clip_list": str(self.clip_list), "trimmed": self.trimmed}
+
+    def _scan(self, split: str, fold: int | None) -> Scan:
+        lists = {
+            part: first_file(self.root, [folder + name for folder in _LIST_FOLDERS]) for part, name in _LIST_OF.items()
+        }
+        own_list = lists[split]
+        if own_list is None:
+            raise self._lacks(self.root / _LIST_OF[split], f"the list of segments {_LIST_OF[split]} is missing")
+        watched: list[Path] = [own_list.parent, own_list]
+        segments = list(_segments(own_list))
+        class_list = first_file(self.root, [folder + _CLASS_LIST for folder in _LIST_FOLDERS])
+        if class_list is not None:
+            watched += [class_list.parent, class_list]
+            identifiers, classes = _class_names(class_list)
+        else:
+            found = {label for _, _, _, labels in segments for label in labels}
+            for part, path in lists.items():
+                # All lists together, so that every split numbers the classes alike.
+                if path is not None and part != split:
+                    watched.append(path)
+                    found.update(label for _, _, _, labels in _segments(path) for label in labels)
+            identifiers = classes = tuple(sorted(found))
+        label_of = {identifier: label for label, identifier in enumerate(identifiers)}
+        wanted = self._wanted(watched)
+
+        folder = self._folder(split)
+        listed = {video for video, _, _, _ in segments}
+        files: dict[str, str] = {}
+        prefix = prefix_of(folder, self.root)
+        for suffixes in (VIDEO_SUFFIXES, AUDIO_SUFFIXES):
+            for name, stem in walk(folder, suffixes, watched):
+                video = _video_of(stem, listed)
+                if video is not None:
+                    files.setdefault(video, prefix + name)
+
+        where = "the root" if folder == self.root else f"{folder.relative_to(self.root).as_posix()}/"
+        scan = Scan(classes, f"{own_list.relative_to(self.root)} with clips in {where}", watched=watched)
+        scan.sound_labels = []
+        if not self.trimmed:
+            scan.starts, scan.ends = [], []
+        for video, start, end, labels in segments:
+            if wanted is not None and video not in wanted:
+                continue
+            file_name = files.get(video)
+            if file_name is None:
+                scan.missing_names.append(video)
+                continue
+            label = label_of.get(labels[0], -1) if labels else -1
+            scan.names.append(file_name)
+            scan.labels.append(label)
+            scan.sound_labels.append(label)
+            if scan.starts is not None and scan.ends is not None:
+                scan.starts.append(start)
+                scan.ends.append(end)
+        return scan
+
+    def _folder(self, split: str) -> Path:
+        for above in _ABOVE:
+            for name in _FOLDERS_OF[split]:
+                if (self.root / above / name).is_dir():
+                    return self.root / above / name
+        return next(self.root / name for name in _TOGETHER if (self.root / name).is_dir())
+
+    def _wanted(self, watched: list[Path]) -> set[str] | None:
+        if self.clip_list is None:
+            return None
+        if not self.clip_list.is_file():
+            raise DatasetMissing(
+                f"AudioSet: clip_list names {self.clip_list}, which does not exist; "
+                "give a text file with one YTID a line"
+            )
+        watched.append(self.clip_list)
+        names = (os.path.basename(line.split(",")[0].strip()) for line in read_lines(self.clip_list))
+        return {name[:_ID_LENGTH] for name in names if not name.startswith("#")}
+
+
+def _segments(path: Path) -> Iterator[tuple[str, float, float, tuple[str, ...]]]:
+    """Rows of a list of segments: YTID, start and end in seconds, label identifiers."""
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        for line, row in enumerate(csv.reader(stream, skipinitialspace=True), start=1):
+            if not row or row[0].startswith("#"):
+                continue
+            try:
+                video, start, end = row[0].strip(), float(row[1]), float(row[2])
+            except (IndexError, ValueError):
+                if row[0].strip().lower() in ("ytid", "youtube_id", "video_id"):
+                    continue
+                raise ValueError(
+                    f'{path}, line {line}: expected YTID, start_seconds, end_seconds, "labels", found {",".join(row)!r}'
+                ) from None
+            # Unquoted copies of the lists spread the labels over several columns.
+            labels = ",".join(row[3:]).split(",")
+            yield video, start, end, tuple(label.strip() for label in labels if label.strip())
+
+
+def _class_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Identifiers and display names of the classes, in the order of their official index."""
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        rows = list(csv.DictReader(stream, skipinitialspace=True))
+    try:
+        ordered = sorted(rows, key=lambda row: int(row["index"]))
+        return tuple(row["mid"] for row in ordered), tuple(row["display_name"] for row in ordered)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path}: expected the columns index,mid,display_name") from None
+
+
+def _video_of(stem: str, listed: set[str]) -> str | None:
+    """The listed video that a file belongs to; identifiers may hold underscores and start with Y themselves."""
+    for begin in (0, 1) if stem.startswith("Y") else (0,):
+        video = stem[begin : begin + _ID_LENGTH]
+        if video in listed and _TIMES.fullmatch(stem, begin + _ID_LENGTH):
+            return video
+    return None

@@ -1,0 +1,301 @@
+"""What every data set shares: checking of arguments, the index, the status and the error for a missing folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from common.data.listing import ClipTable, DatasetMissing, DatasetStatus, Listing, ListingIndex, cache_folder
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".flv"})
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".m4a"})
+# Below this a walk takes less time than it takes to wonder about a cache.
+INDEX_FROM = 20_000
+# How many missing clips a listing names.
+NAMED_MISSING = 20
+
+
+@dataclass
+class Scan:
+    """What reading a folder gave, before it becomes a :class:`Listing`.
+
+    Args:
+        classes: Class names.
+        layout: The layout that was found, in words.
+        names: File names relative to the root; the order does not matter, a listing sorts by name.
+        labels: One class per name; so are the columns below where they are given.
+        watched: Folders read and list files used: the index is valid while these are unchanged.
+        missing_names: Clips that the official lists name and the folder lacks.
+    """
+
+    classes: tuple[str, ...]
+    layout: str
+    names: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    sound_labels: list[int] | None = None
+    folds: list[int] | None = None
+    starts: list[float] | None = None
+    ends: list[float] | None = None
+    watched: list[Path] = field(default_factory=list)
+    missing_names: list[str] = field(default_factory=list)
+
+
+class MediaDataset(ABC):
+    """A data set as a folder of media files with labels. Making one reads nothing; listing it does.
+
+    Args:
+        root: Folder that holds the data set.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]]
+    split_aliases: ClassVar[Mapping[str, str]] = {}
+    num_folds: ClassVar[int] = 0
+    fold_needed: ClassVar[bool] = False
+    num_classes: ClassVar[int]
+    published_counts: ClassVar[Mapping[str, int]] = {}
+    count_tolerance: ClassVar[float] = 0.0
+    optional_splits: ClassVar[frozenset[str]] = frozenset()
+    streams: ClassVar[tuple[str, ...]] = ("video",)
+    expected_layout: ClassVar[str]
+    size: ClassVar[str]
+    licence: ClassVar[str]
+    source: ClassVar[str]
+    prepares: ClassVar[str] = "index of the files; decoding of a random sample"
+    overview: ClassVar[str] = "make data-avid"
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).expanduser()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(root={str(self.root)!r})"
+
+    # ------------------------------------------------------------------------------------------------ listing
+    def listing(self, split: str, fold: int | None = None) -> Listing:
+        """The clips of a split, sorted by file name.
+
+        Args:
+            split: One of ``splits`` (or an alias).
+            fold: Official fold, from 1, where the set has folds.
+
+        Returns:
+            The same clips in the same order on every machine that holds the same files.
+
+        Raises:
+            DatasetMissing: If the folder, a list or every clip is missing; the message says what is expected.
+            ValueError: If the split or the fold does not exist, or a list contradicts itself.
+        """
+        split, fold = self._checked(split, fold)
+        index = ListingIndex(self.index_path(split, fold))
+        kept = index.load()
+        if kept is not None:
+            return kept
+        listing, watched, scanned_at = self._fresh(split, fold)
+        if len(listing) >= INDEX_FROM:
+            index.store(listing, watched, scanned_at)
+        return listing
+
+    def index(self, split: str, fold: int | None = None) -> tuple[Listing, bool]:
+        """List a split anew and keep the result for quick starts.
+
+        Returns:
+            The listing, and whether it was kept (not when a folder changed within the last two seconds or the cache
+            folder cannot be written).
+        """
+        split, fold = self._checked(split, fold)
+        listing, watched, scanned_at = self._fresh(split, fold)
+        return listing, ListingIndex(self.index_path(split, fold)).store(listing, watched, scanned_at)
+
+    def index_path(self, split: str, fold: int | None = None) -> Path:
+        """File in the cache folder that holds the index of a split."""
+        key = f"{os.path.abspath(self.root)}\0{sorted(self._options().items())}"
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        part = split if fold is None else f"{split}-fold{fold}"
+        return cache_folder() / "indices" / f"{self.name}-{digest}-{part}.json"
+
+    def parts(self) -> list[tuple[str, int | None]]:
+        """Every (split, fold) that can be listed."""
+        if not self.fold_needed:
+            return [(split, None) for split in self.splits]
+        return [(split, fold) for fold in range(1, self.num_folds + 1) for split in self.splits]
+
+    def _fresh(self, split: str, fold: int | None) -> tuple[Listing, list[Path], float]:
+        scanned_at = time.time()
+        if not self.root.is_dir():
+            raise self._lacks(self.root)
+        scan = self._scan(split, fold)
+        if not scan.names:
+            raise self._lacks(self.root, f"no clip of split {split!r} was found ({scan.layout})")
+        order = sorted(range(len(scan.names)), key=scan.names.__getitem__)
+
+        def ordered(column: list[int] | list[float] | None) -> list[int | float] | None:
+            return None if column is None else [column[row] for row in order]
+
+        table = ClipTable(
+            self.root,
+            (scan.names[row] for row in order),
+            [scan.labels[row] for row in order],
+            ordered(scan.sound_labels),
+            ordered(scan.folds),
+            ordered(scan.starts),
+            ordered(scan.ends),
+        )
+        part = split if fold is None else f"{split}, fold {fold}"
+        missing = sorted(scan.missing_names)
+        listing = Listing(
+            name=self.name,
+            version=f"{part}; {scan.layout}",
+            clips=table,
+            classes=scan.classes,
+            root=self.root,
+            missing=len(missing),
+            missing_names=tuple(missing[:NAMED_MISSING]),
+            layout=scan.layout,
+        )
+        return listing, [self.root, *scan.watched], scanned_at
+
+    @abstractmethod
+    def _scan(self, split: str, fold: int | None) -> Scan:
+        """Read the folder; the root exists, the split and the fold are valid."""
+
+    def _options(self) -> dict[str, object]:
+        """Arguments besides the root that change what is listed (part of the index's name)."""
+        return {}
+
+    def _checked(self, split: str, fold: int | None) -> tuple[str, int | None]:
+        split = self.split_aliases.get(split, split)
+        if split not in self.splits:
+            known = ", ".join([*self.splits, *(f"{alias} (= {real})" for alias, real in self.split_aliases.items())])
+            raise ValueError(f"{self.title} has no split {split!r}; it has: {known}")
+        if fold is not None:
+            if not self.num_folds:
+                raise ValueError(f"{self.title} has no folds; leave fold empty instead of {fold!r}")
+            if not 1 <= fold <= self.num_folds:
+                raise ValueError(f"{self.title} has the folds 1 to {self.num_folds}, not {fold!r}")
+        elif self.fold_needed:
+            raise ValueError(f"{self.title} is split by folds: give fold = 1 to {self.num_folds}")
+        return split, fold
+
+    # ------------------------------------------------------------------------------------------------ errors, status
+    def _lacks(self, path: Path, reason: str = "") -> DatasetMissing:
+        layout = "\n".join(f"    {line}" for line in self.expected_layout.splitlines())
+        return DatasetMissing(
+            f"{self.title}: {reason + '; looked in' if reason else 'nothing at'} {path}\n"
+            f"  Expected layout:\n{layout}\n"
+            f"  Size: {self.size}. Licence: {self.licence}.\n"
+            f"  Get it from: {self.source}.\n"
+            f"  `{self.overview}` prints what is there and what is missing."
+        )
+
+    def status(self) -> DatasetStatus:
+        """What is there and what is missing; lists every split (from its index where that is fresh)."""
+        counts: dict[str, int] = {}
+        notes: list[str] = []
+        layouts: list[str] = []
+        problems: list[str] = []
+        missing = 0
+        for split, fold in self.parts():
+            part = split if fold is None else f"{split} {fold}"
+            try:
+                listing = self.listing(split, fold)
+            except DatasetMissing as error:
+                if split not in self.optional_splits or not self.root.is_dir():
+                    problems.append(str(error))
+                continue
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            counts[part] = len(listing)
+            if listing.layout not in layouts:
+                layouts.append(listing.layout)
+            missing = max(missing, listing.missing) if fold is not None else missing + listing.missing
+            if listing.missing:
+                example = ", ".join(listing.missing_names[:2])
+                notes.append(f"{part}: {listing.missing:,} listed clips are missing, such as {example}")
+            published = self.published_counts.get(part, self.published_counts.get(split))
+            if published is not None and abs(len(listing) - published) > self.count_tolerance * published:
+                about = "about " if self.count_tolerance else ""
+                notes.append(f"{part}: {len(listing):,} clips, published {about}{published:,}")
+            if len(listing.classes) != self.num_classes:
+                notes.append(f"{part}: {len(listing.classes)} classes, published {self.num_classes}")
+        return DatasetStatus(
+            name=self.name,
+            title=self.title,
+            present=not problems and bool(counts),
+            path=self.root,
+            layout="; ".join(layouts),
+            expected_layout=self.expected_layout,
+            size=self.size,
+            licence=self.licence,
+            source=self.source,
+            prepares=self.prepares,
+            counts=counts,
+            missing=missing,
+            # Splits that are there keep their counts, so a partly present set shows both.
+            notes=tuple(dict.fromkeys(notes)),
+            problem=problems[0] if problems else "",
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- reading folders
+def first_folder(root: Path, candidates: Sequence[str]) -> Path | None:
+    """The first of some subfolders that exists; "." stands for the root."""
+    return next((root / name for name in candidates if (root / name).is_dir()), None)
+
+
+def first_file(root: Path, candidates: Sequence[str]) -> Path | None:
+    """The first of some files that exists."""
+    return next((root / name for name in candidates if (root / name).is_file()), None)
+
+
+def entries(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the subfolders and of the files of a folder, sorted, without hidden ones."""
+    folders: list[str] = []
+    files: list[str] = []
+    with os.scandir(folder) as found:
+        for entry in found:
+            if not entry.name.startswith("."):
+                (folders if entry.is_dir() else files).append(entry.name)
+    return sorted(folders), sorted(files)
+
+
+def walk(folder: Path, suffixes: frozenset[str], watched: list[Path]) -> Iterator[tuple[str, str]]:
+    """All media files below a folder as (name relative to it, stem), depth first, sorted; notes the folders visited."""
+    pending = [""]
+    seen: set[tuple[int, int]] = set()
+    while pending:
+        prefix = pending.pop()
+        current = folder / prefix if prefix else folder
+        identity = current.stat()
+        # A link that leads back up would otherwise be followed for ever.
+        if (identity.st_dev, identity.st_ino) in seen:
+            continue
+        seen.add((identity.st_dev, identity.st_ino))
+        watched.append(current)
+        folders, files = entries(current)
+        for name in files:
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in suffixes:
+                yield prefix + name, stem
+        pending.extend(f"{prefix}{name}/" for name in reversed(folders))
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text list without blank ones; byte-order mark and carriage returns are dropped."""
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    # Not splitlines(): file names may hold characters that it takes for line ends.
+    return [line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
+
+
+def prefix_of(folder: Path, root: Path) -> str:
+    """What to put before a name inside a folder to make it relative to the root."""
+    relative = folder.relative_to(root).as_posix()
+    return "" if relative == "." else f"{relative}/"

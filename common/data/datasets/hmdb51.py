@@ -1,0 +1,94 @@
+"""HMDB-51."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from common.data.datasets.base import (
+    VIDEO_SUFFIXES,
+    MediaDataset,
+    Scan,
+    entries,
+    first_folder,
+    prefix_of,
+    read_lines,
+    walk,
+)
+
+_VIDEO_FOLDERS = ("hmdb51_org", "hmdb51", "videos", ".")
+_LIST_FOLDERS = ("testTrainMulti_7030_splits", "test_train_splits/testTrainMulti_7030_splits", "splits", "annotations")
+_FLAG_OF = {"train": "1", "test": "2"}
+
+
+class HMDB51(MediaDataset):
+    """HMDB-51: 6,766 clips of 51 actions with three official divisions.
+
+    Reads what the published archives unpack to: ``<class>/<video>.avi`` (here or in ``hmdb51_org/``) and
+    ``testTrainMulti_7030_splits/<class>_test_split<k>.txt``, whose lines give a file and a flag: 1 training, 2 test,
+    0 not used in this division. Per class a division holds 70 training and 30 test clips. Classes are numbered in
+    alphabetical order of the lists.
+
+    Args:
+        root: Folder that holds the class folders and ``testTrainMulti_7030_splits``.
+    """
+
+    name = "hmdb51"
+    title = "HMDB-51"
+    splits = ("train", "test")
+    split_aliases: ClassVar[Mapping[str, str]] = {"validation": "test"}
+    num_folds = 3
+    fold_needed = True
+    num_classes = 51
+    published_counts: ClassVar[Mapping[str, int]] = {"train": 3_570, "test": 1_530}
+    expected_layout = (
+        "<class>/<video>.avi, or hmdb51_org/<class>/<video>.avi   (hmdb51_org.rar and the 51 archives inside it)\n"
+        "testTrainMulti_7030_splits/<class>_test_split1.txt       (test_train_splits.rar)\n"
+        "testTrainMulti_7030_splits/<class>_test_split2.txt, ..._test_split3.txt"
+    )
+    size = "2 GB"
+    licence = "CC BY 4.0 for the collection; the clips belong to the makers of the films"
+    source = "https://serre.lab.brown.edu/hmdb51.html"
+
+    def _scan(self, split: str, fold: int | None) -> Scan:
+        videos = first_folder(self.root, _VIDEO_FOLDERS)
+        lists = first_folder(self.root, _LIST_FOLDERS)
+        if lists is None:
+            raise self._lacks(self.root / _LIST_FOLDERS[0], "the lists of the divisions are missing")
+        assert videos is not None
+        assert fold is not None
+        pattern = re.compile(rf"(.+)_test_split{fold}\.txt")
+        matches = [(match.group(1), name) for name in entries(lists)[1] if (match := pattern.fullmatch(name))]
+        if not matches:
+            raise self._lacks(lists / f"<class>_test_split{fold}.txt", f"the lists of division {fold} are missing")
+        classes = tuple(sorted(class_name for class_name, _ in matches))
+        list_of = dict(matches)
+        watched: list[Path] = [lists, videos]
+        prefix = prefix_of(videos, self.root)
+        scan = Scan(classes, f"{'hmdb51 class folders' if not prefix else videos.name} with {lists.name}")
+        scan.watched = watched
+        for label, class_name in enumerate(classes):
+            path = lists / list_of[class_name]
+            watched.append(path)
+            files: dict[str, str] = {}
+            if (videos / class_name).is_dir():
+                for name, stem in walk(videos / class_name, VIDEO_SUFFIXES, watched):
+                    files.setdefault(stem, f"{prefix}{class_name}/{name}")
+            for line in read_lines(path):
+                # The flag is the last word: file names are anything that a person once typed.
+                name, _, flag = line.rpartition(" ")
+                name = name.strip()
+                if flag not in ("0", "1", "2") or not name:
+                    raise ValueError(f"{path}: expected `<file> <0, 1 or 2>`, found {line!r}")
+                if flag != _FLAG_OF[split]:
+                    continue
+                found = files.get(os.path.splitext(name)[0])
+                if found is None:
+                    scan.missing_names.append(f"{class_name}/{name}")
+                else:
+                    scan.names.append(found)
+                    scan.labels.append(label)
+        return scan

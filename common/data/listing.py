@@ -1,0 +1,444 @@
+"""What a data set contains: clips in a fixed order, the status of its folder and the cache of both.
+
+This module knows nothing about any particular data set and imports neither torch nor a decoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+INDEX_SCHEMA = 1
+# A folder changed this recently may change again within the resolution of its time stamp: its index is not kept.
+SETTLED_SECONDS = 2.0
+
+
+class DatasetMissing(FileNotFoundError):
+    """A data set, or a part of it, is not where it was looked for; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One item of a data set.
+
+    Args:
+        path: The media file.
+        label: Class of the clip (of the picture where picture and sound are labelled apart); -1 = unknown.
+        sound_label: Class of the sound where the set labels it; -1 = none.
+        fold: Official fold the clip belongs to, from 1; 0 = the set has no folds.
+        start: First second of the clip inside the file; None = the file is the clip.
+        end: Last second of the clip inside the file; None = to the end of the file.
+    """
+
+    path: Path
+    label: int
+    sound_label: int = -1
+    fold: int = 0
+    start: float | None = None
+    end: float | None = None
+
+
+class ClipTable(Sequence[Clip]):
+    """The clips of a listing as columns; a :class:`Clip` is made when one is asked for.
+
+    Two million small Python objects would cost a gigabyte in every loader process (reading them changes their reference
+    counts, so forked processes soon own copies). The columns below are a few arrays and one byte string.
+
+    Args:
+        root: Folder that relative names start from.
+        names: File names with forward slashes, relative to ``root``.
+        labels: One class per name; likewise ``sound_labels``, ``folds``, ``starts``, ``ends`` (NaN = None).
+
+    Raises:
+        ValueError: If the columns differ in length.
+    """
+
+    __slots__ = ("_buffer", "_offsets", "ends", "folds", "labels", "root", "sound_labels", "starts")
+
+    def __init__(
+        self,
+        root: Path,
+        names: Iterable[str],
+        labels: npt.ArrayLike,
+        sound_labels: npt.ArrayLike | None = None,
+        folds: npt.ArrayLike | None = None,
+        starts: npt.ArrayLike | None = None,
+        ends: npt.ArrayLike | None = None,
+    ) -> None:
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        count = len(encoded)
+        self.root = Path(root)
+        self._buffer = b"".join(encoded)
+        self._offsets = np.zeros(count + 1, dtype=np.int64)
+        np.cumsum([len(name) for name in encoded], out=self._offsets[1:])
+        self.labels = np.asarray(labels, dtype=np.int32).reshape(-1)
+        self.sound_labels = _column(sound_labels, count, -1, np.int32)
+        self.folds = _column(folds, count, 0, np.int16)
+        self.starts = _column(starts, count, np.nan, np.float64)
+        self.ends = _column(ends, count, np.nan, np.float64)
+        for column in (self.labels, self.sound_labels, self.folds, self.starts, self.ends):
+            if len(column) != count:
+                raise ValueError(f"a column of {len(column)} values for {count} clips")
+
+    @classmethod
+    def of(cls, root: Path, clips: Iterable[Clip]) -> ClipTable:
+        """Make the table of a sequence of clips."""
+        rows = list(clips)
+        return cls(
+            root,
+            (_relative(clip.path, root) for clip in rows),
+            [clip.label for clip in rows],
+            [clip.sound_label for clip in rows],
+            [clip.fold for clip in rows],
+            [np.nan if clip.start is None else clip.start for clip in rows],
+            [np.nan if clip.end is None else clip.end for clip in rows],
+        )
+
+    def name(self, index: int) -> str:
+        """File name of one clip relative to the root, with forward slashes."""
+        index = range(len(self))[index]
+        return self._buffer[self._offsets[index] : self._offsets[index + 1]].decode("utf-8", "surrogateescape")
+
+    def names(self) -> list[str]:
+        """All file names, in order."""
+        return [self.name(index) for index in range(len(self))]
+
+    def take(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> ClipTable:
+        """The table of some rows, in the given order."""
+        rows = np.asarray(indices, dtype=np.int64).reshape(-1)
+        return ClipTable(
+            self.root,
+            (self.name(int(row)) for row in rows),
+            self.labels[rows],
+            self.sound_labels[rows],
+            self.folds[rows],
+            self.starts[rows],
+            self.ends[rows],
+        )
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Clip: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Clip, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Clip | tuple[Clip, ...]:
+        if isinstance(index, slice):
+            return tuple(self[row] for row in range(*index.indices(len(self))))
+        row = range(len(self))[index]
+        start, end = float(self.starts[row]), float(self.ends[row])
+        return Clip(
+            path=self.root / self.name(row),
+            label=int(self.labels[row]),
+            sound_label=int(self.sound_labels[row]),
+            fold=int(self.folds[row]),
+            start=None if np.isnan(start) else start,
+            end=None if np.isnan(end) else end,
+        )
+
+    def __iter__(self) -> Iterator[Clip]:
+        return (self[row] for row in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Sequence) and not isinstance(other, str | bytes):
+            return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other))
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"ClipTable({len(self)} clips under {self.root})"
+
+    def digest(self) -> str:
+        """SHA-256 over relative names, labels, folds and segment limits, in order; the root does not count."""
+        state = hashlib.sha256(b"listing 1\0")
+        for column, kind in (
+            (self._offsets, "<i8"),
+            (self.labels, "<i4"),
+            (self.sound_labels, "<i4"),
+            (self.folds, "<i2"),
+            (self.starts, "<f8"),
+            (self.ends, "<f8"),
+        ):
+            state.update(np.ascontiguousarray(column, dtype=kind).tobytes())
+        state.update(self._buffer)
+        return state.hexdigest()
+
+
+def _column(values: npt.ArrayLike | None, count: int, default: float, kind: Any) -> npt.NDArray[Any]:
+    return np.full(count, default, dtype=kind) if values is None else np.asarray(values, dtype=kind).reshape(-1)
+
+
+def _relative(path: Path, root: Path) -> str:
+    # A clip outside the root keeps its absolute name: joining it to the root gives it back.
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The clips of one split of one data set, in a fixed order.
+
+    The position of a clip here is its instance id: the row of a memory bank, so a bank only fits the listing it was
+    trained on. :meth:`fingerprint` tells two listings apart.
+
+    Args:
+        name: Data set, for records ("kinetics400").
+        version: What was listed: split, fold and layout, for records.
+        clips: The clips; a sequence of :class:`Clip` is stored as a :class:`ClipTable`.
+        classes: Class names; the label of a clip is a position here.
+        root: Folder of the data set.
+        missing: Number of clips that the official lists name but the folder lacks.
+        missing_names: A few of those.
+        layout: Which of the supported layouts was found.
+
+    Raises:
+        ValueError: If a label does not name a class.
+    """
+
+    name: str
+    version: str
+    clips: Sequence[Clip]
+    classes: tuple[str, ...]
+    root: Path
+    missing: int = 0
+    missing_names: tuple[str, ...] = ()
+    layout: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root))
+        object.__setattr__(self, "classes", tuple(self.classes))
+        if not isinstance(self.clips, ClipTable):
+            object.__setattr__(self, "clips", ClipTable.of(self.root, self.clips))
+        labels = self.labels
+        if len(labels) and self.classes and (labels.max() >= len(self.classes) or labels.min() < -1):
+            raise ValueError(
+                f"{self.name}: labels run from {labels.min()} to {labels.max()}, "
+                f"but there are {len(self.classes)} classes"
+            )
+
+    @property
+    def table(self) -> ClipTable:
+        """The clips as columns."""
+        assert isinstance(self.clips, ClipTable)
+        return self.clips
+
+    @property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """Class of every clip, int32 [N]."""
+        return self.table.labels
+
+    @property
+    def folds(self) -> npt.NDArray[np.int16]:
+        """Fold of every clip, int16 [N]."""
+        return self.table.folds
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Clip:
+        return self.table[index]
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) over relative names, labels and order; equal wherever the folder lies."""
+        return self.table.digest()
+
+    def subset(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Listing:
+        """The listing of some clips, in the given order; labels and class names stay."""
+        return Listing(
+            self.name,
+            f"{self.version}, {len(indices)} of {len(self)}",
+            self.table.take(indices),
+            self.classes,
+            self.root,
+            self.missing,
+            self.missing_names,
+            self.layout,
+        )
+
+
+@dataclass(frozen=True)
+class DatasetStatus:
+    """What is known about a data set's folder, for the overview that ``make data-<paper>`` prints.
+
+    Args:
+        name: Name in records; ``title`` is the one for people.
+        present: Whether every split that can be listed was found.
+        path: Folder looked in.
+        layout: Layout found, or "" when missing.
+        expected_layout: The supported layouts, a few lines.
+        size: Approximate size on disk.
+        licence: Terms of the data, in a few words.
+        source: Where to get it.
+        prepares: What ``prepare`` does with it.
+        counts: Clips found per split (and fold).
+        missing: Clips that official lists name but the folder lacks.
+        notes: Warnings: other counts than published, what is wrong.
+        broken: Files that failed to decode in a check, with the reason.
+        checked: Number of files that were decoded in the check.
+        problem: The whole message when the set is missing.
+    """
+
+    name: str
+    title: str
+    present: bool
+    path: Path
+    layout: str
+    expected_layout: str
+    size: str
+    licence: str
+    source: str
+    prepares: str
+    counts: Mapping[str, int] = field(default_factory=dict)
+    missing: int = 0
+    notes: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
+    checked: int = 0
+    problem: str = ""
+
+
+def cache_folder() -> Path:
+    """Folder for files that can be made again: ``$ASSEMBLE_CACHE``, else the user's cache folder."""
+    chosen = os.environ.get("ASSEMBLE_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base).expanduser() if base else Path.home() / ".cache") / "representation-assemble"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old content or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class ListingIndex:
+    """A listing kept as JSON, valid as long as the folders and lists it was made from are unchanged.
+
+    Walking 240,000 files takes long on a network disk. Adding or removing a file changes the time stamps of its folder,
+    so a look at the folders alone tells whether the index is still right. Both modification and status-change time are
+    compared, because unpacking an archive may set the first back.
+
+    Args:
+        path: The JSON file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self) -> Listing | None:
+        """The stored listing, or None when there is none, it is out of date or unreadable."""
+        try:
+            document = json.loads(self.path.read_text(encoding="utf-8"))
+            if document["schema"] != INDEX_SCHEMA:
+                return None
+            if any(_stamp(Path(path)) != stamp for path, stamp in document["watched"]):
+                return None
+            columns = document["columns"]
+            root = Path(document["root"])
+            table = ClipTable(
+                root,
+                _text(document["names"]),
+                columns["label"],
+                columns.get("sound_label"),
+                columns.get("fold"),
+                _limits(columns.get("start")),
+                _limits(columns.get("end")),
+            )
+            return Listing(
+                document["name"],
+                document["version"],
+                table,
+                tuple(document["classes"]),
+                root,
+                document["missing"],
+                tuple(_text(document["missing_names"])),
+                document["layout"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            # Whatever is wrong with a cache, listing again puts it right.
+            return None
+
+    def store(self, listing: Listing, watched: Iterable[Path], scanned_at: float | None = None) -> bool:
+        """Keep a listing.
+
+        Args:
+            listing: What was found.
+            watched: The folders that were read and the list files that were used.
+            scanned_at: Time (seconds since the epoch) before the folders were read; None = now.
+
+        Returns:
+            Whether it was kept: not when a folder changed within the last two seconds, since a change right after the
+            walk could then go unnoticed, nor when the cache folder cannot be written.
+        """
+        settled = ((time.time() if scanned_at is None else scanned_at) - SETTLED_SECONDS) * 1e9
+        stamps = [(str(path), _stamp(path)) for path in sorted(set(watched))]
+        if any(max(stamp[0], stamp[1]) > settled for _, stamp in stamps):
+            return False
+        table = listing.table
+        columns: dict[str, list[Any]] = {"label": table.labels.tolist()}
+        if (table.sound_labels != -1).any():
+            columns["sound_label"] = table.sound_labels.tolist()
+        if table.folds.any():
+            columns["fold"] = table.folds.tolist()
+        for key, values in (("start", table.starts), ("end", table.ends)):
+            if not np.isnan(values).all():
+                columns[key] = [None if np.isnan(value) else value for value in values.tolist()]
+        document = {
+            "schema": INDEX_SCHEMA,
+            "name": listing.name,
+            "version": listing.version,
+            "layout": listing.layout,
+            "root": str(listing.root),
+            "classes": list(listing.classes),
+            "missing": listing.missing,
+            "missing_names": list(listing.missing_names),
+            "count": len(listing),
+            "watched": stamps,
+            "columns": columns,
+            "names": table.names(),
+        }
+        try:
+            write_atomically(self.path, json.dumps(document, sort_keys=True))
+        except OSError:
+            return False
+        return True
+
+
+def _stamp(path: Path) -> list[int]:
+    """What changes when a folder gains or loses an entry or a file is rewritten; zeros when it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return [0, 0, 0]
+    # The size of a folder says nothing on most file systems and changes oddly on some.
+    return [found.st_mtime_ns, found.st_ctime_ns, 0 if path.is_dir() else found.st_size]
+
+
+def _text(values: Any) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError("not a list of strings")
+    return values
+
+
+def _limits(values: list[float | None] | None) -> list[float] | None:
+    return None if values is None else [np.nan if value is None else value for value in values]

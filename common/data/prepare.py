@@ -1,0 +1,197 @@
+"""The overview of a paper's data sets: what is there, what is missing, how to get it; and their preparation.
+
+Nothing is ever downloaded: fetching a data set is the user's own act, since each has terms to agree to.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from common.data.datasets.base import MediaDataset
+from common.data.listing import Clip, DatasetMissing, DatasetStatus
+
+__all__ = ["DatasetStatus", "SampleCheck", "check_samples", "report"]
+
+# Enough of a file to meet most kinds of damage, as long as one clip of the recipes.
+CHECKED_SECONDS = 0.5
+CHECKED_FRAME_RATE = 16.0
+CHECKED_SAMPLE_RATE = 16_000
+
+
+@dataclass(frozen=True)
+class SampleCheck:
+    """What decoding a random sample of a data set's files gave.
+
+    Args:
+        checked: Number of files that were tried.
+        broken: Those that failed, each with the reason.
+        silent: Number of video files without a sound track.
+    """
+
+    checked: int
+    broken: tuple[str, ...]
+    silent: int
+
+
+def report(
+    datasets: Sequence[MediaDataset],
+    console: Console | None = None,
+    prepare: bool = False,
+    verify: bool = False,
+    samples: int = 16,
+    seed: int = 0,
+) -> list[DatasetStatus]:
+    """Print what is known about some data sets, and prepare those that are there.
+
+    Args:
+        datasets: The data sets of a paper.
+        console: Where to print; None = the terminal.
+        prepare: Also index every split, so that later runs start fast, and decode a sample of the files.
+        verify: Decode a sample without indexing.
+        samples: Files to decode per data set.
+        seed: Seed of the choice of files.
+
+    Returns:
+        One status per data set, in order.
+    """
+    console = Console() if console is None else console
+    statuses = []
+    for dataset in datasets:
+        notes = _index(dataset, console) if prepare else []
+        with console.status(f"Looking at {dataset.title}"):
+            status = dataset.status()
+        if (prepare or verify) and status.counts:
+            with console.status(f"Decoding {samples} files of {dataset.title}"):
+                check = check_samples(dataset, samples, seed)
+            if check.silent:
+                notes.append(f"{check.silent} of {check.checked} files tried have no sound; they are passed over")
+            status = replace(status, broken=check.broken, checked=check.checked)
+        statuses.append(replace(status, notes=(*status.notes, *notes)))
+    console.print(_table(statuses))
+    for status in statuses:
+        _print_details(console, status, prepare)
+    if not (prepare or verify) and any(status.counts for status in statuses):
+        console.print(Text("Nothing was prepared; with --prepare the files are indexed and a sample is decoded."))
+    return statuses
+
+
+def check_samples(dataset: MediaDataset, samples: int = 16, seed: int = 0) -> SampleCheck:
+    """Decode a little from the middle of some files, chosen at random over every split that is there.
+
+    Args:
+        dataset: The data set.
+        samples: Number of files.
+        seed: Seed of the choice.
+    """
+    # Deciding which files to try needs no decoder, so it is loaded only now.
+    from common.data.media import MediaError, MediaFile
+
+    chosen: dict[Path, Clip] = {}
+    parts = []
+    for split, fold in dataset.parts():
+        try:
+            parts.append(dataset.listing(split, fold))
+        except (DatasetMissing, ValueError):
+            continue
+    generator = random.Random(seed)
+    for number, listing in enumerate(parts):
+        share = samples // len(parts) + (number < samples % len(parts))
+        for row in generator.sample(range(len(listing)), min(share, len(listing))):
+            chosen.setdefault(listing[row].path, listing[row])
+    broken = []
+    silent = 0
+    for path in sorted(chosen):
+        try:
+            with MediaFile(path) as media:
+                if "video" in dataset.streams:
+                    limits = media.video_limits
+                    if limits is None:
+                        raise MediaError(f"{path}: no video stream")
+                    media.read_video(*_window(limits), CHECKED_FRAME_RATE)
+                if "audio" in dataset.streams:
+                    limits = media.audio_limits
+                    if limits is None:
+                        if "video" not in dataset.streams:
+                            raise MediaError(f"{path}: no audio stream")
+                        silent += 1
+                    else:
+                        media.read_audio(*_window(limits), CHECKED_SAMPLE_RATE)
+        except (MediaError, OSError, ValueError) as error:
+            reason = str(error)
+            broken.append(reason if str(path) in reason else f"{path}: {reason}")
+    return SampleCheck(len(chosen), tuple(broken), silent)
+
+
+def _window(limits: tuple[float, float]) -> tuple[float, float]:
+    """Start and length of what is decoded: from the middle, as a seek may fail where the start does not."""
+    start, end = limits
+    if end - start >= 2 * CHECKED_SECONDS:
+        return (start + end) / 2, CHECKED_SECONDS
+    return start, max(min(CHECKED_SECONDS, end - start), 1 / CHECKED_FRAME_RATE)
+
+
+def _index(dataset: MediaDataset, console: Console) -> list[str]:
+    notes = []
+    for split, fold in dataset.parts():
+        part = split if fold is None else f"{split} {fold}"
+        try:
+            with console.status(f"Indexing {dataset.title}, {part}"):
+                _, kept = dataset.index(split, fold)
+        except (DatasetMissing, ValueError):
+            # The status that follows says what is wrong.
+            continue
+        if not kept:
+            notes.append(
+                f"{part}: the index was not kept, because the folder changed just now or the cache folder cannot be "
+                "written; the files will be listed anew"
+            )
+    return notes
+
+
+def _state(status: DatasetStatus) -> Text:
+    if status.present:
+        return Text("present", style="yellow" if status.notes or status.broken else "green")
+    return Text("incomplete" if status.counts else "missing", style="yellow" if status.counts else "red")
+
+
+def _table(statuses: Sequence[DatasetStatus]) -> Table:
+    table = Table(title="Data sets", title_justify="left", show_lines=True)
+    for heading in ("Data set", "State", "Clips", "Path", "Layout", "Size", "Licence"):
+        table.add_column(heading, overflow="fold", justify="right" if heading == "Clips" else "left")
+    for status in statuses:
+        counts = "\n".join(f"{part} {count:,}" for part, count in status.counts.items())
+        # Text and not markup: a path or a name may hold square brackets.
+        table.add_row(
+            Text(status.title),
+            _state(status),
+            Text(counts or "-"),
+            Text(str(status.path)),
+            Text(status.layout or "-"),
+            Text(status.size),
+            Text(status.licence),
+        )
+    return table
+
+
+def _print_details(console: Console, status: DatasetStatus, prepared: bool) -> None:
+    lines: list[str] = []
+    if not status.present:
+        lines += status.problem.splitlines()[:1]
+        lines += ["Expected:", *(f"  {line}" for line in status.expected_layout.splitlines())]
+        lines += [f"Get it from: {status.source}", f"Then prepared: {status.prepares}"]
+    elif not prepared:
+        lines.append(f"To prepare: {status.prepares}")
+    lines += [f"Note: {note}" for note in status.notes]
+    if status.checked:
+        lines.append(f"Decoded: {status.checked - len(status.broken)} of {status.checked} files tried")
+    lines += [f"Broken: {reason}" for reason in status.broken]
+    if lines:
+        console.print(Text(status.title, style="bold"))
+        console.print(Text("\n".join(f"  {line}" for line in lines)))

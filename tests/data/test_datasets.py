@@ -1,0 +1,452 @@
+"""Every data set class on a tiny copy of the layout in which the set is distributed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.data.datasets.audioset import AudioSet
+from common.data.datasets.base import MediaDataset
+from common.data.datasets.dcase import DCASE2014
+from common.data.datasets.esc50 import ESC50
+from common.data.datasets.hmdb51 import HMDB51
+from common.data.datasets.kinetics import Kinetics400
+from common.data.datasets.ucf101 import UCF101
+from common.data.listing import DatasetMissing
+from tests.data.layouts import (
+    placeholder,
+    video_id,
+    write_audioset,
+    write_dcase,
+    write_esc50,
+    write_hmdb51,
+    write_kinetics,
+    write_ucf101,
+)
+
+ALL = (Kinetics400, AudioSet, UCF101, HMDB51, ESC50, DCASE2014)
+WRITERS: dict[type[MediaDataset], Callable[[Path], Path]] = {
+    Kinetics400: write_kinetics,
+    AudioSet: write_audioset,
+    UCF101: write_ucf101,
+    HMDB51: write_hmdb51,
+    ESC50: write_esc50,
+    DCASE2014: write_dcase,
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
+
+
+# ------------------------------------------------------------------------------------------------- all data sets alike
+@pytest.mark.parametrize("kind", ALL)
+def test_making_a_data_set_reads_nothing_and_listing_a_missing_one_explains(kind: type[MediaDataset], tmp_path: Path):
+    dataset = kind(str(tmp_path / "nowhere"))
+    split, fold = dataset.parts()[0]
+    with pytest.raises(DatasetMissing) as caught:
+        dataset.listing(split, fold)
+    message = str(caught.value)
+    assert str(tmp_path / "nowhere") in message
+    assert kind.title in message
+    assert "make data-avid" in message
+    assert kind.size in message
+    assert kind.licence in message
+    assert kind.source in message
+    layout = kind.expected_layout.splitlines()
+    assert 2 <= len(layout) <= 6
+    assert all(line in message for line in layout)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_an_empty_folder_is_missing_too(kind: type[MediaDataset], tmp_path: Path):
+    dataset = kind(tmp_path)
+    split, fold = dataset.parts()[0]
+    with pytest.raises(DatasetMissing, match="Expected layout"):
+        dataset.listing(split, fold)
+    status = dataset.status()
+    assert not status.present
+    assert status.problem
+    assert status.path == tmp_path
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_unknown_split_and_fold_name_the_known_ones(kind: type[MediaDataset], tmp_path: Path):
+    with pytest.raises(ValueError, match=f"no split 'training'; it has: {kind.splits[0]}"):
+        kind(tmp_path).listing("training", 1)
+    with pytest.raises(ValueError, match=r"folds 1 to|no folds"):
+        kind(tmp_path).listing(kind.splits[0], 7)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_listing_is_sorted_and_stable_wherever_it_lies(kind: type[MediaDataset], tmp_path: Path):
+    first = WRITERS[kind](tmp_path / "one")
+    second = WRITERS[kind](tmp_path / "somewhere" / "else")
+    for split, fold in kind(first).parts():
+        if split in kind.optional_splits:
+            continue
+        here, there = kind(first).listing(split, fold), kind(second).listing(split, fold)
+        names = here.table.names()
+        assert names == sorted(names)
+        assert len(set(names)) == len(names) > 0
+        assert names == there.table.names()
+        assert here.fingerprint() == there.fingerprint() == kind(first).listing(split, fold).fingerprint()
+        assert here.classes == there.classes
+        assert all(clip.path.is_file() for clip in here.clips)
+        # The clips of AudioSet have more labels than the first, which is the only one kept.
+        assert {clip.label for clip in here.clips} == set(range(2 if kind is AudioSet else len(here.classes)))
+        assert here.name == kind.name
+        assert split in here.version
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_fixture_differs_from_the_published_counts_and_the_status_says_so(kind: type[MediaDataset], tmp_path: Path):
+    status = kind(WRITERS[kind](tmp_path / "data")).status()
+    assert status.present, status.problem
+    assert status.counts
+    assert any("published" in note for note in status.notes)
+    assert any(f"classes, published {kind.num_classes}" in note for note in status.notes)
+    assert status.layout
+
+
+# -------------------------------------------------------------------------------------------------------- Kinetics-400
+@pytest.mark.parametrize("flat", [False, True])
+def test_kinetics_layouts_give_the_same_labels(tmp_path: Path, flat: bool):
+    root = write_kinetics(tmp_path, ["tai chi", "abseiling", "zumba"], 3, flat=flat)
+    dataset = Kinetics400(root)
+    train, validation = dataset.listing("train"), dataset.listing("validation")
+    assert train.classes == validation.classes == ("abseiling", "tai chi", "zumba")
+    assert len(train) == len(validation) == 9
+    assert Counter(clip.label for clip in train.clips) == {0: 3, 1: 3, 2: 3}
+    # The writer numbers the videos by the position of the class in its argument.
+    labels = {clip.path.stem: clip.label for clip in train.clips}
+    assert labels["t-000000000_000000_000010"] == 1
+    assert labels["t-000000100_000000_000010"] == 0
+    assert ("annotations/train.csv" in train.layout) == flat
+    assert ("class folders" in train.layout) == (not flat)
+    assert train.clips[0].start is None
+
+
+def test_kinetics_splits_number_the_classes_alike_when_one_lacks_a_class(tmp_path: Path):
+    write_kinetics(tmp_path, ["archery", "bowling", "yoga"], 1, folders=["train"])
+    write_kinetics(tmp_path, ["bowling", "yoga"], 1, folders=["val"])
+    validation = Kinetics400(tmp_path).listing("val")
+    assert [clip.label for clip in validation.clips] == [1, 2]
+
+
+def test_kinetics_test_split_is_optional_but_not_silently_empty(tmp_path: Path):
+    dataset = Kinetics400(write_kinetics(tmp_path))
+    assert dataset.status().present
+    assert set(dataset.status().counts) == {"train", "validation"}
+    with pytest.raises(DatasetMissing, match="test"):
+        dataset.listing("test")
+    write_kinetics(tmp_path, folders=["test"])
+    assert set(Kinetics400(tmp_path).status().counts) == {"train", "validation", "test"}
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_kinetics_replacements_take_the_place_of_corrupted_files(tmp_path: Path, flat: bool):
+    root = write_kinetics(tmp_path, flat=flat)
+    before = Kinetics400(root).listing("train")
+    corrupted = before.clips[1]
+    replaced = root / "replacement" / "replacement_for_corrupted_k400" / corrupted.path.name
+    replaced.parent.mkdir(parents=True)
+    placeholder(replaced)
+    after = Kinetics400(root).listing("train")
+    assert len(after) == len(before)
+    assert after.classes == before.classes
+    by_name = {clip.path.name: clip for clip in after.clips}
+    assert by_name[replaced.name].path == replaced
+    assert by_name[replaced.name].label == corrupted.label
+    if flat:
+        # A file that is only there as a replacement is not missing.
+        corrupted.path.unlink()
+        assert Kinetics400(root).listing("train").missing == 0
+
+
+def test_kinetics_flat_counts_listed_clips_without_file_and_ignores_unlisted_files(tmp_path: Path):
+    root = write_kinetics(tmp_path, flat=True, clips_per_class=3)
+    placeholder(root / "train" / "unlistedvid_000000_000010.mp4")
+    (root / "train" / "t-000000001_000010_000020.mp4").unlink()
+    # Found by its video although the time stamps in its name are others.
+    (root / "train" / "t-000000002_000020_000030.mp4").rename(root / "train" / "t-000000002_000021_000031.mp4")
+    listing = Kinetics400(root).listing("train")
+    assert len(listing) == 5
+    assert listing.missing == 1
+    assert listing.missing_names == ("t-000000001_000010_000020",)
+    assert "t-000000002_000021_000031.mp4" in {clip.path.name for clip in listing.clips}
+    status = Kinetics400(root).status()
+    assert status.missing == 1
+    assert any("1 listed clips are missing, such as t-000000001" in note for note in status.notes)
+
+
+def test_kinetics_flat_without_list_names_the_list(tmp_path: Path):
+    root = write_kinetics(tmp_path, flat=True)
+    (root / "annotations" / "train.csv").unlink()
+    with pytest.raises(DatasetMissing, match=r"annotations/train\.csv"):
+        Kinetics400(root).listing("train")
+
+
+def test_kinetics_list_with_wrong_columns_or_times_names_the_file(tmp_path: Path):
+    root = write_kinetics(tmp_path, flat=True)
+    path = root / "annotations" / "train.csv"
+    path.write_text("label,video\nx,y\n")
+    with pytest.raises(ValueError, match=r"train\.csv lacks the columns youtube_id, time_start, time_end"):
+        Kinetics400(root).listing("train")
+    path.write_text("label,youtube_id,time_start,time_end,split\nx,abcdefghijk,soon,later,train\n")
+    with pytest.raises(ValueError, match=r"train\.csv, line 2"):
+        Kinetics400(root).listing("train")
+
+
+def test_kinetics_hidden_and_foreign_files_and_links_in_a_circle(tmp_path: Path):
+    root = write_kinetics(tmp_path, clips_per_class=1)
+    placeholder(root / "train" / "abseiling" / ".half_loaded.mp4")
+    placeholder(root / "train" / "abseiling" / "abcdefghijk_000001_000011.mp4.part")
+    (root / "train" / "abseiling" / "again").symlink_to(root / "train" / "abseiling")
+    assert len(Kinetics400(root).listing("train")) == 2
+
+
+def test_unicode_names(tmp_path: Path):
+    classes = ["tango argentino ñ", "書道", "Straßenfußball"]
+    train = Kinetics400(write_kinetics(tmp_path / "kinetics ü", classes)).listing("train")
+    assert train.classes == tuple(sorted(classes))
+    assert all(clip.path.is_file() and clip.path.parent.name == train.classes[clip.label] for clip in train.clips)
+    ucf = UCF101(write_ucf101(tmp_path / "ucf", classes)).listing("test", 2)
+    assert len(ucf) == 6
+    assert ucf.classes == tuple(classes)
+    assert HMDB51(write_hmdb51(tmp_path / "hmdb", classes)).listing("train", 1).missing == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ AudioSet
+@pytest.mark.parametrize(
+    "naming",
+    ["{video}.mp4", "{video}_{start}.mp4", "{video}_{start}_{end}.mkv", "{video}_{start}000_{end}000.mp4",
+     "{video}_{start}.000_{end}.000.webm", "Y{video}.mp4", "Y{video}_{start}.000.wav"],
+)  # fmt: skip
+@pytest.mark.parametrize("prefix", ["u", "Y_9", "-_"])
+def test_audioset_names(tmp_path: Path, naming: str, prefix: str):
+    listing = AudioSet(write_audioset(tmp_path, naming=naming, prefix=prefix)).listing("train")
+    assert len(listing) == 3
+    assert listing.missing == 0
+    assert {video_id(n, prefix) in clip.path.name for n, clip in enumerate(listing.clips)} == {True}
+
+
+@pytest.mark.parametrize(
+    ("folder", "list_name"),
+    [
+        ("unbalanced_train_segments/unbalanced_train_segments_part07", "metadata/unbalanced_train_segments.csv"),
+        ("audios/unbalanced_train_segments", "metadata/unbalanced_train_segments.csv"),
+        ("data/unbalanced_train/video", "unbalanced_train_segments.csv"),
+        ("videos", "csvs/unbalanced_train_segments.csv"),
+        ("clips/ab/cd", "unbalanced_train_segments.csv"),
+        ("", "unbalanced_train_segments.csv"),
+    ],
+)
+def test_audioset_folders(tmp_path: Path, folder: str, list_name: str):
+    listing = AudioSet(write_audioset(tmp_path, folder=folder, list_name=list_name)).listing("train")
+    assert len(listing) == 3
+    assert list_name in listing.layout
+
+
+def test_audioset_tolerates_missing_clips_and_labels_by_the_first_sound(tmp_path: Path):
+    root = write_audioset(tmp_path, clips=3, listed=7)
+    listing = AudioSet(root).listing("unbalanced_train")
+    assert len(listing) == 3
+    assert listing.missing == 4
+    assert listing.missing_names[0] == video_id(3, "u")
+    assert listing.classes == ("/m/03k3r", "/m/09x0r", "/t/dd00088")
+    assert [clip.label for clip in listing.clips] == [1, 0, 1]
+    assert [clip.sound_label for clip in listing.clips] == [1, 0, 1]
+    (root / "class_labels_indices.csv").write_text(
+        'index,mid,display_name\n0,/m/09x0r,"Speech"\n1,/t/dd00088,"Gargling, loud"\n2,/m/03k3r,"Whip"\n'
+    )
+    named = AudioSet(root).listing("unbalanced_train")
+    assert named.classes == ("Speech", "Gargling, loud", "Whip")
+    assert [clip.label for clip in named.clips] == [0, 2, 0]
+
+
+def test_audioset_splits_share_the_classes(tmp_path: Path):
+    write_audioset(tmp_path, clips=3)
+    write_audioset(tmp_path, clips=1, folder="eval_segments", list_name="eval_segments.csv", prefix="e")
+    dataset = AudioSet(tmp_path)
+    assert dataset.listing("test").classes == dataset.listing("train").classes
+    assert dataset.listing("eval").clips[0].path.parent.name == "eval_segments"
+    assert set(dataset.status().counts) == {"unbalanced_train", "evaluation"}
+
+
+def test_audioset_prefers_the_video_to_the_sound_of_a_clip(tmp_path: Path):
+    write_audioset(tmp_path, naming="audio/{video}.flac")
+    write_audioset(tmp_path, clips=2, listed=3, naming="video/{video}.mp4")
+    suffixes = [clip.path.suffix for clip in AudioSet(tmp_path).listing("train").clips]
+    assert sorted(suffixes) == [".flac", ".mp4", ".mp4"]
+
+
+def test_audioset_clip_list_and_whole_videos(tmp_path: Path):
+    write_audioset(tmp_path / "data", clips=5, naming="{video}.mp4")
+    chosen = tmp_path / "hundred_thousand.txt"
+    chosen.write_text(f"# chosen\n{video_id(3, 'u')}_30.mp4\n{video_id(1, 'u')}\n")
+    listing = AudioSet(tmp_path / "data", clip_list=chosen, trimmed=False).listing("train")
+    assert [(clip.path.stem, clip.start, clip.end) for clip in listing.clips] == [
+        (video_id(1, "u"), 10.0, 20.0),
+        (video_id(3, "u"), 30.0, 40.0),
+    ]
+    with pytest.raises(DatasetMissing, match=r"clip_list names .*gone\.txt"):
+        AudioSet(tmp_path / "data", clip_list=tmp_path / "gone.txt").listing("train")
+
+
+def test_audioset_bad_line_is_named(tmp_path: Path):
+    write_audioset(tmp_path)
+    with (tmp_path / "unbalanced_train_segments.csv").open("a") as stream:
+        stream.write("justoneword\n")
+    with pytest.raises(ValueError, match=r"unbalanced_train_segments\.csv, line 7"):
+        AudioSet(tmp_path).listing("train")
+
+
+# ------------------------------------------------------------------------------------------------------------- UCF-101
+def test_ucf101_folds_divide_the_clips(tmp_path: Path):
+    dataset = UCF101(write_ucf101(tmp_path))
+    everything = set()
+    for fold in (1, 2, 3):
+        train, test = dataset.listing("train", fold), dataset.listing("test", fold)
+        names = set(train.table.names()), set(test.table.names())
+        assert not names[0] & names[1]
+        assert len(names[0] | names[1]) == 12
+        assert all(f"_g{fold:02d}_" in name for name in names[1])
+        assert train.classes == test.classes == ("ApplyEyeMakeup", "YoYo")
+        assert {clip.label for clip in test.clips if "YoYo" in clip.path.name} == {1}
+        everything.add(test.fingerprint())
+    assert len(everything) == 3
+    assert dataset.listing("validation", 1).fingerprint() == dataset.listing("test", 1).fingerprint()
+
+
+def test_ucf101_needs_a_fold(tmp_path: Path):
+    with pytest.raises(ValueError, match="fold = 1 to 3"):
+        UCF101(write_ucf101(tmp_path)).listing("train")
+
+
+def test_ucf101_missing_and_converted_files(tmp_path: Path):
+    root = write_ucf101(tmp_path)
+    folder = root / "UCF-101" / "YoYo"
+    (folder / "v_YoYo_g01_c01.avi").unlink()
+    (folder / "v_YoYo_g01_c02.avi").rename(folder / "v_YoYo_g01_c02.mp4")
+    listing = UCF101(root).listing("test", 1)
+    assert len(listing) == 3
+    assert listing.missing_names == ("YoYo/v_YoYo_g01_c01.avi",)
+    assert listing.clips[-1].path.suffix == ".mp4"
+
+
+def test_ucf101_contradicting_lists(tmp_path: Path):
+    root = write_ucf101(tmp_path)
+    path = root / "ucfTrainTestlist" / "trainlist01.txt"
+    path.write_text("YoYo/v_YoYo_g02_c01.avi 1\n")
+    with pytest.raises(ValueError, match=r"trainlist01\.txt: .* has label 1, but classInd\.txt gives 2"):
+        UCF101(root).listing("train", 1)
+    path.write_text("Juggling/v_Juggling_g02_c01.avi 1\n")
+    with pytest.raises(ValueError, match=r"'Juggling'.*not in classInd\.txt"):
+        UCF101(root).listing("train", 1)
+    path.unlink()
+    with pytest.raises(DatasetMissing, match=r"trainlist01\.txt"):
+        UCF101(root).listing("train", 1)
+
+
+# ------------------------------------------------------------------------------------------------------------- HMDB-51
+@pytest.mark.parametrize("nested", [False, True])
+def test_hmdb51_flags(tmp_path: Path, nested: bool):
+    dataset = HMDB51(write_hmdb51(tmp_path, nested=nested))
+    for fold in (1, 2, 3):
+        train, test = dataset.listing("train", fold), dataset.listing("test", fold)
+        # Per class: four clips, of which one is for testing and one is not used.
+        assert (len(train), len(test)) == (4, 2)
+        assert not set(train.table.names()) & set(test.table.names())
+        assert {clip.path.name[1] for clip in test.clips} == {str(fold - 1)}
+        assert {(clip.label, clip.path.parent.name) for clip in test.clips} == {(0, "brush_hair"), (1, "wave")}
+    with pytest.raises(ValueError, match="fold = 1 to 3"):
+        dataset.listing("train")
+
+
+def test_hmdb51_missing_files_and_bad_flags(tmp_path: Path):
+    root = write_hmdb51(tmp_path)
+    next((root / "wave").glob("#0_*")).unlink()
+    listing = HMDB51(root).listing("test", 1)
+    assert (len(listing), listing.missing) == (1, 1)
+    assert listing.missing_names[0].startswith("wave/#0_")
+    assert listing.classes == ("brush_hair", "wave")
+    (root / "testTrainMulti_7030_splits" / "wave_test_split1.txt").write_text("a.avi 3\n")
+    with pytest.raises(ValueError, match=r"wave_test_split1\.txt: expected"):
+        HMDB51(root).listing("test", 1)
+
+
+# -------------------------------------------------------------------------------------------------------------- ESC-50
+def test_esc50_folds(tmp_path: Path):
+    dataset = ESC50(write_esc50(tmp_path, clips_per_fold=2))
+    everything = dataset.listing("all")
+    assert len(everything) == 30
+    assert everything.classes == ("dog", "rooster", "rain")
+    assert Counter(everything.folds.tolist()) == dict.fromkeys(range(1, 6), 6)
+    assert all(clip.path.name == f"{clip.fold}-{clip.path.name.split('-', 1)[1]}" for clip in everything.clips)
+    assert all(clip.path.stem.endswith(f"-{clip.label}") for clip in everything.clips)
+    for split in ("train", "test"):
+        assert dataset.listing(split).fingerprint() == everything.fingerprint()
+    for fold in range(1, 6):
+        train, test = dataset.listing("train", fold), dataset.listing("test", fold)
+        assert set(test.folds.tolist()) == {fold}
+        assert set(train.folds.tolist()) == set(range(1, 6)) - {fold}
+        assert len(train) + len(test) == 30
+
+
+def test_esc50_archive_folder_missing_files_and_contradictions(tmp_path: Path):
+    root = write_esc50(tmp_path / "ESC-50-master").parent
+    assert len(ESC50(root).listing("all")) == 15
+    next((root / "ESC-50-master" / "audio").glob("3-*-0.wav")).unlink()
+    assert ESC50(root).listing("all").missing == 1
+    meta = root / "ESC-50-master" / "meta" / "esc50.csv"
+    text = meta.read_text()
+    meta.write_text(text.replace(",2,rain,", ",1,rain,", 1))
+    with pytest.raises(ValueError, match=r"target 1 is 'rooster' and, for .*, 'rain'"):
+        ESC50(root).listing("all")
+    meta.write_text(text.replace("fold,target", "part,target", 1))
+    with pytest.raises(ValueError, match=r"esc50\.csv lacks the columns fold"):
+        ESC50(root).listing("all")
+
+
+# --------------------------------------------------------------------------------------------------------------- DCASE
+@pytest.mark.parametrize("lists", [False, True])
+def test_dcase_layouts(tmp_path: Path, lists: bool):
+    dataset = DCASE2014(write_dcase(tmp_path, lists=lists))
+    train, test = dataset.listing("train"), dataset.listing("test")
+    assert len(train) == len(test) == 8
+    assert train.classes == test.classes == ("bus", "park", "tube", "tubestation")
+    assert not set(train.table.names()) & set(test.table.names())
+    for clip in train.clips:
+        assert train.classes[clip.label] == clip.path.stem.removeprefix("train_").rstrip("_0123456789")
+    assert ("lists" in train.layout) == lists
+
+
+def test_dcase_archives_unpacked_into_folders_of_their_own(tmp_path: Path):
+    write_dcase(tmp_path)
+    for name in ("scenes_stereo", "scenes_stereo_testset"):
+        (tmp_path / name).rename(tmp_path / "moved")
+        (tmp_path / name).mkdir()
+        (tmp_path / "moved").rename(tmp_path / name / name)
+    assert len(DCASE2014(tmp_path).listing("train")) == 8
+    assert len(DCASE2014(tmp_path).listing("test")) == 8
+
+
+def test_dcase_list_with_missing_file_and_bad_line(tmp_path: Path):
+    root = write_dcase(tmp_path, lists=True)
+    (root / "audio" / "test_bus_1.wav").unlink()
+    assert DCASE2014(root).listing("test").missing_names == ("audio/test_bus_1.wav",)
+    (root / "evaluation_setup" / "test.txt").write_text("nothing\n")
+    with pytest.raises(ValueError, match=r"test\.txt: expected"):
+        DCASE2014(root).listing("test")
+
+
+def test_dcase_name_without_number(tmp_path: Path):
+    root = write_dcase(tmp_path)
+    placeholder(root / "scenes_stereo" / "notes.wav")
+    with pytest.raises(ValueError, match=r"notes\.wav: expected a name such as bus01\.wav"):
+        DCASE2014(root).listing("train")

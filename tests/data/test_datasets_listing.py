@@ -1,0 +1,290 @@
+"""Listings, their fingerprint and the index that keeps them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.data import listing as listing_module
+from common.data.datasets import base
+from common.data.datasets.audioset import AudioSet
+from common.data.datasets.esc50 import ESC50
+from common.data.datasets.kinetics import Kinetics400
+from common.data.listing import Clip, ClipTable, Listing, cache_folder, write_atomically
+from tests.data.layouts import placeholder, write_audioset, write_esc50, write_kinetics
+
+ROOT = Path("/data/set")
+
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=12).filter(
+    lambda name: name not in (".", "..")
+)
+seconds = st.none() | st.floats(0, 1e6)
+clips = st.builds(
+    lambda name, label, sound, fold, start, end: Clip(ROOT / name, label, sound, fold, start, end),
+    names,
+    st.integers(-1, 9),
+    st.integers(-1, 9),
+    st.integers(0, 5),
+    seconds,
+    seconds,
+)
+CLASSES = tuple(f"class {number}" for number in range(10))
+
+
+def make(rows: list[Clip], root: Path = ROOT) -> Listing:
+    return Listing("set", "train", rows, CLASSES, root)
+
+
+def some(count: int = 6) -> list[Clip]:
+    return [Clip(ROOT / f"video {n}.mp4", n % 3, fold=n % 2) for n in range(count)]
+
+
+@given(st.lists(clips, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_the_table_gives_back_the_clips(rows: list[Clip]):
+    listing = make(rows)
+    assert list(listing.clips) == rows
+    assert listing.clips == rows
+    assert len(listing) == len(rows)
+    assert listing.labels.tolist() == [clip.label for clip in rows]
+    if rows:
+        assert listing[-1] == rows[-1]
+        assert listing.clips[: len(rows) - 1] == tuple(rows[:-1])
+    with pytest.raises(IndexError):
+        listing[len(rows)]
+    assert pickle.loads(pickle.dumps(listing)).fingerprint() == listing.fingerprint()
+
+
+@given(st.lists(clips, min_size=2, max_size=8, unique=True), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_the_fingerprint_changes_with_the_order(rows: list[Clip], random):
+    shuffled = list(rows)
+    random.shuffle(shuffled)
+    assert (make(shuffled).fingerprint() == make(rows).fingerprint()) == (shuffled == rows)
+
+
+def test_the_fingerprint_changes_with_names_labels_folds_and_limits_only():
+    rows = some()
+    original = make(rows).fingerprint()
+    moved = [Clip(Path("/elsewhere") / clip.path.name, clip.label, fold=clip.fold) for clip in rows]
+    assert make(moved, Path("/elsewhere")).fingerprint() == original
+    assert Listing("other", "test", rows, CLASSES[:4], ROOT).fingerprint() == original
+    for changed in (
+        Clip(ROOT / "video x.mp4", 0),
+        Clip(ROOT / "video 0.mp4", 1),
+        Clip(ROOT / "video 0.mp4", 0, sound_label=0),
+        Clip(ROOT / "video 0.mp4", 0, fold=3),
+        Clip(ROOT / "video 0.mp4", 0, start=0.0),
+        Clip(ROOT / "video 0.mp4", 0, end=1.0),
+    ):
+        assert make([changed, *rows[1:]]).fingerprint() != original
+    assert make(rows[:-1]).fingerprint() != original
+    # Where one name ends and the next begins counts.
+    assert (
+        make([Clip(ROOT / "ab", 0), Clip(ROOT / "c", 0)]).fingerprint()
+        != make([Clip(ROOT / "a", 0), Clip(ROOT / "bc", 0)]).fingerprint()
+    )
+
+
+def test_the_fingerprint_is_the_same_in_every_release():
+    # Checkpoints hold it: a change here makes every stored memory bank look foreign.
+    rows = [Clip(ROOT / "a/ä.mp4", 0), Clip(ROOT / "b.mp4", 1, 2, 3, 0.5, 1.5)]
+    assert make(rows).fingerprint() == "4c8c6f761af3af6d6b766925bd929e5be19f0e49c9ff570f2012b825d8f3da5b"
+
+
+def test_clips_outside_the_root_keep_their_path():
+    rows = [Clip(Path("/other/disk/a.mp4"), 0), Clip(ROOT / "b.mp4", 1)]
+    assert list(make(rows).clips) == rows
+
+
+def test_subset_takes_rows_in_the_given_order():
+    listing = make(some())
+    part = listing.subset([4, 0, 4])
+    assert [clip.path.name for clip in part.clips] == ["video 4.mp4", "video 0.mp4", "video 4.mp4"]
+    assert part.classes == listing.classes
+    assert part.version == "train, 3 of 6"
+    assert listing.subset(np.arange(6)).fingerprint() == listing.fingerprint()
+
+
+def test_wrong_labels_and_columns_are_refused():
+    with pytest.raises(ValueError, match="labels run from 0 to 12"):
+        make([Clip(ROOT / "a", 0), Clip(ROOT / "b", 12)])
+    with pytest.raises(ValueError, match="column of 1 values for 2 clips"):
+        ClipTable(ROOT, ["a", "b"], [0])
+
+
+def test_a_large_listing_is_small_in_memory():
+    count = 100_000
+    table = ClipTable(ROOT, (f"train/some class/video{n:07d}_000010_000020.mp4" for n in range(count)), [0] * count)
+    listing = Listing("set", "train", table, CLASSES, ROOT)
+    assert len(pickle.dumps(listing)) / count < 100
+    assert listing[count - 1].path == ROOT / f"train/some class/video{count - 1:07d}_000010_000020.mp4"
+
+
+# ------------------------------------------------------------------------------------------------------------- indices
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(folder))
+    monkeypatch.setattr(listing_module, "SETTLED_SECONDS", 0.0)
+    return folder
+
+
+def settle() -> None:
+    """Let the clock of the file system, which is coarse, go on."""
+    time.sleep(0.02)
+
+
+def forbid_scanning(monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
+    def scan(*_: object) -> None:
+        raise AssertionError("the folder was read although an index was there")
+
+    monkeypatch.setattr(kind, "_scan", scan)
+
+
+def test_the_index_is_used_and_equals_the_listing(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    root = write_audioset(tmp_path / "data", clips=3, listed=5)
+    dataset = AudioSet(root, trimmed=False)
+    settle()
+    fresh, kept = dataset.index("train")
+    assert kept
+    assert dataset.index_path("unbalanced_train").is_relative_to(cache)
+    forbid_scanning(monkeypatch, AudioSet)
+    stored = dataset.listing("train")
+    for name in ("name", "version", "classes", "root", "missing", "missing_names", "layout", "clips"):
+        assert getattr(stored, name) == getattr(fresh, name), name
+    assert stored.fingerprint() == fresh.fingerprint()
+    assert stored.clips[0].end == 10.0
+    # Other arguments are another listing.
+    with pytest.raises(AssertionError, match="folder was read"):
+        AudioSet(root).listing("train")
+
+
+def test_folds_survive_in_the_index(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    dataset = ESC50(write_esc50(tmp_path / "data"))
+    settle()
+    assert dataset.index("all")[1]
+    forbid_scanning(monkeypatch, ESC50)
+    assert sorted(set(dataset.listing("all").folds.tolist())) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("flat", "change"),
+    [
+        *((False, change) for change in ("added", "removed", "replacement", "class")),
+        *((True, change) for change in ("added", "removed", "replacement", "list")),
+    ],
+)
+def test_a_change_makes_the_index_stale(tmp_path: Path, cache: Path, flat: bool, change: str):
+    root = write_kinetics(tmp_path / "data", flat=flat, clips_per_class=3)
+    dataset = Kinetics400(root)
+    settle()
+    before, kept = dataset.index("train")
+    assert kept
+    folder = root / "train" if flat else root / "train" / "abseiling"
+    first = before.clips[0].path
+    settle()
+    if change == "added":
+        placeholder(folder / "newvideo000_000000_000010.mp4")
+    elif change == "removed":
+        first.unlink()
+    elif change == "class":
+        write_kinetics(root, ["archery"], folders=["val"])
+    elif change == "replacement":
+        (root / "replacement").mkdir()
+        placeholder(root / "replacement" / first.name)
+    else:
+        path = root / "annotations" / "train.csv"
+        path.write_text(path.read_text().replace("tai chi", "zumba"))
+    after = dataset.listing("train")
+    unchanged = after.fingerprint() == before.fingerprint() and after.classes == before.classes
+    # A file that no list names is no clip.
+    assert unchanged == (flat and change == "added")
+
+
+def test_an_archive_that_sets_the_time_of_the_folder_back_is_noticed(tmp_path: Path, cache: Path):
+    root = write_kinetics(tmp_path / "data")
+    folder = root / "train" / "abseiling"
+    os.utime(folder, (1e9, 1e9))
+    dataset = Kinetics400(root)
+    settle()
+    before, _ = dataset.index("train")
+    settle()
+    placeholder(folder / "newvideo000_000000_000010.mp4")
+    os.utime(folder, (1e9, 1e9))
+    assert len(dataset.listing("train")) == len(before) + 1
+
+
+def test_a_folder_changed_just_now_is_not_indexed(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(listing_module, "SETTLED_SECONDS", 60.0)
+    dataset = Kinetics400(write_kinetics(tmp_path / "data"))
+    listing, kept = dataset.index("train")
+    assert len(listing) == 4
+    assert not kept
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"schema": 99}', '{"schema": 1}', '{"schema": 1, "watched": [3]}'])
+def test_a_damaged_index_is_ignored(tmp_path: Path, cache: Path, damage: str):
+    dataset = Kinetics400(write_kinetics(tmp_path / "data"))
+    settle()
+    dataset.index("train")
+    path = dataset.index_path("train")
+    if damage.endswith("99}"):
+        document = json.loads(path.read_text()) | {"schema": 99}
+        path.write_text(json.dumps(document))
+    else:
+        path.write_text(damage)
+    assert len(dataset.listing("train")) == 4
+
+
+def test_listing_keeps_an_index_by_itself_only_where_it_pays(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    dataset = Kinetics400(write_kinetics(tmp_path / "data"))
+    settle()
+    dataset.listing("train")
+    assert not cache.exists()
+    monkeypatch.setattr(base, "INDEX_FROM", 4)
+    dataset.listing("train")
+    assert dataset.index_path("train").is_file()
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "file"))
+    dataset = Kinetics400(write_kinetics(tmp_path / "data"))
+    settle()
+    listing, kept = dataset.index("train")
+    assert len(listing) == 4
+    assert not kept
+
+
+def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "here"))
+    assert cache_folder() == tmp_path / "here"
+    monkeypatch.delenv("ASSEMBLE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "representation-assemble"
+
+
+def test_writing_is_atomic_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "folder" / "index.json"
+    write_atomically(path, "old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(listing_module.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in path.parent.iterdir()] == ["index.json"]
