@@ -1,0 +1,192 @@
+"""Joins records with the tables of a paper: every cell's values over seeds, and what had to be left out."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from common.reporting.papers import check_scale
+from common.reporting.records import Record
+from common.reporting.tables import Metric, Published, Row, Table, Tables
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table at one scale.
+
+    Args:
+        published: the published value, or None where none is known.
+        values: seed to measured value, the mean over the cell's stages.
+        records: the records behind the values.
+        instances: ids of the stages that fill it; empty when nothing is run for it.
+    """
+
+    published: Published | None = None
+    values: dict[int, float] = field(default_factory=dict)
+    records: tuple[Record, ...] = ()
+    instances: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over seeds; None without a value."""
+        return statistics.fmean(self.values.values()) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation over seeds; None below two."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The records of one paper and scale that may stand together, and what was left out."""
+
+    kept: dict[tuple[str, int], Record]
+    left_out: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class TableResult:
+    """A table filled from the records of one scale.
+
+    Args:
+        table: the table.
+        scale: the scale; records of others never enter.
+        cells: (row label, metric id) to cell, for the rows shown at this scale.
+        notes: what a reader must know about these numbers, such as records left out.
+    """
+
+    table: Table
+    scale: str
+    cells: dict[tuple[str, str], Cell]
+    notes: tuple[str, ...]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows shown at this scale."""
+        return self.table.rows_at(self.scale)
+
+    @property
+    def records(self) -> list[Record]:
+        """Every record behind the table, once."""
+        unique = {(r.stage, r.seed): r for cell in self.cells.values() for r in cell.records}
+        return [unique[key] for key in sorted(unique)]
+
+    @property
+    def measured(self) -> bool:
+        """Whether any cell holds a measured value."""
+        return any(cell.values for cell in self.cells.values())
+
+    @property
+    def deviations(self) -> list[dict[str, str]]:
+        """What the scale changes beyond sizes, as the records state it; each once."""
+        unique = {(d["field"], d["reason"]): d for record in self.records for d in record.deviations}
+        return [unique[key] for key in sorted(unique)]
+
+
+def select(records: Iterable[Record], paper: str, scale: str) -> Selection:
+    """Choose the records that may be averaged: one scale, one configuration per stage, one lineage.
+
+    Of several configurations of a stage the newest counts; of a stage whose parent was trained again with
+    another configuration nothing counts until it is measured again. Whatever is left out is said.
+
+    Args:
+        records: records of any paper and scale.
+        paper: package name.
+        scale: the scale.
+    """
+    newest: dict[tuple[str, int], Record] = {}
+    for record in records:
+        if record.paper == paper and record.scale == scale:
+            key = (record.stage, record.seed)
+            if key not in newest or record.started > newest[key].started:
+                newest[key] = record
+    left_out: dict[str, list[str]] = {}
+    kept = dict(newest)
+    for stage in sorted({stage for stage, _ in newest}):
+        of_stage = [newest[key] for key in sorted(newest) if key[0] == stage]
+        current = max(of_stage, key=lambda r: r.started).configuration
+        for record in of_stage:
+            if record.configuration != current:
+                del kept[stage, record.seed]
+                left_out.setdefault(stage, []).append(
+                    f"seed {record.seed} of `{stage}` is left out: configuration {record.configuration}, "
+                    f"while the newest record has {current}"
+                )
+    changed = True
+    while changed:
+        changed = False
+        for (stage, seed), record in sorted(kept.items()):
+            for parent in record.parents.values():
+                key = (parent["stage"], seed)
+                if key in newest and (key not in kept or kept[key].lineage_hash != parent["lineage_hash"]):
+                    del kept[stage, seed]
+                    left_out.setdefault(stage, []).append(
+                        f"seed {seed} of `{stage}` is left out: it was measured on another `{parent['stage']}` "
+                        "than the one recorded now; run it again"
+                    )
+                    changed = True
+                    break
+    return Selection(kept, left_out)
+
+
+def collect(
+    source: Tables, scale: str, records: Iterable[Record], tables: Sequence[str] | None = None
+) -> list[TableResult]:
+    """Fill the tables of a paper at one scale.
+
+    Args:
+        source: the paper's tables.
+        scale: the scale; tables that do not exist at it are skipped.
+        records: records of any scale; only those of this one are used.
+        tables: keep these tables (ids).
+    """
+    check_scale(scale)
+    selection = select(records, source.paper, scale)
+    wanted = source.tables if tables is None else tuple(source.table(name) for name in tables)
+    return [_fill(source, table, scale, selection) for table in wanted if scale in table.scales]
+
+
+def _fill(source: Tables, table: Table, scale: str, selection: Selection) -> TableResult:
+    cells: dict[tuple[str, str], Cell] = {}
+    notes: dict[str, None] = {}
+    lacking: dict[str, dict[str, None]] = {}
+    for row in table.rows_at(scale):
+        for metric in table.metrics:
+            instances = source.instances(table, row, metric, scale)
+            for instance in instances:
+                notes.update(dict.fromkeys(selection.left_out.get(instance, ())))
+            values, used, more, without = _values(row, metric, instances, selection)
+            notes.update(dict.fromkeys(more))
+            lacking.setdefault(metric.key, {}).update(dict.fromkeys(without))
+            cells[row.label, metric.id] = Cell(row.published.get(metric.id), values, tuple(used), tuple(instances))
+    for key, stages in lacking.items():
+        if stages:
+            notes[f"no finite `{key}` in the record of " + ", ".join(f"`{stage}`" for stage in stages)] = None
+    return TableResult(table, scale, cells, tuple(notes))
+
+
+def _values(
+    row: Row, metric: Metric, instances: list[str], selection: Selection
+) -> tuple[dict[int, float], list[Record], list[str], list[str]]:
+    """Values per seed, the records behind them, remarks on what is incomplete, and stages that lack the metric."""
+    values: dict[int, float] = {}
+    used: list[Record] = []
+    notes: list[str] = []
+    without: list[str] = []
+    for seed in sorted({seed for stage, seed in selection.kept if stage in instances}):
+        found = [selection.kept[name, seed] for name in instances if (name, seed) in selection.kept]
+        if len(found) < len(instances):
+            notes.append(
+                f"{metric.label} of {row.label}, seed {seed}: {len(found)} of {len(instances)} stages recorded; "
+                "shown when all are"
+            )
+            continue
+        numbers = [record.metrics.get(metric.key) for record in found]
+        if any(number is None for number in numbers):
+            without += [r.stage for r, number in zip(found, numbers) if number is None]
+            continue
+        values[seed] = statistics.fmean(number for number in numbers if number is not None)
+        used += found
+    return values, used, notes, without

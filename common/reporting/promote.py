@@ -1,0 +1,94 @@
+"""Promotion: copying records of clean revisions from the untracked runs into a paper's committed results."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.reporting.errors import ReportingError
+from common.reporting.papers import check_scale, paper_named, project_root, runs_root
+from common.reporting.records import Record, find, portable, promoted_file, read, write_atomically
+
+PROMOTED = "promoted"
+UPDATED = "updated"
+UNCHANGED = "unchanged"
+KEPT = "kept"
+REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What happened to one record.
+
+    Args:
+        record: the record.
+        action: ``promoted``, ``updated``, ``unchanged``, ``kept`` or ``refused``.
+        path: the promoted file.
+        reason: why it was kept or refused.
+    """
+
+    record: Record
+    action: str
+    path: Path
+    reason: str = ""
+
+
+def promote(
+    paper: str, scales: Sequence[str] = ("paper", "mini"), runs: Path | None = None, stages: Sequence[str] | None = None
+) -> list[Promotion]:
+    """Copy the records of a paper from clean revisions into its results.
+
+    A record from a changed tree, or from a tree whose revision is unknown, cannot be reproduced from what is
+    committed and is refused: commit, run the stage again.
+
+    Args:
+        paper: package or short name.
+        scales: the scales to promote; smoke numbers mean nothing, so they are not unless asked for.
+        runs: folder of runs.
+        stages: keep these stages (names, or instance ids).
+
+    Returns:
+        One entry per record found, in order.
+
+    Raises:
+        ReportingError: for an unknown paper or scale, a malformed record, or a stage without a record.
+        AtomicWriteError: when a file cannot be written.
+    """
+    entry = paper_named(paper)
+    for scale in scales:
+        check_scale(scale)
+    found = [r for r in find(runs or runs_root(), entry.name) if r.scale in scales]
+    if stages is not None:
+        known = {name for r in found for name in (r.stage, r.stage.split("@")[0])}
+        missing = [name for name in stages if name not in known]
+        if missing:
+            raise ReportingError(f"no record of stage(s) {', '.join(missing)} at {', '.join(scales)} scale to promote")
+        found = [r for r in found if r.stage in stages or r.stage.split("@")[0] in stages]
+    return [_promote(record, promoted_file(entry, record.scale, record.seed, record.stage)) for record in found]
+
+
+def _promote(record: Record, path: Path) -> Promotion:
+    if not record.clean:
+        if not record.git.get("revision"):
+            reason = "its revision is unknown (no git, or no repository); run the stage in a clone"
+        else:
+            reason = "it was measured on uncommitted changes; commit them, then run the stage again"
+        return Promotion(record, REFUSED, path, reason)
+    portable_record = dataclasses.replace(record, config=portable(record.config, _replacements()))
+    action = PROMOTED
+    if path.exists():
+        present = read(path)
+        if present == portable_record:
+            return Promotion(record, UNCHANGED, path)
+        if present.started > record.started:
+            return Promotion(record, KEPT, path, f"the promoted record is newer ({present.started})")
+        action = UPDATED
+    write_atomically(path, portable_record)
+    return Promotion(record, action, path)
+
+
+def _replacements() -> list[tuple[str, str]]:
+    """Folders of this machine that have no place in a committed file."""
+    return [(str(project_root()), "."), (str(Path.home()), "~")]

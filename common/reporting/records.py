@@ -1,0 +1,449 @@
+"""The record: the JSON file that a finished stage writes, and the hashes that say what it stands for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from common.reporting.atomic import write_text_atomically
+from common.reporting.errors import ReportingError, nearest
+from common.reporting.papers import SCALES, Paper, check_scale, paper_named
+
+SCHEMA = 1
+JOBS = ("pretrain", "fine_tune", "probe", "evaluate")
+RECORD_FILE = "record.json"
+SET_ASIDE = ".previous"
+"""Ending of the folder of an earlier run that another configuration replaced; its record no longer counts."""
+
+IGNORED_KEYS = frozenset(
+    {
+        # Where things lie on this machine. The identity of a parent's checkpoint is in the lineage hash, the
+        # identity of the data in the record's `data`.
+        "root", "cache", "cache_dir", "cache_folder", "data_dir", "default_root_dir", "dirpath", "save_dir",
+        "checkpoint_dir", "output_dir", "ckpt_path", "checkpoint", "checkpoint_path", "warm_start", "pretrained",
+        "statistics", "config",
+        # What is written about the run.
+        "logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "profiler",
+        # On what it runs: configs state the global batch, so the result does not depend on it.
+        "devices", "num_nodes", "accelerator", "strategy", "plugins",
+        "num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "cache_bytes",
+    }
+)  # fmt: skip
+"""Configuration keys, at any depth, that do not change a stage's result. The seed is not among them."""
+
+SEED_KEYS = frozenset({"seed", "seed_everything"})
+"""Keys that may differ between records that are averaged."""
+
+PACKAGES = (
+    "torch", "torchvision", "torchaudio", "lightning", "jsonargparse", "torchmetrics", "transformers", "timm",
+    "av", "numpy", "pillow", "scikit-learn", "representation-assemble",
+)  # fmt: skip
+
+
+class RecordError(ReportingError):
+    """A record is malformed; the message names the file and the field."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a finished stage measured, and where that came from.
+
+    Args:
+        paper: package name of the paper.
+        stage: instance id, ``ucf_1`` or ``ucf_1@avid_cma``.
+        recipe: name of the recipe under ``configs/<paper>/``.
+        job: one of ``pretrain``, ``fine_tune``, ``probe``, ``evaluate``.
+        row: the model stage that the row measures, or None.
+        scale: ``paper``, ``mini`` or ``smoke``.
+        seed: the seed of the run.
+        metrics: name to value; accuracies in percent. A value that is not finite is kept as null.
+        selection: which weights were measured; ``last`` unless a paper says otherwise, never the best on test.
+        config_hash: see :func:`config_hash`.
+        lineage_hash: see :func:`lineage_hash`.
+        config: the whole resolved configuration, plain data.
+        deviations: ``{"field": ..., "reason": ...}`` for whatever the scale changes beyond sizes.
+        parents: configuration field to ``{"stage": ..., "lineage_hash": ...}``.
+        git: ``{"revision": ..., "dirty": ...}`` as :func:`git_state` gives it.
+        versions: package to version.
+        hardware: as :func:`hardware` gives it.
+        precision: precision of the trainer, such as ``32-true``.
+        global_batch: samples per step over all devices.
+        steps: optimiser steps done.
+        wall_seconds: duration of the stage.
+        started: UTC start, ISO 8601.
+        data: data set name to ``{"version", "samples", "skipped", "skipped_names"}``.
+        wandb_run_id: id of the W&B run, or None.
+        media: names of the picture files, relative to the run's folder.
+        schema: version of this layout.
+
+    Raises:
+        RecordError: when a field has the wrong type or an impossible value.
+    """
+
+    paper: str
+    stage: str
+    recipe: str
+    job: str
+    row: str | None
+    scale: str
+    seed: int
+    metrics: dict[str, float | None]
+    config_hash: str
+    lineage_hash: str
+    config: dict[str, Any]
+    git: dict[str, Any]
+    started: str
+    selection: str = "last"
+    deviations: list[dict[str, str]] = field(default_factory=list)
+    parents: dict[str, dict[str, str]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    precision: str = "32-true"
+    global_batch: int = 0
+    steps: int = 0
+    wall_seconds: float = 0.0
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    wandb_run_id: str | None = None
+    media: list[str] = field(default_factory=list)
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise RecordError(f"field 'schema': this code reads version {SCHEMA}, got {self.schema!r}")
+        for name in ("paper", "stage", "recipe", "config_hash", "lineage_hash", "selection", "precision", "started"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise RecordError(f"field {name!r}: expected a non-empty string, got {value!r}")
+        for name in ("row", "wandb_run_id"):
+            if not isinstance(getattr(self, name), str | None):
+                raise RecordError(f"field {name!r}: expected a string or null, got {getattr(self, name)!r}")
+        if self.job not in JOBS:
+            raise RecordError(f"field 'job': unknown job {self.job!r}: {nearest(str(self.job), JOBS)}")
+        if self.scale not in SCALES:
+            raise RecordError(f"field 'scale': unknown scale {self.scale!r}: {nearest(str(self.scale), SCALES)}")
+        if "/" in self.stage or self.stage.startswith("."):
+            raise RecordError(f"field 'stage': {self.stage!r} cannot name a folder")
+        for name in ("seed", "global_batch", "steps"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise RecordError(f"field {name!r}: expected a whole number >= 0, got {value!r}")
+        if not _is_number(self.wall_seconds) or not math.isfinite(self.wall_seconds) or self.wall_seconds < 0:
+            raise RecordError(f"field 'wall_seconds': expected seconds >= 0, got {self.wall_seconds!r}")
+        try:
+            datetime.fromisoformat(self.started)
+        except ValueError:
+            raise RecordError(f"field 'started': expected an ISO 8601 time, got {self.started!r}") from None
+        object.__setattr__(self, "metrics", self._checked_metrics())
+        for name in ("config", "git", "parents", "versions", "hardware", "data"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise RecordError(f"field {name!r}: expected a mapping, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, _plain(getattr(self, name), name))
+        if "revision" not in self.git or "dirty" not in self.git:
+            raise RecordError(f"field 'git': expected the keys 'revision' and 'dirty', got {sorted(self.git)}")
+        for name in ("deviations", "media"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise RecordError(f"field {name!r}: expected a list, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, _plain(getattr(self, name), name))
+        for entry in self.deviations:
+            if not isinstance(entry, dict) or set(entry) != {"field", "reason"}:
+                raise RecordError(f"field 'deviations': expected entries of 'field' and 'reason', got {entry!r}")
+        for key, parent in self.parents.items():
+            if not isinstance(parent, dict) or set(parent) != {"stage", "lineage_hash"}:
+                raise RecordError(f"field 'parents.{key}': expected 'stage' and 'lineage_hash', got {parent!r}")
+        for file in self.media:
+            if not isinstance(file, str) or Path(file).is_absolute() or ".." in Path(file).parts:
+                raise RecordError(f"field 'media': expected names inside the run's folder, got {file!r}")
+
+    def _checked_metrics(self) -> dict[str, float | None]:
+        if not isinstance(self.metrics, Mapping):
+            raise RecordError(f"field 'metrics': expected a mapping, got {self.metrics!r}")
+        checked: dict[str, float | None] = {}
+        for key, value in self.metrics.items():
+            if not isinstance(key, str) or not (value is None or _is_number(value)):
+                raise RecordError(f"field 'metrics.{key}': expected a number, got {value!r}")
+            # A diverged diagnostic must not cost the record of a long run: keep it, as missing.
+            checked[key] = float(value) if value is not None and math.isfinite(value) else None
+        return checked
+
+    def to_json(self) -> str:
+        """The record as JSON text with sorted keys and a closing newline."""
+        return json.dumps(asdict(self), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "record") -> Record:
+        """Parse and validate.
+
+        Args:
+            text: JSON text.
+            source: name of the file, for messages.
+
+        Raises:
+            RecordError: for broken JSON, a missing, unknown or malformed field.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise RecordError(f"{source}: not valid JSON ({error}); delete it and run the stage again") from None
+        if not isinstance(values, dict):
+            raise RecordError(f"{source}: expected a JSON object")
+        names = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in names:
+                raise RecordError(f"{source}: unknown field {key!r}: {nearest(key, names)}")
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise RecordError(f"{source}: missing field(s) {', '.join(missing)}")
+        try:
+            return cls(**values)
+        except RecordError as error:
+            raise RecordError(f"{source}: {error}") from None
+
+    @property
+    def configuration(self) -> str:
+        """Hash of the configuration without seeds: equal for the seeds of one configuration."""
+        return config_hash(self.config, ignored=IGNORED_KEYS | SEED_KEYS)
+
+    @property
+    def clean(self) -> bool:
+        """Whether the record comes from a known revision with nothing changed in the tree."""
+        return bool(self.git.get("revision")) and self.git.get("dirty") is False
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Copy as plain JSON data; tuples become lists, numbers that JSON lacks become their names."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise RecordError(f"field {where!r}: keys must be strings, got {key!r}")
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    raise RecordError(f"field {where!r}: expected plain data (text, numbers, lists, mappings), got {type(value)}")
+
+
+def config_hash(config: Mapping[str, Any], ignored: Iterable[str] = IGNORED_KEYS) -> str:
+    """Hash of what in a configuration changes the result.
+
+    Args:
+        config: resolved configuration, plain data.
+        ignored: keys left out at every depth.
+
+    Returns:
+        The first 12 hexadecimal digits of the SHA-256 of its canonical JSON.
+    """
+    canonical = json.dumps(_without(_plain(config, "config"), frozenset(ignored)), sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _without(value: Any, ignored: frozenset[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _without(item, ignored) for key, item in value.items() if key not in ignored}
+    if isinstance(value, list):
+        return [_without(item, ignored) for item in value]
+    return value
+
+
+def lineage_hash(own: str, parents: Mapping[str, str]) -> str:
+    """Hash of a stage's configuration together with everything it started from.
+
+    Args:
+        own: the stage's :func:`config_hash`.
+        parents: configuration field to the lineage hash of the stage whose checkpoint it takes.
+
+    Returns:
+        12 hexadecimal digits; equal to no plain configuration hash by construction.
+    """
+    canonical = json.dumps({"config": own, "parents": dict(parents)}, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def portable(value: Any, replacements: Sequence[tuple[str, str]]) -> Any:
+    """Copy of plain data in which leading folders of paths are replaced, so that it reads alike on every machine.
+
+    Args:
+        value: plain data.
+        replacements: (folder, name) pairs, tried in order.
+    """
+    if isinstance(value, str):
+        for folder, name in replacements:
+            if value == folder or value.startswith(folder.rstrip("/") + "/"):
+                return name + value[len(folder.rstrip("/")) :]
+        return value
+    if isinstance(value, list):
+        return [portable(item, replacements) for item in value]
+    if isinstance(value, dict):
+        return {key: portable(item, replacements) for key, item in value.items()}
+    return value
+
+
+def write_atomically(path: Path, record: Record) -> None:
+    """Write a record in one step.
+
+    Raises:
+        AtomicWriteError: when the disk is full or the folder not writable; an older record stays intact.
+    """
+    write_text_atomically(Path(path), record.to_json())
+
+
+def read(path: Path) -> Record:
+    """Read and validate one record.
+
+    Raises:
+        RecordError: when it is malformed, naming the file and the field.
+    """
+    return Record.from_json(Path(path).read_text(encoding="utf-8"), source=str(path))
+
+
+def run_folder(root: Path, paper: str, scale: str, seed: int, stage: str) -> Path:
+    """Folder of one stage run: ``<root>/<paper>/<scale>/seed<k>/<stage>``."""
+    return Path(root) / paper / scale / f"seed{seed}" / stage
+
+
+def promoted_file(paper: Paper, scale: str, seed: int, stage: str) -> Path:
+    """File of one promoted record: ``papers/<paper>/results/<scale>/seed<k>/<stage>.json``."""
+    return paper.results / scale / f"seed{seed}" / f"{stage}.json"
+
+
+def find(root: Path, paper: str | None = None, scale: str | None = None) -> list[Record]:
+    """Every record under a folder of runs, ordered by paper, scale, seed and stage.
+
+    Args:
+        root: folder of runs.
+        paper: keep one paper, by package or short name.
+        scale: keep one scale.
+
+    Raises:
+        RecordError: for a malformed record, or one that lies where it does not belong.
+    """
+    pattern = (
+        f"{paper_named(paper).name if paper else '*'}/{check_scale(scale) if scale else '*'}/seed*/*/{RECORD_FILE}"
+    )
+    paths = sorted(path for path in Path(root).glob(pattern) if path.parent.suffix != SET_ASIDE)
+    found = [(path, read(path)) for path in paths]
+    for path, record in found:
+        _check_place(path, run_folder(root, record.paper, record.scale, record.seed, record.stage) / RECORD_FILE)
+    return _ordered(record for _, record in found)
+
+
+def find_promoted(paper: str, scale: str | None = None) -> list[Record]:
+    """Every promoted record of a paper, ordered by scale, seed and stage.
+
+    Raises:
+        RecordError: for a malformed record, or one that lies where it does not belong.
+    """
+    entry = paper_named(paper)
+    pattern = f"{check_scale(scale) if scale else '*'}/seed*/*.json"
+    found = [(path, read(path)) for path in sorted(entry.results.glob(pattern))]
+    for path, record in found:
+        _check_place(path, promoted_file(paper_named(record.paper), record.scale, record.seed, record.stage))
+    return _ordered(record for _, record in found)
+
+
+def _check_place(path: Path, expected: Path) -> None:
+    if path.resolve() != expected.resolve():
+        raise RecordError(f"{path}: by its content this record belongs at {expected}; move or delete it")
+
+
+def _ordered(found: Iterable[Record]) -> list[Record]:
+    return sorted(found, key=lambda r: (r.paper, SCALES.index(r.scale), r.seed, r.stage))
+
+
+def expected_seconds(records: Iterable[Record], scale: str, stage: str) -> float | None:
+    """Median duration of a stage in earlier records of that scale, or None when there is none."""
+    seconds = sorted(r.wall_seconds for r in records if r.scale == scale and r.stage == stage)
+    return seconds[len(seconds) // 2] if seconds else None
+
+
+def git_state(root: Path) -> dict[str, Any]:
+    """Revision of a working tree, and whether it differs from it.
+
+    Promoted results and Markdown pages do not count as a difference: promoting a record or rendering a table
+    must not make the next stage's record unfit for promotion.
+
+    Args:
+        root: a folder in the working tree.
+
+    Returns:
+        ``{"revision": str, "dirty": bool}``; both None where git or the repository is missing.
+    """
+    revision = _git(root, "rev-parse", "HEAD")
+    counted = (":/", ":(exclude,top,glob)papers/*/results/**", ":(exclude,top,glob)**/*.md")
+    status = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *counted)
+    if revision is None or status is None:
+        return {"revision": None, "dirty": None}
+    return {"revision": revision.strip(), "dirty": bool(status.strip())}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def hardware(accelerators: Sequence[str] = ()) -> dict[str, Any]:
+    """The machine in a few words.
+
+    Args:
+        accelerators: names of the devices used, passed in because asking for them needs torch.
+
+    Returns:
+        ``cpu``, ``cores`` (usable by this process), ``memory_gib`` and ``accelerators``.
+    """
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        cores = os.cpu_count() or 1
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, ValueError, OSError):
+        memory = 0.0
+    return {
+        "cpu": _cpu_model(),
+        "cores": cores,
+        "memory_gib": round(memory, 1),
+        "accelerators": list(accelerators),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Installed versions, read from package metadata without importing anything; what is not installed is left out."""
+    from importlib import metadata
+
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,425 @@
+"""Tables as Markdown between two markers of a README, and on the terminal."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.reporting.aggregate import Cell, TableResult, collect
+from common.reporting.atomic import write_text_atomically
+from common.reporting.claims import NOT_RUN, ClaimResult, held, judge
+from common.reporting.errors import ReportingError
+from common.reporting.papers import PAPERS, SCALES, Paper, paper_named, project_root
+from common.reporting.records import Record, find, find_promoted
+from common.reporting.tables import Metric, Row, Tables, load
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+DASH = "–"
+README_SCALES = ("paper", "mini")  # smoke numbers mean nothing: they only show that a stage runs
+_SCALE_WORDS = {
+    "paper": "Measured at paper scale: the published recipe on the published data.",
+    "mini": "Measured at **mini** scale: a miniature of data and model, not comparable with the published numbers.",
+    "smoke": "Measured at **smoke** scale: a few steps on a few samples; these numbers mean nothing.",
+}
+
+
+class RenderError(ReportingError):
+    """A page cannot take the rendered text; the message says what to add."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A filled table with the verdicts on its claims."""
+
+    result: TableResult
+    claims: list[ClaimResult]
+
+
+def fill(source: Tables, scale: str, records: Iterable[Record], tables: Sequence[str] | None = None) -> list[Filled]:
+    """Fill the tables of a paper at one scale and judge their claims."""
+    return [Filled(result, judge(result)) for result in collect(source, scale, records, tables)]
+
+
+def records_of(paper: str, runs: Path | None = None) -> list[Record]:
+    """The promoted records of a paper, or the fresh ones under a folder of runs."""
+    return find_promoted(paper) if runs is None else find(runs, paper)
+
+
+def fill_best(source: Tables, records: Sequence[Record]) -> list[Filled]:
+    """Every table at every scale (paper, mini) at which something was measured; else empty, at its largest scale."""
+    per_scale = {scale: {f.result.table.id: f for f in fill(source, scale, records)} for scale in SCALES}
+    filled: list[Filled] = []
+    for table in source.tables:
+        there = [per_scale[s][table.id] for s in README_SCALES if table.id in per_scale[s]]
+        filled += [f for f in there if f.result.measured] or there[:1]
+    return filled
+
+
+# ---- cells and columns
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: a metric's published values or its measured ones."""
+
+    metric: Metric
+    published: bool
+    scale: str
+
+    @property
+    def heading(self) -> str:
+        """Label, unit, kind of value and, below paper scale, the scale."""
+        unit = f" ({self.metric.unit})" if self.metric.unit else ""
+        down = " ↓" if self.metric.better == "down" else ""
+        kind = "published" if self.published else f"measured at {self.scale}"
+        return f"{self.metric.label}{unit}{down}, {kind}"
+
+
+def columns(result: TableResult) -> list[Column]:
+    """The columns of a table: published and measured apart."""
+    kinds = [(m, p) for m in result.table.metrics if not m.hidden for p in (True, False)]
+    return [
+        Column(metric, published, result.scale)
+        for metric, published in kinds
+        if not published or (metric.published and not result.table.ours)
+    ]
+
+
+def measured_text(cell: Cell, decimals: int) -> str:
+    """``mean ± spread (n=seeds)``; without a spread for one seed; a dash without a value."""
+    mean, spread = cell.mean, cell.spread
+    if mean is None:
+        return DASH
+    deviation = f" ± {spread:.{decimals}f}" if spread is not None else ""
+    return f"{mean:.{decimals}f}{deviation} (n={len(cell.values)})"
+
+
+def published_text(cell: Cell, decimals: int) -> str:
+    """The published value with its footnote mark; a dash where none is known."""
+    if cell.published is None:
+        return DASH
+    mark = f" ({cell.published.mark})" if cell.published.mark else ""
+    return f"{cell.published.value:.{decimals}f}{mark}"
+
+
+def cell_text(result: TableResult, row: Row, column: Column) -> str:
+    """Text of a cell."""
+    cell = result.cells[row.label, column.metric.id]
+    render = published_text if column.published else measured_text
+    return render(cell, column.metric.decimals)
+
+
+def row_text(row: Row) -> str:
+    """Heading of a row; says so when the row is not the paper's."""
+    return f"{row.label} (ours, not in the paper)" if row.ours else row.label
+
+
+def cell_provenance(cell: Cell) -> str:
+    """One line on where a measured cell comes from: the values, stages, configurations and revisions."""
+    if not cell.records:
+        return ""
+    values = ", ".join(f"seed {seed}: {value:.4g}" for seed, value in sorted(cell.values.items()))
+    return f"{values}; {provenance(cell.records)}"
+
+
+def provenance(records: Sequence[Record]) -> str:
+    """One line on a set of records: seeds, configurations, hardware, dates, revisions."""
+    if not records:
+        return "nothing measured yet"
+    seeds = ", ".join(str(seed) for seed in sorted({r.seed for r in records}))
+    configurations = ", ".join(f"{stage} {h}" for stage, h in sorted({(r.stage, r.configuration) for r in records}))
+    machines = "; ".join(sorted({hardware_text(r) for r in records}))
+    days = sorted({r.started[:10] for r in records})
+    dates = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    revisions = ", ".join(sorted({revision_text(r) for r in records}))
+    return f"seeds {seeds}; {machines}; {dates}; revision {revisions}; configurations: {configurations}"
+
+
+def hardware_text(record: Record) -> str:
+    """The machine of a record in a few words."""
+    accelerators = record.hardware.get("accelerators") or []
+    names = ", ".join(f"{accelerators.count(n)} x {n}" for n in dict.fromkeys(accelerators))
+    cpu = f"{record.hardware.get('cpu', 'unknown CPU')}, {record.hardware.get('cores', '?')} cores"
+    return names or cpu
+
+
+def revision_text(record: Record) -> str:
+    """Short revision, flagged when the tree was changed or git did not answer."""
+    revision = record.git.get("revision")
+    if not revision:
+        return "unknown"
+    return f"{revision[:10]} (dirty)" if record.git.get("dirty") is not False else str(revision[:10])
+
+
+# ---- Markdown
+
+
+def table_markdown(filled: Filled) -> str:
+    """A table as Markdown: caption, cells, notes, deviations, claims, provenance."""
+    result = filled.result
+    heading = result.table.title if result.scale == "paper" else f"{result.table.title} ({result.scale})"
+    lines = [f"### {heading}", "", caption(result), ""]
+    shown = columns(result)
+    lines.append("| | " + " | ".join(_escape(column.heading) for column in shown) + " |")
+    lines.append("|---|" + "---:|" * len(shown))
+    for row in result.rows:
+        cells = " | ".join(_escape(cell_text(result, row, column)) for column in shown)
+        lines.append(f"| {_escape(row_text(row))} | {cells} |")
+    notes = notes_of(result)
+    if notes:
+        lines += ["", *[f"- {note}" for note in notes]]
+    if result.deviations:
+        lines += ["", f"Deviations from the paper at {result.scale} scale, besides sizes:", ""]
+        lines += [f"- `{d['field']}`: {d['reason']}" for d in result.deviations]
+    if filled.claims:
+        lines += ["", f"| claim ({result.scale}) | verdict | margin |", "|---|---|---|"]
+        lines += [f"| {_escape(c.claim.text)} | {c.label} | {_escape(c.margin_text)} |" for c in filled.claims]
+    lines += ["", f"<sub>Provenance: {html.escape(provenance(result.records), quote=False)}.</sub>"]
+    return "\n".join(lines)
+
+
+def caption(result: TableResult) -> str:
+    """What the table shows and where its published values come from."""
+    origin = "Ours, not in the paper" if result.table.ours else "Published values"
+    state = "" if result.measured else " Not measured yet."
+    return f"{_SCALE_WORDS[result.scale]}{state} {origin}: {result.table.source}."
+
+
+def notes_of(result: TableResult) -> list[str]:
+    """The notes of the table, the sources of single rows and what was left out."""
+    sources = [f"Published values of {row.label}: {row.source}." for row in result.rows if row.source]
+    return [*result.table.notes, *sources, *result.notes]
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def paper_markdown(paper: str, runs: Path | None = None) -> str:
+    """All tables of a paper as Markdown."""
+    filled = fill_best(load(paper), records_of(paper, runs))
+    return "\n\n".join(table_markdown(f) for f in filled)
+
+
+@dataclass(frozen=True)
+class OverviewRow:
+    """A paper in one line.
+
+    Args:
+        paper: the paper.
+        status: how far it is.
+        headline: what its headline number is.
+        published: the published value.
+        measured: the measured value, with the scale.
+        claims: claims held, with the scale.
+    """
+
+    paper: Paper
+    status: str
+    headline: str = DASH
+    published: str = DASH
+    measured: str = DASH
+    claims: str = DASH
+
+
+def overview(runs: Path | None = None) -> list[OverviewRow]:
+    """The five papers, one line each."""
+    return [_overview_row(paper, runs) for paper in PAPERS]
+
+
+def _overview_row(paper: Paper, runs: Path | None) -> OverviewRow:
+    if not paper.exists:
+        return OverviewRow(paper, "not built yet")
+    source, records = load(paper.name), records_of(paper.name, runs)
+    filled = {scale: fill(source, scale, records) for scale in README_SCALES}
+    measured = [scale for scale in README_SCALES if any(f.result.measured for f in filled[scale])]
+    status = f"measured at {' and '.join(measured)} scale" if measured else "built, not measured yet"
+    claims = DASH
+    if measured:
+        judged = [claim for f in filled[measured[0]] for claim in f.claims]
+        k, n = held(judged)
+        not_run = sum(claim.verdict == NOT_RUN for claim in judged)
+        claims = f"{k} of {n}" + (f", {not_run} not run" if not_run else "") + f" ({measured[0]})"
+    if source.headline is None:
+        return OverviewRow(paper, status, claims=claims)
+    table, headline = source.table(source.headline.table), source.headline
+    metric = table.metric(headline.metric)
+    unit = f" ({metric.unit})" if metric.unit else ""
+    results = {s: f.result for s in README_SCALES for f in filled[s] if f.result.table.id == table.id}
+    cells = {s: r.cells.get((headline.row, headline.metric), Cell()) for s, r in results.items()}
+    best = next((s for s in README_SCALES if s in cells and cells[s].values), None)
+    published = Cell(table.row(headline.row).published.get(metric.id))
+    return OverviewRow(
+        paper,
+        status,
+        f"{headline.row}, {metric.label}{unit}",
+        published_text(published, metric.decimals),
+        f"{measured_text(cells[best], metric.decimals)}, {best}" if best else DASH,
+        claims,
+    )
+
+
+def overview_markdown() -> str:
+    """The overview of the five papers as Markdown."""
+    lines = [
+        "| paper | status | headline | published | measured | claims held |",
+        "|---|---|---|---:|---:|---|",
+    ]
+    for row in overview():
+        name = f"[{row.paper.title}](papers/{row.paper.name}/README.md)" if row.paper.exists else row.paper.title
+        cells = [name, row.status, row.headline, row.published, row.measured, row.claims]
+        lines.append("| " + " | ".join(_escape(cell) for cell in cells) + " |")
+    lines += [
+        "",
+        "A number marked mini was measured on a miniature of data and model: it shows whether the paper's "
+        "orderings hold, and is not comparable with the published number.",
+    ]
+    return "\n".join(lines)
+
+
+# ---- files
+
+
+def between_markers(text: str, name: str, body: str, source: str = "page") -> str:
+    """Replace what stands between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->``.
+
+    Args:
+        text: the page.
+        name: name of the markers.
+        body: the new text between them.
+        source: name of the file, for messages.
+
+    Raises:
+        RenderError: when a marker is missing, repeated or in the wrong order.
+    """
+    begin, end = f"<!-- begin:{name} -->", f"<!-- end:{name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise RenderError(
+            f"{source}: expected one line '{begin}' and, below it, one line '{end}'; "
+            "add both where the generated text should stand"
+        )
+    if begin in body or end in body:
+        raise RenderError(f"{source}: the text for {name!r} holds its own markers")
+    head, rest = text.split(begin)
+    tail = rest.split(end)[1]
+    inner = body.strip("\n")
+    return f"{head}{begin}\n{inner}\n{end}{tail}"
+
+
+def update_between_markers(path: Path, name: str, text: str) -> bool:
+    """Replace what stands between two markers of a file, in one step.
+
+    Args:
+        path: the file, which must exist and hold both markers.
+        name: name of the markers.
+        text: the new text.
+
+    Returns:
+        Whether the file changed.
+
+    Raises:
+        RenderError: when the file or a marker is missing.
+    """
+    path = Path(path)
+    old, new = _updated(path, name, text)
+    if new == old:
+        return False
+    write_text_atomically(path, new)
+    return True
+
+
+def _updated(path: Path, name: str, text: str) -> tuple[str, str]:
+    if not path.is_file():
+        raise RenderError(f"{path}: not found; make it, with '<!-- begin:{name} -->' and '<!-- end:{name} -->' in it")
+    old = path.read_text(encoding="utf-8")
+    return old, between_markers(old, name, text, str(path))
+
+
+def render_paper(paper: str) -> bool:
+    """Write the tables of a paper into its README from the promoted records; return whether it changed."""
+    return update_between_markers(paper_named(paper).readme, "tables", paper_markdown(paper))
+
+
+def render_overview() -> bool:
+    """Write the overview into the top README; return whether it changed."""
+    return update_between_markers(project_root() / "README.md", "overview", overview_markdown())
+
+
+def check() -> list[Path]:
+    """The README files that rendering would change (or that lack the markers)."""
+    pages = [(p.readme, "tables", paper_markdown(p.name)) for p in PAPERS if p.exists]
+    pages.append((project_root() / "README.md", "overview", overview_markdown()))
+    stale = []
+    for path, name, text in pages:
+        try:
+            old, new = _updated(path, name, text)
+        except RenderError:
+            stale.append(path)
+            continue
+        if old != new:
+            stale.append(path)
+    return stale
+
+
+# ---- terminal
+
+
+def rich_table(filled: Filled) -> RichTable:
+    """A table for the terminal."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    result = filled.result
+    shown = columns(result)
+    table = RichTable(
+        title=escape(f"{result.table.title} ({result.scale})"),
+        box=box.SIMPLE_HEAD,
+        caption=escape(_plain(caption(result))),
+    )
+    table.add_column("")
+    for column in shown:
+        table.add_column(escape(column.heading), justify="right", style="dim" if column.published else "")
+    for row in result.rows:
+        table.add_row(*[escape(t) for t in (row_text(row), *[cell_text(result, row, column) for column in shown])])
+    return table
+
+
+def rich_claims(claims: Sequence[ClaimResult]) -> RichTable:
+    """Verdicts on claims for the terminal."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    colours = {"holds": "green", "fails": "red", "not separable": "yellow", NOT_RUN: "dim"}
+    table = RichTable(box=box.SIMPLE_HEAD)
+    for name in ("claim", "table", "scale", "gate", "verdict", "margin"):
+        table.add_column(name)
+    for c in claims:
+        verdict = f"[{colours[c.verdict]}]{c.label}[/]"
+        gate = c.claim.gate if c.claim.gate != "report" else ""
+        table.add_row(escape(c.claim.text), c.table, c.scale, gate, verdict, escape(c.margin_text))
+    return table
+
+
+def print_tables(filled: Sequence[Filled], console: Console) -> None:
+    """Print tables with their notes, deviations, claims and provenance."""
+    for f in filled:
+        console.print(rich_table(f))
+        for note in notes_of(f.result):
+            console.print(f"- {note}", markup=False, style="dim")
+        for d in f.result.deviations:
+            console.print(f"deviation at {f.result.scale}: {d['field']}: {d['reason']}", markup=False, style="dim")
+        if f.claims:
+            console.print(rich_claims(f.claims))
+        console.print(f"provenance: {provenance(f.result.records)}\n", markup=False, style="dim")
+
+
+def _plain(text: str) -> str:
+    return text.replace("**", "")

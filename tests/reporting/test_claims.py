@@ -1,0 +1,159 @@
+"""Claims: the language of predicates, and the verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.reporting.aggregate import Cell, TableResult
+from common.reporting.claims import gate_failures, held, judge
+from common.reporting.predicates import PredicateError, parse
+from common.reporting.tables import Claim, Metric, Row, Table
+
+ROWS = ("AVID", "AVID-CMA", "AVID continued", "Top (8)", "8")
+METRICS = ("ucf", "esc")
+
+
+def value(text: str, **cells: float) -> bool:
+    comparison = parse(text, ROWS, METRICS).comparisons[0]
+    margin = comparison.margin(lambda name: cells[name.row.replace("-", "_").replace(" ", "_")])
+    return comparison.accepts(margin)
+
+
+def test_labels_with_hyphens_and_spaces() -> None:
+    predicate = parse("AVID-CMA.ucf >= `AVID continued`.ucf + 2 * (AVID.esc - 1) / 4", ROWS, METRICS)
+    names = [str(name) for name in predicate.comparisons[0].cells()]
+    assert names == ["AVID-CMA.ucf", "`AVID continued`.ucf", "AVID.esc"]
+    assert [str(n) for n in parse("`Top (8)`.ucf > 0 and 8.ucf < 1", ROWS, METRICS).comparisons[1].cells()] == ["8.ucf"]
+
+
+def test_arithmetic() -> None:
+    assert value("AVID.ucf >= 2 + 3 * 4", AVID=14.0)
+    assert not value("AVID.ucf > 2 + 3 * 4", AVID=14.0)
+    assert value("-AVID.ucf <= -(1 + 1) / 2", AVID=1.0)
+    assert value("AVID.ucf-AVID-CMA.ucf<0.5", AVID=1.0, AVID_CMA=0.9)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('true') >= AVID.ucf",
+        "AVID.ucf >= __import__",
+        "AVID.ucf",
+        "AVID.ucf == AVID.esc",
+        "1 < AVID.ucf < 3",
+        "AVID.ucf >= 1 or AVID.esc >= 1",
+        "not AVID.ucf >= 1",
+        "AVID.ucf >= AVID.esc ** 9",
+        "AVID.ucf >= AVID.esc[0]",
+        "AVID.ucf.real >= 1",
+        "(lambda: 1)() >= AVID.ucf",
+        "AVID.ucf >= 'high'",
+        "AVID.ucf >= True",
+        "AVID.ucf >= 1j",
+        "AVID.ucf >= cell_of_table_0",
+        "1 >= 2",
+        "AVID.ucf >=",
+        "",
+        "AVID.ucf >= " + "(" * 500 + "1" + ")" * 500,
+    ],
+)
+def test_everything_else_is_refused(text: str) -> None:
+    with pytest.raises(PredicateError):
+        parse(text, ROWS, METRICS)
+
+
+def test_unknown_names_come_with_the_nearest() -> None:
+    with pytest.raises(PredicateError, match=r"unknown row 'AVID continue'.*did you mean 'AVID continued'"):
+        parse("`AVID continue`.ucf > 1", ROWS, METRICS)
+    with pytest.raises(PredicateError, match=r"unknown metric 'ufc'.*did you mean 'ucf'"):
+        parse("AVID.ufc > 1", ROWS, METRICS)
+    with pytest.raises(PredicateError, match="did you mean 'AVID'"):
+        parse("AVIT.ucf > 1", ROWS, METRICS)
+
+
+def filled(
+    holds: str,
+    a: dict[int, float],
+    b: dict[int, float],
+    when: str | None = None,
+    gate: str = "mini",
+    scale: str = "mini",
+) -> TableResult:
+    scales = ("paper", "mini", "smoke")
+    metric = Metric("x", "x", {}, "x", "up", 1, "", True, False)
+    rows = tuple(Row(label, None, {}, "", False, False, scales, None) for label in "AB")
+    claim = Claim("c", "text", parse(holds, "AB", "x"), parse(when, "AB", "x") if when else None, gate, scales)
+    table = Table("t", "T", "s", scales, (metric,), rows, (claim,), (), False)
+    return TableResult(table, scale, {("A", "x"): Cell(values=a), ("B", "x"): Cell(values=b)}, ())
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict"),
+    [
+        ({0: 5.0, 1: 6.0, 2: 7.0}, {0: 1.0, 1: 2.5, 2: 2.0}, "holds"),
+        ({0: 1.0, 1: 2.5, 2: 2.0}, {0: 5.0, 1: 6.0, 2: 7.0}, "fails"),
+        ({0: 1.0, 1: 5.0}, {0: 2.0, 1: 3.0}, "not separable"),
+        ({0: 2.0}, {0: 1.0}, "holds (1 seed)"),
+        ({0: 1.0}, {0: 2.0}, "fails (1 seed)"),
+        ({}, {0: 2.0}, "not run"),
+        ({1: 1.0}, {0: 2.0}, "not run"),
+        ({0: 2.0, 1: 2.0}, {0: 2.0, 1: 2.0}, "holds"),
+    ],
+)
+def test_verdicts(a: dict[int, float], b: dict[int, float], verdict: str) -> None:
+    assert judge(filled("A.x >= B.x", a, b))[0].label == verdict
+
+
+def test_margin_is_paired_and_in_units_of_spread() -> None:
+    # The seeds differ by 10 points, the pairs only by a little: pairing is what separates them.
+    result = judge(filled("A.x >= B.x + 1", {0: 13.0, 1: 23.5, 2: 33.0, 7: 0.0}, {0: 10.0, 1: 20.0, 2: 30.0}))[0]
+    assert result.seeds == (0, 1, 2)
+    assert result.margin == pytest.approx(13 / 6)
+    assert result.spread == pytest.approx(0.288675, abs=1e-5)
+    assert result.margin_text == "+2.17 = +7.5 spreads (n=3)"
+    assert judge(filled("A.x < B.x", {0: 1.0}, {0: 4.0}))[0].margin == 3.0
+
+
+def test_strict_comparison_and_worst_part_decide() -> None:
+    assert judge(filled("A.x > B.x", {0: 1.0}, {0: 1.0}))[0].verdict == "fails"
+    result = judge(filled("A.x > B.x and A.x > B.x + 5", {0: 3.0}, {0: 1.0}))[0]
+    assert (result.verdict, result.margin) == ("fails", -3.0)
+    assert judge(filled("A.x / B.x > 1", {0: 1.0}, {0: 0.0}))[0].detail == "divides by zero"
+
+
+def test_condition() -> None:
+    unmet = judge(filled("A.x > B.x", {0: 1.0}, {0: 2.0}, when="A.x >= 40"))
+    assert (unmet[0].verdict, unmet[0].conditional) == ("not run", True)
+    assert gate_failures(unmet) == ([], [])
+    assert judge(filled("A.x > B.x", {0: 50.0}, {0: 2.0}, when="A.x >= 40"))[0].verdict == "holds"
+    missing = judge(filled("A.x > B.x", {}, {0: 2.0}, when="A.x >= 40"))
+    assert gate_failures(missing) == ([], missing)
+
+
+def test_gate_counts_mini_only() -> None:
+    def failing(**more: str) -> list:
+        return judge(filled("A.x > B.x", {0: 1.0}, {0: 2.0}, **more))
+
+    assert gate_failures(failing())[0]
+    assert gate_failures(failing(gate="report")) == ([], [])
+    assert gate_failures(failing(scale="smoke")) == ([], [])
+    assert gate_failures(failing(scale="paper")) == ([], [])
+    assert held(failing()) == (0, 1)
+
+
+def test_gate_exit_status(
+    project: Path, save: Callable, make_record: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.reporting.test_commands import run
+
+    assert run("claims", "mct", "--gate") == 2
+    assert "transfer.helps was not run" in capsys.readouterr().err
+    save(make_record("ucf_1@base", 0, 50.0))
+    save(make_record("ucf_1@better", 0, 50.5))
+    assert run("claims", "mct", "--gate", "--runs", str(project / "runs")) == 1
+    assert "transfer.helps fails at mini scale: -0.5" in capsys.readouterr().err
+    save(make_record("ucf_1@better", 0, 60.0))
+    assert run("claims", "mct", "--gate", "--runs", str(project / "runs")) == 0

@@ -1,0 +1,245 @@
+"""Records: validation, round trip, hashes, atomic writing, git state."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.reporting import records
+from common.reporting.atomic import AtomicWriteError, write_text_atomically
+from common.reporting.records import IGNORED_KEYS, Record, RecordError, config_hash, lineage_hash
+
+KEYS = st.text(st.characters(codec="ascii", categories=["Ll"]), min_size=1, max_size=6).filter(
+    lambda key: key not in IGNORED_KEYS
+)
+LEAVES = st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.floats(-1e6, 1e6) | st.text(max_size=5)
+CONFIGS = st.dictionaries(
+    KEYS,
+    st.recursive(
+        LEAVES, lambda inner: st.dictionaries(KEYS, inner, max_size=3) | st.lists(inner, max_size=3), max_leaves=8
+    ),
+    max_size=4,
+)
+METRICS = st.dictionaries(
+    st.text(min_size=1, max_size=10), st.floats(allow_nan=False, allow_infinity=False), max_size=5
+)
+
+
+def a_record(**fields: Any) -> Record:
+    values: dict[str, Any] = {
+        "paper": "mct", "stage": "s@m", "recipe": "r", "job": "probe", "row": "m", "scale": "mini", "seed": 3,
+        "metrics": {"test/a": 1.0}, "config_hash": "a", "lineage_hash": "b", "config": {},
+        "git": {"revision": "c", "dirty": False}, "started": "2026-01-02T03:04:05Z",
+    }  # fmt: skip
+    return Record(**(values | fields))
+
+
+@given(
+    METRICS,
+    CONFIGS,
+    st.integers(0, 2**31),
+    st.lists(st.fixed_dictionaries({"field": KEYS, "reason": st.text()}), max_size=2),
+)
+def test_json_round_trip(metrics: dict, config: dict, seed: int, deviations: list) -> None:
+    record = a_record(metrics=metrics, config=config, seed=seed, deviations=deviations)
+    text = record.to_json()
+    assert Record.from_json(text) == record
+    assert Record.from_json(text).to_json() == text
+    assert list(json.loads(text)) == sorted(json.loads(text))
+
+
+def reversed_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: reversed_keys(value[key]) for key in reversed(value)}
+    return [reversed_keys(item) for item in value] if isinstance(value, list) else value
+
+
+def leaf_paths(value: Any) -> list[tuple]:
+    if isinstance(value, dict):
+        return [(key, *rest) for key, item in value.items() for rest in leaf_paths(item)]
+    if isinstance(value, list):
+        return [(i, *rest) for i, item in enumerate(value) for rest in leaf_paths(item)]
+    return [()]
+
+
+def replaced(value: Any, path: tuple, new: Any) -> Any:
+    if not path:
+        return new
+    if isinstance(value, dict):
+        return {k: replaced(v, path[1:], new) if k == path[0] else v for k, v in value.items()}
+    return [replaced(v, path[1:], new) if i == path[0] else v for i, v in enumerate(value)]
+
+
+@given(CONFIGS, st.sampled_from(sorted(IGNORED_KEYS)), LEAVES, st.data())
+def test_hash_is_blind_to_ignored_keys_and_order_and_to_nothing_else(
+    config: dict, key: str, leaf: Any, data: st.DataObject
+) -> None:
+    own = config_hash(config)
+    assert len(own) == 12
+    assert config_hash(reversed_keys(config)) == own
+    assert config_hash({**config, key: leaf}) == own
+    assert config_hash({**config, "nested": {"x": 1, key: leaf}}) == config_hash({**config, "nested": {"x": 1}})
+    paths = leaf_paths(config)
+    if paths and paths != [()]:
+        path = data.draw(st.sampled_from(paths))
+        assert config_hash(replaced(config, path, "quite another value")) != own
+
+
+def test_seed_is_in_the_hash_but_not_in_the_configuration() -> None:
+    first, second = (a_record(config={"seed_everything": seed, "a": 1}) for seed in (0, 1))
+    assert config_hash(first.config) != config_hash(second.config)
+    assert first.configuration == second.configuration
+    assert first.configuration != a_record(config={"seed_everything": 0, "a": 2}).configuration
+
+
+def test_lineage_depends_on_parents() -> None:
+    assert lineage_hash("a", {"x": "1"}) != lineage_hash("a", {"x": "2"}) != lineage_hash("b", {"x": "2"})
+    assert lineage_hash("a", {}) != "a"
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"job": "probing"}, "did you mean 'probe'"),
+        ({"scale": "minni"}, "did you mean 'mini'"),
+        ({"seed": -1}, "'seed'"),
+        ({"seed": True}, "'seed'"),
+        ({"metrics": {"a": "high"}}, "metrics.a"),
+        ({"config": {"path": Path("/x")}}, "config.path"),
+        ({"config": {1: 2}}, "keys must be strings"),
+        ({"git": {}}, "'git'"),
+        ({"started": "yesterday"}, "'started'"),
+        ({"media": ["../secret"]}, "'media'"),
+        ({"deviations": [{"field": "x"}]}, "'deviations'"),
+        ({"parents": {"x": {"stage": "y"}}}, "parents.x"),
+        ({"stage": "a/b"}, "'stage'"),
+        ({"schema": 2}, "'schema'"),
+        ({"recipe": ""}, "'recipe'"),
+    ],
+)
+def test_wrong_fields_are_named(fields: dict, word: str) -> None:
+    with pytest.raises(RecordError, match=word.replace(".", r"\.")):
+        a_record(**fields)
+
+
+def test_values_that_json_lacks() -> None:
+    record = a_record(metrics={"a": float("nan"), "b": 1}, config={"limit": float("inf"), "betas": (0.9, 0.99)})
+    assert record.metrics == {"a": None, "b": 1.0}
+    assert record.config == {"limit": "inf", "betas": [0.9, 0.99]}
+    assert Record.from_json(record.to_json()) == record
+
+
+def test_broken_files_name_the_file_and_the_field(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text("{")
+    with pytest.raises(RecordError, match=r"record\.json: not valid JSON"):
+        records.read(path)
+    values = json.loads(a_record().to_json())
+    path.write_text(json.dumps({**values, "metric": {}}))
+    with pytest.raises(RecordError, match="unknown field 'metric': did you mean 'metrics'"):
+        records.read(path)
+    del values["git"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(RecordError, match=r"record.json: missing field\(s\) git"):
+        records.read(path)
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_full_disk_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    path = tmp_path / "record.json"
+    records.write_atomically(path, a_record(seed=1))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, broken, full)
+    with pytest.raises(AtomicWriteError, match=r"could not write .*record\.json: No space left on device") as caught:
+        records.write_atomically(path, a_record(seed=2))
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    assert records.read(path).seed == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_interruption_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_text_atomically(tmp_path / "page", "text")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_find_checks_places_and_skips_what_was_set_aside(
+    project: Path, save: Callable[[Record], Path], make_record: Callable[..., Record]
+) -> None:
+    folder = save(make_record("esc@base", 1))
+    save(make_record("esc@base", 0))
+    save(make_record("esc@base", 0, scale="smoke"))
+    folder.rename(folder.with_name(folder.name + records.SET_ASIDE))
+    found = records.find(project / "runs", "mct")
+    assert [(r.scale, r.seed) for r in found] == [("mini", 0), ("smoke", 0)]
+    assert [r.scale for r in records.find(project / "runs", scale="smoke")] == ["smoke"]
+    folder = save(make_record("esc@base", 2))
+    folder.rename(folder.with_name("esc@better"))
+    with pytest.raises(RecordError, match="by its content this record belongs at"):
+        records.find(project / "runs")
+
+
+def test_expected_seconds_is_the_median() -> None:
+    known = [a_record(wall_seconds=s) for s in (1.0, 9.0, 5.0)]
+    assert records.expected_seconds(known, "mini", "s@m") == 5.0
+    assert records.expected_seconds(known, "paper", "s@m") is None
+
+
+def test_portable_paths() -> None:
+    config = {"a": "/home/me/project/runs", "b": ["/home/me"], "c": "/home/meow"}
+    assert records.portable(config, [("/home/me/project", "."), ("/home/me", "~")]) == {
+        "a": "./runs", "b": ["~"], "c": "/home/meow",
+    }  # fmt: skip
+
+
+def test_git_state_ignores_results_and_pages_only(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+            check=True, capture_output=True,
+        )  # fmt: skip
+
+    assert records.git_state(tmp_path) == {"revision": None, "dirty": None}
+    git("init", "-q")
+    (tmp_path / "code.py").write_text("1")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    state = records.git_state(tmp_path)
+    assert len(state["revision"]) == 40
+    assert state["dirty"] is False
+    results = tmp_path / "papers" / "mct" / "results" / "mini"
+    results.mkdir(parents=True)
+    (results / "x.json").write_text("{}")
+    (tmp_path / "papers" / "README.md").write_text("page")
+    assert records.git_state(tmp_path)["dirty"] is False
+    assert records.git_state(tmp_path / "papers")["dirty"] is False
+    (tmp_path / "new.py").write_text("2")
+    assert records.git_state(tmp_path / "papers")["dirty"] is True
+
+
+def test_machine_and_versions() -> None:
+    machine = records.hardware(["Some GPU"])
+    assert machine["cores"] >= 1
+    assert machine["cpu"]
+    assert machine["accelerators"] == ["Some GPU"]
+    assert {"python", "numpy"} <= set(records.versions())
+    assert records.versions(["no-such-package"]).keys() == {"python"}
+    dataclasses.replace(a_record(), versions=records.versions(), hardware=machine)

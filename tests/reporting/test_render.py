@@ -1,0 +1,146 @@
+"""Rendering: Markdown between markers, the overview, and what checking finds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from common.reporting import render
+from common.reporting.promote import promote
+from common.reporting.records import Record
+from common.reporting.render import RenderError, update_between_markers
+from common.reporting.tables import load
+
+GOLDEN = """\
+### Transfer (mini)
+
+Measured at **mini** scale: a miniature of data and model, not comparable with the published numbers. \
+Published values: a made-up page.
+
+| | UCF (%), published | UCF (%), measured at mini | ESC, published | ESC, measured at mini |
+|---|---:|---:|---:|---:|
+| Other | 80.0 | – | – | – |
+| New | 81.5 | 50.0 ± 1.4 (n=2) | 70.0 (*) | 30.0 (n=1) |
+| New-One | 82.0 | 61.0 ± 1.4 (n=2) | – | – |
+| New longer (ours, not in the paper) | – | 50.0 ± 1.4 (n=2) | – | 30.0 (n=1) |
+
+- (*) a slip
+
+Deviations from the paper at mini scale, besides sizes:
+
+- `model.estimator`: the small bank
+
+| claim (mini) | verdict | margin |
+|---|---|---|
+| One helps | holds | +10 (spread 0, n=2) |
+| Loss is low | not run | not measured: New.loss |
+
+<sub>Provenance: seeds 0, 1; Some CPU, 2 cores; 2026-01-02; revision aaaaaaaaaa, bbbbbbbbbb (dirty); \
+configurations: esc@base {h}, ucf_1@base {h}, ucf_1@better {h}.</sub>"""
+
+
+@pytest.fixture
+def some_records(make_record: Callable[..., Record]) -> list[Record]:
+    deviation = {"field": "model.estimator", "reason": "the small bank"}
+    return [
+        make_record("ucf_1@base", 0, 49.0),
+        make_record("ucf_1@base", 1, 51.0),
+        make_record("ucf_1@better", 0, 60.0, deviations=[deviation]),
+        make_record("ucf_1@better", 1, 62.0),
+        make_record("esc@base", 0, 30.0, git={"revision": "b" * 40, "dirty": True}),
+    ]
+
+
+def test_markdown(project: Path, some_records: list[Record]) -> None:
+    filled = render.fill(load("mct"), "mini", some_records)
+    assert render.table_markdown(filled[0]) == GOLDEN.replace("{h}", some_records[0].configuration)
+
+
+@pytest.mark.parametrize("scale", ["mini", "smoke"])
+def test_small_scales_are_named_everywhere(project: Path, make_record: Callable[..., Record], scale: str) -> None:
+    text = render.table_markdown(render.fill(load("mct"), scale, [make_record(scale=scale)])[0])
+    heading, caption, header = (text.splitlines()[i] for i in (0, 2, 4))
+    assert scale in heading
+    assert f"**{scale}**" in caption
+    assert header.count(f"measured at {scale}") == 2
+    console = Console(width=200, record=True, file=io.StringIO())
+    render.print_tables(render.fill(load("mct"), scale, [make_record(scale=scale)]), console)
+    assert f"({scale})" in console.export_text()
+
+
+def test_nothing_measured(project: Path) -> None:
+    text = render.paper_markdown("mct")
+    assert "### Transfer\n" in text
+    assert "Not measured yet." in text
+    assert "| New | 81.5 | – | 70.0 (*) | – |" in text
+
+
+def test_markers_are_idempotent(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("a\n<!-- begin:x -->old<!-- end:x -->\nb\n<!-- begin:y -->\n<!-- end:y -->\n")
+    assert update_between_markers(path, "x", "new | text\n\\1")
+    once = path.read_text()
+    assert once == "a\n<!-- begin:x -->\nnew | text\n\\1\n<!-- end:x -->\nb\n<!-- begin:y -->\n<!-- end:y -->\n"
+    assert not update_between_markers(path, "x", "new | text\n\\1")
+    assert path.read_text() == once
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "no markers",
+        "<!-- begin:x -->",
+        "<!-- end:x --><!-- begin:x -->",
+        "<!-- begin:x --><!-- begin:x --><!-- end:x -->",
+    ],
+)
+def test_markers_missing(tmp_path: Path, page: str) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(page)
+    with pytest.raises(RenderError, match=r"README.md: expected one line '<!-- begin:x -->'"):
+        update_between_markers(path, "x", "text")
+    assert path.read_text() == page
+    with pytest.raises(RenderError, match="not found; make it"):
+        update_between_markers(tmp_path / "other.md", "x", "text")
+
+
+def test_readmes_follow_the_promoted_records(
+    project: Path, save: Callable[[Record], Path], make_record: Callable[..., Record]
+) -> None:
+    paper, top = project / "papers" / "mct" / "README.md", project / "README.md"
+    assert render.check() == [paper, top]
+    assert render.render_paper("mct")
+    assert render.render_overview()
+    assert render.check() == []
+    assert not render.render_paper("mct")
+    assert (
+        "| [MCT](papers/mct/README.md) | built, not measured yet | New-One, UCF (%) | 82.0 | – | – |" in top.read_text()
+    )
+    assert "| AVID-CMA | not built yet |" in top.read_text()
+
+    save(make_record("ucf_1@base", 0, 50.0))
+    save(make_record("ucf_1@better", 0, 60.0))
+    assert render.check() == []  # fresh records do not count before they are promoted
+    promote("mct")
+    assert render.check() == [paper, top]
+    render.render_paper("mct")
+    render.render_overview()
+    assert render.check() == []
+    assert paper.read_text().startswith("# MCT\n\nbefore\n")
+    assert paper.read_text().endswith("after\n")
+    row = "measured at mini scale | New-One, UCF (%) | 82.0 | 60.0 (n=1), mini | 1 of 2, 1 not run (mini) |"
+    assert row in top.read_text()
+
+
+def test_shipped_tables_render_without_records(tmp_path: Path) -> None:
+    source = load("avid_cma")
+    for scale in ("paper", "mini", "smoke"):
+        for filled in render.fill(source, scale, []):
+            text = render.table_markdown(filled)
+            assert "nothing measured yet" in text
+            lines = [line for line in text.splitlines() if line.startswith("|") and "claim" not in line]
+            assert len(lines) >= 2 + len(filled.result.rows)

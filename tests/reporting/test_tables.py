@@ -1,0 +1,154 @@
+"""Tables files: errors that name the place, and the graph of stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.reporting import tables
+from common.reporting.errors import ReportingError
+from common.reporting.papers import PAPERS, paper_named
+from common.reporting.tables import TablesError, expand, load
+from tests.reporting.conftest import TABLES
+
+SCALES = ("paper", "mini", "smoke")
+
+
+def ids(instances: list[tables.StageInstance]) -> list[str]:
+    return [instance.id for instance in instances]
+
+
+def rewritten(project: Path, old: str, new: str) -> None:
+    assert old in TABLES
+    (project / "papers" / "mct" / "tables.yaml").write_text(TABLES.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("title: Transfer", "tilte: Transfer", r"tables\.yaml: .*transfer.*unknown key .tilte.: did .* .title."),
+        ("job: probe", "job: prob", r"stages\.esc\.job: unknown value 'prob': did you mean 'probe'"),
+        ("recipe: esc, job: probe", "recipe: esc", r"stages\.esc\.job: missing"),
+        ("model: better", "model: beter", r"rows\[2\]\.model: unknown stage 'beter': did you mean 'better'"),
+        ("stage: esc", "stage: ecs", r"metrics\.esc\.stages: unknown stage 'ecs': did you mean 'esc'"),
+        ("published: {ucf: 82}", "published: {ufc: 82}", r"rows\[2\]\.published: unknown metric 'ufc': did .* 'ucf'"),
+        ("published: {ucf: 82}", "published: {ucf: high}", r"published\.ucf: expected a number, got 'high'"),
+        ("warm_start: base", "warm_start: bass", r"from\.model\.init_args\.warm_start: unknown stage 'bass'"),
+        ("New.ucf + 1", "Now.ucf + 1", r"claims\[0\]\.holds: .*Now"),
+        ("New.ucf + 1", "New.ufc + 1", r"claims\[0\]\.holds: unknown metric 'ufc'.*did you mean 'ucf'"),
+        ("gate: mini", "gate: maxi", r"gate: unknown value 'maxi'"),
+        ("scales: [mini]", "scales: [minni]", r"scales: unknown scale 'minni': did you mean 'mini'"),
+        ("paper: mct", "paper: m3p", r"paper: expected 'mct', got 'm3p'"),
+        ("row: New-One", "row: New-Two", r"headline\.row: unknown value 'New-Two'"),
+        ("label: New-One", "label: New", r"label 'New' stands twice"),
+        ("  esc: {recipe", "  ucf_1: {recipe", r"key 'ucf_1' stands twice"),
+        ("model: better", "model: esc", r"starts from \$row"),
+        ("paper: mct", "paper: [mct", r"not valid YAML"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_place(project: Path, old: str, new: str, words: str) -> None:
+    rewritten(project, old, new)
+    with pytest.raises(TablesError, match=words):
+        load("mct")
+
+
+def test_cycle(project: Path) -> None:
+    rewritten(project, "{recipe: base, job: pretrain}", "{recipe: base, job: pretrain, from: {x: better}}")
+    with pytest.raises(TablesError, match="cannot start from itself: base -> better -> base"):
+        load("mct")
+
+
+def test_expand_orders_parents_first_and_cheap_first(project: Path) -> None:
+    mini = expand("mct", "mini")
+    assert ids(mini) == ["base", "esc@base", "ucf_1@base", "better", "esc@better", "ucf_1@better"]
+    better = next(i for i in mini if i.id == "better")
+    assert better.parents == {"model.init_args.warm_start": "base"}
+    assert better.row is None
+    fine_tune = mini[-1]
+    assert fine_tune.row == "better"
+    assert fine_tune.stage == "ucf_1"
+    assert fine_tune.parents == {"model.init_args.pretrained": "better"}
+    assert fine_tune.overrides == {"data.fold": 1}
+    assert "ucf_2@base" in ids(expand("mct", "paper"))
+
+
+def test_expand_selection_pulls_parents_in(project: Path) -> None:
+    assert ids(expand("mct", "mini", rows=["New-One"], stages=["esc"])) == ["base", "better", "esc@better"]
+    assert ids(expand("mct", "mini", rows=["better"])) == ["base", "better", "esc@better", "ucf_1@better"]
+    assert ids(expand("mct", "mini", stages=["ucf_1@base"])) == ["base", "ucf_1@base"]
+    assert ids(expand("mct", "mini", tables=["transfer"], rows=["Other"])) == []
+    with pytest.raises(TablesError, match="unknown table 'transfr': did you mean 'transfer'"):
+        expand("mct", "mini", tables=["transfr"])
+    with pytest.raises(TablesError, match="unknown row 'Newer'"):
+        expand("mct", "mini", rows=["Newer"])
+    with pytest.raises(TablesError, match="unknown stage 'ecs'"):
+        expand("mct", "mini", stages=["ecs"])
+    with pytest.raises(ReportingError, match="unknown scale 'min': did you mean 'mini'"):
+        expand("mct", "min")
+
+
+def test_stage_missing_at_a_scale(project: Path) -> None:
+    rewritten(project, "mini: [ucf_1]", "mini: [ucf_1, ucf_2]")
+    with pytest.raises(
+        TablesError, match="row 'New', metric 'ucf' needs stage 'ucf_2', which does not exist at scale 'mini'"
+    ):
+        expand("mct", "mini")
+
+
+def test_untrained_row_has_no_parent(project: Path) -> None:
+    rewritten(project, "{label: New longer, model: base,", "{label: Untrained, untrained: true,")
+    instance = next(i for i in expand("mct", "mini") if i.id == "esc@untrained")
+    assert instance.parents == {}
+    assert instance.row == "untrained"
+
+
+def test_summary_names_the_cells(project: Path) -> None:
+    source = load("mct")
+    assert tables.summary(source, "ucf_1@better", "mini", {"test/top1": 5.0}) == {
+        "table/transfer/ucf": 5.0,
+        "published/transfer/ucf": 82.0,
+    }
+    assert tables.summary(source, "base", "mini", {"test/loss": 1.0}) == {"table/transfer/loss": 1.0}
+    assert tables.summary(source, "ucf_1@better", "mini", {}) == {}
+
+
+def test_paper_names() -> None:
+    assert paper_named("avid") is paper_named("avid_cma")
+    assert {p.short for p in PAPERS} == {"avid", "xmcgan", "m3p", "vx2text", "mct"}
+    with pytest.raises(ReportingError, match="did you mean 'avid'"):
+        paper_named("avids")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_shipped_tables_expand_in_order(scale: str) -> None:
+    seen: set[str] = set()
+    instances = expand("avid_cma", scale)
+    assert instances
+    for instance in instances:
+        assert instance.id not in seen
+        assert set(instance.parents.values()) <= seen
+        seen.add(instance.id)
+
+
+def test_shipped_tables_hold_the_published_values() -> None:
+    source = load("avid_cma")
+    values = {
+        (table.id, row.label, metric): published.value
+        for table in source.tables
+        for row in table.rows
+        for metric, published in row.published.items()
+    }
+    assert values["kinetics_transfer", "AVID-CMA", "ucf"] == 87.5
+    assert values["audioset_transfer", "XDC", "esc"] == 85.8
+    assert values["kinetics_linear", "AVID-CMA (AudioSet)", "best"] == 48.9
+    assert len(values) == 17 + 19 + 4  # the two poster tables and the list of linear probes; nothing else is known
+    avts = source.table("audioset_transfer").row("AVTS")
+    assert (avts.published["esc"].mark, avts.published["dcase"].mark) == ("*", "*")
+
+
+def test_shipped_recipes_exist() -> None:
+    source = load("avid_cma")
+    folder = source.path.parents[2] / "configs" / "avid_cma"
+    missing = sorted({s.recipe for s in source.stages.values() if not (folder / f"{s.recipe}.yaml").is_file()})
+    assert missing == []
