@@ -1,0 +1,94 @@
+"""Order of the samples: seeded by the epoch, split over ranks, and resumable at any step.
+
+Lightning's own restart replays the order of epoch 0 in the first resumed epoch, because the default sampler draws
+from a generator whose state is gone. Here the order of epoch e is a pure function of (seed, e), so a restarted run
+only needs to know where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Yields `(epoch, item)` keys in an order that depends on (seed, epoch) alone.
+
+    Rank r of W takes items r, r + W, ... of the epoch's order. A global batch is therefore the same set of items for
+    every W, which makes W processes equal to one with the joined batch. What is left over after the last whole global
+    batch is dropped, as in the specification (section 9).
+
+    Args:
+        num_samples: length of the data set.
+        batch_size: global batch, over all ranks.
+        seed: seed of the order.
+        rank, world_size: this process and the number of processes.
+
+    Raises:
+        ValueError: the global batch is not divisible by the number of processes, or larger than the data set.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if batch_size % world_size:
+            raise ValueError(
+                f"data.batch_size ({batch_size}) is the global batch and must be divisible by the number of "
+                f"processes ({world_size})"
+            )
+        if num_samples < batch_size:
+            raise ValueError(
+                f"data.batch_size ({batch_size}) is larger than the {num_samples} samples of an epoch; "
+                "lower data.batch_size or raise data.clips_per_video"
+            )
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self._first_batch = 0
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of global batches in an epoch."""
+        return self.num_samples // self.batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def start_at(self, batch: int) -> None:
+        """Make the next iteration, and only that one, begin at this global batch of the epoch."""
+        self._first_batch = batch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
+        order = torch.randperm(self.num_samples, generator=generator)
+        first, self._first_batch = self._first_batch * self.batch_size, 0
+        last = self.batches_per_epoch * self.batch_size
+        epoch = self.epoch
+        for item in order[first + self.rank : last : self.world_size].tolist():
+            yield epoch, item
+
+    def __len__(self) -> int:
+        """Samples of this rank in a whole epoch, also when the next iteration starts in its middle."""
+        return self.batches_per_epoch * self.batch_size // self.world_size
+
+
+class ShardSampler(Sampler[int]):
+    """Every item exactly once over all ranks, in order, without padding: for evaluation.
+
+    Ranks may get one item more or less than each other, so nothing in an evaluation step may wait for the other ranks.
+    """
+
+    def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1) -> None:
+        self.num_samples = num_samples
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.rank, self.num_samples, self.world_size))
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self.num_samples, self.world_size))

@@ -1,0 +1,106 @@
+"""Callbacks that every stage runs with: counter-based randomness, the non-finite stop, the check of replicas."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from common.training.errors import NonFiniteLossError
+
+
+class StepSeed(Callback):
+    """Seeds the global generators before every training batch from (seed, batch counter, rank).
+
+    Dropout and the like then depend on where the run is and not on what ran before, so a run resumed at any step draws
+    the same numbers as the uninterrupted one, without any generator state in the checkpoint.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        counter = trainer.fit_loop.total_batch_idx
+        digest = hashlib.blake2b(f"{self.seed}/{counter}/{trainer.global_rank}".encode(), digest_size=8).digest()
+        value = int.from_bytes(digest, "little") >> 1
+        torch.manual_seed(value)
+        np.random.seed(value % 2**32)  # noqa: NPY002 - libraries still draw from the global generator
+        random.seed(value)
+
+
+class StopOnNonFiniteLoss(Callback):
+    """Stops the run when the loss is not finite; the message has the step and the samples, a checkpoint is kept.
+
+    The flag is kept on the device and read every `every_n_steps` steps, so that no step waits for the device. On the
+    CPU, where reading costs nothing, it is read at every step.
+
+    Args:
+        directory: where `non_finite.ckpt` is written.
+        every_n_steps: how often the flag is read on an accelerator.
+    """
+
+    def __init__(self, directory: str, every_n_steps: int = 50) -> None:
+        self.directory = Path(directory)
+        self.every_n_steps = every_n_steps
+        self._first_bad: torch.Tensor | None = None
+        self._recent: deque[tuple[int, torch.Tensor | None]] = deque(maxlen=every_n_steps)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if not isinstance(loss, torch.Tensor):
+            return
+        # Under automatic optimisation the reported loss is divided by accumulate_grad_batches; finiteness is the same.
+        step = trainer.fit_loop.total_batch_idx
+        bad = ~torch.isfinite(loss.detach()).all()
+        if self._first_bad is None:
+            self._first_bad = torch.full((), -1, dtype=torch.int64, device=loss.device)
+        unset = self._first_bad < 0
+        self._first_bad = torch.where(bad & unset, torch.full_like(self._first_bad, step), self._first_bad)
+        index = batch.get("index") if isinstance(batch, dict) else None
+        self._recent.append((step, index))
+        if loss.device.type == "cpu" or (step + 1) % self.every_n_steps == 0:
+            self._check(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._check(trainer)
+
+    def _check(self, trainer: pl.Trainer) -> None:
+        if self._first_bad is None or (step := int(self._first_bad)) < 0:
+            return
+        samples = next((index for at, index in self._recent if at == step), None)
+        listed = "unknown" if samples is None else ", ".join(str(i) for i in samples.tolist()[:64])
+        path = self.directory / "non_finite.ckpt"
+        trainer.save_checkpoint(path)
+        raise NonFiniteLossError(
+            f"the loss is not finite at batch {step} (rank {trainer.global_rank}); samples of that batch: {listed}. "
+            f"The state is kept in {path}; the last good checkpoint is beside it. Lower model.learning_rate, or look "
+            "at those samples."
+        )
+
+
+class CheckReplicas(Callback):
+    """Every so many steps, compares the state that all ranks must hold alike (memory banks, queues).
+
+    The module offers `check_replicas()`; modules without it are left alone.
+    """
+
+    def __init__(self, every_n_steps: int = 1000) -> None:
+        self.every_n_steps = every_n_steps
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        check = getattr(pl_module, "check_replicas", None)
+        if trainer.world_size > 1 and check is not None and (trainer.global_step % self.every_n_steps) == 0:
+            check()

@@ -1,0 +1,59 @@
+"""LightningCLI over a configuration that the stack has merged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from common.training.configuration import ConfigurationError, RunConfiguration, check_arguments
+
+
+class StageCLI(LightningCLI):
+    """Builds trainer, model and data of one stage; does not run anything.
+
+    Args:
+        config: mapping with `seed_everything`, `trainer`, `model`, `data`, placeholders already replaced.
+        trainer_arguments: what the stage sets beyond the config: default_root_dir, loggers, more callbacks.
+    """
+
+    def __init__(self, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> None:
+        self._trainer_arguments = dict(trainer_arguments or {})
+        super().__init__(
+            args=config,
+            run=False,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_kwargs={"exit_on_error": False},
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the mapping; unlike the parent, without a warning about what stands in sys.argv."""
+        try:
+            self.config = parser.parse_object(args)
+        except Exception as error:
+            raise ConfigurationError(f"the configuration does not fit its classes: {error}") from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The configured trainer with the stage's folder, loggers and callbacks."""
+        extra = dict(self._trainer_arguments)
+        callbacks = extra.pop("callbacks", [])
+        trainer_config = {**self._get(self.config_init, "trainer", default={}), **extra, **kwargs}
+        return self._instantiate_trainer(trainer_config, callbacks)
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole configuration with every default filled in, as plain data."""
+        self._dump_config()
+        return self.config_dump
+
+
+def build(run: RunConfiguration, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> StageCLI:
+    """Check every key of the merged configuration, then build trainer, model and data.
+
+    Raises:
+        ConfigurationError: an unknown field, or a value of the wrong type.
+    """
+    check_arguments(config, run.layers)
+    return StageCLI(config, trainer_arguments)

@@ -1,0 +1,183 @@
+"""What a stage logs to: an append-only metrics file that survives a kill, and Weights & Biases (offline by default)."""
+
+from __future__ import annotations
+
+import csv
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+
+WANDB_PROJECT = "representation-assemble"
+
+#: How long a key without a network may hold a run up, in seconds.
+WANDB_PATIENCE_SECONDS = 3.0
+
+
+class MetricsFile(Logger):
+    """Appends `step,name,value` rows to a CSV file.
+
+    The long form needs no header that changes when a new metric appears, so a row once written is never rewritten. A
+    resumed run first drops the rows after its checkpoint, then goes on: the file equals that of an uninterrupted run.
+    Lightning's CSVLogger starts its file anew instead.
+
+    Args:
+        path: the CSV file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self._path.parent)
+
+    def drop_after(self, step: int) -> None:
+        """Forget rows of steps greater than `step` (-1 forgets everything). Steps start at 0."""
+        if not self._path.exists():
+            return
+        with self._path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit() and int(row[0]) <= step]
+        temporary = self._path.with_suffix(".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["step", "name", "value"])
+            writer.writerows(rows)
+        os.replace(temporary, self._path)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        new = not self._path.exists()
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["step", "name", "value"])
+            writer.writerows([step if step is not None else 0, name, repr(float(v))] for name, v in metrics.items())
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The configuration is kept beside the file by the stage, not in it."""
+
+
+def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Curves of a metrics file: name -> [(step, value), ...]."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            curves.setdefault(row["name"], []).append((int(row["step"]), float(row["value"])))
+    return curves
+
+
+def wandb_mode() -> str:
+    """`online`, `offline` or `disabled`, from the environment and what the network allows.
+
+    `WANDB_MODE` decides when it is set. Otherwise: offline, and one line says so. Online needs a key and a server that
+    answers within a few seconds; where it does not, the run goes on offline.
+    """
+    mode = os.environ.get("WANDB_MODE", "").lower()
+    if mode in {"disabled", "dryrun", "offline"}:
+        return "disabled" if mode == "disabled" else "offline"
+    if mode != "online":
+        return "offline"
+    if not _has_key():
+        rank_zero_info("W&B: WANDB_MODE=online but no key (WANDB_API_KEY or `wandb login`); logging offline instead")
+        return "offline"
+    address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    try:
+        with socket.create_connection(
+            (address.hostname or "", address.port or (80 if address.scheme == "http" else 443)),
+            timeout=WANDB_PATIENCE_SECONDS,
+        ):
+            return "online"
+    except OSError as error:
+        rank_zero_info(
+            f"W&B: {address.hostname} does not answer ({error}); logging offline, `wandb sync` sends it later"
+        )
+        return "offline"
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        import netrc
+
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, ValueError):
+        return False
+
+
+def wandb_logger(
+    *,
+    directory: Path,
+    run_id: str,
+    name: str,
+    group: str,
+    job_type: str,
+    tags: list[str],
+    config: dict[str, Any],
+    notes: str = "",
+) -> WandbLogger | None:
+    """The W&B run of one stage (DESIGN section 7); None when disabled or when W&B cannot start.
+
+    Args:
+        directory: folder that gets the `wandb/` folder.
+        run_id: stable id, so that a resumed stage continues its run.
+        name: `<stage>-<scale>-s<seed>`.
+        group: `<paper>/<scale>`.
+        job_type: pretrain, fine_tune, probe or evaluate.
+        tags: scale, row, revision.
+        config: the whole resolved configuration.
+        notes: the configuration stack in one line.
+    """
+    mode = wandb_mode()
+    if mode == "disabled":
+        return None
+    import wandb
+
+    directory.mkdir(parents=True, exist_ok=True)
+    settings = wandb.Settings(
+        init_timeout=20,
+        silent=True,
+        console="off",
+        x_disable_stats=True,
+        x_disable_meta=True,
+        disable_git=True,
+        x_disable_machine_info=True,
+        disable_code=True,
+    )
+    try:
+        run = wandb.init(
+            project=WANDB_PROJECT,
+            dir=str(directory),
+            id=run_id,
+            name=name,
+            group=group,
+            job_type=job_type,
+            tags=[tag[:64] for tag in tags],
+            config=config,
+            notes=notes,
+            mode="online" if mode == "online" else "offline",
+            resume="allow" if mode == "online" else None,
+            settings=settings,
+            reinit="finish_previous",
+        )
+    except Exception as error:  # W&B must never end a run: the record is the source of truth.
+        rank_zero_info(f"W&B: could not start ({type(error).__name__}: {error}); this stage is not logged there")
+        return None
+    return WandbLogger(experiment=run, save_dir=str(directory))

@@ -1,0 +1,198 @@
+"""The `assemble` command. Parsing and help import neither torch nor lightning."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.reporting.errors import ReportingError
+from common.reporting.papers import PAPERS, SCALES, existing_papers, paper_named, project_root
+from common.training.errors import StageError
+
+RUN_COMMANDS = {
+    "fit": "run one stage: train it (where it trains), test it, write its record",
+    "validate": "loss of a trained stage on its validation data",
+    "test": "measure a trained stage again",
+    "predict": "write a trained stage's outputs for its held-out data",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command not in RUN_COMMANDS:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
+    from common.training.configuration import ConfigurationError
+
+    try:
+        return int(arguments.func(arguments) or 0)
+    except (ConfigurationError, StageError, ReportingError) as error:
+        print(f"assemble: {error}", file=sys.stderr)
+        return 2
+    except (FileNotFoundError, ValueError) as error:
+        if os.environ.get("ASSEMBLE_TRACEBACK"):
+            raise
+        print(f"assemble: {error}\n(ASSEMBLE_TRACEBACK=1 shows where)", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 141
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every subcommand."""
+    names = ", ".join(paper.short for paper in PAPERS)
+    parser = argparse.ArgumentParser(
+        prog="assemble",
+        description="Re-run five CVPR 2021 papers on joint representations and regenerate their tables.",
+        epilog=f"Papers: {names}. Scales: smoke (seconds), mini (minutes on a CPU), paper (the published recipe).",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    for name, text in RUN_COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}. Any further --key value overrides the configuration, such as "
+            "--trainer.max_epochs 3 or --model.temperature 0.1; --config FILE adds a layer.",
+        )
+        command.add_argument("name", help="<paper>/<stage or recipe>, such as avid_cma/avid or avid/ucf_1@avid_cma")
+        _add_run_options(command)
+        command.add_argument("--seed", type=int, default=0, help="seed of weights, order and miniature data")
+        command.add_argument("--print_config", action="store_true", help="print the merged configuration and stop")
+        command.add_argument("--checkpoint", type=Path, help="weights to use instead of the stage's own")
+        command.set_defaults(func=_run_command)
+
+    command = commands.add_parser("reproduce", help="run all stages of a paper that have not run, print its tables")
+    command.add_argument("paper", help=names)
+    _add_run_options(command)
+    _add_selection(command)
+    command.set_defaults(func=_reproduce_command)
+
+    command = commands.add_parser("plan", help="print the stages and what is left, also as shell or SLURM lines")
+    command.add_argument("paper", help=names)
+    _add_run_options(command)
+    _add_selection(command)
+    command.add_argument("--format", choices=("text", "shell", "slurm"), default="text")
+    command.set_defaults(func=_plan_command)
+
+    from common.reporting.commands import add_parsers
+
+    add_parsers(commands)
+
+    command = commands.add_parser("data", help="what a paper's data sets are, what is there, how to get the rest")
+    command.add_argument("paper", help=names)
+    command.add_argument("--data", type=Path, default=_data_root(), help="folder that holds the data sets")
+    command.add_argument("--prepare", action="store_true", help="index what is there and check a sample of files")
+    command.set_defaults(func=_data_command)
+
+    command = commands.add_parser("doctor", help="what this machine has and lacks: devices, keys, data, versions")
+    command.add_argument("--data", type=Path, default=_data_root(), help="folder that holds the data sets")
+    command.set_defaults(func=_doctor_command)
+    return parser
+
+
+def _data_root() -> Path:
+    return Path(os.environ.get("ASSEMBLE_DATA", project_root() / "data"))
+
+
+def _add_run_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--scale", choices=SCALES, default="mini", help="default: mini")
+    command.add_argument("--hardware", default="cpu", help="a file in configs/hardware: cpu, gpu1, gpu8, slurm")
+    command.add_argument("--runs", type=Path, default=project_root() / "runs", help="folder of the runs")
+    command.add_argument("--data", type=Path, default=_data_root(), help="folder that holds the data sets")
+
+
+def _add_selection(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
+    command.add_argument("--tables", nargs="+", help="only these tables (ids)")
+    command.add_argument("--rows", nargs="+", help="only these rows (labels or models)")
+    command.add_argument("--stages", nargs="+", help="only these stages and what they start from")
+
+
+def _selection(arguments: argparse.Namespace) -> Any:
+    from common.training.schedule import Selection
+
+    def chosen(name: str) -> tuple[str, ...] | None:
+        values = getattr(arguments, name, None)
+        return tuple(values) if values else None
+
+    return Selection(
+        scale=arguments.scale,
+        seeds=tuple(getattr(arguments, "seeds", None) or [arguments.seed]),
+        hardware=arguments.hardware,
+        runs=arguments.runs.resolve(),
+        data=arguments.data.resolve(),
+        tables=chosen("tables"),
+        rows=chosen("rows"),
+        stages=chosen("stages"),
+    )
+
+
+def _run_command(arguments: argparse.Namespace) -> int:
+    from common.training.single import find_request, print_configuration, run_mode
+
+    request = find_request(arguments.name, _selection(arguments), arguments.rest)
+    if arguments.print_config:
+        print_configuration(request)
+        return 0
+    if arguments.checkpoint is not None and not arguments.checkpoint.is_file():
+        raise StageError(f"--checkpoint {arguments.checkpoint} does not exist")
+    return run_mode(arguments.command, request, arguments.checkpoint)
+
+
+def _reproduce_command(arguments: argparse.Namespace) -> int:
+    from common.training.schedule import reproduce
+
+    selection = _selection(arguments)
+    failed = reproduce(arguments.paper, selection)
+    show_tables(paper_named(arguments.paper).name, selection.scale, selection.runs)
+    return 1 if failed else 0
+
+
+def show_tables(paper: str, scale: str, runs: Path) -> None:
+    """Print a paper's tables from the records in `runs`, and write them to `runs/<paper>/<scale>/tables.md`."""
+    from rich.console import Console
+
+    from common.reporting import render
+    from common.reporting.atomic import write_text_atomically
+    from common.reporting.tables import load
+
+    filled = [f for f in render.fill(load(paper), scale, render.records_of(paper, runs)) if f.result.measured]
+    console = Console()
+    render.print_tables(filled, console if console.is_terminal else Console(width=200))
+    path = runs / paper / scale / "tables.md"
+    write_text_atomically(path, "\n\n".join(render.table_markdown(f) for f in filled) + "\n")
+    print(f"written to {path}; `assemble report` makes a page of it, `assemble promote {paper}` keeps the records")
+
+
+def _plan_command(arguments: argparse.Namespace) -> int:
+    from common.training.schedule import plan, render_plan
+
+    print(render_plan(plan(arguments.paper, _selection(arguments)), arguments.format))
+    return 0
+
+
+def _data_command(arguments: argparse.Namespace) -> int:
+    from common.data.prepare import report
+    from common.training.single import datasets_of
+
+    report(datasets_of(paper_named(arguments.paper).name, arguments.data.resolve()), prepare=arguments.prepare)
+    return 0
+
+
+def _doctor_command(arguments: argparse.Namespace) -> int:
+    from common.training.doctor import examine
+
+    return examine(arguments.data.resolve(), [paper.name for paper in existing_papers()])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,313 @@
+"""Runs one stage: build, fit (from its last checkpoint when it was stopped), test, record.
+
+A stage's folder `runs/<paper>/<scale>/seed<k>/<stage>/` holds `identity.json` (what the folder is a run of),
+`config.yaml` (the resolved configuration), `checkpoints/last.ckpt`, `metrics.csv`, `media/`, `wandb/` and, when it is
+finished, `record.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.reporting import records
+from common.reporting.atomic import write_text_atomically
+from common.reporting.papers import project_root
+from common.training.configuration import ConfigurationError, RunConfiguration, merge, place, resolve
+from common.training.errors import StageError
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The finished stage that a field of this stage starts from."""
+
+    stage: str
+    directory: Path
+    lineage_hash: str
+
+    def checkpoint(self, name: str) -> Path:
+        """File of one of its checkpoints."""
+        return self.directory / "checkpoints" / f"{name}.ckpt"
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """One stage to run.
+
+    Attributes:
+        paper, stage, recipe, job, row: identity as in tables.yaml; `row` is the model of the row that it evaluates.
+        scale, hardware, seed: as on the command line.
+        parents: dotted field -> stage that fills it with its checkpoint.
+        overrides: dotted fields that tables.yaml sets for this stage.
+        arguments: overrides from the command line.
+        runs: folder of all runs.
+        data: folder that `$DATA` in configs stands for.
+    """
+
+    paper: str
+    stage: str
+    recipe: str
+    job: str
+    row: str | None
+    scale: str
+    hardware: str
+    seed: int
+    runs: Path
+    data: Path
+    parents: Mapping[str, Parent] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Sequence[str] = ()
+
+    @property
+    def directory(self) -> Path:
+        """Folder of this stage's run."""
+        return records.run_folder(self.runs, self.paper, self.scale, self.seed, self.stage)
+
+    def configuration(self) -> RunConfiguration:
+        """The merged configuration, without the parents' paths."""
+        return resolve(
+            self.paper,
+            self.recipe,
+            scale=self.scale,
+            hardware=self.hardware,
+            seed=self.seed,
+            stage_overrides=dict(self.overrides),
+            arguments=self.arguments,
+        )
+
+    def lineage_hash(self, run: RunConfiguration | None = None) -> str:
+        """Hash of this configuration and of all that it descends from."""
+        run = run or self.configuration()
+        return records.lineage_hash(
+            records.config_hash(run.config),
+            {
+                name: parent.lineage_hash if run.start_from == "last" else f"{parent.lineage_hash}/{run.start_from}"
+                for name, parent in self.parents.items()
+            },
+        )
+
+
+def finished_record(request: StageRequest, lineage: str) -> records.Record | None:
+    """The record of this very stage, or None when it has not finished or was made by another configuration."""
+    path = request.directory / "record.json"
+    if not path.is_file():
+        return None
+    record = records.read(path)
+    return record if record.lineage_hash == lineage else None
+
+
+def _is_main_process() -> bool:
+    """Whether this is the process that manages folders: not one that Lightning, torchrun or SLURM started beside it."""
+    return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+
+
+def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: str) -> Path | None:
+    """Make the stage's folder its own; returns the checkpoint to go on from, if there is one.
+
+    A folder that another configuration left behind is moved to `<stage>.previous`, never overwritten.
+    """
+    directory = request.directory
+    identity = {"lineage_hash": lineage, "stack": run.describe(), "arguments": list(request.arguments)}
+    identity_path = directory / "identity.json"
+    checkpoint = directory / "checkpoints" / "last.ckpt"
+    if _is_main_process():
+        known = None
+        if identity_path.is_file():
+            try:
+                known = json.loads(identity_path.read_text(encoding="utf-8")).get("lineage_hash")
+            except ValueError:
+                known = None
+        if directory.exists() and known != lineage and any(directory.iterdir()):
+            previous = directory.with_name(directory.name + ".previous")
+            shutil.rmtree(previous, ignore_errors=True)
+            directory.rename(previous)
+            print(f"  {request.stage}: the configuration changed; the earlier run is kept in {previous}")
+        directory.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(identity_path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
+        # A folder named by the stage may be started anew after its record was made by other parents.
+        (directory / "record.json").unlink(missing_ok=True)
+    return checkpoint if checkpoint.is_file() else None
+
+
+def _quiet_lightning() -> None:
+    """Silence what Lightning says about itself at every start; errors and our own lines stay.
+
+    After its import, since that sets the level of its loggers.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*is smaller than the logging interval.*",
+        ".*LeafSpec.*is deprecated.*",
+        ".*dataloader is not resumable.*",  # ours is: the sampler starts at the step of the checkpoint
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def run_stage(request: StageRequest, *, checkpoint: Path | None = None, test_only: bool = False) -> records.Record:
+    """Run a stage to its end and write its record.
+
+    Args:
+        request: what to run.
+        checkpoint: start the test from these weights; only with `test_only`.
+        test_only: leave the fit out.
+
+    Returns:
+        The record, already on disk.
+
+    Raises:
+        ConfigurationError: the configuration is wrong; nothing was started.
+        StageError: the stage cannot go on; its folder holds what it had reached.
+    """
+    run = request.configuration()
+    config_hash = records.config_hash(run.config)
+    lineage = request.lineage_hash(run)
+    for name, parent in request.parents.items():
+        if not parent.checkpoint(run.start_from).is_file():
+            raise StageError(
+                f"{request.stage} starts from stage {parent.stage} ({name}), but "
+                f"{parent.checkpoint(run.start_from)} does not exist; "
+                f"run that stage first: assemble fit {request.paper}/{parent.stage} --scale {request.scale} "
+                f"--seed {request.seed}"
+            )
+    config = run.config
+    for name, parent in request.parents.items():
+        config = merge(config, place(config, name, str(parent.checkpoint(run.start_from))))
+    directory = request.directory
+    resume_from = _prepare_directory(request, run, lineage)
+    run_config = RunConfiguration(**{**run.__dict__, "config": config}).with_placeholders(
+        DATA=str(request.data), RUN=str(directory)
+    )
+
+    # Heavy imports only now: help, plans and skipped stages do not pay for them.
+    import torch
+
+    from common.reporting import tables
+    from common.training.cli import build
+    from common.training.loggers import MetricsFile, wandb_logger
+
+    _quiet_lightning()
+    started = datetime.now(UTC).replace(microsecond=0)
+    clock = time.monotonic()
+    is_main_process = _is_main_process()
+    git = records.git_state(project_root())
+    metrics_file = MetricsFile(directory / "metrics.csv")
+    cli = build(run, run_config, {"default_root_dir": str(directory), "logger": [metrics_file]})
+    resolved = cli.resolved()
+    trainer = cli.trainer
+
+    wandb = None
+    if is_main_process:
+        write_text_atomically(directory / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        wandb = wandb_logger(
+            directory=directory,
+            run_id=f"{request.paper}-{request.scale}-s{request.seed}-{request.stage.replace('@', '-')}-{lineage[:8]}",
+            name=f"{request.stage}-{request.scale}-s{request.seed}",
+            group=f"{request.paper}/{request.scale}",
+            job_type=request.job,
+            tags=[request.scale, *([request.row] if request.row else []), (git.get("revision") or "unknown")[:12]],
+            config=resolved,
+            notes=run.describe(),
+        )
+        if wandb is not None:
+            trainer.loggers = [metrics_file, wandb]
+    last = directory / "checkpoints" / "last.ckpt"
+    interrupted = True
+    try:
+        if run.trains and not test_only:
+            if resume_from is not None:
+                step = torch.load(resume_from, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+                print(f"  {request.stage}: goes on from step {step} ({resume_from})")
+                if is_main_process:
+                    metrics_file.drop_after(step - 1)
+            else:
+                metrics_file.drop_after(-1)
+            trainer.fit(
+                cli.model, datamodule=cli.datamodule, ckpt_path=resume_from and str(resume_from), weights_only=True
+            )
+            if trainer.interrupted:
+                raise KeyboardInterrupt
+            trainer.save_checkpoint(last)
+        elif test_only and checkpoint is not None:
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            cli.model.load_state_dict(state["state_dict"])
+        steps = trainer.global_step
+        trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+        metrics: dict[str, float | None] = {
+            name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith("test/")
+        }
+        if wandb is not None:
+            source = tables.load(request.paper)
+            for key, value in {**metrics, **tables.summary(source, request.stage, request.scale, metrics)}.items():
+                wandb.experiment.summary[key] = value
+        interrupted = False
+    finally:
+        if wandb is not None:
+            wandb.experiment.finish(exit_code=1 if interrupted else 0)
+
+    media = directory / "media"
+    device = trainer.strategy.root_device
+    accelerators = [torch.cuda.get_device_name(device)] * trainer.world_size if device.type == "cuda" else []
+    record = records.Record(
+        paper=request.paper,
+        stage=request.stage,
+        recipe=request.recipe,
+        job=request.job,
+        row=request.row,
+        scale=request.scale,
+        seed=request.seed,
+        metrics=metrics,
+        selection="last",
+        config_hash=config_hash,
+        lineage_hash=lineage,
+        config=run.config,
+        deviations=[dict(entry) for entry in run.deviations],
+        parents={
+            name: {"stage": parent.stage, "lineage_hash": parent.lineage_hash}
+            for name, parent in request.parents.items()
+        },
+        git=git,
+        versions=records.versions(),
+        hardware=records.hardware(accelerators),
+        precision=str(trainer.precision),
+        global_batch=cli.datamodule.batch_size,
+        steps=steps,
+        wall_seconds=round(time.monotonic() - clock, 1),
+        started=started.isoformat().replace("+00:00", "Z"),
+        data=cli.datamodule.describe(),
+        wandb_run_id=wandb.version if wandb is not None else None,
+        media=sorted(str(path.relative_to(directory)) for path in media.glob("*")) if media.is_dir() else [],
+    )
+    if is_main_process:
+        records.write_atomically(directory / "record.json", record)
+    return record
+
+
+def print_error(error: BaseException) -> None:
+    """One line for the user instead of a traceback."""
+    print(f"assemble: {error}", file=sys.stderr)
+
+
+__all__ = [
+    "ConfigurationError",
+    "Parent",
+    "StageError",
+    "StageRequest",
+    "finished_record",
+    "print_error",
+    "run_stage",
+]

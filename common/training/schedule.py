@@ -1,0 +1,287 @@
+"""Which stages a paper needs, which of them are done, and running the rest in order.
+
+Imports neither torch nor lightning: planning and skipping are instant.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.reporting import records
+from common.reporting.papers import paper_named, project_root
+from common.reporting.tables import StageInstance, expand
+from common.training.configuration import ConfigurationError, RunConfiguration
+from common.training.errors import StageError
+from common.training.runner import Parent, StageRequest, finished_record
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the user asked for: scale, seeds, machine, folders, and which part of the tables."""
+
+    scale: str = "mini"
+    seeds: tuple[int, ...] = (0,)
+    hardware: str = "cpu"
+    runs: Path = Path("runs")
+    data: Path = Path("data")
+    tables: tuple[str, ...] | None = None
+    rows: tuple[str, ...] | None = None
+    stages: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage with what has to be done about it.
+
+    Attributes:
+        request: the stage.
+        run: its merged configuration.
+        lineage: hash of the configuration and of all that it descends from.
+        done: whether its record is there and still fits.
+        reason: why it runs or is skipped, for people.
+    """
+
+    request: StageRequest
+    run: RunConfiguration
+    lineage: str
+    done: bool
+    reason: str
+
+
+def plan(paper: str, selection: Selection, arguments: Sequence[str] = ()) -> list[Planned]:
+    """All stages of a paper in the order in which they can run, for every seed.
+
+    Raises:
+        ConfigurationError, TablesError: before anything runs.
+    """
+    name = paper_named(paper).name
+    instances = expand(name, selection.scale, selection.tables, selection.rows, selection.stages)
+    planned: list[Planned] = []
+    for seed in selection.seeds:
+        lineages: dict[str, str] = {}
+        for instance in instances:
+            request = request_for(name, instance, selection, seed, lineages, arguments)
+            run = request.configuration()
+            lineage = request.lineage_hash(run)
+            lineages[instance.id] = lineage
+            done, reason = _state(request, lineage)
+            planned.append(Planned(request, run, lineage, done, reason))
+    return planned
+
+
+def request_for(
+    paper: str,
+    instance: StageInstance,
+    selection: Selection,
+    seed: int,
+    lineages: dict[str, str],
+    arguments: Sequence[str] = (),
+) -> StageRequest:
+    """The request of one stage instance; `lineages` holds those of its parents."""
+    parents = {
+        field: Parent(
+            parent,
+            records.run_folder(selection.runs, paper, selection.scale, seed, parent),
+            lineages[parent],
+        )
+        for field, parent in instance.parents.items()
+    }
+    return StageRequest(
+        paper=paper,
+        stage=instance.id,
+        recipe=instance.recipe,
+        job=instance.job,
+        row=instance.row,
+        scale=selection.scale,
+        hardware=selection.hardware,
+        seed=seed,
+        runs=selection.runs,
+        data=selection.data,
+        parents=parents,
+        overrides=instance.overrides,
+        arguments=tuple(arguments),
+    )
+
+
+def _state(request: StageRequest, lineage: str) -> tuple[bool, str]:
+    record = finished_record(request, lineage)
+    if record is not None:
+        return True, f"done {record.started[:16].replace('T', ' ')} in {duration(record.wall_seconds)}"
+    if (request.directory / "record.json").is_file():
+        return False, "its configuration or that of a stage it starts from changed"
+    if (request.directory / "checkpoints" / "last.ckpt").is_file():
+        return False, "was stopped, goes on from its last checkpoint"
+    return False, "not run yet"
+
+
+def expected_seconds(planned: Sequence[Planned]) -> float | None:
+    """Expected time of the stages that are left, from earlier records of the same kind; None without any."""
+    if not planned:
+        return 0.0
+    request = planned[0].request
+    known = [*records.find(request.runs, request.paper, request.scale), *records.find_promoted(request.paper)]
+    total, missing = 0.0, 0
+    for item in planned:
+        seconds = records.expected_seconds(known, item.request.scale, item.request.stage)
+        if seconds is None:
+            missing += 1
+        else:
+            total += seconds
+    if missing == len(planned):
+        return None
+    return total * len(planned) / (len(planned) - missing)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3.2 min` or `38.0 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def reproduce(paper: str, selection: Selection, *, say: Callable[[str], None] = print) -> list[str]:
+    """Run every stage whose record is missing or no longer fits, and say what is skipped and why.
+
+    A stage that fails does not stop those that do not start from it.
+
+    Returns:
+        The stages that failed, or could not start because a parent failed; empty when all is done.
+    """
+    planned = plan(paper, selection)
+    todo = [item for item in planned if not item.done]
+    say(
+        f"{paper_named(paper).title} at scale {selection.scale}: {len(planned)} stages"
+        + (f" over seeds {', '.join(map(str, selection.seeds))}" if len(selection.seeds) > 1 else "")
+        + f", {len(planned) - len(todo)} done, {len(todo)} to run"
+    )
+    for item in planned:
+        if item.done:
+            say(f"  skip  {_name(item)}: {item.reason}")
+    estimate = expected_seconds(todo)
+    if todo:
+        say(
+            f"  expected: {duration(estimate)} (from earlier records)"
+            if estimate is not None
+            else "  expected: unknown, no earlier record of this scale"
+        )
+    failed: dict[tuple[int, str], str] = {}
+    clock = time.monotonic()
+    for number, item in enumerate(todo, start=1):
+        request = item.request
+        blocked = [p.stage for p in request.parents.values() if (request.seed, p.stage) in failed]
+        if blocked:
+            failed[request.seed, request.stage] = f"starts from {blocked[0]}, which failed"
+            say(f"[{number}/{len(todo)}] {_name(item)}: left out, it {failed[request.seed, request.stage]}")
+            continue
+        say(f"[{number}/{len(todo)}] {_name(item)} ({item.reason})")
+        try:
+            record = _run(item)
+        except KeyboardInterrupt:
+            say(f"stopped. The same command goes on with {request.stage}; {len(todo) - number + 1} stages are left.")
+            raise
+        except Exception as error:  # one stage must not cost the others
+            if not isinstance(error, StageError | ConfigurationError | OSError | ValueError):
+                import traceback
+
+                traceback.print_exc()
+            failed[request.seed, request.stage] = str(error)
+            say(f"  FAILED {_name(item)}: {error}")
+            continue
+        left = _remaining(todo[number:], clock, number, estimate)
+        say(f"  {_headline(record)}  [{duration(record.wall_seconds)}{left}]")
+    if failed:
+        say(f"{len(failed)} of {len(todo)} stages failed; the others are done. Run the same command again to retry.")
+    return [f"{stage} (seed {seed}): {reason}" for (seed, stage), reason in failed.items()]
+
+
+def _name(item: Planned) -> str:
+    return f"{item.request.stage} seed {item.request.seed}"
+
+
+def _headline(record: records.Record) -> str:
+    shown = [f"{name.removeprefix('test/')} {value:.4g}" for name, value in record.metrics.items() if value is not None]
+    return ", ".join(shown[:4]) + (", ..." if len(shown) > 4 else "")
+
+
+def _remaining(left: Sequence[Planned], clock: float, finished: int, estimate: float | None) -> str:
+    if not left:
+        return ""
+    spent = time.monotonic() - clock
+    expected = expected_seconds(left)
+    if expected is None:
+        expected = spent / finished * len(left)
+    return f", about {duration(expected)} left"
+
+
+def _run(item: Planned) -> records.Record:
+    """Run a stage in this process, or in its own where Lightning must start several."""
+    trainer: dict[str, Any] = item.run.config["trainer"]
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    if str(devices) in {"1", "auto"} and str(nodes) == "1":
+        from common.training.runner import run_stage
+
+        return run_stage(item.request)
+    # Lightning starts the other ranks by running the command line again, so it must be that of this stage alone.
+    done = subprocess.run([sys.executable, "-m", "common.training.main", *fit_arguments(item.request)], check=False)
+    record = finished_record(item.request, item.lineage)
+    if done.returncode or record is None:
+        raise StageError(f"{item.request.stage} ended with status {done.returncode}; see its messages above")
+    return record
+
+
+def fit_arguments(request: StageRequest) -> list[str]:
+    """Command line after `assemble` that runs one stage."""
+    return [
+        "fit", f"{request.paper}/{request.stage}", "--scale", request.scale, "--seed", str(request.seed),
+        "--hardware", request.hardware, "--runs", str(request.runs), "--data", str(request.data), *request.arguments,
+    ]  # fmt: skip
+
+
+def render_plan(planned: Sequence[Planned], form: str) -> str:
+    """The plan as text, as a shell script or as SLURM submissions with dependencies.
+
+    Args:
+        planned: the stages in order.
+        form: text, shell or slurm.
+    """
+    if form == "text":
+        lines = [
+            f"{'done' if item.done else 'run ':4}  seed {item.request.seed}  {item.request.stage:<34} "
+            f"{item.request.recipe:<28} {item.reason}"
+            for item in planned
+        ]
+        seconds = expected_seconds([item for item in planned if not item.done])
+        lines.append(f"expected time of what is left: {'unknown' if seconds is None else duration(seconds)}")
+        return "\n".join(lines)
+    todo = [item for item in planned if not item.done]
+    commands = [shlex.join(["assemble", *fit_arguments(item.request)]) for item in todo]
+    if form == "shell":
+        return "\n".join(["#!/bin/sh", "set -e", *commands])
+    lines = ["#!/bin/sh", "set -e", f"cd {shlex.quote(str(project_root()))}"]
+    variables: dict[tuple[int, str], str] = {}
+    for number, (item, command) in enumerate(zip(todo, commands), start=1):
+        request = item.request
+        trainer = item.run.config["trainer"]
+        nodes, devices = int(trainer.get("num_nodes", 1)), trainer.get("devices", 1)
+        tasks = int(devices) if str(devices).isdigit() else 1
+        gpus = f" --gres=gpu:{tasks}" if trainer.get("accelerator") == "gpu" else ""
+        waits = [
+            variables[request.seed, p.stage] for p in request.parents.values() if (request.seed, p.stage) in variables
+        ]
+        dependency = " --dependency=afterok:" + ":".join(f"${name}" for name in dict.fromkeys(waits)) if waits else ""
+        variable = f"stage_{number}"
+        variables[request.seed, request.stage] = variable
+        lines.append(
+            f"{variable}=$(sbatch --parsable --requeue --open-mode=append --signal=SIGUSR1@120 "
+            f"--job-name={shlex.quote(f'{request.paper}-{request.stage}-s{request.seed}')} "
+            f"--nodes={nodes} --ntasks-per-node={tasks}{gpus}{dependency} "
+            f"--wrap={shlex.quote(f'srun {command}')})"
+        )
+    return "\n".join(lines)

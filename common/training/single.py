@@ -1,0 +1,141 @@
+"""One stage from the command line: find it, show its configuration, run, validate or predict with it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from common.reporting.errors import nearest
+from common.reporting.papers import paper_named
+from common.reporting.tables import StageInstance, expand, load
+from common.training.configuration import ConfigurationError, recipes_of, resolve
+from common.training.errors import StageError
+from common.training.runner import StageRequest, run_stage
+from common.training.schedule import Selection, request_for
+
+if TYPE_CHECKING:
+    from common.data.datasets.base import MediaDataset
+
+
+def find_request(name: str, selection: Selection, arguments: Sequence[str] = ()) -> StageRequest:
+    """The stage that `<paper>/<name>` means: an instance of the paper's tables, a stage of it, or a bare recipe.
+
+    A run with overrides is another run than the table's: it gets a folder of its own, so that trying something never
+    costs a finished record.
+
+    Raises:
+        ConfigurationError: nothing has that name; the message has the nearest.
+    """
+    paper_name, _, wanted = name.partition("/")
+    if not wanted:
+        raise ConfigurationError(f"{name!r} names no stage: write <paper>/<stage or recipe>, such as avid_cma/avid")
+    paper = paper_named(paper_name).name
+    tables = load(paper)
+    instances = {instance.id: instance for instance in expand(tables, selection.scale)}
+    seed = selection.seeds[0]
+    if wanted not in instances and wanted in tables.stages:
+        try:
+            for instance in expand(tables, selection.scale, stages=[wanted]):
+                instances.setdefault(instance.id, instance)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from None
+    if wanted not in instances:
+        if wanted not in recipes_of(paper):
+            known = {*instances, *tables.stages, *recipes_of(paper)}
+            raise ConfigurationError(f"{paper} has no stage or recipe {wanted!r}; {nearest(wanted, known)}")
+        instances[wanted] = StageInstance(wanted, wanted, "pretrain", None)
+    instance = instances[wanted]
+    if arguments:
+        digest = hashlib.sha256("\0".join(arguments).encode()).hexdigest()[:6]
+        instance = StageInstance(
+            f"{instance.id}+{digest}", instance.recipe, instance.job, instance.row, instance.parents, instance.overrides
+        )
+    lineages: dict[str, str] = {}
+
+    def lineage(identity: str) -> str:
+        if identity not in lineages:
+            parent = instances[identity]
+            for ancestor in parent.parents.values():
+                lineage(ancestor)
+            lineages[identity] = request_for(paper, parent, selection, seed, lineages).lineage_hash()
+        return lineages[identity]
+
+    for parent in instance.parents.values():
+        lineage(parent)
+    request = request_for(paper, instance, selection, seed, lineages, arguments)
+    # A parent given on the command line replaces that of the table.
+    given = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
+    kept = {
+        field: parent
+        for field, parent in request.parents.items()
+        if field not in given and field.replace(".init_args", "") not in given
+    }
+    return StageRequest(**{**request.__dict__, "parents": kept})
+
+
+def print_configuration(request: StageRequest) -> None:
+    """Print the stack, the deviations of the scale and the merged configuration."""
+    run = request.configuration()
+    print("# " + " < ".join(layer.name for layer in run.layers))
+    for deviation in run.deviations:
+        print(f"# deviation of scale {run.scale}: {deviation['field']}: {deviation['reason']}")
+    for field, parent in request.parents.items():
+        print(f"# {field} <- stage {parent.stage}: {parent.checkpoint(run.start_from)}")
+    print(yaml.safe_dump(run.config, sort_keys=False), end="")
+
+
+def run_mode(command: str, request: StageRequest, checkpoint: Path | None) -> int:
+    """`fit`, `test`, `validate` or `predict` for one stage; prints what came out."""
+    if command in {"fit", "test"}:
+        if command == "fit" and checkpoint is not None:
+            raise StageError(
+                "--checkpoint goes with test, validate and predict; a fit goes on from its own folder, or "
+                "starts from another stage with --model.warm_start or --model.pretrained"
+            )
+        record = run_stage(request, checkpoint=checkpoint, test_only=command == "test")
+        for name, value in record.metrics.items():
+            print(f"{name:<40} {value if value is None else format(value, '.4f')}")
+        print(f"record: {request.directory / 'record.json'}")
+        return 0
+    return _validate_or_predict(command, request, checkpoint)
+
+
+def _validate_or_predict(command: str, request: StageRequest, checkpoint: Path | None) -> int:
+    import torch
+
+    from common.training.cli import build
+
+    weights = checkpoint or request.directory / "checkpoints" / "last.ckpt"
+    if not weights.is_file():
+        raise StageError(f"{weights} does not exist: train the stage first (assemble fit) or give --checkpoint")
+    run = request.configuration()
+    config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
+    config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in {"limit_val_batches", "callbacks"}}
+    cli = build(run, config, {"default_root_dir": str(request.directory), "logger": False})
+    if command == "validate":
+        cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=str(weights), verbose=True)
+        return 0
+    outputs = cli.trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=str(weights))
+    path = request.directory / "predictions.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(outputs, path)
+    print(f"written to {path}")
+    return 0
+
+
+def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
+    """Every data set that a paper's recipes read at the scale `paper`, once each."""
+    found: dict[tuple[str, str], Any] = {}
+    for recipe in recipes_of(paper):
+        config = resolve(paper, recipe, scale="paper").with_placeholders(DATA=str(data), RUN="")
+        entry = config["data"]["init_args"]["dataset"]
+        key = (entry["class_path"], str(entry["init_args"]))
+        if key not in found:
+            module, _, name = entry["class_path"].rpartition(".")
+            found[key] = getattr(importlib.import_module(module), name)(**entry["init_args"])
+    return list(found.values())

@@ -1,0 +1,24 @@
+"""Set-up shared by all tests."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything reads them: no test logs online, writes into the user's cache or starts more threads than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+os.environ["MPLBACKEND"] = "Agg"
+
+import pytest
+import torch
+import torch._dynamo  # imported before workers are forked: importing it in a forked child can hang
+
+# One thread: results do not depend on the machine's core count, and forked workers inherit no thread pool.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Files that can be made again go to a temporary folder, never to the user's cache."""
+    os.environ["ASSEMBLE_CACHE"] = str(tmp_path_factory.mktemp("cache"))

@@ -1,0 +1,126 @@
+"""The configuration stack: merging, overrides, placeholders, errors that name what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.training.configuration import (
+    ConfigurationError,
+    check_arguments,
+    leaves,
+    load_yaml_text,
+    merge,
+    parse_overrides,
+    place,
+    resolve,
+    substitute,
+)
+
+trees = st.recursive(
+    st.integers() | st.text(max_size=3) | st.none(),
+    lambda children: st.dictionaries(st.text("abcd", min_size=1, max_size=2), children, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(base=trees, layer=trees)
+def test_every_leaf_of_the_later_layer_survives(base: object, layer: object) -> None:
+    merged = merge({"root": base}, {"root": layer})
+    found = dict(leaves(merged))
+    for path, value in leaves({"root": layer}):
+        if value != {}:
+            assert found[path] == value
+
+
+@given(tree=trees)
+def test_merging_nothing_changes_nothing(tree: object) -> None:
+    assert merge({"root": tree}, {}) == {"root": tree}
+
+
+def test_a_new_class_drops_the_arguments_of_the_old_one() -> None:
+    base = {"model": {"class_path": "a.A", "init_args": {"width": 3, "depth": 4}}}
+    layer = {"model": {"class_path": "b.B", "init_args": {"width": 5}}}
+    assert merge(base, layer)["model"] == layer["model"]
+    same = {"model": {"class_path": "a.A", "init_args": {"width": 5}}}
+    assert merge(base, same)["model"]["init_args"] == {"width": 5, "depth": 4}
+
+
+def test_a_plus_appends_to_a_list() -> None:
+    assert merge({"callbacks": [1]}, {"callbacks+": [2, 3]}) == {"callbacks": [1, 2, 3]}
+    assert merge({}, {"callbacks+": 2}) == {"callbacks": [2]}
+
+
+@pytest.mark.parametrize(("text", "value"), [("2e-4", 2e-4), ("1e6", 1e6), ("-3.5e-2", -0.035), ("12", 12), ("1.5", 1.5)])
+def test_numbers_of_yaml(text: str, value: float) -> None:
+    assert load_yaml_text(text) == value
+
+
+def test_words_that_look_like_numbers_stay_words() -> None:
+    assert load_yaml_text("e5") == "e5"
+    assert load_yaml_text("16-mixed") == "16-mixed"
+
+
+def test_overrides_reach_into_init_args() -> None:
+    config = {"model": {"class_path": "a.A", "init_args": {"encoder": {"class_path": "b.B", "init_args": {}}}}}
+    assert place(config, "model.encoder.width", 3) == {
+        "model": {"init_args": {"encoder": {"init_args": {"width": 3}}}}
+    }
+    assert place(config, "trainer.max_epochs", 3) == {"trainer": {"max_epochs": 3}}
+
+
+def test_override_syntax() -> None:
+    pairs, files = parse_overrides(["--model.temperature", "0.1", "--a=[1, 2]", "--config", "x.yaml", "--n", "-3"])
+    assert pairs == [("model.temperature", 0.1), ("a", [1, 2]), ("n", -3)]
+    assert files == [Path("x.yaml")]
+    with pytest.raises(ConfigurationError, match="--a needs a value"):
+        parse_overrides(["--a", "--b", "1"])
+    with pytest.raises(ConfigurationError, match="unexpected argument 'stray'"):
+        parse_overrides(["stray"])
+
+
+def test_placeholders() -> None:
+    tree = {"a": "$RUN/x", "b": ["$SEED", "s$SEED"], "c": 3}
+    assert substitute(tree, {"RUN": "/r", "SEED": "7"}) == {"a": "/r/x", "b": [7, "s7"], "c": 3}
+
+
+def test_the_stack_in_order() -> None:
+    run = resolve("avid", "cma_top8", scale="paper", seed=3, arguments=["--model.temperature", "0.2"])
+    assert [layer.name for layer in run.layers] == [
+        "configs/trainer.yaml",
+        "configs/hardware/cpu.yaml",
+        "configs/avid_cma/base.yaml",
+        "configs/avid_cma/cma.yaml",
+        "configs/avid_cma/cma_top8.yaml",
+        "command line model.temperature",
+    ]
+    arguments = run.config["model"]["init_args"]
+    assert (arguments["positives"], arguments["temperature"]) == (8, 0.2)
+    assert run.config["seed_everything"] == 3
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"paper": "avidd", "recipe": "avid"}, "avidd.*avid"),
+        ({"paper": "avid", "recipe": "avod"}, "no recipe 'avod'.*'avid"),
+        ({"paper": "avid", "recipe": "avid", "scale": "minni"}, "minni.*mini"),
+        ({"paper": "avid", "recipe": "avid", "hardware": "gpu9"}, "gpu9.*gpu"),
+        ({"paper": "avid", "recipe": "avid", "arguments": ["--modle.x", "1"]}, "command line.*'modle'.*'model'"),
+    ],
+)
+def test_unknown_names_get_the_nearest(call: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        resolve(**call)
+
+
+def test_a_misspelt_field_is_named_with_its_layer_and_the_nearest() -> None:
+    run = resolve("avid", "avid", scale="paper", arguments=["--model.temprature", "0.1"])
+    with pytest.raises(ConfigurationError, match="command line.*'model.init_args.temprature'.*'temperature'"):
+        check_arguments(run.config, run.layers)
+    run = resolve("avid", "avid", scale="paper", arguments=["--trainer.max_epoch", "1"])
+    with pytest.raises(ConfigurationError, match="'trainer.max_epoch'.*'max_epochs'"):
+        check_arguments(run.config, run.layers)
