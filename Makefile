@@ -32,7 +32,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@UV=$$(command -v uv || echo "$(PYTHON) -m uv"); set -e; \
 	  test -x $(VENV)/bin/python || $$UV venv --quiet --python $(PYTHON) $(VENV); \
 	  export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
-	  $$UV pip sync --quiet requirements.lock; \
+	  $$UV pip sync --quiet --compile-bytecode requirements.lock; \
 	  $$UV pip install --quiet --no-deps --editable .
 	@touch $@
 
