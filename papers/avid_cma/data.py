@@ -116,7 +116,7 @@ class AudioVisualData(ShardedDataModule):
 
     def prepare_data(self) -> None:
         if self.world is not None:
-            self.world.prepare()
+            self.world.prepare([self.dataset.name])
 
     def video_transform(self, training: bool) -> VideoTransform:
         """The video pipeline of specification 2.2."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.memory.collective import all_gather_concat, is_distributed
+from common.metrics.gathering import first_occurrences, gather_rows
 from papers.avid_cma.agreement import Agreement, mine_positives
 
 if TYPE_CHECKING:
@@ -84,23 +84,10 @@ class EmbeddingCollector:
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
         """Unit embeddings [N, d] of both modalities and the clips' positions [N], ascending."""
         video, audio, index = (torch.cat(part) for part in zip(*self._parts))
-        if is_distributed():
-            video, audio, index = (_gather_ragged(tensor) for tensor in (video, audio, index))
-        # A broken clip is replaced by its neighbour, which then comes twice: keep the first.
-        order = torch.argsort(index, stable=True)
-        index = index[order]
-        first = torch.ones_like(index, dtype=torch.bool)
-        first[1:] = index[1:] != index[:-1]
-        return video[order][first], audio[order][first], index[first]
-
-
-def _gather_ragged(tensor: Tensor) -> Tensor:
-    """Concatenation over ranks of tensors that may differ in length."""
-    lengths = all_gather_concat(torch.tensor([len(tensor)], device=tensor.device))
-    longest = int(lengths.max())
-    padded = F.pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, longest - len(tensor)))
-    joined = all_gather_concat(padded)
-    return torch.cat([joined[i * longest : i * longest + int(n)] for i, n in enumerate(lengths)])
+        video, audio, index = gather_rows(video), gather_rows(audio), gather_rows(index)
+        # A broken clip is replaced by its neighbour, which then comes twice.
+        first = first_occurrences(index)
+        return video[first], audio[first], index[first]
 
 
 def cross_modal_retrieval(video: Tensor, audio: Tensor) -> dict[str, Tensor]:

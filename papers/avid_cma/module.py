@@ -139,7 +139,11 @@ class AVID(pl.LightningModule):
         listing = self.data.listing
         fingerprint = listing.fingerprint()
         if self.criterion is None:
-            self.criterion = self.build_criterion(len(listing)).to(self.device)
+            # Its own generator: the banks must not depend on how many numbers were drawn on the way here, for example by
+            # a first run that computed audio statistics which a second one finds.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.hparams["seed"])
+                self.criterion = self.build_criterion(len(listing)).to(self.device)
             if stage == "fit" and self.trainer.ckpt_path is None and self.hparams["warm_start"]:
                 self.take_over(self.hparams["warm_start"], fingerprint)
         self._require_listing("this checkpoint", self._listing_fingerprint, fingerprint)

@@ -1,0 +1,146 @@
+"""Video encoders."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+BLOCKS_PER_STAGE: dict[int, tuple[int, int, int, int]] = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+STAGES: tuple[str, ...] = ("conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool")
+
+
+class SpatioTemporalBlock(nn.Module):
+    """Residual block of two (spatial, temporal) pairs of convolutions, normalised once on the sum with the residual.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output, and of every convolution inside (no widening in the middle).
+        temporal_stride: Stride in time, applied by the first temporal convolution.
+        spatial_stride: Stride in height and width, applied by the first spatial convolution.
+
+    Shapes:
+        [B, in_channels, T, H, W] -> [B, out_channels, T / temporal_stride, H / spatial_stride, W / spatial_stride]
+
+    Source: specification 3.1.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, temporal_stride: int = 1, spatial_stride: int = 1) -> None:
+        super().__init__()
+        spatial_step = (1, spatial_stride, spatial_stride)
+        self.spt_conv1 = nn.Conv3d(in_channels, out_channels, (1, 3, 3), spatial_step, (0, 1, 1), bias=False)
+        self.spt_bn1 = nn.BatchNorm3d(out_channels)
+        self.tmp_conv1 = nn.Conv3d(
+            out_channels, out_channels, (3, 1, 1), (temporal_stride, 1, 1), (1, 0, 0), bias=False
+        )
+        self.tmp_bn1 = nn.BatchNorm3d(out_channels)
+        self.spt_conv2 = nn.Conv3d(out_channels, out_channels, (1, 3, 3), 1, (0, 1, 1), bias=False)
+        self.spt_bn2 = nn.BatchNorm3d(out_channels)
+        self.tmp_conv2 = nn.Conv3d(out_channels, out_channels, (3, 1, 1), 1, (1, 0, 0), bias=False)
+        self.out_bn = nn.BatchNorm3d(out_channels)
+        self.res_conv: nn.Conv3d | None = None
+        if in_channels != out_channels or temporal_stride != 1 or spatial_stride != 1:
+            step = (temporal_stride, spatial_stride, spatial_stride)
+            self.res_conv = nn.Conv3d(in_channels, out_channels, 1, step, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block."""
+        residual = x if self.res_conv is None else self.res_conv(x)
+        x = torch.relu(self.spt_bn1(self.spt_conv1(x)))
+        x = torch.relu(self.tmp_bn1(self.tmp_conv1(x)))
+        x = torch.relu(self.spt_bn2(self.spt_conv2(x)))
+        return torch.relu(self.out_bn(self.tmp_conv2(x) + residual))
+
+
+class R2Plus1D(nn.Module):
+    """R(2+1)D residual network with a full 3D stem and a global max pool; 15,379,136 parameters by default.
+
+    It differs from torchvision's ``r2plus1d_18``: stem of 3x7x7 followed by a max pool, no widening between the
+    spatial and the temporal convolution, one batch normalisation on the sum of main and residual path, and a maximum
+    instead of a mean over positions. Parameter names equal those of the released AVID-CMA checkpoints.
+
+    Args:
+        depth: 10, 18 or 34: (1, 1, 1, 1), (2, 2, 2, 2) or (3, 4, 6, 3) blocks.
+        width: Channels of the first stage; the last has ``8 * width``.
+        stem_pool: Max pool after the stem. Off in the small model of the ablations (depth 10, 112 px).
+        in_channels: Channels of the video.
+        stem_kernel: Height and width of the stem's kernel.
+        stem_stride: Stride in height and width of the stem.
+        temporal_strides: Stride in time of each of the four stages.
+        spatial_strides: Stride in height and width of each of the four stages.
+
+    Shapes:
+        video [B, in_channels, T, H, W] -> features [B, 8 * width]
+
+    Raises:
+        ValueError: ``depth`` is none of 10, 18, 34, or a list of strides has not four entries.
+
+    Source: specification 3.1.
+    """
+
+    def __init__(
+        self,
+        depth: int = 18,
+        width: int = 64,
+        stem_pool: bool = True,
+        in_channels: int = 3,
+        stem_kernel: int = 7,
+        stem_stride: int = 2,
+        temporal_strides: Sequence[int] = (1, 2, 2, 2),
+        spatial_strides: Sequence[int] = (1, 2, 2, 2),
+    ) -> None:
+        super().__init__()
+        if depth not in BLOCKS_PER_STAGE:
+            raise ValueError(f"depth: no R(2+1)D of depth {depth}; use one of {sorted(BLOCKS_PER_STAGE)}")
+        for name, strides in (("temporal_strides", temporal_strides), ("spatial_strides", spatial_strides)):
+            if len(strides) != 4:
+                raise ValueError(f"{name}: expected one stride for each of the four stages, got {list(strides)}")
+        blocks = BLOCKS_PER_STAGE[depth]
+        self.feature_dim = 8 * width
+        self.stage_channels = dict(zip(STAGES, (width, width, 2 * width, 4 * width, 8 * width, 8 * width)))
+        stem: list[nn.Module] = [
+            nn.Conv3d(
+                in_channels,
+                width,
+                (3, stem_kernel, stem_kernel),
+                (1, stem_stride, stem_stride),
+                (1, stem_kernel // 2, stem_kernel // 2),
+                bias=False,
+            ),
+            nn.BatchNorm3d(width),
+            nn.ReLU(),
+        ]
+        if stem_pool:
+            stem.append(nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)))
+        self.conv1 = nn.Sequential(*stem)
+        self.conv2x = self._stage(width, width, blocks[0], temporal_strides[0], spatial_strides[0])
+        self.conv3x = self._stage(width, 2 * width, blocks[1], temporal_strides[1], spatial_strides[1])
+        self.conv4x = self._stage(2 * width, 4 * width, blocks[2], temporal_strides[2], spatial_strides[2])
+        self.conv5x = self._stage(4 * width, 8 * width, blocks[3], temporal_strides[3], spatial_strides[3])
+        self.pool = nn.AdaptiveMaxPool3d(1)
+
+    @staticmethod
+    def _stage(in_channels: int, out_channels: int, blocks: int, temporal: int, spatial: int) -> nn.Sequential:
+        first = SpatioTemporalBlock(in_channels, out_channels, temporal, spatial)
+        return nn.Sequential(first, *(SpatioTemporalBlock(out_channels, out_channels) for _ in range(blocks - 1)))
+
+    def forward_stages(self, video: Tensor) -> dict[str, Tensor]:
+        """Feature maps of every stage.
+
+        Args:
+            video: [B, in_channels, T, H, W].
+
+        Returns:
+            ``conv1``, ``conv2x`` ... ``conv5x`` and ``pool``, each [B, C, T', H', W'], the last one
+            [B, 8 * width, 1, 1, 1].
+        """
+        stages: dict[str, Tensor] = {}
+        x = video
+        for name in STAGES:
+            x = getattr(self, name)(x)
+            stages[name] = x
+        return stages
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Features [B, 8 * width] of videos [B, in_channels, T, H, W]."""
+        return self.forward_stages(video)["pool"].flatten(1)

@@ -1,0 +1,1 @@
+"""Measures of quality: pure functions and small accumulators without Lightning."""

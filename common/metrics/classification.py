@@ -1,0 +1,63 @@
+"""Accuracy of classifiers."""
+
+import torch
+from torch import Tensor
+
+
+def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many other classes score at least as high as the true one.
+
+    Ties and NaN count against the classifier, so that one which gives every class the same score, or none, is right
+    about nothing.
+
+    Args:
+        scores: [..., C].
+        labels: True classes [...].
+
+    Returns:
+        [...] int64; 0 when the true class alone scores highest.
+    """
+    own = scores.gather(-1, labels.unsqueeze(-1))
+    return (~(scores < own)).sum(-1) - 1
+
+
+def hits(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
+    """Whether the true class is among the ``k`` highest, as 0.0 or 1.0.
+
+    Args:
+        scores: [..., C].
+        labels: True classes [...].
+        k: How many guesses are allowed.
+
+    Returns:
+        [...] float32.
+    """
+    return (label_ranks(scores, labels) < k).float()
+
+
+def top_k_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
+    """Share of samples whose true class is among the ``k`` highest, in percent.
+
+    Args:
+        scores: [N, C].
+        labels: True classes [N].
+        k: How many guesses are allowed.
+
+    Returns:
+        Scalar.
+    """
+    return 100 * hits(scores, labels, k).mean()
+
+
+def mean_clip_probability(clip_logits: Tensor) -> Tensor:
+    """Class probabilities of a sample that is seen as several clips.
+
+    Args:
+        clip_logits: [..., clips, C].
+
+    Returns:
+        The mean over clips of the softmax of each, [..., C] in float32.
+
+    Source: specification 10.1.
+    """
+    return torch.softmax(clip_logits.float(), dim=-1).mean(-2)

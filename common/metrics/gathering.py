@@ -1,0 +1,102 @@
+"""Collecting per-sample results of all processes, each sample once."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Rows of all processes in rank order; every process may bring another number of them, also none.
+
+    Args:
+        rows: [n, ...], with the same trailing shape and type on every process, on a device the group can use.
+        group: Processes that take part; by default all.
+
+    Returns:
+        [sum of n, ...] on every process; ``rows`` itself when there is one process.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+        return rows
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.zeros_like(count) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(counts, count, group=group)
+    lengths = [int(one) for one in counts]
+    # Collectives want equal shapes, so all bring the longest length and the padding is cut off again.
+    padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths)])
+
+
+def first_occurrences(index: Tensor) -> Tensor:
+    """Positions [m] of the first occurrence of every value in ``index`` [n], in ascending order of the value."""
+    ordered, position = torch.sort(index, stable=True)
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    return position[is_first]
+
+
+class OncePerSample:
+    """Means of per-sample values with every sample weighing the same, however often it was seen.
+
+    A distributed sampler may repeat samples to give every process the same number, and a loader that meets a broken
+    file delivers its neighbour twice. Both would weigh twice in an ordinary mean. Here values are kept by sample
+    index, collected from all processes at the end, and the values of one index are averaged first. So an index may
+    also come several times on purpose, once for each random clip of a video.
+
+    Args:
+        names: The values of one sample.
+
+    Example:
+        >>> meter = OncePerSample("top1")
+        >>> meter.update(torch.tensor([4, 7, 4]), top1=torch.tensor([1.0, 0.0, 1.0]))
+        >>> meter.compute()["top1"].item()
+        0.5
+    """
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self._indices: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._indices.clear()
+        self._values.clear()
+
+    def update(self, index: Tensor, **values: Tensor) -> None:
+        """Add samples.
+
+        Args:
+            index: Which samples, [B].
+            values: For every name one value a sample, [B].
+
+        Raises:
+            ValueError: The names are not those of the constructor.
+        """
+        if set(values) != set(self.names):
+            raise ValueError(f"expected values for {sorted(self.names)}, got {sorted(values)}")
+        self._indices.append(index.detach())
+        self._values.append(torch.stack([values[name].detach().double() for name in self.names], dim=1))
+
+    def compute(self, device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """The means over all samples of all processes; NaN where there is no sample.
+
+        Args:
+            device: Where to collect; needed only by a process that may have seen no sample.
+
+        Returns:
+            For every name a float64 scalar. ``count`` gives the number of samples.
+        """
+        if self._indices:
+            index, values = torch.cat(self._indices), torch.cat(self._values)
+        else:
+            index = torch.zeros(0, dtype=torch.int64, device=device)
+            values = torch.zeros(0, len(self.names), dtype=torch.float64, device=device)
+        index, values = gather_rows(index), gather_rows(values)
+        samples, position, times = torch.unique(index, return_inverse=True, return_counts=True)
+        per_sample = values.new_zeros(len(samples), len(self.names)).index_add_(0, position, values) / times[:, None]
+        means = dict(zip(self.names, per_sample.mean(0)))
+        means["count"] = torch.tensor(float(len(samples)), dtype=torch.float64, device=values.device)
+        return means

@@ -1,0 +1,99 @@
+"""Two processes train AVID to the same weights, banks and normaliser as one process with the joined batch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.training.runner import StageRequest, run_stage
+from papers.avid_cma.objective import BankObjective
+from tests.distributed.harness import run_distributed
+from tests.stages import request
+
+
+class PooledLinear(nn.Module):
+    """An encoder without batch statistics: with them, two halves of a batch are not the whole."""
+
+    def __init__(self, channels: int, feature_dim: int = 6) -> None:
+        super().__init__()
+        self.feature_dim = feature_dim
+        self.linear = nn.Linear(channels * 16, feature_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = nn.functional.adaptive_avg_pool2d(x.flatten(1, 2) if x.ndim == 5 else x, 4)
+        channels = self.linear.in_features // 16
+        return torch.tanh(self.linear(grid[:, :channels].flatten(1)))
+
+
+LAYER: dict[str, Any] = {
+    "trainer": {"max_epochs": 2, "limit_train_batches": 4, "log_every_n_steps": 1},
+    "model": {
+        "init_args": {
+            "video_encoder": {"class_path": "tests.distributed.test_training.PooledLinear", "init_args": {"channels": 3}},
+            "audio_encoder": {"class_path": "tests.distributed.test_training.PooledLinear", "init_args": {"channels": 1}},
+            "learning_rate": 0.01,
+        }
+    },
+}
+
+
+def _negatives_by_anchor(
+    self: BankObjective, index: Tensor, positives: Tensor, generator: Any, training: bool
+) -> Tensor:
+    """The same negatives for an anchor in whichever process it is."""
+    rows = torch.arange(self.negatives)[None] * 7 + index[:, None] * 3 + self.step
+    return (index[:, None] + 1 + rows % (self.num_items - 1)) % self.num_items
+
+
+def _request(runs: Path, devices: int) -> StageRequest:
+    strategy = "ddp" if devices > 1 else "auto"
+    return request(
+        "avid/avid_joint",
+        runs,
+        layer={**LAYER, "trainer": {**LAYER["trainer"], "devices": devices, "strategy": strategy}},
+    )
+
+
+def _train(stage: StageRequest) -> dict[str, Any]:
+    os.environ["WANDB_MODE"] = "disabled"
+    original, BankObjective._draw_negatives = BankObjective._draw_negatives, _negatives_by_anchor  # type: ignore
+    try:
+        record = run_stage(stage)
+    finally:
+        BankObjective._draw_negatives = original  # type: ignore[method-assign]
+        os.environ["WANDB_MODE"] = "offline"
+    state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)
+    return {"state": state["state_dict"], "metrics": record.metrics}
+
+
+def _train_rank(rank: int, stage: StageRequest) -> dict[str, Any]:
+    """As torchrun starts it."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
+        TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT="0",
+    )  # fmt: skip
+    return _train(stage)
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    one = _train(_request(tmp_path / "one", 1))
+    ranks = run_distributed(_train_rank, 2, 200, _request(tmp_path / "two", 2))
+    for name, expected in one["state"].items():
+        if name in {"progress.first", "progress.recent"}:
+            continue  # the loss of this rank's half
+        for rank in ranks:
+            found = rank["state"][name]
+            if isinstance(expected, Tensor):
+                found = torch.as_tensor(found)
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+            else:
+                assert found == expected
+    for key, value in one["metrics"].items():
+        if value is not None and key not in {"test/loss_first", "test/loss_last"}:
+            assert ranks[0]["metrics"][key] == pytest.approx(value, rel=1e-3, abs=1e-4), key

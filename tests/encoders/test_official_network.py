@@ -1,0 +1,164 @@
+"""The networks against the released ones: names, shapes, parameter counts and outputs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common.encoders.audio import AudioConvNet
+from common.encoders.heads import ProjectionHead
+from common.encoders.video import R2Plus1D
+from papers.avid_cma.model import AudioVisualModel
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma"
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def paper_model() -> AudioVisualModel:
+    return AudioVisualModel(R2Plus1D(), AudioConvNet(), ProjectionHead(), ProjectionHead())
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (R2Plus1D(), 15_379_136),
+        (R2Plus1D(depth=10), 7_015_616),
+        (R2Plus1D(depth=10, stem_pool=False), 7_015_616),
+        (R2Plus1D(depth=34), 28_861_632),
+        (AudioConvNet(), 4_725_696),
+        (AudioConvNet(small=True), 4_725_696),
+        (ProjectionHead(), 590_976),
+        (ProjectionHead(layers=1), 65_664),
+        (paper_model(), 21_286_784),
+        (
+            AudioVisualModel(
+                R2Plus1D(depth=10, stem_pool=False),
+                AudioConvNet(small=True),
+                ProjectionHead(layers=1),
+                ProjectionHead(layers=1),
+            ),
+            11_872_640,
+        ),
+    ],
+)
+def test_parameter_count(module: nn.Module, expected: int) -> None:
+    assert count(module) == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [("conv1", 28_352), ("conv2x", 197_632), ("conv3x", 722_944), ("conv4x", 2_887_680), ("conv5x", 11_542_528)],
+)
+def test_parameter_count_of_video_stage(stage: str, expected: int) -> None:
+    assert count(getattr(R2Plus1D(), stage)) == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [("conv1", 3_264), ("block1", 73_984), ("block2", 221_696), ("block3", 885_760), ("block4", 3_540_992)],
+)
+def test_parameter_count_of_audio_stage(stage: str, expected: int) -> None:
+    assert count(getattr(AudioConvNet(), stage)) == expected
+
+
+def test_names_shapes_and_order_are_the_official_ones() -> None:
+    official = json.loads((GOLDEN / "official_state_dict.json").read_text())["model"]
+    state = paper_model().state_dict()
+    assert {key: list(value.shape) for key, value in state.items()} == official
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / "encoders_r2p1d18.npz", allow_pickle=False) as archive:
+        return dict(archive)
+
+
+@pytest.fixture(scope="module")
+def weighted_model() -> AudioVisualModel:
+    """The model with the reproducible weights that the golden outputs were made with."""
+    official = json.loads((GOLDEN / "official_state_dict.json").read_text())["model"]
+    state: dict[str, torch.Tensor] = {}
+    for position, (key, shape) in enumerate(official.items()):
+        draw = np.random.RandomState(1000 + position)
+        if key.endswith("num_batches_tracked"):
+            state[key] = torch.tensor(0)
+            continue
+        if key.endswith("running_mean"):
+            value = 0.1 * draw.standard_normal(shape)
+        elif key.endswith("running_var"):
+            value = 1 + 0.5 * draw.random_sample(shape)
+        elif len(shape) == 1 and key.endswith("weight"):
+            value = 1 + 0.1 * draw.standard_normal(shape)
+        elif len(shape) == 1:
+            value = 0.1 * draw.standard_normal(shape)
+        else:
+            value = np.sqrt(2 / np.prod(shape[1:])) * draw.standard_normal(shape)
+        state[key] = torch.from_numpy(np.asarray(value, dtype=np.float32))
+    model = paper_model()
+    model.load_state_dict(state, strict=True)
+    return model
+
+
+@pytest.fixture(scope="module")
+def clips() -> tuple[torch.Tensor, torch.Tensor]:
+    draw = np.random.RandomState(77)
+    video = draw.standard_normal((2, 3, 8, 64, 64)).astype(np.float32)
+    audio = draw.standard_normal((2, 1, 100, 129)).astype(np.float32)
+    return torch.from_numpy(video), torch.from_numpy(audio)
+
+
+def assert_close(actual: torch.Tensor, expected: np.ndarray) -> None:
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(actual.detach().numpy(), expected, rtol=0, atol=1e-3 * scale)
+
+
+def test_features_and_embeddings(
+    weighted_model: AudioVisualModel, clips: tuple[torch.Tensor, torch.Tensor], golden: dict[str, np.ndarray]
+) -> None:
+    weighted_model.eval()
+    with torch.no_grad():
+        video, audio = weighted_model(*clips)
+        assert_close(video, golden["video_emb"])
+        assert_close(audio, golden["audio_emb"])
+        assert_close(weighted_model.video_model(clips[0]), golden["video_pool"])
+        assert_close(weighted_model.audio_model(clips[1]), golden["audio_pool"])
+
+
+def test_every_stage(
+    weighted_model: AudioVisualModel, clips: tuple[torch.Tensor, torch.Tensor], golden: dict[str, np.ndarray]
+) -> None:
+    weighted_model.eval()
+    with torch.no_grad():
+        towers = {
+            "video": weighted_model.video_model.forward_stages(clips[0]),
+            "audio": weighted_model.audio_model.forward_stages(clips[1]),
+        }
+    checked = 0
+    for tower, stages in towers.items():
+        assert list(stages) == ["conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool"]
+        for stage, x in stages.items():
+            if f"{tower}_{stage}_shape" not in golden:
+                continue
+            assert list(x.shape) == golden[f"{tower}_{stage}_shape"].tolist()
+            stats = torch.stack([x.mean(), x.abs().mean(), x.max(), x.square().mean().sqrt()])
+            np.testing.assert_allclose(stats.numpy(), golden[f"{tower}_{stage}_stats"], rtol=1e-4)
+            checked += 1
+    assert checked == 11
+
+
+def test_embeddings_with_batch_statistics(
+    weighted_model: AudioVisualModel, clips: tuple[torch.Tensor, torch.Tensor], golden: dict[str, np.ndarray]
+) -> None:
+    before = {key: value.clone() for key, value in weighted_model.state_dict().items()}
+    weighted_model.train()
+    with torch.no_grad():
+        video, audio = weighted_model(*clips)
+    weighted_model.load_state_dict(before)
+    assert_close(video, golden["video_emb_trainmode"])
+    assert_close(audio, golden["audio_emb_trainmode"])

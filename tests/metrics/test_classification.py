@@ -1,0 +1,54 @@
+"""Accuracy measures against hand-made cases, golden numbers and their defining properties."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.metrics.classification import hits, label_ranks, mean_clip_probability, top_k_accuracy
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma" / "probe_and_dense_eval.npz"
+
+
+def test_dense_evaluation_equals_the_official_one() -> None:
+    with np.load(GOLDEN, allow_pickle=False) as golden:
+        scores = mean_clip_probability(torch.from_numpy(golden["dense_clip_logits"]))
+        labels = torch.from_numpy(golden["dense_target"])
+        np.testing.assert_allclose(scores.numpy(), golden["dense_confidence"], rtol=1e-5, atol=1e-6)
+        assert top_k_accuracy(scores, labels, 1).item() == golden["dense_top1"][0]
+        assert top_k_accuracy(scores, labels, 3).item() == golden["dense_top3"][0]
+
+
+def test_mean_of_probabilities_is_not_the_mean_of_logits() -> None:
+    logits = torch.tensor([[[9.0, 0.0], [-1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]]])
+    assert logits.mean(1).argmax().item() == 0
+    assert mean_clip_probability(logits).argmax().item() == 1
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_classifier_without_opinion_is_right_about_nothing(value: float) -> None:
+    scores = torch.full((4, 10), value)
+    assert top_k_accuracy(scores, torch.arange(4), 1).item() == 0
+    assert top_k_accuracy(scores, torch.arange(4), 9).item() == 0
+
+
+@given(seed=st.integers(0, 1000), samples=st.integers(1, 20), classes=st.integers(1, 8))
+def test_top_k_without_ties_agrees_with_sorting(seed: int, samples: int, classes: int) -> None:
+    draw = np.random.default_rng(seed)
+    scores = torch.from_numpy(draw.permuted(np.tile(np.arange(float(classes)), (samples, 1)), axis=1))
+    labels = torch.from_numpy(draw.integers(0, classes, samples))
+    order = scores.argsort(1, descending=True)
+    for k in range(1, classes + 1):
+        expected = (order[:, :k] == labels[:, None]).any(1)
+        assert torch.equal(hits(scores, labels, k).bool(), expected)
+    assert (label_ranks(scores, labels) < classes).all()
+
+
+def test_leading_dimensions_are_kept() -> None:
+    scores = torch.eye(3).expand(2, 5, 3, 3)
+    labels = torch.tensor([0, 1, 0]).expand(2, 5, 3)
+    assert hits(scores, labels).shape == (2, 5, 3)
+    assert torch.equal(hits(scores, labels)[1, 2], torch.tensor([1.0, 1.0, 0.0]))

@@ -1,0 +1,53 @@
+"""Every sample once, within one process; several processes are in tests/distributed."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.metrics.gathering import OncePerSample, first_occurrences, gather_rows
+
+
+@given(st.lists(st.integers(0, 9), max_size=40))
+def test_first_occurrences(values: list[int]) -> None:
+    positions = first_occurrences(torch.tensor(values, dtype=torch.int64)).tolist()
+    assert positions == [values.index(value) for value in sorted(set(values))]
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(1, 7))
+def test_mean_counts_each_sample_once(indices: list[int], batch: int) -> None:
+    meter = OncePerSample("score", "square")
+    for start in range(0, len(indices), batch):
+        index = torch.tensor(indices[start : start + batch])
+        meter.update(index, score=index.float(), square=index.float() ** 2)
+    result = meter.compute()
+    samples = sorted(set(indices))
+    assert result["count"].item() == len(samples)
+    assert result["score"].item() == pytest.approx(sum(samples) / len(samples))
+    assert result["square"].item() == pytest.approx(sum(s * s for s in samples) / len(samples))
+
+
+def test_entries_of_one_sample_are_averaged() -> None:
+    meter = OncePerSample("right")
+    meter.update(torch.tensor([5, 2, 5, 5, 5]), right=torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]))
+    assert meter.compute()["right"].item() == pytest.approx((1 / 4 + 1) / 2)
+
+
+def test_nothing_seen_and_reset() -> None:
+    meter = OncePerSample("score")
+    assert meter.compute()["count"].item() == 0
+    meter.update(torch.tensor([3]), score=torch.tensor([1.0]))
+    meter.reset()
+    empty = meter.compute()
+    assert empty["count"].item() == 0
+    assert empty["score"].isnan()
+
+
+def test_wrong_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="top1"):
+        OncePerSample("top1").update(torch.tensor([0]), top5=torch.tensor([1.0]))
+
+
+def test_one_process_gathers_its_own_rows() -> None:
+    rows = torch.randn(3, 2)
+    assert gather_rows(rows) is rows

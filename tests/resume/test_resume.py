@@ -1,0 +1,117 @@
+"""A run that was killed in the middle of an epoch and started again equals one that was never stopped, bit for bit."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.training.runner import StageRequest, run_stage
+from papers.avid_cma.evaluation import ActionRecognition
+from papers.avid_cma.module import AVID
+from tests.stages import callbacks, request
+
+LAYER = {"trainer": {"max_epochs": 3, "limit_train_batches": 1.0, "log_every_n_steps": 1, "callbacks": callbacks(4)}}
+
+
+def _run_until_killed(stage: StageRequest, module: type, step: int) -> None:
+    original = module.training_step  # type: ignore[attr-defined]
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, batch, batch_idx)
+
+    module.training_step = training_step  # type: ignore[attr-defined]
+    os.environ["WANDB_MODE"] = "disabled"  # a forked child must not talk to its parent's W&B service
+    run_stage(stage)
+
+
+def _kill_at(stage: StageRequest, module: type, step: int) -> None:
+    process = multiprocessing.get_context("fork").Process(target=_run_until_killed, args=(stage, module, step))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def assert_equal(left: Any, right: Any, where: str = "checkpoint") -> None:
+    """Equal types, shapes and bits, all the way down."""
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), where
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            assert_equal(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), where
+        for position, (a, b) in enumerate(zip(left, right)):
+            assert_equal(a, b, f"{where}.{position}")
+    else:
+        assert left == right, where
+
+
+def _compare(whole: StageRequest, resumed: StageRequest) -> None:
+    states = [
+        torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True) for stage in (whole, resumed)
+    ]
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
+        assert_equal(states[0][key], states[1][key], key)
+    logged = [(stage.directory / "metrics.csv").read_text(encoding="utf-8") for stage in (whole, resumed)]
+    assert logged[0] == logged[1]
+    assert "train/loss" in logged[0]
+
+
+# Six steps an epoch and a checkpoint every four: step 10 goes on from 8, in the middle of epoch 1; step 14 goes on from
+# 12, the boundary of epochs 1 and 2, which is written before the epoch has ended.
+@pytest.mark.parametrize("killed_at", [10, 14])
+def test_avid(tmp_path: Path, killed_at: int) -> None:
+    whole = request("avid/avid_joint", tmp_path / "whole", layer=LAYER)
+    resumed = request("avid/avid_joint", tmp_path / "resumed", layer=LAYER)
+    _kill_at(resumed, AVID, killed_at)
+    assert not (resumed.directory / "record.json").exists()
+    records = [run_stage(stage) for stage in (whole, resumed)]
+    _compare(whole, resumed)
+    assert records[0].metrics == records[1].metrics
+    assert records[0].steps == records[1].steps == 18
+
+
+def test_cma_with_a_set_mined_in_between(tmp_path: Path) -> None:
+    layer = {**LAYER, "model": {"init_args": {"refresh_every": 1}}}
+    stages = []
+    for name in ("whole", "resumed"):
+        runs = tmp_path / name
+        run_stage(request("avid/avid", runs))
+        stages.append(request("avid/avid_cma", runs, layer=layer))
+    _kill_at(stages[1], AVID, 10)
+    for stage in stages:
+        run_stage(stage)
+    _compare(*stages)
+
+
+def test_fine_tuning_with_dropout_and_schedule(tmp_path: Path) -> None:
+    layer = {
+        "trainer": {**LAYER["trainer"], "callbacks": callbacks(2)},
+        "model": {"init_args": {"warmup_epochs": 1, "milestones": [1]}},
+    }
+    whole = request("avid/ucf101_fine_tune", tmp_path / "whole", layer=layer)
+    resumed = request("avid/ucf101_fine_tune", tmp_path / "resumed", layer=layer)
+    _kill_at(resumed, ActionRecognition, 7)
+    for stage in (whole, resumed):
+        run_stage(stage)
+    _compare(whole, resumed)
+
+
+def test_a_changed_configuration_starts_anew_and_keeps_the_old_run(tmp_path: Path) -> None:
+    run_stage(request("avid/avid", tmp_path))
+    stage = request("avid/avid", tmp_path, seed=0)
+    old = stage.directory
+    record = (old / "record.json").read_text(encoding="utf-8")
+    identity = old / "identity.json"
+    identity.write_text(identity.read_text(encoding="utf-8").replace('"lineage_hash": "', '"lineage_hash": "x'))
+    run_stage(stage)
+    assert (old.with_name("avid.previous") / "record.json").read_text(encoding="utf-8") == record

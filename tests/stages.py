@@ -1,0 +1,34 @@
+"""Running stages at the smoke scale from tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.training.runner import StageRequest
+from common.training.schedule import Selection
+from common.training.single import find_request
+
+
+def request(
+    name: str, runs: Path, *arguments: str, seed: int = 0, layer: dict[str, Any] | None = None, scale: str = "smoke"
+) -> StageRequest:
+    """The stage `<paper>/<name>` in a folder of runs, with overrides and one more YAML layer."""
+    if layer is not None:
+        path = runs / "layer.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(layer), encoding="utf-8")
+        arguments = (*arguments, "--config", str(path))
+    selection = Selection(scale=scale, seeds=(seed,), runs=runs, data=runs / "no-data")
+    return find_request(name, selection, arguments)
+
+
+def callbacks(every_n_train_steps: int) -> list[dict[str, Any]]:
+    """The callbacks of configs/trainer.yaml with another checkpoint interval."""
+    path = Path(__file__).resolve().parents[1] / "configs" / "trainer.yaml"
+    listed = yaml.safe_load(path.read_text(encoding="utf-8"))["trainer"]["callbacks"]
+    assert listed[-1]["class_path"].endswith("ModelCheckpoint")
+    listed[-1]["init_args"]["every_n_train_steps"] = every_n_train_steps
+    return listed
