@@ -74,6 +74,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("paper", help=names)
     _add_run_options(command)
     _add_selection(command)
+    command.add_argument(
+        "--jobs",
+        type=int,
+        default=0,
+        help="stages side by side, one thread each; default: the cores, at most 4, on the CPU, and 1 on GPUs",
+    )
     command.set_defaults(func=_reproduce_command)
 
     command = commands.add_parser("plan", help="print the stages and what is left, also as shell or SLURM lines")
@@ -152,7 +158,8 @@ def _reproduce_command(arguments: argparse.Namespace) -> int:
     from common.training.schedule import reproduce
 
     selection = _selection(arguments)
-    failed = reproduce(arguments.paper, selection)
+    jobs = arguments.jobs or (min(os.cpu_count() or 1, 4) if selection.hardware == "cpu" else 1)
+    failed = reproduce(arguments.paper, selection, jobs=jobs)
     show_tables(paper_named(arguments.paper).name, selection.scale, selection.runs)
     return 1 if failed else 0
 

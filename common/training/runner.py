@@ -7,14 +7,17 @@ finished, `record.json`.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -158,13 +161,11 @@ def _quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def run_stage(request: StageRequest, *, checkpoint: Path | None = None, test_only: bool = False) -> records.Record:
+def run_stage(request: StageRequest) -> records.Record:
     """Run a stage to its end and write its record.
 
     Args:
         request: what to run.
-        checkpoint: start the test from these weights; only with `test_only`.
-        test_only: leave the fit out.
 
     Returns:
         The record, already on disk.
@@ -187,6 +188,32 @@ def run_stage(request: StageRequest, *, checkpoint: Path | None = None, test_onl
     config = run.config
     for name, parent in request.parents.items():
         config = merge(config, place(config, name, str(parent.checkpoint(run.start_from))))
+    with _claimed(request):
+        return _run_claimed(request, run, config, config_hash, lineage)
+
+
+@contextmanager
+def _claimed(request: StageRequest) -> Iterator[None]:
+    """Hold the stage's folder for this process, so that two commands cannot write into it at once."""
+    if not _is_main_process():
+        yield
+        return
+    path = request.directory.with_name(f".{request.stage}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StageError(
+                f"{request.stage} (seed {request.seed}) is being run by another process, which holds {path}; wait for "
+                "it, or stop it"
+            ) from None
+        yield
+
+
+def _run_claimed(
+    request: StageRequest, run: RunConfiguration, config: dict[str, Any], config_hash: str, lineage: str
+) -> records.Record:
     directory = request.directory
     resume_from = _prepare_directory(request, run, lineage)
     run_config = RunConfiguration(**{**run.__dict__, "config": config}).with_placeholders(
@@ -201,6 +228,9 @@ def run_stage(request: StageRequest, *, checkpoint: Path | None = None, test_onl
     from common.training.loggers import MetricsFile, wandb_logger
 
     _quiet_lightning()
+    if run.config["trainer"].get("accelerator") == "cpu":
+        # Small networks lose more to waiting threads than they gain; stages run side by side instead.
+        torch.set_num_threads(1)
     started = datetime.now(UTC).replace(microsecond=0)
     clock = time.monotonic()
     is_main_process = _is_main_process()
@@ -228,7 +258,7 @@ def run_stage(request: StageRequest, *, checkpoint: Path | None = None, test_onl
     last = directory / "checkpoints" / "last.ckpt"
     interrupted = True
     try:
-        if run.trains and not test_only:
+        if run.trains:
             if resume_from is not None:
                 step = torch.load(resume_from, map_location="cpu", weights_only=True, mmap=True)["global_step"]
                 print(f"  {request.stage}: goes on from step {step} ({resume_from})")
@@ -239,12 +269,7 @@ def run_stage(request: StageRequest, *, checkpoint: Path | None = None, test_onl
             trainer.fit(
                 cli.model, datamodule=cli.datamodule, ckpt_path=resume_from and str(resume_from), weights_only=True
             )
-            if trainer.interrupted:
-                raise KeyboardInterrupt
             trainer.save_checkpoint(last)
-        elif test_only and checkpoint is not None:
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-            cli.model.load_state_dict(state["state_dict"])
         steps = trainer.global_step
         trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
         metrics: dict[str, float | None] = {
@@ -255,6 +280,12 @@ def run_stage(request: StageRequest, *, checkpoint: Path | None = None, test_onl
             for key, value in {**metrics, **tables.summary(source, request.stage, request.scale, metrics)}.items():
                 wandb.experiment.summary[key] = value
         interrupted = False
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        # Lightning turns Ctrl-C into an exit and stays deaf to a second one.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from None
     finally:
         if wandb is not None:
             wandb.experiment.finish(exit_code=1 if interrupted else 0)

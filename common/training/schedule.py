@@ -5,11 +5,13 @@ Imports neither torch nor lightning: planning and skipping are instant.
 
 from __future__ import annotations
 
+import multiprocessing
 import shlex
 import subprocess
 import sys
-import time
+import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,59 +148,133 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def reproduce(paper: str, selection: Selection, *, say: Callable[[str], None] = print) -> list[str]:
+def reproduce(paper: str, selection: Selection, *, jobs: int = 1, say: Callable[[str], None] = print) -> list[str]:
     """Run every stage whose record is missing or no longer fits, and say what is skipped and why.
 
     A stage that fails does not stop those that do not start from it.
+
+    Args:
+        paper: package or short name.
+        selection: which stages, at which scale, for which seeds.
+        jobs: stages to run side by side, each in a process of its own with one thread; 1 runs them in this process.
+        say: where the lines go.
 
     Returns:
         The stages that failed, or could not start because a parent failed; empty when all is done.
     """
     planned = plan(paper, selection)
-    todo = [item for item in planned if not item.done]
+    waiting = [item for item in planned if not item.done]
+    total = len(waiting)
     say(
         f"{paper_named(paper).title} at scale {selection.scale}: {len(planned)} stages"
         + (f" over seeds {', '.join(map(str, selection.seeds))}" if len(selection.seeds) > 1 else "")
-        + f", {len(planned) - len(todo)} done, {len(todo)} to run"
+        + f", {len(planned) - total} done, {total} to run"
     )
     for item in planned:
         if item.done:
             say(f"  skip  {_name(item)}: {item.reason}")
-    estimate = expected_seconds(todo)
-    if todo:
-        say(
-            f"  expected: {duration(estimate)} (from earlier records)"
-            if estimate is not None
-            else "  expected: unknown, no earlier record of this scale"
-        )
-    failed: dict[tuple[int, str], str] = {}
-    clock = time.monotonic()
-    for number, item in enumerate(todo, start=1):
-        request = item.request
-        blocked = [p.stage for p in request.parents.values() if (request.seed, p.stage) in failed]
-        if blocked:
-            failed[request.seed, request.stage] = f"starts from {blocked[0]}, which failed"
-            say(f"[{number}/{len(todo)}] {_name(item)}: left out, it {failed[request.seed, request.stage]}")
-            continue
-        say(f"[{number}/{len(todo)}] {_name(item)} ({item.reason})")
-        try:
-            record = _run(item)
-        except KeyboardInterrupt:
-            say(f"stopped. The same command goes on with {request.stage}; {len(todo) - number + 1} stages are left.")
-            raise
-        except Exception as error:  # one stage must not cost the others
-            if not isinstance(error, StageError | ConfigurationError | OSError | ValueError):
-                import traceback
+    if not waiting:
+        return []
+    jobs = max(1, min(jobs, total))
+    estimate = expected_seconds(waiting)
+    expected = "unknown, no earlier record of this scale" if estimate is None else duration(estimate / jobs)
+    say(f"  expected: {expected}" + (f", {jobs} stages side by side" if jobs > 1 else ""))
 
-                traceback.print_exc()
-            failed[request.seed, request.stage] = str(error)
-            say(f"  FAILED {_name(item)}: {error}")
-            continue
-        left = _remaining(todo[number:], clock, number, estimate)
-        say(f"  {_headline(record)}  [{duration(record.wall_seconds)}{left}]")
+    progress = _Progress(total, jobs)
+    failed: dict[tuple[int, str], str] = {}
+    running: dict[Future[records.Record], Planned] = {}
+    with _pool(jobs) as pool:
+        try:
+            while waiting or running:
+                for item in _startable(waiting, running, failed, say)[: jobs - len(running)]:
+                    waiting.remove(item)
+                    say(f"[{progress.start()}/{total}] {_name(item)} ({item.reason})")
+                    running[pool.submit(_run, item)] = item
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    item = running.pop(future)
+                    try:
+                        record = future.result()
+                    except Exception as error:  # one stage must not cost the others
+                        if not isinstance(error, StageError | ConfigurationError | OSError | ValueError):
+                            traceback.print_exception(error)
+                        failed[item.request.seed, item.request.stage] = str(error)
+                        say(f"  FAILED {_name(item)}: {error}")
+                        continue
+                    left = progress.finish(record.wall_seconds, [*waiting, *running.values()])
+                    say(f"  {_name(item)}: {_headline(record)}  [{duration(record.wall_seconds)}{left}]")
+        except KeyboardInterrupt:
+            stopped = len(waiting) + len(running) + (jobs == 1)
+            say(f"stopped; the same command goes on where it was, {stopped} stages are left")
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
     if failed:
-        say(f"{len(failed)} of {len(todo)} stages failed; the others are done. Run the same command again to retry.")
+        say(f"{len(failed)} of {total} stages failed; the others are done. Run the same command again to retry.")
     return [f"{stage} (seed {seed}): {reason}" for (seed, stage), reason in failed.items()]
+
+
+def _startable(
+    waiting: list[Planned],
+    running: dict[Future[records.Record], Planned],
+    failed: dict[tuple[int, str], str],
+    say: Callable[[str], None],
+) -> list[Planned]:
+    """Stages whose parents are finished, in order; those of failed parents are struck off the list."""
+    for item in list(waiting):
+        seed = item.request.seed
+        blocked = [p.stage for p in item.request.parents.values() if (seed, p.stage) in failed]
+        if blocked:
+            failed[seed, item.request.stage] = f"starts from {blocked[0]}, which failed"
+            waiting.remove(item)
+            say(f"  {_name(item)}: left out, it {failed[seed, item.request.stage]}")
+    unfinished = {(item.request.seed, item.request.stage) for item in [*waiting, *running.values()]}
+    return [
+        item
+        for item in waiting
+        if not any((item.request.seed, p.stage) in unfinished for p in item.request.parents.values())
+    ]
+
+
+class _Here(Executor):
+    """Runs what is submitted at once, in this process."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def _pool(jobs: int) -> Executor:
+    if jobs == 1:
+        return _Here()
+    # Started afresh and not forked: a worker imports torch once and keeps its decoded files for its next stages.
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+
+
+class _Progress:
+    """Counts stages and estimates what is left, from earlier records or from the stages of this call."""
+
+    def __init__(self, total: int, jobs: int) -> None:
+        self.total, self.jobs = total, jobs
+        self._started = 0
+        self._seconds: list[float] = []
+
+    def start(self) -> int:
+        """Number of the stage that starts."""
+        self._started += 1
+        return self._started
+
+    def finish(self, seconds: float, left: Sequence[Planned]) -> str:
+        """Text about the time that the stages left will take."""
+        self._seconds.append(seconds)
+        if not left:
+            return ""
+        expected = expected_seconds(left)
+        if expected is None:
+            expected = sum(self._seconds) / len(self._seconds) * len(left)
+        return f", about {duration(expected / self.jobs)} left"
 
 
 def _name(item: Planned) -> str:
@@ -206,18 +282,11 @@ def _name(item: Planned) -> str:
 
 
 def _headline(record: records.Record) -> str:
-    shown = [f"{name.removeprefix('test/')} {value:.4g}" for name, value in record.metrics.items() if value is not None]
-    return ", ".join(shown[:4]) + (", ..." if len(shown) > 4 else "")
-
-
-def _remaining(left: Sequence[Planned], clock: float, finished: int, estimate: float | None) -> str:
-    if not left:
-        return ""
-    spent = time.monotonic() - clock
-    expected = expected_seconds(left)
-    if expected is None:
-        expected = spent / finished * len(left)
-    return f", about {duration(expected)} left"
+    """The few metrics that say most about a stage."""
+    telling = ("test/best_top1", "test/video_top1", "test/retrieval_r1", "test/mining_precision_consensus")
+    names = [name for name in telling if name in record.metrics] or list(record.metrics)[:3]
+    values = {name: record.metrics[name] for name in names}
+    return ", ".join(f"{n.removeprefix('test/')} {v:.1f}" for n, v in values.items() if v is not None)
 
 
 def _run(item: Planned) -> records.Record:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,38 +90,55 @@ def print_configuration(request: StageRequest) -> None:
 
 
 def run_mode(command: str, request: StageRequest, checkpoint: Path | None) -> int:
-    """`fit`, `test`, `validate` or `predict` for one stage; prints what came out."""
-    if command in {"fit", "test"}:
-        if command == "fit" and checkpoint is not None:
+    """`fit`, `test`, `validate` or `predict` for one stage; prints what came out.
+
+    Only `fit` writes a record: the others look at a trained stage without changing it.
+    """
+    if command == "fit":
+        if checkpoint is not None:
             raise StageError(
                 "--checkpoint goes with test, validate and predict; a fit goes on from its own folder, or "
                 "starts from another stage with --model.warm_start or --model.pretrained"
             )
-        record = run_stage(request, checkpoint=checkpoint, test_only=command == "test")
-        for name, value in record.metrics.items():
-            print(f"{name:<40} {value if value is None else format(value, '.4f')}")
+        _print_metrics(run_stage(request).metrics)
         print(f"record: {request.directory / 'record.json'}")
         return 0
-    return _validate_or_predict(command, request, checkpoint)
+    return _use(command, request, checkpoint)
 
 
-def _validate_or_predict(command: str, request: StageRequest, checkpoint: Path | None) -> int:
+def _print_metrics(metrics: Mapping[str, float | None]) -> None:
+    for name, value in metrics.items():
+        print(f"{name:<40} {value if value is None else format(value, '.4f')}")
+
+
+def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
     import torch
 
     from common.training.cli import build
 
+    run = request.configuration()
     weights = checkpoint or request.directory / "checkpoints" / "last.ckpt"
+    if not run.trains:
+        raise StageError(f"{request.stage} trains nothing: `assemble fit` measures it and writes its record")
     if not weights.is_file():
         raise StageError(f"{weights} does not exist: train the stage first (assemble fit) or give --checkpoint")
-    run = request.configuration()
     config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
     config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in {"limit_val_batches", "callbacks"}}
-    cli = build(run, config, {"default_root_dir": str(request.directory), "logger": False})
-    if command == "validate":
-        cli.trainer.validate(cli.model, datamodule=cli.datamodule, ckpt_path=str(weights), verbose=True)
+    # The pictures of a test go beside the record's, not over them.
+    folder = request.directory / command
+    cli = build(run, config, {"default_root_dir": str(folder), "logger": False})
+    use = getattr(cli.trainer, command)
+    outputs = use(
+        cli.model,
+        datamodule=cli.datamodule,
+        ckpt_path=str(weights),
+        weights_only=True,
+        **({} if command == "predict" else {"verbose": False}),
+    )
+    if command != "predict":
+        _print_metrics({name: float(value) for name, value in sorted(cli.trainer.callback_metrics.items())})
         return 0
-    outputs = cli.trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=str(weights))
-    path = request.directory / "predictions.pt"
+    path = folder / "predictions.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(outputs, path)
     print(f"written to {path}")

@@ -1,0 +1,172 @@
+"""The commands as a user calls them."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.reporting.papers import project_root
+from common.training.main import main
+from common.training.schedule import duration
+
+
+def assemble(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own; `code` runs after it, in the same process."""
+    program = f"import sys; from common.training.main import main; sys.argv = ['assemble', *{list(arguments)!r}]\n"
+    program += f"try:\n    status = main()\nexcept SystemExit as end:\n    status = end.code\n{code}\nsys.exit(status)"
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=project_root(), timeout=120, check=False
+    )
+
+
+LOADED = "print('LOADED', [n for n in ('torch', 'lightning', 'numpy') if n in sys.modules])"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["fit", "--help"],
+        ["reproduce", "--help"],
+        ["plan", "avid", "--scale", "smoke"],
+        ["plan", "avid", "--scale", "paper", "--format", "slurm", "--hardware", "slurm"],
+        ["tables", "avid", "--no-write"],
+        ["claims", "avid"],
+    ],
+)
+def test_help_plan_and_tables_do_not_import_torch(arguments: list[str]) -> None:
+    done = assemble(*arguments, code=LOADED)
+    assert done.returncode == 0, done.stderr
+    assert "LOADED []" in done.stdout
+
+
+def test_help_names_every_command() -> None:
+    output = assemble("--help").stdout
+    for command in (
+        "fit validate test predict reproduce plan promote tables claims report data doctor"
+    ).split():
+        assert command in output
+
+
+def test_the_slurm_plan_chains_stages(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["plan", "avid", "--scale", "paper", "--format", "slurm", "--hardware", "slurm", "--runs", str(tmp_path),
+                 "--tables", "kinetics_transfer", "--rows", "AVID-CMA"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    submissions = {line.split("--job-name=")[1].split()[0]: line for line in lines if "sbatch" in line}
+    avid = submissions["avid_cma-avid-s0"]
+    cma = submissions["avid_cma-avid_cma-s0"]
+    assert "--nodes=4 --ntasks-per-node=8 --gres=gpu:8" in avid
+    assert "srun assemble fit avid_cma/avid " in avid
+    assert f"--dependency=afterok:${avid.split('=')[0]} " in cma
+    assert f"--dependency=afterok:${cma.split('=')[0]} " in submissions["avid_cma-ucf_1@avid_cma-s0"]
+    script = tmp_path / "submit.sh"
+    script.write_text("\n".join(lines), encoding="utf-8")
+    assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
+
+
+def test_reproduce_skips_what_is_done_and_says_why(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["reproduce", "avid", "--scale", "smoke", "--runs", str(tmp_path), "--stages", "esc@avid"]
+    assert main(arguments) == 0
+    first = capsys.readouterr().out
+    assert "2 stages, 0 done, 2 to run" in first
+    assert "measured at smoke" in first
+    clock = time.monotonic()
+    assert main(arguments) == 0
+    second = capsys.readouterr().out
+    assert "2 stages, 2 done, 0 to run" in second
+    assert "skip  esc@avid seed 0: done" in second
+    assert time.monotonic() - clock < 10
+    tables = (tmp_path / "avid_cma" / "smoke" / "tables.md").read_text(encoding="utf-8")
+    assert "ESC-50" in tables
+
+
+def test_a_failed_stage_leaves_its_children_out_and_the_status_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from papers.avid_cma.module import AVID
+
+    def broken(self: Any, batch: Any, batch_idx: int) -> None:
+        raise ValueError("made to fail")
+
+    monkeypatch.setattr(AVID, "training_step", broken)
+    assert main(["reproduce", "avid", "--scale", "smoke", "--runs", str(tmp_path), "--stages", "esc@avid"]) == 1
+    output = capsys.readouterr().out
+    assert "FAILED avid seed 0: made to fail" in output
+    assert "left out, it starts from avid, which failed" in output
+
+
+def test_fit_test_validate_and_predict(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import torch
+
+    common = ["avid/avid", "--scale", "smoke", "--runs", str(tmp_path)]
+    assert main(["fit", *common]) == 0
+    fitted = capsys.readouterr().out
+    assert "test/retrieval_r1" in fitted
+    assert main(["validate", *common]) == 0
+    assert "val/loss" in capsys.readouterr().out
+    assert main(["predict", *common]) == 0
+    (path,) = tmp_path.rglob("predictions.pt")
+    outputs = torch.load(path, weights_only=True)
+    assert sum(len(batch["index"]) for batch in outputs) == 24
+    checkpoint = next(tmp_path.rglob("last.ckpt"))
+    assert main(["test", *common, "--checkpoint", str(checkpoint), "--seed", "0"]) == 0
+    assert capsys.readouterr().out.split("test/retrieval_r1")[1].split()[0] == fitted.split("test/retrieval_r1")[1].split()[0]
+
+
+def test_print_config_shows_the_stack(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["fit", "avid/avid_cma", "--scale", "smoke", "--runs", str(tmp_path), "--print_config"]) == 0
+    output = capsys.readouterr().out
+    assert "configs/trainer.yaml < configs/hardware/cpu.yaml < configs/avid_cma/base.yaml < configs/avid_cma/cma.yaml" in output
+    assert "model.init_args.warm_start <- stage avid" in output
+    assert "agreement: consensus" in output
+
+
+def test_an_override_gets_a_folder_of_its_own(tmp_path: Path) -> None:
+    assert main(["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path), "--model.temperature", "0.1"]) == 0
+    (folder,) = (tmp_path / "avid_cma" / "smoke" / "seed0").iterdir()
+    assert folder.name.startswith("avid+")
+    assert "temperature: 0.1" in (folder / "config.yaml").read_text(encoding="utf-8")
+
+
+def test_data_lists_all_six_sets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    main(["data", "avid", "--data", str(tmp_path)])
+    output = capsys.readouterr().out
+    for title in ("Kinetics-400", "AudioSet", "UCF101", "HMDB51", "ESC-50", "DCASE"):
+        assert title.lower().replace("-", "") in output.lower().replace("-", "")
+    assert "missing" in output
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["doctor", "--data", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert "torch" in output
+    assert "W&B key" in output
+
+
+def test_a_run_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Name resolution and every connection off this machine fail; a smoke run does not notice."""
+    genuine = socket.socket.connect
+
+    def connect(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"tried to connect to {address}")
+        genuine(self, address)
+
+    def resolve(host: Any, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError(f"tried to resolve {host!r}")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "gethostbyname", resolve)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert main(["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path), "--seed", "3"]) == 0
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (3.2, 600, 86400)] == ["3 s", "10.0 min", "24.0 h"]

@@ -1,0 +1,178 @@
+"""Wrong input stops with a message that says what to do; broken files are skipped, counted and reported."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.data.clips import TooManyBrokenFiles
+from common.data.worlds.audiovisual import AudioVisualWorld
+from common.reporting.atomic import AtomicWriteError
+from common.training.configuration import ConfigurationError
+from common.training.errors import NonFiniteLossError, StageError
+from common.training.main import main
+from common.training.runner import run_stage
+from papers.avid_cma.module import AVID
+from tests.stages import request
+
+REAL = {"data": {"init_args": {"world": None}}}
+
+
+@pytest.fixture(scope="module")
+def kinetics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of our own in Kinetics' layout, to be damaged."""
+    world = AudioVisualWorld(seed=5, pretrain=48, validation=24)
+    world.prepare(["kinetics400"])
+    root = tmp_path_factory.mktemp("kinetics") / "kinetics400"
+    shutil.copytree(world.root_of("kinetics400"), root)
+    return root
+
+
+def with_root(root: Path, **data: Any) -> dict[str, Any]:
+    return {"data": {"init_args": {"world": None, "dataset": {"init_args": {"root": str(root)}}, **data}}}
+
+
+def test_broken_files_are_skipped_counted_and_named(kinetics: Path, tmp_path: Path) -> None:
+    files = sorted((kinetics / "train").rglob("*.mp4"))
+    files[3].write_bytes(b"")
+    files[11].write_bytes(files[11].read_bytes()[:400])
+    files[20].write_bytes(os.urandom(3000))
+    layer = with_root(kinetics, max_skipped_share=0.2)
+    layer["trainer"] = {"limit_train_batches": 1.0}
+    record = run_stage(request("avid/avid", tmp_path / "run", layer=layer))
+    training = record.data["training (kinetics400)"]
+    assert training["samples"] == 48
+    assert training["skipped"] == 3
+    assert set(training["skipped_names"]) == {files[i].relative_to(kinetics).as_posix() for i in (3, 11, 20)}
+
+    layer = with_root(kinetics, max_skipped_share=0.04)
+    layer["trainer"] = {"limit_train_batches": 1.0}
+    with pytest.raises(TooManyBrokenFiles, match=r"2 of 48 files.*max_skipped_share"):
+        run_stage(request("avid/avid", tmp_path / "strict", layer=layer))
+
+
+def test_a_missing_data_set_says_what_is_expected(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"(?s)Kinetics-400.*nothing at .*Expected layout.*make data-avid"):
+        run_stage(request("avid/avid", tmp_path, layer=REAL))
+
+
+def test_a_batch_larger_than_the_data(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data.batch_size \(64\) is larger than the 48 samples"):
+        run_stage(request("avid/avid", tmp_path, "--data.batch_size", "64"))
+
+
+def test_cma_without_avid(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"starts from stage avid .*run that stage first: assemble fit avid_cma/avid"):
+        run_stage(request("avid/avid_cma", tmp_path))
+    with pytest.raises(ValueError, match=r"CMA starts from a trained AVID: set model.warm_start"):
+        run_stage(request("avid/cma", tmp_path))
+
+
+def test_banks_of_another_listing(tmp_path: Path) -> None:
+    run_stage(request("avid/avid", tmp_path))
+    # The same number of clips, but others: another seed of the world.
+    with pytest.raises(ValueError, match=r"another data set listing.*very same files in the same order"):
+        run_stage(request("avid/avid_cma", tmp_path, "--data.world.seed", "9"))
+
+
+def test_banks_of_another_listing_on_resume(tmp_path: Path) -> None:
+    stage = request("avid/avid", tmp_path)
+    run_stage(stage)
+    path = stage.directory / "checkpoints" / "last.ckpt"
+    state = torch.load(path, weights_only=True)
+    state["listing_fingerprint"] = "0" * 64
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"another data set listing"):
+        run_stage(stage)
+
+
+def test_a_checkpoint_is_loaded_without_pickle(tmp_path: Path) -> None:
+    stage = request("avid/avid", tmp_path)
+    run_stage(stage)
+    state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)
+    banks = [key for key in state["state_dict"] if key.endswith("_bank.vectors")]
+    assert sorted(banks) == ["criterion.audio_bank.vectors", "criterion.video_bank.vectors"]
+    assert state["num_items"] == 48
+    assert set(state["audio_statistics"]) == {"mean", "std"}
+
+
+def test_a_full_disk_while_writing_the_record_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = request("avid/avid", tmp_path)
+    genuine = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if str(target).endswith("record.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        genuine(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(AtomicWriteError, match=r"could not write .*record.json: No space left"):
+        run_stage(stage)
+    monkeypatch.undo()
+    assert not (stage.directory / "record.json").exists()
+    # The same command again needs no training: the checkpoint is there.
+    record = run_stage(stage)
+    assert record.steps == 2
+    assert (stage.directory / "record.json").is_file()
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = AVID.training_step
+
+    def broken(self: AVID, batch: Any, batch_idx: int) -> Any:
+        loss = original(self, batch, batch_idx)
+        return loss * float("nan") if batch_idx == 1 else loss
+
+    monkeypatch.setattr(AVID, "training_step", broken)
+    stage = request("avid/avid", tmp_path)
+    with pytest.raises(NonFiniteLossError, match=r"not finite at batch 1 .*samples of that batch: \d+, .*non_finite.ckpt"):
+        run_stage(stage)
+    assert (stage.directory / "checkpoints" / "non_finite.ckpt").is_file()
+    assert not (stage.directory / "checkpoints" / "last.ckpt").exists()
+
+
+def test_validation_touches_neither_banks_nor_normaliser(tmp_path: Path) -> None:
+    layer = {"trainer": {"limit_val_batches": 1.0, "val_check_interval": 1}}
+    plain = request("avid/avid_joint", tmp_path / "plain")
+    validated = request("avid/avid_joint", tmp_path / "validated", layer=layer)
+    for stage in (plain, validated):
+        run_stage(stage)
+    assert "val/loss" in (validated.directory / "metrics.csv").read_text(encoding="utf-8")
+    states = [torch.load(s.directory / "checkpoints" / "last.ckpt", weights_only=True) for s in (plain, validated)]
+    for key, value in states[0]["state_dict"].items():
+        other = states[1]["state_dict"][key]
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, key
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "avid/avid", "--scale", "smoke", "--model.temprature", "1"], "'temperature'"),
+        (["fit", "avid/avid", "--scale", "smoke", "--model.temperature", "hot"], "temperature"),
+        (["fit", "avid/avidd", "--scale", "smoke"], "'avid"),
+        (["fit", "avid", "--scale", "smoke"], "<paper>/<stage or recipe>"),
+        (["test", "avid/avid", "--scale", "smoke", "--checkpoint", "none.ckpt"], "none.ckpt does not exist"),
+        (["plan", "avidd"], "avid"),
+        (["reproduce", "avid", "--scale", "smoke", "--rows", "AVIDD"], "AVID"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([*arguments, "--runs", str(tmp_path)]) in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_configuration_error_comes_before_any_data(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError):
+        run_stage(request("avid/avid", tmp_path, "--data.clips_per_vid", "2", layer=REAL))

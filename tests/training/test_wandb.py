@@ -1,0 +1,129 @@
+"""What a stage leaves on W&B, read back from the offline file; and that W&B can neither stop nor delay a run."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.training.loggers import MetricsFile, read_metrics, wandb_mode
+from common.training.runner import run_stage
+from tests.stages import request
+
+
+def stored_records(content: bytes) -> Iterator[bytes]:
+    """Records of a W&B file: a seven-byte header, then LevelDB's log format in blocks of 32 KiB."""
+    block, header = 32768, 7
+    assert content[:4] == b":W&B"
+    position, parts = header, []
+    while position + header <= len(content):
+        if block - position % block < header:
+            position += block - position % block
+            continue
+        _, length, kind = struct.unpack("<IHB", content[position : position + header])
+        parts.append(content[position + header : position + header + length])
+        position += header + length
+        if kind in (1, 4):  # the whole, or the last part
+            yield b"".join(parts)
+            parts = []
+
+
+def read_offline_run(folder: Path) -> dict[str, Any]:
+    """Run, configuration and summary of an offline W&B run."""
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    found: dict[str, Any] = {"config": {}, "summary": {}, "history": []}
+    for data in stored_records(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            found["run"] = record.run
+            updates: Any = record.run.config.update
+            target = found["config"]
+        elif kind == "config":
+            updates, target = record.config.update, found["config"]
+        elif kind == "summary":
+            updates, target = record.summary.update, found["summary"]
+        elif kind == "history":
+            found["history"].append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
+            continue
+        else:
+            continue
+        for item in updates:
+            target[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    return found
+
+
+def test_an_offline_run_holds_what_the_table_holds(tmp_path: Path) -> None:
+    run_stage(request("avid/avid", tmp_path))
+    stage = request("avid/kinetics_linear@avid", tmp_path)
+    record = run_stage(stage)
+    found = read_offline_run(stage.directory)
+    run = found["run"]
+    assert run.project == "representation-assemble"
+    assert run.run_group == "avid_cma/smoke"
+    assert run.job_type == "probe"
+    assert run.display_name == "kinetics_linear@avid-smoke-s0"
+    assert {"smoke", "avid"} <= set(run.tags)
+    assert record.wandb_run_id == run.run_id
+    assert found["config"]["model"]["init_args"]["num_classes"] == 12
+    assert found["config"]["data"]["init_args"]["video"]["crop"] == 24
+    assert found["summary"]["table/kinetics_linear/best"] == record.metrics["test/best_top1"]
+    assert found["summary"]["published/kinetics_linear/best"] == 43.0
+
+    pretraining = read_offline_run(request("avid/avid", tmp_path).directory)
+    logged = {key for row in pretraining["history"] for key in row} | set(pretraining["summary"])
+    assert any(key.startswith("neighbours_table") for key in logged)
+    assert any(key.startswith("neighbours") and "table" not in key for key in logged)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("", "offline"), ("offline", "offline"), ("disabled", "disabled")])
+def test_mode_without_a_network(monkeypatch: pytest.MonkeyPatch, mode: str, expected: str) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("looked for a server although nobody asked for it")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert wandb_mode() == expected
+
+
+def test_a_key_without_a_network_falls_back_within_seconds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")  # nobody listens there any more
+    clock = time.monotonic()
+    assert wandb_mode() == "offline"
+    assert time.monotonic() - clock < 5
+    assert run_stage(request("avid/avid", tmp_path)).metrics["test/retrieval_chance"] is not None
+
+
+def test_no_key_means_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert wandb_mode() == "offline"
+
+
+def test_the_metrics_file_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    logger = MetricsFile(path)
+    for step in range(5):
+        logger.log_metrics({"a": step / 3, "b": 1.0}, step)
+    whole = path.read_text(encoding="utf-8")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("7,a,0.1\n8,b")  # a row that a kill cut off
+    logger.drop_after(4)
+    assert path.read_text(encoding="utf-8") == whole
+    logger.drop_after(2)
+    assert read_metrics(path) == {"a": [(0, 0.0), (1, 1 / 3), (2, 2 / 3)], "b": [(0, 1.0), (1, 1.0), (2, 1.0)]}
