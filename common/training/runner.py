@@ -28,7 +28,7 @@ import yaml
 from common.reporting import records
 from common.reporting.atomic import write_text_atomically
 from common.reporting.papers import project_root
-from common.training.configuration import ConfigurationError, RunConfiguration, merge, place, resolve
+from common.training.configuration import ConfigurationError, RunConfiguration, merge, place, resolve, substitute
 from common.training.errors import StageError
 
 
@@ -174,22 +174,9 @@ def run_stage(request: StageRequest) -> records.Record:
         ConfigurationError: the configuration is wrong; nothing was started.
         StageError: the stage cannot go on; its folder holds what it had reached.
     """
-    run = request.configuration()
-    config_hash = records.config_hash(run.config)
-    lineage = request.lineage_hash(run)
-    for name, parent in request.parents.items():
-        if not parent.checkpoint(run.start_from).is_file():
-            raise StageError(
-                f"{request.stage} starts from stage {parent.stage} ({name}), but "
-                f"{parent.checkpoint(run.start_from)} does not exist; "
-                f"run that stage first: assemble fit {request.paper}/{parent.stage} --scale {request.scale} "
-                f"--seed {request.seed}"
-            )
-    config = run.config
-    for name, parent in request.parents.items():
-        config = merge(config, place(config, name, str(parent.checkpoint(run.start_from))))
+    run, config = stage_configuration(request)
     with _claimed(request):
-        return _run_claimed(request, run, config, config_hash, lineage)
+        return _run_claimed(request, run, config)
 
 
 @contextmanager
@@ -211,15 +198,31 @@ def _claimed(request: StageRequest) -> Iterator[None]:
         yield
 
 
-def _run_claimed(
-    request: StageRequest, run: RunConfiguration, config: dict[str, Any], config_hash: str, lineage: str
-) -> records.Record:
-    directory = request.directory
-    resume_from = _prepare_directory(request, run, lineage)
-    run_config = RunConfiguration(**{**run.__dict__, "config": config}).with_placeholders(
-        DATA=str(request.data), RUN=str(directory)
-    )
+def stage_configuration(request: StageRequest) -> tuple[RunConfiguration, dict[str, Any]]:
+    """The merged configuration of a stage, and the same with parents' checkpoints and all paths filled in.
 
+    Raises:
+        StageError: a parent has no checkpoint yet.
+    """
+    run = request.configuration()
+    config = run.config
+    for name, parent in request.parents.items():
+        path = parent.checkpoint(run.start_from)
+        if not path.is_file():
+            raise StageError(
+                f"{request.stage} starts from stage {parent.stage} ({name}), but {path} does not exist; run that stage "
+                f"first: assemble fit {request.paper}/{parent.stage} --scale {request.scale} --seed {request.seed}"
+            )
+        config = merge(config, place(config, name, str(path)))
+    values = {"SEED": str(request.seed), "DATA": str(request.data), "RUN": str(request.directory)}
+    return run, substitute(config, values)
+
+
+def _run_claimed(request: StageRequest, run: RunConfiguration, config: dict[str, Any]) -> records.Record:
+    directory = request.directory
+    config_hash = records.config_hash(run.config)
+    lineage = request.lineage_hash(run)
+    resume_from = _prepare_directory(request, run, lineage)
     # Heavy imports only now: help, plans and skipped stages do not pay for them.
     import torch
 
@@ -236,7 +239,7 @@ def _run_claimed(
     is_main_process = _is_main_process()
     git = records.git_state(project_root())
     metrics_file = MetricsFile(directory / "metrics.csv")
-    cli = build(run, run_config, {"default_root_dir": str(directory), "logger": [metrics_file]})
+    cli = build(run, config, {"default_root_dir": str(directory), "logger": [metrics_file]})
     resolved = cli.resolved()
     trainer = cli.trainer
 

@@ -48,15 +48,32 @@ def test_help_plan_and_tables_do_not_import_torch(arguments: list[str]) -> None:
 
 def test_help_names_every_command() -> None:
     output = assemble("--help").stdout
-    for command in (
-        "fit validate test predict reproduce plan promote tables claims report data doctor"
-    ).split():
+    for command in ("fit validate test predict reproduce plan promote tables claims report data doctor").split():
         assert command in output
 
 
 def test_the_slurm_plan_chains_stages(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["plan", "avid", "--scale", "paper", "--format", "slurm", "--hardware", "slurm", "--runs", str(tmp_path),
-                 "--tables", "kinetics_transfer", "--rows", "AVID-CMA"]) == 0
+    assert (
+        main(
+            [
+                "plan",
+                "avid",
+                "--scale",
+                "paper",
+                "--format",
+                "slurm",
+                "--hardware",
+                "slurm",
+                "--runs",
+                str(tmp_path),
+                "--tables",
+                "kinetics_transfer",
+                "--rows",
+                "AVID-CMA",
+            ]
+        )
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     submissions = {line.split("--job-name=")[1].split()[0]: line for line in lines if "sbatch" in line}
     avid = submissions["avid_cma-avid-s0"]
@@ -116,13 +133,19 @@ def test_fit_test_validate_and_predict(capsys: pytest.CaptureFixture[str], tmp_p
     assert sum(len(batch["index"]) for batch in outputs) == 24
     checkpoint = next(tmp_path.rglob("last.ckpt"))
     assert main(["test", *common, "--checkpoint", str(checkpoint), "--seed", "0"]) == 0
-    assert capsys.readouterr().out.split("test/retrieval_r1")[1].split()[0] == fitted.split("test/retrieval_r1")[1].split()[0]
+    assert (
+        capsys.readouterr().out.split("test/retrieval_r1")[1].split()[0]
+        == fitted.split("test/retrieval_r1")[1].split()[0]
+    )
 
 
 def test_print_config_shows_the_stack(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["fit", "avid/avid_cma", "--scale", "smoke", "--runs", str(tmp_path), "--print_config"]) == 0
     output = capsys.readouterr().out
-    assert "configs/trainer.yaml < configs/hardware/cpu.yaml < configs/avid_cma/base.yaml < configs/avid_cma/cma.yaml" in output
+    assert (
+        "configs/trainer.yaml < configs/hardware/cpu.yaml < configs/avid_cma/base.yaml < configs/avid_cma/cma.yaml"
+        in output
+    )
     assert "model.init_args.warm_start <- stage avid" in output
     assert "agreement: consensus" in output
 

@@ -122,9 +122,7 @@ def test_a_full_disk_while_writing_the_record_loses_nothing(tmp_path: Path, monk
     assert (stage.directory / "record.json").is_file()
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_samples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_that_is_not_finite_stops_with_step_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = AVID.training_step
 
     def broken(self: AVID, batch: Any, batch_idx: int) -> Any:
@@ -133,7 +131,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_samples(
 
     monkeypatch.setattr(AVID, "training_step", broken)
     stage = request("avid/avid", tmp_path)
-    with pytest.raises(NonFiniteLossError, match=r"not finite at batch 1 .*samples of that batch: \d+, .*non_finite.ckpt"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"not finite at batch 1 .*samples of that batch: \d+, .*non_finite.ckpt"
+    ):
         run_stage(stage)
     assert (stage.directory / "checkpoints" / "non_finite.ckpt").is_file()
     assert not (stage.directory / "checkpoints" / "last.ckpt").exists()
