@@ -14,6 +14,8 @@ from common.memory.collective import world_size as current_world_size
 
 Agreement = Literal["consensus", "union", "video", "audio"]
 
+GROUP = 8  # scores that are first looked at through their maximum only
+
 
 @torch.no_grad()
 def mine_positives(
@@ -29,17 +31,17 @@ def mine_positives(
 ) -> Tensor:
     """The k items that agree most with every item, by exhaustive search.
 
-    With s_v and s_a the similarities of two items in the video and audio bank, their agreement is
-    `min(s_v, s_a)` (consensus, the method), `max(s_v, s_a)` (union), `s_v` (video) or `s_a` (audio).
-    An item is never its own positive. Queries are split over ranks and the sets are gathered.
+    With s_v and s_a the similarities of two items in the video and audio bank, their agreement is `min(s_v, s_a)`
+    (consensus, the method), `max(s_v, s_a)` (union), `s_v` (video) or `s_a` (audio). An item is never its own positive.
+    Items are split over ranks, the sets are gathered. No more than two tiles of block x block scores exist at a time.
 
     Args:
         video_bank: unit rows.
         audio_bank: unit rows.
         k: positives per item.
         agreement: how the two similarities combine.
-        block: queries handled at once; chosen from N when None.
-        progress: called on rank 0 with (queries done, queries of this rank).
+        block: items on either side of a tile of scores; a size that suits the device when None.
+        progress: called on rank 0 with (tiles done, tiles of this rank).
         rank: this process; the running process group's by default.
         world_size: number of processes; the running process group's by default.
 
@@ -65,23 +67,31 @@ def mine_positives(
         )
     rank = current_rank() if rank is None else rank
     world_size = current_world_size() if world_size is None else world_size
-    block = default_block(num_items) if block is None else block
+    block = min(default_block(video_bank.device) if block is None else block, num_items)
 
-    # Equal parts, so that they can be gathered; surplus queries of the last rank repeat the last item.
     part = -(-num_items // world_size)
-    queries = torch.arange(rank * part, (rank + 1) * part, device=video_bank.device).clamp_(max=num_items - 1)
-    search = _Search(video_bank, audio_bank, k, agreement, block)
-    mined = torch.empty(part, k, dtype=torch.int32, device=video_bank.device)
-    for start in range(0, part, block):
-        mined[start : start + block] = search(queries[start : start + block])
+    first, last = min(rank * part, num_items), min((rank + 1) * part, num_items)
+    own = _tiles(first, last, block)
+    others = _tiles(0, first, block) + _tiles(last, num_items, block)
+    search = _Search(video_bank, audio_bank, k, agreement, block, first, last)
+    # Agreement is symmetric: a tile between two blocks of this rank serves both. The diagonal comes first, because it
+    # gives every item a threshold that most of the later scores fail.
+    pairs = [(rows, rows) for rows in own]
+    pairs += [(rows, columns) for number, rows in enumerate(own) for columns in own[number + 1 :]]
+    pairs += [(rows, columns) for rows in own for columns in others]
+    for done, (rows, columns) in enumerate(pairs, start=1):
+        search.visit(rows, columns, both=first <= columns.start < last)
         if progress is not None and rank == 0:
-            progress(min(start + block, part), part)
+            progress(done, len(pairs))
+    mined = torch.zeros(part, k, dtype=torch.int32, device=video_bank.device)  # equal parts can be gathered
+    for rows in _tiles(0, last - first, block):
+        mined[rows] = search.best_items[rows].sort(dim=1).values
     return all_gather_concat(mined)[:num_items]
 
 
-def default_block(num_items: int) -> int:
-    """Queries per block: large enough for fast products, small enough to keep the scores of a block near 128 MiB."""
-    return max(16, min(256, (32 << 20) // num_items))
+def default_block(device: torch.device | str = "cpu") -> int:
+    """Items on either side of a tile: the scores should stay in a CPU's cache, and should keep an accelerator busy."""
+    return 1024 if torch.device(device).type == "cpu" else 8192
 
 
 def estimate_cost(
@@ -100,34 +110,119 @@ def estimate_cost(
         dim: width of a row.
         k: positives per item.
         agreement: how the two similarities combine.
-        block: queries handled at once.
+        block: items on either side of a tile of scores.
         world_size: processes that share the work.
     """
-    block = default_block(num_items) if block is None else block
+    block = min(default_block() if block is None else block, num_items)
     products = 2 if agreement in ("consensus", "union") else 1
-    operations = 2.0 * products * num_items**2 * dim / world_size
-    memory = products * block * num_items * 4 + num_items * k * 4
+    part = num_items / world_size
+    operations = 2.0 * products * dim * part * (num_items - part / 2)
+    memory = products * block**2 * 4 + part * k * 8 + num_items * k * 4
     return (
         f"mining {k} positives for each of {num_items:,} items: {operations / 1e12:.3g} Tflop per process "
         f"on {world_size} process(es), about {memory / 2**20:,.0f} MiB of working memory"
     )
 
 
-class _Search:
-    """Exact top-k of one block of queries at a time, with buffers that are allocated once."""
+def _tiles(start: int, stop: int, block: int) -> list[slice]:
+    return [slice(first, min(first + block, stop)) for first in range(start, stop, block)]
 
-    def __init__(self, video_bank: Tensor, audio_bank: Tensor, k: int, agreement: Agreement, block: int) -> None:
+
+class _Search:
+    """Running best k of the items [first, last), fed with one tile of scores at a time.
+
+    Only scores above an item's threshold, the lowest of its best k so far, can change anything, and these soon become
+    few. They are found through the maxima of groups of scores, which cost one fast pass over the tile.
+    """
+
+    def __init__(
+        self, video_bank: Tensor, audio_bank: Tensor, k: int, agreement: Agreement, block: int, first: int, last: int
+    ) -> None:
         self.banks = {"video": [video_bank], "audio": [audio_bank]}.get(agreement, [video_bank, audio_bank])
         self.combine = torch.maximum if agreement == "union" else torch.minimum
         self.k = k
-        self.buffers = [video_bank.new_empty(block, video_bank.shape[0]) for _ in self.banks]
+        self.first = first
+        self.num_groups = -(-block // GROUP)
+        self.side = self.num_groups * GROUP
+        self.buffers = [video_bank.new_empty(self.side, self.side) for _ in self.banks]
+        self.best_scores = video_bank.new_full((last - first, k), -torch.inf)
+        self.best_items = torch.zeros(last - first, k, dtype=torch.int32, device=video_bank.device)
 
-    def __call__(self, queries: Tensor) -> Tensor:
-        scores = self.buffers[0][: len(queries)]
-        torch.mm(self.banks[0][queries], self.banks[0].t(), out=scores)
-        if len(self.banks) == 2:
-            other = self.buffers[1][: len(queries)]
-            torch.mm(self.banks[1][queries], self.banks[1].t(), out=other)
-            self.combine(scores, other, out=scores)
-        scores.scatter_(1, queries[:, None], -torch.inf)  # an item is not its own positive
-        return scores.topk(self.k, dim=1, sorted=False).indices.sort(dim=1).values.int()
+    def visit(self, rows: slice, columns: slice, both: bool) -> None:
+        """Compare two blocks of items; `both` when the columns are items of this search as well."""
+        scores = self._scores(rows, columns)
+        if rows == columns:
+            scores.fill_diagonal_(-torch.inf)  # an item is not its own positive
+            self._start(rows, scores)
+            return
+        grouped = scores.view(self.side, GROUP, self.num_groups)
+        self._improve(rows, columns.start, grouped.amax(dim=1), scores, row_stride=self.side, item_stride=1)
+        if both:
+            grouped = scores.view(GROUP, self.num_groups, self.side)
+            self._improve(columns, rows.start, grouped.amax(dim=0).t(), scores, row_stride=1, item_stride=self.side)
+
+    def _scores(self, rows: slice, columns: slice) -> Tensor:
+        """Tile of scores [side, side]; what lies beyond the blocks is -inf."""
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        parts = [buffer[:height, :width] for buffer in self.buffers]
+        for bank, part in zip(self.banks, parts):
+            torch.mm(bank[rows], bank[columns].t(), out=part)
+        if len(parts) == 2:
+            self.combine(*parts, out=parts[0])
+        scores = self.buffers[0]
+        scores[height:] = -torch.inf
+        scores[:, width:] = -torch.inf
+        return scores
+
+    def _start(self, rows: slice, scores: Tensor) -> None:
+        """First tile of a block: best k by way of the best k groups, which must contain them."""
+        height = rows.stop - rows.start
+        maxima = scores.view(self.side, GROUP, self.num_groups).amax(dim=1)[:height]
+        groups = maxima.topk(min(self.k, self.num_groups), dim=1, sorted=False).indices
+        offsets = self.num_groups * torch.arange(GROUP, device=groups.device)
+        items = (groups[:, :, None] + offsets).flatten(1)
+        best, order = scores[:height].gather(1, items).topk(min(self.k, items.shape[1]), dim=1, sorted=False)
+        block = slice(rows.start - self.first, rows.stop - self.first)
+        self.best_scores[block, : best.shape[1]] = best
+        self.best_items[block, : best.shape[1]] = (items.gather(1, order) + rows.start).int()
+
+    def _improve(
+        self, rows: slice, first_item: int, maxima: Tensor, scores: Tensor, *, row_stride: int, item_stride: int
+    ) -> None:
+        """Merge a tile into the best k of `rows`.
+
+        Args:
+            rows: items to improve.
+            first_item: the item that the tile's other side starts with.
+            maxima: maximum of every group; group g holds the items g, g + G, g + 2G, ... of the other side.
+            scores: the tile.
+            row_stride: distance of two of `rows` in the tile's memory.
+            item_stride: distance of two items of the other side.
+
+        Shapes:
+            maxima [side, G]; scores [side, side]
+        """
+        block = slice(rows.start - self.first, rows.stop - self.first)
+        height, num_groups = rows.stop - rows.start, self.num_groups
+        threshold = self.best_scores[block].amin(dim=1)
+        row, group = (maxima[:height] > threshold[:, None]).nonzero().unbind(1)
+        if len(row) == 0:
+            return
+        offsets = (num_groups * item_stride) * torch.arange(GROUP, device=row.device)
+        members = scores.view(-1).take((row * row_stride + group * item_stride)[:, None] + offsets)
+        hit, member = (members > threshold[row, None]).nonzero().unbind(1)
+        found, row = members[hit, member], row[hit]
+        item = group[hit] + num_groups * member + first_item
+
+        # Hits come ordered by row: lay each row's hits beside its best k, and choose again.
+        counts = torch.bincount(row, minlength=height)
+        width = self.k + int(counts.max())
+        place = row * width + self.k + torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+        candidates = scores.new_full((height, width), -torch.inf)
+        candidate_items = self.best_items.new_zeros(height, width)
+        candidates[:, : self.k] = self.best_scores[block]
+        candidate_items[:, : self.k] = self.best_items[block]
+        candidates.view(-1)[place] = found
+        candidate_items.view(-1)[place] = item.int()
+        self.best_scores[block], order = candidates.topk(self.k, dim=1, sorted=False)
+        self.best_items[block] = candidate_items.gather(1, order)

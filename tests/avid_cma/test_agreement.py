@@ -47,13 +47,13 @@ def test_mined_sets_equal_the_released_code(agreement: str, k: int) -> None:
 
 
 @given(
-    num_items=st.integers(2, 90),
+    num_items=st.integers(2, 120),
     share=st.floats(0, 1),
     agreement=st.sampled_from(AGREEMENTS),
-    block=st.integers(1, 40),
+    block=st.integers(4, 60),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_search_equals_brute_force(num_items: int, share: float, agreement: str, block: int, seed: int) -> None:
     k = 1 + int(share * (num_items - 2))
     video, audio = banks(num_items, dim=24, seed=seed)
@@ -62,10 +62,17 @@ def test_search_equals_brute_force(num_items: int, share: float, agreement: str,
     assert (mined[:, 1:] > mined[:, :-1]).all()
 
 
-@pytest.mark.parametrize("num_items", [1023, 1500, 3001])
+@pytest.mark.parametrize("num_items", [1023, 1024, 3201])
 def test_search_over_several_blocks_equals_brute_force(num_items: int) -> None:
     video, audio = banks(num_items, dim=32)
     assert torch.equal(mine_positives(video, audio, 9), brute_force(video, audio, 9, "consensus"))
+
+
+def test_items_whose_neighbours_come_last_keep_improving() -> None:
+    """Every later block holds better candidates than all before: no threshold ever helps."""
+    angle = torch.linspace(0, 1.5, 200).sqrt()
+    circle = torch.stack([angle.cos(), angle.sin()], dim=1)
+    assert torch.equal(mine_positives(circle, circle, 20, block=16), brute_force(circle, circle, 20, "consensus"))
 
 
 def test_banks_that_share_their_storage_are_searched_in_place() -> None:
@@ -95,15 +102,16 @@ def test_items_alike_in_one_modality_only_are_no_consensus() -> None:
 
 def test_parts_of_several_processes_join_to_the_whole() -> None:
     video, audio = banks(50)
-    parts = [mine_positives(video, audio, 3, rank=rank, world_size=3) for rank in range(3)]
-    assert torch.equal(torch.cat(parts)[:50], mine_positives(video, audio, 3))
+    for world_size in (3, 20, 49):  # the last ranks of 20 and 49 have nothing to do
+        parts = [mine_positives(video, audio, 3, block=5, rank=r, world_size=world_size) for r in range(world_size)]
+        assert torch.equal(torch.cat(parts)[:50], mine_positives(video, audio, 3))
 
 
 def test_progress_reaches_the_end() -> None:
     calls: list[tuple[int, int]] = []
     mine_positives(*banks(50), 3, block=16, progress=lambda done, total: calls.append((done, total)))
-    assert calls[-1] == (50, 50)
-    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    # Four blocks: four tiles on the diagonal and six pairs of blocks.
+    assert calls == [(done, 10) for done in range(1, 11)]
 
 
 @pytest.mark.parametrize("k", [0, 10, 11])
@@ -120,4 +128,4 @@ def test_unknown_agreement_lists_the_known() -> None:
 def test_cost_is_told_before_the_search() -> None:
     text = estimate_cost(232_067, 128, 32, world_size=4)
     assert "232,067 items" in text
-    assert "6.89 Tflop" in text  # 2 products x 2 x N^2 x d / 4 processes
+    assert "6.03 Tflop" in text  # 2 products x 2 x d x N/4 x (N - N/8)

@@ -351,7 +351,7 @@ def test_warm_start_says_what_does_not_fit() -> None:
         cma().load_from_avid(trained_avid_state(30))
     source = trained_avid_state()
     del source["audio_bank.vectors"]
-    with pytest.raises(KeyError, match="audio_bank.vectors"):
+    with pytest.raises(KeyError, match=r"audio_bank\.vectors"):
         cma().load_from_avid(source)
     with pytest.raises(ValueError, match="normaliser was never set"):
         cma().load_from_avid(avid().state_dict())

@@ -34,8 +34,14 @@ LAYER: dict[str, Any] = {
     "trainer": {"max_epochs": 2, "limit_train_batches": 4, "log_every_n_steps": 1},
     "model": {
         "init_args": {
-            "video_encoder": {"class_path": "tests.distributed.test_training.PooledLinear", "init_args": {"channels": 3}},
-            "audio_encoder": {"class_path": "tests.distributed.test_training.PooledLinear", "init_args": {"channels": 1}},
+            "video_encoder": {
+                "class_path": "tests.distributed.test_training.PooledLinear",
+                "init_args": {"channels": 3},
+            },
+            "audio_encoder": {
+                "class_path": "tests.distributed.test_training.PooledLinear",
+                "init_args": {"channels": 1},
+            },
             "learning_rate": 0.01,
         }
     },

@@ -1,0 +1,129 @@
+"""Our reading of clips beside a bare PyAV loop over the same frames, in one run.
+
+Run with `pytest tests/benchmarks/test_bench_decoding.py --benchmark-only`. `extra_info["ratio"]` is the median over
+pairs of runs, one after the other, of our time divided by the bare loop's. Target: at most 1.2.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from common.data.clips import AudioVisualClips
+from common.data.listing import Clip, Listing
+from common.data.media import MediaFile
+from common.data.transforms import AudioTransform, VideoTransform
+from tests.data.media_factory import tone, write_video
+
+pytestmark = pytest.mark.benchmark(group="decoding")
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten seconds of noise over moving bars, in the size of a Kinetics copy."""
+    generator = np.random.default_rng(0)
+    bars = (127 + 100 * np.sin(np.arange(340 + 250) / 7))[None, :, None]
+    frames = np.stack([bars[:, number : number + 340] * np.ones((256, 1, 3)) for number in range(250)])
+    frames = frames + generator.normal(0, 8, (250, 256, 340, 1))
+    path = tmp_path_factory.mktemp("benchmark") / "film.mp4"
+    sound = tone(10.0, 44_100, channels=2)
+    return write_video(
+        path, frames=frames.clip(0, 255).astype(np.uint8), fps=25.0, audio=sound, audio_rate=44_100, key_frame_every=50
+    )
+
+
+def _compare(benchmark: Any, ours: Callable[[], Any], bare: Callable[[], Any], rounds: int = 15) -> None:
+    pairs = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        bare()
+        middle = time.perf_counter()
+        ours()
+        pairs.append((time.perf_counter() - middle) / (middle - started))
+    benchmark.extra_info["ratio"] = round(statistics.median(pairs), 3)
+    benchmark.pedantic(ours, rounds=rounds, warmup_rounds=1)
+
+
+def _bare_video(path: Path, start: float, numbers: list[int]) -> np.ndarray:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        assert stream.time_base is not None
+        container.seek(int(start / stream.time_base), stream=stream, backward=True)
+        chosen: list[np.ndarray] = []
+        for frame in container.decode(stream):
+            assert frame.time is not None
+            if round(frame.time * 25) in numbers:
+                chosen.append(frame.to_ndarray(format="rgb24"))
+            if len(chosen) == len(numbers):
+                break
+    return np.stack(chosen)
+
+
+def _bare_audio(path: Path, start: float, duration: float) -> np.ndarray:
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=24_000)
+    parts: list[np.ndarray] = []
+    with av.open(str(path)) as container:
+        stream = container.streams.audio[0]
+        assert stream.time_base is not None
+        container.seek(int((start - 0.5) / stream.time_base), stream=stream, backward=True)
+        for frame in container.decode(stream):
+            assert frame.time is not None
+            if frame.time + 0.1 > start:
+                parts += [out.to_ndarray() for out in resampler.resample(frame)]
+            if frame.time > start + duration:
+                break
+    return np.concatenate(parts, axis=1)[0, : int(duration * 24_000)].astype(np.float32) / 32767
+
+
+@pytest.mark.parametrize("duration", [0.5, 2.0])
+def test_video(benchmark: Any, film: Path, duration: float) -> None:
+    start = 5.2
+    numbers = [int(np.floor((start + k / 16) * 25)) for k in range(int(duration * 16))]
+
+    def ours() -> np.ndarray:
+        with MediaFile(film) as media:
+            return media.read_video(start, duration, 16.0)[0].numpy()
+
+    assert np.array_equal(ours(), _bare_video(film, start, numbers))
+    _compare(benchmark, ours, lambda: _bare_video(film, start, numbers))
+
+
+def test_audio(benchmark: Any, film: Path) -> None:
+    def ours() -> np.ndarray:
+        with MediaFile(film) as media:
+            return media.read_audio(5.2, 2.0, 24_000).numpy()
+
+    assert len(ours()) == len(_bare_audio(film, 5.2, 2.0)) == 48_000
+    _compare(benchmark, ours, lambda: _bare_audio(film, 5.2, 2.0))
+
+
+def test_miniature_sample_from_the_cache(benchmark: Any, tmp_path: Path) -> None:
+    """A whole sample of the size of the miniature world, decoded once; target: at most a millisecond."""
+    generator = np.random.default_rng(0)
+    files = []
+    for number in range(8):
+        frames = generator.integers(0, 256, (12, 24, 24, 3), dtype=np.uint8)
+        path = tmp_path / f"{number}.mp4"
+        files.append(Clip(write_video(path, frames=frames, fps=8.0, audio=tone(1.5, 8_000), audio_rate=8_000), 0))
+    clips = AudioVisualClips(
+        Listing("miniature", "1", files, ("a",), tmp_path),
+        VideoTransform(crop=24, min_area=0.5),
+        AudioTransform(sample_rate=8_000, window=1.0, fft=512, frames_per_second=32, mean=-20.0, std=20.0),
+        video_duration=1.0,
+        video_fps=8.0,
+        jitter=0.25,
+        clips_per_video=100,
+        cache_bytes=2**24,
+    )
+    items = iter(range(10**9))
+    for item in range(8):
+        clips[item]
+    benchmark(lambda: clips[(0, next(items) % len(clips))])

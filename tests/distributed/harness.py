@@ -1,0 +1,99 @@
+"""Run a function in several connected processes on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def run_distributed(function: Callable[..., Any], world_size: int = 2, timeout: float = 60, *args: Any) -> list[Any]:
+    """Call `function(rank, *args)` in `world_size` forked processes joined by gloo.
+
+    Args:
+        function: a module-level function or a closure; processes are forked, so nothing is pickled on the way in.
+        world_size: number of processes.
+        timeout: seconds until every process must have answered.
+        *args: passed on.
+
+    Returns:
+        What the processes returned, in rank order. Tensors come back as plain copies.
+
+    Raises:
+        AssertionError: when a process raises (with its traceback), dies or is late.
+    """
+    context = multiprocessing.get_context("fork")
+    deadline = time.monotonic() + timeout
+    results: dict[int, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        pipes, processes = [], []
+        for rank in range(world_size):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_child, args=(sender, rank, world_size, f"file://{folder}/store", timeout, function, args)
+            )
+            process.start()
+            sender.close()
+            pipes.append(receiver)
+            processes.append(process)
+        try:
+            waiting: dict[Any, int] = {pipe: rank for rank, pipe in enumerate(pipes)}
+            while waiting:
+                ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+                if not ready:
+                    raise AssertionError(f"rank(s) {sorted(waiting.values())} gave no answer within {timeout} s")
+                for pipe in ready:
+                    rank = waiting.pop(pipe)
+                    try:
+                        succeeded, value = pipes[rank].recv()
+                    except EOFError:
+                        processes[rank].join(1)
+                        raise AssertionError(f"rank {rank} died with code {processes[rank].exitcode}") from None
+                    if not succeeded:
+                        raise AssertionError(f"rank {rank} raised:\n{value}")
+                    results[rank] = value
+        finally:
+            for process in processes:
+                process.join(1 if len(results) == world_size else 0)
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+    return [results[rank] for rank in range(world_size)]
+
+
+def _child(
+    sender: Connection, rank: int, world_size: int, store: str, timeout: float, function: Any, args: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # the machine's name may not resolve
+    try:
+        dist.init_process_group("gloo", store, timedelta(seconds=timeout), world_size, rank)
+        value = _plain(function(rank, *args))
+        dist.barrier()  # nobody leaves while another still needs it
+        sender.send((True, value))
+        dist.destroy_process_group()
+    except BaseException:
+        sender.send((False, traceback.format_exc()))
+    finally:
+        sender.close()
+        os._exit(0)  # a forked test process must not run the parent's exit hooks
+
+
+def _plain(value: Any) -> Any:
+    # Tensors would travel as shared memory that dies with the child.
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().numpy()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,129 @@
+"""Evaluation by two processes: every sample once, and the same numbers as by one."""
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from common.metrics.gathering import OncePerSample, gather_rows
+from papers.avid_cma.evaluation import ActionRecognition, LinearProbes, SoundSVM
+from tests.avid_cma.test_evaluation import (
+    CLASSES,
+    Sounds,
+    Videos,
+    audio_encoder,
+    copy_of,
+    loader,
+    results_of,
+    trainer,
+    video_encoder,
+)
+
+PROCESSES = 2
+
+
+def run_everywhere(function: Any, folder: Path, processes: int = PROCESSES) -> list[Any]:
+    """What ``function(rank)`` returns in each of several connected processes."""
+    context = torch.multiprocessing.start_processes(
+        _child, (function, str(folder), processes), processes, join=False, start_method="fork"
+    )
+    while not context.join(timeout=60):
+        pass
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
+
+
+def _child(rank: int, function: Any, folder: str, processes: int) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", store, timedelta(seconds=60), rank=rank, world_size=processes)
+    Path(folder, f"{rank}.json").write_text(json.dumps(function(rank)))
+    dist.destroy_process_group()
+
+
+def gather_uneven(rank: int) -> Any:
+    none_here = torch.zeros(0, 2) if rank == 0 else torch.full((3, 2), 5.0)
+    return [
+        gather_rows(torch.arange(rank + 1) + 10 * rank).tolist(),
+        gather_rows(none_here).tolist(),
+    ]
+
+
+def mean_of_uneven(rank: int) -> Any:
+    meter, silent = OncePerSample("score"), OncePerSample("score")
+    # Seven samples dealt out as a distributed sampler does: round robin, the first one again to fill up.
+    index = torch.tensor([[0, 2, 4, 6], [1, 3, 5, 0]][rank])
+    for start in (0, 2):
+        part = index[start : start + 2]
+        meter.update(part, score=part.float())
+        if rank == 1:
+            silent.update(part, score=part.float())
+    mean, late = meter.compute(), silent.compute("cpu")
+    return [mean["count"].item(), mean["score"].item(), late["count"].item(), late["score"].item()]
+
+
+def test_rows_of_uneven_processes_are_joined_in_rank_order(tmp_path: Path) -> None:
+    for joined, of_one in run_everywhere(gather_uneven, tmp_path):
+        assert joined == [0, 10, 11]
+        assert of_one == [[5.0, 5.0]] * 3
+
+
+def test_odd_number_of_samples_is_counted_exactly_once(tmp_path: Path) -> None:
+    for result in run_everywhere(mean_of_uneven, tmp_path):
+        assert result == [7, 3.0, 4, pytest.approx(9 / 4)]
+
+
+def distributed_trainer(tmp_path: Path, **options: Any) -> pl.Trainer:
+    return trainer(tmp_path, devices=PROCESSES, strategy="ddp_fork", **options)
+
+
+class WarmUpWatch(pl.Callback):
+    """Checks on every process that the warm-up leaves the encoder alone and that the copies stay equal."""
+
+    def __init__(self) -> None:
+        self.start: dict[str, Tensor] = {}
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.start = copy_of(pl_module.video_encoder)  # type: ignore[arg-type]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, ActionRecognition)
+        for name, value in pl_module.video_encoder.named_parameters():
+            assert torch.equal(value, self.start[name]) == (trainer.current_epoch == 0), name
+        for value in pl_module.parameters():
+            copies = gather_rows(value.detach().flatten()[None])
+            assert torch.equal(copies[0], copies[1])
+
+
+def test_fine_tuning_warms_up_and_is_tested_alike(tmp_path: Path) -> None:
+    module = ActionRecognition(video_encoder(), CLASSES, warmup_epochs=1, learning_rate=1e-2)
+    distributed_trainer(tmp_path, max_epochs=2, callbacks=[WarmUpWatch()]).fit(module, loader(Videos(8), 2))
+    loaders = [loader(Videos(7, clips=2), 2), loader(Videos(7, clips=3), 2)]
+    one = results_of(trainer(tmp_path), module, loaders)
+    two = results_of(distributed_trainer(tmp_path), module, loaders)
+    assert one["test/videos"] == 7
+    assert two == pytest.approx(one)
+
+
+def test_probes_are_tested_alike(tmp_path: Path) -> None:
+    module = LinearProbes(video_encoder(), CLASSES, layers={"conv2x": 2, "conv5x": 1})
+    one = results_of(trainer(tmp_path), module, loader(Videos(9, clips=2), 2))
+    two = results_of(distributed_trainer(tmp_path), module, loader(Videos(9, clips=2), 2))
+    assert one["test/videos"] == 9
+    assert two == pytest.approx(one)
+
+
+def test_sound_machines_are_fitted_alike(tmp_path: Path) -> None:
+    module = SoundSVM(audio_encoder(), layers={"conv5x": 2, "conv4x": 2, "conv2x": 3}, folds=3)
+    # The last file is broken in the training windows, so that its neighbour comes twice.
+    train = Sounds(19, 2, 3, noise=1, repeat={18: 0})
+    loaders = [loader(train, 3), loader(Sounds(19, 2, 3, noise=2), 2)]
+    one = results_of(trainer(tmp_path), module, loaders)
+    two = results_of(distributed_trainer(tmp_path), module, loaders)
+    assert one["test/files"] == 19
+    assert two == pytest.approx(one)

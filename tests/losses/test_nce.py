@@ -1,0 +1,124 @@
+"""Noise-contrastive estimation: the released code's numbers, gradients, and scores that would overflow."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.losses.info_nce import info_nce, info_nce_per_anchor
+from common.losses.nce import estimate_normaliser, nce, nce_per_anchor
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma" / "nce_core.npz"
+
+
+@pytest.mark.parametrize("call", range(5))
+def test_nce_equals_the_released_code(call: int) -> None:
+    with np.load(GOLDEN, allow_pickle=False) as golden:
+        positives = torch.from_numpy(golden[f"pos_{call}"]).requires_grad_()
+        negatives = torch.from_numpy(golden[f"neg_{call}"]).requires_grad_()
+        # Calls 0 and 4 estimate the normaliser, 1 and 2 go on with that of call 0, 3 has it preset.
+        source = golden["neg_0"] if call < 3 else golden[f"neg_{call}"]
+        normaliser = estimate_normaliser(torch.from_numpy(source)) if call != 3 else torch.tensor(2.5)
+        loss = nce(positives, negatives, normaliser)
+        loss.backward()
+        np.testing.assert_allclose(float(normaliser), golden[f"Z_{call}"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(loss.item(), golden[f"loss_{call}"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(np.asarray(positives.grad), golden[f"grad_pos_{call}"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(np.asarray(negatives.grad), golden[f"grad_neg_{call}"], rtol=1e-5, atol=1e-6)
+
+
+sizes = st.integers(1, 5)
+
+
+@given(batch=sizes, num_positives=sizes, num_negatives=sizes, normaliser=st.floats(0.01, 100), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_nce_is_the_written_formula(
+    batch: int, num_positives: int, num_negatives: int, normaliser: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    positives, negatives = rng.normal(size=(batch, num_positives)) * 3, rng.normal(size=(batch, num_negatives)) * 3
+    noise = num_negatives * normaliser
+    positive_loss = -np.log(np.exp(positives) / (np.exp(positives) + noise)).mean(axis=1)
+    negative_loss = -np.log(noise / (np.exp(negatives) + noise)).sum(axis=1)
+    loss = nce(torch.from_numpy(positives), torch.from_numpy(negatives), normaliser)
+    np.testing.assert_allclose(loss.item(), (positive_loss + negative_loss).mean(), rtol=1e-6)
+
+
+@given(batch=sizes, num_positives=sizes, num_negatives=sizes, seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_info_nce_is_the_written_formula(batch: int, num_positives: int, num_negatives: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    positives, negatives = rng.normal(size=(batch, num_positives)) * 3, rng.normal(size=(batch, num_negatives)) * 3
+    others = np.exp(negatives).sum(axis=1, keepdims=True)
+    expected = -np.log(np.exp(positives) / (np.exp(positives) + others)).mean()
+    loss = info_nce(torch.from_numpy(positives), torch.from_numpy(negatives))
+    np.testing.assert_allclose(loss.item(), expected, rtol=1e-6)
+
+
+def test_with_one_positive_info_nce_is_cross_entropy() -> None:
+    scores = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.cross_entropy(scores, torch.zeros(6, dtype=torch.long))
+    torch.testing.assert_close(info_nce(scores[:, :1], scores[:, 1:]), expected)
+
+
+@pytest.mark.parametrize("estimator", ["nce", "info_nce"])
+def test_gradients_equal_finite_differences(estimator: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    scores = [torch.randn(3, columns, generator=generator, dtype=torch.double) for columns in (2, 5)]
+    inputs = [score.requires_grad_() for score in scores]
+    function = info_nce if estimator == "info_nce" else lambda p, n: nce(p, n, 2.2)
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_scores_neither_overflow_nor_lose_the_sum(dtype: torch.dtype) -> None:
+    # exp(1 / 0.07) is 1.6e6, beyond float16; 1024 equal addends are beyond bfloat16.
+    positives = torch.tensor([[1 / 0.07], [-1 / 0.07]], dtype=dtype)
+    negatives = torch.full((2, 1024), 1 / 0.07, dtype=dtype)
+    normaliser = estimate_normaliser(negatives)
+    assert torch.isfinite(normaliser)
+    for loss, reference in [
+        (nce(positives, negatives, normaliser), nce(positives.float(), negatives.float(), normaliser)),
+        (info_nce(positives, negatives), info_nce(positives.float(), negatives.float())),
+    ]:
+        assert loss.dtype == torch.float32
+        assert torch.equal(loss, reference)
+
+
+def test_no_score_makes_the_loss_infinite() -> None:
+    extreme = torch.tensor([[1e4, -1e4]]).requires_grad_()
+    for loss in (nce(extreme, extreme, 2.2), info_nce(extreme, extreme)):
+        (gradient,) = torch.autograd.grad(loss, extreme)
+        assert torch.isfinite(loss)
+        assert torch.isfinite(gradient).all()
+
+
+def test_no_gradient_flows_through_the_normaliser() -> None:
+    normaliser = torch.tensor(2.0, requires_grad=True)
+    positives = torch.zeros(1, 1, requires_grad=True)
+    nce(positives, torch.zeros(1, 3), normaliser).backward()
+    assert normaliser.grad is None
+    negatives = torch.zeros(1, 3, requires_grad=True)
+    assert not estimate_normaliser(negatives).requires_grad
+
+
+def test_per_anchor_losses_take_leading_dimensions() -> None:
+    generator = torch.Generator().manual_seed(2)
+    positives, negatives = torch.randn(4, 2, 3, generator=generator), torch.randn(4, 2, 5, generator=generator)
+    for direction in range(2):
+        ours = nce_per_anchor(positives, negatives, 1.5)[:, direction].mean()
+        torch.testing.assert_close(ours, nce(positives[:, direction], negatives[:, direction], 1.5))
+        ours = info_nce_per_anchor(positives, negatives)[:, direction].mean()
+        torch.testing.assert_close(ours, info_nce(positives[:, direction], negatives[:, direction]))
+
+
+def test_scores_that_are_all_zero_cost_what_the_formula_says() -> None:
+    # With normaliser 1 and K = 3: -log(1/4) for the positive and 3 * -log(3/4) for the negatives.
+    loss = nce(torch.zeros(2, 1), torch.zeros(2, 3), 1.0)
+    assert math.isclose(loss.item(), math.log(4) + 3 * math.log(4 / 3), rel_tol=1e-6)
