@@ -1,0 +1,531 @@
+"""Map-style data sets of clips cut from media files.
+
+A key is an item, or a pair (epoch, item). Everything random about a sample is drawn from a generator seeded by
+(seed, epoch, item), so a sample depends neither on the worker that makes it nor on the samples before it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from enum import IntEnum
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from common.data.listing import Clip, Listing
+from common.data.media import DecodedCache, MediaError, MediaFile, TooShortError
+from common.data.transforms import AudioTransform, VideoTransform
+from common.data.windows import (
+    Limits,
+    clip_start,
+    dense_clip_starts,
+    excerpt_start,
+    frame_count,
+    paired_window,
+    restrict,
+    wrapping_indices,
+    wrapping_starts,
+)
+
+logger = logging.getLogger(__name__)
+
+Key = int | tuple[int, int]
+Sample = dict[str, Tensor]
+Result = TypeVar("Result")
+
+
+class SkipReason(IntEnum):
+    """Why a file was skipped."""
+
+    UNREADABLE = 1
+    TOO_SHORT = 2
+
+
+class TooManyBrokenFiles(RuntimeError):
+    """More files of a data set were skipped than the run allows."""
+
+
+class SkipLedger:
+    """Which files of a listing could not be used, counted over all worker processes.
+
+    Args:
+        listing: The files.
+        max_share: Share of the files that may be skipped before the run fails.
+
+    Attributes:
+        flags: uint8 [files] in shared memory; 0, or a :class:`SkipReason`. Ranks can combine theirs with a maximum.
+    """
+
+    def __init__(self, listing: Listing, max_share: float) -> None:
+        if not 0.0 <= max_share <= 1.0:
+            raise ValueError(f"max_skipped_share must be in [0, 1], not {max_share}")
+        self.listing = listing
+        self.max_share = max_share
+        self.flags = torch.zeros(len(listing), dtype=torch.uint8)
+        if len(listing):
+            self.flags.share_memory_()
+
+    def record(self, file: int, error: MediaError) -> None:
+        """Mark a file as skipped.
+
+        Raises:
+            TooManyBrokenFiles: That was one too many.
+        """
+        if self.flags[file]:
+            return
+        self.flags[file] = int(SkipReason.TOO_SHORT if isinstance(error, TooShortError) else SkipReason.UNREADABLE)
+        logger.warning("skipped %s", error)
+        count = self.count()
+        if count > self.max_share * len(self.flags):
+            some = ", ".join(self.names()[:5])
+            raise TooManyBrokenFiles(
+                f"{self.listing.name}: {count} of {len(self.flags)} files cannot be used, more than "
+                f"max_skipped_share = {self.max_share:g} allows. First: {some}. Last: {error}. Repair or remove the "
+                "files, or raise max_skipped_share."
+            )
+
+    def count(self) -> int:
+        """Number of files skipped so far."""
+        return int(torch.count_nonzero(self.flags))
+
+    def names(self) -> list[str]:
+        """Skipped files, relative to the listing's root where they lie under it."""
+        return list(self.reasons())
+
+    def reasons(self) -> dict[str, SkipReason]:
+        """Skipped files and why."""
+        return {
+            _name(self.listing, file): SkipReason(int(self.flags[file]))
+            for file in torch.nonzero(self.flags).flatten().tolist()
+        }
+
+
+def _name(listing: Listing, file: int) -> str:
+    path = listing.clips[file].path
+    return path.relative_to(listing.root).as_posix() if path.is_relative_to(listing.root) else path.as_posix()
+
+
+class ClipDataset(Dataset[Sample]):
+    """Keys, seeds, the cache and the replacement of files that cannot be used; subclasses cut the sample.
+
+    A file that cannot be used is replaced by the next item, with that item's own index and label. An evaluation can
+    tell by the index that a sample is there twice.
+
+    Args:
+        listing: The files.
+        clips_per_video: Length of an epoch in passes over the listing; item i is file `i mod len(listing)`.
+        seed: Seed of everything random.
+        max_skipped_share: Share of the files that may be skipped before the run fails.
+        cache_bytes: Bound of the decoded files kept in the memory of each process; 0 = read them every time.
+
+    Raises:
+        ValueError: The listing is empty.
+
+    Source: specification 2.1.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        *,
+        clips_per_video: int = 1,
+        seed: int = 0,
+        max_skipped_share: float = 0.05,
+        cache_bytes: int = 0,
+    ) -> None:
+        if not len(listing):
+            raise ValueError(f"the listing {listing.name} has no clips")
+        if clips_per_video < 1:
+            raise ValueError(f"clips_per_video must be at least 1, not {clips_per_video}")
+        self.listing = listing
+        self.clips_per_video = clips_per_video
+        self.seed = seed
+        self.skipped = SkipLedger(listing, max_skipped_share)
+        self.cache = DecodedCache.shared(cache_bytes) if cache_bytes else None
+
+    def __len__(self) -> int:
+        return len(self.listing) * self.clips_per_video
+
+    def __getitem__(self, key: Key) -> Sample:
+        """One sample.
+
+        Args:
+            key: Item, or (epoch, item); an item alone is one of epoch 0.
+
+        Raises:
+            IndexError: There is no such item.
+            TooManyBrokenFiles: Too many files cannot be used.
+            MediaError: No file of the listing can be used.
+        """
+        return self._usable(key, self._sample)
+
+    def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
+        raise NotImplementedError
+
+    def fill_cache(self) -> None:
+        """Decode every file into the cache, if there is one; files that cannot be decoded are left for later."""
+        if self.cache is not None:
+            for clip in self.listing.clips:
+                self.cache.get(clip.path)
+
+    def preview(self, item: int) -> npt.NDArray[np.uint8]:
+        """The middle frame of a file as it is stored, [H, W, 3], for people to look at."""
+        clip = self.listing.clips[item]
+        with self._opened(clip) as media:
+            start, end = _video_limits(media, clip)
+            frames, _ = media.read_video((start + end) / 2, 1.5 / media.video_fps, media.video_fps)
+        return frames[0].numpy()
+
+    def name(self, item: int) -> str:
+        """A file's name relative to the root of its data set."""
+        return _name(self.listing, item)
+
+    def _usable(self, key: Key, make: Callable[[Clip, np.random.Generator], Sample]) -> Sample:
+        epoch, item = key if isinstance(key, tuple) else (0, key)
+        item = range(len(self))[item]
+        files = len(self.listing)
+        error: MediaError | None = None
+        for skipped in range(files):
+            current = (item + skipped) % len(self)
+            file = current % files
+            clip = self.listing.clips[file]
+            try:
+                sample = make(clip, np.random.default_rng((self.seed, epoch, current)))
+            except MediaError as problem:
+                error = problem
+                self.skipped.record(file, problem)
+                continue
+            sample["index"] = torch.tensor(file)
+            sample["label"] = torch.tensor(clip.label)
+            sample["skipped"] = torch.tensor(skipped)
+            return sample
+        raise MediaError(f"no file of {self.listing.name} can be used; the last error was: {error}")
+
+    def _opened(self, clip: Clip) -> MediaFile:
+        return MediaFile(clip.path, self.cache)
+
+
+class AudioVisualClips(ClipDataset):
+    """A video clip and an audio clip from about the same moment of a file.
+
+    Args:
+        listing, clips_per_video, seed, max_skipped_share, cache_bytes: See :class:`ClipDataset`.
+        video_transform: None = no "video" in the samples, and nothing of the picture is decoded.
+        audio_transform: Also gives the sample rate and the length of the audio clip.
+        video_duration: Length of the video clip in seconds.
+        video_fps: Frame rate of the video clip.
+        jitter: How far, in seconds, the video clip may reach over the audio clip on either side, in training.
+        training: Augment and jitter; both transforms follow.
+        require_audio: Skip a file without sound; otherwise its sound is silence.
+
+    Returns of an item:
+        `video` [3, T, crop, crop], `audio` [1, frames, bins], `index` (file of the listing), `label`, `sound_label`,
+        `skipped` (files passed over to get this sample).
+
+    Source: specification 2.1.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        video_transform: VideoTransform | None,
+        audio_transform: AudioTransform,
+        *,
+        video_duration: float = 0.5,
+        video_fps: float = 16.0,
+        jitter: float = 0.5,
+        training: bool = True,
+        require_audio: bool = False,
+        clips_per_video: int = 1,
+        seed: int = 0,
+        max_skipped_share: float = 0.05,
+        cache_bytes: int = 0,
+    ) -> None:
+        super().__init__(
+            listing,
+            clips_per_video=clips_per_video,
+            seed=seed,
+            max_skipped_share=max_skipped_share,
+            cache_bytes=cache_bytes,
+        )
+        self.training = training
+        self.video_transform = (
+            None
+            if video_transform is None
+            else video_transform.adapted(training, frame_count(video_duration, video_fps))
+        )
+        self.audio_transform = audio_transform.with_training(training)
+        self.video_duration = video_duration
+        self.video_fps = video_fps
+        self.jitter = jitter if training else 0.0
+        self.require_audio = require_audio
+
+    def decibels(self, key: Key) -> Tensor:
+        """Spectrogram of an item's audio clip before augmentation and normalisation, [1, frames, bins]."""
+
+        def make(clip: Clip, rng: np.random.Generator) -> Sample:
+            with self._opened(clip) as media:
+                _, samples = self._cut(media, clip, rng, with_video=False)
+            return {"audio": self.audio_transform.decibels(self.audio_transform.prepare(samples))}
+
+        return self._usable(key, make)["audio"]
+
+    def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
+        with self._opened(clip) as media:
+            frames, samples = self._cut(media, clip, rng, with_video=self.video_transform is not None)
+        sample: Sample = {}
+        if self.video_transform is not None and frames is not None:
+            sample["video"] = self.video_transform(frames, rng)
+        sample["audio"] = self.audio_transform(samples, rng)
+        sample["sound_label"] = torch.tensor(clip.sound_label)
+        return sample
+
+    def _cut(
+        self, media: MediaFile, clip: Clip, rng: np.random.Generator, with_video: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        if media.video_limits is None:
+            raise MediaError.of(clip.path, "has no video stream")
+        if media.audio_limits is None and self.require_audio:
+            raise MediaError.of(clip.path, "has no audio stream")
+        video = restrict(media.video_limits, clip.start, clip.end)
+        audio = video if media.audio_limits is None else restrict(media.audio_limits, clip.start, clip.end)
+        audio_duration = self.audio_transform.window
+        draws = rng.random(2)
+        window = paired_window(
+            video, audio, self.video_duration, audio_duration, self.jitter, (float(draws[0]), float(draws[1]))
+        )
+        if window is None:
+            raise TooShortError.of(
+                clip.path,
+                f"too short: video {video[0]:.2f} to {video[1]:.2f} s, audio {audio[0]:.2f} to {audio[1]:.2f} s, "
+                f"wanted {self.video_duration:g} s and {audio_duration:g} s",
+            )
+        frames, audio_start = None, window.audio_start
+        if with_video:
+            frames, actual_start = media.read_video(window.video_start, self.video_duration, self.video_fps)
+            # Frames lie on a grid; the sound moves with them.
+            audio_start += actual_start - window.video_start
+        if media.audio_limits is None:
+            return frames, torch.zeros(self.audio_transform.num_samples)
+        samples = media.read_audio(audio_start, audio_duration, self.audio_transform.sample_rate)
+        if not len(samples):
+            raise MediaError.of(clip.path, f"no sound could be decoded at {audio_start:.3f} s")
+        return frames, samples
+
+
+class VideoClips(ClipDataset):
+    """One random clip per item, without sound.
+
+    Args:
+        listing, clips_per_video, seed, max_skipped_share, cache_bytes: See :class:`ClipDataset`.
+        video_transform: Frames to tensor.
+        video_duration, video_fps: Length and frame rate of the clip.
+        training: Augment. The time of the clip is random in evaluation as well ("Clip@1").
+
+    Returns of an item:
+        `video` [3, T, crop, crop], `label`, `index`, `skipped`.
+
+    Source: specification 2.1, 10.1, 10.2.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        video_transform: VideoTransform,
+        *,
+        video_duration: float = 0.5,
+        video_fps: float = 16.0,
+        training: bool = True,
+        clips_per_video: int = 1,
+        seed: int = 0,
+        max_skipped_share: float = 0.05,
+        cache_bytes: int = 0,
+    ) -> None:
+        super().__init__(
+            listing,
+            clips_per_video=clips_per_video,
+            seed=seed,
+            max_skipped_share=max_skipped_share,
+            cache_bytes=cache_bytes,
+        )
+        self.training = training
+        self.video_transform = video_transform.adapted(training, frame_count(video_duration, video_fps))
+        self.video_duration = video_duration
+        self.video_fps = video_fps
+
+    def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
+        with self._opened(clip) as media:
+            limits = _video_limits(media, clip)
+            start = clip_start(limits, self.video_duration, float(rng.random()))
+            duration = min(self.video_duration, limits[1] - limits[0])
+            frames, _ = media.read_video(start, duration, self.video_fps)
+        return {"video": self.video_transform(frames, rng)}
+
+
+class DenseVideoClips(ClipDataset):
+    """Several clips of one video: evenly spaced over the whole of it ("Video@1"), or at random.
+
+    Args:
+        listing, seed, max_skipped_share, cache_bytes: See :class:`ClipDataset`.
+        video_transform: Frames to tensor; its evaluation branch is used.
+        clips: Number of clips.
+        random_starts: Clips at random places instead ("Clip@1").
+        video_duration, video_fps: Length and frame rate of a clip.
+
+    Returns of an item:
+        `video` [clips, 3, T, crop, crop], `label`, `index`, `skipped`.
+
+    Source: specification 10.1.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        video_transform: VideoTransform,
+        *,
+        clips: int = 10,
+        random_starts: bool = False,
+        video_duration: float = 0.5,
+        video_fps: float = 16.0,
+        seed: int = 0,
+        max_skipped_share: float = 0.05,
+        cache_bytes: int = 0,
+    ) -> None:
+        super().__init__(listing, seed=seed, max_skipped_share=max_skipped_share, cache_bytes=cache_bytes)
+        self.video_transform = video_transform.adapted(False, frame_count(video_duration, video_fps))
+        if clips < 1:
+            raise ValueError(f"clips must be at least 1, not {clips}")
+        self.clips = clips
+        self.random_starts = random_starts
+        self.random_starts = random_starts
+        self.video_duration = video_duration
+        self.video_fps = video_fps
+
+    def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
+        with self._opened(clip) as media:
+            start, end = _video_limits(media, clip)
+            frames, _ = media.read_video(start, end - start, self.video_fps)
+        length = frame_count(self.video_duration, self.video_fps)
+        if self.random_starts:
+            chosen = rng.integers(0, max(len(frames) - length, 0) + 1, self.clips)
+        else:
+            chosen = dense_clip_starts(len(frames), length, self.clips)
+        starts = torch.from_numpy(chosen)
+        # A frame is in several clips, or in none; a clip that is short of frames begins anew.
+        steps = torch.arange(self.video_transform.frames) % min(length, len(frames))
+        used, places = torch.unique(starts[:, None] + steps, return_inverse=True)
+        pixels = self.video_transform.without_padding(frames[used])
+        return {"video": pixels[:, places].transpose(0, 1).contiguous()}
+
+
+class SoundWindows(ClipDataset):
+    """Several windows of each sound file, for a linear classifier on audio features.
+
+    With `wrap_seconds` (ESC-50) windows start anywhere in the first seconds of the file and go on at its beginning.
+    Without it (DCASE) a training window is the beginning of an excerpt, and test windows are spread over the file.
+
+    Args:
+        listing, seed, max_skipped_share, cache_bytes: See :class:`ClipDataset`.
+        audio_transform: Also gives the sample rate and the length of a window.
+        training: Random starts, speed and volume; otherwise evenly spaced starts.
+        windows: Windows per file.
+        wrap_seconds: Part of the file that windows wrap round in; None = excerpts.
+        excerpt_seconds: Length of a training excerpt without `wrap_seconds`.
+        excerpt_margin: Seconds left free between an excerpt and the end of the file.
+        speed: Range of the factor on the decoding rate in training; samples are treated as if it were 1.
+
+    Returns of an item:
+        `audio` [windows, 1, frames, bins], `label`, `sound_label`, `fold`, `index`, `skipped`.
+
+    Source: specification 10.3.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        audio_transform: AudioTransform,
+        *,
+        training: bool,
+        windows: int = 10,
+        wrap_seconds: float | None = None,
+        excerpt_seconds: float = 4.0,
+        excerpt_margin: float = 0.1,
+        speed: tuple[float, float] = (3.0 / 4.0, 4.0 / 3.0),
+        seed: int = 0,
+        max_skipped_share: float = 0.05,
+        cache_bytes: int = 0,
+    ) -> None:
+        super().__init__(listing, seed=seed, max_skipped_share=max_skipped_share, cache_bytes=cache_bytes)
+        if windows < 1:
+            raise ValueError(f"windows must be at least 1, not {windows}")
+        if not 0.0 < speed[0] <= speed[1]:
+            raise ValueError(f"speed must be a range of positive factors, not {speed}")
+        self.audio_transform = audio_transform.with_training(training)
+        self.training = training
+        self.windows = windows
+        self.wrap_seconds = wrap_seconds
+        self.excerpt_seconds = excerpt_seconds
+        self.excerpt_margin = excerpt_margin
+        self.speed = speed
+
+    def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
+        with self._opened(clip) as media:
+            if media.audio_limits is None:
+                raise MediaError.of(clip.path, "has no audio stream")
+            limits = restrict(media.audio_limits, clip.start, clip.end)
+            if self.wrap_seconds is not None:
+                limits = (limits[0], min(limits[1], limits[0] + self.wrap_seconds))
+            if limits[1] <= limits[0]:
+                raise TooShortError.of(clip.path, "has no sound within the listed limits")
+            cut = self._training_windows if self.training else self._test_windows
+            windows = [self.audio_transform(samples, rng) for samples in cut(media, limits, rng)]
+        return {
+            "audio": torch.stack(windows),
+            "sound_label": torch.tensor(clip.sound_label),
+            "fold": torch.tensor(clip.fold),
+        }
+
+    def _training_windows(self, media: MediaFile, limits: Limits, rng: np.random.Generator) -> Iterator[Tensor]:
+        rate = self.audio_transform.sample_rate
+        whole = media.decode_audio(limits[0], limits[1] - limits[0]) if self.wrap_seconds is not None else None
+        for _ in range(self.windows):
+            draws = rng.random(2)
+            decode_rate = round(rate * (self.speed[0] + draws[0] * (self.speed[1] - self.speed[0])))
+            if whole is not None:
+                seconds = limits[1] - limits[0]
+                samples = whole.read(limits[0], seconds, decode_rate)
+                first = int(draws[1] * seconds * decode_rate)
+            else:
+                start = excerpt_start(limits, self.excerpt_seconds, self.excerpt_margin, float(draws[1]))
+                seconds = min(self.excerpt_seconds, limits[1] - start)
+                samples, first = media.read_audio(start, seconds, decode_rate), 0
+            yield self._wrapped(media, samples, first)
+
+    def _test_windows(self, media: MediaFile, limits: Limits, rng: np.random.Generator) -> Iterator[Tensor]:
+        rate = self.audio_transform.sample_rate
+        seconds = limits[1] - limits[0]
+        samples = media.read_audio(limits[0], seconds, rate)
+        for start in wrapping_starts(seconds, self.windows):
+            yield self._wrapped(media, samples, int(start * rate))
+
+    def _wrapped(self, media: MediaFile, samples: Tensor, first: int) -> Tensor:
+        if not len(samples):
+            raise MediaError.of(media.path, "no sound could be decoded")
+        count = self.audio_transform.num_samples
+        if first + count <= len(samples):
+            return samples[first : first + count]
+        return samples[torch.from_numpy(wrapping_indices(len(samples), first, count))]
+
+
+def _video_limits(media: MediaFile, clip: Clip) -> Limits:
+    if media.video_limits is None:
+        raise MediaError.of(clip.path, "has no video stream")
+    limits = restrict(media.video_limits, clip.start, clip.end)
+    if limits[1] <= limits[0]:
+        raise TooShortError.of(clip.path, "has no picture within the listed limits")
+    return limits

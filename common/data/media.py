@@ -1,0 +1,651 @@
+"""Reading video and sound from media files with PyAV, cut by time stamp.
+
+Counting samples or packets is not used anywhere: how many samples a decoder returns before the first time stamp
+differs between PyAV releases, time stamps do not.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+import numpy.typing as npt
+import torch
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
+from av.container.input import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from torch import Tensor
+
+from common.data.windows import Limits, select_frames
+
+# A lossy sound decoder needs some packets before its output is right, so a seek goes this much further back. A window
+# that begins within this time of the stream's start is decoded from the start, without a seek.
+AUDIO_PREROLL_SECONDS = 0.5
+# Time stamps in some containers are rounded to milliseconds: only a larger step is a real gap in the sound.
+AUDIO_GAP_SECONDS = 0.05
+# A stream that says it is longer has a damaged header.
+LONGEST_SECONDS = 7 * 24 * 3600.0
+# Source samples given to the resampler before and after the window, so that its filter is settled.
+RESAMPLER_MARGIN = 64
+
+
+class MediaError(RuntimeError):
+    """A media file cannot be read or is too short; the message names the file and the reason.
+
+    Args:
+        message: File and reason.
+        path: The file.
+    """
+
+    def __init__(self, message: str, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+    @classmethod
+    def of(cls, path: Path, reason: str) -> MediaError:
+        """Make the error of one file."""
+        return cls(f"{path}: {reason}", path)
+
+
+class TooShortError(MediaError):
+    """A stream is shorter than the clip that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaInfo:
+    """What the headers of a file say.
+
+    Args:
+        video_limits, audio_limits: First and last second of either stream; None = no such stream.
+        video_fps: Frames per second; 0 without a video stream.
+        frame_size: Height and width in pixels; (0, 0) without a video stream.
+        audio_rate: Samples per second; 0 without an audio stream.
+    """
+
+    video_limits: Limits | None
+    audio_limits: Limits | None
+    video_fps: float
+    frame_size: tuple[int, int]
+    audio_rate: int
+
+    @property
+    def decoded_bytes(self) -> float:
+        """About how much memory the decoded file takes."""
+        video = audio = 0.0
+        if self.video_limits is not None:
+            frames = (self.video_limits[1] - self.video_limits[0]) * self.video_fps
+            video = frames * self.frame_size[0] * self.frame_size[1] * 3
+        if self.audio_limits is not None:
+            audio = (self.audio_limits[1] - self.audio_limits[0]) * self.audio_rate * 8
+        return video + audio
+
+
+@dataclass(slots=True)
+class VideoTrack:
+    """All frames of a stream: time stamps [N] in seconds and pixels [N, H, W, 3]."""
+
+    times: npt.NDArray[np.float64]
+    frames: npt.NDArray[np.uint8]
+
+    def pick(self, boundaries: npt.NDArray[np.float64], step: float) -> npt.NDArray[np.uint8]:
+        """Frames that are on screen at the wanted times; see :func:`_pick_frames`, which this must equal."""
+        position = np.searchsorted(self.times, boundaries - step, side="left")
+        boundaries, position = boundaries[position < len(self.times)], position[position < len(self.times)]
+        held = (self.times[position] >= boundaries) & (position > 0)
+        return self.frames[position - held]
+
+
+@dataclass(slots=True)
+class AudioTrack:
+    """Decoded sound at the rate of the file, as the decoder returned it.
+
+    Args:
+        samples: [N, channels] in the decoder's own sample type.
+        rate: Samples per second.
+        start: Time of sample 0 in seconds.
+        sample_format: PyAV's name of the sample type, packed form ("s16", "flt", ...).
+        layout: PyAV's name of the channel layout.
+    """
+
+    samples: npt.NDArray[Any]
+    rate: int
+    start: float
+    sample_format: str
+    layout: str
+
+    def read(self, start: float, duration: float, sample_rate: int, treat_rate: int | None = None) -> Tensor:
+        """Cut and resample a window; see :meth:`MediaFile.read_audio`."""
+        wanted = round(duration * (treat_rate or sample_rate))
+        # Both are rounded on the file's own clock, so that the same sample is chosen wherever the track begins.
+        first = max(round(start * self.rate) - round(self.start * self.rate), 0)
+        if sample_rate == self.rate and self.samples.shape[1] == 1 and self.sample_format in ("s16", "flt"):
+            window = self.samples[first : first + wanted, 0]
+            if self.sample_format == "flt":
+                # What the resampler does when it only changes the sample type.
+                window = np.clip(np.rint(window * np.float32(32768.0)), -32768, 32767)
+            return torch.from_numpy(window.astype(np.float32)).div_(32767.0)
+        # The part before the window is as near to a whole number of output samples as source samples allow.
+        skip = min(-(-RESAMPLER_MARGIN * sample_rate // self.rate), first * sample_rate // self.rate)
+        lead = round(skip * self.rate / sample_rate)
+        length = -(-wanted * self.rate // sample_rate) + RESAMPLER_MARGIN
+        window = self._resample(self.samples[max(first - lead, 0) : first + length], sample_rate)
+        return torch.from_numpy(window[skip : skip + wanted].astype(np.float32)).div_(32767.0)
+
+    def _resample(self, samples: npt.NDArray[Any], sample_rate: int) -> npt.NDArray[np.int16]:
+        if not len(samples):
+            return np.zeros(0, dtype=np.int16)
+        packed = np.ascontiguousarray(samples).reshape(1, -1)
+        frame = AudioFrame.from_ndarray(packed, format=self.sample_format, layout=self.layout)
+        frame.sample_rate = self.rate
+        resampler = AudioResampler(format="s16", layout="mono", rate=sample_rate)
+        parts = [out.to_ndarray() for out in (*resampler.resample(frame), *resampler.resample(None))]
+        return np.concatenate(parts, axis=1)[0] if parts else np.zeros(0, dtype=np.int16)
+
+
+@dataclass(slots=True)
+class DecodedMedia:
+    """A whole file in memory."""
+
+    info: MediaInfo
+    video: VideoTrack | None
+    audio: AudioTrack | None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the decoded samples."""
+        video = 0 if self.video is None else self.video.frames.nbytes + self.video.times.nbytes
+        return video + (0 if self.audio is None else self.audio.samples.nbytes)
+
+
+class DecodedCache:
+    """Decoded files kept in the memory of this process, the least recently used ones dropped first.
+
+    Made for data sets of small files that are visited many times. Results equal those of reading the file, as decoding
+    starts at the beginning of a short file in both cases. (In a long file, a sound decoder with a random state of its
+    own, such as AAC with noise substitution, depends on where decoding starts.) Failures are remembered too.
+
+    Args:
+        max_bytes: Bound of the decoded samples held; a file larger than this is read as if there were no cache.
+    """
+
+    _shared: DecodedCache | None = None
+
+    def __init__(self, max_bytes: int) -> None:
+        if max_bytes <= 0:
+            raise ValueError(f"max_bytes must be positive, not {max_bytes}")
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[tuple[str, int, int], DecodedMedia | str | None] = OrderedDict()
+        self._held = 0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def shared(cls, max_bytes: int) -> DecodedCache:
+        """The cache of this process, which grows to the largest bound that was asked for."""
+        if DecodedCache._shared is None:
+            DecodedCache._shared = cls(max_bytes)
+        DecodedCache._shared.max_bytes = max(DecodedCache._shared.max_bytes, max_bytes)
+        return DecodedCache._shared
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the decoded samples held now."""
+        return self._held
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A process that gets the cache by pickling starts with its own, empty one.
+        return (DecodedCache.shared if self is DecodedCache._shared else DecodedCache, (self.max_bytes,))
+
+    def get(self, path: Path) -> DecodedMedia | None:
+        """The decoded file, read on the first call.
+
+        Returns:
+            None when the file is too large to be kept.
+
+        Raises:
+            MediaError: The file cannot be read.
+        """
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise MediaError.of(path, error.strerror or str(error)) from None
+        # A file that was written anew is another file.
+        key = (os.fspath(path), status.st_mtime_ns, status.st_size)
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                entry = self._entries[key]
+                if isinstance(entry, str):
+                    raise MediaError(entry, path)
+                return entry
+        try:
+            entry = _decode_whole(path, self.max_bytes)
+        except MediaError as error:
+            with self._lock:
+                self._entries[key] = str(error)
+            raise
+        with self._lock:
+            if key not in self._entries:
+                self._entries[key] = entry
+                self._held += 0 if entry is None else entry.nbytes
+            while self._held > self.max_bytes:
+                _, dropped = self._entries.popitem(last=False)
+                self._held -= dropped.nbytes if isinstance(dropped, DecodedMedia) else 0
+        return entry
+
+
+class MediaFile:
+    """One open media file; use it in a `with` statement.
+
+    Times are seconds on the file's own clock, the same for both streams.
+
+    Args:
+        path: File in any container that FFmpeg reads.
+        cache: Where to keep and look for the decoded file; None = read from disk.
+
+    Raises:
+        MediaError: The file is missing, empty, not a media file, or has neither picture nor sound.
+    """
+
+    def __init__(self, path: str | Path, cache: DecodedCache | None = None) -> None:
+        self.path = Path(path)
+        self._container: InputContainer | None = None
+        self._video: VideoStream | None = None
+        self._audio: AudioStream | None = None
+        self._decoded = cache.get(self.path) if cache is not None else None
+        if self._decoded is not None:
+            self.info = self._decoded.info
+            return
+        self._open()
+        try:
+            with self._explained():
+                self.info = self._read_info()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def video_limits(self) -> Limits | None:
+        """First and last second of the video stream; None = no picture."""
+        return self.info.video_limits
+
+    @property
+    def audio_limits(self) -> Limits | None:
+        """First and last second of the audio stream; None = no sound."""
+        return self.info.audio_limits
+
+    @property
+    def video_fps(self) -> float:
+        """Frames per second of the video stream."""
+        return self.info.video_fps
+
+    def read_video(self, start: float, duration: float, fps: float) -> tuple[Tensor, float]:
+        """Decode a clip at a given frame rate.
+
+        Args:
+            start, duration: Window in seconds.
+            fps: Frame rate of the clip; frames are repeated or left out, never blended.
+
+        Returns:
+            Frames [T, H, W, 3] uint8 and the time of the first of them. T is the duration times `fps`,
+            or less at the end of the file.
+
+        Raises:
+            TooShortError: The window holds no frame.
+            MediaError: There is no picture, or none at that time can be decoded.
+
+        Source: specification 2.1.
+        """
+        if self.info.video_limits is None:
+            raise MediaError.of(self.path, "has no video stream")
+        origin, end = self.info.video_limits
+        indices, actual_start = select_frames(start, duration, fps, self.info.video_fps, end, origin)
+        if not len(indices):
+            raise TooShortError.of(self.path, f"no frame between {start:.3f} and {min(start + duration, end):.3f} s")
+        step = 1.0 / self.info.video_fps
+        # A frame is on screen until half a frame before the next grid time: stamps may be rounded.
+        boundaries = origin + (indices + np.float64(0.5)) * step
+        if self._decoded is not None and self._decoded.video is not None:
+            frames = self._decoded.video.pick(boundaries, step)
+        else:
+            frames = self._read_frames(boundaries, step)
+        if not len(frames):
+            raise MediaError.of(self.path, f"no video frame could be decoded at {start:.3f} s")
+        return torch.from_numpy(frames), actual_start
+
+    def read_audio(self, start: float, duration: float, sample_rate: int, treat_rate: int | None = None) -> Tensor:
+        """Decode a window of sound, mixed to one channel and resampled.
+
+        Args:
+            start: First second; not before the stream's own.
+            duration: Length in seconds of the result.
+            sample_rate: Rate to resample to.
+            treat_rate: Rate at which the result will be played; None = `sample_rate`. Another rate changes speed and
+                pitch: the result holds `duration * treat_rate` samples and the window in the file is
+                `duration * treat_rate / sample_rate` seconds long.
+
+        Returns:
+            Samples [N] float32, 16-bit values divided by 32767; fewer than asked for at the end of the file.
+
+        Raises:
+            MediaError: There is no sound stream, or it cannot be decoded.
+
+        Source: specification 2.3, step 1; 10.3 for `treat_rate`.
+        """
+        if self.info.audio_limits is not None:
+            start = max(start, self.info.audio_limits[0])
+        wanted = duration * (treat_rate or sample_rate) / sample_rate
+        return self.decode_audio(start, wanted).read(start, duration, sample_rate, treat_rate)
+
+    def decode_audio(self, start: float, duration: float) -> AudioTrack:
+        """Decode a window of sound at the file's own rate; many windows can then be cut from it.
+
+        Returns:
+            A track that covers the window and a little more.
+
+        Raises:
+            MediaError: There is no sound stream, or it cannot be decoded.
+        """
+        if self.info.audio_limits is None:
+            raise MediaError.of(self.path, "has no audio stream")
+        if self._decoded is not None and self._decoded.audio is not None:
+            return self._decoded.audio
+        margin = 2 * RESAMPLER_MARGIN / self.info.audio_rate
+        return self._read_track(start - margin, start + duration + margin)
+
+    def close(self) -> None:
+        """Close the file; harmless when it is closed already."""
+        # A stream must not be touched once its container is closed: it then points to freed memory.
+        self._video = self._audio = None
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    def __enter__(self) -> MediaFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def decode_all(self) -> DecodedMedia:
+        """Decode the whole file into memory."""
+        video = audio = None
+        if self.info.video_limits is not None:
+            times: list[float] = []
+            frames: list[npt.NDArray[np.uint8]] = []
+            with self._explained():
+                reformatter = VideoReformatter()
+                for time, frame in self._timed_frames(seek_to=None):
+                    times.append(time)
+                    frames.append(_pixels(frame, reformatter))
+            if not frames:
+                raise MediaError.of(self.path, "no video frame could be decoded")
+            self._check_sizes(frames)
+            video = VideoTrack(np.asarray(times), np.stack(frames))
+        if self.info.audio_limits is not None:
+            audio = self._read_track(-np.inf, np.inf)
+        return DecodedMedia(self.info, video, audio)
+
+    # Opening
+
+    def _open(self) -> None:
+        self.close()
+        with self._explained():
+            # Tags in old files are not always valid text; nobody reads them here.
+            self._container = av.open(os.fspath(self.path), metadata_errors="ignore")
+        self._fresh = True
+        streams = self._container.streams
+        self._video = streams.video[0] if streams.video else None
+        self._audio = streams.audio[0] if streams.audio else None
+        for stream in (self._video, self._audio):
+            if stream is not None:
+                context: Any = stream.codec_context
+                if context is None:
+                    kind = "video" if stream is self._video else "audio"
+                    self.close()
+                    raise MediaError.of(self.path, f"the codec of its {kind} stream is not known")
+                # Loader processes already use every core; threads here would only cost their start.
+                context.thread_count = 1
+
+    def _read_info(self) -> MediaInfo:
+        video, audio = self._video, self._audio
+        if video is None and audio is None:
+            raise MediaError.of(self.path, "has neither a video nor an audio stream")
+        video_limits = audio_limits = None
+        fps = 0.0
+        if video is not None:
+            fps = float(video.average_rate or video.guessed_rate or video.base_rate or 0)
+            if fps <= 0 or not video.codec_context.width or not video.codec_context.height:
+                raise MediaError.of(self.path, "the video stream has no frame rate or no size")
+            video_limits = self._limits(video)
+        if audio is not None:
+            if not audio.codec_context.sample_rate:
+                raise MediaError.of(self.path, "the audio stream has no sample rate")
+            audio_limits = self._limits(audio)
+        for limits in (video_limits, audio_limits):
+            if limits is not None and not limits[1] - limits[0] < LONGEST_SECONDS:
+                raise MediaError.of(self.path, f"claims to last {limits[1] - limits[0]:.0f} s; its header is damaged")
+        return MediaInfo(
+            video_limits,
+            audio_limits,
+            fps,
+            (video.codec_context.height, video.codec_context.width) if video is not None else (0, 0),
+            audio.codec_context.sample_rate if audio is not None else 0,
+        )
+
+    def _limits(self, stream: VideoStream | AudioStream) -> Limits:
+        container = self._opened()
+        base = stream.time_base
+        assert base is not None
+        if stream.duration:
+            start = float((stream.start_time or 0) * base)
+            return start, start + float(stream.duration * base)
+        start = float(stream.start_time * base) if stream.start_time is not None else 0.0
+        if container.duration:
+            # Matroska and others only know the length of the whole file.
+            origin = (container.start_time or 0) / av.time_base
+            return start, origin + container.duration / av.time_base
+        # No header says how long the stream is (a recording that was never finished): look at every packet.
+        end = start
+        for packet in container.demux(stream):
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * base))
+        self._fresh = False
+        return start, end
+
+    def _opened(self) -> InputContainer:
+        if self._container is None:
+            raise RuntimeError(f"{self.path} was closed")
+        return self._container
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except MediaError:
+            raise
+        except av.error.FFmpegError as error:
+            raise MediaError.of(self.path, f"cannot be read: {error.strerror or error}") from error
+        except (OSError, ValueError, EOFError, IndexError) as error:
+            raise MediaError.of(self.path, f"cannot be read: {error or type(error).__name__}") from error
+
+    def _rewind(self, stream: VideoStream | AudioStream, seek_to: float | None) -> None:
+        """Go to a key frame at or before a time; None = the beginning."""
+        if seek_to is not None:
+            assert stream.time_base is not None
+            self._opened().seek(int(seek_to / stream.time_base), stream=stream, backward=True)
+            self._fresh = False
+            return
+        if not self._fresh:
+            # Not every container can seek to its very beginning; every one can be opened again.
+            self._open()
+        self._fresh = False
+
+    # Picture
+
+    def _timed_frames(self, seek_to: float | None) -> Iterator[tuple[float, VideoFrame]]:
+        self._opened()
+        assert self._video is not None
+        assert self.info.video_limits is not None
+        self._rewind(self._video, seek_to)
+        step = 1.0 / self.info.video_fps
+        # A frame without a stamp follows the one before it; after a seek the first one could be anywhere.
+        following = self.info.video_limits[0] if seek_to is None else np.inf
+        for frame in self._opened().decode(self._video):
+            time = frame.time
+            if time is None:
+                time = following
+            following = time + step
+            yield time, frame
+
+    def _read_frames(self, boundaries: npt.NDArray[np.float64], step: float) -> npt.NDArray[np.uint8]:
+        assert self.info.video_limits is not None
+        first = float(boundaries[0]) - 0.5 * step
+        seek_to = first if first - self.info.video_limits[0] > step else None
+        with self._explained():
+            frames = self._pick_frames(boundaries, step, seek_to)
+            if frames is None:
+                frames = self._pick_frames(boundaries, step, None)
+        assert frames is not None
+        return frames
+
+    def _pick_frames(
+        self, boundaries: npt.NDArray[np.float64], step: float, seek_to: float | None
+    ) -> npt.NDArray[np.uint8] | None:
+        """Decode until every wanted time has its frame.
+
+        For a boundary b, that is the first frame stamped in [b - step, b), else the last one before it (a frame that
+        is held longer), else the first one of all.
+
+        Returns:
+            Frames, or None when a seek went past the first wanted frame.
+        """
+        limits = boundaries.tolist()
+        lows = (boundaries - step).tolist()
+        reformatter = VideoReformatter()
+        chosen: list[npt.NDArray[np.uint8]] = []
+        previous: VideoFrame | None = None
+        converted: tuple[VideoFrame, npt.NDArray[np.uint8]] | None = None
+
+        def take(frame: VideoFrame) -> None:
+            nonlocal converted
+            if converted is None or converted[0] is not frame:
+                converted = (frame, _pixels(frame, reformatter))
+            chosen.append(converted[1])
+
+        for time, frame in self._timed_frames(seek_to):
+            if previous is None and seek_to is not None and limits[0] <= time:
+                return None
+            while len(chosen) < len(limits) and limits[len(chosen)] <= time:
+                take(previous if previous is not None else frame)
+            while len(chosen) < len(limits) and lows[len(chosen)] <= time:
+                take(frame)
+            if len(chosen) == len(limits):
+                break
+            previous = frame
+        self._check_sizes(chosen)
+        return np.stack(chosen) if chosen else np.zeros((0, *self.info.frame_size, 3), dtype=np.uint8)
+
+    def _check_sizes(self, frames: list[npt.NDArray[np.uint8]]) -> None:
+        sizes = sorted({frame.shape[:2] for frame in frames})
+        if len(sizes) > 1:
+            raise MediaError.of(self.path, f"the frame size changes ({sizes[0]}, {sizes[1]})")
+
+    # Sound
+
+    def _read_track(self, start: float, end: float) -> AudioTrack:
+        assert self.info.audio_limits is not None
+        seek_to = start - AUDIO_PREROLL_SECONDS
+        with self._explained():
+            track = None
+            # FFmpeg stamps the packets of the last page of an Ogg file wrongly after a seek.
+            seekable = self._opened().format.name != "ogg"
+            if seekable and self.info.audio_limits[0] + AUDIO_PREROLL_SECONDS < seek_to:
+                track = self._collect_audio(start, end, seek_to)
+            if track is None:
+                track = self._collect_audio(start, end, None)
+        if track is None:
+            raise MediaError.of(self.path, f"no sound could be decoded at {max(start, 0.0):.3f} s")
+        return track
+
+    def _collect_audio(self, start: float, end: float, seek_to: float | None) -> AudioTrack | None:
+        self._opened()
+        assert self._audio is not None
+        assert self.info.audio_limits is not None
+        self._rewind(self._audio, seek_to)
+        parts: list[npt.NDArray[Any]] = []
+        anchor, collected, rate = 0.0, 0, 0
+        following = self.info.audio_limits[0] if seek_to is None else np.inf
+        frame: AudioFrame | None = None
+        for frame in self._opened().decode(self._audio):
+            rate = rate or frame.sample_rate
+            if frame.sample_rate != rate:
+                raise MediaError.of(self.path, f"the sample rate changes from {rate} to {frame.sample_rate}")
+            time = frame.time if frame.time is not None else following
+            following = time + frame.samples / rate
+            if following <= start:
+                continue
+            samples = frame.to_ndarray()
+            channels = frame.layout.nb_channels
+            samples = samples.T if frame.format.is_planar else samples.reshape(-1, channels)
+            if parts and samples.shape[1] != parts[0].shape[1]:
+                raise MediaError.of(self.path, "the number of channels changes")
+            if not parts:
+                if seek_to is not None and time > start:
+                    return None
+                anchor = time
+            gap = round((time - anchor) * rate) - collected
+            if gap > AUDIO_GAP_SECONDS * rate:
+                if time >= min(end, self.info.audio_limits[1] + 1.0):
+                    break  # A stamp beyond the stream: nothing that follows belongs to it.
+                parts.append(np.zeros((gap, channels), samples.dtype))
+                collected += len(parts[-1])
+            elif -gap > AUDIO_GAP_SECONDS * rate:
+                samples = samples[-gap:]
+            parts.append(samples)
+            collected += len(samples)
+            if following >= end:
+                break
+        if not parts or frame is None:
+            return None
+        channels = parts[0].shape[1]
+        layout = {1: "mono", 2: "stereo"}.get(channels, frame.layout.name)
+        return AudioTrack(np.concatenate(parts), rate, anchor, frame.format.packed.name, layout)
+
+
+def _pixels(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
+    pixels: Any = reformatter.reformat(frame, format="rgb24").to_ndarray()
+    return pixels
+
+
+def probe(path: str | Path) -> MediaInfo:
+    """Read the headers of a file.
+
+    Raises:
+        MediaError: The file cannot be read.
+    """
+    with MediaFile(path) as media:
+        return media.info
+
+
+def _decode_whole(path: Path, max_bytes: int) -> DecodedMedia | None:
+    with MediaFile(path) as media:
+        return media.decode_all() if media.info.decoded_bytes <= max_bytes else None

@@ -1,0 +1,459 @@
+"""From decoded frames and samples to the tensors that encoders take."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+ASPECT_RANGE = (3.0 / 4.0, 4.0 / 3.0)
+CROP_TRIES = 10
+CACHED_PIXELS = 2**15
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+Pixels = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class VideoTransform:
+    """Frames of one clip to a normalised tensor; every random parameter is drawn once for the whole clip.
+
+    Training: random resized crop ("msc") or resize and random crop ("crop"), horizontal flip, colour jitter.
+    Evaluation: resize and centre crop. Both: divide by 255, normalise, and repeat the clip's own first frames when it
+    is short of frames. Resizing is Pillow's bilinear filter on bytes (about one value in a hundred is rounded to the
+    neighbouring level).
+
+    Args:
+        mode: "msc" = crop of random area and aspect, "crop" = fixed scale.
+        frames: Least length of the result; 0 leaves it to the data set, which knows how long its clips should be.
+        crop: Side of the result in pixels.
+        resize: Shorter side before a plain crop; None = `int(crop / 0.875)`.
+        keep_aspect: False squeezes the frames to `resize` x `resize`, as the official "crop" mode does.
+        min_area: Smallest share of the frame that "msc" cuts out.
+        jitter: Strength of brightness, contrast, saturation and hue; zero leaves that operation out.
+        flip: Probability of the horizontal flip.
+        mean, std: Statistics of the channels, on a scale of 0 to 1.
+        training: Which of the two branches a call takes.
+
+    Shapes:
+        frames uint8 [T, H, W, 3] -> float32 [3, frames, crop, crop].
+
+    Source: specification 2.2.
+    """
+
+    mode: Literal["msc", "crop"] = "msc"
+    frames: int = 0
+    crop: int = 224
+    resize: int | None = None
+    keep_aspect: bool = True
+    min_area: float = 0.08
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.2)
+    flip: float = 0.5
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    training: bool = True
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("msc", "crop"):
+            raise ValueError(f'mode must be "msc" or "crop", not {self.mode!r}')
+        if self.crop < 1 or self.frames < 0:
+            raise ValueError(f"crop ({self.crop}) must be positive and frames ({self.frames}) not negative")
+        if self.resized_side < self.crop:
+            raise ValueError(f"resize ({self.resize}) must not be smaller than crop ({self.crop})")
+        if not 0.0 < self.min_area <= 1.0:
+            raise ValueError(f"min_area must be in (0, 1], not {self.min_area}")
+        if len(self.jitter) != 4 or min(self.jitter) < 0 or self.jitter[3] > 0.5:
+            raise ValueError(f"jitter must be four strengths >= 0, the hue's at most 0.5, not {self.jitter}")
+
+    @property
+    def resized_side(self) -> int:
+        """Shorter side before a plain crop."""
+        return int(self.crop / 0.875) if self.resize is None else self.resize
+
+    @property
+    def _block(self) -> int:
+        return max(CACHED_PIXELS // self.crop**2, 1)
+
+    def adapted(self, training: bool, frames: int) -> VideoTransform:
+        """The same transform on one of its branches, for clips of at least that many frames."""
+        return dataclasses.replace(self, training=training, frames=max(self.frames, frames))
+
+    def __call__(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+        """Transform one clip.
+
+        Args:
+            frames: [T, H, W, 3] uint8.
+            rng: Source of the draws; not needed for evaluation.
+        """
+        return pad_clip(self.without_padding(frames, rng), self.frames)
+
+    def without_padding(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+        """Transform all frames that are there, [T, H, W, 3] -> [3, T, crop, crop]."""
+        if frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames) or frames.dtype != torch.uint8:
+            raise ValueError(f"frames must be uint8 [T, H, W, 3], not {frames.dtype} {list(frames.shape)}")
+        pixels = frames.permute(0, 3, 1, 2)
+        if not self.training:
+            pixels = self._resized(pixels)
+            top, left = (round((side - self.crop) / 2) for side in pixels.shape[-2:])
+            return self._normalised(pixels[..., top : top + self.crop, left : left + self.crop])
+        if rng is None:
+            raise ValueError("the training branch needs a random generator")
+        # One block of draws: cheaper than a call for each, and a draw keeps its place whatever the others decide.
+        draws = rng.random(2 * CROP_TRIES + 11)
+        if self.mode == "msc":
+            top, left, height, width = self._random_area(pixels.shape[-2], pixels.shape[-1], draws)
+            pixels = _bilinear(pixels[..., top : top + height, left : left + width], (self.crop, self.crop))
+        else:
+            pixels = self._resized(pixels)
+            top, left = (
+                min(int(draw * (side - self.crop + 1)), side - self.crop)
+                for draw, side in zip(draws[:2], pixels.shape[-2:])
+            )
+            pixels = pixels[..., top : top + self.crop, left : left + self.crop]
+        if draws[-9] < self.flip:
+            pixels = pixels.flip(-1)
+        if max(self.jitter) == 0.0:
+            return self._normalised(pixels)
+        planes = pixels.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
+        # NumPy has a fraction of the cost of a call, which is what counts for small frames. Large ones are bound by
+        # memory: they are taken in blocks that stay in a core's cache.
+        colours = planes.numpy()
+        for first in range(0, colours.shape[1], self._block):
+            self._jitter(colours[:, first : first + self._block], draws[-8:])
+        return planes.sub_(_column(self.mean)[:, None]).div_(_column(self.std)[:, None])
+
+    def _resized(self, pixels: Tensor) -> Tensor:
+        height, width = pixels.shape[-2:]
+        side = self.resized_side
+        if not self.keep_aspect:
+            return _bilinear(pixels, (side, side))
+        if height <= width:
+            return _bilinear(pixels, (side, int(side * width / height)))
+        return _bilinear(pixels, (int(side * height / width), side))
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        colours = pixels.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+        return colours.div_(255.0).sub_(_column(self.mean)[:, None]).div_(_column(self.std)[:, None])
+
+    def _random_area(self, height: int, width: int, draws: npt.NDArray[np.float64]) -> tuple[int, int, int, int]:
+        area = height * width
+        low, high = math.log(ASPECT_RANGE[0]), math.log(ASPECT_RANGE[1])
+        place = draws[2 * CROP_TRIES :]
+        for attempt in range(CROP_TRIES):
+            wanted = area * (self.min_area + draws[2 * attempt] * (1.0 - self.min_area))
+            aspect = math.exp(low + draws[2 * attempt + 1] * (high - low))
+            crop_width, crop_height = round(math.sqrt(wanted * aspect)), round(math.sqrt(wanted / aspect))
+            if 0 < crop_width <= width and 0 < crop_height <= height:
+                top = min(int(place[0] * (height - crop_height + 1)), height - crop_height)
+                left = min(int(place[1] * (width - crop_width + 1)), width - crop_width)
+                return top, left, crop_height, crop_width
+        crop_width, crop_height = width, height
+        if width / height < ASPECT_RANGE[0]:
+            crop_height = min(round(width / ASPECT_RANGE[0]), height)
+        elif width / height > ASPECT_RANGE[1]:
+            crop_width = min(round(height * ASPECT_RANGE[1]), width)
+        return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+    def _jitter(self, colours: Pixels, draws: npt.NDArray[np.float64]) -> None:
+        for operation in np.argsort(draws[:4]).tolist():
+            strength = self.jitter[operation]
+            if strength == 0.0:
+                continue
+            if operation == 3:
+                shift_hue(colours, float((2.0 * draws[7] - 1.0) * strength))
+                continue
+            low = max(1.0 - strength, 0.0)
+            factor = np.float32(low + draws[4 + operation] * (1.0 + strength - low))
+            # All three mix the picture with another one: black, its mean grey, its grey version.
+            if operation == 0:
+                colours *= factor
+            else:
+                grey = luma(colours)
+                if operation == 1:
+                    grey = grey.mean(axis=(-2, -1), keepdims=True)
+                colours *= factor
+                colours += grey * (np.float32(1.0) - factor)
+            _clamp(colours)
+
+
+@functools.lru_cache(maxsize=16)
+def _column(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)[:, None, None]
+
+
+def _bilinear(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(pixels.shape[-2:]) == size:
+        return pixels
+    # On bytes, this filter works in Pillow's fixed-point numbers; on floats it would not round as Pillow does.
+    return F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def _clamp(values: Pixels) -> None:
+    np.maximum(values, np.float32(0.0), out=values)
+    np.minimum(values, np.float32(1.0), out=values)
+
+
+def luma(colours: Pixels) -> Pixels:
+    """Grey level of RGB, [3, ...] -> [...]."""
+    return np.tensordot(LUMA, colours, 1)
+
+
+def shift_hue(colours: Pixels, shift: float) -> None:
+    """Turn the hue of RGB in [0, 1] by a share of the colour circle, in place; value and saturation stay.
+
+    Shapes:
+        colours float32 [3, ...].
+    """
+    red, green, blue = colours
+    value = np.maximum(np.maximum(red, green), blue)
+    chroma = value - np.minimum(np.minimum(red, green), blue)
+    scale = np.reciprocal(np.maximum(chroma, np.float32(1e-12)))
+    # Position on the circle in sixths: 0 red, 2 green, 4 blue.
+    hue = (red - green) * scale
+    hue += np.float32(4.0)
+    branch = (blue - red) * scale
+    branch += np.float32(2.0)
+    np.copyto(hue, branch, where=value == green)
+    np.subtract(green, blue, out=branch)
+    branch *= scale
+    np.copyto(hue, branch, where=value == red)
+    hue += np.float32(6.0 * shift)
+    turns = np.floor(hue * np.float32(1.0 / 6.0))
+    turns *= np.float32(6.0)
+    hue -= turns
+    value -= chroma
+    # Each channel is a trapezium over the circle: full within a sixth of its own colour, nothing beyond two sixths.
+    for plane, centre in zip(colours, (3.0, 2.0, 4.0)):
+        np.subtract(hue, np.float32(centre), out=plane)
+        np.abs(plane, out=plane)
+        if centre == 3.0:
+            plane -= np.float32(1.0)
+        else:
+            np.subtract(np.float32(2.0), plane, out=plane)
+        _clamp(plane)
+        plane *= chroma
+        plane += value
+
+
+def pad_clip(clip: Tensor, frames: int) -> Tensor:
+    """Append a clip's own first frames, over and over, until it has enough: [3, T, H, W] -> [3, >= frames, H, W].
+
+    Source: specification 2.2, "pad".
+    """
+    length = clip.shape[1]
+    if length >= frames:
+        return clip
+    return clip[:, torch.arange(frames) % length]
+
+
+@dataclass(frozen=True)
+class AudioTransform:
+    """Samples of one clip to a log spectrogram with linear (not mel) frequency bins.
+
+    Mean over channels, cut or zero-pad at the end, random volume (training), power spectrum with a periodic Hann
+    window and reflect padding, average of neighbouring bins (bin 0 stays alone), decibels, normalisation per bin.
+
+    Args:
+        sample_rate: Samples per second.
+        window: Length of a clip in seconds.
+        fft: Length of the Fourier transform in samples. (The official configs name half of it `n_fft`.)
+        frames_per_second: Time steps per second.
+        bins: Number of output bins; None = `fft / 4 + 1`, i.e. bins averaged in pairs.
+        volume: Training multiplies the samples by a factor in [1 - volume, 1 + volume].
+        statistics: .npz file with arrays `mean` and `std` per bin; see :func:`compute_audio_statistics`.
+        mean, std: Statistics in decibels, one number or one per bin, where there is no file.
+        dynamic_range: Decibels below the clip's loudest point that are kept.
+        training: Whether the volume is drawn.
+
+    Shapes:
+        samples float32 [N] or [channels, N] -> float32 [1, frames, bins].
+
+    Raises:
+        ValueError: The sizes do not fit each other, or the statistics have another number of bins.
+
+    Source: specification 2.3.
+    """
+
+    sample_rate: int = 24_000
+    window: float = 2.0
+    fft: int = 1024
+    frames_per_second: int = 100
+    bins: int | None = None
+    volume: float = 0.1
+    statistics: str | Path | None = None
+    mean: float | Sequence[float] = 0.0
+    std: float | Sequence[float] = 1.0
+    dynamic_range: float = 100.0
+    training: bool = True
+
+    def __post_init__(self) -> None:
+        if self.sample_rate % self.frames_per_second:
+            raise ValueError(
+                f"sample_rate ({self.sample_rate}) must be a multiple of frames_per_second ({self.frames_per_second})"
+            )
+        if self.fft % 4:
+            raise ValueError(f"fft ({self.fft}) must be a multiple of 4")
+        if self.num_bins < 2 or (self.fft // 2) % (self.num_bins - 1):
+            raise ValueError(
+                f"bins ({self.bins}) must be 1 + a divisor of fft / 2 = {self.fft // 2}: bin 0 stays alone, the others "
+                "are averaged in equal groups"
+            )
+        if self.num_samples <= self.fft // 2:
+            raise ValueError(f"a window of {self.window} s is too short for an fft of {self.fft} samples")
+        mean, std = self._statistics()
+        # Worker processes then need not find or read the file again.
+        object.__setattr__(self, "_mean", mean)
+        object.__setattr__(self, "_scale", 1.0 / (std + 1e-5) if self.normalises else std)
+        object.__setattr__(self, "_hann", torch.hann_window(self.fft, periodic=True, dtype=torch.float64))
+
+    @property
+    def num_bins(self) -> int:
+        """Number of frequency bins of the result."""
+        return self.fft // 4 + 1 if self.bins is None else self.bins
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples of a clip."""
+        return int(self.window * self.sample_rate + 1e-6)
+
+    @property
+    def num_frames(self) -> int:
+        """Number of time steps of the result."""
+        return int(self.window * self.frames_per_second + 1e-6)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether the result is normalised, or plain decibels."""
+        return self.statistics is not None or bool(np.any(np.asarray(self.mean)) or np.any(np.asarray(self.std) != 1))
+
+    def with_training(self, training: bool) -> AudioTransform:
+        """The same transform with or without augmentation."""
+        return dataclasses.replace(self, training=training)
+
+    def __call__(self, samples: Tensor, rng: np.random.Generator | None = None) -> Tensor:
+        """Transform one clip.
+
+        Args:
+            samples: [N] or [channels, N] float32.
+            rng: Source of the draws; not needed for evaluation.
+        """
+        samples = self.prepare(samples)
+        if self.training and self.volume > 0.0:
+            if rng is None:
+                raise ValueError("the training branch needs a random generator")
+            samples = samples * float(1.0 + (2.0 * rng.random() - 1.0) * self.volume)
+        decibels = self.decibels(samples)
+        if not self.normalises:
+            return decibels
+        mean: Tensor = self._mean  # type: ignore[attr-defined]
+        scale: Tensor = self._scale  # type: ignore[attr-defined]
+        return decibels.sub_(mean).mul_(scale)
+
+    def prepare(self, samples: Tensor) -> Tensor:
+        """Mix to one channel and cut or zero-pad at the end, [N] or [channels, N] -> [num_samples]."""
+        if samples.ndim == 2:
+            samples = samples.mean(dim=0)
+        missing = self.num_samples - samples.shape[0]
+        return F.pad(samples, (0, missing)) if missing > 0 else samples[: self.num_samples]
+
+    def decibels(self, samples: Tensor) -> Tensor:
+        """Log spectrogram before normalisation, [num_samples] -> [1, frames, bins] or [B, ...] -> [B, 1, ...]."""
+        hann: Tensor = self._hann  # type: ignore[attr-defined]
+        batched = samples.ndim == 2
+        # The floor lies 100 dB below the loudest point, which is beyond the rounding of a transform in float32.
+        spectrum = torch.stft(
+            (samples if batched else samples[None]).double(),
+            n_fft=self.fft,
+            hop_length=self.sample_rate // self.frames_per_second,
+            window=hann,
+            center=True,
+            pad_mode="reflect",
+            return_complex=True,
+        )
+        real, imaginary = spectrum.real[..., : self.num_frames], spectrum.imag[..., : self.num_frames]
+        power = (real * real).addcmul_(imaginary, imaginary).float()
+        groups = power[:, 1:].unflatten(1, (self.num_bins - 1, -1)).mean(2)
+        pooled = torch.cat([power[:, :1], groups], dim=1).transpose(1, 2).contiguous()[:, None]
+        decibels = pooled.clamp_min_(1e-10).log10_().mul_(10.0)
+        floor = decibels.amax(dim=(1, 2, 3), keepdim=True) - self.dynamic_range
+        torch.maximum(decibels, floor, out=decibels)
+        return decibels if batched else decibels[0]
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        if self.statistics is None:
+            mean, std, origin = np.asarray(self.mean), np.asarray(self.std), "mean and std"
+        else:
+            origin = f"statistics file {self.statistics}"
+            try:
+                with np.load(self.statistics, allow_pickle=False) as arrays:
+                    mean, std = arrays["mean"], arrays["std"]
+            except FileNotFoundError:
+                raise FileNotFoundError(
+                    f"{origin} does not exist; compute it with common.data.transforms.compute_audio_statistics"
+                ) from None
+            except KeyError as error:
+                raise ValueError(f"{origin} lacks the array {error}; it needs `mean` and `std`") from None
+        for name, array in (("mean", mean), ("std", std)):
+            if array.ndim > 1 or array.size not in (1, self.num_bins):
+                raise ValueError(
+                    f"{origin}: {name} has shape {list(array.shape)}, but the spectrogram has {self.num_bins} bins "
+                    f"(fft {self.fft}, bins {self.bins})"
+                )
+        return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(std.astype(np.float32))
+
+
+def compute_audio_statistics(
+    spectrograms: Iterable[Tensor], path: str | Path | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every frequency bin.
+
+    Args:
+        spectrograms: [..., time, bins] each, in decibels: from an :class:`AudioTransform` without statistics.
+        path: .npz file to write, with arrays `mean`, `std` and `clips`; an interrupted run leaves no half file.
+
+    Returns:
+        Mean and standard deviation, [bins] float32 each.
+
+    Raises:
+        ValueError: There is no spectrogram.
+
+    Source: specification 2.3, "Statistics".
+    """
+    total = squares = np.zeros(0)
+    count = clips = 0
+    for spectrogram in spectrograms:
+        values = spectrogram.reshape(-1, spectrogram.shape[-1]).double()
+        sums, powers = values.sum(0).numpy(), values.square().sum(0).numpy()
+        total, squares = (total + sums, squares + powers) if count else (sums, powers)
+        count += len(values)
+        clips += 1
+    if not count:
+        raise ValueError("no spectrogram to compute statistics of")
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    if path is not None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".npz")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, mean=mean.astype(np.float32), std=std.astype(np.float32), clips=clips)
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    return mean.astype(np.float32), std.astype(np.float32)

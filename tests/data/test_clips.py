@@ -1,0 +1,382 @@
+"""Data sets of clips: what a sample holds, that it repeats, and what happens with files that cannot be used."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from common.data.clips import (
+    AudioVisualClips,
+    DenseVideoClips,
+    SkipLedger,
+    SkipReason,
+    SoundWindows,
+    TooManyBrokenFiles,
+    VideoClips,
+)
+from common.data.listing import Clip, Listing
+from common.data.media import DecodedCache, MediaError, MediaFile
+from common.data.samplers import EpochSampler
+from common.data.transforms import AudioTransform, VideoTransform
+from common.data.windows import dense_clip_starts
+from tests.data.media_factory import numbered_frames, tone, write_audio, write_video, write_wav
+
+VIDEO = VideoTransform(crop=16)
+AUDIO = AudioTransform(sample_rate=8_000, window=1.0, fft=512, frames_per_second=32, bins=33)
+EXACT = VideoTransform(crop=16, resize=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    for number in range(6):
+        write_video(folder / f"good{number}.mp4", seconds=2.0, fps=8.0, size=(20, 24), audio_rate=8_000)
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "garbage.mp4").write_bytes(np.random.default_rng(0).bytes(3000))
+    whole = (folder / "good0.mp4").read_bytes()
+    (folder / "truncated.mp4").write_bytes(whole[: len(whole) // 2])
+    write_video(folder / "silent.mp4", seconds=2.0, fps=8.0, size=(20, 24), with_audio=False)
+    one = numbered_frames(1, (20, 24))
+    write_video(folder / "one_frame.mp4", frames=one, fps=25.0, audio=tone(2.0, 8_000), audio_rate=8_000)
+    write_wav(folder / "sound_only.wav", seconds=2.0, rate=8_000)
+    return folder
+
+
+def _listing(folder: Path, *names: str) -> Listing:
+    clips = [Clip(folder / name, label=number % 3, sound_label=number % 2) for number, name in enumerate(names)]
+    return Listing("test", "1", clips, ("a", "b", "c"), folder)
+
+
+def _good(folder: Path, count: int = 6) -> Listing:
+    return _listing(folder, *(f"good{number}.mp4" for number in range(count)))
+
+
+def _equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_an_audio_visual_sample_holds(folder: Path) -> None:
+    clips = AudioVisualClips(_good(folder), VIDEO, AUDIO, video_duration=0.5, video_fps=16.0, clips_per_video=3)
+    assert len(clips) == 18
+    sample = clips[(0, 8)]
+    shapes = {name: (tuple(value.shape), value.dtype) for name, value in sample.items()}
+    scalar = ((), torch.int64)
+    assert shapes == {
+        "video": ((3, 8, 16, 16), torch.float32),
+        "audio": ((1, 32, 33), torch.float32),
+        "index": scalar,
+        "label": scalar,
+        "sound_label": scalar,
+        "skipped": scalar,
+    }
+    assert (int(sample["index"]), int(sample["label"]), int(sample["sound_label"])) == (2, 2, 0)
+    assert int(sample["skipped"]) == 0
+    with pytest.raises(IndexError):
+        clips[18]
+
+
+def test_a_sample_is_a_function_of_seed_epoch_and_item(folder: Path) -> None:
+    def make(seed: int = 0, cache_bytes: int = 0) -> AudioVisualClips:
+        return AudioVisualClips(_good(folder), VIDEO, AUDIO, clips_per_video=2, seed=seed, cache_bytes=cache_bytes)
+
+    clips = make()
+    for key in ((0, 3), (1, 3), (0, 9)):
+        sample = clips[key]
+        clips[(5, 1)]
+        assert _equal(clips[key], sample)
+        assert _equal(make()[key], sample)
+        assert _equal(make(cache_bytes=2**24)[key], sample)
+        assert not torch.equal(make(seed=1)[key]["video"], sample["video"])
+    assert _equal(clips[3], clips[(0, 3)])
+    assert not torch.equal(clips[(0, 3)]["video"], clips[(1, 3)]["video"])
+    assert not torch.equal(clips[(0, 3)]["audio"], clips[(1, 3)]["audio"])
+    # The other visit of the same file in the same epoch is another clip of it.
+    assert int(clips[(0, 9)]["index"]) == 3
+    assert not torch.equal(clips[(0, 3)]["video"], clips[(0, 9)]["video"])
+
+
+def test_worker_processes_give_the_same_samples(folder: Path) -> None:
+    clips = AudioVisualClips(_good(folder), VIDEO, AUDIO, cache_bytes=2**24, clips_per_video=2)
+    sampler = EpochSampler(len(clips), 4, seed=3)
+    here = list(DataLoader(clips, batch_size=4, sampler=sampler, num_workers=0))
+    there = list(DataLoader(clips, batch_size=4, sampler=sampler, num_workers=2, multiprocessing_context="fork"))
+    assert len(here) == len(there) == 3
+    assert all(_equal(first, second) for first, second in zip(here, there))
+
+
+def test_sound_moves_with_the_frames(folder: Path) -> None:
+    # Each picture is as bright as the sound is loud at that time, so the two can be compared.
+    levels = (40 + 10 * np.arange(16)).astype(np.uint8)
+    frames = np.broadcast_to(levels[:, None, None, None], (16, 20, 24, 3)).copy()
+    ramp = np.repeat(levels / 255, 1000)[None].astype(np.float32)
+    write_video(folder / "ramp.avi", frames=frames, fps=8.0, audio=ramp, audio_rate=8_000)
+    clips = AudioVisualClips(
+        _listing(folder, "ramp.avi"), EXACT, AUDIO, video_duration=1.0, video_fps=8.0, jitter=0.0, training=False
+    )
+    with MediaFile(folder / "ramp.avi") as media:
+        for item in range(20):
+            rng = np.random.default_rng(item)
+            pictures, samples = clips._cut(media, clips.listing.clips[0], rng, with_video=True)
+            assert pictures is not None
+            brightness = pictures.float().mean((1, 2, 3)) / 255
+            # Without jitter both windows are the same second; the frame's time is where its level of sound begins.
+            assert brightness.numpy() == pytest.approx(samples.view(8, 1000).mean(1).numpy(), abs=0.02)
+
+
+def test_a_file_without_sound_is_silent_or_skipped(folder: Path) -> None:
+    listing = _listing(folder, "silent.mp4", "good1.mp4")
+    sample = AudioVisualClips(listing, VIDEO, AUDIO, max_skipped_share=1.0)[0]
+    assert int(sample["index"]) == 0
+    assert torch.equal(sample["audio"], torch.full((1, 32, 33), -100.0))
+    strict = AudioVisualClips(listing, VIDEO, AUDIO, require_audio=True, max_skipped_share=1.0)
+    assert int(strict[0]["index"]) == 1
+    assert strict.skipped.names() == ["silent.mp4"]
+
+
+BROKEN = {
+    "empty.mp4": SkipReason.UNREADABLE,
+    "garbage.mp4": SkipReason.UNREADABLE,
+    "truncated.mp4": SkipReason.UNREADABLE,
+    "missing.mp4": SkipReason.UNREADABLE,
+    "sound_only.wav": SkipReason.UNREADABLE,
+    "one_frame.mp4": SkipReason.TOO_SHORT,
+}
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**24])
+def test_broken_files_are_replaced_counted_and_named(
+    folder: Path, caplog: pytest.LogCaptureFixture, cache_bytes: int
+) -> None:
+    listing = _listing(folder, *BROKEN, "good0.mp4")
+    clips = AudioVisualClips(
+        listing, VIDEO, AUDIO, video_duration=0.5, video_fps=8.0, max_skipped_share=0.9, cache_bytes=cache_bytes
+    )
+    with caplog.at_level(logging.WARNING):
+        samples = [clips[item] for item in range(7)]
+    assert [int(sample["index"]) for sample in samples] == [6] * 7
+    assert [int(sample["skipped"]) for sample in samples] == [6, 5, 4, 3, 2, 1, 0]
+    assert int(samples[0]["label"]) == 6 % 3
+    assert clips.skipped.count() == 6
+    assert clips.skipped.reasons() == BROKEN
+    assert len(caplog.records) == 6
+    assert all(name in caplog.text for name in BROKEN)
+    # The replacement is the next item as it would have been anyway.
+    assert _equal({**samples[0], "skipped": samples[6]["skipped"]}, samples[6])
+
+
+@pytest.mark.parametrize("kind", [VideoClips, DenseVideoClips])
+def test_labelled_videos_replace_broken_files_too(folder: Path, kind: type) -> None:
+    listing = _listing(folder, "truncated.mp4", "good1.mp4", "one_frame.mp4")
+    clips = kind(listing, VIDEO, video_duration=0.5, video_fps=8.0, max_skipped_share=0.9)
+    assert [int(clips[item]["index"]) for item in range(3)] == [1, 1, 1]
+    assert "truncated.mp4" in clips.skipped.names()
+
+
+def test_the_run_fails_past_the_allowed_share(folder: Path) -> None:
+    listing = _listing(folder, "empty.mp4", "garbage.mp4", *(f"good{number}.mp4" for number in range(6)))
+    clips = VideoClips(listing, VIDEO, max_skipped_share=0.125)
+    clips[1]
+    clips[1]
+    with pytest.raises(TooManyBrokenFiles, match=r"2 of 8 files.*max_skipped_share = 0\.125.*empty\.mp4"):
+        clips[0]
+    with pytest.raises(TooManyBrokenFiles, match="1 of 8"):
+        VideoClips(listing, VIDEO, max_skipped_share=0.0)[0]
+
+
+def test_a_listing_of_nothing_usable_says_so(folder: Path) -> None:
+    clips = VideoClips(_listing(folder, "empty.mp4", "garbage.mp4"), VIDEO, max_skipped_share=1.0)
+    with pytest.raises(MediaError, match="no file of test can be used"):
+        clips[0]
+    with pytest.raises(ValueError, match="no clips"):
+        VideoClips(_listing(folder), VIDEO)
+
+
+# One spawned worker: it takes seconds to start.
+@pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("spawn", 1)])
+def test_worker_processes_share_the_ledger(folder: Path, context: str, workers: int) -> None:
+    listing = _listing(folder, "empty.mp4", "good0.mp4", "garbage.mp4", "good1.mp4")
+    clips = VideoClips(listing, VIDEO, max_skipped_share=0.5, clips_per_video=2)
+    loader = DataLoader(clips, batch_size=2, num_workers=workers, multiprocessing_context=context)
+    assert sum(int(batch["skipped"].sum()) for batch in loader) == 4
+    assert clips.skipped.names() == ["empty.mp4", "garbage.mp4"]
+
+
+def test_the_failure_of_a_worker_keeps_its_message(folder: Path) -> None:
+    # A loader makes the error anew from its class and one text.
+    strict = VideoClips(_listing(folder, "empty.mp4", "good0.mp4"), VIDEO, max_skipped_share=0.25)
+    with pytest.raises(TooManyBrokenFiles) as caught:
+        strict[0]
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert str(TooManyBrokenFiles(str(caught.value))) == str(caught.value)
+
+
+def test_ledger_settings_are_checked(folder: Path) -> None:
+    with pytest.raises(ValueError, match="max_skipped_share"):
+        SkipLedger(_good(folder), 1.5)
+    with pytest.raises(ValueError, match="clips_per_video"):
+        VideoClips(_good(folder), VIDEO, clips_per_video=0)
+
+
+def test_random_clips_of_labelled_videos(folder: Path) -> None:
+    clips = VideoClips(_good(folder), EXACT, video_duration=0.5, video_fps=8.0, training=False, clips_per_video=40)
+    starts = set()
+    for item in range(0, 240, 6):
+        video = clips[item]["video"]
+        assert video.shape == (3, 4, 16, 16)
+        numbers = ((video.mean((0, 2, 3)) * 255 - 8) / 3).round().int().tolist()
+        assert numbers == list(range(numbers[0], numbers[0] + 4))
+        starts.add(numbers[0])
+    assert min(starts) == 0
+    assert max(starts) in (11, 12)
+    assert len(starts) > 8
+
+
+def test_short_videos_are_taken_whole_and_begin_anew(folder: Path) -> None:
+    write_video(folder / "short.mp4", seconds=0.375, fps=8.0, size=(20, 24), with_audio=False)
+    listing = _listing(folder, "short.mp4")
+    one = VideoClips(listing, EXACT, video_duration=1.0, video_fps=8.0, training=False)[0]["video"]
+    dense = DenseVideoClips(listing, EXACT, clips=3, video_duration=1.0, video_fps=8.0)[0]["video"]
+    for video in (one, *dense):
+        numbers = ((video.mean((0, 2, 3)) * 255 - 8) / 3).round().int().tolist()
+        assert numbers == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
+def test_dense_clips_cover_the_video(folder: Path) -> None:
+    clips = DenseVideoClips(_good(folder), EXACT, clips=5, video_duration=0.5, video_fps=8.0, cache_bytes=2**24)
+    sample = clips[4]
+    assert sample["video"].shape == (5, 3, 4, 16, 16)
+    assert (int(sample["label"]), int(sample["index"])) == (1, 4)
+    numbers = ((sample["video"].mean((1, 3, 4)) * 255 - 8) / 3).round().int()
+    expected = torch.from_numpy(dense_clip_starts(16, 4, 5))[:, None] + torch.arange(4)
+    assert torch.equal(numbers, expected.int())
+    # Each clip is what the transform makes of its frames alone.
+    with MediaFile(clips.listing.clips[4].path) as media:
+        frames, _ = media.read_video(0.0, 2.0, 8.0)
+    for start, clip in zip(expected[:, 0].tolist(), sample["video"]):
+        assert torch.equal(EXACT.adapted(False, 4)(frames[start : start + 4]), clip)
+
+
+def test_dense_clips_at_random(folder: Path) -> None:
+    clips = DenseVideoClips(
+        _good(folder), EXACT, clips=25, random_starts=True, video_duration=0.5, video_fps=8.0, cache_bytes=2**24
+    )
+    numbers = ((clips[2]["video"].mean((1, 3, 4)) * 255 - 8) / 3).round().int()
+    assert torch.equal(numbers, numbers[:, :1] + torch.arange(4))
+    assert len(set(numbers[:, 0].tolist())) > 6
+    assert int(numbers.max()) <= 15
+    assert _equal(clips[2], clips[2])
+
+
+def test_listed_segments_are_respected(folder: Path) -> None:
+    segment = Clip(folder / "good0.mp4", label=0, start=0.5, end=1.25)
+    listing = Listing("test", "1", [segment], ("a",), folder)
+    dense = DenseVideoClips(listing, EXACT, clips=4, video_duration=0.25, video_fps=8.0)[0]["video"]
+    numbers = ((dense.mean((1, 3, 4)) * 255 - 8) / 3).round().int()
+    assert (int(numbers.min()), int(numbers.max())) == (4, 9)
+    random_clips = VideoClips(
+        listing, EXACT, video_duration=0.25, video_fps=8.0, clips_per_video=30, training=False, max_skipped_share=0.0
+    )
+    seen = {int(((random_clips[item]["video"].mean((0, 2, 3)) * 255 - 8) / 3).round().min()) for item in range(30)}
+    assert seen <= set(range(4, 9))
+
+
+def test_spectrograms_for_statistics_hold_no_augmentation(folder: Path) -> None:
+    normalised = dataclasses.replace(AUDIO, mean=-20.0, std=10.0)
+    clips = AudioVisualClips(_good(folder), None, normalised, training=False)
+    sample = clips[2]
+    assert "video" not in sample
+    torch.testing.assert_close(clips.decibels(2), sample["audio"] * (10.0 + 1e-5) - 20.0, rtol=1e-5, atol=1e-4)
+
+
+# Sound windows
+
+
+@pytest.fixture(scope="module")
+def sounds(folder: Path) -> Listing:
+    clips = []
+    for number in range(3):
+        path = write_wav(folder / f"sound{number}.wav", seconds=5.0, rate=16_000, frequency=500.0 * (number + 1))
+        clips.append(Clip(path, label=number, fold=number + 1))
+    return Listing("sounds", "1", clips, ("a", "b", "c"), folder)
+
+
+def test_what_a_sound_sample_holds(sounds: Listing) -> None:
+    for training in (True, False):
+        windows = SoundWindows(sounds, AUDIO, training=training, windows=7, wrap_seconds=4.9)
+        sample = windows[1]
+        assert sample["audio"].shape == (7, 1, 32, 33)
+        assert (int(sample["label"]), int(sample["fold"]), int(sample["index"])) == (1, 2, 1)
+        assert _equal(sample, windows[1])
+        changed = windows[(1, 1)]["audio"]
+        assert torch.equal(changed, sample["audio"]) is not training
+
+
+def test_test_windows_wrap_round(sounds: Listing) -> None:
+    windows = SoundWindows(sounds, AUDIO, training=False, windows=8, wrap_seconds=4.9)
+    result = windows[0]["audio"]
+    transform = AUDIO.with_training(False)
+    with MediaFile(sounds.clips[0].path) as media:
+        samples = media.read_audio(0.0, 4.9, 8_000)
+    twice = torch.cat([samples, samples])
+    for number, start in enumerate(np.linspace(0.0, 4.9, 8)):
+        first = int(start * 8_000)
+        assert torch.equal(result[number], transform(twice[first : first + 8_000]))
+    assert torch.equal(result[7], result[0])
+
+
+def test_windows_over_the_whole_file_when_there_is_no_wrap(sounds: Listing) -> None:
+    result = SoundWindows(sounds, AUDIO, training=False, windows=6)[0]["audio"]
+    with MediaFile(sounds.clips[0].path) as media:
+        third = media.read_audio(2.0, 1.0, 8_000)
+    torch.testing.assert_close(result[2], AUDIO.with_training(False)(third), rtol=0, atol=0.1)
+
+
+def test_a_file_shorter_than_a_window_repeats(folder: Path) -> None:
+    path = write_wav(folder / "tiny.wav", seconds=0.3, rate=8_000)
+    listing = Listing("tiny", "1", [Clip(path, 0)], ("a",), folder)
+    for training in (True, False):
+        for wrap in (4.9, None):
+            result = SoundWindows(listing, AUDIO, training=training, windows=3, wrap_seconds=wrap)[0]["audio"]
+            # Padding with zeros would leave frames at the floor.
+            assert float(result.amax(dim=(1, 3)).min()) > -20.0
+
+
+@pytest.mark.parametrize("wrap", [4.9, None])
+def test_training_windows_change_speed(sounds: Listing, wrap: float | None) -> None:
+    windows = SoundWindows(sounds, AUDIO, training=True, windows=60, wrap_seconds=wrap)
+    fine = AudioTransform(sample_rate=8_000, window=1.0, fft=4_096, frames_per_second=32, bins=2_049)
+    windows.audio_transform = fine
+    peaks = windows[1]["audio"][:, 0, 16].argmax(-1) * 8_000 / 4_096
+    factors = 1000.0 / peaks
+    assert 0.74 < float(factors.min()) < 0.8
+    assert 1.25 < float(factors.max()) < 1.35
+    still = SoundWindows(sounds, fine, training=True, windows=5, wrap_seconds=wrap, speed=(1.0, 1.0))
+    assert set((still[1]["audio"][:, 0, 16].argmax(-1) * 8_000 / 4_096).round().int().tolist()) == {1000}
+
+
+def test_sound_files_without_sound_are_skipped(folder: Path) -> None:
+    good = write_audio(folder / "good.flac", tone(2.0, 16_000), 16_000)
+    names = ["silent.mp4", "empty.mp4"]
+    clips = [*(Clip(folder / name, 0) for name in names), Clip(good, 1)]
+    listing = Listing("sounds", "1", clips, ("a", "b"), folder)
+    windows = SoundWindows(listing, AUDIO, training=False, windows=2, max_skipped_share=0.7)
+    assert [int(windows[item]["index"]) for item in range(3)] == [2, 2, 2]
+    assert windows.skipped.names() == names
+    with pytest.raises(ValueError, match="windows"):
+        SoundWindows(listing, AUDIO, training=False, windows=0)
+    with pytest.raises(ValueError, match="speed"):
+        SoundWindows(listing, AUDIO, training=True, speed=(1.2, 0.8))
+
+
+def test_one_cache_serves_all_data_sets_of_a_process(folder: Path) -> None:
+    first = VideoClips(_good(folder), VIDEO, cache_bytes=2**20)
+    second = DenseVideoClips(_good(folder), VIDEO, cache_bytes=2**24)
+    assert first.cache is second.cache is DecodedCache.shared(1)
+    assert VideoClips(_good(folder), VIDEO).cache is None

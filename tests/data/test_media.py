@@ -1,0 +1,307 @@
+"""Decoding by time stamp, in several containers, with and without the cache, and of files that are not right."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.data import media as media_module
+from common.data.media import DecodedCache, MediaError, MediaFile, TooShortError, probe
+from tests.data.media_factory import frame_numbers, numbered_frames, tone, write_audio, write_video, write_wav
+
+CONTAINERS = [(".mp4", 0), (".mp4", 2), (".mkv", 2), (".avi", 0)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("media")
+
+
+@pytest.mark.parametrize(("suffix", "b_frames"), CONTAINERS)
+def test_frames_are_those_of_the_wanted_times(folder: Path, suffix: str, b_frames: int) -> None:
+    path = write_video(folder / f"frames{b_frames}{suffix}", seconds=3.0, fps=25.0, b_frames=b_frames)
+    with MediaFile(path) as media:
+        assert media.video_limits == pytest.approx((0.0, 3.0), abs=0.05)
+        assert media.video_fps == pytest.approx(25.0)
+        for start in (0.0, 0.3, 1.0, 2.36):
+            frames, actual = media.read_video(start, 0.5, 16.0)
+            first = int(np.floor(start * 25 + 1e-9))
+            expected = [int(np.floor((start + k / 16) * 25)) for k in range(8)]
+            assert frame_numbers(frames.numpy()) == expected
+            assert frames.dtype == torch.uint8
+            assert actual == pytest.approx(first / 25)
+
+
+def test_frames_repeat_when_the_file_is_slower(folder: Path) -> None:
+    path = write_video(folder / "slow.mp4", seconds=4.0, fps=12.0)
+    with MediaFile(path) as media:
+        frames, _ = media.read_video(2.0, 0.5, 16.0)
+    assert frame_numbers(frames.numpy()) == [24, 24, 25, 26, 27, 27, 28, 29]
+
+
+@pytest.mark.parametrize("fps", [30000 / 1001, 23.976, 15.0])
+def test_odd_frame_rates_and_rounded_time_stamps(folder: Path, fps: float) -> None:
+    # Matroska rounds stamps to milliseconds.
+    path = write_video(folder / f"odd{fps:.2f}.mkv", seconds=2.5, fps=fps, with_audio=False)
+    with MediaFile(path) as media:
+        for start in (0.0, 0.7, 1.31):
+            frames, actual = media.read_video(start, 0.5, 8.0)
+            expected = np.floor((start + np.arange(4) / 8) * media.video_fps).astype(int)
+            assert frame_numbers(frames.numpy()) == expected.tolist()
+            assert actual == pytest.approx(expected[0] / media.video_fps)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".avi", ".wav", ".flac"])
+def test_lossless_sound_is_cut_to_the_sample(folder: Path, suffix: str) -> None:
+    samples = tone(3.0, 16_000)
+    path = folder / f"sound{suffix}"
+    if suffix in (".mkv", ".avi"):
+        write_video(path, seconds=3.0, audio=samples)
+    else:
+        write_audio(path, samples, 16_000)
+    with MediaFile(path) as media:
+        assert media.audio_limits == pytest.approx((0.0, 3.0), abs=0.05)
+        for start in (0.0, 0.4, 1.75, 2.9):
+            first = round(start * 16_000)
+            expected = samples[0, first : first + 3200]
+            window = media.read_audio(start, 0.2, 16_000)
+            assert window.dtype == torch.float32
+            assert len(window) == len(expected)
+            # One step of 16 bits, and full scale is 32767 here and 32768 there.
+            assert np.abs(window.numpy() - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".ogg", ".mp4"])
+@pytest.mark.parametrize("rate", [8_000, 24_000])
+def test_resampled_sound_stays_in_place(folder: Path, suffix: str, rate: int) -> None:
+    samples = tone(3.0, 44_100, channels=2)
+    path = folder / f"stereo{suffix}"
+    if not path.exists():
+        if suffix == ".mp4":
+            write_video(path, seconds=3.0, audio=samples, audio_rate=44_100)
+        else:
+            write_audio(path, samples, 44_100)
+    with MediaFile(path) as media:
+        for start in (0.2, 1.5, 2.7):
+            window = media.read_audio(start, 0.25, rate).numpy()
+            time = start + np.arange(round(0.25 * rate)) / rate
+            expected = (0.1 + 0.7 * time / 3.0) * np.sin(2 * np.pi * 440.0 * time)
+            assert len(window) == len(expected)
+            # Half a source sample of offset is 0.03 at this frequency and level.
+            assert np.abs(window - expected).max() < 0.05
+
+
+def test_treating_sound_as_of_another_rate_changes_its_pitch(folder: Path) -> None:
+    path = write_wav(folder / "pitch.wav", seconds=3.0, frequency=500.0)
+    with MediaFile(path) as media:
+        plain = media.read_audio(0.5, 1.0, 16_000)
+        lower = media.read_audio(0.5, 1.0, 20_000, treat_rate=16_000)
+    assert len(plain) == len(lower) == 16_000
+    peaks = [int(torch.fft.rfft(samples).abs().argmax()) for samples in (plain, lower)]
+    assert peaks == [500, 400]
+
+
+@pytest.mark.parametrize(("suffix", "b_frames"), CONTAINERS)
+def test_the_cache_gives_the_same_results(folder: Path, suffix: str, b_frames: int) -> None:
+    path = write_video(folder / f"cached{b_frames}{suffix}", seconds=1.5, fps=8.0, size=(24, 24), audio_rate=8_000)
+    with MediaFile(path) as direct, MediaFile(path, DecodedCache(2**22)) as cached:
+        assert direct.info == cached.info
+        for start in np.linspace(0.0, 1.45, 30):
+            for fps in (5.0, 8.0, 11.0):
+                expected, expected_start = direct.read_video(start, 0.5, fps)
+                frames, actual_start = cached.read_video(start, 0.5, fps)
+                assert torch.equal(frames, expected)
+                assert actual_start == expected_start
+            for rate in (8_000, 6_000, 11_025):
+                assert torch.equal(cached.read_audio(start, 0.5, rate), direct.read_audio(start, 0.5, rate))
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
+def test_the_cache_gives_the_same_sound_far_into_a_file(folder: Path, suffix: str) -> None:
+    path = write_audio(folder / f"long{suffix}", tone(6.0, 22_050, channels=2), 22_050)
+    with MediaFile(path) as direct, MediaFile(path, DecodedCache(2**24)) as cached:
+        for start in (0.0, 1.3, 3.71, 5.9):
+            assert torch.equal(cached.read_audio(start, 0.4, 24_000), direct.read_audio(start, 0.4, 24_000))
+
+
+def test_cached_results_may_be_changed(folder: Path) -> None:
+    path = write_video(folder / "changed.mp4", seconds=1.5, fps=8.0)
+    cache = DecodedCache(2**22)
+    for _ in range(2):
+        with MediaFile(path, cache) as media:
+            frames, _ = media.read_video(0.0, 0.5, 8.0)
+            samples = media.read_audio(0.0, 0.5, 16_000)
+        assert frame_numbers(frames.numpy()) == [0, 1, 2, 3]
+        assert samples.abs().max() > 0.05
+        frames.zero_()
+        samples.zero_()
+
+
+def test_the_cache_is_bounded_and_notices_new_files(folder: Path) -> None:
+    paths = [write_video(folder / f"bounded{k}.mkv", seconds=1.0, fps=8.0) for k in range(4)]
+    size = 0
+    with MediaFile(paths[0]) as media:
+        size = media.decode_all().nbytes
+    cache = DecodedCache(int(2.5 * size))
+    for path in paths:
+        cache.get(path)
+        assert cache.nbytes <= cache.max_bytes
+    assert len(cache) == 2
+    assert DecodedCache(size // 4).get(paths[0]) is None
+    write_video(paths[3], frames=numbered_frames(20, (32, 48))[12:], fps=8.0)
+    os.utime(paths[3], ns=(1, 1))
+    with MediaFile(paths[3], cache) as media:
+        assert frame_numbers(media.read_video(0.0, 1.0, 8.0)[0].numpy()) == list(range(12, 20))
+
+
+def test_the_cache_travels_empty_and_is_shared_in_a_process(folder: Path) -> None:
+    path = write_wav(folder / "travel.wav", seconds=0.5)
+    cache = DecodedCache(2**20)
+    cache.get(path)
+    copy = pickle.loads(pickle.dumps(cache))
+    assert (len(copy), copy.max_bytes) == (0, 2**20)
+    shared = DecodedCache.shared(2**20)
+    assert DecodedCache.shared(2**21) is shared
+    assert shared.max_bytes >= 2**21
+    assert pickle.loads(pickle.dumps(shared)) is shared
+    with pytest.raises(ValueError, match="max_bytes"):
+        DecodedCache(0)
+
+
+def _broken_file(folder: Path, kind: str) -> Path:
+    path = folder / f"{kind}.mp4"
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "garbage":
+        path.write_bytes(np.random.default_rng(0).bytes(4000))
+    elif kind == "text":
+        path.write_text("not a film\n" * 100)
+    elif kind == "truncated":
+        whole = write_video(folder / "whole.mp4", seconds=2.0).read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "folder":
+        path.mkdir(exist_ok=True)
+    return path
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("kind", ["missing", "empty", "garbage", "text", "truncated", "folder"])
+def test_files_that_are_no_media_are_named(folder: Path, kind: str, cached: bool) -> None:
+    path = _broken_file(folder, kind)
+    cache = DecodedCache(2**20) if cached else None
+    for _ in range(2):
+        with pytest.raises(MediaError) as caught:
+            MediaFile(path, cache)
+        message = str(caught.value)
+        assert message.startswith(f"{path}: ")
+        assert len(message) > len(str(path)) + 10
+        assert caught.value.path == path
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".avi"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_film_that_breaks_off_fails_where_it_is_missing(folder: Path, suffix: str, cached: bool) -> None:
+    whole = write_video(folder / f"long{suffix}", seconds=4.0, codec="mpeg4")
+    path = folder / f"broken_off{suffix}"
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with MediaFile(path, DecodedCache(2**24) if cached else None) as media:
+        assert frame_numbers(media.read_video(0.2, 0.5, 16.0)[0].numpy())[0] == 5
+        with pytest.raises(MediaError, match="broken_off"):
+            media.read_video(3.4, 0.5, 16.0)
+
+
+def test_damage_inside_a_file_is_a_named_error_or_a_picture(folder: Path) -> None:
+    whole = write_video(folder / "undamaged.mp4", seconds=2.0).read_bytes()
+    generator = np.random.default_rng(3)
+    errors = []
+    for trial in range(8):
+        damaged = bytearray(whole)
+        for place in generator.integers(0, len(whole), 400):
+            damaged[place] = int(generator.integers(256))
+        path = folder / f"damaged{trial}.mp4"
+        path.write_bytes(bytes(damaged))
+        problem = ""
+        try:
+            with MediaFile(path) as media:
+                media.read_video(0.5, 0.5, 16.0)
+                media.read_audio(0.5, 0.5, 16_000)
+        except MediaError as error:
+            problem = str(error).replace(str(path), "named")
+        errors.append(problem)
+    assert all(problem == "" or problem.startswith("named: ") for problem in errors)
+    assert any(errors)
+
+
+def test_one_stream_only(folder: Path) -> None:
+    silent = write_video(folder / "silent.mp4", with_audio=False)
+    with MediaFile(silent) as media:
+        assert media.audio_limits is None
+        with pytest.raises(MediaError, match=r"silent\.mp4: has no audio stream"):
+            media.read_audio(0.0, 0.5, 8_000)
+    sound = write_wav(folder / "sound_only.wav")
+    with MediaFile(sound) as media:
+        assert media.video_limits is None
+        with pytest.raises(MediaError, match=r"sound_only\.wav: has no video stream"):
+            media.read_video(0.0, 0.5, 16.0)
+
+
+def test_a_window_without_a_frame_is_too_short(folder: Path) -> None:
+    path = write_video(folder / "one_frame.mp4", frames=numbered_frames(1, (32, 48)), fps=25.0, with_audio=False)
+    with MediaFile(path) as media:
+        assert media.video_limits == pytest.approx((0.0, 0.04))
+        with pytest.raises(TooShortError, match="one_frame"):
+            media.read_video(0.0, 0.04, 16.0)
+        assert frame_numbers(media.read_video(0.0, 0.5, 16.0)[0].numpy()) == [0]
+
+
+def test_errors_survive_a_worker_process() -> None:
+    error = pickle.loads(pickle.dumps(MediaError.of(Path("a.mp4"), "broken")))
+    assert str(error) == "a.mp4: broken"
+    # What torch does with an error of a worker.
+    assert str(MediaError("worker 0: a.mp4: broken")) == "worker 0: a.mp4: broken"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_no_file_stays_open(folder: Path) -> None:
+    good = write_video(folder / "handles.mp4")
+    bad = _broken_file(folder, "truncated")
+    no_frames = write_wav(folder / "handles.wav")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with MediaFile(good) as media:
+            media.read_video(0.5, 0.5, 16.0)
+            media.read_audio(0.5, 0.5, 8_000)
+        with pytest.raises(MediaError):
+            MediaFile(bad)
+        with pytest.raises(MediaError), MediaFile(no_frames) as media:
+            media.read_video(0.0, 0.5, 16.0)
+        DecodedCache(2**22).get(good)
+        probe(good)
+    assert len(os.listdir("/proc/self/fd")) == before
+    media = MediaFile(good)
+    media.close()
+    media.close()
+    with pytest.raises(RuntimeError, match="was closed"):
+        media.read_video(0.5, 0.5, 16.0)
+
+
+def test_a_seek_that_goes_too_far_is_done_again_from_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(folder / "overshoot.mp4", seconds=4.0, key_frame_every=25)
+    rewind = MediaFile._rewind
+    calls: list[float | None] = []
+
+    def overshooting(self: MediaFile, stream: object, seek_to: float | None) -> None:
+        calls.append(seek_to)
+        rewind(self, stream, None if seek_to is None else seek_to + 1.0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(media_module.MediaFile, "_rewind", overshooting)
+    with MediaFile(path) as media:
+        frames, _ = media.read_video(1.6, 0.5, 16.0)
+    assert frame_numbers(frames.numpy())[0] == 40
+    assert calls[0] is not None
+    assert calls[1] is None

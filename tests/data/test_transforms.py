@@ -1,0 +1,362 @@
+"""Video and audio transforms against the reference arrays, and the laws of their random branches."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from common.data.transforms import (
+    AudioTransform,
+    VideoTransform,
+    compute_audio_statistics,
+    luma,
+    pad_clip,
+    shift_hue,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden/avid_cma"
+IDENTITY: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+NO_JITTER = (0.0, 0.0, 0.0, 0.0)
+
+
+def _frames(count: int = 4, height: int = 30, width: int = 40, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator)
+
+
+# Video
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("msc", {"mode": "msc"}), ("crop", {"mode": "crop", "resize": 40, "keep_aspect": False})]
+)
+def test_video_evaluation_equals_the_reference(name: str, options: dict) -> None:
+    golden = np.load(GOLDEN / "video_eval_transform.npz")
+    transform = VideoTransform(crop=32, frames=8, training=False, **options)
+    result = transform(torch.from_numpy(golden["frames_uint8"]))
+    np.testing.assert_allclose(result.numpy(), golden[f"{name}_out"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (64, 48), (20, 90)])
+def test_resizing_is_pillows(size: tuple[int, int]) -> None:
+    frames = _frames(2, *size)
+    transform = VideoTransform(crop=28, resize=28, training=False, **IDENTITY)
+    result = transform(frames) * 255
+    height, width = size
+    scaled = (28, int(28 * width / height)) if height <= width else (int(28 * height / width), 28)
+    for number in range(2):
+        image = Image.fromarray(frames[number].numpy()).resize(scaled[::-1], Image.Resampling.BILINEAR)
+        top, left = (round((side - 28) / 2) for side in scaled)
+        expected = np.asarray(image)[top : top + 28, left : left + 28]
+        difference = np.abs(result[:, number].permute(1, 2, 0).round().numpy() - expected)
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 0.02
+
+
+@given(st.integers(1, 9), st.integers(0, 20))
+def test_short_clips_begin_anew(length: int, wanted: int) -> None:
+    clip = torch.arange(length).float()[None, :, None, None].expand(3, length, 2, 2)
+    padded = pad_clip(clip, wanted)
+    assert padded.shape[1] == max(length, wanted)
+    assert padded[0, :, 0, 0].tolist() == [k % length for k in range(max(length, wanted))]
+
+
+@pytest.mark.parametrize("mode", ["msc", "crop"])
+def test_training_depends_on_the_generator_alone(mode: str) -> None:
+    transform = VideoTransform(mode=mode, crop=16, frames=6)  # type: ignore[arg-type]
+    frames = _frames()
+    before = frames.clone()
+    first, again, other = (transform(frames, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert first.shape == (3, 6, 16, 16)
+    assert first.dtype == torch.float32
+    assert first.is_contiguous()
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(frames, before)
+
+
+def test_one_draw_for_all_frames_of_a_clip() -> None:
+    still = _frames(1).expand(70, -1, -1, -1)
+    clip = VideoTransform(crop=64)(still, np.random.default_rng(5))
+    for number in range(1, 70):
+        assert torch.equal(clip[:, number], clip[:, 0])
+
+
+def test_blocks_of_frames_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = _frames(7)
+    whole = VideoTransform(crop=24)(frames, np.random.default_rng(0))
+    monkeypatch.setattr("common.data.transforms.CACHED_PIXELS", 2 * 24 * 24)
+    torch.testing.assert_close(VideoTransform(crop=24)(frames, np.random.default_rng(0)), whole, rtol=0, atol=1e-6)
+
+
+def _position_frames(height: int, width: int) -> torch.Tensor:
+    """One frame whose red is the column and whose green is the row, on a scale of 0 to 250."""
+    frame = torch.zeros(1, height, width, 3, dtype=torch.uint8)
+    frame[0, ..., 0] = (torch.arange(width) * 250 // (width - 1))[None, :]
+    frame[0, ..., 1] = (torch.arange(height) * 250 // (height - 1))[:, None]
+    return frame
+
+
+def test_random_crops_follow_their_law() -> None:
+    height, width = 120, 160
+    frame = _position_frames(height, width)
+    transform = VideoTransform(crop=24, jitter=NO_JITTER, **IDENTITY)
+    rng = np.random.default_rng(0)
+    flips, shares, aspects = [], [], []
+    for _ in range(600):
+        red, green, _ = transform(frame, rng)[:, 0]
+        # The outermost pixel centres lie half an output pixel inside of the crop.
+        spread = red.mean(0)[-1] - red.mean(0)[0]
+        flips.append(bool(spread < 0))
+        crop_width = abs(float(spread)) * 255 / 250 * width * 24 / 23
+        crop_height = float(green.mean(1)[-1] - green.mean(1)[0]) * 255 / 250 * height * 24 / 23
+        shares.append(crop_width * crop_height / (height * width))
+        aspects.append(math.log(crop_width / crop_height))
+    assert 0.42 < np.mean(flips) < 0.58
+    assert 0.06 < min(shares) < 0.14
+    assert 0.85 < max(shares) < 1.1
+    # Large areas are refused at some aspects, so the mean is a little under that of the uniform law, 0.54.
+    assert 0.42 < np.mean(shares) < 0.56
+    assert -0.40 < min(aspects) < -0.2
+    assert 0.2 < max(aspects) < 0.40
+    assert abs(np.mean(aspects)) < 0.05
+
+
+def test_impossible_crops_become_a_centre_crop() -> None:
+    transform = VideoTransform(crop=10, min_area=1.0, jitter=NO_JITTER, flip=0.0, **IDENTITY)
+    wide = transform(_position_frames(30, 300), np.random.default_rng(0))
+    # 40 of 300 columns, in the middle; all rows.
+    assert 0.4 < float(wide[0].min()) < float(wide[0].max()) < 0.58
+    assert float(wide[1].max() - wide[1].min()) > 0.85
+    tall = transform(_position_frames(300, 30), np.random.default_rng(0))
+    assert 0.4 < float(tall[1].min()) < float(tall[1].max()) < 0.58
+
+
+def test_plain_crops_reach_every_place() -> None:
+    transform = VideoTransform(mode="crop", crop=4, resize=6, jitter=NO_JITTER, flip=0.0, **IDENTITY)
+    frame = _position_frames(6, 6)
+    rng = np.random.default_rng(0)
+    corners = {tuple((transform(frame, rng)[:2, 0, 0, 0] * 5.1).round().int().tolist()) for _ in range(200)}
+    assert corners == {(column, row) for column in range(3) for row in range(3)}
+
+
+@given(st.floats(-0.5, 0.5), st.integers(0, 2**31))
+@settings(max_examples=30)
+def test_hue_equals_the_textbook(shift: float, seed: int) -> None:
+    colours = np.random.default_rng(seed).random((3, 2, 3, 4), dtype=np.float32)
+    colours[:, 0, 0, 0] = 0.3  # A grey has no hue.
+    turned = colours.copy()
+    shift_hue(turned, shift)
+    for place in np.ndindex(2, 3, 4):
+        hue, saturation, value = colorsys.rgb_to_hsv(*colours[(slice(None), *place)].tolist())
+        expected = colorsys.hsv_to_rgb((hue + shift) % 1.0, saturation, value)
+        assert turned[(slice(None), *place)].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_colour_operations_one_at_a_time() -> None:
+    frames = _frames(3, 12, 12)
+    plain = VideoTransform(crop=12, resize=12, min_area=1.0, jitter=NO_JITTER, flip=0.0, mode="crop", **IDENTITY)
+    original = plain(frames, np.random.default_rng(0))
+
+    def jittered(strengths: tuple[float, float, float, float], seed: int) -> torch.Tensor:
+        transform = VideoTransform(crop=12, resize=12, jitter=strengths, flip=0.0, mode="crop", **IDENTITY)
+        return transform(frames, np.random.default_rng(seed))
+
+    factors = []
+    for seed in range(200):
+        brighter = jittered((0.4, 0.0, 0.0, 0.0), seed)
+        factor = float((brighter / original)[(original > 0.2) & (original < 0.6)].median())
+        torch.testing.assert_close(brighter, (original * factor).clamp(0, 1), rtol=0, atol=2e-5)
+        factors.append(factor)
+    assert 0.6 <= min(factors) < 0.65
+    assert 1.35 < max(factors) <= 1.4
+    assert abs(np.mean(factors) - 1.0) < 0.05
+
+    contrast = jittered((0.0, 0.3, 0.0, 0.0), 1)
+    level = torch.from_numpy(luma(original.numpy())).mean((-2, -1), keepdim=True)
+    inside = (contrast > 0) & (contrast < 1)
+    ratio = ((contrast - level) / (original - level))[inside & ((original - level).abs() > 0.1)]
+    assert float(ratio.std()) < 1e-4
+    assert 0.7 <= float(ratio.mean()) <= 1.3
+
+    saturation = jittered((0.0, 0.0, 0.3, 0.0), 1)
+    grey = torch.from_numpy(luma(original.numpy()))
+    inside = (saturation > 0) & (saturation < 1)
+    ratio = ((saturation - grey) / (original - grey))[inside & ((original - grey).abs() > 0.1)]
+    assert float(ratio.std()) < 1e-4
+
+    hue = jittered((0.0, 0.0, 0.0, 0.2), 1)
+    torch.testing.assert_close(hue.amax(0), original.amax(0))
+    torch.testing.assert_close(hue.amin(0), original.amin(0))
+    assert not torch.allclose(hue, original, atol=1e-2)
+    assert torch.equal(jittered(NO_JITTER, 1), original)
+
+
+def test_the_order_of_colour_operations_varies() -> None:
+    frames = _frames(1, 8, 8)
+    transform = VideoTransform(crop=8, resize=8, mode="crop", flip=0.0, jitter=(0.4, 0.4, 0.0, 0.0), **IDENTITY)
+    seen = set()
+    for seed in range(60):
+        seen.add(tuple(np.argsort(np.random.default_rng(seed).random(31)[-8:-4])[:2].tolist()))
+        assert torch.isfinite(transform(frames, np.random.default_rng(seed))).all()
+    assert len(seen) > 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "squash"}, "mode"),
+        ({"crop": 32, "resize": 16}, "resize"),
+        ({"min_area": 0.0}, "min_area"),
+        ({"jitter": (0.1, 0.1, 0.1, 0.7)}, "jitter"),
+        ({"crop": 0}, "crop"),
+    ],
+)
+def test_video_settings_are_checked(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VideoTransform(**options)
+
+
+def test_video_inputs_are_checked() -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        VideoTransform(crop=8)(torch.zeros(2, 8, 8, 3), np.random.default_rng(0))
+    with pytest.raises(ValueError, match="generator"):
+        VideoTransform(crop=8)(_frames())
+
+
+# Audio
+
+
+def _waveform() -> torch.Tensor:
+    return torch.from_numpy(np.load(GOLDEN / "logspec.npz")["waveform_int16"].astype(np.float32)) / 32767
+
+
+def test_decibels_equal_the_reference() -> None:
+    golden = np.load(GOLDEN / "logspec.npz")
+    decibels = AudioTransform(training=False).decibels(_waveform())
+    assert decibels.shape == (1, 200, 257)
+    np.testing.assert_allclose(decibels[0, 100].numpy(), golden["db_paper_reflect_frame100"], rtol=0, atol=1e-3)
+    assert float(decibels.max()) == pytest.approx(float(golden["db_paper_reflect_max"]), abs=1e-4)
+    assert float(decibels.min()) == pytest.approx(float(golden["db_paper_reflect_min"]), abs=1e-4)
+
+
+def test_normalised_spectrogram_equals_the_reference() -> None:
+    golden = np.load(GOLDEN / "logspec.npz")
+    silence = np.load(GOLDEN / "audio_prep.npz")["silence_logspec_row0"].astype(np.float64)
+    # Two known points of every bin (silence is -100 dB) give back the statistics, which are not part of this project.
+    decibels = golden["db_paper_reflect_frame100"].astype(np.float64)
+    scale = (golden["logspec_paper_reflect"][0, 100] - silence) / (decibels + 100.0)
+    mean, std = -100.0 - silence / scale, 1.0 / scale - 1e-5
+    transform = AudioTransform(mean=mean.tolist(), std=std.tolist(), training=False)
+    np.testing.assert_allclose(transform(_waveform()).numpy(), golden["logspec_paper_reflect"], rtol=0, atol=1e-4)
+    quiet = transform(torch.zeros(48_000))
+    np.testing.assert_allclose(quiet[0].numpy(), np.tile(silence, (200, 1)), rtol=0, atol=1e-4)
+
+
+def test_small_spectrogram_equals_the_reference_up_to_its_statistics() -> None:
+    golden = np.load(GOLDEN / "logspec.npz")["logspec_small_reflect"][0].astype(np.float64)
+    decibels = AudioTransform(fft=512, frames_per_second=50, training=False).decibels(_waveform())[0].double().numpy()
+    assert decibels.shape == golden.shape == (100, 129)
+    for band in range(129):
+        fit = np.polyfit(decibels[:, band], golden[:, band], 1)
+        np.testing.assert_allclose(np.polyval(fit, decibels[:, band]), golden[:, band], rtol=0, atol=1e-4)
+
+
+def test_samples_are_mixed_cut_and_padded_as_in_the_reference() -> None:
+    golden = np.load(GOLDEN / "audio_prep.npz")
+    for name, seconds in (("stereo_out_pad_1200", 0.05), ("stereo_out_trim_480", 0.02)):
+        transform = AudioTransform(window=seconds, fft=256, training=False)
+        np.testing.assert_allclose(transform.prepare(torch.from_numpy(golden["stereo_in"])), golden[name][0], atol=1e-7)
+
+
+@pytest.mark.parametrize("frequency", [500.0, 1480.0, 2960.0])
+def test_a_tone_is_loudest_in_its_band(frequency: float) -> None:
+    transform = AudioTransform(sample_rate=8_000, window=1.5, fft=512, frames_per_second=32, bins=33, training=False)
+    time = torch.arange(12_000) / 8_000
+    result = transform(torch.sin(2 * math.pi * frequency * time))
+    assert result.shape == (1, 48, 33)
+    # Band k > 0 averages 8 of the bins of 15.625 Hz.
+    assert set(result[0].argmax(-1).tolist()) == {math.ceil(frequency / 15.625 / 8)}
+
+
+def test_the_floor_lies_under_the_loudest_point() -> None:
+    burst = torch.zeros(48_000)
+    burst[20_000:24_000] = torch.randn(4_000, generator=torch.Generator().manual_seed(0))
+    decibels = AudioTransform(training=False, dynamic_range=60.0)(burst)
+    assert float(decibels.max() - decibels.min()) == pytest.approx(60.0, abs=1e-4)
+
+
+def test_a_batch_equals_its_clips() -> None:
+    clips = torch.randn(3, 12_000, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1.0], [0.1], [0.0]])
+    transform = AudioTransform(sample_rate=8_000, window=1.5, fft=512, frames_per_second=32)
+    torch.testing.assert_close(transform.decibels(clips), torch.stack([transform.decibels(clip) for clip in clips]))
+
+
+def test_volume_is_the_only_augmentation_of_sound() -> None:
+    samples = torch.randn(12_000, generator=torch.Generator().manual_seed(0))
+    transform = AudioTransform(sample_rate=8_000, window=1.5, fft=512, frames_per_second=32, dynamic_range=300.0)
+    plain = transform.with_training(False)(samples)
+    gains = []
+    for seed in range(200):
+        difference = transform(samples, np.random.default_rng(seed)) - plain
+        assert float(difference.std()) < 1e-3
+        gains.append(10 ** (float(difference.mean()) / 20))
+    assert 0.899 < min(gains) < 0.91
+    assert 1.09 < max(gains) < 1.101
+    with pytest.raises(ValueError, match="generator"):
+        transform(samples)
+
+
+def test_statistics_are_computed_written_and_used(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    clips = [torch.randn(1, 48, 33, generator=generator) * 5 - 20 + torch.arange(33) for _ in range(7)]
+    path = tmp_path / "deep" / "statistics.npz"
+    mean, std = compute_audio_statistics(iter(clips), path)
+    values = torch.stack(clips).double().reshape(-1, 33)
+    np.testing.assert_allclose(mean, values.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(std, values.std(0, unbiased=False), rtol=1e-5)
+    assert [file.name for file in path.parent.iterdir()] == ["statistics.npz"]
+    small: dict[str, Any] = {"sample_rate": 8_000, "window": 1.5, "fft": 512, "frames_per_second": 32}
+    small["training"] = False
+    transform = AudioTransform(statistics=path, bins=33, **small)
+    samples = torch.randn(12_000, generator=generator)
+    expected = (AudioTransform(bins=33, **small)(samples) - torch.from_numpy(mean)) / torch.from_numpy(std + 1e-5)
+    torch.testing.assert_close(transform(samples), expected, rtol=1e-5, atol=1e-5)
+    path.unlink()
+    # Workers and checkpoints must not need the file.
+    assert torch.equal(pickle.loads(pickle.dumps(transform))(samples), transform(samples))
+    np.savez(path, mean=mean, std=std)
+    with pytest.raises(ValueError, match=r"statistics\.npz.*33.*129 bins"):
+        AudioTransform(statistics=path, **small)
+    np.savez(path, mean=mean)
+    with pytest.raises(ValueError, match="std"):
+        AudioTransform(statistics=path, bins=33, **small)
+    with pytest.raises(FileNotFoundError, match="compute_audio_statistics"):
+        AudioTransform(statistics=tmp_path / "none.npz")
+    with pytest.raises(ValueError, match="no spectrogram"):
+        compute_audio_statistics([])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frames_per_second": 7}, "frames_per_second"),
+        ({"fft": 1022}, "fft"),
+        ({"bins": 100}, "bins"),
+        ({"window": 0.02}, "too short"),
+        ({"mean": [1.0, 2.0]}, "257 bins"),
+    ],
+)
+def test_audio_settings_are_checked(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AudioTransform(**options)
