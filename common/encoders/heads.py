@@ -13,6 +13,7 @@ class ProjectionHead(nn.Module):
         layers: Number of linear layers; 1 is the linear head of the ablations (65,664 parameters).
         batch_norm: Normalise before every ReLU. Without it the parameter names equal those of the released AVID-CMA
             checkpoints (``projection.0``, ``.2``, ``.4``).
+        output_batch_norm: Centre and scale the embedding over the batch, without learnt parameters.
 
     Shapes:
         [B, in_dim] -> [B, out_dim]
@@ -30,6 +31,7 @@ class ProjectionHead(nn.Module):
         out_dim: int = 128,
         layers: int = 3,
         batch_norm: bool = False,
+        output_batch_norm: bool = False,
     ) -> None:
         super().__init__()
         if layers < 1:
@@ -43,6 +45,8 @@ class ProjectionHead(nn.Module):
             modules.append(nn.ReLU())
             width = hidden_dim
         modules.append(nn.Linear(width, out_dim))
+        if output_batch_norm:
+            modules.append(nn.BatchNorm1d(out_dim, affine=False))
         self.projection = nn.Sequential(*modules)
         self.out_dim = out_dim
 

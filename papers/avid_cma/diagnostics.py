@@ -1,5 +1,6 @@
-"""What is looked at right after pre-training, before any downstream task: retrieval across modalities, how well agreement finds positives,
-and each clip's nearest neighbours as pictures. None of it is a published number.
+"""What is looked at right after pre-training: retrieval across modalities, mining precision, neighbours as pictures.
+
+None of it is a published number.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ class AVID(pl.LightningModule):
 
     Args:
         video_encoder, audio_encoder: backbones with a `feature_dim`.
-        hidden_dim, out_dim, head_layers, head_batch_norm: projection heads, one per modality (specification 3.3).
+        hidden_dim, out_dim, head_layers, head_batch_norm, head_output_batch_norm: projection heads, one per modality
+            (specification 3.3).
         negatives: bank rows drawn per anchor, K.
         temperature: T of the scores.
         bank_momentum: share of the old bank row that an update keeps.
@@ -56,6 +57,7 @@ class AVID(pl.LightningModule):
         out_dim: int = 128,
         head_layers: int = 3,
         head_batch_norm: bool = False,
+        head_output_batch_norm: bool = False,
         negatives: int = 1024,
         temperature: float = 0.07,
         bank_momentum: float = 0.5,
@@ -76,7 +78,7 @@ class AVID(pl.LightningModule):
 
         def head(encoder: nn.Module) -> ProjectionHead:
             width: Any = encoder.feature_dim
-            return ProjectionHead(width, hidden_dim, out_dim, head_layers, batch_norm=head_batch_norm)
+            return ProjectionHead(width, hidden_dim, out_dim, head_layers, head_batch_norm, head_output_batch_norm)
 
         self.model = AudioVisualModel(video_encoder, audio_encoder, head(video_encoder), head(audio_encoder))
         # Built in setup, when the number of instances is known; it is one bank row per clip of the listing.
@@ -139,8 +141,8 @@ class AVID(pl.LightningModule):
         listing = self.data.listing
         fingerprint = listing.fingerprint()
         if self.criterion is None:
-            # Its own generator: the banks must not depend on how many numbers were drawn on the way here, for example by
-            # a first run that computed audio statistics which a second one finds.
+            # Its own generator: the banks must not depend on how many numbers were drawn on the way here, for example
+            # by a first run that computed audio statistics which a second one finds.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.hparams["seed"])
                 self.criterion = self.build_criterion(len(listing)).to(self.device)
@@ -172,7 +174,7 @@ class AVID(pl.LightningModule):
         self._require_listing(f"model.warm_start={path}", state.listing_fingerprint, fingerprint)
         self.model.load_state_dict(state.model)
         if state.video_bank is None or state.audio_bank is None:
-            raise ValueError(f"model.warm_start={path} holds no memory banks; give the checkpoint of an AVID pre-training")
+            raise ValueError(f"model.warm_start={path} holds no memory banks; give the checkpoint of an AVID stage")
         self.criterion.load_from_avid(
             {
                 "video_bank.vectors": state.video_bank,
@@ -257,6 +259,7 @@ class CMA(AVID):
         out_dim: int = 128,
         head_layers: int = 3,
         head_batch_norm: bool = False,
+        head_output_batch_norm: bool = False,
         negatives: int = 1024,
         within_negatives: int = 64,
         positives: int = 32,
@@ -279,10 +282,10 @@ class CMA(AVID):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            video_encoder, audio_encoder, hidden_dim, out_dim, head_layers, head_batch_norm, negatives, temperature,
-            bank_momentum, estimator=estimator, learning_rate=learning_rate, betas=betas, weight_decay=weight_decay,
-            lr_warmup_steps=lr_warmup_steps, lr_final_share=lr_final_share, warm_start=warm_start, mined=positives,
-            seed=seed,
+            video_encoder, audio_encoder, hidden_dim, out_dim, head_layers, head_batch_norm, head_output_batch_norm,
+            negatives, temperature, bank_momentum, estimator=estimator, learning_rate=learning_rate, betas=betas,
+            weight_decay=weight_decay, lr_warmup_steps=lr_warmup_steps, lr_final_share=lr_final_share,
+            warm_start=warm_start, mined=positives, seed=seed,
         )  # fmt: skip
         self.save_hyperparameters(ignore=["video_encoder", "audio_encoder"], logger=False)
 

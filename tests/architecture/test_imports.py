@@ -53,7 +53,9 @@ def test_no_forbidden_import(path: Path) -> None:
             if parts[1] == "reporting":
                 assert top[0] not in {"torch", "torchvision", "torchaudio"}, f"{name_of(path)} imports {module}"
         elif len(parts) > 2:
-            assert top[0] != "papers" or top[1:2] in ([], [parts[1]]), f"{name_of(path)} imports another paper: {module}"
+            assert top[0] != "papers" or top[1:2] in ([], [parts[1]]), (
+                f"{name_of(path)} imports another paper: {module}"
+            )
             allowed = {"module.py", "data.py", "evaluation.py"}
             now = [m for m, immediate in imported(path) if immediate and m.split(".")[0] == "lightning"]
             assert parts[2] in allowed or not now, f"{name_of(path)} imports lightning; only {sorted(allowed)} may"

@@ -48,7 +48,8 @@ def test_help_plan_and_tables_do_not_import_torch(arguments: list[str]) -> None:
 
 def test_help_names_every_command() -> None:
     output = assemble("--help").stdout
-    for command in ("fit validate test predict reproduce plan promote tables claims report data doctor").split():
+    names = "fit validate test predict reproduce plan promote tables claims report data doctor"
+    for command in names.split():
         assert command in output
 
 

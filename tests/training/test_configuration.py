@@ -54,7 +54,9 @@ def test_a_plus_appends_to_a_list() -> None:
     assert merge({}, {"callbacks+": 2}) == {"callbacks": [2]}
 
 
-@pytest.mark.parametrize(("text", "value"), [("2e-4", 2e-4), ("1e6", 1e6), ("-3.5e-2", -0.035), ("12", 12), ("1.5", 1.5)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("2e-4", 2e-4), ("1e6", 1e6), ("-3.5e-2", -0.035), ("12", 12), ("1.5", 1.5)]
+)
 def test_numbers_of_yaml(text: str, value: float) -> None:
     assert load_yaml_text(text) == value
 
@@ -66,9 +68,7 @@ def test_words_that_look_like_numbers_stay_words() -> None:
 
 def test_overrides_reach_into_init_args() -> None:
     config = {"model": {"class_path": "a.A", "init_args": {"encoder": {"class_path": "b.B", "init_args": {}}}}}
-    assert place(config, "model.encoder.width", 3) == {
-        "model": {"init_args": {"encoder": {"init_args": {"width": 3}}}}
-    }
+    assert place(config, "model.encoder.width", 3) == {"model": {"init_args": {"encoder": {"init_args": {"width": 3}}}}}
     assert place(config, "trainer.max_epochs", 3) == {"trainer": {"max_epochs": 3}}
 
 
@@ -119,8 +119,8 @@ def test_unknown_names_get_the_nearest(call: dict, message: str) -> None:
 
 def test_a_misspelt_field_is_named_with_its_layer_and_the_nearest() -> None:
     run = resolve("avid", "avid", scale="paper", arguments=["--model.temprature", "0.1"])
-    with pytest.raises(ConfigurationError, match="command line.*'model.init_args.temprature'.*'temperature'"):
+    with pytest.raises(ConfigurationError, match=r"command line.*'model.init_args.temprature'.*'temperature'"):
         check_arguments(run.config, run.layers)
     run = resolve("avid", "avid", scale="paper", arguments=["--trainer.max_epoch", "1"])
-    with pytest.raises(ConfigurationError, match="'trainer.max_epoch'.*'max_epochs'"):
+    with pytest.raises(ConfigurationError, match=r"'trainer.max_epoch'.*'max_epochs'"):
         check_arguments(run.config, run.layers)

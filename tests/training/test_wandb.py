@@ -53,7 +53,9 @@ def read_offline_run(folder: Path) -> dict[str, Any]:
         elif kind == "summary":
             updates, target = record.summary.update, found["summary"]
         elif kind == "history":
-            found["history"].append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
+            found["history"].append(
+                {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
+            )
             continue
         else:
             continue
