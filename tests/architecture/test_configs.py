@@ -7,7 +7,14 @@ import pytest
 from common.reporting.papers import SCALES, existing_papers, project_root
 from common.training.configuration import SCALE_FIELDS, leaves, load_yaml, matches, recipes_of, resolve
 
-CASES = [(p.name, recipe, scale) for p in existing_papers() for recipe in recipes_of(p.name) for scale in SCALES]
+CASES = [
+    (p.name, recipe, scale)
+    for p in existing_papers()
+    for recipe in recipes_of(p.name)
+    for scale in SCALES
+    # At full width the ablations of CMA differ from cma.yaml in numbers that the smaller scales check too.
+    if scale != "paper" or not recipe.startswith("cma_") or recipe == "cma_audioset"
+]
 OVERLAYS = [(p.name, scale) for p in existing_papers() for scale in SCALES if scale != "paper"]
 
 
@@ -16,8 +23,6 @@ def test_a_recipe_instantiates(paper: str, recipe: str, scale: str, tmp_path: ob
     from common.training.cli import build
 
     run = resolve(paper, recipe, scale=scale, seed=1)
-    if "video_encoder" in run.config["model"]["init_args"] and scale == "paper" and recipe.startswith("cma_"):
-        pytest.skip("the ablations of CMA differ from cma.yaml in numbers that the smoke scale checks too")
     config = run.with_placeholders(DATA=str(tmp_path), RUN=str(tmp_path))
     cli = build(run, config, {"default_root_dir": str(tmp_path), "logger": False})
     assert type(cli.model).__module__.startswith(f"papers.{paper}")
