@@ -175,7 +175,7 @@ def draw_neighbours(
     rows = list(range(0, len(index), step))[:queries]
     figure, axes = plt.subplots(
         len(rows) * len(kinds), neighbours + 1, figsize=(1.5 * (neighbours + 1), 1.55 * len(rows) * len(kinds)),
-        squeeze=False,
+        squeeze=False, layout="constrained",
     )  # fmt: skip
     table: list[list[str]] = []
     frames: dict[int, np.ndarray] = {}
@@ -207,7 +207,6 @@ def draw_neighbours(
         "Query (left) and its nearest held-out clips; red: another class. For audio the clip's frame is shown",
         fontsize=7,
     )
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
