@@ -113,7 +113,8 @@ def test_a_failed_stage_leaves_its_children_out_and_the_status_says_so(
         raise ValueError("made to fail")
 
     monkeypatch.setattr(AVID, "training_step", broken)
-    assert main(["reproduce", "avid", "--scale", "smoke", "--runs", str(tmp_path), "--stages", "esc@avid"]) == 1
+    arguments = ["reproduce", "avid", "--scale", "smoke", "--runs", str(tmp_path), "--stages", "esc@avid"]
+    assert main([*arguments, "--jobs", "1"]) == 1  # in this process, where the module is broken
     output = capsys.readouterr().out
     assert "FAILED avid seed 0: made to fail" in output
     assert "left out, it starts from avid, which failed" in output

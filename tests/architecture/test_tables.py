@@ -1,0 +1,18 @@
+"""Every table in a README is what the promoted records say."""
+
+from __future__ import annotations
+
+from common.reporting import render
+from common.reporting.papers import existing_papers
+from common.reporting.records import find_promoted
+
+
+def test_readmes_hold_exactly_what_the_records_say() -> None:
+    stale = [str(path) for path in render.check()]
+    assert not stale, f"out of date: {stale}; run `make tables`"
+
+
+def test_promoted_records_come_from_clean_revisions() -> None:
+    for paper in existing_papers():
+        for record in find_promoted(paper.name):
+            assert record.clean, f"{record.stage} seed {record.seed}: promoted from a changed tree"
