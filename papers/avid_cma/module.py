@@ -327,10 +327,9 @@ class CMA(AVID):
         if self.trainer.ckpt_path is None:
             self._mine()
 
-    def on_train_epoch_start(self) -> None:
-        # From the live banks, at the start of an epoch. A resumed run has the set in its checkpoint: mining again in
-        # the middle of an epoch would use banks that the uninterrupted run did not use.
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # From the live banks, at the start of an epoch: batch 0 comes once per epoch, also after a resume at its
+        # boundary. A run resumed in the middle of one has the set in its checkpoint.
         every, epoch = self.hparams["refresh_every"], self.current_epoch
-        first_step = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready == 0
-        if every and epoch and epoch % every == 0 and first_step:
+        if batch_idx == 0 and every and epoch and epoch % every == 0:
             self._mine()
