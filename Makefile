@@ -5,7 +5,7 @@ SHELL := /bin/bash
 SCALE ?= mini
 SEEDS ?= 0
 HARDWARE ?= cpu
-DATA ?= data
+DATA ?= $(or $(ASSEMBLE_DATA),data)
 PYTHON ?= python3
 
 VENV := .venv
@@ -26,10 +26,10 @@ help: ## List the targets
 
 setup: $(STAMP) ## Make the virtual environment from requirements.lock
 
-# uv is asked for by name; where it is missing, pip brings it.
+# uv is asked for by name; where it is missing, pip brings it into a folder of its own, which every system allows.
 $(STAMP): requirements.lock pyproject.toml
-	@command -v uv >/dev/null || $(PYTHON) -m uv --version >/dev/null 2>&1 || $(PYTHON) -m pip install --quiet uv
-	@UV=$$(command -v uv || echo "$(PYTHON) -m uv"); set -e; \
+	@command -v uv >/dev/null || test -x .uv/bin/uv || { $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet uv; }
+	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); set -e; \
 	  test -x $(VENV)/bin/python || $$UV venv --quiet --python $(PYTHON) $(VENV); \
 	  export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
 	  $$UV pip sync --quiet --compile-bytecode requirements.lock; \
@@ -61,7 +61,7 @@ report: $(STAMP) ## One static HTML page: tables, curves, pictures, claims
 	$(ASSEMBLE) report
 
 doctor: $(STAMP) ## What this machine has and lacks
-	$(ASSEMBLE) doctor
+	$(ASSEMBLE) doctor --data $(DATA)
 
 test: $(STAMP) ## Run the test suite (no network, no GPU)
 	$(VENV)/bin/python -m pytest

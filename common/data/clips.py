@@ -402,7 +402,6 @@ class DenseVideoClips(ClipDataset):
             raise ValueError(f"clips must be at least 1, not {clips}")
         self.clips = clips
         self.random_starts = random_starts
-        self.random_starts = random_starts
         self.video_duration = video_duration
         self.video_fps = video_fps
 

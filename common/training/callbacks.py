@@ -40,8 +40,8 @@ class StepSeed(Callback):
 class StopOnNonFiniteLoss(Callback):
     """Stops the run when the loss is not finite; the message has the step and the samples, a checkpoint is kept.
 
-    The flag is kept on the device and read every `every_n_steps` steps, so that no step waits for the device. On the
-    CPU, where reading costs nothing, it is read at every step.
+    The flag is kept on the device and read every `every_n_steps` steps, so that no step waits for the device. One
+    process on the CPU, where reading costs nothing, reads it at every step.
 
     Args:
         directory: where `non_finite.ckpt` is written.
@@ -69,19 +69,24 @@ class StopOnNonFiniteLoss(Callback):
         self._first_bad = torch.where(bad & unset, torch.full_like(self._first_bad, step), self._first_bad)
         index = batch.get("index") if isinstance(batch, dict) else None
         self._recent.append((step, index))
-        if loss.device.type == "cpu" or (step + 1) % self.every_n_steps == 0:
+        alone_on_cpu = loss.device.type == "cpu" and trainer.world_size == 1
+        if alone_on_cpu or (step + 1) % self.every_n_steps == 0:
             self._check(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._check(trainer)
 
     def _check(self, trainer: pl.Trainer) -> None:
-        if self._first_bad is None or (step := int(self._first_bad)) < 0:
+        step = -1 if self._first_bad is None else int(self._first_bad)
+        # All ranks stop together: saving is a collective, and one rank alone would wait for the others for ever.
+        if not trainer.strategy.reduce_boolean_decision(step >= 0, all=False):
             return
         samples = next((index for at, index in self._recent if at == step), None)
         listed = "unknown" if samples is None else ", ".join(str(i) for i in samples.tolist()[:64])
         path = self.directory / "non_finite.ckpt"
         trainer.save_checkpoint(path)
+        if step < 0:
+            raise NonFiniteLossError(f"the loss is not finite on another rank; its message has the samples. See {path}")
         raise NonFiniteLossError(
             f"the loss is not finite at batch {step} (rank {trainer.global_rank}); samples of that batch: {listed}. "
             f"The state is kept in {path}; the last good checkpoint is beside it. Lower model.learning_rate, or look "

@@ -6,6 +6,8 @@ import os
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
 from common.data.clips import ClipDataset
@@ -47,13 +49,14 @@ class ShardedDataModule(pl.LightningDataModule):
             trainer.global_rank,
             trainer.world_size,
         )
-        # Lightning tells the sampler its epoch only after it has fetched the first batch, so it is told here too.
-        sampler.set_epoch(trainer.current_epoch)
         batches = sampler.batches_per_epoch
         if isinstance(trainer.limit_train_batches, int):
             batches = min(batches, trainer.limit_train_batches)
         done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        sampler.start_at(done if done < batches else 0)
+        finished = done >= batches  # the checkpoint was written in the last batch of its epoch
+        # Lightning tells the sampler its epoch only after it has fetched the first batch, so it is told here too.
+        sampler.set_epoch(trainer.fit_loop.epoch_progress.current.ready if finished else trainer.current_epoch)
+        sampler.start_at(0 if finished else done)
         self._used["training"] = dataset
         return DataLoader(
             dataset,
@@ -93,11 +96,17 @@ class ShardedDataModule(pl.LightningDataModule):
     # -- record --------------------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Name, version, number of samples and skipped files of every data set that was used."""
+        """Name, version, number of samples and skipped files of every data set that was used; called by all ranks."""
         described: dict[str, dict[str, Any]] = {}
+        assert self.trainer is not None
         for role, dataset in self._used.items():
             if not isinstance(dataset, ClipDataset):
                 continue
+            if dist.is_available() and dist.is_initialized():
+                # Every rank met other files; a file is broken when one of them found it so.
+                flags = dataset.skipped.flags.to(self.trainer.strategy.root_device, torch.int32)
+                dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+                dataset.skipped.flags.copy_(flags.cpu())
             names = dataset.skipped.names()
             described[f"{role} ({dataset.listing.name})"] = {
                 "version": dataset.listing.version,

@@ -35,15 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigurationError, StageError, ReportingError) as error:
         print(f"assemble: {error}", file=sys.stderr)
         return 2
-    except (FileNotFoundError, ValueError) as error:
+    except BrokenPipeError:
+        return 141
+    except (OSError, ValueError, RuntimeError) as error:
         if os.environ.get("ASSEMBLE_TRACEBACK"):
             raise
         print(f"assemble: {error}\n(ASSEMBLE_TRACEBACK=1 shows where)", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        return 141
 
 
 def build_parser() -> argparse.ArgumentParser:

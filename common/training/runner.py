@@ -86,7 +86,8 @@ class StageRequest:
             scale=self.scale,
             hardware=self.hardware,
             seed=self.seed,
-            stage_overrides=dict(self.overrides),
+            # Only pre-training is spread over nodes: the downstream protocols have small batches (specification 10).
+            stage_overrides={**self.overrides, **({} if self.job == "pretrain" else {"trainer.num_nodes": 1})},
             arguments=self.arguments,
         )
 
@@ -126,12 +127,7 @@ def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: st
     identity_path = directory / "identity.json"
     checkpoint = directory / "checkpoints" / "last.ckpt"
     if _is_main_process():
-        known = None
-        if identity_path.is_file():
-            try:
-                known = json.loads(identity_path.read_text(encoding="utf-8")).get("lineage_hash")
-            except ValueError:
-                known = None
+        known = _recorded_lineage(identity_path)
         if directory.exists() and known != lineage and any(directory.iterdir()):
             previous = directory.with_name(directory.name + ".previous")
             shutil.rmtree(previous, ignore_errors=True)
@@ -141,7 +137,27 @@ def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: st
         write_text_atomically(identity_path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
         # A folder named by the stage may be started anew after its record was made by other parents.
         (directory / "record.json").unlink(missing_ok=True)
-    return checkpoint if checkpoint.is_file() else None
+    else:
+        _wait_for_main_process(identity_path, lineage, request.stage)
+    # Lightning leaves an `hpc_ckpt` when SLURM preempts a job; it may be newer than the last regular one.
+    found = [path for path in (checkpoint, *directory.glob("hpc_ckpt_*.ckpt")) if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _recorded_lineage(identity_path: Path) -> str | None:
+    try:
+        return str(json.loads(identity_path.read_text(encoding="utf-8"))["lineage_hash"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _wait_for_main_process(identity_path: Path, lineage: str, stage: str) -> None:
+    """Under `srun` all ranks start at once: none may look at a folder that rank 0 is about to move."""
+    deadline = time.monotonic() + 300
+    while _recorded_lineage(identity_path) != lineage:
+        if time.monotonic() > deadline:
+            raise StageError(f"{stage}: rank 0 did not prepare {identity_path.parent} within five minutes")
+        time.sleep(0.1)
 
 
 def _quiet_lightning() -> None:
@@ -213,6 +229,13 @@ def stage_configuration(request: StageRequest) -> tuple[RunConfiguration, dict[s
                 f"{request.stage} starts from stage {parent.stage} ({name}), but {path} does not exist; run that stage "
                 f"first: assemble fit {request.paper}/{parent.stage} --scale {request.scale} --seed {request.seed}"
             )
+        finished = parent.directory / "record.json"
+        if not finished.is_file() or records.read(finished).lineage_hash != parent.lineage_hash:
+            raise StageError(
+                f"{request.stage} starts from stage {parent.stage} ({name}), which has not finished with this "
+                f"configuration; run it first: assemble fit {request.paper}/{parent.stage} --scale {request.scale} "
+                f"--seed {request.seed}"
+            )
         config = merge(config, place(config, name, str(path)))
     values = {"SEED": str(request.seed), "DATA": str(request.data), "RUN": str(request.directory)}
     return run, substitute(config, values)
@@ -273,8 +296,13 @@ def _run_claimed(request: StageRequest, run: RunConfiguration, config: dict[str,
                 cli.model, datamodule=cli.datamodule, ckpt_path=resume_from and str(resume_from), weights_only=True
             )
             trainer.save_checkpoint(last)
+            if is_main_process:
+                for preempted in directory.glob("hpc_ckpt_*.ckpt"):
+                    preempted.unlink()
         steps = trainer.global_step
-        trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+        # Named, because under SLURM Lightning would otherwise take the checkpoint of an earlier preemption.
+        weights = str(last) if run.trains else None
+        trainer.test(cli.model, datamodule=cli.datamodule, verbose=False, ckpt_path=weights, weights_only=True)
         metrics: dict[str, float | None] = {
             name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith("test/")
         }

@@ -6,6 +6,7 @@ Imports neither torch nor lightning: planning and skipping are instant.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shlex
 import subprocess
 import sys
@@ -293,6 +294,12 @@ def _run(item: Planned) -> records.Record:
     """Run a stage in this process, or in its own where Lightning must start several."""
     trainer: dict[str, Any] = item.run.config["trainer"]
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    if str(nodes) != "1" and "SLURM_JOB_ID" not in os.environ:
+        raise StageError(
+            f"{item.request.stage} wants {nodes} nodes, which one command cannot start; submit the stages with "
+            f"`assemble plan {item.request.paper} --scale {item.request.scale} --hardware {item.request.hardware} "
+            "--format slurm`"
+        )
     if str(devices) in {"1", "auto"} and str(nodes) == "1":
         from common.training.runner import run_stage
 
@@ -330,10 +337,12 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
         lines.append(f"expected time of what is left: {'unknown' if seconds is None else duration(seconds)}")
         return "\n".join(lines)
     todo = [item for item in planned if not item.done]
-    commands = [shlex.join(["assemble", *fit_arguments(item.request)]) for item in todo]
-    if form == "shell":
-        return "\n".join(["#!/bin/sh", "set -e", *commands])
+    # This very interpreter: a job may start without an activated environment.
+    program = [sys.executable, "-m", "common.training.main"]
+    commands = [shlex.join([*program, *fit_arguments(item.request)]) for item in todo]
     lines = ["#!/bin/sh", "set -e", f"cd {shlex.quote(str(project_root()))}"]
+    if form == "shell":
+        return "\n".join([*lines, *commands])
     variables: dict[tuple[int, str], str] = {}
     for number, (item, command) in enumerate(zip(todo, commands), start=1):
         request = item.request

@@ -48,7 +48,8 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
         if wanted not in recipes_of(paper):
             known = {*instances, *tables.stages, *recipes_of(paper)}
             raise ConfigurationError(f"{paper} has no stage or recipe {wanted!r}; {nearest(wanted, known)}")
-        instances[wanted] = StageInstance(wanted, wanted, "pretrain", None)
+        job = next((stage.job for stage in tables.stages.values() if stage.recipe == wanted), "pretrain")
+        instances[wanted] = StageInstance(wanted, wanted, job, None)
     instance = instances[wanted]
     if arguments:
         digest = hashlib.sha256("\0".join(arguments).encode()).hexdigest()[:6]
@@ -113,6 +114,7 @@ def _print_metrics(metrics: Mapping[str, float | None]) -> None:
 
 def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
     import torch
+    from lightning.pytorch.utilities.model_helpers import is_overridden
 
     from common.training.cli import build
 
@@ -127,6 +129,9 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
     # The pictures of a test go beside the record's, not over them.
     folder = request.directory / command
     cli = build(run, config, {"default_root_dir": str(folder), "logger": False})
+    loader = {"validate": "val", "test": "test", "predict": "predict"}[command] + "_dataloader"
+    if not is_overridden(loader, cli.datamodule):
+        raise StageError(f"{request.stage} has no data to {command} with; `assemble test` measures it")
     use = getattr(cli.trainer, command)
     outputs = use(
         cli.model,

@@ -245,8 +245,12 @@ class LinearProbes(pl.LightningModule):
         if stage == "fit" and self.pretrained is not None:
             load_into_encoder(self.video_encoder, self.pretrained, "video")
 
+    def on_train_start(self) -> None:
+        """Freeze the statistics of the encoder, too; also when a run is resumed in the middle of an epoch."""
+        self.video_encoder.train(self.official_quirks)
+
     def on_train_epoch_start(self) -> None:
-        """Freeze the statistics of the encoder, too."""
+        """The same, should anything have put the whole module into training mode since."""
         self.video_encoder.train(self.official_quirks)
 
     def forward(self, video: Tensor) -> dict[str, Tensor]:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from common.training.runner import StageRequest, run_stage
-from papers.avid_cma.evaluation import ActionRecognition
-from papers.avid_cma.module import AVID
+from papers.avid_cma.evaluation import ActionRecognition, LinearProbes
+from papers.avid_cma.module import AVID, CMA
 from tests.stages import callbacks, request
 
 LAYER = {"trainer": {"max_epochs": 3, "limit_train_batches": 1.0, "log_every_n_steps": 1, "callbacks": callbacks(4)}}
@@ -68,10 +68,12 @@ def _compare(whole: StageRequest, resumed: StageRequest) -> None:
 
 # Six steps an epoch and a checkpoint every four: step 10 goes on from 8, in the middle of epoch 1; step 14 goes on from
 # 12, the boundary of epochs 1 and 2, which is written before the epoch has ended.
-@pytest.mark.parametrize("killed_at", [10, 14])
-def test_avid(tmp_path: Path, killed_at: int) -> None:
-    whole = request("avid/avid_joint", tmp_path / "whole", layer=LAYER)
-    resumed = request("avid/avid_joint", tmp_path / "resumed", layer=LAYER)
+# Loader processes start before Lightning tells the sampler its epoch, so they are tried too.
+@pytest.mark.parametrize(("killed_at", "workers"), [(10, 0), (14, 0), (14, 1)])
+def test_avid(tmp_path: Path, killed_at: int, workers: int) -> None:
+    layer = {**LAYER, "data": {"init_args": {"num_workers": workers}}}
+    whole = request("avid/avid_joint", tmp_path / "whole", layer=layer)
+    resumed = request("avid/avid_joint", tmp_path / "resumed", layer=layer)
     _kill_at(resumed, AVID, killed_at)
     assert not (resumed.directory / "record.json").exists()
     records = [run_stage(stage) for stage in (whole, resumed)]
@@ -80,17 +82,38 @@ def test_avid(tmp_path: Path, killed_at: int) -> None:
     assert records[0].steps == records[1].steps == 18
 
 
-def test_cma_with_a_set_mined_in_between(tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed_at", [10, 14])
+def test_cma_with_a_set_mined_in_between(tmp_path: Path, killed_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = {**LAYER, "model": {"init_args": {"refresh_every": 1}}}
     stages = []
     for name in ("whole", "resumed"):
         runs = tmp_path / name
         run_stage(request("avid/avid", runs))
         stages.append(request("avid/avid_cma", runs, layer=layer))
-    _kill_at(stages[1], AVID, 10)
-    for stage in stages:
-        run_stage(stage)
+    _kill_at(stages[1], AVID, killed_at)
+    mined: list[int] = []
+    original = CMA._mine
+
+    def mine(self: CMA) -> None:
+        mined.append(self.current_epoch)
+        original(self)
+
+    monkeypatch.setattr(CMA, "_mine", mine)
+    run_stage(stages[0])
+    assert mined == [0, 1, 2]
+    run_stage(stages[1])
+    assert mined[3:] == [2]  # the set of epoch 1 came with the checkpoint
     _compare(*stages)
+
+
+def test_a_linear_probe_keeps_its_encoder_frozen(tmp_path: Path) -> None:
+    layer = {"trainer": {**LAYER["trainer"], "callbacks": callbacks(2)}}
+    whole = request("avid/kinetics_linear", tmp_path / "whole", layer=layer)
+    resumed = request("avid/kinetics_linear", tmp_path / "resumed", layer=layer)
+    _kill_at(resumed, LinearProbes, 7)
+    for stage in (whole, resumed):
+        run_stage(stage)
+    _compare(whole, resumed)
 
 
 def test_fine_tuning_with_dropout_and_schedule(tmp_path: Path) -> None:
