@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -359,17 +358,11 @@ def _run_claimed(request: StageRequest, run: RunConfiguration, config: dict[str,
     return record
 
 
-def print_error(error: BaseException) -> None:
-    """One line for the user instead of a traceback."""
-    print(f"assemble: {error}", file=sys.stderr)
-
-
 __all__ = [
     "ConfigurationError",
     "Parent",
     "StageError",
     "StageRequest",
     "finished_record",
-    "print_error",
     "run_stage",
 ]
