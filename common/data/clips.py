@@ -1,22 +1,17 @@
-"""Map-style data sets of clips cut from media files.
-
-A key is an item, or a pair (epoch, item). Everything random about a sample is drawn from a generator seeded by
-(seed, epoch, item), so a sample depends neither on the worker that makes it nor on the samples before it.
-"""
+"""Map-style data sets of clips cut from media files; see :mod:`common.data.items` for keys and seeds."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from enum import IntEnum
-from typing import TypeVar
+import contextlib
+from abc import abstractmethod
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from common.data.items import ItemDataset, Key, Sample
 from common.data.listing import Clip, Listing
 from common.data.media import DecodedCache, MediaError, MediaFile, TooShortError
 from common.data.transforms import AudioTransform, VideoTransform
@@ -32,89 +27,9 @@ from common.data.windows import (
     wrapping_starts,
 )
 
-logger = logging.getLogger(__name__)
 
-Key = int | tuple[int, int]
-Sample = dict[str, Tensor]
-Result = TypeVar("Result")
-
-
-class SkipReason(IntEnum):
-    """Why a file was skipped."""
-
-    UNREADABLE = 1
-    TOO_SHORT = 2
-
-
-class TooManyBrokenFiles(RuntimeError):
-    """More files of a data set were skipped than the run allows."""
-
-
-class SkipLedger:
-    """Which files of a listing could not be used, counted over all worker processes.
-
-    Args:
-        listing: The files.
-        max_share: Share of the files that may be skipped before the run fails.
-
-    Attributes:
-        flags: uint8 [files] in shared memory; 0, or a :class:`SkipReason`. Ranks can combine theirs with a maximum.
-    """
-
-    def __init__(self, listing: Listing, max_share: float) -> None:
-        if not 0.0 <= max_share <= 1.0:
-            raise ValueError(f"max_skipped_share must be in [0, 1], not {max_share}")
-        self.listing = listing
-        self.max_share = max_share
-        self.flags = torch.zeros(len(listing), dtype=torch.uint8)
-        if len(listing):
-            self.flags.share_memory_()
-
-    def record(self, file: int, error: MediaError) -> None:
-        """Mark a file as skipped.
-
-        Raises:
-            TooManyBrokenFiles: That was one too many.
-        """
-        if self.flags[file]:
-            return
-        self.flags[file] = int(SkipReason.TOO_SHORT if isinstance(error, TooShortError) else SkipReason.UNREADABLE)
-        logger.warning("skipped %s", error)
-        count = self.count()
-        if count > self.max_share * len(self.flags):
-            some = ", ".join(self.names()[:5])
-            raise TooManyBrokenFiles(
-                f"{self.listing.name}: {count} of {len(self.flags)} files cannot be used, more than "
-                f"max_skipped_share = {self.max_share:g} allows. First: {some}. Last: {error}. Repair or remove the "
-                "files, or raise max_skipped_share."
-            )
-
-    def count(self) -> int:
-        """Number of files skipped so far."""
-        return int(torch.count_nonzero(self.flags))
-
-    def names(self) -> list[str]:
-        """Skipped files, relative to the listing's root where they lie under it."""
-        return list(self.reasons())
-
-    def reasons(self) -> dict[str, SkipReason]:
-        """Skipped files and why."""
-        return {
-            _name(self.listing, file): SkipReason(int(self.flags[file]))
-            for file in torch.nonzero(self.flags).flatten().tolist()
-        }
-
-
-def _name(listing: Listing, file: int) -> str:
-    path = listing.clips[file].path
-    return path.relative_to(listing.root).as_posix() if path.is_relative_to(listing.root) else path.as_posix()
-
-
-class ClipDataset(Dataset[Sample]):
-    """Keys, seeds, the cache and the replacement of files that cannot be used; subclasses cut the sample.
-
-    A file that cannot be used is replaced by the next item, with that item's own index and label. An evaluation can
-    tell by the index that a sample is there twice.
+class ClipDataset(ItemDataset):
+    """Files of picture and sound, decoded or taken from the cache of this process; subclasses cut the sample.
 
     Args:
         listing: The files.
@@ -138,73 +53,32 @@ class ClipDataset(Dataset[Sample]):
         max_skipped_share: float = 0.05,
         cache_bytes: int = 0,
     ) -> None:
-        if not len(listing):
-            raise ValueError(f"the listing {listing.name} has no clips")
         if clips_per_video < 1:
             raise ValueError(f"clips_per_video must be at least 1, not {clips_per_video}")
-        self.listing = listing
-        self.clips_per_video = clips_per_video
-        self.seed = seed
-        self.skipped = SkipLedger(listing, max_skipped_share)
+        super().__init__(listing, passes=clips_per_video, seed=seed, max_skipped_share=max_skipped_share)
         self.cache = DecodedCache.shared(cache_bytes) if cache_bytes else None
 
-    def __len__(self) -> int:
-        return len(self.listing) * self.clips_per_video
-
-    def __getitem__(self, key: Key) -> Sample:
-        """One sample.
-
-        Args:
-            key: Item, or (epoch, item); an item alone is one of epoch 0.
-
-        Raises:
-            IndexError: There is no such item.
-            TooManyBrokenFiles: Too many files cannot be used.
-            MediaError: No file of the listing can be used.
-        """
-        return self._usable(key, self._sample)
-
+    @abstractmethod
     def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
-        raise NotImplementedError
+        """Cut the sample of a clip."""
+
+    def _make(self, file: int, rng: np.random.Generator) -> Sample:
+        return self._sample(self.listing[file], rng)
 
     def fill_cache(self) -> None:
         """Decode every file into the cache, if there is one; files that cannot be decoded are left for later."""
         if self.cache is not None:
             for clip in self.listing.clips:
-                self.cache.get(clip.path)
+                with contextlib.suppress(MediaError):
+                    self.cache.get(clip.path)
 
     def preview(self, item: int) -> npt.NDArray[np.uint8]:
         """The middle frame of a file as it is stored, [H, W, 3], for people to look at."""
-        clip = self.listing.clips[item]
+        clip = self.listing[item]
         with self._opened(clip) as media:
             start, end = _video_limits(media, clip)
             frames, _ = media.read_video((start + end) / 2, 1.5 / media.video_fps, media.video_fps)
         return frames[0].numpy()
-
-    def name(self, item: int) -> str:
-        """A file's name relative to the root of its data set."""
-        return _name(self.listing, item)
-
-    def _usable(self, key: Key, make: Callable[[Clip, np.random.Generator], Sample]) -> Sample:
-        epoch, item = key if isinstance(key, tuple) else (0, key)
-        item = range(len(self))[item]
-        files = len(self.listing)
-        error: MediaError | None = None
-        for skipped in range(files):
-            current = (item + skipped) % len(self)
-            file = current % files
-            clip = self.listing.clips[file]
-            try:
-                sample = make(clip, np.random.default_rng((self.seed, epoch, current)))
-            except MediaError as problem:
-                error = problem
-                self.skipped.record(file, problem)
-                continue
-            sample["index"] = torch.tensor(file)
-            sample["label"] = torch.tensor(clip.label)
-            sample["skipped"] = torch.tensor(skipped)
-            return sample
-        raise MediaError(f"no file of {self.listing.name} can be used; the last error was: {error}")
 
     def _opened(self, clip: Clip) -> MediaFile:
         return MediaFile(clip.path, self.cache)
@@ -268,7 +142,8 @@ class AudioVisualClips(ClipDataset):
     def decibels(self, key: Key) -> Tensor:
         """Spectrogram of an item's audio clip before augmentation and normalisation, [1, frames, bins]."""
 
-        def make(clip: Clip, rng: np.random.Generator) -> Sample:
+        def make(file: int, rng: np.random.Generator) -> Sample:
+            clip = self.listing[file]
             with self._opened(clip) as media:
                 _, samples = self._cut(media, clip, rng, with_video=False)
             return {"audio": self.audio_transform.decibels(self.audio_transform.prepare(samples))}

@@ -1,4 +1,4 @@
-"""What a data set contains: clips in a fixed order, the status of its folder and the cache of both.
+"""What a data set contains: clips or images in a fixed order, the status of its folder and the cache of both.
 
 This module knows nothing about any particular data set and imports neither torch nor a decoder.
 """
@@ -200,9 +200,10 @@ class Listing:
         clips: The clips; a sequence of :class:`Clip` is stored as a :class:`ClipTable`.
         classes: Class names; the label of a clip is a position here.
         root: Folder of the data set.
-        missing: Number of clips that the official lists name but the folder lacks.
+        missing: Number of items that the official lists name but the folder lacks.
         missing_names: A few of those.
         layout: Which of the supported layouts was found.
+        notes: What else a reader of the overview should know, such as items that were left out.
 
     Raises:
         ValueError: If a label does not name a class.
@@ -216,6 +217,7 @@ class Listing:
     missing: int = 0
     missing_names: tuple[str, ...] = ()
     layout: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
@@ -266,6 +268,7 @@ class Listing:
             self.missing,
             self.missing_names,
             self.layout,
+            self.notes,
         )
 
 
@@ -283,12 +286,13 @@ class DatasetStatus:
         licence: Terms of the data, in a few words.
         source: Where to get it.
         prepares: What ``prepare`` does with it.
-        counts: Clips found per split (and fold).
-        missing: Clips that official lists name but the folder lacks.
+        counts: Items found per split (and fold).
+        missing: Items that official lists name but the folder lacks.
         notes: Warnings: other counts than published, what is wrong.
         broken: Files that failed to decode in a check, with the reason.
         checked: Number of files that were decoded in the check.
         problem: The whole message when the set is missing.
+        unit: What the counts count: "clips" or "images".
     """
 
     name: str
@@ -307,6 +311,7 @@ class DatasetStatus:
     broken: tuple[str, ...] = ()
     checked: int = 0
     problem: str = ""
+    unit: str = "clips"
 
 
 def cache_folder() -> Path:
@@ -318,13 +323,13 @@ def cache_folder() -> Path:
     return (Path(base).expanduser() if base else Path.home() / ".cache") / "representation-assemble"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old content or the new one, never a part."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, so that a reader sees the old content or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content.encode("utf-8") if isinstance(content, str) else content)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -351,7 +356,7 @@ class ListingIndex:
             document = json.loads(self.path.read_text(encoding="utf-8"))
             if document["schema"] != INDEX_SCHEMA:
                 return None
-            if any(_stamp(Path(path)) != stamp for path, stamp in document["watched"]):
+            if any(stamp_of(Path(path)) != stamp for path, stamp in document["watched"]):
                 return None
             columns = document["columns"]
             root = Path(document["root"])
@@ -373,6 +378,7 @@ class ListingIndex:
                 document["missing"],
                 tuple(_text(document["missing_names"])),
                 document["layout"],
+                tuple(_text(document.get("notes", []))),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             # Whatever is wrong with a cache, listing again puts it right.
@@ -390,9 +396,8 @@ class ListingIndex:
             Whether it was kept: not when a folder changed within the last two seconds, since a change right after the
             walk could then go unnoticed, nor when the cache folder cannot be written.
         """
-        settled = ((time.time() if scanned_at is None else scanned_at) - SETTLED_SECONDS) * 1e9
-        stamps = [(str(path), _stamp(path)) for path in sorted(set(watched))]
-        if any(max(stamp[0], stamp[1]) > settled for _, stamp in stamps):
+        stamps = [(str(path), stamp_of(path)) for path in sorted(set(watched))]
+        if not all(settled(stamp, scanned_at) for _, stamp in stamps):
             return False
         table = listing.table
         columns: dict[str, list[Any]] = {"label": table.labels.tolist()}
@@ -412,6 +417,7 @@ class ListingIndex:
             "classes": list(listing.classes),
             "missing": listing.missing,
             "missing_names": list(listing.missing_names),
+            "notes": list(listing.notes),
             "count": len(listing),
             "watched": stamps,
             "columns": columns,
@@ -424,7 +430,7 @@ class ListingIndex:
         return True
 
 
-def _stamp(path: Path) -> list[int]:
+def stamp_of(path: Path) -> list[int]:
     """What changes when a folder gains or loses an entry or a file is rewritten; zeros when it is gone."""
     try:
         found = path.stat()
@@ -432,6 +438,16 @@ def _stamp(path: Path) -> list[int]:
         return [0, 0, 0]
     # The size of a folder says nothing on most file systems and changes oddly on some.
     return [found.st_mtime_ns, found.st_ctime_ns, 0 if path.is_dir() else found.st_size]
+
+
+def settled(stamp: Sequence[int], read_at: float | None = None) -> bool:
+    """Whether another change would show in the stamp: it is older than the resolution of time stamps.
+
+    Args:
+        stamp: What :func:`stamp_of` gave.
+        read_at: Time (seconds since the epoch) before the reading began; None = now.
+    """
+    return max(stamp[:2]) <= ((time.time() if read_at is None else read_at) - SETTLED_SECONDS) * 1e9
 
 
 def _text(values: Any) -> list[str]:

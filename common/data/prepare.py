@@ -91,7 +91,7 @@ def check_samples(dataset: MediaDataset, samples: int = 16, seed: int = 0) -> Sa
         seed: Seed of the choice.
     """
     # Deciding which files to try needs no decoder, so it is loaded only now.
-    from common.data.media import MediaError, MediaFile
+    from common.data.media import MediaError
 
     chosen: dict[Path, Clip] = {}
     parts = []
@@ -109,24 +109,35 @@ def check_samples(dataset: MediaDataset, samples: int = 16, seed: int = 0) -> Sa
     silent = 0
     for path in sorted(chosen):
         try:
-            with MediaFile(path) as media:
-                if "video" in dataset.streams:
-                    limits = media.video_limits
-                    if limits is None:
-                        raise MediaError(f"{path}: no video stream")
-                    media.read_video(*_window(limits), CHECKED_FRAME_RATE)
-                if "audio" in dataset.streams:
-                    limits = media.audio_limits
-                    if limits is None:
-                        if "video" not in dataset.streams:
-                            raise MediaError(f"{path}: no audio stream")
-                        silent += 1
-                    else:
-                        media.read_audio(*_window(limits), CHECKED_SAMPLE_RATE)
+            silent += _decode(path, dataset.streams)
         except (MediaError, OSError, ValueError) as error:
             reason = str(error)
             broken.append(reason if str(path) in reason else f"{path}: {reason}")
     return SampleCheck(len(chosen), tuple(broken), silent)
+
+
+def _decode(path: Path, streams: tuple[str, ...]) -> bool:
+    """Decode a little of a file; tells whether it lacks the sound that its set should have beside the picture."""
+    if streams == ("image",):
+        from common.data.images import read_image
+
+        read_image(path)
+        return False
+    from common.data.media import MediaError, MediaFile
+
+    with MediaFile(path) as media:
+        if "video" in streams:
+            if media.video_limits is None:
+                raise MediaError(f"{path}: no video stream")
+            media.read_video(*_window(media.video_limits), CHECKED_FRAME_RATE)
+        if "audio" in streams:
+            if media.audio_limits is not None:
+                media.read_audio(*_window(media.audio_limits), CHECKED_SAMPLE_RATE)
+            elif "video" not in streams:
+                raise MediaError(f"{path}: no audio stream")
+            else:
+                return True
+    return False
 
 
 def _window(limits: tuple[float, float]) -> tuple[float, float]:
@@ -163,8 +174,10 @@ def _state(status: DatasetStatus) -> Text:
 
 def _table(statuses: Sequence[DatasetStatus]) -> Table:
     table = Table(title="Data sets", title_justify="left", show_lines=True)
-    for heading in ("Data set", "State", "Clips", "Path", "Layout", "Size", "Licence"):
-        table.add_column(heading, overflow="fold", justify="right" if heading == "Clips" else "left")
+    units = {status.unit for status in statuses}
+    counted = units.pop().capitalize() if len(units) == 1 else "Items"
+    for heading in ("Data set", "State", counted, "Path", "Layout", "Size", "Licence"):
+        table.add_column(heading, overflow="fold", justify="right" if heading == counted else "left")
     for status in statuses:
         counts = "\n".join(f"{part} {count:,}" for part, count in status.counts.items())
         # Text and not markup: a path or a name may hold square brackets.

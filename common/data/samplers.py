@@ -39,7 +39,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         if num_samples < batch_size:
             raise ValueError(
                 f"data.batch_size ({batch_size}) is larger than the {num_samples} samples of an epoch; "
-                "lower data.batch_size or raise data.clips_per_video"
+                "lower data.batch_size (or, with clips, raise data.clips_per_video)"
             )
         self.num_samples = num_samples
         self.batch_size = batch_size

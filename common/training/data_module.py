@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from common.data.clips import ClipDataset
+from common.data.items import ItemDataset
 from common.data.samplers import EpochSampler, ShardSampler
+
+# Makes a batch of samples; None = stack tensors of one shape.
+Collate = Callable[[list[Any]], Any]
 
 
 class ShardedDataModule(pl.LightningDataModule):
@@ -34,12 +38,15 @@ class ShardedDataModule(pl.LightningDataModule):
 
     # -- loaders -------------------------------------------------------------------------------------------------------
 
-    def training_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
+    def training_loader(self, dataset: Dataset[Any], collate_fn: Collate | None = None) -> DataLoader[Any]:
         """Loader of an epoch in an order given by (seed, epoch); goes on in the middle of one after a restart.
 
         Args:
-            dataset: takes `(epoch, item)` keys.
+            dataset: takes `(epoch, item)` keys, as every `ItemDataset` does; a `Subset` does not.
+            collate_fn: makes a batch of samples; None stacks them.
         """
+        if isinstance(dataset, Subset):
+            raise TypeError("a Subset takes no (epoch, item) keys: train on a data set of listing.subset(...) instead")
         trainer = self.trainer
         assert trainer is not None
         sampler = EpochSampler(
@@ -63,28 +70,35 @@ class ShardedDataModule(pl.LightningDataModule):
             sampler=sampler,
             batch_size=self.batch_size // trainer.world_size,
             drop_last=True,
+            collate_fn=collate_fn,
             **self._workers(dataset),
         )
 
-    def evaluation_loader(self, dataset: Dataset[Any], batch_size: int, role: str = "test") -> DataLoader[Any]:
+    def evaluation_loader(
+        self, dataset: Dataset[Any], batch_size: int, role: str = "test", collate_fn: Collate | None = None
+    ) -> DataLoader[Any]:
         """Loader that shows every item once over all ranks, in order.
 
         Args:
             dataset: takes int items.
             batch_size: per device.
             role: name for the record.
+            collate_fn: makes a batch of samples; None stacks them.
         """
         trainer = self.trainer
         assert trainer is not None
         self._used[role] = dataset
         sampler = ShardSampler(len(dataset), trainer.global_rank, trainer.world_size)  # type: ignore[arg-type]
-        return DataLoader(dataset, sampler=sampler, batch_size=batch_size, **self._workers(dataset))
+        return DataLoader(
+            dataset, sampler=sampler, batch_size=batch_size, collate_fn=collate_fn, **self._workers(dataset)
+        )
 
     def _workers(self, dataset: Dataset[Any]) -> dict[str, Any]:
         workers = min(self.num_workers, os.cpu_count() or 1)
-        if workers and isinstance(dataset, ClipDataset):
+        items = _items_of(dataset)
+        if workers and items is not None:
             # A cache filled before the fork is shared by all workers and by all stages of this process.
-            dataset.fill_cache()
+            items.fill_cache()
         accelerator = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return {
             "num_workers": workers,
@@ -100,19 +114,26 @@ class ShardedDataModule(pl.LightningDataModule):
         described: dict[str, dict[str, Any]] = {}
         assert self.trainer is not None
         for role, dataset in self._used.items():
-            if not isinstance(dataset, ClipDataset):
+            items = _items_of(dataset)
+            if items is None:
                 continue
             if dist.is_available() and dist.is_initialized():
                 # Every rank met other files; a file is broken when one of them found it so.
-                flags = dataset.skipped.flags.to(self.trainer.strategy.root_device, torch.int32)
+                flags = items.skipped.flags.to(self.trainer.strategy.root_device, torch.int32)
                 dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-                dataset.skipped.flags.copy_(flags.cpu())
-            names = dataset.skipped.names()
-            described[f"{role} ({dataset.listing.name})"] = {
-                "version": dataset.listing.version,
-                "fingerprint": dataset.listing.fingerprint()[:16],
-                "samples": len(dataset.listing),
+                items.skipped.flags.copy_(flags.cpu())
+            names = items.skipped.names()
+            described[f"{role} ({items.listing.name})"] = {
+                **items.describe(),
+                **({"samples": len(dataset)} if isinstance(dataset, Subset) else {}),
                 "skipped": len(names),
                 "skipped_names": names[:20],
             }
         return described
+
+
+def _items_of(dataset: Dataset[Any]) -> ItemDataset | None:
+    """The data set of files behind a loader, also behind a `Subset`; None for any other."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset if isinstance(dataset, ItemDataset) else None

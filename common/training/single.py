@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,9 +155,22 @@ def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
     found: dict[tuple[str, str], Any] = {}
     for recipe in recipes_of(paper):
         config = resolve(paper, recipe, scale="paper").with_placeholders(DATA=str(data), RUN="")
-        entry = config["data"]["init_args"]["dataset"]
-        key = (entry["class_path"], str(entry["init_args"]))
-        if key not in found:
-            module, _, name = entry["class_path"].rpartition(".")
-            found[key] = getattr(importlib.import_module(module), name)(**entry["init_args"])
+        for entry in _dataset_entries(config.get("data")):
+            arguments = entry.get("init_args") or {}
+            key = (entry["class_path"], str(arguments))
+            if key not in found:
+                module, _, name = entry["class_path"].rpartition(".")
+                found[key] = getattr(importlib.import_module(module), name)(**arguments)
     return list(found.values())
+
+
+def _dataset_entries(section: object) -> Iterator[Mapping[str, Any]]:
+    """Every mapping in a section of a configuration that names a data set, wherever a recipe keeps it."""
+    if isinstance(section, Mapping):
+        if str(section.get("class_path", "")).startswith("common.data.datasets."):
+            yield section
+        for value in section.values():
+            yield from _dataset_entries(value)
+    elif isinstance(section, list):
+        for value in section:
+            yield from _dataset_entries(value)

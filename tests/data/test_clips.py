@@ -12,15 +12,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from common.data.clips import (
-    AudioVisualClips,
-    DenseVideoClips,
-    SkipLedger,
-    SkipReason,
-    SoundWindows,
-    TooManyBrokenFiles,
-    VideoClips,
-)
+from common.data.clips import AudioVisualClips, DenseVideoClips, SoundWindows, VideoClips
+from common.data.items import SkipLedger, SkipReason, TooManyBrokenFiles
 from common.data.listing import Clip, Listing
 from common.data.media import DecodedCache, MediaError, MediaFile
 from common.data.samplers import EpochSampler
@@ -194,7 +187,7 @@ def test_a_listing_of_nothing_usable_says_so(folder: Path) -> None:
     clips = VideoClips(_listing(folder, "empty.mp4", "garbage.mp4"), VIDEO, max_skipped_share=1.0)
     with pytest.raises(MediaError, match="no file of test can be used"):
         clips[0]
-    with pytest.raises(ValueError, match="no clips"):
+    with pytest.raises(ValueError, match="no items"):
         VideoClips(_listing(folder), VIDEO)
 
 
@@ -206,6 +199,18 @@ def test_worker_processes_share_the_ledger(folder: Path, context: str, workers: 
     loader = DataLoader(clips, batch_size=2, num_workers=workers, multiprocessing_context=context)
     assert sum(int(batch["skipped"].sum()) for batch in loader) == 4
     assert clips.skipped.names() == ["empty.mp4", "garbage.mp4"]
+
+
+def test_filling_the_cache_leaves_broken_files_for_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DecodedCache, "_shared", None)
+    listing = _listing(folder, "empty.mp4", "good0.mp4")
+    clips = VideoClips(listing, VIDEO, max_skipped_share=0.5, cache_bytes=2**24)
+    clips.fill_cache()
+    assert clips.cache is not None
+    assert len(clips.cache) == 2
+    assert clips.skipped.count() == 0
+    assert int(clips[0]["index"]) == 1
+    assert clips.skipped.names() == ["empty.mp4"]
 
 
 def test_the_failure_of_a_worker_keeps_its_message(folder: Path) -> None:

@@ -53,7 +53,7 @@ def test_making_a_data_set_reads_nothing_and_listing_a_missing_one_explains(kind
     message = str(caught.value)
     assert str(tmp_path / "nowhere") in message
     assert kind.title in message
-    assert "make data-avid" in message
+    assert "make data-<paper>" in message
     assert kind.size in message
     assert kind.licence in message
     assert kind.source in message

@@ -12,11 +12,13 @@ from rich.console import Console
 
 from common.data import listing as listing_module
 from common.data.datasets.audioset import AudioSet
+from common.data.datasets.coco import COCO
 from common.data.datasets.dcase import DCASE2014
 from common.data.datasets.esc50 import ESC50
 from common.data.datasets.kinetics import Kinetics400
 from common.data.datasets.ucf101 import UCF101
 from common.data.prepare import check_samples, report
+from tests.data.image_layouts import write_coco
 from tests.data.layouts import placeholder, write_audioset, write_dcase, write_esc50, write_kinetics, write_ucf101
 from tests.data.media_factory import write_video, write_wav
 
@@ -150,6 +152,23 @@ def test_sound_where_video_is_needed_is_broken(tmp_path: Path):
 def test_very_short_files_are_decoded_whole(tmp_path: Path):
     root = write_ucf101(tmp_path / "ucf", write=lambda path: write_silent_video(path, frames=1))
     assert not check_samples(UCF101(root), 6).broken
+
+
+def test_images_are_decoded_and_called_images(tmp_path: Path, cache: Path):
+    root = write_coco(tmp_path / "coco", train=4, val=3)
+    broken = root / "train2017" / "000000000016.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    (root / "val2017" / "000000005000.jpg").unlink()
+    text, (status,) = printed(COCO(root), prepare=True, samples=8)
+    assert (status.checked, len(status.broken)) == (6, 1)
+    assert "000000000016.jpg: cannot be read" in status.broken[0]
+    assert "Images" in text
+    assert "Clips" not in text
+    assert "val: 1 listed images are missing, such as val2017/000000005000.jpg" in text
+    assert len(list((cache / "indices").glob("coco-*.json"))) == 2
+    text, _ = printed(COCO(root), ESC50(tmp_path / "none"))
+    assert "Items" in text
+    assert "Clips" not in text
 
 
 def test_no_torch_before_something_is_decoded():

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.data.clips import TooManyBrokenFiles
+from common.data.items import TooManyBrokenFiles
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.reporting.atomic import AtomicWriteError
 from common.training.configuration import ConfigurationError
@@ -58,7 +58,7 @@ def test_broken_files_are_skipped_counted_and_named(kinetics: Path, tmp_path: Pa
 
 
 def test_a_missing_data_set_says_what_is_expected(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"(?s)Kinetics-400.*nothing at .*Expected layout.*make data-avid"):
+    with pytest.raises(FileNotFoundError, match=r"(?s)Kinetics-400.*nothing at .*Expected layout.*make data-<paper>"):
         run_stage(request("avid/avid", tmp_path, layer=REAL))
 
 

@@ -15,6 +15,7 @@ from typing import ClassVar
 from common.data.listing import ClipTable, DatasetMissing, DatasetStatus, Listing, ListingIndex, cache_folder
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".flv"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".m4a"})
 # Below this a walk takes less time than it takes to wonder about a cache.
 INDEX_FROM = 20_000
@@ -32,7 +33,8 @@ class Scan:
         names: File names relative to the root; the order does not matter, a listing sorts by name.
         labels: One class per name; so are the columns below where they are given.
         watched: Folders read and list files used: the index is valid while these are unchanged.
-        missing_names: Clips that the official lists name and the folder lacks.
+        missing_names: Items that the official lists name and the folder lacks.
+        notes: What else the overview should say.
     """
 
     classes: tuple[str, ...]
@@ -45,6 +47,7 @@ class Scan:
     ends: list[float] | None = None
     watched: list[Path] = field(default_factory=list)
     missing_names: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class MediaDataset(ABC):
@@ -70,7 +73,6 @@ class MediaDataset(ABC):
     licence: ClassVar[str]
     source: ClassVar[str]
     prepares: ClassVar[str] = "index of the files; decoding of a random sample"
-    overview: ClassVar[str] = "make data-avid"
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).expanduser()
@@ -80,17 +82,17 @@ class MediaDataset(ABC):
 
     # ------------------------------------------------------------------------------------------------ listing
     def listing(self, split: str, fold: int | None = None) -> Listing:
-        """The clips of a split, sorted by file name.
+        """The clips or images of a split, sorted by file name.
 
         Args:
             split: One of ``splits`` (or an alias).
             fold: Official fold, from 1, where the set has folds.
 
         Returns:
-            The same clips in the same order on every machine that holds the same files.
+            The same items in the same order on every machine that holds the same files.
 
         Raises:
-            DatasetMissing: If the folder, a list or every clip is missing; the message says what is expected.
+            DatasetMissing: If the folder, a list or every item is missing; the message says what is expected.
             ValueError: If the split or the fold does not exist, or a list contradicts itself.
         """
         split, fold = self._checked(split, fold)
@@ -121,6 +123,24 @@ class MediaDataset(ABC):
         part = split if fold is None else f"{split}-fold{fold}"
         return cache_folder() / "indices" / f"{self.name}-{digest}-{part}.json"
 
+    @property
+    def unit(self) -> str:
+        """What the items are called in messages: "images" or "clips"."""
+        return "images" if self.streams == ("image",) else "clips"
+
+    @property
+    def full_title(self) -> str:
+        """The title, with what the arguments choose of the set."""
+        return self.title
+
+    def published_count(self, split: str, fold: int | None = None) -> int | None:
+        """How many items the authors of the set state for a split; None = unknown."""
+        return self.published_counts.get(_part(split, fold), self.published_counts.get(split))
+
+    def published_classes(self) -> int:
+        """How many classes the authors of the set state."""
+        return self.num_classes
+
     def parts(self) -> list[tuple[str, int | None]]:
         """Every (split, fold) that can be listed."""
         if not self.fold_needed:
@@ -133,7 +153,7 @@ class MediaDataset(ABC):
             raise self._lacks(self.root)
         scan = self._scan(split, fold)
         if not scan.names:
-            raise self._lacks(self.root, f"no clip of split {split!r} was found ({scan.layout})")
+            raise self._lacks(self.root, f"none of the {self.unit} of split {split!r} was found ({scan.layout})")
         order = sorted(range(len(scan.names)), key=scan.names.__getitem__)
 
         def ordered(column: list[int] | list[float] | None) -> list[int | float] | None:
@@ -159,6 +179,7 @@ class MediaDataset(ABC):
             missing=len(missing),
             missing_names=tuple(missing[:NAMED_MISSING]),
             layout=scan.layout,
+            notes=tuple(scan.notes),
         )
         return listing, [self.root, *scan.watched], scanned_at
 
@@ -188,11 +209,11 @@ class MediaDataset(ABC):
     def _lacks(self, path: Path, reason: str = "") -> DatasetMissing:
         layout = "\n".join(f"    {line}" for line in self.expected_layout.splitlines())
         return DatasetMissing(
-            f"{self.title}: {reason + '; looked in' if reason else 'nothing at'} {path}\n"
+            f"{self.full_title}: {reason + '; looked in' if reason else 'nothing at'} {path}\n"
             f"  Expected layout:\n{layout}\n"
             f"  Size: {self.size}. Licence: {self.licence}.\n"
             f"  Get it from: {self.source}.\n"
-            f"  `{self.overview}` prints what is there and what is missing."
+            "  `make data-<paper>` prints what is there and what is missing."
         )
 
     def status(self) -> DatasetStatus:
@@ -203,7 +224,7 @@ class MediaDataset(ABC):
         problems: list[str] = []
         missing = 0
         for split, fold in self.parts():
-            part = split if fold is None else f"{split} {fold}"
+            part = _part(split, fold)
             try:
                 listing = self.listing(split, fold)
             except DatasetMissing as error:
@@ -219,16 +240,17 @@ class MediaDataset(ABC):
             missing = max(missing, listing.missing) if fold is not None else missing + listing.missing
             if listing.missing:
                 example = ", ".join(listing.missing_names[:2])
-                notes.append(f"{part}: {listing.missing:,} listed clips are missing, such as {example}")
-            published = self.published_counts.get(part, self.published_counts.get(split))
+                notes.append(f"{part}: {listing.missing:,} listed {self.unit} are missing, such as {example}")
+            published = self.published_count(split, fold)
             if published is not None and abs(len(listing) - published) > self.count_tolerance * published:
                 about = "about " if self.count_tolerance else ""
-                notes.append(f"{part}: {len(listing):,} clips, published {about}{published:,}")
-            if len(listing.classes) != self.num_classes:
-                notes.append(f"{part}: {len(listing.classes)} classes, published {self.num_classes}")
+                notes.append(f"{part}: {len(listing):,} {self.unit}, published {about}{published:,}")
+            if len(listing.classes) != self.published_classes():
+                notes.append(f"{part}: {len(listing.classes)} classes, published {self.published_classes()}")
+            notes += [f"{part}: {note}" for note in listing.notes]
         return DatasetStatus(
             name=self.name,
-            title=self.title,
+            title=self.full_title,
             present=not problems and bool(counts),
             path=self.root,
             layout="; ".join(layouts),
@@ -242,7 +264,12 @@ class MediaDataset(ABC):
             # Splits that are there keep their counts, so a partly present set shows both.
             notes=tuple(dict.fromkeys(notes)),
             problem=problems[0] if problems else "",
+            unit=self.unit,
         )
+
+
+def _part(split: str, fold: int | None) -> str:
+    return split if fold is None else f"{split} {fold}"
 
 
 # ---------------------------------------------------------------------------------------------------- reading folders

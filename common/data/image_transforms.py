@@ -1,0 +1,203 @@
+"""From decoded pictures to the tensors that image encoders take."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageEnhance, ImageFilter
+from torch import Tensor
+
+from common.data.transforms import CROP_TRIES, IMAGENET_MEAN, IMAGENET_STD
+
+BILINEAR = Image.Resampling.BILINEAR
+# Brightness, contrast and saturation in the order of `jitter`; the hue is no mixture with another picture.
+_ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """One picture to one normalised tensor; every parameter is drawn from the generator that is passed in.
+
+    Training, in this order: random resized crop, colour jitter in random order, grey, Gaussian blur, horizontal flip.
+    Evaluation: resize, centre crop. Both: divide by 255 and normalise. All of it is Pillow on bytes, with the parameter
+    ranges and the rounding of torchvision's transforms. A view takes a fixed number of draws, so switching one
+    augmentation off leaves the draws of the others as they are.
+
+    Args:
+        crop: Side of the result in pixels.
+        resize: Shorter side before the centre crop of an evaluation; not used in training.
+        min_area: Smallest share of the picture that the random crop takes; 1.0 leaves the area whole.
+        max_aspect: Width over height of the random crop lies between this and its inverse.
+        jitter: Strength of brightness, contrast, saturation and hue; zero leaves that operation out.
+        jitter_probability: Probability that the four are applied at all.
+        grayscale: Probability of a grey picture.
+        blur: Probability of the blur.
+        blur_sigma: Range of the blur's standard deviation in pixels of the crop.
+        flip: Probability of the horizontal flip.
+        squeeze: An evaluation resizes to `resize` x `resize`, whatever the aspect (VirTex v0.9, with `resize = crop`).
+        mean, std: Statistics of the channels, on a scale of 0 to 1.
+        training: Which of the two branches a call takes.
+
+    Shapes:
+        RGB picture -> float32 [3, crop, crop].
+
+    Raises:
+        ValueError: A number is out of range.
+
+    Source: specification 7 ("image views") and 9.
+    """
+
+    crop: int = 224
+    resize: int = 256
+    min_area: float = 0.2
+    max_aspect: float = 4.0 / 3.0
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    jitter_probability: float = 0.8
+    grayscale: float = 0.2
+    blur: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    flip: float = 0.5
+    squeeze: bool = False
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    training: bool = True
+
+    def __post_init__(self) -> None:
+        if self.crop < 1:
+            raise ValueError(f"crop must be positive, not {self.crop}")
+        if self.resize < self.crop:
+            raise ValueError(f"resize ({self.resize}) must not be smaller than crop ({self.crop})")
+        if not 0.0 < self.min_area <= 1.0:
+            raise ValueError(f"min_area must be in (0, 1], not {self.min_area}")
+        if not 1.0 <= self.max_aspect < math.inf:
+            raise ValueError(f"max_aspect must be at least 1, not {self.max_aspect}")
+        if len(self.jitter) != 4 or not all(0.0 <= strength < math.inf for strength in self.jitter):
+            raise ValueError(f"jitter must be four strengths >= 0, not {self.jitter}")
+        if self.jitter[3] > 0.5:
+            raise ValueError(f"the fourth strength of jitter, the hue's, must be at most 0.5, not {self.jitter[3]}")
+        for name in ("jitter_probability", "grayscale", "blur", "flip"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is a probability, not {getattr(self, name)}")
+        if len(self.blur_sigma) != 2 or not 0.0 <= self.blur_sigma[0] <= self.blur_sigma[1] < math.inf:
+            raise ValueError(f"blur_sigma must be a range of numbers >= 0, not {self.blur_sigma}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(0.0 < value < math.inf for value in self.std):
+            raise ValueError(f"mean ({self.mean}) and std ({self.std}) must be three numbers each, std above 0")
+        levels = torch.arange(256, dtype=torch.float32)[None] / 255.0
+        table = (levels - torch.tensor(self.mean)[:, None]) / torch.tensor(self.std)[:, None]
+        # There are only 256 values a channel can have, so each is normalised once.
+        object.__setattr__(self, "_table", table.numpy())
+
+    def with_training(self, training: bool) -> ImageTransform:
+        """The same transform on one of its branches."""
+        return dataclasses.replace(self, training=training)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[Tensor, bool]:
+        """Transform one picture.
+
+        Args:
+            image: RGB; it is left as it is.
+            rng: Source of the draws; not needed for evaluation.
+
+        Returns:
+            The tensor, and whether it is flipped: captions that name sides follow.
+        """
+        if image.mode != "RGB":
+            raise ValueError(f"the transform takes RGB pictures, not mode {image.mode!r}: decode with read_image")
+        if not self.training:
+            return self._tensor(self._centre(image), False), False
+        if rng is None:
+            raise ValueError("the training branch needs a random generator")
+        # One block: cheaper than a call for each draw, and a draw keeps its place whatever the others decide.
+        draws = rng.random(2 * CROP_TRIES + 15).tolist()
+        order, strengths = draws[-8:-4], draws[-4:]
+        jitter, grayscale, blur, sigma, flip = draws[-13:-8]
+        left, top, width, height = random_area(
+            image.width, image.height, self.min_area, self.max_aspect, draws[: 2 * CROP_TRIES + 2]
+        )
+        # Not `resize(box=...)`: its filter would also weigh in pixels beyond the box, which torchvision's does not.
+        image = image.crop((left, top, left + width, top + height)).resize((self.crop, self.crop), BILINEAR)
+        if jitter < self.jitter_probability:
+            image = self._jittered(image, order, strengths)
+        if grayscale < self.grayscale:
+            image = image.convert("L").convert("RGB")
+        if blur < self.blur:
+            low, high = self.blur_sigma
+            image = image.filter(ImageFilter.GaussianBlur(low + sigma * (high - low)))
+        flipped = flip < self.flip
+        return self._tensor(image, flipped), flipped
+
+    def _centre(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        if self.squeeze:
+            size = (self.resize, self.resize)
+        elif width <= height:
+            size = (self.resize, int(self.resize * height / width))
+        else:
+            size = (int(self.resize * width / height), self.resize)
+        if size != image.size:
+            image = image.resize(size, BILINEAR)
+        left, top = (round((side - self.crop) / 2.0) for side in size)
+        return image.crop((left, top, left + self.crop, top + self.crop))
+
+    def _jittered(self, image: Image.Image, order: list[float], strengths: list[float]) -> Image.Image:
+        for operation in sorted(range(4), key=order.__getitem__):
+            strength, draw = self.jitter[operation], strengths[operation]
+            if strength == 0.0:
+                continue
+            if operation == 3:
+                image = shifted_hue(image, (2.0 * draw - 1.0) * strength)
+                continue
+            low = max(1.0 - strength, 0.0)
+            image = _ENHANCERS[operation](image).enhance(low + draw * (1.0 + strength - low))
+        return image
+
+    def _tensor(self, image: Image.Image, flipped: bool) -> Tensor:
+        pixels = np.asarray(image)
+        if flipped:
+            pixels = pixels[:, ::-1]
+        table: npt.NDArray[np.float32] = self._table  # type: ignore[attr-defined]
+        planes = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
+        for channel in range(3):
+            # Any byte is a valid position, so nothing needs to be checked ("raise" would buffer the result).
+            np.take(table[channel], pixels[:, :, channel], out=planes[channel], mode="clip")
+        return torch.from_numpy(planes)
+
+
+def random_area(
+    width: int, height: int, min_area: float, max_aspect: float, draws: list[float]
+) -> tuple[int, int, int, int]:
+    """The part of a picture that a random resized crop takes: ten tries, then the largest allowed one in the centre.
+
+    Args:
+        width, height: Size of the picture.
+        min_area: The share of the area is uniform between this and 1.
+        max_aspect: The logarithm of width over height is uniform between that of 1 / max_aspect and of max_aspect.
+        draws: Uniform in [0, 1): area and aspect of each try, then the horizontal and the vertical place.
+
+    Returns:
+        Left, top, width and height.
+    """
+    bound = math.log(max_aspect)
+    for attempt in range(CROP_TRIES):
+        area = width * height * (min_area + draws[2 * attempt] * (1.0 - min_area))
+        aspect = math.exp((2.0 * draws[2 * attempt + 1] - 1.0) * bound)
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(draws[-2] * (width - crop_width + 1))
+            top = int(draws[-1] * (height - crop_height + 1))
+            return left, top, crop_width, crop_height
+    crop_width = min(width, round(height * max_aspect))
+    crop_height = min(height, round(width * max_aspect))
+    return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
+
+
+def shifted_hue(image: Image.Image, shift: float) -> Image.Image:
+    """Turn the hue of a picture by a share of the colour circle in [-0.5, 0.5], in Pillow's steps of 1/256."""
+    hue, saturation, value = image.convert("HSV").split()
+    turned = np.asarray(hue) + np.uint8(int(shift * 255) % 256)  # wraps round, as a circle does
+    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")

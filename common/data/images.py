@@ -1,0 +1,246 @@
+"""Reading pictures with Pillow, a cache of decoded ones, and map-style data sets of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from common.data.annotations import ImageAnnotations
+from common.data.image_transforms import ImageTransform
+from common.data.items import ItemDataset, Sample
+from common.data.listing import Listing
+from common.data.media import MediaError
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class ImageError(MediaError):
+    """A file is not a picture, or one that cannot be decoded; the message names the file and the reason."""
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Decode a picture to RGB with 8 bits per channel.
+
+    Grey, palette, CMYK and YCbCr pictures are converted; an alpha channel is dropped, as the loaders of the reference
+    codes do; of 16 bits the upper 8 are kept. The orientation in EXIF data is not applied: boxes and masks are given in
+    stored pixels, and the reference codes do not apply it either. An animation gives its first frame.
+
+    Args:
+        path: File in any format that Pillow reads.
+
+    Raises:
+        ImageError: The file is missing, empty, truncated, no picture, or has samples of 32 bits.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _to_rgb(image)
+    except (ImageError, MemoryError):
+        raise
+    except OSError as error:
+        # Pillow's own messages hold no error number; the system's name the file a second time.
+        raise ImageError.of(path, f"cannot be read: {error.strerror or _reason(error)}") from error
+    except Exception as error:  # A damaged file can make a decoder raise whatever its parsing meets.
+        raise ImageError.of(path, f"cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not a picture in a known format, or an empty file"
+    return str(error) or type(error).__name__
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image.copy()
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("its samples have 32 bits and no known range; store it with 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        # Pillow warns when such a palette is converted in one step.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+class ImageCache:
+    """Decoded pictures kept in the memory of this process, the least recently used ones dropped first.
+
+    Failures are remembered too. A file that was written anew is read anew.
+
+    Args:
+        max_bytes: Bound of the pixels held; a larger picture is read every time.
+
+    Attributes:
+        dropped: Number of entries that had to make room for others so far.
+    """
+
+    _shared: ImageCache | None = None
+
+    def __init__(self, max_bytes: int) -> None:
+        if max_bytes <= 0:
+            raise ValueError(f"max_bytes must be positive, not {max_bytes}")
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[tuple[str, int, int], Pixels | str] = OrderedDict()
+        self.dropped = 0
+        self._held = 0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def shared(cls, max_bytes: int) -> ImageCache:
+        """The cache of this process, which grows to the largest bound that was asked for."""
+        if ImageCache._shared is None:
+            ImageCache._shared = cls(max_bytes)
+        ImageCache._shared.max_bytes = max(ImageCache._shared.max_bytes, max_bytes)
+        return ImageCache._shared
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the pixels held now."""
+        return self._held
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A process that gets the cache by pickling starts with its own, empty one.
+        return (ImageCache.shared if self is ImageCache._shared else ImageCache, (self.max_bytes,))
+
+    def get(self, path: Path) -> Image.Image:
+        """The decoded picture, read on the first call; the caller's own copy.
+
+        Raises:
+            ImageError: The file cannot be read.
+        """
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise ImageError.of(path, f"cannot be read: {error.strerror or error}") from None
+        key = (os.fspath(path), status.st_mtime_ns, status.st_size)
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                self._entries.move_to_end(key)
+        if isinstance(entry, str):
+            raise ImageError(entry, path)
+        if entry is not None:
+            return Image.fromarray(entry)
+        try:
+            image = read_image(path)
+        except ImageError as error:
+            self._keep(key, str(error), 0)
+            raise
+        # Known before the pixels are copied, as a large picture is not kept.
+        size = image.width * image.height * 3
+        if size <= self.max_bytes:
+            self._keep(key, np.array(image), size)
+        return image
+
+    def _keep(self, key: tuple[str, int, int], entry: Pixels | str, size: int) -> None:
+        with self._lock:
+            if key not in self._entries:
+                self._entries[key] = entry
+                self._held += size
+            while self._held > self.max_bytes:
+                _, oldest = self._entries.popitem(last=False)
+                self._held -= 0 if isinstance(oldest, str) else oldest.nbytes
+                self.dropped += 1
+
+
+class ImageItems(ItemDataset):
+    """One picture per item, in one or several random views.
+
+    A subclass that makes other samples overrides :meth:`_sample`; one that reads captions or tags sets `annotations`.
+
+    Args:
+        listing: The files.
+        transform: Picture to tensor.
+        views: Number of independent views of each picture.
+        training: Which branch of the transform is used.
+        seed, max_skipped_share: See :class:`ItemDataset`.
+        cache_bytes: Bound of the decoded pictures kept in the memory of each process; 0 = read them every time.
+
+    Returns of an item:
+        `image` float32 [3, crop, crop], or `images`, a list of so many views; `label`, `index` (file of the listing),
+        `skipped` (files passed over to get this sample), int64.
+
+    Attributes:
+        annotations: Set by such a subclass; the record then has their fingerprint.
+
+    Raises:
+        ValueError: The listing is empty, or a number is out of range.
+    """
+
+    annotations: ImageAnnotations
+
+    def __init__(
+        self,
+        listing: Listing,
+        transform: ImageTransform,
+        *,
+        views: int = 1,
+        training: bool,
+        seed: int = 0,
+        max_skipped_share: float = 0.05,
+        cache_bytes: int = 0,
+    ) -> None:
+        if views < 1:
+            raise ValueError(f"views must be at least 1, not {views}")
+        super().__init__(listing, seed=seed, max_skipped_share=max_skipped_share)
+        self.transform = transform.with_training(training)
+        self.views = views
+        self.training = training
+        self.cache = ImageCache.shared(cache_bytes) if cache_bytes else None
+
+    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
+        """Make the sample of a picture.
+
+        Args:
+            item: Its position in the listing.
+            image: The picture, RGB; nobody else uses it.
+            rng: Source of everything random, seeded by (seed, epoch, item).
+        """
+        if self.views == 1:
+            return {"image": self.transform(image, rng)[0]}
+        return {"images": [self.transform(image, rng)[0] for _ in range(self.views)]}
+
+    def _make(self, file: int, rng: np.random.Generator) -> Sample:
+        return self._sample(file, self.image(file), rng)
+
+    def image(self, item: int) -> Image.Image:
+        """A picture of the listing as it is stored.
+
+        Raises:
+            ImageError: The file cannot be read.
+        """
+        path = self.listing[item].path
+        return read_image(path) if self.cache is None else self.cache.get(path)
+
+    def describe(self) -> dict[str, Any]:
+        annotations: ImageAnnotations | None = getattr(self, "annotations", None)
+        own = {} if annotations is None else {"annotations": annotations.fingerprint()[:16]}
+        return {**super().describe(), **own}
+
+    def fill_cache(self) -> None:
+        """Decode files into the cache until it is full; those that cannot be decoded are left for later."""
+        if self.cache is None:
+            return
+        before = self.cache.dropped
+        for clip in self.listing.clips:
+            with contextlib.suppress(ImageError):
+                self.cache.get(clip.path)
+            if self.cache.dropped > before:
+                return
+
+    def preview(self, item: int) -> Pixels:
+        """A picture as it is stored, [H, W, 3], for people to look at."""
+        return np.array(self.image(item))

@@ -1,0 +1,283 @@
+"""The image transform against torchvision's, and the draws behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFilter
+from torchvision.transforms import RandomResizedCrop
+
+from common.data.image_transforms import ImageTransform, random_area, shifted_hue
+from common.data.transforms import CROP_TRIES, IMAGENET_MEAN, IMAGENET_STD
+
+PLAIN = ImageTransform(
+    crop=16, resize=20, jitter=(0.0, 0.0, 0.0, 0.0), grayscale=0.0, blur=0.0, flip=0.0, mean=(0, 0, 0), std=(1, 1, 1)
+)
+# Places of the draws in the block that a view takes.
+TRIES = 2 * CROP_TRIES
+LEFT, TOP, JITTER, GRAY, BLUR, SIGMA, FLIP = range(TRIES, TRIES + 7)
+ORDER, STRENGTH = TRIES + 7, TRIES + 11
+
+
+class Draws:
+    """Stands in for a generator: gives fixed numbers, half of everything unless told otherwise."""
+
+    def __init__(self, **draws: float) -> None:
+        self.values = np.full(TRIES + 15, 0.5)
+        for place, value in draws.items():
+            self.values[int(place.removeprefix("at"))] = value
+
+    def random(self, count: int) -> np.ndarray:
+        assert count == len(self.values)
+        return self.values
+
+
+def draws(places: dict[int, float] | None = None) -> Any:
+    return Draws(**{f"at{place}": value for place, value in (places or {}).items()})
+
+
+def picture(width: int = 30, height: int = 24, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def as_tensor(image: Image.Image, transform: ImageTransform) -> torch.Tensor:
+    return reference.normalize(reference.to_tensor(image), list(transform.mean), list(transform.std))
+
+
+def cropped(
+    image: Image.Image, transform: ImageTransform = PLAIN, places: dict[int, float] | None = None
+) -> Image.Image:
+    """The random crop alone, by torchvision."""
+    values = draws(places).random(TRIES + 15)[: TRIES + 2].tolist()
+    left, top, width, height = random_area(*image.size, transform.min_area, transform.max_aspect, values)
+    return reference.resized_crop(image, top, left, height, width, [transform.crop, transform.crop])
+
+
+@pytest.mark.parametrize("size", [(30, 24), (24, 30), (16, 16), (20, 20), (7, 90), (1, 1), (333, 250)])
+@pytest.mark.parametrize("squeeze", [False, True])
+def test_evaluation_equals_torchvision(size: tuple[int, int], squeeze: bool) -> None:
+    transform = ImageTransform(crop=16, resize=20, squeeze=squeeze, training=False)
+    image = picture(*size)
+    resized = reference.resize(image, [20, 20] if squeeze else 20)
+    result, flipped = transform(image)
+    assert not flipped
+    assert result.shape == (3, 16, 16)
+    assert result.dtype == torch.float32
+    assert result.is_contiguous()
+    assert torch.equal(result, as_tensor(reference.center_crop(resized, [16, 16]), transform))
+
+
+@pytest.mark.parametrize("size", [(30, 24), (24, 30), (16, 16), (5, 200), (1, 1)])
+def test_the_random_crop_equals_torchvision(size: tuple[int, int]) -> None:
+    image = picture(*size)
+    for seed in range(20):
+        random = np.random.default_rng(seed).random(TRIES + 2)
+        places = dict(enumerate(random.tolist()))
+        result, _ = PLAIN(image, draws(places))
+        assert torch.equal(result, reference.to_tensor(cropped(image, places=places)))
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.integers(1, 400),
+    st.integers(1, 400),
+    st.floats(0.01, 1.0),
+    st.floats(1.0, 3.0),
+    st.integers(0, 2**32 - 1),
+)
+def test_the_crop_lies_in_the_picture(width: int, height: int, area: float, aspect: float, seed: int) -> None:
+    values = np.random.default_rng(seed).random(TRIES + 2).tolist()
+    left, top, crop_width, crop_height = random_area(width, height, area, aspect, values)
+    assert 0 <= left <= left + crop_width <= width
+    assert 0 <= top <= top + crop_height <= height
+    assert crop_width > 0
+    assert crop_height > 0
+
+
+@pytest.mark.parametrize("size", [(10, 100), (100, 10), (40, 50), (50, 40), (7, 7)])
+def test_the_fallback_equals_torchvision(size: tuple[int, int]) -> None:
+    # An area above 1 never fits, so all ten tries fail.
+    image = picture(*size)
+    top, left, height, width = RandomResizedCrop.get_params(image, [4.0, 4.0], [3 / 4, 4 / 3])
+    values = draws().random(TRIES + 15)[: TRIES + 2].tolist()
+    assert random_area(*size, 4.0, 4 / 3, values) == (left, top, width, height)
+
+
+def test_area_and_aspect_have_torchvisions_distribution() -> None:
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    image = Image.new("RGB", (400, 300))
+    ours = np.array([random_area(400, 300, 0.2, 4 / 3, rng.random(TRIES + 2).tolist()) for _ in range(4000)])
+    theirs = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)])
+    theirs = theirs[:, [1, 0, 3, 2]]
+    for mine, other in zip(
+        (ours[:, 2] * ours[:, 3], np.log(ours[:, 2] / ours[:, 3]), ours[:, 0], ours[:, 1]),
+        (theirs[:, 2] * theirs[:, 3], np.log(theirs[:, 2] / theirs[:, 3]), theirs[:, 0], theirs[:, 1]),
+    ):
+        # Largest distance between the two distribution functions; 0.036 is exceeded by chance once in a hundred.
+        grid = np.sort(np.concatenate([mine, other]))
+        below = (np.searchsorted(np.sort(values), grid, side="right") / len(values) for values in (mine, other))
+        assert abs(next(below) - next(below)).max() < 0.045
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_jitter_equals_torchvision_in_every_order(first: int) -> None:
+    transform = dataclasses.replace(PLAIN, jitter=(0.4, 0.3, 0.2, 0.1))
+    order = {ORDER + operation: ((operation - first) % 4) / 4 for operation in range(4)}
+    strengths = {STRENGTH: 0.9, STRENGTH + 1: 0.1, STRENGTH + 2: 0.75, STRENGTH + 3: 0.2}
+    image = picture()
+    result, _ = transform(image, draws({**order, **strengths}))
+    expected = cropped(image)
+    steps = (
+        lambda given: reference.adjust_brightness(given, 0.6 + 0.9 * 0.8),
+        lambda given: reference.adjust_contrast(given, 0.7 + 0.1 * 0.6),
+        lambda given: reference.adjust_saturation(given, 0.8 + 0.75 * 0.4),
+        lambda given: reference.adjust_hue(given, (0.4 - 1) * 0.1),
+    )
+    for step in range(4):
+        expected = steps[(first + step) % 4](expected)
+    assert torch.equal(result, reference.to_tensor(expected))
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.31, -0.004, 0.0, 0.003, 0.1, 0.25, 0.499, 0.5])
+def test_the_hue_equals_torchvision(shift: float) -> None:
+    image = picture(64, 48)
+    assert shifted_hue(image, shift).tobytes() == reference.adjust_hue(image, shift).tobytes()
+
+
+def test_a_strength_above_one_does_not_go_below_black() -> None:
+    transform = dataclasses.replace(PLAIN, jitter=(3.0, 0.0, 0.0, 0.0))
+    assert not transform(picture(), draws({STRENGTH: 0.0}))[0].any()
+
+
+def test_grey_and_blur_equal_torchvision_and_pillow() -> None:
+    image = picture()
+    grey, _ = dataclasses.replace(PLAIN, grayscale=1.0)(image, draws())
+    assert torch.equal(grey, reference.to_tensor(reference.to_grayscale(cropped(image), 3)))
+    blurred, _ = dataclasses.replace(PLAIN, blur=1.0)(image, draws({SIGMA: 0.25}))
+    expected = cropped(image).filter(ImageFilter.GaussianBlur(0.1 + 0.25 * 1.9))
+    assert torch.equal(blurred, reference.to_tensor(expected))
+
+
+def test_the_flip_comes_last_and_is_told() -> None:
+    image = picture()
+    everything = dataclasses.replace(PLAIN, jitter=(0.4, 0.4, 0.4, 0.1), grayscale=0.3, blur=1.0, flip=0.5)
+    straight, flipped = everything(image, draws({FLIP: 0.5}))
+    assert flipped is False
+    mirrored, flipped = everything(image, draws({FLIP: 0.49}))
+    assert flipped is True
+    assert torch.equal(mirrored, straight.flip(-1))
+
+
+@pytest.mark.parametrize(
+    "switched_off",
+    [
+        {"jitter": (0.0, 0.0, 0.0, 0.0)},
+        {"jitter": (0.0, 0.4, 0.4, 0.1)},
+        {"jitter_probability": 0.0},
+        {"grayscale": 0.0},
+        {"blur": 0.0},
+        {"flip": 0.0},
+    ],
+)
+def test_switching_one_augmentation_off_leaves_the_draws_of_the_others(switched_off: dict[str, Any]) -> None:
+    full = ImageTransform(crop=16, resize=16)
+    reduced = dataclasses.replace(full, **switched_off)
+    one, other = np.random.default_rng(5), np.random.default_rng(5)
+    image = picture()
+    for _ in range(30):
+        _, flipped = full(image, one)
+        _, also = reduced(image, other)
+        assert also == (flipped and "flip" not in switched_off)
+    assert one.random() == other.random()
+    # A view that the switched-off step left alone anyway stays the same to the bit.
+    same = {JITTER: 0.9, GRAY: 0.9, BLUR: 0.9, FLIP: 0.9}
+    assert torch.equal(full(image, draws(same))[0], reduced(image, draws(same))[0])
+
+
+def test_probabilities_are_met() -> None:
+    transform = dataclasses.replace(PLAIN, crop=2, resize=2, min_area=1.0, max_aspect=1.0, grayscale=0.2, flip=0.3)
+    # Left half red, right half black: after a flip the red is on the right; a grey picture has equal channels.
+    pixels = np.zeros((2, 2, 3), dtype=np.uint8)
+    pixels[:, 0, 0] = 200
+    image, rng = Image.fromarray(pixels), np.random.default_rng(1)
+    views = [transform(image, rng) for _ in range(3000)]
+    grey = np.mean([bool(torch.equal(view[0], view[1])) for view, _ in views])
+    flips = np.mean([flipped for _, flipped in views])
+    assert all(bool(view[0, 0, 1] > view[0, 0, 0]) == flipped for view, flipped in views)
+    assert grey == pytest.approx(0.2, abs=0.03)
+    assert flips == pytest.approx(0.3, abs=0.03)
+
+
+def test_the_picture_is_left_as_it_is_and_views_repeat() -> None:
+    image, transform = picture(), ImageTransform(crop=16, resize=16)
+    before = image.tobytes()
+    first, flipped = transform(image, np.random.default_rng(3))
+    again, also = transform(image, np.random.default_rng(3))
+    assert image.tobytes() == before
+    assert torch.equal(first, again)
+    assert flipped == also
+    assert not torch.equal(first, transform(image, np.random.default_rng(4))[0])
+    first.zero_()
+    assert torch.equal(again, transform(image, np.random.default_rng(3))[0])
+
+
+def test_statistics_and_the_branch() -> None:
+    white = Image.new("RGB", (8, 8), (255, 128, 0))
+    transform = ImageTransform(crop=8, resize=8, training=True).with_training(False)
+    result, _ = transform(white)
+    for channel, level in enumerate((1.0, 128 / 255, 0.0)):
+        expected = (level - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
+        assert result[channel].unique().tolist() == pytest.approx([expected])
+    assert transform == dataclasses.replace(ImageTransform(crop=8, resize=8), training=False)
+    copy = pickle.loads(pickle.dumps(transform))
+    assert copy == transform
+    assert torch.equal(copy(white)[0], result)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P"])
+def test_other_modes_are_refused(mode: str) -> None:
+    with pytest.raises(ValueError, match=f"RGB pictures, not mode '{mode}'"):
+        PLAIN(Image.new(mode, (20, 20)), np.random.default_rng(0))
+
+
+def test_training_needs_a_generator() -> None:
+    with pytest.raises(ValueError, match="random generator"):
+        PLAIN(picture())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"crop": 0}, "crop must be positive"),
+        ({"crop": 300}, r"resize \(256\) must not be smaller than crop \(300\)"),
+        ({"min_area": 0.0}, "min_area"),
+        ({"min_area": 1.1}, "min_area"),
+        ({"max_aspect": 0.75}, "max_aspect"),
+        ({"max_aspect": math.nan}, "max_aspect"),
+        ({"jitter": (0.4, 0.4, 0.4)}, "jitter must be four"),
+        ({"jitter": (-0.1, 0.0, 0.0, 0.0)}, "jitter must be four"),
+        ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "the hue's, must be at most 0.5"),
+        ({"jitter_probability": 1.5}, "jitter_probability is a probability"),
+        ({"grayscale": -0.1}, "grayscale is a probability"),
+        ({"blur": math.nan}, "blur is a probability"),
+        ({"flip": 2.0}, "flip is a probability"),
+        ({"blur_sigma": (2.0, 0.1)}, "blur_sigma"),
+        ({"blur_sigma": (-1.0, 0.1)}, "blur_sigma"),
+        ({"std": (0.2, 0.0, 0.2)}, "std above 0"),
+        ({"mean": (0.5,)}, "three numbers each"),
+    ],
+)
+def test_numbers_are_checked(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageTransform(**wrong)

@@ -1,0 +1,411 @@
+"""Reading pictures, the cache of decoded ones, and data sets of them."""
+
+from __future__ import annotations
+
+import io
+import logging
+import multiprocessing
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from common.data.annotations import ImageAnnotations
+from common.data.image_transforms import ImageTransform
+from common.data.images import ImageCache, ImageError, ImageItems, read_image
+from common.data.items import ItemDataset, Sample, SkipReason, TooManyBrokenFiles
+from common.data.listing import Clip, Listing
+from common.data.media import MediaError
+from common.data.samplers import EpochSampler
+from tests.data.image_layouts import write_image
+
+TRANSFORM = ImageTransform(crop=8, resize=8)
+
+
+@pytest.fixture(autouse=True)
+def _own_shared_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageCache, "_shared", None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(6):
+        write_image(folder / f"good{number}.jpg", number)
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "garbage.jpg").write_bytes(np.random.default_rng(0).bytes(3000))
+    whole = (folder / "good0.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def listing_of(folder: Path, *names: str) -> Listing:
+    return Listing("test", "1", [Clip(folder / name, n % 3) for n, name in enumerate(names)], ("a", "b", "c"), folder)
+
+
+def good(folder: Path, count: int = 6) -> Listing:
+    return listing_of(folder, *(f"good{number}.jpg" for number in range(count)))
+
+
+def equal(first: Sample, second: Sample) -> bool:
+    if first.keys() != second.keys():
+        return False
+    return all(
+        all(map(torch.equal, value, second[name])) if isinstance(value, list) else torch.equal(value, second[name])
+        for name, value in first.items()
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+def saved(path: Path, pixels: np.ndarray, mode: str | None = None, kind: str = "PNG", **options: Any) -> Path:
+    image = Image.fromarray(pixels)
+    (image if mode is None else image.convert(mode)).save(path, kind, **options)
+    return path
+
+
+def test_colours_grey_levels_and_alpha(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    for name, stored in {"RGB": pixels[..., :3], "RGBA": pixels, "L": pixels[..., 0], "LA": pixels[..., :2]}.items():
+        image = read_image(saved(tmp_path / f"{name}.png", stored))
+        assert (image.mode, image.size) == ("RGB", (7, 5))
+        expected = stored[..., :3] if name.startswith("RGB") else np.repeat(stored.reshape(5, 7, -1)[..., :1], 3, 2)
+        assert np.array_equal(np.asarray(image), expected)
+    bits = read_image(saved(tmp_path / "bits.png", pixels[..., 0] > 99))
+    assert set(np.unique(np.asarray(bits)).tolist()) == {0, 255}
+
+
+def test_palettes_with_and_without_transparency(tmp_path: Path) -> None:
+    palette = Image.new("P", (4, 2))
+    palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    palette.putdata([0, 1, 2, 0, 1, 1, 2, 2])
+    expected = np.asarray(palette.convert("RGB"))
+    palette.save(tmp_path / "plain.png")
+    palette.save(tmp_path / "one.png", transparency=1)
+    palette.save(tmp_path / "bytes.png", transparency=bytes([255, 0, 128]))
+    palette.save(tmp_path / "plain.gif")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("plain.png", "one.png", "bytes.png", "plain.gif"):
+            assert np.array_equal(np.asarray(read_image(tmp_path / name)), expected), name
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    colours = Image.new("RGB", (16, 16), (250, 40, 30))
+    colours.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
+    with Image.open(tmp_path / "cmyk.jpg") as stored:
+        assert stored.mode == "CMYK"
+    assert np.abs(np.asarray(read_image(tmp_path / "cmyk.jpg")).astype(int) - (250, 40, 30)).max() < 8
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_sixteen_bits_keep_their_upper_half(tmp_path: Path, kind: str) -> None:
+    levels = np.array([[0, 255, 256, 32768, 65535]], dtype=np.uint16)
+    Image.fromarray(levels).save(tmp_path / f"deep.{kind}")
+    image = np.asarray(read_image(tmp_path / f"deep.{kind}"))
+    assert image.shape == (1, 5, 3)
+    assert image[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+    assert (image == image[..., :1]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_samples_of_32_bits_are_refused(tmp_path: Path, dtype: type) -> None:
+    Image.fromarray(np.zeros((4, 4), dtype=dtype)).save(tmp_path / "deep.tif")
+    with pytest.raises(ImageError, match=r"deep\.tif: cannot be read: its samples have 32 bits"):
+        read_image(tmp_path / "deep.tif")
+
+
+def test_orientation_is_not_applied_and_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.new("RGB", (12, 6)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").size == (12, 6)
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "moving.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_path_may_be_a_string_but_not_of_a_folder_or_of_nothing(tmp_path: Path) -> None:
+    assert read_image(str(write_image(tmp_path / "a.jpg"))).size == (24, 20)
+    for path, reason in ((tmp_path / "none.jpg", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(ImageError, match=f"cannot be read: {reason}") as caught:
+            read_image(path)
+        assert caught.value.path == path
+        assert str(caught.value).count(str(path)) == 1
+
+
+@pytest.mark.parametrize("name", ["empty.jpg", "garbage.jpg", "truncated.jpg"])
+def test_damaged_files_say_so(folder: Path, name: str) -> None:
+    with pytest.raises(MediaError, match=name) as caught:
+        read_image(folder / name)
+    assert caught.value.path == folder / name
+    reason = "truncated" if name == "truncated.jpg" else "not a picture in a known format, or an empty file"
+    assert reason in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_any_damage_is_an_image_error_or_none(tmp_path: Path, kind: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    whole, rng = stream.getvalue(), np.random.default_rng(1)
+    path = tmp_path / "damaged"
+    broken = 0
+    for trial in range(150):
+        damaged = bytearray(whole[: rng.integers(len(whole)) if trial % 2 else len(whole)])
+        for place in rng.integers(0, max(len(damaged), 1), 3 if damaged else 0):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            read_image(path)
+        except ImageError:
+            broken += 1
+    assert broken > 20
+
+
+def test_a_picture_that_claims_to_be_huge_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "huge.jpg")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError, match=r"huge\.jpg.*decompression bomb"):
+        read_image(tmp_path / "huge.jpg")
+
+
+# --------------------------------------------------------------------------------------------------------------- cache
+def test_the_cache_gives_what_the_file_holds(folder: Path) -> None:
+    cache = ImageCache(2**20)
+    expected = read_image(folder / "good1.jpg").tobytes()
+    for _ in range(2):
+        image = cache.get(folder / "good1.jpg")
+        assert image.tobytes() == expected
+        image.paste((0, 0, 0), (0, 0, 24, 20))  # the caller's own copy
+    assert len(cache) == 1
+    assert cache.nbytes == 24 * 20 * 3
+
+
+def test_a_file_written_anew_is_read_anew(tmp_path: Path) -> None:
+    cache, path = ImageCache(2**20), tmp_path / "a.png"
+    for colour in ((1, 2, 3), (4, 5, 6)):
+        Image.new("RGB", (4, 4), colour).save(path)
+        os.utime(path, ns=(colour[0], colour[0]))
+        assert cache.get(path).getpixel((0, 0)) == colour
+
+
+def test_the_oldest_makes_room_and_a_large_one_is_not_kept(folder: Path, tmp_path: Path) -> None:
+    size = 24 * 20 * 3
+    cache = ImageCache(2 * size)
+    for number in (0, 1, 0, 2):
+        cache.get(folder / f"good{number}.jpg")
+    assert (len(cache), cache.nbytes, cache.dropped) == (2, 2 * size, 1)
+    kept = {Path(key[0]).name for key in cache._entries}
+    assert kept == {"good0.jpg", "good2.jpg"}
+    write_image(tmp_path / "large.jpg", size=(60, 50))
+    assert cache.get(tmp_path / "large.jpg").size == (60, 50)
+    assert cache.dropped == 1
+
+
+def test_failures_are_remembered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ImageCache(2**20)
+    with pytest.raises(ImageError) as first:
+        cache.get(folder / "empty.jpg")
+    monkeypatch.setattr("common.data.images.read_image", lambda path: pytest.fail("read again"))
+    with pytest.raises(ImageError) as second:
+        cache.get(folder / "empty.jpg")
+    assert str(first.value) == str(second.value)
+    assert second.value.path == folder / "empty.jpg"
+    with pytest.raises(ImageError, match="No such file"):
+        cache.get(folder / "gone.jpg")
+
+
+def test_the_cache_of_the_process_grows_and_is_not_sent(folder: Path) -> None:
+    shared = ImageCache.shared(1000)
+    assert ImageCache.shared(5000) is shared
+    assert ImageCache.shared(10) is shared
+    assert shared.max_bytes == 5000
+    assert pickle.loads(pickle.dumps(shared)) is shared
+    own = ImageCache(2**20)
+    own.get(folder / "good0.jpg")
+    assert len(pickle.loads(pickle.dumps(own))) == 0
+    with pytest.raises(ValueError, match="max_bytes"):
+        ImageCache(0)
+
+
+# --------------------------------------------------------------------------------------------------------------- items
+def test_what_a_sample_holds(folder: Path) -> None:
+    items = ImageItems(good(folder), TRANSFORM, training=True)
+    assert isinstance(items, ItemDataset)
+    assert len(items) == 6
+    sample = items[4]
+    shapes = {name: (tuple(value.shape), value.dtype) for name, value in sample.items()}
+    scalar = ((), torch.int64)
+    assert shapes == {"image": ((3, 8, 8), torch.float32), "index": scalar, "label": scalar, "skipped": scalar}
+    assert (int(sample["index"]), int(sample["label"]), int(sample["skipped"])) == (4, 1, 0)
+    assert equal(items[-2], sample)
+    with pytest.raises(IndexError):
+        items[6]
+
+
+def test_views_differ(folder: Path) -> None:
+    sample = ImageItems(good(folder), TRANSFORM, views=3, training=True)[0]
+    assert "image" not in sample
+    assert [tuple(view.shape) for view in sample["images"]] == [(3, 8, 8)] * 3
+    assert len({view.numpy().tobytes() for view in sample["images"]}) == 3
+    batch = next(iter(DataLoader(ImageItems(good(folder), TRANSFORM, views=2, training=True), batch_size=4)))
+    assert [tuple(view.shape) for view in batch["images"]] == [(4, 3, 8, 8)] * 2
+
+
+def test_a_sample_is_a_function_of_seed_epoch_and_item(folder: Path) -> None:
+    def make(seed: int = 0, cache_bytes: int = 0) -> ImageItems:
+        return ImageItems(good(folder), TRANSFORM, views=2, training=True, seed=seed, cache_bytes=cache_bytes)
+
+    items = make()
+    for key in ((0, 3), (1, 3)):
+        sample = items[key]
+        items[(5, 1)]
+        assert equal(items[key], sample)
+        assert equal(make()[key], sample)
+        assert equal(make(cache_bytes=2**20)[key], sample)
+        assert not equal(make(seed=1)[key], sample)
+    assert equal(items[3], items[(0, 3)])
+    assert not equal(items[(0, 3)], items[(1, 3)])
+
+
+def test_evaluation_is_not_random(folder: Path) -> None:
+    items = ImageItems(good(folder), TRANSFORM, training=False)
+    assert equal(items[(0, 2)], items[(7, 2)])
+    expected, _ = TRANSFORM.with_training(False)(read_image(folder / "good2.jpg"))
+    assert torch.equal(items[2]["image"], expected)
+
+
+# One spawned worker: it takes seconds to start.
+@pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("spawn", 1)])
+def test_worker_processes_give_the_same_samples(folder: Path, context: str, workers: int) -> None:
+    listing = listing_of(folder, "good0.jpg", "empty.jpg", "good1.jpg", "garbage.jpg", "good2.jpg", "good3.jpg")
+    here, there = (
+        ImageItems(listing, TRANSFORM, views=2, training=True, cache_bytes=2**20, max_skipped_share=0.5)
+        for _ in range(2)
+    )
+    sampler = EpochSampler(6, 3, seed=3)
+    alone = list(DataLoader(here, batch_size=3, sampler=sampler))
+    loader = DataLoader(there, batch_size=3, sampler=sampler, num_workers=workers, multiprocessing_context=context)
+    together = list(loader)
+    assert len(alone) == len(together) == 2
+    assert all(equal(first, second) for first, second in zip(alone, together))
+    # What a worker found broken, this process knows.
+    assert here.skipped.names() == there.skipped.names() == ["empty.jpg", "garbage.jpg"]
+
+
+def test_a_broken_picture_is_replaced_counted_and_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    items = ImageItems(
+        listing_of(folder, "good0.jpg", "truncated.jpg", "missing.jpg", "good1.jpg"),
+        TRANSFORM,
+        training=True,
+        max_skipped_share=0.5,
+    )
+    with caplog.at_level(logging.WARNING):
+        sample = items[1]
+        items[1]
+    assert (int(sample["index"]), int(sample["label"]), int(sample["skipped"])) == (3, 0, 2)
+    # The one that takes its place is drawn as it would be on its own turn.
+    assert torch.equal(sample["image"], items[3]["image"])
+    assert [record.message.count("truncated.jpg") for record in caplog.records] == [1, 0]
+    assert items.skipped.reasons() == {
+        "truncated.jpg": SkipReason.UNREADABLE,
+        "missing.jpg": SkipReason.UNREADABLE,
+    }
+
+
+def test_too_many_broken_pictures_end_the_run(folder: Path) -> None:
+    listing = listing_of(folder, "good0.jpg", "empty.jpg", "garbage.jpg", "good1.jpg")
+    with pytest.raises(TooManyBrokenFiles, match=r"2 of 4 files.*max_skipped_share = 0\.25.*empty\.jpg"):
+        ImageItems(listing, TRANSFORM, training=True, max_skipped_share=0.25)[1]
+    nothing = ImageItems(listing_of(folder, "empty.jpg"), TRANSFORM, training=True, max_skipped_share=1.0)
+    with pytest.raises(MediaError, match="no file of test can be used"):
+        nothing[0]
+
+
+class WithItem(ImageItems):
+    """A subclass that makes samples of its own, from columns beside the listing."""
+
+    words = ("zero", "one", "two", "three")
+
+    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
+        view, flipped = self.transform(image, rng)
+        return {"view": view, "flipped": torch.tensor(flipped), "length": torch.tensor(len(self.words[item]))}
+
+
+def test_a_subclass_knows_which_picture_it_got(folder: Path) -> None:
+    listing = listing_of(folder, "good0.jpg", "empty.jpg", "good1.jpg", "good2.jpg")
+    items = WithItem(listing, TRANSFORM, training=True, max_skipped_share=1.0)
+    sample = items[1]
+    assert (int(sample["index"]), int(sample["length"])) == (2, len("two"))
+    assert sample.keys() == {"view", "flipped", "length", "index", "label", "skipped"}
+
+
+def test_arguments_are_checked(folder: Path) -> None:
+    with pytest.raises(ValueError, match="no items"):
+        ImageItems(listing_of(folder), TRANSFORM, training=True)
+    with pytest.raises(ValueError, match="views"):
+        ImageItems(good(folder), TRANSFORM, views=0, training=True)
+    with pytest.raises(ValueError, match="max_skipped_share"):
+        ImageItems(good(folder), TRANSFORM, training=True, max_skipped_share=-0.1)
+
+
+def test_filling_the_cache_stops_when_it_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = listing_of(folder, "empty.jpg", *(f"good{number}.jpg" for number in range(6)))
+    read: list[str] = []
+
+    def counted(path: Path) -> Image.Image:
+        read.append(path.name)
+        return read_image(path)
+
+    monkeypatch.setattr("common.data.images.read_image", counted)
+    whole = ImageItems(listing, TRANSFORM, training=True, cache_bytes=2**20)
+    assert whole.cache is not None
+    whole.fill_cache()
+    whole.fill_cache()
+    assert len(read) == len(whole.cache) == 7
+    assert whole.skipped.count() == 0
+    whole[1]
+    assert len(read) == 7
+    read.clear()
+    monkeypatch.setattr(ImageCache, "_shared", None)
+    part = ImageItems(listing, TRANSFORM, training=True, cache_bytes=3 * 24 * 20 * 3)
+    part.fill_cache()
+    # Three fit beside the failure; the fourth shows that the cache is full.
+    assert len(read) == 5
+    ImageItems(listing, TRANSFORM, training=True).fill_cache()
+    assert len(read) == 5
+
+
+def test_names_previews_and_the_record(folder: Path) -> None:
+    items = ImageItems(good(folder), TRANSFORM, training=True)
+    assert items.name(2) == "good2.jpg"
+    assert np.array_equal(items.preview(2), np.asarray(read_image(folder / "good2.jpg")))
+    described = items.describe()
+    assert described == {"version": "1", "fingerprint": items.listing.fingerprint()[:16], "samples": 6}
+    zeros = np.zeros(6, dtype=np.int64)
+    annotations = ImageAnnotations(
+        np.arange(6), [("a",)] * 6, [(row,) for row in range(6)], np.zeros((6, 0), dtype=np.bool_), (), zeros
+    )
+    items.annotations = annotations
+    assert items.describe() == {**described, "annotations": annotations.fingerprint()[:16]}
+
+
+def test_a_forked_process_finds_the_filled_cache(folder: Path) -> None:
+    items = ImageItems(good(folder), TRANSFORM, training=True, cache_bytes=2**20)
+    items.fill_cache()
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(_cached, (items,)) == 6
+
+
+def _cached(items: ImageItems) -> int:
+    # What is unpickled takes the cache of its process: after a fork, the one that was filled before.
+    assert items.cache is not None
+    return len(items.cache)
