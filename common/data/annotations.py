@@ -1,0 +1,369 @@
+"""What is known about pictures besides the files: captions, tags and boxes, as columns beside a listing.
+
+This module imports neither torch nor a decoder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from common.data.listing import cache_folder, settled, stamp_of, write_atomically
+
+Value = TypeVar("Value")
+# Boxes of one picture: `boxes` float32 [n, 4] as left, top, right, bottom; `labels` int64 [n] from 0; a flag per box,
+# bool [n], that is `difficult` (VOC) or `iscrowd` (COCO); where asked for, `segmentation`, a list of n as in the file.
+Boxes = dict[str, Any]
+# Columns that took this much JSON to find are kept in the cache folder.
+KEEP_FROM_BYTES = 2**24
+
+
+class Rows(Sequence[tuple[Value, ...]], Generic[Value]):
+    """Rows of different lengths, held as one column and the places where rows begin.
+
+    Half a million captions as Python objects would be copied into every loader process: reading them changes their
+    reference counts. Reads as a list of tuples and equals one.
+
+    Args:
+        lengths: Number of values of each row.
+    """
+
+    def __init__(self, lengths: npt.ArrayLike) -> None:
+        self.starts = _offsets(lengths)
+
+    @abstractmethod
+    def value(self, position: int) -> Value:
+        """One value of the column."""
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Value, ...]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[Value, ...]]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[Value, ...] | list[tuple[Value, ...]]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        row = range(len(self))[index]
+        return tuple(map(self.value, range(self.starts[row], self.starts[row + 1])))
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Sequence) and not isinstance(other, str | bytes):
+            return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other))
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} rows, {self.starts[-1]} values)"
+
+
+class TextRows(Rows[str]):
+    """Rows of texts, held as one byte string.
+
+    Args:
+        rows: The texts of each row.
+    """
+
+    def __init__(self, rows: Iterable[Sequence[str]]) -> None:
+        parts = [[text.encode("utf-8", "surrogatepass") for text in row] for row in rows]
+        super().__init__([len(row) for row in parts])
+        flat = [text for row in parts for text in row]
+        self.ends = _offsets([len(text) for text in flat])
+        self.buffer = b"".join(flat)
+
+    def value(self, position: int) -> str:
+        return self.buffer[self.ends[position] : self.ends[position + 1]].decode("utf-8", "surrogatepass")
+
+
+class NumberRows(Rows[int]):
+    """Rows of whole numbers.
+
+    Args:
+        rows: The numbers of each row.
+    """
+
+    def __init__(self, rows: Iterable[Sequence[int]]) -> None:
+        parts = list(rows)
+        super().__init__([len(row) for row in parts])
+        self.values = np.array([number for row in parts for number in row], dtype=np.int64)
+
+    def value(self, position: int) -> int:
+        return int(self.values[position])
+
+
+def _offsets(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageAnnotations:
+    """What is known about the pictures of a listing, row by row.
+
+    Args:
+        image_ids: The set's own numbers of the pictures, int64 [N].
+        captions: Texts of each picture.
+        caption_ids: The set's own numbers of these texts.
+        tags: Categories that occur in a picture, bool [N, T]; a picture without tags has a row of zeros.
+        tag_names: Names of the T categories; none where the set comes without them.
+        groups: Pictures with the same number show the same thing, int64 [N].
+        read_boxes: Reads the boxes of all N pictures; its argument says whether with `segmentation`.
+
+    Raises:
+        ValueError: The columns differ in length.
+    """
+
+    image_ids: npt.NDArray[np.int64]
+    captions: Sequence[tuple[str, ...]]
+    caption_ids: Sequence[tuple[int, ...]]
+    tags: npt.NDArray[np.bool_]
+    tag_names: tuple[str, ...]
+    groups: npt.NDArray[np.int64]
+    read_boxes: Callable[[bool], list[Boxes]] | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {
+            name: len(getattr(self, name)) for name in ("image_ids", "captions", "caption_ids", "tags", "groups")
+        }
+        if len(set(lengths.values())) > 1 or self.tags.shape[1:] != (len(self.tag_names),):
+            raise ValueError(
+                f"annotations must have one row per image and one column per tag; rows: {lengths}, "
+                f"tags: {self.tags.shape}, tag names: {len(self.tag_names)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def boxes(self, segmentation: bool = False) -> list[Boxes]:
+        """Boxes of every picture, read when they are asked for; see `Boxes` in this module.
+
+        Args:
+            segmentation: Also give the masks, as they are stored.
+
+        Raises:
+            ValueError: These annotations come without boxes.
+        """
+        if self.read_boxes is None:
+            raise ValueError("these annotations come without boxes")
+        return self.read_boxes(segmentation)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) over ids, captions, tags and groups in order; boxes do not count."""
+        texts = self.captions if isinstance(self.captions, TextRows) else TextRows(self.captions)
+        numbers = self.caption_ids if isinstance(self.caption_ids, NumberRows) else NumberRows(self.caption_ids)
+        state = hashlib.sha256(b"annotations 1\0")
+        for column in (self.image_ids, self.groups, texts.starts, texts.ends, numbers.starts, numbers.values):
+            state.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
+        state.update(texts.buffer)
+        state.update(json.dumps([*self.tags.shape, *self.tag_names]).encode())
+        state.update(np.packbits(self.tags).tobytes())
+        return state.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------- reading JSON
+def read_json(path: Path, without: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Read a JSON file whose outermost value is an object.
+
+    Args:
+        path: The file.
+        without: Keys to drop wherever they occur, while reading: masks take ten times the memory of all else.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not JSON, or something else than an object.
+    """
+
+    def drop(found: dict[str, Any]) -> dict[str, Any]:
+        for key in without:
+            found.pop(key, None)
+        return found
+
+    try:
+        document = json.loads(path.read_bytes(), object_hook=drop if without else None)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); it may be truncated: get it anew") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} holds a JSON {type(document).__name__} where an object is expected")
+    return document
+
+
+def objects(value: Mapping[str, Any], key: str, where: str) -> list[dict[str, Any]]:
+    """The list of objects under a key.
+
+    Args:
+        value: Object that should hold it.
+        key: Its name there.
+        where: File and place, for the message.
+
+    Raises:
+        ValueError: There is none, or it holds something else.
+    """
+    found = value.get(key)
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise ValueError(f'{where} has no list of objects "{key}"; it has: {", ".join(map(str, value)) or "nothing"}')
+    return found
+
+
+def entry_of(entry: Mapping[str, Any], key: str, kind: type[Value], where: str) -> Value:
+    """The value under a key of an object, of the expected kind.
+
+    Raises:
+        ValueError: It is missing or of another kind.
+    """
+    value = entry.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63):
+        names = {int: "a whole number of 64 bits", str: "a text"}
+        raise ValueError(f'{where}: "{key}" must be {names.get(kind, kind.__name__)}, not {json.dumps(value)[:80]}')
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionedImages:
+    """The images of an annotation file, in its order, with their captions.
+
+    Args:
+        path: The file.
+        names: File names, as the file has them.
+        image_ids: Numbers of the images, int64 [N].
+        groups: Numbers of what they show, int64 [N].
+        captions, caption_ids: Rows of texts and of their numbers; blank captions are left out.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    image_ids: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int64]
+    captions: TextRows
+    caption_ids: NumberRows
+
+    def rows_of(self, names: Iterable[str]) -> npt.NDArray[np.int64]:
+        """Positions of file names.
+
+        Raises:
+            ValueError: A name does not occur here.
+        """
+        positions = {name: row for row, name in enumerate(self.names)}
+        try:
+            return np.array([positions[name] for name in names], dtype=np.int64)
+        except KeyError as error:
+            raise ValueError(f"{self.path} has no image {error}: the listing is not one of this data set") from None
+
+    def annotations(
+        self,
+        rows: npt.NDArray[np.int64],
+        tags: npt.NDArray[np.bool_] | None = None,
+        tag_names: tuple[str, ...] = (),
+        read_boxes: Callable[[bool], list[Boxes]] | None = None,
+    ) -> ImageAnnotations:
+        """The annotations of some images, in the given order; without `tags`, none of them has any."""
+        chosen = rows.tolist()
+        return ImageAnnotations(
+            self.image_ids[rows],
+            TextRows(self.captions[row] for row in chosen),
+            NumberRows(self.caption_ids[row] for row in chosen),
+            np.zeros((len(rows), 0), dtype=np.bool_) if tags is None else tags,
+            tag_names,
+            self.groups[rows],
+            read_boxes,
+        )
+
+
+class CaptionCollector:
+    """Gathers images and captions from an annotation file and finds contradictions in it.
+
+    Args:
+        path: The file, for messages.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._names: dict[str, int] = {}
+        self._rows: dict[int, int] = {}
+        self._groups: list[int] = []
+        self._captions: list[list[str]] = []
+        self._caption_ids: list[list[int]] = []
+        self._seen: set[int] = set()
+
+    def add_image(self, name: str, image_id: int, group: int) -> None:
+        """Add an image.
+
+        Raises:
+            ValueError: Its number or its name is there already.
+        """
+        if image_id in self._rows:
+            raise ValueError(f"{self.path}: image id {image_id} occurs twice")
+        if name in self._names:
+            raise ValueError(f"{self.path}: file name {name!r} occurs twice")
+        self._names[name] = self._rows[image_id] = len(self._groups)
+        self._groups.append(group)
+        self._captions.append([])
+        self._caption_ids.append([])
+
+    def add_caption(self, text: str, caption_id: int, image_id: int) -> None:
+        """Add a caption of an image that was added before; a blank one only takes its number.
+
+        Raises:
+            ValueError: The number is there already, or there is no such image.
+        """
+        if caption_id in self._seen:
+            raise ValueError(f"{self.path}: caption id {caption_id} occurs twice")
+        if image_id not in self._rows:
+            raise ValueError(f"{self.path}: caption {caption_id} is of image {image_id}, which the file does not list")
+        self._seen.add(caption_id)
+        if text.strip():
+            self._captions[self._rows[image_id]].append(text)
+            self._caption_ids[self._rows[image_id]].append(caption_id)
+
+    def finish(self) -> CaptionedImages:
+        """Everything that was added, as columns."""
+        return CaptionedImages(
+            self.path,
+            tuple(self._names),
+            np.array(list(self._rows), dtype=np.int64),
+            np.array(self._groups, dtype=np.int64),
+            TextRows(self._captions),
+            NumberRows(self._caption_ids),
+        )
+
+
+def kept_columns(path: Path, make: Callable[[], dict[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
+    """Columns that were made from a file, kept in the cache folder as long as the file stays unchanged.
+
+    Args:
+        path: The file; only one that takes seconds to read is worth it.
+        make: Reads the file.
+    """
+    stamp = stamp_of(path)
+    if stamp[2] < KEEP_FROM_BYTES:
+        return make()
+    digest = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:16]
+    kept = cache_folder() / "indices" / f"{path.stem}-{digest}.npz"
+    try:
+        with np.load(kept, allow_pickle=False) as archive:
+            columns = dict(archive)
+        if columns.pop("stamp").tolist() == stamp:
+            return columns
+    except Exception:  # Whatever is wrong with a cache, reading the file again puts it right.
+        pass
+    columns = make()
+    if settled(stamp):
+        stream = io.BytesIO()
+        np.savez(stream, stamp=np.array(stamp), **columns)  # type: ignore[arg-type]
+        # A cache folder that cannot be written costs time, nothing else.
+        with contextlib.suppress(OSError):
+            write_atomically(kept, stream.getvalue())
+    return columns

@@ -1,0 +1,310 @@
+"""COCO 2017: captions and instances."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from common.data.annotations import (
+    Boxes,
+    CaptionCollector,
+    CaptionedImages,
+    ImageAnnotations,
+    entry_of,
+    kept_columns,
+    objects,
+    read_json,
+)
+from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, first_folder, prefix_of, walk
+from common.data.listing import Listing, stamp_of
+
+_FOLDERS = {
+    "train": ("train2017", "images/train2017"),
+    "val": ("val2017", "images/val2017"),
+}
+
+
+class COCO(MediaDataset):
+    """COCO 2017: photographs with five captions each, and the outlines of objects of 80 categories.
+
+    A listing holds the images that have a caption. Their tags are the categories of their instances, numbered in the
+    order of the file. An image entry may have a field ``group_id``: images with the same number show the same thing.
+
+    Source: specification of MCT, section 8.
+    """
+
+    name = "coco"
+    title = "COCO 2017"
+    splits = ("train", "val")
+    split_aliases: ClassVar[Mapping[str, str]] = {"validation": "val"}
+    num_classes = 0
+    published_counts: ClassVar[Mapping[str, int]] = {"train": 118_287, "val": 5_000}
+    streams = ("image",)
+    expected_layout = (
+        "train2017/<image id:012d>.jpg and val2017/...\n"
+        "annotations/captions_train2017.json and captions_val2017.json\n"
+        "annotations/instances_train2017.json and instances_val2017.json   (tags and boxes; optional for captions)"
+    )
+    size = "20 GB"
+    licence = "annotations CC BY 4.0; the images belong to their Flickr authors"
+    source = "https://cocodataset.org/#download"
+    prepares = "index of the files and of the instances; decoding of a random sample"
+
+    def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
+        """Captions, tags and boxes of a split's images.
+
+        Args:
+            split: One of ``splits`` (or an alias).
+            listing: Images of this split, such as a subset; None = all of them.
+
+        Returns:
+            One row per image of the listing, in its order.
+
+        Raises:
+            DatasetMissing: The folder or the captions are missing.
+            ValueError: A file is damaged, contradicts itself, or does not know an image of the listing.
+        """
+        split, _ = self._checked(split, None)
+        listing = self.listing(split) if listing is None else listing
+        images = self._captions(split)
+        prefix = prefix_of(self._folder(split), self.root)
+        rows = images.rows_of(name.removeprefix(prefix) for name in listing.table.names())
+        path = self._instances_path(split)
+        if not path.is_file():
+            return images.annotations(rows)
+        instances = read_instances(path, _stamp(path))
+        ids = images.image_ids[rows]
+        read_boxes = functools.partial(boxes_of, path, ids)
+        return images.annotations(rows, instances.tags(ids), instances.categories, read_boxes)
+
+    def index(self, split: str, fold: int | None = None) -> tuple[Listing, bool]:
+        split, _ = self._checked(split, fold)
+        path = self._instances_path(split)
+        if path.is_file():
+            read_instances(path, _stamp(path))
+        return super().index(split)
+
+    def _scan(self, split: str, fold: int | None) -> Scan:
+        folder = self._folder(split)
+        images = self._captions(split)
+        instances = self._instances_path(split)
+        watched = [images.path.parent, images.path]
+        scan = Scan((), f"{prefix_of(folder, self.root)} with {images.path.relative_to(self.root)}", watched=watched)
+        files = {name for name, _ in walk(folder, IMAGE_SUFFIXES, watched)}
+        fill_scan(scan, images, files, prefix_of(folder, self.root))
+        if not instances.is_file():
+            scan.notes.append(f"{instances.relative_to(self.root)} is missing: the images have no tags and no boxes")
+        return scan
+
+    def _folder(self, split: str) -> Path:
+        folder = first_folder(self.root, _FOLDERS[split])
+        if folder is None:
+            raise self._lacks(self.root / _FOLDERS[split][0])
+        return folder
+
+    def _captions(self, split: str) -> CaptionedImages:
+        path = self.root / "annotations" / f"captions_{split}2017.json"
+        if not path.is_file():
+            raise self._lacks(path)
+        return read_captions(path, _stamp(path))
+
+    def _instances_path(self, split: str) -> Path:
+        return self.root / "annotations" / f"instances_{split}2017.json"
+
+
+def fill_scan(scan: Scan, images: CaptionedImages, files: set[str], prefix: str = "") -> None:
+    """Put the images that have captions and a file into a scan; count the others.
+
+    Args:
+        scan: What to fill.
+        images: What the annotations list.
+        files: Names of the files that are there, as the annotations spell them.
+        prefix: What to put before a name to make it relative to the root.
+    """
+    lengths = np.diff(images.captions.starts).tolist()
+    for name, length in zip(images.names, lengths):
+        if not length:
+            continue
+        if name in files:
+            scan.names.append(prefix + name)
+        else:
+            scan.missing_names.append(prefix + name)
+    scan.labels = [-1] * len(scan.names)
+    without = lengths.count(0)
+    if without:
+        scan.notes.append(f"{without:,} images without a caption are left out")
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    return tuple(stamp_of(path))
+
+
+# ---------------------------------------------------------------------------------------------------- captions
+@functools.lru_cache(maxsize=4)
+def read_captions(path: Path, stamp: tuple[int, ...]) -> CaptionedImages:
+    """Read a file of captions in COCO's format, once per process.
+
+    Args:
+        path: The file.
+        stamp: Its time stamps and size: a file that was written anew is read anew.
+
+    Raises:
+        ValueError: It is damaged, no file of captions, or contradicts itself.
+    """
+    document = read_json(path)
+    collector = CaptionCollector(path)
+    for entry in objects(document, "images", str(path)):
+        image_id = entry_of(entry, "id", int, f"{path}, images")
+        name = entry_of(entry, "file_name", str, f"{path}, image {image_id}")
+        group = entry_of(entry, "group_id", int, f"{path}, image {image_id}") if "group_id" in entry else image_id
+        collector.add_image(name, image_id, group)
+    for entry in objects(document, "annotations", str(path)):
+        caption_id = entry_of(entry, "id", int, f"{path}, annotations")
+        where = f"{path}, annotation {caption_id}"
+        if "caption" not in entry:
+            raise ValueError(f'{where}: no "caption"; this is not a file of captions, such as captions_train2017.json')
+        image_id = entry_of(entry, "image_id", int, where)
+        collector.add_caption(entry_of(entry, "caption", str, where), caption_id, image_id)
+    return collector.finish()
+
+
+# ---------------------------------------------------------------------------------------------------- instances
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """The objects of an annotation file as columns, in its order.
+
+    Args:
+        categories: Names, in the order of the file.
+        image_ids: Number of the image each object is in, int64 [M].
+        labels: Its category, a position in `categories`, int64 [M].
+        boxes: Left, top, right, bottom, float32 [M, 4].
+        crowd: Whether it is a crowd rather than one object, bool [M].
+    """
+
+    categories: tuple[str, ...]
+    image_ids: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.float32]
+    crowd: npt.NDArray[np.bool_]
+
+    def tags(self, image_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which categories occur in some images, bool [N, categories]; crowds count."""
+        tags = np.zeros((len(image_ids), len(self.categories)), dtype=np.bool_)
+        for row, positions in enumerate(self.by_image(image_ids)):
+            tags[row, self.labels[positions]] = True
+        return tags
+
+    def by_image(self, image_ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+        """Positions of the objects of each image, in the order of the file."""
+        order = np.argsort(self.image_ids, kind="stable")
+        ordered = self.image_ids[order]
+        starts, ends = (np.searchsorted(ordered, image_ids, side) for side in ("left", "right"))
+        return [order[start:end] for start, end in zip(starts.tolist(), ends.tolist())]
+
+
+@functools.lru_cache(maxsize=4)
+def read_instances(path: Path, stamp: tuple[int, ...]) -> Instances:
+    """Read a file of instances in COCO's format, once per process; the columns of a large one are kept on disk.
+
+    Args:
+        path: The file.
+        stamp: Its time stamps and size: a file that was written anew is read anew.
+
+    Raises:
+        ValueError: It is damaged, no file of instances, or contradicts itself.
+    """
+    columns = kept_columns(path, functools.partial(_instance_columns, path))
+    return Instances(
+        tuple(columns["categories"].tolist()),
+        columns["image_ids"],
+        columns["labels"],
+        columns["boxes"],
+        columns["crowd"],
+    )
+
+
+def _instance_columns(path: Path) -> dict[str, npt.NDArray[Any]]:
+    document = read_json(path, without=frozenset({"segmentation"}))
+    label_of, names = _categories(document, path)
+    images = {entry_of(entry, "id", int, f"{path}, images") for entry in objects(document, "images", str(path))}
+    image_ids: list[int] = []
+    labels: list[int] = []
+    boxes: list[list[float]] = []
+    crowd: list[bool] = []
+    for entry in objects(document, "annotations", str(path)):
+        where = f"{path}, annotation {entry.get('id')}"
+        image_ids.append(entry_of(entry, "image_id", int, where))
+        if image_ids[-1] not in images:
+            raise ValueError(f"{where}: it is of image {image_ids[-1]}, which the file does not list")
+        category = entry_of(entry, "category_id", int, where)
+        if category not in label_of:
+            raise ValueError(f"{where}: category_id {category} is not among the file's categories")
+        labels.append(label_of[category])
+        boxes.append(_box(entry, where))
+        crowd.append(bool(entry.get("iscrowd", 0)))
+    return {
+        "categories": np.array(names, dtype=np.str_),
+        "image_ids": np.array(image_ids, dtype=np.int64),
+        "labels": np.array(labels, dtype=np.int64),
+        "boxes": np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        "crowd": np.array(crowd, dtype=np.bool_),
+    }
+
+
+def _categories(document: Mapping[str, Any], path: Path) -> tuple[dict[int, int], list[str]]:
+    """Consecutive index of each category id, and the names: both in the order of the file."""
+    label_of: dict[int, int] = {}
+    names: list[str] = []
+    for entry in objects(document, "categories", str(path)):
+        category = entry_of(entry, "id", int, f"{path}, categories")
+        name = entry_of(entry, "name", str, f"{path}, category {category}")
+        if category in label_of or name in names:
+            raise ValueError(f"{path}: category {category} ({name!r}) occurs twice")
+        label_of[category] = len(names)
+        names.append(name)
+    return label_of, names
+
+
+def _box(entry: Mapping[str, Any], where: str) -> list[float]:
+    found = entry.get("bbox")
+    if (
+        not isinstance(found, list)
+        or len(found) != 4
+        or not all(isinstance(number, int | float) and np.isfinite(number) for number in found)
+    ):
+        raise ValueError(f'{where}: "bbox" must be left, top, width and height, not {found}')
+    left, top, width, height = map(float, found)
+    return [left, top, left + width, top + height]
+
+
+def boxes_of(path: Path, image_ids: npt.NDArray[np.int64], segmentation: bool = False) -> list[Boxes]:
+    """Boxes of some images from a file of instances; those without area are left out.
+
+    Args:
+        path: The file.
+        image_ids: The images.
+        segmentation: Also give the masks as the file has them: lists of polygons, or a run-length code for a crowd.
+    """
+    instances = read_instances(path, _stamp(path))
+    masks = None
+    if segmentation:
+        masks = [entry.get("segmentation") for entry in objects(read_json(path), "annotations", str(path))]
+    solid = np.all(instances.boxes[:, 2:] > instances.boxes[:, :2], axis=1)
+    found: list[Boxes] = []
+    for positions in instances.by_image(image_ids):
+        positions = positions[solid[positions]]
+        boxes: Boxes = {
+            "boxes": instances.boxes[positions],
+            "labels": instances.labels[positions],
+            "iscrowd": instances.crowd[positions],
+        }
+        if masks is not None:
+            boxes["segmentation"] = [masks[position] for position in positions]
+        found.append(boxes)
+    return found

@@ -1,0 +1,153 @@
+"""COCO 2014 in the split of Karpathy and Fei-Fei, for search by captions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from common.data.annotations import CaptionCollector, CaptionedImages, ImageAnnotations, entry_of, objects, read_json
+from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, first_file, walk
+from common.data.datasets.coco import fill_scan
+from common.data.listing import Listing, stamp_of
+
+_LISTS = ("dataset_coco.json", "annotations/dataset_coco.json", "karpathy/dataset_coco.json")
+_PARENTS = ("", "images/")
+
+
+class COCOKarpathy(MediaDataset):
+    """COCO 2014, divided anew: most of the official validation images are for training here ("restval").
+
+    Args:
+        root: Folder that holds the data set.
+        restval: The split `train` also holds `restval`: 113,287 images.
+
+    Source: specification of MCT, section 9, "Cross-modal search".
+    """
+
+    name = "coco_karpathy"
+    title = "COCO 2014, Karpathy's split"
+    splits = ("train", "restval", "val", "test")
+    split_aliases: ClassVar[Mapping[str, str]] = {"validation": "val"}
+    optional_splits = frozenset({"restval"})
+    num_classes = 0
+    published_counts: ClassVar[Mapping[str, int]] = {"train": 82_783, "restval": 30_504, "val": 5_000, "test": 5_000}
+    streams = ("image",)
+    expected_layout = (
+        "dataset_coco.json                              (Karpathy's file)\n"
+        "train2014/COCO_train2014_<image id:012d>.jpg   (train)\n"
+        "val2014/COCO_val2014_<image id:012d>.jpg       (restval, val and test)"
+    )
+    size = "20 GB"
+    licence = "annotations CC BY 4.0; the images belong to their Flickr authors"
+    source = (
+        "https://cocodataset.org/#download (2014 images) and caption_datasets.zip of "
+        "https://cs.stanford.edu/people/karpathy/deepimagesent"
+    )
+
+    def __init__(self, root: str | Path, restval: bool = False) -> None:
+        super().__init__(root)
+        self.restval = restval
+
+    def published_count(self, split: str, fold: int | None = None) -> int | None:
+        more = self.published_counts["restval"] if self.restval and split == "train" else 0
+        return self.published_counts[split] + more
+
+    def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
+        """Captions of a split's images; this set comes without tags and boxes.
+
+        Args:
+            split: One of ``splits`` (or an alias).
+            listing: Images of this split, such as a subset; None = all of them.
+
+        Returns:
+            One row per image of the listing, in its order.
+
+        Raises:
+            DatasetMissing: The folder or the list is missing.
+            ValueError: The list is damaged, contradicts itself, or does not know an image of the listing.
+        """
+        split, _ = self._checked(split, None)
+        listing = self.listing(split) if listing is None else listing
+        images = self._images()[self._part_of(split)]
+        names = listing.table.names()
+        # The list names them from the folder above the image folders on.
+        parent = next((parent for parent in _PARENTS[1:] if names and names[0].startswith(parent)), "")
+        return images.annotations(images.rows_of(name.removeprefix(parent) for name in names))
+
+    def _options(self) -> dict[str, object]:
+        return {"restval": self.restval}
+
+    def _scan(self, split: str, fold: int | None) -> Scan:
+        images = self._images()[self._part_of(split)]
+        folders = sorted({name.partition("/")[0] for name in images.names})
+        parent = next(
+            (parent for parent in _PARENTS if any((self.root / parent / name).is_dir() for name in folders)), None
+        )
+        if parent is None and folders:
+            raise self._lacks(self.root / folders[0])
+        parent = parent or ""
+        watched = [images.path.parent, images.path, self.root / parent]
+        where = ", ".join(f"{parent}{name}/" for name in folders)
+        scan = Scan((), f"{where} with {images.path.relative_to(self.root)}", watched=watched)
+        files: set[str] = set()
+        for name in folders:
+            folder = self.root / parent / name
+            if folder.is_dir():
+                files.update(f"{name}/{file}" for file, _ in walk(folder, IMAGE_SUFFIXES, watched))
+        fill_scan(scan, images, files, parent)
+        return scan
+
+    def _part_of(self, split: str) -> str:
+        return "train+restval" if split == "train" and self.restval else split
+
+    def _images(self) -> dict[str, CaptionedImages]:
+        path = first_file(self.root, _LISTS)
+        if path is None:
+            raise self._lacks(self.root / _LISTS[0])
+        return read_splits(path, tuple(stamp_of(path)))
+
+
+@functools.lru_cache(maxsize=2)
+def read_splits(path: Path, stamp: tuple[int, ...]) -> dict[str, CaptionedImages]:
+    """Read Karpathy's list, once per process.
+
+    Args:
+        path: The file.
+        stamp: Its time stamps and size: a file that was written anew is read anew.
+
+    Returns:
+        The images of each split, and of `train+restval`, named from the folder of the image folders on.
+
+    Raises:
+        ValueError: It is damaged, another kind of file, or contradicts itself.
+    """
+    document = read_json(path, without=frozenset({"tokens"}))
+    collectors = {split: CaptionCollector(path) for split in (*COCOKarpathy.splits, "train+restval")}
+    every = CaptionCollector(path)
+    for entry in objects(document, "images", str(path)):
+        image_id = entry_of(entry, "cocoid", int, f"{path}, images")
+        where = f"{path}, image {image_id}"
+        split = entry_of(entry, "split", str, where)
+        if split not in COCOKarpathy.splits:
+            raise ValueError(f'{where}: "split" must be one of {", ".join(COCOKarpathy.splits)}, not {split!r}')
+        folder = entry_of(entry, "filepath", str, where).strip("/")
+        if not folder:
+            raise ValueError(f'{where}: "filepath" must name the folder of the image, such as train2014')
+        name = f"{folder}/{entry_of(entry, 'filename', str, where)}"
+        group = entry_of(entry, "group_id", int, where) if "group_id" in entry else image_id
+        sentences = [
+            (entry_of(sentence, "raw", str, where), entry_of(sentence, "sentid", int, where))
+            for sentence in objects(entry, "sentences", where)
+        ]
+        # `every` finds what occurs twice, also in two splits.
+        for collector in (
+            every,
+            collectors[split],
+            *([collectors["train+restval"]] if split in ("train", "restval") else []),
+        ):
+            collector.add_image(name, image_id, group)
+            for text, number in sentences:
+                collector.add_caption(text, number, image_id)
+    return {split: collector.finish() for split, collector in collectors.items()}

@@ -1,0 +1,130 @@
+"""ImageNet (ILSVRC 2012)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from common.data.datasets.base import (
+    IMAGE_SUFFIXES,
+    MediaDataset,
+    Scan,
+    entries,
+    first_folder,
+    prefix_of,
+    read_lines,
+    walk,
+)
+
+_FOLDERS = {
+    "train": ("train", "ILSVRC/Data/CLS-LOC/train", "Data/CLS-LOC/train"),
+    "validation": ("val", "validation", "ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val"),
+}
+
+
+class ImageNet(MediaDataset):
+    """ImageNet of the 2012 challenge: photographs of 1,000 classes, one folder per class in both splits.
+
+    A class is named by its folder (its WordNet id) and numbered in the order of these names.
+
+    Args:
+        root: Folder that holds the data set.
+        class_list: File with one class per line, to use these classes only (ImageNet-100); more words on a line are
+            ignored. The classes are still numbered in the order of their names.
+
+    Source: specification of MCT, section 9, "ImageNet linear".
+    """
+
+    name = "imagenet"
+    title = "ImageNet (ILSVRC 2012)"
+    splits = ("train", "validation")
+    split_aliases: ClassVar[Mapping[str, str]] = {"val": "validation"}
+    num_classes = 1000
+    published_counts: ClassVar[Mapping[str, int]] = {"train": 1_281_167, "validation": 50_000}
+    streams = ("image",)
+    expected_layout = (
+        "train/<WordNet id>/<WordNet id>_<number>.JPEG\n"
+        "val/<WordNet id>/ILSVRC2012_val_<number:08d>.JPEG   (the archive is flat: sort it into class folders)"
+    )
+    size = "145 GB"
+    licence = "non-commercial research, by the terms of image-net.org"
+    source = "https://image-net.org/challenges/LSVRC/2012 (registration)"
+
+    def __init__(self, root: str | Path, class_list: str | Path | None = None) -> None:
+        super().__init__(root)
+        self.class_list = None if class_list is None else Path(class_list).expanduser()
+
+    @property
+    def full_title(self) -> str:
+        return self.title if self.class_list is None else f"{self.title}, classes of {self.class_list.name}"
+
+    def published_count(self, split: str, fold: int | None = None) -> int | None:
+        return self.published_counts[split] if self.class_list is None else None
+
+    def published_classes(self) -> int:
+        return self.num_classes if self.class_list is None else len(self._listed())
+
+    def _options(self) -> dict[str, object]:
+        if self.class_list is None:
+            return {}
+        if not self.class_list.is_file():
+            return {"classes": str(self.class_list)}
+        return {"classes": hashlib.sha256("\n".join(self._listed()).encode()).hexdigest()}
+
+    def _scan(self, split: str, fold: int | None) -> Scan:
+        folder = first_folder(self.root, _FOLDERS[split])
+        if folder is None:
+            raise self._lacks(self.root / _FOLDERS[split][0])
+        found, files = entries(folder)
+        if not found and any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in files):
+            raise self._lacks(
+                folder,
+                "images lie side by side, where one folder per class is expected; move each image of the validation "
+                "set into the folder of its class, as the script valprep.sh that goes round for this set does",
+            )
+        watched = [folder]
+        # Both splits must number the classes alike, also when one of them lacks a class.
+        known = set(found)
+        for other in _FOLDERS:
+            beside = first_folder(self.root, _FOLDERS[other])
+            if beside is not None and beside != folder:
+                watched.append(beside)
+                known.update(entries(beside)[0])
+        if self.class_list is not None:
+            wanted = self._listed()
+            strangers = [name for name in wanted if name not in known]
+            if strangers:
+                raise ValueError(
+                    f"class_list: {self.class_list} names {len(strangers)} classes that {folder} has no folder of, "
+                    f"such as {strangers[0]}"
+                )
+            known = set(wanted)
+        classes = tuple(sorted(known))
+        prefix = prefix_of(folder, self.root)
+        scan = Scan(classes, f"class folders in {prefix}", watched=watched)
+        present = set(found)
+        for label, name in enumerate(classes):
+            if name in present:
+                images = [f"{prefix}{name}/{image}" for image, _ in walk(folder / name, IMAGE_SUFFIXES, watched)]
+                scan.names += images
+                scan.labels += [label] * len(images)
+        empty = len(classes) - len(set(scan.labels))
+        if empty and scan.names:
+            scan.notes.append(f"{empty} of {len(classes)} classes have no images")
+        return scan
+
+    def _listed(self) -> list[str]:
+        """Classes of the class list, sorted."""
+        assert self.class_list is not None
+        if not self.class_list.is_file():
+            raise self._lacks(self.class_list, "no class_list, a file of one class folder per line, was found")
+        names = [line.split()[0] for line in read_lines(self.class_list)]
+        if not names:
+            raise ValueError(f"class_list: {self.class_list} is empty; it should hold one class folder per line")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"class_list: {self.class_list} names {twice} twice")
+        return sorted(names)

@@ -1,0 +1,247 @@
+"""Pascal VOC: which of 20 classes a photograph shows, and their boxes."""
+
+from __future__ import annotations
+
+import math
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from common.data.annotations import Boxes
+from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, entries, first_folder, prefix_of, read_lines
+from common.data.listing import Listing
+
+_PUBLISHED = {
+    "2007": {"train": 2_501, "val": 2_510, "trainval": 5_011, "test": 4_952},
+    "2012": {"train": 5_717, "val": 5_823, "trainval": 11_540},
+}
+# What the lists say of a class and an image, and what it becomes: present, absent, only difficult examples.
+_STATES = {"1": 1, "-1": 0, "0": -1}
+
+
+class PascalVOC(MediaDataset):
+    """Pascal VOC of one or several years, in the layout of the development kit.
+
+    Classes are those that the lists of the years name, in alphabetical order; every year must have the same. A year
+    without labels for the test images (2012) has no part in the split "test".
+
+    Args:
+        root: Folder that holds `VOCdevkit`, or that folder itself.
+        years: Years whose images are joined.
+
+    Source: specification of MCT, section 9, "VOC07 linear SVM" and "VOC07+12 detection".
+    """
+
+    name = "voc"
+    title = "Pascal VOC"
+    splits = ("train", "val", "trainval", "test")
+    num_classes = 20
+    streams = ("image",)
+    expected_layout = (
+        "VOCdevkit/VOC2007/JPEGImages/<image>.jpg   (and VOC2012 beside it)\n"
+        "VOCdevkit/VOC2007/Annotations/<image>.xml   (boxes)\n"
+        "VOCdevkit/VOC2007/ImageSets/Main/trainval.txt, test.txt, ...: one image per line\n"
+        "VOCdevkit/VOC2007/ImageSets/Main/<class>_trainval.txt, ...: image and 1, 0 (difficult) or -1 per line"
+    )
+    size = "0.9 GB (2007), 2 GB (2012)"
+    licence = "free for research; the images belong to their Flickr authors"
+    source = (
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2007 (trainval and test) and "
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012"
+    )
+
+    def __init__(self, root: str | Path, years: Sequence[str] = ("2007",)) -> None:
+        super().__init__(root)
+        # An unquoted year in a configuration is a number.
+        self.years = tuple(str(year) for year in years)
+        if isinstance(years, str) or not self.years or len(set(self.years)) < len(self.years):
+            raise ValueError(f"years must be a list of different years, such as [2007, 2012], not {years!r}")
+
+    @property
+    def full_title(self) -> str:
+        return f"{self.title} {' and '.join(self.years)}"
+
+    def published_count(self, split: str, fold: int | None = None) -> int | None:
+        known = all(year in _PUBLISHED for year in self.years)
+        return sum(_PUBLISHED[year].get(split, 0) for year in self.years) or None if known else None
+
+    def labels(self, split: str, listing: Listing | None = None) -> npt.NDArray[np.int8]:
+        """Which classes each image of a split shows.
+
+        Args:
+            split: One of ``splits``.
+            listing: Images of this split, such as a subset; None = all of them.
+
+        Returns:
+            int8 [N, classes], in the order of the listing: 1 present, 0 absent, -1 only difficult examples. (The
+            lists of the set say 1, -1 and 0.)
+
+        Raises:
+            DatasetMissing: The folder or a list is missing.
+            ValueError: A list is damaged, or does not know an image of the listing.
+        """
+        split, _ = self._checked(split, None)
+        listing = self.listing(split) if listing is None else listing
+        states: dict[str, list[int]] = {}
+        for year in self._years_of(split):
+            lists = self._folder(year) / "ImageSets" / "Main"
+            prefix = prefix_of(self._folder(year), self.root)
+            for name in listing.classes:
+                path = lists / f"{name}_{split}.txt"
+                if not path.is_file():
+                    raise self._lacks(path, f"the list of class {name!r} is missing")
+                for image, state in _states(path):
+                    states.setdefault(f"{prefix}JPEGImages/{image}", []).append(state)
+        names = [os.path.splitext(name)[0] for name in listing.table.names()]
+        rows = [states.get(name, []) for name in names]
+        for name, row in zip(names, rows):
+            if len(row) != len(listing.classes):
+                raise ValueError(
+                    f"{self.title}: {name} occurs in {len(row)} of the {len(listing.classes)} lists "
+                    f"<class>_{split}.txt; it must occur in each of them once"
+                )
+        return np.array(rows, dtype=np.int8).reshape(len(rows), len(listing.classes))
+
+    def boxes(self, split: str, listing: Listing | None = None) -> list[Boxes]:
+        """Boxes of each image of a split, as in :data:`common.data.annotations.Boxes`, with a flag `difficult`.
+
+        Args:
+            split: One of ``splits``.
+            listing: Images of this split, such as a subset; None = all of them.
+
+        Raises:
+            DatasetMissing: The folder or a file of annotations is missing.
+            ValueError: A file of annotations is damaged.
+        """
+        split, _ = self._checked(split, None)
+        listing = self.listing(split) if listing is None else listing
+        label_of = {name: label for label, name in enumerate(listing.classes)}
+        found = []
+        for clip in listing.clips:
+            path = clip.path.parent.parent / "Annotations" / f"{clip.path.stem}.xml"
+            if not path.is_file():
+                raise self._lacks(path, "the boxes of an image are missing")
+            found.append(_read_boxes(path, label_of))
+        return found
+
+    def _options(self) -> dict[str, object]:
+        return {"years": self.years}
+
+    def _scan(self, split: str, fold: int | None) -> Scan:
+        years = self._years_of(split)
+        classes = self._classes()
+        scan = Scan(classes, f"{', '.join(f'VOC{year}' for year in years)}")
+        for year in self.years:
+            folder = self._folder(year)
+            # The lists of every year decide the classes.
+            scan.watched += [folder / "ImageSets" / "Main", folder / "JPEGImages"]
+            if year not in years:
+                continue
+            path = folder / "ImageSets" / "Main" / f"{split}.txt"
+            scan.watched.append(path)
+            if not (folder / "JPEGImages").is_dir():
+                raise self._lacks(folder / "JPEGImages")
+            files = _by_stem(entries(folder / "JPEGImages")[1])
+            prefix = prefix_of(folder / "JPEGImages", self.root)
+            images = [line.split()[0] for line in read_lines(path)]
+            if len(set(images)) < len(images):
+                raise ValueError(f"{path} names {next(name for name in images if images.count(name) > 1)} twice")
+            for image in images:
+                if image in files:
+                    scan.names.append(prefix + files[image])
+                else:
+                    scan.missing_names.append(prefix + image)
+        scan.labels = [-1] * len(scan.names)
+        return scan
+
+    def _years_of(self, split: str) -> tuple[str, ...]:
+        """Years that have labelled images of a split: all of them, but for the split "test"."""
+        having = []
+        for year in self.years:
+            lists = self._folder(year) / "ImageSets" / "Main"
+            labelled = any(name.endswith(f"_{split}.txt") for name in entries(lists)[1])
+            if labelled and (lists / f"{split}.txt").is_file():
+                having.append(year)
+            elif split != "test":
+                raise self._lacks(lists / f"{split}.txt", f"VOC{year} lacks the lists of split {split!r}")
+        if not having:
+            year = self.years[0]
+            raise self._lacks(
+                self._folder(year) / "ImageSets" / "Main" / f"{split}.txt", f"VOC{year} lacks the lists of {split!r}"
+            )
+        return tuple(having)
+
+    def _classes(self) -> tuple[str, ...]:
+        by_year = {year: _classes_in(self._folder(year) / "ImageSets" / "Main") for year in self.years}
+        first = by_year[self.years[0]]
+        for year, classes in by_year.items():
+            if classes != first:
+                differing = ", ".join(sorted(set(classes) ^ set(first)))
+                raise ValueError(f"{self.title}: VOC{self.years[0]} and VOC{year} differ in the classes {differing}")
+        return first
+
+    def _folder(self, year: str) -> Path:
+        folder = first_folder(self.root, (f"VOCdevkit/VOC{year}", f"VOC{year}"))
+        if folder is None:
+            raise self._lacks(self.root / "VOCdevkit" / f"VOC{year}")
+        if not (folder / "ImageSets" / "Main").is_dir():
+            raise self._lacks(folder / "ImageSets" / "Main")
+        return folder
+
+
+def _classes_in(lists: Path) -> tuple[str, ...]:
+    """Names of the classes that a folder of lists is about: those of `<class>_<split>.txt`."""
+    endings = tuple(f"_{split}.txt" for split in PascalVOC.splits)
+    return tuple(sorted({name.rpartition("_")[0] for name in entries(lists)[1] if name.endswith(endings)}))
+
+
+def _by_stem(files: Sequence[str]) -> dict[str, str]:
+    stems = (os.path.splitext(name) for name in files)
+    return {stem: stem + suffix for stem, suffix in stems if suffix.lower() in IMAGE_SUFFIXES}
+
+
+def _states(path: Path) -> list[tuple[str, int]]:
+    found = []
+    for line in read_lines(path):
+        words = line.split()
+        if len(words) != 2 or words[1] not in _STATES:
+            raise ValueError(f"{path}: {line!r} should be an image and 1, 0 or -1")
+        found.append((words[0], _STATES[words[1]]))
+    return found
+
+
+def _read_boxes(path: Path, label_of: Mapping[str, int]) -> Boxes:
+    try:
+        tree = ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"{path} is not valid XML: {error}") from None
+    boxes: list[list[float]] = []
+    labels: list[int] = []
+    difficult: list[bool] = []
+    # Parts of a person (head, hand, foot) have boxes too, but lie a level deeper.
+    for number, item in enumerate(tree.findall("object"), start=1):
+        name = (item.findtext("name") or "").strip()
+        if name not in label_of:
+            raise ValueError(f"{path}, object {number}: {name!r} is none of the classes {', '.join(label_of)}")
+        try:
+            box = [float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")]
+        except ValueError:
+            raise ValueError(f"{path}, object {number}: bndbox must hold xmin, ymin, xmax and ymax") from None
+        # Pixels are numbered from 1 and the last one belongs to the box: (1, 1, W, H) is the whole image. As edges that
+        # is (0, 0, W, H), so only the first two change (as in detectron2's data/datasets/pascal_voc.py).
+        box[0] -= 1.0
+        box[1] -= 1.0
+        if not all(map(math.isfinite, box)) or box[2] <= box[0] or box[3] <= box[1]:
+            raise ValueError(f"{path}, object {number}: the box {box} has no area")
+        boxes.append(box)
+        labels.append(label_of[name])
+        difficult.append((item.findtext("difficult") or "0").strip() == "1")
+    return {
+        "boxes": np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        "labels": np.array(labels, dtype=np.int64),
+        "difficult": np.array(difficult, dtype=np.bool_),
+    }

@@ -1,0 +1,557 @@
+"""COCO's files of captions and instances, and Karpathy's list."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.data import annotations as annotations_module
+from common.data import listing as listing_module
+from common.data.annotations import ImageAnnotations, NumberRows, TextRows, kept_columns
+from common.data.datasets import base as base_module
+from common.data.datasets import coco as coco_module
+from common.data.datasets.coco import COCO, boxes_of, read_captions, read_instances
+from common.data.datasets.coco_karpathy import COCOKarpathy, read_splits
+from common.data.listing import DatasetMissing
+from tests.data.image_layouts import (
+    CATEGORIES,
+    captions_document,
+    instances_document,
+    karpathy_document,
+    write_coco,
+    write_image,
+    write_json,
+    write_karpathy,
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(listing_module, "SETTLED_SECONDS", 0.0)
+    return tmp_path / "cache"
+
+
+def changed(root: Path, name: str, change: Any) -> None:
+    path = root / name
+    document = json.loads(path.read_text())
+    change(document)
+    write_json(path, document)
+
+
+CAPTIONS = "annotations/captions_train2017.json"
+INSTANCES = "annotations/instances_train2017.json"
+
+
+# ------------------------------------------------------------------------------------------------------------- listing
+@pytest.mark.parametrize("folder", ["", "images"])
+def test_coco_lists_captioned_images_by_name(tmp_path: Path, folder: str) -> None:
+    coco = COCO(write_coco(tmp_path / "coco", folder=folder))
+    listing = coco.listing("train")
+    prefix = f"{folder}/" if folder else ""
+    assert listing.table.names() == [f"{prefix}train2017/{n:012d}.jpg" for n in (9, 16, 23, 30)]
+    assert listing.labels.tolist() == [-1] * 4
+    assert listing.classes == ()
+    assert (listing.missing, listing.notes) == (0, ())
+    assert all(clip.path.is_file() for clip in listing.clips)
+    assert coco.listing("val").table.names() == [f"{prefix}val2017/{n:012d}.jpg" for n in (5000, 5007)]
+    assert coco.listing("validation").fingerprint() == coco.listing("val").fingerprint()
+
+
+def test_coco_counts_missing_files_and_images_without_captions(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    (root / "train2017" / f"{16:012d}.jpg").unlink()
+    write_image(root / "train2017" / "stranger.jpg")
+
+    def change(document: dict[str, Any]) -> None:
+        document["annotations"] = [entry for entry in document["annotations"] if entry["image_id"] != 23]
+        document["annotations"] += [{"id": 7, "image_id": 23, "caption": " \n"}]
+
+    changed(root, CAPTIONS, change)
+    listing = COCO(root).listing("train")
+    assert listing.table.names() == [f"train2017/{n:012d}.jpg" for n in (9, 30)]
+    assert (listing.missing, listing.missing_names) == (1, (f"train2017/{16:012d}.jpg",))
+    assert listing.notes == ("1 images without a caption are left out",)
+    status = COCO(root).status()
+    assert status.present
+    assert status.counts == {"train": 2, "val": 2}
+    assert status.unit == "images"
+    assert "train: 1 listed images are missing, such as train2017/000000000016.jpg" in status.notes
+    assert "train: 1 images without a caption are left out" in status.notes
+    assert "train: 2 images, published 118,287" in status.notes
+    assert COCO(root).annotations("train").image_ids.tolist() == [9, 30]
+
+
+def test_coco_without_instances_has_no_tags(tmp_path: Path) -> None:
+    coco = COCO(write_coco(tmp_path, instances=False))
+    annotations = coco.annotations("train")
+    assert annotations.tags.shape == (4, 0)
+    assert annotations.tag_names == ()
+    with pytest.raises(ValueError, match="without boxes"):
+        annotations.boxes()
+    assert any("instances_train2017.json is missing: the images have no tags" in note for note in coco.status().notes)
+
+
+@pytest.mark.parametrize("kind", [COCO, COCOKarpathy])
+def test_missing_sets_explain_themselves(kind: type[COCO | COCOKarpathy], tmp_path: Path) -> None:
+    for root in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(DatasetMissing) as caught:
+            kind(root).annotations("train")
+        message = str(caught.value)
+        for part in (str(root), kind.title, kind.size, kind.licence, kind.source, "make data-<paper>"):
+            assert part in message
+        assert all(line in message for line in kind.expected_layout.splitlines())
+        status = kind(root).status()
+        assert not status.present
+        assert status.problem
+    with pytest.raises(ValueError, match="no split 'training'; it has: train"):
+        kind(tmp_path).annotations("training")
+
+
+def test_missing_parts_are_named(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    (root / CAPTIONS).unlink()
+    with pytest.raises(DatasetMissing, match=r"captions_train2017\.json"):
+        COCO(root).listing("train")
+    assert len(COCO(root).listing("val")) == 2
+    assert COCO(root).status().counts == {"val": 2}
+    for file in (root / "val2017").iterdir():
+        file.unlink()
+    with pytest.raises(DatasetMissing, match="none of the images of split 'val'"):
+        COCO(root).listing("val")
+    (root / "val2017").rmdir()
+    with pytest.raises(DatasetMissing, match="val2017"):
+        COCO(root).annotations("val")
+
+
+def test_the_index_keeps_listing_and_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base_module, "INDEX_FROM", 1)
+    root = write_coco(tmp_path / "coco", instances=False)
+    fresh = COCO(root).listing("train")
+    monkeypatch.setattr(COCO, "_scan", lambda *_: pytest.fail("scanned again"))
+    kept = COCO(root).listing("train")
+    assert kept.fingerprint() == fresh.fingerprint()
+    assert kept.notes == fresh.notes != ()
+    monkeypatch.undo()
+    # Another file of captions, or one more image, is another listing.
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
+    changed(root, CAPTIONS, lambda document: document["annotations"].clear())
+    with pytest.raises(DatasetMissing, match="none of the images"):
+        COCO(root).listing("train")
+
+
+# --------------------------------------------------------------------------------------------------------- annotations
+def test_annotations_follow_the_listing(tmp_path: Path) -> None:
+    coco = COCO(write_coco(tmp_path))
+    found = coco.annotations("train")
+    assert isinstance(found, ImageAnnotations)
+    assert len(found) == 4
+    assert found.image_ids.dtype == np.int64
+    assert found.image_ids.tolist() == found.groups.tolist() == [9, 16, 23, 30]
+    assert found.captions[1] == ("Image 16, caption 0.", "Image 16, caption 1.")
+    assert found.caption_ids[1] == (16000, 16001)
+    # In the order of the file, not of the numbers (1, 18, 3) or of the names.
+    assert found.tag_names == ("person", "dog", "car")
+    assert found.tags.dtype == np.bool_
+    assert found.tags.tolist() == [[False] * 3, [True, False, False], [True, True, False], [True] * 3]
+
+
+def test_annotations_of_a_subset(tmp_path: Path) -> None:
+    coco = COCO(write_coco(tmp_path))
+    whole, listing = coco.annotations("train"), coco.listing("train").subset([3, 0, 3])
+    found = coco.annotations("train", listing)
+    assert found.image_ids.tolist() == [30, 9, 30]
+    assert list(found.captions) == [whole.captions[3], whole.captions[0], whole.captions[3]]
+    assert found.tags.tolist() == whole.tags[[3, 0, 3]].tolist()
+    assert [len(boxes["labels"]) for boxes in found.boxes()] == [3, 0, 3]
+    assert len(coco.annotations("train", coco.listing("train").subset([]))) == 0
+    assert coco.annotations("train", coco.listing("train").subset([])).boxes() == []
+    with pytest.raises(ValueError, match=r"captions_train2017\.json has no image 'val2017.*not one of this data set"):
+        coco.annotations("train", coco.listing("val"))
+
+
+def test_groups_and_captions_in_any_script(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+
+    def change(document: dict[str, Any]) -> None:
+        for entry in document["images"][:2]:
+            entry["group_id"] = 5
+        document["annotations"][0]["caption"] = "  Ein Grün\u2028mit \ud83d 猫 "
+
+    changed(root, CAPTIONS, change)
+    found = COCO(root).annotations("train")
+    assert found.groups.tolist() == [9, 16, 5, 5]
+    assert found.captions[3][0] == "  Ein Grün\u2028mit \ud83d 猫 "
+    assert found.fingerprint()
+
+
+def test_boxes(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+
+    def change(document: dict[str, Any]) -> None:
+        document["annotations"] += [
+            {"id": 900, "image_id": 9, "category_id": 18, "bbox": [3, 4, 0, 5], "iscrowd": 0, "segmentation": []},
+            {"id": 901, "image_id": 9, "category_id": 18, "bbox": [3, 4, 2, 5], "segmentation": [[1, 2, 3, 4, 5, 6]]},
+        ]
+
+    changed(root, INSTANCES, change)
+    found = COCO(root).annotations("train")
+    first, _, _, last = found.boxes()
+    # The one without area is left out of the boxes, not out of the tags.
+    assert first["boxes"].tolist() == [[3.0, 4.0, 5.0, 9.0]]
+    assert first["labels"].tolist() == [1]
+    assert found.tags[0].tolist() == [False, True, False]
+    assert last["boxes"].dtype == np.float32
+    assert last["boxes"].tolist() == [[1.5 + n, 2.0, 4.5 + n, 6.25] for n in range(3)]
+    assert last["labels"].dtype == np.int64
+    assert last["labels"].tolist() == [0, 1, 2]
+    assert last["iscrowd"].tolist() == [False, False, True]
+    assert "segmentation" not in last
+    masks = found.boxes(segmentation=True)
+    assert masks[0]["segmentation"] == [[[1, 2, 3, 4, 5, 6]]]
+    assert masks[3]["segmentation"][2] == {"counts": [1, 2, 3], "size": [20, 24]}
+    assert [boxes["boxes"].shape for boxes in masks] == [(1, 4), (1, 4), (2, 4), (3, 4)]
+
+
+def test_no_instance_at_all(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    changed(root, INSTANCES, lambda document: document["annotations"].clear())
+    found = COCO(root).annotations("train")
+    assert found.tags.shape == (4, 3)
+    assert not found.tags.any()
+    assert all(boxes["boxes"].shape == (0, 4) for boxes in found.boxes(segmentation=True))
+
+
+def test_the_fingerprint_covers_captions_tags_and_groups(tmp_path: Path) -> None:
+    def fingerprint(name: str, file: str = CAPTIONS, change: Any = None) -> str:
+        root = write_coco(tmp_path / name)
+        if change is not None:
+            changed(root, file, change)
+        found = COCO(root).annotations("train")
+        # Plain lists are worth the same as the tables.
+        plain = ImageAnnotations(
+            found.image_ids, list(found.captions), list(found.caption_ids), found.tags, found.tag_names, found.groups
+        )
+        assert plain.fingerprint() == found.fingerprint()
+        return found.fingerprint()
+
+    original = fingerprint("a")
+    assert fingerprint("elsewhere") == original
+    others = [
+        fingerprint("b", CAPTIONS, lambda d: d["annotations"][0].update(caption="Something else.")),
+        fingerprint("c", CAPTIONS, lambda d: d["annotations"][0].update(id=1)),
+        fingerprint("d", CAPTIONS, lambda d: d["images"][0].update(group_id=1)),
+        fingerprint("e", CAPTIONS, lambda d: d["annotations"].reverse()),
+        fingerprint("f", INSTANCES, lambda d: d["annotations"].pop(0)),
+        fingerprint("g", INSTANCES, lambda d: d["categories"][0].update(name="people")),
+    ]
+    assert len({original, *others}) == 7
+    # What lies where does not matter to captions and tags.
+    assert fingerprint("h", INSTANCES, lambda d: d["annotations"][0].update(bbox=[0, 0, 1, 1])) == original
+
+
+def test_annotations_can_be_sent_to_a_worker(tmp_path: Path) -> None:
+    found = COCO(write_coco(tmp_path)).annotations("train")
+    copy = pickle.loads(pickle.dumps(found))
+    assert copy.fingerprint() == found.fingerprint()
+    assert list(copy.captions) == list(found.captions)
+    assert copy.boxes()[3]["boxes"].tolist() == found.boxes()[3]["boxes"].tolist()
+
+
+def test_columns_must_fit_each_other() -> None:
+    ids, none = np.arange(2), np.zeros((2, 0), dtype=np.bool_)
+    with pytest.raises(ValueError, match="one row per image"):
+        ImageAnnotations(ids, [("a",)], [(1,), (2,)], none, (), ids)
+    with pytest.raises(ValueError, match="one column per tag"):
+        ImageAnnotations(ids, [("a",), ("b",)], [(1,), (2,)], none, ("person",), ids)
+
+
+def test_rows_read_like_a_list_of_tuples() -> None:
+    plain = [("a", "bü"), (), ("", "c", "猫")]
+    rows = TextRows(plain)
+    assert rows == plain
+    assert plain == rows
+    assert rows != plain[:2]
+    assert rows != 3
+    assert list(rows) == plain
+    assert rows[-1] == plain[-1]
+    assert rows[1:] == plain[1:]
+    with pytest.raises(IndexError):
+        rows[3]
+    numbers = NumberRows([(2**40, -1), ()])
+    assert numbers == [(2**40, -1), ()]
+    assert type(numbers[0][0]) is int
+    assert len(TextRows([])) == len(NumberRows([])) == 0
+    assert repr(rows) == "TextRows(3 rows, 5 values)"
+
+
+# -------------------------------------------------------------------------------------------------------- wrong files
+def drop(key: str) -> Any:
+    return lambda document: document.pop(key)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop("images"), r'no list of objects "images"; it has: info, licenses, annotations'),
+        (drop("annotations"), 'no list of objects "annotations"'),
+        (lambda d: d.update(images=[3]), 'no list of objects "images"'),
+        (lambda d: d["images"][0].pop("id"), '"id" must be a whole number of 64 bits, not null'),
+        (lambda d: d["images"][0].update(id="9"), '"id" must be a whole number of 64 bits, not "9"'),
+        (lambda d: d["images"][0].update(id=2**63), '"id" must be a whole number of 64 bits'),
+        (lambda d: d["images"][0].update(id=True), '"id" must be a whole number of 64 bits'),
+        (lambda d: d["images"][0].pop("file_name"), 'image 30: "file_name" must be a text'),
+        (lambda d: d["images"][0].update(group_id="a"), 'image 30: "group_id" must be a whole number'),
+        (lambda d: d["images"][0].update(id=9), "image id 9 occurs twice"),
+        (lambda d: d["images"][0].update(file_name=f"{9:012d}.jpg"), "file name '000000000009.jpg' occurs twice"),
+        (lambda d: d["annotations"][0].update(id=9000), "caption id 9000 occurs twice"),
+        (lambda d: d["annotations"][0].update(image_id=8), "caption 30000 is of image 8, which the file does not list"),
+        (lambda d: d["annotations"][0].update(caption=["a"]), 'annotation 30000: "caption" must be a text'),
+        (lambda d: d["annotations"][0].pop("caption"), "not a file of captions"),
+    ],
+)
+def test_wrong_files_of_captions(tmp_path: Path, change: Any, message: str) -> None:
+    root = write_coco(tmp_path)
+    changed(root, CAPTIONS, change)
+    with pytest.raises(ValueError, match=message) as caught:
+        COCO(root).listing("train")
+    assert str(root / CAPTIONS) in str(caught.value)
+    status = COCO(root).status()
+    assert not status.present
+    assert str(caught.value) == status.problem
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop("categories"), 'no list of objects "categories"'),
+        (lambda d: d["categories"][0].update(id=18), "category 18 .* occurs twice"),
+        (lambda d: d["categories"][0].update(name="dog"), "category 18 .'dog'. occurs twice"),
+        (lambda d: d["annotations"][0].update(image_id=8), "annotation 100: it is of image 8, which the file does not"),
+        (lambda d: d["annotations"][0].update(category_id=2), "annotation 100: category_id 2 is not among"),
+        (lambda d: d["annotations"][0].pop("bbox"), 'annotation 100: "bbox" must be left, top'),
+        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), '"bbox" must be'),
+        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, "4"]), '"bbox" must be'),
+        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), '"bbox" must be'),
+    ],
+)
+def test_wrong_files_of_instances(tmp_path: Path, change: Any, message: str) -> None:
+    root = write_coco(tmp_path)
+    changed(root, INSTANCES, change)
+    with pytest.raises(ValueError, match=message) as caught:
+        COCO(root).annotations("train")
+    assert str(root / INSTANCES) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b'{"images": [', "not valid JSON .*truncated"),
+        (b"\xff\xfe\x00", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[1, 2]", "holds a JSON list"),
+        (b"null", "holds a JSON NoneType"),
+    ],
+)
+def test_files_that_are_no_object(tmp_path: Path, content: bytes, message: str) -> None:
+    root = write_coco(tmp_path / "coco")
+    (root / CAPTIONS).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        COCO(root).listing("train")
+    root = write_karpathy(tmp_path / "karpathy")
+    (root / "dataset_coco.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        COCOKarpathy(root).listing("train")
+
+
+def test_instances_in_the_place_of_captions(tmp_path: Path) -> None:
+    root = write_coco(tmp_path)
+    (root / INSTANCES).replace(root / CAPTIONS)
+    with pytest.raises(ValueError, match=r"captions_train2017\.json.*not a file of captions"):
+        COCO(root).listing("train")
+
+
+# ------------------------------------------------------------------------------------------------------------- caching
+def test_a_file_is_parsed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_coco(tmp_path)
+    read: list[str] = []
+    original = coco_module.read_json
+
+    def counted(path: Path, without: frozenset[str] = frozenset()) -> dict[str, Any]:
+        read.append(path.name)
+        return original(path, without)
+
+    monkeypatch.setattr(coco_module, "read_json", counted)
+    for _ in range(2):
+        COCO(root).listing("train")
+        COCO(root).annotations("train").boxes()
+    assert sorted(read) == ["captions_train2017.json", "instances_train2017.json"]
+    changed(root, CAPTIONS, lambda document: document["annotations"][0].update(caption="New."))
+    assert COCO(root).annotations("train").captions[3][0] == "New."
+
+
+def test_columns_of_a_large_file_are_kept_on_disk(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotations_module, "KEEP_FROM_BYTES", 1)
+    root = write_coco(tmp_path / "coco")
+    first = COCO(root).annotations("train")
+    (kept,) = (cache / "indices").glob("*.npz")
+    monkeypatch.setattr(coco_module, "_instance_columns", lambda path: pytest.fail("read again"))
+    read_instances.cache_clear()
+    again = COCO(root).annotations("train")
+    assert again.fingerprint() == first.fingerprint()
+    assert [b["boxes"].tolist() for b in again.boxes()] == [b["boxes"].tolist() for b in first.boxes()]
+    monkeypatch.undo()
+    # A damaged cache, or one of an older file, is made again.
+    path = root / INSTANCES
+    for damage in (lambda: kept.write_bytes(b"junk"), lambda: os.utime(path, ns=(1, 1))):
+        damage()
+        monkeypatch.setattr(annotations_module, "KEEP_FROM_BYTES", 1)
+        monkeypatch.setenv("ASSEMBLE_CACHE", str(cache))
+        columns = kept_columns(path, lambda: {"crowd": np.zeros(3)})
+        assert columns.keys() == {"crowd"}
+        assert columns["crowd"].shape == (3,)
+
+
+def test_a_cache_folder_that_cannot_be_written_costs_nothing_but_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(annotations_module, "KEEP_FROM_BYTES", 1)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "file"))
+    assert COCO(write_coco(tmp_path / "coco")).annotations("train").tags.any()
+
+
+def test_preparing_keeps_the_instances(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotations_module, "KEEP_FROM_BYTES", 1)
+    coco = COCO(write_coco(tmp_path / "coco"))
+    read_instances.cache_clear()
+    listing, kept = coco.index("train")
+    assert kept
+    assert len(listing) == 4
+    assert len(list((cache / "indices").glob("instances_train2017-*.npz"))) == 1
+
+
+def test_listing_needs_no_torch(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    code = (
+        "import sys; from common.data.datasets.coco import COCO; import common.data.datasets.coco_karpathy, "
+        f"common.data.datasets.voc, common.data.datasets.imagenet; COCO({str(tmp_path)!r}).annotations('train').boxes()"
+        "; sys.exit('torch' in sys.modules or 'PIL' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_readers_as_they_stand(tmp_path: Path) -> None:
+    captions = write_json(tmp_path / "captions.json", captions_document(3, captions=1))
+    images = read_captions(captions, (1,))
+    assert images.names == tuple(f"{n:012d}.jpg" for n in (23, 16, 9))
+    assert images.rows_of([images.names[2], images.names[0]]).tolist() == [2, 0]
+    instances = read_instances(write_json(tmp_path / "instances.json", instances_document(3)), (1,))
+    assert instances.categories == tuple(category["name"] for category in CATEGORIES)
+    assert instances.image_ids.tolist() == [16, 23, 23]
+    assert instances.tags(np.array([23, 5])).tolist() == [[True, True, False], [False] * 3]
+    assert [len(own["labels"]) for own in boxes_of(tmp_path / "instances.json", np.array([23, 5]))] == [2, 0]
+
+
+# ------------------------------------------------------------------------------------------------------------ Karpathy
+@pytest.mark.parametrize("folder", ["", "images"])
+def test_karpathys_splits(tmp_path: Path, folder: str) -> None:
+    root = write_karpathy(tmp_path, folder)
+    prefix = f"{folder}/" if folder else ""
+    counts = {}
+    for split in COCOKarpathy.splits:
+        listing = COCOKarpathy(root).listing(split)
+        names = listing.table.names()
+        assert names == sorted(names)
+        own = "train2014" if split == "train" else "val2014"
+        assert all(name.startswith(f"{prefix}{own}/COCO_{own}_") for name in names)
+        found = COCOKarpathy(root).annotations(split)
+        counts[split] = len(found)
+        for row, clip in enumerate(listing.clips):
+            number = int(clip.path.stem[-12:])
+            assert found.image_ids[row] == found.groups[row] == number
+            assert found.captions[row] == (f"Image {number}: 0.", f"Image {number}: 1.")
+            assert found.caption_ids[row] == (10 * number, 10 * number + 1)
+        assert found.tags.shape == (len(listing), 0)
+    assert counts == {"train": 3, "restval": 2, "val": 2, "test": 2}
+    status = COCOKarpathy(root).status()
+    assert status.present
+    assert "test: 2 images, published 5,000" in status.notes
+
+
+def test_restval_can_join_train(tmp_path: Path) -> None:
+    root = write_karpathy(tmp_path)
+    joined, plain = COCOKarpathy(root, restval=True), COCOKarpathy(root)
+    assert len(joined.listing("train")) == 5
+    assert len(joined.annotations("train").captions) == 5
+    assert len(joined.listing("restval")) == 2
+    assert joined.index_path("train") != plain.index_path("train")
+    assert joined.published_count("train") == 113_287
+    assert plain.published_count("train") == 82_783
+    assert set(plain.listing("train").table.names()) < set(joined.listing("train").table.names())
+
+
+def test_karpathy_without_restval_or_without_images(tmp_path: Path) -> None:
+    root = write_karpathy(tmp_path, restval=0)
+    assert COCOKarpathy(root).status().present
+    for file in (root / "train2014").iterdir():
+        file.unlink()
+    (root / "train2014").rmdir()
+    with pytest.raises(DatasetMissing, match="train2014"):
+        COCOKarpathy(root).listing("train")
+    listing = COCOKarpathy(root).listing("test")
+    (root / listing.table.name(0)).unlink()
+    again = COCOKarpathy(root).listing("test")
+    assert (len(again), again.missing, again.missing_names) == (1, 1, (listing.table.name(0),))
+    assert len(COCOKarpathy(root).annotations("test")) == 1
+
+
+def test_karpathys_groups(tmp_path: Path) -> None:
+    root = write_karpathy(tmp_path)
+    changed(root, "dataset_coco.json", lambda d: [entry.update(group_id=4) for entry in d["images"]])
+    assert COCOKarpathy(root).annotations("train").groups.tolist() == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop("images"), 'no list of objects "images"'),
+        (lambda d: d["images"][0].update(split="testing"), '"split" must be one of train, restval, val, test'),
+        (lambda d: d["images"][0].pop("split"), '"split" must be a text'),
+        (lambda d: d["images"][0].pop("cocoid"), '"cocoid" must be a whole number'),
+        (lambda d: d["images"][0].pop("filename"), '"filename" must be a text'),
+        (lambda d: d["images"][0].update(filepath="/"), '"filepath" must name the folder'),
+        (lambda d: d["images"][0].pop("sentences"), 'image 900 has no list of objects "sentences"'),
+        (lambda d: d["images"][0]["sentences"][0].pop("raw"), 'image 900: "raw" must be a text'),
+        (lambda d: d["images"][0]["sentences"][0].pop("sentid"), 'image 900: "sentid" must be a whole number'),
+        # Image 0 is for testing, image 2 for training: the same picture must not be in both.
+        (lambda d: d["images"][0].update(cocoid=d["images"][2]["cocoid"]), "image id 878 occurs twice"),
+        (lambda d: d["images"][2]["sentences"][0].update(sentid=9001), "caption id 9001 occurs twice"),
+    ],
+)
+def test_wrong_lists_of_karpathy(tmp_path: Path, change: Any, message: str) -> None:
+    root = write_karpathy(tmp_path)
+    changed(root, "dataset_coco.json", change)
+    with pytest.raises(ValueError, match=message) as caught:
+        COCOKarpathy(root).listing("test")
+    assert str(root / "dataset_coco.json") in str(caught.value)
+
+
+def test_karpathys_list_as_it_stands(tmp_path: Path) -> None:
+    splits = read_splits(write_json(tmp_path / "list.json", karpathy_document()), (1,))
+    assert {split: len(images.names) for split, images in splits.items()} == {
+        "train": 3,
+        "restval": 2,
+        "val": 2,
+        "test": 2,
+        "train+restval": 5,
+    }

@@ -1,0 +1,192 @@
+"""Pascal VOC: lists, labels with their three states, and boxes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.data.datasets.voc import PascalVOC
+from common.data.listing import DatasetMissing
+from tests.data.image_layouts import VOC_CLASSES, voc_annotation, write_voc
+
+LISTS = "VOCdevkit/VOC2007/ImageSets/Main"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_splits_and_classes(tmp_path: Path, nested: bool) -> None:
+    voc = PascalVOC(write_voc(tmp_path, nested=nested))
+    counts = {split: len(voc.listing(split)) for split in voc.splits}
+    assert counts == {"train": 2, "val": 3, "trainval": 5, "test": 3}
+    listing = voc.listing("trainval")
+    # A class may be called as a split is.
+    assert listing.classes == VOC_CLASSES
+    prefix = "VOCdevkit/" if nested else ""
+    assert listing.table.names() == [f"{prefix}VOC2007/JPEGImages/{n:06d}.jpg" for n in range(5, 10)]
+    assert all(clip.path.is_file() for clip in listing.clips)
+    assert listing.labels.tolist() == [-1] * 5
+    status = voc.status()
+    assert status.present, status.problem
+    assert status.title == "Pascal VOC 2007"
+    assert status.unit == "images"
+    assert "trainval: 5 images, published 5,011" in status.notes
+    assert "trainval: 3 classes, published 20" in status.notes
+
+
+def test_labels_have_three_states(tmp_path: Path) -> None:
+    root = write_voc(tmp_path)
+    assert (root / LISTS / "bicycle_test.txt").read_text() == "000010  1\n000011 -1\n000012  0\n"
+    voc = PascalVOC(root)
+    labels = voc.labels("test")
+    assert labels.dtype == np.int8
+    # Image k shows class k and, as a difficult example, the next one.
+    assert labels.tolist() == [[0, 1, -1], [-1, 0, 1], [1, -1, 0]]
+    assert voc.labels("test", voc.listing("test").subset([2, 0])).tolist() == [[1, -1, 0], [0, 1, -1]]
+    assert voc.labels("trainval").shape == (5, 3)
+    assert voc.labels("test", voc.listing("test").subset([])).shape == (0, 3)
+
+
+def test_labels_and_boxes_say_the_same(tmp_path: Path) -> None:
+    voc = PascalVOC(write_voc(tmp_path))
+    for row, boxes in zip(voc.labels("trainval"), voc.boxes("trainval")):
+        assert np.flatnonzero(row == 1).tolist() == boxes["labels"][~boxes["difficult"]].tolist()
+        assert np.flatnonzero(row == -1).tolist() == boxes["labels"][boxes["difficult"]].tolist()
+
+
+def test_boxes_begin_at_nought(tmp_path: Path) -> None:
+    voc = PascalVOC(write_voc(tmp_path))
+    boxes = voc.boxes("test")[0]
+    # The whole image of 24 x 20 pixels; the part of the first object is not an object.
+    assert boxes["boxes"].tolist() == [[0.0, 0.0, 24.0, 20.0], [2.0, 1.0, 10.5, 11.0]]
+    assert boxes["boxes"].dtype == np.float32
+    assert boxes["labels"].dtype == np.int64
+    assert boxes["labels"].tolist() == [1, 2]
+    assert boxes["difficult"].tolist() == [False, True]
+    assert len(voc.boxes("test", voc.listing("test").subset([2, 2]))) == 2
+
+
+def test_an_image_without_objects(tmp_path: Path) -> None:
+    root = write_voc(tmp_path)
+    (root / "VOCdevkit/VOC2007/Annotations/000010.xml").write_text(voc_annotation([]))
+    boxes = PascalVOC(root).boxes("test")[0]
+    assert boxes["boxes"].shape == (0, 4)
+    assert boxes["labels"].shape == boxes["difficult"].shape == (0,)
+
+
+def test_two_years_are_joined(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    write_voc(tmp_path, "2012", {"train": 2, "val": 2})
+    # As in the archive of 2012: test images without any label.
+    (tmp_path / "VOCdevkit/VOC2012/ImageSets/Main/test.txt").write_text("2012_000001\n")
+    voc = PascalVOC(tmp_path, years=("2007", "2012"))
+    listing = voc.listing("trainval")
+    assert len(listing) == 9
+    assert [name.split("/")[1] for name in listing.table.names()] == ["VOC2007"] * 5 + ["VOC2012"] * 4
+    labels = voc.labels("trainval")
+    assert labels.shape == (9, 3)
+    assert labels[:5].tolist() == PascalVOC(tmp_path).labels("trainval").tolist()
+    assert len(voc.boxes("trainval")) == 9
+    assert len(voc.listing("test")) == 3
+    assert voc.labels("test").shape == (3, 3)
+    assert voc.published_count("trainval") == 16_551
+    assert voc.published_count("test") == 4_952
+    assert PascalVOC(tmp_path, ["2012"]).published_count("trainval") == 11_540
+    assert PascalVOC(tmp_path, ["2012"]).published_count("test") is None
+    assert PascalVOC(tmp_path, ["2010"]).published_count("trainval") is None
+    assert voc.index_path("trainval") != PascalVOC(tmp_path).index_path("trainval")
+    with pytest.raises(DatasetMissing, match=r"VOC2012 lacks the lists of 'test'"):
+        PascalVOC(tmp_path, ["2012"]).listing("test")
+
+
+def test_years_are_checked(tmp_path: Path) -> None:
+    assert PascalVOC(tmp_path, [2007, 2012]).years == ("2007", "2012")  # type: ignore[list-item]
+    for years in ((), "2007", ("2007", "2007")):
+        with pytest.raises(ValueError, match="years must be a list"):
+            PascalVOC(tmp_path, years)
+    write_voc(tmp_path)
+    write_voc(tmp_path, "2012", classes=("aeroplane", "boat", "train"))
+    with pytest.raises(ValueError, match="VOC2007 and VOC2012 differ in the classes bicycle, boat"):
+        PascalVOC(tmp_path, ["2007", "2012"]).listing("trainval")
+
+
+def test_missing_parts_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetMissing, match="VOC2007") as caught:
+        PascalVOC(tmp_path).listing("test")
+    assert all(line in str(caught.value) for line in PascalVOC.expected_layout.splitlines())
+    root = write_voc(tmp_path)
+    (root / "VOCdevkit/VOC2007/JPEGImages/000011.jpg").unlink()
+    voc = PascalVOC(root)
+    listing = voc.listing("test")
+    assert (len(listing), listing.missing) == (2, 1)
+    assert listing.missing_names == ("VOCdevkit/VOC2007/JPEGImages/000011",)
+    assert voc.labels("test").tolist() == [[0, 1, -1], [1, -1, 0]]
+    (root / "VOCdevkit/VOC2007/Annotations/000012.xml").unlink()
+    with pytest.raises(DatasetMissing, match=r"boxes of an image are missing.*000012\.xml"):
+        voc.boxes("test")
+    (root / LISTS / "train_test.txt").unlink()
+    with pytest.raises(DatasetMissing, match="list of class 'train' is missing"):
+        voc.labels("test")
+    (root / LISTS / "val.txt").unlink()
+    with pytest.raises(DatasetMissing, match="VOC2007 lacks the lists of split 'val'"):
+        voc.listing("val")
+    with pytest.raises(ValueError, match="no split 'validation'; it has: train, val, trainval, test"):
+        voc.labels("validation")
+
+
+@pytest.mark.parametrize("line", ["000010", "000010 2", "000010 1 1", "000010 present"])
+def test_damaged_class_lists(tmp_path: Path, line: str) -> None:
+    root = write_voc(tmp_path)
+    (root / LISTS / "train_test.txt").write_text(f"000011  1\n{line}\n")
+    with pytest.raises(ValueError, match=rf"train_test\.txt: '{line}' should be an image and 1, 0 or -1"):
+        PascalVOC(root).labels("test")
+
+
+def test_contradicting_lists(tmp_path: Path) -> None:
+    root = write_voc(tmp_path)
+    path = root / LISTS / "train_test.txt"
+    path.write_text("000010  1\n000011  1\n")
+    with pytest.raises(ValueError, match="000012 occurs in 2 of the 3 lists"):
+        PascalVOC(root).labels("test")
+    path.write_text("000010  1\n000011  1\n000012 -1\n000012  1\n")
+    with pytest.raises(ValueError, match="000012 occurs in 4 of the 3 lists"):
+        PascalVOC(root).labels("test")
+    with pytest.raises(ValueError, match="lists"):
+        PascalVOC(root).labels("val", PascalVOC(root).listing("test"))
+    (root / LISTS / "test.txt").write_text("000010\n000010\n")
+    with pytest.raises(ValueError, match="names 000010 twice"):
+        PascalVOC(root).listing("test")
+
+
+BOX = (1.0, 1.0, 5.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<annotation><object>", "not valid XML"),
+        ("", "not valid XML"),
+        (voc_annotation([("bicycle", BOX, 0), ("unicorn", BOX, 0)]), "object 2: 'unicorn' is none of the classes"),
+        (voc_annotation([("bicycle", BOX, 0)]).replace("<ymax>5.0</ymax>", ""), "object 1: bndbox must hold"),
+        (voc_annotation([("bicycle", BOX, 0)]).replace("5.0", "five"), "object 1: bndbox must hold"),
+        (voc_annotation([("bicycle", (5.0, 1.0, 4.0, 5.0), 0)]), "object 1: the box .* has no area"),
+        (voc_annotation([("bicycle", (1.0, 1.0, float("nan"), 5.0), 0)]), "object 1: the box .* has no area"),
+    ],
+)
+def test_damaged_annotations(tmp_path: Path, text: str, message: str) -> None:
+    root = write_voc(tmp_path)
+    (root / "VOCdevkit/VOC2007/Annotations/000011.xml").write_text(text)
+    with pytest.raises(ValueError, match=rf"000011\.xml.*{message}"):
+        PascalVOC(root).boxes("test")
+
+
+def test_lists_without_a_difficult_flag(tmp_path: Path) -> None:
+    root = write_voc(tmp_path)
+    text = voc_annotation([("bicycle", BOX, 1)]).replace("<difficult>1</difficult>", "")
+    (root / "VOCdevkit/VOC2007/Annotations/000011.xml").write_text(text)
+    assert PascalVOC(root).boxes("test")[1]["difficult"].tolist() == [False]
