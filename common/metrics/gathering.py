@@ -1,5 +1,7 @@
 """Collecting per-sample results of all processes, each sample once."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -100,3 +102,67 @@ class OncePerSample:
         means = dict(zip(self.names, per_sample.mean(0)))
         means["count"] = torch.tensor(float(len(samples)), dtype=torch.float64, device=values.device)
         return means
+
+
+class RowsOncePerSample:
+    """Tensors with one row a sample, from all batches and processes, each sample once and in ascending order.
+
+    A loader that meets a broken file delivers its neighbour twice; the second row is left out.
+
+    Args:
+        names: The tensors.
+
+    Example:
+        >>> rows = RowsOncePerSample("embedding")
+        >>> rows.update(torch.tensor([4, 1, 4]), embedding=torch.eye(3))
+        >>> index, collected = rows.compute()
+        >>> index.tolist(), collected["embedding"].shape
+        ([1, 4], torch.Size([2, 3]))
+    """
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self._indices: list[Tensor] = []
+        self._rows: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def update(self, index: Tensor, **rows: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            index: Which samples, [B].
+            rows: For every name a tensor [B, ...], with the same trailing shape and type in every batch and process.
+
+        Raises:
+            ValueError: The names are not those of the constructor.
+        """
+        if set(rows) != set(self.names):
+            raise ValueError(f"expected rows for {sorted(self.names)}, got {sorted(rows)}")
+        self._indices.append(index.detach())
+        for name, row in rows.items():
+            self._rows[name].append(row.detach())
+
+    def compute(self, device: torch.device | str | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Positions [N] of the samples, ascending, and for every name their rows [N, ...].
+
+        Args:
+            device: Where to collect; needed only by a process that may have seen no sample.
+
+        Raises:
+            ValueError: No process saw a sample.
+        """
+        own = {name: (rows[0].shape[1:], rows[0].dtype) for name, rows in self._rows.items() if rows}
+        # A process without samples does not know the shapes, but must take part all the same.
+        known = [own]
+        if dist.is_available() and dist.is_initialized():
+            known = [{} for _ in range(dist.get_world_size())]
+            dist.all_gather_object(known, own)
+        shapes: dict[str, Any] = next((shapes for shapes in known if shapes), {})
+        if not shapes:
+            raise ValueError("there is no sample to evaluate")
+        if not self._indices:
+            self._indices.append(torch.zeros(0, dtype=torch.int64, device=device))
+            for name, (shape, dtype) in shapes.items():
+                self._rows[name].append(torch.zeros(0, *shape, dtype=dtype, device=device))
+        index = gather_rows(torch.cat(self._indices))
+        first = first_occurrences(index)
+        return index[first], {name: gather_rows(torch.cat(rows))[first] for name, rows in self._rows.items()}

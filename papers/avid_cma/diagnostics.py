@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.metrics.gathering import first_occurrences, gather_rows
 from papers.avid_cma.agreement import Agreement, mine_positives
 
 if TYPE_CHECKING:
@@ -70,25 +68,6 @@ class Progress(nn.Module):
 def bank_norms(*banks: Tensor) -> dict[str, Tensor]:
     """Largest deviation of any row's length from 1."""
     return {"bank_norm_error": torch.stack([(bank.norm(dim=1) - 1.0).abs().max() for bank in banks]).max()}
-
-
-class EmbeddingCollector:
-    """Collects embeddings of an evaluation over batches and ranks; every clip once, in the order of the listing."""
-
-    def __init__(self) -> None:
-        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def update(self, video: Tensor, audio: Tensor, index: Tensor) -> None:
-        """Add a batch: raw embeddings [B, d] of both modalities and the clips' positions [B]."""
-        self._parts.append((F.normalize(video.float(), dim=1), F.normalize(audio.float(), dim=1), index))
-
-    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit embeddings [N, d] of both modalities and the clips' positions [N], ascending."""
-        video, audio, index = (torch.cat(part) for part in zip(*self._parts))
-        video, audio, index = gather_rows(video), gather_rows(audio), gather_rows(index)
-        # A broken clip is replaced by its neighbour, which then comes twice.
-        first = first_occurrences(index)
-        return video[first], audio[first], index[first]
 
 
 def cross_modal_retrieval(video: Tensor, audio: Tensor) -> dict[str, Tensor]:

@@ -13,10 +13,12 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.encoders.heads import ProjectionHead
+from common.metrics.gathering import RowsOncePerSample
 from papers.avid_cma import diagnostics
 from papers.avid_cma.checkpoints import load_pretraining
 from papers.avid_cma.data import PretrainingData
@@ -230,15 +232,17 @@ class AVID(pl.LightningModule):
     # -- what is measured after training -------------------------------------------------------------------------------
 
     def on_test_start(self) -> None:
-        self._held_out = diagnostics.EmbeddingCollector()
+        self._held_out = RowsOncePerSample("video", "audio")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         video, audio = self.model(batch["video"], batch["audio"])
-        self._held_out.update(video, audio, batch["index"])
+        unit = {"video": F.normalize(video.float(), dim=1), "audio": F.normalize(audio.float(), dim=1)}
+        self._held_out.update(batch["index"], **unit)
 
     def on_test_epoch_end(self) -> None:
         assert self.criterion is not None
-        video, audio, index = self._held_out.compute()
+        index, rows = self._held_out.compute(self.device)
+        video, audio = rows["video"], rows["audio"]
         banks = self.criterion.video_bank.vectors, self.criterion.audio_bank.vectors
         metrics = diagnostics.cross_modal_retrieval(video, audio)
         metrics |= diagnostics.bank_agreement(*banks, self.data.listing.labels, self.mined)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from common.metrics.gathering import OncePerSample, gather_rows
+from common.metrics.gathering import OncePerSample, RowsOncePerSample, gather_rows
 from papers.avid_cma.evaluation import ActionRecognition, LinearProbes, SoundSVM
 from tests.avid_cma.test_evaluation import (
     CLASSES,
@@ -76,6 +76,21 @@ def test_rows_of_uneven_processes_are_joined_in_rank_order(tmp_path: Path) -> No
 def test_odd_number_of_samples_is_counted_exactly_once(tmp_path: Path) -> None:
     for result in run_everywhere(mean_of_uneven, tmp_path):
         assert result == [7, 3.0, 4, pytest.approx(9 / 4)]
+
+
+def rows_of_uneven(rank: int) -> Any:
+    rows, silent = RowsOncePerSample("embedding"), RowsOncePerSample("embedding")
+    index = torch.tensor([[4, 0], [3, 0]][rank])
+    rows.update(index, embedding=index[:, None].float())
+    if rank == 0:
+        silent.update(index, embedding=index[:, None].half())
+    return [[index.tolist(), rows["embedding"].tolist()] for index, rows in (rows.compute(), silent.compute("cpu"))]
+
+
+def test_rows_of_several_processes_come_once_in_order(tmp_path: Path) -> None:
+    for all_rows, of_one in run_everywhere(rows_of_uneven, tmp_path):
+        assert all_rows == [[0, 3, 4], [[0.0], [3.0], [4.0]]]
+        assert of_one == [[0, 4], [[0.0], [4.0]]]
 
 
 def distributed_trainer(tmp_path: Path, **options: Any) -> pl.Trainer:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.metrics.gathering import OncePerSample, first_occurrences, gather_rows
+from common.metrics.gathering import OncePerSample, RowsOncePerSample, first_occurrences, gather_rows
 
 
 @given(st.lists(st.integers(0, 9), max_size=40))
@@ -51,3 +51,23 @@ def test_wrong_names_are_refused() -> None:
 def test_one_process_gathers_its_own_rows() -> None:
     rows = torch.randn(3, 2)
     assert gather_rows(rows) is rows
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(1, 7))
+def test_rows_come_once_in_order(indices: list[int], batch: int) -> None:
+    rows = RowsOncePerSample("square", "pair")
+    for start in range(0, len(indices), batch):
+        index = torch.tensor(indices[start : start + batch])
+        rows.update(index, square=index**2, pair=torch.stack([index, -index], dim=1).half())
+    index, collected = rows.compute()
+    assert index.tolist() == sorted(set(indices))
+    assert collected["square"].tolist() == [i * i for i in sorted(set(indices))]
+    assert collected["pair"].shape == (len(index), 2)
+    assert collected["pair"].dtype == torch.float16
+
+
+def test_no_rows_and_wrong_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="no sample"):
+        RowsOncePerSample("embedding").compute()
+    with pytest.raises(ValueError, match="embedding"):
+        RowsOncePerSample("embedding").update(torch.tensor([0]), features=torch.zeros(1, 2))
