@@ -41,9 +41,11 @@ SCALE_FIELDS = frozenset(
     held_out_batch_size test_batch_size file_batch_size
     world num_workers cache_bytes num_classes training_windows test_windows test_clips clip_accuracy_clips wrap_seconds
     crop resize fps duration sample_rate fft frames_per_second jitter_seconds
-    width depth stem_pool stem_stride small hidden_dim out_dim layers
-    negatives within_negatives positives mined
-    learning_rate
+    width depth stem_pool stem_stride small hidden_dim out_dim layers channels stem_channels
+    hidden_size intermediate_size feedforward_size attention_heads embedding_dim vocabulary_size max_tokens
+    intra_dim inter_dim tag_count fold_size min_count held_out_share
+    negatives within_negatives positives mined queue_size
+    learning_rate image_learning_rate text_learning_rate warmup_steps
     """.split()  # noqa: SIM905 - easier to read and to sort
 )
 
@@ -66,8 +68,25 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _mapping(loader: Any, node: Any, deep: bool = False) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} stands here twice; the first would be lost", key_node.start_mark
+            )
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+_Loader.add_constructor(
+    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, lambda loader, node: _mapping(loader, node, deep=True)
+)
+
+
 def load_yaml_text(text: str) -> Any:
-    """Parse YAML text with numbers such as `2e-4` read as floats."""
+    """Parse YAML text with numbers such as `2e-4` read as floats; a key that stands twice is an error."""
     return yaml.load(text, Loader=_Loader)
 
 

@@ -12,6 +12,7 @@ from common.training.configuration import (
     ConfigurationError,
     check_arguments,
     leaves,
+    load_yaml,
     load_yaml_text,
     merge,
     parse_overrides,
@@ -124,3 +125,10 @@ def test_a_misspelt_field_is_named_with_its_layer_and_the_nearest() -> None:
     run = resolve("avid", "avid", scale="paper", arguments=["--trainer.max_epoch", "1"])
     with pytest.raises(ConfigurationError, match=r"'trainer.max_epoch'.*'max_epochs'"):
         check_arguments(run.config, run.layers)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "layer.yaml"
+    path.write_text("model:\n  init_args: {width: 1, depth: 2, width: 3}\n", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"layer\.yaml.*'width' stands here twice"):
+        load_yaml(path)
