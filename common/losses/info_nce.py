@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def info_nce(positives: Tensor, negatives: Tensor) -> Tensor:
+def info_nce(positives: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
     """Softmax cross entropy of each positive against the shared negatives.
 
     Every positive competes with the negatives only, never with the other positives: the loss of positive `p` is
@@ -16,26 +16,33 @@ def info_nce(positives: Tensor, negatives: Tensor) -> Tensor:
     Args:
         positives: scores of the positives, already divided by the temperature.
         negatives: scores of the negatives, already divided by the temperature.
+        mask: which negatives count; all of them without it. An anchor without any costs nothing.
 
     Shapes:
-        positives [B, P]; negatives [B, K]
+        positives [B, P]; negatives [B, K]; mask broadcasts to [B, K]
 
     Returns:
         Scalar loss in nats.
 
     Source: van den Oord, Li and Vinyals, "Representation Learning with Contrastive Predictive Coding", equation 4.
     """
-    return info_nce_per_anchor(positives, negatives).mean()
+    return info_nce_per_anchor(positives, negatives, mask).mean()
 
 
-def info_nce_per_anchor(positives: Tensor, negatives: Tensor) -> Tensor:
+def info_nce_per_anchor(positives: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
     """`info_nce` before the average over the batch; half precision is raised to float32.
 
     Shapes:
-        positives [..., P]; negatives [..., K] -> [...]
+        positives [..., P]; negatives [..., K]; mask broadcasts to [..., K] -> [...]
     """
-    half = (torch.float16, torch.bfloat16)
-    positives = positives.float() if positives.dtype in half else positives
-    negatives = negatives.float() if negatives.dtype in half else negatives
+    positives, negatives = at_least_float32(positives), at_least_float32(negatives)
+    if mask is not None:
+        # Finite, so that an anchor without any negative has the gradient zero instead of infinity minus infinity.
+        negatives = negatives.masked_fill(~mask, torch.finfo(negatives.dtype).min / 2)
     log_noise = torch.logsumexp(negatives, dim=-1, keepdim=True)
     return F.softplus(log_noise - positives).mean(dim=-1)
+
+
+def at_least_float32(scores: Tensor) -> Tensor:
+    """Raise half precision to float32, in which losses are computed; leave everything else as it is."""
+    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores

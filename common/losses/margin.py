@@ -1,0 +1,95 @@
+"""Margin losses: a positive must beat every negative by a margin."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from common.losses.info_nce import at_least_float32
+
+Reduction = Literal["sum", "mean", "max"]
+
+
+def queue_hinge(
+    positive: Tensor,
+    negatives: Tensor,
+    margin: float,
+    reduction: Reduction = "sum",
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Hinge of every anchor against many negatives: `[margin - positive + negative]_+`, reduced over the negatives.
+
+    Computed in float32 at least. An anchor without any negative has loss and gradient zero.
+
+    Args:
+        positive: similarity of each anchor with its positive.
+        negatives: similarities with the negatives.
+        margin: by how much the positive must be more similar.
+        reduction: `sum`; `mean` divides by the number of negatives that count; `max` keeps the hardest one.
+        mask: which negatives count; all of them without it.
+
+    Shapes:
+        positive [B]; negatives [B, K]; mask broadcasts to [B, K]
+
+    Returns:
+        Loss per anchor, [B].
+
+    Raises:
+        ValueError: when the reduction is unknown or a shape does not fit.
+
+    Source: specification 4 of MCT (J_ic and J_ci).
+    """
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}")
+    if positive.dim() != 1 or negatives.dim() != 2 or len(positive) != len(negatives):
+        raise ValueError(
+            f"positive must be [B] and negatives [B, K], got {tuple(positive.shape)} and {tuple(negatives.shape)}"
+        )
+    positive, negatives = at_least_float32(positive), at_least_float32(negatives)
+    hinge = (negatives + (margin - positive)[:, None]).relu()
+    if mask is not None:
+        hinge = hinge.where(mask, 0.0)
+    if reduction == "max":
+        return hinge.max(dim=1).values
+    total = hinge.sum(dim=1)
+    if reduction == "sum":
+        return total
+    if mask is None:
+        return total / negatives.shape[1]
+    return total / mask.to(total.dtype).sum(dim=-1).clamp(min=1)
+
+
+def in_batch_hinge(scores: Tensor, margin: float, hardest: bool = False) -> Tensor:
+    """Visual-semantic margin loss of a batch of matching pairs, in both directions.
+
+    Entry (i, j) is the similarity of image i with text j; the diagonal holds the matching pairs, everything else is a
+    negative. Computed in float32 at least.
+
+    Args:
+        scores: similarities of all images with all texts.
+        margin: by how much a pair must beat its negatives.
+        hardest: keep the hardest negative of every image and of every text instead of the sum over all of them.
+
+    Shapes:
+        scores [B, B]
+
+    Returns:
+        Scalar: the sum over batch and both directions, not a mean.
+
+    Raises:
+        ValueError: when the scores are not square.
+
+    Source: Faghri et al., "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", equations 5 and 6.
+    """
+    if scores.dim() != 2 or scores.shape[0] != scores.shape[1]:
+        raise ValueError(f"scores must be [B, B], one row and one column per pair; got {tuple(scores.shape)}")
+    scores = at_least_float32(scores)
+    pairs = scores.diagonal()
+    own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    of_images = (scores + (margin - pairs)[:, None]).relu().masked_fill(own, 0.0)
+    of_texts = (scores + (margin - pairs)[None, :]).relu().masked_fill(own, 0.0)
+    if hardest:
+        return of_images.max(dim=1).values.sum() + of_texts.max(dim=0).values.sum()
+    return of_images.sum() + of_texts.sum()

@@ -1,0 +1,80 @@
+"""Momentum encoders: a copy of a network that follows it as an exponential moving average."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def update_average(averages: Iterable[Tensor], sources: Iterable[Tensor], momentum: float) -> None:
+    """Move every average towards its source: average <- momentum * average + (1 - momentum) * source.
+
+    Args:
+        averages: changed in place.
+        sources: in the same order.
+        momentum: share of the average that stays, in [0, 1].
+
+    Raises:
+        ValueError: when the two do not match in number or shape, or the momentum is out of range.
+
+    Source: specification 6 of MCT.
+    """
+    averages, sources = list(averages), list(sources)
+    if not 0.0 <= momentum <= 1.0:
+        raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
+    if [average.shape for average in averages] != [source.shape for source in sources]:
+        raise ValueError("averages and sources must match in number and shape: are they of the same architecture?")
+    if averages:
+        torch._foreach_lerp_(averages, sources, 1.0 - momentum)
+
+
+class MomentumPair(nn.Module):
+    """A trained network and its moving average.
+
+    The average starts as an exact copy, receives no gradient, and is in training mode whenever the pair is: its batch
+    normalisation uses the statistics of its own batches, and its running statistics come from its own passes.
+
+    Args:
+        query: the network that is trained.
+        copy_buffers: also copy the buffers of the trained network at every update. MoCo does not; averaged generators
+            that never see a batch of their own need it.
+
+    Source: specification 6 of MCT.
+    """
+
+    def __init__(self, query: nn.Module, copy_buffers: bool = False) -> None:
+        super().__init__()
+        self.query = query
+        self.key = copy.deepcopy(query).requires_grad_(False)
+        self.copy_buffers = copy_buffers
+
+    def forward(self, *inputs: Any) -> Any:
+        """Output of the trained network."""
+        return self.query(*inputs)
+
+    @torch.no_grad()
+    def update(self, momentum: float) -> None:
+        """Move the average; call it before the optimiser step.
+
+        Args:
+            momentum: share of the average that stays, in [0, 1].
+        """
+        update_average(self.key.parameters(), self.query.parameters(), momentum)
+        if self.copy_buffers:
+            self._copy(self.key.buffers(), self.query.buffers())
+
+    @torch.no_grad()
+    def synchronise(self) -> None:
+        """Make the average an exact copy again, buffers included, after the trained network was loaded from a file."""
+        self._copy(self.key.parameters(), self.query.parameters())
+        self._copy(self.key.buffers(), self.query.buffers())
+
+    @staticmethod
+    def _copy(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)

@@ -1,0 +1,341 @@
+"""Queue of keys: embeddings of earlier batches as negatives of later ones, and losses against all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from common.memory.collective import all_gather_concat, broadcast_from_rank_zero, require_equal_over_ranks
+
+QueueDtype = Literal["float32", "float16"]
+Warm = Literal["random", "masked"]
+Terms = dict[str, Tensor]
+# (similarities with the own keys [B], similarities with the queue [B, K]) -> (scalar loss, what else to report)
+ScoreLoss = Callable[[Tensor, Tensor], tuple[Tensor, Terms]]
+
+_BLOCK_BYTES = 4 << 20  # of rows that a CPU multiplies at once, so that they stay in its cache
+
+
+class KeyQueue(nn.Module):
+    """The last `size` keys, first in first out, with what is known about each of them.
+
+    Every rank holds the full queue. `enqueue` gathers the keys of all ranks in rank order and writes the same rows
+    everywhere, so the copies stay equal without ever broadcasting the queue after the start. All of it is in the state
+    dict, so a restored queue goes on exactly where it was.
+
+    The queue starts with random unit vectors. `warm` says whether slots that were never written count as negatives:
+    `random`, as MoCo does it, or `masked`, not. They never count as positives.
+
+    Args:
+        size: number of keys, K.
+        dim: width of a key.
+        tag_count: tags kept with every key; 0 for none.
+        dtype: type of the stored keys; `float16` halves the memory. Losses are computed in float32 all the same.
+        warm: `random` or `masked`.
+        seed: of the initial vectors.
+
+    Attributes:
+        vectors: the keys, unit rows [K, d].
+        image_id: image that a key belongs to, int64 [K]; -1 where that is unknown.
+        tags: tags of that image, bool [K, T]; only with `tag_count`.
+        valid: slots that were written, bool [K].
+        pointer: slot that is written next, int64 [].
+
+    Raises:
+        ValueError: when an argument is out of range.
+
+    Source: specification 5 of MCT.
+    """
+
+    vectors: Tensor
+    image_id: Tensor
+    tags: Tensor
+    valid: Tensor
+    pointer: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        tag_count: int = 0,
+        dtype: QueueDtype = "float32",
+        warm: Warm = "random",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if size < 1 or dim < 1 or tag_count < 0:
+            raise ValueError(
+                f"a queue needs size >= 1, dim >= 1 and tag_count >= 0, got size={size}, dim={dim}, "
+                f"tag_count={tag_count}"
+            )
+        if dtype not in get_args(QueueDtype):
+            raise ValueError(f"dtype must be one of {', '.join(get_args(QueueDtype))}, got {dtype!r}")
+        if warm not in get_args(Warm):
+            raise ValueError(f"warm must be one of {', '.join(get_args(Warm))}, got {warm!r}")
+        self.size = size
+        self.dim = dim
+        self.tag_count = tag_count
+        self.warm = warm
+        vectors = torch.randn(size, dim, generator=torch.Generator().manual_seed(seed))
+        vectors /= vectors.norm(dim=1, keepdim=True)
+        self.register_buffer("vectors", vectors.to(getattr(torch, dtype)))
+        self.register_buffer("image_id", torch.full((size,), -1))
+        if tag_count:
+            self.register_buffer("tags", torch.zeros(size, tag_count, dtype=torch.bool))
+        self.register_buffer("valid", torch.zeros(size, dtype=torch.bool))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+
+    def extra_repr(self) -> str:
+        tags = f", {self.tag_count} tags" if self.tag_count else ""
+        return f"{self.size} x {self.dim}{tags}, {self.vectors.dtype}, warm={self.warm}"
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor, image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
+        """Write the keys of all ranks over the oldest ones. All ranks must call it together, with equal batches.
+
+        A batch may be of any size: it wraps around the end of the queue, and of a batch larger than the queue the last
+        `size` keys stay, as if the keys had come one by one.
+
+        Args:
+            keys: unit vectors of this rank's batch.
+            image_id: their images, not negative; without it they count as unknown.
+            tags: tags of their images; needed by a queue with tags.
+
+        Shapes:
+            keys [B, d]; image_id [B]; tags [B, T]
+
+        Raises:
+            ValueError: when a shape does not fit, or tags are missing or not wanted.
+        """
+        self.require_batch(keys, image_id, tags)
+        self.write(
+            all_gather_concat(keys.to(self.vectors.dtype)),
+            None if image_id is None else all_gather_concat(image_id.long()),
+            None if tags is None else gather_flags(tags),
+        )
+
+    @torch.no_grad()
+    def write(self, keys: Tensor, image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
+        """Local part of `enqueue`: takes a batch that was gathered from all ranks already.
+
+        Shapes:
+            keys [M, d]; image_id [M]; tags [M, T]
+        """
+        surplus = max(len(keys) - self.size, 0)
+        slots = (self.pointer + torch.arange(surplus, len(keys), device=keys.device)) % self.size
+        self.vectors.index_copy_(0, slots, keys[surplus:].to(self.vectors.dtype))
+        if image_id is None:
+            self.image_id.index_fill_(0, slots, -1)
+        else:
+            self.image_id.index_copy_(0, slots, image_id[surplus:].long())
+        if tags is not None:
+            self.tags.index_copy_(0, slots, tags[surplus:].bool())
+        self.valid.index_fill_(0, slots, True)
+        self.pointer.copy_((self.pointer + len(keys)) % self.size)
+
+    def require_batch(self, keys: Tensor, image_id: Tensor | None, tags: Tensor | None) -> None:
+        """Raise ValueError unless a batch fits this queue."""
+        if keys.dim() != 2 or keys.shape[1] != self.dim:
+            raise ValueError(f"keys must be [B, {self.dim}], got {tuple(keys.shape)}")
+        if image_id is not None and image_id.shape != keys.shape[:1]:
+            raise ValueError(f"image_id must be [{len(keys)}], one per key, got {tuple(image_id.shape)}")
+        if self.tag_count and tags is None:
+            raise ValueError(f"this queue keeps {self.tag_count} tags per key, but the batch has no tags")
+        if tags is not None and tags.shape != (len(keys), self.tag_count):
+            raise ValueError(
+                f"tags must be [{len(keys)}, {self.tag_count}], the number of keys and tag_count of the queue; "
+                f"got {tuple(tags.shape)}"
+            )
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def negatives_mask(self, image_id: Tensor | None = None) -> Tensor | None:
+        """Which slots are negatives of which anchor.
+
+        Args:
+            image_id: images of the anchors; a key of an anchor's own image is then no negative of it. Without it only
+                slots that were never written can be left out.
+
+        Shapes:
+            image_id [B]
+
+        Returns:
+            bool [B, K], or [1, K] without image ids; None when every slot is a negative of every anchor.
+        """
+        written = self.valid if self.warm == "masked" else None
+        if image_id is None:
+            return None if written is None else written[None]
+        mask = self.image_id != image_id[:, None]
+        # Unknown images are not the same image.
+        mask |= self.image_id < 0
+        if written is not None:
+            mask &= written
+        return mask
+
+    def shared_tags(self, tags: Tensor, epsilon: float) -> Tensor:
+        """Slots whose image has more than `epsilon` tags in common with the image of an anchor.
+
+        Args:
+            tags: tags of the anchors, 0 or 1.
+            epsilon: 0.5 means at least one common tag, 1.5 at least two.
+
+        Shapes:
+            tags [B, T]
+
+        Returns:
+            bool [B, K]; False at slots that were never written.
+
+        Source: specification 4 of MCT (P of J_tag).
+        """
+        # Counts are exact in float16 up to 2,048; a CPU multiplies it far more slowly than float32.
+        half = self.tags.is_cuda and self.tag_count <= 2048
+        dtype = torch.float16 if half else torch.float32
+        anchors = tags.bool().to(dtype)
+        shared = torch.empty(len(tags), self.size, dtype=torch.bool, device=tags.device)
+        with torch.autocast(tags.device.type, enabled=False):
+            for slots, block in _blocks(self.tags, dtype):
+                torch.gt(anchors @ block.T, epsilon, out=shared[:, slots])
+        return shared.logical_and_(self.valid)
+
+    def fill_share(self) -> Tensor:
+        """Share of slots that were written, a scalar."""
+        return self.valid.float().mean()
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Give every rank the queue of rank 0. Call once, before the first step."""
+        for buffer in self.buffers():
+            broadcast_from_rank_zero(buffer.view(torch.uint8) if buffer.dtype == torch.bool else buffer)
+
+    @torch.no_grad()
+    def check_replicas(self, name: str = "the key queue", rows: int = 1024) -> None:
+        """Raise unless the queues of all ranks agree, bit for bit: a sample of keys, and all else.
+
+        Args:
+            name: what to call this queue in the error.
+            rows: number of keys compared, evenly spaced; at least `size` compares everything.
+
+        Raises:
+            RuntimeError: when a rank differs.
+        """
+        sample = torch.linspace(0, self.size - 1, min(rows, self.size), device=self.vectors.device).long()
+        integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[self.vectors.element_size()]
+        parts = [self.vectors.index_select(0, sample).view(integers), self.image_id, self.valid, self.pointer]
+        if self.tag_count:
+            parts.append(self.tags)
+        require_equal_over_ranks(torch.stack([_checksum(part) for part in parts]), name)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Copying would convert another type silently and name a tensor instead of a field for another shape.
+        differing = self._differences(state_dict.get(f"{prefix}vectors"), state_dict.get(f"{prefix}tags"))
+        if differing:
+            error_msgs.append(
+                f"{prefix}vectors: the saved queue has other fields than this one: {', '.join(differing)}. Keep the "
+                "fields that it was trained with, or start from fresh queues."
+            )
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _differences(self, vectors: Tensor | None, tags: Tensor | None) -> list[str]:
+        if vectors is None or vectors.dim() != 2:
+            return []  # the missing or misshapen entry is reported as for every module
+        saved = (*vectors.shape, vectors.dtype, 0 if tags is None else tags.shape[-1])
+        ours = (self.size, self.dim, self.vectors.dtype, self.tag_count)
+        fields = zip(("size", "dim", "dtype", "tag_count"), saved, ours)
+        return [f"{field} {there} instead of {here}" for field, there, here in fields if there != here]
+
+
+def gather_flags(flags: Tensor) -> Tensor:
+    """`all_gather_concat` of a tensor of booleans, or of numbers that stand for them."""
+    return all_gather_concat(flags.bool().view(torch.uint8)).view(torch.bool)
+
+
+def _checksum(values: Tensor) -> Tensor:
+    # Position-dependent odd weights: exchanged rows or columns change the sum as well. Integer overflow just wraps.
+    values = values.long().flatten()
+    return (values * (2 * torch.arange(values.numel(), device=values.device) + 1)).sum()
+
+
+def queue_loss(queries: Tensor, keys: Tensor, vectors: Tensor, loss: ScoreLoss) -> tuple[Tensor, Terms]:
+    """Loss of queries against their own keys and a whole queue, differentiable once, in the queries only.
+
+    The gradient of the queries is computed right away, so the queue may be written between this call and the backward
+    pass, no copy of it is made, and nothing but that small gradient is kept.
+
+    Args:
+        queries: float32 or float64; divide them by a temperature to get scores instead of similarities.
+        keys: the own key of every query.
+        vectors: the queue, of any floating type; rows of another type are converted block by block.
+        loss: takes the dot products, [B] with the own keys and [B, K] with the queue.
+
+    Shapes:
+        queries [B, d]; keys [B, d]; vectors [K, d]
+
+    Returns:
+        (scalar loss, what the loss reports, without gradient).
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        if queries.requires_grad and torch.is_grad_enabled():
+            return _QueueLoss.apply(queries, keys, vectors, loss)
+        with torch.no_grad():
+            return loss(_own(queries, keys), _similarities(queries, vectors))
+
+
+class _QueueLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, queries, keys, vectors, loss):
+        scores = _own(queries, keys).requires_grad_(), _similarities(queries, vectors).requires_grad_()
+        with torch.enable_grad():
+            total, terms = loss(*scores)
+            own, others = torch.autograd.grad(total, scores)
+        gradient = own[:, None] * keys
+        for rows, block in _blocks(vectors, queries.dtype):
+            gradient.addmm_(others[:, rows], block)
+        ctx.save_for_backward(gradient)
+        return total.detach(), {name: term.detach() for name, term in terms.items()}
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, total_gradient, _):
+        (gradient,) = ctx.saved_tensors
+        return gradient * total_gradient, None, None, None
+
+
+def _own(queries: Tensor, keys: Tensor) -> Tensor:
+    return (queries * keys).sum(dim=1)
+
+
+def _similarities(queries: Tensor, vectors: Tensor) -> Tensor:
+    scores = queries.new_empty(len(queries), len(vectors))
+    for rows, block in _blocks(vectors, queries.dtype):
+        torch.mm(queries, block.T, out=scores[:, rows])
+    return scores
+
+
+def _blocks(rows: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (slice, these rows in `dtype`). The next block may overwrite the one before."""
+    limit = _BLOCK_BYTES * (1 if rows.device.type == "cpu" else 64)
+    step = min(len(rows), max(1, limit // (rows.shape[1] * dtype.itemsize)))
+    # One buffer for all blocks: fresh pages from the system would cost a CPU far more than the conversion.
+    buffer = None if rows.dtype == dtype else rows.new_empty(step, rows.shape[1], dtype=dtype)
+    for start in range(0, len(rows), step):
+        part = slice(start, min(start + step, len(rows)))
+        yield part, rows[part] if buffer is None else buffer[: part.stop - start].copy_(rows[part])

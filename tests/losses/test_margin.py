@@ -1,0 +1,138 @@
+"""Margin losses and masked softmax: VSE++'s numbers, the formulas one by one, and anchors without negatives."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.losses.info_nce import info_nce, info_nce_per_anchor
+from common.losses.margin import in_batch_hinge, queue_hinge
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "mct" / "vse_loss.npz"
+
+
+@pytest.mark.parametrize(("name", "margin"), [("margin0p2", 0.2), ("margin0p05", 0.05)])
+@pytest.mark.parametrize("kind", ["sum", "max"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_in_batch_hinge_equals_the_released_code(kind: str, name: str, margin: float, dtype: torch.dtype) -> None:
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-5
+    with np.load(GOLDEN, allow_pickle=False) as golden:
+        image = torch.from_numpy(golden["image_emb"]).to(dtype).requires_grad_()
+        text = torch.from_numpy(golden["text_emb"]).to(dtype).requires_grad_()
+        loss = in_batch_hinge(image @ text.T, margin, hardest=kind == "max")
+        loss.backward()
+        np.testing.assert_allclose(loss.item(), golden[f"loss_{kind}_{name}"], rtol=0, atol=tolerance)
+        np.testing.assert_allclose(image.grad, golden[f"grad_image_{kind}_{name}"], rtol=0, atol=tolerance)
+        np.testing.assert_allclose(text.grad, golden[f"grad_text_{kind}_{name}"], rtol=0, atol=tolerance)
+
+
+def test_in_batch_hinge_of_one_pair_is_zero() -> None:
+    scores = torch.tensor([[-0.3]], requires_grad=True)
+    for hardest in (False, True):
+        loss = in_batch_hinge(scores, 0.2, hardest)
+        assert loss == 0
+        assert torch.equal(torch.autograd.grad(loss, scores)[0], torch.zeros(1, 1))
+
+
+def test_in_batch_hinge_needs_a_square_matrix() -> None:
+    for shape in ((2, 3), (4,)):
+        with pytest.raises(ValueError, match=r"scores must be \[B, B\]"):
+            in_batch_hinge(torch.zeros(shape), 0.2)
+
+
+@given(
+    batch=st.integers(1, 5), size=st.integers(1, 9), margin=st.floats(0, 1), masked=st.booleans(),
+    reduction=st.sampled_from(["sum", "mean", "max"]), seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_queue_hinge_is_the_written_formula(
+    batch: int, size: int, margin: float, masked: bool, reduction: Any, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    positive, negatives = rng.uniform(-1, 1, batch), rng.uniform(-1, 1, (batch, size))
+    mask = rng.random((batch, size)) < (0.5 if masked else 2.0)
+    expected = []
+    for own, others, counted in zip(positive, negatives, mask):
+        hinges = [max(0.0, margin - own + other) for other in others[counted]] or [0.0]
+        expected.append({"sum": sum(hinges), "mean": sum(hinges) / len(hinges), "max": max(hinges)}[reduction])
+    inputs = torch.from_numpy(positive), torch.from_numpy(negatives)
+    loss = queue_hinge(*inputs, margin, reduction, torch.from_numpy(mask) if masked else None)
+    np.testing.assert_allclose(loss, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean", "max"])
+def test_gradients_equal_finite_differences(reduction: Any) -> None:
+    generator = torch.Generator().manual_seed(1)
+    positive = torch.rand(3, generator=generator, dtype=torch.double).requires_grad_()
+    negatives = torch.rand(3, 6, generator=generator, dtype=torch.double).requires_grad_()
+    mask = torch.rand(3, 6, generator=generator) < 0.6
+    assert torch.autograd.gradcheck(lambda p, n: queue_hinge(p, n, 0.2, reduction, mask), (positive, negatives))
+
+
+NO_NEGATIVE = torch.tensor([[True, False, True], [False, False, False]])
+
+
+@pytest.mark.parametrize("kind", ["sum", "mean", "max", "info_nce"])
+def test_an_anchor_without_negatives_costs_nothing_and_has_no_gradient(kind: Any) -> None:
+    positive = torch.tensor([0.1, -0.4], requires_grad=True)
+    negatives = torch.tensor([[0.3, 9.0, 0.2], [0.5, 0.9, 0.8]], requires_grad=True)
+    if kind == "info_nce":
+        loss = info_nce_per_anchor(positive[:, None], negatives, NO_NEGATIVE)
+    else:
+        loss = queue_hinge(positive, negatives, 0.2, kind, NO_NEGATIVE)
+    gradients = torch.autograd.grad(loss.sum(), [positive, negatives])
+    assert loss[0] > 0
+    assert loss[1] == 0
+    assert gradients[0][0] != 0
+    assert gradients[0][1] == 0
+    hardest = torch.tensor([[True, False, False], [False, False, False]])
+    assert torch.equal(gradients[1] != 0, hardest if kind == "max" else NO_NEGATIVE)
+    # One row for all anchors is a mask too, and the scores that do not count may be anything.
+    shared = torch.zeros(1, 3, dtype=torch.bool)
+    wild = torch.full((2, 3), math.inf)
+    if kind == "info_nce":
+        assert torch.equal(info_nce_per_anchor(positive[:, None], wild, shared), torch.zeros(2))
+    else:
+        assert torch.equal(queue_hinge(positive, wild, 0.2, kind, shared), torch.zeros(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["sum", "mean", "max"])
+def test_half_precision_is_raised_to_float32(dtype: torch.dtype, reduction: Any) -> None:
+    # A sum of 65,536 hinges of 0.5 exceeds float16, and bfloat16 would stop counting.
+    positive, negatives = torch.full((2,), 0.25, dtype=dtype), torch.full((2, 65536), 0.5, dtype=dtype)
+    loss = queue_hinge(positive, negatives, 0.25, reduction)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, torch.full((2,), 32768.0 if reduction == "sum" else 0.5))
+    assert in_batch_hinge(torch.eye(3, dtype=dtype), 1.5).dtype == torch.float32
+    mask = torch.arange(65536) < 16384
+    loss = info_nce(positive[:, None], negatives, mask)
+    torch.testing.assert_close(loss, torch.tensor(math.log1p(16384 * math.exp(0.25))))
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="reduction must be one of sum, mean, max, got 'median'"):
+        queue_hinge(torch.zeros(2), torch.zeros(2, 3), 0.2, "median")  # type: ignore[arg-type]
+    for positive, negatives in ((torch.zeros(2, 1), torch.zeros(2, 3)), (torch.zeros(2), torch.zeros(3, 3))):
+        with pytest.raises(ValueError, match=r"positive must be \[B\] and negatives \[B, K\]"):
+            queue_hinge(positive, negatives, 0.2)
+
+
+@given(st.integers(1, 4), st.integers(1, 8), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_a_mask_is_the_same_as_leaving_the_columns_out(batch: int, size: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    positives = torch.randn(batch, 2, generator=generator, dtype=torch.double)
+    negatives = torch.randn(batch, size, generator=generator, dtype=torch.double)
+    kept = torch.rand(size, generator=generator) < 0.5
+    kept[0] = True
+    torch.testing.assert_close(info_nce(positives, negatives, kept), info_nce(positives, negatives[:, kept]))
+    everything = torch.ones(1, size, dtype=torch.bool)
+    assert torch.equal(info_nce(positives, negatives, everything), info_nce(positives, negatives))

@@ -1,0 +1,130 @@
+"""Momentum encoder: parameters are averaged, buffers are not, and no gradient reaches the average."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from common.memory.momentum import MomentumPair, update_average
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+
+
+@given(momentum=st.floats(0, 1), seed=st.integers(0, 20))
+@settings(max_examples=30, deadline=None)
+def test_update_is_the_written_formula(momentum: float, seed: int) -> None:
+    pair = MomentumPair(network(seed))
+    for parameter in pair.query.parameters():
+        parameter.data += torch.randn_like(parameter)
+    before = [parameter.clone() for parameter in pair.key.parameters()]
+    pair.update(momentum)
+    for key, old, query in zip(pair.key.parameters(), before, pair.query.parameters()):
+        torch.testing.assert_close(key.data, momentum * old + (1 - momentum) * query.data, rtol=1e-5, atol=1e-6)
+
+
+def test_momentum_one_keeps_and_zero_copies_exactly() -> None:
+    pair = MomentumPair(network())
+    for parameter in pair.query.parameters():
+        parameter.data += torch.randn_like(parameter)
+    before = [parameter.clone() for parameter in pair.key.parameters()]
+    pair.update(1.0)
+    assert all(torch.equal(*both) for both in zip(pair.key.parameters(), before))
+    pair.update(0.0)
+    assert all(torch.equal(*both) for both in zip(pair.key.parameters(), pair.query.parameters()))
+
+
+@pytest.mark.parametrize("copy_buffers", [False, True])
+def test_buffers_come_from_own_passes_unless_they_are_copied(copy_buffers: bool) -> None:
+    pair = MomentumPair(network(), copy_buffers)
+    pair(torch.randn(8, 4) + 3)
+    pair.update(0.5)
+    query, key = pair.query[1], pair.key[1]  # type: ignore[index]
+    assert torch.equal(key.running_mean, query.running_mean if copy_buffers else torch.zeros(5))
+    assert int(key.num_batches_tracked) == int(copy_buffers)
+    pair.key(torch.randn(8, 4))
+    assert not torch.equal(key.running_mean, query.running_mean)
+
+
+def test_the_average_starts_as_a_copy_without_gradient_and_trains_along() -> None:
+    query = network()
+    pair = MomentumPair(query)
+    assert pair.query is query
+    for key, source in zip(pair.key.parameters(), query.parameters()):
+        assert torch.equal(key, source)
+        assert key.data_ptr() != source.data_ptr()
+        assert not key.requires_grad
+    assert pair.key.training
+    assert not pair.eval().key.training
+    assert pair.train().key.training
+    rows = torch.randn(6, 4)
+    (pair(rows) - pair.key(rows)).pow(2).sum().backward()
+    assert all(key.grad is None for key in pair.key.parameters())
+    assert all(source.grad is not None for source in query.parameters())
+    pair.update(0.9)
+    assert not any(key.requires_grad for key in pair.key.parameters())
+
+
+def test_synchronising_copies_buffers_too() -> None:
+    pair = MomentumPair(network())
+    pair.query.load_state_dict(network(5).state_dict())
+    pair(torch.randn(8, 4))
+    pair.synchronise()
+    for name, value in pair.query.state_dict().items():
+        assert torch.equal(pair.key.state_dict()[name], value)
+
+
+def test_tied_parameters_stay_tied_and_are_averaged_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 3)
+            self.second = nn.Linear(3, 3)
+            self.second.weight = self.first.weight
+
+    pair = MomentumPair(Tied())
+    assert pair.key.first.weight is pair.key.second.weight  # type: ignore[union-attr]
+    before = pair.key.first.weight.clone()  # type: ignore[union-attr, operator]
+    pair.query.first.weight.data += 1  # type: ignore[union-attr, operator]
+    pair.update(0.9)
+    torch.testing.assert_close(pair.key.first.weight.data, before + 0.1)  # type: ignore[union-attr]
+
+
+def test_a_restored_pair_goes_on_exactly() -> None:
+    def train(pair: MomentumPair, steps: range) -> None:
+        for step in steps:
+            rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
+            gradients = torch.autograd.grad(pair(rows).pow(2).mean(), list(pair.query.parameters()))
+            pair.update(0.9)
+            pair.key(rows)
+            with torch.no_grad():
+                for parameter, gradient in zip(pair.query.parameters(), gradients):
+                    parameter -= 0.1 * gradient
+
+    whole, first, second = MomentumPair(network()), MomentumPair(network()), MomentumPair(network(3))
+    train(whole, range(6))
+    train(first, range(3))
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    train(second, range(3, 6))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[name], value)
+
+
+def test_networks_that_do_not_match_are_refused() -> None:
+    ours, other = network(), nn.Linear(4, 5)
+    with pytest.raises(ValueError, match="match in number and shape"):
+        update_average(ours.parameters(), other.parameters(), 0.9)
+    with pytest.raises(ValueError, match=r"momentum must lie in \[0, 1\]"):
+        MomentumPair(copy.deepcopy(ours)).update(1.5)
+    update_average([], [], 0.9)

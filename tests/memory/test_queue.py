@@ -1,0 +1,336 @@
+"""Key queue: first in first out at any batch size, masks, tags, restore, and losses with an early gradient."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections import deque
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from common.memory.queue import KeyQueue, queue_loss
+from tests.distributed.harness import run_distributed
+
+
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    size=st.integers(1, 9),
+    batches=st.lists(st.integers(0, 21), min_size=1, max_size=8),
+    dtype=st.sampled_from(["float32", "float16"]),
+    with_tags=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_batches_are_first_in_first_out(size: int, batches: list[int], dtype: Any, with_tags: bool) -> None:
+    queue = KeyQueue(size, 4, tag_count=3 if with_tags else 0, dtype=dtype)
+    initial = queue.vectors.clone()
+    reference: deque[tuple[torch.Tensor, int, list[bool]]] = deque(maxlen=size)
+    written = 0
+    for step, batch in enumerate(batches):
+        keys = F.normalize(torch.randn(batch, 4, generator=torch.Generator().manual_seed(step)), dim=1)
+        ids = torch.arange(written, written + batch)
+        tags = torch.stack([(ids >> bit) % 2 == 1 for bit in range(3)], dim=1)
+        queue.enqueue(keys, ids, tags if with_tags else None)
+        for key, number, row in zip(keys, ids.tolist(), tags.tolist()):
+            reference.append((key.to(queue.vectors.dtype), number, row))
+        written += batch
+    assert queue.pointer.item() == written % size
+    # From the oldest: the slot after the newest one, once the queue is full.
+    slots = [(written - len(reference) + position) % size for position in range(len(reference))]
+    for slot, (key, number, row) in zip(slots, reference):
+        assert torch.equal(queue.vectors[slot], key)
+        assert queue.image_id[slot] == number
+        if with_tags:
+            assert queue.tags[slot].tolist() == row
+    assert queue.valid.sum() == len(reference)
+    untouched = ~queue.valid
+    assert torch.equal(queue.vectors[untouched], initial[untouched])
+    assert (queue.image_id[untouched] == -1).all()
+    assert queue.fill_share().item() == pytest.approx(len(reference) / size)
+
+
+def test_initial_keys_are_random_unit_vectors_given_by_the_seed() -> None:
+    torch.manual_seed(0)
+    queue = KeyQueue(2000, 16, seed=3)
+    torch.testing.assert_close(queue.vectors.norm(dim=1), torch.ones(2000))
+    assert queue.vectors.mean(dim=0).abs().max() < 0.03
+    torch.manual_seed(1)
+    assert torch.equal(KeyQueue(2000, 16, seed=3).vectors, queue.vectors)
+    assert not torch.equal(KeyQueue(2000, 16, seed=4).vectors, queue.vectors)
+
+
+def test_keys_without_images_are_unknown_again() -> None:
+    queue = KeyQueue(4, 4)
+    queue.enqueue(unit(4, 4), torch.arange(4))
+    queue.enqueue(unit(2, 4))
+    assert queue.image_id.tolist() == [-1, -1, 2, 3]
+
+
+def test_keys_of_any_layout_and_type_are_stored_and_keep_no_gradient() -> None:
+    queue = KeyQueue(6, 4)
+    keys = unit(4, 6).double().requires_grad_()
+    queue.enqueue(keys.T, torch.arange(12, dtype=torch.int32)[::2])
+    torch.testing.assert_close(queue.vectors, keys.detach().T.float())
+    assert queue.image_id.tolist() == [0, 2, 4, 6, 8, 10]
+    assert not queue.vectors.requires_grad
+
+
+def test_half_precision_halves_the_memory() -> None:
+    full, half = (KeyQueue(1000, 64, dtype=dtype).vectors for dtype in ("float32", "float16"))  # type: ignore[arg-type]
+    assert full.nbytes == 2 * half.nbytes == 1000 * 64 * 4
+    torch.testing.assert_close(half.float(), full, atol=5e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"size": 0}, "size=0"),
+        ({"dim": 0}, "dim=0"),
+        ({"tag_count": -1}, "tag_count=-1"),
+        ({"dtype": "bfloat16"}, "dtype must be one of float32, float16"),
+        ({"warm": "cold"}, "warm must be one of random, masked"),
+    ],
+)
+def test_impossible_arguments_are_named(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        KeyQueue(**{"size": 4, "dim": 4, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("batch", "named"),
+    [
+        ((unit(2, 5), None, torch.zeros(2, 3)), r"keys must be \[B, 4\]"),
+        ((unit(4), None, torch.zeros(1, 3)), r"keys must be \[B, 4\]"),
+        ((unit(2, 4), torch.arange(3), torch.zeros(2, 3)), r"image_id must be \[2\]"),
+        ((unit(2, 4), torch.arange(2), None), "the batch has no tags"),
+        ((unit(2, 4), torch.arange(2), torch.zeros(2, 4)), r"tags must be \[2, 3\]"),
+        ((unit(2, 4), torch.arange(2), torch.zeros(1, 3)), r"tags must be \[2, 3\]"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused_before_anything_is_written(batch: tuple[Any, ...], named: str) -> None:
+    queue = KeyQueue(4, 4, tag_count=3)
+    with pytest.raises(ValueError, match=named):
+        queue.enqueue(*batch)
+    assert not queue.valid.any()
+    assert queue.pointer == 0
+
+
+def test_tags_for_a_queue_without_them_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"tags must be \[2, 0\]"):
+        KeyQueue(4, 4).enqueue(unit(2, 4), tags=torch.ones(2, 3))
+
+
+# -- masks and tags ----------------------------------------------------------------------------------------------------
+
+
+def test_masks_of_both_warm_modes() -> None:
+    anchors = torch.tensor([7, 8, -1])
+    for warm in ("random", "masked"):
+        queue = KeyQueue(5, 4, warm=warm)  # type: ignore[arg-type]
+        queue.enqueue(unit(3, 4), torch.tensor([7, 7, 9]))
+        empty = warm == "random"
+        everything = queue.negatives_mask()
+        if empty:
+            assert everything is None
+        else:
+            assert everything is not None
+            assert everything.tolist() == [[True, True, True, False, False]]
+        mask = queue.negatives_mask(anchors)
+        assert mask is not None
+        assert mask.tolist() == [
+            [False, False, True, empty, empty],
+            [True, True, True, empty, empty],
+            [True, True, True, empty, empty],  # unknown images are not the same image
+        ]
+
+
+@given(st.integers(1, 6), st.integers(1, 30), st.integers(1, 12), st.floats(0, 3), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_shared_tags_are_counted_one_by_one(batch: int, size: int, count: int, epsilon: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    anchors, stored = rng.random((batch, count)) < 0.4, rng.random((size, count)) < 0.4
+    written = int(rng.integers(0, size + 1))
+    queue = KeyQueue(size, 4, tag_count=count)
+    queue.enqueue(unit(written, 4) if written else torch.zeros(0, 4), tags=torch.from_numpy(stored[:written]))
+    expected = [
+        [slot < written and int((anchor & stored[slot]).sum()) > epsilon for slot in range(size)] for anchor in anchors
+    ]
+    for tags in (torch.from_numpy(anchors), torch.from_numpy(anchors).long(), torch.from_numpy(anchors).half()):
+        assert queue.shared_tags(tags, epsilon).tolist() == expected
+
+
+def test_shared_tags_are_exact_for_many_tags_under_autocast() -> None:
+    queue = KeyQueue(3, 2, tag_count=3001)
+    tags = torch.ones(3, 3001, dtype=torch.bool)
+    tags[1, 0] = False
+    queue.enqueue(unit(3, 2), tags=tags)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert queue.shared_tags(tags[:1], 3000.5).tolist() == [[True, False, True]]
+
+
+# -- restore -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_restored_queue_goes_on_exactly(dtype: Any) -> None:
+    def batch(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return unit(3, 4, seed=step), torch.arange(3) + 3 * step, torch.rand(3, 2) < 0.5
+
+    queue = KeyQueue(7, 4, tag_count=2, dtype=dtype, warm="masked")
+    for step in range(4):
+        queue.enqueue(*batch(step))
+    file = io.BytesIO()
+    torch.save(queue.state_dict(), file)
+    file.seek(0)
+    restored = KeyQueue(7, 4, tag_count=2, dtype=dtype, warm="masked", seed=9)
+    restored.load_state_dict(torch.load(file, weights_only=True))
+    copied = copy.deepcopy(queue)
+    after = batch(4)
+    for each in (queue, restored, copied):
+        each.enqueue(*after)
+    for name, value in queue.state_dict().items():
+        assert torch.equal(restored.state_dict()[name], value)
+        assert torch.equal(copied.state_dict()[name], value)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"size": 8}, "size 8 instead of 6"),
+        ({"dim": 5}, "dim 5 instead of 4"),
+        ({"dtype": "float16"}, "dtype torch.float16 instead of torch.float32"),
+        ({"tag_count": 3}, "tag_count 3 instead of 2"),
+        ({"tag_count": 0}, "tag_count 0 instead of 2"),
+    ],
+)
+def test_a_queue_of_another_kind_is_refused_by_its_field(other: dict[str, Any], named: str) -> None:
+    fields: dict[str, Any] = {"size": 6, "dim": 4, "tag_count": 2}
+    queue = KeyQueue(**fields)
+    before = queue.state_dict()["vectors"].clone()
+    holder = torch.nn.ModuleDict({"ii": queue})
+    saved = torch.nn.ModuleDict({"ii": KeyQueue(**{**fields, **other}, seed=5)}).state_dict()
+    with pytest.raises(RuntimeError, match=named):
+        holder.load_state_dict(saved)
+    assert torch.equal(queue.vectors, before)
+
+
+def test_a_state_without_a_queue_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="vectors"):
+        KeyQueue(3, 2).load_state_dict({})
+
+
+# -- two processes -----------------------------------------------------------------------------------------------------
+
+
+def test_ranks_write_the_joint_batch_in_rank_order() -> None:
+    def enqueue(rank: int) -> dict[str, torch.Tensor]:
+        queue = KeyQueue(7, 4, tag_count=2, dtype="float16", seed=rank)
+        queue.initialise()
+        for step in range(2):
+            ids = torch.arange(3) + 3 * rank + 6 * step
+            queue.enqueue(unit(12, 4)[ids], ids, torch.stack([ids % 2, ids % 3], dim=1))
+        queue.check_replicas()
+        return queue.state_dict()
+
+    alone = KeyQueue(7, 4, tag_count=2, dtype="float16", seed=0)
+    for step in range(2):
+        ids = torch.arange(6) + 6 * step
+        alone.enqueue(unit(12, 4)[ids], ids, torch.stack([ids % 2, ids % 3], dim=1))
+    for state in run_distributed(enqueue):
+        for name, value in alone.state_dict().items():
+            np.testing.assert_array_equal(state[name], value)
+
+
+def damage(queue: KeyQueue, name: str) -> None:
+    """A small change of one buffer."""
+    buffer = getattr(queue, name).view(-1)[-1:]
+    if buffer.dtype == torch.bool:
+        buffer.logical_not_()
+    else:
+        buffer.add_(1e-6 if buffer.is_floating_point() else 1)
+
+
+def test_a_copy_that_went_its_own_way_is_found() -> None:
+    def check(rank: int) -> list[str]:
+        messages = []
+        for name in ("vectors", "image_id", "tags", "valid", "pointer"):
+            queue = KeyQueue(20, 4, tag_count=2, seed=rank)
+            queue.initialise()
+            queue.check_replicas()
+            if rank == 1:
+                damage(queue, name)
+            try:
+                queue.check_replicas("the queue of J_ii")
+                messages.append("")
+            except RuntimeError as error:
+                messages.append(str(error))
+        return messages
+
+    for messages in run_distributed(check):
+        assert len(messages) == 5
+        for message in messages:
+            assert "the queue of J_ii differs between ranks: rank(s) [1]" in message
+
+
+# -- losses ------------------------------------------------------------------------------------------------------------
+
+
+def squares(positive: torch.Tensor, negatives: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    per_anchor = (negatives - positive[:, None]).pow(2).mean(dim=1)
+    return per_anchor.mean(), {"largest": per_anchor.max()}
+
+
+@pytest.mark.parametrize("block_bytes", [1, 200, 1 << 20])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_queue_loss_equals_plain_autograd(
+    monkeypatch: pytest.MonkeyPatch, block_bytes: int, stored: torch.dtype, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("common.memory.queue._BLOCK_BYTES", block_bytes)
+    vectors = unit(11, 6).to(stored)
+    queries, keys = unit(4, 6, seed=1).to(dtype), unit(4, 6, seed=2).to(dtype)
+    queries.requires_grad_()
+    reference, terms = squares((queries * keys).sum(1), queries @ vectors.to(dtype).T)
+    (expected,) = torch.autograd.grad(3 * reference, queries)
+    total, reported = queue_loss(queries, keys, vectors, squares)
+    (gradient,) = torch.autograd.grad(3 * total, queries)
+    torch.testing.assert_close(total, reference)
+    torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(reported["largest"], terms["largest"])
+    assert not reported["largest"].requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(queue_loss(queries, keys, vectors, squares)[0], reference)
+
+
+def test_the_queue_may_be_written_before_the_backward_pass() -> None:
+    gradients = []
+    for write_first in (False, True):
+        queue = KeyQueue(5, 6)
+        queries = unit(4, 6, seed=1).requires_grad_()
+        total, _ = queue_loss(queries, unit(4, 6, seed=2), queue.vectors, squares)
+        if write_first:
+            queue.enqueue(unit(4, 6, seed=2))
+        total.backward()
+        gradients.append(queries.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+
+
+def test_queue_loss_is_float32_under_autocast_and_scales_with_a_loss_scale() -> None:
+    queries, keys, vectors = unit(4, 6, seed=1).requires_grad_(), unit(4, 6, seed=2), unit(9, 6)
+    expected = torch.autograd.grad(queue_loss(queries, keys, vectors, squares)[0], queries)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        total, _ = queue_loss(queries, keys, vectors, squares)
+    assert total.dtype == torch.float32
+    gradient = torch.autograd.grad(total * 1024, queries)[0] / 1024
+    assert torch.equal(gradient, expected)

@@ -1,0 +1,326 @@
+"""Optimisers made of optimisers: the same steps as by hand, one closure, exact restore, and Lightning's loop."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from common.training.data_module import ShardedDataModule
+from common.training.optimisers import CombinedOptimizer, Lookahead, cosine_by_epoch, warm_up_then_cosine
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+
+
+def parts(model: nn.Sequential) -> list[torch.optim.Optimizer]:
+    last: Any = model[2]
+    groups = [{"params": [last.weight], "weight_decay": 0.1}, {"params": [last.bias], "weight_decay": 0.0}]
+    return [torch.optim.SGD(model[0].parameters(), 0.1, momentum=0.9), torch.optim.AdamW(groups, lr=0.01)]
+
+
+def combined(model: nn.Sequential) -> CombinedOptimizer:
+    return CombinedOptimizer(parts(model))
+
+
+def lookahead(model: nn.Sequential) -> Lookahead:
+    return Lookahead(combined(model), k=3)
+
+
+BUILDERS: list[Callable[[nn.Sequential], torch.optim.Optimizer]] = [combined, lookahead]
+
+
+def loss_of(model: nn.Module, step: int) -> Tensor:
+    rows = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+    return (model(rows) - rows[:, :2]).pow(2).mean()
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        optimizer.step()
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+# -- combined ----------------------------------------------------------------------------------------------------------
+
+
+def test_combined_steps_equal_those_of_the_parts() -> None:
+    ours, reference = network(), network()
+    train(ours, combined(ours), range(5))
+    separate = parts(reference)
+    for step in range(5):
+        for part in separate:
+            part.zero_grad()
+        loss_of(reference, step).backward()
+        for part in separate:
+            part.step()
+    assert same(ours, reference)
+    assert not same(ours, network())
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_the_closure_is_called_once_with_gradients_on(build: Any) -> None:
+    model = network()
+    optimizer, calls = build(model), []
+
+    def closure() -> Tensor:
+        calls.append(torch.is_grad_enabled())
+        optimizer.zero_grad()
+        loss = loss_of(model, 0)
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        loss = optimizer.step(closure)
+    assert calls == [True]
+    torch.testing.assert_close(loss, loss_of(network(), 0))
+    assert optimizer.step() is None
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_groups_are_shared_with_the_parts_also_after_a_restore(build: Any) -> None:
+    model = network()
+    optimizer = build(model)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.01, 0.01]
+    for _ in range(2):
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step: 0.0, lambda step: 1.0, lambda step: 0.0])
+        before = copy.deepcopy(model)
+        train(model, optimizer, range(1))
+        assert same(model[0], before[0])
+        assert not torch.equal(model[2].weight, before[2].weight)  # type: ignore[arg-type]
+        assert torch.equal(model[2].bias, before[2].bias)  # type: ignore[arg-type]
+        scheduler.step()
+        groups = optimizer.param_groups
+        optimizer.load_state_dict(optimizer.state_dict())
+        assert optimizer.param_groups is groups
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize("before", [0, 1, 3, 4])
+def test_a_restored_optimiser_goes_on_exactly(build: Any, before: int) -> None:
+    whole, first, second = network(), network(), network()
+    train(whole, build(whole), range(before + 5))
+    optimizer = build(first)
+    train(first, optimizer, range(before))
+    file = io.BytesIO()
+    torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    restored = build(second)
+    second.load_state_dict(saved["model"])
+    restored.load_state_dict(saved["optimizer"])
+    train(first, optimizer, range(before, before + 1))  # must not reach into what was restored
+    train(second, restored, range(before, before + 5))
+    assert same(whole, second)
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_state_is_seen_by_parameter_and_written_to_its_part(build: Any) -> None:
+    model = network()
+    optimizer = build(model)
+    assert len(optimizer.state) == 0
+    assert model[0].weight not in optimizer.state
+    train(model, optimizer, range(1))
+    assert {id(parameter) for parameter in optimizer.state} == {id(parameter) for parameter in model.parameters()}
+    assert "momentum_buffer" in optimizer.state[model[0].weight]
+    assert "exp_avg" in optimizer.state[model[2].weight]
+    for parameter, state in optimizer.state.items():  # what Lightning does to move it to a device
+        optimizer.state[parameter] = {name: value.clone() for name, value in state.items() if value is not None}
+    train(model, optimizer, range(1, 3))
+    reference = network()
+    train(reference, build(reference), range(3))
+    assert same(model, reference)
+    with pytest.raises(KeyError):
+        optimizer.state[torch.zeros(1)] = {}
+    del optimizer.state[model[2].bias]
+    assert len(optimizer.state) == 3
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_gradients_of_a_loss_scaler_are_unscaled_once_and_bad_steps_skipped(build: Any) -> None:
+    model, reference = network(), network()
+    optimizer = build(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # type: ignore[attr-defined]
+    for step in range(4):
+        optimizer.zero_grad()
+        loss = loss_of(model, step)
+        scaler.scale(loss if step != 2 else loss * math.inf).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    plain = build(reference)
+    for step in (0, 1, 3):
+        train(reference, plain, range(step, step + 1))
+    for ours, theirs in zip(model.parameters(), reference.parameters()):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_what_cannot_be_combined_is_named() -> None:
+    model = network()
+    with pytest.raises(ValueError, match="at least one optimiser"):
+        CombinedOptimizer([])
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        CombinedOptimizer([torch.optim.SGD(model.parameters(), 0.1), torch.optim.SGD(model[0].parameters(), 0.1)])
+    optimizer = combined(model)
+    with pytest.raises(RuntimeError, match="takes its parameter groups from its parts"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    with pytest.raises(TypeError, match="cannot be copied"):
+        copy.deepcopy(optimizer)
+
+
+def test_states_of_another_optimiser_are_refused() -> None:
+    model = network()
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match="not a CombinedOptimizer"):
+        combined(model).load_state_dict(sgd.state_dict())
+    with pytest.raises(ValueError, match="not a Lookahead"):
+        lookahead(model).load_state_dict(sgd.state_dict())
+    with pytest.raises(ValueError, match="holds 1 optimisers, this CombinedOptimizer 2"):
+        combined(model).load_state_dict(CombinedOptimizer([sgd]).state_dict())
+    trained = Lookahead(sgd)
+    train(model, trained, range(1))
+    with pytest.raises(ValueError, match="slow weights do not fit"):
+        Lookahead(torch.optim.SGD(nn.Linear(3, 3).parameters(), 0.1)).load_state_dict(trained.state_dict())
+
+
+# -- lookahead ---------------------------------------------------------------------------------------------------------
+
+
+def test_lookahead_is_the_written_algorithm() -> None:
+    ours, fast = network(), network()
+    optimizer = Lookahead(torch.optim.SGD(ours.parameters(), 0.1, momentum=0.9), k=3, alpha=0.25)
+    inner = torch.optim.SGD(fast.parameters(), 0.1, momentum=0.9)
+    slow = [parameter.detach().clone() for parameter in fast.parameters()]
+    for step in range(8):
+        train(ours, optimizer, range(step, step + 1))
+        train(fast, inner, range(step, step + 1))
+        if (step + 1) % 3 == 0:
+            with torch.no_grad():
+                for weight, parameter in zip(slow, fast.parameters()):
+                    weight += 0.25 * (parameter - weight)
+                    parameter.copy_(weight)
+        for mine, parameter in zip(ours.parameters(), fast.parameters()):
+            torch.testing.assert_close(mine, parameter)
+
+
+def test_lookahead_starts_from_the_weights_of_its_first_step() -> None:
+    model, reference = network(), network(7)
+    optimizer = Lookahead(torch.optim.SGD(model.parameters(), 0.1), k=1, alpha=0.5)
+    model.load_state_dict(reference.state_dict())
+    train(model, optimizer, range(1))
+    train(reference, Lookahead(torch.optim.SGD(reference.parameters(), 0.1), k=1, alpha=0.5), range(1))
+    assert same(model, reference)
+
+
+def test_lookahead_arguments_are_checked() -> None:
+    sgd = torch.optim.SGD(network().parameters(), 0.1)
+    for fields in ({"k": 0}, {"alpha": 0.0}, {"alpha": 1.5}):
+        with pytest.raises(ValueError, match="k >= 1 and alpha"):
+            Lookahead(sgd, **fields)  # type: ignore[arg-type]
+
+
+# -- schedules ---------------------------------------------------------------------------------------------------------
+
+
+def test_cosine_is_constant_within_an_epoch() -> None:
+    by_epoch, by_step = cosine_by_epoch(10), cosine_by_epoch(10, steps_per_epoch=3)
+    for step in range(30):
+        expected = 0.5 * (1 + math.cos(math.pi * (step // 3) / 10))
+        assert by_step(step) == by_epoch(step // 3) == pytest.approx(expected)
+    assert by_epoch(0) == 1
+    assert by_step(30) == by_step(300) == pytest.approx(0)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        cosine_by_epoch(0)
+
+
+def test_warm_up_then_cosine() -> None:
+    factor = warm_up_then_cosine(4, 12)
+    assert [factor(step) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert factor(8) == pytest.approx(0.5)
+    assert factor(12) == factor(100) == pytest.approx(0)
+    values = [factor(step) for step in range(4, 13)]
+    assert values == sorted(values, reverse=True)
+    assert warm_up_then_cosine(0, 5)(0) == 1
+    assert [warm_up_then_cosine(3, 3)(step) for step in (0, 2)] == [1 / 3, 1.0]
+    for lengths in ((5, 4), (-1, 4), (0, 0)):
+        with pytest.raises(ValueError, match="warmup_steps <= total_steps"):
+            warm_up_then_cosine(*lengths)
+
+
+# -- Lightning ---------------------------------------------------------------------------------------------------------
+
+
+class Rows(Dataset[Tensor]):
+    values = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, key: tuple[int, int]) -> Tensor:
+        return self.values[key[1]]
+
+
+class RowsModule(ShardedDataModule):
+    def train_dataloader(self) -> Any:
+        return self.training_loader(Rows())
+
+
+class Regression(pl.LightningModule):
+    def __init__(self, build: Callable[[nn.Sequential], torch.optim.Optimizer]) -> None:
+        super().__init__()
+        self.network = network()
+        self.build = build
+        self.rates: list[list[float]] = []
+
+    def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
+        optimizer: Any = self.optimizers()
+        self.rates.append([group["lr"] for group in optimizer.param_groups])
+        return (self.network(rows) - rows[:, :2]).pow(2).mean()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.build(self.network)
+        factors = [cosine_by_epoch(3, 2), warm_up_then_cosine(2, 6), warm_up_then_cosine(2, 6)]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def fit(build: Any, folder: Path, max_steps: int, checkpoint: Path | None = None) -> Regression:
+    model = Regression(build)
+    keep = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=3)
+    trainer = pl.Trainer(
+        max_steps=max_steps, max_epochs=3, accumulate_grad_batches=2, gradient_clip_val=1.0, accelerator="cpu",
+        devices=1, default_root_dir=folder, logger=False, callbacks=[keep], enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=RowsModule(8, 0, 0), ckpt_path=checkpoint, weights_only=True)
+    assert trainer.global_step == min(max_steps, 6)  # one per step of all parts
+    return model
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
+def test_a_run_resumed_in_the_middle_of_an_epoch_equals_the_uninterrupted_one(build: Any, tmp_path: Path) -> None:
+    whole = fit(build, tmp_path / "whole", 100)
+    first = fit(build, tmp_path / "first", 3)  # an epoch has two optimiser steps of two batches
+    resumed = fit(build, tmp_path / "resumed", 100, tmp_path / "first" / "step=3.ckpt")
+    assert same(whole, resumed)
+    assert not same(whole, first)
+    assert first.rates + resumed.rates == whole.rates
+    assert [rates[0] for rates in whole.rates[::4]] == pytest.approx([0.1, 0.075, 0.025])
+    assert [rates[1] for rates in whole.rates[:6:2]] == pytest.approx([0.005, 0.01, 0.01])
