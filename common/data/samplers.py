@@ -7,7 +7,7 @@ only needs to know where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import Sampler
@@ -47,7 +47,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        self._first_batch = 0
+        self._position: Callable[[], tuple[int, int]] | None = None
 
     @property
     def batches_per_epoch(self) -> int:
@@ -58,14 +58,19 @@ class EpochSampler(Sampler[tuple[int, int]]):
         """Called by Lightning before each epoch."""
         self.epoch = epoch
 
-    def start_at(self, batch: int) -> None:
-        """Make the next iteration, and only that one, begin at this global batch of the epoch."""
-        self._first_batch = batch
+    def begin_at(self, position: Callable[[], tuple[int, int]]) -> None:
+        """Ask, when the next iteration begins, at which epoch and global batch of it; that iteration only."""
+        self._position = position
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        first_batch = 0
+        if self._position is not None:
+            # Lightning tells the sampler its epoch only after it has fetched the first batch.
+            self.epoch, first_batch = self._position()
+            self._position = None
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
         order = torch.randperm(self.num_samples, generator=generator)
-        first, self._first_batch = self._first_batch * self.batch_size, 0
+        first = first_batch * self.batch_size
         last = self.batches_per_epoch * self.batch_size
         epoch = self.epoch
         for item in order[first + self.rank : last : self.world_size].tolist():

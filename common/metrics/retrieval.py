@@ -1,5 +1,7 @@
 """Quality of retrieval and of neighbourhoods."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -47,6 +49,176 @@ def recall_at(query: Tensor, gallery: Tensor, k: int, target: Tensor | None = No
         Scalar.
     """
     return 100 * (match_ranks(query, gallery, target, block) < k).double().mean()
+
+
+def caption_ranks(
+    image: Tensor,
+    captions: Tensor,
+    caption_image: Tensor,
+    equal_text: Tensor | None = None,
+    max_scores: int = 1 << 22,
+) -> tuple[Tensor, Tensor]:
+    """Rank of the best own caption of every image, and of the own image of every caption, by inner product.
+
+    Items that tie with the best own one are counted as better, and so is everything when its score is NaN. Half
+    precision is compared in float32.
+
+    Args:
+        image: Embeddings [N, d].
+        captions: Embeddings [M, d].
+        caption_image: Row of ``image`` that each caption describes, [M]; an image may have any number, also none.
+        equal_text: A number for the text of each caption, [M] int64, equal where two captions are the same string.
+            Captions of other images with the text of an own one then count as own ones, and so do the images of
+            captions with the text of the query. None takes every caption for a text of its own.
+        max_scores: Bounds the memory to so many scores at a time, though one query is always compared as a whole.
+
+    Returns:
+        The ranks of the images that have a caption, in their order, out of all captions, and of the captions [M], out
+        of all images; int64, 0 is best. A query without a single valid own score has the size of the gallery as rank,
+        which is beyond the last place.
+
+    Raises:
+        ValueError: The shapes do not fit, or a caption belongs to no row of ``image``.
+    """
+    own = _checked_owners(image, captions, caption_image, equal_text)
+    image, captions = _at_least_float32(image), _at_least_float32(captions).to(image.device)
+    if equal_text is None:
+        text = torch.arange(len(captions), device=image.device)
+    else:
+        text = torch.unique(equal_text.to(image.device), return_inverse=True)[1]
+    texts = int(text.max()) + 1
+
+    of_images, of_captions = [text.new_zeros(0)], [text.new_zeros(0)]
+    with torch.autocast(image.device.type, enabled=False):  # rounded to bfloat16, many scores would tie
+        block = max(1, max_scores // max(1, len(captions)))
+        for start in range(0, len(image), block):
+            scores = image[start : start + block] @ captions.T
+            here = (own >= start) & (own < start + len(scores))
+            has_text = torch.zeros(len(scores), texts, dtype=torch.bool, device=image.device)
+            has_text[own[here] - start, text[here]] = True
+            described = has_text.any(1)
+            of_images.append(_ranks_of_relevant(scores[described], has_text[described][:, text]))
+        block = max(1, max_scores // max(1, len(image)))
+        for start in range(0, len(captions), block):
+            scores = captions[start : start + block] @ image.T
+            asked, row = torch.unique(text[start : start + block], return_inverse=True)
+            row_of_text = torch.full((texts,), -1, dtype=torch.int64, device=image.device)
+            row_of_text[asked] = torch.arange(len(asked), device=image.device)
+            here = row_of_text[text] >= 0
+            shows_text = torch.zeros(len(asked), len(image), dtype=torch.bool, device=image.device)
+            shows_text[row_of_text[text[here]], own[here]] = True
+            of_captions.append(_ranks_of_relevant(scores, shows_text[row]))
+    return torch.cat(of_images), torch.cat(of_captions)
+
+
+def _checked_owners(image: Tensor, captions: Tensor, caption_image: Tensor, equal_text: Tensor | None) -> Tensor:
+    """``caption_image`` on the device of ``image``, after a check of all shapes."""
+    if image.ndim != 2 or captions.ndim != 2 or image.shape[1] != captions.shape[1]:
+        raise ValueError(
+            f"image and captions: expected [N, d] and [M, d], got {list(image.shape)} and {list(captions.shape)}"
+        )
+    if caption_image.shape != captions.shape[:1]:
+        raise ValueError(
+            f"caption_image: expected one row for each of {len(captions)} captions, got {list(caption_image.shape)}"
+        )
+    if equal_text is not None and equal_text.shape != captions.shape[:1]:
+        raise ValueError(
+            f"equal_text: expected one text for each of {len(captions)} captions, got {list(equal_text.shape)}"
+        )
+    own = caption_image.to(image.device, torch.int64)
+    if not len(own):
+        raise ValueError("captions: there are none to search")
+    if not 0 <= int(own.min()) <= int(own.max()) < len(image):
+        raise ValueError(
+            f"caption_image: captions belong to rows {int(own.min())} to {int(own.max())}, but there are {len(image)} "
+            "images"
+        )
+    return own
+
+
+def _at_least_float32(rows: Tensor) -> Tensor:
+    return rows if rows.dtype == torch.float64 else rows.float()
+
+
+def _ranks_of_relevant(scores: Tensor, relevant: Tensor) -> Tensor:
+    """How many irrelevant items of [B, N] score at least as high as the best relevant one, [B]."""
+    best = torch.where(relevant & ~scores.isnan(), scores, -torch.inf).amax(1, keepdim=True)
+    ranks = (~(scores < best) & ~relevant).sum(1)
+    return torch.where(best[:, 0] > -torch.inf, ranks, scores.shape[1])
+
+
+def caption_retrieval(
+    image: Tensor,
+    captions: Tensor,
+    caption_image: Tensor,
+    fold_size: int | None = None,
+    equal_text: Tensor | None = None,
+    max_scores: int = 1 << 22,
+) -> dict[str, Tensor]:
+    """Search for captions by images and for images by captions.
+
+    With ``fold_size`` the images are divided in their order into folds of that size, each is searched on its own with
+    its own captions, and the result is the mean over folds (the "1K" protocol: five folds of 1,000).
+
+    Args:
+        image: Embeddings [N, d].
+        captions: Embeddings [M, d].
+        caption_image: See ``caption_ranks``.
+        fold_size: Images of a fold. Where it does not divide their number, the folds are made as equal as possible,
+            but may differ from it by one in a hundred at most. None searches all at once.
+        equal_text: See ``caption_ranks``.
+        max_scores: See ``caption_ranks``.
+
+    Returns:
+        For images as queries ``i2t_r1``, ``i2t_r5`` and ``i2t_r10``, the percentage that has an own caption among the
+        1, 5 and 10 nearest, and ``i2t_medr`` and ``i2t_meanr``, the median (rounded down) and mean rank of the nearest
+        own caption, counted from 1; for captions as queries the same as ``t2i_...``. Float64 scalars. Images without
+        captions are no queries, but can be found.
+
+    Raises:
+        ValueError: As ``caption_ranks``, there is nothing to search for, or ``fold_size`` does not fit.
+
+    Source: MCT, specification 9.
+    """
+    if not len(image):
+        raise ValueError("image: there are none to search")
+    owners = _checked_owners(image, captions, caption_image, equal_text)
+    captions = captions.to(image.device)
+    results = []
+    for start, end in _folds(len(image), fold_size):
+        here = ((owners >= start) & (owners < end)).nonzero().flatten()
+        if not len(here):
+            raise ValueError(f"caption_image: none of the images {start} to {end - 1}, one fold, has a caption")
+        text = None if equal_text is None else equal_text.to(image.device)[here]
+        i2t, t2i = caption_ranks(image[start:end], captions[here], owners[here] - start, text, max_scores)
+        results.append(_summary("i2t", i2t, len(here)) | _summary("t2i", t2i, end - start))
+    return {name: torch.stack([result[name] for result in results]).mean() for name in results[0]}
+
+
+def _folds(images: int, fold_size: int | None) -> list[tuple[int, int]]:
+    """First image and the one after the last of every fold."""
+    if fold_size is None:
+        return [(0, images)]
+    count = max(1, round(images / fold_size)) if fold_size >= 1 else 0
+    # A few broken files must not stop an evaluation; a fold of another size would be another task.
+    if count == 0 or abs(images / count - fold_size) > fold_size / 100:
+        raise ValueError(
+            f"fold_size: {images} images cannot be divided into folds of {fold_size}; "
+            "choose a divisor, or none for all images at once"
+        )
+    size, larger = divmod(images, count)
+    ends = [size * fold + min(fold, larger) for fold in range(count + 1)]
+    return list(pairwise(ends))
+
+
+def _summary(direction: str, ranks: Tensor, gallery: int) -> dict[str, Tensor]:
+    """Recalls, median and mean of ranks [Q] in a gallery of that size."""
+    ranks = ranks.double()
+    # A rank beyond the gallery stands for a query without a valid score, which is never a hit.
+    summary = {f"{direction}_r{k}": 100 * (ranks < min(k, gallery)).double().mean() for k in (1, 5, 10)}
+    ordered = ranks.sort().values
+    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    return summary | {f"{direction}_medr": middle.floor() + 1, f"{direction}_meanr": ranks.mean() + 1}
 
 
 def neighbour_precision(neighbours: Tensor, labels: Tensor) -> Tensor:

@@ -56,14 +56,18 @@ class ShardedDataModule(pl.LightningDataModule):
             trainer.global_rank,
             trainer.world_size,
         )
-        batches = sampler.batches_per_epoch
-        if isinstance(trainer.limit_train_batches, int):
-            batches = min(batches, trainer.limit_train_batches)
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        finished = done >= batches  # the checkpoint was written in the last batch of its epoch
-        # Lightning tells the sampler its epoch only after it has fetched the first batch, so it is told here too.
-        sampler.set_epoch(trainer.fit_loop.epoch_progress.current.ready if finished else trainer.current_epoch)
-        sampler.start_at(0 if finished else done)
+
+        def position() -> tuple[int, int]:
+            """Epoch and batch to begin with: the loader may be made before the checkpoint is read."""
+            batches = sampler.batches_per_epoch
+            if isinstance(trainer.limit_train_batches, int):
+                batches = min(batches, trainer.limit_train_batches)
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            if done >= batches:  # the checkpoint was written in the last batch of its epoch
+                return trainer.fit_loop.epoch_progress.current.ready, 0
+            return trainer.current_epoch, done
+
+        sampler.begin_at(position)
         self._used["training"] = dataset
         return DataLoader(
             dataset,

@@ -45,7 +45,7 @@ def test_a_resumed_epoch_is_the_rest_of_the_whole_one(stop: int, epoch: int, wor
     whole.set_epoch(epoch)
     rest = EpochSampler(43, 4, seed=3, rank=world - 1, world_size=world)
     rest.set_epoch(epoch)
-    rest.start_at(stop)
+    rest.begin_at(lambda: (epoch, stop))
     assert list(rest) == list(whole)[stop * 4 // world :]
     # Only the first iteration is shortened.
     assert list(rest) == list(whole)

@@ -69,9 +69,14 @@ def _compare(whole: StageRequest, resumed: StageRequest) -> None:
 # Six steps an epoch and a checkpoint every four: step 10 goes on from 8, in the middle of epoch 1; step 14 goes on from
 # 12, the boundary of epochs 1 and 2, which is written before the epoch has ended.
 # Loader processes start before Lightning tells the sampler its epoch, so they are tried too.
-@pytest.mark.parametrize(("killed_at", "workers"), [(10, 0), (14, 0), (14, 1)])
-def test_avid(tmp_path: Path, killed_at: int, workers: int) -> None:
-    layer = {**LAYER, "data": {"init_args": {"num_workers": workers}}}
+# A warm-up asks the trainer for the number of steps: Lightning then makes the loader before it reads the checkpoint.
+@pytest.mark.parametrize(("killed_at", "workers", "warmup"), [(5, 0, 3), (10, 0, 0), (14, 0, 3), (14, 1, 0)])
+def test_avid(tmp_path: Path, killed_at: int, workers: int, warmup: int) -> None:
+    layer = {
+        **LAYER,
+        "model": {"init_args": {"lr_warmup_steps": warmup}},
+        "data": {"init_args": {"num_workers": workers}},
+    }
     whole = request("avid/avid_joint", tmp_path / "whole", layer=layer)
     resumed = request("avid/avid_joint", tmp_path / "resumed", layer=layer)
     _kill_at(resumed, AVID, killed_at)

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import csv
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 import wave
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from common.data.listing import cache_folder
+from common.data.worlds.base import World, Write
 from common.data.worlds.clip_generator import NUM_CLASSES, SOUND_CLASSES, VIDEO_CLASSES, ClipGenerator, Nuisance
-
-# Part of the cache key: a change of the pictures, the sounds, the codecs or the layouts must change it.
-GENERATOR_VERSION = 2
 
 # Numbers that keep the random draws of the splits apart.
 _SPLIT_NUMBERS = {
@@ -53,10 +45,8 @@ _VIDEO_OPTIONS = {
 }
 _AUDIO_OPTIONS = {"aac_coder": "fast"}
 
-Write = Callable[[Path, Callable[[], None]], None]
 
-
-class AudioVisualWorld:
+class AudioVisualWorld(World):
     """Stand-ins for Kinetics-400, AudioSet, UCF-101, HMDB-51, ESC-50 and DCASE: 12 classes of moving shapes with sound.
 
     The class is what moves (shape and motion) and how it sounds (timbre and envelope); all else is private to one
@@ -89,7 +79,10 @@ class AudioVisualWorld:
         ValueError: if a size cannot be rendered.
     """
 
+    kind = "audiovisual"
+    title = "audio-visual world"
     names = ("kinetics400", "audioset", "ucf101", "hmdb51", "esc50", "dcase2014")
+    version = 2
 
     def __init__(
         self,
@@ -117,7 +110,7 @@ class AudioVisualWorld:
             raise ValueError(f"size: a frame needs an even side of at least 16 pixels, got {size}")
         if sample_rate < 8000:
             raise ValueError(f"sample_rate: the partials need at least 8000 samples per second, got {sample_rate}")
-        self.parameters = {
+        parameters = {
             "seed": seed,
             "pretrain": pretrain,
             "validation": validation,
@@ -137,75 +130,26 @@ class AudioVisualWorld:
             "fps": fps,
             "sample_rate": sample_rate,
         }
-        for name, value in self.parameters.items():
+        for name, value in parameters.items():
             if name != "seed" and value <= 0:
                 raise ValueError(f"{name}: must be above 0, got {value}")
         if ucf_groups < 4:
             raise ValueError(f"ucf_groups: three divisions and something to train on need 4 groups, got {ucf_groups}")
+        super().__init__(parameters, root)
         self.seed = seed
         self.seconds = seconds
-        self._root = root
         self._generator = ClipGenerator(seed, size, fps, sample_rate)
 
-    def key(self) -> str:
-        """Hash of everything that decides what the files hold."""
-        recipe = {
-            "version": GENERATOR_VERSION,
-            "parameters": self.parameters,
+    def recipe(self) -> dict[str, Any]:
+        return {
+            **super().recipe(),
             "nuisance": asdict(self._generator.nuisance),
             "harder": [asdict(_HARDER_PICTURE), asdict(_HARDER_SOUND)],
             "video": _VIDEO_OPTIONS,
             "audio": _AUDIO_OPTIONS,
         }
-        return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
-    @property
-    def folder(self) -> Path:
-        """Folder of this world."""
-        parent = cache_folder() / "worlds" if self._root is None else Path(self._root).expanduser()
-        return parent / f"audiovisual-{self.key()}"
-
-    def root_of(self, name: str) -> Path:
-        """Folder that stands in for the root of a data set.
-
-        Args:
-            name: `kinetics400`, `audioset`, `ucf101`, `hmdb51`, `esc50` or `dcase2014`.
-
-        Raises:
-            ValueError: if this world holds no such data set.
-        """
-        if name not in self.names:
-            raise ValueError(f"the audio-visual world has no data set {name!r}; it has {', '.join(self.names)}")
-        return self.folder / name
-
-    def prepare(self, names: Sequence[str] | None = None) -> None:
-        """Render the data sets that are missing; does nothing when they are there.
-
-        A data set appears under its final name only when complete. When several processes ask at once, one renders and
-        the others wait for it.
-
-        Args:
-            names: data sets to render; None for all.
-        """
-        wanted = self.names if names is None else tuple(names)
-        if all(self.root_of(name).is_dir() for name in wanted):
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with _exclusive(self.folder / ".lock"):
-            missing = [name for name in wanted if not self.root_of(name).is_dir()]
-            if not missing:
-                return
-            for leftover in self.folder.glob(".rendering-*"):
-                # Whoever left it behind was killed: we hold the lock.
-                shutil.rmtree(leftover, ignore_errors=True)
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            with Progress(*columns, console=Console(stderr=True)) as progress:
-                for name in missing:
-                    self._render(name, progress)
-            description = json.dumps({"version": GENERATOR_VERSION, **self.parameters}, indent=2, sort_keys=True)
-            (self.folder / "world.json").write_text(description + "\n", encoding="utf-8")
-
-    def _render(self, name: str, progress: Progress) -> None:
+    def _fill(self, name: str, root: Path, write: Write) -> None:
         plans: dict[str, Callable[[Path, Write], None]] = {
             "kinetics400": self._kinetics,
             "audioset": self._audioset,
@@ -214,26 +158,7 @@ class AudioVisualWorld:
             "esc50": self._esc,
             "dcase2014": self._dcase,
         }
-        final = self.root_of(name)
-        scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=".rendering-"))
-        task = progress.add_task(f"rendering {name} of the audio-visual world", total=self._files(name))
-
-        def write(path: Path, render: Callable[[], None]) -> None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            render()
-            progress.advance(task)
-
-        try:
-            plans[name](scratch, write)
-            scratch.chmod(0o755)  # a temporary folder is private; a shared cache is not
-            try:
-                os.replace(scratch, final)
-            except OSError:
-                # Without file locks two processes may have rendered; the first one's files are as good.
-                if not final.is_dir():
-                    raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        plans[name](root, write)
 
     def _files(self, name: str) -> int:
         parameters = self.parameters
@@ -443,16 +368,3 @@ def _camel(name: str) -> str:
 def _write_rows(path: Path, rows: Sequence[Sequence[object]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows(rows)
-
-
-@contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock that the operating system releases when the process dies, also by SIGKILL."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: renaming still keeps the result whole
-        yield
-        return
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -1,0 +1,149 @@
+"""What every miniature world shares: the cache folder of its parameters, and rendering once under a lock."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from common.data.listing import cache_folder
+
+Write = Callable[[Path, Callable[[], None]], None]
+
+
+class World(ABC):
+    """Generated data as real files, each data set in the layout in which the one it stands in for is distributed.
+
+    Files are rendered on the first :meth:`prepare` into a folder that is named after everything that decides what they
+    hold, and read by the same classes as the real data.
+
+    Args:
+        parameters: the arguments that decide what the files hold; plain data.
+        root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
+    """
+
+    kind: ClassVar[str]
+    title: ClassVar[str]
+    names: ClassVar[tuple[str, ...]]
+    # Part of the cache key: a change of what is drawn or of how it is stored must change it.
+    version: ClassVar[int]
+
+    def __init__(self, parameters: Mapping[str, Any], root: str | None) -> None:
+        self.parameters = dict(parameters)
+        self._root = root
+
+    def recipe(self) -> dict[str, Any]:
+        """Everything that decides what the files hold; plain data."""
+        return {"version": self.version, "parameters": self.parameters}
+
+    def key(self) -> str:
+        """Hash of everything that decides what the files hold."""
+        return hashlib.sha256(json.dumps(self.recipe(), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of this world."""
+        parent = cache_folder() / "worlds" if self._root is None else Path(self._root).expanduser()
+        return parent / f"{self.kind}-{self.key()}"
+
+    def root_of(self, name: str) -> Path:
+        """Folder that stands in for the root of a data set.
+
+        Args:
+            name: one of ``names``.
+
+        Raises:
+            ValueError: if this world holds no such data set.
+        """
+        if name not in self.names:
+            raise ValueError(f"the {self.title} has no data set {name!r}; it has {', '.join(self.names)}")
+        return self.folder / self._folder_name(name)
+
+    def prepare(self, names: Sequence[str] | None = None) -> None:
+        """Render the data sets that are missing; does nothing when they are there.
+
+        A data set appears under its final name only when complete. When several processes ask at once, one renders and
+        the others wait for it.
+
+        Args:
+            names: data sets to render; None for all.
+        """
+        wanted = self.names if names is None else tuple(names)
+        if all(self.root_of(name).is_dir() for name in wanted):
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _exclusive(self.folder / ".lock"):
+            missing = [name for name in wanted if not self.root_of(name).is_dir()]
+            if not missing:
+                return
+            for leftover in self.folder.glob(".rendering-*"):
+                # Whoever left it behind was killed: we hold the lock.
+                shutil.rmtree(leftover, ignore_errors=True)
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            with Progress(*columns, console=Console(stderr=True)) as progress:
+                for name in missing:
+                    self._render(name, progress)
+            description = json.dumps({"version": self.version, **self.parameters}, indent=2, sort_keys=True)
+            (self.folder / "world.json").write_text(description + "\n", encoding="utf-8")
+
+    def _render(self, name: str, progress: Progress) -> None:
+        final = self.root_of(name)
+        scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=".rendering-"))
+        task = progress.add_task(f"rendering {name} of the {self.title}", total=self._files(name))
+
+        def write(path: Path, render: Callable[[], None]) -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            render()
+            progress.advance(task)
+
+        try:
+            self._fill(name, scratch, write)
+            scratch.chmod(0o755)  # a temporary folder is private; a shared cache is not
+            try:
+                os.replace(scratch, final)
+            except OSError:
+                # Without file locks two processes may have rendered; the first one's files are as good.
+                if not final.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _folder_name(self, name: str) -> str:
+        return name
+
+    @abstractmethod
+    def _files(self, name: str) -> int:
+        """Number of media files of a data set, for the progress bar."""
+
+    @abstractmethod
+    def _fill(self, name: str, root: Path, write: Write) -> None:
+        """Write a data set into an empty folder.
+
+        Args:
+            name: one of ``names``.
+            root: the folder.
+            write: to be called with each media file's path and what writes it; makes its folder and counts it.
+        """
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock that the operating system releases when the process dies, also by SIGKILL."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: renaming still keeps the result whole
+        yield
+        return
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

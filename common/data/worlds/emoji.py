@@ -1,0 +1,385 @@
+"""Real drawings in miniature: 818 things, each drawn by four designers, with names and keywords in six languages."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from common.data.worlds.base import World, Write
+from common.data.worlds.layouts import (
+    Annotated,
+    Instance,
+    Vocabulary,
+    coco_name,
+    imagenet_path,
+    karpathy_folder,
+    karpathy_name,
+    write_class_names,
+    write_coco,
+    write_jpeg,
+    write_karpathy,
+)
+
+# Stands wherever a picture with drawings is shown (the pack's ATTRIBUTION.md asks for it).
+CREDIT = (
+    "Emoji artwork: Noto Emoji (Google, Apache-2.0), Twemoji (CC-BY-4.0), OpenMoji (CC-BY-SA-4.0), "
+    "Fluent Emoji (Microsoft, MIT)"
+)
+# Designers, with the licence of each.
+STYLES = {
+    "noto": "Apache License 2.0 (Noto Emoji, Google)",
+    "openmoji": "CC BY-SA 4.0 (OpenMoji)",
+    "fluent_flat": "MIT License (Fluent Emoji, Microsoft)",
+    "twemoji": "CC BY 4.0 (Twemoji, Twitter and contributors)",
+}
+LANGUAGES = ("en", "de", "fr", "cs", "ja", "zh")
+CORE_GROUPS = ("Animals & Nature", "Food & Drink", "Objects", "Activities", "Travel & Places")
+# Things that look alike: clock faces, arrows, buttons.
+LEFT_OUT_SUBGROUPS = ("time", "arrow", "av-symbol", "hotel")
+CELL, COLUMNS = 64, 40
+TAG_FROM = 3  # concepts that must share a keyword for it to be a tag
+CLASS_FROM = 10  # concepts that must share a subgroup for it to be a class
+CAPTIONS_PER_IMAGE = 5
+
+_STYLE_NUMBERS = {style: number for number, style in enumerate(STYLES, 1)}
+_IDS_PER_STYLE = 10_000
+_GROUND, _WORDS = 0, 1  # independent random streams of one picture
+_LIGHT = (0.75, 1.0)
+_OPAQUE = 0.1  # from here on a pixel belongs to a drawing's box
+
+
+# ------------------------------------------------------------------------------------------------------------ the pack
+@dataclass(frozen=True)
+class Concept:
+    """One thing that was drawn and named.
+
+    Args:
+        index: its row in the pack and its cell in every sheet.
+        code_points: its code points, hexadecimal, joined by "-".
+        group: one of nine.
+        subgroup: one of 96.
+        split: `train`, `val` or `test`, for tasks in which test concepts are new.
+        styles: designers who drew it.
+        name: its name by language.
+        keywords: its keywords by language.
+    """
+
+    index: int
+    code_points: str
+    group: str
+    subgroup: str
+    split: str
+    styles: tuple[str, ...]
+    name: Mapping[str, str]
+    keywords: Mapping[str, tuple[str, ...]]
+
+    @property
+    def core(self) -> bool:
+        """Whether it can be told apart by sight and named, and all four designers drew it."""
+        kept = self.group in CORE_GROUPS and self.subgroup not in LEFT_OUT_SUBGROUPS
+        return kept and set(self.styles) == set(STYLES)
+
+
+def pack() -> Traversable:
+    """Folder of the pack inside the package.
+
+    Raises:
+        FileNotFoundError: if the package was installed without it.
+    """
+    folder = files("common.data.worlds") / "emoji_mini"
+    if not (folder / "emoji.jsonl").is_file():
+        raise FileNotFoundError(
+            f"{folder}: the emoji pack is missing; the package was installed without its data, install it again"
+        )
+    return folder
+
+
+def read_concepts() -> tuple[Concept, ...]:
+    """All 1,580 concepts of the pack, by index; those with ``core`` set make the world.
+
+    Raises:
+        ValueError: if a line of the pack is damaged.
+    """
+    concepts = []
+    lines = (pack() / "emoji.jsonl").read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+            concept = Concept(
+                row["i"], row["cp"], row["group"], row["subgroup"], row["split"], tuple(row["have"]), row["name"],
+                {language: tuple(words) for language, words in row["keywords"].items()},
+            )  # fmt: skip
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"emoji.jsonl, line {number + 1}: {error!r}; install the package again") from error
+        if concept.index != number:
+            raise ValueError(
+                f"emoji.jsonl, line {number + 1}: holds concept {concept.index}; install the package again"
+            )
+        concepts.append(concept)
+    return tuple(concepts)
+
+
+def read_drawings(style: str, indices: Sequence[int]) -> np.ndarray:
+    """Drawings by one designer, on nothing.
+
+    Args:
+        style: one of ``STYLES``.
+        indices: concepts to take.
+
+    Returns:
+        uint8 [n, 64, 64, 4], colour and opacity.
+
+    Raises:
+        ValueError: if there is no such designer.
+    """
+    if style not in STYLES:
+        raise ValueError(f"no sheet of style {style!r}; there are {', '.join(STYLES)}")
+    with (pack() / f"{style}.webp").open("rb") as stream, Image.open(stream) as sheet:
+        pixels = np.asarray(sheet.convert("RGBA"))
+    cells = pixels.reshape(-1, CELL, COLUMNS, CELL, 4).swapaxes(1, 2).reshape(-1, CELL, CELL, 4)
+    return cells[np.asarray(indices, dtype=np.int64)]
+
+
+def tag_vocabulary(concepts: Iterable[Concept], language: str = "en") -> tuple[str, ...]:
+    """Keywords that at least three concepts share, sorted."""
+    counts = Counter(word for concept in concepts for word in set(concept.keywords[language]))
+    return tuple(sorted(word for word, count in counts.items() if count >= TAG_FROM))
+
+
+def subgroup_classes(concepts: Iterable[Concept]) -> tuple[str, ...]:
+    """Subgroups of at least ten concepts, the largest first."""
+    counts = Counter(concept.subgroup for concept in concepts)
+    return tuple(
+        sorted((name for name in counts if counts[name] >= CLASS_FROM), key=lambda name: (-counts[name], name))
+    )
+
+
+def captions_of(rng: np.random.Generator, concept: Concept, language: str = "en") -> tuple[str, ...]:
+    """Five captions made of a concept's name and keywords, joined by commas.
+
+    The name; the name and one keyword; the name and two; two keywords; three keywords. Keywords are drawn anew for each
+    and differ from the name where the concept has others; where it has too few the caption is shorter.
+
+    Args:
+        rng: the only source of chance.
+        concept: what to describe.
+        language: language of the words.
+    """
+    name, comma = concept.name[language], "、" if language in ("ja", "zh") else ", "
+    others = [word for word in concept.keywords[language] if word.casefold() != name.casefold()] or [name]
+
+    def some(count: int) -> list[str]:
+        return [others[int(position)] for position in rng.permutation(len(others))[:count]]
+
+    said = ([name], [name, *some(1)], [name, *some(2)], some(2), some(3))
+    # A concept without other keywords says its name once.
+    return tuple(comma.join(dict.fromkeys(words)) for words in said)
+
+
+def compose(drawing: np.ndarray, ground: np.ndarray, size: int) -> np.ndarray:
+    """Put a drawing on a plain ground.
+
+    Args:
+        drawing: uint8 [64, 64, 4], colour and opacity.
+        ground: colour [3] in [0, 1].
+        size: side of the picture in pixels.
+
+    Returns:
+        uint8 [size, size, 3], resized with smooth edges.
+    """
+    opacity = drawing[..., 3:] / 255
+    pixels = np.round(drawing[..., :3] * opacity + 255 * ground * (1 - opacity)).astype(np.uint8)
+    if size == CELL:
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS))
+
+
+# ----------------------------------------------------------------------------------------------------------- the world
+class EmojiWorld(World):
+    """Stand-ins for COCO (both splits) and ImageNet made of real drawings: a picture shows one thing by one designer.
+
+    COCO is split by designer: all concepts are seen in training, the drawings of the test designer are not. Entries
+    carry the concept as `group_id`, so that another drawing of it can serve as a second view. Categories are the
+    keywords that at least three concepts share. ImageNet is split by concept: classes are subgroups, and no drawing of
+    a test concept is among its training pictures. (COCO has drawings of those concepts too, without their class.)
+
+    Args:
+        seed: seed of the grounds and captions of training pictures; all others are one fixed draw.
+        language: language of captions and tags; one of en, de, fr, cs, ja, zh.
+        size: side of a picture in pixels.
+        concepts: number of the 818 concepts that COCO holds, spread evenly; None for all.
+        classes: number of the 30 subgroups that ImageNet holds, the largest first.
+        train_styles: designers to train on. Of the last one's drawings, those of the pack's val concepts make the val
+            part of Karpathy's split.
+        test_style: designer to test on.
+        root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    kind = "emoji"
+    title = "emoji world"
+    names = ("coco", "coco_karpathy", "imagenet")
+    version = 1
+
+    def __init__(
+        self,
+        seed: int = 0,
+        language: str = "en",
+        size: int = 32,
+        concepts: int | None = None,
+        classes: int = 30,
+        train_styles: tuple[str, ...] = ("noto", "openmoji", "fluent_flat"),
+        test_style: str = "twemoji",
+        root: str | None = None,
+    ) -> None:
+        if seed < 0:
+            raise ValueError(f"seed: must not be below 0, got {seed}")
+        if language not in LANGUAGES:
+            raise ValueError(f"language: {language!r} is not one of {', '.join(LANGUAGES)}")
+        if size < 16:
+            raise ValueError(f"size: a drawing needs at least 16 pixels a side, got {size}")
+        styles = (*train_styles, test_style)
+        for style in styles:
+            if style not in STYLES:
+                raise ValueError(f"train_styles, test_style: {style!r} is not one of {', '.join(STYLES)}")
+        if not train_styles or len(set(styles)) < len(styles):
+            raise ValueError(f"train_styles, test_style: at least two different designers are needed, got {styles}")
+        core = tuple(concept for concept in read_concepts() if concept.core)
+        subgroups = subgroup_classes(core)
+        if concepts is not None and not 0 < concepts <= len(core):
+            raise ValueError(f"concepts: must be from 1 to {len(core)}, got {concepts}")
+        if not 0 < classes <= len(subgroups):
+            raise ValueError(f"classes: must be from 1 to {len(subgroups)}, got {classes}")
+        parameters = {
+            "seed": seed,
+            "language": language,
+            "size": size,
+            "concepts": len(core) if concepts is None else concepts,
+            "classes": classes,
+            "train_styles": list(train_styles),
+            "test_style": test_style,
+        }
+        super().__init__(parameters, root)
+        self.seed = seed
+        self.language = language
+        self.size = size
+        self.train_styles = tuple(train_styles)
+        self.test_style = test_style
+        self.tag_names = tag_vocabulary(core, language)
+        self.class_names = tuple(sorted(subgroups[:classes]))
+        count = self.parameters["concepts"]
+        self.concepts = tuple(core[row * len(core) // count] for row in range(count))
+        self._classified = tuple(concept for concept in core if concept.subgroup in self.class_names)
+
+    def _files(self, name: str) -> int:
+        concepts = self._classified if name == "imagenet" else self.concepts
+        return len(concepts) * (len(self.train_styles) + 1)
+
+    def _fill(self, name: str, root: Path, write: Write) -> None:
+        {"coco": self._coco, "coco_karpathy": self._karpathy, "imagenet": self._imagenet}[name](root, write)
+
+    def _rng(self, style: str, concept: Concept, seeded: bool, stream: int) -> np.random.Generator:
+        return np.random.default_rng([1 + self.seed if seeded else 0, _STYLE_NUMBERS[style], concept.index, stream])
+
+    def _image(self, style: str, concept: Concept, drawing: np.ndarray, seeded: bool) -> np.ndarray:
+        """A drawing on a light ground."""
+        ground = self._rng(style, concept, seeded, _GROUND).uniform(*_LIGHT, size=3)
+        return compose(drawing, ground, self.size)
+
+    def _captioned(
+        self,
+        style: str,
+        concepts: Sequence[Concept],
+        seeded: bool,
+        folder: Path,
+        name_of: Callable[[int], str],
+        write: Write,
+    ) -> list[Annotated]:
+        """Write one designer's drawings of some concepts and say what is in them."""
+        images = []
+        for concept, drawing in zip(concepts, read_drawings(style, [concept.index for concept in concepts])):
+            number = _STYLE_NUMBERS[style] * _IDS_PER_STYLE + concept.index
+            path = folder / name_of(number)
+            write(path, partial(write_jpeg, path, self._image(style, concept, drawing, seeded)))
+            captions = captions_of(self._rng(style, concept, seeded, _WORDS), concept, self.language)
+            images.append(
+                Annotated(
+                    number,
+                    path.name,
+                    self.size,
+                    self.size,
+                    captions,
+                    self._instances(concept, drawing),
+                    concept.index,
+                    _STYLE_NUMBERS[style] - 1,
+                )
+            )
+        return images
+
+    def _instances(self, concept: Concept, drawing: np.ndarray) -> tuple[Instance, ...]:
+        """One object per tag; all have the box of the whole drawing."""
+        opacity, scale = drawing[..., 3] / 255, self.size / CELL
+        rows, columns = np.nonzero(opacity >= _OPAQUE)
+        left, right = scale * columns.min(), scale * (columns.max() + 1)
+        top, bottom = scale * rows.min(), scale * (rows.max() + 1)
+        outline = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+        area = float(opacity.sum()) * scale**2
+        box = (float(left), float(top), float(right), float(bottom))
+        own = set(concept.keywords[self.language])
+        return tuple(Instance(n, box, area, outline) for n, tag in enumerate(self.tag_names) if tag in own)
+
+    # -- layouts -------------------------------------------------------------------------------------------------------
+
+    def _coco(self, root: Path, write: Write) -> None:
+        categories = tuple((tag, "keyword") for tag in self.tag_names)
+        vocabulary = Vocabulary(f"Emoji world. {CREDIT}", categories, tuple(STYLES.values()))
+        for split, styles in (("train2017", self.train_styles), ("val2017", (self.test_style,))):
+            seeded = split == "train2017"
+            images = [
+                image
+                for style in styles
+                for image in self._captioned(style, self.concepts, seeded, root / split, coco_name, write)
+            ]
+            write_coco(root, split, sorted(images, key=lambda image: image.number), vocabulary)
+
+    def _karpathy(self, root: Path, write: Write) -> None:
+        *whole, last = self.train_styles
+        # A handful of concepts may hold none of that split.
+        chosen = [concept for concept in self.concepts if concept.split == "val"] or [self.concepts[-1]]
+        others = [concept for concept in self.concepts if concept not in chosen]
+        sources: dict[str, list[tuple[str, Sequence[Concept]]]] = {
+            "train": [*((style, self.concepts) for style in whole), (last, others)],
+            "val": [(last, chosen)],
+            "test": [(self.test_style, self.concepts)],
+        }
+        parts: dict[str, list[Annotated]] = {}
+        for part, pairs in sources.items():
+            folder, name_of = root / karpathy_folder(part), partial(karpathy_name, split=part)
+            parts[part] = [
+                image
+                for style, concepts in pairs
+                for image in self._captioned(style, concepts, part == "train", folder, name_of, write)
+            ]
+        write_karpathy(root, parts)
+
+    def _imagenet(self, root: Path, write: Write) -> None:
+        indices = [concept.index for concept in self._classified]
+        for style in (*self.train_styles, self.test_style):
+            for concept, drawing in zip(self._classified, read_drawings(style, indices)):
+                trained = concept.split == "train"
+                number = _STYLE_NUMBERS[style] * _IDS_PER_STYLE + concept.index
+                label = self.class_names.index(concept.subgroup)
+                path = imagenet_path(root, "train" if trained else "val", label, number)
+                write(path, partial(write_jpeg, path, self._image(style, concept, drawing, trained)))
+        write_class_names(root, self.class_names)

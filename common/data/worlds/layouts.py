@@ -1,0 +1,289 @@
+"""Writers of the layouts in which captioned and labelled picture sets are distributed: COCO, Karpathy, VOC, ImageNet.
+
+They write the files that the real sets have, field by field; the worlds decide what is in the pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+
+# Ids of captions and objects are unique over all splits: the picture's id, then two digits.
+_PER_IMAGE = 100
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One object of a picture.
+
+    Args:
+        category: index of the category, from 0.
+        box: left, top, right, bottom in pixels.
+        area: pixels that the object covers.
+        polygon: its outline in pixels, [points, 2].
+        difficult: whether it is too hard to see to be asked for.
+    """
+
+    category: int
+    box: tuple[float, float, float, float]
+    area: float
+    polygon: np.ndarray
+    difficult: bool = False
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """One picture with what is known about it.
+
+    Args:
+        number: its id, from 1, unique over all splits.
+        file_name: its file's name.
+        width: width in pixels.
+        height: height in pixels.
+        captions: sentences about it.
+        instances: its objects.
+        group: pictures of the same thing share it; None where nothing is shown twice.
+        licence: index into the licences of the set.
+    """
+
+    number: int
+    file_name: str
+    width: int
+    height: int
+    captions: tuple[str, ...] = ()
+    instances: tuple[Instance, ...] = ()
+    group: int | None = None
+    licence: int = 0
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a set of pictures says about itself and its categories.
+
+    Args:
+        description: the set in a few words.
+        categories: name and more general name of every category.
+        licences: names of the licences.
+    """
+
+    description: str
+    categories: tuple[tuple[str, str], ...]
+    licences: tuple[str, ...]
+
+
+def write_jpeg(path: Path, image: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] with full colour resolution: glyphs and drawings are a few pixels wide."""
+    Image.fromarray(image).save(path, "JPEG", quality=95, subsampling=0)
+
+
+def coco_name(number: int) -> str:
+    """File name of a picture of COCO 2017."""
+    return f"{number:012d}.jpg"
+
+
+# ---------------------------------------------------------------------------------------------------------------- COCO
+def write_coco(root: Path, split: str, images: Sequence[Annotated], vocabulary: Vocabulary) -> None:
+    """Write ``annotations/captions_<split>.json`` and ``instances_<split>.json``.
+
+    Args:
+        root: folder of the set.
+        split: such as `train2017`.
+        images: its pictures, sorted by id.
+        vocabulary: names for the ids.
+
+    Raises:
+        ValueError: if a picture has more captions or objects than its ids have room for.
+    """
+    for image in images:
+        if max(len(image.captions), len(image.instances)) >= _PER_IMAGE:
+            raise ValueError(f"{image.file_name}: at most {_PER_IMAGE - 1} captions and objects per picture")
+    head = {
+        "info": {
+            "description": vocabulary.description,
+            "url": "",
+            "version": "1.0",
+            "year": 2021,
+            "contributor": "",
+            "date_created": "2021/01/01",
+        },
+        "licenses": [{"url": "", "id": n, "name": name} for n, name in enumerate(vocabulary.licences, 1)],
+        "images": [_coco_image(image) for image in images],
+    }
+    captions = [
+        {"image_id": image.number, "id": _PER_IMAGE * image.number + n, "caption": caption}
+        for image in images
+        for n, caption in enumerate(image.captions, 1)
+    ]
+    objects = [
+        _coco_object(image.number, n, instance) for image in images for n, instance in enumerate(image.instances, 1)
+    ]
+    categories = [
+        {"supercategory": general, "id": n, "name": name} for n, (name, general) in enumerate(vocabulary.categories, 1)
+    ]
+    folder = root / "annotations"
+    folder.mkdir(exist_ok=True)
+    _dump(folder / f"captions_{split}.json", {**head, "annotations": captions})
+    _dump(folder / f"instances_{split}.json", {**head, "annotations": objects, "categories": categories})
+
+
+def _coco_image(image: Annotated) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "license": image.licence + 1,
+        "file_name": image.file_name,
+        "coco_url": "",
+        "height": image.height,
+        "width": image.width,
+        "date_captured": "2021-01-01 00:00:00",
+        "flickr_url": "",
+        "id": image.number,
+    }
+    return entry if image.group is None else {**entry, "group_id": image.group}
+
+
+def _coco_object(image: int, number: int, instance: Instance) -> dict[str, Any]:
+    left, top, right, bottom = instance.box
+    return {
+        "segmentation": [[round(float(value), 2) for value in instance.polygon.reshape(-1)]],
+        "area": round(float(instance.area), 2),
+        "iscrowd": 0,
+        "image_id": image,
+        "bbox": [round(float(value), 2) for value in (left, top, right - left, bottom - top)],
+        "category_id": instance.category + 1,
+        "id": _PER_IMAGE * image + number,
+    }
+
+
+def write_karpathy(root: Path, parts: Mapping[str, Sequence[Annotated]]) -> None:
+    """Write ``dataset_coco.json`` of Karpathy's split.
+
+    Args:
+        root: folder of the set, which also holds ``train2014`` and ``val2014``.
+        parts: pictures of `train`, `restval`, `val` and `test`; all but the first lie in ``val2014``.
+    """
+    images: list[dict[str, Any]] = []
+    for split, members in parts.items():
+        for image in members:
+            sentences = [
+                {
+                    "tokens": re.findall(r"\w+", caption.lower()),
+                    "raw": caption,
+                    "imgid": len(images),
+                    "sentid": _PER_IMAGE * image.number + n,
+                }
+                for n, caption in enumerate(image.captions, 1)
+            ]
+            entry = {
+                "filepath": karpathy_folder(split),
+                "sentids": [sentence["sentid"] for sentence in sentences],
+                "filename": image.file_name,
+                "imgid": len(images),
+                "split": split,
+                "sentences": sentences,
+                "cocoid": image.number,
+            }
+            images.append(entry if image.group is None else {**entry, "group_id": image.group})
+    _dump(root / "dataset_coco.json", {"images": images, "dataset": "coco"})
+
+
+def karpathy_folder(split: str) -> str:
+    """Folder of the pictures of a part of Karpathy's split."""
+    return "train2014" if split == "train" else "val2014"
+
+
+def karpathy_name(number: int, split: str) -> str:
+    """File name of a picture of COCO 2014."""
+    return f"COCO_{karpathy_folder(split)}_{coco_name(number)}"
+
+
+# ----------------------------------------------------------------------------------------------------------------- VOC
+def write_voc(
+    folder: Path, images: Sequence[Annotated], classes: Sequence[str], parts: Mapping[str, Sequence[int]]
+) -> None:
+    """Write ``Annotations`` and ``ImageSets/Main`` of a year of Pascal VOC.
+
+    Args:
+        folder: such as ``VOCdevkit/VOC2007``.
+        images: all pictures.
+        classes: names of the categories.
+        parts: rows of `images` that belong to each list, such as `trainval`.
+    """
+    (folder / "Annotations").mkdir(parents=True, exist_ok=True)
+    for image in images:
+        tree = ElementTree.ElementTree(_voc_annotation(image, folder.name, classes))
+        ElementTree.indent(tree, "\t")
+        tree.write(folder / "Annotations" / f"{Path(image.file_name).stem}.xml", encoding="utf-8")
+    lists = folder / "ImageSets" / "Main"
+    lists.mkdir(parents=True, exist_ok=True)
+    for part, rows in parts.items():
+        stems = [Path(images[row].file_name).stem for row in rows]
+        (lists / f"{part}.txt").write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
+        for number, name in enumerate(classes):
+            lines = (f"{stem} {_voc_flag(images[row], number):2d}\n" for stem, row in zip(stems, rows))
+            (lists / f"{name}_{part}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def _voc_flag(image: Annotated, category: int) -> int:
+    """1: shown; 0: shown, but nowhere easy to see; -1: not shown."""
+    own = [instance for instance in image.instances if instance.category == category]
+    if not own:
+        return -1
+    return 0 if all(instance.difficult for instance in own) else 1
+
+
+def _voc_annotation(image: Annotated, folder: str, classes: Sequence[str]) -> ElementTree.Element:
+    root = ElementTree.Element("annotation")
+
+    def add(parent: ElementTree.Element, **texts: object) -> None:
+        for tag, text in texts.items():
+            ElementTree.SubElement(parent, tag).text = str(text)
+
+    add(root, folder=folder, filename=image.file_name)
+    add(ElementTree.SubElement(root, "source"), database="generated", annotation="generated", image="generated")
+    add(ElementTree.SubElement(root, "size"), width=image.width, height=image.height, depth=3)
+    add(root, segmented=0)
+    for instance in image.instances:
+        entry = ElementTree.SubElement(root, "object")
+        add(entry, name=classes[instance.category], pose="Unspecified", truncated=0)
+        add(entry, difficult=int(instance.difficult))
+        left, top, right, bottom = instance.box
+        # Pixels count from 1, and the last one belongs to the box.
+        add(
+            ElementTree.SubElement(entry, "bndbox"),
+            xmin=max(1, math.floor(left) + 1),
+            ymin=max(1, math.floor(top) + 1),
+            xmax=min(image.width, math.ceil(right)),
+            ymax=min(image.height, math.ceil(bottom)),
+        )
+    return root
+
+
+# ------------------------------------------------------------------------------------------------------------ ImageNet
+def imagenet_class(number: int) -> str:
+    """Class folder in the form of a WordNet id; real ids end before these begin."""
+    return f"n9{number:07d}"
+
+
+def imagenet_path(root: Path, split: str, label: int, number: int) -> Path:
+    """Path of picture `number` (from 1) of `train` or `val`."""
+    folder = imagenet_class(label)
+    stem = f"{folder}_{number}" if split == "train" else f"ILSVRC2012_val_{number:08d}"
+    return root / split / folder / f"{stem}.JPEG"
+
+
+def write_class_names(root: Path, names: Sequence[str]) -> None:
+    """Write ``LOC_synset_mapping.txt``, which says what the class folders mean."""
+    lines = (f"{imagenet_class(number)} {name}\n" for number, name in enumerate(names))
+    (root / "LOC_synset_mapping.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def _dump(path: Path, document: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(document, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")

@@ -1,0 +1,345 @@
+"""A miniature of the data that image-text pre-training needs: captioned scenes of drawn glyphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from common.data.worlds.base import World, Write
+from common.data.worlds.glyphs import (
+    COLOUR_NAMES,
+    COUNTS,
+    GLYPHS,
+    Attributes,
+    Picture,
+    Scene,
+    draw,
+    mixed_scene,
+    repeated_scene,
+)
+from common.data.worlds.layouts import (
+    Annotated,
+    Instance,
+    Vocabulary,
+    coco_name,
+    imagenet_path,
+    karpathy_folder,
+    karpathy_name,
+    write_class_names,
+    write_coco,
+    write_jpeg,
+    write_karpathy,
+    write_voc,
+)
+
+Probe = Literal["glyph", "colour", "count"]
+CaptionStyle = Literal["sparse", "full"]
+
+CAPTIONS_PER_IMAGE = 5
+COUNT_WORDS = ("two", "three", "four")
+# What a glyph may be called; a caption takes one of them.
+NOUNS: dict[str, tuple[str, ...]] = {
+    "circle": ("circle", "disc", "dot"),
+    "ring": ("ring", "hoop", "annulus"),
+    "square": ("square", "block"),
+    "frame": ("frame", "window"),
+    "triangle": ("triangle", "wedge"),
+    "diamond": ("diamond", "rhombus", "lozenge"),
+    "plus": ("plus",),
+    "cross": ("cross", "saltire"),
+    "star": ("star", "pentagram"),
+    "hexagon": ("hexagon",),
+    "moon": ("moon", "crescent"),
+    "heart": ("heart",),
+    "arrow": ("arrow", "pointer"),
+    "bar": ("bar", "rod", "stripe"),
+    "tee": ("tee", "hammer"),
+    "ell": ("ell", "corner", "elbow"),
+}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "round thing": ("circle", "ring", "moon", "heart"),
+    "boxy thing": ("square", "frame", "hexagon"),
+    "pointed thing": ("triangle", "diamond", "star", "arrow"),
+    "crossed thing": ("plus", "cross"),
+    "straight thing": ("bar", "tee", "ell"),
+}
+GROUP_OF = {glyph: group for group, glyphs in GROUPS.items() for glyph in glyphs}
+
+# Numbers that keep the random draws of the splits apart, and whether another seed draws the split anew. What is
+# measured on is the same for every seed, so that results differ by training alone (specification 13).
+_SPLITS = {
+    "coco/train": (1, True),
+    "coco/val": (2, False),
+    "karpathy/train": (3, True),
+    "karpathy/val": (4, False),
+    "karpathy/test": (5, False),
+    "probe/train": (6, True),
+    "probe/val": (7, False),
+    "voc/trainval": (8, True),
+    "voc/test": (9, False),
+}
+_PICTURE, _WORDS = 0, 1  # independent random streams of one scene
+_IDS_PER_SPLIT = 1_000_000
+_MAX_OBJECTS = 3
+_FAINT = 0.06  # share of the glyphs of VOC that are hard to see
+_LICENCES = ("Apache License 2.0 (generated pictures)",)
+
+
+@dataclass(frozen=True)
+class CaptionWords:
+    """How likely a caption says what can be said; "a [two] [small] [red] NOUN [on blue]".
+
+    Args:
+        count: probability of the number of copies.
+        size: probability of their size.
+        colour: probability of their colour.
+        ground: probability of the colour of the background.
+        glyph: probability that the noun names the glyph, by one of its words.
+        group: probability that a noun that does not, names the coarse group; else it is "thing".
+    """
+
+    count: float = 0.2
+    size: float = 0.2
+    colour: float = 0.25
+    ground: float = 0.15
+    glyph: float = 0.7
+    group: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not 0 <= getattr(self, field.name) <= 1:
+                raise ValueError(f"words.{field.name}: a probability is needed, got {getattr(self, field.name)}")
+
+
+_STYLES = {"sparse": CaptionWords(), "full": CaptionWords(1, 1, 1, 1, 1, 1)}
+
+
+def caption(rng: np.random.Generator, attributes: Attributes, words: CaptionWords) -> str:
+    """Draw a caption of a scene.
+
+    Nouns stay in the singular and the article stays in front of numbers, as in the specification: a word has one form.
+
+    Args:
+        rng: the only source of chance.
+        attributes: what can be said.
+        words: how likely each is said.
+
+    Source:
+        Specification 13 ("glyph scenes").
+    """
+    count, size, colour, ground, glyph, group = rng.uniform(size=6)
+    name = GLYPHS[attributes.glyph]
+    spoken = ["a"]
+    if count < words.count:
+        spoken.append(COUNT_WORDS[COUNTS.index(attributes.count)])
+    if size < words.size:
+        spoken.append("large" if attributes.large else "small")
+    if colour < words.colour:
+        spoken.append(COLOUR_NAMES[attributes.colour])
+    if glyph < words.glyph:
+        spoken.append(NOUNS[name][int(rng.integers(len(NOUNS[name])))])
+    else:
+        spoken.append(GROUP_OF[name] if group < words.group else "thing")
+    if ground < words.ground:
+        spoken.append(f"on {COLOUR_NAMES[attributes.ground]}")
+    return " ".join(spoken)
+
+
+class ShapesWorld(World):
+    """Stand-ins for COCO (both splits), Pascal VOC 2007 and ImageNet: scenes of one of 16 glyphs on a coloured ground.
+
+    A scene holds two to four copies of one glyph; captions mostly name the glyph and seldom its colour or number, tags
+    always name it. Scenes of VOC hold one to three different glyphs. Every split is drawn apart. Training splits
+    follow the seed, all others are one fixed draw.
+
+    Args:
+        seed: seed of the training splits.
+        train: pictures of COCO to pre-train on.
+        val: pictures of its validation split.
+        karpathy_train: pictures to train retrieval on.
+        karpathy_val: pictures to choose by.
+        karpathy_test: pictures to search.
+        probe_train: pictures of ImageNet to train a probe on.
+        probe_test: pictures to test it on.
+        voc_train: pictures of VOC's trainval; even ones are train, odd ones val.
+        voc_test: pictures to test on.
+        size: side of a picture in pixels.
+        voc_size: side of a picture of VOC; a larger one shows the same scenes with more pixels. None for `size`.
+        probe: what the classes of ImageNet are; the pictures are the same.
+        caption_style: `sparse` drops most words, `full` says all there is to say.
+        words: other probabilities than those of `sparse`.
+        root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Source:
+        Specification 13.
+    """
+
+    kind = "shapes"
+    title = "shapes world"
+    names = ("coco", "coco_karpathy", "voc", "imagenet")
+    version = 1
+
+    def __init__(
+        self,
+        seed: int = 0,
+        train: int = 3000,
+        val: int = 500,
+        karpathy_train: int = 1500,
+        karpathy_val: int = 250,
+        karpathy_test: int = 1000,
+        probe_train: int = 2000,
+        probe_test: int = 2000,
+        voc_train: int = 600,
+        voc_test: int = 600,
+        size: int = 32,
+        voc_size: int | None = None,
+        probe: Probe = "glyph",
+        caption_style: CaptionStyle = "sparse",
+        words: CaptionWords | None = None,
+        root: str | None = None,
+    ) -> None:
+        counts = {
+            "train": train,
+            "val": val,
+            "karpathy_train": karpathy_train,
+            "karpathy_val": karpathy_val,
+            "karpathy_test": karpathy_test,
+            "probe_train": probe_train,
+            "probe_test": probe_test,
+            "voc_train": voc_train,
+            "voc_test": voc_test,
+        }
+        if seed < 0:
+            raise ValueError(f"seed: must not be below 0, got {seed}")
+        for name, value in counts.items():
+            if not 0 < value <= _IDS_PER_SPLIT:
+                raise ValueError(f"{name}: must be from 1 to {_IDS_PER_SPLIT:,}, got {value}")
+        voc_size = size if voc_size is None else voc_size
+        for name, value in {"size": size, "voc_size": voc_size}.items():
+            if value < 16:
+                raise ValueError(f"{name}: glyphs need a picture of at least 16 pixels a side, got {value}")
+        if probe not in get_args(Probe):
+            raise ValueError(f"probe: {probe!r} is not one of {', '.join(get_args(Probe))}")
+        if caption_style not in _STYLES:
+            raise ValueError(f"caption_style: {caption_style!r} is not one of {', '.join(_STYLES)}")
+        if words is not None and caption_style != "sparse":
+            raise ValueError(
+                f"words: a caption of style {caption_style!r} has none to choose; leave one of the two out"
+            )
+        self.words = _STYLES[caption_style] if words is None else words
+        # The class system is part of a folder's name instead: all of them share the rest of the world.
+        super().__init__(
+            {"seed": seed, **counts, "size": size, "voc_size": voc_size, "words": asdict(self.words)}, root
+        )
+        self.seed = seed
+        self.size = size
+        self.voc_size = voc_size
+        self.probe = probe
+
+    def _folder_name(self, name: str) -> str:
+        return f"imagenet-{self.probe}" if name == "imagenet" else name
+
+    def _files(self, name: str) -> int:
+        prefixes = {"coco": "", "coco_karpathy": "karpathy_", "voc": "voc_", "imagenet": "probe_"}
+        prefix = prefixes[name]
+        return sum(self.parameters.get(prefix + part, 0) for part in ("train", "val", "test"))
+
+    def _fill(self, name: str, root: Path, write: Write) -> None:
+        {"coco": self._coco, "coco_karpathy": self._karpathy, "voc": self._voc, "imagenet": self._imagenet}[name](
+            root, write
+        )
+
+    # -- scenes --------------------------------------------------------------------------------------------------------
+
+    def _rng(self, split: str, index: int, stream: int) -> np.random.Generator:
+        number, seeded = _SPLITS[split]
+        return np.random.default_rng([1 + self.seed if seeded else 0, number, index, stream])
+
+    def _drawn(self, split: str, count: int) -> Iterator[tuple[Attributes, Scene, Picture]]:
+        """The pictures of a split; glyphs take turns, so every run of 16 is balanced."""
+        for index in range(count):
+            rng = self._rng(split, index, _PICTURE)
+            scene, attributes = repeated_scene(rng, index % len(GLYPHS))
+            yield attributes, scene, draw(scene, rng, self.size)
+
+    def _captioned(
+        self, split: str, count: int, folder: Path, name_of: Callable[[int], str], write: Write
+    ) -> list[Annotated]:
+        """Write the pictures of a captioned split and say what is in them."""
+        images = []
+        for index, (attributes, scene, picture) in enumerate(self._drawn(split, count)):
+            number = _SPLITS[split][0] * _IDS_PER_SPLIT + index
+            path = folder / name_of(number)
+            write(path, partial(write_jpeg, path, picture.image))
+            rng = self._rng(split, index, _WORDS)
+            captions = tuple(caption(rng, attributes, self.words) for _ in range(CAPTIONS_PER_IMAGE))
+            images.append(Annotated(number, path.name, self.size, self.size, captions, _instances(scene, picture)))
+        return images
+
+    # -- layouts -------------------------------------------------------------------------------------------------------
+
+    def _coco(self, root: Path, write: Write) -> None:
+        categories = tuple((glyph, GROUP_OF[glyph]) for glyph in GLYPHS)
+        vocabulary = Vocabulary("Shapes world: scenes of glyphs", categories, _LICENCES)
+        for part in ("train", "val"):
+            split = f"{part}2017"
+            images = self._captioned(f"coco/{part}", self.parameters[part], root / split, coco_name, write)
+            write_coco(root, split, images, vocabulary)
+
+    def _karpathy(self, root: Path, write: Write) -> None:
+        parts: dict[str, list[Annotated]] = {}
+        for part in ("train", "val", "test"):
+            folder, name_of = root / karpathy_folder(part), partial(karpathy_name, split=part)
+            count = self.parameters[f"karpathy_{part}"]
+            parts[part] = self._captioned(f"karpathy/{part}", count, folder, name_of, write)
+        write_karpathy(root, parts)
+
+    def _voc(self, root: Path, write: Write) -> None:
+        folder = root / "VOCdevkit" / "VOC2007"
+        images: list[Annotated] = []
+        parts: dict[str, list[int]] = {"train": [], "val": [], "trainval": [], "test": []}
+        for split, count in (("trainval", self.parameters["voc_train"]), ("test", self.parameters["voc_test"])):
+            for index in range(count):
+                rng = self._rng(f"voc/{split}", index, _PICTURE)
+                scene = mixed_scene(rng, (1, _MAX_OBJECTS), _FAINT)
+                picture = draw(scene, rng, self.voc_size)
+                number = len(images) + 1
+                path = folder / "JPEGImages" / f"{number:06d}.jpg"
+                write(path, partial(write_jpeg, path, picture.image))
+                side, objects = self.voc_size, _instances(scene, picture)
+                parts[split].append(len(images))
+                if split == "trainval":
+                    parts["val" if index % 2 else "train"].append(len(images))
+                images.append(Annotated(number, path.name, side, side, instances=objects))
+        write_voc(folder, images, GLYPHS, parts)
+
+    def _imagenet(self, root: Path, write: Write) -> None:
+        names = {"glyph": GLYPHS, "colour": COLOUR_NAMES, "count": COUNT_WORDS}[self.probe]
+        for split, count in (("train", self.parameters["probe_train"]), ("val", self.parameters["probe_test"])):
+            for number, (attributes, _, picture) in enumerate(self._drawn(f"probe/{split}", count), 1):
+                path = imagenet_path(root, split, label_of(attributes, self.probe), number)
+                write(path, partial(write_jpeg, path, picture.image))
+        write_class_names(root, names)
+
+
+def label_of(attributes: Attributes, probe: Probe) -> int:
+    """Class of a scene in one of the class systems."""
+    if probe == "count":
+        return COUNTS.index(attributes.count)
+    return attributes.glyph if probe == "glyph" else attributes.colour
+
+
+def _instances(scene: Scene, picture: Picture) -> tuple[Instance, ...]:
+    areas = picture.coverage.sum(axis=(1, 2)).tolist()
+    return tuple(
+        Instance(copy.glyph, tuple(box), area, polygon, copy.opacity < 1)
+        for copy, box, area, polygon in zip(scene.copies, picture.boxes.tolist(), areas, picture.polygons)
+    )

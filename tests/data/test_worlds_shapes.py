@@ -1,0 +1,466 @@
+"""The shapes world on disk: real files in the layouts of COCO, Karpathy's split, Pascal VOC and ImageNet."""
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools.coco import COCO as PycocoCOCO
+
+from common.data.datasets.coco import COCO
+from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.datasets.imagenet import ImageNet
+from common.data.datasets.voc import PascalVOC
+from common.data.worlds.glyphs import COLOUR_NAMES, GLYPHS, Attributes, draw, repeated_scene
+from common.data.worlds.shapes import GROUP_OF, GROUPS, NOUNS, CaptionWords, ShapesWorld, caption
+
+TINY: dict[str, Any] = {
+    "train": 32,
+    "val": 16,
+    "karpathy_train": 20,
+    "karpathy_val": 6,
+    "karpathy_test": 12,
+    "probe_train": 48,
+    "probe_test": 32,
+    "voc_train": 40,
+    "voc_test": 24,
+}
+
+
+def tiny(root: Path, **changes: Any) -> ShapesWorld:
+    return ShapesWorld(**{"seed": 5, "root": str(root), **TINY, **changes})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> ShapesWorld:
+    made = tiny(tmp_path_factory.mktemp("worlds"))
+    made.prepare()
+    return made
+
+
+def digest(folder: Path, pattern: str = "*") -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob(pattern))
+        if path.is_file()
+    }
+
+
+def pictures(folder: Path) -> dict[str, str]:
+    return {**digest(folder, "*.jpg"), **digest(folder, "*.JPEG")}
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def captions_of(world: ShapesWorld, split: str = "train2017") -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for entry in load(world.root_of("coco") / "annotations" / f"captions_{split}.json")["annotations"]:
+        found.setdefault(entry["image_id"], []).append(entry["caption"])
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------- COCO
+@pytest.mark.parametrize(("split", "count"), [("train2017", 32), ("val2017", 16)])
+def test_coco(world: ShapesWorld, split: str, count: int) -> None:
+    root = world.root_of("coco")
+    captions = load(root / "annotations" / f"captions_{split}.json")
+    objects = load(root / "annotations" / f"instances_{split}.json")
+    assert set(captions) == {"info", "licenses", "images", "annotations"}
+    assert set(objects) == {*captions, "categories"}
+    assert captions["images"] == objects["images"]
+    names = [image["file_name"] for image in captions["images"]]
+    assert names == sorted(path.name for path in (root / split).iterdir())
+    assert len(names) == count
+    assert all(re.fullmatch(r"\d{12}\.jpg", name) and int(name[:12]) > 0 for name in names)
+    assert [image["id"] for image in captions["images"]] == [int(name[:12]) for name in names]
+    assert {image["license"] for image in captions["images"]} == {licence["id"] for licence in captions["licenses"]}
+    assert {(image["width"], image["height"]) for image in captions["images"]} == {(32, 32)}
+    assert Counter(Counter(entry["image_id"] for entry in captions["annotations"]).values()) == {5: count}
+    assert [entry["name"] for entry in objects["categories"]] == list(GLYPHS)
+    assert [entry["id"] for entry in objects["categories"]] == list(range(1, 17))
+    for entry in objects["annotations"]:
+        left, top, width, height = entry["bbox"]
+        assert min(left, top) >= 0
+        assert max(left + width, top + height) <= 32
+        assert 0 < entry["area"] <= width * height * 1.05
+        assert entry["iscrowd"] == 0
+        assert len(entry["segmentation"]) == 1
+        assert len(entry["segmentation"][0]) % 2 == 0
+
+
+def test_coco_ids_are_unique_over_the_splits(world: ShapesWorld) -> None:
+    folder = world.root_of("coco") / "annotations"
+    for kind in ("captions", "instances"):
+        documents = [load(folder / f"{kind}_{split}2017.json") for split in ("train", "val")]
+        for section in ("images", "annotations"):
+            ids = [entry["id"] for document in documents for entry in document[section]]
+            assert len(set(ids)) == len(ids)
+
+
+def test_pycocotools_loads_the_instances(world: ShapesWorld) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = PycocoCOCO(str(world.root_of("coco") / "annotations" / "instances_train2017.json"))
+    assert len(coco.getImgIds()) == 32
+    for number in coco.getImgIds():
+        entries = coco.loadAnns(coco.getAnnIds(imgIds=number))
+        assert 2 <= len(entries) <= 4
+        assert len({entry["category_id"] for entry in entries}) == 1
+        image = np.asarray(Image.open(world.root_of("coco") / "train2017" / coco.loadImgs(number)[0]["file_name"]))
+        inside = np.maximum.reduce([coco.annToMask(entry) for entry in entries]).astype(bool)
+        # What the masks cover is the bright object, the rest the dark ground.
+        assert image[inside].max(axis=-1).mean() > image[~inside].max(axis=-1).mean() + 60
+        for entry in entries:
+            assert coco.annToMask(entry).sum() == pytest.approx(entry["area"], rel=0.35, abs=6)
+
+
+def test_coco_is_read_as_the_real_set(world: ShapesWorld) -> None:
+    dataset = COCO(world.root_of("coco"))
+    for split, count in (("train", 32), ("val", 16)):
+        listing, known = dataset.listing(split), dataset.annotations(split)
+        assert (len(listing), listing.missing, listing.notes) == (count, 0, ())
+        assert known.tag_names == GLYPHS
+        assert known.tags.sum(axis=1).tolist() == [1] * count
+        assert known.tags.argmax(axis=1).tolist() == [index % 16 for index in range(count)]
+        assert {len(captions) for captions in known.captions} == {5}
+        assert known.groups.tolist() == known.image_ids.tolist()
+        assert {len(boxes["boxes"]) for boxes in known.boxes()} == {2, 3, 4}
+
+
+def test_annotations_say_what_was_drawn(world: ShapesWorld) -> None:
+    root = world.root_of("coco")
+    objects = load(root / "annotations" / "instances_train2017.json")
+    said = captions_of(world)
+    for index, image in enumerate(objects["images"]):
+        rng = np.random.default_rng([6, 1, index, 0])
+        scene, attributes = repeated_scene(rng, index % 16)
+        drawn = draw(scene, rng)
+        stored = np.asarray(Image.open(root / "train2017" / image["file_name"])).astype(int)
+        assert np.abs(stored - drawn.image).mean() < 6  # JPEG
+        own = [entry for entry in objects["annotations"] if entry["image_id"] == image["id"]]
+        assert [entry["category_id"] for entry in own] == [attributes.glyph + 1] * attributes.count
+        for entry, box in zip(own, drawn.boxes):
+            left, top, width, height = entry["bbox"]
+            np.testing.assert_allclose([left, top, left + width, top + height], box, atol=0.02)
+        for sentence in said[image["id"]]:
+            check_caption(sentence, attributes)
+
+
+def check_caption(sentence: str, attributes: Attributes) -> None:
+    glyph = GLYPHS[attributes.glyph]
+    nouns = "|".join((*NOUNS[glyph], GROUP_OF[glyph], "thing"))
+    count = ("two", "three", "four")[attributes.count - 2]
+    size = "large" if attributes.large else "small"
+    colour, ground = COLOUR_NAMES[attributes.colour], COLOUR_NAMES[attributes.ground]
+    pattern = rf"a( {count})?( {size})?( {colour})? ({nouns})( on {ground})?"
+    assert re.fullmatch(pattern, sentence), f"{sentence!r} does not fit {attributes}"
+
+
+# ------------------------------------------------------------------------------------------------------------ captions
+SOME = Attributes(GLYPHS.index("heart"), COLOUR_NAMES.index("red"), COLOUR_NAMES.index("blue"), True, 3)
+
+
+def test_every_glyph_has_one_to_three_words_and_a_group() -> None:
+    assert set(NOUNS) == set(GROUP_OF) == set(GLYPHS)
+    assert {len(words) for words in NOUNS.values()} == {1, 2, 3}
+    words = [word for entry in NOUNS.values() for word in entry]
+    assert len(set(words)) == len(words)
+    assert not any(" " in word for word in words)
+    assert len(GROUPS) == 5
+    assert sum(map(len, GROUPS.values())) == 16
+
+
+def test_words_occur_as_often_as_they_should() -> None:
+    rng = np.random.default_rng(0)
+    said = [caption(rng, SOME, CaptionWords()) for _ in range(4000)]
+    for word, probability in ((" three", 0.2), (" large", 0.2), (" red", 0.25), (" on blue", 0.15), (" heart", 0.7)):
+        share = np.mean([word in sentence for sentence in said])
+        assert share == pytest.approx(probability, abs=0.03), word
+    assert np.mean(["round thing" in sentence for sentence in said]) == pytest.approx(0.3, abs=0.03)
+
+
+def test_a_full_caption_says_everything(tmp_path: Path) -> None:
+    world = tiny(tmp_path, caption_style="full")
+    world.prepare(["coco"])
+    sentences = [sentence for own in captions_of(world).values() for sentence in own]
+    words = {word for entry in NOUNS.values() for word in entry}
+    for sentence in sentences:
+        found = re.fullmatch(r"a (two|three|four) (small|large) (\w+) (\w+) on (\w+)", sentence)
+        assert found, sentence
+        assert found[3] != found[5]
+        assert found[4] in words
+
+
+def test_captions_can_leave_the_glyph_out(tmp_path: Path) -> None:
+    words = CaptionWords(count=1.0, size=0.0, colour=1.0, ground=0.0, glyph=0.0, group=0.0)
+    assert caption(np.random.default_rng(0), SOME, words) == "a three red thing"
+    other = tiny(tmp_path, words=words)
+    assert other.key() != tiny(tmp_path).key()
+    assert tiny(tmp_path, words=CaptionWords()).key() == tiny(tmp_path).key()
+
+
+def test_captions_do_not_change_the_pictures(world: ShapesWorld, tmp_path: Path) -> None:
+    other = tiny(tmp_path, caption_style="full")
+    other.prepare(["coco"])
+    assert pictures(other.root_of("coco")) == pictures(world.root_of("coco"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_captions_are_true(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    _, attributes = repeated_scene(rng)
+    check_caption(caption(rng, attributes, CaptionWords(0.5, 0.5, 0.5, 0.5, 0.5, 0.5)), attributes)
+
+
+# ------------------------------------------------------------------------------------------------------------ Karpathy
+def test_karpathy(world: ShapesWorld) -> None:
+    root = world.root_of("coco_karpathy")
+    document = load(root / "dataset_coco.json")
+    assert document["dataset"] == "coco"
+    images = document["images"]
+    assert Counter(image["split"] for image in images) == {"train": 20, "val": 6, "test": 12}
+    assert [image["imgid"] for image in images] == list(range(38))
+    sentences = [sentence for image in images for sentence in image["sentences"]]
+    assert len(sentences) == 5 * 38
+    assert len({sentence["sentid"] for sentence in sentences}) == len(sentences)
+    for image in images:
+        folder = "train2014" if image["split"] == "train" else "val2014"
+        assert image["filepath"] == folder
+        assert image["filename"] == f"COCO_{folder}_{image['cocoid']:012d}.jpg"
+        assert (root / folder / image["filename"]).is_file()
+        assert image["sentids"] == [sentence["sentid"] for sentence in image["sentences"]]
+        for sentence in image["sentences"]:
+            assert sentence["imgid"] == image["imgid"]
+            assert " ".join(sentence["tokens"]) == sentence["raw"]
+    assert len(pictures(root)) == 38
+
+
+def test_karpathy_is_read_as_the_real_set(world: ShapesWorld) -> None:
+    dataset = COCOKarpathy(world.root_of("coco_karpathy"))
+    for split, count in (("train", 20), ("val", 6), ("test", 12)):
+        listing, known = dataset.listing(split), dataset.annotations(split)
+        assert (len(listing), listing.missing) == (count, 0)
+        assert {len(captions) for captions in known.captions} == {5}
+    assert dataset.status().present
+
+
+# ----------------------------------------------------------------------------------------------------------------- VOC
+def test_voc_is_read_as_the_real_set(world: ShapesWorld) -> None:
+    dataset = PascalVOC(world.root_of("voc"))
+    for split, count in (("train", 20), ("val", 20), ("trainval", 40), ("test", 24)):
+        listing, labels, boxes = dataset.listing(split), dataset.labels(split), dataset.boxes(split)
+        assert (len(listing), listing.missing) == (count, 0)
+        assert listing.classes == tuple(sorted(GLYPHS))
+        assert labels.shape == (count, 16)
+        for row, own in zip(labels, boxes):
+            assert sorted(np.flatnonzero(row)) == sorted(own["labels"])
+            assert (row[own["labels"]] == np.where(own["difficult"], -1, 1)).all()
+
+
+def test_voc_lists(world: ShapesWorld) -> None:
+    folder = world.root_of("voc") / "VOCdevkit" / "VOC2007"
+    lists = folder / "ImageSets" / "Main"
+    members = {part: (lists / f"{part}.txt").read_text().split() for part in ("train", "val", "trainval", "test")}
+    assert {part: len(stems) for part, stems in members.items()} == {"train": 20, "val": 20, "trainval": 40, "test": 24}
+    assert sorted(members["train"] + members["val"]) == members["trainval"]
+    assert not set(members["trainval"]) & set(members["test"])
+    assert sorted(path.stem for path in (folder / "JPEGImages").iterdir()) == members["trainval"] + members["test"]
+    assert len(list(lists.iterdir())) == 4 * 17
+    for part, stems in members.items():
+        for glyph in GLYPHS:
+            rows = [line.split() for line in (lists / f"{glyph}_{part}.txt").read_text().splitlines()]
+            assert [stem for stem, _ in rows] == stems
+            assert {flag for _, flag in rows} <= {"1", "0", "-1"}
+
+
+def test_voc_annotations(world: ShapesWorld) -> None:
+    folder = world.root_of("voc") / "VOCdevkit" / "VOC2007"
+    shown: dict[str, dict[str, list[bool]]] = {}
+    objects = 0
+    for path in sorted((folder / "Annotations").iterdir()):
+        root = ElementTree.parse(path).getroot()
+        assert root.findtext("filename") == f"{path.stem}.jpg"
+        assert root.findtext("folder") == "VOC2007"
+        assert [root.findtext(f"size/{side}") for side in ("width", "height", "depth")] == ["32", "32", "3"]
+        found = root.findall("object")
+        assert 1 <= len(found) <= 3
+        names = [str(entry.findtext("name")) for entry in found]
+        assert len(set(names)) == len(names)
+        objects += len(found)
+        for entry, name in zip(found, names):
+            sides = [int(str(entry.findtext(f"bndbox/{side}"))) for side in ("xmin", "ymin", "xmax", "ymax")]
+            assert 1 <= sides[0] < sides[2] <= 32
+            assert 1 <= sides[1] < sides[3] <= 32
+            shown.setdefault(path.stem, {}).setdefault(name, []).append(entry.findtext("difficult") == "1")
+    assert len(shown) == 64
+    for glyph in GLYPHS:
+        for part in ("trainval", "test"):
+            for line in (folder / "ImageSets" / "Main" / f"{glyph}_{part}.txt").read_text().splitlines():
+                stem, flag = line.split()
+                difficult = shown[stem].get(glyph)
+                assert int(flag) == (-1 if difficult is None else 0 if all(difficult) else 1)
+
+
+def test_few_objects_of_voc_are_difficult(tmp_path: Path) -> None:
+    world = tiny(tmp_path, voc_train=300, voc_test=1, voc_size=16)
+    world.prepare(["voc"])
+    flags = [
+        entry.findtext("difficult")
+        for path in world.root_of("voc").rglob("*.xml")
+        for entry in ElementTree.parse(path).getroot().findall("object")
+    ]
+    assert 0.02 < flags.count("1") / len(flags) < 0.12
+
+
+def test_a_larger_canvas_shows_the_same_scenes(world: ShapesWorld, tmp_path: Path) -> None:
+    large = tiny(tmp_path, voc_size=64)
+    large.prepare(["voc"])
+    assert large.key() != world.key()
+    inner = Path("VOCdevkit/VOC2007")
+    for stem in ("000001", "000041"):
+        picture = Image.open(large.root_of("voc") / inner / "JPEGImages" / f"{stem}.jpg")
+        assert picture.size == (64, 64)
+        small, big = (
+            [
+                [int(str(entry.findtext(f"bndbox/{side}"))) for side in ("xmin", "ymin", "xmax", "ymax")]
+                for entry in ElementTree.parse(one.root_of("voc") / inner / "Annotations" / f"{stem}.xml").iter(
+                    "object"
+                )
+            ]
+            for one in (world, large)
+        )
+        assert np.abs(2 * np.array(small) - np.array(big)).max() <= 3
+
+
+# ------------------------------------------------------------------------------------------------------------ ImageNet
+@pytest.mark.parametrize(("probe", "classes"), [("glyph", 16), ("colour", 6), ("count", 3)])
+def test_imagenet(world: ShapesWorld, probe: Any, classes: int) -> None:
+    other = tiny(world.folder.parent, probe=probe)
+    assert other.folder == world.folder  # the class systems share the rest of the world
+    other.prepare(["imagenet"])
+    root = other.root_of("imagenet")
+    assert root.name == f"imagenet-{probe}"
+    names = dict(line.split(" ", 1) for line in (root / "LOC_synset_mapping.txt").read_text().splitlines())
+    assert len(names) == classes
+    for split, count in (("train", 48), ("val", 32)):
+        found = list((root / split).glob("*/*.JPEG"))
+        assert len(found) == count
+        assert {path.parent.name for path in found} <= set(names)
+        assert all(re.fullmatch(r"n\d{8}", path.parent.name) for path in found)
+    assert len({path.name for path in (root / "train").iterdir()}) == classes
+    dataset = ImageNet(root)
+    for split, count in (("train", 48), ("val", 32)):
+        listing = dataset.listing(split)
+        assert (len(listing), len(listing.classes)) == (count, classes)
+    index = 7
+    _, attributes = repeated_scene(np.random.default_rng([6, 6, index, 0]), index % 16)
+    path = next((root / "train").glob(f"*/*_{index + 1}.JPEG"))
+    said = {"glyph": GLYPHS[attributes.glyph], "colour": COLOUR_NAMES[attributes.colour]}
+    said["count"] = ("two", "three", "four")[attributes.count - 2]
+    assert names[path.parent.name] == said[probe]
+
+
+def test_class_systems_share_their_pictures(world: ShapesWorld) -> None:
+    other = tiny(world.folder.parent, probe="count")
+    other.prepare(["imagenet"])
+    assert sorted(pictures(other.root_of("imagenet")).values()) == sorted(pictures(world.root_of("imagenet")).values())
+
+
+# ---------------------------------------------------------------------------------------------------- draws and folders
+def test_the_same_parameters_give_the_same_files(world: ShapesWorld, tmp_path: Path) -> None:
+    again = tiny(tmp_path)
+    assert again.key() == world.key()
+    again.prepare(["coco", "voc"])
+    for name in ("coco", "voc"):
+        assert digest(again.root_of(name)) == digest(world.root_of(name))
+    assert not again.root_of("imagenet").exists()
+
+
+def test_a_picture_does_not_depend_on_how_many_there_are(world: ShapesWorld, tmp_path: Path) -> None:
+    more = tiny(tmp_path, train=40, karpathy_train=30, voc_test=40, probe_test=40)
+    more.prepare()
+    for name in ("coco", "voc", "imagenet"):
+        small, large = pictures(world.root_of(name)), pictures(more.root_of(name))
+        assert len(large) > len(small)
+        assert small.items() <= large.items()
+    assert captions_of(world).items() <= captions_of(more).items()
+
+
+def test_seeds_redraw_what_is_trained_on_and_nothing_else(world: ShapesWorld, tmp_path: Path) -> None:
+    other = tiny(tmp_path, seed=6)
+    other.prepare()
+    for name, trained in (("coco", "train2017/"), ("coco_karpathy", "train2014/"), ("imagenet", "train/")):
+        mine, theirs = pictures(world.root_of(name)), pictures(other.root_of(name))
+        assert not {v for k, v in mine.items() if k.startswith(trained)} & set(theirs.values())
+        held = {k: v for k, v in mine.items() if not k.startswith(trained)}
+        assert held
+        assert held == {k: v for k, v in theirs.items() if not k.startswith(trained)}
+    assert captions_of(world, "val2017") == captions_of(other, "val2017")
+    mine, theirs = pictures(world.root_of("voc")), pictures(other.root_of("voc"))
+    same = sorted(int(Path(name).stem) for name in mine if mine[name] == theirs[name])
+    assert same == list(range(41, 65))
+
+
+def test_splits_share_no_picture(world: ShapesWorld) -> None:
+    hashes = [value for name in world.names for value in pictures(world.root_of(name)).values()]
+    assert len(hashes) == sum(TINY.values())
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_files_are_counted_for_the_progress_bar(world: ShapesWorld) -> None:
+    for name in world.names:
+        assert world._files(name) == len(pictures(world.root_of(name)))
+
+
+def test_a_second_call_leaves_the_files_alone(world: ShapesWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("rendered again")
+
+    monkeypatch.setattr(ShapesWorld, "_render", never)
+    world.prepare()
+
+
+def test_pictures_keep_their_colours(world: ShapesWorld) -> None:
+    path = next((world.root_of("coco") / "train2017").iterdir())
+    with Image.open(path) as picture:
+        assert picture.mode == "RGB"
+        assert [component[1:3] for component in picture.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]
+    # The folder is readable by others who share the cache.
+    assert world.root_of("coco").stat().st_mode & 0o055 == 0o055
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": -1}, "seed"),
+        ({"train": 0}, "train: must be"),
+        ({"voc_test": 2_000_000}, "voc_test"),
+        ({"size": 15}, "size"),
+        ({"voc_size": 8}, "voc_size"),
+        ({"probe": "color"}, "probe: 'color' is not one of glyph, colour, count"),
+        ({"caption_style": "long"}, "caption_style: 'long'"),
+        ({"caption_style": "full", "words": CaptionWords()}, "words"),
+    ],
+)
+def test_bad_arguments_are_explained(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(tmp_path, **changes)
+
+
+def test_bad_probabilities_and_names_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"words\.glyph"):
+        CaptionWords(glyph=1.5)
+    with pytest.raises(ValueError, match="shapes world has no data set 'coco2017'; it has coco, coco_karpathy"):
+        tiny(tmp_path).root_of("coco2017")
