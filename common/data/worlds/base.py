@@ -37,6 +37,8 @@ class World(ABC):
     names: ClassVar[tuple[str, ...]]
     # Part of the cache key: a change of what is drawn or of how it is stored must change it.
     version: ClassVar[int]
+    # Must stand under every figure with pictures of this world; empty where nothing must.
+    credit: ClassVar[str] = ""
 
     def __init__(self, parameters: Mapping[str, Any], root: str | None) -> None:
         self.parameters = dict(parameters)

@@ -231,6 +231,7 @@ class EmojiWorld(World):
     title = "emoji world"
     names = ("coco", "coco_karpathy", "imagenet")
     version = 1
+    credit = CREDIT
 
     def __init__(
         self,
