@@ -1,0 +1,590 @@
+"""Captions: their normal form, two views of one, and the tokenizers that make numbers of words."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import unicodedata
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.data.listing import cache_folder, write_atomically
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import Tokenizer
+
+#: How the two views of a caption come about; see `caption_views`.
+CaptionViews = Literal["backtranslate", "sibling", "eda", "same"]
+
+SIDES: dict[str, str] = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
+SIDES |= {right: left for left, right in SIDES.items()}
+SIDE_WORD = re.compile(rf"\b({'|'.join(SIDES)})\b")
+
+# Words with their inner digits and underscores, clitics as "'s", and every mark by itself.
+WORD = re.compile(r"\w+|(?<=\w)'\w+|[^\w\s]")
+
+
+def normalise_caption(text: str) -> str:
+    """Lower case, compatibility decomposition, no combining marks, and single spaces between words.
+
+    Line and paragraph separators of Unicode count as spaces too. Halves of surrogate pairs, which JSON can hold and no
+    tokenizer accepts, are left out.
+
+    Args:
+        text: the caption as it stands in its file.
+
+    Returns:
+        Its normal form, whose normal form is itself.
+
+    Source: MCT, specification 8, after VirTex.
+    """
+    if text.isascii():
+        return " ".join(text.lower().split())
+    text = unicodedata.normalize("NFKD", text.encode("utf-8", "ignore").decode().lower())
+    # Some signs hide capitals until they are decomposed, and some small letters can be decomposed once more.
+    text = unicodedata.normalize("NFKD", text.lower())
+    return " ".join("".join(sign for sign in text if not unicodedata.combining(sign)).split())
+
+
+def swap_left_right(text: str) -> str:
+    """Exchange the words "left" and "right", as a mirrored image asks for; twice gives the text back.
+
+    Only whole words change, so "bright" stays, and "left-hand" becomes "right-hand". The case of the word is kept.
+
+    Source: MCT, specification 8; the authors of VirTex replace inside words, too.
+    """
+    return SIDE_WORD.sub(lambda match: SIDES[match[0]], text)
+
+
+# -- views -------------------------------------------------------------------------------------------------------------
+
+
+def word_noise(
+    caption: str,
+    rng: np.random.Generator,
+    dropout: float = 0.1,
+    swap: float = 0.1,
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+    synonym: float = 0.1,
+) -> str:
+    """A caption with words replaced, left out and moved; at least one word stays.
+
+    Args:
+        caption: words between spaces.
+        rng: source of the randomness.
+        dropout: probability of leaving out a word.
+        swap: probability of exchanging a word with any other.
+        synonyms: words that may stand for a word.
+        synonym: probability of replacing a word that has synonyms.
+
+    Returns:
+        The noisy caption; "" only for a caption without words.
+
+    Raises:
+        ValueError: a probability is not between 0 and 1.
+
+    Source: MCT, specification 8, the views "eda".
+    """
+    for name, value in (("dropout", dropout), ("swap", swap), ("synonym", synonym)):
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} is a probability, got {value}")
+    words = caption.split()
+    if not words:
+        return ""
+    if synonyms:
+        for place in np.flatnonzero(rng.random(len(words)) < synonym):
+            choice = synonyms.get(words[place])
+            if choice:
+                words[place] = choice[int(rng.integers(len(choice)))]
+    keep = rng.random(len(words)) >= dropout
+    if not keep.any():
+        keep[rng.integers(len(words))] = True
+    words = [word for word, kept in zip(words, keep) if kept]
+    for place in np.flatnonzero(rng.random(len(words)) < swap):
+        other = int(rng.integers(len(words)))
+        words[place], words[other] = words[other], words[place]
+    return " ".join(words)
+
+
+def caption_views(
+    captions: Sequence[str],
+    caption_ids: Sequence[int],
+    rng: np.random.Generator,
+    mode: CaptionViews = "sibling",
+    back_translations: Mapping[int, str] | None = None,
+    word_dropout: float = 0.0,
+) -> tuple[str, str]:
+    """Two views of what is said about one image; which of them comes first is random.
+
+    Args:
+        captions: all captions of the image.
+        caption_ids: their annotation ids.
+        rng: source of the randomness.
+        mode: `backtranslate`, a caption and its translation there and back; `sibling`, two captions of the image, and
+            twice the same where it has one only; `eda`, a caption and its copy with `word_noise`; `same`, twice the
+            same.
+        back_translations: annotation id -> text, for `backtranslate`.
+        word_dropout: probability of leaving out a word, in both views and besides the mode.
+
+    Returns:
+        The two texts.
+
+    Raises:
+        ValueError: the image has no caption, or a caption no translation.
+
+    Source: MCT, specification 8; the word dropout is that of section 13.
+    """
+    if not captions:
+        raise ValueError("an image without captions has no views of them; leave it out of the listing")
+    place = int(rng.integers(len(captions)))
+    first = second = captions[place]
+    if mode == "sibling" and len(captions) > 1:
+        other = int(rng.integers(len(captions) - 1))
+        second = captions[other + (other >= place)]
+    elif mode == "eda":
+        second = word_noise(first, rng)
+    elif mode == "backtranslate":
+        translation = None if back_translations is None else back_translations.get(caption_ids[place])
+        if translation is None:
+            raise ValueError(
+                f"data.back_translations: there is no back-translation of annotation {caption_ids[place]}; translate "
+                "all captions of the split, or choose other caption_views"
+            )
+        second = translation
+    elif mode not in ("sibling", "same"):
+        raise ValueError(f"caption_views: {mode!r} is none of backtranslate, sibling, eda, same")
+    if rng.random() < 0.5:
+        first, second = second, first
+    if word_dropout:
+        first, second = (word_noise(text, rng, dropout=word_dropout, swap=0.0) for text in (first, second))
+    return first, second
+
+
+def read_back_translations(path: str | Path) -> dict[int, str]:
+    """Read captions that were translated there and back.
+
+    Args:
+        path: JSON file, {annotation id: text}.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is something else.
+    """
+    path = Path(path)
+    form = 'expected a JSON object of annotation ids and texts, as {"37": "a man on a wave"}'
+    try:
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"data.back_translations: {path} does not exist; make it once by translating the captions there and back, "
+            "or set data.caption_views to sibling"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"data.back_translations: {path} cannot be read ({error}); {form}") from error
+    if not isinstance(document, dict) or not document:
+        raise ValueError(f"data.back_translations: {path} holds no translations; {form}")
+    for key, text in document.items():
+        if not (key.isascii() and key.isdecimal()) or not isinstance(text, str):
+            raise ValueError(f"data.back_translations: {path}, entry {key!r}: {text!r}; {form}")
+    return {int(key): text for key, text in document.items()}
+
+
+# -- tokens ------------------------------------------------------------------------------------------------------------
+
+
+def pad_tokens(rows: Sequence[Sequence[int]], pad_id: int = 0, max_tokens: int | None = None) -> Tensor:
+    """Token ids of a batch as one tensor, filled up at the end of the shorter rows.
+
+    Args:
+        rows: token ids of every caption.
+        pad_id: what to fill with.
+        max_tokens: rows are cut to this length.
+
+    Returns:
+        int64 [B, L], L the length of the longest row, at least 1.
+    """
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    if max_tokens is not None and lengths.max(initial=0) > max_tokens:
+        rows = [row[:max_tokens] for row in rows]
+        lengths = np.minimum(lengths, max_tokens)
+    padded = np.full((len(rows), max(int(lengths.max(initial=0)), 1)), pad_id, dtype=np.int64)
+    filled = np.arange(padded.shape[1]) < lengths[:, None]
+    padded[filled] = np.fromiter((token for row in rows for token in row), dtype=np.int64, count=int(lengths.sum()))
+    return torch.from_numpy(padded)
+
+
+class CaptionTokenizer(ABC):
+    """From captions to token ids and back.
+
+    The vocabulary comes from a file, or is learnt from the training captions. A learnt one is kept in the cache folder
+    under a name made of the captions and the settings, so it is learnt once; learning is deterministic, so it does not
+    matter where and how often it happens. `prepare` must be called before anything else.
+
+    Args:
+        file: vocabulary file, or None to learn one.
+        max_tokens: longest result of `encode`, boundary tokens included.
+
+    Raises:
+        ValueError: `max_tokens` leaves no room between the boundary tokens.
+    """
+
+    #: What shorter captions are filled up with.
+    pad_id: int = 0
+    #: Name of the constructor's argument for the file, and the file's own name inside a folder.
+    field: ClassVar[str] = "vocabulary"
+    file_name: ClassVar[str]
+
+    def __init__(self, file: str | None, max_tokens: int) -> None:
+        if max_tokens < 3:
+            raise ValueError(f"max_tokens: at least 3 are needed, two of them mark the ends; got {max_tokens}")
+        self.file = file
+        self.max_tokens = max_tokens
+        self._size = 0
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of different tokens.
+
+        Raises:
+            RuntimeError: `prepare` was not called.
+        """
+        if not self._size:
+            raise self._unprepared()
+        return self._size
+
+    def prepare(self, captions: Iterable[str] = (), folder: Path | None = None) -> None:
+        """Read the vocabulary, and learn it first if need be.
+
+        Args:
+            captions: training captions, used where no file was given.
+            folder: where learnt vocabularies are kept; by default in the cache folder.
+
+        Raises:
+            FileNotFoundError: the file does not exist.
+            ValueError: the file is no such vocabulary, or none can be learnt from these captions.
+        """
+        if self.file is not None:
+            if not self._size:
+                self._read_given(Path(self.file))
+            return
+        texts = [normalise_caption(caption) for caption in captions]
+        if not any(texts):
+            raise ValueError(f"{self.field}: there are no captions to learn one from")
+        digest = hashlib.sha256(f"1 {type(self).__name__} {self._settings()}\0".encode())
+        digest.update("\0".join(texts).encode())
+        stem, ending = self.file_name.rsplit(".", 1)
+        path = (folder or cache_folder() / "vocabularies") / f"{stem}-{digest.hexdigest()[:24]}.{ending}"
+        # Whatever is wrong with a cached file, learning again puts it right.
+        with contextlib.suppress(OSError, ValueError):
+            self._read(path.read_bytes())
+            return
+        content = self._learn(texts)
+        self._read(content)
+        # A cache that cannot be written costs time only.
+        with contextlib.suppress(OSError):
+            write_atomically(path, content)
+
+    def _unprepared(self) -> RuntimeError:
+        return RuntimeError(f"{type(self).__name__}: call prepare(captions) first, it has no vocabulary yet")
+
+    def _read_given(self, path: Path) -> None:
+        if path.is_dir():
+            path = path / self.file_name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{self.field}: {path} cannot be read ({error.strerror}). Put the file there (nothing is downloaded), "
+                f"or set {self.field} to null to learn one from the training captions"
+            ) from None
+        try:
+            self._read(content)
+        except ValueError as error:
+            raise ValueError(f"{self.field}: {path} is not what it should be: {error}") from error
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a caption between their boundary tokens, at most `max_tokens`; the closing one is never cut."""
+
+    @abstractmethod
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, without boundary and padding tokens."""
+
+    @abstractmethod
+    def _settings(self) -> str:
+        """What a learnt vocabulary depends on besides the captions."""
+
+    @abstractmethod
+    def _learn(self, texts: Sequence[str]) -> bytes:
+        """Content of the vocabulary file for normalised captions."""
+
+    @abstractmethod
+    def _read(self, content: bytes) -> None:
+        """Take a vocabulary file in.
+
+        Raises:
+            ValueError: it is none.
+        """
+
+
+class WordPieceTokenizer(CaptionTokenizer):
+    """BERT's uncased tokenizer: words are cut into the longest pieces known, `[CLS]` ... `[SEP]` around them.
+
+    Args:
+        vocabulary: a `vocab.txt`, or the folder of a released BERT that has one; None learns it.
+        vocabulary_size: of a learnt one, at most; there are fewer pieces when the captions have no more.
+        max_tokens: longest result of `encode`.
+
+    Source: MCT, specification 7.
+    """
+
+    file_name = "vocab.txt"
+    special: ClassVar[tuple[str, ...]] = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+    def __init__(self, vocabulary: str | None = None, vocabulary_size: int = 30522, max_tokens: int = 30) -> None:
+        super().__init__(vocabulary, max_tokens)
+        self.largest_size = vocabulary_size
+        self._tokenizer: Tokenizer | None = None
+        self._hidden: frozenset[int] = frozenset()
+
+    def encode(self, text: str) -> list[int]:
+        if self._tokenizer is None:
+            raise self._unprepared()
+        return self._tokenizer.encode(normalise_caption(text)).ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        if self._tokenizer is None:
+            raise self._unprepared()
+        return self._tokenizer.decode([token for token in tokens if token not in self._hidden])
+
+    def _settings(self) -> str:
+        return f"{self.largest_size}"
+
+    def _learn(self, texts: Sequence[str]) -> bytes:
+        from tokenizers.trainers import WordPieceTrainer
+
+        tokenizer = _uncased({token: number for number, token in enumerate(self.special)})
+        assert tokenizer.normalizer is not None
+        assert tokenizer.pre_tokenizer is not None
+        first: set[str] = set()
+        later: set[str] = set()
+        for run in {run for text in texts for run in text.split()}:
+            for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(run)):
+                first.update(word)
+                later.update(word[1:])
+        # The trainer meets the letters in the order of a randomly seeded table, and breaks ties by their numbers. Named
+        # beforehand, they have the same numbers every time.
+        letters = [*self.special, *sorted(first), *(f"##{letter}" for letter in sorted(later))]
+        if len(letters) > self.largest_size:
+            raise ValueError(
+                f"vocabulary_size: {self.largest_size} are too few, the captions' {len(first)} different characters "
+                f"need {len(letters)}"
+            )
+        trainer = WordPieceTrainer(
+            vocab_size=self.largest_size,
+            special_tokens=letters,
+            limit_alphabet=len(letters),
+            show_progress=False,
+        )
+        with _one_thread():
+            tokenizer.train_from_iterator(texts, trainer)
+        numbers = tokenizer.get_vocab()
+        return "".join(f"{token}\n" for token in sorted(numbers, key=numbers.__getitem__)).encode()
+
+    def _read(self, content: bytes) -> None:
+        from tokenizers.processors import TemplateProcessing
+
+        tokens = content.decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
+        numbers = {token: number for number, token in enumerate(tokens)}
+        missing = [token for token in self.special[:4] if token not in numbers]
+        if missing or numbers["[PAD]"] != self.pad_id:
+            wrong = f"it lacks {', '.join(missing)}" if missing else "[PAD] is not its first line"
+            raise ValueError(
+                f"one piece a line is expected, with [PAD] first and [UNK], [CLS], [SEP] among them; {wrong}"
+            )
+        tokenizer = _uncased(numbers)
+        tokenizer.post_processor = TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[(token, numbers[token]) for token in ("[CLS]", "[SEP]")]
+        )
+        tokenizer.enable_truncation(self.max_tokens)
+        self._tokenizer = tokenizer
+        self._hidden = frozenset(numbers[token] for token in ("[PAD]", "[CLS]", "[SEP]"))
+        self._size = len(tokens)
+
+
+class SentencePieceTokenizer(CaptionTokenizer):
+    """VirTex's tokenizer: byte-pair encoding by SentencePiece, `[SOS]` ... `[EOS]` around the pieces.
+
+    The unknown piece has the number 0 and doubles as padding.
+
+    Args:
+        model: a SentencePiece model with the pieces `[SOS]` and `[EOS]`; None learns it.
+        vocabulary_size: of a learnt one, at most; there are fewer pieces when the captions have no more.
+        max_tokens: longest result of `encode`.
+
+    Source: MCT, specification 11. VirTex cuts the closing token off from long captions; here it stays.
+    """
+
+    field = "model"
+    file_name = "captions.model"
+
+    def __init__(self, model: str | None = None, vocabulary_size: int = 10000, max_tokens: int = 30) -> None:
+        super().__init__(model, max_tokens)
+        self.largest_size = vocabulary_size
+        self._processor: SentencePieceProcessor | None = None
+        self._ends = (1, 2)
+
+    def encode(self, text: str) -> list[int]:
+        if self._processor is None:
+            raise self._unprepared()
+        pieces = self._processor.encode(normalise_caption(text))
+        return [self._ends[0], *pieces[: self.max_tokens - 2], self._ends[1]]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        if self._processor is None:
+            raise self._unprepared()
+        hidden = {self.pad_id, *self._ends}
+        return self._processor.decode([int(token) for token in tokens if token not in hidden])
+
+    def _settings(self) -> str:
+        return f"{self.largest_size}"
+
+    def _learn(self, texts: Sequence[str]) -> bytes:
+        from sentencepiece import SentencePieceTrainer
+
+        model = io.BytesIO()
+        try:
+            SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=self.largest_size,
+                hard_vocab_limit=False,
+                character_coverage=1.0,
+                bos_id=-1,
+                eos_id=-1,
+                # VirTex has [MASK] for its other tasks; with it, numbers agree with those of released vocabularies.
+                control_symbols=["[SOS]", "[EOS]", "[MASK]"],
+                num_threads=1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+            if needed is None:
+                raise ValueError(f"{self.field}: SentencePiece cannot learn from these captions ({error})") from error
+            raise ValueError(
+                f"vocabulary_size: {self.largest_size} are too few, the captions' different characters need {needed[1]}"
+            ) from None
+        return model.getvalue()
+
+    def _read(self, content: bytes) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        try:
+            processor = SentencePieceProcessor(model_proto=content)
+        except RuntimeError:
+            raise ValueError("SentencePiece cannot read it") from None
+        start, end = (processor.piece_to_id(piece) for piece in ("[SOS]", "[EOS]"))
+        if processor.unk_id() != self.pad_id or self.pad_id in (start, end):
+            raise ValueError("a SentencePiece model is expected with <unk> as piece 0 and with pieces [SOS] and [EOS]")
+        self._processor = processor
+        self._ends = (start, end)
+        self._size = processor.get_piece_size()
+
+
+class WordVocabulary(CaptionTokenizer):
+    """VSE++'s tokenizer: whole words and punctuation marks, `<start>` ... `<end>` around them.
+
+    Args:
+        vocabulary: a text file with one word a line, the special ones first; None learns it.
+        min_count: rarer words are unknown.
+        max_words: the most frequent words that a learnt vocabulary keeps; None keeps all.
+        max_tokens: longest result of `encode`; VSE++ has no such limit, and no caption of COCO reaches this one.
+
+    Source: MCT, specification 9. VSE++ splits words by NLTK, which cuts contractions elsewhere ("do" and "n't").
+    """
+
+    file_name = "words.txt"
+    special: ClassVar[tuple[str, ...]] = ("<pad>", "<start>", "<end>", "<unk>")
+
+    def __init__(
+        self,
+        vocabulary: str | None = None,
+        min_count: int = 4,
+        max_words: int | None = None,
+        max_tokens: int = 100,
+    ) -> None:
+        super().__init__(vocabulary, max_tokens)
+        self.min_count = min_count
+        self.max_words = max_words
+        self._words: list[str] = []
+        self._numbers: dict[str, int] = {}
+
+    def encode(self, text: str) -> list[int]:
+        if not self._words:
+            raise self._unprepared()
+        words = WORD.findall(normalise_caption(text))[: self.max_tokens - 2]
+        return [1, *(self._numbers.get(word, 3) for word in words), 2]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        if not self._words:
+            raise self._unprepared()
+        return " ".join(self._words[token] for token in tokens if token > 2)
+
+    def _settings(self) -> str:
+        return f"{self.min_count} {self.max_words}"
+
+    def _learn(self, texts: Sequence[str]) -> bytes:
+        counts = Counter(word for text in texts for word in WORD.findall(text))
+        ordered = sorted(counts, key=lambda word: (-counts[word], word))
+        words = [word for word in ordered if counts[word] >= self.min_count][: self.max_words]
+        if not words:
+            raise ValueError(f"min_count: no word comes {self.min_count} times in the captions; lower it")
+        return "".join(f"{word}\n" for word in (*self.special, *words)).encode()
+
+    def _read(self, content: bytes) -> None:
+        words = content.decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
+        if tuple(words[:4]) != self.special:
+            raise ValueError(f"one word a line is expected, beginning with {', '.join(self.special)}")
+        self._words = words
+        self._numbers = {word: number for number, word in enumerate(words)}
+        self._size = len(words)
+
+
+def _uncased(numbers: dict[str, int]) -> Tokenizer:
+    """The tokenizer of an uncased BERT with these pieces, without boundary tokens."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers.models import WordPiece
+
+    tokenizer = Tokenizer(WordPiece(numbers, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep the tokenizers library from starting threads, which it warns about at every later fork of a worker."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

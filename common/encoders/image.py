@@ -1,0 +1,87 @@
+"""Image encoder: a residual network with the parameter names of torchvision and timm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from timm.models.resnet import BasicBlock, Bottleneck, make_blocks
+from torch import Tensor, nn
+
+
+class ImageResNet(nn.Module):
+    """timm's residual network without its classifier; ResNet-50 by default.
+
+    Its parameters are named as torchvision's (``conv1``, ``layer1.0.conv1``, ``layer1.0.downsample.0``), so weights
+    travel between torchvision, timm, MoCo, VirTex and this suite without renaming.
+
+    Args:
+        layers: Blocks of the four stages.
+        bottleneck: Blocks of three convolutions with four times the channels at their end (ResNet-50), or of two.
+        channels: Channels of the stages, before the expansion of a bottleneck.
+        stem_channels: Channels of the first convolution.
+        stem_kernel, stem_stride: Of the first convolution.
+        stem_pool: Halve the resolution once more before the first stage.
+        zero_init_residual: Start every block as the identity, as VirTex does and MoCo does not.
+
+    Shapes:
+        [B, 3, H, W] -> [B, feature_dim]; 2048 features for ResNet-50.
+
+    Raises:
+        ValueError: ``layers`` or ``channels`` does not have four entries.
+
+    Source: MCT, specification 7: torchvision's resnet50 from random weights.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int] = (3, 4, 6, 3),
+        bottleneck: bool = True,
+        channels: Sequence[int] = (64, 128, 256, 512),
+        stem_channels: int = 64,
+        stem_kernel: int = 7,
+        stem_stride: int = 2,
+        stem_pool: bool = True,
+        zero_init_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(layers) != 4 or len(channels) != 4:
+            raise ValueError(f"layers and channels need four entries each, got {list(layers)} and {list(channels)}")
+        block: Any = Bottleneck if bottleneck else BasicBlock
+        self.conv1 = nn.Conv2d(3, stem_channels, stem_kernel, stem_stride, stem_kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem_channels)
+        self.act1 = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem_pool else nn.Identity()
+        stages, _ = make_blocks(
+            (block,) * 4, tuple(channels), tuple(layers), stem_channels, act_layer=nn.ReLU, norm_layer=nn.BatchNorm2d
+        )
+        self.layer1, self.layer2, self.layer3, self.layer4 = (stage for _, stage in stages)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif zero_init_residual and isinstance(module, Bottleneck | BasicBlock):
+                module.zero_init_last()
+        expansion = 4 if bottleneck else 1
+        self.stage_channels = {f"res{number}": width * expansion for number, width in enumerate(channels, start=2)}
+        self.feature_dim = self.stage_channels["res5"]
+
+    def stem(self, images: Tensor) -> Tensor:
+        """What the first stage sees, [B, stem_channels, H / 4, W / 4] by default."""
+        return self.maxpool(self.act1(self.bn1(self.conv1(images))))
+
+    def forward_stages(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps of the four stages, ``res2`` to ``res5``."""
+        stages: dict[str, Tensor] = {}
+        features = self.stem(images)
+        for number, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=2):
+            features = stage(features)
+            stages[f"res{number}"] = features
+        return stages
+
+    def forward_map(self, images: Tensor) -> Tensor:
+        """Map of the last stage, [B, feature_dim, h, w]; 7 x 7 for images of 224 pixels."""
+        return self.layer4(self.layer3(self.layer2(self.layer1(self.stem(images)))))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Average of the last map over all places, [B, feature_dim]."""
+        return self.forward_map(images).mean((2, 3))

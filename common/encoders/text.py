@@ -1,0 +1,237 @@
+"""Text encoders: BERT, and the recurrent network of cross-modal search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class BertEncoder(nn.Module):
+    """BERT without its pooler, and the last hidden state at the first token as feature; 108,891,648 parameters.
+
+    Nothing is downloaded. An encoder whose released files are not there can be built all the same, so that a
+    configuration can be looked at and a checkpoint loaded into it; using it before that is an error.
+
+    Args:
+        pretrained: folder with released weights, or a name that the local cache of transformers holds; None starts
+            from random weights. The sizes below must be those of the files.
+        vocabulary_size: number of token ids.
+        hidden_size: width of the hidden states, the `feature_dim`.
+        layers: transformer layers.
+        attention_heads: of a layer.
+        intermediate_size: width of the feed-forward layers.
+        max_tokens: number of position embeddings.
+        dropout: of hidden states and attention.
+        initializer_range: deviation of random weights. BERT's fits its width; in a narrow network so small a one leaves
+            the first token without a trace of the others.
+
+    Shapes:
+        tokens int64 [B, L], mask bool [B, L] -> [B, feature_dim]
+
+    Raises:
+        ValueError: the files are damaged, or of another size or kind than asked for.
+        FileNotFoundError: at the first use, when the files are missing.
+
+    Source: MCT, specification 3 and 7: bert-base-uncased, [CLS] before the tanh pooler.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        vocabulary_size: int = 30522,
+        hidden_size: int = 768,
+        layers: int = 12,
+        attention_heads: int = 12,
+        intermediate_size: int = 3072,
+        max_tokens: int = 512,
+        dropout: float = 0.1,
+        initializer_range: float = 0.02,
+    ) -> None:
+        super().__init__()
+        if hidden_size % attention_heads:
+            raise ValueError(f"attention_heads: {attention_heads} do not divide a hidden_size of {hidden_size}")
+        # Here and not above: it takes seconds, and reading a configuration needs none of it.
+        from transformers import BertConfig, BertModel
+
+        sizes: dict[str, Any] = {
+            "vocab_size": vocabulary_size,
+            "hidden_size": hidden_size,
+            "num_hidden_layers": layers,
+            "num_attention_heads": attention_heads,
+            "intermediate_size": intermediate_size,
+            "max_position_embeddings": max_tokens,
+        }
+        options: dict[str, Any] = {
+            "hidden_dropout_prob": dropout,
+            "attention_probs_dropout_prob": dropout,
+            "attn_implementation": "sdpa",
+        }
+        self.feature_dim = hidden_size
+        self.vocabulary_size = vocabulary_size
+        self.max_tokens = max_tokens
+        self._missing: str | None = None
+        bert: nn.Module | None = None
+        if pretrained is not None:
+            try:
+                bert = _released_bert(pretrained, sizes, options)
+            except FileNotFoundError as error:
+                self._missing = str(error)
+        if bert is None:
+            config = BertConfig(**sizes, **options, initializer_range=initializer_range)
+            bert = BertModel(config, add_pooling_layer=False)
+        self.bert = bert
+
+    def require_weights(self) -> None:
+        """Make sure that this encoder is what was asked for, before a training starts from it.
+
+        Raises:
+            FileNotFoundError: the released weights were missing, and no checkpoint was loaded since.
+        """
+        if self._missing is not None:
+            raise FileNotFoundError(self._missing)
+
+    def forward_tokens(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Last hidden states.
+
+        Args:
+            tokens: token ids, int64 [B, L].
+            mask: which of them count, bool [B, L]; by default all but the padding, 0. The first always counts.
+
+        Returns:
+            [B, L, feature_dim]; what stands at a place that does not count means nothing.
+
+        Raises:
+            FileNotFoundError: see `require_weights`.
+            ValueError: there are more tokens than positions, or the shapes do not fit.
+        """
+        self.require_weights()
+        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.max_tokens:
+            raise ValueError(
+                f"tokens: expected [B, L] with L from 1 to max_tokens={self.max_tokens}, got {list(tokens.shape)}"
+            )
+        mask = tokens != 0 if mask is None else mask.bool()
+        if mask.shape != tokens.shape:
+            raise ValueError(f"mask: expected the shape of the tokens, {list(tokens.shape)}, got {list(mask.shape)}")
+        # A row without any token would be a division by zero in attention.
+        mask = torch.cat([torch.ones_like(mask[:, :1]), mask[:, 1:]], dim=1)
+        # In four dimensions transformers takes a mask as it is; it would ask one of two whether it masks anything,
+        # which makes the host wait for the accelerator.
+        return self.bert(tokens, attention_mask=mask[:, None, None, :]).last_hidden_state
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features [B, feature_dim] of tokens [B, L]; see `forward_tokens`."""
+        return self.forward_tokens(tokens, mask)[:, 0]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if any(name.startswith(prefix) for name in state_dict):
+            self._missing = None
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _released_bert(pretrained: str, sizes: dict[str, Any], options: dict[str, Any]) -> nn.Module:
+    """A released BERT without its pooler, after a check that the files are whole and of the wanted sizes."""
+    from transformers import BertConfig, BertModel
+    from transformers.utils import logging
+
+    try:
+        found = BertConfig.from_pretrained(pretrained, local_files_only=True)
+    except OSError as error:
+        if Path(pretrained, "config.json").is_file():
+            raise ValueError(f"text_encoder.pretrained: {pretrained}/config.json cannot be read ({error})") from error
+        raise FileNotFoundError(
+            f"text_encoder.pretrained: {pretrained} is neither a folder with config.json and model.safetensors nor in "
+            "the local cache of transformers, and nothing is downloaded. Fetch it once, with `hf download "
+            f"google-bert/bert-base-uncased --local-dir {pretrained}`, or set pretrained to null for random weights"
+        ) from None
+    fields = {
+        "vocab_size": "vocabulary_size",
+        "hidden_size": "hidden_size",
+        "num_hidden_layers": "layers",
+        "num_attention_heads": "attention_heads",
+        "intermediate_size": "intermediate_size",
+        "max_position_embeddings": "max_tokens",
+    }
+    for name, wanted in sizes.items():
+        if getattr(found, name) != wanted:
+            raise ValueError(
+                f"text_encoder.{fields[name]} is {wanted}, but the weights in {pretrained} have {getattr(found, name)}"
+            )
+    loader: Any = BertModel
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    # It reports the heads of the pre-training tasks as unexpected at every start; what is missing is checked below.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, report = loader.from_pretrained(
+            pretrained,
+            add_pooling_layer=False,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            **options,
+        )
+    except OSError as error:
+        raise FileNotFoundError(f"text_encoder.pretrained: no weights lie beside the config.json ({error})") from None
+    except Exception as error:
+        raise ValueError(f"text_encoder.pretrained: the weights in {pretrained} cannot be read ({error})") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+    absent = sorted(report["missing_keys"])
+    if absent:
+        raise ValueError(
+            f"text_encoder.pretrained: the weights in {pretrained} are not those of a BERT, {len(absent)} tensors are "
+            f"missing, among them {absent[0]}"
+        )
+    return model
+
+
+class GRUEncoder(nn.Module):
+    """VSE++'s encoder of captions: word embeddings, a recurrent network, and its state after the last word.
+
+    Args:
+        vocabulary_size: number of token ids.
+        embedding_dim: width of a word embedding.
+        hidden_size: width of the state, the `feature_dim`.
+        layers: recurrent layers.
+
+    Shapes:
+        tokens int64 [B, L], lengths int64 [B] -> unit vectors [B, feature_dim]
+
+    Source: MCT, specification 9, cross-modal search.
+    """
+
+    def __init__(
+        self, vocabulary_size: int, embedding_dim: int = 300, hidden_size: int = 1024, layers: int = 1
+    ) -> None:
+        super().__init__()
+        self.feature_dim = hidden_size
+        self.vocabulary_size = vocabulary_size
+        self.embed = nn.Embedding(vocabulary_size, embedding_dim)
+        nn.init.uniform_(self.embed.weight, -0.1, 0.1)
+        self.rnn = nn.GRU(embedding_dim, hidden_size, layers, batch_first=True)
+
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Embeddings of captions.
+
+        Args:
+            tokens: token ids, int64 [B, L], filled up at the end.
+            lengths: number of tokens that count, [B]; by default those that are not 0.
+
+        Returns:
+            [B, feature_dim], of length 1, in float32 or more.
+        """
+        if lengths is None:
+            lengths = (tokens != 0).sum(1)
+        # The network only looks back, so padding at the end changes no earlier state. Running over it is cheaper than
+        # packing, for which the host would have to wait for the lengths.
+        states, _ = self.rnn(self.embed(tokens))
+        last = (lengths.to(tokens.device) - 1).clamp(min=0)
+        features = states[torch.arange(len(tokens), device=tokens.device), last]
+        with torch.autocast(features.device.type, enabled=False):
+            return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)

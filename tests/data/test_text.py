@@ -1,0 +1,471 @@
+"""Captions: normal form, sides, views, back-translations and the three tokenizers."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.data.text import (
+    CaptionTokenizer,
+    CaptionViews,
+    SentencePieceTokenizer,
+    WordPieceTokenizer,
+    WordVocabulary,
+    caption_views,
+    normalise_caption,
+    pad_tokens,
+    read_back_translations,
+    swap_left_right,
+    word_noise,
+)
+
+COLOURS = ("red", "blue", "green", "yellow")
+THINGS = ("circle", "square", "star", "heart", "arrow")
+CAPTIONS = [
+    f"A {size} {colour} {thing} left of a {other}."
+    for size in ("small", "large")
+    for colour in COLOURS
+    for thing in THINGS
+    for other in THINGS
+]
+AWKWARD = [
+    "",
+    " \t\n",
+    "two\u2028lines\u2029three",
+    "🙂 a 👩‍👩‍👧 family",
+    "红色的圆形",
+    "½ naïve İstanbul ﬁ",
+    "\ud83d half",
+    "\x00nul",
+    "'",
+]
+
+Maker = Callable[..., CaptionTokenizer]
+TOKENIZERS: list[Maker] = [
+    lambda **k: WordPieceTokenizer(vocabulary_size=120, **k),
+    lambda **k: SentencePieceTokenizer(vocabulary_size=120, **k),
+    lambda **k: WordVocabulary(**k),
+]
+every_tokenizer = pytest.mark.parametrize("make", TOKENIZERS, ids=["wordpiece", "sentencepiece", "words"])
+
+
+def ends(tokenizer: CaptionTokenizer) -> tuple[int, int]:
+    first, last = tokenizer.encode("")
+    return first, last
+
+
+# -- normal form -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A Man  RIDING\ta wave. ", "a man riding a wave."),
+        ("Café Ångström", "cafe angstrom"),
+        ("one\u2028two\u2029three\x85four\u00a0five\r\nsix", "one two three four five six"),
+        ("ﬁne ½", "fine 1⁄2"),
+        ("ℌello", "hello"),
+        ("İstanbul", "istanbul"),
+        ("half \ud83d pair", "half pair"),
+        ("", ""),
+        ("\u2028", ""),
+        ("a 🙂", "a 🙂"),
+    ],
+)
+def test_normal_form(text: str, expected: str) -> None:
+    assert normalise_caption(text) == expected
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text())
+def test_normal_form_is_stable_and_free_of_what_it_removes(text: str) -> None:
+    normal = normalise_caption(text)
+    assert normalise_caption(normal) == normal
+    assert normal == normal.lower() == " ".join(normal.split())
+    assert not any(unicodedata.combining(sign) for sign in normal)
+
+
+# -- left and right ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a cat left of a dog, right there", "a cat right of a dog, left there"),
+        ("bright copyright leftover cleft", "bright copyright leftover cleft"),
+        ("a left-hand turn", "a right-hand turn"),
+        ("Left, RIGHT", "Right, LEFT"),
+        ("", ""),
+    ],
+)
+def test_sides_change_as_whole_words(text: str, expected: str) -> None:
+    assert swap_left_right(text) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from(["left", "right", "Left", "lEFT", "bright", "-", " ", "a", "'s", "́", "_"])).map("".join)
+)
+def test_swapping_sides_twice_changes_nothing(text: str) -> None:
+    assert swap_left_right(swap_left_right(text)) == text
+
+
+# -- views -------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    words=st.lists(st.sampled_from(["a", "red", "circle", "star"]), min_size=1, max_size=12),
+    dropout=st.floats(0, 1),
+    swap=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_noise_keeps_some_of_the_words(words: list[str], dropout: float, swap: float, seed: int) -> None:
+    noisy = word_noise(" ".join(words), np.random.default_rng(seed), dropout, swap).split()
+    assert 1 <= len(noisy) <= len(words)
+    assert all(noisy.count(word) <= words.count(word) for word in noisy)
+    assert noisy == word_noise(" ".join(words), np.random.default_rng(seed), dropout, swap).split()
+
+
+def test_noise_at_its_limits() -> None:
+    rng = np.random.default_rng(0)
+    assert word_noise("one two three", rng, 0.0, 0.0) == "one two three"
+    assert word_noise("one two three", rng, 1.0, 1.0) in {"one", "two", "three"}
+    assert word_noise("  ", rng) == ""
+    assert word_noise("a big dog", rng, 0.0, 0.0, {"dog": ["hound"], "a": []}, 1.0) == "a big hound"
+    with pytest.raises(ValueError, match=r"dropout is a probability, got 1\.5"):
+        word_noise("a", rng, 1.5)
+
+
+def test_noise_drops_a_tenth_of_the_words() -> None:
+    rng = np.random.default_rng(1)
+    left = sum(len(word_noise("a b c d e f g h i j", rng, swap=0.0).split()) for _ in range(1000))
+    assert 8800 < left < 9200
+
+
+def drawn(mode: CaptionViews, captions: tuple[str, ...], times: int = 200, **options: object) -> set[tuple[str, str]]:
+    rng = np.random.default_rng(0)
+    ids = tuple(range(10, 10 + len(captions)))
+    return {caption_views(captions, ids, rng, mode, **options) for _ in range(times)}  # type: ignore[arg-type]
+
+
+def test_siblings_are_all_pairs_of_different_captions() -> None:
+    assert drawn("sibling", ("x", "y", "z")) == {(a, b) for a in "xyz" for b in "xyz" if a != b}
+    assert drawn("sibling", ("x",)) == {("x", "x")}
+
+
+def test_back_translations_take_both_roles() -> None:
+    views = drawn("backtranslate", ("x", "y"), back_translations={10: "X", 11: "Y"})
+    assert views == {("x", "X"), ("X", "x"), ("y", "Y"), ("Y", "y")}
+
+
+def test_same_and_noisy_views() -> None:
+    assert drawn("same", ("x", "y")) == {("x", "x"), ("y", "y")}
+    views = drawn("eda", ("one two three four",))
+    assert ("one two three four",) * 2 in views
+    assert any(a != b == "one two three four" for a, b in views)
+    assert any(b != a == "one two three four" for a, b in views)
+    assert any(len(a.split()) < 4 and len(b.split()) < 4 for a, b in drawn("same", ("a b c d",), word_dropout=0.5))
+
+
+def test_views_that_cannot_be_made() -> None:
+    with pytest.raises(ValueError, match="without captions"):
+        drawn("sibling", ())
+    for translations in (None, {10: "X"}):
+        with pytest.raises(ValueError, match=r"no back-translation of annotation 1[01]"):
+            drawn("backtranslate", ("x", "y"), back_translations=translations)
+    with pytest.raises(ValueError, match="none of backtranslate, sibling, eda, same"):
+        drawn("translate", ("x",))  # type: ignore[arg-type]
+
+
+def test_back_translations_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "bt.json"
+    path.write_text(json.dumps({"37": "a man", "203": "ein ü\u2028"}), encoding="utf-8")
+    assert read_back_translations(path) == read_back_translations(str(path)) == {37: "a man", 203: "ein ü\u2028"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read"),
+        (b"\xff\xfe{", "cannot be read"),
+        (b"[]", "holds no translations"),
+        (b"{}", "holds no translations"),
+        (b'{"a": "b"}', "entry 'a'"),
+        (b'{"-1": "b"}', "entry '-1'"),
+        ('{"²": "b"}'.encode(), "entry '²'"),
+        (b'{"1": ["b"]}', "entry '1'"),
+    ],
+)
+def test_damaged_back_translations(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "bt.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_back_translations(path)
+    assert "data.back_translations" in str(caught.value)
+
+
+def test_missing_back_translations(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data.back_translations: .*bt.json does not exist"):
+        read_back_translations(tmp_path / "bt.json")
+
+
+# -- padding -----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.integers(1, 9), max_size=7), max_size=5),
+    pad_id=st.sampled_from([0, 5]),
+    longest=st.none() | st.integers(1, 9),
+)
+def test_padding_fills_the_ends(rows: list[list[int]], pad_id: int, longest: int | None) -> None:
+    padded = pad_tokens(rows, pad_id, longest)
+    cut = [row[:longest] for row in rows]
+    width = max([1, *map(len, cut)])
+    assert padded.dtype == torch.int64
+    assert padded.shape == (len(rows), width)
+    assert padded.tolist() == [row + [pad_id] * (width - len(row)) for row in cut]
+
+
+# -- tokenizers --------------------------------------------------------------------------------------------------------
+
+
+@every_tokenizer
+def test_tokens_stand_between_boundaries(make: Maker, tmp_path: Path) -> None:
+    tokenizer = make()
+    tokenizer.prepare(CAPTIONS, tmp_path)
+    start, end = ends(tokenizer)
+    assert tokenizer.pad_id == 0 not in (start, end)
+    for text in [*CAPTIONS[:5], *AWKWARD, "word " * 10_000, "w" * 10_000]:
+        tokens = tokenizer.encode(text)
+        assert all(type(token) is int for token in tokens)
+        assert (tokens[0], tokens[-1]) == (start, end)
+        assert 2 <= len(tokens) <= tokenizer.max_tokens
+        assert 0 <= min(tokens) <= max(tokens) < tokenizer.vocabulary_size
+        assert start not in tokens[1:]
+        assert end not in tokens[:-1]
+    assert len(tokenizer.encode("red " * 10_000)) == tokenizer.max_tokens
+    assert len(tokenizer.encode("circle " * 10_000)) == tokenizer.max_tokens
+
+
+@every_tokenizer
+def test_decoding_gives_the_words_back(make: Maker, tmp_path: Path) -> None:
+    tokenizer = make()
+    tokenizer.prepare(CAPTIONS, tmp_path)
+    text = "a small red star left of a heart"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode([*tokenizer.encode(text), 0, 0]) == text
+    assert tokenizer.decode(tokenizer.encode("")) == ""
+    assert tokenizer.encode(text.upper() + "\u2028") == tokenizer.encode(text)
+
+
+@every_tokenizer
+def test_special_tokens_cannot_be_written_in_a_caption(make: Maker, tmp_path: Path) -> None:
+    tokenizer = make()
+    tokenizer.prepare(CAPTIONS, tmp_path)
+    inner = tokenizer.encode("[SEP] [CLS] [SOS] [EOS] <start> <end>")[1:-1]
+    assert not set(ends(tokenizer)) & set(inner)
+
+
+@every_tokenizer
+def test_a_tokenizer_travels_to_workers(make: Maker, tmp_path: Path) -> None:
+    tokenizer = make()
+    tokenizer.prepare(CAPTIONS, tmp_path)
+    other = pickle.loads(pickle.dumps(tokenizer))
+    assert other.encode(CAPTIONS[3]) == tokenizer.encode(CAPTIONS[3])
+    assert other.vocabulary_size == tokenizer.vocabulary_size
+
+
+@every_tokenizer
+def test_a_vocabulary_is_learnt_once(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = make(), make()
+    first.prepare(iter(CAPTIONS), tmp_path)
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(second), "_learn", lambda *_: pytest.fail("learnt again"))
+        second.prepare(CAPTIONS, tmp_path)
+    assert second.encode(CAPTIONS[7]) == first.encode(CAPTIONS[7])
+    # Other captions have a file of their own, and one that is damaged is made again.
+    make().prepare(CAPTIONS[::2], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    path.write_bytes(b"\xff\xfe")
+    make().prepare(CAPTIONS, tmp_path)
+    assert path.read_bytes() == content
+
+
+@every_tokenizer
+def test_the_cache_folder_is_the_default(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path))
+    make().prepare(CAPTIONS)
+    assert len(list((tmp_path / "vocabularies").iterdir())) == 1
+
+
+@every_tokenizer
+def test_a_cache_that_cannot_be_written_is_done_without(make: Maker, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    tokenizer = make()
+    tokenizer.prepare(CAPTIONS, blocked / "cache")
+    assert tokenizer.vocabulary_size > 4
+
+
+@every_tokenizer
+def test_a_learnt_vocabulary_can_be_given(make: Maker, tmp_path: Path) -> None:
+    learnt = make()
+    learnt.prepare(CAPTIONS, tmp_path)
+    (path,) = tmp_path.iterdir()
+    given_file = type(learnt)(str(path))
+    given_file.prepare(pytest.fail("captions are not needed") for _ in range(1))
+    assert given_file.encode(CAPTIONS[0]) == learnt.encode(CAPTIONS[0])
+    # In a folder it has its usual name.
+    path.rename(tmp_path / learnt.file_name)
+    in_folder = type(learnt)(str(tmp_path))
+    in_folder.prepare()
+    assert in_folder.encode(CAPTIONS[0]) == learnt.encode(CAPTIONS[0])
+
+
+@every_tokenizer
+def test_wrong_use_and_wrong_files(make: Maker, tmp_path: Path) -> None:
+    tokenizer = make()
+    for use in (lambda: tokenizer.encode("a"), lambda: tokenizer.decode([5]), lambda: tokenizer.vocabulary_size):
+        with pytest.raises(RuntimeError, match="call prepare"):
+            use()
+    for captions in ([], ["", "\u2028"]):
+        with pytest.raises(ValueError, match="there are no captions"):
+            tokenizer.prepare(captions, tmp_path)
+    with pytest.raises(ValueError, match="max_tokens: at least 3"):
+        make(max_tokens=2)
+    kind = type(tokenizer)
+    with pytest.raises(FileNotFoundError, match=rf"{kind.field}: .*nowhere cannot be read.*set {kind.field} to null"):
+        kind(str(tmp_path / "nowhere")).prepare()
+    with pytest.raises(FileNotFoundError, match=kind.file_name):
+        kind(str(tmp_path)).prepare()
+    for content in (b"", b"\xff\xff\xff", b"a\nb\n"):
+        wrong = tmp_path / "wrong"
+        wrong.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{kind.field}: .*wrong is not what it should be"):
+            kind(str(wrong)).prepare()
+
+
+LEARN = """
+import sys
+from pathlib import Path
+from common.data.text import SentencePieceTokenizer, WordPieceTokenizer, WordVocabulary
+from tests.data.test_text import CAPTIONS
+for kind in (WordPieceTokenizer, SentencePieceTokenizer):
+    kind(vocabulary_size=120).prepare(CAPTIONS, Path(sys.argv[1]))
+WordVocabulary().prepare(CAPTIONS, Path(sys.argv[1]))
+"""
+
+
+def test_learning_gives_the_same_in_every_process(tmp_path: Path) -> None:
+    def learn(name: str) -> dict[str, bytes]:
+        environment = {**os.environ, "PYTHONHASHSEED": name, "OMP_NUM_THREADS": "1"}
+        folder = tmp_path / name
+        done = subprocess.run(
+            [sys.executable, "-c", LEARN, str(folder)], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout == done.stderr == ""
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    first, second = learn("1"), learn("2")
+    assert len(first) == 3
+    assert first == second
+
+
+def test_learning_leaves_the_environment_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in (None, "true"):
+        if value is None:
+            monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+        else:
+            monkeypatch.setenv("TOKENIZERS_PARALLELISM", value)
+        WordPieceTokenizer(vocabulary_size=120).prepare(CAPTIONS, tmp_path / str(value))
+        assert os.environ.get("TOKENIZERS_PARALLELISM") == value
+
+
+def test_word_pieces_agree_with_transformers(tmp_path: Path) -> None:
+    from transformers import BertTokenizer
+
+    pieces = [
+        "[PAD]",
+        "[unused0]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"a!,.红的",
+        "##s",
+        "star",
+        "##fish",
+        "cafe",
+        "don",
+        "'",
+        "t",
+    ]
+    path = tmp_path / "vocab.txt"
+    path.write_text("\r\n".join(pieces) + "\r\n", encoding="utf-8", newline="")
+    ours = WordPieceTokenizer(str(tmp_path), max_tokens=12)
+    ours.prepare()
+    theirs = BertTokenizer({piece: number for number, piece in enumerate(pieces)})
+    assert ours.vocabulary_size == len(pieces)
+    for text in ["A starfish!", "stars, café", "红的a红", "Don't \u2028 star🙂", "a" * 200, "star " * 40, "", "starx"]:
+        expected = theirs(normalise_caption(text), truncation=True, max_length=12)["input_ids"]
+        assert ours.encode(text) == expected
+    assert ours.encode("a") == [3, 6, 4]
+
+
+def test_the_alphabet_must_fit_into_the_vocabulary(tmp_path: Path) -> None:
+    for kind in (WordPieceTokenizer, SentencePieceTokenizer):
+        with pytest.raises(ValueError, match=r"vocabulary_size: 20 are too few.* need \d+"):
+            kind(vocabulary_size=20).prepare(CAPTIONS, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [WordPieceTokenizer, SentencePieceTokenizer])
+def test_few_captions_give_a_smaller_vocabulary(kind: Callable[..., CaptionTokenizer], tmp_path: Path) -> None:
+    tokenizer = kind(vocabulary_size=10_000)
+    tokenizer.prepare(["a cat", "a hat", "🙂", "x" * 10_000], tmp_path)
+    assert 10 < tokenizer.vocabulary_size < 100
+    assert tokenizer.decode(tokenizer.encode("a hat")) == "a hat"
+
+
+def test_sentence_pieces_are_numbered_as_virtex_does(tmp_path: Path) -> None:
+    import sentencepiece
+
+    tokenizer = SentencePieceTokenizer(vocabulary_size=120, max_tokens=5)
+    tokenizer.prepare(CAPTIONS, tmp_path)
+    (path,) = tmp_path.iterdir()
+    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    assert [model.id_to_piece(number) for number in range(4)] == ["<unk>", "[SOS]", "[EOS]", "[MASK]"]
+    assert tokenizer.vocabulary_size == 120
+    assert tokenizer.encode("a red circle") == [1, *model.encode("a red circle")[:3], 2]
+    # An unknown sign is padding, which no loss counts.
+    assert 0 in tokenizer.encode("🙂")
+
+
+def test_words_are_counted_and_ordered(tmp_path: Path) -> None:
+    tokenizer = WordVocabulary(min_count=2)
+    tokenizer.prepare(["A dog's dog.", "A cat.", "a cat's 'hat'", "bird"], tmp_path)
+    (path,) = tmp_path.iterdir()
+    words = path.read_text(encoding="utf-8").splitlines()
+    assert words == ["<pad>", "<start>", "<end>", "<unk>", "a", "'", "'s", ".", "cat", "dog"]
+    assert tokenizer.encode("a Bird, a dog.") == [1, 4, 3, 3, 4, 9, 7, 2]
+    few = WordVocabulary(min_count=2, max_words=1)
+    few.prepare(["A dog's dog.", "A cat."], tmp_path)
+    assert few.vocabulary_size == 5
+    with pytest.raises(ValueError, match="min_count: no word comes 9 times"):
+        WordVocabulary(min_count=9).prepare(["a b"], tmp_path)

@@ -1,0 +1,229 @@
+"""The text encoders: BERT from released files or at random, and the recurrent network of cross-modal search."""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from common.encoders.text import BertEncoder, GRUEncoder
+
+SIZES: dict[str, Any] = {
+    "vocabulary_size": 50, "hidden_size": 16, "layers": 2, "attention_heads": 4, "intermediate_size": 32,
+    "max_tokens": 12,
+}  # fmt: skip
+
+
+def captions(rows: int = 4, length: int = 9) -> Tensor:
+    tokens = torch.randint(1, 50, (rows, length), generator=torch.Generator().manual_seed(0))
+    for row in range(rows):
+        tokens[row, length - row :] = 0
+    return tokens
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Path:
+    """Files as a released BERT has them: with a pooler and the heads of pre-training."""
+    from transformers import BertConfig, BertForPreTraining
+
+    torch.manual_seed(3)
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32,
+        max_position_embeddings=12,
+    )  # fmt: skip
+    with redirect_stderr(io.StringIO()):
+        BertForPreTraining(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_bert_base_without_pooler() -> None:
+    with torch.device("meta"):
+        encoder = BertEncoder()
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 109_482_240 - 590_592 == 108_891_648
+    assert encoder.feature_dim == 768
+    assert encoder.vocabulary_size == 30522
+
+
+def test_the_feature_is_the_state_of_the_first_token() -> None:
+    encoder = BertEncoder(**SIZES).eval()
+    tokens = captions()
+    with torch.no_grad():
+        states = encoder.forward_tokens(tokens)
+        assert states.shape == (4, 9, 16)
+        assert torch.equal(encoder(tokens), states[:, 0])
+
+
+def test_padding_does_not_count() -> None:
+    encoder = BertEncoder(**SIZES).eval()
+    tokens = captions()
+    with torch.no_grad():
+        expected = encoder(tokens)
+        torch.testing.assert_close(encoder(tokens, tokens != 0), expected)
+        torch.testing.assert_close(encoder(tokens, (tokens != 0).long()), expected)
+        torch.testing.assert_close(encoder(nn.functional.pad(tokens, (0, 3))), expected)
+        torch.testing.assert_close(encoder(tokens.repeat(1, 2)[:, :9]), expected)
+        torch.testing.assert_close(encoder(tokens.T.contiguous().T), expected)
+        each = torch.cat([encoder(row[row != 0][None]) for row in tokens])
+        torch.testing.assert_close(each, expected)
+        masked = tokens.clone()
+        masked[1, 3] = 49
+        mask = tokens != 0
+        mask[1, 3] = False
+        torch.testing.assert_close(encoder(masked, mask), encoder(tokens, mask))
+
+
+def test_a_row_of_padding_alone_is_finite() -> None:
+    encoder = BertEncoder(**SIZES)
+    tokens = torch.zeros(2, 5, dtype=torch.int64)
+    features = encoder(tokens)
+    features.sum().backward()
+    assert torch.isfinite(features).all()
+    assert all(torch.isfinite(p.grad).all() for p in encoder.parameters() if p.grad is not None)
+
+
+def test_every_parameter_learns() -> None:
+    encoder = BertEncoder(**SIZES)
+    encoder(captions()).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    encoder = BertEncoder(**SIZES).eval()
+    with torch.no_grad():
+        expected = encoder(captions())
+        features = encoder.to(dtype)(captions())
+    assert features.dtype == dtype
+    torch.testing.assert_close(features.float(), expected, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mask", "message"),
+    [
+        (torch.ones(5, dtype=torch.int64), None, r"tokens: expected \[B, L\]"),
+        (torch.ones(2, 13, dtype=torch.int64), None, "max_tokens=12"),
+        (torch.ones(2, 0, dtype=torch.int64), None, "L from 1"),
+        (torch.ones(2, 4, dtype=torch.int64), torch.ones(2, 5, dtype=torch.bool), "mask: expected the shape"),
+    ],
+)
+def test_wrong_shapes(tokens: Tensor, mask: Tensor | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BertEncoder(**SIZES)(tokens, mask)
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(ValueError, match="attention_heads: 3 do not"):
+        BertEncoder(**{**SIZES, "attention_heads": 3})
+
+
+def test_released_weights_are_loaded(released: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from transformers import BertModel
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    noise = io.StringIO()
+    with redirect_stderr(noise), caplog.at_level(logging.WARNING):
+        encoder = BertEncoder(str(released), **SIZES).eval()
+    assert noise.getvalue() == "" == caplog.text
+    assert transformers_logging.get_verbosity() == before
+    with redirect_stderr(noise):
+        model = BertModel.from_pretrained(released).eval()
+    tokens = captions()
+    with torch.no_grad():
+        expected = model(tokens, attention_mask=(tokens != 0).long()).last_hidden_state[:, 0]
+        torch.testing.assert_close(encoder(tokens), expected)
+    encoder.require_weights()
+
+
+@pytest.mark.parametrize("field", ["vocabulary_size", "hidden_size", "layers", "intermediate_size", "max_tokens"])
+def test_sizes_must_be_those_of_the_files(released: Path, field: str) -> None:
+    wanted = 2 * SIZES[field]
+    with pytest.raises(ValueError, match=rf"text_encoder\.{field} is {wanted}, but the weights .* have {SIZES[field]}"):
+        BertEncoder(str(released), **{**SIZES, field: wanted})
+
+
+def test_damaged_files(released: Path) -> None:
+    (released / "model.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(ValueError, match="cannot be read"):
+        BertEncoder(str(released), **SIZES)
+    (released / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        BertEncoder(str(released), **SIZES)
+
+
+def test_files_of_another_network(released: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(released / "model.safetensors")
+    save_file({name: value for name, value in state.items() if "layer.1." not in name}, released / "model.safetensors")
+    with pytest.raises(ValueError, match=r"16 tensors are missing, among them encoder\.layer\.1"):
+        BertEncoder(str(released), **SIZES)
+
+
+def test_without_its_files_it_can_be_built_and_loaded_into_but_not_used(released: Path) -> None:
+    # A folder without weights is as good as none.
+    (released / "model.safetensors").unlink()
+    for pretrained in (str(released), str(released / "nowhere"), "some-body/some-bert"):
+        encoder = BertEncoder(pretrained, **SIZES)
+        twin = copy.deepcopy(encoder)
+        for one in (encoder, twin):
+            for use in (one.require_weights, lambda one=one: one(captions())):
+                with pytest.raises(FileNotFoundError, match=r"text_encoder\.pretrained"):
+                    use()
+        both = nn.ModuleDict({"query": encoder, "key": twin})
+        # What belongs to others is no news.
+        nn.ModuleList([encoder, nn.Linear(1, 1)]).load_state_dict({"1.weight": torch.ones(1, 1)}, strict=False)
+        with pytest.raises(FileNotFoundError):
+            encoder.require_weights()
+        both.load_state_dict(both.state_dict())
+        torch.testing.assert_close(encoder.eval()(captions()), twin.eval()(captions()))
+
+
+# -- recurrent ---------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=5), layers=st.integers(1, 2), extra=st.integers(0, 3))
+def test_the_state_after_the_last_word_as_by_packing(lengths: list[int], layers: int, extra: int) -> None:
+    torch.manual_seed(0)
+    encoder = GRUEncoder(20, embedding_dim=5, hidden_size=6, layers=layers)
+    counts = torch.tensor(lengths)
+    tokens = torch.randint(1, 20, (len(lengths), max(lengths) + extra))
+    tokens[torch.arange(tokens.shape[1]) >= counts[:, None]] = 0
+    with torch.no_grad():
+        packed = pack_padded_sequence(encoder.embed(tokens), counts, batch_first=True, enforce_sorted=False)
+        expected = nn.functional.normalize(encoder.rnn(packed)[1][-1], dim=1)
+        torch.testing.assert_close(encoder(tokens, counts), expected)
+        torch.testing.assert_close(encoder(tokens), expected)
+
+
+def test_the_recurrent_encoder_of_the_recipe() -> None:
+    encoder = GRUEncoder(11)
+    assert encoder.feature_dim == 1024
+    assert encoder.embed.weight.shape == (11, 300)
+    assert encoder.embed.weight.abs().max() <= 0.1
+    assert (encoder.rnn.hidden_size, encoder.rnn.num_layers) == (1024, 1)
+    features = encoder(torch.tensor([[1, 2], [0, 0]]), torch.tensor([2, 0]))
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
+
+
+def test_the_recurrent_encoder_in_bfloat16_gives_float32() -> None:
+    encoder = GRUEncoder(20, 5, 6)
+    tokens = torch.tensor([[1, 4, 2]])
+    expected = encoder(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = encoder(tokens)
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(1))
+    torch.testing.assert_close(features, expected, atol=0.05, rtol=0.05)
+    assert encoder.double()(tokens).dtype == torch.float64
