@@ -4,12 +4,16 @@ Without torch, so that processes which fit machines side by side start quickly.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
+
+from common.metrics.average_precision import average_precision
 
 
 def classify_windowed(
@@ -61,3 +65,93 @@ def classify_windowed(
     if decision.ndim == 1:
         decision = np.stack([-decision, decision], axis=1)
     return machine.classes_[decision.reshape(*judged.shape[:2], -1).mean(1).argmax(1)]
+
+
+@dataclass(frozen=True)
+class ClassVerdict:
+    """What became of one class of a multi-label task.
+
+    Attributes:
+        average_precision: On the test samples, up to 1; NaN when the class was left out.
+        cost: The weight of errors C that cross-validation chose; NaN when no machine was fitted.
+        left_out: Why the class cannot be judged; empty when it was.
+    """
+
+    average_precision: float
+    cost: float
+    left_out: str = ""
+
+
+def judge_class(
+    train_rows: np.ndarray,
+    train_labels: np.ndarray,
+    test_rows: np.ndarray,
+    test_labels: np.ndarray,
+    costs: Sequence[float] = (0.01, 0.1, 1.0, 10.0),
+    folds: int = 3,
+    positive_weight: float = 2.0,
+    max_iterations: int = 2000,
+    random_state: int = 0,
+) -> ClassVerdict:
+    """Fit a linear machine for one class and measure its average precision.
+
+    The machine has the squared hinge and an L2 penalty. Its C is the one with the highest mean average precision over
+    folds of the training samples in their order, each fold with the same share of positives. Difficult samples are
+    negatives in training and left out in the test.
+
+    Args:
+        train_rows: [m, dims].
+        train_labels: [m]: 1 for present, 0 for absent, -1 for difficult.
+        test_rows: [n, dims].
+        test_labels: [n], likewise.
+        costs: The values of C to choose from; of equally good ones the first wins.
+        folds: Folds of the cross-validation; fewer when there are fewer positives or negatives.
+        positive_weight: Weight of a positive sample against a negative one.
+        max_iterations: When the solver stops at the latest.
+        random_state: Seed of the solver.
+
+    Returns:
+        The average precision and the chosen C. A class is left out, with the reason, when it has no positive test
+        sample or fewer than two positive or two negative training samples, for which C cannot be chosen.
+
+    Raises:
+        ValueError: ``costs`` or ``folds`` is of no use, or a feature is not finite.
+
+    Source: MCT, specification 9.
+    """
+    if not len(costs) or min(costs) <= 0:
+        raise ValueError(f"costs: expected positive values, got {list(costs)}")
+    if folds < 2:
+        raise ValueError(f"folds: a cross-validation needs at least 2, got {folds}")
+    if not (np.isfinite(train_rows).all() and np.isfinite(test_rows).all()):
+        raise ValueError("features: some are not finite; is the checkpoint of the encoder sound?")
+    target = np.where(np.asarray(train_labels) == 1, 1, -1)
+    positives, negatives = int((target == 1).sum()), int((target == -1).sum())
+    folds = min(folds, positives, negatives)
+    if folds < 2:
+        reason = f"{positives} positive and {negatives} negative training samples; two of each are needed"
+        return ClassVerdict(float("nan"), float("nan"), reason)
+    if not (np.asarray(test_labels) == 1).any():
+        return ClassVerdict(float("nan"), float("nan"), "no positive test sample")
+
+    def machine(cost: float) -> LinearSVC:
+        # The solver follows from the shape of the data; both have the same optimum.
+        return LinearSVC(
+            C=cost,
+            class_weight={1: positive_weight, -1: 1.0},
+            penalty="l2",
+            loss="squared_hinge",
+            dual="auto",
+            max_iter=max_iterations,
+            random_state=random_state,
+        )
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        quality = [
+            cross_val_score(machine(cost), train_rows, target, cv=folds, scoring="average_precision").mean()
+            for cost in costs
+        ]
+        cost = float(costs[int(np.argmax(quality))])
+        decision = machine(cost).fit(train_rows, target).decision_function(test_rows)
+    return ClassVerdict(average_precision(decision, test_labels), cost)

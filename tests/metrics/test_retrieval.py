@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.metrics.retrieval import match_ranks, neighbour_precision, recall_at
+from common.metrics.retrieval import caption_ranks, caption_retrieval, match_ranks, neighbour_precision, recall_at
 
 
 @given(seed=st.integers(0, 1000), queries=st.integers(1, 30), extra=st.integers(0, 10), block=st.integers(1, 40))
@@ -41,3 +41,155 @@ def test_neighbour_precision() -> None:
     labels = torch.tensor([0, 0, 1, 1])
     neighbours = torch.tensor([[1, 2], [0, 3], [3, 0], [2, 3]], dtype=torch.int32)
     assert neighbour_precision(neighbours, labels).item() == pytest.approx(100 * 5 / 8)
+
+
+def naive_caption_ranks(scores: np.ndarray, caption_image: list[int], text: list[int]) -> tuple[list[int], list[int]]:
+    """Ranks by the definition, one query at a time."""
+    images, captions = scores.shape
+    i2t, t2i = [], []
+    for i in range(images):
+        own_texts = {text[c] for c in range(captions) if caption_image[c] == i}
+        own = [c for c in range(captions) if text[c] in own_texts]
+        if own:
+            best = max(scores[i, c] for c in own)
+            i2t.append(sum(scores[i, c] >= best for c in range(captions) if c not in own))
+    for c in range(captions):
+        own = [caption_image[other] for other in range(captions) if text[other] == text[c]]
+        best = max(scores[i, c] for i in own)
+        t2i.append(sum(scores[i, c] >= best for i in range(images) if i not in own))
+    return i2t, t2i
+
+
+class TestCaptions:
+    @settings(deadline=None, max_examples=60)
+    @given(
+        seed=st.integers(0, 10_000),
+        images=st.integers(1, 12),
+        captions=st.integers(1, 25),
+        texts=st.integers(1, 25),
+        max_scores=st.integers(1, 200),
+        coarse=st.booleans(),
+    )
+    def test_ranks_follow_the_definition(
+        self, seed: int, images: int, captions: int, texts: int, max_scores: int, coarse: bool
+    ) -> None:
+        draw = np.random.default_rng(seed)
+        # Any number of captions an image, also none, in any order; coarse embeddings tie often.
+        image, caption = (
+            torch.from_numpy(draw.integers(-1, 2, (rows, 2)).astype(float) if coarse else draw.normal(size=(rows, 4)))
+            for rows in (images, captions)
+        )
+        owner = draw.integers(0, images, captions)
+        text = draw.integers(0, texts, captions) * 1_000_003 - 7
+        scores = (image @ caption.T).numpy()
+        own = torch.from_numpy(owner)
+        for equal in (None, torch.from_numpy(text)):
+            found = caption_ranks(image, caption, own, equal, max_scores)
+            expected = naive_caption_ranks(
+                scores, owner.tolist(), list(range(captions)) if equal is None else text.tolist()
+            )
+            assert tuple(ranks.tolist() for ranks in found) == expected
+
+    def test_one_caption_an_image_is_the_diagonal(self) -> None:
+        draw = torch.Generator().manual_seed(0)
+        image, caption = torch.randn(30, 6, generator=draw), torch.randn(30, 6, generator=draw)
+        i2t, t2i = caption_ranks(image, caption, torch.arange(30))
+        assert torch.equal(i2t, match_ranks(image, caption))
+        assert torch.equal(t2i, match_ranks(caption, image))
+
+    def test_images_without_captions_are_distractors(self) -> None:
+        image, caption = torch.eye(4), torch.eye(4)[[3, 3, 1]]
+        found = caption_retrieval(image, caption, torch.tensor([3, 3, 1]))
+        assert found["i2t_r1"].item() == found["t2i_r1"].item() == 100
+        assert found["i2t_meanr"].item() == 1
+        # Captions that look like the image without any miss their own.
+        found = caption_retrieval(image, caption, torch.tensor([0, 0, 1]))
+        assert found["t2i_r1"].item() == pytest.approx(100 / 3)
+
+    @pytest.mark.parametrize("value", [0.0, 1.0, float("nan"), float("inf")])
+    def test_collapse_is_worthless(self, value: float) -> None:
+        image, caption = torch.full((40, 3), value), torch.full((200, 3), value)
+        found = caption_retrieval(image, caption, torch.arange(200) // 5, fold_size=20)
+        assert all(found[f"{direction}_r{k}"].item() == 0 for direction in ("i2t", "t2i") for k in (1, 5, 10))
+        assert found["i2t_medr"].item() >= 95
+        assert found["t2i_medr"].item() >= 20
+
+    def test_nan_is_never_a_hit_even_in_a_tiny_gallery(self) -> None:
+        image = torch.eye(2)
+        found = caption_retrieval(image, torch.full((2, 2), torch.nan), torch.arange(2))
+        assert found["i2t_r10"].item() == found["t2i_r10"].item() == 0
+        half_broken = torch.tensor([[1.0, 0.0], [torch.nan, 0.0]])
+        found = caption_retrieval(image, half_broken, torch.arange(2))
+        assert found["t2i_r1"].item() == 50
+        assert found["i2t_r1"].item() == 0  # the broken caption counts as better than the sound one
+
+    def test_equal_texts_count_as_hits_when_asked(self) -> None:
+        # Images 0 and 1 have the same caption; only image 1 lies near it.
+        image = torch.tensor([[0.6, 0.8, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+        caption = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+        plain = caption_retrieval(image, caption, torch.arange(3))
+        equal = caption_retrieval(image, caption, torch.arange(3), equal_text=torch.tensor([5, 5, -1]))
+        assert plain["i2t_r1"].item() == pytest.approx(100 / 3)  # the two captions tie, which is not rewarded
+        assert plain["t2i_r1"].item() == pytest.approx(200 / 3)
+        assert equal["i2t_r1"].item() == equal["t2i_r1"].item() == 100
+
+    def test_equal_texts_count_within_a_fold_only(self) -> None:
+        image = torch.eye(2)
+        caption = image.flip(0)
+        text = torch.tensor([1, 1])
+        assert caption_retrieval(image, caption, torch.arange(2), None, text)["t2i_r1"].item() == 100
+        assert caption_retrieval(image, caption, torch.arange(2), 1, text)["t2i_medr"].item() == 1
+
+    def test_median_is_rounded_down(self) -> None:
+        # Ranks 0 and 3: the median of the two is 1.5, counted from one 2.
+        image = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        caption = torch.tensor([[0.9, 0.9], [0.1, 0.2], [0.1, 0.3], [0.1, 0.4], [0.1, 0.1]])
+        owner = torch.tensor([0, 0, 0, 0, 1])
+        i2t, _ = caption_ranks(image, caption, owner)
+        assert i2t.tolist() == [0, 4]
+        assert caption_retrieval(image, caption, owner)["i2t_medr"].item() == 3
+        assert caption_retrieval(image, caption, owner)["i2t_meanr"].item() == 3
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_is_compared_in_single(self, dtype: torch.dtype) -> None:
+        draw = torch.Generator().manual_seed(0)
+        image, caption = torch.randn(50, 8, generator=draw).to(dtype), torch.randn(100, 8, generator=draw).to(dtype)
+        owner = torch.arange(100) % 50
+        with torch.autocast("cpu", torch.bfloat16):
+            found = caption_ranks(image, caption, owner)
+        expected = caption_ranks(image.double(), caption.double(), owner)
+        assert all((a - b).abs().max() <= 1 for a, b in zip(found, expected))
+
+    def test_layout_in_memory_does_not_matter(self) -> None:
+        draw = torch.Generator().manual_seed(0)
+        image, caption = torch.randn(12, 4, generator=draw), torch.randn(24, 4, generator=draw)
+        owner = (torch.arange(48) // 4)[::2]
+        strided = caption_retrieval(image.T.contiguous().T, caption.T.contiguous().T, owner.int(), fold_size=4)
+        assert strided == caption_retrieval(image, caption, owner.clone(), fold_size=4)
+
+    def test_folds_may_be_one_in_a_hundred_short(self) -> None:
+        draw = torch.Generator().manual_seed(0)
+        image = torch.nn.functional.normalize(torch.randn(299, 8, generator=draw))
+        found = caption_retrieval(image, image, torch.arange(299), fold_size=100)
+        assert found["i2t_r1"].item() == found["t2i_r1"].item() == 100
+
+    def test_mistakes_name_the_argument(self) -> None:
+        image, caption, owner = torch.eye(4), torch.eye(4), torch.arange(4)
+        for size in (3, 8, 0, -4):
+            with pytest.raises(ValueError, match=r"fold_size: 4 images cannot"):
+                caption_retrieval(image, caption, owner, fold_size=size)
+        for broken in (owner + 1, owner - 1):
+            with pytest.raises(ValueError, match="caption_image: captions belong to rows"):
+                caption_retrieval(image, caption, broken, fold_size=2)
+        with pytest.raises(ValueError, match="caption_image: expected one row for each of 4"):
+            caption_retrieval(image, caption, owner[:3])
+        with pytest.raises(ValueError, match="equal_text"):
+            caption_retrieval(image, caption, owner, equal_text=owner[:3])
+        with pytest.raises(ValueError, match="image and captions"):
+            caption_retrieval(image, caption[:, :3], owner)
+        with pytest.raises(ValueError, match="captions: there are none"):
+            caption_retrieval(image, caption[:0], owner[:0])
+        with pytest.raises(ValueError, match="image: there are none"):
+            caption_retrieval(image[:0], caption, owner)
+        with pytest.raises(ValueError, match="images 2 to 3, one fold"):
+            caption_retrieval(image, caption, torch.tensor([0, 1, 0, 1]), fold_size=2)

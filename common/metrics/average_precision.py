@@ -1,0 +1,56 @@
+"""Average precision of classes that occur together. Without torch, as support vector machines are judged by it, too."""
+
+import numpy as np
+from sklearn.metrics import average_precision_score
+
+
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the precision-recall curve of one class, as a sum over the recalls (no interpolation).
+
+    Samples with equal scores are taken together, so that one score for all gives the share of positives.
+
+    Args:
+        scores: [N].
+        labels: [N]: 1 for present, 0 for absent, -1 for difficult; difficult samples are left out.
+
+    Returns:
+        A value up to 1; NaN when no sample is positive, for then the measure is undefined.
+
+    Raises:
+        ValueError: The shapes differ, a label is none of the three, or a score is not finite.
+
+    Source: MCT, specification 9.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    if scores.shape != labels.shape or scores.ndim != 1:
+        raise ValueError(
+            f"scores and labels: expected one of each a sample, got shapes {scores.shape} and {labels.shape}"
+        )
+    unknown = np.setdiff1d(labels, (-1, 0, 1))
+    if len(unknown):
+        raise ValueError(f"labels: expected 1 (present), 0 (absent) or -1 (difficult), got {unknown[0]}")
+    judged = labels != -1
+    if not (labels == 1).any():
+        return float("nan")
+    if not np.isfinite(scores[judged]).all():
+        raise ValueError("scores: some are not finite; is the checkpoint sound?")
+    return float(average_precision_score(labels[judged], scores[judged]))
+
+
+def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Average precision of every class.
+
+    Args:
+        scores: [N, C].
+        labels: [N, C] of 1, 0 and -1, see ``average_precision``.
+
+    Returns:
+        [C] float64, NaN for classes without a positive sample.
+
+    Raises:
+        ValueError: As ``average_precision``.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    if scores.shape != labels.shape or scores.ndim != 2:
+        raise ValueError(f"scores and labels: expected [samples, classes], got {scores.shape} and {labels.shape}")
+    return np.array([average_precision(*columns) for columns in zip(scores.T, labels.T)], dtype=np.float64)

@@ -1,0 +1,223 @@
+"""Average precision of detected boxes, by the rules of COCO and by those of Pascal VOC 2007."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchvision.ops import box_iou
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+#: Overlaps that a detection must reach, 0.5 to 0.95; exact decimals.
+OVERLAPS = np.arange(50, 100, 5) / 100
+# Larger than every range of areas that COCO's evaluation knows.
+_NO_AREA = 1e11
+
+
+@dataclass(frozen=True)
+class DetectedImage:
+    """What was found in an image, and what is there.
+
+    Attributes:
+        boxes, scores, labels: detections [D, 4], [D], [D]; a box is left, top, right, bottom.
+        true_boxes, true_labels: objects [G, 4], [G].
+        difficult: objects that count neither as found nor as missed [G].
+    """
+
+    boxes: Floats
+    scores: Floats
+    labels: Integers
+    true_boxes: Floats
+    true_labels: Integers
+    difficult: npt.NDArray[np.bool_]
+
+
+class DetectionsOncePerImage:
+    """Detections of all batches and processes, each image once.
+
+    A distributed sampler may repeat images, and a loader that meets a broken file delivers its neighbour twice; the
+    first of them stays.
+
+    Example:
+        >>> found = DetectionsOncePerImage()
+        >>> objects = {"boxes": torch.tensor([[0.0, 0.0, 9.0, 9.0]]), "labels": torch.tensor([1])}
+        >>> detections = {**objects, "scores": torch.tensor([0.8])}
+        >>> found.update(torch.tensor([7]), [detections], [{**objects, "difficult": torch.tensor([False])}])
+        >>> coco_average_precision(found.compute().values())["ap"]
+        1.0
+    """
+
+    def __init__(self) -> None:
+        self._images: dict[int, DetectedImage] = {}
+
+    def update(
+        self, index: Tensor, detections: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            index: which images [B].
+            detections: for every image `boxes` [D, 4], `scores` [D] and `labels` [D].
+            targets: for every image `boxes` [G, 4], `labels` [G] and, where there are such, `difficult` [G].
+
+        Raises:
+            ValueError: the three differ in length.
+        """
+        if not len(index) == len(detections) == len(targets):
+            raise ValueError(f"{len(index)} images, {len(detections)} detections and {len(targets)} targets differ")
+        for item, found, target in zip(index.tolist(), detections, targets):
+            difficult = target.get("difficult", torch.zeros(len(target["labels"]), dtype=torch.bool))
+            image = DetectedImage(
+                boxes=_array(found["boxes"], torch.float32).reshape(-1, 4),
+                scores=_array(found["scores"], torch.float32),
+                labels=_array(found["labels"], torch.int64),
+                true_boxes=_array(target["boxes"], torch.float32).reshape(-1, 4),
+                true_labels=_array(target["labels"], torch.int64),
+                difficult=_array(difficult, torch.bool),
+            )
+            self._images.setdefault(item, image)
+
+    def compute(self) -> dict[int, DetectedImage]:
+        """The images of all processes by their index, ascending; the same on every process."""
+        parts = [self._images]
+        if dist.is_available() and dist.is_initialized():
+            parts = [{} for _ in range(dist.get_world_size())]
+            dist.all_gather_object(parts, self._images)
+        joined: dict[int, DetectedImage] = {}
+        for part in parts:
+            joined = {**part, **joined}
+        return dict(sorted(joined.items()))
+
+
+def coco_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:
+    """Mean over classes of the average precision at 101 recalls, by torchmetrics and pycocotools.
+
+    At most 100 detections an image count. A difficult object is ignored as COCO ignores objects outside a range of
+    areas: the best detection of it counts neither as right nor as wrong, further ones are wrong. (Marked as crowds,
+    difficult objects would also excuse every detection that lies inside them, however small.)
+
+    Args:
+        images: each image once.
+
+    Returns:
+        `ap`, the mean over the overlaps 0.5, 0.55, ..., 0.95, `ap50` and `ap75`, from 0 to 1. Classes without an object
+        that counts are left out of the means.
+
+    Raises:
+        ValueError: no image has an object that counts.
+    """
+    from torchmetrics.detection import MeanAveragePrecision
+
+    images = list(images)
+    _require_objects(images)
+    metric = MeanAveragePrecision(sync_on_compute=False)
+    metric.warn_on_many_detections = False
+    metric.update(
+        [
+            {
+                "boxes": torch.from_numpy(image.boxes),
+                "scores": torch.from_numpy(image.scores),
+                "labels": torch.from_numpy(image.labels),
+            }
+            for image in images
+        ],
+        [
+            {
+                "boxes": torch.from_numpy(image.true_boxes),
+                "labels": torch.from_numpy(image.true_labels),
+                # Without a value the area is that of the box.
+                "area": torch.from_numpy(np.where(image.difficult, _NO_AREA, 0.0)),
+            }
+            for image in images
+        ],
+    )
+    result = metric.compute()
+    return {name: float(result[key]) for name, key in (("ap", "map"), ("ap50", "map_50"), ("ap75", "map_75"))}
+
+
+def voc07_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:
+    """Mean over classes of the average precision at 11 recalls, by the rules of Pascal VOC 2007.
+
+    The numbers that MoCo, VirTex and others report on VOC07 come from detectron2, which applies these rules at every
+    overlap. A detection belongs to the object of its class that it overlaps most. It is right when that overlap exceeds
+    the threshold and no better detection belongs to the object; it does not count when the object is difficult.
+    (detectron2 first rounds scores to three decimals and boxes to one. Here nothing is rounded.)
+
+    Args:
+        images: each image once.
+
+    Returns:
+        As `coco_average_precision`.
+
+    Raises:
+        ValueError: no image has an object that counts.
+
+    Source: M. Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge"; detectron2,
+        evaluation/pascal_voc_evaluation.py.
+    """
+    images = list(images)
+    _require_objects(images)
+    scores, labels, overlaps, objects = _matched(images)
+    true_labels = np.concatenate([image.true_labels for image in images])
+    difficult = np.concatenate([image.difficult for image in images])
+    order = np.argsort(-scores, kind="stable")
+    per_class = []
+    for label in np.unique(true_labels[~difficult]):
+        own = order[labels[order] == label]
+        count = int(np.sum((true_labels == label) & ~difficult))
+        per_class.append([_eleven_points(overlaps[own], objects[own], difficult, count, t) for t in OVERLAPS])
+    means = np.mean(per_class, axis=0)
+    return {"ap": float(means.mean()), "ap50": float(means[0]), "ap75": float(means[5])}
+
+
+def _matched(images: Sequence[DetectedImage]) -> tuple[Floats, Integers, Floats, Integers]:
+    """Of all detections: score, label, largest overlap with an object of the class, number of that object."""
+    overlaps, objects = [], []
+    first = 0
+    for image in images:
+        found, true = torch.from_numpy(image.boxes).double(), torch.from_numpy(image.true_boxes).double()
+        overlap = box_iou(found, true).numpy()
+        overlap[image.labels[:, None] != image.true_labels] = -1.0
+        # A column that never wins, for images without objects.
+        overlap = np.concatenate([overlap, np.full((len(overlap), 1), -1.0)], axis=1)
+        objects.append(first + overlap.argmax(axis=1))
+        overlaps.append(overlap.max(axis=1))
+        first += len(image.true_boxes)
+    return (
+        np.concatenate([image.scores for image in images]),
+        np.concatenate([image.labels for image in images]),
+        np.concatenate(overlaps),
+        np.concatenate(objects),
+    )
+
+
+def _eleven_points(
+    overlap: Floats, objects: Integers, difficult: npt.NDArray[np.bool_], count: int, threshold: float
+) -> float:
+    """Average precision of one class at one threshold; detections come best first."""
+    near = overlap > threshold
+    excused = near.copy()
+    excused[near] = difficult[objects[near]]
+    right = np.zeros(len(overlap), dtype=np.bool_)
+    candidates = np.flatnonzero(near & ~excused)
+    right[candidates[np.unique(objects[candidates], return_index=True)[1]]] = True
+    right = right[~excused]
+    found = np.cumsum(right)
+    recall, precision = found / count, found / np.arange(1, len(found) + 1)
+    return float(np.mean([precision[recall >= tenth / 10].max(initial=0.0) for tenth in range(11)]))
+
+
+def _require_objects(images: Sequence[DetectedImage]) -> None:
+    if not any((~image.difficult).any() for image in images):
+        raise ValueError(f"average precision needs an object: none of the {len(images)} images has one that counts")
+
+
+def _array(values: Tensor, dtype: torch.dtype) -> npt.NDArray[Any]:
+    return values.detach().to("cpu", dtype).numpy()
