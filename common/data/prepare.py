@@ -123,9 +123,10 @@ def _decode(path: Path, streams: tuple[str, ...]) -> bool:
 
         read_image(path)
         return False
-    from common.data.media import MediaError, MediaFile
+    from common.data.frames import open_media
+    from common.data.media import MediaError
 
-    with MediaFile(path) as media:
+    with open_media(path) as media:
         if "video" in streams:
             if media.video_limits is None:
                 raise MediaError(f"{path}: no video stream")

@@ -1,0 +1,141 @@
+"""Folders of numbered frames as clips: video that was taken apart before it was distributed, without sound."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.data.images import ImageCache, read_image
+from common.data.media import DecodedCache, MediaError, MediaFile, TooShortError
+from common.data.windows import Limits, select_frames
+
+#: Frames per second of the frames of TVQA.
+FRAME_RATE = 3.0
+_NUMBERED = re.compile(r"(?:.*\D)?0*(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
+
+
+class FrameFolder:
+    """The frames of one clip, read like a :class:`MediaFile`; use it in a `with` statement.
+
+    Frame `00001.jpg` is on screen from second 0 on, the next one 1 / `fps` seconds later. Where a number is missing,
+    the frame before it stays.
+
+    Args:
+        path: folder with the frames.
+        fps: frames per second that they were taken at.
+        cache: where to keep and look for decoded frames; None = read from disk.
+
+    Raises:
+        MediaError: the folder is missing, or holds no numbered frame.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], fps: float = FRAME_RATE, cache: ImageCache | None = None) -> None:
+        if fps <= 0:
+            raise ValueError(f"fps must be positive, not {fps}")
+        self.path = Path(path)
+        self.video_fps = fps
+        self._cache = cache
+        found: dict[int, str] = {}
+        try:
+            with os.scandir(self.path) as entries:
+                for entry in entries:
+                    match = _NUMBERED.fullmatch(entry.name)
+                    # Hidden files are what some systems put beside a picture when they copy it.
+                    if match and not entry.name.startswith("."):
+                        found[int(match[1])] = entry.name
+        except OSError as error:
+            raise MediaError.of(self.path, f"cannot be read: {error.strerror or error}") from error
+        if not found:
+            raise MediaError.of(self.path, "holds no numbered frame (00001.jpg, 00002.jpg, ...)")
+        self._numbers = np.array(sorted(found))
+        self._names = [found[number] for number in self._numbers.tolist()]
+
+    @property
+    def video_limits(self) -> Limits:
+        """First and last second."""
+        return 0.0, int(self._numbers[-1]) / self.video_fps
+
+    @property
+    def audio_limits(self) -> None:
+        """There is no sound."""
+        return None
+
+    def read_video(self, start: float, duration: float, fps: float) -> tuple[Tensor, float]:
+        """Read a clip; see :meth:`MediaFile.read_video`.
+
+        Returns:
+            Frames [T, H, W, 3] uint8 and the time of the first of them.
+
+        Raises:
+            TooShortError: the window holds no frame.
+            MediaError: a frame cannot be read, or their sizes differ.
+        """
+        end = self.video_limits[1]
+        indices, actual_start = select_frames(start, duration, fps, self.video_fps, end)
+        if not len(indices):
+            raise TooShortError.of(self.path, f"no frame between {start:.3f} and {min(start + duration, end):.3f} s")
+        held = np.searchsorted(self._numbers, indices + 1, side="right") - 1
+        rows, places = np.unique(np.maximum(held, 0), return_inverse=True)
+        frames = [self._frame(row) for row in rows.tolist()]
+        sizes = sorted({frame.shape[:2] for frame in frames})
+        if len(sizes) > 1:
+            raise MediaError.of(self.path, f"the frame size changes ({sizes[0]}, {sizes[1]})")
+        return torch.from_numpy(np.stack(frames)[places]), actual_start
+
+    def read_audio(self, start: float, duration: float, sample_rate: int, treat_rate: int | None = None) -> Tensor:
+        """There is none: always a :class:`MediaError`."""
+        raise MediaError.of(self.path, "has no audio stream")
+
+    def fill_cache(self) -> None:
+        """Decode every frame into the cache, if there is one.
+
+        Raises:
+            MediaError: a frame cannot be read.
+        """
+        if self._cache is not None:
+            for row in range(len(self._names)):
+                self._frame(row)
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+    def __enter__(self) -> FrameFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _frame(self, row: int) -> np.ndarray:
+        path = self.path / self._names[row]
+        return np.asarray(read_image(path) if self._cache is None else self._cache.get(path))
+
+
+class MediaCaches:
+    """The caches of this process for decoded files and for decoded frames, each of at most so many bytes.
+
+    Args:
+        max_bytes: bound of either; 0 = no cache.
+    """
+
+    def __init__(self, max_bytes: int = 0) -> None:
+        self.files = DecodedCache.shared(max_bytes) if max_bytes else None
+        self.frames = ImageCache.shared(max_bytes) if max_bytes else None
+
+
+def open_media(path: Path, caches: MediaCaches | None = None) -> MediaFile | FrameFolder:
+    """Open a media file, or a folder of frames in its place.
+
+    Raises:
+        MediaError: it is missing or cannot be read.
+    """
+    if path.is_dir():
+        return FrameFolder(path, cache=None if caches is None else caches.frames)
+    return MediaFile(path, None if caches is None else caches.files)
