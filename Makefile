@@ -69,8 +69,14 @@ test: $(STAMP) ## Run the test suite (no network, no GPU)
 test-slow: $(STAMP) ## Tests that learn something for minutes
 	$(VENV)/bin/python -m pytest -m slow -o addopts="-q --strict-markers --benchmark-skip"
 
-bench: $(STAMP) ## Speed as ratios against named baselines
+bench: $(STAMP) $(VENV)/.bench ## Speed as ratios against named baselines
 	$(VENV)/bin/python -m pytest tests/benchmarks -o addopts="" -q -s --benchmark-only --benchmark-columns=min,median,rounds
+
+# What is compared with is no dependency of the suite; where it cannot be installed, its comparisons are skipped.
+$(VENV)/.bench: $(STAMP)
+	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
+	  $$UV pip install --quiet --constraint requirements.lock "lightly>=1.5.20,<2" "pycocoevalcap>=1.2" \
+	    && touch $@ || echo "lightly and pycocoevalcap could not be installed: their comparisons are skipped"
 
 lint: $(STAMP) ## Style and types
 	$(VENV)/bin/ruff check .

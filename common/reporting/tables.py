@@ -575,6 +575,8 @@ def _need(
         return instance
     parents: dict[str, str] = {}
     for key, parent in stage.parents.items():
+        if parent != ROW and scale not in source.stages[parent].scales:
+            continue  # the recipe's own value stands, such as a released file
         found = _need(parent, row if per_row else None, scale, source, needed, where)
         if found is not None:
             parents[key] = found

@@ -43,9 +43,13 @@ SCALE_FIELDS = frozenset(
     crop resize fps duration sample_rate fft frames_per_second jitter_seconds
     width depth stem_pool stem_stride small hidden_dim out_dim layers channels stem_channels
     hidden_size intermediate_size feedforward_size attention_heads embedding_dim vocabulary_size max_tokens
-    intra_dim inter_dim tag_count fold_size min_count held_out_share
+    intra_dim inter_dim tag_count fold_size min_count held_out_share sizes test_size max_size
+    anchor_sizes anchor_ratios proposals_per_map_training proposals_per_map_test proposals_training proposals_test
+    anchors_per_image crops_per_image crop_size detections_per_image precise_bn_batches
     negatives within_negatives positives mined queue_size
-    learning_rate image_learning_rate text_learning_rate warmup_steps
+    key_width feed_forward_width mel_bins max_answer_tokens
+    learning_rate learning_rates image_learning_rate text_learning_rate video_learning_rate audio_learning_rate table_learning_rate
+    warmup_steps
     """.split()  # noqa: SIM905 - easier to read and to sort
 )
 

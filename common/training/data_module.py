@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,6 +16,22 @@ from common.data.samplers import EpochSampler, ShardSampler
 
 # Makes a batch of samples; None = stack tensors of one shape.
 Collate = Callable[[list[Any]], Any]
+
+
+class LateLoader(DataLoader[Any]):
+    """A loader that starts its processes at the first batch and not when Lightning asks for an iterator.
+
+    Lightning asks as soon as a module wants to know the number of steps, before it reads the checkpoint that says where
+    the epoch goes on; loader processes would then have fetched the wrong samples.
+    """
+
+    def __iter__(self) -> Any:
+        start = super().__iter__
+
+        def batches() -> Iterator[Any]:
+            yield from start()
+
+        return batches()
 
 
 class ShardedDataModule(pl.LightningDataModule):
@@ -69,7 +85,7 @@ class ShardedDataModule(pl.LightningDataModule):
 
         sampler.begin_at(position)
         self._used["training"] = dataset
-        return DataLoader(
+        return LateLoader(
             dataset,
             sampler=sampler,
             batch_size=self.batch_size // trainer.world_size,

@@ -99,6 +99,20 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--prepare", action="store_true", help="index what is there and check a sample of files")
     command.set_defaults(func=_data_command)
 
+    command = commands.add_parser(
+        "export",
+        help="write the backbone of a trained checkpoint as a file for other code",
+        description="Write the backbone of a checkpoint in the layout of another library, without heads, queues, banks "
+        "or optimiser.",
+    )
+    command.add_argument("paper", help=names)
+    command.add_argument(
+        "--checkpoint", type=Path, required=True, help="checkpoints/last.ckpt of a stage, or a released file"
+    )
+    command.add_argument("--layout", help="which layout; a wrong name lists those of the paper")
+    command.add_argument("--output", type=Path, required=True, help="file to write")
+    command.set_defaults(func=_export_command)
+
     command = commands.add_parser("doctor", help="what this machine has and lacks: devices, keys, data, versions")
     command.add_argument("--data", type=Path, default=_data_root(), help="folder that holds the data sets")
     command.set_defaults(func=_doctor_command)
@@ -192,6 +206,23 @@ def _data_command(arguments: argparse.Namespace) -> int:
     from common.training.single import datasets_of
 
     report(datasets_of(paper_named(arguments.paper).name, arguments.data.resolve()), prepare=arguments.prepare)
+    return 0
+
+
+def _export_command(arguments: argparse.Namespace) -> int:
+    import importlib
+
+    from common.reporting.errors import nearest
+
+    paper = paper_named(arguments.paper).name
+    checkpoints = importlib.import_module(f"papers.{paper}.checkpoints")
+    layouts = tuple(checkpoints.LAYOUTS)
+    layout = arguments.layout or layouts[0]
+    if layout not in layouts:
+        raise StageError(
+            f"--layout {layout}: {nearest(layout, layouts)}; the layouts of {paper} are {', '.join(layouts)}"
+        )
+    print(f"written to {checkpoints.export(arguments.checkpoint, arguments.output, layout)}")
     return 0
 
 

@@ -171,6 +171,8 @@ def _quiet_lightning() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*is smaller than the logging interval.*",
         ".*LeafSpec.*is deprecated.*",
+        ".*have no .validation_step.*",  # judged by the module itself, see papers/mct/evaluation.py
+        ".*module.s. in eval mode.*",  # frozen encoders are meant to be
         ".*dataloader is not resumable.*",  # ours is: the sampler starts at the step of the checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)

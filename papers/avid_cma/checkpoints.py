@@ -1,28 +1,33 @@
 """Reading and writing checkpoints: the released ones, those of our own training, and bare backbones."""
 
-import os
-import pickle
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from common.encoders.audio import AudioConvNet
+from common.encoders.checkpoint_files import (
+    CheckpointError,
+    below,
+    differences,
+    first_of,
+    named_tensors,
+    read_checkpoint,
+    write_whole,
+)
 from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
 from papers.avid_cma.model import AudioVisualModel
 
 Modality = Literal["video", "audio"]
 TOWERS: dict[str, str] = {"video": "video_model.", "audio": "audio_model."}
+#: What `assemble export` can write.
+LAYOUTS: tuple[Modality, ...] = ("video", "audio")
 BACKBONE_FORMAT = "avid_cma/backbone/1"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be used; the message names the file and says why."""
+NEEDED = "'model' and 'train_criterion' (or 'state_dict')"
 
 
 @dataclass(frozen=True)
@@ -75,15 +80,15 @@ def import_official(path: str | Path, model: nn.Module | None = None) -> Importe
 
     Source: specification 13.
     """
-    content = _read(path)
+    content = read_checkpoint(path, NEEDED)
     if "model" not in content or "state_dict" in content:
         raise CheckpointError(
             f"{path}: not a released AVID-CMA checkpoint: expected the entries 'model' and 'train_criterion', "
-            f"found {_some(list(content))}"
+            f"found {first_of(list(content))}"
         )
-    state = _strip(content["model"])
+    state = named_tensors(content["model"])
     expected = (_paper_model_on_meta() if model is None else model).state_dict()
-    problem = _differences(expected, state)
+    problem = differences(expected, state)
     if problem:
         raise CheckpointError(f"{path}: the weights do not fit the network: {problem}")
     criterion = content.get("train_criterion", {})
@@ -108,15 +113,15 @@ def load_pretraining(path: str | Path, model: nn.Module | None = None) -> Import
     Raises:
         CheckpointError: The file is missing, unreadable, of another kind, or does not fit ``model``.
     """
-    content = _read(path)
+    content = read_checkpoint(path, NEEDED)
     if "state_dict" not in content:
         return import_official(path, model)
-    state = _strip(content["state_dict"])
-    weights = {key.removeprefix("model."): value.clone() for key, value in state.items() if key.startswith("model.")}
+    state = named_tensors(content["state_dict"])
+    weights = below(state, "model.")
     if not weights:
-        raise CheckpointError(f"{path}: no weights of an audio-visual model; its entries are {_some(list(state))}")
+        raise CheckpointError(f"{path}: no weights of an audio-visual model; its entries are {first_of(list(state))}")
     if model is not None:
-        problem = _differences(model.state_dict(), weights)
+        problem = differences(model.state_dict(), weights)
         if problem:
             raise CheckpointError(f"{path}: the weights do not fit the network: {problem}")
     return ImportedCheckpoint(
@@ -134,7 +139,7 @@ def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, T
     """State dict of one encoder out of any checkpoint that holds it.
 
     Args:
-        path: A Lightning checkpoint of pre-training, a backbone written by ``export_backbone``, or a released file.
+        path: A Lightning checkpoint of pre-training, a backbone written by ``export``, or a released file.
         modality: Which encoder.
 
     Returns:
@@ -145,22 +150,24 @@ def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, T
     """
     if modality not in TOWERS:
         raise ValueError(f"modality: expected 'video' or 'audio', got {modality!r}")
-    content = _read(path)
+    content = read_checkpoint(path, NEEDED)
     if content.get("format") == BACKBONE_FORMAT:
         if content["modality"] != modality:
             raise CheckpointError(f"{path}: holds the {content['modality']} backbone, but the {modality} one is needed")
-        return {key: value.clone() for key, value in content["state_dict"].items()}
+        return below(content["state_dict"], "")
     entries = content.get("state_dict", content.get("model"))
     if not isinstance(entries, Mapping):
         raise CheckpointError(
             f"{path}: not a checkpoint with an encoder: expected an entry 'state_dict' or 'model', "
-            f"found {_some(list(content))}"
+            f"found {first_of(list(content))}"
         )
     tower = TOWERS[modality]
-    state = {key.removeprefix("model."): value for key, value in _strip(entries).items()}
-    backbone = {key.removeprefix(tower): value.clone() for key, value in state.items() if key.startswith(tower)}
+    state = {key.removeprefix("model."): value for key, value in named_tensors(entries).items()}
+    backbone = below(state, tower)
     if not backbone:
-        raise CheckpointError(f"{path}: no {modality} encoder: no entry starts with '{tower}' in {_some(list(state))}")
+        raise CheckpointError(
+            f"{path}: no {modality} encoder: no entry starts with '{tower}' in {first_of(list(state))}"
+        )
     return backbone
 
 
@@ -180,7 +187,7 @@ def load_into_encoder(encoder: nn.Module, path: str | Path, modality: Modality, 
         backbone = load_backbone(path, modality)
     except CheckpointError as error:
         raise CheckpointError(f"{field}: {error}") from error
-    problem = _differences(encoder.state_dict(), backbone)
+    problem = differences(encoder.state_dict(), backbone)
     if problem:
         raise CheckpointError(
             f"{field}: the {modality} encoder in {path} has another architecture than {modality}_encoder: {problem}. "
@@ -189,77 +196,24 @@ def load_into_encoder(encoder: nn.Module, path: str | Path, modality: Modality, 
     encoder.load_state_dict(backbone)
 
 
-def export_backbone(checkpoint: str | Path, output: str | Path, modality: Modality = "video") -> Path:
+def export(checkpoint: str | Path, output: str | Path, layout: Modality = "video") -> Path:
     """Write one encoder of a checkpoint as a small file of its own: no head, no bank, no optimiser.
 
     Args:
         checkpoint: See ``load_backbone``.
         output: File to write; it appears whole or not at all.
-        modality: Which encoder.
+        layout: Which encoder; it is always written with our own names.
 
     Returns:
         ``output``.
     """
-    backbone = load_backbone(checkpoint, modality)
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        content = {"format": BACKBONE_FORMAT, "paper": "avid_cma", "modality": modality, "state_dict": backbone}
-        torch.save(content, partial)
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
-    return output
-
-
-def _read(path: str | Path) -> dict[str, Any]:
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
-    try:
-        # Mapped, so that a backbone is read without the gigabytes of banks and optimiser beside it. Only the archive
-        # format can be mapped; files of before PyTorch 1.6, as the released ones may be, are read as a whole.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: holds more than tensors and plain data, or is no checkpoint, and is not opened for safety. If "
-            "you trust it, save its 'model' and 'train_criterion' (or 'state_dict') alone into a new file."
-        ) from error
-    except (EOFError, OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged or no checkpoint ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a checkpoint with named entries, found a {type(content).__name__}")
-    return content
-
-
-def _strip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the names that wrapping in data parallelism and compilation put into keys."""
-    return {key.removeprefix("module.").replace("_orig_mod.", ""): value for key, value in state.items()}
+    backbone = load_backbone(checkpoint, layout)
+    content = {"format": BACKBONE_FORMAT, "paper": "avid_cma", "modality": layout, "state_dict": backbone}
+    return write_whole(output, lambda path: torch.save(content, path))
 
 
 def _clone(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.clone()
-
-
-def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """What is missing, unexpected, or of another shape; empty when all fits."""
-    shapes = [
-        f"{key} {list(found[key].shape)} instead of {list(value.shape)}"
-        for key, value in expected.items()
-        if key in found and found[key].shape != value.shape
-    ]
-    parts = [
-        ("missing", [key for key in expected if key not in found]),
-        ("unexpected", [key for key in found if key not in expected]),
-        ("other shape", shapes),
-    ]
-    return "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in parts if names)
-
-
-def _some(names: Sequence[str], limit: int = 6) -> str:
-    listed = ", ".join(names[:limit])
-    return listed if len(names) <= limit else f"{listed}, and {len(names) - limit} more"
 
 
 def _paper_model_on_meta() -> nn.Module:

@@ -14,7 +14,7 @@ from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
 from papers.avid_cma.checkpoints import (
     CheckpointError,
-    export_backbone,
+    export,
     import_official,
     load_backbone,
     load_into_encoder,
@@ -153,7 +153,7 @@ def test_a_start_can_be_official(official_file: Path) -> None:
 
 @pytest.mark.parametrize("modality", ["video", "audio"])
 def test_exported_backbone_is_the_same_and_small(own_file: Path, tmp_path: Path, modality: Any) -> None:
-    output = export_backbone(own_file, tmp_path / "exported" / "backbone.pt", modality)
+    output = export(own_file, tmp_path / "exported" / "backbone.pt", modality)
     expected = getattr(small_model(), f"{modality}_model").state_dict()
     for path in (own_file, output):
         state = load_backbone(path, modality)

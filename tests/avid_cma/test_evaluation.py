@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from common.encoders.audio import AudioConvNet
 from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
-from papers.avid_cma.checkpoints import CheckpointError, export_backbone
+from papers.avid_cma.checkpoints import CheckpointError, export
 from papers.avid_cma.evaluation import ActionRecognition, LinearProbes, Probe, SoundSVM
 from papers.avid_cma.model import AudioVisualModel
 
@@ -400,7 +400,7 @@ class TestSoundSVM:
         assert metrics["test/best_top1"] > 80
 
     def test_exported_backbone_gives_the_same(self, tmp_path: Path, pretrained: str) -> None:
-        exported = export_backbone(pretrained, tmp_path / "audio.pt", "audio")
+        exported = export(pretrained, tmp_path / "audio.pt", "audio")
         results = []
         for path in (pretrained, str(exported)):
             module = SoundSVM(audio_encoder(), path, self.layers, folds=2)
