@@ -1,0 +1,357 @@
+"""The losses of MCT and the queues that they need."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from common.losses.info_nce import at_least_float32, info_nce_per_anchor
+from common.losses.margin import Reduction, queue_hinge
+from common.memory.collective import all_gather_concat
+from common.memory.queue import KeyQueue, QueueDtype, Terms, Warm, gather_flags, queue_loss
+
+InterLoss = Literal["hinge", "infonce"]
+
+
+def instance_loss(positive: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
+    """J_ii and J_cc: pick the own key among all keys of the queue.
+
+    Args:
+        positive: scores of the anchors with their own keys, divided by the temperature.
+        negatives: scores with the queue, divided by the temperature.
+        mask: which slots are negatives; all of them without it.
+
+    Shapes:
+        positive [B]; negatives [B, K]; mask broadcasts to [B, K]
+
+    Returns:
+        Loss per anchor, [B].
+
+    Source: specification 4.
+    """
+    return info_nce_per_anchor(positive[:, None], negatives, mask)
+
+
+def tag_loss(
+    positive: Tensor,
+    negatives: Tensor,
+    related: Tensor,
+    mask: Tensor | None = None,
+    instance: Tensor | None = None,
+) -> Tensor:
+    """J_tag: as J_ii, but the keys of related images are positives beside the own key.
+
+    The loss is the mean over the positives of -log softmax; the positives stay in the softmax's denominator. That is
+    J_ii plus the mean over the positives of (own score - score), so without related images it *is* J_ii.
+
+    Args:
+        positive: scores of the anchors with their own keys, divided by the temperature; always positives.
+        negatives: scores with the queue, divided by the temperature.
+        related: slots whose image shares enough tags with the anchor's.
+        mask: slots that count; the others are neither negatives nor positives.
+        instance: J_ii per anchor, where it is known already.
+
+    Shapes:
+        positive [B]; negatives [B, K]; related [B, K]; mask broadcasts to [B, K]; instance [B]
+
+    Returns:
+        Loss per anchor, [B].
+
+    Source: specification 4.
+    """
+    positive, negatives = at_least_float32(positive), at_least_float32(negatives)
+    if instance is None:
+        instance = instance_loss(positive, negatives, mask)
+    if mask is not None:
+        related = related & mask
+    chosen = related.to(negatives.dtype)
+    count = chosen.sum(dim=1)
+    # A product of vectors: `where` would write two more matrices of that size, here and in its gradient.
+    attracted = torch.bmm(negatives[:, None], chosen[:, :, None]).flatten()
+    return instance + (count * positive - attracted) / (1 + count)
+
+
+def cross_modal_loss(
+    positive: Tensor,
+    negatives: Tensor,
+    loss: InterLoss = "hinge",
+    margin: float = 0.2,
+    reduction: Reduction = "mean",
+    mask: Tensor | None = None,
+) -> Tensor:
+    """J_ic and J_ci: an image is closer to its caption, and a caption to its image, than to the queue.
+
+    Args:
+        positive: similarities of the anchors with their own keys; for `infonce` divided by the temperature.
+        negatives: similarities with the queue, likewise.
+        loss: `hinge`, the method, or `infonce`, the ablation.
+        margin: of the hinge.
+        reduction: of the hinge over the negatives.
+        mask: which slots are negatives; all of them without it.
+
+    Shapes:
+        positive [B]; negatives [B, K]; mask broadcasts to [B, K]
+
+    Returns:
+        Loss per anchor, [B].
+
+    Source: specification 4.
+    """
+    if loss == "infonce":
+        return instance_loss(positive, negatives, mask)
+    return queue_hinge(positive, negatives, margin, reduction, mask)
+
+
+class MultimodalContrast(nn.Module):
+    """All losses of MCT against their queues of momentum keys.
+
+        J = weight_ii J_ii + weight_tag J_tag + weight_cc J_cc + weight_cross (J_ic + J_ci)
+
+    A weight of zero switches a loss off, and its queue is not built. A step calls the objective, which reads the
+    queues as they are, and then `enqueue`; the backward pass may come before or after that.
+
+    Queries and keys are unit vectors, named after the loss that uses them:
+
+    | name | query | key and queue | width |
+    |---|---|---|---|
+    | ii (and tag) | image | image | intra_dim |
+    | cc | text | text | intra_dim |
+    | ic | image | text | inter_dim |
+    | ci | text | image | inter_dim |
+
+    Everything is computed in float32 at least, also under autocast.
+
+    Args:
+        weight_ii, weight_tag, weight_cc, weight_cross: weights of the losses.
+        temperature: of J_ii, J_tag and J_cc.
+        temperature_cross: of J_ic and J_ci when they are `infonce`.
+        margin: of J_ic and J_ci when they are `hinge`, alpha.
+        epsilon: an image is related when it shares more tags than this.
+        inter_loss: `hinge` (the method) or `infonce`.
+        inter_reduction: of the hinge over the negatives: `sum`, the formula, `mean` or `max`. The sum is as large as
+            alpha times the queue at the start and drowns everything else unless weight_cross is tiny.
+        queue_size: keys in each queue, K.
+        queue_dtype: `float32`, or `float16` for half the memory.
+        queue_warm: `random`: the random initial entries count as negatives, as in MoCo; `masked`: they do not.
+        mask_same_image: leave keys of the anchor's own image out, as negatives and as positives of J_tag: its own key
+            stands for them.
+        intra_dim, inter_dim: widths of the embeddings.
+        tag_count: number of tags; 0 when the data have none.
+        seed: of the initial queues.
+
+    Raises:
+        ValueError: when an argument is out of range, or tags are wanted from data without tags.
+
+    Source: specification 4 and 5.
+    """
+
+    def __init__(
+        self,
+        weight_ii: float = 1.0,
+        weight_tag: float = 0.0,
+        weight_cc: float = 1.0,
+        weight_cross: float = 20.0,
+        temperature: float = 0.07,
+        temperature_cross: float = 0.07,
+        margin: float = 0.2,
+        epsilon: float = 0.5,
+        inter_loss: InterLoss = "hinge",
+        inter_reduction: Reduction = "mean",
+        queue_size: int = 65536,
+        queue_dtype: QueueDtype = "float32",
+        queue_warm: Warm = "random",
+        mask_same_image: bool = True,
+        intra_dim: int = 128,
+        inter_dim: int = 1024,
+        tag_count: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        weights = {
+            "weight_ii": weight_ii,
+            "weight_tag": weight_tag,
+            "weight_cc": weight_cc,
+            "weight_cross": weight_cross,
+        }
+        if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
+            given = ", ".join(f"{name}={weight}" for name, weight in weights.items())
+            raise ValueError(f"weights must not be negative and one must be positive: {given}")
+        if not (temperature > 0 and temperature_cross > 0):
+            raise ValueError(
+                f"temperatures must be positive, got temperature={temperature}, temperature_cross={temperature_cross}"
+            )
+        if not (margin >= 0 and epsilon >= 0):
+            raise ValueError(f"margin and epsilon must not be negative, got margin={margin}, epsilon={epsilon}")
+        if inter_loss not in get_args(InterLoss):
+            raise ValueError(f"inter_loss must be one of {', '.join(get_args(InterLoss))}, got {inter_loss!r}")
+        if inter_reduction not in get_args(Reduction):
+            raise ValueError(
+                f"inter_reduction must be one of {', '.join(get_args(Reduction))}, got {inter_reduction!r}"
+            )
+        if weight_tag and not tag_count:
+            raise ValueError(
+                f"weight_tag={weight_tag} switches J_tag on, but the data have no tags (tag_count=0): give the data "
+                "set its tags (for COCO the instances annotations), or set weight_tag to 0"
+            )
+        self.weights = {"ii": weight_ii, "tag": weight_tag, "cc": weight_cc, "ic": weight_cross, "ci": weight_cross}
+        self.temperature = temperature
+        self.temperature_cross = temperature_cross
+        self.margin = margin
+        self.epsilon = epsilon
+        self.inter_loss: InterLoss = inter_loss
+        self.inter_reduction: Reduction = inter_reduction
+        self.mask_same_image = mask_same_image
+        wanted = {"ii": weight_ii or weight_tag, "cc": weight_cc, "ic": weight_cross, "ci": weight_cross}
+        self.queues = nn.ModuleDict(
+            {
+                name: KeyQueue(
+                    queue_size,
+                    intra_dim if name in ("ii", "cc") else inter_dim,
+                    tag_count if name == "ii" and weight_tag else 0,
+                    queue_dtype,
+                    queue_warm,
+                    seed=4 * seed + position,
+                )
+                for position, (name, weight) in enumerate(wanted.items())
+                if weight
+            }
+        )
+
+    # -- a step --------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        queries: dict[str, Tensor],
+        keys: dict[str, Tensor],
+        image_id: Tensor | None = None,
+        tags: Tensor | None = None,
+    ) -> Terms:
+        """Losses of a batch against the queues as they are. Gradient flows to the queries only.
+
+        Args:
+            queries: unit vectors by name.
+            keys: unit vectors by name, same order of samples.
+            image_id: images of the samples; needed with `mask_same_image`.
+            tags: tags of the samples, 0 or 1; needed by J_tag.
+
+        Shapes:
+            queries, keys [B, intra_dim] or [B, inter_dim]; image_id [B]; tags [B, T]
+
+        Returns:
+            Scalars: `loss` with gradient; detached, every loss by its name, unweighted; how often the own key beats
+            the queue, `accuracy_<name>`; negatives within the margin per anchor, `active_ic` and `active_ci`; positives
+            per anchor of J_tag with the own key, `positives`; share of the queues that was written, `queue_fill`.
+
+        Raises:
+            KeyError: when an embedding is missing.
+            ValueError: when a shape does not fit, or image ids or tags are missing.
+        """
+        self._require(queries, keys, image_id, tags)
+        total: Tensor | float = 0.0
+        reported: Terms = {}
+        for name, queue in self._queues():
+            mask = queue.negatives_mask(image_id if self.mask_same_image else None)
+            query, key = at_least_float32(queries[name]), at_least_float32(keys[name]).detach()
+            if name in ("ic", "ci"):
+                if self.inter_loss == "infonce":
+                    query = query / self.temperature_cross
+                loss = partial(self._inter, name, mask)
+            else:
+                query = query / self.temperature
+                related = queue.shared_tags(tags, self.epsilon) if queue.tag_count and tags is not None else None
+                loss = partial(self._intra, name, mask, related)
+            value, terms = queue_loss(query, key, queue.vectors, loss)
+            total = total + value
+            reported |= terms
+        reported["queue_fill"] = queue.fill_share()
+        assert isinstance(total, Tensor)
+        return {"loss": total, **reported}
+
+    def _intra(
+        self, name: str, mask: Tensor | None, related: Tensor | None, positive: Tensor, negatives: Tensor
+    ) -> tuple[Tensor, Terms]:
+        instance = instance_loss(positive, negatives, mask)
+        losses = {name: instance}
+        reported = {f"accuracy_{name}": _accuracy(positive, negatives, mask)}
+        if related is not None:
+            losses["tag"] = tag_loss(positive, negatives, related, mask, instance)
+            reported["positives"] = 1 + _per_anchor(related, mask)
+        terms = {name: loss.mean() for name, loss in losses.items() if self.weights[name]}
+        return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum(), {**terms, **reported}
+
+    def _inter(self, name: str, mask: Tensor | None, positive: Tensor, negatives: Tensor) -> tuple[Tensor, Terms]:
+        loss = cross_modal_loss(positive, negatives, self.inter_loss, self.margin, self.inter_reduction, mask).mean()
+        terms = {name: loss, f"accuracy_{name}": _accuracy(positive, negatives, mask)}
+        if self.inter_loss == "hinge":
+            terms[f"active_{name}"] = _per_anchor(negatives > (positive - self.margin)[:, None], mask)
+        return self.weights[name] * loss, terms
+
+    @torch.no_grad()
+    def enqueue(self, keys: dict[str, Tensor], image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
+        """Write the keys of a step into the queues, after its losses. All ranks must call it together.
+
+        Args, Shapes, Raises: as for `forward`.
+        """
+        self._require(keys, keys, image_id, tags)
+        image_id = None if image_id is None else all_gather_concat(image_id.long())
+        for name, queue in self._queues():
+            flags = gather_flags(tags) if queue.tag_count and tags is not None else None
+            queue.write(all_gather_concat(keys[name].to(queue.vectors.dtype)), image_id, flags)
+
+    def _queues(self) -> list[tuple[str, KeyQueue]]:
+        return list(self.queues.items())  # type: ignore[arg-type]
+
+    def _require(
+        self, queries: dict[str, Tensor], keys: dict[str, Tensor], image_id: Tensor | None, tags: Tensor | None
+    ) -> None:
+        if self.mask_same_image and image_id is None:
+            raise ValueError("mask_same_image needs image_id: give the image of every sample, or set it to false")
+        for name, queue in self._queues():
+            for kind, embeddings in (("queries", queries), ("keys", keys)):
+                if name not in embeddings:
+                    raise KeyError(f"{kind} lack {name!r}: the losses that are on need {', '.join(self.queues)}")
+            if queries[name].shape != keys[name].shape or not len(keys[name]):
+                raise ValueError(
+                    f"{name}: queries are {tuple(queries[name].shape)}, keys {tuple(keys[name].shape)}; both must be "
+                    f"[B, {queue.dim}] with at least one sample"
+                )
+            queue.require_batch(keys[name], image_id, tags if queue.tag_count else None)
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def initialise(self) -> None:
+        """Give every rank the queues of rank 0. Call once, before the first step."""
+        for _, queue in self._queues():
+            queue.initialise()
+
+    def check_replicas(self, rows: int = 1024) -> None:
+        """Raise unless all ranks agree, bit for bit, on a sample of keys and on all else that a queue holds.
+
+        Args:
+            rows: keys compared in each queue.
+
+        Raises:
+            RuntimeError: names the queue and the ranks that differ.
+        """
+        for name, queue in self._queues():
+            queue.check_replicas(f"the queue of J_{name}", rows)
+
+
+def _accuracy(positive: Tensor, negatives: Tensor, mask: Tensor | None) -> Tensor:
+    """How often the own key beats every negative."""
+    beaten = negatives >= positive[:, None]
+    if mask is not None:
+        beaten &= mask
+    return 1 - beaten.any(dim=1).float().mean()
+
+
+def _per_anchor(chosen: Tensor, mask: Tensor | None) -> Tensor:
+    """How many slots that count are chosen, on average over the anchors."""
+    if mask is not None:
+        chosen = chosen & mask
+    # In float32: a sum of booleans would first write them out as integers of 64 bits.
+    return chosen.float().sum() / len(chosen)

@@ -1,0 +1,154 @@
+"""MCT's protocols in two processes: every sample once, the same numbers and the same gradients as in one."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from common.metrics.gathering import gather_rows
+from papers.mct.evaluation import LinearClassification, MultiLabelSVM, MultiLabelTagging, SupervisedClassification
+from tests.distributed.harness import run_distributed
+from tests.mct.test_evaluation import (
+    CLASSES,
+    Captioned,
+    Pictures,
+    Relabelled,
+    SearchData,
+    average_precisions_of,
+    encoder,
+    loader,
+    results_of,
+    search,
+    trainer,
+)
+
+PROCESSES = 2
+
+
+def distributed_trainer(tmp_path: Path, **options: Any) -> pl.Trainer:
+    return trainer(tmp_path, devices=PROCESSES, strategy="ddp_fork", **options)
+
+
+def gradients_of_search(batch: dict[str, Tensor], options: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
+    module = search(**options).train()  # as when training starts: the encoder stays in evaluation mode
+    loss = module.training_step(batch, 0)
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in module.space.named_parameters() if p.grad is not None}
+
+
+def part_of_gradients(rank: int, batch: dict[str, Tensor], options: dict[str, Any]) -> Any:
+    part = {name: value[rank::PROCESSES] for name, value in batch.items()}
+    loss, gradients = gradients_of_search(part, options)
+    for gradient in gradients.values():
+        dist.all_reduce(gradient)
+        gradient /= PROCESSES  # as data parallelism averages
+    return loss, gradients
+
+
+@pytest.mark.parametrize("options", [{"hardest": True}, {"hardest": False}, {"mask_same_image": False}])
+def test_search_has_the_gradient_of_the_joined_batch(options: dict[str, Any]) -> None:
+    # Images 0 and 1 come twice, with other captions, and meet themselves on the other process.
+    keys = [(0, 0), (1, 0), (0, 1), (0, 2), (1, 1), (0, 3), (0, 4), (0, 5)]
+    batch = torch.utils.data.default_collate([Captioned(8)[key] for key in keys])
+    loss, gradients = gradients_of_search(batch, options)
+    assert loss > 0
+    for found, shared in run_distributed(part_of_gradients, PROCESSES, 60, batch, options):
+        assert found == pytest.approx(PROCESSES * loss, rel=1e-5)
+        assert shared.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            np.testing.assert_allclose(shared[name], gradient.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+class Saver(pl.Callback):
+    """Writes the weights when training is over; the processes that trained are gone afterwards."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            checkpoint = dict(pl_module.state_dict())
+            pl_module.on_save_checkpoint(checkpoint)
+            torch.save(checkpoint, self.path)
+
+
+class SameOnAll(pl.Callback):
+    """Checks at the end of training that all processes hold the same weights and the same selection."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name, value in pl_module.state_dict().items():
+            copies = gather_rows(value.detach().double().flatten()[None])
+            assert torch.equal(copies[0], copies[1]), name
+
+
+def test_search_trains_and_selects_alike(tmp_path: Path) -> None:
+    states = []
+    for start in (trainer, distributed_trainer):
+        path = tmp_path / f"{start.__name__}.ckpt"
+        callbacks = [Saver(path), *([SameOnAll()] if start is distributed_trainer else [])]
+        run = start(tmp_path, max_epochs=3, callbacks=callbacks, gradient_clip_val=2.0, use_distributed_sampler=False)
+        run.fit(search(milestones=[2]), datamodule=SearchData())
+        states.append(torch.load(path, weights_only=True))
+    one, two = states
+    assert one.pop("selection") == two.pop("selection")
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_search_is_tested_alike(tmp_path: Path) -> None:
+    module = search(fold_size=3)
+    one = results_of(trainer(tmp_path, use_distributed_sampler=False), module, SearchData(test=9))
+    two = results_of(distributed_trainer(tmp_path, use_distributed_sampler=False), module, SearchData(test=9))
+    assert two == pytest.approx(one)
+
+
+def test_linear_classifiers_are_tested_alike(tmp_path: Path) -> None:
+    module = LinearClassification(encoder(), CLASSES, learning_rates=[0.1, 1.0, 10.0])
+    loaders = [loader(Pictures(5), 2), loader(Pictures(9, 1), 2)]
+    one, two = (results_of(start(tmp_path), module, loaders) for start in (trainer, distributed_trainer))
+    assert one["test/validation_images"] == 5
+    assert one["test/images"] == 9
+    assert two == pytest.approx(one)
+
+
+def test_linear_classifiers_are_trained_alike(tmp_path: Path) -> None:
+    module = LinearClassification(encoder(), CLASSES, learning_rates=[0.1, 3e38])
+    run = distributed_trainer(tmp_path, max_epochs=2, callbacks=[SameOnAll()])
+    run.fit(module, loader(Pictures(8), 2))
+
+
+def test_supervised_classification_is_tested_alike(tmp_path: Path) -> None:
+    module = SupervisedClassification(encoder(), CLASSES)
+    one, two = (results_of(start(tmp_path), module, loader(Pictures(9), 2)) for start in (trainer, distributed_trainer))
+    assert one["test/images"] == 9
+    assert two == pytest.approx(one)
+
+
+# With three images to judge, the second process has a single one.
+@pytest.mark.parametrize("judged", [23, 3])
+def test_support_vector_machines_are_fitted_alike(tmp_path: Path, judged: int) -> None:
+    module = MultiLabelSVM(encoder(), costs=[0.1, 1.0])
+    labels = torch.stack([Pictures(25, tags=True)[item]["labels"] for item in range(25)])
+    labels[:, 1] = 0  # a class that is left out, on the process that has only this one
+    train = Relabelled(Pictures(25, 1, tags=True), labels)
+    loaders = [loader(train, 3), loader(Pictures(judged, 2, tags=True), 2)]
+    one = results_of(trainer(tmp_path), module, loaders)
+    listed = average_precisions_of(tmp_path)
+    two = results_of(distributed_trainer(tmp_path), module, loaders)
+    assert one["test/images"] == judged
+    assert two == pytest.approx(one)
+    assert average_precisions_of(tmp_path) == listed
+
+
+def test_tags_are_judged_alike(tmp_path: Path) -> None:
+    module = MultiLabelTagging(encoder(), CLASSES)
+    loaders = loader(Pictures(11, tags=True), 2)
+    one, two = (results_of(start(tmp_path), module, loaders) for start in (trainer, distributed_trainer))
+    assert one["test/images"] == 11
+    assert two == pytest.approx(one)

@@ -1,0 +1,158 @@
+"""MCT in two processes equals one process with the joined batch: queues, averages, gradients, shuffled normalisation.
+
+A rank normalises its queries over its own batch, and its keys over its part of the shuffled batch. One process does the
+same arithmetic when it encodes the queries in halves and the keys in two groups of the same permutation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from common.memory.collective import all_gather_concat
+from papers.mct.model import MomentumTower, Tower, batch_shuffle, batch_unshuffle
+from papers.mct.objective import MultimodalContrast
+from tests.distributed.harness import run_distributed
+
+STEPS, BATCH = 4, 8
+
+
+class Backbone(nn.Module):
+    def __init__(self, inputs: int, normalisation: nn.Module) -> None:
+        super().__init__()
+        self.feature_dim = 7
+        self.linear = nn.Linear(inputs, 7)
+        self.normalisation = normalisation
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.normalisation(self.linear(rows)).relu()
+
+
+class Model(nn.Module):
+    """The forward part of a training step."""
+
+    def __init__(self, rank: int = 0, **changes: Any) -> None:
+        super().__init__()
+        torch.manual_seed(rank)  # ranks start apart: rank 0's state must reach the others
+        self.image = MomentumTower(Tower(Backbone(6, nn.BatchNorm1d(7)), intra_dim=4, inter_dim=5))
+        self.text = MomentumTower(Tower(Backbone(3, nn.LayerNorm(7)), intra_dim=4, inter_dim=5))
+        fields: dict[str, Any] = {"queue_size": 13, "intra_dim": 4, "inter_dim": 5, "tag_count": 3, "weight_tag": 0.5}
+        self.objective = MultimodalContrast(**{**fields, **changes}, seed=rank)
+        self.double()
+        self.objective.initialise()
+
+    def forward(self, batch: dict[str, Tensor], permutation: Tensor | None, halves: int) -> dict[str, Tensor]:
+        parts = [self.image(part) for part in batch["image_query"].chunk(halves)]
+        image = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        text = self.text(batch["text_query"])
+        for tower in (self.image, self.text):
+            tower.update(0.9)
+        image_key = self.image.keys(batch["image_key"], groups=halves, permutation=permutation)
+        text_key = self.text.keys(batch["text_key"], shuffle=False)
+        queries = {"ii": image["intra"], "ic": image["inter"], "cc": text["intra"], "ci": text["inter"]}
+        keys = {"ii": image_key["intra"], "ic": text_key["inter"], "cc": text_key["intra"], "ci": image_key["inter"]}
+        out = self.objective(queries, keys, batch["image_id"], batch["tags"])
+        self.objective.enqueue(keys, batch["image_id"], batch["tags"])
+        return out
+
+
+def joined_batch(step: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+
+    def rows(width: int) -> Tensor:
+        return torch.randn(BATCH, width, generator=generator, dtype=torch.double)
+
+    batch = {"image_query": rows(6), "image_key": rows(6), "text_query": rows(3), "text_key": rows(3)}
+    batch["tags"] = rows(3) > 0.3
+    # From few images on purpose: one occurs twice in a batch and again in the queue.
+    batch["image_id"] = torch.randint(9, (BATCH,), generator=generator)
+    batch["permutation"] = torch.randperm(BATCH, generator=generator)
+    return batch
+
+
+def train(model: nn.Module, inner: Model, rank: int, world_size: int) -> dict[str, Any]:
+    trained = [parameter for parameter in inner.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, 0.05, momentum=0.9)
+    gradients, losses = [], []
+    for step in range(STEPS):
+        batch = joined_batch(step)
+        permutation = batch.pop("permutation")
+        local = {name: rows.chunk(world_size)[rank] for name, rows in batch.items()}
+        out = model(local, permutation, 2 // world_size)
+        optimizer.zero_grad()
+        out["loss"].backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in trained if parameter.grad is not None]))
+        optimizer.step()
+        losses.append({name: value.detach() for name, value in out.items()})
+    inner.objective.check_replicas()
+    # Running statistics are those of rank 0's rows, and of both groups in one process.
+    state = {name: value for name, value in inner.state_dict().items() if "running" not in name and "num_" not in name}
+    return {"gradients": gradients, "losses": losses, "state": state}
+
+
+def train_rank(rank: int, changes: dict[str, Any]) -> dict[str, Any]:
+    model = Model(rank, **changes)
+    return train(DistributedDataParallel(model), model, rank, 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"queue_warm": "masked"},
+        {"inter_loss": "infonce", "mask_same_image": False, "queue_size": 5},
+        {"inter_reduction": "max"},
+    ],
+)
+def test_two_processes_equal_one_with_the_joined_batch(changes: dict[str, Any]) -> None:
+    model = Model(**changes)
+    alone = train(model, model, 0, 1)
+    ranks = run_distributed(lambda rank: train_rank(rank, changes))
+    for result in ranks:
+        assert set(result["state"]) == set(alone["state"])
+        for name, value in alone["state"].items():
+            np.testing.assert_allclose(result["state"][name], value, rtol=0, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(result["gradients"], torch.stack(alone["gradients"]), rtol=0, atol=1e-12)
+    for step, out in enumerate(alone["losses"]):
+        for name, value in out.items():
+            mean = sum(result["losses"][step][name] for result in ranks) / 2
+            np.testing.assert_allclose(mean, value, rtol=0, atol=1e-6 if "_" in name or name == "positives" else 1e-12)
+
+
+def test_rank_zero_draws_the_order_and_rows_come_back() -> None:
+    def exchange(rank: int) -> dict[str, Tensor]:
+        torch.manual_seed(rank)
+        rows = torch.arange(12.0).view(6, 2)[3 * rank : 3 * rank + 3]
+        shuffled, permutation = batch_shuffle(rows)
+        return {
+            "rows": rows,
+            "back": batch_unshuffle(shuffled, permutation),
+            "joint": all_gather_concat(shuffled),
+            "permutation": permutation,
+        }
+
+    ranks = run_distributed(exchange)
+    torch.manual_seed(0)
+    permutation = torch.randperm(6).numpy()
+    for result in ranks:
+        np.testing.assert_array_equal(result["permutation"], permutation)
+        np.testing.assert_array_equal(result["joint"], np.arange(12.0).reshape(6, 2)[permutation])
+        np.testing.assert_array_equal(result["back"], result["rows"])
+
+
+def test_groups_within_ranks_equal_more_groups_in_one_process() -> None:
+    def keys(rank: int, world_size: int = 2) -> dict[str, Tensor]:
+        batch = joined_batch(0)
+        local = batch["image_key"].chunk(world_size)[rank]
+        return Model().image.keys(local, groups=4 // world_size, permutation=batch["permutation"])
+
+    alone = keys(0, 1)
+    ranks = run_distributed(keys)
+    for name, expected in alone.items():
+        joined = np.concatenate([result[name] for result in ranks])
+        np.testing.assert_allclose(joined, expected, rtol=0, atol=1e-12)

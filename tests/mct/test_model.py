@@ -1,0 +1,167 @@
+"""Towers and their keys: heads, precision, shuffled groups, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.encoders.image import ImageResNet
+from papers.mct.model import MomentumTower, Tower, batch_shuffle, batch_unshuffle
+
+
+class Backbone(nn.Module):
+    feature_dim = 8
+
+    def __init__(self, normalised: bool = True) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 8)
+        self.bn = nn.BatchNorm1d(8) if normalised else nn.Identity()
+
+    def forward(self, rows: Tensor, scale: Tensor | None = None) -> Tensor:
+        rows = rows if scale is None else rows * scale[:, None]
+        return self.bn(self.linear(rows))
+
+
+def tower(seed: int = 0, **fields: Any) -> Tower:
+    torch.manual_seed(seed)
+    return Tower(Backbone(), **{"intra_dim": 3, "inter_dim": 6, **fields})
+
+
+# -- heads -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "parameters"),
+    [
+        ({}, 2 * (8 * 8 + 8) + (8 * 3 + 3) + (8 * 6 + 6)),
+        ({"hidden_dim": 4}, 2 * (8 * 4 + 4) + (4 * 3 + 3) + (4 * 6 + 6)),
+        ({"inter_dim": None}, (8 * 8 + 8) + (8 * 3 + 3)),
+        ({"intra_dim": None}, (8 * 8 + 8) + (8 * 6 + 6)),
+        ({"shared": True}, (8 * 8 + 8) + (8 * 3 + 3) + (8 * 6 + 6)),
+        ({"shared": True, "inter_dim": 3}, (8 * 8 + 8) + (8 * 3 + 3)),
+        ({"shared": True, "inter_dim": None}, (8 * 8 + 8) + (8 * 3 + 3)),
+    ],
+)
+def test_heads_have_the_right_size_and_every_parameter_learns(fields: dict[str, Any], parameters: int) -> None:
+    model = tower(**fields)
+    heads = sum(parameter.numel() for name, parameter in model.named_parameters() if "backbone" not in name)
+    assert heads == parameters
+    rows = torch.randn(4, 5)
+    embeddings = model(rows)
+    widths = {"intra": fields.get("intra_dim", 3), "inter": fields.get("inter_dim", 6)}
+    assert set(embeddings) == {name for name, width in widths.items() if width}
+    for name, embedding in embeddings.items():
+        assert embedding.shape == (4, widths[name])
+        torch.testing.assert_close(embedding.norm(dim=1), torch.ones(4))
+    sum(embedding.sum() for embedding in embeddings.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert model.features(rows).shape == (4, 8)
+
+
+def test_heads_of_equal_width_are_one_when_shared() -> None:
+    embeddings = tower(shared=True, inter_dim=3)(torch.randn(4, 5))
+    assert torch.equal(embeddings["intra"], embeddings["inter"])
+    embeddings = tower(inter_dim=3)(torch.randn(4, 5))
+    assert not torch.equal(embeddings["intra"], embeddings["inter"])
+
+
+def test_a_tower_needs_a_head() -> None:
+    for fields in ({"intra_dim": None, "inter_dim": None}, {"intra_dim": 0}, {"inter_dim": -1}):
+        with pytest.raises(ValueError, match="a tower needs a head"):
+            tower(**fields)
+
+
+def test_embeddings_are_normalised_in_float32_under_autocast() -> None:
+    model = tower()
+    with torch.autocast("cpu", torch.bfloat16):
+        embeddings = model(torch.randn(4, 5))
+    for embedding in embeddings.values():
+        assert embedding.dtype == torch.float32
+        torch.testing.assert_close(embedding.norm(dim=1), torch.ones(4))
+    assert model.double()(torch.randn(4, 5, dtype=torch.double))["intra"].dtype == torch.float64
+
+
+def test_a_residual_network_is_a_backbone() -> None:
+    backbone = ImageResNet(
+        (1, 1, 1, 1), bottleneck=False, channels=(4, 4, 8, 8), stem_channels=4, stem_kernel=3, stem_pool=False
+    )
+    model = MomentumTower(Tower(backbone, intra_dim=3, inter_dim=None)).to(memory_format=torch.channels_last)
+    images = torch.randn(4, 3, 16, 16).to(memory_format=torch.channels_last)
+    assert model.query.features(images).shape == (4, 8)
+    keys = model.keys(images, groups=2)["intra"]
+    assert keys.shape == (4, 3)
+    assert not keys.requires_grad
+
+
+# -- keys --------------------------------------------------------------------------------------------------------------
+
+
+def test_keys_follow_the_average_and_have_no_gradient() -> None:
+    pair = MomentumTower(tower())
+    rows = torch.randn(6, 5)
+    expected = copy.deepcopy(pair.key)(rows)
+    keys = pair.keys(rows)
+    for name, key in keys.items():
+        assert torch.equal(key, expected[name])
+        assert not key.requires_grad
+    assert pair(rows)["intra"].requires_grad
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+def test_groups_are_encoded_by_themselves_and_put_back_in_order(groups: int) -> None:
+    torch.manual_seed(0)
+    pair = MomentumTower(Tower(Backbone(normalised=groups < 6), intra_dim=3, inter_dim=6))
+    rows, scale = torch.randn(6, 5), torch.rand(6) + 1
+    permutation = torch.tensor([3, 0, 5, 1, 4, 2])
+    keys = pair.keys(rows, scale, groups=groups, permutation=permutation)
+    for group in permutation.view(groups, -1):
+        alone = pair.key(rows[group], scale[group]) if groups > 1 else pair.key(rows, scale)
+        for name, key in keys.items():
+            torch.testing.assert_close(key[group] if groups > 1 else key, alone[name])
+
+
+def test_groups_are_drawn_anew_from_the_global_generator_and_not_without_shuffling() -> None:
+    pair, rows = MomentumTower(tower()), torch.randn(8, 5)
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(pair.keys(rows, groups=2)["intra"])
+    torch.testing.assert_close(draws[0], draws[1])
+    assert not torch.allclose(draws[0], draws[2])
+    plain = pair.keys(rows, shuffle=False, groups=2)["intra"]
+    torch.testing.assert_close(plain, torch.cat([pair.key(half)["intra"] for half in rows.chunk(2)]))
+
+
+@pytest.mark.parametrize("groups", [0, -1, 4, 7])
+def test_groups_must_divide_the_batch(groups: int) -> None:
+    with pytest.raises(ValueError, match=f"key_bn_groups={groups} does not divide the 6 rows"):
+        MomentumTower(tower()).keys(torch.randn(6, 5), groups=groups)
+
+
+def test_the_query_sees_no_other_statistics_because_of_groups() -> None:
+    pair = MomentumTower(tower())
+    query, key = pair.query.backbone.bn, pair.key.backbone.bn  # type: ignore[union-attr]
+    pair.keys(torch.randn(8, 5), groups=4)
+    assert query.num_batches_tracked == 0  # type: ignore[union-attr]
+    assert key.num_batches_tracked == 4  # type: ignore[union-attr]
+
+
+# -- shuffling in one process ------------------------------------------------------------------------------------------
+
+
+def test_shuffling_and_back_is_the_identity() -> None:
+    for rows in (torch.randn(7), torch.randn(7, 3).T.contiguous().T, torch.randn(1, 2), torch.arange(14).view(7, 2)):
+        shuffled, permutation = batch_shuffle(rows)
+        assert torch.equal(shuffled, rows[permutation])
+        assert torch.equal(batch_unshuffle(shuffled, permutation), rows)
+    images = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
+    assert batch_shuffle(images)[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_permutation_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="one entry for each of the 6 rows"):
+        batch_shuffle(torch.randn(6, 2), torch.randperm(5))
