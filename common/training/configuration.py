@@ -31,7 +31,7 @@ from common.reporting.errors import nearest
 from common.reporting.papers import SCALES, paper_named, project_root
 
 #: Keys of a YAML layer that steer the stack itself and are not handed to LightningCLI.
-STACK_KEYS = ("extends", "deviations", "trains", "start_from")
+STACK_KEYS = ("extends", "deviations", "trains", "start_from", "ours")
 
 #: Leaf names that a scale overlay may set without declaring a deviation (DESIGN section 4, rule 5): sizes, steps,
 #: batch, data, encoder width and depth, workers, learning rate.
@@ -48,8 +48,8 @@ SCALE_FIELDS = frozenset(
     anchors_per_image crops_per_image crop_size detections_per_image precise_bn_batches
     negatives within_negatives positives mined queue_size
     key_width feed_forward_width mel_bins max_answer_tokens
-    learning_rate learning_rates image_learning_rate text_learning_rate video_learning_rate audio_learning_rate table_learning_rate
-    warmup_steps
+    learning_rate learning_rates image_learning_rate text_learning_rate video_learning_rate audio_learning_rate
+    table_learning_rate warmup_steps
     """.split()  # noqa: SIM905 - easier to read and to sort
 )
 
@@ -163,6 +163,8 @@ class RunConfiguration:
         deviations: what the scale changes beyond sizes, each `{field, reason}`.
         trains: whether the run has a fit (evaluation recipes such as the SVM only test).
         start_from: which of its parents' checkpoints the run starts from, `last` or the name of a kept one.
+        ours: fields whose values are decisions of this suite, since no source of the paper gives them (the key `ours`
+            of a recipe or base: a list of dotted fields).
     """
 
     paper: str
@@ -175,10 +177,17 @@ class RunConfiguration:
     deviations: tuple[dict[str, str], ...]
     trains: bool
     start_from: str = "last"
+    ours: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """The stack in one line, in the order of merging."""
         return " < ".join(layer.name for layer in self.layers)
+
+    def describe_ours(self) -> str:
+        """The values that are ours in one line, `field=value, ...`; empty when there are none."""
+        found = dict(leaves(self.config))
+        short = {path.replace(".init_args", ""): value for path, value in found.items()}
+        return ", ".join(f"{name}={short[name]}" for name in self.ours if name in short)
 
     def with_placeholders(self, **values: str) -> dict[str, Any]:
         """The config with `$NAME` replaced; see `substitute`."""
@@ -356,6 +365,7 @@ def resolve(
             config = merge(config, placed)
     config["seed_everything"] = seed
     trains, start_from = bool(config.get("trains", True)), str(config.get("start_from", "last"))
+    ours = tuple(config.get("ours") or ())
     for key in STACK_KEYS:
         config.pop(key, None)
     check_keys(config, layers)
@@ -370,6 +380,7 @@ def resolve(
         deviations=tuple(deviations),
         trains=trains,
         start_from=start_from,
+        ours=ours,
     )
 
 

@@ -278,7 +278,7 @@ def _run_claimed(request: StageRequest, run: RunConfiguration, config: dict[str,
             job_type=request.job,
             tags=[request.scale, *([request.row] if request.row else []), (git.get("revision") or "unknown")[:12]],
             config=resolved,
-            notes=run.describe(),
+            notes="\n".join(filter(None, (run.describe(), run.describe_ours() and f"ours: {run.describe_ours()}"))),
         )
         if wandb is not None:
             trainer.loggers = [metrics_file, wandb]

@@ -171,6 +171,9 @@ def reproduce(paper: str, selection: Selection, *, jobs: int = 1, say: Callable[
         + (f" over seeds {', '.join(map(str, selection.seeds))}" if len(selection.seeds) > 1 else "")
         + f", {len(planned) - total} done, {total} to run"
     )
+    ours = max((item.run.describe_ours() for item in planned), key=len, default="")
+    if ours:
+        say(f"  values that are ours, in no source of the paper (marked in configs/{planned[0].request.paper}): {ours}")
     for item in planned:
         if item.done:
             say(f"  skip  {_name(item)}: {item.reason}")

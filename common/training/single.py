@@ -85,6 +85,8 @@ def print_configuration(request: StageRequest) -> None:
     print("# " + " < ".join(layer.name for layer in run.layers))
     for deviation in run.deviations:
         print(f"# deviation of scale {run.scale}: {deviation['field']}: {deviation['reason']}")
+    if run.describe_ours():
+        print(f"# ours, in no source of the paper: {run.describe_ours()}")
     for field, parent in request.parents.items():
         print(f"# {field} <- stage {parent.stage}: {parent.checkpoint(run.start_from)}")
     print(yaml.safe_dump(run.config, sort_keys=False), end="")
@@ -101,6 +103,9 @@ def run_mode(command: str, request: StageRequest, checkpoint: Path | None) -> in
                 "--checkpoint goes with test, validate and predict; a fit goes on from its own folder, or "
                 "starts from another stage with --model.warm_start or --model.pretrained"
             )
+        ours = request.configuration().describe_ours()
+        if ours:
+            print(f"values that are ours, in no source of the paper: {ours}")
         _print_metrics(run_stage(request).metrics)
         print(f"record: {request.directory / 'record.json'}")
         return 0

@@ -132,3 +132,10 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path.write_text("model:\n  init_args: {width: 1, depth: 2, width: 3}\n", encoding="utf-8")
     with pytest.raises(ConfigurationError, match=r"layer\.yaml.*'width' stands here twice"):
         load_yaml(path)
+
+
+def test_values_that_are_ours_are_named_with_what_they_are() -> None:
+    run = resolve("mct", "mct", scale="paper", arguments=["--model.margin", "0.3"])
+    assert "model.margin=0.3" in run.describe_ours()
+    assert "ours" not in run.config
+    assert resolve("avid", "avid").describe_ours() == ""
