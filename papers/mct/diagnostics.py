@@ -85,7 +85,7 @@ def draw_retrieval(
         own = {text[m] for m in (caption_image == row).nonzero().flatten().tolist()}
         for rank, m in enumerate(captions):
             colour = "tab:green" if text[m] in own else "tab:red"
-            line[1].text(0, 1 - (rank + 0.5) / found, text[m][:90], fontsize=7, color=colour, va="center")
+            line[1].text(0, 1 - (rank + 0.5) / found, _plain(text[m][:90]), fontsize=7, color=colour, va="center")
         table.append([row, *(text[m] for m in captions)])
     _finish(figure, axes, "Captions found for an image; green: its own, or the same words", credit)
     _save(module, figure, folder / "image_to_captions.png", table, ["image", *_numbered(best, "caption")])
@@ -105,7 +105,7 @@ def draw_retrieval(
                     edgecolor="tab:green" if row in words else "tab:red",
                 )
             )  # fmt: skip
-        line[0].set_title(text[m][:70], fontsize=7, loc="left")
+        line[0].set_title(_plain(text[m][:70]), fontsize=7, loc="left")
         table.append([text[m], *images])
     _finish(figure, axes, "Images found for a caption; green: its own, or one with the same words", credit)
     _save(module, figure, folder / "caption_to_images.png", table, ["caption", *_numbered(best, "image")])
@@ -120,7 +120,7 @@ def draw_map(
         module: only its loggers are used.
         features: [N, d].
         labels: class of each row; the most frequent ones get a colour, the others are grey.
-        path: PNG file to write.
+        path: PNG file to write; it is left out when there are fewer than 8 rows, or all are equal or not finite.
         seed: of the map.
         classes: how many get a colour.
     """
@@ -132,7 +132,8 @@ def draw_map(
     plt = _pyplot()
     points = F.normalize(features.float(), dim=1)[:LARGEST_MAP].cpu().numpy()
     labels = list(labels)[: len(points)]
-    if len(points) < 8:
+    # Too few points, or those of a collapsed encoder, have no map; t-SNE ends the process on some of them.
+    if len(points) < 8 or not np.isfinite(points).all() or np.ptp(points, axis=0).max() < 1e-6:
         return
     if points.shape[1] > 50 and len(points) > 50:
         points = PCA(50, random_state=seed).fit_transform(points)
@@ -144,7 +145,7 @@ def draw_map(
     axis.scatter(*places[others].T, s=4, color="lightgrey", linewidths=0)
     for number, name in enumerate(named):
         chosen = np.array([label == name for label in labels])
-        axis.scatter(*places[chosen].T, s=6, color=plt.get_cmap("tab20")(number % 20), label=name, linewidths=0)
+        axis.scatter(*places[chosen].T, s=6, color=plt.get_cmap("tab20")(number % 20), label=_plain(name), linewidths=0)
     axis.legend(fontsize=6, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
     axis.set_xticks([])
     axis.set_yticks([])
@@ -159,6 +160,11 @@ def _pyplot() -> Any:
     import matplotlib.pyplot as plt
 
     return plt
+
+
+def _plain(text: str) -> str:
+    """Text as it is: no formula between dollars, and no label that a legend takes for a hidden one."""
+    return f" {text}".replace("$", r"\$")
 
 
 def _numbered(found: Sequence[Sequence[int]], noun: str) -> list[str]:

@@ -208,6 +208,8 @@ class MCT(pl.LightningModule):
                 f"model.tag_count is {self.hparams['tag_count']}, the data set has {len(self.data.tag_names)} tags; "
                 "set model.tag_count to that number"
             )
+        if self.text is not None and getattr(self.data, "tokenizer", self.text) is None:
+            raise ValueError("data.tokenizer is null, but weight_cc or weight_cross reads captions: give it a class")
         text_encoder = getattr(getattr(self.text, "query", None), "backbone", None)
         if isinstance(text_encoder, BertEncoder) and stage == "fit" and self.trainer.ckpt_path is None:
             text_encoder.require_weights()

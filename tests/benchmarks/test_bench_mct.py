@@ -1,0 +1,214 @@
+"""What a step of MCT costs beside its encoders, against lightly's MoCo step, and the memory of its queues.
+
+ResNet-50 on 96 x 96 pixels, BERT base on 30 tokens, batch 16, queues of 65,536 keys: the sizes of specification 14.
+Process CPU time on one thread, with what is compared taken in turns, so that other work on the machine hits both alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.encoders.image import ImageResNet
+from common.encoders.text import BertEncoder
+from common.training.optimisers import CombinedOptimizer
+from papers.mct.module import MCT
+from papers.mct.objective import MultimodalContrast
+
+BATCH, PIXELS, TOKENS, TAGS, QUEUE = 16, 96, 30, 80, 65_536
+WARM_UP, ROUNDS = 2, 8
+Step = Callable[[], None]
+
+
+def _batch() -> dict[str, Tensor]:
+    return {
+        "image_query": torch.randn(BATCH, 3, PIXELS, PIXELS),
+        "image_key": torch.randn(BATCH, 3, PIXELS, PIXELS),
+        "tokens_query": torch.randint(1, 30_000, (BATCH, TOKENS)),
+        "tokens_key": torch.randint(1, 30_000, (BATCH, TOKENS)),
+        "tags": torch.rand(BATCH, TAGS) < 0.04,
+        "image_id": torch.randint(118_000, (BATCH,)),
+    }
+
+
+def _optimiser(module: MCT) -> CombinedOptimizer:
+    """As the module makes them, without a trainer that knows the number of steps."""
+    parts: list[torch.optim.Optimizer] = [
+        torch.optim.SGD(module.image.query.parameters(), 0.03, 0.9, weight_decay=1e-4, fused=True)
+    ]
+    if module.text is not None:
+        parts.append(torch.optim.AdamW(module.text.query.parameters(), 4e-5, fused=True))
+    return CombinedOptimizer(parts)
+
+
+def _in_turns(steps: dict[str, Step], rounds: int = ROUNDS) -> dict[str, float]:
+    """Median CPU seconds of each step."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(WARM_UP + rounds):
+        for name, step in steps.items():
+            start = time.process_time()
+            step()
+            if round_ >= WARM_UP:
+                seconds[name].append(time.process_time() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def test_a_step_against_its_bare_encoder_passes(benchmark: Any) -> None:
+    """Baseline: queries forwards and backwards, keys forwards, clipping and optimisers, of the same encoders and heads.
+
+    On top come the objective, the queues and the averages. They are timed inside the step as well, since the difference
+    of two long times is as uncertain as these are.
+    """
+    torch.manual_seed(0)
+    module = MCT(ImageResNet(), BertEncoder(), queue_size=QUEUE, tag_count=TAGS)
+    optimiser = _optimiser(module)
+    text = module.text
+    assert text is not None
+    batch = _batch()
+    inside: list[float] = []
+
+    def learn(loss: Tensor) -> None:
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(text.query.parameters(), 1.0)
+        optimiser.step()
+
+    def bare() -> None:
+        queries = module.queries(batch)
+        keys = module.keys(batch)
+        learn(torch.stack([(queries[name] * keys[name]).sum() for name in queries]).sum())
+
+    def whole() -> None:
+        queries = module.queries(batch)
+        start = time.process_time()
+        for tower in (module.image, text):
+            tower.update(0.999)
+        spent = time.process_time() - start
+        keys = module.keys(batch)
+        start = time.process_time()
+        loss = module.objective(queries, keys, batch["image_id"], batch["tags"])["loss"]
+        module.objective.enqueue(keys, batch["image_id"], batch["tags"])
+        inside.append(spent + time.process_time() - start)
+        learn(loss)
+
+    seconds = benchmark.pedantic(_in_turns, args=({"bare": bare, "whole": whole},), rounds=1)
+    ours = statistics.median(inside[WARM_UP:])
+    found = {
+        "bare encoder passes, s": round(seconds["bare"], 3),
+        "whole step, s": round(seconds["whole"], 3),
+        "objective, queues and averages, s": round(ours, 4),
+        "share on top of the bare passes": round(ours / seconds["bare"], 4),
+    }
+    benchmark.extra_info.update(found)
+    print(f"\n{found}")
+    assert ours / seconds["bare"] < 0.12
+
+
+def _image_step() -> Step:
+    module = MCT(ImageResNet(), weight_tag=0.0, weight_cc=0.0, weight_cross=0.0, temperature=0.2, queue_size=QUEUE)
+    optimiser = _optimiser(module)
+
+    def step() -> None:
+        batch = _batch()
+        queries = module.queries(batch)
+        module.image.update(0.999)
+        keys = module.keys(batch)
+        loss = module.objective(queries, keys, batch["image_id"])["loss"]
+        module.objective.enqueue(keys, batch["image_id"])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    return step
+
+
+def _lightly_step() -> Step:
+    """MoCo v2 as lightly's documentation puts it together."""
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import MoCoProjectionHead
+    from lightly.models.utils import batch_shuffle, batch_unshuffle, deactivate_requires_grad, update_momentum
+    from torchvision.models import resnet50
+
+    backbone = nn.Sequential(*list(resnet50(weights=None).children())[:-1])
+    head = MoCoProjectionHead(2048, 2048, 128)
+    key_backbone, key_head = copy.deepcopy(backbone), copy.deepcopy(head)
+    for part in (key_backbone, key_head):
+        deactivate_requires_grad(part)
+    criterion = NTXentLoss(temperature=0.2, memory_bank_size=(QUEUE, 128))
+    optimiser = torch.optim.SGD([*backbone.parameters(), *head.parameters()], 0.03, 0.9, weight_decay=1e-4)
+
+    def step() -> None:
+        batch = _batch()
+        update_momentum(backbone, key_backbone, m=0.999)
+        update_momentum(head, key_head, m=0.999)
+        query = head(backbone(batch["image_query"]).flatten(start_dim=1))
+        with torch.no_grad():
+            images, order = batch_shuffle(batch["image_key"])
+            key = batch_unshuffle(key_head(key_backbone(images).flatten(start_dim=1)), order)
+        loss = criterion(query, key)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    return step
+
+
+def test_the_image_term_against_lightly(benchmark: Any) -> None:
+    """Baseline: lightly's MoCo step. Both draw the same kind of batch inside the step."""
+    pytest.importorskip("lightly", reason="lightly is not installed; `make bench` installs it where it can")
+    torch.manual_seed(0)
+    steps = {"lightly": _lightly_step(), "ours": _image_step()}
+    seconds = benchmark.pedantic(_in_turns, args=(steps,), rounds=1)
+    ratio = seconds["lightly"] / seconds["ours"]
+    found = {**{f"{name}, s": round(median, 3) for name, median in seconds.items()}, "ratio": round(ratio, 3)}
+    benchmark.extra_info.update(found)
+    print(f"\n{found}")
+    assert ratio > 0.97  # not slower; the margin is for a machine with other work
+
+
+def test_queues_in_float16(benchmark: Any) -> None:
+    """Baseline: queues in float32. Bytes of the keys, of all that the queues hold, and CPU time of the losses."""
+    names = ("float32", "float16")
+
+    def compare() -> dict[str, float]:
+        draw = torch.Generator().manual_seed(0)
+        ids = torch.randint(118_000, (BATCH,), generator=draw)
+        tags = torch.rand(BATCH, TAGS, generator=draw) < 0.04
+        found: dict[str, float] = {}
+        steps: dict[str, Step] = {}
+        for name in names:
+            objective = MultimodalContrast(weight_tag=1.0, tag_count=TAGS, queue_size=QUEUE, queue_dtype=name)  # type: ignore[arg-type]
+            vectors = [queue.vectors for queue in objective.queues.values()]
+            found[f"{name}, keys, MB"] = sum(v.nbytes for v in vectors) / 1e6  # type: ignore[operator, union-attr]
+            found[f"{name}, all, MB"] = sum(buffer.nbytes for buffer in objective.buffers()) / 1e6
+            steps[name] = _objective_step(objective, ids, tags)
+        return {**found, **{f"{name}, s": seconds for name, seconds in _in_turns(steps).items()}}
+
+    found = benchmark.pedantic(compare, rounds=1)
+    benchmark.extra_info.update({name: round(value, 3) for name, value in found.items()})
+    print(f"\n{benchmark.extra_info}")
+    assert found["float32, keys, MB"] == QUEUE * (2 * 128 + 2 * 1024) * 4 / 1e6
+    assert found["float16, keys, MB"] == found["float32, keys, MB"] / 2
+    assert found["float16, all, MB"] < 0.51 * found["float32, all, MB"]
+
+
+def _objective_step(objective: MultimodalContrast, ids: Tensor, tags: Tensor) -> Step:
+    def unit(width: int) -> Tensor:
+        return nn.functional.normalize(torch.randn(BATCH, width), dim=1)
+
+    widths = {"ii": 128, "cc": 128, "ic": 1024, "ci": 1024}
+
+    def step() -> None:
+        queries = {name: unit(width).requires_grad_() for name, width in widths.items()}
+        keys = {name: unit(width) for name, width in widths.items()}
+        objective(queries, keys, ids, tags)["loss"].backward()
+        objective.enqueue(keys, ids, tags)
+
+    return step

@@ -1,0 +1,143 @@
+"""The commands of MCT as a user calls them."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from common.training.main import main
+from common.training.runner import run_stage
+from tests.cli.test_command_line import LOADED, assemble
+from tests.stages import request
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    stage = request("mct/moco_v2", tmp_path_factory.mktemp("runs"))
+    run_stage(stage)
+    return stage.directory / "checkpoints" / "last.ckpt"
+
+
+def export(checkpoint: Path, output: Path, *layout: str) -> int:
+    return main(["export", "mct", "--checkpoint", str(checkpoint), "--output", str(output), *layout])
+
+
+def test_export_in_the_three_layouts(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    prefix = "image.query.backbone."
+    trained = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+    assert export(checkpoint, tmp_path / "plain.pth") == 0
+    assert f"written to {tmp_path / 'plain.pth'}" in capsys.readouterr().out
+    assert export(checkpoint, tmp_path / "named.pth", "--layout", "torchvision") == 0
+    assert export(checkpoint, tmp_path / "timm.safetensors", "--layout", "timm") == 0
+    files = [torch.load(tmp_path / f"{name}.pth", weights_only=True) for name in ("plain", "named")]
+    for found in (*files, load_file(tmp_path / "timm.safetensors")):
+        assert found.keys() == trained.keys()
+        assert all(torch.equal(found[name], value) for name, value in trained.items())
+
+    assert export(checkpoint, tmp_path / "d2.pkl", "--layout", "detectron2") == 0
+    content = pickle.loads((tmp_path / "d2.pkl").read_bytes())
+    assert content["matching_heuristics"] is True
+    assert content["__author__"]
+    assert len(content["model"]) == len(trained)
+    np.testing.assert_array_equal(content["model"]["stem.conv1.weight"], trained["conv1.weight"])
+    np.testing.assert_array_equal(content["model"]["res2.0.conv1.weight"], trained["layer1.0.conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("output", "layout", "message"),
+    [
+        ("x.pth", "torchvison", r"--layout torchvison: .*torchvision.*torchvision, timm, detectron2"),
+        ("x.pth", "caffe", r"--layout caffe: .*the layouts of mct are torchvision, timm, detectron2"),
+        ("x.pth", "detectron2", r"a file of the layout detectron2 ends in .pkl, got '.*x.pth'"),
+    ],
+)
+def test_export_says_which_layouts_there_are(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str, layout: str, message: str
+) -> None:
+    assert export(checkpoint, tmp_path / output, "--layout", layout) in (1, 2)
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_of_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(tmp_path / "none.ckpt", tmp_path / "x.pth") in (1, 2)
+    assert "none.ckpt" in capsys.readouterr().err
+    (tmp_path / "text.ckpt").write_text("not a checkpoint", encoding="utf-8")
+    assert export(tmp_path / "text.ckpt", tmp_path / "x.pth") in (1, 2)
+    error = capsys.readouterr().err
+    assert "text.ckpt" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "x.pth").exists()
+
+
+def test_data_names_every_set_with_layout_licence_and_source(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")  # else words are cut where the columns of the table end
+    main(["data", "mct", "--data", str(tmp_path)])
+    output = capsys.readouterr().out
+    for words in (
+        "COCO 2017", "Karpathy's split", "Pascal VOC 2007", "ImageNet (ILSVRC 2012)",
+        "captions_train2017.json", "dataset_coco.json", "VOCdevkit", "ILSVRC2012_val",
+        "Licence", "annotations CC BY 4.0", "non-commercial research", "free for research",
+        "cocodataset.org", "image-net.org", "host.robots.ox.ac.uk",
+    ):  # fmt: skip
+        assert words in output, words
+    assert "missing" in output
+
+
+def test_print_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["fit", "mct/mct", "--scale", "smoke", "--runs", str(tmp_path), "--print_config"]) == 0
+    output = capsys.readouterr().out
+    assert "configs/mct/base.yaml < configs/mct/smoke.yaml" in output.replace(" < configs/mct/mct.yaml", "")
+    ours = next(line for line in output.splitlines() if line.startswith("# ours"))
+    for field in ("weight_cross", "margin", "epsilon", "caption_views", "inter_reduction"):
+        assert field in ours
+    config = yaml.safe_load(output)
+    model = config["model"]["init_args"]
+    assert config["model"]["class_path"] == "papers.mct.module.MCT"
+    assert (model["weight_tag"], model["heads"], model["queue_size"]) == (0.0, "separate", 64)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_configuration_of_the_paper_has_its_values(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["fit", "mct/mct_tag", "--scale", "paper", "--runs", str(tmp_path), "--print_config"]) == 0
+    output = capsys.readouterr().out
+    assert "# deviation" not in output
+    model = yaml.safe_load(output)["model"]["init_args"]
+    expected = {
+        "weight_tag": 1.0, "weight_cross": 20.0, "intra_dim": 128, "inter_dim": 1024, "temperature": 0.07,
+        "margin": 0.2, "queue_size": 65536, "momentum": 0.999, "queue_warm": "random", "inter_reduction": "mean",
+    }  # fmt: skip
+    assert {name: model[name] for name in expected} == expected
+
+
+def test_in_a_process_of_its_own(tmp_path: Path) -> None:
+    done = assemble("plan", "mct", "--scale", "smoke", "--runs", str(tmp_path), code=LOADED)
+    assert done.returncode == 0, done.stderr
+    assert "LOADED []" in done.stdout
+    assert "mct_tag" in done.stdout
+    wrong = assemble("fit", "mct/mct_tags", "--scale", "smoke", "--runs", str(tmp_path))
+    assert wrong.returncode in (1, 2)
+    assert "mct_tag" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_fit_says_what_is_ours(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["fit", "mct/mct", "--scale", "smoke", "--runs", str(tmp_path), "--trainer.max_epochs", "1"]) == 0
+    output = capsys.readouterr().out
+    assert "values that are ours, in no source of the paper: " in output
+    assert "test/t2i_medr" in output
+    assert len(list(tmp_path.rglob("record.json"))) == 1
+    assert {path.name for path in tmp_path.rglob("*.png")} >= {"map.png", "image_to_captions.png"}

@@ -1,0 +1,184 @@
+"""Wrong input to the stages of MCT stops before training and says what to do; broken images are skipped and counted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.data.items import TooManyBrokenFiles
+from common.data.worlds.shapes import ShapesWorld
+from common.training.runner import run_stage
+from papers.mct.module import MCT
+from tests.stages import request
+
+SMALL = {"train": 32, "val": 6}
+
+
+@pytest.fixture
+def before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong must be said before the first step."""
+
+    def step(self: MCT, batch: Any, batch_idx: int) -> None:
+        raise AssertionError("training has begun")
+
+    monkeypatch.setattr(MCT, "training_step", step)
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """A folder of our own in COCO's layout, to be damaged."""
+    world = ShapesWorld(seed=5, **SMALL)
+    world.prepare(["coco"])
+    root = tmp_path / "coco"
+    shutil.copytree(world.root_of("coco"), root)
+    return root
+
+
+def with_root(root: Path, **data: Any) -> dict[str, Any]:
+    return {
+        "trainer": {"limit_train_batches": 1.0},
+        "data": {"init_args": {"world": None, "dataset": {"init_args": {"root": str(root)}}, **data}},
+    }
+
+
+def test_trains_without_broken_images_which_are_counted_and_named(coco: Path, tmp_path: Path) -> None:
+    files = sorted((coco / "train2017").iterdir())
+    files[3].write_bytes(b"")
+    files[17].write_bytes(files[17].read_bytes()[:200])
+    held_out = sorted((coco / "val2017").iterdir())[2]
+    held_out.write_bytes(b"no picture")
+    record = run_stage(request("mct/mct_tag", tmp_path / "run", layer=with_root(coco, max_skipped_share=0.2)))
+    training = record.data["training (coco)"]
+    assert training["samples"] == 32
+    assert training["skipped"] == 2
+    assert training["skipped_names"] == [f"train2017/{files[place].name}" for place in (3, 17)]
+    tested = record.data["test (coco)"]
+    assert (tested["samples"], tested["skipped"]) == (6, 1)
+    assert tested["skipped_names"] == [f"val2017/{held_out.name}"]
+    # Its captions have no image to be found, so chance is that of five images.
+    assert record.metrics["test/t2i_chance_medr"] == 2.5
+
+    with pytest.raises(TooManyBrokenFiles, match=r"coco: 1 of 32 files.*max_skipped_share"):
+        run_stage(request("mct/mct", tmp_path / "strict", layer=with_root(coco, max_skipped_share=0.01)))
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _orphan(path: Path) -> None:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["annotations"][0]["image_id"] = 10**9
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def _without_annotations(path: Path) -> None:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    del document["annotations"]
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["captions_train2017.json", "instances_train2017.json", "captions_val2017.json"])
+@pytest.mark.parametrize("damage", [_truncate, _empty, _orphan, _without_annotations])
+@pytest.mark.usefixtures("before_training")
+def test_damaged_annotations_are_named(coco: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    damage(coco / "annotations" / name)
+    with pytest.raises(ValueError, match=name):
+        run_stage(request("mct/mct_tag", tmp_path / "run", layer=with_root(coco)))
+
+
+@pytest.mark.usefixtures("before_training")
+def test_missing_data_say_what_is_expected(coco: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"(?s)COCO 2017.*nothing at .*Expected layout.*captions_train2017"):
+        run_stage(request("mct/mct", tmp_path / "none", layer=with_root(tmp_path / "nothing")))
+    (coco / "annotations" / "captions_train2017.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"captions_train2017.json"):
+        run_stage(request("mct/mct", tmp_path / "part", layer=with_root(coco)))
+
+
+@pytest.mark.usefixtures("before_training")
+def test_tags_without_a_file_of_instances(coco: Path, tmp_path: Path) -> None:
+    for path in (coco / "annotations").glob("instances_*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"the data set has (0|no) tags"):
+        run_stage(request("mct/mct_tag", tmp_path / "run", layer=with_root(coco)))
+
+
+def test_trains_on_coco_without_instances_where_no_loss_reads_tags(coco: Path, tmp_path: Path) -> None:
+    for path in (coco / "annotations").glob("instances_*"):
+        path.unlink()
+    record = run_stage(request("mct/mct", tmp_path / "run", layer=with_root(coco)))
+    assert record.metrics["test/neighbours_with_a_tag"] is None or record.metrics["test/neighbours_with_a_tag"] != 0
+
+
+@pytest.mark.parametrize("vocabulary", [True, False])
+@pytest.mark.usefixtures("before_training")
+def test_released_bert_is_missing_at_the_scale_of_the_paper(coco: Path, tmp_path: Path, vocabulary: bool) -> None:
+    # All as the paper's scale has it, but for the size of the network and the data.
+    layer = with_root(coco)
+    layer["model"] = {
+        "init_args": {
+            "queue_size": 16,
+            "weight_tag": 0.0,
+            "image_encoder": {"init_args": {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 4]}},
+            "text_encoder": {"init_args": {"vocabulary_size": 64, "hidden_size": 8, "layers": 1, "attention_heads": 2}},
+        }
+    }
+    layer["data"]["init_args"] |= {"num_workers": 0, "batch_size": 4}
+    message = r"vocabulary: .*bert-base-uncased cannot be read .*vocabulary to null"
+    if vocabulary:
+        layer["data"]["init_args"]["tokenizer"] = {"init_args": {"vocabulary": None, "vocabulary_size": 64}}
+        message = r"text_encoder.pretrained: .*bert-base-uncased is neither .*nothing is downloaded.*hf download"
+    with pytest.raises(FileNotFoundError, match=message):
+        run_stage(request("mct/mct", tmp_path / "run", layer=layer, scale="paper"))
+
+
+@pytest.mark.usefixtures("before_training")
+def test_back_translations_are_missing(coco: Path, tmp_path: Path) -> None:
+    layer = with_root(coco, caption_views="backtranslate")
+    with pytest.raises(Exception, match=r"data.back_translations names no file; make captions_train2017_bt.json"):
+        run_stage(request("mct/mct", tmp_path / "one", layer=layer))
+    layer = with_root(coco, caption_views="backtranslate", back_translations=str(tmp_path / "bt.json"))
+    with pytest.raises(FileNotFoundError, match=r"data.back_translations: .*bt.json does not exist; make it once"):
+        run_stage(request("mct/mct", tmp_path / "two", layer=layer))
+    (tmp_path / "bt.json").write_text('{"1": "a circle"}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"data.back_translations: .*bt.json lacks \d+ captions .*annotation \d+"):
+        run_stage(request("mct/mct", tmp_path / "three", layer=layer))
+    (tmp_path / "bt.json").write_text("[1", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"data.back_translations: .*bt.json cannot be read"):
+        run_stage(request("mct/mct", tmp_path / "four", layer=layer))
+
+
+@pytest.mark.usefixtures("before_training")
+def test_captions_without_a_tokenizer(coco: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data.tokenizer is null"):
+        run_stage(request("mct/mct", tmp_path / "run", layer=with_root(coco, tokenizer=None)))
+
+
+@pytest.mark.usefixtures("before_training")
+def test_a_tokenizer_larger_than_the_embeddings(coco: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the tokenizer has \d+ pieces, model.text_encoder 60 .*vocabulary_size"):
+        run_stage(request("mct/mct", tmp_path / "run", "--model.text_encoder.vocabulary_size", "60"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model.tag_count", "80"), r"model.tag_count is 80, the data set has 16 tags"),
+        (("--data.batch_size", "65"), r"data.batch_size \(65\) is larger than the 64 samples"),
+        (("--model.image_encoder.layers", "[1, 1, 1]"), r"layers and channels need four entries"),
+    ],
+)
+@pytest.mark.usefixtures("before_training")
+def test_settings_that_do_not_fit_the_data(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=message):
+        run_stage(request("mct/mct_tag", tmp_path, *arguments))

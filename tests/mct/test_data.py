@@ -1,0 +1,535 @@
+"""Data modules of MCT: which caption follows which flip, caption views, tags, labels, and what is held back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.data.datasets.coco import COCO
+from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.datasets.imagenet import ImageNet
+from common.data.datasets.voc import PascalVOC
+from common.data.image_transforms import ImageTransform
+from common.data.items import TooManyBrokenFiles
+from common.data.text import CaptionTokenizer, WordVocabulary
+from common.data.worlds.shapes import ShapesWorld
+from papers.mct.data import (
+    BicaptioningData,
+    CaptionedImages,
+    CaptionRows,
+    ClassificationData,
+    MultiLabelData,
+    PretrainingData,
+    SearchData,
+)
+from tests.data.image_layouts import (
+    captions_document,
+    instances_document,
+    write_coco,
+    write_image,
+    write_imagenet,
+    write_json,
+    write_karpathy,
+    write_voc,
+)
+
+SMALL = ImageTransform(crop=8, resize=8)
+SIDED = ("A ball left of the bright box.", "The left ball, no box on the right.", "Only a ball.")
+
+
+def attached(data: Any) -> Any:
+    """A data module as a trainer uses it."""
+    data.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+class Sentences(CaptionTokenizer):
+    """Numbers that name the whole text, so that a test can read them back."""
+
+    file_name = "none"
+
+    def __init__(self) -> None:
+        super().__init__(None, 30)
+        self.texts: list[str] = []
+        self._size = 1
+
+    def prepare(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def encode(self, text: str) -> list[int]:
+        self.texts.append(text)
+        return [len(self.texts)]
+
+    def decode(self, tokens: Any) -> str:
+        return self.texts[int(tokens[0]) - 1]
+
+    def _settings(self) -> str:
+        return ""
+
+    def _learn(self, texts: Any) -> bytes:
+        return b""
+
+    def _read(self, content: bytes) -> None:
+        pass
+
+
+class Spy:
+    """A transform with flips as told, and the pictures that it saw."""
+
+    def __init__(self, flips: list[bool]) -> None:
+        self.flips = flips
+        self.seen: list[Image.Image] = []
+
+    def with_training(self, training: bool) -> Spy:
+        return self
+
+    def __call__(self, image: Image.Image, rng: Any) -> tuple[torch.Tensor, bool]:
+        self.seen.append(image)
+        return torch.tensor(np.array(image)).permute(2, 0, 1).float(), self.flips.pop(0)
+
+
+def coco(root: Path, captions: tuple[str, ...] = SIDED, train: int = 6, groups: tuple[int, ...] = ()) -> COCO:
+    """COCO with given captions, the same for every image, and groups of images."""
+    write_coco(root, train=train, val=3)
+    document = captions_document(train, 0)
+    for number, group in enumerate(groups):
+        document["images"][number]["group_id"] = group
+    document["annotations"] = [
+        {"id": 100 * entry["id"] + place, "image_id": entry["id"], "caption": text}
+        for entry in document["images"]
+        for place, text in enumerate(captions)
+    ]
+    write_json(root / "annotations" / "captions_train2017.json", document)
+    return COCO(root)
+
+
+def items(dataset: COCO, **options: Any) -> CaptionedImages:
+    listing = dataset.listing("train")
+    fields = {"transform": SMALL, "training": True, "seed": 0, **options}
+    return CaptionedImages(listing, dataset.annotations("train", listing), fields.pop("tokenizer", None), **fields)
+
+
+# -- views of pre-training ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("swap", [True, False])
+def test_a_caption_follows_the_flip_of_the_image_it_meets(tmp_path: Path, flips: tuple[bool, bool], swap: bool) -> None:
+    tokenizer, spy = Sentences(), Spy(list(flips))
+    pairs = items(coco(tmp_path, SIDED[:1]), tokenizer=tokenizer, mode="same", transform=spy, swap_sides=swap)
+    sample = pairs[2]
+    assert sample["image_query"].shape == sample["image_key"].shape == (3, 20, 24)
+    query, key = (tokenizer.decode(sample[f"tokens_{name}"]) for name in ("query", "key"))
+    plain, swapped = "a ball left of the bright box.", "a ball right of the bright box."
+    # The query's image meets the key's caption in J_ic, the key's image the query's caption in J_ci.
+    assert key == (swapped if flips[0] and swap else plain)
+    assert query == (swapped if flips[1] and swap else plain)
+
+
+def test_flips_of_the_real_transform_are_the_ones_that_captions_follow(tmp_path: Path) -> None:
+    root = tmp_path / "coco"
+    dataset = coco(root, SIDED[:1])
+    for path in sorted((root / "train2017").iterdir()):
+        pixels = np.zeros((16, 16, 3), dtype=np.uint8)
+        pixels[:, :8] = 255  # bright on the left
+        Image.fromarray(pixels).save(path, quality=95)
+    tokenizer = Sentences()
+    transform = ImageTransform(
+        crop=8, resize=8, min_area=1.0, max_aspect=1.0, jitter_probability=0.0, grayscale=0.0, blur=0.0
+    )
+    pairs = items(dataset, tokenizer=tokenizer, mode="same", transform=transform)
+    met = set()
+    for epoch in range(8):
+        for item in range(len(pairs)):
+            sample = pairs[epoch, item]
+            flipped = [bool(sample[f"image_{n}"][0, :, 0].mean() < 0) for n in ("query", "key")]
+            texts = [tokenizer.decode(sample[f"tokens_{n}"]) for n in ("query", "key")]
+            assert [" right of" in text for text in texts] == flipped[::-1]
+            met.add(tuple(flipped))
+    assert len(met) == 4
+
+
+def test_siblings_are_two_captions(tmp_path: Path) -> None:
+    tokenizer = Sentences()
+    pairs = items(coco(tmp_path), tokenizer=tokenizer, mode="sibling", swap_sides=False)
+    known = {text.lower() for text in SIDED}
+    seen: set[tuple[str, str]] = set()
+    for epoch in range(20):
+        sample = pairs[epoch, 1]
+        texts = tuple(tokenizer.decode(sample[f"tokens_{name}"]) for name in ("query", "key"))
+        assert texts[0] != texts[1]
+        assert set(texts) <= known
+        seen.add(texts)  # type: ignore[arg-type]
+    assert len(seen) == 6  # all ordered pairs
+
+
+def test_a_single_caption_is_its_own_sibling(tmp_path: Path) -> None:
+    tokenizer = Sentences()
+    sample = items(coco(tmp_path, SIDED[2:]), tokenizer=tokenizer, mode="sibling")[0]
+    assert tokenizer.decode(sample["tokens_query"]) == tokenizer.decode(sample["tokens_key"]) == "only a ball."
+
+
+def test_eda_keeps_one_view_and_changes_the_other(tmp_path: Path) -> None:
+    tokenizer = Sentences()
+    text = " ".join(f"word{number}" for number in range(25))
+    pairs = items(coco(tmp_path, (text,)), tokenizer=tokenizer, mode="eda")
+    sides = set()
+    for epoch in range(12):
+        sample = pairs[epoch, 0]
+        views = [tokenizer.decode(sample[f"tokens_{name}"]) for name in ("query", "key")]
+        assert text in views
+        (other,) = [view for view in views if view != text] or [text]
+        assert set(other.split()) <= set(text.split())
+        sides.add(views.index(text))
+    assert sides == {0, 1}
+
+
+def test_words_are_left_out_of_both_views(tmp_path: Path) -> None:
+    tokenizer = Sentences()
+    text = " ".join(f"word{number}" for number in range(40))
+    sample = items(coco(tmp_path, (text,)), tokenizer=tokenizer, mode="same", word_dropout=0.5)[0]
+    views = [tokenizer.decode(sample[f"tokens_{name}"]).split() for name in ("query", "key")]
+    assert views[0] != views[1]
+    assert all(5 < len(view) < 35 for view in views)
+
+
+def test_a_sample_depends_on_seed_epoch_and_item_alone(tmp_path: Path) -> None:
+    def read(order: list[int], seed: int = 0) -> dict[int, torch.Tensor]:
+        pairs = items(dataset, seed=seed)
+        return {item: pairs[3, item]["image_query"] for item in order}
+
+    dataset = coco(tmp_path)
+    forwards, backwards = read([0, 1, 2]), read([2, 1, 0])
+    assert all(torch.equal(forwards[item], backwards[item]) for item in forwards)
+    assert not torch.equal(read([0], seed=1)[0], forwards[0])
+
+
+def test_tags_and_ids_are_those_of_the_image(tmp_path: Path) -> None:
+    dataset = coco(tmp_path)
+    pairs = items(dataset)
+    annotations = dataset.annotations("train")
+    for item in range(len(pairs)):
+        sample = pairs[item]
+        assert sample["tags"].dtype == torch.bool
+        assert sample["tags"].tolist() == annotations.tags[item].tolist()
+        assert sample["image_id"] == annotations.image_ids[item]
+        assert sample["index"] == item
+    assert not pairs[0]["tags"].any()  # an image without instances
+
+
+# -- another drawing of the same thing ---------------------------------------------------------------------------------
+
+
+def test_the_key_shows_another_image_of_the_group(tmp_path: Path) -> None:
+    # The document lists images in falling order of their numbers, a listing in rising order.
+    dataset = coco(tmp_path, groups=(7, 7, 7, 8, 8, 9))
+    groups = dataset.annotations("train").groups.tolist()
+    assert groups == [9, 8, 8, 7, 7, 7]
+    stored = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "train2017").iterdir())]
+    met: dict[int, set[int]] = {item: set() for item in range(6)}
+    for epoch in range(12):
+        for item in range(6):
+            spy = Spy([False, False])
+            pairs = items(dataset, transform=spy, other_drawing=True)
+            pairs[epoch, item]
+            first, second = (
+                next(n for n, pixels in enumerate(stored) if np.array_equal(pixels, np.asarray(image)))
+                for image in spy.seen
+            )
+            assert first == item
+            met[item].add(second)
+    assert met == {0: {0}, 1: {2}, 2: {1}, 3: {4, 5}, 4: {3, 5}, 5: {3, 4}}
+
+
+def test_a_broken_partner_is_recorded_and_the_sample_kept(tmp_path: Path) -> None:
+    dataset = coco(tmp_path, groups=(7, 7, 1, 2, 3, 4))
+    broken = sorted((tmp_path / "train2017").iterdir())[5]
+    broken.write_bytes(b"no picture")
+    pairs = items(dataset, other_drawing=True, max_skipped_share=0.2)
+    sample = pairs[0, 4]
+    assert sample["index"] == 4
+    assert sample["skipped"] == 0
+    assert pairs.skipped.names() == [f"train2017/{broken.name}"]
+    # The broken image itself gives way to the next one, as everywhere.
+    assert pairs[0, 5]["index"] == 0
+    assert pairs.skipped.count() == 1
+    strict = items(dataset, other_drawing=True, max_skipped_share=0.1)
+    with pytest.raises(TooManyBrokenFiles, match="max_skipped_share"):
+        strict[0, 4]
+
+
+# -- the module of pre-training ----------------------------------------------------------------------------------------
+
+
+def pretraining(root: Path, tokenizer: CaptionTokenizer | None = None, **fields: Any) -> PretrainingData:
+    options: dict[str, Any] = {"image": SMALL, "batch_size": 4, "num_workers": 0, "seed": 0, **fields}
+    return PretrainingData(COCO(root), tokenizer, **options)
+
+
+def test_batches_of_pretraining(tmp_path: Path) -> None:
+    coco(tmp_path)
+    data = attached(pretraining(tmp_path, WordVocabulary(min_count=1)))
+    (batch,) = data.train_dataloader()
+    assert batch["image_query"].shape == batch["image_key"].shape == (4, 3, 8, 8)
+    assert batch["tags"].shape == (4, 3)
+    assert data.tag_names == ("person", "dog", "car")
+    for name in ("query", "key"):
+        tokens, lengths = batch[f"tokens_{name}"], batch[f"lengths_{name}"]
+        assert tokens.dtype == torch.int64
+        assert tokens.shape == (4, int(lengths.max()))
+        assert torch.equal((tokens != 0).sum(1), lengths)
+        # Padding stands at the end.
+        assert all(bool((row[:n] != 0).all()) for row, n in zip(tokens, lengths))
+    assert data.vocabulary_size == data.words.vocabulary_size > 4
+    images, captions = data.test_dataloader()
+    assert sum(len(batch["index"]) for batch in images) == 3
+    held_out = list(captions)
+    assert sum(len(batch["index"]) for batch in held_out) == 6
+    assert torch.cat([batch["image_index"] for batch in held_out]).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_without_a_tokenizer_there_are_no_captions(tmp_path: Path) -> None:
+    coco(tmp_path)
+    data = attached(pretraining(tmp_path))
+    assert data.vocabulary_size == 0
+    (batch,) = data.train_dataloader()
+    assert not [name for name in batch if "tokens" in name or "lengths" in name]
+    assert set(next(iter(data.test_dataloader()))) == {"image", "label", "index", "skipped"}
+    with pytest.raises(ValueError, match=r"data.tokenizer is null, but the model reads captions"):
+        _ = data.words
+
+
+def test_without_instances_there_are_no_tags(tmp_path: Path) -> None:
+    coco(tmp_path)
+    for path in (tmp_path / "annotations").glob("instances_*"):
+        path.unlink()
+    data = attached(pretraining(tmp_path))
+    assert data.tag_names == ()
+    assert next(iter(data.train_dataloader()))["tags"].shape == (4, 0)
+
+
+def test_collate_pads_to_the_longest_caption() -> None:
+    data = PretrainingData(COCO("none"), WordVocabulary(), image=SMALL)
+    rows = [[1, 2], [1, 5, 6, 2], [1]]
+    batch = data.collate([{"tokens": row, "index": torch.tensor(n)} for n, row in enumerate(rows)])
+    assert batch["tokens"].tolist() == [[1, 2, 0, 0], [1, 5, 6, 2], [1, 0, 0, 0]]
+    assert batch["lengths"].tolist() == [2, 4, 1]
+    assert batch["index"].tolist() == [0, 1, 2]
+    assert set(data.collate([{"tokens_reversed": [3, 1]}])) == {"tokens_reversed", "lengths_reversed"}
+
+
+def test_back_translations(tmp_path: Path) -> None:
+    dataset = coco(tmp_path / "coco")
+    ids = [number for own in dataset.annotations("train").caption_ids for number in own]
+    path = write_json(tmp_path / "bt.json", {str(number): f"translated {number}" for number in ids})
+    tokenizer = Sentences()
+    fields: dict[str, Any] = {"caption_views": "backtranslate", "back_translations": str(path), "swap_sides": False}
+    pairs = attached(pretraining(tmp_path / "coco", tokenizer, **fields)).training_images
+    orders = set()
+    for epoch in range(12):
+        sample = pairs[epoch, 2]
+        views = [tokenizer.decode(sample[f"tokens_{name}"]) for name in ("query", "key")]
+        place = [view.startswith("translated") for view in views]
+        assert sum(place) == 1
+        number = int(views[place.index(True)].split()[1])
+        own = dataset.annotations("train").caption_ids[2]
+        assert views[place.index(False)] == SIDED[own.index(number)].lower()
+        orders.add(tuple(place))
+    assert len(orders) == 2
+
+    with pytest.raises(ValueError, match=r"data.back_translations names no file; make captions_train2017_bt.json"):
+        pretraining(tmp_path / "coco", tokenizer, caption_views="backtranslate")
+    missing = attached(pretraining(tmp_path / "coco", tokenizer, **{**fields, "back_translations": "no.json"}))
+    with pytest.raises(FileNotFoundError, match=r"no.json does not exist.*caption_views to sibling"):
+        missing.train_dataloader()
+    write_json(path, {str(number): "text" for number in ids[3:]})
+    partial = attached(pretraining(tmp_path / "coco", tokenizer, **fields))
+    with pytest.raises(ValueError, match=rf"bt.json lacks 3 captions of the split, the first is annotation {ids[0]}"):
+        partial.train_dataloader()
+
+
+def test_the_tokenizer_learns_from_the_training_captions_alone(tmp_path: Path) -> None:
+    coco(tmp_path, ("red ball",))
+    document = captions_document(3, 1, 5000)
+    for entry in document["annotations"]:
+        entry["caption"] = "a purple elephant"
+    write_json(tmp_path / "annotations" / "captions_val2017.json", document)
+    data = attached(pretraining(tmp_path, WordVocabulary(min_count=1)))
+    assert data.vocabulary_size == 4 + 2
+    assert data.words.encode("purple ball") == [1, 3, data.words.encode("ball")[1], 2]
+
+
+# -- captions as rows --------------------------------------------------------------------------------------------------
+
+
+def test_equal_captions_have_equal_numbers() -> None:
+    tokenizer = Sentences()
+    rows = CaptionRows([("A dog.", "a  DOG."), (), ("A cat.",), ("a dog.", "a dog")], tokenizer)
+    assert len(rows) == 5
+    samples = [rows[item] for item in range(5)]
+    assert [int(sample["image_index"]) for sample in samples] == [0, 0, 2, 3, 3]
+    assert [int(sample["index"]) for sample in samples] == [0, 1, 2, 3, 4]
+    assert [int(sample["text_id"]) for sample in samples] == [0, 0, 1, 0, 2]
+    assert len(CaptionRows([], tokenizer)) == 0
+
+
+def test_bicaptioning_reads_forwards_and_backwards(tmp_path: Path) -> None:
+    coco(tmp_path)
+    data = BicaptioningData(
+        COCO(tmp_path), WordVocabulary(min_count=1), image=SMALL, batch_size=6, num_workers=0, held_out_batch_size=2
+    )
+    (batch,) = attached(data).train_dataloader()
+    assert torch.equal(batch["lengths"], batch["lengths_reversed"])
+    for row, other, length in zip(batch["tokens"], batch["tokens_reversed"], batch["lengths"]):
+        assert row[:length].tolist() == other[:length].flip(0).tolist()
+        assert (row[0], other[0]) == (1, 2)
+    held_out = data.test_dataloader().dataset
+    # The first caption, without flips: the same every time.
+    assert held_out[1]["tokens"] == held_out[1]["tokens"] == data.words.encode("Image 5007, caption 0.")
+
+
+# -- search ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_caption_is_searched_once_an_epoch(tmp_path: Path) -> None:
+    write_karpathy(tmp_path, train=4, val=2, test=3)
+    path = tmp_path / "dataset_coco.json"
+    document = json.loads(path.read_text())
+    for entry in document["images"]:
+        number = entry["cocoid"]
+        entry["sentences"] = [{"raw": f"image {number} says {c}", "sentid": 10 * number + c} for c in range(5)]
+        entry["sentids"] = [sentence["sentid"] for sentence in entry["sentences"]]
+    write_json(path, document)
+    data = SearchData(COCOKarpathy(tmp_path), WordVocabulary(min_count=1), image=SMALL, batch_size=4, num_workers=0)
+    loader = attached(data).train_dataloader()
+    for _ in range(2):
+        seen = [
+            (int(image), data.words.decode(row.tolist()))
+            for batch in loader
+            for image, row in zip(batch["image_index"], batch["tokens"])
+        ]
+        captions = data.dataset.annotations("train").captions
+        assert sorted(seen) == sorted((n, text) for n, own in enumerate(captions) for text in own)
+    for gallery, images in ((data.val_dataloader(), 2), (data.test_dataloader(), 3)):
+        assert [len(loader.dataset) for loader in gallery] == [images, 5 * images]
+    assert data.test_dataloader()[1].dataset is data.test_dataloader()[1].dataset
+
+
+def test_fewer_captions_of_each_image(tmp_path: Path) -> None:
+    coco(tmp_path)
+    data = attached(
+        SearchData(
+            COCO(tmp_path), WordVocabulary(min_count=1), test_split="val", captions_per_image=2, image=SMALL,
+            batch_size=6, num_workers=0,
+        )
+    )  # fmt: skip
+    assert len(data.train_dataloader().dataset) == 12
+    texts = {data.words.decode(row.tolist()) for batch in data.train_dataloader() for row in batch["tokens"]}
+    assert len(texts) == 2
+    assert len(data.test_dataloader()[1].dataset) == 6
+
+
+# -- labels ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.1, 3), (0.2, 6), (0.5, 15)])
+def test_held_back_images_are_evenly_spaced_and_never_trained_on(tmp_path: Path, share: float, kept: int) -> None:
+    write_imagenet(tmp_path, train=10, val=2)
+    options: dict[str, Any] = {"image": SMALL, "batch_size": 5, "num_workers": 0, "test_batch_size": 4}
+    data = attached(ClassificationData(ImageNet(tmp_path), held_out_share=share, **options))
+    trained = {clip.path for clip in data.listing.clips}
+    held = {clip.path for clip in data.held_out_listing.clips}
+    assert len(held) == kept
+    assert not trained & held
+    assert len(trained | held) == 30
+    per_class = np.bincount(data.held_out_listing.labels, minlength=3)
+    assert per_class.tolist() == [kept // 3] * 3
+    assert data.num_classes == 3
+    loaders = data.test_dataloader()
+    if share:
+        assert [len(loader.dataset) for loader in loaders] == [kept, 6]
+    else:
+        assert len(loaders.dataset) == 6
+    batch = next(iter(data.train_dataloader()))
+    assert batch["image"].shape == (5, 3, 8, 8)
+    assert batch["label"].dtype == torch.int64
+
+
+def test_shares_that_cannot_be_held_back(tmp_path: Path) -> None:
+    write_imagenet(tmp_path, train=2)
+    for share in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=r"data.held_out_share must be in \[0, 1\)"):
+            ClassificationData(ImageNet(tmp_path), held_out_share=share)
+    data = ClassificationData(ImageNet(tmp_path), held_out_share=0.01, image=SMALL)
+    with pytest.raises(ValueError, match=r"data.held_out_share=0.01 keeps none of 6 images back"):
+        attached(data)
+
+
+@pytest.mark.parametrize("fit", [True, False])
+def test_labels_of_voc(tmp_path: Path, fit: bool) -> None:
+    write_voc(tmp_path)
+    dataset = PascalVOC(tmp_path, years=("2007",))
+    data = attached(MultiLabelData(dataset, fit=fit, image=SMALL, batch_size=2, num_workers=0))
+    assert data.num_classes == 3
+    assert list(data.class_names) == ["aeroplane", "bicycle", "train"]
+    loaders = data.test_dataloader()
+    if fit:
+        assert len(loaders.dataset) == 3
+        assert len(data.train_dataloader().dataset) == 5
+        return
+    assert [len(loader.dataset) for loader in loaders] == [5, 3]
+    for loader, split in zip(loaders, ("trainval", "test")):
+        labels = torch.cat([batch["labels"] for batch in loader])
+        assert labels.dtype == torch.int8
+        np.testing.assert_array_equal(labels, dataset.labels(split))
+        assert set(labels.unique().tolist()) == {-1, 0, 1}
+
+
+def test_labels_of_coco_are_its_categories(tmp_path: Path) -> None:
+    write_coco(tmp_path, train=4, val=3)
+    data = attached(MultiLabelData(COCO(tmp_path), "train", "val", fit=True, image=SMALL, batch_size=2, num_workers=0))
+    assert list(data.class_names) == ["person", "dog", "car"]
+    labels = torch.cat([batch["labels"] for batch in data.test_dataloader()])
+    # Image k has the first k categories.
+    assert labels.tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0]]
+    assert {tuple(batch["image"].shape) for batch in data.train_dataloader()} == {(2, 3, 8, 8)}
+
+
+def test_a_world_stands_in_for_the_root(tmp_path: Path) -> None:
+    world = ShapesWorld(seed=0, train=6, val=3, root=str(tmp_path))
+    dataset = COCO(tmp_path / "real")
+    data = attached(PretrainingData(dataset, None, world=world, image=ImageTransform(crop=32, resize=32), batch_size=4))
+    assert dataset.root == Path(world.root_of("coco"))
+    assert len(data.listing) == 6
+    assert len(data.tag_names) == 16
+    assert data.credit == ""
+
+
+def test_the_cache_changes_nothing(tmp_path: Path) -> None:
+    coco(tmp_path)
+    fresh, cached = (attached(pretraining(tmp_path, cache_bytes=size)).training_images for size in (0, 10**7))
+    for _ in range(2):
+        for item in range(6):
+            assert torch.equal(fresh[1, item]["image_key"], cached[1, item]["image_key"])
+    assert cached.cache is not None
+    assert fresh.describe() == cached.describe()
+    assert "annotations" in fresh.describe()
+
+
+def test_other_annotations_have_another_fingerprint(tmp_path: Path) -> None:
+    first, second = coco(tmp_path / "one"), coco(tmp_path / "two")
+    write_json(tmp_path / "two" / "annotations" / "instances_train2017.json", instances_document(5))
+    described = [items(dataset).describe() for dataset in (first, second)]
+    assert described[0]["fingerprint"] == described[1]["fingerprint"]
+    assert described[0]["annotations"] != described[1]["annotations"]
+    write_image(tmp_path / "one" / "train2017" / "another.jpg")
+    assert len(first.listing("train")) == 6  # without a caption

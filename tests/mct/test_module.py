@@ -1,0 +1,408 @@
+"""MCT as it trains: every choice of losses, the order of a step, the two optimisers, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from common.encoders.text import BertEncoder
+from common.training.cli import build
+from common.training.runner import stage_configuration
+from papers.mct.model import MomentumTower
+from papers.mct.module import MCT
+from tests.stages import request
+
+QUEUE, BATCH, TAGS, VOCABULARY = 64, 16, 4, 20
+# Weights of J_ii, J_tag, J_cc and of the two image-caption losses: all choices that train the image encoder.
+CHOICES = [w for w in itertools.product((0.0, 1.0), repeat=4) if w[0] or w[1] or w[3]]
+
+
+class Images(nn.Module):
+    """An image encoder with batch normalisation, small enough to be run hundreds of times."""
+
+    feature_dim = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 8, 3, 2)
+        self.normalisation = nn.BatchNorm2d(8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.normalisation(self.convolution(images)).relu().mean((2, 3))
+
+
+class Texts(nn.Module):
+    feature_dim = 6
+    vocabulary_size = VOCABULARY
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, 6)
+        self.normalisation = nn.LayerNorm(6)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.normalisation(self.embedding(tokens).mean(1))
+
+
+class Rows(Dataset[dict[str, Tensor]]):
+    def __init__(self, rows: dict[str, Tensor]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows["image_id"])
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        return {name: values[item] for name, values in self.rows.items()}
+
+
+class Data(pl.LightningDataModule):
+    """Random samples in the form in which the data module of the paper gives them; the last one has no tag."""
+
+    def __init__(self, images: int = 64, tags: int = TAGS, vocabulary_size: int = VOCABULARY) -> None:
+        super().__init__()
+        self.tag_names = [f"tag {number}" for number in range(tags)]
+        self.vocabulary_size = vocabulary_size
+        self.tokenizer = object()
+        draw = torch.Generator().manual_seed(1)
+        pictures = torch.randn(images, 3, 9, 9, generator=draw)
+        tokens = torch.randint(1, VOCABULARY, (images, 5), generator=draw)
+        given = torch.rand(images, tags, generator=draw) < 0.4
+        given[-1] = False
+        self.rows = {
+            "image_query": pictures + 0.1 * torch.randn(pictures.shape, generator=draw),
+            "image_key": pictures + 0.1 * torch.randn(pictures.shape, generator=draw),
+            "tokens_query": tokens,
+            "tokens_key": tokens.flip(1),
+            "tags": given,
+            "image_id": torch.arange(images),
+            "index": torch.arange(images),
+        }
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Rows(self.rows), batch_size=BATCH)
+
+
+def module(**fields: Any) -> MCT:
+    torch.manual_seed(0)
+    small: dict[str, Any] = {
+        "intra_dim": 5,
+        "inter_dim": 7,
+        "tag_count": TAGS,
+        "queue_size": QUEUE,
+        "momentum": 0.75,
+        "temperature": 0.2,
+        "image_learning_rate": 0.05,
+        "text_learning_rate": 0.01,
+    }
+    image, text = fields.pop("image_encoder", None), fields.pop("text_encoder", Texts())
+    return MCT(image or Images(), text, **{**small, **fields})
+
+
+class Watch(Callback):
+    """What happens in every batch: losses, learning rates, gradients, and the averages before and after."""
+
+    def __init__(self) -> None:
+        self.terms: list[dict[str, Tensor]] = []
+        self.rates: list[list[float]] = []
+        self.counts = {"update": 0, "enqueue": 0, "optimiser": 0}
+        self.norms: list[dict[str, dict[str, float]]] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        pl_module.objective.register_forward_hook(self._keep)
+        for owner, name in ((pl_module.image, "update"), (pl_module.objective, "enqueue")):
+            setattr(owner, name, self._counted(getattr(owner, name), name))
+
+    def _keep(self, objective: nn.Module, given: Any, out: dict[str, Tensor]) -> None:
+        self.terms.append({name: value.detach() for name, value in out.items()})
+
+    def _counted(self, function: Any, name: str) -> Any:
+        def call(*args: Any) -> Any:
+            self.counts[name] += 1
+            return function(*args)
+
+        return call
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+        self.before = {name: _state(tower) for name, tower in _towers(pl_module)}
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        self.counts["optimiser"] += 1
+        self.norms.append({"before": _norms(pl_module)})
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        if self.norms:
+            self.norms[-1]["after"] = _norms(pl_module)
+        for name, tower in _towers(pl_module):
+            query, key = self.before[name]
+            share = 1 - pl_module.hparams["momentum"]
+            for (parameter, value), old_query, old_key in zip(tower.key.named_parameters(), query, key):
+                moved = old_key + share * (old_query - old_key)
+                torch.testing.assert_close(value, moved, rtol=1e-6, atol=1e-7, msg=f"{name} {parameter}")
+                assert value.grad is None
+                assert not value.requires_grad
+
+
+class Accumulating(Watch):
+    """As `Watch`, for batches without an update of the averages in half of them."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx % 2 == 0:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            return
+        for name, tower in _towers(pl_module):
+            for value, kept in zip(tower.key.parameters(), self.before[name][1]):
+                assert torch.equal(value, kept)
+
+
+def _towers(pl_module: MCT) -> list[tuple[str, MomentumTower]]:
+    named = (("image", pl_module.image), ("text", pl_module.text))
+    return [(name, tower) for name, tower in named if tower is not None]
+
+
+def _state(tower: MomentumTower) -> list[list[Tensor]]:
+    return [[p.detach().clone() for p in part.parameters()] for part in (tower.query, tower.key)]
+
+
+def _norms(pl_module: MCT) -> dict[str, float]:
+    return {
+        name: float(torch.stack([p.grad.norm() for p in tower.query.parameters() if p.grad is not None]).norm())
+        for name, tower in _towers(pl_module)
+    }
+
+
+def train(model: MCT, data: Data | None = None, epochs: int = 1, watch: Callback | None = None, **fields: Any) -> Watch:
+    watch = watch or Watch()
+    options: dict[str, Any] = {
+        "accelerator": "cpu",
+        "max_epochs": epochs,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = pl.Trainer(callbacks=[watch], **{**options, **fields})
+    trainer.fit(model, datamodule=data or Data())
+    assert isinstance(watch, Watch)
+    return watch
+
+
+# -- which losses ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", CHOICES, ids=str)
+@pytest.mark.parametrize("heads", ["separate", "shared"])
+def test_every_choice_of_losses(weights: tuple[float, ...], heads: str) -> None:
+    ii, tag, cc, cross = weights
+    fields = dict(zip(("weight_ii", "weight_tag", "weight_cc", "weight_cross"), weights))
+    model = module(**fields, heads=heads, inter_reduction="sum", text_encoder=Texts() if cc or cross else None)
+    names = set(model.state_dict())
+    # What is off has no module: distributed training refuses parameters without gradient.
+    assert any(name.startswith("text.") for name in names) == bool(cc or cross)
+    queues = {name.split(".")[2] for name in names if name.startswith("objective.queues.")}
+    assert queues == {n for n, on in (("ii", ii or tag), ("cc", cc), ("ic", cross), ("ci", cross)) if on}
+    assert ("objective.queues.ii.tags" in names) == bool(tag)
+    for tower, intra in (("image", ii or tag), ("text", cc)):
+        assert any(name.startswith(f"{tower}.query.heads.intra") for name in names) == bool(intra)
+        built = any(name.startswith(f"{tower}.query.heads.inter") for name in names)
+        assert built == bool(cross)
+
+    watch = train(model, epochs=2, limit_train_batches=3)
+    assert len(watch.terms) == 6
+    bounds = {name: math.log(QUEUE + 1) + 2 / 0.2 for name in ("ii", "tag", "cc")}
+    bounds |= dict.fromkeys(("ic", "ci"), QUEUE * (0.2 + 2))
+    on = {n for n, weight in (("ii", ii), ("tag", tag), ("cc", cc), ("ic", cross), ("ci", cross)) if weight}
+    for terms in watch.terms:
+        assert on == set(terms) & set(bounds)
+        for name in on:
+            assert 0 <= float(terms[name]) <= bounds[name]
+        weighted = sum(float(terms[name]) for name in on)
+        assert float(terms["loss"]) == pytest.approx(weighted, rel=1e-5)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (".query." in name)
+        assert (parameter.grad is not None) == (".query." in name), name
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"inter_loss": "infonce", "temperature_cross": 0.1},
+        {"inter_reduction": "max", "queue_warm": "masked"},
+        {"queue_dtype": "float16", "mask_same_image": False},
+        {"head_batch_norm": True, "head_hidden_dim": 3, "key_bn_groups": 4},
+        {"queue_size": 5},
+        {"epsilon": 1.5, "heads": "shared", "inter_dim": 5},
+    ],
+    ids=str,
+)
+def test_other_options(fields: dict[str, Any]) -> None:
+    watch = train(module(**fields), epochs=2)
+    assert all(torch.isfinite(terms["loss"]) for terms in watch.terms)
+    assert watch.terms[-1]["queue_fill"] == 1
+
+
+def test_the_image_term_alone_needs_no_captions(tmp_path: Path) -> None:
+    data = Data()
+    for name in ("tokens_query", "tokens_key", "tags"):
+        del data.rows[name]
+    fields = {"weight_tag": 0.0, "weight_cc": 0.0, "weight_cross": 0.0}
+    watch = train(module(**fields, text_encoder=None), data)
+    assert len(watch.terms) == 4
+    # The recipe as the paper's scale has it: neither BERT nor its vocabulary is there, and nothing asks for them.
+    layer = {"model": {"init_args": {"queue_size": 8}}}
+    run, config = stage_configuration(request("mct/moco_v2", tmp_path, scale="paper", layer=layer))
+    cli = build(run, config, {"default_root_dir": str(tmp_path), "logger": False})
+    assert cli.model.text is None
+    assert cli.datamodule.tokenizer is None
+    assert not any("text" in name for name in cli.model.state_dict())
+    # An encoder that no loss reads is left out, too.
+    assert module(**fields, text_encoder=Texts()).text is None
+
+
+# -- the step ----------------------------------------------------------------------------------------------------------
+
+
+def test_statistics_of_the_keys_are_their_own() -> None:
+    model = module()
+    query, key = (tower.backbone.normalisation for tower in (model.image.query, model.image.key))
+    for layer in (query, key):
+        assert isinstance(layer, nn.BatchNorm2d)
+    query.running_mean.fill_(1e6)
+    query.running_var.fill_(1e6)
+    train(model)
+    assert key.running_mean.abs().max() < 10
+    assert key.running_var.max() < 10
+    assert key.num_batches_tracked == query.num_batches_tracked == 4
+    assert query.running_mean.min() > 1e5
+    assert model.image.key.training
+
+
+def test_keys_wait_in_the_queue_until_the_next_step() -> None:
+    model = module(weight_tag=0.0, weight_cc=0.0, weight_cross=0.0, queue_warm="masked")
+    watch = train(model, limit_train_batches=2)
+    # In the first step there is no negative at all; in the second those of the first.
+    assert float(watch.terms[0]["ii"]) == 0
+    assert float(watch.terms[1]["ii"]) > 0
+    assert [float(terms["queue_fill"]) for terms in watch.terms] == [0, 0.25]
+    queue = model.objective.queues["ii"]
+    assert queue.image_id.tolist() == [*range(32), *[-1] * 32]
+    assert int(queue.pointer) == 32
+
+
+def test_accumulated_gradients() -> None:
+    data = Data(images=5 * BATCH)
+    watch = train(module(), data, epochs=2, watch=Accumulating(), accumulate_grad_batches=2)
+    # Five batches: two pairs and one left over, in either epoch.
+    assert watch.counts == {"update": 6, "enqueue": 10, "optimiser": 6}
+
+
+def test_the_text_gradient_is_clipped_and_the_image_gradient_is_not() -> None:
+    watch = train(module(text_clip_norm=1e-3))
+    assert len(watch.norms) == 4
+    for norms in watch.norms:
+        assert norms["before"]["text"] > 1e-2
+        assert norms["after"]["text"] == pytest.approx(1e-3, rel=1e-2)
+        assert norms["after"]["image"] == norms["before"]["image"] > 1e-3
+    watch = train(module(text_clip_norm=1e6))
+    for norms in watch.norms:
+        assert norms["after"] == pytest.approx(norms["before"], rel=1e-6)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_learning_rates(accumulated: int) -> None:
+    # Four steps in each of three epochs.
+    data = Data(images=4 * BATCH * accumulated)
+    model = module(image_warmup_epochs=0.5, text_warmup_epochs=1.5)
+    watch = Accumulating() if accumulated > 1 else Watch()
+    train(model, data, epochs=3, watch=watch, accumulate_grad_batches=accumulated)
+    cosine = [0.5 * (1 + math.cos(math.pi * epoch / 3)) for epoch in range(3) for _ in range(4)]
+    image = [0.05 * c * min(1, (step + 1) / 2) for step, c in enumerate(cosine)]
+    text = [0.01 * c * min(1, (step + 1) / 6) for step, c in enumerate(cosine)]
+    found = watch.rates[::accumulated]
+    assert [rates[0] for rates in found] == pytest.approx(image)
+    assert [rates[1] for rates in found] == pytest.approx(text)
+    assert [rates[2] for rates in found] == pytest.approx(text)
+
+
+def test_weight_decay_spares_what_has_one_dimension() -> None:
+    model = module()
+    train(model, limit_train_batches=1)
+    image, decayed, spared = model.trainer.optimizers[0].param_groups
+    assert len(image["params"]) == len(list(model.image.query.parameters()))
+    assert image["weight_decay"] == 1e-4
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (1e-2, 0)
+    assert all(parameter.ndim > 1 for parameter in decayed["params"])
+    assert all(parameter.ndim == 1 for parameter in spared["params"])
+    assert model.text is not None
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(model.text.query.parameters()))
+
+
+def test_bfloat16() -> None:
+    exact = train(module())
+    halved = train(module(), precision="bf16-mixed")
+    for terms, expected in zip(halved.terms, exact.terms):
+        for name in ("loss", "ii", "tag", "cc", "ic", "ci"):
+            assert terms[name].dtype == torch.float32
+            torch.testing.assert_close(terms[name], expected[name], rtol=0.05, atol=0.02)
+
+
+def test_queues_are_float32_or_float16_in_a_run_of_bfloat16() -> None:
+    model = module(queue_dtype="float16")
+    train(model, precision="bf16-mixed")
+    assert {queue.vectors.dtype for queue in model.objective.queues.values()} == {torch.float16}
+
+
+def test_a_run_is_the_same_twice() -> None:
+    first, second = train(module()), train(module())
+    assert [float(terms["loss"]) for terms in first.terms] == [float(terms["loss"]) for terms in second.terms]
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text_encoder": None}, r"model.text_encoder is null, but weight_cc or weight_cross is not 0"),
+        ({"text_encoder": None, "weight_cc": 0.0}, r"model.text_encoder is null"),
+        ({"weight_ii": 0.0, "weight_tag": 0.0, "weight_cross": 0.0}, r"no loss trains the image encoder: .*weight_ii"),
+        ({"weight_cc": -1.0}, "weights must not be negative"),
+        ({"weight_ii": math.nan}, "weights must not be negative"),
+        ({"tag_count": 0}, r"weight_tag=1.0 switches J_tag on, but the data have no tags"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"queue_size": 0}, "size=0"),
+        ({"inter_dim": 0}, "inter_dim=0"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_work(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        module(**fields)
+
+
+def test_data_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"model.tag_count is 4, the data set has 3 tags"):
+        train(module(), Data(tags=3))
+    train(module(weight_tag=0.0), Data(tags=3), limit_train_batches=1)
+    with pytest.raises(ValueError, match=r"the tokenizer has 21 pieces, model.text_encoder 20 .*vocabulary_size"):
+        train(module(), Data(vocabulary_size=21))
+    with pytest.raises(ValueError, match=r"key_bn_groups=3 does not divide the 16 rows"):
+        train(module(key_bn_groups=3))
+
+
+def test_released_weights_that_are_missing_stop_a_fit_before_its_first_step(tmp_path: Path) -> None:
+    sizes = {"vocabulary_size": VOCABULARY, "hidden_size": 8, "layers": 1, "attention_heads": 2, "max_tokens": 8}
+    encoder = BertEncoder(str(tmp_path / "bert"), intermediate_size=8, **sizes)
+    watch = Watch()
+    with pytest.raises(FileNotFoundError, match=r"text_encoder.pretrained: .*bert is neither .*pretrained to null"):
+        train(module(text_encoder=encoder), watch=watch)
+    assert not watch.rates
