@@ -89,7 +89,7 @@ class StopOnNonFiniteLoss(Callback):
             raise NonFiniteLossError(f"the loss is not finite on another rank; its message has the samples. See {path}")
         raise NonFiniteLossError(
             f"the loss is not finite at batch {step} (rank {trainer.global_rank}); samples of that batch: {listed}. "
-            f"The state is kept in {path}; the last good checkpoint is beside it. Lower model.learning_rate, or look "
+            f"The state is kept in {path}; the last good checkpoint is beside it. Lower the learning rate, or look "
             "at those samples."
         )
 

@@ -164,7 +164,8 @@ class CaptionedImages(ImageItems):
             self.siblings = {int(g): np.flatnonzero(annotations.groups == g) for g in np.unique(annotations.groups)}
 
     def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
-        group = self.siblings.get(int(self.annotations.groups[item]), np.array([item]))
+        annotations = self.annotations
+        group = self.siblings.get(int(annotations.groups[item]), np.array([item]))
         others = group[group != item]
         partner = int(rng.choice(others)) if len(others) else item
         query, query_flipped = self.transform(image, rng)
@@ -173,7 +174,8 @@ class CaptionedImages(ImageItems):
             "image_query": query,
             "image_key": key,
             "tags": torch.from_numpy(self.annotations.tags[item]),
-            "image_id": torch.tensor(int(self.annotations.image_ids[item])),
+            # Another drawing of the same thing is no negative either, where drawings are each other's positives.
+            "image_id": torch.tensor(int((annotations.groups if self.siblings else annotations.image_ids)[item])),
         }
         if self.tokenizer is not None:
             captions, ids = self.annotations.captions[item], self.annotations.caption_ids[item]

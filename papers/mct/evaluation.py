@@ -626,6 +626,13 @@ class CrossModalSearch(FrozenEncoderModule):
     def setup(self, stage: str) -> None:
         """Before training only, load the pre-trained encoder and make sure that there is something to select by."""
         super().setup(stage)
+        size = getattr(self.space.text_encoder, "vocabulary_size", None)
+        needed = getattr(getattr(self.trainer, "datamodule", None), "vocabulary_size", 0)
+        if size is not None and needed > size:
+            raise ValueError(
+                f"the tokenizer has {needed} words, model.text_encoder {size} embeddings; raise "
+                "model.text_encoder.vocabulary_size"
+            )
         if stage == "fit" and getattr(self.trainer, "datamodule", None) is None:
             raise ValueError("data: CrossModalSearch selects its weights by the val_dataloader of a data module")
 
