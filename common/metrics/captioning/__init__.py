@@ -1,0 +1,24 @@
+"""Scores of generated captions and answers: BLEU, ROUGE-L, CIDEr and METEOR, equal to those of coco-caption.
+
+``score_captions`` takes raw text, ``CaptionMeter`` collects it over batches and processes. The metrics alone are pure
+functions of a ``CaptionSet`` of tokenised text, in the modules ``bleu``, ``rouge``, ``cider`` and ``meteor``.
+"""
+
+from common.metrics.captioning.caption_set import CaptionSet
+from common.metrics.captioning.java import JavaUnavailable
+from common.metrics.captioning.meter import CaptionMeter
+from common.metrics.captioning.protocols import Protocol
+from common.metrics.captioning.scoring import METRICS, CaptionScores, score_captions
+from common.metrics.captioning.tokeniser import ptb_tokens, tokenise
+
+__all__ = [
+    "METRICS",
+    "CaptionMeter",
+    "CaptionScores",
+    "CaptionSet",
+    "JavaUnavailable",
+    "Protocol",
+    "ptb_tokens",
+    "score_captions",
+    "tokenise",
+]

@@ -1,0 +1,58 @@
+"""BLEU of captions (Papineni et al., 2002) as coco-caption computes it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.metrics.captioning.caption_set import CaptionSet
+
+# An order without any match or n-gram counts as this much, so no score is an exact zero but by the brevity penalty.
+_TINY, _SMALL = 1e-15, 1e-9
+
+
+def bleu(captions: CaptionSet, orders: int = 4) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """BLEU-1 to BLEU-``orders``.
+
+    Matches are clipped by the largest count in one reference. The reference length is the closest one, the shorter of
+    two as close. Corpus scores add up the counts of all items; they are not means.
+
+    Args:
+        captions: N items.
+        orders: The longest n-gram, K.
+
+    Returns:
+        Corpus scores [K] (NaN without items) and scores per item [N, K].
+
+    Source: specification 11 (closest length, smoothing 1e-15 and 1e-9).
+    """
+    items = len(captions)
+    length, reference_length = captions.lengths
+    matches, totals = np.zeros((items, orders)), np.zeros((items, orders))
+    for order in range(1, orders + 1):
+        ngrams = captions.ngrams(order)
+        most = np.zeros(len(ngrams.candidate_count), dtype=np.int64)
+        matched = ngrams.partner >= 0
+        np.maximum.at(most, ngrams.partner[matched], ngrams.reference_count[matched])
+        clipped = np.minimum(ngrams.candidate_count, most)
+        matches[:, order - 1] = np.bincount(ngrams.candidate_item, clipped, minlength=items)
+        totals[:, order - 1] = np.maximum(length - order + 1, 0)
+    # The closest length first, then the shorter: one minimum over distance and length as a single number.
+    span = int(reference_length.max(initial=0)) + 1
+    closeness = np.abs(reference_length - length[captions.owner]) * span + reference_length
+    nearest = np.full(items, np.iinfo(np.int64).max)
+    np.minimum.at(nearest, captions.owner, closeness)
+    closest = nearest % span
+    corpus = _score(matches.sum(0), totals.sum(0), length.sum(), closest.sum())
+    per_item = _score(matches, totals, length[:, None], closest[:, None])
+    return corpus if items else np.full(orders, np.nan), per_item
+
+
+def _score(
+    matches: NDArray[np.float64], totals: NDArray[np.float64], length: NDArray[np.int64], closest: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Geometric mean of the precisions up to every order [..., K], times the brevity penalty."""
+    precision = (matches + _TINY) / (totals + _SMALL)
+    score = np.cumprod(precision, axis=-1) ** (1 / np.arange(1, precision.shape[-1] + 1))
+    ratio = (length + _TINY) / (closest + _SMALL)
+    return score * np.where(ratio < 1, np.exp(1 - 1 / ratio), 1)

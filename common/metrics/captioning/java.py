@@ -1,0 +1,87 @@
+"""The original Java programs behind caption scores, which the optional package pycocoevalcap carries.
+
+Only its two jars are used. Its own wrappers write into the package's folder and give every caption after one that holds
+a line separator to the wrong item.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.metrics.captioning.tokeniser import PUNCTUATION
+
+METEOR_JAR = "meteor/meteor-1.5.jar"
+PTB_JAR = "tokenizer/stanford-corenlp-3.4.1.jar"
+
+
+class JavaUnavailable(RuntimeError):
+    """Java or a jar is missing or does not run; the message says which and what to do."""
+
+
+def java_command(jar: str, memory: str) -> tuple[list[str], Path]:
+    """The start of a command line that runs Java, and the jar.
+
+    Args:
+        jar: Path within pycocoevalcap.
+        memory: Largest heap, as ``2G``.
+
+    Raises:
+        JavaUnavailable: There is no Java or no such jar.
+    """
+    java = shutil.which("java")
+    if java is None:
+        raise JavaUnavailable("no `java` on the PATH; install a Java runtime (8 or later)")
+    package = importlib.util.find_spec("pycocoevalcap")
+    places = list(package.submodule_search_locations or []) if package else []
+    found = next((path for place in places if (path := Path(place) / jar).is_file()), None)
+    if found is None:
+        raise JavaUnavailable(f"{Path(jar).name} not found; `pip install pycocoevalcap` (the extra `captioning`)")
+    # The characters that Java assumes follow the locale up to version 17.
+    return [java, f"-Xmx{memory}", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8"], found
+
+
+def one_line(text: str) -> str:
+    """White space as single spaces: the programs read one caption per line, and know many line separators."""
+    return " ".join(text.split())
+
+
+def ptb_tokenise(texts: Sequence[str], timeout: float = 600) -> list[str]:
+    """Captions through the original PTB tokeniser.
+
+    Whether the original keeps the full stop of a last word such as ``c.`` can depend on the caption after it.
+
+    Args:
+        texts: N captions.
+        timeout: Seconds after which Java is given up.
+
+    Returns:
+        Words in lower case without punctuation, joined by one space, [N].
+
+    Raises:
+        JavaUnavailable: It cannot run, fails or answers with another number of captions.
+    """
+    if not texts:
+        return []
+    command, jar = java_command(PTB_JAR, "1G")
+    command += ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    lines = "\n".join(map(one_line, texts)).encode(errors="replace")
+    try:
+        done = subprocess.run(command, input=lines, capture_output=True, timeout=timeout, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise JavaUnavailable(f"the PTB tokeniser does not run: {error}") from error
+    if done.returncode:
+        raise JavaUnavailable(f"the PTB tokeniser ended with code {done.returncode}: {last_line(done.stderr)}")
+    answers = done.stdout.decode().split("\n")
+    if len(answers) != len(texts):
+        raise JavaUnavailable(f"the PTB tokeniser gave {len(answers)} lines for {len(texts)} captions")
+    return [" ".join(token for token in line.rstrip().split(" ") if token not in PUNCTUATION) for line in answers]
+
+
+def last_line(output: bytes) -> str:
+    """The last line that a program wrote, for a message."""
+    lines = output.decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no message")

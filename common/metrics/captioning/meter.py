@@ -1,0 +1,143 @@
+"""Caption scores of a whole evaluation, collected batch by batch from all processes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from common.metrics.captioning.caption_set import check_captions
+from common.metrics.captioning.protocols import Protocol
+from common.metrics.captioning.scoring import CaptionScores, Tokeniser, check_options, score_captions
+
+
+def gather_objects(values: list[Any], group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Values of all processes in rank order; every process may bring another number of them, also none.
+
+    Args:
+        values: Anything that can be pickled.
+        group: Processes that take part; by default all.
+
+    Returns:
+        The joined list on every process; ``values`` itself when there is one process.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+        return values
+    parts: list[list[Any]] = [[] for _ in range(dist.get_world_size(group))]
+    dist.all_gather_object(parts, values, group=group)
+    return [value for part in parts for value in part]
+
+
+class CaptionMeter:
+    """Caption scores with every sample counted once, however often and in however many processes it was seen.
+
+    Args:
+        protocol: See ``score_captions``; the rest too.
+        official_quirks: As above.
+        tokeniser: As above.
+        with_meteor: As above.
+
+    Example:
+        >>> meter = CaptionMeter(with_meteor=False)
+        >>> meter.update([4, 7], ["a dog runs", "yes"], [["a dog is running"], ["yes", "yes he does"]])
+        >>> round(meter.compute().measured["rouge_l"], 3)
+        0.779
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol = "coco",
+        *,
+        official_quirks: bool = True,
+        tokeniser: Tokeniser = "python",
+        with_meteor: bool = True,
+    ) -> None:
+        check_options(protocol, tokeniser)  # before an epoch is spent
+        self.protocol: Protocol = protocol
+        self.official_quirks = official_quirks
+        self.tokeniser: Tokeniser = tokeniser
+        self.with_meteor = with_meteor
+        self._samples: dict[int, tuple[str, tuple[str, ...]]] = {}
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._samples.clear()
+
+    def update(
+        self, index: Tensor | Sequence[int], candidates: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> None:
+        """Add samples. Of a sample seen again the first candidate counts.
+
+        Args:
+            index: Which samples, [B].
+            candidates: One caption per sample, [B].
+            references: At least one reference per sample, [B] lists.
+
+        Raises:
+            TypeError: A candidate is not a string, or the references of a sample are not a list of strings.
+            ValueError: The lengths differ, or a sample has no reference or other references than before.
+        """
+        indices = [operator.index(one) for one in (index.tolist() if isinstance(index, Tensor) else index)]
+        for field, values in (("candidates", candidates), ("references", references)):
+            if isinstance(values, str) or len(values) != len(indices):
+                got = "one string" if isinstance(values, str) else f"{len(values)}"
+                raise ValueError(f"{field}: expected one entry for each of {len(indices)} samples, got {got}")
+        check_captions(indices, candidates, references)
+        for one, candidate, texts in zip(indices, candidates, references):
+            _add(self._samples, one, candidate, tuple(texts))
+
+    def compute(self, group: dist.ProcessGroup | None = None) -> CaptionScores:
+        """The scores over all samples of all processes, the same on each.
+
+        The first process computes them, so that METEOR's memory is needed once.
+
+        Args:
+            group: Processes that take part; by default all. All of them must call.
+
+        Returns:
+            Scores with ``ids`` in ascending order.
+
+        Raises:
+            ValueError: Processes saw one sample with different references.
+            RuntimeError: The first process could not score, on every process.
+        """
+        samples: dict[int, tuple[str, tuple[str, ...]]] = {}
+        gathered = gather_objects(list(self._samples.items()), group)
+        for one, (candidate, references) in gathered:
+            _add(samples, one, candidate, references)
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+            return self._score(samples)
+        answer: list[CaptionScores | str | None] = [None]
+        if dist.get_rank(group) == 0:
+            try:
+                answer = [self._score(samples)]
+            except Exception as error:  # whatever it is, the others must not wait for it
+                answer = [f"{type(error).__name__}: {error}"]
+        dist.broadcast_object_list(answer, src=0 if group is None else dist.get_global_rank(group, 0), group=group)
+        if not isinstance(answer[0], CaptionScores):
+            raise RuntimeError(f"the first process could not score the captions: {answer[0]}")
+        return answer[0]
+
+    def _score(self, samples: dict[int, tuple[str, tuple[str, ...]]]) -> CaptionScores:
+        ordered = sorted(samples)
+        return score_captions(
+            {one: samples[one][0] for one in ordered},
+            {one: samples[one][1] for one in ordered},
+            self.protocol,
+            official_quirks=self.official_quirks,
+            tokeniser=self.tokeniser,
+            with_meteor=self.with_meteor,
+        )
+
+
+def _add(
+    samples: dict[int, tuple[str, tuple[str, ...]]], index: int, candidate: str, references: tuple[str, ...]
+) -> None:
+    known = samples.setdefault(index, (candidate, references))
+    if known[1] != references:
+        raise ValueError(
+            f"sample {index} came with two different sets of references; is the index of every sample its own?"
+        )

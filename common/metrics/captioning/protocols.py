@@ -1,0 +1,66 @@
+"""What each benchmark does to captions before they are tokenised.
+
+Source: specification 11 (table of protocols, AVSD traps 1 and 2).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Literal, get_args
+
+Protocol = Literal["coco", "tvc", "avsd_1ref", "avsd7", "avsd8"]
+
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
+
+
+def keep(text: str) -> str:
+    """The text itself."""
+    return text
+
+
+def ascii_only(text: str) -> str:
+    """Every character outside ASCII as one space, ends stripped."""
+    return _NOT_ASCII.sub(" ", text).strip()
+
+
+def without_short_words(text: str) -> str:
+    """Without the words of exactly one character, ``a``, ``i`` and ``2`` among them.
+
+    The official DSTC7 stop-word list holds a full stop that it uses as a regular expression, where it means any
+    character. The published numbers carry this defect.
+    """
+    return " ".join(word for word in text.split() if len(word) != 1)
+
+
+def without_stops(text: str) -> str:
+    """Without the words ``,`` and ``.``, which is what the stop-word list means and what DSTC8 does."""
+    return " ".join(word for word in text.split() if word not in (",", "."))
+
+
+def preparation(protocol: Protocol, official_quirks: bool = True) -> tuple[Callable[[str], str], Callable[[str], str]]:
+    """How a protocol prepares candidates, and how references.
+
+    Args:
+        protocol: ``coco`` nothing; ``tvc`` ASCII on both sides; ``avsd_1ref`` the DSTC7 word filter on both sides,
+            meant for the one original answer; ``avsd7`` the same on candidates only, six references; ``avsd8`` the
+            DSTC8 filter on candidates only.
+        official_quirks: Keep the defect of the DSTC7 filter, which published numbers need. Without it ``avsd_1ref``
+            and ``avsd7`` drop commas and full stops only.
+
+    Raises:
+        ValueError: There is no such protocol.
+    """
+    filter_ = without_short_words if official_quirks else without_stops
+    match protocol:
+        case "coco":
+            return keep, keep
+        case "tvc":
+            return ascii_only, ascii_only
+        case "avsd_1ref":
+            return filter_, filter_
+        case "avsd7":
+            return filter_, keep
+        case "avsd8":
+            return without_stops, keep
+    raise ValueError(f"protocol: {protocol!r} is none of {', '.join(get_args(Protocol))}")

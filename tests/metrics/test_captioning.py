@@ -1,0 +1,343 @@
+"""Caption scores: golden numbers of coco-caption, plain re-computations of the definitions, edge cases."""
+
+import json
+import logging
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.metrics.captioning import METRICS, CaptionScores, CaptionSet, JavaUnavailable, score_captions, scoring
+from common.metrics.captioning.bleu import bleu
+from common.metrics.captioning.cider import cider
+from common.metrics.captioning.meteor import meteor
+from common.metrics.captioning.protocols import preparation
+from common.metrics.captioning.rouge import longest_common_subsequence, rouge_l
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "vx2text" / "caption_metrics.json").read_text())
+ITEMS = GOLDEN["items"]
+PROTOCOLS = ["coco", "tvc", "avsd_1ref", "avsd7", "avsd8"]
+WITHOUT_JAVA = [metric for metric in METRICS if metric != "meteor"]
+
+
+def score(candidates: dict, references: dict, *args: object, **options: object) -> CaptionScores:
+    return score_captions(candidates, references, *args, with_meteor=False, **options)  # type: ignore[arg-type]
+
+
+# Golden numbers
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_golden_scores_from_raw_text(protocol: str) -> None:
+    scores = score({i["id"]: i["hyp"] for i in ITEMS}, {i["id"]: i["refs"] for i in ITEMS}, protocol)
+    assert scores.ids == tuple(item["id"] for item in ITEMS)
+    for metric in WITHOUT_JAVA:
+        assert scores.corpus[metric] == pytest.approx(GOLDEN["corpus"][protocol][metric], abs=1e-9)
+        if protocol in ITEMS[0]["scores"]:
+            golden = [item["scores"][protocol][metric] for item in ITEMS]
+            np.testing.assert_allclose(scores.items[metric], golden, rtol=0, atol=1e-9)
+
+
+def test_golden_scores_from_golden_tokens() -> None:
+    tokens = [item["tok"]["coco"] for item in ITEMS]
+    captions = CaptionSet([one["hyp"] for one in tokens], [one["refs"] for one in tokens])
+    corpus, items = bleu(captions)
+    results = {f"bleu_{order}": (corpus[order - 1], items[:, order - 1]) for order in range(1, 5)}
+    results |= {"rouge_l": rouge_l(captions), "cider": cider(captions)}
+    assert set(results) == set(WITHOUT_JAVA)
+    for metric, (mean, per_item) in results.items():
+        assert mean == pytest.approx(GOLDEN["corpus"]["coco"][metric], abs=1e-9)
+        golden = [item["scores"]["coco"][metric] for item in ITEMS]
+        # Relative as well: a score of 1e-16 that should be 1e-8 must not pass for small.
+        np.testing.assert_allclose(per_item, golden, rtol=1e-9, atol=1e-15 if metric == "cider" else 0)
+
+
+@pytest.mark.parametrize("protocol", ["avsd_1ref", "avsd8"])
+def test_golden_word_filters(protocol: str) -> None:
+    prepare, _ = preparation(protocol)  # type: ignore[arg-type]
+    assert [prepare(item["hyp"]) for item in ITEMS] == [item["filtered_hyp"][protocol] for item in ITEMS]
+
+
+# Protocols
+
+
+def test_protocols_treat_the_sides_as_stated() -> None:
+    text = "caf\u00e9 , a man \u2014 i see 2 ."
+    sides = {name: tuple(prepare(text) for prepare in preparation(name)) for name in PROTOCOLS}  # type: ignore[arg-type]
+    assert sides == {
+        "coco": (text, text),
+        "tvc": ("caf  , a man   i see 2 .", "caf  , a man   i see 2 ."),
+        "avsd_1ref": ("caf\u00e9 man see", "caf\u00e9 man see"),
+        "avsd7": ("caf\u00e9 man see", text),
+        "avsd8": ("caf\u00e9 a man \u2014 i see 2", text),
+    }
+
+
+def test_quirk_of_the_word_filter_is_an_option() -> None:
+    candidates, references = {0: "a dog , i see .", 1: "yes"}, {0: ["a dog , i see ."], 1: ["yes"]}
+    assert score(candidates, references, "avsd7").corpus["bleu_1"] < 0.8  # type: ignore[operator]
+    repaired = score(candidates, references, "avsd7", official_quirks=False)
+    assert repaired.corpus == score(candidates, references, "avsd8").corpus
+    assert repaired.corpus["bleu_1"] == pytest.approx(1)
+    candidate, reference = preparation("avsd_1ref", official_quirks=False)
+    assert candidate("a , b .") == reference("a , b .") == "a b"
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"protocol: 'dstc'.*avsd_1ref"):
+        score({0: "a"}, {0: ["a"]}, "dstc")
+    with pytest.raises(ValueError, match=r"tokeniser: 'nltk'.*python"):
+        score({0: "a"}, {0: ["a"]}, tokeniser="nltk")
+
+
+# Against the definitions, written down in the plainest way
+
+
+def grams(text: str, order: int) -> Counter:
+    words = text.split()
+    return Counter(tuple(words[i : i + order]) for i in range(len(words) - order + 1))
+
+
+def plain_bleu(candidates: list[str], references: list[list[str]]) -> list[float]:
+    matches, totals, length, closest = [0] * 4, [0] * 4, 0, 0
+    for candidate, texts in zip(candidates, references):
+        own = len(candidate.split())
+        length += own
+        closest += min((abs(len(text.split()) - own), len(text.split())) for text in texts)[1]
+        for order in range(1, 5):
+            for gram, count in grams(candidate, order).items():
+                matches[order - 1] += min(count, max(grams(text, order)[gram] for text in texts))
+                totals[order - 1] += count
+    ratio, product, scores = (length + 1e-15) / (closest + 1e-9), 1.0, []
+    for order in range(4):
+        product *= (matches[order] + 1e-15) / (totals[order] + 1e-9)
+        scores.append(product ** (1 / (order + 1)) * (math.exp(1 - 1 / ratio) if ratio < 1 else 1))
+    return scores
+
+
+def plain_cider(candidates: list[str], references: list[list[str]], clip: bool, sigma: float | None) -> list[float]:
+    def weights(text: str, order: int) -> dict:
+        found = {}
+        for gram, count in grams(text, order).items():
+            frequency = sum(any(gram in grams(other, order) for other in texts) for texts in references)
+            found[gram] = count * (math.log(len(candidates)) - math.log(max(frequency, 1)))
+        return found
+
+    scores = []
+    for candidate, texts in zip(candidates, references):
+        total = 0.0
+        for text in texts:
+            for order in range(1, 5):
+                ours, theirs = weights(candidate, order), weights(text, order)
+                norm = math.sqrt(sum(v * v for v in ours.values()) * sum(v * v for v in theirs.values()))
+                dot = sum((min(ours[g], theirs[g]) if clip else ours[g]) * theirs[g] for g in ours if g in theirs)
+                bigrams = sum(grams(candidate, 2).values()) - sum(grams(text, 2).values())
+                total += (dot / norm if norm else 0) * (math.exp(-(bigrams**2) / (2 * sigma**2)) if sigma else 1)
+        scores.append(10 * total / 4 / len(texts))
+    return scores
+
+
+def plain_common(first: list[str], second: list[str]) -> int:
+    table = [[0] * (len(second) + 1) for _ in range(len(first) + 1)]
+    for i, one in enumerate(first):
+        for j, other in enumerate(second):
+            table[i + 1][j + 1] = table[i][j] + 1 if one == other else max(table[i][j + 1], table[i + 1][j])
+    return table[-1][-1]
+
+
+SENTENCE = st.lists(st.sampled_from("abcde"), max_size=9).map(" ".join)
+CORPUS = st.lists(st.tuples(SENTENCE, st.lists(SENTENCE, min_size=1, max_size=4)), min_size=1, max_size=6)
+
+
+@given(CORPUS)
+@settings(deadline=None, max_examples=60)
+def test_bleu_and_cider_follow_their_definitions(corpus: list[tuple[str, list[str]]]) -> None:
+    candidates, references = [one for one, _ in corpus], [texts for _, texts in corpus]
+    captions = CaptionSet(candidates, references)
+    total, items = bleu(captions)
+    np.testing.assert_allclose(total, plain_bleu(candidates, references), rtol=1e-9, atol=1e-300)
+    for item, (candidate, texts) in enumerate(corpus):
+        np.testing.assert_allclose(items[item], plain_bleu([candidate], [texts]), rtol=1e-9, atol=1e-300)
+    for clip, sigma in [(True, 6.0), (False, None), (True, 2.0)]:
+        mean, scores = cider(captions, clip=clip, sigma=sigma)
+        np.testing.assert_allclose(scores, plain_cider(candidates, references, clip, sigma), rtol=1e-9, atol=1e-12)
+        assert mean == pytest.approx(scores.mean(), abs=1e-12)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=80), st.lists(st.sampled_from("abcd"), max_size=80))
+@settings(deadline=None, max_examples=60)
+def test_longest_common_subsequence(first: list[str], second: list[str]) -> None:
+    assert longest_common_subsequence(first, second) == plain_common(first, second)
+
+
+@given(CORPUS)
+@settings(deadline=None, max_examples=60)
+def test_rouge_takes_the_best_precision_and_recall_apart(corpus: list[tuple[str, list[str]]]) -> None:
+    mean, scores = rouge_l(CaptionSet([one for one, _ in corpus], [texts for _, texts in corpus]))
+    expected = []
+    for candidate, texts in corpus:
+        words, others = candidate.split(" "), [text.split(" ") for text in texts]
+        precision = max(plain_common(words, other) / len(words) for other in others)
+        recall = max(plain_common(words, other) / len(other) for other in others)
+        both = recall + 1.44 * precision
+        expected.append(2.44 * precision * recall / both if both else 0)
+    np.testing.assert_allclose(scores, expected, rtol=1e-12)
+    assert mean == pytest.approx(np.mean(expected))
+
+
+@given(CORPUS)
+@settings(deadline=None, max_examples=30)
+def test_equal_to_pycocoevalcap(corpus: list[tuple[str, list[str]]]) -> None:
+    bleu_module = pytest.importorskip("pycocoevalcap.bleu.bleu", reason="pycocoevalcap is not installed")
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    captions = CaptionSet([one for one, _ in corpus], [texts for _, texts in corpus])
+    references = {item: texts for item, (_, texts) in enumerate(corpus)}
+    candidates = {item: [one] for item, (one, _) in enumerate(corpus)}
+    total, items = bleu_module.Bleu(4).compute_score(references, candidates, verbose=0)
+    np.testing.assert_allclose(bleu(captions)[0], total, rtol=1e-9, atol=1e-300)
+    np.testing.assert_allclose(bleu(captions)[1].T, items, rtol=1e-9, atol=1e-300)
+    np.testing.assert_allclose(rouge_l(captions)[1], Rouge().compute_score(references, candidates)[1], rtol=1e-12)
+    if any(text for texts in references.values() for text in texts):  # it cannot do without any word
+        np.testing.assert_allclose(cider(captions)[1], Cider().compute_score(references, candidates)[1], atol=1e-12)
+
+
+# Properties and edges
+
+
+def test_captions_that_equal_their_reference_score_highest() -> None:
+    texts = ["a man opens the blue door", "two dogs run in the snow", "she laughs and sits on a couch"]
+    captions = CaptionSet(texts, [[text] for text in texts])
+    assert bleu(captions)[0] == pytest.approx([1, 1, 1, 1])
+    assert rouge_l(captions)[0] == 1
+    assert cider(captions)[1] == pytest.approx([10, 10, 10])
+
+
+def test_one_item() -> None:
+    scores = score({"only": "a dog runs"}, {"only": ["a dog runs"]})
+    assert scores.corpus["bleu_1"] == pytest.approx(1)
+    assert scores.corpus["rouge_l"] == 1
+    assert scores.corpus["cider"] == 0  # the only item's n-grams are in every item
+
+
+def test_empty_candidates_and_references() -> None:
+    scores = score({0: "", 1: "", 2: "a dog", 3: "."}, {0: ["a dog"], 1: [""], 2: [""], 3: ["", "a cat"]})
+    for metric in WITHOUT_JAVA:
+        assert np.isfinite(scores.items[metric]).all()  # type: ignore[call-overload]
+    assert scores.items["rouge_l"].tolist() == [0, 1, 0, 1]  # type: ignore[union-attr]
+    assert scores.items["bleu_4"][[0, 1]].tolist() == [0, 0]  # type: ignore[index]
+    assert scores.items["cider"].tolist() == [0, 0, 0, 0]  # type: ignore[union-attr]
+
+
+def test_no_items() -> None:
+    scores = score({}, {})
+    assert scores.ids == ()
+    assert all(math.isnan(scores.measured[metric]) for metric in WITHOUT_JAVA)
+    assert meteor(CaptionSet([], []))[1].shape == (0,)
+
+
+def test_only_empty_text() -> None:
+    scores = score({0: "", 1: "!"}, {0: [""], 1: ["?"]})
+    assert scores.measured["bleu_1"] == scores.measured["cider"] == 0
+    assert scores.measured["rouge_l"] == 1
+
+
+def test_unicode() -> None:
+    texts = {
+        0: "\u65e5\u672c\u8a9e \u306e \u6587",
+        1: "\u043f\u0440\u0438\u0432\u0435\u0442 \u043c\u0438\u0440 caf\u00e9",
+        2: "\U0001f600 lone \ud800 surrogate",
+    }
+    scores = score(texts, {key: [text] for key, text in texts.items()})
+    assert scores.corpus["bleu_1"] == pytest.approx(1)
+    assert scores.items["rouge_l"].tolist() == [1, 1, 1]  # type: ignore[union-attr]
+
+
+def test_very_long_text() -> None:
+    long = " ".join(f"w{i % 997} x{i}" for i in range(10_000))
+    scores = score({0: long, 1: "a b"}, {0: [long + " end", "short"], 1: ["a b c"]})
+    assert scores.items["bleu_4"][0] == pytest.approx(1, abs=1e-3)  # type: ignore[index]
+    assert scores.items["rouge_l"][0] > 0.999  # type: ignore[index]
+
+
+@pytest.mark.parametrize("separator", ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"], ids=ascii)
+def test_line_separators_shift_nothing(separator: str) -> None:
+    candidates = {0: f"a man{separator}walks", 1: "two dogs run", 2: "she laughs"}
+    references = {0: [f"a{separator}man walks{separator}"], 1: ["two dogs run"], 2: ["she laughs"]}
+    plain = {key: text.replace(separator, " ") for key, text in candidates.items()}
+    scores = score(candidates, references)
+    assert scores.corpus == score(plain, {0: ["a man walks"], 1: ["two dogs run"], 2: ["she laughs"]}).corpus
+    assert scores.items["rouge_l"].tolist() == [1, 1, 1]  # type: ignore[union-attr]
+
+
+@given(CORPUS, st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=20)
+def test_order_of_items_and_references_does_not_matter(corpus: list, random: object) -> None:
+    order = list(range(len(corpus)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    first = score({i: corpus[i][0] for i in range(len(corpus))}, {i: corpus[i][1] for i in range(len(corpus))})
+    second = score({i: corpus[i][0] for i in reversed(order)}, {i: corpus[i][1][::-1] for i in order})
+    assert second.ids == tuple(order)
+    for metric in WITHOUT_JAVA:
+        assert second.corpus[metric] == pytest.approx(first.corpus[metric], abs=1e-12)
+        np.testing.assert_allclose(second.items[metric], first.items[metric][order], atol=1e-12)  # type: ignore[index,call-overload]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("candidates", "references", "error", "words"),
+    [
+        ({"clip7": "a"}, {"clip7": []}, ValueError, ["'clip7'", "no reference"]),
+        ({"clip7": "a"}, {"clip7": "a dog"}, TypeError, ["'clip7'", "list of strings", "str"]),
+        ({"clip7": "a"}, {"clip7": ["a", None]}, TypeError, ["'clip7'", "NoneType"]),
+        ({"clip7": ["a"]}, {"clip7": ["a"]}, TypeError, ["'clip7'", "one string", "list"]),
+        ({"clip7": None}, {"clip7": ["a"]}, TypeError, ["'clip7'", "NoneType"]),
+        ({1: "a", 2: "b"}, {1: ["a"]}, ValueError, ["1 item without a reference: 2"]),
+        ({1: "a"}, {1: ["a"], 2: ["b"], 3: ["c"]}, ValueError, ["2 items without a candidate: 2, 3"]),
+        ({"1": "a"}, {1: ["a"]}, ValueError, ["without a candidate: 1", "without a reference: '1'"]),
+        ({}, {i: ["a"] for i in range(9)}, ValueError, ["9 items without a candidate: 0, 1, 2, 3, 4, ..."]),
+        (["a"], {0: ["a"]}, TypeError, ["candidates", "mapping", "list"]),
+    ],
+)
+def test_bad_input_is_named(candidates: dict, references: dict, error: type[Exception], words: list[str]) -> None:
+    with pytest.raises(error) as raised:
+        score(candidates, references)
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_caption_set_refuses_unequal_numbers() -> None:
+    with pytest.raises(ValueError, match="references: 1 items for 2 candidates"):
+        CaptionSet(["a", "b"], [["a"]])
+
+
+# METEOR where Java is missing
+
+
+def test_missing_meteor_is_none_and_one_line(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def missing(captions: CaptionSet) -> None:
+        raise JavaUnavailable("no `java` on the PATH")
+
+    monkeypatch.setattr(scoring, "meteor", missing)
+    with caplog.at_level(logging.WARNING):
+        scores = score_captions({0: "a dog"}, {0: ["a dog"]})
+    assert scores.corpus["meteor"] is None
+    assert scores.items["meteor"] is None
+    assert "meteor" not in scores.measured
+    assert scores.notes == ("METEOR is not measured: no `java` on the PATH",)
+    assert [record.getMessage() for record in caplog.records] == list(scores.notes)
+    assert scores.corpus["bleu_1"] == pytest.approx(1)
+
+
+def test_meteor_can_be_left_out_quietly(caplog: pytest.LogCaptureFixture) -> None:
+    scores = score({0: "a dog"}, {0: ["a dog"]})
+    assert list(scores.corpus) == list(METRICS)
+    assert scores.corpus["meteor"] is None
+    assert scores.notes == ()
+    assert not caplog.records

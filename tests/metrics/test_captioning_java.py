@@ -1,0 +1,176 @@
+"""METEOR and the original tokeniser: how they are run, with a stand-in for Java, and the real ones where they exist."""
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.metrics.captioning import CaptionSet, JavaUnavailable, score_captions
+from common.metrics.captioning.java import METEOR_JAR, PTB_JAR, java_command, ptb_tokenise
+from common.metrics.captioning.meteor import meteor
+
+GOLDEN_FOLDER = Path(__file__).parents[1] / "golden" / "vx2text"
+GOLDEN = json.loads((GOLDEN_FOLDER / "caption_metrics.json").read_text())
+SEPARATORS = "\n\r\x0b\x0c\x1c\x85\u2028\u2029"
+
+# Answers like METEOR: one line of statistics per SCORE, one score per segment and the total per EVAL. The lines are
+# long, so whoever writes everything before reading is stuck. Writes down what it was asked.
+METEOR = """
+import sys
+asked = open(sys.argv[0] + ".asked", "w", encoding="utf-8")
+for line in iter(sys.stdin.buffer.readline, b""):
+    line = line.decode().rstrip("\\n")
+    asked.write(line + "\\n")
+    asked.flush()
+    fields = line.split(" ||| ")
+    if fields[0] == "SCORE":
+        print(len(fields) - 2, len(fields[-1]), "x" * 300)
+    else:
+        for one in fields[1:]:
+            print(0.25 * float(one.split()[0]))
+        print(0.5)
+    sys.stdout.flush()
+"""
+LOWER = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read().lower())"
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Puts a program in Java's place and empty jars in the package's; returns a function that takes its source."""
+
+    def install(source: str) -> Path:
+        program = tmp_path / "java"
+        program.write_text(f"#!{sys.executable}\n{source}")
+        program.chmod(0o755)
+        for jar in (METEOR_JAR, PTB_JAR):
+            path = tmp_path / "pycocoevalcap" / jar
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        return program
+
+    return install
+
+
+def test_meteor_asks_and_reads(stand_in) -> None:  # type: ignore[no-untyped-def]
+    program = stand_in(METEOR)
+    captions = CaptionSet(
+        ["a dog", f"caf\u00e9 ||| x{SEPARATORS}y", ""], [["a dog"], ["one", f"two{SEPARATORS}||| three"], [""]]
+    )
+    total, items = meteor(captions)
+    assert total == 0.5
+    assert items.tolist() == [0.25, 0.5, 0.25]
+    asked = Path(f"{program}.asked").read_text(encoding="utf-8").split("\n")
+    assert asked[:3] == [
+        "SCORE ||| a dog ||| a dog",
+        "SCORE ||| one ||| two three ||| caf\u00e9 x y",
+        "SCORE |||  ||| ",
+    ]
+    assert asked[3].startswith("EVAL ||| 1 5 ")
+    assert asked[4:] == [""]
+
+
+def test_meteor_reads_while_it_writes(stand_in) -> None:  # type: ignore[no-untyped-def]
+    stand_in(METEOR)
+    _, items = meteor(CaptionSet(["a dog runs " * 20] * 3000, [["a dog"]] * 3000), timeout=60)
+    assert items.tolist() == [0.25] * 3000
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("import sys; sys.exit('Error: no memory')", "exit code 1: Error: no memory"),
+        ("import sys; [print('none\\nsense', flush=True) for _ in sys.stdin]", "gave no scores.*'sense'"),
+        ("import time; time.sleep(60)", "gave no scores within 0.5 s"),
+    ],
+)
+def test_meteor_that_fails_says_so(stand_in, source: str, words: str) -> None:  # type: ignore[no-untyped-def]
+    stand_in(source)
+    with pytest.raises(JavaUnavailable, match=words):
+        meteor(CaptionSet(["a"], [["a"]]), timeout=0.5 if "sleep" in source else 30)
+
+
+def test_meteor_that_ends_while_it_is_asked(stand_in) -> None:  # type: ignore[no-untyped-def]
+    stand_in("import sys; sys.stdin.readline(); sys.exit('Error: enough')")
+    with pytest.raises(JavaUnavailable, match="exit code 1: Error: enough"):
+        meteor(CaptionSet(["a dog runs " * 20] * 3000, [["a dog"]] * 3000), timeout=30)
+
+
+def test_failing_meteor_is_a_dash_in_the_scores(stand_in) -> None:  # type: ignore[no-untyped-def]
+    stand_in("import sys; sys.exit('Error: no memory')")
+    scores = score_captions({0: "a dog"}, {0: ["a dog"]})
+    assert scores.corpus["meteor"] is None
+    assert len(scores.notes) == 1
+    assert "no memory" in scores.notes[0]
+    assert "\n" not in scores.notes[0]
+
+
+def test_original_tokeniser_keeps_captions_apart(stand_in) -> None:  # type: ignore[no-untyped-def]
+    stand_in(LOWER)
+    texts = ["A man .", f"Two{SEPARATORS}dogs{SEPARATORS}", "", "caf\u00c9 x\ud800", "", "LAST", ""]
+    assert ptb_tokenise(texts) == ["a man", "two dogs", "", "caf\u00c9 x?", "", "last", ""]
+    assert ptb_tokenise([]) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("print('one'); print('two'); print('three')", "4 lines for 2 captions"),
+        ("import sys; sys.exit('Error: bad jar')", "code 1: Error: bad jar"),
+        ("import time; time.sleep(60)", "timed out"),
+    ],
+)
+def test_original_tokeniser_that_fails_says_so(stand_in, source: str, words: str) -> None:  # type: ignore[no-untyped-def]
+    stand_in(source)
+    with pytest.raises(JavaUnavailable, match=words):
+        ptb_tokenise(["a", "b"], timeout=0.5 if "sleep" in source else 30)
+
+
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        with pytest.raises(JavaUnavailable, match="no `java` on the PATH"):
+            java_command(METEOR_JAR, "1G")
+    (tmp_path / "java").write_text("#!/bin/sh\n")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(JavaUnavailable, match=r"other\.jar not found"):
+        java_command("meteor/other.jar", "1G")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(JavaUnavailable, match=r"meteor-1\.5\.jar not found.*pycocoevalcap"):
+        java_command(METEOR_JAR, "1G")
+
+
+def require(jar: str) -> None:
+    try:
+        java_command(jar, "1G")
+    except JavaUnavailable as problem:
+        pytest.skip(str(problem))
+
+
+def test_original_tokeniser_on_golden_captions() -> None:
+    require(PTB_JAR)
+    texts, golden = [], []
+    for item in GOLDEN["items"]:
+        texts += [item["hyp"], *item["refs"]]
+        golden += [item["tok"]["coco"]["hyp"], *item["tok"]["coco"]["refs"]]
+    assert ptb_tokenise(texts) == golden
+    assert ptb_tokenise(["", f"a{SEPARATORS}man", "", "Two dogs.", ""]) == ["", "a man", "", "two dogs", ""]
+
+
+@pytest.mark.slow  # loads a paraphrase table, 1.5 GB
+@pytest.mark.parametrize("protocol", ["coco", "tvc", "avsd_1ref", "avsd7", "avsd8"])
+def test_golden_meteor(protocol: str) -> None:
+    require(METEOR_JAR)
+    items = GOLDEN["items"]
+    scores = score_captions({i["id"]: i["hyp"] for i in items}, {i["id"]: i["refs"] for i in items}, protocol)  # type: ignore[arg-type]
+    assert scores.notes == ()
+    assert scores.corpus["meteor"] == pytest.approx(GOLDEN["corpus"][protocol]["meteor"], abs=1e-6)
+    if protocol in items[0]["scores"]:
+        golden = [item["scores"][protocol]["meteor"] for item in items]
+        np.testing.assert_allclose(scores.items["meteor"], golden, rtol=0, atol=1e-6)
