@@ -113,6 +113,15 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--output", type=Path, required=True, help="file to write")
     command.set_defaults(func=_export_command)
 
+    for name, text in (("answer", "answer a question about a clip"), ("caption", "describe a clip")):
+        command = commands.add_parser(name, help=f"{text} with a trained model", description=f"{text.capitalize()}.")
+        command.add_argument("paper", help="vx2text")
+        command.add_argument("clip", type=Path, help="video file, with or without sound")
+        if name == "answer":
+            command.add_argument("question", help="in quotes")
+        command.add_argument("--checkpoint", type=Path, required=True, help="checkpoints/last.ckpt of a finished stage")
+        command.set_defaults(func=_tell_command)
+
     command = commands.add_parser("doctor", help="what this machine has and lacks: devices, keys, data, versions")
     command.add_argument("--data", type=Path, default=_data_root(), help="folder that holds the data sets")
     command.set_defaults(func=_doctor_command)
@@ -223,6 +232,19 @@ def _export_command(arguments: argparse.Namespace) -> int:
             f"--layout {layout}: {nearest(layout, layouts)}; the layouts of {paper} are {', '.join(layouts)}"
         )
     print(f"written to {checkpoints.export(arguments.checkpoint, arguments.output, layout)}")
+    return 0
+
+
+def _tell_command(arguments: argparse.Namespace) -> int:
+    import importlib
+    import importlib.util
+
+    module = f"papers.{paper_named(arguments.paper).name}.answer"
+    if importlib.util.find_spec(module) is None:
+        raise StageError(f"{arguments.paper} writes no text; `assemble {arguments.command}` goes with vx2text")
+    question = (arguments.question,) if arguments.command == "answer" else ()
+    tell = getattr(importlib.import_module(module), arguments.command)
+    print(tell(arguments.checkpoint, arguments.clip, *question))
     return 0
 
 

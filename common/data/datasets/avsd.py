@@ -1,0 +1,231 @@
+"""AVSD as in the seventh Dialog System Technology Challenge: dialogues about videos of Charades."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from common.data.annotations import entry_of, objects, read_json
+from common.data.datasets.base import VIDEO_SUFFIXES, MediaDataset, Scan, first_file, walk
+from common.data.datasets.tvqa import Subtitles, read_subtitles, read_words
+
+#: What stands for an answer that is withheld.
+UNDISCLOSED = "__UNDISCLOSED__"
+
+_FOLDERS = ("", "data/")
+_FILES = {split: f"{split}_set4DSTC7-AVSD.json" for split in ("train", "valid", "test")}
+_ANSWERS = ("test_set4DSTC7-AVSD_singref.json", "mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json")
+_REFERENCES = ("test_set4DSTC7-AVSD_multiref.json",)
+# The videos of the challenge's test split are those of the withheld part of Charades.
+_VIDEO_FOLDERS = ("Charades_v1_480", "Charades_v1", "Charades_vu17_test_480", "Charades_vu17_test", "videos")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question and its answer; None where it is withheld."""
+
+    question: str
+    answer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dialog:
+    """A dialogue about a video.
+
+    Args:
+        video: name of the video, the release's `image_id`.
+        caption: sentence about the video, known before the dialogue.
+        summary: what the one who asked wrote about the video after it.
+        turns: questions and answers.
+        references: ways to answer the last question; none unless their file is there.
+    """
+
+    video: str
+    caption: str
+    summary: str
+    turns: tuple[Turn, ...]
+    references: tuple[str, ...] = ()
+
+
+class AVSD(MediaDataset):
+    """AVSD (DSTC7): dialogues of ten questions and answers about 11,000 videos of Charades, which have sound.
+
+    A listing has one row per dialogue whose video is there. The last answer of a dialogue of the test split is withheld
+    in its file; two files of the challenges tell it, if they are there: one holds the original answers, the other six
+    references each. Videos without a sound track are left in. `subtitles.jsonl`, in TVQA's format, may say what is
+    spoken in the videos; the release has no such file.
+
+    Args:
+        root: folder that holds the dialogues.
+        videos: folder with the videos of Charades; None = the root.
+
+    Source: specification of VX2TEXT, section 10.
+    """
+
+    name = "avsd"
+    title = "AVSD (DSTC7)"
+    splits = ("train", "valid", "test")
+    split_aliases: ClassVar[Mapping[str, str]] = {"val": "valid", "validation": "valid"}
+    num_classes = 0
+    published_counts: ClassVar[Mapping[str, int]] = {"train": 7_659, "valid": 1_787, "test": 1_710}
+    streams = ("video", "audio")
+    expected_layout = (
+        "train_set4DSTC7-AVSD.json, valid_set4DSTC7-AVSD.json, test_set4DSTC7-AVSD.json    (here or in data/)\n"
+        "mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json     (optional: the original answers of the test split)\n"
+        "test_set4DSTC7-AVSD_multiref.json                     (optional: its six references)\n"
+        "Charades_v1_480/<image_id>.mp4 and Charades_vu17_test_480/<image_id>.mp4   (or without _480)"
+    )
+    size = "16 GB of videos at 480 pixels, 40 MB of text"
+    licence = "dialogues for research; Charades non-commercial: check the terms of either"
+    source = (
+        "https://github.com/hudaAlamri/DSTC7-Audio-Visual-Scene-Aware-Dialog-AVSD-Challenge; "
+        "videos from https://prior.allenai.org/projects/charades"
+    )
+
+    def __init__(self, root: str | os.PathLike[str], videos: str | os.PathLike[str] | None = None) -> None:
+        super().__init__(root)
+        self.videos = None if videos is None else Path(videos).expanduser()
+
+    def dialogs(self, split: str) -> list[Dialog]:
+        """The dialogues of a split, one per row of its listing and in its order.
+
+        Raises:
+            DatasetMissing: the folder, the dialogues or the videos are missing.
+            ValueError: a dialogue is damaged, or the files of the test split contradict each other.
+        """
+        split, _ = self._checked(split, None)
+        found, _ = self._found(split, [])
+        return [dialog for _, dialog in sorted(found, key=lambda row: row[0])]
+
+    def subtitles(self) -> Subtitles | None:
+        """What is spoken in the videos; None without the file, which the release does not have."""
+        path = self.root / "subtitles.jsonl"
+        return read_subtitles(path) if path.is_file() else None
+
+    def words(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """True categories of picture and sound of every video; none but in a miniature."""
+        return read_words(self.root)
+
+    def _options(self) -> dict[str, object]:
+        return {"videos": str(self.videos)}
+
+    def _scan(self, split: str, fold: int | None) -> Scan:
+        watched: list[Path] = []
+        found, missing = self._found(split, watched)
+        scan = Scan((), "dialogues in JSON, videos of Charades", watched=watched)
+        scan.names = [name for name, _ in found]
+        scan.labels = [-1] * len(found)
+        scan.missing_names = missing
+        if split == "test":
+            for names, lacking in ((_ANSWERS, "last answers"), (_REFERENCES, "six references")):
+                if self._file(names) is None:
+                    scan.notes.append(f"{names[-1]} is missing: the {lacking} of the test split are not known")
+        return scan
+
+    def _file(self, names: tuple[str, ...]) -> Path | None:
+        return first_file(self.root, [folder + name for name in names for folder in _FOLDERS])
+
+    def _found(self, split: str, watched: list[Path]) -> tuple[list[tuple[str, Dialog]], list[str]]:
+        """Video and dialogue where there is a video; names of the other videos."""
+        path = self._file((_FILES[split],))
+        if path is None:
+            raise self._lacks(self.root / _FILES[split], f"the dialogues of split {split!r} are missing")
+        videos = self._videos(watched)
+        watched += [path.parent, path]
+        dialogs = _dialogs(path)
+        if split == "test":
+            answers, references = self._file(_ANSWERS), self._file(_REFERENCES)
+            if answers is not None:
+                watched.append(answers)
+                dialogs = _disclosed(dialogs, path, answers)
+            if references is not None:
+                watched.append(references)
+                dialogs = _referenced(dialogs, path, references)
+        found = [(videos[dialog.video], dialog) for dialog in dialogs if dialog.video in videos]
+        return found, [dialog.video for dialog in dialogs if dialog.video not in videos]
+
+    def _videos(self, watched: list[Path]) -> dict[str, str]:
+        """Videos by name, as file names relative to the root; a folder outside it keeps its whole name."""
+        home = self.root if self.videos is None else self.videos
+        folders = [home / name for name in _VIDEO_FOLDERS if (home / name).is_dir()]
+        if not folders and self.videos is not None and home.is_dir():
+            folders = [home]
+        if not folders:
+            raise self._lacks(home / _VIDEO_FOLDERS[0], "the videos are missing")
+        found: dict[str, str] = {}
+        for folder in folders:
+            inside = folder.is_relative_to(self.root)
+            prefix = folder.relative_to(self.root).as_posix() if inside else os.path.abspath(folder)
+            for name, stem in walk(folder, VIDEO_SUFFIXES, watched):
+                found.setdefault(stem, f"{prefix}/{name}")
+        return found
+
+
+def _dialogs(path: Path) -> list[Dialog]:
+    """Every dialogue of a file, in its order."""
+    found = []
+    for number, entry in enumerate(objects(read_json(path), "dialogs", str(path)), start=1):
+        where = f"{path}, dialogue {number}"
+        turns = []
+        for place, turn in enumerate(objects(entry, "dialog", where), start=1):
+            here = f"{where}, turn {place}"
+            answer = " ".join(entry_of(turn, "answer", str, here).split())
+            question = " ".join(entry_of(turn, "question", str, here).split())
+            turns.append(Turn(question, None if answer == UNDISCLOSED else answer))
+        if not turns:
+            raise ValueError(f"{where}: it has no turns")
+        texts = {key: entry_of(entry, key, str, where) if key in entry else "" for key in ("caption", "summary")}
+        found.append(
+            Dialog(
+                entry_of(entry, "image_id", str, where),
+                " ".join(texts["caption"].split()),
+                " ".join(texts["summary"].split()),
+                tuple(turns),
+            )
+        )
+    return found
+
+
+def _disclosed(dialogs: list[Dialog], path: Path, answers: Path) -> list[Dialog]:
+    """Put the original last answers into the dialogues of the test split."""
+    known = _dialogs(answers)
+    if [dialog.video for dialog in known] != [dialog.video for dialog in dialogs]:
+        raise ValueError(f"{answers} is about other dialogues than {path}; remove it, or get both anew")
+    disclosed = []
+    for number, (dialog, other) in enumerate(zip(dialogs, known), start=1):
+        last = dialog.turns[-1]
+        if len(other.turns) != len(dialog.turns) or other.turns[-1].question != last.question:
+            raise ValueError(f"{answers}, dialogue {number}: its last question is not the one in {path}")
+        turns = (*dialog.turns[:-1], Turn(last.question, last.answer or other.turns[-1].answer))
+        disclosed.append(replace(dialog, turns=turns))
+    return disclosed
+
+
+def _referenced(dialogs: list[Dialog], path: Path, references: Path) -> list[Dialog]:
+    """Put the references of the last answers into the dialogues of the test split.
+
+    The challenge's own script numbers the dialogues in the order of the file; names, `<video>_<turn>`, are checked.
+    """
+    document = read_json(references)
+    texts: dict[int, list[str]] = {}
+    names: dict[int, Any] = {}
+    for image in objects(document, "images", str(references)):
+        number = entry_of(image, "id", int, f"{references}, images")
+        texts[number], names[number] = [], image.get("name")
+    for entry in objects(document, "annotations", str(references)):
+        number = entry_of(entry, "image_id", int, f"{references}, annotations")
+        if number not in texts:
+            raise ValueError(f"{references}: a reference is of number {number}, which the file does not list")
+        texts[number].append(" ".join(entry_of(entry, "caption", str, f"{references}, number {number}").split()))
+    if len(texts) != len(dialogs):
+        raise ValueError(f"{references} is about {len(texts)} dialogues, but {path} holds {len(dialogs)}")
+    referenced = []
+    for number, dialog in zip(sorted(texts), dialogs):
+        name = names[number]
+        if isinstance(name, str) and name.rpartition("_")[0] not in ("", dialog.video):
+            raise ValueError(f"{references}: number {number} is about {name!r}, in {path} it is {dialog.video!r}")
+        referenced.append(replace(dialog, references=tuple(texts[number])))
+    return referenced

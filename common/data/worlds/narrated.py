@@ -1,0 +1,667 @@
+"""A miniature of video with speech and text: moving shapes with a sound and a speaker, asked about and described.
+
+The words of the texts are the words that a classifier of pictures or of sounds can name. Two domains are drawn: clips
+to learn the words from (plain colours, little noise), and clips to talk about (tinted, noisier, other pitches), on
+which what was learned on the first is right more often than chance and far from always.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from common.data.worlds.audiovisual import write_clip, write_sound
+from common.data.worlds.base import World, Write
+from common.data.worlds.clip_generator import _bilinear_weights, _rms, _shaped_noise
+
+SHAPES = ("circle", "square", "triangle")
+COLOURS = ("red", "green", "blue", "yellow")
+DIRECTIONS = ("left", "right", "up", "down")
+TIMBRES = ("beep", "buzz", "hiss")
+PITCHES = ("high", "low")
+SPEAKERS = ("anna", "ben", "carla", "david", "emma")
+
+#: Categories of pictures and of sounds; each clip has three of the first and two of the second.
+VIDEO_WORDS = (*SHAPES, *COLOURS, *DIRECTIONS)
+AUDIO_WORDS = (*TIMBRES, *PITCHES)
+
+#: Kind of question -> its wording.
+QUESTIONS = {
+    "shape": "what shape is it ?",
+    "color": "what color is it ?",
+    "motion": "where does it move ?",
+    "sound": "what do you hear ?",
+    "pitch": "how does it sound ?",
+    "speaker": "who speaks ?",
+    "caption": "what happens ?",
+}
+_TURN_KINDS = tuple(QUESTIONS)
+# Kind -> six ways to answer.
+_ANSWERS = {
+    "shape": ("it is a {0}", "a {0}", "i see a {0}", "that is a {0}", "the shape is a {0}", "it looks like a {0}"),
+    "color": ("it is {0}", "{0}", "i see {0}", "that is {0}", "the color is {0}", "it looks {0}"),
+    "motion": ("it moves {0}", "{0}", "it goes {0}", "i see it move {0}", "the shape moves {0}", "that goes {0}"),
+    "sound": ("it is a {0}", "a {0}", "i hear a {0}", "that is a {0}", "the sound is a {0}", "it sounds like a {0}"),
+    "pitch": ("it sounds {0}", "{0}", "i hear it {0}", "that is {0}", "the sound is {0}", "it is {0}"),
+    "speaker": ("it is {0}", "{0}", "i hear {0}", "that is {0}", "{0} speaks", "the speaker is {0}"),
+    "caption": (
+        "a {1} {0} moves {2} with a {4} {3}",
+        "a {1} {0} goes {2} with a {4} {3}",
+        "i see a {1} {0} move {2} and hear a {4} {3}",
+        "the {1} {0} moves {2} with a {4} {3}",
+        "with a {4} {3} a {1} {0} moves {2}",
+        "there is a {4} {3} and a {1} {0} moves {2}",
+    ),
+}
+_FIRST, _LAST = "who speaks first ?", "who speaks last ?"
+# Answers that are never true fill five options where there are fewer words.
+_OPTIONS = {
+    "shape": (*SHAPES, "star", "cross"),
+    "color": (*COLOURS, "white"),
+    "motion": (*DIRECTIONS, "nowhere"),
+    "speaker": SPEAKERS,
+}
+_HIDDEN = "__UNDISCLOSED__"
+
+# Numbers that keep the random draws of the splits apart.
+_SPLIT_NUMBERS = {
+    "kinetics400/train": 1,
+    "kinetics400/val": 2,
+    "esc50": 3,
+    "avsd/train": 4,
+    "avsd/valid": 5,
+    "avsd/test": 6,
+    "tvqa/train": 7,
+    "tvqa/val": 8,
+    "tvqa/test_public": 9,
+}
+_COLOUR_VALUES = np.array([[0.9, 0.15, 0.15], [0.15, 0.75, 0.2], [0.2, 0.3, 0.95], [0.9, 0.85, 0.15]])
+_STEPS = np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])  # x to the right, y downwards
+_REFERENCE_SIZE = 24.0  # lengths below are in pixels of a 24 x 24 frame
+# Independent random streams of one clip.
+_PICTURE, _SOUND, _LATENT, _TEXT, _SECOND, _DESCRIPTIONS = range(6)
+_FRAME_RATE = 3  # of the stand-in for TVQA, as in the release
+_JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True)
+class Domain:
+    """How clips look and sound apart from their words.
+
+    Args:
+        tint: half width of the log gain of each colour channel.
+        background: standard deviation of the background around mid-grey.
+        pixel_noise: standard deviation of the pixel noise.
+        opacity: lowest and highest opacity of the object.
+        radius: smallest and largest half width of the object.
+        travel: shortest and longest way of the object in the whole clip.
+        low, high: lowest and highest frequency in hertz of either pitch.
+        snr: lowest and highest ratio of signal to noise in decibels.
+        overtone: strength of a beep's octave.
+        softness: power by which a buzz's partials fall with their number.
+    """
+
+    tint: float
+    background: float
+    pixel_noise: float
+    opacity: tuple[float, float]
+    radius: tuple[float, float]
+    travel: tuple[float, float]
+    low: tuple[float, float]
+    high: tuple[float, float]
+    snr: tuple[float, float]
+    overtone: float
+    softness: float
+
+
+SOURCE = Domain(
+    tint=0.0,
+    background=0.12,
+    pixel_noise=0.02,
+    opacity=(0.9, 1.0),
+    radius=(5.5, 7.5),
+    travel=(9.0, 12.0),
+    low=(180.0, 320.0),
+    high=(800.0, 1400.0),
+    snr=(6.0, 15.0),
+    overtone=0.0,
+    softness=1.0,
+)
+TARGET = Domain(
+    tint=0.33,
+    background=0.15,
+    pixel_noise=0.055,
+    opacity=(0.7, 0.95),
+    radius=(4.8, 6.3),
+    travel=(7.0, 10.0),
+    low=(480.0, 720.0),
+    high=(950.0, 1600.0),
+    snr=(-2.0, 6.0),
+    overtone=0.7,
+    softness=1.8,
+)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a clip shows, what it sounds like and who speaks, as words."""
+
+    shape: str
+    colour: str
+    direction: str
+    timbre: str
+    pitch: str
+    speaker: str
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator) -> Scene:
+        """A scene with every word uniform and independent of the others."""
+        words = (SHAPES, COLOURS, DIRECTIONS, TIMBRES, PITCHES, SPEAKERS)
+        return cls(*(choices[int(rng.integers(len(choices)))] for choices in words))
+
+    @property
+    def video_words(self) -> tuple[str, ...]:
+        """The true categories of the picture."""
+        return self.shape, self.colour, self.direction
+
+    @property
+    def audio_words(self) -> tuple[str, ...]:
+        """The true categories of the sound."""
+        return self.timbre, self.pitch
+
+    def answer(self, kind: str) -> str:
+        """The answer to the question of a kind, as the speaker of a dialogue gives it."""
+        return self.answers(kind)[0]
+
+    def answers(self, kind: str) -> tuple[str, ...]:
+        """Six ways to say the true answer; the first is the one that dialogues have."""
+        words = (*self.video_words, *self.audio_words, self.speaker)
+        # Other questions are about a single word.
+        told = words if kind == "caption" else (words[_TURN_KINDS.index(kind)],)
+        return tuple(template.format(*told) for template in _ANSWERS[kind])
+
+    def caption(self, omitted: int) -> str:
+        """A description that names two of the three words of the picture and nothing of the sound."""
+        return (
+            f"something {self.colour} moves {self.direction}",
+            f"a {self.shape} moves {self.direction}",
+            f"a {self.colour} {self.shape} moves",
+        )[omitted]
+
+    def summary(self, omitted: int) -> str:
+        """A remark that names one of the two words of the sound."""
+        return (f"one hears that it sounds {self.pitch}", f"one hears a {self.timbre}")[omitted]
+
+    def descriptions(self, speaker: str) -> tuple[tuple[str, str], ...]:
+        """Four descriptions of a moment with their type: of the picture (v), or of picture and speech (vt)."""
+        what = f"{self.colour} {self.shape}"
+        return (
+            (f"a {what} moves {self.direction}", "v"),
+            (f"a {what} moves {self.direction} while {speaker} speaks", "vt"),
+            (f"the {what} goes {self.direction}", "v"),
+            (f"{speaker} speaks while a {what} moves {self.direction}", "vt"),
+        )
+
+
+def every_scene() -> Iterator[Scene]:
+    """Each combination of words once."""
+    for words in itertools.product(SHAPES, COLOURS, DIRECTIONS, TIMBRES, PITCHES, SPEAKERS):
+        yield Scene(*words)
+
+
+def greeting(speaker: str) -> str:
+    """What a speaker says."""
+    return f"hello i am {speaker}"
+
+
+def kind_of(question: str) -> str:
+    """The kind of a question of this world: a key of :data:`QUESTIONS`, or "" for any other text."""
+    if question in (_FIRST, _LAST):
+        return "speaker"
+    return next((kind for kind, wording in QUESTIONS.items() if wording == question), "")
+
+
+def sentences() -> tuple[str, ...]:
+    """Sentences that hold every word of this world's texts, in a fixed order: what a vocabulary is made of."""
+    found: dict[str, None] = dict.fromkeys([*QUESTIONS.values(), _FIRST, _LAST])
+    for scene in every_scene():
+        for kind in QUESTIONS:
+            found.update(dict.fromkeys(scene.answers(kind)))
+        found.update(dict.fromkeys([*map(scene.caption, range(3)), *map(scene.summary, range(2))]))
+        found.update(dict.fromkeys(text for text, _ in scene.descriptions(scene.speaker)))
+    found.update(dict.fromkeys(map(greeting, SPEAKERS)))
+    found.update(dict.fromkeys(itertools.chain(*_OPTIONS.values())))
+    return tuple(found)
+
+
+# -- pictures and sounds -----------------------------------------------------------------------------------------------
+
+
+def render_frames(scene: Scene, domain: Domain, size: int, frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw the moving shape of a scene.
+
+    Returns:
+        uint8 [frames, size, size, 3].
+    """
+    unit = size / _REFERENCE_SIZE
+    cells = int(rng.integers(2, 4))
+    weights = _bilinear_weights(cells, size)
+    still = 0.5 + domain.background * np.einsum("yi,xj,ijc->yxc", weights, weights, rng.normal(size=(cells, cells, 3)))
+    radius, travel = rng.uniform(*domain.radius) * unit, rng.uniform(*domain.travel) * unit
+    step = _STEPS[DIRECTIONS.index(scene.direction)]
+    # The middle of the way may lie anywhere across it, and along it where the object stays in the picture.
+    along, across = max(size / 2 - travel / 2 - 0.6 * radius, 0.0), size / 2 - 0.9 * radius
+    reach = np.where(step != 0, along, across)
+    middle = size / 2 + rng.uniform(-1, 1, size=2) * reach
+    way = np.linspace(-0.5, 0.5, frames)[:, None] * travel
+    mask = _shape_mask(scene.shape, middle + way * step, radius, size)
+    blend = rng.uniform(*domain.opacity) * mask[..., None]
+    # Saturation and brightness of a colour vary a little in both domains.
+    colour = np.clip(_COLOUR_VALUES[COLOURS.index(scene.colour)] + rng.normal(0, 0.04, size=3), 0, 1)
+    gain = np.exp(rng.uniform(-domain.tint, domain.tint, size=3))
+    pixels = (still * (1 - blend) + colour * blend) * gain
+    pixels += rng.normal(0, domain.pixel_noise, size=pixels.shape)
+    return np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+
+
+def _shape_mask(shape: str, centres: np.ndarray, radius: float, size: int) -> np.ndarray:
+    """Coverage [T, size, size] of a shape at centres [T, 2] in pixels, smooth over one pixel at its edge."""
+    grid = np.arange(size) + 0.5
+    dx = grid[None, None, :] - centres[:, 0, None, None]
+    dy = grid[None, :, None] - centres[:, 1, None, None]
+    if shape == "circle":
+        outside = np.hypot(dx, dy) - radius
+    elif shape == "square":
+        outside = np.maximum(np.abs(dx), np.abs(dy)) - 0.88 * radius
+    else:
+        # Point upwards; the sides fall by two pixels for each one to the side.
+        outside = np.maximum(dy - 0.85 * radius, (2.0 * np.abs(dx) - dy - 1.1 * radius) / np.sqrt(5.0))
+    return np.clip(0.5 - outside, 0.0, 1.0)
+
+
+def render_sound(scene: Scene, domain: Domain, samples: int, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """Make the sound of a scene.
+
+    Returns:
+        float32 [samples] in [-1, 1].
+    """
+    low, high = domain.high if scene.pitch == "high" else domain.low
+    frequency = np.exp(rng.uniform(np.log(low), np.log(high)))
+    times = np.arange(samples) / sample_rate
+    angle = 2 * np.pi * frequency * times + rng.uniform(0, 2 * np.pi)
+    spectrum = np.fft.rfftfreq(samples, 1 / sample_rate)
+    if scene.timbre == "beep":
+        signal = np.sin(angle) + domain.overtone * np.sin(2 * angle)
+    elif scene.timbre == "buzz":
+        partials = np.arange(1, int(0.45 * sample_rate / frequency) + 1, 2)
+        signal = np.sum([np.sin(partial * angle) / partial**domain.softness for partial in partials], axis=0)
+    else:
+        band = np.exp(-((np.log(np.maximum(spectrum, 1.0) / frequency) / 0.35) ** 2))
+        beat = 0.6 + 0.4 * np.sin(2 * np.pi * rng.uniform(4.0, 8.0) * times + rng.uniform(0, 2 * np.pi))
+        signal = _shaped_noise(rng, samples, band) * beat
+    signal = signal / _rms(signal)
+    knots = rng.normal(0, 0.7, size=7)
+    position = np.linspace(0, 1, len(spectrum))
+    noise = _shaped_noise(rng, samples, np.exp(np.interp(position, np.linspace(0, 1, 7), knots) - position))
+    noise = noise * 10 ** (-rng.uniform(*domain.snr) / 20)
+    gain = 0.25 * 10 ** (rng.uniform(-10, 0) / 20)
+    return np.clip(gain * (signal + noise), -1, 1).astype(np.float32)
+
+
+# -- the world ---------------------------------------------------------------------------------------------------------
+
+
+class NarratedWorld(World):
+    """Stand-ins for Kinetics-400, ESC-50, AVSD, TVQA and TVC: shapes that move, with a sound, a speaker and texts.
+
+    Kinetics-400 and ESC-50 are the source domain: a class is the words of a clip ("red circle left", "high_beep"), so
+    a classifier of words can be trained on them. The other three are the target domain. A clip of AVSD has picture and
+    sound and a dialogue whose questions need the picture, the sound or the speech; what is said is in `subtitles.jsonl`
+    of TVQA's format, as a recogniser would write it. Clips of TVQA are frames without sound, in which two speakers
+    follow each other; TVC describes the two halves of the same clips. `words.jsonl` beside the annotations holds the
+    true categories of every clip, which no real data set has.
+
+    Args:
+        seed: seed of all clips and texts; another seed draws another world.
+        source_clips: silent clips to learn the words of pictures from; all 48 classes in turn.
+        source_clips_validation: clips of that set's validation split.
+        source_sounds_per_fold: recordings of each of the six classes and five folds to learn the words of sounds from.
+        dialogs, dialogs_validation, dialogs_test: clips with a dialogue in either split of AVSD.
+        turns: questions of a dialogue; in the test split dialogues have from one to so many.
+        moments, moments_validation, moments_test: clips in either split of TVQA and TVC, each with five questions and
+            two described moments.
+        seconds: length of a clip with sound.
+        long_seconds: length of a clip of TVQA.
+        size: side of a frame in pixels; even.
+        fps: frames per second of the files with sound; frames of TVQA come at 3 per second.
+        sample_rate: samples per second of the sound.
+        root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
+
+    Raises:
+        ValueError: if a size cannot be rendered.
+    """
+
+    kind = "narrated"
+    title = "narrated world"
+    names = ("kinetics400", "esc50", "avsd", "tvqa", "tvc")
+    version = 1
+
+    def __init__(
+        self,
+        seed: int = 0,
+        source_clips: int = 960,
+        source_clips_validation: int = 240,
+        source_sounds_per_fold: int = 32,
+        dialogs: int = 700,
+        dialogs_validation: int = 70,
+        dialogs_test: int = 560,
+        turns: int = 4,
+        moments: int = 400,
+        moments_validation: int = 120,
+        moments_test: int = 30,
+        seconds: float = 1.5,
+        long_seconds: float = 4.0,
+        size: int = 24,
+        fps: int = 6,
+        sample_rate: int = 8000,
+        root: str | None = None,
+    ) -> None:
+        parameters = {
+            "seed": seed,
+            "source_clips": source_clips,
+            "source_clips_validation": source_clips_validation,
+            "source_sounds_per_fold": source_sounds_per_fold,
+            "dialogs": dialogs,
+            "dialogs_validation": dialogs_validation,
+            "dialogs_test": dialogs_test,
+            "turns": turns,
+            "moments": moments,
+            "moments_validation": moments_validation,
+            "moments_test": moments_test,
+            "seconds": seconds,
+            "long_seconds": long_seconds,
+            "size": size,
+            "fps": fps,
+            "sample_rate": sample_rate,
+        }
+        for name, value in parameters.items():
+            if name != "seed" and value <= 0:
+                raise ValueError(f"{name}: must be above 0, got {value}")
+        if size < 16 or size % 2:
+            raise ValueError(f"size: a frame needs an even side of at least 16 pixels, got {size}")
+        if sample_rate < 8000:
+            raise ValueError(f"sample_rate: the sounds need at least 8000 samples per second, got {sample_rate}")
+        if turns > len(_TURN_KINDS):
+            raise ValueError(f"turns: there are {len(_TURN_KINDS)} questions to ask, got {turns}")
+        if round(seconds * fps) < 2 or round(long_seconds * _FRAME_RATE) < 4:
+            raise ValueError(
+                f"seconds, long_seconds: a clip needs two frames and a long one four, got {seconds} s at {fps} frames "
+                f"per second and {long_seconds} s at {_FRAME_RATE}"
+            )
+        super().__init__(parameters, root)
+        self.seed = seed
+        self.turns = turns
+        self.seconds = seconds
+        self.long_seconds = long_seconds
+        self.size = size
+        self.fps = fps
+        self.sample_rate = sample_rate
+
+    def recipe(self) -> dict[str, object]:
+        return {**super().recipe(), "source": asdict(SOURCE), "target": asdict(TARGET)}
+
+    def prepare(self, names: Sequence[str] | None = None) -> None:
+        wanted = self.names if names is None else tuple(names)
+        # TVC describes the clips of TVQA.
+        super().prepare(tuple(dict.fromkeys((*wanted, "tvqa"))) if "tvc" in wanted else wanted)
+
+    def scene(self, split: str, index: int) -> Scene:
+        """What clip number `index` of a split of the target domain holds."""
+        return Scene.drawn(self._rng(split, index, _LATENT))
+
+    def second_speaker(self, split: str, index: int) -> str:
+        """Who speaks in the second half of a clip of TVQA; never the one of the first half."""
+        others = [name for name in SPEAKERS if name != self.scene(split, index).speaker]
+        return others[int(self._rng(split, index, _SECOND).integers(len(others)))]
+
+    def _rng(self, split: str, index: int, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, _SPLIT_NUMBERS[split], index, stream])
+
+    def _count(self, name: str) -> int:
+        return int(str(self.parameters[name]))
+
+    def _files(self, name: str) -> int:
+        if name == "tvqa":
+            return sum(map(self._count, ("moments", "moments_validation", "moments_test")))
+        if name == "avsd":
+            return sum(map(self._count, ("dialogs", "dialogs_validation", "dialogs_test")))
+        if name == "kinetics400":
+            return self._count("source_clips") + self._count("source_clips_validation")
+        return 5 * len(TIMBRES) * len(PITCHES) * self._count("source_sounds_per_fold") if name == "esc50" else 0
+
+    def _fill(self, name: str, root: Path, write: Write) -> None:
+        {
+            "kinetics400": self._kinetics,
+            "esc50": self._esc,
+            "avsd": self._avsd,
+            "tvqa": self._tvqa,
+            "tvc": self._tvc,
+        }[name](root, write)
+
+    # -- source domain -------------------------------------------------------------------------------------------------
+
+    def _kinetics(self, root: Path, write: Write) -> None:
+        classes = list(itertools.product(SHAPES, COLOURS, DIRECTIONS))
+        for folder, count in (("train", "source_clips"), ("val", "source_clips_validation")):
+            split = f"kinetics400/{folder}"
+            for index in range(self._count(count)):
+                scene = Scene(*classes[index % len(classes)], TIMBRES[0], PITCHES[0], SPEAKERS[0])
+                name = f"{folder}{index:0{11 - len(folder)}d}_{0:06d}_{max(1, round(self.seconds)):06d}.mp4"
+                path = root / folder / " ".join((scene.colour, scene.shape, scene.direction)) / name
+                write(path, partial(self._clip, path, scene, SOURCE, split, index, False))
+
+    def _esc(self, root: Path, write: Write) -> None:
+        classes = list(itertools.product(TIMBRES, PITCHES))
+        rows = ["filename,fold,target,category,esc10,src_file,take"]
+        index = 0
+        for fold in range(1, 6):
+            for _ in range(self._count("source_sounds_per_fold")):
+                for target, (timbre, pitch) in enumerate(classes):
+                    scene = Scene(SHAPES[0], COLOURS[0], DIRECTIONS[0], timbre, pitch, SPEAKERS[0])
+                    path = root / "audio" / f"{fold}-{100000 + index}-A-{target}.wav"
+                    write(path, partial(self._sound, path, scene, index))
+                    rows.append(f"{path.name},{fold},{target},{pitch}_{timbre},False,{100000 + index},A")
+                    index += 1
+        (root / "meta").mkdir()
+        (root / "meta/esc50.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+    # -- dialogues -----------------------------------------------------------------------------------------------------
+
+    def _avsd(self, root: Path, write: Write) -> None:
+        speech: list[object] = []
+        words: list[object] = []
+        parts = (("train", "dialogs", "N"), ("valid", "dialogs_validation", "V"), ("test", "dialogs_test", "T"))
+        for part, count, letter in parts:
+            split, dialogs = f"avsd/{part}", []
+            for index in range(self._count(count)):
+                scene, clip = self.scene(split, index), f"{letter}{index:04d}"
+                folder = "Charades_vu17_test_480" if part == "test" else "Charades_v1_480"
+                path = root / folder / f"{clip}.mp4"
+                write(path, partial(self._clip, path, scene, TARGET, split, index, True))
+                dialogs.append(self._dialog(clip, scene, split, index))
+                speech.append(_subtitles(clip, [(greeting(scene.speaker), 0.1, self.seconds - 0.1)]))
+                words.append(_true_words(clip, scene))
+            _write_json(root / f"{part}_set4DSTC7-AVSD.json", _dialog_document(part, dialogs))
+            if part == "test":
+                self._withhold(root, dialogs)
+        _write_json_lines(root / "subtitles.jsonl", speech)
+        _write_json_lines(root / "words.jsonl", words)
+
+    def _dialog(self, clip: str, scene: Scene, split: str, index: int) -> dict[str, object]:
+        rng = self._rng(split, index, _TEXT)
+        if split == "avsd/test":
+            # Every question is the last one equally often, after every number of others.
+            last = _TURN_KINDS[index % len(_TURN_KINDS)]
+            others = [kind for kind in rng.permutation(_TURN_KINDS).tolist() if kind != last]
+            kinds = [*others[: index // len(_TURN_KINDS) % self.turns], last]
+        else:
+            kinds = rng.permutation(_TURN_KINDS).tolist()[: self.turns]
+        return {
+            "image_id": clip,
+            "caption": scene.caption(int(rng.integers(3))),
+            "summary": scene.summary(int(rng.integers(2))),
+            "dialog": [{"question": QUESTIONS[kind], "answer": scene.answer(kind)} for kind in kinds],
+        }
+
+    def _withhold(self, root: Path, dialogs: list[dict[str, object]]) -> None:
+        """Write the answers of the test split apart, as one reference and as six, and hide them in the split."""
+        _write_json(
+            root / "mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json", _dialog_document("test answers", dialogs)
+        )
+        images: list[object] = []
+        annotations: list[object] = []
+        hidden: list[object] = []
+        for index, dialog in enumerate(dialogs):
+            turns = dialog["dialog"]
+            assert isinstance(turns, list)
+            images.append({"id": index + 1, "name": f"{dialog['image_id']}_{len(turns)}"})
+            for text in self.scene("avsd/test", index).answers(kind_of(turns[-1]["question"])):
+                annotations.append({"image_id": index + 1, "id": len(annotations) + 1, "caption": text})
+            last = {**turns[-1], "answer": _HIDDEN}
+            hidden.append({**dialog, "dialog": [*turns[:-1], last]})
+        _write_json(
+            root / "test_set4DSTC7-AVSD_multiref.json",
+            {"info": {}, "licenses": [], "type": "captions", "images": images, "annotations": annotations},
+        )
+        _write_json(root / "test_set4DSTC7-AVSD.json", _dialog_document("test", hidden))
+
+    # -- television ----------------------------------------------------------------------------------------------------
+
+    def _long_clips(self) -> Iterator[tuple[str, str, int, str, str]]:
+        """Split, part of the file names, number, name and show of every clip of TVQA."""
+        shows = ("The Big Bang Theory", "Castle", "Friends")
+        for season, (part, count) in enumerate(
+            (("train", "moments"), ("val", "moments_validation"), ("test_public", "moments_test")), start=1
+        ):
+            for index in range(self._count(count)):
+                show = index % len(shows)
+                # The release names clips of the first show without a prefix.
+                prefix = ("", "castle_", "friends_")[show]
+                name = f"{prefix}s{season:02d}e{index // 30 + 1:02d}_seg{index % 2 + 1:02d}_clip_{index % 30:02d}"
+                yield f"tvqa/{part}", part, index, name, shows[show]
+
+    def _tvqa(self, root: Path, write: Write) -> None:
+        questions: dict[str, list[object]] = {}
+        speech, words = [], []
+        for split, part, index, clip, show in self._long_clips():
+            scene, second = self.scene(split, index), self.second_speaker(split, index)
+            folder = {"The Big Bang Theory": "bbt", "Castle": "castle", "Friends": "friends"}[show]
+            path = root / "frames_hq" / f"{folder}_frames" / clip
+            write(path, partial(self._frames, path, scene, split, index))
+            own = questions.setdefault(part, [])
+            for record in self._questions(scene, second, self._rng(split, index, _TEXT)):
+                hidden = {
+                    name: value for name, value in record.items() if part != "test_public" or name != "answer_idx"
+                }
+                own.append({**hidden, "qid": len(own), "vid_name": clip, "show_name": show})
+            middle, end = self.long_seconds / 2, self.long_seconds
+            lines = [(greeting(scene.speaker), 0.2, middle - 0.2), (greeting(second), middle + 0.2, end - 0.2)]
+            speech.append(_subtitles(clip, lines))
+            words.append(_true_words(clip, scene, sound=False))
+        for part, records in questions.items():
+            _write_json_lines(root / f"tvqa_{part}.jsonl", records)
+        _write_json_lines(root / "tvqa_preprocessed_subtitles.jsonl", speech)
+        _write_json_lines(root / "words.jsonl", words)
+
+    def _questions(self, scene: Scene, second: str, rng: np.random.Generator) -> Iterator[dict[str, object]]:
+        end = self.long_seconds
+        asked = (
+            ("shape", QUESTIONS["shape"], scene.shape, f"0.0-{end:g}"),
+            ("color", QUESTIONS["color"], scene.colour, f"0.0-{end:g}"),
+            ("motion", QUESTIONS["motion"], scene.direction, "nan-nan"),
+            ("speaker", _FIRST, scene.speaker, f"0.0-{end / 2:g}"),
+            ("speaker", _LAST, second, f"{end / 2:g}-{end:g}"),
+        )
+        for kind, question, answer, span in asked:
+            options = rng.permutation(_OPTIONS[kind]).tolist()
+            named = {f"a{place}": option for place, option in enumerate(options)}
+            yield {"q": question, **named, "answer_idx": options.index(answer), "ts": span}
+
+    def _tvc(self, root: Path, write: Write) -> None:
+        moments: dict[str, list[object]] = {}
+        for split, part, index, clip, _ in self._long_clips():
+            scene = self.scene(split, index)
+            rng = self._rng(split, index, _DESCRIPTIONS)
+            middle, end = self.long_seconds / 2, self.long_seconds
+            halves = ((scene.speaker, 0.0, middle), (self.second_speaker(split, index), middle, end))
+            own = moments.setdefault(part, [])
+            for half, (speaker, first, last) in enumerate(halves):
+                number = 2 * index + half
+                record = {"vid_name": clip, "duration": end, "ts": [first, last], "clip_id": number}
+                texts = scene.descriptions(speaker)
+                if part == "train":
+                    # One of the picture and one of picture and speech, so that both halves of the four are seen.
+                    texts = (texts[2 * int(rng.integers(2))], texts[1 + 2 * int(rng.integers(2))])
+                if part != "test_public":
+                    record["descs"] = [
+                        {"desc": text, "desc_id": 4 * number + place, "type": kind, "from_retrieval": True}
+                        for place, (text, kind) in enumerate(texts)
+                    ]
+                own.append(record)
+        for part, records in moments.items():
+            _write_json_lines(root / f"tvc_{part}_release.jsonl", records)
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def _clip(self, path: Path, scene: Scene, domain: Domain, split: str, index: int, sound: bool) -> None:
+        picture = self._rng(split, index, _PICTURE)
+        frames = render_frames(scene, domain, self.size, round(self.seconds * self.fps), picture)
+        if not sound:
+            write_clip(path, frames, self.fps)
+            return
+        samples = round(self.seconds * self.sample_rate)
+        heard = render_sound(scene, domain, samples, self.sample_rate, self._rng(split, index, _SOUND))
+        write_clip(path, frames, self.fps, heard, self.sample_rate)
+
+    def _sound(self, path: Path, scene: Scene, index: int) -> None:
+        samples = round(self.seconds * self.sample_rate)
+        rng = self._rng("esc50", index, _SOUND)
+        write_sound(path, render_sound(scene, SOURCE, samples, self.sample_rate, rng), self.sample_rate)
+
+    def _frames(self, path: Path, scene: Scene, split: str, index: int) -> None:
+        path.mkdir()
+        count = round(self.long_seconds * _FRAME_RATE)
+        frames = render_frames(scene, TARGET, self.size, count, self._rng(split, index, _PICTURE))
+        for number, pixels in enumerate(frames, start=1):
+            # Full colour resolution: halving it would smear an object of ten pixels.
+            Image.fromarray(pixels).save(path / f"{number:05d}.jpg", quality=_JPEG_QUALITY, subsampling=0)
+
+
+def _subtitles(clip: str, lines: Sequence[tuple[str, float, float]]) -> dict[str, object]:
+    return {
+        "vid_name": clip,
+        "sub": [{"text": text, "start": round(start, 3), "end": round(end, 3)} for text, start, end in lines],
+    }
+
+
+def _true_words(clip: str, scene: Scene, sound: bool = True) -> dict[str, object]:
+    return {"vid_name": clip, "video": scene.video_words, "audio": scene.audio_words if sound else ()}
+
+
+def _dialog_document(part: str, dialogs: Sequence[object]) -> dict[str, object]:
+    return {"type": part, "version": "1.0", "dialogs": dialogs}
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def _write_json_lines(path: Path, records: Sequence[object]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

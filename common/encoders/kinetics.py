@@ -1,0 +1,87 @@
+"""R(2+1)D as torchvision builds it, for the public Kinetics weights of 34 layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D
+
+
+class KineticsR2Plus1D(nn.Module):
+    """Residual network of (2+1)D convolutions under the names of torchvision's ``VideoResNet``, without ``fc``.
+
+    By default it is the 34-layer network of the public IG-65M and Kinetics weights: 63,697,175 parameters together with
+    a head of 400 classes. These differ from torchvision's block rule in three ways: the second convolution of the first
+    block of a stage that halves the resolution has the middle width of a convolution between equal channels, and batch
+    normalisation has another epsilon and momentum.
+
+    Args:
+        layers: Blocks of the stages.
+        channels: Channels of the stages.
+        stem_channels: Channels between the spatial and the temporal convolution of the stem.
+        stem_kernel, stem_stride: Of the stem's spatial convolution.
+        wide_second: The middle width just described; False is torchvision's rule (61,831,661 parameters).
+        norm_epsilon, norm_momentum: Of batch normalisation.
+
+    Shapes:
+        [B, 3, T, H, W] -> [B, feature_dim]; 512 features by default.
+
+    Source: VX2TEXT, specification 3.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int] = (3, 4, 6, 3),
+        channels: Sequence[int] = (64, 128, 256, 512),
+        stem_channels: int = 45,
+        stem_kernel: int = 7,
+        stem_stride: int = 2,
+        wide_second: bool = True,
+        norm_epsilon: float = 1e-3,
+        norm_momentum: float = 0.9,
+    ) -> None:
+        super().__init__()
+        if len(layers) != len(channels) or not layers:
+            raise ValueError(f"layers and channels need as many entries, got {list(layers)} and {list(channels)}")
+        self.stem = nn.Sequential(
+            nn.Conv3d(
+                3, stem_channels, (1, stem_kernel, stem_kernel), (1, stem_stride, stem_stride),
+                (0, stem_kernel // 2, stem_kernel // 2), bias=False,
+            ),
+            nn.BatchNorm3d(stem_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv3d(stem_channels, channels[0], (3, 1, 1), 1, (1, 0, 0), bias=False),
+            nn.BatchNorm3d(channels[0]),
+            nn.ReLU(inplace=True),
+        )  # fmt: skip
+        width = channels[0]
+        self.stages = len(layers)
+        for number, (blocks, wide) in enumerate(zip(layers, channels), start=1):
+            stride = 1 if number == 1 else 2
+            self.add_module(f"layer{number}", _stage(width, wide, blocks, stride, wide_second))
+            width = wide
+        self.feature_dim = width
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm3d):
+                module.eps, module.momentum = norm_epsilon, norm_momentum
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Mean over time and space of the last stage."""
+        x = self.stem(video)
+        for number in range(1, self.stages + 1):
+            x = self.get_submodule(f"layer{number}")(x)
+        return x.mean((2, 3, 4))
+
+
+def _stage(inside: int, outside: int, blocks: int, stride: int, wide_second: bool) -> nn.Sequential:
+    shortcut = None
+    if stride != 1 or inside != outside:
+        shortcut = nn.Sequential(nn.Conv3d(inside, outside, 1, stride, bias=False), nn.BatchNorm3d(outside))
+    first = BasicBlock(inside, outside, Conv2Plus1D, stride, shortcut)
+    if stride != 1 and wide_second:
+        middle = (outside * outside * 27) // (outside * 9 + 3 * outside)
+        first.conv2[0] = Conv2Plus1D(outside, outside, middle)
+    return nn.Sequential(first, *(BasicBlock(outside, outside, Conv2Plus1D) for _ in range(blocks - 1)))

@@ -1,0 +1,90 @@
+"""CNN14 of PANNs: the audio classifier whose public AudioSet weights have 527 classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PairedConvolutions(nn.Module):
+    """Two 3x3 convolutions, each normalised and rectified, then a mean over 2x2 places (none when ``pool`` is 1)."""
+
+    def __init__(self, in_channels: int, out_channels: int, pool: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.pool = pool
+        for convolution in (self.conv1, self.conv2):
+            nn.init.xavier_uniform_(convolution.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in, T, F] -> [B, out, T / pool, F / pool]."""
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.bn2(self.conv2(x)))
+        return F.avg_pool2d(x, self.pool) if self.pool > 1 else x
+
+
+class PANNsCNN14(nn.Module):
+    """Convolutional network on log-mel spectrograms with the parameter names of the released PANNs weights.
+
+    The last block does not pool. Frequencies are averaged; over time the maximum and the mean are added. The released
+    network has a sigmoid per class behind ``fc_audioset``; here the scores before it are returned by the classifier
+    that holds this encoder. 79,673,792 parameters without that last layer, 80,753,615 with its 527 classes.
+
+    Args:
+        channels: Channels of the blocks.
+        mel_bins: Mel bands of the spectrogram, which are normalised one by one.
+        hidden_dim: Features after the last linear layer; the width of the last block by default.
+        dropout: Share dropped after every block, and half before and after the linear layer, as released.
+
+    Shapes:
+        [B, 1, T, mel_bins] in decibels -> [B, feature_dim]; T at least 2 to the number of blocks less one.
+
+    Raises:
+        ValueError: The spectrogram has another number of bands or is too short.
+
+    Source: VX2TEXT, specification 3.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (64, 128, 256, 512, 1024, 2048),
+        mel_bins: int = 64,
+        hidden_dim: int | None = None,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.mel_bins = mel_bins
+        self.dropout = dropout
+        self.bn0 = nn.BatchNorm2d(mel_bins)
+        width, last = 1, len(channels)
+        self.blocks = last
+        for number, wide in enumerate(channels, start=1):
+            self.add_module(f"conv_block{number}", PairedConvolutions(width, wide, 1 if number == last else 2))
+            width = wide
+        self.fc1 = nn.Linear(width, hidden_dim or width)
+        nn.init.xavier_uniform_(self.fc1.weight)
+        nn.init.zeros_(self.fc1.bias)
+        self.feature_dim = hidden_dim or width
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Features of spectrograms."""
+        if audio.shape[-1] != self.mel_bins or min(audio.shape[-2:]) < 2 ** (self.blocks - 1):
+            raise ValueError(
+                f"audio: the network takes [B, 1, T, {self.mel_bins}] with at least {2 ** (self.blocks - 1)} frames "
+                f"and bands, got {list(audio.shape)}"
+            )
+        x = self.bn0(audio.transpose(1, 3)).transpose(1, 3)
+        for number in range(1, self.blocks + 1):
+            x = self.get_submodule(f"conv_block{number}")(x)
+            x = F.dropout(x, self.dropout, self.training)
+        x = x.mean(3)
+        x = x.amax(2) + x.mean(2)
+        x = F.dropout(x, 2.5 * self.dropout, self.training)
+        x = torch.relu(self.fc1(x))
+        return F.dropout(x, 2.5 * self.dropout, self.training)

@@ -1,0 +1,141 @@
+"""AVSD (DSTC7) in its real layout: dialogues in JSON, videos of Charades, answers of the test split apart."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.data.datasets.avsd import AVSD
+from common.data.listing import DatasetMissing
+from common.data.prepare import check_samples
+from tests.data.text_layouts import ANSWERS, REFERENCES, dialog, references, write_avsd, write_json, write_lines
+
+
+@pytest.mark.parametrize("suffix", ["_480", ""])
+def test_rows_and_dialogues_are_aligned(tmp_path: Path, suffix: str) -> None:
+    dataset = AVSD(write_avsd(tmp_path, suffix))
+    for split, count in (("train", 2), ("validation", 1), ("test", 2)):
+        listing, dialogs = dataset.listing(split), dataset.dialogs(split)
+        assert len(listing) == len(dialogs) == count
+        assert [clip.path.stem for clip in listing.clips] == [own.video for own in dialogs]
+        assert all(clip.path.is_file() for clip in listing.clips)
+    own = dataset.dialogs("train")[1]
+    assert own.video == "YSKX3"
+    assert (own.caption, own.summary) == ("a man sits .", "he eats .")
+    assert len(own.turns) == 10
+    assert own.turns[-1].answer == "he eats ."
+    assert own.references == ()
+    assert dataset.subtitles() is None
+
+
+def test_withheld_answers_with_and_without_the_files_that_tell_them(tmp_path: Path) -> None:
+    dataset = AVSD(write_avsd(tmp_path, answers=False))
+    first, second = dataset.dialogs("test")
+    assert (first.video, second.video) == ("CCCC3", "ZZZZ9")
+    assert second.turns[0].answer == "it is 0 ."
+    assert (first.turns[-1].answer, second.turns[-1].answer) == (None, None)
+    assert sum("of the test split are not known" in note for note in dataset.status().notes) == 2
+    write_avsd(tmp_path)
+    first, second = dataset.dialogs("test")
+    assert (first.turns[-1].answer, second.turns[-1].answer) == ("answer two", "answer one")
+    assert second.references == tuple(f"reference {place} of ZZZZ9_3" for place in range(6))
+    assert not any("not known" in note for note in dataset.status().notes)
+
+
+def test_answers_of_other_dialogues_are_refused(tmp_path: Path) -> None:
+    dataset = AVSD(write_avsd(tmp_path))
+    write_json(tmp_path / ANSWERS, {"dialogs": [dialog("CCCC3", 1, "two"), dialog("ZZZZ9", 3, "one")]})
+    with pytest.raises(ValueError, match=f"{ANSWERS} is about other dialogues"):
+        dataset.dialogs("test")
+    write_json(tmp_path / ANSWERS, {"dialogs": [dialog("ZZZZ9", 2, "one"), dialog("CCCC3", 1, "two")]})
+    with pytest.raises(ValueError, match="dialogue 1: its last question is not the one"):
+        dataset.dialogs("test")
+    (tmp_path / ANSWERS).unlink()
+    write_json(tmp_path / REFERENCES, references(["CCCC3_1", "ZZZZ9_3"]))
+    with pytest.raises(ValueError, match=r"number 1 is about 'CCCC3_1', in .* it is 'ZZZZ9'"):
+        dataset.dialogs("test")
+    write_json(tmp_path / REFERENCES, references(["ZZZZ9_3"]))
+    with pytest.raises(ValueError, match=r"about 1 dialogues, but .* holds 2"):
+        dataset.dialogs("test")
+    broken = references(["ZZZZ9_3", "CCCC3_1"])
+    broken["annotations"][0]["image_id"] = 7
+    write_json(tmp_path / REFERENCES, broken)
+    with pytest.raises(ValueError, match="number 7, which the file does not list"):
+        dataset.dialogs("test")
+
+
+def test_references_without_names(tmp_path: Path) -> None:
+    dataset = AVSD(write_avsd(tmp_path))
+    unnamed = references(["ZZZZ9_3", "CCCC3_1"], count=2)
+    unnamed["images"] = [{"id": image["id"]} for image in reversed(unnamed["images"])]
+    write_json(tmp_path / REFERENCES, unnamed)
+    assert dataset.dialogs("test")[1].references[0] == "reference 0 of ZZZZ9_3"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"dialogs": [dialog("AAAA1", 1), dialog("YSKX3", 1, dialog=[])]}, "dialogue 2: it has no turns"),
+        ({"dialogs": [dialog("AAAA1", 1, dialog=...)]}, 'dialogue 1 has no list of objects "dialog"'),
+        ({"dialogs": [dialog("AAAA1", 1, dialog=[{"question": "q"}])]}, 'dialogue 1, turn 1: "answer" must be a text'),
+        ({"dialogs": [dialog("AAAA1", 1, image_id=4)]}, 'dialogue 1: "image_id" must be a text'),
+        ({"dialogs": [dialog("AAAA1", 1, caption=None)]}, 'dialogue 1: "caption" must be a text'),
+        ({"dialog": []}, 'no list of objects "dialogs"'),
+        ([], "a JSON list where an object is expected"),
+    ],
+)
+def test_damaged_dialogues(tmp_path: Path, content: Any, message: str) -> None:
+    dataset = AVSD(write_avsd(tmp_path))
+    write_json(tmp_path / "train_set4DSTC7-AVSD.json", content)
+    with pytest.raises(ValueError, match=r"train_set4DSTC7-AVSD\.json") as caught:
+        dataset.dialogs("train")
+    assert message in str(caught.value)
+
+
+def test_a_truncated_file_and_missing_parts(tmp_path: Path) -> None:
+    dataset = AVSD(write_avsd(tmp_path))
+    path = tmp_path / "train_set4DSTC7-AVSD.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="is not valid JSON"):
+        dataset.listing("train")
+    path.unlink()
+    with pytest.raises(DatasetMissing, match="dialogues of split 'train' are missing"):
+        dataset.listing("train")
+    for folder in ("Charades_v1_480", "Charades_vu17_test_480"):
+        (tmp_path / folder).rename(tmp_path / f"no {folder}")
+    with pytest.raises(DatasetMissing, match="the videos are missing"):
+        dataset.listing("test")
+
+
+def test_videos_elsewhere_and_missing_ones(tmp_path: Path) -> None:
+    root = write_avsd(tmp_path / "avsd")
+    films = tmp_path / "charades"
+    films.mkdir()
+    for folder in ("Charades_v1_480", "Charades_vu17_test_480"):
+        (root / folder).rename(films / folder)
+    dataset = AVSD(root, videos=films)
+    assert len(dataset.listing("train")) == 2
+    assert dataset.listing("train")[0].path == films / "Charades_v1_480/AAAA1.mp4"
+    (films / "Charades_v1_480/AAAA1.mp4").unlink()
+    listing = dataset.listing("train")
+    assert (len(listing), listing.missing, listing.missing_names) == (1, 1, ("AAAA1",))
+    assert len(dataset.dialogs("train")) == 1
+    # The folder of the files themselves is taken as well.
+    assert len(AVSD(root, videos=films / "Charades_v1_480").listing("train")) == 1
+
+
+def test_status_and_a_look_at_the_files(tmp_path: Path) -> None:
+    dataset = AVSD(write_avsd(tmp_path))
+    status = dataset.status()
+    assert status.present
+    assert status.counts == {"train": 2, "valid": 1, "test": 2}
+    check = check_samples(dataset, samples=6)
+    assert not check.broken
+    assert check.silent == 2
+
+
+def test_speech_that_was_recognised(tmp_path: Path) -> None:
+    write_lines(tmp_path / "subtitles.jsonl", [{"vid_name": "A", "sub": [{"text": "hi", "start": 0, "end": 1}]}])
+    subtitles = AVSD(write_avsd(tmp_path)).subtitles()
+    assert subtitles is not None
+    assert subtitles["A"][0].text == "hi"

@@ -1,0 +1,83 @@
+"""TVC in its real layout: moments in JSON lines, frames and subtitles of TVQA."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.data.datasets.tvc import TVC
+from common.data.listing import DatasetMissing
+from tests.data.text_layouts import CLIPS, moment, write_lines, write_tvc, write_tvqa
+
+
+@pytest.fixture(params=["here", "beside", "named"])
+def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> TVC:
+    """Frames and subtitles in the same folder, in the folder of TVQA beside it, or in another one."""
+    root = tmp_path / "tvc"
+    write_tvc(root)
+    clips = {"here": root, "beside": tmp_path / "tvqa", "named": tmp_path / "elsewhere/films"}[request.param]
+    write_tvqa(clips)
+    return TVC(root, clips if request.param == "named" else None)
+
+
+def test_rows_and_moments_are_aligned(dataset: TVC) -> None:
+    for split, count in (("train", 2), ("val", 4)):
+        listing, moments = dataset.listing(split), dataset.moments(split)
+        assert len(listing) == len(moments) == 4
+        for clip, own in zip(listing.clips, moments):
+            assert clip.path.name == own.clip
+            assert clip.path.is_dir()
+            assert (clip.start, clip.end) == own.span
+            assert len(own.descriptions) == count
+    assert moments[0].descriptions[1].text.startswith("Moment ")
+    assert "  " not in moments[0].descriptions[0].text
+    assert moments[0].descriptions[0].kind == "vt"
+    assert len(dataset.subtitles()[CLIPS[0]]) == 2
+    assert dataset.words() == {}
+
+
+def test_withheld_descriptions(dataset: TVC) -> None:
+    assert [own.descriptions for own in dataset.moments("test_public")] == [(), ()]
+    status = dataset.status()
+    assert status.present
+    assert status.counts == {"train": 4, "val": 4, "test": 2}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (moment(0, CLIPS[0], descs=...), 'no list of objects "descs"'),
+        (moment(0, CLIPS[0], descs=[]), '"descs" is empty'),
+        (moment(0, CLIPS[0], descs=[{"desc_id": 3}]), '"desc" must be a text'),
+        (moment(0, CLIPS[0], ts=[2.0, 1.0]), "start before end"),
+        (moment(0, CLIPS[0], ts=[1.0]), "start before end"),
+        (moment(0, CLIPS[0], ts="1-2"), "start before end"),
+        (moment(0, CLIPS[0], ts=[True, 2]), "start before end"),
+        (moment(0, CLIPS[0], clip_id=...), '"clip_id" must be a whole number'),
+    ],
+)
+def test_damaged_moments_name_file_and_line(tmp_path: Path, record: Any, message: str) -> None:
+    write_tvqa(write_tvc(tmp_path))
+    write_lines(tmp_path / "tvc_train_release.jsonl", [moment(0, CLIPS[0]), record])
+    with pytest.raises(ValueError, match=r"tvc_train_release\.jsonl, line 2") as caught:
+        TVC(tmp_path).moments("train")
+    assert message in str(caught.value)
+
+
+def test_unknown_clips_and_missing_files(tmp_path: Path) -> None:
+    root = write_tvc(tmp_path / "tvc")
+    with pytest.raises(DatasetMissing, match=r"the frames are missing; looked in .*tvqa/frames_hq"):
+        TVC(root).listing("train")
+    with pytest.raises(DatasetMissing, match="the subtitles are missing"):
+        TVC(root).subtitles()
+    write_tvqa(root)
+    write_lines(root / "data/tvc_val_release.jsonl", [])
+    write_lines(root / "tvc_train_release.jsonl", [moment(0, CLIPS[0]), moment(1, "unknown")])
+    listing = TVC(root).listing("train")
+    assert (len(listing), listing.missing_names) == (1, ("unknown (moment 1)",))
+    (root / "tvc_val_release.jsonl").unlink()
+    with pytest.raises(DatasetMissing, match="none of the clips of split 'val'"):
+        TVC(root).listing("val")
+    (root / "data/tvc_val_release.jsonl").unlink()
+    with pytest.raises(DatasetMissing, match="the moments of split 'val' are missing"):
+        TVC(root).moments("val")
