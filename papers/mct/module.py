@@ -216,8 +216,8 @@ class MCT(pl.LightningModule):
     def setup(self, stage: str) -> None:
         if self.hparams["weight_tag"] > 0 and not len(self.data.tag_names):
             raise ValueError(
-                "model.weight_tag is not 0, but the data set has no tags: put the instances_*.json beside its captions, "
-                "or set model.weight_tag to 0"
+                "model.weight_tag is not 0, but the data set has no tags: put instances_*.json beside its captions, or "
+                "set model.weight_tag to 0"
             )
         if self.hparams["weight_tag"] > 0 and len(self.data.tag_names) != self.hparams["tag_count"]:
             raise ValueError(

@@ -1,0 +1,12 @@
+"""VX2TEXT: text generated from video, sound and speech through differentiable word-like tokens.
+
+Xudong Lin, Gedas Bertasius, Jue Wang, Shih-Fu Chang, Devi Parikh, Lorenzo Torresani: "VX2TEXT: End-to-End Learning of
+Video-Based Text Generation From Multimodal Inputs", CVPR 2021, arXiv 2101.12059.
+
+Video and sound go through classifiers, and the names of the most probable categories become tokens beside the words of
+speech, history and question; a text encoder-decoder reads them all and writes the answer or the caption. Choosing
+categories is made differentiable by a Gumbel-softmax relaxation, so the classifiers learn from the text that is wanted.
+
+The public names live in ``module`` (VX2Text and what prepares it), ``model``, ``tokeniser``, ``data``, ``evaluation``,
+``answer`` and ``checkpoints``; import them from there, so that importing this package costs nothing.
+"""

@@ -1,0 +1,175 @@
+"""Weights of the parts of VX2TEXT: released files and our own stages in, single parts out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from common.encoders.checkpoint_files import (
+    CheckpointError,
+    below,
+    differences,
+    first_of,
+    named_tensors,
+    read_checkpoint,
+    write_whole,
+)
+from papers.vx2text.model import LanguageModel, ModalityClassifier
+
+Modality = Literal["video", "audio"]
+Layout = Literal["kinetics", "panns", "t5"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+#: Which part each layout is of.
+_PART_OF: dict[str, str] = {"kinetics": "video", "panns": "audio", "t5": "language_model"}
+#: The last layer in released files: R(2+1)D of IG-65M and Kinetics, CNN14 of PANNs.
+_HEADS = {"video": "fc.", "audio": "fc_audioset."}
+#: What released audio networks hold beside their weights: the filters of the spectrogram, which our data makes.
+_NOT_WEIGHTS = ("spectrogram_extractor.", "logmel_extractor.")
+_COUNTER = "num_batches_tracked"
+NEEDED = "'state_dict' or 'model'"
+
+
+def load_classifier(classifier: ModalityClassifier, path: str | Path, modality: Modality, field: str) -> None:
+    """Give a classifier the weights of a checkpoint, or say which setting does not fit.
+
+    Args:
+        classifier: changed in place.
+        path: a checkpoint of one of our stages that holds a classifier of the modality, or a released file: R(2+1)D
+            with the names of torchvision and a head `fc` for video, PANNs' CNN14 with a head `fc_audioset` for audio.
+        modality: which classifier.
+        field: name of the setting that gave `path`, for the message.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, holds no such classifier, or one with other sizes or another
+            number of categories.
+
+    Source: specification 3.
+    """
+    state = _named(path, field)
+    found = next(
+        (own for prefix in (f"tokens.{modality}.classifier.", "classifier.") if (own := below(state, prefix))), None
+    ) or _released(state, modality)
+    expected = classifier.state_dict()
+    # Files older than PyTorch 1.0 lack the counters of batch normalisation, which nothing reads here.
+    found |= {name: value for name, value in expected.items() if name.endswith(_COUNTER) and name not in found}
+    head, own_head = found.get("fc.weight"), expected["fc.weight"]
+    if head is not None and head.shape[:1] != own_head.shape[:1]:
+        raise CheckpointError(
+            f"{field}: the classifier in {path} has {len(head)} categories, model.{modality}_classifier "
+            f"{len(own_head)}: give it the list that the weights were trained with"
+        )
+    problem = differences(expected, found)
+    if problem:
+        raise CheckpointError(
+            f"{field}: the weights in {path} do not fit model.{modality}_classifier: {problem}. Give its encoder the "
+            "layers and widths that they were trained with."
+        )
+    classifier.load_state_dict(found)
+
+
+def load_language_model(language_model: LanguageModel, path: str | Path, field: str = "text_pretrained") -> None:
+    """Give a language model the weights of a folder of T5, or of one of our stages.
+
+    Args:
+        language_model: changed in place.
+        path: a folder with `config.json` and weights, as `save_pretrained` writes it; or a checkpoint of ours.
+        field: name of the setting that gave `path`, for the message.
+
+    Raises:
+        CheckpointError: the folder or file is missing or unreadable, or of another model.
+
+    Source: specification 6.
+    """
+    path = Path(path)
+    if path.is_file():
+        found = below(_named(path, field), "language_model.t5.")
+        if not found:
+            raise CheckpointError(
+                f"{field}: {path} holds no language model; give the checkpoint of a stage that has one"
+            )
+    else:
+        found = _weights_of_folder(path, field)
+    expected = language_model.t5.state_dict()
+    # The one matrix of embeddings goes by several names, of which a file holds at least one.
+    shared = found.get("shared.weight", found.get("encoder.embed_tokens.weight", found.get("lm_head.weight")))
+    tied = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+    found |= {name: shared for name in tied if name in expected and name not in found and shared is not None}
+    found = {
+        name: value
+        for name, value in found.items()
+        if name in expected or not name.endswith("relative_attention_bias.weight")
+    }
+    problem = differences(expected, found)
+    if problem:
+        raise CheckpointError(
+            f"{field}: the weights in {path} do not fit model.language_model: {problem}. Its vocabulary_size, width, "
+            "layers, attention_heads, key_width and feed_forward_width must be those of the weights; T5 v1.1 has "
+            "another feed-forward network and does not fit."
+        )
+    language_model.t5.load_state_dict(found)
+
+
+def _weights_of_folder(path: Path, field: str) -> dict[str, Tensor]:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (path / name).is_file():
+            return _named(path / name, field)
+    raise CheckpointError(
+        f"{field}: {path} holds neither model.safetensors nor pytorch_model.bin. Nothing is downloaded: save T5 there "
+        "once, model and tokenizer, with save_pretrained of transformers, or set the field to null for random weights"
+    )
+
+
+def export(checkpoint: str | Path, output: str | Path, layout: Layout = "kinetics") -> Path:
+    """Write one part of a trained model for other code.
+
+    Args:
+        checkpoint: of one of our stages.
+        output: file to write; it appears whole or not at all.
+        layout: `kinetics`, the video classifier under torchvision's names; `panns`, the audio classifier as PANNs
+            releases it; `t5`, the language model as `pytorch_model.bin`.
+
+    Returns:
+        `output`.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, or holds no such part.
+    """
+    state = _named(checkpoint, "--checkpoint")
+    part = _PART_OF[layout]
+    if layout == "t5":
+        found = below(state, "language_model.t5.")
+    else:
+        own = below(state, f"tokens.{part}.classifier.") or below(state, "classifier.")
+        found = {
+            name.replace("fc.", _HEADS[part], 1) if name.startswith("fc.") else name.removeprefix("encoder."): value
+            for name, value in own.items()
+        }
+    if not found:
+        raise CheckpointError(f"--checkpoint: {checkpoint} holds no {part}; its entries are {first_of(list(state))}")
+    content = {"model": found} if layout == "panns" else found
+    return write_whole(output, lambda path: torch.save(content, path))
+
+
+def _named(path: str | Path, field: str) -> dict[str, Tensor]:
+    """Tensors of a file, wherever its kind keeps them."""
+    try:
+        content = read_checkpoint(path, NEEDED)
+    except CheckpointError as error:
+        raise CheckpointError(f"{field}: {error}") from error
+    for entry in ("state_dict", "model"):
+        if isinstance(content.get(entry), dict):
+            return named_tensors(content[entry])
+    return named_tensors(content)
+
+
+def _released(state: dict[str, Tensor], modality: Modality) -> dict[str, Tensor]:
+    """A released classifier under our names: `encoder.` before all but the head, which is `fc.`."""
+    head = _HEADS[modality]
+    return {
+        f"fc.{name.removeprefix(head)}" if name.startswith(head) else f"encoder.{name}": value.clone()
+        for name, value in state.items()
+        if not name.startswith(_NOT_WEIGHTS)
+    }

@@ -1,0 +1,260 @@
+"""Cutting the clips and the sound that the classifiers of VX2TEXT see from a file or a folder of frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.data.frames import FrameFolder, MediaCaches, open_media
+from common.data.items import Sample
+from common.data.listing import Clip, Listing
+from common.data.media import MediaError, MediaFile, TooShortError
+from common.data.transforms import VideoTransform
+from common.data.windows import Limits, restrict
+
+
+@dataclass(frozen=True)
+class VideoInput:
+    """What the clips of a video are (specification 2 and 3).
+
+    Attributes:
+        fps, frames: frames per second and frames of a clip.
+        clips: clips of a video, S; spread over it.
+        crop: side of a clip in pixels.
+        resize: shorter side before cropping.
+        jitter: strengths of brightness, contrast, saturation and hue jitter in training; texts name colours.
+        flip: probability of a flip in training; texts name left and right.
+        mean, std: statistics of the channels of the classifier's weights.
+    """
+
+    fps: float = 15.0
+    frames: int = 32
+    clips: int = 4
+    crop: int = 112
+    resize: int = 128
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    flip: float = 0.0
+    mean: tuple[float, float, float] = (0.43216, 0.394666, 0.37645)
+    std: tuple[float, float, float] = (0.22803, 0.22145, 0.216989)
+
+    def __post_init__(self) -> None:
+        for name in ("fps", "frames", "clips"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"data.video.{name} must be above 0, got {getattr(self, name)}")
+
+
+DEFAULT_VIDEO = VideoInput()
+ONE_CLIP = VideoInput(clips=1)
+
+
+@dataclass(frozen=True)
+class AudioInput:
+    """What the sound of a video is: the spectrogram of PANNs at 16 kHz (specification 3).
+
+    Attributes:
+        sample_rate, seconds: samples per second and seconds of a window.
+        window, hop: samples of a Fourier transform, and from one to the next.
+        mel_bins, low, high: number of bands, and the frequencies they reach from and to.
+    """
+
+    sample_rate: int = 16000
+    seconds: float = 10.0
+    window: int = 512
+    hop: int = 160
+    mel_bins: int = 64
+    low: float = 50.0
+    high: float = 8000.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high <= self.sample_rate / 2:
+            raise ValueError(
+                f"data.audio: bands from {self.low} to {self.high} Hz must lie between 0 and half the sample rate, "
+                f"{self.sample_rate / 2:g}"
+            )
+        if self.samples <= self.window // 2:
+            raise ValueError(f"data.audio.seconds: {self.seconds} is too short for a window of {self.window} samples")
+
+    @property
+    def samples(self) -> int:
+        """Samples of a window."""
+        return round(self.seconds * self.sample_rate)
+
+
+DEFAULT_AUDIO = AudioInput()
+
+
+class LogMel:
+    """Samples to a spectrogram in decibels with mel bands, as PANNs takes it.
+
+    Power of a centred, periodic Hann window, bands after Slaney with unit area, 10 log10 of at least 1e-10. There is no
+    normalisation: the network begins with one.
+
+    Args:
+        audio: sizes.
+
+    Shapes:
+        [N] -> [1, N // hop + 1, mel_bins].
+
+    Source: specification 3.
+    """
+
+    def __init__(self, audio: AudioInput) -> None:
+        from torchaudio.functional import melscale_fbanks
+
+        self.audio = audio
+        self._hann = torch.hann_window(audio.window)
+        self._bands = melscale_fbanks(
+            audio.window // 2 + 1,
+            audio.low,
+            audio.high,
+            audio.mel_bins,
+            audio.sample_rate,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """Transform one window."""
+        missing = self.audio.samples - len(samples)
+        samples = F.pad(samples, (0, missing)) if missing > 0 else samples[: self.audio.samples]
+        spectrum = torch.stft(
+            samples,
+            self.audio.window,
+            self.audio.hop,
+            window=self._hann,
+            center=True,
+            pad_mode="reflect",
+            return_complex=True,
+        )
+        power = torch.view_as_real(spectrum).square().sum(-1)
+        return (power.T @ self._bands).clamp_min_(1e-10).log10_().mul_(10.0)[None]
+
+
+class ClipReader:
+    """Cuts the clips and the window of sound of a video.
+
+    In training they begin at random, one clip in each of so many equal parts of the video, and the crop is random, the
+    same for all clips; else they lie in the middle of these parts and of the picture. A video that is short of frames
+    begins anew; sound that is short of samples is filled with silence.
+
+    Args:
+        video, audio: what to cut; None leaves a modality out.
+        training: see above.
+        cache_bytes: memory for decoded files; 0 = read them every time.
+    """
+
+    def __init__(
+        self, video: VideoInput | None, audio: AudioInput | None, training: bool, cache_bytes: int = 0
+    ) -> None:
+        self.video = video
+        self.audio = audio
+        self.training = training
+        self.caches = MediaCaches(cache_bytes)
+        self._log_mel = None if audio is None else LogMel(audio)
+        self._transform = None
+        if video is not None:
+            self._transform = VideoTransform(
+                mode="crop",
+                crop=video.crop,
+                resize=video.resize,
+                jitter=video.jitter,
+                flip=video.flip,
+                mean=video.mean,
+                std=video.std,
+                training=training,
+            )
+
+    def read(self, clip: Clip, rng: np.random.Generator) -> Sample:
+        """Cut one sample.
+
+        Returns:
+            `video` float32 [S, 3, T, crop, crop] and `video_present`, `audio` float32 [1, frames, mel_bins] and
+            `audio_present`; where a file lacks a modality, its tensor is of black or of silence.
+
+        Raises:
+            MediaError: the file cannot be read, or has nothing between the limits of the clip.
+        """
+        sample: Sample = {}
+        # Each has its own draws, so that leaving one modality out does not move the other.
+        places = rng.random(1 if self.video is None else 1 + self.video.clips)
+        with open_media(clip.path, self.caches) as media:
+            if self.video is not None:
+                present = media.video_limits is not None
+                sample["video"] = self._clips(media, clip, places[1:], rng) if present else self._black()
+                sample["video_present"] = torch.tensor(present)
+            if self.audio is not None:
+                present = media.audio_limits is not None
+                samples = self._window(media, clip, float(places[0])) if present else torch.zeros(self.audio.samples)
+                assert self._log_mel is not None
+                sample["audio"] = self._log_mel(samples)
+                sample["audio_present"] = torch.tensor(present)
+        return sample
+
+    def preview(self, clip: Clip) -> npt.NDArray[np.uint8]:
+        """The middle frame of a clip as it is stored, [H, W, 3]."""
+        with open_media(clip.path, self.caches) as media:
+            start, end = _limits(media.video_limits, clip)
+            frames, _ = media.read_video((start + end) / 2, 1.5 / media.video_fps, media.video_fps)
+        return frames[0].numpy()
+
+    def fill_cache(self, listing: Listing) -> None:
+        """Decode the files of a listing into the caches; those that cannot be decoded are left for later."""
+        if self.caches.files is None:
+            return
+        for name in dict.fromkeys(listing.table.names()):
+            path = listing.root / name
+            try:
+                if path.is_dir():
+                    FrameFolder(path, cache=self.caches.frames).fill_cache()
+                else:
+                    self.caches.files.get(path)
+            except MediaError:
+                continue
+
+    def _clips(
+        self, media: MediaFile | FrameFolder, clip: Clip, places: npt.NDArray[np.float64], rng: np.random.Generator
+    ) -> Tensor:
+        video, transform = self.video, self._transform
+        assert video is not None
+        assert transform is not None
+        start, end = _limits(media.video_limits, clip)
+        duration = min(video.frames / video.fps, end - start)
+        within = (np.arange(video.clips) + (places if self.training else 0.5)) / video.clips
+        pieces = []
+        for begin in (start + within * (end - start - duration)).tolist():
+            frames, _ = media.read_video(begin, duration, video.fps)
+            pieces.append(frames[torch.arange(video.frames) % len(frames)])
+        pixels = transform.without_padding(torch.cat(pieces), rng)
+        return pixels.unflatten(1, (video.clips, video.frames)).transpose(0, 1).contiguous()
+
+    def _black(self) -> Tensor:
+        video = self.video
+        assert video is not None
+        level = -torch.tensor(video.mean) / torch.tensor(video.std)
+        return (
+            level[None, :, None, None, None].expand(video.clips, 3, video.frames, video.crop, video.crop).contiguous()
+        )
+
+    def _window(self, media: MediaFile | FrameFolder, clip: Clip, place: float) -> Tensor:
+        audio = self.audio
+        assert audio is not None
+        start, end = _limits(media.audio_limits, clip)
+        begin = start + (place if self.training else 0.5) * max(end - start - audio.seconds, 0.0)
+        samples = media.read_audio(begin, min(audio.seconds, end - begin), audio.sample_rate)
+        if not len(samples):
+            raise MediaError.of(clip.path, f"no sound could be decoded at {begin:.3f} s")
+        return samples
+
+
+def _limits(stream: Limits | None, clip: Clip) -> Limits:
+    if stream is None:
+        raise MediaError.of(clip.path, "has no video stream")
+    start, end = restrict(stream, clip.start, clip.end)
+    if end <= start:
+        raise TooShortError.of(clip.path, f"holds nothing between {clip.start} and {clip.end} s")
+    return start, end

@@ -1,0 +1,744 @@
+"""Data modules of VX2TEXT: questions, dialogues and descriptions of clips, and clips to learn categories from.
+
+The miniature uses the very same classes: its world writes files in the layouts of TVQA, AVSD, TVC, Kinetics and ESC-50,
+and the data sets are pointed there.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from common.data.datasets.avsd import AVSD, Dialog
+from common.data.datasets.base import MediaDataset
+from common.data.datasets.tvc import TVC, Moment
+from common.data.datasets.tvqa import TVQA, Questions, Subtitle, Subtitles
+from common.data.items import ItemDataset, Sample
+from common.data.listing import Listing
+from common.data.media import MediaError
+from common.data.windows import Limits
+from common.data.worlds.base import World
+from common.data.worlds.narrated import kind_of
+from common.training.data_module import ShardedDataModule
+from papers.vx2text.clips import DEFAULT_AUDIO, DEFAULT_VIDEO, ONE_CLIP, AudioInput, ClipReader, VideoInput
+from papers.vx2text.prompt import DEFAULT_LIMITS, TASKS, Prompt, PromptLimits, PromptText, TextTokenizer
+
+#: What stands in a batch where there is no piece of an answer; losses leave it out.
+IGNORED = -100
+#: Subtitles this many seconds around a marked part count as part of it (specification 10).
+SPAN_MARGIN = 5.0
+
+TrueWords = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
+Scoring = Literal["label", "loglik"]
+Slots = Literal["media", "words"]
+Modality = Literal["video", "audio"]
+MODALITIES: tuple[Modality, ...] = ("video", "audio")
+
+
+# -- texts -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """The text of one sample.
+
+    Args:
+        item_id: what the data set calls it.
+        text: what the model reads.
+        answer: what it is to write; None where that is withheld.
+        correct: position of the right option; -1 where there is none or it is withheld.
+        references: texts that what it writes is compared with, the original answer first where it is among them.
+        clip: name of the clip.
+    """
+
+    item_id: str
+    text: PromptText
+    answer: str | None
+    correct: int
+    references: tuple[str, ...]
+    clip: str
+
+
+class Examples(Sequence[Example]):
+    """The texts of a split, row by row of its listing; each is made when it is asked for."""
+
+    @abstractmethod
+    def example(self, row: int) -> Example:
+        """The example of a row of the listing."""
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        return self.example(range(len(self))[index])
+
+
+def spoken(lines: Sequence[Subtitle], limits: Limits | None = None) -> tuple[tuple[str, ...], tuple[int, int] | None]:
+    """Texts of subtitles, and which of them, from and to, are spoken between two times; None where none is."""
+    places = [] if limits is None else [place for place, line in enumerate(lines) if line.overlaps(limits)]
+    return tuple(line.text for line in lines), (places[0], places[-1] + 1) if places else None
+
+
+class QuestionExamples(Examples):
+    """Questions with options; the speech of the whole clip, the part around the marked span first (specification 10).
+
+    Args:
+        questions: of the listing's rows.
+        subtitles: of the clips; None without speech.
+        use_span: whether marked parts are used.
+    """
+
+    def __init__(self, questions: Questions, subtitles: Subtitles | None, use_span: bool) -> None:
+        self.questions = questions
+        self.subtitles = subtitles
+        self.use_span = use_span
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def example(self, row: int) -> Example:
+        question = self.questions[row]
+        span = question.span if self.use_span else None
+        around = None if span is None else (span[0] - SPAN_MARGIN, span[1] + SPAN_MARGIN)
+        lines = () if self.subtitles is None else self.subtitles.get(question.clip, ())
+        speech, focus = spoken(lines, around)
+        answer = question.options[question.answer] if question.answer >= 0 else None
+        return Example(
+            str(question.number),
+            PromptText("question", question.text, speech, focus, options=question.options),
+            answer,
+            question.answer,
+            () if answer is None else (answer,),
+            question.clip,
+        )
+
+
+class DialogExamples(Examples):
+    """Turns of dialogues, each asked after the turns before it.
+
+    Args:
+        dialogs: the dialogues.
+        rows: dialogue and turn of every row.
+        subtitles: what is spoken; None without.
+        with_summary: whether the summary of a video follows its caption.
+    """
+
+    def __init__(
+        self,
+        dialogs: Sequence[Dialog],
+        rows: npt.NDArray[np.int64],
+        subtitles: Subtitles | None = None,
+        with_summary: bool = False,
+    ) -> None:
+        self.dialogs = dialogs
+        self.rows = rows
+        self.subtitles = subtitles
+        self.with_summary = with_summary
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def example(self, row: int) -> Example:
+        dialog, turn = self.dialogs[self.rows[row, 0]], int(self.rows[row, 1])
+        asked = dialog.turns[turn]
+        history = tuple((earlier.question, earlier.answer or "") for earlier in dialog.turns[:turn])
+        caption = f"{dialog.caption} {dialog.summary}".strip() if self.with_summary else dialog.caption
+        speech, _ = spoken(() if self.subtitles is None else self.subtitles.get(dialog.video, ()))
+        references = () if asked.answer is None else (asked.answer,)
+        if dialog.references and turn == len(dialog.turns) - 1:
+            references = tuple(sorted(dialog.references, key=lambda text: text != asked.answer))
+        return Example(
+            f"{dialog.video}_{turn + 1}",
+            PromptText("dialog", asked.question, speech, caption=caption, history=history),
+            asked.answer,
+            -1,
+            references,
+            dialog.video,
+        )
+
+
+class CaptionExamples(Examples):
+    """Descriptions of moments, with the speech in them.
+
+    Args:
+        moments: the moments.
+        rows: moment and description of every row.
+        subtitles: of the clips; None without speech.
+    """
+
+    def __init__(self, moments: Sequence[Moment], rows: npt.NDArray[np.int64], subtitles: Subtitles | None) -> None:
+        self.moments = moments
+        self.rows = rows
+        self.subtitles = subtitles
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def example(self, row: int) -> Example:
+        moment, place = self.moments[self.rows[row, 0]], int(self.rows[row, 1])
+        lines = () if self.subtitles is None else self.subtitles.get(moment.clip, ())
+        speech, _ = spoken([line for line in lines if line.overlaps(moment.span)])
+        texts = tuple(description.text for description in moment.descriptions)
+        answer = texts[place] if texts else None
+        return Example(str(moment.number), PromptText("caption", speech=speech), answer, -1, texts, moment.clip)
+
+
+class VideoTextItems(ItemDataset):
+    """Clips with what is asked and answered about them.
+
+    Args:
+        listing: the clips, one row per example.
+        examples: the texts, row by row.
+        prompt: writes what the model reads.
+        reader: cuts pictures and sounds; None puts true words into the places of modality tokens instead.
+        words: true categories of the clips, where they are known.
+        categories: of the classifier of each modality, in its order, to mark the true ones.
+        scoring: whether the answer to a question with options is a letter, or the text of the option.
+        replaced: share of the true words that another word of the same modality takes the place of.
+        options: see ItemDataset.
+
+    Returns of an item:
+        What `collate` takes.
+
+    Raises:
+        ValueError: listing and examples differ in length, or a true word is needed that nobody knows.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        examples: Examples,
+        prompt: Prompt,
+        reader: ClipReader | None,
+        words: TrueWords,
+        categories: Mapping[Modality, Sequence[str]],
+        scoring: Scoring = "label",
+        replaced: float = 0.15,
+        **options: Any,
+    ) -> None:
+        if len(listing) != len(examples):
+            raise ValueError(f"{listing.name}: {len(examples)} texts for {len(listing)} clips; list the data set anew")
+        super().__init__(listing, **options)
+        self.examples = examples
+        self.prompt = prompt
+        self.reader = reader
+        self.words = words
+        self.scoring: Scoring = scoring
+        self.replaced = replaced
+        self.pools = [sorted({word for own in words.values() for word in own[side]}) for side in (0, 1)]
+        self.numbers = {
+            name: _numbers(categories[name], pool, f"data.{name}_categories")
+            for name, pool in zip(MODALITIES, self.pools)
+            if name in categories and pool
+        }
+        if reader is None and not words:
+            raise ValueError(
+                f"data.slots is words, but {listing.name} has no words.jsonl with the true categories of its clips; "
+                "only the miniature knows them, so pre-train on text there alone"
+            )
+
+    def _make(self, file: int, rng: np.random.Generator) -> Sample:
+        example = self.examples[file]
+        true = self.words.get(example.clip, ((), ()))
+        sample: Sample = {}
+        if self.reader is not None:
+            sample |= self.reader.read(self.listing[file], rng)
+            ids = self.prompt.encode(example.text)
+        else:
+            places = (len(self.prompt.video), len(self.prompt.audio))
+            filled = [
+                noisy_words(own, count, pool, self.replaced, rng) for own, count, pool in zip(true, places, self.pools)
+            ]
+            ids = self.prompt.encode(example.text, *filled)
+        sample |= {
+            "input_ids": ids,
+            "labels": self._labels(example),
+            "correct": torch.tensor(example.correct),
+            "task": torch.tensor(TASKS.index(example.text.task)),
+            "item_id": example.item_id,
+            "question_text": example.text.question,
+            # Real data may ask in the same words, but knows no kinds.
+            "kind": kind_of(example.text.question) if self.words else "",
+            "answer_text": example.answer or "",
+            "references": list(example.references),
+        }
+        for name, own in zip(MODALITIES, true):
+            if name in self.numbers:
+                marks = torch.zeros(len(self.numbers[name]), dtype=torch.bool)
+                marks[[self.numbers[name][word] for word in own]] = True
+                sample[f"{name}_words"] = marks
+        if example.text.options:
+            sample["options"] = list(example.text.options)
+            if self.scoring == "label":
+                sample["answer_options"] = torch.tensor(self.prompt.tokenizer.letter_ids)
+            else:
+                sample["option_labels"] = [self.prompt.answer(option) for option in example.text.options]
+        return sample
+
+    def _labels(self, example: Example) -> list[int]:
+        if example.answer is None:
+            return []
+        if example.text.options and self.scoring == "label":
+            return self.prompt.letter(example.correct)
+        return self.prompt.answer(example.answer)
+
+    def fill_cache(self) -> None:
+        if self.reader is not None:
+            self.reader.fill_cache(self.listing)
+
+    def preview(self, item: int) -> npt.NDArray[np.uint8]:
+        if self.reader is None:
+            raise ValueError("there is nothing to see where words stand in the places of clips")
+        return self.reader.preview(self.listing[item])
+
+
+def _numbers(categories: Sequence[str], words: Sequence[str], field: str) -> dict[str, int]:
+    """Number of every category; each of the words must be one."""
+    numbers = {name.lower(): place for place, name in enumerate(categories)}
+    unknown = [word for word in words if word not in numbers]
+    if unknown:
+        raise ValueError(f"{field} lacks {', '.join(unknown)}; give the categories of the classifier, in its order")
+    return numbers
+
+
+def noisy_words(
+    words: Sequence[str], count: int, pool: Sequence[str], replaced: float, rng: np.random.Generator
+) -> list[str]:
+    """What a classifier might say about a clip: its true words in any order, some of them wrong.
+
+    Args:
+        words: the true ones.
+        count: number of words wanted; where there are fewer true ones, others follow.
+        pool: all words of the modality.
+        replaced: share of words to replace by any of the pool.
+        rng: source of the draws.
+
+    Source: specification 14, step 2.
+    """
+    if not pool:
+        return []
+    others = rng.integers(len(pool), size=count)
+    kept = rng.random(count) >= replaced
+    true = rng.permutation(len(words))[:count].tolist()
+    return [
+        words[true[place]] if place < len(true) and kept[place] else pool[int(others[place])] for place in range(count)
+    ]
+
+
+def collate(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Make a batch of samples.
+
+    Returns:
+        `video` float32 [B, S, 3, T, H, W] and `video_present` bool [B], `audio` float32 [B, 1, frames, mel_bins] and
+        `audio_present` bool [B], each only where the samples have it; `input_ids` int64 [B, N], padded with 0 at the
+        end, negative in the places of modality tokens; `labels` int64 [B, M], -100 where there is no piece;
+        `video_words` and `audio_words` bool [B, C], the true categories, where they are known; `answer_options` int64
+        [B, 5] or `option_labels` int64 [B, 5, M'] where there are options; `correct`, `task`, `index`, `label` and
+        `skipped` int64 [B]; lists of length B: `item_id`, `question_text`, `kind` of the question ("" but in the
+        miniature), `answer_text` ("" where it is withheld), and lists of texts in `references` and `options`.
+    """
+    batch: dict[str, Any] = {}
+    for name, first in samples[0].items():
+        column = [sample[name] for sample in samples]
+        if name == "input_ids":
+            batch[name] = padded(column, TextTokenizer.pad_id)
+        elif name == "labels":
+            batch[name] = padded(column, IGNORED)
+        elif name == "option_labels":
+            flat = padded([row for own in column for row in own], IGNORED)
+            batch[name] = flat.view(len(column), -1, flat.shape[1])
+        else:
+            batch[name] = torch.stack(column) if isinstance(first, Tensor) else column
+    return batch
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Rows of ids as one int64 tensor [B, longest], at least one wide, filled up with a value."""
+    whole = torch.full((len(rows), max(1, *map(len, rows))), value, dtype=torch.int64)
+    for place, row in enumerate(rows):
+        whole[place, : len(row)] = torch.tensor(row, dtype=torch.int64)
+    return whole
+
+
+# -- data modules ------------------------------------------------------------------------------------------------------
+
+
+class VideoTextData(ShardedDataModule):
+    """What the data modules of the three tasks share.
+
+    Args:
+        dataset: the data set; `root` is where its files lie.
+        tokenizer: makes ids of words; the language model's.
+        world: miniature whose files stand in for the data set's; None for real data.
+        modalities: which of video and audio are read.
+        video, audio: what the clips and the sound are.
+        video_categories, audio_categories: of the classifiers, in their order; where the true ones of each clip are
+            known, batches mark them.
+        prompt: most pieces of each part of the text, and tokens of each clip.
+        slots: `media`, the clips; or `words`, their true categories in the places of tokens, 15 % of them wrong, to
+            pre-train the language model on text alone (specification 14, step 2).
+        replaced: that share.
+        train_split, validation_split, test_split: names of the listings.
+        batch_size: global batch.
+        test_batch_size: samples per evaluation step, per device.
+        num_workers: loader processes per device.
+        seed: seed of order and augmentation.
+        cache_bytes: memory for decoded files, for sets small enough to be kept; 0 decodes anew every time.
+        max_skipped_share: the run stops when more than this share of the files is broken.
+
+    Raises:
+        ValueError: sound is to be read from a data set that has none, or there are too many tokens.
+    """
+
+    def __init__(
+        self,
+        dataset: TVQA | TVC | AVSD,
+        tokenizer: TextTokenizer,
+        world: World | None = None,
+        modalities: Sequence[Modality] = MODALITIES,
+        video: VideoInput = DEFAULT_VIDEO,
+        audio: AudioInput = DEFAULT_AUDIO,
+        video_categories: Sequence[str] | None = None,
+        audio_categories: Sequence[str] | None = None,
+        prompt: PromptLimits = DEFAULT_LIMITS,
+        slots: Slots = "media",
+        replaced: float = 0.15,
+        train_split: str = "train",
+        validation_split: str = "validation",
+        test_split: str = "test",
+        batch_size: int = 64,
+        test_batch_size: int = 16,
+        num_workers: int = 8,
+        seed: int = 0,
+        cache_bytes: int = 0,
+        max_skipped_share: float = 0.05,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed)
+        unknown = [name for name in modalities if name not in MODALITIES]
+        if unknown:
+            raise ValueError(f"data.modalities holds {', '.join(unknown)}; it takes video and audio")
+        if "audio" in modalities and "audio" not in dataset.streams:
+            raise ValueError(
+                f"data.modalities: {dataset.title} is distributed without sound; leave audio out, here and in "
+                "model.modalities"
+            )
+        if not 0.0 <= replaced <= 1.0:
+            raise ValueError(f"data.replaced is a share, got {replaced}")
+        self.dataset: Any = dataset
+        self.tokenizer = tokenizer
+        self.world = world
+        self.modalities = tuple(modalities)
+        self.video = video if "video" in modalities else None
+        self.audio = audio if "audio" in modalities else None
+        named = {"video": video_categories, "audio": audio_categories}
+        self.categories: dict[Modality, Sequence[str]] = {
+            name: names for name in self.modalities if (names := named[name]) is not None
+        }
+        self.slots: Slots = slots
+        self.replaced = replaced
+        self.train_split = train_split
+        self.validation_split = validation_split
+        self.test_split = test_split
+        self.test_batch_size = test_batch_size
+        self.cache_bytes = cache_bytes
+        self.max_skipped_share = max_skipped_share
+        self.scoring: Scoring = "label"
+        self.prompt = Prompt(
+            tokenizer,
+            prompt,
+            0 if self.video is None else video.clips * prompt.video_tokens,
+            0 if self.audio is None else prompt.audio_tokens,
+        )
+        if world is not None:
+            dataset.root = Path(world.root_of(dataset.name))
+
+    def prepare_data(self) -> None:
+        if self.world is not None:
+            self.world.prepare([self.dataset.name])
+
+    @abstractmethod
+    def examples(self, split: str, training: bool) -> tuple[Listing, Examples]:
+        """Listing of a split with one row per example, and the examples."""
+
+    def subtitles(self) -> Subtitles | None:
+        """What is spoken in the clips; None where speech is left out of the prompt."""
+        return self.dataset.subtitles() if self.prompt.limits.speech else None
+
+    def items(self, split: str, training: bool) -> VideoTextItems:
+        """The samples of a split."""
+        listing, examples = self.examples(split, training)
+        reader = None
+        if self.slots == "media":
+            reader = ClipReader(self.video, self.audio, training, self.cache_bytes)
+        return VideoTextItems(
+            listing,
+            examples,
+            self.prompt,
+            reader,
+            self.dataset.words(),
+            self.categories,
+            self.scoring,
+            self.replaced,
+            seed=self.seed,
+            max_skipped_share=self.max_skipped_share,
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.training_loader(self.items(self.train_split, training=True), collate_fn=collate)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        items = self.items(self.validation_split, training=False)
+        return self.evaluation_loader(items, self.test_batch_size, "validation", collate_fn=collate)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        items = self.items(self.test_split, training=False)
+        return self.evaluation_loader(items, self.test_batch_size, collate_fn=collate)
+
+
+class QuestionAnsweringData(VideoTextData):
+    """TVQA: questions with five options (specification 7 and 10). Its test split is withheld; test on `val`.
+
+    Args:
+        scoring: `label`, the answer is the letter of an option; `loglik`, its text, and options are scored one by one.
+        kwargs: see VideoTextData.
+    """
+
+    def __init__(
+        self,
+        dataset: TVQA,
+        tokenizer: TextTokenizer,
+        scoring: Scoring = "label",
+        modalities: Sequence[Modality] = ("video",),
+        test_split: str = "val",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dataset, tokenizer, modalities=modalities, test_split=test_split, **kwargs)
+        self.scoring = scoring
+
+    def setup(self, stage: str) -> None:
+        if self.scoring == "label":
+            # Fails before training where the vocabulary does not tell the letters apart.
+            _ = self.tokenizer.letter_ids
+
+    def examples(self, split: str, training: bool) -> tuple[Listing, Examples]:
+        return self.dataset.listing(split), QuestionExamples(
+            self.dataset.questions(split), self.subtitles(), self.dataset.span
+        )
+
+
+class DialogData(VideoTextData):
+    """AVSD: turns of dialogues, the last one of each in the test split (specification 10).
+
+    Args:
+        with_summary: whether the summary of a video follows its caption; `prompt.caption: 0` leaves out both.
+        every_turn: train on every turn, not only on the last one of each dialogue.
+        kwargs: see VideoTextData.
+    """
+
+    def __init__(
+        self,
+        dataset: AVSD,
+        tokenizer: TextTokenizer,
+        with_summary: bool = False,
+        every_turn: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dataset, tokenizer, **kwargs)
+        self.with_summary = with_summary
+        self.every_turn = every_turn
+
+    def examples(self, split: str, training: bool) -> tuple[Listing, Examples]:
+        dialogs = self.dataset.dialogs(split)
+        every = self.every_turn and split != self.test_split
+        pairs = [
+            (number, turn)
+            for number, dialog in enumerate(dialogs)
+            for turn in (range(len(dialog.turns)) if every else [len(dialog.turns) - 1])
+            if not training or dialog.turns[turn].answer is not None
+        ]
+        rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+        listing = self.dataset.listing(split).subset(rows[:, 0])
+        return listing, DialogExamples(dialogs, rows, self.subtitles(), self.with_summary)
+
+
+class CaptioningData(VideoTextData):
+    """TVC: descriptions of moments, each of them in training, all of one moment as references else (specification 10).
+
+    The descriptions of its test split are withheld; test on `val`.
+
+    Args:
+        kwargs: see VideoTextData.
+    """
+
+    def __init__(
+        self,
+        dataset: TVC,
+        tokenizer: TextTokenizer,
+        modalities: Sequence[Modality] = ("video",),
+        test_split: str = "val",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dataset, tokenizer, modalities=modalities, test_split=test_split, **kwargs)
+
+    def examples(self, split: str, training: bool) -> tuple[Listing, Examples]:
+        moments = self.dataset.moments(split)
+        pairs = [
+            (number, place)
+            for number, moment in enumerate(moments)
+            for place in (range(len(moment.descriptions)) if training else [0])
+        ]
+        rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+        listing = self.dataset.listing(split).subset(rows[:, 0])
+        return listing, CaptionExamples(moments, rows, self.subtitles())
+
+
+# -- categories --------------------------------------------------------------------------------------------------------
+
+
+class CategoryItems(ItemDataset):
+    """Clips or sounds with the categories that are true of them: `video` or `audio`, and marks `words` bool [C].
+
+    Args:
+        listing: the files; the name of a class is a category, or words that are.
+        categories: all categories, in the order of the classifier.
+        reader: cuts one modality.
+        options: see ItemDataset.
+
+    Raises:
+        ValueError: a word of a class is no category.
+    """
+
+    def __init__(self, listing: Listing, categories: Sequence[str], reader: ClipReader, **options: Any) -> None:
+        super().__init__(listing, **options)
+        self.reader = reader
+        self.marks = class_marks(listing.classes, categories)
+
+    def _make(self, file: int, rng: np.random.Generator) -> Sample:
+        clip = self.listing[file]
+        sample = self.reader.read(clip, rng)
+        name = "audio" if self.reader.video is None else "video"
+        if not sample[f"{name}_present"]:
+            raise MediaError.of(clip.path, f"has no {name} stream")
+        # One clip is cut from each file: its axis is dropped.
+        return {name: sample[name] if name == "audio" else sample[name][0], "words": self.marks[clip.label]}
+
+    def fill_cache(self) -> None:
+        self.reader.fill_cache(self.listing)
+
+    def preview(self, item: int) -> npt.NDArray[np.uint8]:
+        return self.reader.preview(self.listing[item])
+
+
+def class_marks(classes: Sequence[str], categories: Sequence[str]) -> Tensor:
+    """True categories of every class: the one that has its name, else those that its words name.
+
+    Returns:
+        bool [classes, categories].
+
+    Raises:
+        ValueError: a word of a class is no category.
+    """
+    known = {name.lower() for name in categories}
+    words = [[name.lower()] if name.lower() in known else re.split(r"[\s_]+", name.lower().strip()) for name in classes]
+    numbers = _numbers(categories, sorted({word for own in words for word in own}), "data.categories")
+    marks = torch.zeros(len(classes), len(categories), dtype=torch.bool)
+    for row, own in enumerate(words):
+        marks[row, [numbers[word] for word in own]] = True
+    return marks
+
+
+class CategoryData(ShardedDataModule):
+    """Labelled clips or sounds to train a classifier of categories on (specification 14, step 1).
+
+    Args:
+        dataset: the data set; `root` is where its files lie.
+        categories: of the classifier, in its order.
+        modality: whose categories are learned.
+        world: miniature whose files stand in for the data set's; None for real data.
+        video, audio: what a clip is; one is cut from each file.
+        fold: official division, where the data set has them.
+        train_split, test_split: names of the listings.
+        test_batch_size: files per test step, per device.
+        batch_size, num_workers, seed, cache_bytes, max_skipped_share: see VideoTextData.
+
+    Raises:
+        ValueError: the data set does not have the modality, or several clips of a file are asked for.
+    """
+
+    def __init__(
+        self,
+        dataset: MediaDataset,
+        categories: Sequence[str],
+        modality: Modality,
+        world: World | None = None,
+        video: VideoInput = ONE_CLIP,
+        audio: AudioInput = DEFAULT_AUDIO,
+        fold: int | None = None,
+        train_split: str = "train",
+        test_split: str = "validation",
+        batch_size: int = 64,
+        test_batch_size: int = 64,
+        num_workers: int = 8,
+        seed: int = 0,
+        cache_bytes: int = 0,
+        max_skipped_share: float = 0.05,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed)
+        if modality not in dataset.streams:
+            raise ValueError(
+                f"data.modality is {modality}, but {dataset.title} has {' and '.join(dataset.streams)} alone"
+            )
+        if modality == "video" and video.clips != 1:
+            raise ValueError(f"data.video.clips: a classifier is trained on one clip of each file, got {video.clips}")
+        self.dataset = dataset
+        self.categories = categories
+        self.modality: Modality = modality
+        self.world = world
+        self.video = video if modality == "video" else None
+        self.audio = audio if modality == "audio" else None
+        self.fold = fold
+        self.train_split = train_split
+        self.test_split = test_split
+        self.test_batch_size = test_batch_size
+        self.cache_bytes = cache_bytes
+        self.max_skipped_share = max_skipped_share
+        if world is not None:
+            dataset.root = Path(world.root_of(dataset.name))
+
+    def prepare_data(self) -> None:
+        if self.world is not None:
+            self.world.prepare([self.dataset.name])
+
+    def items(self, split: str, training: bool) -> CategoryItems:
+        """The samples of a split."""
+        return CategoryItems(
+            self.dataset.listing(split, self.fold),
+            self.categories,
+            ClipReader(self.video, self.audio, training, self.cache_bytes),
+            seed=self.seed,
+            max_skipped_share=self.max_skipped_share,
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.training_loader(self.items(self.train_split, training=True))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self.evaluation_loader(self.items(self.test_split, training=False), self.test_batch_size, "validation")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self.evaluation_loader(self.items(self.test_split, training=False), self.test_batch_size)

@@ -1,0 +1,71 @@
+"""The losses of VX2TEXT: of the words that the decoder writes, and of the words that a classifier names."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+
+
+def text_loss(logits: Tensor, labels: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Mean cross-entropy over the valid words of the joint batch of all processes.
+
+    Processes hold answers of different lengths, so the mean of their means is not the joint mean. Each divides by the
+    mean number of words per process: averaged over processes, as data parallelism does with gradients, that is it.
+
+    Args:
+        logits: scores of the next word at every place [B, M, V].
+        labels: the words [B, M]; -100 where there is none.
+        group: processes that share the batch; by default all.
+
+    Returns:
+        Scalar; 0 where there is no valid word.
+
+    Source: specification 6.
+    """
+    total, words = per_answer(logits, labels)
+    count = words.sum()
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1:
+        dist.all_reduce(count, group=group)
+        return total.sum() * dist.get_world_size(group) / count.clamp(min=1.0)
+    return total.sum() / count.clamp(min=1.0)
+
+
+def per_answer(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy and number of words of every answer.
+
+    Args:
+        logits: [B, M, V].
+        labels: [B, M]; -100 where there is no word.
+
+    Returns:
+        Both [B], float32.
+    """
+    losses = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+    return losses.sum(1), (labels != IGNORED).sum(1).float()
+
+
+def words_loss(logits: Tensor, words: Tensor) -> Tensor:
+    """Cross-entropy of a classifier against a target that is uniform over the true words.
+
+    Args:
+        logits: scores of the categories [B, C].
+        words: which of them are true [B, C]; a row without any counts nothing.
+
+    Returns:
+        Scalar, the mean over rows with a true word.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Source: specification 14, step 1.
+    """
+    if logits.shape != words.shape:
+        raise ValueError(f"words must mark each of the {list(logits.shape)} categories, got {list(words.shape)}")
+    target = words.to(torch.float32)
+    number = target.sum(1)
+    losses = -(F.log_softmax(logits.float(), dim=1) * target).sum(1) / number.clamp(min=1.0)
+    return losses.sum() / (number > 0).sum().clamp(min=1)

@@ -1,0 +1,399 @@
+"""What the language model reads: the words of a sample in a fixed order, with places for the tokens of its modalities.
+
+Everything about wording, order and limits is here; the model only replaces reserved ids by embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import Tokenizer
+
+#: Reserved ids: token j of the video stands at -1 - j, token j of the audio at -101 - j.
+VIDEO_PLACE = -1
+AUDIO_PLACE = -101
+MOST_VIDEO_TOKENS = VIDEO_PLACE - AUDIO_PLACE
+
+Task = Literal["question", "dialog", "caption"]
+#: Number of a task in a batch, and what tells the language model which it is.
+TASKS: tuple[Task, ...] = ("question", "dialog", "caption")
+TASK_WORDS: dict[Task, str] = {
+    "question": "answer the question :",
+    "dialog": "continue the dialog :",
+    "caption": "describe the video :",
+}
+LETTERS = ("a", "b", "c", "d", "e")
+
+_MODEL_FILE, _TOKENIZER_FILE = "spiece.model", "tokenizer.json"
+
+
+class TextTokenizer:
+    """Pieces of words, numbered as T5 does: 0 pads, 1 ends a text, 2 is unknown.
+
+    Args:
+        pretrained: folder of T5 with `spiece.model` or `tokenizer.json`; None makes a vocabulary of whole words from
+            the texts of the narrated miniature, which are the same for every seed.
+        vocabulary_size: rows of the language model's embedding; T5 has more than there are pieces.
+
+    Attributes:
+        pad_id, eos_id, unknown_id: the special ids.
+
+    Source: specification 5 and 6.
+    """
+
+    pad_id = 0
+    eos_id = 1
+    unknown_id = 2
+
+    def __init__(self, pretrained: str | None = None, vocabulary_size: int = 32128) -> None:
+        if vocabulary_size < 4:
+            raise ValueError(f"vocabulary_size must hold three special ids and a word, got {vocabulary_size}")
+        self.pretrained = pretrained
+        self.vocabulary_size = vocabulary_size
+        self._fitted: bytes | None = None
+
+    def fit(self, texts: Iterable[str]) -> TextTokenizer:
+        """Make a vocabulary of the whole words of some texts, the most frequent ones where there are too many.
+
+        Returns:
+            This tokenizer.
+
+        Raises:
+            ValueError: the texts hold no word.
+        """
+        lines = [line for text in texts if (line := _clean(text))]
+        words = {word for line in lines for word in line.split()}
+        if not words:
+            raise ValueError("no vocabulary can be made: the texts hold no word")
+        self._fitted = _word_model(lines, min(len(words) + 3, self.vocabulary_size))
+        self.__dict__.pop("_pieces", None)
+        return self
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without an end.
+
+        Raises:
+            FileNotFoundError: `pretrained` is no folder of T5.
+            ValueError: its pieces are numbered otherwise, or there are more than `vocabulary_size`.
+        """
+        return self._pieces.encode(_clean(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of some ids up to the first end; padding, places and ids without a piece are left out."""
+        kept: list[int] = []
+        for number in ids:
+            if number == self.eos_id:
+                break
+            if self.pad_id < number < self._pieces.count:
+                kept.append(int(number))
+        return self._pieces.decode(kept)
+
+    @cached_property
+    def letter_ids(self) -> tuple[int, ...]:
+        """The id that stands for each letter of an option, (a) to (e).
+
+        The last piece of each: T5 writes a letter as a mark of a new word, the same for all, and the letter itself.
+
+        Raises:
+            ValueError: two letters have the same id.
+        """
+        found = tuple(self.encode(letter)[-1] for letter in LETTERS)
+        if len(set(found)) < len(found) or self.unknown_id in found:
+            raise ValueError(
+                f"the vocabulary does not tell the letters {', '.join(LETTERS)} of the options apart; "
+                "score the answers themselves: data.scoring: loglik"
+            )
+        return found
+
+    @cached_property
+    def _pieces(self) -> _SentencePieces | _FastTokenizer:
+        if self._fitted is not None:
+            pieces: _SentencePieces | _FastTokenizer = _SentencePieces(self._fitted)
+        elif self.pretrained is None:
+            from common.data.worlds.narrated import sentences
+
+            lines = sentences()
+            pieces = _SentencePieces(_word_model([*lines, *LETTERS, *_prompt_words()], None))
+        else:
+            folder = Path(self.pretrained)
+            if (folder / _MODEL_FILE).is_file():
+                pieces = _SentencePieces((folder / _MODEL_FILE).read_bytes(), str(folder / _MODEL_FILE))
+            elif (folder / _TOKENIZER_FILE).is_file():
+                pieces = _FastTokenizer(folder / _TOKENIZER_FILE)
+            else:
+                raise FileNotFoundError(
+                    f"data.tokenizer.pretrained: {folder} holds neither {_MODEL_FILE} nor {_TOKENIZER_FILE}. Nothing "
+                    "is downloaded: put the files of T5 there, or set it to null for the miniature's own words"
+                )
+        if pieces.specials != (self.pad_id, self.eos_id, self.unknown_id):
+            raise ValueError(
+                f"data.tokenizer: padding, end and unknown are {pieces.specials} in {self.pretrained}, but 0, 1 and 2 "
+                "in T5; give the folder of a T5"
+            )
+        if pieces.count > self.vocabulary_size:
+            raise ValueError(
+                f"data.tokenizer.vocabulary_size: {self.vocabulary_size} is less than the {pieces.count} pieces of the "
+                f"vocabulary; give at least that, as for the language model (32128 for T5)"
+            )
+        return pieces
+
+    def __getstate__(self) -> dict[str, object]:
+        # A worker process reads the vocabulary again.
+        return {name: value for name, value in self.__dict__.items() if name != "_pieces"}
+
+
+class _SentencePieces:
+    """A vocabulary in the format of SentencePiece."""
+
+    def __init__(self, model: bytes, origin: str = "") -> None:
+        import sentencepiece
+
+        try:
+            self._processor: SentencePieceProcessor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise ValueError(f"data.tokenizer.pretrained: {origin} is no model of SentencePiece ({error})") from None
+        processor = self._processor
+        self.count = int(processor.vocab_size())
+        self.specials = (processor.pad_id(), processor.eos_id(), processor.unk_id())
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
+
+
+class _FastTokenizer:
+    """A vocabulary in the format of the library tokenizers, which newer releases have instead."""
+
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        try:
+            self._tokenizer: Tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # The library raises nothing more special.
+            raise ValueError(f"data.tokenizer.pretrained: {path} cannot be read ({error})") from None
+        self.count = self._tokenizer.get_vocab_size()
+        self.specials = tuple(self._tokenizer.token_to_id(token) for token in ("<pad>", "</s>", "<unk>"))
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _clean(text: str) -> str:
+    """Single spaces between words; halves of surrogate pairs, which no vocabulary accepts, are left out."""
+    return " ".join(text.encode("utf-8", "ignore").decode().split())
+
+
+def _word_model(lines: Sequence[str], size: int | None) -> bytes:
+    """A model of SentencePiece whose pieces are whole words in small letters; None = every word."""
+    import io
+
+    import sentencepiece
+
+    if size is None:
+        size = len({word for line in lines for word in line.casefold().split()}) + 3
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type="word",
+        vocab_size=size,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        pad_id=TextTokenizer.pad_id,
+        eos_id=TextTokenizer.eos_id,
+        unk_id=TextTokenizer.unknown_id,
+        bos_id=-1,
+        normalization_rule_name="nmt_nfkc_cf",
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+# -- the prompt --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PromptLimits:
+    """Most pieces of each part; 0 leaves a part out, except for the question and the answer.
+
+    Attributes:
+        speech: subtitles; where there are more, the earliest are cut.
+        caption: description of the video that is known beforehand.
+        history: earlier questions and answers; the latest are kept, as whole turns where one fits.
+        question: what is asked.
+        option: each of the options.
+        answer: what the model writes, its end included.
+        video_tokens, audio_tokens: tokens of each clip, K.
+
+    Source: specification 5.
+    """
+
+    speech: int = 256
+    caption: int = 128
+    history: int = 256
+    question: int = 48
+    option: int = 40
+    answer: int = 30
+    video_tokens: int = 3
+    audio_tokens: int = 3
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = int(name in ("question", "answer"))
+            if value < least:
+                raise ValueError(f"data.prompt.{name} must be at least {least}, got {value}")
+
+
+DEFAULT_LIMITS = PromptLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptText:
+    """The text of one sample; what is empty does not appear in the prompt.
+
+    Args:
+        task: what is to be done.
+        question: what is asked.
+        speech: lines of subtitles in the order of time.
+        focus: which of them, from and to, are kept longest when there are too many; None = the last ones.
+        caption: known description of the video.
+        history: earlier questions and answers.
+        options: answers to choose from.
+    """
+
+    task: Task
+    question: str = ""
+    speech: tuple[str, ...] = ()
+    focus: tuple[int, int] | None = None
+    caption: str = ""
+    history: tuple[tuple[str, str], ...] = ()
+    options: tuple[str, ...] = ()
+
+
+class Prompt:
+    """Writes prompts.
+
+    The order is task, video, audio, speech, caption, history, question, options. Each part follows a word that names
+    it; T5 needs no other separator. Only text is ever cut: all places of modality tokens and the question stay,
+    however long the speech is.
+
+    Args:
+        tokenizer: makes ids of words.
+        limits: most pieces of each part.
+        video_places, audio_places: number of tokens of either modality, over all its clips; 0 leaves it out.
+
+    Raises:
+        ValueError: there are more places than reserved ids.
+
+    Source: specification 5.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        limits: PromptLimits = DEFAULT_LIMITS,
+        video_places: int = 0,
+        audio_places: int = 0,
+    ) -> None:
+        if video_places > MOST_VIDEO_TOKENS:
+            raise ValueError(
+                f"data: {video_places} tokens of the video (clips times data.prompt.video_tokens) are more than the "
+                f"{MOST_VIDEO_TOKENS} reserved ids; take fewer clips or fewer tokens of each"
+            )
+        self.tokenizer = tokenizer
+        self.limits = limits
+        self.video = [VIDEO_PLACE - number for number in range(video_places)]
+        self.audio = [AUDIO_PLACE - number for number in range(audio_places)]
+        self._known: dict[str, list[int]] = {}
+
+    def encode(
+        self, text: PromptText, video_words: Sequence[str] | None = None, audio_words: Sequence[str] | None = None
+    ) -> list[int]:
+        """Ids of a prompt, its end included.
+
+        Args:
+            text: the text of the sample.
+            video_words, audio_words: words to put in place of a modality's tokens, for training on text alone; None
+                leaves the places for the model to fill.
+        """
+        limits = self.limits
+        ids = [*self._word(TASK_WORDS[text.task])]
+        ids += self._part("video :", self.video if video_words is None else self._encoded(video_words))
+        ids += self._part("audio :", self.audio if audio_words is None else self._encoded(audio_words))
+        ids += self._part("speech :", self._speech(text))
+        ids += self._part("caption :", self.tokenizer.encode(text.caption)[: limits.caption] if limits.caption else [])
+        ids += self._part("history :", self._history(text.history))
+        ids += self._part("question :", self.tokenizer.encode(text.question)[: limits.question])
+        if text.options and limits.option:
+            options: list[int] = []
+            for letter, option in zip(LETTERS, text.options, strict=True):
+                options += [*self._word(f"({letter})"), *self.tokenizer.encode(option)[: limits.option]]
+            ids += self._part("options :", options)
+        return [*ids, self.tokenizer.eos_id]
+
+    def answer(self, text: str) -> list[int]:
+        """Ids of what the model is to write, its end included."""
+        return [*self.tokenizer.encode(text)[: self.limits.answer - 1], self.tokenizer.eos_id]
+
+    def letter(self, place: int) -> list[int]:
+        """Ids of the letter of an option as an answer, its end included."""
+        return [self.tokenizer.letter_ids[place], self.tokenizer.eos_id]
+
+    def _part(self, name: str, ids: list[int]) -> list[int]:
+        return [*self._word(name), *ids] if ids else []
+
+    def _word(self, word: str) -> list[int]:
+        if word not in self._known:
+            self._known[word] = self.tokenizer.encode(word)
+        return self._known[word]
+
+    def _encoded(self, words: Sequence[str]) -> list[int]:
+        return [number for word in words for number in self._word(word)]
+
+    def _speech(self, text: PromptText) -> list[int]:
+        limit = self.limits.speech
+        lines = [self.tokenizer.encode(line) for line in text.speech] if limit else []
+        first, last = text.focus or (0, len(lines))
+        if text.focus is not None:
+            # Lines around the marked ones are added as long as they fit, the nearest ones first.
+            room = limit - sum(map(len, lines[first:last]))
+            before, after = first - 1, last
+            while room > 0 and (before >= 0 or after < len(lines)):
+                earlier = after >= len(lines) or (before >= 0 and first - before <= after - last + 1)
+                size = len(lines[before if earlier else after])
+                if size > room:
+                    break
+                room -= size
+                before, after = (before - 1, after) if earlier else (before, after + 1)
+            first, last = before + 1, after
+        ids = [number for line in lines[first:last] for number in line]
+        return ids[-limit:] if limit else []
+
+    def _history(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        limit = self.limits.history
+        kept: list[int] = []
+        for question, answer in reversed(turns if limit else ()):
+            turn = [*self.tokenizer.encode(question), *self.tokenizer.encode(answer)]
+            if len(turn) + len(kept) > limit:
+                # Of a turn that alone is too long, its end says most.
+                return kept or turn[-limit:]
+            kept = [*turn, *kept]
+        return kept
+
+
+def _prompt_words() -> list[str]:
+    """The words that prompts have whatever the sample is."""
+    names = ("video", "audio", "speech", "caption", "history", "question", "options")
+    return [*TASK_WORDS.values(), *(f"{name} :" for name in names), *(f"({letter})" for letter in LETTERS)]

@@ -1,0 +1,97 @@
+"""Two processes train VX2TEXT to the same weights as one with the joined batch, and write every answer once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.training.runner import StageRequest, run_stage
+from papers.vx2text.objective import text_loss
+from tests.distributed.harness import run_distributed
+from tests.stages import request
+
+# Without dropout, which every process draws for itself; an odd number of samples is tested.
+LAYER: dict[str, Any] = {
+    "trainer": {"max_epochs": 2, "limit_train_batches": 3, "log_every_n_steps": 1},
+    "model": {
+        "init_args": {
+            "language_model": {"init_args": {"dropout": 0.0}},
+            "audio_classifier": {"init_args": {"encoder": {"init_args": {"dropout": 0.0}}}},
+            "learning_rate": 0.01,
+            "video_learning_rate": 0.01,
+            "audio_learning_rate": 0.01,
+            **{f"{name}_pretrained": None for name in ("text", "video", "audio")},
+        }
+    },
+    "data": {"init_args": {"world": {"init_args": {"dialogs_test": 9}}, "test_batch_size": 2}},
+}
+WITHOUT_PARENTS = [
+    argument for name in ("text", "video", "audio") for argument in (f"--model.{name}_pretrained", "null")
+]
+
+
+def _request(runs: Path, devices: int) -> StageRequest:
+    strategy = "ddp" if devices > 1 else "auto"
+    layer = {**LAYER, "trainer": {**LAYER["trainer"], "devices": devices, "strategy": strategy}}
+    return request("vx2text/avsd", runs, *WITHOUT_PARENTS, layer=layer)
+
+
+def _train(stage: StageRequest) -> dict[str, Any]:
+    os.environ["WANDB_MODE"] = "disabled"
+    try:
+        record = run_stage(stage)
+    finally:
+        os.environ["WANDB_MODE"] = "offline"
+    state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)
+    return {"state": state["state_dict"], "metrics": record.metrics}
+
+
+def _train_rank(rank: int, stage: StageRequest) -> dict[str, Any]:
+    """As torchrun starts it."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
+        TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT="0",
+    )  # fmt: skip
+    return _train(stage)
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    one = _train(_request(tmp_path / "one", 1))
+    ranks = run_distributed(_train_rank, 2, 200, _request(tmp_path / "two", 2))
+    for name, expected in one["state"].items():
+        for rank in ranks:
+            found = torch.as_tensor(rank["state"][name])
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert one["metrics"]["test/samples"] == 9
+    for rank in ranks:
+        assert rank["metrics"].keys() == one["metrics"].keys()
+        for key, value in one["metrics"].items():
+            assert rank["metrics"][key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
+
+
+def _part_of_loss(rank: int, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    own = logits[rank::2].clone().requires_grad_()
+    loss = text_loss(own, labels[rank::2])
+    loss.backward()
+    assert own.grad is not None
+    return loss.detach(), own.grad / 2  # as data parallelism averages
+
+
+def test_answers_of_different_lengths_weigh_by_their_words() -> None:
+    logits = torch.randn(5, 6, 7)
+    labels = torch.randint(0, 7, (5, 6))
+    for row, words in enumerate((6, 1, 3, 0, 2)):
+        labels[row, words:] = -100
+    whole = logits.clone().requires_grad_()
+    loss = text_loss(whole, labels)
+    loss.backward()
+    parts = run_distributed(_part_of_loss, 2, 60, logits, labels)
+    assert sum(float(part[0]) for part in parts) / 2 == pytest.approx(loss.item(), rel=1e-5)
+    for rank, (_, gradient) in enumerate(parts):
+        torch.testing.assert_close(torch.as_tensor(gradient), whole.grad[rank::2])  # type: ignore[index]

@@ -1,0 +1,145 @@
+"""A finished stage on a clip of one's own, and the figures that the stage left behind."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from common.data.media import MediaError
+from common.reporting.records import Record
+from common.training.errors import StageError
+from common.training.runner import StageRequest, run_stage
+from papers.vx2text.answer import answer, caption
+from papers.vx2text.diagnostics import listed_categories
+from tests.data.media_factory import tone, write_video
+from tests.stages import request
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[StageRequest, Record]]:
+    """The three tasks, trained for a step, with what they start from."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = {}
+    for name in ("video_words", "audio_words", "text_words", "text_words_questions", "text_words_captions",
+                 "avsd", "tvqa", "tvc"):  # fmt: skip
+        stage = request(f"vx2text/{name}", runs)
+        done[name] = (stage, run_stage(stage))
+    return done
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    frames = np.random.default_rng(0).integers(0, 256, (12, 32, 40, 3), dtype=np.uint8)
+    write_video(folder / "silent.mp4", frames=frames, fps=8.0)
+    return write_video(folder / "clip.mp4", frames=frames, fps=8.0, audio=tone(1.5, 8_000), audio_rate=8_000)
+
+
+def checkpoint(stages: dict[str, tuple[StageRequest, Record]], name: str) -> Path:
+    return stages[name][0].directory / "checkpoints" / "last.ckpt"
+
+
+def test_an_answer_is_text_and_always_the_same(stages: Any, clip: Path) -> None:
+    first = answer(
+        checkpoint(stages, "avsd"), clip, "what is moving?", speech=["hello i am anna"], history=[("a", "b")]
+    )
+    assert isinstance(first, str)
+    assert first == answer(
+        checkpoint(stages, "avsd"), clip, "what is moving?", speech=["hello i am anna"], history=[("a", "b")]
+    )
+
+
+def test_a_clip_without_sound_and_a_question_in_other_letters(stages: Any, clip: Path) -> None:
+    assert isinstance(answer(checkpoint(stages, "avsd"), clip.with_name("silent.mp4"), "was bewegt sich? 何が"), str)
+
+
+def test_one_of_five_options(stages: Any, clip: Path) -> None:
+    options = ["red", "green", "blue", "yellow", "white"]
+    assert answer(checkpoint(stages, "tvqa"), clip, "what color is it ?", options=options) in options
+    with pytest.raises(StageError, match="five options; 2 are given"):
+        answer(checkpoint(stages, "tvqa"), clip, "what color is it ?", options=options[:2])
+    with pytest.raises(StageError, match="leave the options out"):
+        answer(checkpoint(stages, "avsd"), clip, "what color is it ?", options=options)
+
+
+def test_a_description_of_a_file_and_of_a_folder_of_frames(stages: Any, clip: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number in range(1, 10):
+        Image.new("RGB", (24, 20), (10 * number, 0, 0)).save(tmp_path / f"{number:05d}.jpg")
+    for path in (clip, tmp_path):
+        assert isinstance(caption(checkpoint(stages, "tvc"), path), str)
+
+
+def test_what_a_stage_did_not_learn_is_refused(stages: Any, clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="no question"):
+        answer(checkpoint(stages, "avsd"), clip, "  ")
+    with pytest.raises(StageError, match="learned to describe"):
+        answer(checkpoint(stages, "tvc"), clip, "what?")
+    with pytest.raises(StageError, match="learned to answer"):
+        caption(checkpoint(stages, "avsd"), clip)
+    with pytest.raises(StageError, match="writes no text about clips"):
+        caption(checkpoint(stages, "video_words"), clip)
+    with pytest.raises(StageError, match="does not exist"):
+        caption(tmp_path / "last.ckpt", clip)
+    alone = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    alone.parent.mkdir(parents=True)
+    alone.write_bytes(checkpoint(stages, "tvc").read_bytes())
+    with pytest.raises(StageError, match=r"config.yaml does not exist"):
+        caption(alone, clip)
+    with pytest.raises(MediaError):
+        caption(checkpoint(stages, "tvc"), tmp_path / "absent.mp4")
+
+
+# -- what the stages measured and drew ---------------------------------------------------------------------------------
+
+
+def test_metrics_of_the_three_tasks(stages: Any) -> None:
+    dialog, options, described = (stages[name][1].metrics for name in ("avsd", "tvqa", "tvc"))
+    assert dialog["test/samples"] == 8
+    assert {"test/cider", "test/avsd7/cider", "test/exact_match", "test/loss", "test/distinct"} <= set(dialog)
+    assert {"test/video_token_precision", "test/audio_token_precision"} <= set(dialog)
+    assert 0 <= options["test/accuracy"] <= 100
+    assert "test/exact_match" not in options
+    assert {"test/bleu_4", "test/rouge_l"} <= set(described)
+    assert "test/audio_token_precision" not in described
+
+
+def test_only_the_parts_that_learn_have_moved(stages: Any) -> None:
+    before = torch.load(checkpoint(stages, "video_words"), weights_only=True)["state_dict"]
+    after = torch.load(checkpoint(stages, "avsd"), weights_only=True)["state_dict"]
+    moved = {
+        name
+        for name, value in before.items()
+        if not torch.equal(value, after[f"tokens.video.{name}"]) and not name.endswith("num_batches_tracked")
+    }
+    assert "classifier.fc.weight" in moved
+    assert not any(name.endswith(("running_mean", "running_var")) for name in moved)
+
+
+def test_the_figures(stages: Any) -> None:
+    media = stages["avsd"][0].directory / "media"
+    assert {path.name for path in media.iterdir()} == {
+        "token_shift.png", "token_shift.csv", "samples.png", "samples.csv",
+    }  # fmt: skip
+    with (media / "token_shift.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for modality, count in (("video", 8 * 2 * 3), ("audio", 8 * 3)):
+        for when in ("before", "after"):
+            assert sum(int(row[when]) for row in rows if row["modality"] == modality) == count
+    with (media / "samples.csv").open(encoding="utf-8") as file:
+        samples = list(csv.DictReader(file))
+    assert len(samples) == 8
+    assert all(len(row["video tokens before"].split(", ")) == 6 for row in samples)
+    assert all(row["question"] and row["original"] for row in samples)
+
+
+def test_listed_categories_are_the_frequent_and_the_changed_ones() -> None:
+    before, after = np.array([9, 0, 5, 1, 0]), np.array([0, 7, 6, 1, 0])
+    assert listed_categories(before, after, 2) == [1, 2, 0]
+    assert 4 not in listed_categories(before, after, 5)

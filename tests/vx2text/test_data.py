@@ -1,0 +1,570 @@
+"""The data modules of VX2TEXT: batches, seeds, clips without sound, broken clips, every item once."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import torchaudio
+from torch import Tensor
+
+from common.data.datasets.avsd import AVSD
+from common.data.datasets.base import MediaDataset
+from common.data.datasets.esc50 import ESC50
+from common.data.datasets.kinetics import Kinetics400
+from common.data.datasets.tvc import TVC
+from common.data.datasets.tvqa import TVQA, Subtitle
+from common.data.items import TooManyBrokenFiles
+from common.data.listing import Clip, DatasetMissing
+from common.data.media import MediaError, TooShortError
+from common.data.worlds.narrated import AUDIO_WORDS, QUESTIONS, VIDEO_WORDS, NarratedWorld
+from papers.vx2text.clips import AudioInput, ClipReader, LogMel, VideoInput
+from papers.vx2text.data import (
+    CaptioningData,
+    CategoryData,
+    DialogData,
+    QuestionAnsweringData,
+    VideoTextData,
+    class_marks,
+    collate,
+    noisy_words,
+    padded,
+    spoken,
+)
+from papers.vx2text.prompt import PromptLimits, TextTokenizer
+from tests.data.media_factory import numbered_frames, tone, write_video, write_wav
+from tests.data.text_layouts import (
+    CLIPS,
+    REFERENCES,
+    question,
+    write_avsd,
+    write_json,
+    write_lines,
+    write_tvc,
+    write_tvqa,
+)
+
+VIDEO = VideoInput(fps=6.0, frames=6, clips=1, crop=24, resize=24)
+FRAMES = VideoInput(fps=3.0, frames=6, clips=1, crop=24, resize=24)
+AUDIO = AudioInput(sample_rate=8000, seconds=1.0, window=256, hop=250, mel_bins=32, low=50.0, high=4000.0)
+LIMITS = PromptLimits(video_tokens=3, audio_tokens=2)
+WORDS = {"video_categories": VIDEO_WORDS, "audio_categories": AUDIO_WORDS}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> NarratedWorld:
+    made = NarratedWorld(
+        seed=1,
+        source_clips=48,
+        source_clips_validation=5,
+        source_sounds_per_fold=1,
+        dialogs=9,
+        dialogs_validation=2,
+        dialogs_test=7,
+        moments=4,
+        moments_validation=3,
+        moments_test=1,
+        root=str(tmp_path_factory.mktemp("worlds")),
+    )
+    made.prepare()
+    return made
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return TextTokenizer(vocabulary_size=128)
+
+
+def dialogs(world: NarratedWorld, tokenizer: TextTokenizer, **changes: Any) -> DialogData:
+    settings = {"world": world, "video": VIDEO, "audio": AUDIO, "prompt": LIMITS, "batch_size": 4, "num_workers": 0}
+    return DialogData(AVSD("unused"), tokenizer, **{**settings, **WORDS, **changes})
+
+
+def attached(data: VideoTextData | CategoryData) -> Any:
+    """The data module as a trainer on one process sees it."""
+    data.trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    return all(
+        torch.equal(value, second[name]) if isinstance(value, Tensor) else value == second[name]
+        for name, value in first.items()
+    )
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_of_dialogues(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
+    data = attached(dialogs(world, tokenizer))
+    assert data.modalities == ("video", "audio")
+    batch = next(iter(data.train_dataloader()))
+    assert batch["video"].shape == (4, 1, 3, 6, 24, 24)
+    assert batch["video"].dtype == torch.float32
+    assert batch["audio"].shape == (4, 1, 33, 32)
+    for name in ("video", "audio"):
+        assert batch[f"{name}_present"].tolist() == [True] * 4
+    ids, labels = batch["input_ids"], batch["labels"]
+    assert ids.dtype == labels.dtype == torch.int64
+    for row in ids:
+        assert row[row < 0].tolist() == [-1, -2, -3, -101, -102]
+        # Padding only at the end, after the end of the text.
+        text = row[: int((row != 0).sum())]
+        assert text[-1] == 1
+        assert (row[len(text) :] == 0).all()
+    for row, answer in zip(labels, batch["answer_text"]):
+        assert tokenizer.decode(row[row != -100].tolist()) == answer
+        assert row[row != -100][-1] == 1
+    assert batch["task"].tolist() == [1] * 4
+    assert batch["correct"].tolist() == [-1] * 4
+    assert batch["video_words"].shape == (4, 11)
+    assert batch["video_words"].sum(1).tolist() == [3] * 4
+    assert batch["audio_words"].sum(1).tolist() == [2] * 4
+    for asked, kind in zip(batch["question_text"], batch["kind"]):
+        assert QUESTIONS[kind] == asked
+    assert "options" not in batch
+    assert "answer_options" not in batch
+
+
+def test_each_turn_is_trained_on_and_the_last_is_tested(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
+    data = dialogs(world, tokenizer)
+    training, validation, test = (data.items(split, split == "train") for split in ("train", "validation", "test"))
+    assert (len(training), len(validation), len(test)) == (9 * 4, 2 * 4, 7)
+    for place in range(4):
+        example = training.examples[place]
+        assert example.item_id == f"N0000_{place + 1}"
+        assert len(example.text.history) == place
+        assert training.listing[place].path.stem == "N0000"
+    assert [test[place]["kind"] for place in range(7)] == list(QUESTIONS)
+    for place in range(7):
+        sample = test[place]
+        assert sample["references"][0] == sample["answer_text"]
+        assert len(sample["references"]) == 6
+    assert len(dialogs(world, tokenizer, every_turn=False).items("train", True)) == 9
+    said = training.examples[3].text.history
+    assert [turn[0] for turn in said] == [training.examples[place].text.question for place in range(3)]
+    assert [turn[1] for turn in said] == [training.examples[place].answer for place in range(3)]
+
+
+def test_parts_of_the_prompt_can_be_left_out(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
+    def text(**changes: int) -> str:
+        items = dialogs(world, tokenizer, prompt=PromptLimits(**changes)).items("train", True)
+        return tokenizer.decode([number for number in items[3]["input_ids"] if number >= 0])
+
+    whole = text()
+    for name in ("speech", "caption", "history"):
+        assert f" {name} : " in whole
+        assert f" {name} : " not in text(**{name: 0})
+    summary = dialogs(world, tokenizer, with_summary=True).items("train", True).examples[0].text.caption
+    caption = dialogs(world, tokenizer).items("train", True).examples[0].text.caption
+    assert summary.startswith(f"{caption} one hears")
+
+
+@pytest.mark.parametrize(("modalities", "places"), [(["video"], [-1, -2, -3]), (["audio"], [-101, -102]), ([], [])])
+def test_modalities_can_be_switched_off(
+    world: NarratedWorld, tokenizer: TextTokenizer, modalities: list[Any], places: list[int]
+) -> None:
+    items = dialogs(world, tokenizer, modalities=modalities).items("train", True)
+    batch = collate([items[0], items[5]])
+    for name in ("video", "audio"):
+        assert (name in batch) == (f"{name}_present" in batch) == (f"{name}_words" in batch) == (name in modalities)
+    assert [number for number in batch["input_ids"][0].tolist() if number < 0] == places
+    # What is left is the same as with everything.
+    whole = dialogs(world, tokenizer).items("train", True)[0]
+    for name in modalities:
+        assert name == "audio" or torch.equal(batch[name][0], whole[name])
+        assert name == "video" or torch.equal(batch[name][0], whole[name])
+
+
+def test_a_batch_of_questions(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
+    options = {"world": world, "video": FRAMES, "prompt": LIMITS, "batch_size": 4, "video_categories": VIDEO_WORDS}
+    data = attached(QuestionAnsweringData(TVQA("unused", span=True), tokenizer, **options))
+    assert data.modalities == ("video",)
+    batch = next(iter(data.train_dataloader()))
+    assert batch["video"].shape == (4, 1, 3, 6, 24, 24)
+    assert "audio" not in batch
+    assert batch["answer_options"].tolist() == [list(tokenizer.letter_ids)] * 4
+    assert batch["labels"].shape == (4, 2)
+    picked = batch["answer_options"].gather(1, batch["correct"][:, None])
+    assert torch.equal(batch["labels"], torch.cat([picked, torch.ones_like(picked)], 1))
+    for options_of, place, answer in zip(batch["options"], batch["correct"].tolist(), batch["answer_text"]):
+        assert options_of[place] == answer
+    assert batch["label"].tolist() == batch["correct"].tolist()
+    assert batch["task"].tolist() == [0] * 4
+    assert len(list(data.test_dataloader().dataset)) == 15
+    by_text = QuestionAnsweringData(TVQA("unused"), tokenizer, scoring="loglik", **options)
+    batch = collate([by_text.items("val", False)[place] for place in range(3)])
+    assert batch["option_labels"].shape == (3, 5, 2)
+    assert "answer_options" not in batch
+    for place in range(3):
+        assert torch.equal(batch["labels"][place], batch["option_labels"][place, batch["correct"][place]])
+    withheld = collate([by_text.items("test", False)[0]])
+    assert withheld["labels"].tolist() == [[-100]]
+    assert withheld["correct"].tolist() == [-1]
+    assert withheld["references"] == [[]]
+
+
+def test_speech_belongs_to_what_is_asked(world: NarratedWorld, tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    moments = CaptioningData(TVC("unused"), tokenizer, world=world, video=FRAMES, prompt=LIMITS).items("val", False)
+    for place in range(len(moments)):
+        (line,) = moments.examples[place].text.speech
+        assert line.split()[-1] in moments[place]["references"][1]
+    # A question has the speech of the whole clip; what is spoken around the marked part is kept longest.
+    write_tvqa(tmp_path, [question(0, CLIPS[0], ts="9.0-9.5")])
+    for span, focus in ((True, None), (False, None)):
+        items = QuestionAnsweringData(TVQA(tmp_path, span=span), tokenizer, video=FRAMES).items("val", False)
+        assert items.examples[0].text.speech == ("Hello.", "(Kate:) Späť, now.")
+        assert items.examples[0].text.focus == focus
+    write_tvqa(tmp_path, [question(0, CLIPS[0], ts="7.5-8.0")])
+    items = QuestionAnsweringData(TVQA(tmp_path, span=True), tokenizer, video=FRAMES).items("val", False)
+    assert items.examples[0].text.focus == (1, 2)
+    assert spoken([Subtitle(0, 1, "a"), Subtitle(2, 3, "b")], (5.0, 6.0)) == (("a", "b"), None)
+
+
+def test_each_description_is_trained_on_and_all_are_references(
+    world: NarratedWorld, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    data = CaptioningData(TVC("unused"), tokenizer, world=world, video=FRAMES, prompt=LIMITS)
+    training, test = data.items("train", True), data.items("val", False)
+    assert (len(training), len(test)) == (4 * 2 * 2, 3 * 2)
+    first, second = training[0], training[1]
+    assert first["references"] == second["references"] == [first["answer_text"], second["answer_text"]]
+    assert first["item_id"] == second["item_id"]
+    assert test[0]["answer_text"] == test[0]["references"][0]
+    assert len(test[0]["references"]) == 4
+    assert first["question_text"] == ""
+    hidden = collate([data.items("test", False)[0]])
+    assert hidden["labels"].tolist() == [[-100]]
+    assert hidden["references"] == [[]]
+    write_tvqa(write_tvc(tmp_path))
+    wide = VideoInput(fps=3.0, frames=3, clips=2, crop=8, resize=8)
+    sample = CaptioningData(TVC(tmp_path), tokenizer, video=wide).items("train", False)[0]
+    assert sample["video"].shape == (2, 3, 3, 8, 8)
+
+
+def test_the_original_answer_comes_first_where_it_is_a_reference(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    write_avsd(tmp_path)
+    data = DialogData(AVSD(tmp_path), tokenizer, video=VIDEO, audio=AUDIO)
+    # Of references that do not hold the original, none is added: there are six of them.
+    items = data.items("test", False)
+    assert len(items[0]["references"]) == 6
+    assert items[0]["answer_text"] == "answer two"
+    known = {
+        "images": [{"id": 1, "name": "ZZZZ9_3"}, {"id": 2, "name": "CCCC3_1"}],
+        "annotations": [
+            {"image_id": number, "id": number * 10 + place, "caption": text}
+            for number, own in ((1, "answer one"), (2, "answer two"))
+            for place, text in enumerate(["another", own, "a third"])
+        ],
+    }
+    write_json(tmp_path / REFERENCES, known)
+    assert data.items("test", False)[0]["references"] == ["answer two", "another", "a third"]
+    (tmp_path / REFERENCES).unlink()
+    assert data.items("test", False)[0]["references"] == ["answer two"]
+    write_avsd(tmp_path, answers=False)
+    for path in tmp_path.glob("mock*"):
+        path.unlink()
+    sample = data.items("test", False)[0]
+    assert (sample["references"], sample["answer_text"], sample["labels"]) == ([], "", [])
+
+
+def test_an_empty_dialogue_and_very_long_speech(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    write_avsd(tmp_path)
+    items = DialogData(AVSD(tmp_path), tokenizer, video=VIDEO, audio=AUDIO).items("test", False)
+    assert items.examples[0].text.history == ()
+    assert tokenizer.encode("history")[0] not in items[0]["input_ids"]
+    talk = {"vid_name": "CCCC3", "sub": [{"text": "red blue " * 50, "start": n, "end": n + 1} for n in range(400)]}
+    write_lines(tmp_path / "subtitles.jsonl", [talk])
+    items = DialogData(AVSD(tmp_path), tokenizer, video=VIDEO, audio=AUDIO, prompt=LIMITS).items("test", False)
+    ids = items[0]["input_ids"]
+    assert len(ids) < 320
+    assert [number for number in ids if number < 0] == [-1, -2, -3, -101, -102]
+    asked = [*tokenizer.encode("question :"), *tokenizer.encode("what is 0 ?"), 1]
+    assert ids[-len(asked) :] == asked
+
+
+# -- text in the places of tokens --------------------------------------------------------------------------------------
+
+
+def test_true_words_in_the_places_of_tokens(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
+    data = attached(dialogs(world, tokenizer, slots="words", replaced=0.0))
+    batch = next(iter(data.train_dataloader()))
+    assert "video" not in batch
+    assert (batch["input_ids"] >= 0).all()
+    items = data.items("train", True)
+    for place in range(0, 36, 4):
+        ids = items[(3, place)]["input_ids"]
+        video = ids.index(tokenizer.encode("video")[0])
+        audio = ids.index(tokenizer.encode("audio")[0])
+        true = world.scene("avsd/train", place // 4)
+        assert set(ids[video + 2 : video + 5]) == set(tokenizer.encode(" ".join(true.video_words)))
+        assert set(ids[audio + 2 : audio + 4]) == set(tokenizer.encode(" ".join(true.audio_words)))
+    orders = {tuple(items[(epoch, 0)]["input_ids"]) for epoch in range(20)}
+    assert len(orders) > 3
+    assert items[(5, 0)]["input_ids"] == items[(5, 0)]["input_ids"]
+
+
+def test_words_are_replaced_as_often_as_asked() -> None:
+    rng = np.random.default_rng(0)
+    rows = [noisy_words(("red", "circle", "left"), 3, VIDEO_WORDS, 0.15, rng) for _ in range(2000)]
+    wrong = np.mean([word not in ("red", "circle", "left") for row in rows for word in row])
+    assert wrong == pytest.approx(0.15 * 8 / 11, abs=0.015)
+    assert noisy_words(("red",), 3, ("red",), 0.0, rng) == ["red"] * 3
+    assert len(noisy_words(("red", "circle", "left"), 2, VIDEO_WORDS, 0.0, rng)) == 2
+    assert noisy_words((), 2, (), 0.15, rng) == []
+    assert noisy_words(("red",), 0, VIDEO_WORDS, 0.15, rng) == []
+
+
+def test_only_the_miniature_knows_true_words(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    write_avsd(tmp_path)
+    data = DialogData(AVSD(tmp_path), tokenizer, video=VIDEO, audio=AUDIO, slots="words", **WORDS)
+    with pytest.raises(ValueError, match=r"has no words\.jsonl"):
+        data.items("train", True)
+    plain = DialogData(AVSD(tmp_path), tokenizer, video=VIDEO, audio=AUDIO, **WORDS).items("train", True)[0]
+    assert "video_words" not in plain
+    assert plain["kind"] == ""
+
+
+# -- classifiers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modality", ["video", "audio"])
+def test_source_clips_with_their_words(world: NarratedWorld, modality: str) -> None:
+    dataset: MediaDataset = Kinetics400("unused") if modality == "video" else ESC50("unused")
+    names = VIDEO_WORDS if modality == "video" else AUDIO_WORDS
+    folds: dict[str, Any] = {} if modality == "video" else {"fold": 1, "test_split": "test"}
+    data = attached(
+        CategoryData(
+            dataset, names, modality, world=world, video=VIDEO, audio=AUDIO, batch_size=8, num_workers=0, **folds
+        )
+    )
+    batch = next(iter(data.train_dataloader()))
+    assert batch[modality].shape == ((8, 3, 6, 24, 24) if modality == "video" else (8, 1, 33, 32))
+    assert batch["words"].dtype == torch.bool
+    assert batch["words"].sum(1).tolist() == [3 if modality == "video" else 2] * 8
+    items = data.items(data.train_split, False)
+    for place in range(0, len(items), 7):
+        own = {names[number] for number in items[place]["words"].nonzero().flatten().tolist()}
+        assert own == set(items.listing.classes[int(items[place]["label"])].replace("_", " ").split())
+    tested = [index for batch in data.test_dataloader() for index in batch["index"].tolist()]
+    assert tested == list(range(5 if modality == "video" else 6))
+
+
+def test_classes_and_categories() -> None:
+    marks = class_marks(["playing guitar", "red_Circle", "red"], ["Playing Guitar", "red", "circle"])
+    assert marks.int().tolist() == [[1, 0, 0], [0, 1, 1], [0, 1, 0]]
+    with pytest.raises(ValueError, match=r"data\.categories lacks green"):
+        class_marks(["green circle"], ["red", "circle"])
+
+
+def test_what_a_classifier_cannot_be_trained_on() -> None:
+    with pytest.raises(ValueError, match=r"data\.modality is video, but ESC-50 has audio alone"):
+        CategoryData(ESC50("x"), AUDIO_WORDS, "video", audio=AUDIO)
+    with pytest.raises(ValueError, match=r"data\.video\.clips"):
+        CategoryData(Kinetics400("x"), VIDEO_WORDS, "video", video=VideoInput())
+
+
+# -- seeds, caches, workers --------------------------------------------------------------------------------------------
+
+
+def test_samples_depend_on_seed_epoch_and_item_alone(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
+    items = dialogs(world, tokenizer).items("train", True)
+    first = items[(2, 5)]
+    items[(0, 1)]
+    assert same(first, items[(2, 5)])
+    assert same(first, dialogs(world, tokenizer).items("train", True)[(2, 5)])
+    assert not torch.equal(first["video"], items[(3, 5)]["video"])
+    assert not torch.equal(first["audio"], items[(3, 5)]["audio"])
+    assert not torch.equal(first["video"], dialogs(world, tokenizer, seed=9).items("train", True)[(2, 5)]["video"])
+    still = dialogs(world, tokenizer).items("train", False)
+    assert torch.equal(still[(0, 5)]["video"], still[(3, 5)]["video"])
+
+
+def test_the_cache_changes_nothing(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
+    for data, cached in (
+        (dialogs(world, tokenizer), dialogs(world, tokenizer, cache_bytes=10**8)),
+        tuple(
+            QuestionAnsweringData(TVQA("x"), tokenizer, world=world, video=FRAMES, cache_bytes=size)
+            for size in (0, 10**8)
+        ),
+    ):
+        plain, kept = data.items("train", True), cached.items("train", True)
+        kept.fill_cache()
+        for key in ((0, 0), (1, 3)):
+            assert same(plain[key], kept[key])
+
+
+def test_workers_change_nothing(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
+    alone, helped = (attached(dialogs(world, tokenizer, num_workers=count, cache_bytes=10**8)) for count in (0, 2))
+    for first, second in zip(alone.train_dataloader(), helped.train_dataloader(), strict=True):
+        assert same(first, second)
+
+
+def test_every_test_item_comes_once(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
+    data = attached(dialogs(world, tokenizer, test_batch_size=3))
+    seen = [index for batch in data.test_dataloader() for index in batch["index"].tolist()]
+    assert seen == list(range(7))
+    assert len(list(data.val_dataloader())) == 3
+    described = data.describe()
+    assert described["test (avsd)"]["samples"] == 7
+    assert described["test (avsd)"]["skipped"] == 0
+
+
+# -- what may be wrong with clips --------------------------------------------------------------------------------------
+
+
+def test_a_clip_without_sound(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    write_avsd(tmp_path)
+    data = DialogData(AVSD(tmp_path), tokenizer, video=VIDEO, audio=AUDIO, prompt=LIMITS)
+    heard, silent = data.items("train", False)[0], data.items("test", False)[0]
+    assert (bool(heard["audio_present"]), bool(silent["audio_present"])) == (True, False)
+    assert silent["audio"].shape == heard["audio"].shape
+    # Silence: as quiet as can be, everywhere.
+    assert silent["audio"].unique().tolist() == pytest.approx([-100.0])
+    assert bool(silent["video_present"])
+    # Its places stay; the model leaves them out.
+    assert {-101, -102} <= set(silent["input_ids"])
+    batch = collate([heard, silent])
+    assert batch["audio_present"].tolist() == [True, False]
+
+
+def test_broken_clips_are_skipped_and_counted(world: NarratedWorld, tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    root = tmp_path / "avsd"
+    shutil.copytree(world.root_of("avsd"), root)
+    broken = root / "Charades_vu17_test_480/T0002.mp4"
+    broken.write_bytes(b"not a film")
+    data = attached(DialogData(AVSD(root), tokenizer, video=VIDEO, audio=AUDIO, num_workers=0, max_skipped_share=0.3))
+    batches = list(data.test_dataloader())
+    indices = torch.cat([batch["index"] for batch in batches]).tolist()
+    assert indices == [0, 1, 3, 3, 4, 5, 6]
+    assert torch.cat([batch["skipped"] for batch in batches]).tolist() == [0, 0, 1, 0, 0, 0, 0]
+    described = data.describe()["test (avsd)"]
+    assert (described["skipped"], described["skipped_names"]) == (1, ["Charades_vu17_test_480/T0002.mp4"])
+    strict = DialogData(AVSD(root), tokenizer, video=VIDEO, audio=AUDIO, max_skipped_share=0.1).items("test", False)
+    with pytest.raises(TooManyBrokenFiles, match="T0002"):
+        strict[2]
+
+
+def test_sound_where_there_is_none(tokenizer: TextTokenizer) -> None:
+    for make, dataset in ((QuestionAnsweringData, TVQA("x")), (CaptioningData, TVC("x"))):
+        with pytest.raises(ValueError, match=r"data\.modalities: TV.* is distributed without sound"):
+            make(dataset, tokenizer, modalities=["video", "audio"])  # type: ignore[operator]
+    with pytest.raises(ValueError, match=r"data\.modalities holds smell"):
+        DialogData(AVSD("x"), tokenizer, modalities=["smell"])
+
+
+def test_wrong_settings_and_missing_data(world: NarratedWorld, tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(DatasetMissing, match="dialogues of split 'train' are missing"):
+        DialogData(AVSD(tmp_path / "absent"), tokenizer).items("train", True)
+    with pytest.raises(ValueError, match=r"data\.replaced"):
+        dialogs(world, tokenizer, replaced=1.5)
+    with pytest.raises(ValueError, match="102 tokens of the video"):
+        dialogs(world, tokenizer, video=VideoInput(clips=34))
+    with pytest.raises(ValueError, match=r"data\.video_categories lacks blue, circle"):
+        dialogs(world, tokenizer, video_categories=["red"]).items("train", True)
+    with pytest.raises(ValueError, match=r"data\.video\.frames"):
+        VideoInput(frames=0)
+    for change in ({"high": 9000.0}, {"low": 100.0, "high": 50.0}, {"seconds": 0.01}):
+        with pytest.raises(ValueError, match=r"data\.audio"):
+            AudioInput(**change)
+    letters = TextTokenizer(vocabulary_size=16).fit(["who speaks"])
+    data = QuestionAnsweringData(TVQA("x"), letters, world=world, video=FRAMES)
+    with pytest.raises(ValueError, match=r"data\.scoring: loglik"):
+        data.setup("fit")
+    write_tvqa(tmp_path)
+    (tmp_path / "tvqa_preprocessed_subtitles.jsonl").unlink()
+    with pytest.raises(DatasetMissing, match="subtitles are missing"):
+        QuestionAnsweringData(TVQA(tmp_path), tokenizer, video=FRAMES).items("val", False)
+    silent = QuestionAnsweringData(TVQA(tmp_path), tokenizer, video=FRAMES, prompt=PromptLimits(speech=0))
+    assert silent.items("val", False).examples[0].text.speech == ()
+
+
+# -- cutting -----------------------------------------------------------------------------------------------------------
+
+
+def levels(clip: Tensor) -> list[float]:
+    """Mean grey level of every frame of a clip [3, T, H, W] that was normalised to its own scale."""
+    return [round(float(frame.mean()) * 255) for frame in clip.transpose(0, 1)]
+
+
+PLAIN = {"crop": 8, "resize": 8, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+def test_clips_are_spread_over_the_video(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "film.mp4", fps=10.0, frames=numbered_frames(60, (16, 16)))
+    video = VideoInput(fps=10.0, frames=5, clips=3, **PLAIN)  # type: ignore[arg-type]
+    still = ClipReader(video, None, training=False).read(Clip(path, -1), np.random.default_rng(0))["video"]
+    assert still.shape == (3, 3, 5, 8, 8)
+    # In the middle of three equal parts of what a clip may begin in: 5.5 / 6, 5.5 / 2 and 5 * 5.5 / 6 seconds.
+    starts = [round((levels(clip)[0] - 8) / 3) for clip in still]
+    assert np.abs(np.array(starts) - [9, 27, 45]).max() <= 1
+    assert all(levels(clip) == sorted(levels(clip)) for clip in still)
+    begun = set()
+    for seed in range(12):
+        clips = ClipReader(video, None, training=True).read(Clip(path, -1), np.random.default_rng(seed))["video"]
+        firsts = [round((levels(clip)[0] - 8) / 3) for clip in clips]
+        assert all(low - 1 <= first <= high + 1 for first, low, high in zip(firsts, (0, 18, 36), (19, 37, 55)))
+        begun.add(firsts[0])
+    assert len(begun) > 4
+
+
+def test_limits_and_short_videos(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "film.mp4", fps=10.0, frames=numbered_frames(40, (16, 16)))
+    reader = ClipReader(VideoInput(fps=10.0, frames=6, clips=2, **PLAIN), None, training=False)  # type: ignore[arg-type]
+    clips = reader.read(Clip(path, -1, start=2.0, end=2.3), np.random.default_rng(0))["video"]
+    # Three frames, which begin anew.
+    for clip in clips:
+        found = [round((level - 8) / 3) for level in levels(clip)]
+        assert found == [20, 21, 22, 20, 21, 22]
+    with pytest.raises(TooShortError, match="holds nothing between"):
+        reader.read(Clip(path, -1, start=9.0, end=10.0), np.random.default_rng(0))
+    assert reader.preview(Clip(path, -1)).shape == (16, 16, 3)
+    with pytest.raises(MediaError):
+        reader.read(Clip(tmp_path / "absent.mp4", -1), np.random.default_rng(0))
+
+
+def test_the_same_crop_for_all_clips_of_a_video(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (1, 32, 32, 3), dtype=np.uint8).repeat(30, axis=0)
+    path = write_video(tmp_path / "film.mkv", fps=10.0, frames=frames)
+    video = VideoInput(fps=10.0, frames=2, clips=3, **{**PLAIN, "resize": 16})  # type: ignore[arg-type]
+    for seed in range(3):
+        clips = ClipReader(video, None, training=True).read(Clip(path, -1), np.random.default_rng(seed))["video"]
+        assert float((clips - clips[:1]).abs().mean()) < 0.02
+
+
+def test_a_file_of_sound_alone(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "sound.wav", seconds=0.5, rate=8000, frequency=1000.0)
+    sample = ClipReader(VIDEO, AUDIO, training=True).read(Clip(path, -1), np.random.default_rng(0))
+    assert not bool(sample["video_present"])
+    assert bool(sample["audio_present"])
+    black = (0.0 - torch.tensor(VIDEO.mean)) / torch.tensor(VIDEO.std)
+    assert torch.allclose(sample["video"].amax(dim=(0, 2, 3, 4)), black)
+    # The tone fills half of the window, silence the rest.
+    loudness = sample["audio"][0].amax(1)
+    assert (loudness[:15] > -60).all()
+    assert (loudness[18:] < -95).all()
+
+
+def test_the_spectrogram_is_that_of_torchaudio() -> None:
+    samples = torch.from_numpy(tone(1.0, 8000, 1000.0)[0])
+    expected = torchaudio.transforms.MelSpectrogram(
+        8000, n_fft=256, hop_length=250, f_min=50.0, f_max=4000.0, n_mels=32, norm="slaney", mel_scale="slaney"
+    )(samples)
+    found = LogMel(AUDIO)(samples)
+    assert found.shape == (1, 33, 32)
+    assert torch.allclose(found[0].T, 10 * expected.clamp_min(1e-10).log10(), atol=1e-3)
+    # 64 bands up to 8 kHz, as PANNs: a window of ten seconds has 1,001 frames.
+    assert LogMel(AudioInput())(torch.zeros(10)).shape == (1, 1001, 64)
+    assert torch.equal(LogMel(AUDIO)(torch.cat([samples, samples])), LogMel(AUDIO)(samples))
+
+
+def test_rows_are_padded_to_the_longest() -> None:
+    assert padded([[1, 2], [], [3]], 0).tolist() == [[1, 2], [0, 0], [3, 0]]
+    assert padded([[], []], -100).tolist() == [[-100], [-100]]
+    assert padded([[5]], 0).dtype == torch.int64

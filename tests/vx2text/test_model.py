@@ -1,0 +1,277 @@
+"""Tokens among words, the category table, and where a gradient goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from papers.vx2text.model import (
+    LanguageModel,
+    ModalityClassifier,
+    ModalityTokens,
+    Tokenisation,
+    category_names,
+    pieces_of,
+    place,
+    table_of,
+)
+from papers.vx2text.objective import per_answer, text_loss, words_loss
+from papers.vx2text.tokeniser import gumbel_noise
+
+NAMES = ["red", "big dog", "cat", "blue sky now"]
+
+
+class Pooled(nn.Module):
+    """An encoder of clips [B, 3, T, H, W]."""
+
+    def __init__(self, feature_dim: int = 6) -> None:
+        super().__init__()
+        self.feature_dim = feature_dim
+        self.linear = nn.Linear(3, feature_dim)
+        self.norm = nn.BatchNorm1d(feature_dim)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.norm(torch.tanh(self.linear(x.mean((2, 3, 4))))))
+
+
+class Words:
+    """Every word of NAMES has a piece of its own; the end of a text follows."""
+
+    pad_id, eos_id = 0, 1
+
+    def encode(self, text: str) -> list[int]:
+        known = sorted({word for name in NAMES for word in name.split()})
+        return [*(known.index(word) + 3 for word in text.split()), self.eos_id]
+
+
+def small() -> LanguageModel:
+    torch.manual_seed(0)
+    return LanguageModel(40, width=8, layers=1, attention_heads=2, key_width=4, feed_forward_width=16, dropout=0.0)
+
+
+def tokens(tokenisation: Tokenisation = "st_topk", **options: Any) -> ModalityTokens:
+    torch.manual_seed(1)
+    made = ModalityTokens(ModalityClassifier(Pooled(), NAMES), 8, 2, tokenisation, **options)
+    if options.get("table", "learned") == "learned":
+        made.start_table(torch.randn(4, 8))
+    made.classifier.encoder.dropout.p = 0.0  # type: ignore[union-attr, assignment]
+    return made
+
+
+def clips(batch: int = 3, count: int = 2) -> Tensor:
+    return torch.randn(batch, count, 3, 2, 4, 4, generator=torch.Generator().manual_seed(2))
+
+
+# -- the category table ------------------------------------------------------------------------------------------------
+
+
+def test_a_row_is_the_mean_of_the_embeddings_of_its_pieces() -> None:
+    model, words = small(), Words()
+    table = table_of(pieces_of(NAMES, words), model)
+    for row, name in zip(table, NAMES):
+        torch.testing.assert_close(row, model.t5.shared.weight[words.encode(name)[:-1]].mean(0))
+
+
+def test_a_name_without_a_piece_gets_the_end_of_a_text() -> None:
+    model = small()
+    table = table_of(pieces_of(["", "red"], Words()), model)
+    torch.testing.assert_close(table[0], model.t5.shared.weight[1])
+
+
+def test_category_names_from_lists_files_and_kinetics(tmp_path: Path) -> None:
+    assert len(category_names(None)) == 400
+    assert category_names(["Dog", "CAT"]) == ["dog", "cat"]
+    listed = tmp_path / "names.txt"
+    listed.write_text("Dog\n\n Cat \n", encoding="utf-8")
+    assert category_names(str(listed)) == ["dog", "cat"]
+    indices = tmp_path / "class_labels_indices.csv"
+    indices.write_text('index,mid,display_name\n0,/m/1,"Speech, human"\n1,/m/2,Dog\n', encoding="utf-8")
+    assert category_names(str(indices)) == ["speech, human", "dog"]
+
+
+@pytest.mark.parametrize("names", [[], ["a", "a"]])
+def test_no_names_or_one_twice_is_refused(names: list[str]) -> None:
+    with pytest.raises(ValueError, match="no name twice"):
+        category_names(names)
+
+
+def test_a_missing_list_of_names_says_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"class_labels_indices\.csv of its release"):
+        category_names(str(tmp_path / "absent.csv"))
+
+
+# -- tokens ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokenisation", get_args(Tokenisation))
+def test_shapes_and_determinism_in_evaluation(tokenisation: Tokenisation) -> None:
+    made = tokens(tokenisation).eval()
+    embeddings, chosen, scores = made(clips())
+    assert embeddings.shape == (3, 4, 8)
+    assert chosen.shape == ((3, 0) if tokenisation == "continuous" else (3, 4))
+    assert scores.shape == (3, 2, 4)
+    assert torch.equal(embeddings, made(clips())[0])
+
+
+@pytest.mark.parametrize("tokenisation", get_args(Tokenisation))
+def test_a_gradient_reaches_the_classifier_only_when_it_should(tokenisation: Tokenisation) -> None:
+    made = tokens(tokenisation).train()
+    shape = made.noise_shape(2)
+    assert (shape is None) == (tokenisation in ("frozen", "continuous"))
+    noise = None if shape is None else gumbel_noise(3, *shape)
+    made(clips(), noise)[0].pow(2).sum().backward()
+    reached = {name for name, p in made.classifier.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    if tokenisation in ("frozen", "nondifferentiable"):
+        assert reached == set()
+        assert not any(p.requires_grad for p in made.classifier.parameters())
+    else:
+        assert "encoder.linear.weight" in reached
+        assert ("fc.weight" in reached) == (tokenisation != "continuous")
+    trained = [name for name, p in made.named_parameters() if p.requires_grad and p.grad is None]
+    assert trained == []  # distributed training refuses parameters without a gradient
+
+
+def test_batch_normalisation_keeps_its_statistics_and_a_frozen_classifier_is_in_evaluation_mode() -> None:
+    made = tokens().train()
+    norm = made.classifier.encoder.norm  # type: ignore[union-attr]
+    before = norm.running_mean.clone()  # type: ignore[union-attr, operator]
+    made(clips(), gumbel_noise(3, 2, 1, 4))
+    assert torch.equal(norm.running_mean, before)  # type: ignore[union-attr, arg-type]
+    assert made.classifier.encoder.dropout.training  # type: ignore[union-attr]
+    assert not tokens("frozen").train().classifier.encoder.dropout.training  # type: ignore[union-attr]
+
+
+def test_a_tied_table_sends_its_gradient_to_the_words() -> None:
+    model, made = small(), tokens(table="tied").train()
+    assert not any(name.endswith("table") for name, _ in made.named_parameters())
+    table = table_of(pieces_of(NAMES, Words()), model)
+    embeddings, chosen, _ = made(clips(), None, table)
+    assert torch.equal(embeddings, table[chosen])
+    embeddings.sum().backward()
+    assert model.t5.shared.weight.grad is not None
+    with pytest.raises(ValueError, match="needs one at every call"):
+        made(clips())
+
+
+def test_the_tokens_of_a_clip_do_not_depend_on_the_other_clips() -> None:
+    made = tokens().train()
+    noise = gumbel_noise(3, 2, 1, 4)
+    whole = made(clips(), noise)[0]
+    for row in range(3):
+        for clip in range(2):
+            alone = made(clips()[row : row + 1, clip : clip + 1], noise[row : row + 1, clip : clip + 1])[0]
+            torch.testing.assert_close(whole[row, 2 * clip : 2 * clip + 2], alone[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"tokens": 5}, "5 tokens"), ({"tokenisation": "st_top"}, "tokenisation"), ({"temperature": 0.0}, "temperature")],
+)
+def test_what_cannot_be_built_is_refused(options: dict[str, Any], message: str) -> None:
+    arguments = {"width": 8, "tokens": 2, **options}
+    with pytest.raises(ValueError, match=message):
+        ModalityTokens(ModalityClassifier(Pooled(), NAMES), **arguments)
+    if "tokens" in options:
+        with pytest.raises(ValueError, match=message):
+            ModalityTokens(ModalityClassifier(Pooled(), NAMES), **arguments, table="tied")
+
+
+# -- places ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 4), st.integers(0, 3), st.integers(0, 3), st.integers(0, 1000))
+def test_tokens_stand_in_their_places_and_words_stay(batch: int, video: int, audio: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 30, (batch, 12), generator=generator)
+    order = torch.stack([torch.randperm(12, generator=generator) for _ in range(batch)])
+    for row in range(batch):
+        for token in range(video):
+            ids[row, order[row, token]] = -1 - token
+        for token in range(audio):
+            ids[row, order[row, 3 + token]] = -101 - token
+    words = torch.randn(batch, 12, 4, generator=generator)
+    found = {"video": torch.randn(batch, 3, 4, generator=generator), "audio": torch.randn(batch, 3, 4)}
+    placed = place(place(words, ids, found["video"], "video"), ids, found["audio"], "audio")
+    for row in range(batch):
+        for column in range(12):
+            number = int(ids[row, column])
+            expected = words[row, column]
+            if -100 <= number < 0:
+                expected = found["video"][row, -1 - number]
+            elif number <= -101:
+                expected = found["audio"][row, -101 - number]
+            assert torch.equal(placed[row, column], expected)
+
+
+def test_an_unknown_modality_is_refused() -> None:
+    with pytest.raises(ValueError, match="modality must be one of"):
+        place(torch.zeros(1, 2, 3), torch.zeros(1, 2), torch.zeros(1, 1, 3), "smell")
+
+
+# -- the language model ------------------------------------------------------------------------------------------------
+
+
+def test_parameters_of_t5_base() -> None:
+    with torch.device("meta"):
+        assert sum(p.numel() for p in LanguageModel().parameters()) == 222_903_552
+
+
+def test_padding_changes_nothing() -> None:
+    model = small().eval()
+    embeddings, mask = torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)
+    labels = torch.tensor([[4, 5, 1], [6, 1, -100]])
+    longer = torch.cat([embeddings, torch.randn(2, 3, 8)], 1)
+    wider = torch.cat([mask, torch.zeros(2, 3, dtype=torch.bool)], 1)
+    with torch.no_grad():
+        torch.testing.assert_close(model(embeddings, mask, labels), model(longer, wider, labels))
+        assert torch.equal(model.generate(embeddings, mask, 3, 6), model.generate(longer, wider, 3, 6))
+
+
+def test_scores_of_options_are_mean_likelihoods() -> None:
+    model = small().eval()
+    embeddings, mask = torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)
+    options = torch.tensor([[[4, 5, 1], [6, 1, -100]], [[7, 1, -100], [8, 9, 1]]])
+    scores = model.option_scores(embeddings, mask, options)
+    for option in range(2):
+        with torch.no_grad():
+            loss, number = per_answer(model(embeddings, mask, options[:, option]), options[:, option])
+        torch.testing.assert_close(scores[:, option], -loss / number)
+
+
+def test_greedy_and_beam_search_stop_at_the_limit() -> None:
+    model = small().eval()
+    embeddings, mask = torch.randn(3, 4, 8), torch.ones(3, 4, dtype=torch.bool)
+    assert model.generate(embeddings, mask, 1, 4).shape[1] <= 5
+    assert model.generate(embeddings, mask, 5, 4).shape[1] <= 5
+
+
+# -- losses ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_mean_over_words_and_not_over_answers() -> None:
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    labels = torch.tensor([[1, 2, 3], [4, -100, -100]])
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+    torch.testing.assert_close(text_loss(logits, labels), expected)
+    nothing = text_loss(logits, torch.full((2, 3), -100))
+    assert nothing.item() == 0
+    nothing.backward()
+    assert torch.isfinite(logits.grad).all()  # type: ignore[arg-type]
+
+
+def test_words_are_uniform_targets_and_rows_without_any_do_not_count() -> None:
+    logits = torch.randn(3, 4)
+    words = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]], dtype=torch.bool)
+    log = logits.log_softmax(1)
+    expected = (-(log[0, 0] + log[0, 1]) / 2 - log[1, 2]) / 2
+    torch.testing.assert_close(words_loss(logits, words), expected)
+    with pytest.raises(ValueError, match="categories"):
+        words_loss(logits, words[:, :3])

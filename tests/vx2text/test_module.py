@@ -1,0 +1,140 @@
+"""The training step: noise, gradients, absent modalities, optimiser; and what does not fit together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from papers.vx2text.module import VX2Text
+from tests.vx2text.stages import batch_of, built, gradients, started
+
+
+def test_the_noise_is_that_of_the_joint_batch_whatever_the_number_of_processes(tmp_path: Path) -> None:
+    cli = started("avsd", tmp_path)
+    batch = batch_of(cli)
+    joint = cli.model.noise(batch)
+    assert joint["video"].shape == (4, 2, 1, 11)
+    assert joint["audio"].shape == (4, 1, 1, 5)
+    half = {name: value[:2] for name, value in batch.items()}
+    for rank in range(2):
+        cli.model.trainer.global_rank, cli.model.trainer.world_size = rank, 2
+        for name, noise in cli.model.noise(half).items():
+            assert torch.equal(noise, joint[name][rank::2])
+    cli.model.trainer.global_rank, cli.model.trainer.world_size = 0, 1
+    torch.rand(7)  # no other draw moves it
+    assert torch.equal(cli.model.noise(batch)["video"], joint["video"])
+    cli.model.trainer.fit_loop.total_batch_idx = 1
+    assert not torch.equal(cli.model.noise(batch)["video"], joint["video"])
+
+
+@pytest.mark.parametrize("recipe", ["avsd", "soft", "independent", "tied", "continuous", "frozen", "nondifferentiable"])
+def test_gradients_of_the_first_step(recipe: str, tmp_path: Path) -> None:
+    cli = started(recipe, tmp_path)
+    module = cli.model.train()
+    module.training_step(batch_of(cli), 0).backward()
+    for name in ("video", "audio"):
+        reached = gradients(module, f"tokens.{name}.classifier")
+        assert bool(reached) == (recipe not in ("frozen", "nondifferentiable"))
+    assert gradients(module, "language_model")
+    unused = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    assert unused == []
+
+
+@pytest.mark.parametrize("recipe", ["avsd", "frozen", "continuous"])
+def test_evaluation_is_deterministic(recipe: str, tmp_path: Path) -> None:
+    cli = started(recipe, tmp_path)
+    module = cli.model.eval()
+    batch = batch_of(cli, "test")
+    first, second = (module.inputs(batch) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    rows = [module.language_model.generate(found[0], found[1], 2, 5) for found in (first, second)]
+    assert torch.equal(*rows)
+
+
+@pytest.mark.parametrize("name", ["video", "audio"])
+def test_a_clip_without_a_modality_has_no_tokens_of_it(name: str, tmp_path: Path) -> None:
+    cli = started("avsd", tmp_path)
+    module = cli.model.eval()
+    batch = batch_of(cli)
+    batch[f"{name}_present"] = torch.tensor([True, False, True, False])
+    other = {**batch, name: torch.randn_like(batch[name])}
+    scores = []
+    for content in (batch, other):
+        embeddings, mask, _ = module.inputs(content)
+        places = (batch["input_ids"] <= (-1 if name == "video" else -101)) & (
+            batch["input_ids"] > (-101 if name == "video" else -999)
+        )
+        assert places[1].sum() == (6 if name == "video" else 3)
+        assert not mask[1][places[1]].any()
+        assert mask[0][places[0]].all()
+        scores.append(module.language_model(embeddings, mask, batch["labels"]))
+    torch.testing.assert_close(scores[0][1::2], scores[1][1::2])
+    assert not torch.allclose(scores[0][0::2], scores[1][0::2])
+
+
+def test_where_all_clips_are_silent_training_goes_on(tmp_path: Path) -> None:
+    cli = started("avsd", tmp_path)
+    batch = batch_of(cli)
+    batch["audio_present"] = torch.zeros(4, dtype=torch.bool)
+    loss = cli.model.train().training_step(batch, 0)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert gradients(cli.model, "tokens.audio") == set()
+    assert all(p.grad is not None for p in cli.model.tokens["audio"].parameters() if p.requires_grad)
+
+
+def test_absent_modalities_are_not_built(tmp_path: Path) -> None:
+    assert set(built("no_audio", tmp_path).model.tokens) == {"video"}
+    assert set(built("tvqa", tmp_path).model.tokens) == {"video"}
+
+
+def test_optimiser_groups(tmp_path: Path) -> None:
+    cli = started("avsd", tmp_path, model__video_learning_rate=0.25, model__audio_learning_rate=0.125)
+    cli.model.trainer.estimated_stepping_batches = 40
+    made = cli.model.configure_optimizers()
+    optimizer = made["optimizer"]
+    assert {group["initial_lr"] for group in optimizer.param_groups} == {0.25, 0.125, 1e-4}
+    for group in optimizer.param_groups:
+        assert (group["weight_decay"] > 0) == all(p.ndim > 1 for p in group["params"])
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in cli.model.parameters() if p.requires_grad)
+    # Two of forty steps warm up.
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * optimizer.param_groups[0]["initial_lr"])
+
+
+def test_the_auxiliary_loss_is_added_when_it_is_on(tmp_path: Path) -> None:
+    losses = []
+    for weight in (0.0, 0.5):
+        cli = started("avsd", tmp_path, model__auxiliary_weight=weight, model__language_model__dropout=0.0)
+        losses.append(cli.model.eval().training_step(batch_of(cli), 0).item())
+    assert losses[1] > losses[0] + 0.5
+
+
+def test_tables_start_at_the_mean_of_words(tmp_path: Path) -> None:
+    cli = started("avsd", tmp_path)
+    words = cli.model.language_model.t5.shared.weight
+    red = cli.datamodule.tokenizer.encode("red")
+    tokens = cli.model.tokens["video"]
+    assert torch.equal(tokens.tokeniser.table[tokens.classifier.names.index("red")], words[red].mean(0))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data__modalities": "[video]"}, "the model reads video and audio, the data brings video"),
+        ({"model__video_tokens": 2}, "model.video_tokens is 2, but data.prompt.video_tokens makes room for 3"),
+    ],
+)
+def test_model_and_data_must_agree(overrides: dict[str, Any], message: str, tmp_path: Path) -> None:
+    cli = built("avsd", tmp_path, **overrides)
+    cli.model._trainer = type("Trainer", (), {"datamodule": cli.datamodule, "ckpt_path": None})()
+    with pytest.raises(ValueError, match=message):
+        cli.model.setup("fit")
+
+
+def test_a_modality_needs_a_classifier(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.video_classifier is null"):
+        VX2Text(built("avsd", tmp_path).model.language_model, modalities=["video"])

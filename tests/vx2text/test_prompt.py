@@ -1,0 +1,312 @@
+"""The prompt: order, places, truncation; and the tokenizers of T5 and of the miniature."""
+
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.data.worlds.narrated import AUDIO_WORDS, VIDEO_WORDS, sentences
+from papers.vx2text.model import PLACES
+from papers.vx2text.prompt import (
+    AUDIO_PLACE,
+    LETTERS,
+    MOST_VIDEO_TOKENS,
+    VIDEO_PLACE,
+    Prompt,
+    PromptLimits,
+    PromptText,
+    TextTokenizer,
+)
+
+TEXT = [
+    "answer the question : continue the dialog : describe the video : video : audio : speech : caption : history :",
+    "question : options : (a) (b) (c) (d) (e) what is he doing in the kitchen ?",
+    "Sheldon: That is my spot. Leonard: I know, you've told me a hundred times. naïve café",
+]
+
+
+@pytest.fixture(scope="module")
+def words() -> TextTokenizer:
+    return TextTokenizer(vocabulary_size=128)
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    """A small tokenizer of the kind that T5 has."""
+    return TextTokenizer(str(write_pieces(tmp_path_factory.mktemp("t5"))), vocabulary_size=256)
+
+
+def write_pieces(folder: Path, **options: int) -> Path:
+    special = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, **options}
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT * 10),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=80,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        minloglevel=2,
+        **special,
+    )
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    return folder
+
+
+def positions(ids: list[int], wanted: list[int]) -> int:
+    """Where a run of ids begins; -1 where it does not occur."""
+    return next((place for place in range(len(ids)) if ids[place : place + len(wanted)] == wanted), -1)
+
+
+FULL = PromptText(
+    "dialog",
+    "what color is it ?",
+    ("hello i am anna", "hello i am ben"),
+    None,
+    "a circle moves",
+    (("what shape is it ?", "it is a circle"), ("who speaks ?", "it is anna")),
+    ("red", "green", "blue", "yellow", "white"),
+)
+
+
+# -- order and places --------------------------------------------------------------------------------------------------
+
+
+def test_the_order_of_the_parts(words: TextTokenizer) -> None:
+    ids = Prompt(words, video_places=3, audio_places=2).encode(FULL)
+    assert words.decode([number for number in ids if number >= 0]) == (
+        "continue the dialog : video : audio : speech : hello i am anna hello i am ben caption : a circle moves "
+        "history : what shape is it ? it is a circle who speaks ? it is anna question : what color is it ? "
+        "options : (a) red (b) green (c) blue (d) yellow (e) white"
+    )
+    assert [number for number in ids if number < 0] == [-1, -2, -3, -101, -102]
+    video = positions(ids, words.encode("video :"))
+    assert ids[video + 2 : video + 5] == [-1, -2, -3]
+    audio = positions(ids, words.encode("audio :"))
+    assert ids[audio + 2 : audio + 4] == [-101, -102]
+    assert ids[-1] == words.eos_id
+    assert ids.count(words.eos_id) == 1
+
+
+def test_places_are_those_of_the_model() -> None:
+    assert {"video": VIDEO_PLACE, "audio": AUDIO_PLACE} == PLACES
+    assert MOST_VIDEO_TOKENS == 100
+
+
+@pytest.mark.parametrize(
+    ("task", "start"),
+    [("question", "answer the question :"), ("dialog", "continue the dialog :"), ("caption", "describe the video :")],
+)
+def test_the_task_comes_first_and_empty_parts_do_not_come(words: TextTokenizer, task: str, start: str) -> None:
+    ids = Prompt(words).encode(PromptText(task))  # type: ignore[arg-type]
+    assert words.decode(ids) == start
+    assert words.decode(Prompt(words, video_places=1).encode(PromptText(task))) == f"{start} video :"  # type: ignore[arg-type]
+
+
+def test_an_empty_dialogue_has_no_history(words: TextTokenizer) -> None:
+    text = words.decode(Prompt(words).encode(PromptText("dialog", "who speaks ?")))
+    assert text == "continue the dialog : question : who speaks ?"
+    blank = PromptText("dialog", "who speaks ?", speech=("", " "), caption=" ", history=(("", ""),))
+    assert words.decode(Prompt(words).encode(blank)) == text
+
+
+def test_limits_of_zero_leave_parts_out(words: TextTokenizer) -> None:
+    limits = PromptLimits(speech=0, caption=0, history=0, option=0)
+    text = words.decode(Prompt(words, limits).encode(FULL))
+    assert text == "continue the dialog : question : what color is it ?"
+
+
+def test_words_in_the_places_of_tokens(words: TextTokenizer) -> None:
+    prompt = Prompt(words, video_places=3, audio_places=2)
+    ids = prompt.encode(FULL, ("red", "circle", "left"), ("beep", "high"))
+    places = prompt.encode(FULL)
+    assert len(ids) == len(places)
+    assert [a for a, b in zip(ids, places) if b < 0] == words.encode("red circle left beep high")
+    assert all(a == b for a, b in zip(ids, places) if b >= 0)
+
+
+def test_too_many_tokens(words: TextTokenizer) -> None:
+    assert len(Prompt(words, video_places=100).video) == 100
+    with pytest.raises(ValueError, match="101 tokens of the video"):
+        Prompt(words, video_places=101)
+    with pytest.raises(ValueError, match=r"data\.prompt\.speech"):
+        PromptLimits(speech=-1)
+    for name in ("question", "answer"):
+        with pytest.raises(ValueError, match=rf"data\.prompt\.{name} must be at least 1"):
+            PromptLimits(**{name: 0})
+
+
+# -- truncation --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.text(max_size=400), max_size=12),
+    st.text(max_size=300),
+    st.lists(st.tuples(st.text(max_size=80), st.text(max_size=80)), max_size=8),
+    st.integers(0, 40),
+    st.integers(0, 40),
+)
+def test_question_and_places_survive_any_text(
+    pieces: TextTokenizer, speech: list[str], caption: str, history: list[tuple[str, str]], spoken: int, told: int
+) -> None:
+    limits = PromptLimits(speech=spoken, caption=16, history=told, question=12)
+    text = PromptText("dialog", "what is he doing ?", tuple(speech), None, caption, tuple(history))
+    prompt = Prompt(pieces, limits, video_places=12, audio_places=3)
+    ids = prompt.encode(text)
+    assert [number for number in ids if number < 0] == [*range(-1, -13, -1), -101, -102, -103]
+    question = pieces.encode("question :") + pieces.encode("what is he doing ?")[:12] + [pieces.eos_id]
+    assert ids[-len(question) :] == question
+    names = sum(len(pieces.encode(name)) for name in ("continue the dialog :", "video :", "audio :", "speech :"))
+    names += sum(len(pieces.encode(name)) for name in ("caption :", "history :"))
+    assert len(ids) <= names + 15 + spoken + 16 + told + len(question)
+
+
+def test_speech_is_cut_from_its_start(words: TextTokenizer) -> None:
+    lines = tuple(f"hello i am {name}" for name in ("anna", "ben", "carla", "david"))
+    text = PromptText("caption", speech=lines)
+    kept = words.decode(Prompt(words, PromptLimits(speech=6)).encode(text))
+    assert kept == "describe the video : speech : am carla hello i am david"
+    assert "anna" in words.decode(Prompt(words, PromptLimits(speech=16)).encode(text))
+
+
+def test_marked_speech_is_kept_longest(words: TextTokenizer) -> None:
+    lines = tuple(f"hello i am {name}" for name in ("anna", "ben", "carla", "david", "emma"))
+
+    def heard(limit: int, focus: tuple[int, int]) -> str:
+        text = PromptText("caption", speech=lines, focus=focus)
+        return words.decode(Prompt(words, PromptLimits(speech=limit)).encode(text)).partition(" speech : ")[2]
+
+    assert heard(4, (1, 2)) == "hello i am ben"
+    assert heard(7, (1, 2)) == "hello i am ben"
+    assert heard(8, (1, 2)) == "hello i am anna hello i am ben"
+    assert heard(12, (1, 2)) == "hello i am anna hello i am ben hello i am carla"
+    assert heard(12, (4, 5)) == "hello i am carla hello i am david hello i am emma"
+    assert heard(100, (2, 3)) == " ".join(lines)
+    assert heard(3, (0, 2)) == "i am ben"
+
+
+def test_the_latest_turns_are_kept(words: TextTokenizer) -> None:
+    turns = (("what shape is it ?", "it is a circle"), ("who speaks ?", "it is anna"))
+
+    def told(limit: int) -> str:
+        text = PromptText("dialog", history=turns)
+        return words.decode(Prompt(words, PromptLimits(history=limit)).encode(text)).partition(" history : ")[2]
+
+    assert told(15) == "what shape is it ? it is a circle who speaks ? it is anna"
+    # Whole turns where one fits, else the end of the latest one.
+    assert told(14) == "who speaks ? it is anna"
+    assert told(6) == "who speaks ? it is anna"
+    assert told(4) == "? it is anna"
+
+
+def test_long_questions_and_options_are_cut_at_their_end(words: TextTokenizer) -> None:
+    text = PromptText("question", "what color is it ?", options=("red green", "blue", "", "left up", "down"))
+    ids = Prompt(words, PromptLimits(question=2, option=1)).encode(text)
+    assert words.decode(ids) == (
+        "answer the question : question : what color options : (a) red (b) blue (c) (d) left (e) down"
+    )
+    with pytest.raises(ValueError, match="shorter"):
+        Prompt(words).encode(PromptText("question", "who ?", options=("one", "two")))
+
+
+def test_answers(words: TextTokenizer) -> None:
+    prompt = Prompt(words, PromptLimits(answer=4))
+    assert prompt.answer("it is red") == [*words.encode("it is red"), 1]
+    assert prompt.answer("a red circle moves left") == [*words.encode("a red circle"), 1]
+    assert prompt.answer("") == [1]
+    letters = [prompt.letter(place) for place in range(5)]
+    assert len({tuple(letter) for letter in letters}) == 5
+    assert all(letter[1] == 1 and len(letter) == 2 for letter in letters)
+
+
+# -- tokenizers --------------------------------------------------------------------------------------------------------
+
+
+def test_the_words_of_the_miniature(words: TextTokenizer) -> None:
+    assert (words.pad_id, words.eos_id, words.unknown_id) == (0, 1, 2)
+    for word in (*VIDEO_WORDS, *AUDIO_WORDS):
+        (number,) = words.encode(word)
+        assert words.decode([number]) == word
+    for sentence in sentences()[::50]:
+        assert words.unknown_id not in words.encode(sentence)
+        assert words.decode(words.encode(sentence)) == sentence
+    assert words.encode("Red") == words.encode("red")
+    assert words.encode("") == []
+    assert words.encode("unheard") == [2]
+    # Another instance numbers alike, and so does one that travelled to a worker process.
+    for other in (TextTokenizer(vocabulary_size=128), pickle.loads(pickle.dumps(words))):
+        assert other.encode(sentences()[-40]) == words.encode(sentences()[-40])
+
+
+def test_the_pieces_of_t5(pieces: TextTokenizer) -> None:
+    ids = pieces.encode("what is he doing in the kitchen ?")
+    assert min(ids) > 2
+    assert pieces.decode(ids) == "what is he doing in the kitchen ?"
+    assert pieces.decode([*ids, 1, *ids, 0, 0]) == "what is he doing in the kitchen ?"
+    assert pieces.decode([0, *ids, -100, 255, -1]) == "what is he doing in the kitchen ?"
+    assert pieces.decode([]) == ""
+    # T5 may write a letter as a mark of a new word, the same for all, and the letter itself.
+    assert pieces.letter_ids == tuple(pieces.encode(letter)[-1] for letter in LETTERS)
+    assert len(set(pieces.letter_ids)) == 5
+
+
+@pytest.mark.parametrize("text", ["Späť, œuvre 例 🙂", "a\u2028b\r\n\tc", "\ud800 lone", "\u200b", "ﬁ ²"])
+def test_any_text_can_be_encoded(words: TextTokenizer, pieces: TextTokenizer, text: str) -> None:
+    for tokenizer in (words, pieces):
+        ids = tokenizer.encode(text)
+        assert all(0 < number < tokenizer.vocabulary_size for number in ids)
+        prompt = Prompt(tokenizer, video_places=2)
+        assert prompt.encode(PromptText("question", text, (text,), None, text, ((text, text),), (text,) * 5))[-1] == 1
+        assert isinstance(tokenizer.decode(ids), str)
+
+
+def test_a_folder_of_the_other_format(pieces: TextTokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    assert pieces.pretrained is not None
+    saved = transformers.T5Tokenizer.from_pretrained(pieces.pretrained, local_files_only=True, extra_ids=0)
+    saved.save_pretrained(str(tmp_path))
+    assert not (tmp_path / "spiece.model").exists()
+    other = TextTokenizer(str(tmp_path), vocabulary_size=256)
+    for text in TEXT:
+        assert other.encode(text) == pieces.encode(text)
+        assert other.decode(other.encode(text)) == pieces.decode(pieces.encode(text))
+    assert other.letter_ids == pieces.letter_ids
+
+
+def test_folders_that_are_no_t5(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"neither spiece\.model nor tokenizer\.json"):
+        TextTokenizer(str(tmp_path)).encode("text")
+    for name in ("tokenizer.json", "spiece.model"):
+        (tmp_path / name).write_bytes(b"not a vocabulary")
+        with pytest.raises(ValueError, match=name):
+            TextTokenizer(str(tmp_path)).encode("text")
+    write_pieces(tmp_path, pad_id=3, bos_id=0)
+    with pytest.raises(ValueError, match="padding, end and unknown are"):
+        TextTokenizer(str(tmp_path)).encode("text")
+
+
+def test_vocabularies_of_the_wrong_size(pieces: TextTokenizer) -> None:
+    with pytest.raises(ValueError, match=r"data\.tokenizer\.vocabulary_size: 20 is less than"):
+        TextTokenizer(vocabulary_size=20).encode("red")
+    with pytest.raises(ValueError, match="less than the"):
+        TextTokenizer(pieces.pretrained, vocabulary_size=50).encode("red")
+    with pytest.raises(ValueError, match="vocabulary_size"):
+        TextTokenizer(vocabulary_size=3)
+
+
+def test_a_vocabulary_of_given_texts() -> None:
+    fitted = TextTokenizer(vocabulary_size=16).fit(["a dog barks", "a cat", ""])
+    assert fitted.decode(fitted.encode("a cat barks")) == "a cat barks"
+    with pytest.raises(ValueError, match="does not tell the letters"):
+        _ = fitted.letter_ids
+    assert pickle.loads(pickle.dumps(fitted)).encode("a dog") == fitted.encode("a dog")
+    with pytest.raises(ValueError, match="hold no word"):
+        TextTokenizer().fit(["", " "])
+    few = TextTokenizer(vocabulary_size=4).fit(["dog dog cat"])
+    assert few.encode("dog") == [3]
+    assert few.encode("cat") == [2]
