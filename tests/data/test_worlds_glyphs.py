@@ -67,7 +67,8 @@ def test_coverage_adds_up_to_the_area(glyph: str, x: float, y: float, radius: fl
     assert covered.min() >= 0
     assert covered.max() <= 1
     expected = radius**2 * sum(area(ring) for ring in OUTLINES[glyph])
-    assert covered.sum() == pytest.approx(expected, rel=0.03)  # rows are sampled eight times a pixel
+    # Rows are sampled eight times a pixel, so a level edge is off by up to a sixteenth of its length.
+    assert covered.sum() == pytest.approx(expected, rel=0.03, abs=radius / 4)
 
 
 def test_coverage_of_a_box_is_exact() -> None:
