@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ class Storyteller:
                 f"{checkpoint} is of {kind}, which writes no text about clips: give the checkpoint of a stage that "
                 "answers or describes, such as avsd, tvqa or tvc"
             )
+        # What the trainer says about itself, which is not used, is no part of an answer.
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         trainer = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
         built = StageCLI({"trainer": trainer, "model": config["model"], "data": config["data"]})
         self.module, self.data = built.model, built.datamodule

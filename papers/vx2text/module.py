@@ -76,6 +76,8 @@ class ModalityClassification(pl.LightningModule):
     Args:
         classifier: the network and its categories.
         modality: `video` or `audio`.
+        smoothing: share of the target that is spread over all categories. A classifier that is too sure of itself names
+            nothing else when it is sampled from, so no gradient tells it of its errors.
         learning_rate, weight_decay, warmup_share: see `adamw`.
 
     Source: specification 14, step 1.
@@ -85,6 +87,7 @@ class ModalityClassification(pl.LightningModule):
         self,
         classifier: ModalityClassifier,
         modality: Modality,
+        smoothing: float = 0.0,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
         warmup_share: float = 0.05,
@@ -96,7 +99,7 @@ class ModalityClassification(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self.classifier(batch[self.hparams["modality"]])
-        loss = words_loss(logits, batch["words"])
+        loss = words_loss(logits, batch["words"], self.hparams["smoothing"])
         self.log("train/loss", loss.detach(), batch_size=len(logits))
         return loss
 

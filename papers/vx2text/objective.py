@@ -48,12 +48,13 @@ def per_answer(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return losses.sum(1), (labels != IGNORED).sum(1).float()
 
 
-def words_loss(logits: Tensor, words: Tensor) -> Tensor:
+def words_loss(logits: Tensor, words: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of a classifier against a target that is uniform over the true words.
 
     Args:
         logits: scores of the categories [B, C].
         words: which of them are true [B, C]; a row without any counts nothing.
+        smoothing: share of the target that is spread over all categories.
 
     Returns:
         Scalar, the mean over rows with a true word.
@@ -67,5 +68,6 @@ def words_loss(logits: Tensor, words: Tensor) -> Tensor:
         raise ValueError(f"words must mark each of the {list(logits.shape)} categories, got {list(words.shape)}")
     target = words.to(torch.float32)
     number = target.sum(1)
-    losses = -(F.log_softmax(logits.float(), dim=1) * target).sum(1) / number.clamp(min=1.0)
+    target = (1.0 - smoothing) * target / number.clamp(min=1.0)[:, None] + smoothing / target.shape[1]
+    losses = -(F.log_softmax(logits.float(), dim=1) * target).sum(1) * (number > 0)
     return losses.sum() / (number > 0).sum().clamp(min=1)

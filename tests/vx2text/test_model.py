@@ -148,6 +148,14 @@ def test_batch_normalisation_keeps_its_statistics_and_a_frozen_classifier_is_in_
     assert not tokens("frozen").train().classifier.encoder.dropout.training  # type: ignore[union-attr]
 
 
+def test_a_fresh_module_is_in_these_modes_before_anyone_calls_train() -> None:
+    # Lightning calls it neither when training starts nor, without validation, later.
+    norm = tokens().classifier.encoder.norm  # type: ignore[union-attr]
+    assert not norm.training  # type: ignore[union-attr]
+    assert not any(module.training for module in tokens("frozen").classifier.modules())
+    assert tokens().training
+
+
 def test_a_tied_table_sends_its_gradient_to_the_words() -> None:
     model, made = small(), tokens(table="tied").train()
     assert not any(name.endswith("table") for name, _ in made.named_parameters())
@@ -273,5 +281,7 @@ def test_words_are_uniform_targets_and_rows_without_any_do_not_count() -> None:
     log = logits.log_softmax(1)
     expected = (-(log[0, 0] + log[0, 1]) / 2 - log[1, 2]) / 2
     torch.testing.assert_close(words_loss(logits, words), expected)
+    smooth = 0.8 * expected - 0.2 * log[:2].mean(1).mean()
+    torch.testing.assert_close(words_loss(logits, words, 0.2), smooth)
     with pytest.raises(ValueError, match="categories"):
         words_loss(logits, words[:, :3])
