@@ -141,11 +141,11 @@ TARGET = Domain(
     opacity=(0.7, 0.95),
     radius=(4.8, 6.3),
     travel=(7.0, 10.0),
-    low=(480.0, 720.0),
-    high=(950.0, 1600.0),
+    low=(600.0, 900.0),
+    high=(1300.0, 2100.0),
     snr=(-2.0, 6.0),
-    overtone=0.7,
-    softness=1.8,
+    overtone=0.5,
+    softness=1.5,
 )
 
 
