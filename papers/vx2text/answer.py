@@ -90,7 +90,7 @@ class Storyteller:
             MediaError: the clip cannot be read.
         """
         from papers.vx2text.clips import ClipReader
-        from papers.vx2text.data import collate
+        from papers.vx2text.data import collate, option_targets
         from papers.vx2text.evaluation import written
         from papers.vx2text.prompt import PromptText
 
@@ -107,12 +107,8 @@ class Storyteller:
             options=tuple(options),
         )
         sample |= {"input_ids": prompt.encode(text)}
-        if options and self.data.scoring == "label":
-            sample["answer_options"] = torch.tensor(tokenizer.letter_ids)
-        elif options:
-            sample["option_labels"] = [prompt.answer(option) for option in options]
         if options:
-            sample["options"] = list(options)
+            sample |= {"options": list(options), **option_targets(prompt, options, self.data.scoring)}
         device = self.module.device
         batch = {
             name: value.to(device) if isinstance(value, torch.Tensor) else value

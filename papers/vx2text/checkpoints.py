@@ -93,6 +93,8 @@ def load_language_model(language_model: LanguageModel, path: str | Path, field: 
     else:
         found = _weights_of_folder(path, field)
     expected = language_model.t5.state_dict()
+    if not any(name.startswith("decoder.") for name in expected):
+        found = {name: value for name, value in found.items() if not name.startswith(("decoder.", "lm_head."))}
     # The one matrix of embeddings goes by several names, of which a file holds at least one.
     shared = found.get("shared.weight", found.get("encoder.embed_tokens.weight", found.get("lm_head.weight")))
     tied = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")

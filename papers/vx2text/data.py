@@ -39,7 +39,9 @@ IGNORED = -100
 SPAN_MARGIN = 5.0
 
 TrueWords = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
-Scoring = Literal["label", "loglik"]
+#: What a question with options is answered by: the letter of one; its text, judged by likelihood; or its position, for
+#: a model without a decoder.
+Scoring = Literal["label", "loglik", "position"]
 Slots = Literal["media", "words"]
 Modality = Literal["video", "audio"]
 MODALITIES: tuple[Modality, ...] = ("video", "audio")
@@ -208,7 +210,7 @@ class VideoTextItems(ItemDataset):
         reader: cuts pictures and sounds; None puts true words into the places of modality tokens instead.
         words: true categories of the clips, where they are known.
         categories: of the classifier of each modality, in its order, to mark the true ones.
-        scoring: whether the answer to a question with options is a letter, or the text of the option.
+        scoring: see `Scoring`.
         replaced: share of the true words that another word of the same modality takes the place of.
         options: see ItemDataset.
 
@@ -284,10 +286,7 @@ class VideoTextItems(ItemDataset):
                 sample[f"{name}_words"] = marks
         if example.text.options:
             sample["options"] = list(example.text.options)
-            if self.scoring == "label":
-                sample["answer_options"] = torch.tensor(self.prompt.tokenizer.letter_ids)
-            else:
-                sample["option_labels"] = [self.prompt.answer(option) for option in example.text.options]
+            sample |= option_targets(self.prompt, example.text.options, self.scoring)
         return sample
 
     def _labels(self, example: Example) -> list[int]:
@@ -295,6 +294,8 @@ class VideoTextItems(ItemDataset):
             return []
         if example.text.options and self.scoring == "label":
             return self.prompt.letter(example.correct)
+        if example.text.options and self.scoring == "position":
+            return [example.correct]
         return self.prompt.answer(example.answer)
 
     def fill_cache(self) -> None:
@@ -305,6 +306,15 @@ class VideoTextItems(ItemDataset):
         if self.reader is None:
             raise ValueError("there is nothing to see where words stand in the places of clips")
         return self.reader.preview(self.listing[item])
+
+
+def option_targets(prompt: Prompt, options: Sequence[str], scoring: Scoring) -> Sample:
+    """What stands for each option where one is picked: `answer_options`, an id, or `option_labels`, its pieces."""
+    if scoring == "label":
+        return {"answer_options": torch.tensor(prompt.tokenizer.letter_ids)}
+    if scoring == "position":
+        return {"answer_options": torch.arange(len(options))}
+    return {"option_labels": [prompt.answer(option) for option in options]}
 
 
 def _numbers(categories: Sequence[str], words: Sequence[str], field: str) -> dict[str, int]:
@@ -514,7 +524,8 @@ class QuestionAnsweringData(VideoTextData):
     """TVQA: questions with five options (specification 7 and 10). Its test split is withheld; test on `val`.
 
     Args:
-        scoring: `label`, the answer is the letter of an option; `loglik`, its text, and options are scored one by one.
+        scoring: `label`, the answer is the letter of an option; `loglik`, its text, and options are scored one by one;
+            `position`, its place among them, for a model without a decoder.
         kwargs: see VideoTextData.
     """
 

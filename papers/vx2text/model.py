@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 from papers.vx2text.prompt import AUDIO_PLACE, VIDEO_PLACE
 from papers.vx2text.tokeniser import DifferentiableTokeniser
@@ -117,9 +117,12 @@ class LanguageModel(nn.Module):
             dropout_rate=dropout,
             decoder_start_token_id=0,
         )  # type: ignore[call-arg]
-        self.t5 = T5ForConditionalGeneration(config)
+        self.t5: Any = self._network(config)
         with torch.no_grad():
             self.t5.shared.weight.mul_(embedding_scale)
+
+    def _network(self, config: T5Config) -> nn.Module:
+        return T5ForConditionalGeneration(config)
 
     @property
     def width(self) -> int:
@@ -190,6 +193,44 @@ class LanguageModel(nn.Module):
         counted = flat != -100
         likelihood = logits.float().log_softmax(-1).gather(2, flat.clamp(min=0)[:, :, None])[:, :, 0]
         return ((likelihood * counted).sum(1) / counted.sum(1).clamp(min=1)).view(batch, count)
+
+
+class OptionClassifier(LanguageModel):
+    """T5's encoder alone: a linear layer on the state at the prompt's last position picks one of several options.
+
+    The discriminative counterpart to a model that writes its answer; it cannot write.
+
+    Args:
+        options: how many a question has.
+        kwargs: see LanguageModel.
+
+    Source: specification 9, `no_decoder`.
+    """
+
+    def __init__(self, options: int = 5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.head = nn.Linear(self.width, options)
+
+    def _network(self, config: T5Config) -> nn.Module:
+        return T5EncoderModel(config)
+
+    def forward(self, embeddings: Tensor, mask: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Scores [B, 1, options] of the options, in the place of those of an answer's only word.
+
+        Args:
+            embeddings: of the encoder's input [B, N, D].
+            mask: which of them count [B, N].
+            labels: not used.
+        """
+        states = self.t5(inputs_embeds=embeddings, attention_mask=mask.long()).last_hidden_state
+        last = mask.long().cumsum(1).argmax(1)
+        return self.head(states[torch.arange(len(last), device=last.device), last])[:, None]
+
+    def generate(self, *_: Any, **__: Any) -> Tensor:
+        raise TypeError("an option classifier has no decoder: it writes no text")
+
+    def option_scores(self, *_: Any, **__: Any) -> Tensor:
+        raise TypeError("an option classifier has no decoder: it tells no likelihood of a text")
 
 
 class ContinuousTokens(nn.Module):

@@ -24,6 +24,7 @@ from papers.vx2text.model import (
     LanguageModel,
     ModalityClassifier,
     ModalityTokens,
+    OptionClassifier,
     Table,
     Tokenisation,
     pieces_of,
@@ -330,6 +331,12 @@ class VX2Text(pl.LightningModule):
                     f"model.{name}_tokens is {self.tokens[name].tokens}, but data.prompt.{name}_tokens makes room for "
                     f"{room} a clip: give both the same"
                 )
+        decides, asked = isinstance(self.language_model, OptionClassifier), getattr(data, "scoring", "label")
+        if decides != (asked == "position"):
+            raise ValueError(
+                f"model.language_model {'picks a position' if decides else 'writes'}, but data.scoring is {asked}: "
+                "give an OptionClassifier and position together, or neither"
+            )
         self.prepare(data.tokenizer)
         if stage == "fit" and self.trainer.ckpt_path is None:
             self.take_over(data.tokenizer)

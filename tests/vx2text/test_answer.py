@@ -26,7 +26,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[StageReq
     runs = tmp_path_factory.mktemp("runs")
     done = {}
     for name in ("video_words", "audio_words", "text_words", "text_words_questions", "text_words_captions",
-                 "avsd", "tvqa", "tvc"):  # fmt: skip
+                 "avsd", "tvqa", "tvqa_no_decoder", "tvc"):  # fmt: skip
         stage = request(f"vx2text/{name}", runs)
         done[name] = (stage, run_stage(stage))
     return done
@@ -60,7 +60,8 @@ def test_a_clip_without_sound_and_a_question_in_other_letters(stages: Any, clip:
 
 def test_one_of_five_options(stages: Any, clip: Path) -> None:
     options = ["red", "green", "blue", "yellow", "white"]
-    assert answer(checkpoint(stages, "tvqa"), clip, "what color is it ?", options=options) in options
+    for name in ("tvqa", "tvqa_no_decoder"):
+        assert answer(checkpoint(stages, name), clip, "what color is it ?", options=options) in options
     with pytest.raises(StageError, match="five options; 2 are given"):
         answer(checkpoint(stages, "tvqa"), clip, "what color is it ?", options=options[:2])
     with pytest.raises(StageError, match="leave the options out"):

@@ -15,6 +15,7 @@ from papers.vx2text.model import (
     LanguageModel,
     ModalityClassifier,
     ModalityTokens,
+    OptionClassifier,
     Tokenisation,
     category_names,
     pieces_of,
@@ -252,6 +253,24 @@ def test_scores_of_options_are_mean_likelihoods() -> None:
         with torch.no_grad():
             loss, number = per_answer(model(embeddings, mask, options[:, option]), options[:, option])
         torch.testing.assert_close(scores[:, option], -loss / number)
+
+
+def test_an_option_is_picked_from_the_state_of_the_last_position_that_counts() -> None:
+    torch.manual_seed(0)
+    model = OptionClassifier(5, vocabulary_size=40, width=16, layers=1, attention_heads=2, key_width=8).eval()
+    assert not any(name.startswith("t5.decoder") for name, _ in model.named_parameters())
+    ids = torch.randint(1, 40, (3, 7))
+    mask = torch.arange(7) < torch.tensor([7, 5, 4])[:, None]
+    mask[0, 2] = False
+    scores = model(model.embed(ids), mask)
+    assert scores.shape == (3, 1, 5)
+    for row in range(3):
+        kept = ids[row, : int(mask[row].nonzero().max()) + 1]
+        alone = model.t5(inputs_embeds=model.embed(kept[None]), attention_mask=mask[row, None, : len(kept)].long())
+        torch.testing.assert_close(scores[row, 0], model.head(alone.last_hidden_state[0, -1]))
+    for way in (model.generate, model.option_scores):
+        with pytest.raises(TypeError, match="no decoder"):
+            way(model.embed(ids), mask)
 
 
 def test_greedy_and_beam_search_stop_at_the_limit() -> None:

@@ -135,6 +135,16 @@ def test_model_and_data_must_agree(overrides: dict[str, Any], message: str, tmp_
         cli.model.setup("fit")
 
 
+@pytest.mark.parametrize(("recipe", "scoring"), [("tvqa_no_decoder", "label"), ("tvqa", "position")])
+def test_a_model_that_writes_and_one_that_picks_a_position_need_their_own_targets(
+    recipe: str, scoring: str, tmp_path: Path
+) -> None:
+    cli = built(recipe, tmp_path, data__scoring=scoring)
+    cli.model._trainer = type("Trainer", (), {"datamodule": cli.datamodule, "ckpt_path": None})()
+    with pytest.raises(ValueError, match=f"data.scoring is {scoring}"):
+        cli.model.setup("fit")
+
+
 def test_a_modality_needs_a_classifier(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.video_classifier is null"):
         VX2Text(built("avsd", tmp_path).model.language_model, modalities=["video"])
