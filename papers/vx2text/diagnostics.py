@@ -87,8 +87,8 @@ class TokenShift:
             for name, rows in gathered.items()
         }
         items = sorted(test.written)
-        step = max(len(items) // SHOWN, 1)
-        shown = items[::step][:SHOWN]
+        # Always the same ones, and not at equal steps: kinds of questions may come in turns.
+        shown = [items[place] for place in sorted(np.random.default_rng(0).permutation(len(items))[:SHOWN].tolist())]
         if shown:
             dataset = self.module.trainer.test_dataloaders.dataset
             draw_samples(self.module, dataset, {item: test.written[item] for item in shown}, named, folder)
