@@ -97,6 +97,14 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("paper", help=names)
     command.add_argument("--data", type=Path, default=_data_root(), help="folder that holds the data sets")
     command.add_argument("--prepare", action="store_true", help="index what is there and check a sample of files")
+    command.add_argument(
+        "--text-features",
+        action="store_true",
+        help="compute the frozen text features of a paper that stores them (xmc_gan); goes on where it was interrupted",
+    )
+    command.add_argument("--bert", type=Path, help="with --text-features: folder of BERT's released weights")
+    command.add_argument("--device", help="with --text-features: such as cuda or cpu; default: a GPU if there is one")
+    command.add_argument("--batch-size", type=int, default=256, help="with --text-features: captions at a time")
     command.set_defaults(func=_data_command)
 
     command = commands.add_parser(
@@ -211,10 +219,26 @@ def _plan_command(arguments: argparse.Namespace) -> int:
 
 
 def _data_command(arguments: argparse.Namespace) -> int:
+    import importlib
+    import importlib.util
+
     from common.data.prepare import report
     from common.training.single import datasets_of
 
-    report(datasets_of(paper_named(arguments.paper).name, arguments.data.resolve()), prepare=arguments.prepare)
+    paper, data = paper_named(arguments.paper).name, arguments.data.resolve()
+    name = f"papers.{paper}.prepare"
+    own = importlib.import_module(name) if importlib.util.find_spec(name) else None
+    if arguments.text_features:
+        if own is None:
+            raise StageError(f"--text-features: {paper} stores no text features; xmc_gan does")
+        if arguments.batch_size < 1:
+            raise StageError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+        for path in own.text_features(data, arguments.bert, arguments.device, arguments.batch_size):
+            print(f"written to {path}")
+        return 0
+    report(datasets_of(paper, data), prepare=arguments.prepare)
+    if own is not None:
+        own.report(data)
     return 0
 
 

@@ -6,6 +6,7 @@ zero from `length` on. The boundary tokens are words like any other (specificati
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from common.data.annotations import Rows
-from common.data.listing import write_atomically
+from common.data.listing import exclusive, write_atomically
 from common.data.text import CaptionTokenizer
 from common.encoders.text import BertEncoder
 
@@ -347,6 +348,17 @@ class StoredFeatures:
         """Folder of one store."""
         return Path(self.folder).expanduser() / f"{dataset}-{split}-{max_tokens}"
 
+    def state(self, dataset: str, split: str, captions: Rows[str], tokenizer: CaptionTokenizer) -> str:
+        """What is there of a store, in words: "present", "missing", "half made", or why it is out of date."""
+        path = self.path(dataset, split, tokenizer.max_tokens)
+        try:
+            self.open(dataset, split, captions, tokenizer)
+        except FeaturesMissing:
+            return "half made" if path.with_name(f"{path.name}.partial").is_dir() else "missing"
+        except FeaturesStale as error:
+            return f"out of date: {error}"
+        return "present"
+
     def open(self, dataset: str, split: str, captions: Rows[str], tokenizer: CaptionTokenizer) -> FeatureStore:
         """The store of a split, after a check that it is of these captions, this tokenizer and this BERT.
 
@@ -379,7 +391,9 @@ class StoredFeatures:
         return store
 
     def _bert_digest(self) -> str | None:
-        return bert_digest(Path(self.bert).expanduser()) if Path(self.bert).expanduser().is_dir() else None
+        with contextlib.suppress(FileNotFoundError):
+            return bert_digest(Path(self.bert).expanduser())
+        return None
 
 
 def identity_of(captions: Rows[str], tokenizer: CaptionTokenizer, bert: str | None) -> dict[str, Any]:
@@ -448,42 +462,62 @@ def make_store(
         OSError: the disk has no room for it.
     """
     identity = {**identity_of(captions, tokenizer, bert), "width": encoder.feature_dim, **(described or {})}
+    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.partial")
+    with exclusive(folder.with_name(f".{folder.name}.lock")):
+        with contextlib.suppress(FeaturesMissing, FeaturesStale):
+            # Another process made it while this one waited.
+            if (store := FeatureStore(folder)).identity == identity:
+                return store
+        done = _done(partial, identity)
+        if done is None:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            _allocate(partial, captions, tokenizer, encoder.feature_dim)
+            done = 0
+            _note(partial, identity, done)
+        advance(done)
+        _fill(partial, captions, tokenizer, encoder, identity, done, batch_size, advance)
+        write_atomically(partial / "store.json", json.dumps(identity, indent=1, sort_keys=True) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    return FeatureStore(folder)
+
+
+def _fill(
+    partial: Path,
+    captions: Rows[str],
+    tokenizer: CaptionTokenizer,
+    encoder: BertText,
+    identity: Mapping[str, Any],
+    done: int,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Compute what is left of a store."""
     count = int(captions.starts[-1])
-    done = _done(partial, identity)
-    if done is None:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _allocate(partial, captions, tokenizer, encoder.feature_dim)
-        done = 0
-        _note(partial, identity, done)
     starts = np.load(partial / "starts.npy")
     arrays = {name: np.load(partial / f"{name}.npy", mmap_mode="r+") for name in ("words", *get_args(SentencePool))}
     device = next(encoder.parameters()).device
-    advance(done)
     kept = done
-    while done < count:
-        numbers = range(done, min(done + batch_size, count))
-        tokens, length = encode_texts([captions.value(number) for number in numbers], tokenizer)
-        states = encoder.hidden_states(tokens.to(device), length.to(device))
-        valid = valid_mask(length, tokens.shape[1]).to(device)
-        arrays["words"][starts[numbers[0]] : starts[numbers[-1] + 1]] = states[valid].half().cpu().numpy()
+    for first in range(done, count, batch_size):
+        last = min(first + batch_size, count)
+        tokens, length = encode_texts([captions.value(number) for number in range(first, last)], tokenizer)
+        tokens, length = tokens.to(device), length.to(device)
+        states = encoder.hidden_states(tokens, length)
+        arrays["words"][starts[first] : starts[last]] = _half(states[valid_mask(length, tokens.shape[1])])
         for pool in get_args(SentencePool):
-            arrays[pool][numbers[0] : numbers[-1] + 1] = (
-                pool_sentence(states, length.to(device), pool).half().cpu().numpy()
-            )
-        done = numbers[-1] + 1
-        advance(len(numbers))
-        if done - kept >= KEPT_EVERY or done == count:
+            arrays[pool][first:last] = _half(pool_sentence(states, length, pool))
+        advance(last - first)
+        if last - kept >= KEPT_EVERY or last == count:
             for array in arrays.values():
                 array.flush()
-            _note(partial, identity, done)
-            kept = done
-    write_atomically(partial / "store.json", json.dumps(identity, indent=1, sort_keys=True) + "\n")
-    del arrays
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
-    return FeatureStore(folder)
+            _note(partial, identity, last)
+            kept = last
+
+
+def _half(features: Tensor) -> npt.NDArray[np.float16]:
+    return features.half().cpu().numpy()
 
 
 def _done(partial: Path, identity: Mapping[str, Any]) -> int | None:
