@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from common.losses.adversarial import hinge_discriminator, hinge_generator
 from common.memory.collective import average_in_place
 from common.memory.momentum import MomentumPair
+from papers.xmc_gan.evaluation import noise_of
 from papers.xmc_gan.model import Discriminator, Generator, Judgement, keeping_statistics
 from papers.xmc_gan.objective import Matching, Negatives, pair_loss, word_loss
 
@@ -55,7 +56,7 @@ class XMCGAN(pl.LightningModule):
         seed: seed of the noise.
 
     Raises:
-        ValueError: a loss needs a network that is not there, sizes do not fit, or a batch is too small to contrast.
+        ValueError: a loss needs a network that is not there, or sizes do not fit.
     """
 
     def __init__(
@@ -274,17 +275,13 @@ class XMCGAN(pl.LightningModule):
                 f"data.image_size is {data.image_size}, the networks make images of {self.generator.image_size}: a "
                 "list of n channels means 4 * 2^(n - 1) pixels"
             )
+        if self.evaluation is not None:
+            self.evaluation.load_pretrained()
         if stage != "fit":
             return
         if str(self.trainer.precision).startswith("16"):
             raise ValueError(
                 "trainer.precision 16 needs scaled losses, which one graph for two does not have: bf16-mixed"
-            )
-        pairs = data.batch_size // (1 if self.hparams["negatives"] == "global" else self.trainer.world_size)
-        if pairs < 2:
-            raise ValueError(
-                f"data.batch_size {data.batch_size} leaves {pairs} image a device, and a contrastive loss needs at "
-                "least 2: raise it, or set model.negatives to global"
             )
         if self.image_network is not None and self.trainer.ckpt_path is None:
             self.image_network.load_pretrained()  # type: ignore[operator]
@@ -301,18 +298,14 @@ class XMCGAN(pl.LightningModule):
         return self.average(z, *captions)  # type: ignore[no-any-return]
 
     def on_test_start(self) -> None:
-        samples = len(self.trainer.test_dataloaders.dataset)  # type: ignore[union-attr]
-        generator = torch.Generator().manual_seed(self.hparams["seed"])
-        # One row for each sample, whatever process it is on.
-        self._test_noise = torch.randn(samples, self.generator.z_dim, generator=generator)
         if self.evaluation is not None:
             self.evaluation.begin(self)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         captions = self.captions(batch)
-        z = self._test_noise[batch["index"].cpu()].to(self.device)
-        if self.evaluation is not None:
-            self.evaluation.update(self.generate(captions, z), batch)
+        for repeat in range(0 if self.evaluation is None else self.evaluation.repeats):
+            z = noise_of(batch["index"], self.generator.z_dim, self.hparams["seed"] + (repeat << 32)).to(self.device)
+            self.evaluation.update(self.generate(captions, z), batch, repeat)  # type: ignore[union-attr]
         self._test_contrast(batch["image"], captions)
 
     def _test_contrast(self, images: Tensor, captions: Captions) -> None:
