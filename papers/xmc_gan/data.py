@@ -365,7 +365,8 @@ class TextCollate:
     pool: SentencePool
 
     def __call__(self, samples: list[Sample]) -> dict[str, Tensor]:
-        batch = {name: torch.stack([sample[name] for sample in samples]) for name in ("image", "index", "caption")}
+        names = ("image", "index", "caption", "skipped")
+        batch = {name: torch.stack([sample[name] for sample in samples]) for name in names}
         captions = batch["caption"].numpy()
         if self.store is None:
             tokens, length = encode_texts([self.texts.value(number) for number in captions.tolist()], self.tokenizer)
