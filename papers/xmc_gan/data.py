@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from common.data.annotations import ImageAnnotations, TextRows
 from common.data.datasets.coco import COCO
@@ -111,6 +111,23 @@ class TextToImageItems(ImageItems):
         return {"image": picture, "caption": torch.tensor(number)}
 
 
+class CaptionRows(Dataset[Sample]):
+    """Numbers of captions: `caption`, and `index`, their position here.
+
+    Args:
+        numbers: int64 [n].
+    """
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, item: int) -> Sample:
+        return {"index": torch.tensor(item), "caption": self.numbers[item]}
+
+
 class TextToImageData(ShardedDataModule):
     """Images with captions to train XMC-GAN on and to measure it with.
 
@@ -140,9 +157,10 @@ class TextToImageData(ShardedDataModule):
         max_skipped_share: the run stops when more than this share of the files is broken.
 
     Batches:
-        `image` float32 [n, 3, S, S] in [0, 1]; `index` int64 [n], the item; `caption` int64 [n], the number of the
-        caption; `length` int64 [n], its tokens; and either `tokens` int64 [n, T] or `words` float32 [n, T, E] and
-        `sentence` float32 [n, E]. In training n is `minibatches` times the minibatch of this device.
+        `image` float32 [n, 3, S, S] in [0, 1]; `index` int64 [n], the item; `skipped` int64 [n], above 0 where another
+        item stands in for a broken file; `caption` int64 [n], the number of the caption; `length` int64 [n], its
+        tokens; and either `tokens` int64 [n, T] or `words` float32 [n, T, E] and `sentence` float32 [n, E]. In training
+        n is `minibatches` times the minibatch of this device.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -288,6 +306,24 @@ class TextToImageData(ShardedDataModule):
         images = ImageItems(self.reference_items.listing, self.transform, **self._options(False, 1, transform=False))
         return self.evaluation_loader(images, self.test_batch_size, "reference")
 
+    @property
+    def caption_count(self) -> int:
+        """Number of captions of the test split; `caption` in batches of the test is below it."""
+        return int(self._items[self.test_split].texts.starts[-1])
+
+    def caption_loader(self, numbers: Sequence[int]) -> DataLoader[Any]:
+        """Some captions of the test split without their images, over all ranks, to generate from.
+
+        Args:
+            numbers: the captions; one may come more than once.
+
+        Batches:
+            As in the test but without `image`; `index` is the position in `numbers`.
+        """
+        rows = CaptionRows(torch.as_tensor(numbers, dtype=torch.int64))
+        collate = self._collate(self.test_split)
+        return self.evaluation_loader(rows, self.test_batch_size, "captions", collate_fn=collate)
+
     def _options(self, training: bool, seed: int, transform: bool = True) -> dict[str, Any]:
         return {
             **({"transform": self.transform} if transform else {}),
@@ -366,7 +402,7 @@ class TextCollate:
 
     def __call__(self, samples: list[Sample]) -> dict[str, Tensor]:
         names = ("image", "index", "caption", "skipped")
-        batch = {name: torch.stack([sample[name] for sample in samples]) for name in names}
+        batch = {name: torch.stack([sample[name] for sample in samples]) for name in names if name in samples[0]}
         captions = batch["caption"].numpy()
         if self.store is None:
             tokens, length = encode_texts([self.texts.value(number) for number in captions.tolist()], self.tokenizer)
