@@ -130,6 +130,28 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--checkpoint", type=Path, required=True, help="checkpoints/last.ckpt of a finished stage")
         command.set_defaults(func=_tell_command)
 
+    command = commands.add_parser(
+        "generate",
+        help="make images of captions with a trained model",
+        description="Make images of captions and write them as PNG files.",
+        epilog='assemble generate xmc_gan "a red circle left of a blue square" --checkpoint '
+        "runs/xmc_gan/mini/seed0/xmc_gan/checkpoints/last.ckpt --number 4",
+    )
+    command.add_argument("paper", help="xmc_gan")
+    command.add_argument(
+        "captions", nargs="+", metavar="caption", help="what is to be seen, in quotes; several may be given"
+    )
+    command.add_argument("--checkpoint", type=Path, required=True, help="checkpoints/last.ckpt of a finished stage")
+    command.add_argument(
+        "--output", type=Path, default=Path("generated"), help="folder for the files; default: generated"
+    )
+    command.add_argument(
+        "--number", type=int, default=1, help="images of each caption, with different noise; default: 1"
+    )
+    command.add_argument("--seed", type=int, default=0, help="seed of the noise; default: 0")
+    command.add_argument("--device", default="cpu", help="where it runs: cpu, cuda; default: cpu")
+    command.set_defaults(func=_generate_command)
+
     command = commands.add_parser("doctor", help="what this machine has and lacks: devices, keys, data, versions")
     command.add_argument("--data", type=Path, default=_data_root(), help="folder that holds the data sets")
     command.set_defaults(func=_doctor_command)
@@ -269,6 +291,20 @@ def _tell_command(arguments: argparse.Namespace) -> int:
     question = (arguments.question,) if arguments.command == "answer" else ()
     tell = getattr(importlib.import_module(module), arguments.command)
     print(tell(arguments.checkpoint, arguments.clip, *question))
+    return 0
+
+
+def _generate_command(arguments: argparse.Namespace) -> int:
+    import importlib
+    import importlib.util
+
+    module = f"papers.{paper_named(arguments.paper).name}.generate"
+    if importlib.util.find_spec(module) is None:
+        raise StageError(f"{arguments.paper} makes no images; `assemble generate` goes with xmc_gan")
+    generate = importlib.import_module(module).generate
+    a = arguments
+    for path in generate(a.checkpoint, a.captions, a.output, a.number, a.seed, a.device):
+        print(f"written to {path}")
     return 0
 
 

@@ -280,7 +280,10 @@ class RealImages(pl.LightningModule):
         self.evaluation.update(batch["image"], batch)
 
     def on_test_epoch_end(self) -> None:
+        from papers.xmc_gan.diagnostics import draw_real
+
         self.log_dict({f"test/{name}": value for name, value in self.evaluation.compute().items()})
+        draw_real(self)
 
 
 # -- the miniature's metrics -------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class TensorFlowInception(nn.Module):
     """The Inception of 2015 that most papers' FID uses, in torchmetrics' port; never comparable with this paper's.
 
     Args:
-        path: `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity.
+        path: `pt_inception-2015-12-05-6726825d.pth`, also named `weights-inception-...` by torch-fidelity.
 
     Raises:
         ModuleNotFoundError: torch-fidelity is not installed.

@@ -1,0 +1,318 @@
+"""Pictures for people: what a generator makes of the same captions in every stage, and how it gets there.
+
+The paper shows generated images beside those of other models; these figures are ours. All are drawn by the averaged
+generator from the first captions of the test, with noise that is the same in every stage, so that stages can be
+compared picture by picture: `captions.row.png` is one row of such a comparison, which the report puts together.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from papers.xmc_gan.evaluation import noise_of
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+Pixels = npt.NDArray[np.uint8]
+
+#: Captions shown, and noise vectors for each.
+CAPTIONS = 8
+NOISES = 4
+#: Captions whose images are followed along a path between two noise vectors, and the images on it.
+PATHS = 4
+STEPS = 8
+#: Captions whose attention is shown.
+ATTENDED = 3
+#: Seed of the noise of all figures, whatever the stage's own.
+SEED = 0
+#: Smallest side of a picture in `captions.row.png`, in pixels; smaller images are enlarged.
+SHOWN_SIDE = 96
+
+
+class Shown(NamedTuple):
+    """What the figures are drawn of: captions, and the batch that holds them."""
+
+    texts: list[str]
+    batch: dict[str, Any]
+
+
+@torch.no_grad()
+def draw(module: Any) -> None:
+    """Write all figures into the folder `media` of the run, and give them to a W&B logger; rank 0 alone draws.
+
+    Args:
+        module: an `XMCGAN` at the end of its test.
+    """
+    if not module.trainer.is_global_zero:
+        return
+    folder = _folder(module)
+    shown = first_captions(module)
+    training = module.training
+    module.eval()
+    captions = module.captions(shown.batch)
+    count = len(shown.texts)
+    images = [module.generate(captions, _noise(module, count, number)) for number in range(NOISES)]
+    draw_grid(module, shown, [pixels(part) for part in images], folder)
+    write_row(shown.texts, pixels(images[0]), folder)
+    draw_interpolation(module, shown, captions, folder)
+    draw_attention(module, shown, captions, pixels(images[0]), folder)
+    draw_curves(module, Path(module.trainer.default_root_dir) / "metrics.csv", folder)
+    module.train(training)
+
+
+def draw_real(module: pl.LightningModule) -> None:
+    """Write the row of the captions' real images; rank 0 alone draws."""
+    if module.trainer.is_global_zero:
+        shown = first_captions(module)
+        write_row(shown.texts, pixels(shown.batch["image"]), _folder(module))
+
+
+def first_captions(module: pl.LightningModule, count: int = CAPTIONS) -> Shown:
+    """The first captions of the test, on the module's device."""
+    loader: Any = module.trainer.test_dataloaders
+    samples = [loader.dataset[number] for number in range(min(count, len(loader.dataset)))]
+    batch = {name: value.to(module.device) for name, value in loader.collate_fn(samples).items()}
+    return Shown(module.trainer.datamodule.texts("test", batch["caption"]), batch)  # type: ignore[attr-defined]
+
+
+def pixels(images: Tensor) -> Pixels:
+    """Images [B, 3, S, S] in [0, 1] as they are shown [B, S, S, 3]."""
+    values = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return values.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """Points [steps, Z] on the great circle between two noise vectors [Z], whose length changes evenly.
+
+    On a straight line the middle would be shorter than any noise that the generator was trained with.
+    """
+    share = torch.linspace(0, 1, steps, device=start.device)[:, None]
+    lengths = (1 - share) * start.norm() + share * end.norm()
+    one, other = start / start.norm(), end / end.norm()
+    angle = torch.arccos((one @ other).clamp(-1, 1))
+    if angle < 1e-4:
+        return lengths * one
+    return lengths * (torch.sin((1 - share) * angle) * one + torch.sin(share * angle) * other) / torch.sin(angle)
+
+
+def draw_grid(module: pl.LightningModule, shown: Shown, generated: Sequence[Pixels], folder: Path) -> None:
+    """Write `caption_grid.png`: a line for each caption, its real image, then one image for each noise vector.
+
+    Args:
+        module: only its loggers are used.
+        shown: the captions and their real images.
+        generated: for each noise vector the images of all captions [N, S, S, 3].
+        folder: where the file goes.
+    """
+    plt = _pyplot()
+    real = pixels(shown.batch["image"])
+    lines, columns = len(shown.texts), 1 + len(generated)
+    figure, axes = plt.subplots(lines, columns, figsize=(1.3 * columns, 1.5 * lines), squeeze=False)
+    for line, (row, text) in enumerate(zip(axes, shown.texts)):
+        for axis, image in zip(row, (real[line], *(part[line] for part in generated))):
+            axis.imshow(image)
+        row[0].set_title(_plain(text, 26 * columns), fontsize=7, loc="left")
+    axes[0, 0].set_ylabel("real", fontsize=7)
+    _finish(figure, axes, "The real image of a caption, then generated ones with different noise")
+    path = folder / "caption_grid.png"
+    _write(plt, figure, path)
+    cells = [[text, real[n], *(part[n] for part in generated)] for n, text in enumerate(shown.texts)]
+    names = ["caption", "real", *(f"generated {number + 1}" for number in range(len(generated)))]
+    _log(module, path, names, cells)
+
+
+def write_row(texts: Sequence[str], images: Pixels, folder: Path) -> None:
+    """Write `captions.row.png`, the images side by side, and their captions beside it: a row that stages share.
+
+    Args:
+        texts: the captions.
+        images: one for each [N, S, S, 3].
+        folder: where both files go.
+    """
+    scale = -(-SHOWN_SIDE // images.shape[1])
+    gap = np.full((images.shape[1] * scale, 4, 3), 255, dtype=np.uint8)
+    large = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    parts = [part for image in large for part in (image, gap)][:-1]
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(parts, axis=1)).save(folder / "captions.row.png")
+    (folder / "captions.row.json").write_text(json.dumps(list(texts), ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def draw_interpolation(module: Any, shown: Shown, captions: Any, folder: Path) -> None:
+    """Write `interpolation.png`: the same caption with noise that turns from one vector to another.
+
+    Args:
+        module: generates the images, and its loggers are used.
+        shown, captions: texts and vectors of the captions.
+        folder: where the file goes.
+    """
+    plt = _pyplot()
+    lines = min(PATHS, len(shown.texts))
+    start, end = (_noise(module, lines, number) for number in (0, 1))
+    figure, axes = plt.subplots(lines, STEPS, figsize=(1.2 * STEPS, 1.4 * lines), squeeze=False)
+    for line, row in enumerate(axes):
+        own = type(captions)(*(value[line : line + 1].expand(STEPS, *value.shape[1:]) for value in captions))
+        for axis, image in zip(row, pixels(module.generate(own, slerp(start[line], end[line], STEPS)))):
+            axis.imshow(image)
+        row[0].set_title(_plain(shown.texts[line], 130), fontsize=7, loc="left")
+    _finish(figure, axes, "Noise turns from one vector to another, the caption stays")
+    path = folder / "interpolation.png"
+    _write(plt, figure, path)
+    _log(module, path)
+
+
+def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, folder: Path) -> None:
+    """Write `attention.png`: how much the regions of the generator's map attend to each word.
+
+    Args:
+        module: its averaged generator attends, and its loggers are used.
+        shown, captions: texts and vectors of the captions.
+        images: generated with the first noise vector [N, S, S, 3].
+        folder: where the file goes.
+    """
+    plt = _pyplot()
+    lines = min(ATTENDED, len(shown.texts))
+    own = type(captions)(*(value[:lines] for value in captions))
+    weights = module.average.attention(_noise(module, len(shown.texts), 0)[:lines], *own).float().cpu().numpy()
+    words = [words_of(text, module.trainer.datamodule.tokenizer) for text in shown.texts[:lines]]
+    columns = 1 + max(map(len, words))
+    figure, axes = plt.subplots(lines, columns, figsize=(0.9 * columns, 1.2 * lines), squeeze=False)
+    for row, image, maps, spoken in zip(axes, images, weights, words):
+        row[0].imshow(image)
+        for axis, word, weight in zip(row[1:], spoken, maps):
+            axis.imshow(weight, cmap="viridis", vmin=0)
+            axis.set_title(f"{_plain(word, 12)}\nat most {weight.max():.2f}", fontsize=5)
+    _finish(
+        figure, axes, "Attention of regions over words: brighter regions attend more to the word; scaled for each word"
+    )
+    path = folder / "attention.png"
+    _write(plt, figure, path)
+    _log(module, path)
+
+
+def words_of(text: str, tokenizer: Any) -> list[str]:
+    """What each token of a caption says; the boundary tokens, which say nothing, are named `[start]` and `[end]`."""
+    tokens = tokenizer.encode(text)
+    inner = [tokenizer.decode([token]).strip() or "?" for token in tokens[1:-1]]
+    return ["[start]", *inner, "[end]"]
+
+
+#: Panels of the curves: title and start of the metrics' names.
+PANELS = {
+    "hinge losses": ("discriminator_hinge", "generator_hinge"),
+    "contrastive losses of real images": ("real_sentence_loss", "real_word_loss"),
+    "contrastive losses of generated images": (
+        "fake_sentence_loss",
+        "fake_word_loss",
+        "image_d_loss",
+        "image_net_loss",
+    ),
+    "share of pairs that are matched": (
+        "real_sentence_accuracy",
+        "real_word_accuracy",
+        "fake_sentence_accuracy",
+        "fake_word_accuracy",
+        "image_d_accuracy",
+        "image_net_accuracy",
+    ),
+}
+
+
+def draw_curves(module: pl.LightningModule, metrics: Path, folder: Path) -> None:
+    """Write `curves.png`: losses and matched pairs of real and generated images over training; none without a file.
+
+    Args:
+        module: only its loggers are used.
+        metrics: `metrics.csv` of the run, in rows of step, name and value.
+        folder: where the file goes.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    if metrics.is_file():
+        with metrics.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                curves.setdefault(row["name"].removeprefix("train/"), []).append(
+                    (int(row["step"]), float(row["value"]))
+                )
+    panels = {title: [n for n in names if n in curves] for title, names in PANELS.items()}
+    panels = {title: names for title, names in panels.items() if names}
+    if not panels:
+        return
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, layout="constrained")
+    for axis, (title, names) in zip(axes[0], panels.items()):
+        for name in names:
+            steps, values = zip(*curves[name])
+            axis.plot(steps, values, linewidth=0.9, label=name.rpartition("_")[0].replace("_", " "))
+        axis.set_title(title, fontsize=8)
+        axis.set_xlabel("step", fontsize=7)
+        axis.legend(fontsize=6)
+    path = folder / "curves.png"
+    _write(plt, figure, path)
+    _log(module, path)
+
+
+def _folder(module: pl.LightningModule) -> Path:
+    return Path(module.trainer.default_root_dir) / "media"
+
+
+def _noise(module: Any, count: int, number: int) -> Tensor:
+    """The noise that all stages share: of the first captions [count, Z], the `number`-th vector of each."""
+    index = torch.arange(count) * NOISES + number
+    return noise_of(index, module.generator.z_dim, SEED).to(module.device)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _plain(text: str, longest: int) -> str:
+    """Text as it is, without the sign with which matplotlib begins a formula, cut where there is no more room."""
+    cut = text if len(text) <= longest else text[: longest - 3] + "..."
+    return cut.replace("$", r"\$")
+
+
+def _finish(figure: Any, axes: Any, title: str) -> None:
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_frame_on(False)
+    figure.suptitle(title, fontsize=8)
+    figure.tight_layout(rect=(0, 0, 1, 0.98))
+
+
+def _write(plt: Any, figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _log(
+    module: pl.LightningModule, path: Path, columns: list[str] | None = None, cells: list[list[Any]] | None = None
+) -> None:
+    """Give a picture, and a table with pictures in it, to a W&B logger where there is one."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    for logger in module.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(path.stem, [str(path)])
+            if columns is not None and cells is not None:
+                import wandb
+
+                rows = [[cell if isinstance(cell, str) else wandb.Image(cell) for cell in row] for row in cells]
+                logger.log_table(f"{path.stem}_table", columns=columns, data=rows)
