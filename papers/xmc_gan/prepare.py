@@ -95,28 +95,37 @@ def report(data: Path, console: Console | None = None) -> None:
     for heading in ("Captions", "State", "Path"):
         table.add_column(heading, overflow="fold")
     states = []
-    for store in wanted_stores(data):
-        try:
-            store.tokenizer.prepare()
-            state = store.features.state(store.dataset.name, store.split, store.captions(), store.tokenizer)
-        except DatasetMissing:
-            state = "the data set is missing"
-        except (OSError, ValueError) as error:
-            state = str(error)
-        states.append(state)
-        table.add_row(
-            Text(f"{store.dataset.title}, {store.split}, T {store.tokenizer.max_tokens}"),
-            Text(state),
-            Text(str(store.path)),
-        )
+    stores = wanted_stores(data)
+    for store in stores:
+        states.append(_state(store))
+        title = f"{store.dataset.title}, {store.split}, T {store.tokenizer.max_tokens}"
+        table.add_row(Text(title), Text(states[-1]), Text(str(store.path)))
     console.print(table)
     if any(state != "present" for state in states):
         console.print(
             Text(
-                f"`{COMMAND}` computes what can be computed, once: about 11 GB for COCO 2014, minutes on a GPU. "
+                f"`{COMMAND}` computes what can be computed, once: about 14 GB for COCO 2014, minutes on a GPU. "
                 "Interrupted, it goes on where it was."
             )
         )
+    for folder in dict.fromkeys(store.features.bert for store in stores):
+        if not Path(folder).expanduser().is_dir():
+            console.print(
+                Text(f"BERT is not at {folder}: `hf download google-bert/bert-base-uncased --local-dir {folder}`")
+            )
+
+
+def _state(store: WantedStore) -> str:
+    try:
+        captions = store.captions()
+        if not store.path.is_dir() and not Path(store.features.bert).expanduser().is_dir():
+            return "missing"
+        store.tokenizer.prepare()
+        return store.features.state(store.dataset.name, store.split, captions, store.tokenizer)
+    except DatasetMissing:
+        return "the data set is missing"
+    except (OSError, ValueError) as error:
+        return str(error)
 
 
 def text_features(
@@ -144,7 +153,8 @@ def text_features(
         OSError: the disk has no room.
     """
     console = Console(stderr=True) if console is None else console
-    made, missing = [], []
+    made: list[Path] = []
+    missing: list[str] = []
     for store in _present(wanted_stores(data, bert), missing):
         store.tokenizer.prepare()
         captions = store.captions()
@@ -171,7 +181,7 @@ def text_features(
     for title in dict.fromkeys(missing):
         console.print(Text(f"{title}: the data set is missing, see `assemble data xmc_gan`"))
     if missing and not made:
-        raise StageError(f"none of the missing stores could be made: {', '.join(dict.fromkeys(missing))} are missing")
+        raise StageError("no store was made: the data sets of those that are not there are missing")
     return made
 
 
