@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from common.losses.adversarial import hinge_discriminator, hinge_generator
 from common.memory.collective import average_in_place
 from common.memory.momentum import MomentumPair
+from papers.xmc_gan import diagnostics
 from papers.xmc_gan.evaluation import noise_of
 from papers.xmc_gan.model import Discriminator, Generator, Judgement, keeping_statistics
 from papers.xmc_gan.objective import Matching, Negatives, pair_loss, word_loss
@@ -323,3 +324,4 @@ class XMCGAN(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         if self.evaluation is not None:
             self.log_dict({f"test/{name}": value for name, value in self.evaluation.compute().items()})
+        diagnostics.draw(self)
