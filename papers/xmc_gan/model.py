@@ -1,7 +1,8 @@
 """Networks of XMC-GAN: the generator with attentional self-modulation, and the discriminator that encodes images.
 
-Images are channels-first. A block's 1x1 convolutions are done before the resolution grows or after it shrinks, with
-which they commute: the results are those of the order in the specification, for a fraction of the work.
+Images are channels-first. Convolutions are arranged for speed, with the results of the order in the specification: 1x1
+convolutions commute with a change of resolution, so they are done where the maps are small, and a 3x3 convolution next
+to such a change becomes one convolution of 4x4 with stride 2.
 """
 
 from __future__ import annotations
@@ -160,22 +161,47 @@ class SpatialConditionalBatchNorm(nn.Module):
         self.modulation = _two_layers_in_one(nn.Conv2d(conditions, 2 * channels, 1))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        gamma, beta = self.modulation(condition).chunk(2, dim=1)
-        factor = x.shape[-1] // condition.shape[-1]
-        if factor == 1:
-            return torch.addcmul(beta, self.norm(x), 1.0 + gamma)
-        tiles = _tiled(self.norm(x), factor)
-        return torch.addcmul(_per_tile(beta), tiles, _per_tile(1.0 + gamma)).flatten(4, 5).flatten(2, 3)
+        modulation = self.modulation(condition)
+        if modulation.shape[-2:] != x.shape[-2:]:
+            modulation = F.interpolate(modulation, x.shape[-2:], mode="nearest")
+        gamma, beta = modulation.chunk(2, dim=1)
+        return torch.addcmul(beta, self.norm(x), 1.0 + gamma)
 
 
-def _tiled(x: Tensor, factor: int) -> Tensor:
-    """[B, C, H, W] as tiles of `factor` times `factor` places, [B, C, h, factor, w, factor]."""
-    return x.unflatten(3, (-1, factor)).unflatten(2, (-1, factor))
+# -- convolutions that change the resolution ---------------------------------------------------------------------------
 
 
-def _per_tile(x: Tensor) -> Tensor:
-    """[B, C, h, w] as one value for each tile, [B, C, h, 1, w, 1]."""
-    return x[:, :, :, None, :, None]
+def convolve_then_halve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 3x3 convolution and then the mean of every 2x2 places, as one convolution with 4/9 of the products.
+
+    Shapes:
+        x [B, inputs, H, W], weight [outputs, inputs, 3, 3] -> [B, outputs, H / 2, W / 2]
+    """
+    return F.conv2d(x, _means_of_shifts(weight), bias, stride=2, padding=1)
+
+
+def double_then_convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Every place repeated 2x2 times and then a 3x3 convolution, as one transposed convolution with 4/9 of the products.
+
+    Shapes:
+        x [B, inputs, H, W], weight [outputs, inputs, 3, 3] -> [B, outputs, 2 H, 2 W]
+    """
+    return F.conv_transpose2d(x, 4.0 * _means_of_shifts(weight).flip(2, 3).transpose(0, 1), bias, stride=2, padding=1)
+
+
+def _means_of_shifts(weight: Tensor) -> Tensor:
+    """The mean of a 3x3 kernel shifted by 0 or 1 in both directions, [..., 4, 4]."""
+    return F.avg_pool2d(F.pad(weight, (1, 1, 1, 1)), 2, stride=1)
+
+
+class DoublingConv(nn.Conv2d):
+    """Nearest enlargement by 2 and a 3x3 convolution; see `double_then_convolve`."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return double_then_convolve(x, self.weight, self.bias)
 
 
 # -- generator ---------------------------------------------------------------------------------------------------------
@@ -200,15 +226,15 @@ class GeneratorBlock(nn.Module):
         super().__init__()
         norm = SpatialConditionalBatchNorm if spatial else ConditionalBatchNorm
         self.norm1 = norm(inputs, conditions, synchronised)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv1 = DoublingConv(inputs, outputs)
         self.norm2 = norm(outputs, conditions, synchronised)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.shortcut = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        h = F.interpolate(F.relu(self.norm1(x, condition)), scale_factor=2.0, mode="nearest")
-        h = self.conv2(F.relu(self.norm2(self.conv1(h), condition)))
-        return (_tiled(h, 2) + _per_tile(self.shortcut(x))).flatten(4, 5).flatten(2, 3)
+        h = self.conv1(F.relu(self.norm1(x, condition)))
+        h = self.conv2(F.relu(self.norm2(h, condition)))
+        return h + F.interpolate(self.shortcut(x), scale_factor=2.0, mode="nearest")
 
 
 class Generator(nn.Module):
@@ -390,13 +416,22 @@ class SpectralLinear(_SpectralNorm, nn.Linear):
 
 
 class SpectralConv(_SpectralNorm, nn.Conv2d):
-    """Convolution with spectral normalisation that keeps the resolution; see `_SpectralNorm`."""
+    """Convolution with spectral normalisation; see `_SpectralNorm`.
 
-    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+    Args:
+        inputs, outputs: channels.
+        kernel: its side.
+        halve: take the mean of every 2x2 places afterwards; for a kernel of 3.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, halve: bool = False) -> None:
         nn.Conv2d.__init__(self, inputs, outputs, kernel, padding=kernel // 2)
+        self.halve = halve
         self.register_buffer("u", 0.01 * torch.randn(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.halve:
+            return convolve_then_halve(x, self.normalised_weight(), self.bias)
         return F.conv2d(x, self.normalised_weight(), self.bias, padding=self.padding)
 
 
@@ -418,13 +453,12 @@ class DiscriminatorBlock(nn.Module):
         super().__init__()
         self.first, self.halve = first, halve
         self.conv1 = SpectralConv(inputs, outputs, 3)
-        self.conv2 = SpectralConv(outputs, outputs, 3)
+        self.conv2 = SpectralConv(outputs, outputs, 3, halve)
         self.shortcut = SpectralConv(inputs, outputs, 1) if halve or inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
-        if self.halve:
-            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        x = F.avg_pool2d(x, 2) if self.halve else x
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 

@@ -136,13 +136,12 @@ def word_similarity(
 
 def _word_similarity(regions: Tensor, words: Tensor, length: Tensor, gammas: tuple[float, float, float]) -> Tensor:
     """`word_similarity` of normalised regions and words."""
-    cosine = torch.einsum("mtc,nrc->nmtr", words, regions)
-    attention = (gammas[0] * cosine).softmax(dim=-1)
-    context = attention.flatten(1, 2) @ regions
-    # The cosine with a mix of regions is the mix of the cosines, divided by the length of the mix.
-    aligned = (attention * cosine).sum(dim=-1) / context.norm(dim=-1).clamp(min=1e-8).view(cosine.shape[:3])
+    flat = words.flatten(0, 1)
+    attention = (flat @ (gammas[0] * regions).transpose(1, 2)).softmax(dim=-1)
+    context = attention @ regions
+    aligned = (flat * context).sum(dim=-1) / context.norm(dim=-1).clamp(min=1e-8)
     padded = torch.arange(words.shape[1], device=words.device) >= length[:, None]
-    scores = (gammas[1] * aligned).masked_fill(padded, -torch.inf)
+    scores = (gammas[1] * aligned).unflatten(1, words.shape[:2]).masked_fill(padded, -torch.inf)
     return gammas[2] / gammas[1] * scores.logsumexp(dim=-1).T
 
 
