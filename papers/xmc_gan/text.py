@@ -121,7 +121,9 @@ class BertText(nn.Module):
     @torch.no_grad()
     def hidden_states(self, tokens: Tensor, length: Tensor) -> Tensor:
         """Last hidden states [n, T, E], those of padded places included."""
-        return self.encoder.forward_tokens(tokens, valid_mask(length, tokens.shape[1])).float()
+        # In full precision also where the rest trains in half of it: the features must be those of the store.
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.encoder.forward_tokens(tokens, valid_mask(length, tokens.shape[1])).float()
 
     def forward(self, tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         words = self.hidden_states(tokens, length)
@@ -460,6 +462,7 @@ def make_store(
 
     Raises:
         OSError: the disk has no room for it.
+        ValueError: the features are not finite.
     """
     identity = {**identity_of(captions, tokenizer, bert), "width": encoder.feature_dim, **(described or {})}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -517,7 +520,10 @@ def _fill(
 
 
 def _half(features: Tensor) -> npt.NDArray[np.float16]:
-    return features.half().cpu().numpy()
+    halves = features.half().cpu().numpy()
+    if not np.isfinite(halves).all():
+        raise ValueError("BERT's features are not finite in half precision: its weights are damaged, get them anew")
+    return halves
 
 
 def _done(partial: Path, identity: Mapping[str, Any]) -> int | None:

@@ -295,6 +295,23 @@ def test_a_full_disk_is_found_before_the_work(bert: Path, tmp_path: Path, monkey
         made(tmp_path / "store", bert, encoder=never)
 
 
+def test_weights_that_give_no_numbers_are_found(bert: Path, tmp_path: Path) -> None:
+    broken = BertText(str(bert))
+    with torch.no_grad():
+        broken.encoder.bert.encoder.layer[1].output.dense.bias.fill_(float("nan"))  # type: ignore[union-attr,index]
+    with pytest.raises(ValueError, match="BERT's features are not finite"):
+        made(tmp_path / "store", bert, encoder=broken)
+
+
+def test_features_are_the_same_where_the_rest_trains_in_half_precision(bert: Path) -> None:
+    encoder = BertText(str(bert))
+    tokens, length = encode_texts(["a red dog", "the cat"], tokenizer_of(bert))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = encoder(tokens, length)
+    for mine, theirs in zip(mixed, encoder(tokens, length)):
+        assert torch.equal(mine, theirs)
+
+
 def test_missing_and_stale_stores_are_refused(bert: Path, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(bert)
     features = StoredFeatures(str(tmp_path), str(bert))
