@@ -470,10 +470,10 @@ class GenerationEvaluation:
             return
         self._networks, self.missing = {}, []
         for name, path in self.files.items():
-            kind, metrics = _JUDGES[name]
+            kind, metrics, wanted = _JUDGES[name]
             if path is None or not Path(path).exists():
                 where = f"evaluation.{name} is null" if path is None else f"{path} does not exist"
-                self.missing.append(f"{metrics} will be left out: {where} ({_summary(kind)})")
+                self.missing.append(f"{metrics} will be left out: {where} (wanted: {wanted})")
                 continue
             try:
                 self._networks[name] = kind(path)
@@ -597,11 +597,12 @@ class GenerationEvaluation:
 
 
 _FEATURES = {"inception": "fid", "inception_tv": "fid_tv"}
-_JUDGES: dict[str, tuple[Callable[[str], nn.Module], str]] = {
-    "inception": (InceptionV3, "fid and inception_score"),
-    "inception_tv": (TensorFlowInception, "fid_tv"),
-    "clip": (ClipJudge, "r_precision"),
-    "detector": (ObjectDetector, "soa_c and soa_i"),
+#: Of every network its metrics, and the file or folder that it is read from.
+_JUDGES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
+    "inception": (InceptionV3, "fid and inception_score", "inception_v3_google-0cc3c7bd.pth of torchvision"),
+    "inception_tv": (TensorFlowInception, "fid_tv", "pt_inception-2015-12-05-6726825d.pth of torch-fidelity"),
+    "clip": (ClipJudge, "r_precision", "a folder of CLIP with its tokenizer, as save_pretrained writes it"),
+    "detector": (ObjectDetector, "soa_c and soa_i", "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth of torchvision"),
 }
 
 
@@ -630,11 +631,6 @@ def _number(text: str) -> int:
     """The same number for the same words, on every process."""
     words = " ".join(text.lower().split())
     return int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big")
-
-
-def _summary(kind: Callable[..., Any]) -> str:
-    documented = (kind.__doc__ or "").split("Args:")[1].split("\n")[1]
-    return documented.strip().partition(": ")[2].rstrip(".")
 
 
 def _say(module: pl.LightningModule, line: str) -> None:
