@@ -118,12 +118,13 @@ def draw_grid(module: pl.LightningModule, shown: Shown, generated: Sequence[Pixe
     plt = _pyplot()
     real = pixels(shown.batch["image"])
     lines, columns = len(shown.texts), 1 + len(generated)
-    figure, axes = plt.subplots(lines, columns, figsize=(1.3 * columns, 1.5 * lines), squeeze=False)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(1.3 * columns, 1.45 * lines), squeeze=False, layout="constrained"
+    )
     for line, (row, text) in enumerate(zip(axes, shown.texts)):
         for axis, image in zip(row, (real[line], *(part[line] for part in generated))):
             axis.imshow(image)
         row[0].set_title(_plain(text, 26 * columns), fontsize=7, loc="left")
-    axes[0, 0].set_ylabel("real", fontsize=7)
     _finish(figure, axes, "The real image of a caption, then generated ones with different noise")
     path = folder / "caption_grid.png"
     _write(plt, figure, path)
@@ -160,7 +161,7 @@ def draw_interpolation(module: Any, shown: Shown, captions: Any, folder: Path) -
     plt = _pyplot()
     lines = min(PATHS, len(shown.texts))
     start, end = (_noise(module, lines, number) for number in (0, 1))
-    figure, axes = plt.subplots(lines, STEPS, figsize=(1.2 * STEPS, 1.4 * lines), squeeze=False)
+    figure, axes = plt.subplots(lines, STEPS, figsize=(1.2 * STEPS, 1.4 * lines), squeeze=False, layout="constrained")
     for line, row in enumerate(axes):
         own = type(captions)(*(value[line : line + 1].expand(STEPS, *value.shape[1:]) for value in captions))
         for axis, image in zip(row, pixels(module.generate(own, slerp(start[line], end[line], STEPS)))):
@@ -187,7 +188,9 @@ def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, fol
     weights = module.average.attention(_noise(module, len(shown.texts), 0)[:lines], *own).float().cpu().numpy()
     words = [words_of(text, module.trainer.datamodule.tokenizer) for text in shown.texts[:lines]]
     columns = 1 + max(map(len, words))
-    figure, axes = plt.subplots(lines, columns, figsize=(0.9 * columns, 1.2 * lines), squeeze=False)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(0.9 * columns, 1.2 * lines), squeeze=False, layout="constrained"
+    )
     for row, image, maps, spoken in zip(axes, images, weights, words):
         row[0].imshow(image)
         for axis, word, weight in zip(row[1:], spoken, maps):
@@ -291,9 +294,10 @@ def _finish(figure: Any, axes: Any, title: str) -> None:
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
-        axis.set_frame_on(False)
+        axis.spines[:].set_color("lightgrey")  # pictures may be white
+        if not axis.images:
+            axis.axis("off")
     figure.suptitle(title, fontsize=8)
-    figure.tight_layout(rect=(0, 0, 1, 0.98))
 
 
 def _write(plt: Any, figure: Any, path: Path) -> None:
