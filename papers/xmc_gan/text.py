@@ -321,9 +321,9 @@ class FeatureStore:
         """
         starts, lengths = self.starts[captions], self.lengths(captions)
         words = np.zeros((len(captions), self.max_tokens, self.width), dtype=np.float32)
-        stored = self._array("words")
-        for row, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist())):
-            words[row, :length] = stored[start : start + length]  # one contiguous read per caption
+        places = np.arange(self.max_tokens)
+        valid = places < lengths[:, None]
+        words[valid] = self._array("words")[(starts[:, None] + places)[valid]]
         sentences = self._array(pool)[captions].astype(np.float32)
         return torch.from_numpy(words), torch.from_numpy(sentences), torch.from_numpy(lengths)
 
