@@ -29,6 +29,14 @@ def image_side(channels: Sequence[int]) -> int:
     return FIRST_SIDE * 2 ** (len(channels) - 1)
 
 
+class Captions(NamedTuple):
+    """Text of a batch: word vectors [B, T, E], sentence vectors [B, E], and how many words count [B]."""
+
+    words: Tensor
+    sentence: Tensor
+    length: Tensor
+
+
 # -- normalisation -----------------------------------------------------------------------------------------------------
 
 
@@ -181,7 +189,7 @@ def convolve_then_halve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 
 def double_then_convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Every place repeated 2x2 times and then a 3x3 convolution, as one transposed convolution with 4/9 of the products.
+    """Every place repeated 2x2 times and then a 3x3 convolution, as one transposed one with 4/9 of the products.
 
     Shapes:
         x [B, inputs, H, W], weight [outputs, inputs, 3, 3] -> [B, outputs, 2 H, 2 W]

@@ -7,7 +7,7 @@ generator and discriminator gives both losses, and both networks step at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -18,18 +18,10 @@ from common.memory.collective import average_in_place
 from common.memory.momentum import MomentumPair
 from papers.xmc_gan import diagnostics
 from papers.xmc_gan.evaluation import noise_of
-from papers.xmc_gan.model import Discriminator, Generator, Judgement, keeping_statistics
+from papers.xmc_gan.model import Captions, Discriminator, Generator, Judgement, keeping_statistics
 from papers.xmc_gan.objective import Matching, Negatives, pair_loss, word_loss
 
 Batch = dict[str, Any]
-
-
-class Captions(NamedTuple):
-    """Text of a minibatch: word vectors [B, T, E], sentence vectors [B, E], and how many words count [B]."""
-
-    words: Tensor
-    sentence: Tensor
-    length: Tensor
 
 
 class XMCGAN(pl.LightningModule):
