@@ -283,7 +283,9 @@ class TextToImageData(ShardedDataModule):
         return np.random.default_rng(0).permutation(len(self._items[self.test_split].first))
 
     def _of(self, role: Role) -> CaptionedItems:
-        return {"train": self.training_items, "test": self.test_items, "reference": self.reference_items}[role]
+        if role == "train":
+            return self.training_items
+        return self.test_items if role == "test" else self.reference_items
 
     # -- loaders -------------------------------------------------------------------------------------------------------
 
