@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from common.data.listing import cache_folder
 from common.data.worlds.two_objects import ATTRIBUTE_SIZES
 from common.encoders.checkpoint_files import CheckpointError, below, differences, read_checkpoint
+from common.metrics.captioning.meter import gather_objects
 from common.metrics.gathering import OncePerSample, RowsOncePerSample
 from common.metrics.generation import (
     CLASSES,
@@ -511,7 +512,7 @@ class GenerationEvaluation:
             repeat: which repetition, from 0 to `repeats` - 1.
         """
         assert self._networks is not None
-        rows = {name: batch[name] for name in ("index", "caption", "skipped") if name in batch}
+        rows: Batch = {name: batch[name] for name in ("index", "caption", "skipped") if name in batch}
         rows = _without_substitutes({**rows, "generated": generated})
         index, images = rows["index"], rows["generated"]
         for name in self._real:
@@ -574,7 +575,7 @@ class GenerationEvaluation:
         assert self._networks is not None
         loader = self.data.reference_loader()
         path = cache_folder() / "generation" / f"{self._key(name, loader)}.npz"
-        if path.is_file():
+        if all(gather_objects([path.is_file()])):  # processes may run on machines with caches of their own
             return Moments.load(path)
         statistics = FeatureStatistics()
         network = self._networks[name]
@@ -590,9 +591,7 @@ class GenerationEvaluation:
     def _key(self, name: str, loader: Any) -> str:
         """Hash of what decides the statistics: the weights, the pictures and how they are read."""
         weights = hashlib.sha256(Path(str(self.files[name])).read_bytes()).hexdigest()
-        described = getattr(loader.dataset, "describe", dict)()
-        reading = [getattr(self.data, field, None) for field in ("image_size", "flip", "seed", "official_quirks")]
-        content = repr((name, weights, described, len(loader.dataset), reading))
+        content = repr((name, weights, loader.dataset.describe(), len(loader.dataset), vars(self.data.transform)))
         return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 

@@ -91,16 +91,20 @@ class ClipJudge(nn.Module):
         CheckpointError: the folder is not such a one.
     """
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         from transformers import AutoTokenizer, CLIPModel
 
         try:
-            self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
+            model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # whatever the library meets in a folder that is not one
             raise CheckpointError(f"{folder}: holds no CLIP model with a tokenizer ({error})") from error
-        self.size = int(self.model.config.vision_config.image_size)
+        self.model = model
+        self.size = int(model.config.vision_config.image_size)
         # Of the images that CLIP was trained on.
         self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None])
         self.register_buffer("deviation", torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None])
@@ -134,6 +138,8 @@ class ObjectDetector(nn.Module):
 
     Source: confidence 0.5, non-maximum suppression 0.4: specification 9.3.
     """
+
+    numbers: Tensor
 
     def __init__(self, path: str | Path, size: int = 256) -> None:
         super().__init__()

@@ -291,10 +291,20 @@ COLOURS = (IMAGES.mean((2, 3)) * 100).round().int().tolist()
 TEXTS = [f"a {'dog' if n % 2 else 'cat'} of {' '.join(map(str, colour))}" for n, colour in enumerate(COLOURS)]
 
 
+class Real:
+    """The data set behind the real images."""
+
+    def __len__(self) -> int:
+        return len(REAL)
+
+    def describe(self) -> dict[str, Any]:
+        return {"fingerprint": "1234"}
+
+
 class TinyData:
     """What the evaluation asks of a data module."""
 
-    image_size, flip, seed, official_quirks = 8, 0.5, 0, True
+    transform = SimpleNamespace(size=8)
     caption_count = len(TEXTS)
 
     def __init__(self) -> None:
@@ -306,7 +316,7 @@ class TinyData:
 
     def reference_loader(self) -> Any:
         class Loader:
-            dataset = range(len(REAL))
+            dataset = Real()
 
             def __iter__(inner) -> Any:
                 self.looked_at += 1

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from common.metrics.captioning.meter import gather_objects
 from common.metrics.generation.seen import Seen
 
 Floats = npt.NDArray[np.float64]
@@ -162,10 +162,7 @@ class FeatureStatistics:
         Raises:
             ValueError: there are fewer than two samples, or two processes brought the same one.
         """
-        device = None if self._origin is None else self._origin.device
-        if dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl":
-            device = device or torch.device("cuda", torch.cuda.current_device())
-        self._seen.require_disjoint(device)
+        self._seen.require_disjoint(None if self._origin is None else self._origin.device)
         parts = [part for part in self._parts() if part.count]
         count = sum(part.count for part in parts)
         _require_two(count)
@@ -184,11 +181,7 @@ class FeatureStatistics:
             shifted = self._sum / self._count
             scatter = self._products - self._count * torch.outer(shifted, shifted)
             own = Moments(self._count, (self._origin + shifted).cpu().numpy(), scatter.cpu().numpy())
-        if not (dist.is_available() and dist.is_initialized()):
-            return [own]
-        parts: list[Moments] = [own] * dist.get_world_size()
-        dist.all_gather_object(parts, own)
-        return parts
+        return gather_objects([own])
 
 
 def _require_two(count: int) -> None:

@@ -5,12 +5,10 @@ Source: T. Salimans et al., "Improved Techniques for Training GANs".
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from common.metrics.captioning.meter import gather_objects
 from common.metrics.generation.seen import Seen
 
 
@@ -95,15 +93,9 @@ class InceptionScore:
         """
         device = None if self._sums is None else self._sums.device
         self._seen.require_disjoint(device)
-        own = None if self._sums is None else self._sums.cpu()
-        parts = [own]
-        if dist.is_available() and dist.is_initialized():
-            parts = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, own)
-        known = [part for part in parts if part is not None]
+        known = gather_objects([] if self._sums is None else [self._sums.cpu()])
         sums = torch.stack(known).sum(0) if known else torch.zeros(self.splits, 2, dtype=torch.float64)
         if not bool((sums[:, 0] > 0).all()):
             raise ValueError("the inception score has a part without an image")
         scores = torch.stack([_score(part[0], part[1], part[2:]) for part in sums])
-        spread = float(scores.std(correction=0))
-        return float(scores.mean()), 0.0 if math.isnan(spread) else spread
+        return float(scores.mean()), float(scores.std(correction=0))

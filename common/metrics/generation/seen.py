@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from common.metrics.gathering import gather_rows
@@ -38,9 +39,14 @@ class Seen:
     def require_disjoint(self, device: torch.device | str | None = None) -> int:
         """Number of samples of all processes.
 
+        Args:
+            device: where to collect; None for that of the process group.
+
         Raises:
             ValueError: two processes brought the same sample.
         """
+        if device is None and dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl":
+            device = torch.device("cuda", torch.cuda.current_device())  # of a process that saw no sample
         index = gather_rows(torch.tensor(sorted(self._known), dtype=torch.int64, device=device))
         distinct = len(torch.unique(index))
         if distinct != len(index):
