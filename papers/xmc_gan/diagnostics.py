@@ -36,8 +36,9 @@ STEPS = 8
 ATTENDED = 3
 #: Seed of the noise of all figures, whatever the stage's own.
 SEED = 0
-#: Smallest side of a picture in `captions.row.png`, in pixels; smaller images are enlarged.
+#: Smallest side at which a picture is shown, and the white between two, in pixels.
 SHOWN_SIDE = 96
+GAP = 4
 
 
 class Shown(NamedTuple):
@@ -117,15 +118,9 @@ def draw_grid(module: pl.LightningModule, shown: Shown, generated: Sequence[Pixe
     """
     plt = _pyplot()
     real = pixels(shown.batch["image"])
-    lines, columns = len(shown.texts), 1 + len(generated)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(1.3 * columns, 1.45 * lines), squeeze=False, layout="constrained"
-    )
-    for line, (row, text) in enumerate(zip(axes, shown.texts)):
-        for axis, image in zip(row, (real[line], *(part[line] for part in generated))):
-            axis.imshow(image)
-        row[0].set_title(_plain(text, 26 * columns), fontsize=7, loc="left")
-    _finish(figure, axes, "The real image of a caption, then generated ones with different noise")
+    lines = [np.stack([real[n], *(part[n] for part in generated)]) for n in range(len(shown.texts))]
+    columns = ["real", *(f"noise {number + 1}" for number in range(len(generated)))]
+    figure = _lines(plt, lines, shown.texts, [columns] * len(lines), "The real image of a caption, then generated ones")
     path = folder / "caption_grid.png"
     _write(plt, figure, path)
     cells = [[text, real[n], *(part[n] for part in generated)] for n, text in enumerate(shown.texts)]
@@ -141,13 +136,17 @@ def write_row(texts: Sequence[str], images: Pixels, folder: Path) -> None:
         images: one for each [N, S, S, 3].
         folder: where both files go.
     """
-    scale = -(-SHOWN_SIDE // images.shape[1])
-    gap = np.full((images.shape[1] * scale, 4, 3), 255, dtype=np.uint8)
-    large = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    parts = [part for image in large for part in (image, gap)][:-1]
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(parts, axis=1)).save(folder / "captions.row.png")
+    Image.fromarray(side_by_side(images)).save(folder / "captions.row.png")
     (folder / "captions.row.json").write_text(json.dumps(list(texts), ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def side_by_side(images: Pixels) -> Pixels:
+    """Images [N, S, S, 3] as one, with white between them; small ones are enlarged to at least `SHOWN_SIDE`."""
+    scale = -(-SHOWN_SIDE // images.shape[1])
+    large = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    gap = np.full((large.shape[1], GAP, 3), 255, dtype=np.uint8)
+    return np.concatenate([part for image in large for part in (image, gap)][:-1], axis=1)
 
 
 def draw_interpolation(module: Any, shown: Shown, captions: Any, folder: Path) -> None:
@@ -161,13 +160,12 @@ def draw_interpolation(module: Any, shown: Shown, captions: Any, folder: Path) -
     plt = _pyplot()
     lines = min(PATHS, len(shown.texts))
     start, end = (_noise(module, lines, number) for number in (0, 1))
-    figure, axes = plt.subplots(lines, STEPS, figsize=(1.2 * STEPS, 1.4 * lines), squeeze=False, layout="constrained")
-    for line, row in enumerate(axes):
+    rows = []
+    for line in range(lines):
         own = type(captions)(*(value[line : line + 1].expand(STEPS, *value.shape[1:]) for value in captions))
-        for axis, image in zip(row, pixels(module.generate(own, slerp(start[line], end[line], STEPS)))):
-            axis.imshow(image)
-        row[0].set_title(_plain(shown.texts[line], 130), fontsize=7, loc="left")
-    _finish(figure, axes, "Noise turns from one vector to another, the caption stays")
+        rows.append(pixels(module.generate(own, slerp(start[line], end[line], STEPS))))
+    title = "Noise turns from one vector to another, the caption stays"
+    figure = _lines(plt, rows, shown.texts, [[]] * lines, title)
     path = folder / "interpolation.png"
     _write(plt, figure, path)
     _log(module, path)
@@ -187,18 +185,16 @@ def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, fol
     own = type(captions)(*(value[:lines] for value in captions))
     weights = module.average.attention(_noise(module, len(shown.texts), 0)[:lines], *own).float().cpu().numpy()
     words = [words_of(text, module.trainer.datamodule.tokenizer) for text in shown.texts[:lines]]
-    columns = 1 + max(map(len, words))
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(0.9 * columns, 1.2 * lines), squeeze=False, layout="constrained"
-    )
-    for row, image, maps, spoken in zip(axes, images, weights, words):
-        row[0].imshow(image)
-        for axis, word, weight in zip(row[1:], spoken, maps):
-            axis.imshow(weight, cmap="viridis", vmin=0)
-            axis.set_title(f"{_plain(word, 12)}\nat most {weight.max():.2f}", fontsize=5)
-    _finish(
-        figure, axes, "Attention of regions over words: brighter regions attend more to the word; scaled for each word"
-    )
+    rows, labels = [], []
+    for image, maps, spoken in zip(images, weights, words):
+        tops = maps.max(axis=(1, 2))
+        side = -(-SHOWN_SIDE // maps.shape[1]) * maps.shape[1]
+        shades = maps[: len(spoken)] / tops[: len(spoken), None, None].clip(min=1e-9)
+        coloured = (plt.get_cmap("viridis")(shades)[..., :3] * 255).astype(np.uint8)
+        rows.append(np.stack([_resized(own, side) for own in (image, *coloured)]))
+        labels.append(["", *(f"{_plain(word, 12)}\nup to {top:.2f}" for word, top in zip(spoken, tops))])
+    title = "Attention of regions over words: brighter regions attend more; scaled for each word"
+    figure = _lines(plt, rows, shown.texts, labels, title)
     path = folder / "attention.png"
     _write(plt, figure, path)
     _log(module, path)
@@ -290,14 +286,38 @@ def _plain(text: str, longest: int) -> str:
     return cut.replace("$", r"\$")
 
 
-def _finish(figure: Any, axes: Any, title: str) -> None:
-    for axis in axes.flat:
-        axis.set_xticks([])
+def _lines(
+    plt: Any, lines: Sequence[Pixels], titles: Sequence[str], labels: Sequence[Sequence[str]], title: str
+) -> Any:
+    """A figure of lines of images, each line as one picture: many small axes would take seconds to lay out.
+
+    Args:
+        lines: images of each line [N, S, S, 3].
+        titles: text over each line.
+        labels: texts under its images; none for none.
+        title: over all.
+    """
+    strips = [side_by_side(line) for line in lines]
+    widest = max(strip.shape[1] for strip in strips)
+    # An inch for each image, however many pixels it has.
+    inches = (widest / strips[0].shape[0], 1.45 * len(lines) + 0.3)
+    figure, axes = plt.subplots(len(lines), 1, figsize=inches, squeeze=False, layout="constrained")
+    for axis, strip, line, text, own in zip(axes[:, 0], strips, lines, titles, labels):
+        axis.imshow(strip)
+        axis.set_xlim(0, widest)
+        side = (strip.shape[1] + GAP) / len(line)
+        axis.set_xticks([(n + 0.5) * side for n in range(len(own))], own, fontsize=6)
         axis.set_yticks([])
-        axis.spines[:].set_color("lightgrey")  # pictures may be white
-        if not axis.images:
-            axis.axis("off")
+        axis.tick_params(length=0)
+        axis.set_frame_on(False)
+        axis.set_title(_plain(text, 130), fontsize=7, loc="left")
+    figure.set_facecolor("gainsboro")  # pictures may be white
     figure.suptitle(title, fontsize=8)
+    return figure
+
+
+def _resized(image: Pixels, side: int) -> Pixels:
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST))
 
 
 def _write(plt: Any, figure: Any, path: Path) -> None:
