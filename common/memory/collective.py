@@ -113,7 +113,7 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     Returns:
         The same tensor on every rank; the input when not distributed.
     """
-    return _Gather.apply(tensor) if is_distributed() else tensor  # type: ignore[no-any-return]
+    return _Gather.apply(tensor) if is_distributed() else tensor
 
 
 def sum_with_gradient(tensor: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def sum_with_gradient(tensor: Tensor) -> Tensor:
     Returns:
         Tensor of the same shape, equal on every rank; the input when not distributed.
     """
-    return _Sum.apply(tensor) if is_distributed() else tensor  # type: ignore[no-any-return]
+    return _Sum.apply(tensor) if is_distributed() else tensor
 
 
 @torch.no_grad()
@@ -151,7 +151,7 @@ class _Gather(torch.autograd.Function):
         return all_gather_concat(tensor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
         return total[rank() * ctx.size : (rank() + 1) * ctx.size]
@@ -165,7 +165,7 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
         return total

@@ -619,7 +619,7 @@ class ImageNetFeatures(nn.Module):
         resized = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
         normalised = (resized - self.mean) / self.deviation
         if not self._pooled:
-            return self.network(normalised)  # type: ignore[no-any-return]
+            return self.network(normalised)
         seen: list[Tensor] = []
         hook = self.network.get_submodule(self._last).register_forward_pre_hook(
             lambda _, inputs: seen.append(inputs[0])

@@ -116,7 +116,8 @@ class XMCGAN(pl.LightningModule):
             return Captions(batch["words"], batch["sentence"], batch["length"])
         if self.text_encoder is None:
             raise ValueError("the data brings tokens, but model.text_encoder is null: give it a class")
-        return Captions(*self.text_encoder(batch["tokens"], batch["length"]), batch["length"])
+        words, sentence = self.text_encoder(batch["tokens"], batch["length"])
+        return Captions(words, sentence, batch["length"])
 
     def discriminator_terms(self, seen: Judgement, captions: Captions) -> dict[str, Any]:
         """Losses of the discriminator: real images alone enter the contrastive ones (specification 5.7).
@@ -166,7 +167,7 @@ class XMCGAN(pl.LightningModule):
             "d": h.weight_image_d,
             "net": h.weight_image_net,
         }
-        return sum(  # type: ignore[return-value]
+        return sum(
             weights[name.rpartition("_")[2]] * term.loss if isinstance(term, Matching) else term
             for name, term in terms.items()
         )
@@ -205,7 +206,7 @@ class XMCGAN(pl.LightningModule):
         self._give_gradients(losses[0], self.discriminator_parameters(), retain_graph=True)
         self._give_gradients(losses[1], list(self.generator.parameters()))
         # Lightning counts the steps of its own wrapper: one for each iteration, that of the generator.
-        generator_optimizer, _ = self.optimizers()  # type: ignore[misc]
+        generator_optimizer, _ = self.optimizers()  # type: ignore[attr-defined]
         _, discriminator_optimizer = self.optimizers(use_pl_optimizer=False)  # type: ignore[misc]
         discriminator_optimizer.step()
         generator_optimizer.step()
@@ -288,7 +289,7 @@ class XMCGAN(pl.LightningModule):
 
     def generate(self, captions: Captions, z: Tensor) -> Tensor:
         """Images [B, 3, S, S] in [0, 1] of captions by the averaged generator, which must be in evaluation mode."""
-        return self.average(z, *captions)  # type: ignore[no-any-return]
+        return self.average(z, *captions)
 
     def on_test_start(self) -> None:
         if self.evaluation is not None:
