@@ -53,30 +53,27 @@ def draw(module: Any) -> None:
     """Write all figures into the folder `media` of the run, and give them to a W&B logger; rank 0 alone draws.
 
     Args:
-        module: an `XMCGAN` at the end of its test.
+        module: an `XMCGAN` at the end of its test, in evaluation mode.
     """
     if not module.trainer.is_global_zero:
         return
     folder = _folder(module)
     shown = first_captions(module)
-    training = module.training
-    module.eval()
     captions = module.captions(shown.batch)
     count = len(shown.texts)
     images = [module.generate(captions, _noise(module, count, number)) for number in range(NOISES)]
     draw_grid(module, shown, [pixels(part) for part in images], folder)
-    write_row(shown.texts, pixels(images[0]), folder)
+    _log(module, write_row(shown.texts, pixels(images[0]), folder))
     draw_interpolation(module, shown, captions, folder)
     draw_attention(module, shown, captions, pixels(images[0]), folder)
     draw_curves(module, Path(module.trainer.default_root_dir) / "metrics.csv", folder)
-    module.train(training)
 
 
 def draw_real(module: pl.LightningModule) -> None:
     """Write the row of the captions' real images; rank 0 alone draws."""
     if module.trainer.is_global_zero:
         shown = first_captions(module)
-        write_row(shown.texts, pixels(shown.batch["image"]), _folder(module))
+        _log(module, write_row(shown.texts, pixels(shown.batch["image"]), _folder(module)))
 
 
 def first_captions(module: pl.LightningModule, count: int = CAPTIONS) -> Shown:
@@ -128,17 +125,22 @@ def draw_grid(module: pl.LightningModule, shown: Shown, generated: Sequence[Pixe
     _log(module, path, names, cells)
 
 
-def write_row(texts: Sequence[str], images: Pixels, folder: Path) -> None:
+def write_row(texts: Sequence[str], images: Pixels, folder: Path) -> Path:
     """Write `captions.row.png`, the images side by side, and their captions beside it: a row that stages share.
 
     Args:
         texts: the captions.
         images: one for each [N, S, S, 3].
         folder: where both files go.
+
+    Returns:
+        The picture.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(side_by_side(images)).save(folder / "captions.row.png")
-    (folder / "captions.row.json").write_text(json.dumps(list(texts), ensure_ascii=False) + "\n", encoding="utf-8")
+    path = folder / "captions.row.png"
+    Image.fromarray(side_by_side(images)).save(path)
+    path.with_suffix(".json").write_text(json.dumps(list(texts), ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
 
 
 def side_by_side(images: Pixels) -> Pixels:

@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rich.progress import track
 from torch import Tensor, nn
 
 from common.data.listing import cache_folder
@@ -418,9 +419,9 @@ class GenerationEvaluation:
     | `r_precision` | `clip` | no: the paper's encoder is not published |
     | `soa_c`, `soa_i` | `detector`: torchvision's Faster R-CNN | roughly: another detector, other lists of words |
 
-    Each comes with its spread over the repetitions, `<name>_spread`. A network that is not at hand leaves its metrics
-    out, and a line at the start says which file is missing. Statistics of real images are kept in the cache folder.
-    Its networks are no part of the module's state.
+    Each comes with its standard deviation over the repetitions, `<name>_spread`, and `r_precision_fold_spread` is that
+    over the folds. A network that is not at hand leaves its metrics out, and a line at the start says which file is
+    missing. Statistics of real images are kept in the cache folder. The networks are no part of the module's state.
 
     Args:
         inception, inception_tv, clip, detector: files and, for CLIP, a folder; None leaves the metrics out.
@@ -514,19 +515,24 @@ class GenerationEvaluation:
         assert self._networks is not None
         rows: Batch = {name: batch[name] for name in ("index", "caption", "skipped") if name in batch}
         rows = _without_substitutes({**rows, "generated": generated})
-        index, images = rows["index"], rows["generated"]
+        if len(rows["index"]):
+            with torch.autocast(generated.device.type, enabled=False):
+                self._judge(rows["index"], rows["generated"].float(), rows["caption"], repeat)
+
+    def _judge(self, index: Tensor, images: Tensor, captions: Tensor, repeat: int) -> None:
+        assert self._networks is not None
         for name in self._real:
             features = self._networks[name](images)
             if name == "inception":
                 features, probabilities = features
                 self._scores[repeat].update(index, probabilities)
             self._features[name, repeat].update(index, features)
-        texts = self.data.texts("test", rows["caption"].tolist()) if len(index) else []
-        if "clip" in self._networks and texts:
+        texts = self.data.texts("test", captions.tolist())
+        if "clip" in self._networks:
             judge = cast(ClipJudge, self._networks["clip"])
             identity = torch.tensor([_number(text) for text in texts], device=images.device)
             self._precision[repeat].update(index, judge.images(images), judge.texts(texts), identity)
-        if "detector" in self._networks and self.object_copies == 0 and texts:
+        if "detector" in self._networks and self.object_copies == 0:
             named = _marks([mentioned_classes(text) for text in texts])
             self._objects[repeat].update(index, named, self._networks["detector"](images))
 
@@ -543,7 +549,9 @@ class GenerationEvaluation:
             if "inception" in self._networks:
                 found.setdefault("inception_score", []).append(self._scores[repeat].compute()[0])
             if "clip" in self._networks:
-                found.setdefault("r_precision", []).append(self._precision[repeat].compute(device)[0])
+                share, spread = self._precision[repeat].compute(device)
+                found.setdefault("r_precision", []).append(share)
+                found.setdefault("r_precision_fold_spread", []).append(spread)
             if "detector" in self._networks and (repeat == 0 or self.object_copies == 0):
                 if self.object_copies > 0:
                     self._look_for_objects()
@@ -551,7 +559,8 @@ class GenerationEvaluation:
                 found.setdefault("soa_c", []).append(soa_c)
                 found.setdefault("soa_i", []).append(soa_i)
         means = {name: float(np.mean(values)) for name, values in found.items()}
-        spreads = {f"{name}_spread": float(np.std(values)) for name, values in found.items() if len(values) > 1}
+        repeated = {name: values for name, values in found.items() if len(values) > 1 and name in _SPREAD}
+        spreads = {f"{name}_spread": float(np.std(values)) for name, values in repeated.items()}
         return {**means, **spreads}
 
     def _look_for_objects(self) -> None:
@@ -560,12 +569,15 @@ class GenerationEvaluation:
         captions = self.data.texts("test", list(range(self.data.caption_count)))
         wanted = object_captions(captions, self.object_copies, self.person_captions, self.seed)
         module: Any = self.module
-        for batch in self.data.caption_loader([image.caption for image in wanted]):
+        loader = self.data.caption_loader([image.caption for image in wanted])
+        silent = not module.trainer.is_global_zero
+        for batch in track(loader, "  images for object accuracy", disable=silent):
             batch = {
                 name: value.to(module.device) if isinstance(value, Tensor) else value for name, value in batch.items()
             }
             z = noise_of(batch["index"], module.generator.z_dim, self.seed).to(module.device)
-            images = module.generate(module.captions(batch), z)
+            with module.trainer.precision_plugin.forward_context():
+                images = module.generate(module.captions(batch), z)
             named = _marks([wanted[number].classes for number in batch["index"].tolist()])
             self._objects[0].update(batch["index"], named, self._networks["detector"](images))
 
@@ -596,6 +608,8 @@ class GenerationEvaluation:
 
 
 _FEATURES = {"inception": "fid", "inception_tv": "fid_tv"}
+#: Metrics whose standard deviation over the repetitions is given, too.
+_SPREAD = ("fid", "fid_tv", "inception_score", "r_precision", "soa_c", "soa_i")
 #: Of every network its metrics, and the file or folder that it is read from.
 _JUDGES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
     "inception": (InceptionV3, "fid and inception_score", "inception_v3_google-0cc3c7bd.pth of torchvision"),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins import Precision
 from torch import Tensor, nn
 
 from common.data.worlds.two_objects import ATTRIBUTE_SIZES, TwoObjectsWorld
@@ -51,7 +52,10 @@ class Reader(AttributeClassifier):
 
 def module(data: Any, samples: int = COUNT, **more: Any) -> Any:
     trainer = SimpleNamespace(
-        datamodule=data, is_global_zero=True, test_dataloaders=SimpleNamespace(dataset=range(samples))
+        datamodule=data,
+        is_global_zero=True,
+        test_dataloaders=SimpleNamespace(dataset=range(samples)),
+        precision_plugin=Precision(),
     )
     return SimpleNamespace(device=torch.device("cpu"), trainer=trainer, **more)
 

@@ -114,12 +114,32 @@ def test_networks_that_judge_and_teach_are_not_needed(stages: Stages, tmp_path: 
     assert Painter(moved).paint([CAPTION]).shape == (1, 1, 3, 32, 32)
 
 
-def test_a_stage_that_learned_from_stored_features_needs_bert(painter: Painter, tmp_path: Path) -> None:
-    from types import SimpleNamespace
+def test_a_stage_that_learned_from_stored_features_reads_captions_with_bert(stages: Stages, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
 
-    other = Painter.__new__(Painter)
-    other.data = SimpleNamespace(
-        text_features=SimpleNamespace(bert=str(tmp_path / "bert-base-uncased")), sentence_pool="official"
-    )
+    moved, bert = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "bert-base-uncased"
+    moved.parent.mkdir(parents=True)
+    shutil.copy(stages.checkpoint("xmc_gan"), moved)
+    config = yaml.safe_load((stages.folder("xmc_gan") / "config.yaml").read_text(encoding="utf-8"))
+    config["model"]["init_args"]["text_encoder"] = None
+    data = config["data"]["init_args"]
+    data |= {"world": None, "text_features": {"folder": "/gone/features", "bert": str(bert)}}
+    data["dataset"]["init_args"]["root"] = "/gone/coco"
+    data["tokenizer"]["init_args"]["vocabulary"] = str(tmp_path / "vocab.txt")
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *["a", "red", "circle", "left", "and", "blue", "square", "on", "white"],
+    ]
+    (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
     with pytest.raises(StageError, match=r"bert-base-uncased does not exist: put bert-base-uncased there"):
-        other._online_text()
+        Painter(moved)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=16, **sizes)).save_pretrained(bert)
+    painter = Painter(moved)
+    assert painter.paint(["a red circle", "a blue square left and a"], 2).shape == (2, 2, 3, 32, 32)
+    assert painter.notes("a red zebra") == ["the model does not know zebra"]
