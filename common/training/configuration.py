@@ -50,6 +50,7 @@ SCALE_FIELDS = frozenset(
     key_width feed_forward_width mel_bins max_answer_tokens frames seconds window hop high clips
     learning_rate learning_rates image_learning_rate text_learning_rate video_learning_rate audio_learning_rate
     table_learning_rate generator_learning_rate discriminator_learning_rate warmup_steps z_dim cond_size
+    feature_dim
     """.split()  # noqa: SIM905 - easier to read and to sort
 )
 
