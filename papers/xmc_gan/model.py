@@ -319,7 +319,8 @@ class Generator(nn.Module):
         condition = torch.cat([context, vector[:, :, None, None].expand(-1, -1, side, side)], dim=1)
         for block in self.spatial_blocks:
             x = block(x, condition)
-        return (torch.tanh(self.image(F.relu(self.norm(x, condition)))) + 1.0) / 2.0
+        # In float32, or half precision would leave too few shades.
+        return (torch.tanh(self.image(F.relu(self.norm(x, condition))).float()) + 1.0) / 2.0
 
     def attention(self, z: Tensor, words: Tensor, sentence: Tensor, length: Tensor) -> Tensor:
         """How much every place attends to each word, [B, T, cond_size, cond_size]; sums to 1 over the words."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from common.losses.adversarial import hinge_discriminator, hinge_generator
 from common.memory.collective import average_in_place
 from common.memory.momentum import MomentumPair
+from common.metrics.gathering import OncePerSample
 from papers.xmc_gan import diagnostics
 from papers.xmc_gan.evaluation import noise_of
 from papers.xmc_gan.model import Captions, Discriminator, Generator, Judgement, keeping_statistics
@@ -153,10 +154,11 @@ class XMCGAN(pl.LightningModule):
     def _pairs(self, left: Tensor, right: Tensor) -> Matching:
         return pair_loss(left, right, self.hparams["temperature"], negatives=self.hparams["negatives"])
 
-    def _words(self, regions: Tensor, captions: Captions) -> Matching:
+    def _words(self, regions: Tensor, captions: Captions, negatives: Negatives | None = None) -> Matching:
         h: Any = self.hparams
         gammas = (h.word_gammas[0], h.word_gammas[1], h.word_gammas[2])
-        return word_loss(regions, captions.words, captions.length, gammas, h.negatives, h.captions_at_once)
+        whose = negatives or h.negatives
+        return word_loss(regions, captions.words, captions.length, gammas, whose, h.captions_at_once)
 
     def total(self, terms: dict[str, Any]) -> Tensor:
         """Weighted sum of the losses."""
@@ -198,7 +200,8 @@ class XMCGAN(pl.LightningModule):
     def joint_step(self, batch: Batch, z: Tensor) -> Tensor:
         """Train both networks: one graph, both gradients by the weights before the step."""
         captions, real = self.captions(batch), batch["image"]
-        fake = self.generator(z, *captions)
+        # A text encoder that learns does so from real and generated images as they are, not by way of the generator.
+        fake = self.generator(z, *(value.detach() for value in captions))
         seen = self.discriminator(torch.cat([real, fake]), captions.sentence)
         of_discriminator = self.discriminator_terms(seen, captions)
         of_generator = self.generator_terms(seen, captions, real, fake)
@@ -282,6 +285,10 @@ class XMCGAN(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         if self.hparams["compiled"]:
+            import torch._functorch.config
+
+            # Two gradients of one graph: what the first has read must not be given back before the second.
+            torch._functorch.config.donated_buffer = False
             self.generator.compile()
             self.discriminator.compile()
 
@@ -292,6 +299,7 @@ class XMCGAN(pl.LightningModule):
         return self.average(z, *captions)
 
     def on_test_start(self) -> None:
+        self._matched = OncePerSample(*(["sentence"] if self.discriminator.regions is None else ["sentence", "word"]))
         if self.evaluation is not None:
             self.evaluation.begin(self)
 
@@ -300,21 +308,23 @@ class XMCGAN(pl.LightningModule):
         for repeat in range(0 if self.evaluation is None else self.evaluation.repeats):
             z = noise_of(batch["index"], self.generator.z_dim, self.hparams["seed"] + (repeat << 32)).to(self.device)
             self.evaluation.update(self.generate(captions, z), batch, repeat)  # type: ignore[union-attr]
-        self._test_contrast(batch["image"], captions)
+        self._match(batch, captions)
 
-    def _test_contrast(self, images: Tensor, captions: Captions) -> None:
-        """How well the discriminator tells held-out pairs apart, in batches of the size of training (5.9)."""
-        seen, size = self.discriminator(images, captions.sentence), self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        for part in range(len(images) // size):
+    def _match(self, batch: Batch, captions: Captions) -> None:
+        """How well the discriminator tells held-out pairs apart, in batches as large as in training (5.9)."""
+        seen, size = self.discriminator(batch["image"], captions.sentence), self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        for part in range(len(captions.length) // size):
             rows = slice(part * size, (part + 1) * size)
             accuracy = {"sentence": pair_loss(seen.pooled[rows], seen.sentence[rows]).accuracy}
             if seen.regions is not None:
                 own = Captions(*(value[rows] for value in captions))
-                accuracy["word"] = self._words(seen.regions[rows], own).accuracy
-            for name, value in accuracy.items():
-                self.log(f"test/real_{name}_accuracy", value, on_epoch=True, batch_size=size, sync_dist=True)
+                accuracy["word"] = self._words(seen.regions[rows], own, "local").accuracy
+            self._matched.update(batch["index"][rows], **{name: one.expand(size) for name, one in accuracy.items()})
 
     def on_test_epoch_end(self) -> None:
+        matched = self._matched.compute(self.device)
+        if matched.pop("count") > 0:
+            self.log_dict({f"test/real_{name}_accuracy": value.float() for name, value in matched.items()})
         if self.evaluation is not None:
             self.log_dict({f"test/{name}": value for name, value in self.evaluation.compute().items()})
         diagnostics.draw(self)
