@@ -5,18 +5,32 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
+from torch.nn import functional as F
 
 from common.data.transforms import CROP_TRIES, IMAGENET_MEAN, IMAGENET_STD
 
 BILINEAR = Image.Resampling.BILINEAR
 # Brightness, contrast and saturation in the order of `jitter`; the hue is no mixture with another picture.
 _ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+
+class Transform(Protocol):
+    """What a data set of pictures makes of each of them."""
+
+    def with_training(self, training: bool) -> Self:
+        """The same transform on one of its branches."""
+        ...
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[Tensor, bool]:
+        """The tensor of an RGB picture, and whether it is flipped."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -166,6 +180,70 @@ class ImageTransform:
             # Any byte is a valid position, so nothing needs to be checked ("raise" would buffer the result).
             np.take(table[channel], pixels[:, :, channel], out=planes[channel], mode="clip")
         return torch.from_numpy(planes)
+
+
+@dataclass(frozen=True)
+class SquashTransform:
+    """One picture to a square tensor in [0, 1], whatever its aspect: bilinear and without antialiasing, then a flip.
+
+    Without antialiasing a result depends on the four nearest pixels alone, as TensorFlow resizes by default.
+
+    Args:
+        size: Side of the result in pixels.
+        flip: Probability of the horizontal flip in training.
+        flip_evaluation: The same for evaluation.
+        training: Which of the two probabilities a call takes.
+
+    Shapes:
+        RGB picture -> float32 [3, size, size] in [0, 1].
+
+    Raises:
+        ValueError: A number is out of range.
+
+    Source: XMC-GAN, specification 7 ("image path").
+    """
+
+    size: int = 256
+    flip: float = 0.5
+    flip_evaluation: float = 0.0
+    training: bool = True
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be positive, not {self.size}")
+        for name in ("flip", "flip_evaluation"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is a probability, not {getattr(self, name)}")
+
+    def with_training(self, training: bool) -> SquashTransform:
+        """The same transform on one of its branches."""
+        return dataclasses.replace(self, training=training)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[Tensor, bool]:
+        """Transform one picture.
+
+        Args:
+            image: RGB; it is left as it is.
+            rng: Source of the flip; not needed where its probability is 0.
+
+        Returns:
+            The tensor, and whether it is flipped.
+        """
+        if image.mode != "RGB":
+            raise ValueError(f"the transform takes RGB pictures, not mode {image.mode!r}: decode with read_image")
+        probability = self.flip if self.training else self.flip_evaluation
+        if probability and rng is None:
+            raise ValueError("a random flip needs a random generator")
+        flipped = rng is not None and bool(rng.random() < probability)
+        pixels = np.asarray(image)
+        if flipped:
+            pixels = pixels[:, ::-1]
+        planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float().div_(255.0)
+        if planes.shape[1:] != (self.size, self.size):
+            size = (self.size, self.size)
+            planes = F.interpolate(planes[None], size, mode="bilinear", align_corners=False, antialias=False)[0]
+            planes.clamp_(0.0, 1.0)
+        return planes, flipped
 
 
 def random_area(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from common.data.annotations import ImageAnnotations
-from common.data.image_transforms import ImageTransform
+from common.data.image_transforms import Transform
 from common.data.items import ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.media import MediaError
@@ -185,7 +185,7 @@ class ImageItems(ItemDataset):
     def __init__(
         self,
         listing: Listing,
-        transform: ImageTransform,
+        transform: Transform,
         *,
         views: int = 1,
         training: bool,
@@ -196,7 +196,7 @@ class ImageItems(ItemDataset):
         if views < 1:
             raise ValueError(f"views must be at least 1, not {views}")
         super().__init__(listing, seed=seed, max_skipped_share=max_skipped_share)
-        self.transform = transform.with_training(training)
+        self.transform: Transform = transform.with_training(training)
         self.views = views
         self.training = training
         self.cache = ImageCache.shared(cache_bytes) if cache_bytes else None

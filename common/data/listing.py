@@ -5,6 +5,7 @@ This module knows nothing about any particular data set and imports neither torc
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -334,6 +335,19 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock that the operating system releases when the process dies, also by SIGKILL."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: what is renamed when complete is still whole
+        yield
+        return
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 class ListingIndex:

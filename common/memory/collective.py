@@ -1,6 +1,8 @@
-"""Collective primitives for state that every rank holds a full copy of."""
+"""Collective primitives: state that every rank holds a full copy of, and losses over the batches of all ranks."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -94,3 +96,76 @@ def require_equal_over_ranks(checksum: Tensor, what: str) -> None:
             f"{what} differs between ranks: rank(s) {differing} disagree with rank 0. Every rank must start from the "
             "same state (call initialise(), or restore the same checkpoint) and see the same updates in the same order."
         )
+
+
+def gather_with_gradient(tensor: Tensor) -> Tensor:
+    """Concatenate the tensors of all ranks along the first dimension, in rank order; gradients go back to their ranks.
+
+    What a rank gets back is the sum of the gradients on all ranks. When all ranks compute the same loss of the joint
+    batch and then average the gradients of their weights, these are exactly those of one process with that batch.
+
+    Args:
+        tensor: local part; every rank must pass the same shape and type.
+
+    Shapes:
+        tensor [B, ...] -> [W * B, ...]
+
+    Returns:
+        The same tensor on every rank; the input when not distributed.
+    """
+    return _Gather.apply(tensor) if is_distributed() else tensor
+
+
+def sum_with_gradient(tensor: Tensor) -> Tensor:
+    """Sum of a tensor over ranks; its gradient is the sum of the gradients on all ranks.
+
+    Args:
+        tensor: local value; every rank must pass the same shape and type.
+
+    Returns:
+        Tensor of the same shape, equal on every rank; the input when not distributed.
+    """
+    return _Sum.apply(tensor) if is_distributed() else tensor
+
+
+@torch.no_grad()
+def average_in_place(tensors: list[Tensor]) -> None:
+    """Replace each tensor by its mean over ranks, with one message for all of them.
+
+    Args:
+        tensors: of one type; every rank must pass the same shapes in the same order.
+    """
+    if not is_distributed() or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors)])
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        ctx.size = len(tensor)
+        return all_gather_concat(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total[rank() * ctx.size : (rank() + 1) * ctx.size]
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import html
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,16 @@ class Picture:
 
     name: str
     uri: str
+
+
+@dataclass
+class Comparison:
+    """Rows of pictures of several stages that show the same things in the same order, one row a stage."""
+
+    title: str
+    scale: str
+    columns: list[str] = field(default_factory=list)
+    rows: list[tuple[str, Picture]] = field(default_factory=list)
 
 
 def build(
@@ -101,6 +112,7 @@ def _paper_section(name: str, title: str, scales: list[str], runs: Path) -> dict
         "title": title,
         "tables": [_table(f) for f in filled],
         "claims": [c for f in filled for c in f.claims],
+        "comparisons": _comparisons(stages, runs, list(source.stages)),
         "runs": _runs(stages, runs),
         "deviations": _deviations([r for r in records if (r.scale, r.stage) in shown]),
     }
@@ -172,6 +184,35 @@ def _runs(records: Sequence[Record], runs: Path) -> list[dict[str, Any]]:
     return sections
 
 
+def _comparisons(records: Sequence[Record], runs: Path, order: Sequence[str]) -> list[Comparison]:
+    """Pictures named `<title>.row.png` of all stages below each other, in the order of the paper's stages.
+
+    A file `<title>.row.json` beside them says what is shown, from left to right. Only stages that show the same are put
+    together; of a stage with several seeds the first.
+    """
+    found: dict[tuple[str, str, str], Comparison] = {}
+    known = {stage: place for place, stage in enumerate(order)}
+    for record in sorted(records, key=lambda r: (known.get(r.stage.partition("@")[0], len(known)), r.stage, r.seed)):
+        folder = run_folder(runs, record.paper, record.scale, record.seed, record.stage)
+        for name in record.media:
+            path = folder / name
+            if not name.endswith(".row.png") or not path.is_file() or path.stat().st_size > MAX_IMAGE_BYTES:
+                continue
+            beside = path.with_suffix(".json")
+            text = beside.read_text(encoding="utf-8") if beside.is_file() else "[]"
+            title = path.name.removesuffix(".row.png")
+            comparison = found.setdefault(
+                (record.scale, title, text), Comparison(title, record.scale, json.loads(text))
+            )
+            if record.stage not in [stage for stage, _ in comparison.rows]:
+                comparison.rows.append((record.stage, Picture(f"{record.stage}, seed {record.seed}", _embedded(path))))
+    return [comparison for comparison in found.values() if len(comparison.rows) > 1]
+
+
+def _embedded(path: Path) -> str:
+    return f"data:{_IMAGE_TYPES[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
 def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     """Read a run's ``metrics.csv``.
 
@@ -224,8 +265,7 @@ def read_pictures(folder: Path, record: Record) -> tuple[list[Picture], int]:
         if path is None or kind is None or path.stat().st_size > MAX_IMAGE_BYTES or len(pictures) == MAX_IMAGES_PER_RUN:
             left_out += 1
             continue
-        uri = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-        pictures.append(Picture(f"seed {record.seed}: {Path(name).name}", uri))
+        pictures.append(Picture(f"seed {record.seed}: {Path(name).name}", _embedded(path)))
     return pictures, left_out
 
 

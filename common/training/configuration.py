@@ -46,10 +46,11 @@ SCALE_FIELDS = frozenset(
     intra_dim inter_dim tag_count fold_size min_count held_out_share sizes test_size max_size
     anchor_sizes anchor_ratios proposals_per_map_training proposals_per_map_test proposals_training proposals_test
     anchors_per_image crops_per_image crop_size detections_per_image precise_bn_batches
-    negatives within_negatives positives mined queue_size
+    negatives within_negatives positives mined queue_size image_size captions_per_image test_samples reference_samples
     key_width feed_forward_width mel_bins max_answer_tokens frames seconds window hop high clips
     learning_rate learning_rates image_learning_rate text_learning_rate video_learning_rate audio_learning_rate
-    table_learning_rate warmup_steps
+    table_learning_rate generator_learning_rate discriminator_learning_rate warmup_steps z_dim cond_size
+    feature_dim
     """.split()  # noqa: SIM905 - easier to read and to sort
 )
 

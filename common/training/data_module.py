@@ -54,20 +54,29 @@ class ShardedDataModule(pl.LightningDataModule):
 
     # -- loaders -------------------------------------------------------------------------------------------------------
 
-    def training_loader(self, dataset: Dataset[Any], collate_fn: Collate | None = None) -> DataLoader[Any]:
+    def training_loader(
+        self, dataset: Dataset[Any], collate_fn: Collate | None = None, batches_at_once: int = 1
+    ) -> DataLoader[Any]:
         """Loader of an epoch in an order given by (seed, epoch); goes on in the middle of one after a restart.
 
         Args:
             dataset: takes `(epoch, item)` keys, as every `ItemDataset` does; a `Subset` does not.
             collate_fn: makes a batch of samples; None stacks them.
+            batches_at_once: batches that one step of training takes apart again, one after the other.
         """
         if isinstance(dataset, Subset):
             raise TypeError("a Subset takes no (epoch, item) keys: train on a data set of listing.subset(...) instead")
         trainer = self.trainer
         assert trainer is not None
+        if self.batch_size % trainer.world_size:
+            # Of several batches at once the sampler could divide the whole where it cannot divide each.
+            raise ValueError(
+                f"data.batch_size ({self.batch_size}) is the global batch and must be divisible by the number of "
+                f"processes ({trainer.world_size})"
+            )
         sampler = EpochSampler(
             len(dataset),  # type: ignore[arg-type]
-            self.batch_size,
+            batches_at_once * self.batch_size,
             self.seed,
             trainer.global_rank,
             trainer.world_size,
@@ -88,7 +97,7 @@ class ShardedDataModule(pl.LightningDataModule):
         return LateLoader(
             dataset,
             sampler=sampler,
-            batch_size=self.batch_size // trainer.world_size,
+            batch_size=batches_at_once * self.batch_size // trainer.world_size,
             drop_last=True,
             collate_fn=collate_fn,
             **self._workers(dataset),

@@ -97,6 +97,14 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("paper", help=names)
     command.add_argument("--data", type=Path, default=_data_root(), help="folder that holds the data sets")
     command.add_argument("--prepare", action="store_true", help="index what is there and check a sample of files")
+    command.add_argument(
+        "--text-features",
+        action="store_true",
+        help="compute the frozen text features of a paper that stores them (xmc_gan); goes on where it was interrupted",
+    )
+    command.add_argument("--bert", type=Path, help="with --text-features: folder of BERT's released weights")
+    command.add_argument("--device", help="with --text-features: such as cuda or cpu; default: a GPU if there is one")
+    command.add_argument("--batch-size", type=int, default=256, help="with --text-features: captions at a time")
     command.set_defaults(func=_data_command)
 
     command = commands.add_parser(
@@ -121,6 +129,28 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("question", help="in quotes")
         command.add_argument("--checkpoint", type=Path, required=True, help="checkpoints/last.ckpt of a finished stage")
         command.set_defaults(func=_tell_command)
+
+    command = commands.add_parser(
+        "generate",
+        help="make images of captions with a trained model",
+        description="Make images of captions and write them as PNG files.",
+        epilog='assemble generate xmc_gan "a red circle left of a blue square" --checkpoint '
+        "runs/xmc_gan/mini/seed0/xmc_gan/checkpoints/last.ckpt --number 4",
+    )
+    command.add_argument("paper", help="xmc_gan")
+    command.add_argument(
+        "captions", nargs="+", metavar="caption", help="what is to be seen, in quotes; several may be given"
+    )
+    command.add_argument("--checkpoint", type=Path, required=True, help="checkpoints/last.ckpt of a finished stage")
+    command.add_argument(
+        "--output", type=Path, default=Path("generated"), help="folder for the files; default: generated"
+    )
+    command.add_argument(
+        "--number", type=int, default=1, help="images of each caption, with different noise; default: 1"
+    )
+    command.add_argument("--seed", type=int, default=0, help="seed of the noise; default: 0")
+    command.add_argument("--device", default="cpu", help="where it runs: cpu, cuda; default: cpu")
+    command.set_defaults(func=_generate_command)
 
     command = commands.add_parser("doctor", help="what this machine has and lacks: devices, keys, data, versions")
     command.add_argument("--data", type=Path, default=_data_root(), help="folder that holds the data sets")
@@ -211,10 +241,26 @@ def _plan_command(arguments: argparse.Namespace) -> int:
 
 
 def _data_command(arguments: argparse.Namespace) -> int:
+    import importlib
+    import importlib.util
+
     from common.data.prepare import report
     from common.training.single import datasets_of
 
-    report(datasets_of(paper_named(arguments.paper).name, arguments.data.resolve()), prepare=arguments.prepare)
+    paper, data = paper_named(arguments.paper).name, arguments.data.resolve()
+    name = f"papers.{paper}.prepare"
+    own = importlib.import_module(name) if importlib.util.find_spec(name) else None
+    if arguments.text_features:
+        if own is None:
+            raise StageError(f"--text-features: {paper} stores no text features; xmc_gan does")
+        if arguments.batch_size < 1:
+            raise StageError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+        for path in own.text_features(data, arguments.bert, arguments.device, arguments.batch_size):
+            print(f"written to {path}")
+        return 0
+    report(datasets_of(paper, data), prepare=arguments.prepare)
+    if own is not None:
+        own.report(data)
     return 0
 
 
@@ -245,6 +291,20 @@ def _tell_command(arguments: argparse.Namespace) -> int:
     question = (arguments.question,) if arguments.command == "answer" else ()
     tell = getattr(importlib.import_module(module), arguments.command)
     print(tell(arguments.checkpoint, arguments.clip, *question))
+    return 0
+
+
+def _generate_command(arguments: argparse.Namespace) -> int:
+    import importlib
+    import importlib.util
+
+    module = f"papers.{paper_named(arguments.paper).name}.generate"
+    if importlib.util.find_spec(module) is None:
+        raise StageError(f"{arguments.paper} makes no images; `assemble generate` goes with xmc_gan")
+    generate = importlib.import_module(module).generate
+    a = arguments
+    for path in generate(a.checkpoint, a.captions, a.output, a.number, a.seed, a.device):
+        print(f"written to {path}")
     return 0
 
 

@@ -173,6 +173,7 @@ def _quiet_lightning() -> None:
         ".*LeafSpec.*is deprecated.*",
         ".*have no .validation_step.*",  # judged by the module itself, see papers/mct/evaluation.py
         ".*module.s. in eval mode.*",  # frozen encoders are meant to be
+        ".*ModelCheckpoint with manual optimization.*",  # weights after the step are what is wanted
         ".*dataloader is not resumable.*",  # ours is: the sampler starts at the step of the checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -13,7 +13,7 @@ import yaml
 from common.reporting.errors import nearest
 from common.reporting.papers import paper_named
 from common.reporting.tables import StageInstance, expand, load
-from common.training.configuration import ConfigurationError, recipes_of, resolve
+from common.training.configuration import ConfigurationError, merge, place, recipes_of, resolve
 from common.training.errors import StageError
 from common.training.runner import StageRequest, run_stage
 from common.training.schedule import Selection, request_for
@@ -130,6 +130,10 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
     if not weights.is_file():
         raise StageError(f"{weights} does not exist: train the stage first (assemble fit) or give --checkpoint")
     config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
+    for name, parent in request.parents.items():
+        # A network that measures is no part of the weights; one that training started from may be gone by now.
+        if parent.checkpoint(run.start_from).is_file():
+            config = merge(config, place(config, name, str(parent.checkpoint(run.start_from))))
     config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in {"limit_val_batches", "callbacks"}}
     # The pictures of a test go beside the record's, not over them.
     folder = request.directory / command

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 from torchvision.transforms import RandomResizedCrop
 
-from common.data.image_transforms import ImageTransform, random_area, shifted_hue
+from common.data.image_transforms import ImageTransform, SquashTransform, random_area, shifted_hue
 from common.data.transforms import CROP_TRIES, IMAGENET_MEAN, IMAGENET_STD
 
 PLAIN = ImageTransform(
@@ -281,3 +281,50 @@ def test_training_needs_a_generator() -> None:
 def test_numbers_are_checked(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageTransform(**wrong)
+
+
+# -------------------------------------------------------------------------------------------------------------- squash
+def squash_reference(pixels: np.ndarray, size: int) -> np.ndarray:
+    """TensorFlow's bilinear resizing: half-pixel centres, the four nearest pixels, edges repeated."""
+
+    def places(length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        exact = np.maximum((np.arange(size) + 0.5) * length / size - 0.5, 0)
+        low = np.floor(exact).astype(int)
+        return low, np.minimum(low + 1, length - 1), exact - low
+
+    (top, bottom, down), (left, right, along) = places(pixels.shape[0]), places(pixels.shape[1])
+    along, down = along[None, :, None], down[:, None, None]
+    rows = [(1 - along) * pixels[row][:, left] + along * pixels[row][:, right] for row in (top, bottom)]
+    return (1 - down) * rows[0] + down * rows[1]
+
+
+@pytest.mark.parametrize(("width", "height", "size"), [(50, 31, 16), (9, 12, 20), (16, 16, 16), (64, 64, 32)])
+def test_squash_is_bilinear_without_antialiasing(width: int, height: int, size: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    found, flipped = SquashTransform(size, flip=0.0)(Image.fromarray(pixels))
+    assert not flipped
+    assert found.shape == (3, size, size)
+    np.testing.assert_allclose(found.permute(1, 2, 0).numpy(), squash_reference(pixels / 255, size), atol=2e-6)
+    assert 0 <= found.min() <= found.max() <= 1
+
+
+def test_squash_flips_with_its_probability() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    plain, _ = SquashTransform(8, flip=0.0)(image)
+    transform = SquashTransform(8, flip=0.5, flip_evaluation=0.25)
+    for training, share in ((True, 0.5), (False, 0.25)):
+        chosen, rng = transform.with_training(training), np.random.default_rng(1)
+        found = [chosen(image, rng) for _ in range(400)]
+        assert all(torch.equal(view, plain.flip(2) if flipped else plain) for view, flipped in found)
+        assert abs(sum(flipped for _, flipped in found) / 400 - share) < 0.08
+    with pytest.raises(ValueError, match="needs a random generator"):
+        transform(image)
+
+
+def test_squash_refuses_what_makes_no_sense() -> None:
+    with pytest.raises(ValueError, match="size must be positive"):
+        SquashTransform(0)
+    with pytest.raises(ValueError, match="flip_evaluation is a probability"):
+        SquashTransform(8, flip_evaluation=1.5)
+    with pytest.raises(ValueError, match="mode 'L'"):
+        SquashTransform(8)(Image.new("L", (8, 8)))

@@ -61,6 +61,22 @@ def test_a_batch_is_made_as_asked(module: ShardedDataModule, items: ImageItems) 
     assert [indices for _, indices in evaluated] == [[0, 1, 2], [4, 4]]
 
 
+def test_several_batches_at_once_stay_whole_batches(module: ShardedDataModule, items: ImageItems) -> None:
+    order = [item for _, item in EpochSampler(5, 4, 0)]
+    assert order == [item for _, item in EpochSampler(5, 2, 0)]
+    shown = [4 if item == 3 else item for item in order]
+    trainer: Any = module.trainer
+    module.batch_size = 1
+    for done in (0, 1):
+        # A restart counts batches of the loader, not those in them.
+        trainer.fit_loop.epoch_loop.batch_progress.current.ready = done
+        loader = module.training_loader(items, collate_fn=ragged, batches_at_once=2)
+        assert [indices for _, indices in loader] == [shown[:2], shown[2:4]][done:]
+    trainer.world_size = 2
+    with pytest.raises(ValueError, match=r"data\.batch_size \(1\) is the global batch and must be divisible"):
+        module.training_loader(items, batches_at_once=2)
+
+
 def test_the_record_names_what_was_skipped(module: ShardedDataModule, items: ImageItems) -> None:
     list(module.training_loader(items))
     list(module.evaluation_loader(items, 2))

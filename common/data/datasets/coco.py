@@ -1,4 +1,4 @@
-"""COCO 2017: captions and instances."""
+"""COCO: captions and instances."""
 
 from __future__ import annotations
 
@@ -24,11 +24,6 @@ from common.data.annotations import (
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, first_folder, prefix_of, walk
 from common.data.listing import Listing, stamp_of
 
-_FOLDERS = {
-    "train": ("train2017", "images/train2017"),
-    "val": ("val2017", "images/val2017"),
-}
-
 
 class COCO(MediaDataset):
     """COCO 2017: photographs with five captions each, and the outlines of objects of 80 categories.
@@ -39,6 +34,8 @@ class COCO(MediaDataset):
     Source: specification of MCT, section 8.
     """
 
+    #: Part of the names of its folders and files.
+    year: ClassVar[str] = "2017"
     name = "coco"
     title = "COCO 2017"
     splits = ("train", "val")
@@ -103,19 +100,20 @@ class COCO(MediaDataset):
         return scan
 
     def _folder(self, split: str) -> Path:
-        folder = first_folder(self.root, _FOLDERS[split])
+        name = f"{split}{self.year}"
+        folder = first_folder(self.root, (name, f"images/{name}"))
         if folder is None:
-            raise self._lacks(self.root / _FOLDERS[split][0])
+            raise self._lacks(self.root / name)
         return folder
 
     def _captions(self, split: str) -> CaptionedImages:
-        path = self.root / "annotations" / f"captions_{split}2017.json"
+        path = self.root / "annotations" / f"captions_{split}{self.year}.json"
         if not path.is_file():
             raise self._lacks(path)
         return read_captions(path, _stamp(path))
 
     def _instances_path(self, split: str) -> Path:
-        return self.root / "annotations" / f"instances_{split}2017.json"
+        return self.root / "annotations" / f"instances_{split}{self.year}.json"
 
 
 def fill_scan(scan: Scan, images: CaptionedImages, files: set[str], prefix: str = "") -> None:

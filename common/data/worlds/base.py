@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from common.data.listing import cache_folder
+from common.data.listing import cache_folder, exclusive
 
 Write = Callable[[Path, Callable[[], None]], None]
 
@@ -84,7 +83,7 @@ class World(ABC):
         if all(self.root_of(name).is_dir() for name in wanted):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _exclusive(self.folder / ".lock"):
+        with exclusive(self.folder / ".lock"):
             missing = [name for name in wanted if not self.root_of(name).is_dir()]
             if not missing:
                 return
@@ -136,16 +135,3 @@ class World(ABC):
             root: the folder.
             write: to be called with each media file's path and what writes it; makes its folder and counts it.
         """
-
-
-@contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock that the operating system releases when the process dies, also by SIGKILL."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: renaming still keeps the result whole
-        yield
-        return
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -1,0 +1,235 @@
+"""Localized Narratives: long spoken descriptions of the images of COCO 2017 and of Open Images."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from common.data.annotations import (
+    CaptionCollector,
+    CaptionedImages,
+    ImageAnnotations,
+    entry_of,
+    kept_columns,
+)
+from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, first_folder, prefix_of, walk
+from common.data.datasets.coco import fill_scan
+from common.data.listing import Listing, stamp_of
+
+_FOLDERS = ("", "annotations/", "localized_narratives/")
+
+
+class LocalizedNarratives(MediaDataset):
+    """Images with what annotators said about them while they pointed at it; one narrative for each annotator.
+
+    A listing holds the images that have a narrative and a file. The points, the times of the words and the recordings
+    are not read. Use `LocalizedNarrativesCOCO` or `LocalizedNarrativesOpenImages`.
+
+    Source: XMC-GAN, specification 7.
+    """
+
+    num_classes = 0
+    streams = ("image",)
+    licence = "narratives CC BY 4.0; the images belong to their authors"
+    source = "https://google.github.io/localized-narratives"
+    prepares = "index of the files and of the narratives; decoding of a random sample"
+    #: Files of narratives and possible folders of images of each split.
+    files: ClassVar[Mapping[str, str]]
+    folders: ClassVar[Mapping[str, tuple[str, ...]]]
+    #: Narratives of each split, where known.
+    published_narratives: ClassVar[Mapping[str, int]] = {}
+
+    def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
+        """Narratives of a split's images, as their captions; this set comes without tags and boxes.
+
+        Args:
+            split: One of ``splits`` (or an alias).
+            listing: Images of this split, such as a subset; None = all of them.
+
+        Returns:
+            One row per image of the listing, in its order.
+
+        Raises:
+            DatasetMissing: A folder or a file of narratives is missing.
+            ValueError: A file is damaged, or does not know an image of the listing.
+        """
+        split, _ = self._checked(split, None)
+        listing = self.listing(split) if listing is None else listing
+        images = self._narratives(split)
+        prefix = prefix_of(self._folder(split), self.root)
+        return images.annotations(images.rows_of(name.removeprefix(prefix) for name in listing.table.names()))
+
+    def _scan(self, split: str, fold: int | None) -> Scan:
+        folder, paths = self._folder(split), self._paths(split)
+        images = self._narratives(split)
+        where = f"{prefix_of(folder, self.root)} with {paths[0].relative_to(self.root)}"
+        watched = [paths[0].parent, *paths]
+        scan = Scan((), where, watched=watched)
+        fill_scan(
+            scan, images, {name for name, _ in walk(folder, IMAGE_SUFFIXES, watched)}, prefix_of(folder, self.root)
+        )
+        narratives, published = int(images.captions.starts[-1]), self.published_narratives.get(split)
+        stated = f", published {published:,}" if published not in (None, narratives) else ""
+        scan.notes.append(f"{narratives:,} narratives{stated}")
+        return scan
+
+    def _folder(self, split: str) -> Path:
+        folder = first_folder(self.root, self.folders[split])
+        if folder is None:
+            raise self._lacks(self.root / self.folders[split][0])
+        return folder
+
+    def _paths(self, split: str) -> list[Path]:
+        """Files of narratives of a split: one, or all parts of one.
+
+        Raises:
+            DatasetMissing: There is none, or a part is missing.
+        """
+        stem = self.files[split]
+        for parent in _FOLDERS:
+            folder = self.root / parent
+            whole = folder / f"{stem}.jsonl"
+            if whole.is_file():
+                return [whole]
+            parts = sorted(folder.glob(f"{stem}-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].jsonl"))
+            if not parts:
+                continue
+            total = int(re.sub(r".*-of-(\d{5})$", r"\1", parts[0].stem))
+            expected = [folder / f"{stem}-{number:05d}-of-{total:05d}.jsonl" for number in range(total)]
+            missing = [path for path in expected if path not in parts]
+            if missing:
+                raise self._lacks(missing[0], f"{len(missing)} of {total} parts of the narratives are missing")
+            return expected
+        raise self._lacks(self.root / f"{stem}.jsonl")
+
+    def _narratives(self, split: str) -> CaptionedImages:
+        paths = self._paths(split)
+        return read_narratives(tuple(paths), tuple(tuple(stamp_of(path)) for path in paths), type(self).file_name)
+
+    @staticmethod
+    def file_name(image_id: str) -> str:
+        """Name of an image's file inside its folder."""
+        return f"{image_id}.jpg"
+
+
+class LocalizedNarrativesCOCO(LocalizedNarratives):
+    """Localized Narratives of COCO 2017: 134,272 narratives to train on, 8,573 to validate.
+
+    Source: XMC-GAN, specification 7 ("LN-COCO").
+    """
+
+    name = "ln_coco"
+    title = "Localized Narratives, COCO 2017"
+    splits = ("train", "val")
+    split_aliases: ClassVar[Mapping[str, str]] = {"validation": "val"}
+    published_counts: ClassVar[Mapping[str, int]] = {"val": 5_000}
+    published_narratives: ClassVar[Mapping[str, int]] = {"train": 134_272, "val": 8_573}
+    files: ClassVar[Mapping[str, str]] = {
+        "train": "coco_train_localized_narratives",
+        "val": "coco_val_localized_narratives",
+    }
+    folders: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "train": ("train2017", "images/train2017"),
+        "val": ("val2017", "images/val2017"),
+    }
+    expected_layout = (
+        "train2017/<image id:012d>.jpg and val2017/...             (the images of COCO 2017)\n"
+        "coco_train_localized_narratives-0000<n>-of-00004.jsonl    (or in annotations/ or localized_narratives/)\n"
+        "coco_val_localized_narratives.jsonl"
+    )
+    size = "20 GB of images and 3 GB of narratives"
+
+    @staticmethod
+    def file_name(image_id: str) -> str:
+        """Name of an image's file: its number with twelve digits."""
+        return f"{int(image_id):012d}.jpg" if image_id.isascii() and image_id.isdecimal() else f"{image_id}.jpg"
+
+
+class LocalizedNarrativesOpenImages(LocalizedNarratives):
+    """Localized Narratives of Open Images: one narrative for most images.
+
+    Source: XMC-GAN, specification 7 ("LN-OpenImages").
+    """
+
+    name = "ln_open_images"
+    title = "Localized Narratives, Open Images V6"
+    splits = ("train", "validation", "test")
+    split_aliases: ClassVar[Mapping[str, str]] = {"val": "validation"}
+    optional_splits = frozenset({"test"})
+    files: ClassVar[Mapping[str, str]] = {
+        "train": "open_images_train_v6_localized_narratives",
+        "validation": "open_images_validation_localized_narratives",
+        "test": "open_images_test_localized_narratives",
+    }
+    folders: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        split: (split, f"images/{split}") for split in ("train", "validation", "test")
+    }
+    expected_layout = (
+        "train/<image id>.jpg, validation/... and test/...                   (of Open Images V6)\n"
+        "open_images_train_v6_localized_narratives-0000<n>-of-00010.jsonl    (or in annotations/ or\n"
+        "                                                                    localized_narratives/)\n"
+        "open_images_validation_localized_narratives.jsonl\n"
+        "open_images_test_localized_narratives.jsonl                         (optional)"
+    )
+    size = "several hundred GB"
+
+
+@functools.lru_cache(maxsize=4)
+def read_narratives(paths: tuple[Path, ...], stamps: tuple[tuple[int, ...], ...], name_of: Any) -> CaptionedImages:
+    """Read the parts of a file of narratives, once per process; the columns of large ones are kept on disk.
+
+    Args:
+        paths: The parts, in order.
+        stamps: Their time stamps and sizes: a file that was written anew is read anew.
+        name_of: Makes a file name of an image's id.
+
+    Returns:
+        The images in order of their first narrative; numbers of images and narratives count them through.
+
+    Raises:
+        ValueError: A line is damaged; the message has its number.
+    """
+    collector = CaptionCollector(paths[0])
+    numbers: dict[str, int] = {}
+    narratives = 0
+    for path in paths:
+        columns = kept_columns(path, functools.partial(_narrative_columns, path))
+        buffer = columns["captions"].tobytes()
+        ends = columns["ends"].tolist()
+        for image_id, start, end in zip(columns["image_ids"].tolist(), [0, *ends], ends):
+            if image_id not in numbers:
+                numbers[image_id] = len(numbers)
+                collector.add_image(name_of(image_id), numbers[image_id], numbers[image_id])
+            collector.add_caption(buffer[start:end].decode("utf-8", "surrogatepass"), narratives, numbers[image_id])
+            narratives += 1
+    return collector.finish()
+
+
+def _narrative_columns(path: Path) -> dict[str, npt.NDArray[Any]]:
+    image_ids: list[str] = []
+    captions: list[bytes] = []
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{where} is not valid JSON ({error}); it may be truncated: get it anew") from None
+            if not isinstance(entry, dict):
+                raise ValueError(f"{where} holds a JSON {type(entry).__name__} where an object is expected")
+            image_ids.append(entry_of(entry, "image_id", str, where))
+            captions.append(entry_of(entry, "caption", str, where).encode("utf-8", "surrogatepass"))
+    return {
+        "image_ids": np.array(image_ids, dtype=np.str_),
+        "captions": np.frombuffer(b"".join(captions), dtype=np.uint8),
+        "ends": np.cumsum([len(caption) for caption in captions], dtype=np.int64),
+    }

@@ -1,0 +1,39 @@
+"""Losses between a generator and a discriminator."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.losses.info_nce import at_least_float32
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss of a discriminator: real scores should exceed 1, fake ones stay below -1.
+
+    Args:
+        real, fake: unbounded scores; half precision is raised to float32.
+
+    Shapes:
+        any, not necessarily equal
+
+    Returns:
+        Scalar loss, at least 0.
+
+    Source: Lim and Ye, "Geometric GAN"; specification 5.1 of XMC-GAN.
+    """
+    return F.relu(1.0 - at_least_float32(real)).mean() + F.relu(1.0 + at_least_float32(fake)).mean()
+
+
+def hinge_generator(fake: Tensor) -> Tensor:
+    """Loss of a generator against a hinge discriminator: the negative mean score of its images.
+
+    Args:
+        fake: unbounded scores; half precision is raised to float32.
+
+    Returns:
+        Scalar loss.
+
+    Source: Lim and Ye, "Geometric GAN"; specification 5.1 of XMC-GAN.
+    """
+    return -at_least_float32(fake).mean()

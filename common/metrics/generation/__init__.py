@@ -1,0 +1,32 @@
+"""Scores of generated images: Frechet distance, inception score, R-precision and semantic object accuracy.
+
+Each is a pure function of statistics, and an accumulator that collects them over batches and processes. Networks that
+make features, embeddings and detections are the caller's.
+"""
+
+from common.metrics.generation.frechet import FeatureStatistics, Moments, frechet_distance
+from common.metrics.generation.inception_score import InceptionScore, inception_score
+from common.metrics.generation.object_accuracy import (
+    CLASSES,
+    ObjectAccuracy,
+    mentioned_classes,
+    object_accuracy,
+    object_captions,
+)
+from common.metrics.generation.r_precision import RPrecision, first_ranked, r_precision
+
+__all__ = [
+    "CLASSES",
+    "FeatureStatistics",
+    "InceptionScore",
+    "Moments",
+    "ObjectAccuracy",
+    "RPrecision",
+    "first_ranked",
+    "frechet_distance",
+    "inception_score",
+    "mentioned_classes",
+    "object_accuracy",
+    "object_captions",
+    "r_precision",
+]

@@ -1,0 +1,101 @@
+"""Inception score: how sure a classifier is of each image, and how different the images are.
+
+Source: T. Salimans et al., "Improved Techniques for Training GANs".
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from common.metrics.captioning.meter import gather_objects
+from common.metrics.generation.seen import Seen
+
+
+def inception_score(probabilities: Tensor, splits: int = 1) -> tuple[float, float]:
+    """`exp` of the mean divergence between the classes of an image and those of all images.
+
+    Args:
+        probabilities: of the classes [N, C]; rows sum to 1.
+        splits: parts of neighbouring rows, scored apart. The first parts are one longer where N does not divide.
+
+    Returns:
+        Mean and standard deviation (divisor n) over the parts; each score is from 1 to C.
+
+    Raises:
+        ValueError: there are fewer rows than parts.
+    """
+    if not 1 <= splits <= len(probabilities):
+        raise ValueError(f"{len(probabilities)} images cannot be scored in {splits} parts")
+    scores = torch.stack([_score(*_sums(part)) for part in probabilities.double().tensor_split(splits)])
+    return float(scores.mean()), float(scores.std(correction=0))
+
+
+def _sums(probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Number of rows, sum of p log p, sum of p [C]."""
+    count = torch.tensor(float(len(probabilities)), dtype=torch.float64, device=probabilities.device)
+    return count, torch.special.xlogy(probabilities, probabilities).sum(), probabilities.sum(0)
+
+
+def _score(count: Tensor, entropy: Tensor, total: Tensor) -> Tensor:
+    mean = total / count
+    # sum of p (log p - log mean) over classes and images; a class with no probability at all adds nothing.
+    return ((entropy - torch.special.xlogy(total, mean).sum()) / count).exp()
+
+
+class InceptionScore:
+    """The score over all batches and processes, from float64 sums: no row is kept.
+
+    Args:
+        splits: see `inception_score`.
+        total: number of samples, whose indices are 0 to total - 1; needed for more than one part.
+    """
+
+    def __init__(self, splits: int = 1, total: int | None = None) -> None:
+        if splits < 1 or (splits > 1 and (total is None or total < splits)):
+            raise ValueError(f"{splits} parts need the number of samples, at least {splits}; got {total}")
+        self.splits = splits
+        self.total = total
+        self._seen = Seen()
+        # Of every part: number of samples, sum of p log p, sums of p.
+        self._sums: Tensor | None = None
+
+    def update(self, index: Tensor, probabilities: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            index: which samples [B]; a sample that was there before is left out.
+            probabilities: of the classes [B, C].
+        """
+        chosen = self._seen.fresh(index).to(probabilities.device)
+        rows = probabilities.detach()[chosen].double()
+        if self._sums is None:
+            self._sums = rows.new_zeros(self.splits, 2 + rows.shape[1])
+        entropy = torch.special.xlogy(rows, rows).sum(1, keepdim=True)
+        self._sums.index_add_(
+            0, self._part(index.to(rows.device)[chosen]), torch.cat([torch.ones_like(entropy), entropy, rows], 1)
+        )
+
+    def _part(self, index: Tensor) -> Tensor:
+        if self.splits == 1:
+            return torch.zeros_like(index)
+        assert self.total is not None
+        # As tensor_split cuts: the first `longer` parts have one sample more.
+        size, longer = divmod(self.total, self.splits)
+        border = longer * (size + 1)
+        return torch.where(index < border, index // (size + 1), longer + (index - border) // max(size, 1))
+
+    def compute(self) -> tuple[float, float]:
+        """Mean and standard deviation over the parts; the same on every process.
+
+        Raises:
+            ValueError: a part has no sample, or two processes brought the same one.
+        """
+        device = None if self._sums is None else self._sums.device
+        self._seen.require_disjoint(device)
+        known = gather_objects([] if self._sums is None else [self._sums.cpu()])
+        sums = torch.stack(known).sum(0) if known else torch.zeros(self.splits, 2, dtype=torch.float64)
+        if not bool((sums[:, 0] > 0).all()):
+            raise ValueError("the inception score has a part without an image")
+        scores = torch.stack([_score(part[0], part[1], part[2:]) for part in sums])
+        return float(scores.mean()), float(scores.std(correction=0))

@@ -1,0 +1,291 @@
+"""Semantic object accuracy (SOA): whether a detector finds in a generated image what its caption names.
+
+The words that name a class are our own list: the lists of the public tool are not part of this project, so which
+captions count differs a little from published numbers.
+
+Source: T. Hinz et al., "Semantic Object Accuracy for Generative Text-to-Image Synthesis"; XMC-GAN specification 9.3.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from common.metrics.generation.seen import Seen
+
+#: The 80 classes of COCO's detection task, in the order of its category ids.
+CLASSES: tuple[str, ...] = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
+    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
+    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
+    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
+    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator",
+    "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+
+# What names a class, in the singular; "" names none. The longest phrase at a place counts and its words are used up, so
+# that a hot dog is no dog and a teddy bear no bear.
+_PHRASES: dict[str, str] = {
+    "person": "person|man|woman|boy|girl|child|kid|baby|toddler|guy|lady|people|player|skier|snowboarder|skateboarder|"
+    "surfer|rider|cyclist|pedestrian|batter|pitcher|umpire|catcher|officer|policeman|worker|farmer|chef|bride|groom|"
+    "crowd|passenger|fireman|soldier|gentleman|spectator|family",
+    "bicycle": "bicycle|bike|cycle",
+    "car": "car|taxi|cab|sedan|minivan|jeep|suv|automobile|police car|sports car",
+    "motorcycle": "motorcycle|motorbike|motor cycle|moped|motor bike|dirt bike|motor scooter",
+    "airplane": "airplane|plane|aeroplane|jet|airliner|aircraft|jetliner|air plane|biplane",
+    "bus": "bus|minibus|double decker|school bus",
+    "train": "train|locomotive|subway train|tram",
+    "truck": "truck|lorry|fire engine|fire truck|pickup|pick up truck|semi",
+    "boat": "boat|sailboat|ship|canoe|kayak|gondola|ferry|yacht|rowboat|speedboat|raft",
+    "traffic light": "traffic light|traffic signal|stop light|stoplight|street signal",
+    "fire hydrant": "fire hydrant|hydrant|fireplug",
+    "stop sign": "stop sign",
+    "parking meter": "parking meter",
+    "bench": "bench|park bench",
+    "bird": "bird|seagull|gull|pigeon|parrot|duck|goose|geese|swan|owl|eagle|hawk|crow|flamingo|ostrich|penguin|"
+    "hummingbird|peacock|pelican|sparrow|dove",
+    "cat": "cat|kitten|kitty",
+    "dog": "dog|puppy|hound|poodle|corgi|terrier|retriever|bulldog|dalmatian|labrador",
+    "horse": "horse|pony|foal|stallion|mare",
+    "sheep": "sheep|lamb|ram|ewe",
+    "cow": "cow|bull|calf|cattle|ox|oxen|steer",
+    "elephant": "elephant",
+    "bear": "bear|polar bear|grizzly|grizzly bear|brown bear|black bear|panda bear|panda",
+    "zebra": "zebra",
+    "giraffe": "giraffe",
+    "backpack": "backpack|back pack|rucksack|knapsack",
+    "umbrella": "umbrella|parasol",
+    "handbag": "handbag|hand bag|purse",
+    "tie": "tie|necktie|bow tie|bowtie",
+    "suitcase": "suitcase|suit case|luggage|baggage",
+    "frisbee": "frisbee|frisbie|flying disc|flying disk",
+    "skis": "skis|ski",
+    "snowboard": "snowboard|snow board",
+    "sports ball": "ball|soccer ball|tennis ball|football|basketball|baseball ball|beach ball|volleyball",
+    "kite": "kite",
+    "baseball bat": "baseball bat|bat",
+    "baseball glove": "baseball glove|baseball mitt|mitt|catcher glove",
+    "skateboard": "skateboard|skate board",
+    "surfboard": "surfboard|surf board|surfing board",
+    "tennis racket": "tennis racket|tennis racquet|racket|racquet",
+    "bottle": "bottle",
+    "wine glass": "wine glass|glass of wine|wineglass|goblet",
+    "cup": "cup|mug|coffee cup|tea cup|teacup",
+    "fork": "fork",
+    "knife": "knife|knive",
+    "spoon": "spoon",
+    "bowl": "bowl",
+    "banana": "banana",
+    "apple": "apple",
+    "sandwich": "sandwich|burger|hamburger|cheeseburger|panini",
+    "orange": "orange fruit|orange slice|slice of orange|bowl of orange|mandarin|tangerine|clementine",
+    "broccoli": "broccoli|brocolli",
+    "carrot": "carrot",
+    "hot dog": "hot dog|hotdog|chili dog|corn dog",
+    "pizza": "pizza",
+    "donut": "donut|doughnut",
+    "cake": "cake|cupcake|birthday cake|wedding cake|cheesecake",
+    "chair": "chair|armchair|arm chair|recliner|stool",
+    "couch": "couch|sofa|loveseat|love seat",
+    "potted plant": "potted plant|house plant|houseplant|pot plant|potted flower|plant in a pot",
+    "bed": "bed|bunk bed|mattress",
+    "dining table": "dining table|dinner table|dining room table|kitchen table|table",
+    "toilet": "toilet|urinal|commode",
+    "tv": "tv|tvs|television|television set|tv set|flat screen|flatscreen",
+    "laptop": "laptop|laptop computer|notebook computer|macbook",
+    "mouse": "computer mouse|mouse",
+    "remote": "remote|remote control|remote controller|wii remote|game controller|wii controller|wiimote",
+    "keyboard": "keyboard|computer keyboard",
+    "cell phone": "cell phone|cellphone|mobile phone|smartphone|smart phone|iphone|phone",
+    "microwave": "microwave|microwave oven",
+    "oven": "oven|stove|stove top|stovetop",
+    "toaster": "toaster",
+    "sink": "sink|wash basin|washbasin",
+    "refrigerator": "refrigerator|fridge|freezer",
+    "book": "book|textbook|novel",
+    "clock": "clock|clock tower|alarm clock",
+    "vase": "vase",
+    "scissors": "scissors|scissor|pair of scissors|shears",
+    "teddy bear": "teddy bear|teddy|stuffed bear|stuffed teddy bear|stuffed teddy",
+    "hair drier": "hair drier|hair dryer|hairdryer|blow dryer|hairdrier",
+    "toothbrush": "toothbrush|tooth brush",
+    "": "remote area|remote location|mouse pad|toy train|train station|train track|bus stop|bus station|"
+    "baseball cap|car park|toilet paper|toilet brush|phone booth|book shelf|book case|flower bed|truck bed|bath tub|"
+    "cat food|dog food|dog house|bird house|bird feeder|table cloth|table tennis|pizza box|pizza cutter|cake pan|"
+    "orange juice|apple juice|apple computer|wine bottle opener|boat dock|plane ticket|bear claw|duck sauce|bowl cut|"
+    "telephone pole|telephone booth|ski lift|ski slope|ski resort|ski lodge|kite festival|tie dye|tie dyed|bed room|"
+    "bike rack|bike lane|horse shoe|crow bar|hawk eye|bat man|cell phone tower|sheep dog|bull dog|cow boy|cow girl",
+}  # fmt: skip
+_PLURALS = {"men": "man", "women": "woman", "children": "child", "mice": "mouse", "knives": "knife", "wolves": "wolf"}
+_WHOLE = frozenset({"bus", "skis", "scissors", "glass", "shears", "buses", "tennis", "sports", "plus", "grass"})
+# A colour and a fruit share a name: only more than one of them is surely the fruit.
+_ORANGES = "oranges"
+
+
+def _singular(word: str) -> str:
+    """A word's singular, roughly: enough to look up the nouns of the list."""
+    if word in _PLURALS:
+        return _PLURALS[word]
+    if word in ("buses", "busses"):
+        return "bus"
+    if word in _WHOLE or len(word) < 4 or word.endswith("ss"):
+        return word
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    if word.endswith(("ches", "shes", "xes", "sses", "oes")):
+        return word[:-2]
+    return word[:-1] if word.endswith("s") else word
+
+
+def _table() -> dict[tuple[str, ...], int]:
+    number = {name: position for position, name in enumerate(CLASSES)}
+    return {
+        tuple(phrase.split()): number.get(name, -1)
+        for name, phrases in _PHRASES.items()
+        for phrase in phrases.split("|")
+    }
+
+
+_BY_PHRASE = _table()
+_LONGEST = max(map(len, _BY_PHRASE))
+
+
+def mentioned_classes(caption: str) -> tuple[int, ...]:
+    """Classes that an English caption names, ascending.
+
+    Args:
+        caption: any text; case and punctuation do not matter.
+
+    Returns:
+        Positions in `CLASSES`.
+
+    Example:
+        >>> [CLASSES[number] for number in mentioned_classes("A dog and two men eat hot dogs.")]
+        ['person', 'dog', 'hot dog']
+    """
+    spoken = re.findall(r"[a-z]+", caption.lower())
+    words = [_singular(word) for word in spoken]
+    found, place = set(), 0
+    while place < len(words):
+        for length in range(min(_LONGEST, len(words) - place), 0, -1):
+            number = _BY_PHRASE.get(tuple(words[place : place + length]))
+            if number is not None:
+                found.add(number)
+                place += length
+                break
+        else:
+            if spoken[place] == _ORANGES:
+                found.add(CLASSES.index("orange"))
+            place += 1
+    return tuple(sorted(found - {-1}))
+
+
+@dataclass(frozen=True)
+class ObjectImage:
+    """An image to generate.
+
+    Attributes:
+        caption: position of its caption.
+        copy: which of the images of that caption.
+        classes: what the detector must find; positions in `CLASSES`.
+    """
+
+    caption: int
+    copy: int
+    classes: tuple[int, ...]
+
+
+def object_captions(
+    captions: Sequence[str], copies: int = 3, person_captions: int = 30_000, seed: int = 0
+) -> list[ObjectImage]:
+    """The images that the accuracy is measured on.
+
+    Every caption that names a class gets `copies` images. People are in so many captions that only some of these, drawn
+    at random, count for them, with one image each.
+
+    Args:
+        captions: of the evaluation set.
+        copies: images of a caption.
+        person_captions: captions that count for the class `person`.
+        seed: of the draw.
+
+    Source: specification 9.3.
+    """
+    named = [mentioned_classes(caption) for caption in captions]
+    people = [number for number, classes in enumerate(named) if 0 in classes]
+    drawn = np.random.default_rng(seed).permutation(len(people))[:person_captions]
+    counted = {people[number] for number in drawn.tolist()}
+    images = []
+    for caption, classes in enumerate(named):
+        others = tuple(number for number in classes if number)
+        for copy in range(copies):
+            wanted = (0, *others) if copy == 0 and caption in counted else others
+            if wanted:
+                images.append(ObjectImage(caption, copy, wanted))
+    return images
+
+
+def object_accuracy(images: Tensor, hits: Tensor) -> tuple[float, float]:
+    """SOA-C and SOA-I, in percent.
+
+    Args:
+        images: images whose caption names the class [C].
+        hits: those of them in which the detector finds it [C].
+
+    Returns:
+        The mean over classes that have an image, and the mean over images.
+
+    Raises:
+        ValueError: no class has an image.
+    """
+    images, hits = images.double(), hits.double()
+    known = images > 0
+    if not bool(known.any()):
+        raise ValueError("object accuracy needs an image whose caption names a class")
+    return float(100 * (hits[known] / images[known]).mean()), float(100 * hits.sum() / images.sum())
+
+
+class ObjectAccuracy:
+    """SOA over all batches and processes; only counts are kept.
+
+    Args:
+        classes: number of classes, C.
+    """
+
+    def __init__(self, classes: int = len(CLASSES)) -> None:
+        self._seen = Seen()
+        self._counts = torch.zeros(2, classes, dtype=torch.int64)
+
+    def update(self, index: Tensor, named: Tensor, found: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            index: which images [B]; an image that was there before is left out.
+            named: whether its caption names a class [B, C] booleans.
+            found: whether the detector finds it [B, C] booleans.
+        """
+        chosen = self._seen.fresh(index)
+        named, found = named.cpu()[chosen], found.cpu()[chosen]
+        self._counts += torch.stack([named.sum(0), (named & found).sum(0)])
+
+    def compute(self, device: torch.device | str | None = None) -> tuple[float, float]:
+        """SOA-C and SOA-I in percent, the same on every process; see `object_accuracy`."""
+        counts = self.counts(device)
+        return object_accuracy(counts[0], counts[1])
+
+    def counts(self, device: torch.device | str | None = None) -> Tensor:
+        """Images and hits of every class over all processes [2, C]."""
+        self._seen.require_disjoint(device)
+        if not (dist.is_available() and dist.is_initialized()):
+            return self._counts.clone()
+        total = self._counts.to(device or "cpu")
+        dist.all_reduce(total)
+        return total.cpu()

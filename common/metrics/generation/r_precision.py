@@ -1,0 +1,119 @@
+"""R-precision: how often a generated image is closer to its own text than to drawn texts of other images.
+
+Source: T. Xu et al., "AttnGAN: Fine-Grained Text to Image Generation with Attentional Generative Adversarial
+Networks"; XMC-GAN specification 9.2.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.metrics.gathering import RowsOncePerSample
+
+# Bounds the memory of a draw: so many queries at a time are compared with all texts.
+_SCORES = 1 << 24
+
+
+def first_ranked(
+    image: Tensor, text: Tensor, identity: Tensor | None = None, candidates: int = 100, seed: int = 0
+) -> Tensor:
+    """Whether an image's own text beats texts drawn from the others, by inner product.
+
+    A tie is no hit, and neither is a score that is not a number: a collapsed encoder finds nothing.
+
+    Args:
+        image: of the generated images [N, d].
+        text: of their texts [N, d].
+        identity: number of each text [N], the same for equal texts, which are never drawn against each other. None
+            takes all texts for different ones; then an image whose text occurs twice can be beaten by its own text.
+        candidates: texts an image is compared with, its own among them.
+        seed: of the draw, without replacement. Where fewer others than asked for are there, all are taken.
+
+    Returns:
+        [N] booleans.
+
+    Raises:
+        ValueError: an image has no other text to be compared with.
+    """
+    count = len(image)
+    identity = torch.arange(count) if identity is None else identity.cpu()
+    generator = torch.Generator().manual_seed(seed)
+    block = max(_SCORES // max(count, 1), 1)
+    hits = []
+    for start in range(0, count, block):
+        rows = torch.arange(start, min(start + block, count))
+        keys = torch.rand(len(rows), count, generator=generator)
+        keys[identity[rows, None] == identity[None]] = 2.0
+        drawn, others = keys.topk(min(candidates - 1, count), dim=1, largest=False)
+        valid = (drawn < 1.5).to(image.device)
+        if not bool(valid.any(1).all()):
+            raise ValueError("r-precision needs another text for every image, but one text is that of all images")
+        own = (image[start : start + block] * text[start : start + block]).sum(1, keepdim=True)
+        scores = torch.einsum("nd,nkd->nk", image[start : start + block], text[others.to(text.device)])
+        hits.append(((scores < own) | ~valid).all(1))
+    return torch.cat(hits)
+
+
+def r_precision(
+    image: Tensor,
+    text: Tensor,
+    identity: Tensor | None = None,
+    candidates: int = 100,
+    folds: int = 10,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """R-precision by cosine, in percent.
+
+    Args:
+        image, text: embeddings [N, d] of images and of their texts.
+        identity, candidates, seed: see `first_ranked`; 100 candidates give 1% at chance.
+        folds: parts of shuffled images, judged apart; the spread is over them.
+
+    Returns:
+        Mean and standard deviation (divisor n) over the folds.
+
+    Raises:
+        ValueError: there are fewer images than folds.
+    """
+    if not 1 <= folds <= len(image):
+        raise ValueError(f"{len(image)} images cannot be judged in {folds} folds")
+    hits = first_ranked(F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1), identity, candidates, seed)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(hits)))
+    shares = torch.stack([100 * hits.cpu()[part].double().mean() for part in order.tensor_split(folds)])
+    return float(shares.mean()), float(shares.std(correction=0))
+
+
+class RPrecision:
+    """R-precision over all batches and processes.
+
+    Args:
+        candidates, folds, seed: see `r_precision`.
+        exclude_equal: whether equal texts are never drawn against each other.
+    """
+
+    def __init__(self, candidates: int = 100, folds: int = 10, seed: int = 0, exclude_equal: bool = True) -> None:
+        self.candidates = candidates
+        self.folds = folds
+        self.seed = seed
+        self.exclude_equal = exclude_equal
+        self._rows = RowsOncePerSample("image", "text", "identity")
+
+    def update(self, index: Tensor, image: Tensor, text: Tensor, identity: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            index: which samples [B].
+            image, text: embeddings [B, d].
+            identity: [B] int64, equal for equal texts, on every process alike.
+        """
+        self._rows.update(index, image=image.float(), text=text.float(), identity=identity)
+
+    def compute(self, device: torch.device | str | None = None) -> tuple[float, float]:
+        """Mean and spread over the folds; the same on every process."""
+        _, rows = self._rows.compute(device)
+        identity = rows["identity"] if self.exclude_equal else None
+        folds = min(self.folds, len(rows["image"]))
+        return r_precision(rows["image"], rows["text"], identity, self.candidates, folds, self.seed)

@@ -1,0 +1,158 @@
+"""Weights of XMC-GAN in the names and layouts of the official code, in both directions, and of our own stages.
+
+No generator or discriminator of the authors is public; whoever trained one with their code can bring it here as a file
+of named arrays, and a network trained here can go back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.encoders.checkpoint_files import CheckpointError, below, named_tensors, read_checkpoint, write_whole
+from papers.xmc_gan.model import Discriminator
+
+Layout = Literal["generator", "official", "discriminator"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+#: Our module names -> those of the official code; two of them where one layer of ours stands for two.
+_GENERATOR = (
+    (r"sentence", ("Dense_0",)),
+    (r"start", ("Dense_1",)),
+    (r"query", ("Conv_0",)),
+    (r"image", ("Conv_1",)),
+    (r"norm\.norm", ("LocalConditionalBatchNorm_0/BatchNorm_0",)),
+    (r"norm\.modulation", ("LocalConditionalBatchNorm_0/Conv_0", "LocalConditionalBatchNorm_0/Conv_1")),
+    (r"blocks\.(\d+)\.conv1", (r"GenBlock_\1/Conv_0",)),
+    (r"blocks\.(\d+)\.conv2", (r"GenBlock_\1/Conv_1",)),
+    (r"blocks\.(\d+)\.shortcut", (r"GenBlock_\1/Conv_2",)),
+    (r"blocks\.(\d+)\.norm(\d)\.norm", (r"GenBlock_\1/ConditionalBatchNorm_<\2>/BatchNorm_0",)),
+    (
+        r"blocks\.(\d+)\.norm(\d)\.modulation",
+        (r"GenBlock_\1/ConditionalBatchNorm_<\2>/Dense_0", r"GenBlock_\1/ConditionalBatchNorm_<\2>/Dense_1"),
+    ),
+    (r"spatial_blocks\.(\d+)\.conv1", (r"GenSpatialBlock_\1/Conv_0",)),
+    (r"spatial_blocks\.(\d+)\.conv2", (r"GenSpatialBlock_\1/Conv_1",)),
+    (r"spatial_blocks\.(\d+)\.shortcut", (r"GenSpatialBlock_\1/Conv_2",)),
+    (r"spatial_blocks\.(\d+)\.norm(\d)\.norm", (r"GenSpatialBlock_\1/LocalConditionalBatchNorm_<\2>/BatchNorm_0",)),
+    (
+        r"spatial_blocks\.(\d+)\.norm(\d)\.modulation",
+        (
+            r"GenSpatialBlock_\1/LocalConditionalBatchNorm_<\2>/Conv_0",
+            r"GenSpatialBlock_\1/LocalConditionalBatchNorm_<\2>/Conv_1",
+        ),
+    ),
+)
+_DISCRIMINATOR = (
+    (r"regions", ("SpectralConv_0",)),
+    (r"logit", ("SpectralDense_0",)),
+    (r"sentence", ("SpectralDense_1",)),
+    (r"blocks\.0\.conv(\d)", (r"DiscOptimizedBlock_0/SpectralConv_<\1>",)),
+    (r"blocks\.0\.shortcut", ("DiscOptimizedBlock_0/SpectralConv_2",)),
+    (r"blocks\.(\d+)\.conv(\d)", (r"DiscBlock_<\1>/SpectralConv_<\2>",)),
+    (r"blocks\.(\d+)\.shortcut", (r"DiscBlock_<\1>/SpectralConv_2",)),
+)
+_LEAVES = {
+    "weight": "params/{}/kernel",
+    "bias": "params/{}/bias",
+    "running_mean": "batch_stats/{}/mean",
+    "running_variance": "batch_stats/{}/var",
+    "u": "spectral_norm_stats/{}/u0",
+}
+
+
+def official_names(name: str, discriminator: bool) -> list[str]:
+    """Names of the official arrays that one of our tensors is made of, joined along its first dimension.
+
+    Raises:
+        KeyError: no tensor of the network.
+    """
+    module, _, leaf = name.rpartition(".")
+    for pattern, targets in _DISCRIMINATOR if discriminator else _GENERATOR:
+        match = re.fullmatch(pattern, module)
+        if match:
+            # What we count from one, they count from zero.
+            names = [re.sub(r"<(\d+)>", lambda m: str(int(m[1]) - 1), match.expand(target)) for target in targets]
+            return [_LEAVES[leaf].format(official) for official in names]
+    raise KeyError(name)
+
+
+def from_official(network: nn.Module, arrays: Mapping[str, Any], where: str = "the arrays") -> dict[str, Tensor]:
+    """State dict of a generator or discriminator from the official code's arrays.
+
+    Args:
+        network: which one, for its names and shapes; not changed.
+        arrays: `params/...`, `batch_stats/...` and `spectral_norm_stats/...` with slashes between the levels.
+        where: for the message.
+
+    Raises:
+        CheckpointError: an array is missing or of another shape.
+
+    Source: layout rules of the golden vectors; specification 13.
+    """
+    state: dict[str, Tensor] = {}
+    for name, own in network.state_dict().items():
+        parts = []
+        for official in official_names(name, isinstance(network, Discriminator)):
+            if official not in arrays:
+                raise CheckpointError(f"{where}: no {official}; is it a network of the same kind and size?")
+            array = torch.from_numpy(np.array(arrays[official], dtype=np.float32))
+            # Kernels are (height, width, in, out) or (in, out); a spectral vector is (1, out).
+            parts.append(
+                array.permute(3, 2, 0, 1) if array.ndim == 4 else array.T if name.endswith("weight") else array
+            )
+        joined = torch.cat([part.reshape(-1) if name.endswith(".u") else part for part in parts]).contiguous()
+        if joined.shape != own.shape:
+            raise CheckpointError(f"{where}: {name} would be {list(joined.shape)} instead of {list(own.shape)}")
+        state[name] = joined
+    return state
+
+
+def to_official(state: Mapping[str, Tensor], discriminator: bool) -> Arrays:
+    """The official code's arrays of a generator or discriminator; the inverse of `from_official`."""
+    arrays: Arrays = {}
+    for name, tensor in state.items():
+        names = official_names(name, discriminator)
+        for official, part in zip(names, tensor.chunk(len(names))):
+            if part.ndim == 4:
+                part = part.permute(2, 3, 1, 0)
+            elif name.endswith("weight"):
+                part = part.T
+            arrays[official] = part.reshape(1, -1).numpy() if name.endswith(".u") else part.contiguous().numpy()
+    return arrays
+
+
+def export(checkpoint: str | Path, output: str | Path, layout: Layout = "generator") -> Path:
+    """Write one network of a trained model for other code.
+
+    Args:
+        checkpoint: of one of our stages.
+        output: file to write; it appears whole or not at all.
+        layout: `generator`, the averaged generator with the names of `papers.xmc_gan.model.Generator`; `official`, the
+            same as a `.npz` in the names of the official code; `discriminator`, as an image and region encoder.
+
+    Returns:
+        `output`.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, or holds no such network.
+    """
+    state = named_tensors(read_checkpoint(checkpoint).get("state_dict"))
+    found = below(state, "discriminator." if layout == "discriminator" else "generators.key.")
+    if not found:
+        raise CheckpointError(f"--checkpoint: {checkpoint} holds no {layout}: is it of a stage that trains XMC-GAN?")
+    if layout == "official":
+        return write_whole(output, lambda path: _save_arrays(path, to_official(found, discriminator=False)))
+    return write_whole(output, lambda path: torch.save(found, path))
+
+
+def _save_arrays(path: Path, arrays: Arrays) -> None:
+    with path.open("wb") as file:  # by its name, NumPy would add an ending
+        np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -1,0 +1,413 @@
+"""Data of XMC-GAN: images with one of their captions, as tokens or as stored BERT features (specification 2 and 7).
+
+The miniature uses the very same classes: its world writes files in the layout of COCO 2014, and the data set is pointed
+there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from common.data.annotations import ImageAnnotations, TextRows
+from common.data.datasets.coco import COCO
+from common.data.datasets.localized_narratives import LocalizedNarratives
+from common.data.image_transforms import SquashTransform
+from common.data.images import ImageItems
+from common.data.items import Sample
+from common.data.listing import Listing
+from common.data.text import CaptionTokenizer
+from common.data.worlds.base import World
+from common.training.data_module import ShardedDataModule
+from papers.xmc_gan.text import FeatureStore, SentencePool, StoredFeatures, checked_pool, encode_texts
+
+Items = Literal["images", "captions"]
+CaptionChoice = Literal["random", "shortest"]
+Role = Literal["train", "test", "reference"]
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionedItems:
+    """Items of a split, each with the captions that may be shown with it.
+
+    Args:
+        listing: the image of each item.
+        texts: captions of the split's images, row by row; captions are numbered through.
+        first, count: numbers of an item's first caption and how many follow one another, int64 [N].
+        rows: the image of each item as a row of `texts`, int64 [N].
+    """
+
+    listing: Listing
+    texts: TextRows
+    first: npt.NDArray[np.int64]
+    count: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+
+    @staticmethod
+    def of(listing: Listing, annotations: ImageAnnotations, items: Items, captions_per_image: int) -> CaptionedItems:
+        """All items of a split.
+
+        Args:
+            listing, annotations: its images.
+            items: an item for each image, or one for each caption.
+            captions_per_image: captions of an image that are used, the first ones.
+        """
+        captions = annotations.captions
+        texts = captions if isinstance(captions, TextRows) else TextRows(captions)
+        first, count = texts.starts[:-1], np.minimum(np.diff(texts.starts), captions_per_image)
+        rows = np.arange(len(listing))
+        if items == "captions":
+            within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+            first, rows = np.repeat(first, count) + within, np.repeat(rows, count)
+            listing, count = listing.subset(rows), np.ones_like(first)
+        return CaptionedItems(listing, texts, first, count, rows)
+
+    def subset(self, items: npt.NDArray[np.int64]) -> CaptionedItems:
+        """Some items, in the given order; an item may come more than once."""
+        return CaptionedItems(
+            self.listing.subset(items), self.texts, self.first[items], self.count[items], self.rows[items]
+        )
+
+
+class TextToImageItems(ImageItems):
+    """An image and the number of one of its captions: `image` float32 [3, S, S] in [0, 1], `caption` int64.
+
+    Args:
+        items: the images and their captions.
+        tokenizer: counts tokens where the shortest caption is wanted.
+        choice: `random`, uniform at every visit, drawn from (seed, epoch, item); or `shortest`, the one with the fewest
+            tokens.
+        options: see ImageItems.
+
+    Source: specification 2.5.
+    """
+
+    def __init__(
+        self, items: CaptionedItems, tokenizer: CaptionTokenizer, choice: CaptionChoice = "random", **options: Any
+    ) -> None:
+        super().__init__(items.listing, **options)
+        self.items = items
+        self.tokenizer = tokenizer
+        self.choice = choice
+
+    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
+        picture, _ = self.transform(image, rng)
+        first, count = int(self.items.first[item]), int(self.items.count[item])
+        if self.choice == "random":
+            number = first + int(rng.integers(count))
+        else:
+            texts = self.items.texts
+            number = min(range(first, first + count), key=lambda n: len(self.tokenizer.encode(texts.value(n))))
+        return {"image": picture, "caption": torch.tensor(number)}
+
+
+class CaptionRows(Dataset[Sample]):
+    """Numbers of captions: `caption`, and `index`, their position here.
+
+    Args:
+        numbers: int64 [n].
+    """
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, item: int) -> Sample:
+        return {"index": torch.tensor(item), "caption": self.numbers[item]}
+
+
+class TextToImageData(ShardedDataModule):
+    """Images with captions to train XMC-GAN on and to measure it with.
+
+    Args:
+        dataset: the data set; `root` is where its files lie.
+        tokenizer: makes tokens of captions; its `max_tokens` is T. A vocabulary of its own is made from the training
+            captions.
+        world: miniature whose files stand in for the data set's; None for real data.
+        text_features: the store of BERT's features; None delivers tokens, for a text encoder in the model.
+        sentence_pool: which pooled sentence of the store, see `papers.xmc_gan.text.pool_sentence`.
+        image_size: S, side of the square that images are squashed to.
+        flip: probability of the horizontal flip; "left" and "right" in captions stay.
+        official_quirks: images are flipped in evaluation, too, as the official code does.
+        minibatches: minibatches that a training batch holds, one after the other; each discriminator step takes one.
+        items: an epoch shows each image once, or each caption (Localized Narratives).
+        captions_per_image: captions of an image that are used, the first ones.
+        split, test_split: listings to train on and to measure on.
+        test_caption: which caption of an image is shown in the test.
+        test_samples: draws of (image, caption) that the test generates from; None for each item once.
+        reference_samples: real images that the test compares with; None for all. The draws begin after them in the same
+            fixed order, and go round.
+        batch_size: images of one minibatch, over all devices.
+        test_batch_size: images per test step, per device.
+        num_workers: loader processes per device.
+        seed: seed of order, flips and captions in training; what is measured on is the same for every seed.
+        cache_bytes: memory for decoded files, for sets small enough to be kept; 0 decodes anew every time.
+        max_skipped_share: the run stops when more than this share of the files is broken.
+
+    Batches:
+        `image` float32 [n, 3, S, S] in [0, 1]; `index` int64 [n], the item; `skipped` int64 [n], above 0 where another
+        item stands in for a broken file; `caption` int64 [n], the number of the caption; `length` int64 [n], its
+        tokens; and either `tokens` int64 [n, T] or `words` float32 [n, T, E] and `sentence` float32 [n, E]. In training
+        n is `minibatches` times the minibatch of this device.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Source: specification 2, 6.1, 7 and 9.1.
+    """
+
+    def __init__(
+        self,
+        dataset: COCO | LocalizedNarratives,
+        tokenizer: CaptionTokenizer,
+        world: World | None = None,
+        text_features: StoredFeatures | None = None,
+        sentence_pool: SentencePool = "official",
+        image_size: int = 256,
+        flip: float = 0.5,
+        official_quirks: bool = True,
+        minibatches: int = 2,
+        items: Items = "images",
+        captions_per_image: int = 5,
+        split: str = "train",
+        test_split: str = "val",
+        test_caption: CaptionChoice = "random",
+        test_samples: int | None = 30000,
+        reference_samples: int | None = 30000,
+        batch_size: int = 56,
+        test_batch_size: int = 64,
+        num_workers: int = 8,
+        seed: int = 0,
+        cache_bytes: int = 0,
+        max_skipped_share: float = 0.01,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed)
+        counts = {
+            "minibatches": minibatches,
+            "captions_per_image": captions_per_image,
+            "test_batch_size": test_batch_size,
+            "test_samples": test_samples,
+            "reference_samples": reference_samples,
+        }
+        for name, value in counts.items():
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {value}")
+        for name, choice, choices in (("items", items, Items), ("test_caption", test_caption, CaptionChoice)):
+            if choice not in get_args(choices):
+                raise ValueError(f"data.{name}: {choice!r} is not one of {', '.join(get_args(choices))}")
+        self.dataset: Any = dataset
+        self.tokenizer = tokenizer
+        self.world = world
+        self.text_features = text_features
+        self.sentence_pool: SentencePool = checked_pool(sentence_pool)
+        self.image_size = image_size
+        self.transform = SquashTransform(image_size, flip, flip if official_quirks else 0.0)
+        self.minibatches = minibatches
+        self.items: Items = items
+        self.captions_per_image = captions_per_image
+        self.split = split
+        self.test_split = test_split
+        self.test_caption: CaptionChoice = test_caption
+        self.test_samples = test_samples
+        self.reference_samples = reference_samples
+        self.test_batch_size = test_batch_size
+        self.cache_bytes = cache_bytes
+        self.max_skipped_share = max_skipped_share
+        self.stores: dict[str, FeatureStore] = {}
+        if world is not None:
+            dataset.root = Path(world.root_of(dataset.name))
+
+    # -- preparation ---------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        if self.world is not None:
+            self.world.prepare([self.dataset.name])
+        self._fit_tokenizer(self.dataset.annotations(self.split))
+
+    def setup(self, stage: str) -> None:
+        splits = dict.fromkeys((self.split, self.test_split))
+        self.listings: dict[str, Listing] = {split: self.dataset.listing(split) for split in splits}
+        self.annotations: dict[str, ImageAnnotations] = {
+            split: self.dataset.annotations(split, listing) for split, listing in self.listings.items()
+        }
+        self._fit_tokenizer(self.annotations[self.split])
+        self._items = {
+            split: CaptionedItems.of(listing, self.annotations[split], self.items, self.captions_per_image)
+            for split, listing in self.listings.items()
+        }
+        if self.text_features is not None:
+            # Both at once: a missing store of the test split must not show after days of training.
+            self.stores = {
+                split: self.text_features.open(self.dataset.name, split, items.texts, self.tokenizer)
+                for split, items in self._items.items()
+            }
+
+    def _fit_tokenizer(self, annotations: ImageAnnotations) -> None:
+        self.tokenizer.prepare(text for own in annotations.captions for text in own)
+
+    # -- items ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def training_items(self) -> CaptionedItems:
+        """What is trained on; known after setup, as all that follows."""
+        return self._items[self.split]
+
+    @cached_property
+    def reference_items(self) -> CaptionedItems:
+        """The real images that generated ones are compared with."""
+        order = self._test_order
+        return self._items[self.test_split].subset(order[: self.reference_samples])
+
+    @cached_property
+    def test_items(self) -> CaptionedItems:
+        """The draws of an image and its caption to generate from."""
+        order = self._test_order
+        wanted = len(order) if self.test_samples is None else self.test_samples
+        after = len(order[: self.reference_samples])
+        return self._items[self.test_split].subset(order[(after + np.arange(wanted)) % len(order)])
+
+    @property
+    def _test_order(self) -> npt.NDArray[np.int64]:
+        return np.random.default_rng(0).permutation(len(self._items[self.test_split].first))
+
+    def _of(self, role: Role) -> CaptionedItems:
+        if role == "train":
+            return self.training_items
+        return self.test_items if role == "test" else self.reference_items
+
+    # -- loaders -------------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        assert self.trainer is not None
+        if self.batch_size < 2 * self.trainer.world_size:
+            raise ValueError(
+                f"data.batch_size is {self.batch_size} over {self.trainer.world_size} processes: each needs a "
+                "minibatch of at least 2, as the contrastive losses take their negatives from it"
+            )
+        images = TextToImageItems(self.training_items, self.tokenizer, **self._options(True, self.seed))
+        return self.training_loader(images, self._collate(self.split), batches_at_once=self.minibatches)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        images = TextToImageItems(self.test_items, self.tokenizer, self.test_caption, **self._options(False, 0))
+        return self.evaluation_loader(images, self.test_batch_size, collate_fn=self._collate(self.test_split))
+
+    def reference_loader(self) -> DataLoader[Any]:
+        """Real images, `image` and `index`, over all ranks."""
+        images = ImageItems(self.reference_items.listing, self.transform, **self._options(False, 1, transform=False))
+        return self.evaluation_loader(images, self.test_batch_size, "reference")
+
+    @property
+    def caption_count(self) -> int:
+        """Number of captions of the test split; `caption` in batches of the test is below it."""
+        return int(self._items[self.test_split].texts.starts[-1])
+
+    def caption_loader(self, numbers: Sequence[int]) -> DataLoader[Any]:
+        """Some captions of the test split without their images, over all ranks, to generate from.
+
+        Args:
+            numbers: the captions; one may come more than once.
+
+        Batches:
+            As in the test but without `image`; `index` is the position in `numbers`.
+        """
+        rows = CaptionRows(torch.as_tensor(numbers, dtype=torch.int64))
+        collate = self._collate(self.test_split)
+        return self.evaluation_loader(rows, self.test_batch_size, "captions", collate_fn=collate)
+
+    def _options(self, training: bool, seed: int, transform: bool = True) -> dict[str, Any]:
+        return {
+            **({"transform": self.transform} if transform else {}),
+            "training": training,
+            "seed": seed,
+            "max_skipped_share": self.max_skipped_share,
+            "cache_bytes": self.cache_bytes,
+        }
+
+    def _collate(self, split: str) -> TextCollate:
+        return TextCollate(self._items[split].texts, self.tokenizer, self.stores.get(split), self.sentence_pool)
+
+    # -- what others ask -----------------------------------------------------------------------------------------------
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of different tokens; known after prepare_data."""
+        return self.tokenizer.vocabulary_size
+
+    @property
+    def credit(self) -> str:
+        """Line that must stand under pictures of these data; empty where none must."""
+        return "" if self.world is None else self.world.credit
+
+    def texts(self, role: Role, captions: Sequence[int] | Tensor) -> list[str]:
+        """Captions by the numbers that batches give."""
+        rows = self._of(role).texts
+        return [rows.value(int(number)) for number in captions]
+
+    def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Tokens int64 [n, T] and lengths int64 [n] of any texts; what is over T is cut before the closing token."""
+        return encode_texts(texts, self.tokenizer)
+
+    def attributes(self, role: Role) -> Tensor:
+        """What the images of the world of two objects show.
+
+        Args:
+            role: which items; the rows are those that `index` in the batches counts.
+
+        Returns:
+            int64 [N, 5], see `common.data.worlds.two_objects.ATTRIBUTES`.
+
+        Raises:
+            ValueError: these are other images.
+        """
+        from common.data.worlds.two_objects import attributes_of
+
+        split = self.split if role == "train" else self.test_split
+        return torch.from_numpy(attributes_of(self.annotations[split])[self._of(role).rows])
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        described = super().describe()
+        for name, entry in described.items():
+            split = self.split if name.startswith("training") else self.test_split
+            entry["annotations"] = self.annotations[split].fingerprint()[:16]
+            if split in self.stores:
+                entry["text_features"] = str(self.stores[split].identity["bert"])[:16]
+        return described
+
+
+@dataclass
+class TextCollate:
+    """Makes a batch of samples and adds what their captions are in numbers.
+
+    Args:
+        texts: captions, numbered through.
+        tokenizer: makes tokens of them.
+        store: their features; None gives tokens.
+        pool: which sentence of the store.
+    """
+
+    texts: TextRows
+    tokenizer: CaptionTokenizer
+    store: FeatureStore | None
+    pool: SentencePool
+
+    def __call__(self, samples: list[Sample]) -> dict[str, Tensor]:
+        names = ("image", "index", "caption", "skipped")
+        batch = {name: torch.stack([sample[name] for sample in samples]) for name in names if name in samples[0]}
+        captions = batch["caption"].numpy()
+        if self.store is None:
+            tokens, length = encode_texts([self.texts.value(number) for number in captions.tolist()], self.tokenizer)
+            return {**batch, "tokens": tokens, "length": length}
+        words, sentence, length = self.store.read(captions, self.pool)
+        return {**batch, "words": words, "sentence": sentence, "length": length}

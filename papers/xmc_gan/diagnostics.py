@@ -1,0 +1,344 @@
+"""Pictures for people: what a generator makes of the same captions in every stage, and how it gets there.
+
+The paper shows generated images beside those of other models; these figures are ours. All are drawn by the averaged
+generator from the first captions of the test, with noise that is the same in every stage, so that stages can be
+compared picture by picture: `captions.row.png` is one row of such a comparison, which the report puts together.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from papers.xmc_gan.evaluation import noise_of
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+Pixels = npt.NDArray[np.uint8]
+
+#: Captions shown, and noise vectors for each.
+CAPTIONS = 8
+NOISES = 4
+#: Captions whose images are followed along a path between two noise vectors, and the images on it.
+PATHS = 4
+STEPS = 8
+#: Captions whose attention is shown.
+ATTENDED = 3
+#: Seed of the noise of all figures, whatever the stage's own.
+SEED = 0
+#: Smallest side at which a picture is shown, and the white between two, in pixels.
+SHOWN_SIDE = 96
+GAP = 4
+
+
+class Shown(NamedTuple):
+    """What the figures are drawn of: captions, and the batch that holds them."""
+
+    texts: list[str]
+    batch: dict[str, Any]
+
+
+@torch.no_grad()
+def draw(module: Any) -> None:
+    """Write all figures into the folder `media` of the run, and give them to a W&B logger; rank 0 alone draws.
+
+    Args:
+        module: an `XMCGAN` at the end of its test, in evaluation mode.
+    """
+    if not module.trainer.is_global_zero:
+        return
+    folder = _folder(module)
+    shown = first_captions(module)
+    captions = module.captions(shown.batch)
+    count = len(shown.texts)
+    images = [module.generate(captions, _noise(module, count, number)) for number in range(NOISES)]
+    draw_grid(module, shown, [pixels(part) for part in images], folder)
+    _log(module, write_row(shown.texts, pixels(images[0]), folder))
+    draw_interpolation(module, shown, captions, folder)
+    draw_attention(module, shown, captions, pixels(images[0]), folder)
+    draw_curves(module, Path(module.trainer.default_root_dir) / "metrics.csv", folder)
+
+
+def draw_real(module: pl.LightningModule) -> None:
+    """Write the row of the captions' real images; rank 0 alone draws."""
+    if module.trainer.is_global_zero:
+        shown = first_captions(module)
+        _log(module, write_row(shown.texts, pixels(shown.batch["image"]), _folder(module)))
+
+
+def first_captions(module: pl.LightningModule, count: int = CAPTIONS) -> Shown:
+    """The first captions of the test, on the module's device."""
+    loader: Any = module.trainer.test_dataloaders
+    samples = [loader.dataset[number] for number in range(min(count, len(loader.dataset)))]
+    batch = {name: value.to(module.device) for name, value in loader.collate_fn(samples).items()}
+    return Shown(module.trainer.datamodule.texts("test", batch["caption"]), batch)  # type: ignore[attr-defined]
+
+
+def pixels(images: Tensor) -> Pixels:
+    """Images [B, 3, S, S] in [0, 1] as they are shown [B, S, S, 3]."""
+    values = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return values.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:
+    """Points [steps, Z] on the great circle between two noise vectors [Z], whose length changes evenly.
+
+    On a straight line the middle would be shorter than any noise that the generator was trained with.
+    """
+    share = torch.linspace(0, 1, steps, device=start.device)[:, None]
+    lengths = (1 - share) * start.norm() + share * end.norm()
+    one, other = start / start.norm(), end / end.norm()
+    angle = torch.arccos((one @ other).clamp(-1, 1))
+    if angle < 1e-4:
+        return lengths * one
+    return lengths * (torch.sin((1 - share) * angle) * one + torch.sin(share * angle) * other) / torch.sin(angle)
+
+
+def draw_grid(module: pl.LightningModule, shown: Shown, generated: Sequence[Pixels], folder: Path) -> None:
+    """Write `caption_grid.png`: a line for each caption, its real image, then one image for each noise vector.
+
+    Args:
+        module: only its loggers are used.
+        shown: the captions and their real images.
+        generated: for each noise vector the images of all captions [N, S, S, 3].
+        folder: where the file goes.
+    """
+    plt = _pyplot()
+    real = pixels(shown.batch["image"])
+    lines = [np.stack([real[n], *(part[n] for part in generated)]) for n in range(len(shown.texts))]
+    columns = ["real", *(f"noise {number + 1}" for number in range(len(generated)))]
+    figure = _lines(plt, lines, shown.texts, [columns] * len(lines), "The real image of a caption, then generated ones")
+    path = folder / "caption_grid.png"
+    _write(plt, figure, path)
+    cells = [[text, real[n], *(part[n] for part in generated)] for n, text in enumerate(shown.texts)]
+    names = ["caption", "real", *(f"generated {number + 1}" for number in range(len(generated)))]
+    _log(module, path, names, cells)
+
+
+def write_row(texts: Sequence[str], images: Pixels, folder: Path) -> Path:
+    """Write `captions.row.png`, the images side by side, and their captions beside it: a row that stages share.
+
+    Args:
+        texts: the captions.
+        images: one for each [N, S, S, 3].
+        folder: where both files go.
+
+    Returns:
+        The picture.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "captions.row.png"
+    Image.fromarray(side_by_side(images)).save(path)
+    path.with_suffix(".json").write_text(json.dumps(list(texts), ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def side_by_side(images: Pixels) -> Pixels:
+    """Images [N, S, S, 3] as one, with white between them; small ones are enlarged to at least `SHOWN_SIDE`."""
+    scale = -(-SHOWN_SIDE // images.shape[1])
+    large = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    gap = np.full((large.shape[1], GAP, 3), 255, dtype=np.uint8)
+    return np.concatenate([part for image in large for part in (image, gap)][:-1], axis=1)
+
+
+def draw_interpolation(module: Any, shown: Shown, captions: Any, folder: Path) -> None:
+    """Write `interpolation.png`: the same caption with noise that turns from one vector to another.
+
+    Args:
+        module: generates the images, and its loggers are used.
+        shown, captions: texts and vectors of the captions.
+        folder: where the file goes.
+    """
+    plt = _pyplot()
+    lines = min(PATHS, len(shown.texts))
+    start, end = (_noise(module, lines, number) for number in (0, 1))
+    rows = []
+    for line in range(lines):
+        own = type(captions)(*(value[line : line + 1].expand(STEPS, *value.shape[1:]) for value in captions))
+        rows.append(pixels(module.generate(own, slerp(start[line], end[line], STEPS))))
+    title = "Noise turns from one vector to another, the caption stays"
+    figure = _lines(plt, rows, shown.texts, [[]] * lines, title)
+    path = folder / "interpolation.png"
+    _write(plt, figure, path)
+    _log(module, path)
+
+
+def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, folder: Path) -> None:
+    """Write `attention.png`: how much the regions of the generator's map attend to each word.
+
+    Args:
+        module: its averaged generator attends, and its loggers are used.
+        shown, captions: texts and vectors of the captions.
+        images: generated with the first noise vector [N, S, S, 3].
+        folder: where the file goes.
+    """
+    plt = _pyplot()
+    lines = min(ATTENDED, len(shown.texts))
+    own = type(captions)(*(value[:lines] for value in captions))
+    weights = module.average.attention(_noise(module, len(shown.texts), 0)[:lines], *own).float().cpu().numpy()
+    words = [words_of(text, module.trainer.datamodule.tokenizer) for text in shown.texts[:lines]]
+    rows, labels = [], []
+    for image, maps, spoken in zip(images, weights, words):
+        tops = maps.max(axis=(1, 2))
+        side = -(-SHOWN_SIDE // maps.shape[1]) * maps.shape[1]
+        shades = maps[: len(spoken)] / tops[: len(spoken), None, None].clip(min=1e-9)
+        coloured = (plt.get_cmap("viridis")(shades)[..., :3] * 255).astype(np.uint8)
+        rows.append(np.stack([_resized(own, side) for own in (image, *coloured)]))
+        labels.append(["", *(f"{_plain(word, 12)}\nup to {top:.2f}" for word, top in zip(spoken, tops))])
+    title = "Attention of regions over words: brighter regions attend more; scaled for each word"
+    figure = _lines(plt, rows, shown.texts, labels, title)
+    path = folder / "attention.png"
+    _write(plt, figure, path)
+    _log(module, path)
+
+
+def words_of(text: str, tokenizer: Any) -> list[str]:
+    """What each token of a caption says; the boundary tokens, which say nothing, are named `[start]` and `[end]`."""
+    tokens = tokenizer.encode(text)
+    inner = [tokenizer.decode([token]).strip() or "?" for token in tokens[1:-1]]
+    return ["[start]", *inner, "[end]"]
+
+
+#: Panels of the curves: title and start of the metrics' names.
+PANELS = {
+    "hinge losses": ("discriminator_hinge", "generator_hinge"),
+    "contrastive losses of real images": ("real_sentence_loss", "real_word_loss"),
+    "contrastive losses of generated images": (
+        "fake_sentence_loss",
+        "fake_word_loss",
+        "image_d_loss",
+        "image_net_loss",
+    ),
+    "share of pairs that are matched": (
+        "real_sentence_accuracy",
+        "real_word_accuracy",
+        "fake_sentence_accuracy",
+        "fake_word_accuracy",
+        "image_d_accuracy",
+        "image_net_accuracy",
+    ),
+}
+
+
+def draw_curves(module: pl.LightningModule, metrics: Path, folder: Path) -> None:
+    """Write `curves.png`: losses and matched pairs of real and generated images over training; none without a file.
+
+    Args:
+        module: only its loggers are used.
+        metrics: `metrics.csv` of the run, in rows of step, name and value.
+        folder: where the file goes.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    if metrics.is_file():
+        with metrics.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                curves.setdefault(row["name"].removeprefix("train/"), []).append(
+                    (int(row["step"]), float(row["value"]))
+                )
+    panels = {title: [n for n in names if n in curves] for title, names in PANELS.items()}
+    panels = {title: names for title, names in panels.items() if names}
+    if not panels:
+        return
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, layout="constrained")
+    for axis, (title, names) in zip(axes[0], panels.items()):
+        for name in names:
+            steps, values = zip(*curves[name])
+            axis.plot(steps, values, linewidth=0.9, label=name.rpartition("_")[0].replace("_", " "))
+        axis.set_title(title, fontsize=8)
+        axis.set_xlabel("step", fontsize=7)
+        axis.legend(fontsize=6)
+    path = folder / "curves.png"
+    _write(plt, figure, path)
+    _log(module, path)
+
+
+def _folder(module: pl.LightningModule) -> Path:
+    return Path(module.trainer.default_root_dir) / "media"
+
+
+def _noise(module: Any, count: int, number: int) -> Tensor:
+    """The noise that all stages share: of the first captions [count, Z], the `number`-th vector of each."""
+    index = torch.arange(count) * NOISES + number
+    return noise_of(index, module.generator.z_dim, SEED).to(module.device)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _plain(text: str, longest: int) -> str:
+    """Text as it is, without the sign with which matplotlib begins a formula, cut where there is no more room."""
+    cut = text if len(text) <= longest else text[: longest - 3] + "..."
+    return cut.replace("$", r"\$")
+
+
+def _lines(
+    plt: Any, lines: Sequence[Pixels], titles: Sequence[str], labels: Sequence[Sequence[str]], title: str
+) -> Any:
+    """A figure of lines of images, each line as one picture: many small axes would take seconds to lay out.
+
+    Args:
+        lines: images of each line [N, S, S, 3].
+        titles: text over each line.
+        labels: texts under its images; none for none.
+        title: over all.
+    """
+    strips = [side_by_side(line) for line in lines]
+    widest = max(strip.shape[1] for strip in strips)
+    # An inch for each image, however many pixels it has.
+    inches = (widest / strips[0].shape[0], 1.45 * len(lines) + 0.3)
+    figure, axes = plt.subplots(len(lines), 1, figsize=inches, squeeze=False, layout="constrained")
+    for axis, strip, line, text, own in zip(axes[:, 0], strips, lines, titles, labels):
+        axis.imshow(strip)
+        axis.set_xlim(0, widest)
+        side = (strip.shape[1] + GAP) / len(line)
+        axis.set_xticks([(n + 0.5) * side for n in range(len(own))], own, fontsize=6)
+        axis.set_yticks([])
+        axis.tick_params(length=0)
+        axis.set_frame_on(False)
+        axis.set_title(_plain(text, 130), fontsize=7, loc="left")
+    figure.set_facecolor("gainsboro")  # pictures may be white
+    figure.suptitle(title, fontsize=8)
+    return figure
+
+
+def _resized(image: Pixels, side: int) -> Pixels:
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST))
+
+
+def _write(plt: Any, figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _log(
+    module: pl.LightningModule, path: Path, columns: list[str] | None = None, cells: list[list[Any]] | None = None
+) -> None:
+    """Give a picture, and a table with pictures in it, to a W&B logger where there is one."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    for logger in module.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(path.stem, [str(path)])
+            if columns is not None and cells is not None:
+                import wandb
+
+                rows = [[cell if isinstance(cell, str) else wandb.Image(cell) for cell in row] for row in cells]
+                logger.log_table(f"{path.stem}_table", columns=columns, data=rows)

@@ -1,0 +1,208 @@
+"""`assemble data xmc_gan --text-features`: the stores of BERT features that the recipes read."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from common.data.annotations import TextRows
+from common.data.listing import DatasetMissing
+from common.data.text import CaptionTokenizer
+from common.training.configuration import recipes_of, resolve
+from common.training.errors import StageError
+from papers.xmc_gan.text import BertText, StoredFeatures, bert_digest, make_store
+
+PAPER = "xmc_gan"
+COMMAND = "assemble data xmc_gan --text-features"
+
+
+@dataclass(frozen=True)
+class WantedStore:
+    """A store of text features that a recipe reads.
+
+    Args:
+        dataset: the data set.
+        split: which of its captions.
+        tokenizer: cuts them.
+        features: where the store is, and of which BERT.
+    """
+
+    dataset: Any
+    split: str
+    tokenizer: CaptionTokenizer
+    features: StoredFeatures
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.features.path(self.dataset.name, self.split, self.tokenizer.max_tokens)
+
+    def captions(self) -> TextRows:
+        """What it is made of.
+
+        Raises:
+            DatasetMissing: the data set is not there.
+        """
+        captions = self.dataset.annotations(self.split).captions
+        return captions if isinstance(captions, TextRows) else TextRows(captions)
+
+
+def wanted_stores(data: Path, bert: Path | None = None) -> list[WantedStore]:
+    """Every store that a recipe of the paper reads at the scale `paper`, once each.
+
+    Args:
+        data: folder that holds the data sets.
+        bert: folder of BERT, if another than the recipes name.
+    """
+    found: dict[Path, WantedStore] = {}
+    for recipe in recipes_of(PAPER):
+        section = resolve(PAPER, recipe, scale="paper").with_placeholders(DATA=str(data), RUN="").get("data") or {}
+        arguments = section.get("init_args") or {}
+        if not arguments.get("text_features"):
+            continue
+        features = StoredFeatures(**arguments["text_features"])
+        tokenizer_section = arguments["tokenizer"]
+        if bert is not None:
+            features = replace(features, bert=str(bert))
+            tokenizer_section = {
+                **tokenizer_section,
+                "init_args": {**tokenizer_section["init_args"], "vocabulary": str(bert)},
+            }
+        dataset, tokenizer = _instance(arguments["dataset"]), _instance(tokenizer_section)
+        for split in (arguments["split"], arguments["test_split"]):
+            store = WantedStore(dataset, split, tokenizer, features)
+            found.setdefault(store.path, store)
+    return list(found.values())
+
+
+def _instance(section: dict[str, Any]) -> Any:
+    module, _, name = section["class_path"].rpartition(".")
+    return getattr(importlib.import_module(module), name)(**(section.get("init_args") or {}))
+
+
+def report(data: Path, console: Console | None = None) -> None:
+    """Print which stores are there, which are not, and how they are made."""
+    console = Console() if console is None else console
+    table = Table(title="Text features (frozen BERT)", title_justify="left", show_lines=True)
+    for heading in ("Captions", "State", "Path"):
+        table.add_column(heading, overflow="fold")
+    states = []
+    stores = wanted_stores(data)
+    for store in stores:
+        states.append(_state(store))
+        title = f"{store.dataset.title}, {store.split}, T {store.tokenizer.max_tokens}"
+        table.add_row(Text(title), Text(states[-1]), Text(str(store.path)))
+    console.print(table)
+    if any(state != "present" for state in states):
+        console.print(
+            Text(
+                f"`{COMMAND}` computes what can be computed, once: about 14 GB for COCO 2014, minutes on a GPU. "
+                "Interrupted, it goes on where it was."
+            )
+        )
+    for folder in dict.fromkeys(store.features.bert for store in stores):
+        if not Path(folder).expanduser().is_dir():
+            console.print(
+                Text(f"BERT is not at {folder}: `hf download google-bert/bert-base-uncased --local-dir {folder}`")
+            )
+
+
+def _state(store: WantedStore) -> str:
+    try:
+        captions = store.captions()
+        if not store.path.is_dir() and not Path(store.features.bert).expanduser().is_dir():
+            return "missing"
+        store.tokenizer.prepare()
+        return store.features.state(store.dataset.name, store.split, captions, store.tokenizer)
+    except DatasetMissing:
+        return "the data set is missing"
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
+def text_features(
+    data: Path,
+    bert: Path | None = None,
+    device: str | None = None,
+    batch_size: int = 256,
+    console: Console | None = None,
+) -> list[Path]:
+    """Make the stores that are missing or out of date, for every data set that is there.
+
+    Args:
+        data: folder that holds the data sets.
+        bert: folder of BERT, if another than the recipes name.
+        device: where BERT runs; None for the accelerator if there is one.
+        batch_size: captions at a time.
+        console: where progress is shown; None for the terminal.
+
+    Returns:
+        Folders of the stores that were made.
+
+    Raises:
+        StageError: no data set is there, or the device does not exist.
+        FileNotFoundError: BERT is not there.
+        OSError: the disk has no room.
+    """
+    console = Console(stderr=True) if console is None else console
+    made: list[Path] = []
+    missing: list[str] = []
+    for store in _present(wanted_stores(data, bert), missing):
+        store.tokenizer.prepare()
+        captions = store.captions()
+        title = f"{store.dataset.title}, {store.split}"
+        if store.features.state(store.dataset.name, store.split, captions, store.tokenizer) == "present":
+            console.print(Text(f"{title}: present, {store.path}"))
+            continue
+        digest = bert_digest(Path(store.features.bert).expanduser())
+        encoder = _encoder(store.features.bert, device)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(f"BERT reads {title}", total=int(captions.starts[-1]))
+            make_store(
+                store.path,
+                captions,
+                store.tokenizer,
+                encoder,
+                digest,
+                batch_size,
+                lambda count, progress=progress, task=task: progress.advance(task, count),  # type: ignore[misc]
+                {"dataset": store.dataset.name, "split": store.split},
+            )
+        made.append(store.path)
+    for title in dict.fromkeys(missing):
+        console.print(Text(f"{title}: the data set is missing, see `assemble data xmc_gan`"))
+    if missing and not made:
+        raise StageError("no store was made: the data sets of those that are not there are missing")
+    return made
+
+
+def _present(stores: list[WantedStore], missing: list[str]) -> Iterator[WantedStore]:
+    """The stores whose data set is there; titles of the others are added to `missing`."""
+    for store in stores:
+        try:
+            store.captions()
+        except DatasetMissing:
+            missing.append(f"{store.dataset.title}, {store.split}")
+        else:
+            yield store
+
+
+def _encoder(bert: str, device: str | None) -> BertText:
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = BertText(bert)
+    encoder.encoder.require_weights()
+    try:
+        return encoder.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise StageError(f"--device {device}: {str(error).splitlines()[0]}") from None

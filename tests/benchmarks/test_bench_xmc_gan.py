@@ -1,0 +1,164 @@
+"""Speed of XMC-GAN: the generator's arrangement of convolutions, the loss of words, and where a step's time goes.
+
+Process CPU time on one thread, with what is compared taken in turns, so that other work on the machine hits both alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from papers.xmc_gan.model import (
+    Discriminator,
+    DoublingConv,
+    Generator,
+    GeneratorBlock,
+    SpatialConditionalBatchNorm,
+)
+from papers.xmc_gan.module import XMCGAN
+from papers.xmc_gan.objective import matching, normalise, word_loss
+from tests.xmc_gan.stub import steppable
+
+WARM_UP = 1
+Step = Callable[[], Any]
+
+
+def _in_turns(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+    """Median CPU seconds of each step."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(WARM_UP + rounds):
+        for name, step in steps.items():
+            start = time.process_time()
+            step()
+            if round_ >= WARM_UP:
+                seconds[name].append(time.process_time() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def _report(benchmark: Any, found: dict[str, float]) -> None:
+    rounded = {name: round(value, 4) for name, value in found.items()}
+    benchmark.extra_info.update(rounded)
+    print(f"\n{rounded}")
+
+
+def _in_the_official_order(patch: pytest.MonkeyPatch, conditions_only: bool) -> None:
+    """Enlarge the conditions before their convolutions and, unless told otherwise, the maps before theirs."""
+    modulate = SpatialConditionalBatchNorm.forward
+
+    def norm(self: SpatialConditionalBatchNorm, x: Tensor, condition: Tensor) -> Tensor:
+        return modulate(self, x, F.interpolate(condition, x.shape[-2:], mode="nearest"))
+
+    def convolution(self: DoublingConv, x: Tensor) -> Tensor:
+        return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), self.weight, self.bias, padding=1)
+
+    def block(self: GeneratorBlock, x: Tensor, condition: Tensor) -> Tensor:
+        h = self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x, condition))), condition)))
+        return h + self.shortcut(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+    patch.setattr(SpatialConditionalBatchNorm, "forward", norm)
+    if not conditions_only:
+        patch.setattr(DoublingConv, "forward", convolution)
+        patch.setattr(GeneratorBlock, "forward", block)
+
+
+def test_the_generator_against_the_official_order(benchmark: Any) -> None:
+    """Baseline: the same images at 128 pixels, every change of resolution where the official code has it."""
+    torch.manual_seed(0)
+    generator = Generator(width=32, channels=[16, 16, 8, 4, 2, 1]).eval()
+    inputs = torch.randn(2, 128), torch.randn(2, 17, 768), torch.randn(2, 768), torch.tensor([17, 9])
+
+    @torch.no_grad()
+    def ours() -> Tensor:
+        return generator(*inputs)  # type: ignore[no-any-return]
+
+    def official(conditions_only: bool) -> Tensor:
+        with pytest.MonkeyPatch.context() as patch:
+            _in_the_official_order(patch, conditions_only)
+            return ours()
+
+    for conditions_only in (True, False):
+        torch.testing.assert_close(ours(), official(conditions_only), rtol=0, atol=1e-4)
+    steps: dict[str, Step] = {
+        "official order": lambda: official(False),
+        "conditions enlarged first": lambda: official(True),
+        "ours": ours,
+    }
+    seconds = benchmark.pedantic(_in_turns, args=(steps, 5), rounds=1)
+    ratio = seconds["official order"] / seconds["ours"]
+    only = seconds["conditions enlarged first"] / seconds["ours"]
+    _report(benchmark, {**seconds, "ratio": ratio, "ratio of the conditions alone": only})
+    assert ratio > 1.4
+
+
+def _one_caption_after_the_other(regions: Tensor, words: Tensor, length: Tensor) -> Tensor:
+    """The loss of words with a loop over captions, as its formula reads."""
+    regions = normalise(regions)
+    rows = []
+    for caption, count in zip(words, length.tolist()):
+        word = normalise(caption[:count])
+        attention = (5.0 * regions @ word.T).softmax(dim=1)
+        context = attention.transpose(1, 2) @ regions
+        aligned = F.cosine_similarity(context, word[None], dim=-1)
+        rows.append(10.0 * (5.0 * aligned).logsumexp(dim=-1))
+    return matching(torch.stack(rows)).loss
+
+
+def test_the_loss_of_words_against_a_loop_over_captions(benchmark: Any) -> None:
+    """Baseline: one caption after the other against all images, without its padding; forwards and backwards.
+
+    Sizes of the miniature: 32 captions of 16 words, 64 regions. The loop does less arithmetic and more calls.
+    """
+    torch.manual_seed(0)
+    regions = torch.randn(32, 64, 48, requires_grad=True)
+    words, length = torch.randn(32, 16, 48), torch.randint(13, 17, (32,))
+    torch.testing.assert_close(
+        word_loss(regions, words, length).loss, _one_caption_after_the_other(regions, words, length)
+    )
+    steps: dict[str, Step] = {
+        "loop": lambda: torch.autograd.grad(_one_caption_after_the_other(regions, words, length), regions),
+        "ours": lambda: torch.autograd.grad(word_loss(regions, words, length).loss, regions),
+    }
+    seconds = benchmark.pedantic(_in_turns, args=(steps, 15), rounds=1)
+    ratio = seconds["loop"] / seconds["ours"]
+    _report(benchmark, {**seconds, "ratio": ratio})
+    assert ratio > 1.0
+
+
+def test_where_the_time_of_a_step_goes(benchmark: Any) -> None:
+    """Parts of a joint step at the miniature's size; baseline of the last line: both networks' bare passes."""
+    torch.manual_seed(0)
+    generator = Generator(width=16, channels=[4, 4, 2, 1], cond_size=8, z_dim=16, embedding_dim=48)
+    discriminator = Discriminator(width=16, channels=[1, 2, 4, 4], cond_size=8, embedding_dim=48)
+    module = steppable(XMCGAN(generator, discriminator, weight_image_net=0.0, channels_last=True))
+    words, length = torch.randn(32, 16, 48).tanh(), torch.randint(13, 17, (32,))
+    real, z = torch.rand(32, 3, 32, 32), torch.randn(32, 16)
+    batch = {"image": real, "words": words, "sentence": words.mean(1), "length": length}
+
+    def forward() -> Any:
+        fake = generator(z, words, batch["sentence"], length)
+        return discriminator(torch.cat([real, fake]), batch["sentence"])
+
+    def passes() -> None:
+        seen = forward()
+        total = seen.logit.sum() + seen.regions.sum()
+        torch.autograd.grad(total, list(discriminator.parameters()), retain_graph=True)
+        torch.autograd.grad(total, list(generator.parameters()))
+
+    steps: dict[str, Step] = {
+        "generator forwards": lambda: generator(z, words, batch["sentence"], length),
+        "both forwards": forward,
+        "both forwards and backwards": passes,
+        "average": lambda: module.generators.update(0.98),
+        "whole step": lambda: (module.joint_step(batch, z), module.generators.update(0.98)),
+    }
+    seconds = benchmark.pedantic(_in_turns, args=(steps, 10), rounds=1)
+    share = seconds["whole step"] / seconds["both forwards and backwards"] - 1.0
+    _report(benchmark, {**seconds, "losses, optimisers and average, share on top of the passes": share})
+    assert share < 0.8

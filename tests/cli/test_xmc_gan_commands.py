@@ -1,0 +1,92 @@
+"""The commands of XMC-GAN as a user calls them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.training.main import main
+from tests.cli.test_command_line import LOADED, assemble
+from tests.xmc_gan.stages import Stages, finished
+
+CAPTION = "a red circle left and a blue square right on white"
+
+
+@pytest.fixture(scope="module")
+def stages() -> Stages:
+    return finished()
+
+
+def generate(stages: Stages, output: Path, *arguments: str, stage: str = "xmc_gan") -> int:
+    checkpoint = str(stages.checkpoint(stage))
+    return main(["generate", "xmc_gan", *arguments, "--checkpoint", checkpoint, "--output", str(output)])
+
+
+def test_generate_writes_png_files(stages: Stages, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(stages, tmp_path, CAPTION, "a yellow triangle left of a circle", "--number", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith("written to")] == [
+        "'a yellow triangle left of a circle': the model does not know of; it learned from a, and, at, black, blue, "
+        "circle, gray, green, left, on, red, right, square, triangle, white, yellow"
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(f"01-a-red-circle-left-and-a-blue-square-right-on-white-{n}-seed0.png" for n in (1, 2)),
+        *(f"02-a-yellow-triangle-left-of-a-circle-{n}-seed0.png" for n in (1, 2)),
+        "grid.png",
+    }
+    assert lines[-1] == f"written to {tmp_path / 'grid.png'}"
+
+
+def test_generate_says_what_is_wrong(stages: Stages, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    wrong = [
+        (("zebra",), "xmc_gan", "the model does not know zebra"),
+        ((CAPTION, "--number", "0"), "xmc_gan", "--number 0: at least one image"),
+        ((CAPTION, "--seed", "-1"), "xmc_gan", "--seed -1: must not be below 0"),
+        ((CAPTION,), "mini_image_network", "makes no images"),
+        ((CAPTION,), "absent", "does not exist: give checkpoints/last.ckpt"),
+    ]
+    for arguments, stage, message in wrong:
+        assert generate(stages, output, *arguments, stage=stage) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+    assert main(["generate", "mct", CAPTION, "--checkpoint", "x.ckpt"]) == 2
+    assert "mct makes no images; `assemble generate` goes with xmc_gan" in capsys.readouterr().err
+    assert not output.exists()
+    with pytest.raises(SystemExit):
+        main(["generate", "xmc_gan", CAPTION])
+    assert "--checkpoint" in capsys.readouterr().err
+
+
+def test_a_stage_is_measured_again_with_what_measured_it(stages: Stages, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", "xmc_gan/baseline", "--scale", "smoke", "--runs", str(stages.runs)]) == 0
+    output = capsys.readouterr().out
+    for name, value in stages.records["baseline"].metrics.items():
+        assert value is not None
+        assert f"{name:<40} {value:.4f}" in output
+    assert "test/mini_fd" in output
+
+
+def test_the_configuration_of_the_paper_names_its_judges(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["fit", "xmc_gan/xmc_gan", "--scale", "paper", "--runs", str(tmp_path), "--print_config"]) == 0
+    output = capsys.readouterr().out
+    assert "# deviation" not in output
+    evaluation = yaml.safe_load(output)["model"]["init_args"]["evaluation"]
+    assert evaluation["class_path"] == "papers.xmc_gan.evaluation.GenerationEvaluation"
+    arguments = evaluation["init_args"]
+    assert arguments["inception"].endswith("inception_v3_google-0cc3c7bd.pth")
+    expected = {"repeats": 3, "splits": 1, "candidates": 100, "folds": 10, "object_copies": 3, "person_captions": 30000}
+    assert {name: arguments[name] for name in expected} == expected
+
+
+def test_in_a_process_of_its_own(tmp_path: Path) -> None:
+    told = assemble("generate", "--help", code=LOADED)
+    assert told.returncode == 0
+    assert "a red circle left of a blue square" in " ".join(told.stdout.split())
+    wrong = assemble("generate", "xmc_gan", CAPTION, "--checkpoint", str(tmp_path / "last.ckpt"), code=LOADED)
+    assert "LOADED []" in wrong.stdout
+    assert "last.ckpt does not exist" in wrong.stderr
+    assert "Traceback" not in wrong.stderr

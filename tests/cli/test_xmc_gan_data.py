@@ -1,0 +1,72 @@
+"""`assemble data xmc_gan`: what is there, and the stores of text features as a user makes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.training.main import main
+from papers.xmc_gan.text import FeatureStore
+from tests.data.test_localized_narratives import write_coco_2014
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "image", "caption", ",", ".", "0", "1")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder of data sets with COCO 2014 in it, and a tiny BERT where the recipes look for it."""
+    from transformers import BertConfig, BertModel
+
+    write_coco_2014(tmp_path / "coco")
+    folder = tmp_path / "bert-base-uncased"
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS))
+    return tmp_path
+
+
+def test_stores_are_reported_made_and_found(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = data / "xmc_gan" / "text_features"
+    assert main(["data", "xmc_gan", "--data", str(data)]) == 0
+    printed = capsys.readouterr().out
+    for title in ("COCO 2014", "Localized Narratives", "Text features", "missing", "--text-features"):
+        assert title in printed
+    assert "BERT is not at" not in printed
+    assert (
+        main(["data", "xmc_gan", "--data", str(data), "--text-features", "--device", "cpu", "--batch-size", "2"]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".")] == [
+        "coco_2014-train-17",
+        "coco_2014-val-17",
+    ]
+    assert f"written to {folder / 'coco_2014-val-17'}" in printed
+    store = FeatureStore(folder / "coco_2014-train-17")
+    assert (len(store), store.width, store.max_tokens) == (6, 8, 17)
+    words, sentence, length = store.read(np.arange(6), "official")
+    assert length.tolist() == [8] * 6  # [CLS] image, an unknown number, "," caption 0 . [SEP]
+    assert words[:, :8].abs().sum(2).min() > 0
+    assert sentence.isfinite().all()
+    assert json.loads((store.folder / "store.json").read_text())["dataset"] == "coco_2014"
+    # Once made, a store is left alone.
+    changed = (store.folder / "words.npy").stat().st_mtime_ns
+    main(["data", "xmc_gan", "--data", str(data), "--text-features", "--device", "cpu"])
+    assert (store.folder / "words.npy").stat().st_mtime_ns == changed
+
+
+def test_errors_say_what_to_do(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "mct", "--data", str(data), "--text-features"]) == 2
+    assert "mct stores no text features; xmc_gan does" in capsys.readouterr().err
+    assert main(["data", "xmc_gan", "--data", str(data), "--text-features", "--batch-size", "0"]) == 2
+    assert "--batch-size must be at least 1" in capsys.readouterr().err
+    assert main(["data", "xmc_gan", "--data", str(data), "--text-features", "--bert", str(tmp_path / "none")]) == 1
+    assert str(tmp_path / "none") in capsys.readouterr().err
+    assert main(["data", "xmc_gan", "--data", str(tmp_path / "empty"), "--text-features"]) == 2
+    assert "the data sets of those that are not there are missing" in capsys.readouterr().err
+    assert main(["data", "xmc_gan", "--data", str(tmp_path / "empty")]) == 0
+    assert "BERT is not at" in capsys.readouterr().out

@@ -1,0 +1,191 @@
+"""Localized Narratives in their released layout, and COCO 2014 beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.data import annotations as annotations_module
+from common.data import listing as listing_module
+from common.data.datasets.coco_2014 import COCO2014
+from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO, LocalizedNarrativesOpenImages
+from common.data.listing import DatasetMissing
+from tests.data.image_layouts import captions_document, instances_document, write_image, write_json
+
+TRAIN = (
+    (391895, 11, "A man rides a bike."),
+    (522418, 12, "A woman cuts a cake."),
+    (391895, 13, "In the front a bike."),
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(listing_module, "SETTLED_SECONDS", 0.0)
+    return tmp_path / "cache"
+
+
+def narrative(image: Any, annotator: int, caption: str, dataset: str = "mscoco_train2017") -> dict[str, Any]:
+    """One line of a released file, with all of its fields."""
+    word = {"utterance": "A", "start_time": 0.0, "end_time": 0.4}
+    return {
+        "dataset_id": dataset,
+        "image_id": str(image),
+        "annotator_id": annotator,
+        "caption": caption,
+        "timed_caption": [word],
+        "traces": [[{"x": 0.2, "y": 0.7, "t": 0.02}]],
+        "voice_recording": f"coco_train/{image}_{annotator}.ogg",
+    }
+
+
+def write_lines(path: Path, entries: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    return path
+
+
+def write_ln_coco(root: Path, parts: int = 2, folder: str = "") -> Path:
+    for image in {image for image, _, _ in TRAIN}:
+        write_image(root / "train2017" / f"{image:012d}.jpg", image)
+    write_image(root / "val2017" / f"{139:012d}.jpg", 139)
+    for part in range(parts):
+        name = f"coco_train_localized_narratives-{part:05d}-of-{parts:05d}.jsonl"
+        write_lines(root / folder / name, [narrative(*entry) for entry in TRAIN[part::parts]])
+    lines = [narrative(139, 4, "Ein Zimmer über \u2028 allem 猫.", "mscoco_val2017")]
+    write_lines(root / folder / "coco_val_localized_narratives.jsonl", lines)
+    return root
+
+
+@pytest.mark.parametrize("folder", ["", "annotations", "localized_narratives"])
+def test_narratives_are_the_captions_of_their_images(tmp_path: Path, folder: str) -> None:
+    dataset = LocalizedNarrativesCOCO(write_ln_coco(tmp_path / "coco", folder=folder))
+    listing = dataset.listing("train")
+    assert listing.table.names() == ["train2017/000000391895.jpg", "train2017/000000522418.jpg"]
+    assert (listing.missing, listing.notes) == (0, ("3 narratives, published 134,272",))
+    found = dataset.annotations("train", listing)
+    assert list(found.captions) == [("A man rides a bike.", "In the front a bike."), ("A woman cuts a cake.",)]
+    assert found.tags.shape == (2, 0)
+    assert len({number for own in found.caption_ids for number in own}) == 3
+    assert dataset.annotations("train", listing.subset([1])).captions[0] == ("A woman cuts a cake.",)
+    assert dataset.annotations("validation").captions[0] == ("Ein Zimmer über \u2028 allem 猫.",)
+    status = dataset.status()
+    assert status.present
+    assert status.counts == {"train": 2, "val": 1}
+
+
+def test_columns_of_large_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr(annotations_module, "KEEP_FROM_BYTES", 1)
+    root = write_ln_coco(tmp_path / "coco", parts=1)
+    first = LocalizedNarrativesCOCO(root).annotations("train")
+    assert len(list((cache / "indices").glob("coco_train*.npz"))) == 1
+    again = tmp_path / "moved"
+    root.rename(again)
+    assert LocalizedNarrativesCOCO(again).annotations("train").fingerprint() == first.fingerprint()
+    # What was kept for the old place must not answer for other words at the new one.
+    path = again / "coco_train_localized_narratives-00000-of-00001.jsonl"
+    write_lines(path, [narrative(391895, 1, "Other words.")])
+    assert list(LocalizedNarrativesCOCO(again).annotations("train").captions) == [("Other words.",)]
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    root = write_ln_coco(tmp_path, parts=3)
+    (root / "coco_train_localized_narratives-00001-of-00003.jsonl").unlink()
+    dataset = LocalizedNarrativesCOCO(root)
+    with pytest.raises(DatasetMissing, match=r"1 of 3 parts of the narratives are missing.*00001-of-00003\.jsonl"):
+        dataset.listing("train")
+    assert dataset.status().counts == {"val": 1}
+    with pytest.raises(DatasetMissing, match="coco_train_localized_narratives"):
+        LocalizedNarrativesCOCO(tmp_path / "nowhere").annotations("train")
+    (root / "coco_val_localized_narratives.jsonl").unlink()
+    with pytest.raises(DatasetMissing, match=r"coco_val_localized_narratives\.jsonl"):
+        dataset.annotations("val")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"image_id": "139", "capt', "line 2 is not valid JSON"),
+        ("[1]", "line 2 holds a JSON list"),
+        ('{"image_id": 139, "caption": "x"}', 'line 2: "image_id" must be a text'),
+        ('{"image_id": "139"}', 'line 2: "caption" must be a text'),
+    ],
+)
+def test_damaged_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
+    root = write_ln_coco(tmp_path)
+    path = root / "coco_val_localized_narratives.jsonl"
+    path.write_text(path.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        LocalizedNarrativesCOCO(root).annotations("val")
+
+
+def test_images_without_a_file_are_counted(tmp_path: Path) -> None:
+    root = write_ln_coco(tmp_path)
+    (root / "train2017" / f"{522418:012d}.jpg").unlink()
+    listing = LocalizedNarrativesCOCO(root).listing("train")
+    assert (len(listing), listing.missing, listing.missing_names) == (1, 1, ("train2017/000000522418.jpg",))
+    assert list(LocalizedNarrativesCOCO(root).annotations("train").captions) == [
+        ("A man rides a bike.", "In the front a bike.")
+    ]
+
+
+def test_open_images(tmp_path: Path) -> None:
+    stems = {
+        "train": "open_images_train_v6_localized_narratives-00000-of-00001",
+        "validation": "open_images_validation_localized_narratives",
+    }
+    for number, (split, stem) in enumerate(stems.items()):
+        image = f"{number:016x}"
+        write_image(tmp_path / split / f"{image}.jpg", number)
+        write_lines(tmp_path / f"{stem}.jsonl", [narrative(image, 1, f"An image to {split} with.", "open_images")])
+    dataset = LocalizedNarrativesOpenImages(tmp_path)
+    assert dataset.annotations("train").captions[0] == ("An image to train with.",)
+    assert dataset.listing("val").table.names() == ["validation/0000000000000001.jpg"]
+    status = dataset.status()
+    assert status.present  # the test split may be missing
+    assert status.counts == {"train": 1, "validation": 1}
+
+
+# ----------------------------------------------------------------------------------------------------------- COCO 2014
+def write_coco_2014(root: Path, instances: bool = True) -> Path:
+    """COCO 2014 as it is released: the split is part of every file name."""
+    for split, count, first in (("train", 3, 9), ("val", 2, 42)):
+        documents = {"captions": captions_document(count, first=first)}
+        if instances:
+            documents["instances"] = instances_document(count, first)
+        for kind, document in documents.items():
+            for entry in document["images"]:
+                entry["file_name"] = f"COCO_{split}2014_{entry['id']:012d}.jpg"
+            write_json(root / "annotations" / f"{kind}_{split}2014.json", document)
+        for entry in documents["captions"]["images"]:
+            write_image(root / f"{split}2014" / entry["file_name"], entry["id"])
+    return root
+
+
+def test_coco_2014(tmp_path: Path) -> None:
+    dataset = COCO2014(write_coco_2014(tmp_path))
+    listing = dataset.listing("train")
+    assert listing.table.names() == [f"train2014/COCO_train2014_{n:012d}.jpg" for n in (9, 16, 23)]
+    found = dataset.annotations("train", listing)
+    assert found.captions[0] == ("Image 9, caption 0.", "Image 9, caption 1.")
+    assert found.tag_names == ("person", "dog", "car")
+    assert found.tags.tolist() == [[False] * 3, [True, False, False], [True, True, False]]
+    assert dataset.annotations("validation").image_ids.tolist() == [42, 49]
+    assert sum(dataset.published_counts.values()) == 123_287
+    notes = dataset.status().notes
+    assert "val: 2 images, published 40,504" in notes
+    assert "train: 3 images, published 82,783" in notes
+    assert np.isfinite([boxes["boxes"].sum() for boxes in found.boxes()]).all()
+
+
+def test_coco_2014_is_not_mistaken_for_2017(tmp_path: Path) -> None:
+    dataset = COCO2014(write_coco_2014(tmp_path, instances=False))
+    assert dataset.annotations("val").tags.shape == (2, 0)
+    (tmp_path / "annotations" / "captions_train2014.json").unlink()
+    with pytest.raises(DatasetMissing, match=r"COCO 2014: nothing at .*captions_train2014\.json"):
+        dataset.listing("train")

@@ -1,0 +1,85 @@
+"""What is measured of generated images is the same over two processes, also when one of them has one sample more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.data.samplers import ShardSampler
+from papers.xmc_gan.evaluation import GenerationEvaluation, MiniatureEvaluation
+from tests.distributed.harness import run_distributed
+from tests.xmc_gan.test_evaluation import IMAGES, REAL, TINY, Reader, Real, TinyData, drawn, module, painted
+
+COUNT = 61
+
+
+def _own(rank: int, world: int, count: int) -> list[torch.Tensor]:
+    """Batches of a process, as the loaders of the suite deal samples out."""
+    return list(torch.tensor(list(ShardSampler(count, rank, world))).split(8))
+
+
+def _miniature(rank: int, world: int, checkpoint: str) -> dict[str, float]:
+    truth, others = drawn(COUNT), drawn(COUNT, seed=1)
+
+    class Data:
+        attributes = staticmethod({"test": truth}.__getitem__)
+
+        def reference_loader(self) -> Any:
+            return [{"image": painted(others[part]), "index": part} for part in _own(rank, world, COUNT)]
+
+    judged = MiniatureEvaluation(Reader(pretrained=checkpoint), candidates=20)
+    judged.begin(module(Data()))
+    for part in _own(rank, world, COUNT):
+        shown = torch.where(part[:, None] % 3 == 0, others[part], truth[part])
+        judged.update(painted(shown), {"image": painted(truth[part]), "index": part})
+    return judged.compute()
+
+
+def test_the_miniature_over_two_processes(tmp_path: Path) -> None:
+    path = tmp_path / "reader.ckpt"
+    torch.save({"state_dict": {f"network.{k}": v for k, v in Reader().state_dict().items()}}, path)
+    expected = _miniature(0, 1, str(path))
+    assert expected["captions"] == COUNT
+    assert 30 < expected["mini_r_precision"] < 90
+    for found in run_distributed(_miniature, 2, 60, 2, str(path)):
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def _paper(rank: int, world: int, folder: str) -> dict[str, float]:
+    import os
+
+    from papers.xmc_gan import evaluation
+
+    os.environ["ASSEMBLE_CACHE"] = f"{folder}/cache-of-{world}"
+    evaluation._JUDGES.update({name: (kind, *evaluation._JUDGES[name][1:]) for name, kind in TINY.items()})
+
+    class Part(TinyData):
+        def reference_loader(self) -> Any:
+            class Loader(list):
+                dataset = Real()
+
+            return Loader({"image": REAL[part], "index": part} for part in _own(rank, world, len(REAL)))
+
+    files = {name: f"{folder}/{name}.pth" for name in TINY}
+    judged = GenerationEvaluation(**files, repeats=2, folds=4, candidates=20, object_copies=0)
+    maker = module(Part(), len(IMAGES))
+    maker.trainer.is_global_zero = rank == 0
+    judged.begin(maker)
+    for repeat, images in enumerate((IMAGES, IMAGES.flip(0))):
+        for part in _own(rank, world, len(IMAGES)):
+            judged.update(images[part], {"index": part, "caption": part}, repeat)
+    return judged.compute()
+
+
+def test_the_paper_over_two_processes(tmp_path: Path) -> None:
+    for name in TINY:
+        (tmp_path / f"{name}.pth").write_bytes(b"weights")
+    expected, *others = run_distributed(_paper, 1, 60, 1, str(tmp_path))
+    assert set(expected) >= {"fid", "fid_tv", "inception_score", "r_precision", "soa_c", "soa_i", "fid_spread"}
+    assert not others
+    for found in run_distributed(_paper, 2, 60, 2, str(tmp_path)):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert len(list((tmp_path / "cache-of-2" / "generation").iterdir())) == 2

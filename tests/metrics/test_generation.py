@@ -1,0 +1,282 @@
+"""Frechet distance, inception score, R-precision, object accuracy: official values, and what holds for any input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.metrics.generation import (
+    CLASSES,
+    FeatureStatistics,
+    InceptionScore,
+    Moments,
+    ObjectAccuracy,
+    RPrecision,
+    first_ranked,
+    frechet_distance,
+    inception_score,
+    mentioned_classes,
+    object_accuracy,
+    object_captions,
+    r_precision,
+)
+
+GOLDEN = dict(np.load(Path(__file__).parents[1] / "golden" / "xmc_gan" / "metrics.npz"))
+
+
+def named(*captions: str) -> list[list[str]]:
+    return [[CLASSES[number] for number in mentioned_classes(caption)] for caption in captions]
+
+
+# -- Frechet distance --------------------------------------------------------------------------------------------------
+
+
+def test_frechet_distance_equals_the_official_one() -> None:
+    found = frechet_distance(Moments.of(GOLDEN["pool_a"]), Moments.of(GOLDEN["pool_b"]))
+    assert found == pytest.approx(float(GOLDEN["fid"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_sums_over_batches_give_the_moments_of_all_rows(offset: float) -> None:
+    rows = torch.from_numpy(GOLDEN["pool_a"]) + offset
+    statistics = FeatureStatistics()
+    for part in torch.arange(160).split(23):
+        statistics.update(part, rows[part])
+        statistics.update(part[:3], rows[part[:3]] + 100)  # the same samples again, which count once
+    found, expected = statistics.compute(), Moments.of(rows)
+    assert found.count == 160
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-12)
+    np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-6, atol=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999), shift=st.floats(-3, 3), scale=st.floats(0.2, 3))
+def test_frechet_distance_of_a_shifted_and_scaled_set(seed: int, shift: float, scale: float) -> None:
+    rows = np.random.default_rng(seed).normal(size=(200, 5))
+    one, other = Moments.of(rows), Moments.of(rows * scale + shift)
+    shifts = (rows.mean(0) * (scale - 1) + shift) ** 2
+    expected = shifts.sum() + (1 - scale) ** 2 * np.trace(one.covariance)
+    assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-5, abs=1e-8)
+    assert frechet_distance(other, one) == pytest.approx(expected, rel=1e-5, abs=1e-8)
+
+
+def test_frechet_distance_of_fewer_samples_than_values() -> None:
+    rows = np.random.default_rng(0).normal(size=(6, 20))
+    one, other = Moments.of(rows[:3]), Moments.of(rows[3:])
+    assert np.isfinite(frechet_distance(one, other))
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-3)
+
+
+def test_frechet_distance_refuses_what_has_none() -> None:
+    rows = np.random.default_rng(0).normal(size=(9, 4))
+    with pytest.raises(ValueError, match="not finite"):
+        frechet_distance(Moments.of(rows), Moments.of(np.where(rows > 1, np.nan, rows)))
+    with pytest.raises(ValueError, match="4 and of 3 values"):
+        frechet_distance(Moments.of(rows), Moments.of(rows[:, :3]))
+    with pytest.raises(ValueError, match="at least two samples, there are 1"):
+        Moments.of(rows[:1])
+    with pytest.raises(ValueError, match="there are 0"):
+        FeatureStatistics().compute()
+    turned = np.array([[0.0, 1.0], [-1.0, 0.0]])  # no covariance, whose root is not real
+    with pytest.raises(ValueError, match="imaginary part"):
+        frechet_distance(Moments(9, np.zeros(2), turned @ turned), Moments(9, np.zeros(2), np.diag([1.0, 2.0])))
+
+
+def test_the_offset_makes_a_root_that_is_not_finite_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    import scipy.linalg
+
+    seen = []
+
+    def sqrtm(matrix: np.ndarray) -> np.ndarray:
+        seen.append(matrix)
+        return np.full_like(matrix, np.nan) if len(seen) == 1 else np.sqrt(matrix)
+
+    monkeypatch.setattr(scipy.linalg, "sqrtm", sqrtm)
+    flat = Moments(5, np.zeros(2), np.diag([0.0, 4.0]))
+    assert frechet_distance(flat, flat) == pytest.approx(0, abs=1e-4)
+    np.testing.assert_allclose(np.diagonal(seen[1]), [1e-12, (4 + 1e-6) ** 2])
+
+
+def test_moments_are_kept_in_a_file(tmp_path: Path) -> None:
+    moments = Moments.of(GOLDEN["pool_a"])
+    moments.save(tmp_path / "deep" / "real.npz")
+    again = Moments.load(tmp_path / "deep" / "real.npz")
+    assert again.count == 160
+    assert np.array_equal(again.mean, moments.mean)
+    assert np.array_equal(again.covariance, moments.covariance)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["real.npz"]
+    (tmp_path / "real.npz").write_bytes(b"PK broken")
+    with pytest.raises(ValueError, match=r"real.npz: .*delete the file"):
+        Moments.load(tmp_path / "real.npz")
+
+
+# -- inception score ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("splits", [1, 10])
+def test_inception_score_equals_the_official_one(splits: int) -> None:
+    probabilities = torch.from_numpy(GOLDEN["probs"])
+    expected = pytest.approx(
+        (float(GOLDEN[f"is_mean_split{splits}"]), float(GOLDEN[f"is_std_split{splits}"])), rel=1e-5, abs=1e-9
+    )
+    assert inception_score(probabilities, splits) == expected
+    meter = InceptionScore(splits, total=160)
+    for part in torch.arange(160).split(33):
+        meter.update(part, probabilities[part])
+        meter.update(part[:2], probabilities[part[:2]].flip(1))
+    assert meter.compute() == expected
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999), count=st.integers(7, 40), splits=st.integers(1, 7))
+def test_a_streaming_score_is_that_of_all_rows(seed: int, count: int, splits: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    probabilities = torch.randn(count, 5, generator=generator).mul(3).softmax(1)
+    meter = InceptionScore(splits, total=count)
+    for part in torch.randperm(count, generator=generator).split(4):
+        meter.update(part, probabilities[part])
+    expected = inception_score(probabilities, splits)
+    assert meter.compute() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert 1 - 1e-6 <= expected[0] <= 5 + 1e-6
+
+
+def test_inception_score_of_sure_and_of_blind_classifiers() -> None:
+    assert inception_score(torch.eye(4))[0] == pytest.approx(4)
+    assert inception_score(torch.full((6, 4), 0.25))[0] == pytest.approx(1)
+    assert inception_score(torch.tensor([[1.0, 0.0]] * 3))[0] == pytest.approx(1)
+    with pytest.raises(ValueError, match="2 images cannot be scored in 3 parts"):
+        inception_score(torch.eye(2), 3)
+    with pytest.raises(ValueError, match="number of samples"):
+        InceptionScore(10)
+    with pytest.raises(ValueError, match="without an image"):
+        InceptionScore().compute()
+
+
+# -- R-precision -------------------------------------------------------------------------------------------------------
+
+
+def test_r_precision_of_perfect_random_and_collapsed_embeddings() -> None:
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(3000, 16, generator=generator)
+    assert r_precision(text * 3, text) == (100.0, 0.0)
+    mean, spread = r_precision(torch.randn(3000, 16, generator=generator), text)
+    assert mean == pytest.approx(1.0, abs=0.6)  # one of a hundred
+    assert 0 < spread < 2
+    assert r_precision(torch.ones(3000, 16), torch.ones(3000, 16))[0] == 0
+    assert r_precision(torch.full((3000, 16), torch.nan), text)[0] == 0
+
+
+def test_equal_texts_are_not_drawn_against_each_other() -> None:
+    identity = torch.arange(40) % 8
+    text = torch.eye(8)[identity]
+    assert first_ranked(text, text, identity).all()
+    assert not first_ranked(text, text, candidates=40).any()
+    with pytest.raises(ValueError, match="one text is that of all images"):
+        first_ranked(text, text, torch.zeros(40))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999), count=st.integers(5, 30), candidates=st.integers(2, 12))
+def test_drawn_texts_are_others_and_all_different(seed: int, count: int, candidates: int) -> None:
+    # Own scores lie below exactly one other text: a hit is an image whose draw misses that one.
+    text = torch.eye(count)
+    image = torch.eye(count) + 2 * torch.eye(count).roll(1, 1)
+    hits = first_ranked(image, text, None, candidates, seed)
+    assert hits.equal(first_ranked(image, text, None, candidates, seed))
+    if candidates >= count:
+        assert not hits.any()
+    assert first_ranked(torch.eye(count), text, None, candidates, seed).all()
+
+
+def test_the_chance_to_draw_a_text_is_that_without_replacement() -> None:
+    text = torch.eye(400)
+    image = text + 2 * text.roll(1, 1)
+    assert first_ranked(image, text, None, 100).double().mean() == pytest.approx(1 - 99 / 399, abs=0.06)
+
+
+def test_r_precision_meter_counts_every_sample_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(101, 4, generator=generator)
+    image = text + 0.7 * torch.randn(101, 4, generator=generator)
+    identity = torch.arange(101)
+    meter = RPrecision(candidates=20, folds=5)
+    for part in torch.randperm(101, generator=generator).split(13):
+        meter.update(part, image[part], text[part], identity[part])
+        meter.update(part[:1], -image[part[:1]], text[part[:1]], identity[part[:1]])
+    assert meter.compute() == r_precision(image, text, identity, 20, 5)
+
+
+# -- object accuracy ---------------------------------------------------------------------------------------------------
+
+
+def test_captions_name_classes() -> None:
+    assert named(
+        "A dog and two men eat hot dogs.",
+        "Teddy bears on a BED, next to a brown bear",
+        "a train at the train station",
+        "an orange cat",
+        "three oranges in bowls",
+        "Buses, benches and knives",
+        "people on skis; a child with a frisbee",
+        "the remote area of a mountain",
+        "computer mouse on a mouse pad",
+        "a glass of wine on the dining table",
+        "",
+        "1234 äöü",
+    ) == [
+        ["person", "dog", "hot dog"],
+        ["bear", "bed", "teddy bear"],
+        ["train"],
+        ["cat"],
+        ["bowl", "orange"],
+        ["bus", "bench", "knife"],
+        ["person", "frisbee", "skis"],
+        [],
+        ["mouse"],
+        ["wine glass", "dining table"],
+        [],
+        [],
+    ]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_is_named_by_its_own_name(name: str) -> None:
+    text = {"orange": "oranges"}.get(name, name)
+    plural = text if text.endswith("s") else f"{text}s"
+    assert named(f"a photo of a {text}", f"many {plural}") == [[name], [name]]
+
+
+def test_images_of_the_object_protocol() -> None:
+    captions = ["a dog", "a man", "nothing of note", "a woman and a cat", "a boy"]
+    images = object_captions(captions, copies=3, person_captions=2, seed=1)
+    person, dog, cat = (CLASSES.index(name) for name in ("person", "dog", "cat"))
+    assert [(image.caption, image.copy) for image in images if dog in image.classes] == [(0, 0), (0, 1), (0, 2)]
+    assert [(image.caption, image.copy) for image in images if cat in image.classes] == [(3, 0), (3, 1), (3, 2)]
+    people = [image for image in images if person in image.classes]
+    assert len(people) == 2
+    assert all(image.copy == 0 for image in people)
+    assert not any(image.caption == 2 for image in images)
+    assert images == object_captions(captions, copies=3, person_captions=2, seed=1)
+    every = object_captions(captions, copies=3)
+    assert {image.caption for image in every if person in image.classes} == {1, 3, 4}
+
+
+def test_object_accuracy_by_class_and_by_image() -> None:
+    assert object_accuracy(torch.tensor([10, 0, 30]), torch.tensor([10, 0, 15])) == (75.0, 62.5)
+    with pytest.raises(ValueError, match="names a class"):
+        object_accuracy(torch.zeros(3), torch.zeros(3))
+
+
+def test_object_meter_counts_every_image_once() -> None:
+    named_, found = torch.rand(50, 6) < 0.4, torch.rand(50, 6) < 0.5
+    meter = ObjectAccuracy(6)
+    for part in torch.arange(50).split(7):
+        meter.update(part, named_[part], found[part])
+        meter.update(part, named_[part], ~found[part])
+    assert meter.counts().tolist() == [named_.sum(0).tolist(), (named_ & found).sum(0).tolist()]
+    assert meter.compute() == object_accuracy(named_.sum(0), (named_ & found).sum(0))

@@ -1,0 +1,58 @@
+"""Golden arrays of XMC-GAN by name, in our layout."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from papers.xmc_gan.checkpoints import from_official
+from papers.xmc_gan.model import Discriminator, Generator
+
+FOLDER = Path(__file__).resolve().parents[1] / "golden" / "xmc_gan"
+
+
+@cache
+def arrays(name: str) -> dict[str, np.ndarray[Any, Any]]:
+    """All arrays of one file."""
+    with np.load(FOLDER / f"{name}.npz") as file:
+        return {key: file[key] for key in file.files}
+
+
+def below(name: str, prefix: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Arrays of one file whose key starts with a prefix, named without it."""
+    return {key.removeprefix(prefix): value for key, value in arrays(name).items() if key.startswith(prefix)}
+
+
+def tensor(name: str, key: str) -> Tensor:
+    """One array as it is."""
+    return torch.from_numpy(np.array(arrays(name)[key]))
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """[B, H, W, C] -> [B, C, H, W]"""
+    return x.permute(0, 3, 1, 2).contiguous()
+
+
+def networks() -> tuple[Generator, Discriminator]:
+    """The tiny generator and discriminator at 128 pixels with their golden weights, in training mode."""
+    generator = Generator(width=2, channels=(16, 16, 8, 4, 2, 1), z_dim=8, embedding_dim=12)
+    discriminator = Discriminator(width=2, channels=(1, 2, 4, 8, 16, 16), embedding_dim=12)
+    generator.load_state_dict(from_official(generator, below("net128", "G/")))
+    discriminator.load_state_dict(from_official(discriminator, below("net128", "D/")))
+    return generator, discriminator
+
+
+def captions() -> dict[str, Tensor]:
+    """Words, sentence, length, noise and real images of the tiny networks."""
+    return {
+        "words": tensor("net128", "word"),
+        "sentence": tensor("net128", "sentence"),
+        "length": tensor("net128", "max_len")[:, 0].long(),
+        "z": tensor("net128", "z"),
+        "image": channels_first(tensor("net128", "image_u8").float() / 255),
+    }

@@ -1,0 +1,42 @@
+"""Finished stages of XMC-GAN at the smoke scale, run once for all tests of this process."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.reporting.records import Record
+from common.training.runner import run_stage
+from tests.stages import request
+
+NAMES = ("mini_evaluator", "mini_image_network", "real_images", "xmc_gan", "baseline")
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Where the runs are, and what each stage recorded."""
+
+    runs: Path
+    records: dict[str, Record]
+
+    def folder(self, name: str) -> Path:
+        """Folder of a stage."""
+        return self.runs / "xmc_gan" / "smoke" / "seed0" / name
+
+    def checkpoint(self, name: str) -> Path:
+        """Its weights."""
+        return self.folder(name) / "checkpoints" / "last.ckpt"
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()  # removed when the process ends
+
+
+@functools.cache
+def finished() -> Stages:
+    """Two rows of the ablation and what they start from, trained for two steps."""
+    runs = Path(_folder().name)
+    return Stages(runs, {name: run_stage(request(f"xmc_gan/{name}", runs)) for name in NAMES})

@@ -1,0 +1,49 @@
+"""XMC-GAN's module without a trainer: its steps are called one by one."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from papers.xmc_gan.model import Discriminator, Generator
+from papers.xmc_gan.module import XMCGAN
+
+
+def steppable(module: XMCGAN) -> XMCGAN:
+    """Give a module its own optimisers and nowhere to log to."""
+    optimizers = module.configure_optimizers()
+    module.optimizers = lambda use_pl_optimizer=True: optimizers  # type: ignore[method-assign]
+    module.logged = {}  # type: ignore[assignment]
+    module.log_dict = lambda values, **_: module.logged.update(values)  # type: ignore[method-assign, operator, union-attr]
+    module.log = lambda name, value, **_: module.logged.update({name: value})  # type: ignore[method-assign, operator, union-attr]
+    module.__dict__["_trainer"] = SimpleNamespace(
+        global_rank=0,
+        world_size=1,
+        fit_loop=SimpleNamespace(total_batch_idx=0),
+        datamodule=SimpleNamespace(minibatches=2),
+    )
+    return module.train()
+
+
+def tiny(batch_norm: Any = "local", **options: Any) -> XMCGAN:
+    """A module of a few thousand parameters for images of 32 pixels, always with the same weights."""
+    torch.manual_seed(3)
+    generator = Generator(width=4, channels=[4, 4, 2, 1], cond_size=8, z_dim=5, embedding_dim=6, batch_norm=batch_norm)
+    discriminator = Discriminator(width=4, channels=[1, 2, 4, 4], cond_size=8, embedding_dim=6)
+    return steppable(XMCGAN(generator, discriminator, **{"weight_image_net": 0.0, **options}))
+
+
+def tiny_batch(size: int = 4) -> tuple[dict[str, Tensor], Tensor]:
+    """A minibatch that brings its words, and its noise."""
+    generator = torch.Generator().manual_seed(7)
+    batch = {
+        "image": torch.rand(size, 3, 32, 32, generator=generator),
+        "words": torch.randn(size, 5, 6, generator=generator),
+        "sentence": torch.randn(size, 6, generator=generator),
+        "length": torch.randint(1, 6, (size,), generator=generator),
+        "index": torch.arange(size),
+    }
+    return batch, torch.randn(size, 5, generator=generator)

@@ -1,0 +1,451 @@
+"""Data of XMC-GAN: batches of several minibatches, which caption goes with which image, draws of the test, faults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.data.datasets.coco import COCO
+from common.data.datasets.coco_2014 import COCO2014
+from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO
+from common.data.items import TooManyBrokenFiles
+from common.data.text import WordPieceTokenizer
+from common.data.worlds.two_objects import TwoObjectsWorld
+from papers.xmc_gan.data import TextToImageData
+from papers.xmc_gan.text import (
+    BertText,
+    FeaturesMissing,
+    FeaturesStale,
+    NGramText,
+    StoredFeatures,
+    bert_digest,
+    make_store,
+)
+from tests.data.image_layouts import write_coco
+from tests.data.test_localized_narratives import write_ln_coco
+from tests.data.test_worlds_two_objects import read_caption
+
+T = 16
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> TwoObjectsWorld:
+    made = TwoObjectsWorld(seed=1, train=24, test=12, captions_per_image=8, root=str(tmp_path_factory.mktemp("worlds")))
+    made.prepare()
+    return made
+
+
+def attached(data: TextToImageData, rank: int = 0, processes: int = 1) -> TextToImageData:
+    """A data module as a trainer uses it."""
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+
+    class Position:
+        """A trainer of another process."""
+
+        global_rank, world_size = rank, processes
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(trainer, name)
+
+    data.trainer = Position() if processes > 1 else trainer  # type: ignore[assignment]
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def mini(world: TwoObjectsWorld, **changes: Any) -> TextToImageData:
+    options: dict[str, Any] = {
+        "tokenizer": WordPieceTokenizer(None, 256, T),
+        "world": world,
+        "image_size": 32,
+        "flip": 0.0,
+        "captions_per_image": 8,
+        "test_samples": 7,
+        "reference_samples": None,
+        "batch_size": 4,
+        "test_batch_size": 5,
+        "num_workers": 0,
+        "seed": 5,
+    }
+    return TextToImageData(COCO2014("unused"), **{**options, **changes})
+
+
+def small(root: Path, **changes: Any) -> TextToImageData:
+    """A set of photographs of different sizes, in COCO's layout."""
+    options: dict[str, Any] = {
+        "tokenizer": WordPieceTokenizer(None, 256, T),
+        "image_size": 8,
+        "test_samples": 5,
+        "reference_samples": 2,
+        "batch_size": 2,
+        "num_workers": 0,
+    }
+    return TextToImageData(COCO(write_coco(root, train=8, val=6)), **{**options, **changes})
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+def test_batches_hold_several_minibatches(world: TwoObjectsWorld) -> None:
+    data = attached(mini(world, minibatches=2))
+    assert data.batch_size == 4
+    loader = data.train_dataloader()
+    batches = list(loader)
+    assert len(loader) == len(batches) == 3  # 24 images, 8 at a time
+    for batch in batches:
+        assert {name: tuple(value.shape) for name, value in batch.items()} == {
+            "image": (8, 3, 32, 32),
+            "index": (8,),
+            "caption": (8,),
+            "skipped": (8,),
+            "tokens": (8, T),
+            "length": (8,),
+        }
+        assert batch["image"].dtype == torch.float32
+        assert 0 <= batch["image"].min() <= batch["image"].max() <= 1
+        assert (batch["tokens"] != 0).sum(1).tolist() == batch["length"].tolist()
+        assert 13 <= batch["length"].min() <= batch["length"].max() <= 16
+    assert sorted(torch.cat([batch["index"] for batch in batches]).tolist()) == list(range(24))
+
+
+def test_halves_of_a_batch_are_the_same_minibatches_for_any_number_of_processes(world: TwoObjectsWorld) -> None:
+    whole = next(iter(attached(mini(world)).train_dataloader()))["index"].split(4)
+    ranks = [next(iter(attached(mini(world), rank, 2).train_dataloader()))["index"].split(2) for rank in (0, 1)]
+    for minibatch, first, second in zip(whole, *ranks):
+        assert torch.stack([first, second], 1).flatten().tolist() == minibatch.tolist()
+
+
+def test_an_image_comes_with_its_own_caption(world: TwoObjectsWorld) -> None:
+    data = attached(mini(world))
+    truth = data.attributes("train")
+    assert truth.shape == (24, 5)
+    drawn = world.draw("train", range(24))
+    assert truth.tolist() == drawn.attributes.tolist()
+    for batch in data.train_dataloader():
+        for text, index, image in zip(data.texts("train", batch["caption"]), batch["index"].tolist(), batch["image"]):
+            assert read_caption(text) == tuple(truth[index].tolist())
+            assert (image * 255).round().byte().permute(1, 2, 0).numpy().tolist() == drawn.images[index].tolist()
+        tokens, length = data.tokens(data.texts("train", batch["caption"]))
+        assert torch.equal(tokens, batch["tokens"])
+        assert torch.equal(length, batch["length"])
+
+
+def test_captions_are_drawn_anew_from_seed_epoch_and_item(world: TwoObjectsWorld) -> None:
+    data = attached(mini(world))
+    images, again = data.train_dataloader().dataset, attached(mini(world)).train_dataloader().dataset
+    other = attached(mini(world, seed=6)).train_dataloader().dataset
+    seen = np.array([[int(images[epoch, item]["caption"]) for epoch in range(200)] for item in range(3)])
+    assert seen[:, :5].tolist() == [[int(again[epoch, item]["caption"]) for epoch in range(5)] for item in range(3)]
+    assert seen[:, :5].tolist() != [[int(other[epoch, item]["caption"]) for epoch in range(5)] for item in range(3)]
+    for item in range(3):
+        counts = np.bincount(seen[item] - 8 * item, minlength=8)
+        assert len(counts) == 8
+        assert counts.min() > 10  # 25 are expected of each
+
+
+def test_only_the_first_captions_count(world: TwoObjectsWorld) -> None:
+    images = attached(mini(world, captions_per_image=2)).train_dataloader().dataset
+    assert {int(images[epoch, 3]["caption"]) for epoch in range(40)} == {24, 25}
+
+
+def test_images_are_flipped_also_in_the_test_as_officially(tmp_path: Path) -> None:
+    for quirks in (True, False):
+        data = attached(small(tmp_path / str(quirks), flip=1.0, official_quirks=quirks))
+        plain = attached(small(tmp_path / str(quirks), flip=0.0))
+        for split in ("train", "test", "reference"):
+            name = f"{split}_loader" if split == "reference" else f"{split}_dataloader"
+            mine, theirs = (getattr(module, name)().dataset[1]["image"] for module in (data, plain))
+            assert mine.shape == (3, 8, 8)  # squashed from 24 x 20
+            assert torch.equal(mine, theirs.flip(2) if quirks or split == "train" else theirs)
+
+
+# ---------------------------------------------------------------------------------------------------------------- test
+def test_draws_follow_the_reference_and_go_round(tmp_path: Path) -> None:
+    data = attached(small(tmp_path, test_samples=9, reference_samples=4))
+    order = data.reference_items.rows.tolist() + data.test_items.rows.tolist()[:2]
+    assert sorted(order) == list(range(6))
+    assert data.test_items.rows.tolist() == [*order[4:], *order, *order[:1]]
+    batches = list(data.test_dataloader())
+    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(9))
+    # A second visit may show another caption of the image.
+    captions = torch.cat([batch["caption"] for batch in batches]).tolist()
+    assert all(caption // 2 == row for caption, row in zip(captions, data.test_items.rows))
+    assert [batch["index"].tolist() for batch in data.reference_loader()] == [[0, 1, 2, 3]]
+    everything = attached(small(tmp_path, test_samples=None, reference_samples=None))
+    assert (
+        sorted(everything.test_items.rows.tolist()) == sorted(everything.reference_items.rows.tolist()) == [*range(6)]
+    )
+
+
+def test_what_is_measured_on_does_not_depend_on_the_seed(world: TwoObjectsWorld) -> None:
+    first, second = (attached(mini(world, seed=seed)) for seed in (0, 1))
+    for mine, theirs in zip(first.test_dataloader(), second.test_dataloader(), strict=True):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_ranks_share_the_test(world: TwoObjectsWorld) -> None:
+    found = [attached(mini(world), rank, 2) for rank in (0, 1)]
+    for name, count in (("test_dataloader", 7), ("reference_loader", 12)):
+        indices = [torch.cat([batch["index"] for batch in getattr(data, name)()]).tolist() for data in found]
+        assert sorted(indices[0] + indices[1]) == list(range(count))
+
+
+def test_the_shortest_caption(world: TwoObjectsWorld) -> None:
+    data = attached(mini(world, test_caption="shortest"))
+    for batch in data.test_dataloader():
+        for number, length in zip(batch["caption"].tolist(), batch["length"].tolist()):
+            row = number // 8
+            _, lengths = data.tokens(data.texts("test", range(8 * row, 8 * row + 8)))
+            assert length == lengths.min()
+            assert number == 8 * row + int(lengths.argmin())  # the first of several
+
+
+def test_captions_alone(world: TwoObjectsWorld) -> None:
+    data = attached(mini(world))
+    assert data.caption_count == 96
+    batches = list(data.caption_loader([3, 95, 3, 0, 1, 2]))
+    assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2, 3, 4], [5]]
+    assert torch.cat([batch["caption"] for batch in batches]).tolist() == [3, 95, 3, 0, 1, 2]
+    assert all(batch.keys() == {"index", "caption", "tokens", "length"} for batch in batches)
+
+
+def test_truth_of_the_draws(world: TwoObjectsWorld) -> None:
+    data = attached(mini(world))
+    truth, reference = data.attributes("test"), data.attributes("reference")
+    assert (truth.shape, reference.shape) == ((7, 5), (12, 5))
+    for batch in data.test_dataloader():
+        for text, index in zip(data.texts("test", batch["caption"]), batch["index"].tolist()):
+            assert read_caption(text) == tuple(truth[index].tolist())
+    expected = world.draw("val", range(12)).images
+    for batch in data.reference_loader():
+        for index, image in zip(batch["index"].tolist(), batch["image"]):
+            row = data.reference_items.rows[index]
+            assert (image * 255).round().byte().permute(1, 2, 0).numpy().tolist() == expected[row].tolist()
+
+
+def test_photographs_have_no_attributes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="only pictures of the world of two objects have attributes"):
+        attached(small(tmp_path)).attributes("test")
+
+
+def test_the_record_says_what_was_read(world: TwoObjectsWorld, tmp_path: Path) -> None:
+    data = attached(mini(world))
+    data.train_dataloader(), data.test_dataloader(), data.reference_loader()
+    described = data.describe()
+    assert list(described) == ["training (coco_2014)", "test (coco_2014)", "reference (coco_2014)"]
+    assert [entry["samples"] for entry in described.values()] == [24, 7, 12]
+    assert all(len(entry["annotations"]) == 16 for entry in described.values())
+    assert described["training (coco_2014)"]["annotations"] != described["test (coco_2014)"]["annotations"]
+    assert json.dumps(described)
+    assert data.credit == ""
+
+
+# ----------------------------------------------------------------------------------------------------------- narratives
+def test_every_narrative_is_an_item(tmp_path: Path) -> None:
+    root = write_ln_coco(tmp_path)
+    data = attached(
+        TextToImageData(
+            LocalizedNarrativesCOCO(root),
+            WordPieceTokenizer(None, 256, 64),
+            items="captions",
+            captions_per_image=1000,
+            image_size=8,
+            test_samples=4,
+            batch_size=3,
+            minibatches=1,
+            num_workers=0,
+        )
+    )
+    (batch,) = data.train_dataloader()
+    assert sorted(batch["index"].tolist()) == sorted(batch["caption"].tolist()) == [0, 1, 2]
+    assert data.training_items.rows.tolist() == [0, 0, 1]
+    assert data.texts("train", [0, 1, 2]) == ["A man rides a bike.", "In the front a bike.", "A woman cuts a cake."]
+    assert torch.equal(batch["index"], batch["caption"])
+    assert batch["tokens"].shape == (3, 64)
+    # One narrative to test on is drawn four times.
+    (test,) = data.test_dataloader()
+    assert test["caption"].tolist() == [0, 0, 0, 0]
+
+
+# ------------------------------------------------------------------------------------------------------------ features
+@pytest.fixture(scope="module")
+def bert(world: TwoObjectsWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("bert")
+    data = attached(mini(world))
+    tokenizer: Any = data.tokenizer
+    pieces = tokenizer._tokenizer.get_vocab()
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in sorted(pieces, key=pieces.__getitem__)))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = BertConfig(vocab_size=len(pieces), max_position_embeddings=T, **sizes, initializer_range=0.5)
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def stored(world: TwoObjectsWorld, bert: Path, folder: Path, splits: tuple[str, ...] = ("train", "val")) -> Any:
+    """A data module whose text features were computed before."""
+    features = StoredFeatures(str(folder), str(bert))
+    dataset = COCO2014(world.root_of("coco_2014"))
+    tokenizer = WordPieceTokenizer(str(bert), max_tokens=T)
+    tokenizer.prepare()
+    for split in splits:
+        captions: Any = dataset.annotations(split).captions
+        make_store(
+            features.path("coco_2014", split, T),
+            captions,
+            tokenizer,
+            BertText(str(bert)),
+            bert_digest(bert),
+            batch_size=50,
+        )
+    return {"tokenizer": WordPieceTokenizer(str(bert), max_tokens=T), "text_features": features}
+
+
+@pytest.mark.parametrize("pool", ["official", "masked_mean"])
+def test_stored_features_are_those_of_the_model(world: TwoObjectsWorld, bert: Path, tmp_path: Path, pool: Any) -> None:
+    data = attached(mini(world, **stored(world, bert, tmp_path), sentence_pool=pool))
+    plain = attached(mini(world, tokenizer=WordPieceTokenizer(str(bert), max_tokens=T)))
+    encoder = BertText(str(bert), pool)
+    loaders = ("train_dataloader", "test_dataloader")
+    for mine, theirs in zip(*([b for name in loaders for b in getattr(module, name)()] for module in (data, plain))):
+        assert "tokens" not in mine
+        assert mine["words"].shape == (len(mine["index"]), T, 8)
+        for name in ("image", "index", "caption", "length"):
+            assert torch.equal(mine[name], theirs[name])
+        words, sentence = encoder(theirs["tokens"], theirs["length"])
+        torch.testing.assert_close(mine["words"], words, atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(mine["sentence"], sentence, atol=4e-3, rtol=2e-3)
+    assert data.describe()["training (coco_2014)"]["text_features"] == bert_digest(bert)[:16]
+
+
+def test_features_are_checked_before_training(world: TwoObjectsWorld, bert: Path, tmp_path: Path) -> None:
+    options = stored(world, bert, tmp_path, splits=("train",))
+    with pytest.raises(FeaturesMissing, match=r"coco_2014-val-16 does not exist.*--text-features"):
+        attached(mini(world, **options))
+    stored(world, bert, tmp_path)
+    other = TwoObjectsWorld(seed=2, train=24, test=12, captions_per_image=8, root=str(tmp_path / "worlds"))
+    with pytest.raises(FeaturesStale, match="coco_2014-train-16 is out of date, it was made of other captions"):
+        attached(mini(other, **options))
+
+
+def test_features_are_read_in_loader_processes(world: TwoObjectsWorld, bert: Path, tmp_path: Path) -> None:
+    options = stored(world, bert, tmp_path)
+    here, there = (attached(mini(world, **options, num_workers=workers)) for workers in (0, 1))
+    for mine, theirs in zip(here.train_dataloader(), there.train_dataloader(), strict=True):
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+# -------------------------------------------------------------------------------------------------------------- faults
+def with_captions(root: Path, captions: list[str]) -> Path:
+    """COCO whose images all have these captions."""
+    write_coco(root, train=4, val=2)
+    for split in ("train", "val"):
+        path = root / "annotations" / f"captions_{split}2017.json"
+        document = json.loads(path.read_text())
+        document["annotations"] = [
+            {"id": 100 * entry["id"] + number, "image_id": entry["id"], "caption": caption}
+            for entry in document["images"]
+            for number, caption in enumerate(captions)
+        ]
+        path.write_text(json.dumps(document))
+    return root
+
+
+def test_captions_of_one_word_of_none_and_over_long_ones(tmp_path: Path) -> None:
+    long = " ".join(["dog cat"] * 40)
+    root = with_captions(tmp_path, ["dog", "\u200d \u0301", long])
+    tokenizer = WordPieceTokenizer(None, 256, 6)
+    data = attached(
+        TextToImageData(
+            COCO(root), tokenizer, image_size=8, test_samples=40, batch_size=2, minibatches=1, num_workers=0
+        )
+    )
+    (batch,) = data.test_dataloader()
+    found = {data.texts("test", [number])[0]: row for row, number in enumerate(batch["caption"].tolist())}
+    assert len(found) == 3
+    lengths = {text: int(batch["length"][row]) for text, row in found.items()}
+    assert lengths["dog"] == 3
+    assert lengths[long] == 6
+    assert 2 <= lengths["\u200d \u0301"] <= 6
+    assert batch["tokens"].shape == (40, 6)
+    ends = batch["tokens"][torch.arange(40), batch["length"] - 1]
+    assert ends.unique().tolist() == [3]  # [SEP] is never cut
+    words, sentence = NGramText(data.vocabulary_size, 8)(batch["tokens"], batch["length"])
+    assert words.isfinite().all()
+    assert sentence.isfinite().all()
+
+
+def test_a_broken_image_is_replaced_and_counted(tmp_path: Path) -> None:
+    root = write_coco(tmp_path, train=8, val=6)
+    (root / "train2017" / f"{23:012d}.jpg").write_bytes(b"no picture")
+    data = attached(small(tmp_path / "other", max_skipped_share=0.2))
+    data.dataset.root = root
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert sum(int((batch["skipped"] > 0).sum()) for batch in batches) == 1
+    for batch in batches:
+        # The item that stands in brings its own caption and index.
+        assert torch.equal(batch["caption"] // 2, batch["index"])
+    described = data.describe()["training (coco)"]
+    assert (described["skipped"], described["skipped_names"]) == (1, [f"train2017/{23:012d}.jpg"])
+    strict = attached(small(tmp_path / "other", max_skipped_share=0.01))
+    strict.dataset.root = root
+    strict.setup("fit")
+    with pytest.raises(TooManyBrokenFiles, match="max_skipped_share"):
+        list(strict.train_dataloader())
+
+
+def test_grey_and_transparent_pictures_are_read(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "coco", train=4, val=2)
+    for number, mode in ((9, "L"), (16, "RGBA"), (23, "CMYK")):
+        path = root / "train2017" / f"{number:012d}.jpg"
+        with Image.open(path) as image:
+            image.convert(mode).save(path, "PNG" if mode == "RGBA" else "JPEG")
+    data = attached(
+        TextToImageData(COCO(root), WordPieceTokenizer(None, 256, T), image_size=8, batch_size=2, num_workers=0)
+    )
+    (batch,) = data.train_dataloader()
+    assert batch["image"].shape == (4, 3, 8, 8)
+    assert data.describe()["training (coco)"]["skipped"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"minibatches": 0}, "data.minibatches must be at least 1"),
+        ({"captions_per_image": 0}, "data.captions_per_image"),
+        ({"test_samples": 0}, "data.test_samples"),
+        ({"reference_samples": -1}, "data.reference_samples"),
+        ({"test_batch_size": 0}, "data.test_batch_size"),
+        ({"batch_size": 0}, "data.batch_size"),
+        ({"items": "pictures"}, "data.items: 'pictures' is not one of images, captions"),
+        ({"test_caption": "longest"}, "data.test_caption"),
+        ({"sentence_pool": "mean"}, "sentence_pool"),
+        ({"image_size": 0}, "size must be positive"),
+        ({"flip": 2.0}, "flip is a probability"),
+    ],
+)
+def test_arguments_out_of_range_are_named(world: TwoObjectsWorld, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mini(world, **change)
+
+
+def test_minibatches_that_leave_no_negatives_are_refused(world: TwoObjectsWorld) -> None:
+    with pytest.raises(
+        ValueError, match=r"data.batch_size is 1 over 1 processes: each needs a minibatch of at least 2"
+    ):
+        attached(mini(world, batch_size=1)).train_dataloader()
+    with pytest.raises(ValueError, match="over 2 processes"):
+        attached(mini(world, batch_size=2), 0, 2).train_dataloader()
+    with pytest.raises(ValueError, match=r"data.batch_size \(5\) is the global batch and must be divisible"):
+        attached(mini(world, batch_size=5), 0, 2).train_dataloader()
+    with pytest.raises(ValueError, match=r"lower data\.batch_size"):
+        attached(mini(world, batch_size=16)).train_dataloader()

@@ -1,0 +1,145 @@
+"""Images of captions of one's own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from common.training.errors import StageError
+from papers.xmc_gan.generate import Painter, generate
+from tests.xmc_gan.stages import Stages, finished
+
+CAPTION = "a red circle left and a blue square right on white"
+
+
+@pytest.fixture(scope="module")
+def stages() -> Stages:
+    return finished()
+
+
+@pytest.fixture(scope="module")
+def painter(stages: Stages) -> Painter:
+    return Painter(stages.checkpoint("xmc_gan"))
+
+
+def test_images_follow_seed_and_caption(painter: Painter) -> None:
+    images = painter.paint([CAPTION, "a green triangle left and a blue square right on white"], number=3, seed=1)
+    assert images.shape == (2, 3, 3, 32, 32)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert images[:1].equal(painter.paint([CAPTION], number=3, seed=1))
+    torch.testing.assert_close(images[0, :2], painter.paint([CAPTION], number=2, seed=1)[0])
+    assert not images[0, 0].equal(images[0, 1])
+    assert not images[0].equal(images[1])
+    assert not images[0].equal(painter.paint([CAPTION], number=3, seed=2)[0])
+
+
+def test_the_averaged_generator_makes_them(painter: Painter, stages: Stages) -> None:
+    state = torch.load(stages.checkpoint("xmc_gan"), weights_only=True)["state_dict"]
+    for name, value in painter.module.average.state_dict().items():
+        assert value.equal(state[f"generators.key.{name}"])
+    assert not painter.module.average.training
+
+
+def test_files_of_every_image_and_a_grid(stages: Stages, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = generate(stages.checkpoint("baseline"), [CAPTION, "A yellow Square right!"], tmp_path / "deep", 2, seed=5)
+    assert [path.name for path in files] == [
+        "01-a-red-circle-left-and-a-blue-square-right-on-white-1-seed5.png",
+        "01-a-red-circle-left-and-a-blue-square-right-on-white-2-seed5.png",
+        "02-a-yellow-square-right-1-seed5.png",
+        "02-a-yellow-square-right-2-seed5.png",
+        "grid.png",
+    ]
+    assert all(Image.open(path).size == (32, 32) for path in files[:4])
+    assert Image.open(files[-1]).size == (2 * 34 + 2, 2 * 34 + 2)
+    before = [np.asarray(Image.open(path)) for path in files]
+    again = generate(stages.checkpoint("baseline"), [CAPTION, "A yellow Square right!"], tmp_path / "deep", 2, seed=5)
+    assert all(np.array_equal(np.asarray(Image.open(path)), old) for path, old in zip(again, before))
+    single = generate(stages.checkpoint("baseline"), [CAPTION], tmp_path / "one")
+    assert [path.name for path in single] == [path.name for path in (tmp_path / "one").iterdir()]
+
+
+def test_unknown_words_and_long_captions_are_told(painter: Painter) -> None:
+    assert painter.notes(CAPTION) == []
+    note = painter.notes("a purple circle left and a blue elephant")[0]
+    assert note.startswith("the model does not know purple, elephant; it learned from a, and, at, black, blue,")
+    notes = painter.notes(" ".join(["a red circle left"] * 5))
+    assert len(notes) == 1
+    assert notes[0].startswith("too long by 6 tokens; what the model reads is 'a red circle left a red circle left a")
+    with pytest.raises(StageError, match="does not know zebra"):
+        painter.notes("zebra")
+    with pytest.raises(StageError, match="there is no caption"):
+        painter.notes("  ")
+
+
+def test_what_cannot_make_images_is_refused(stages: Stages, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"last.ckpt does not exist: give checkpoints/last.ckpt"):
+        Painter(tmp_path / "checkpoints" / "last.ckpt")
+    with pytest.raises(StageError, match="makes no images"):
+        Painter(stages.checkpoint("mini_evaluator"))
+    alone = tmp_path / "checkpoints" / "last.ckpt"
+    alone.parent.mkdir()
+    shutil.copy(stages.checkpoint("xmc_gan"), alone)
+    with pytest.raises(StageError, match=r"config.yaml does not exist"):
+        Painter(alone)
+    shutil.copy(stages.folder("xmc_gan") / "config.yaml", tmp_path)
+    alone.write_bytes(alone.read_bytes()[:3000])
+    with pytest.raises(StageError, match="cannot be read"):
+        Painter(alone)
+    state = torch.load(stages.checkpoint("xmc_gan"), weights_only=True)
+    del state["state_dict"]["generators.key.query.weight"]
+    torch.save(state, alone)
+    with pytest.raises(StageError, match=r"it lacks generators.key.query.weight"):
+        Painter(alone)
+    with pytest.raises(StageError, match="--number 0"):
+        generate(alone, [CAPTION], tmp_path, 0)
+    with pytest.raises(StageError, match="is a file: give a folder"):
+        generate(alone, [CAPTION], tmp_path / "config.yaml")
+
+
+def test_networks_that_judge_and_teach_are_not_needed(stages: Stages, tmp_path: Path) -> None:
+    moved = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    moved.parent.mkdir(parents=True)
+    shutil.copy(stages.checkpoint("xmc_gan"), moved)
+    config = yaml.safe_load((stages.folder("xmc_gan") / "config.yaml").read_text(encoding="utf-8"))
+    config["model"]["init_args"]["image_network"]["init_args"]["pretrained"] = "/gone/network.ckpt"
+    config["model"]["init_args"]["evaluation"]["init_args"]["evaluator"]["init_args"]["pretrained"] = "/gone/judge.ckpt"
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert Painter(moved).paint([CAPTION]).shape == (1, 1, 3, 32, 32)
+
+
+def test_a_stage_that_learned_from_stored_features_reads_captions_with_bert(stages: Stages, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    moved, bert = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "bert-base-uncased"
+    moved.parent.mkdir(parents=True)
+    shutil.copy(stages.checkpoint("xmc_gan"), moved)
+    config = yaml.safe_load((stages.folder("xmc_gan") / "config.yaml").read_text(encoding="utf-8"))
+    config["model"]["init_args"]["text_encoder"] = None
+    data = config["data"]["init_args"]
+    data |= {"world": None, "text_features": {"folder": "/gone/features", "bert": str(bert)}}
+    data["dataset"]["init_args"]["root"] = "/gone/coco"
+    data["tokenizer"]["init_args"]["vocabulary"] = str(tmp_path / "vocab.txt")
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *["a", "red", "circle", "left", "and", "blue", "square", "on", "white"],
+    ]
+    (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+    with pytest.raises(StageError, match=r"bert-base-uncased does not exist: put bert-base-uncased there"):
+        Painter(moved)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=16, **sizes)).save_pretrained(bert)
+    painter = Painter(moved)
+    assert painter.paint(["a red circle", "a blue square left and a"], 2).shape == (2, 2, 3, 32, 32)
+    assert painter.notes("a red zebra") == ["the model does not know zebra"]

@@ -1,0 +1,283 @@
+"""The networks of XMC-GAN against the official code's: layers, images, scores, statistics, sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from papers.xmc_gan.checkpoints import from_official, to_official
+from papers.xmc_gan.model import (
+    ConditionalBatchNorm,
+    Discriminator,
+    DiscriminatorBlock,
+    Generator,
+    ImageNetFeatures,
+    SpatialConditionalBatchNorm,
+    SpectralConv,
+    SpectralLinear,
+    keeping_statistics,
+)
+from papers.xmc_gan.objective import pair_loss, word_loss
+from tests.xmc_gan.golden import below, captions, channels_first, networks, tensor
+
+SPATIAL = ("sn_conv3", "sn_conv1", "cbn", "lcbn", "d_opt_block", "d_block_down", "d_block_same")
+
+
+def layer_state(name: str, kind: str) -> dict[str, Tensor]:
+    """Weights and statistics of one golden layer under our names; `kind` is "" or "new/" for those after training."""
+    values = {key: torch.from_numpy(value) for key, value in below("layers", f"{name}/").items()}
+
+    def kernel(key: str) -> Tensor:
+        array = values[f"params/{key}kernel"]
+        return array.permute(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+    if name in ("cbn", "lcbn"):
+        part = "Dense" if name == "cbn" else "Conv"
+        return {
+            "modulation.weight": torch.cat([kernel(f"{part}_{i}/") for i in (0, 1)]),
+            "modulation.bias": torch.cat([values[f"params/{part}_{i}/bias"] for i in (0, 1)]),
+            "norm.running_mean": values[f"{kind}batch_stats/BatchNorm_0/mean"],
+            "norm.running_variance": values[f"{kind}batch_stats/BatchNorm_0/var"],
+        }
+    if name.startswith("sn_"):
+        u = values[f"{kind}spectral_norm_stats/u0"][0]
+        return {"weight": kernel(""), "bias": values["params/bias"], "u": u}
+    state = {}
+    for number, own in enumerate(("conv1", "conv2", "shortcut")):
+        official = f"SpectralConv_{number}/"
+        if f"params/{official}kernel" in values:
+            state |= {
+                f"{own}.weight": kernel(official),
+                f"{own}.bias": values[f"params/{official}bias"],
+                f"{own}.u": values[f"{kind}spectral_norm_stats/{official}u0"][0],
+            }
+    return state
+
+
+LAYERS = {
+    "sn_dense": lambda: SpectralLinear(6, 7),
+    "sn_conv3": lambda: SpectralConv(5, 7, 3),
+    "sn_conv1": lambda: SpectralConv(5, 7, 1),
+    "cbn": lambda: ConditionalBatchNorm(5, 6),
+    "lcbn": lambda: SpatialConditionalBatchNorm(5, 6),
+    "d_opt_block": lambda: DiscriminatorBlock(5, 7, first=True),
+    "d_block_down": lambda: DiscriminatorBlock(5, 7),
+    "d_block_same": lambda: DiscriminatorBlock(5, 5, halve=False),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_equals_the_official_one(name: str) -> None:
+    layer: nn.Module = LAYERS[name]()
+    layer.load_state_dict(layer_state(name, ""))
+    x, e, es = (tensor("layers", key) for key in ("x", "e", "es"))
+    inputs = {"sn_dense": [e], "cbn": [channels_first(x), e], "lcbn": [channels_first(x), channels_first(es)]}
+    given = inputs.get(name, [channels_first(x)])
+
+    def expected(mode: str) -> Tensor:
+        value = tensor("layers", f"{name}/{mode}")
+        return channels_first(value) if name in SPATIAL else value
+
+    torch.testing.assert_close(layer.eval()(*given), expected("out_eval"), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, layer_state(name, "")[key]) for key, value in layer.state_dict().items())
+    torch.testing.assert_close(layer.train()(*given), expected("out_train"), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.state_dict(), layer_state(name, "new/"), rtol=1e-4, atol=1e-6)
+
+
+def test_resampling_is_the_official_one() -> None:
+    x = channels_first(tensor("layers", "x"))
+    up = channels_first(tensor("layers", "upsample"))
+    down = channels_first(tensor("layers", "dsample"))
+    torch.testing.assert_close(F.interpolate(x, scale_factor=2.0, mode="nearest"), up)
+    torch.testing.assert_close(F.avg_pool2d(x, 2), down, rtol=1e-5, atol=1e-6)
+
+
+def test_images_and_statistics_of_the_generator() -> None:
+    generator, _ = networks()
+    given = captions()
+    inputs = [given[name] for name in ("z", "words", "sentence", "length")]
+    expected = channels_first(tensor("net128", "fake_eval"))
+    torch.testing.assert_close(generator.eval()(*inputs), expected, rtol=0, atol=1e-4)
+
+    generator.train()
+    with keeping_statistics(generator):
+        discarded = generator(*inputs)
+    untouched = from_official(generator, below("net128", "G/"))
+    assert all(torch.equal(value, untouched[name]) for name, value in generator.state_dict().items())
+    images = generator(*inputs)
+    assert torch.equal(discarded, images)
+    torch.testing.assert_close(
+        images[:, :, ::4, ::4], channels_first(tensor("net128", "fake_train")), rtol=0, atol=1e-4
+    )
+    statistics = below("net128", "G_new/")
+    after = {name: torch.from_numpy(array) for name, array in to_official(generator.state_dict(), False).items()}
+    for name, value in statistics.items():
+        torch.testing.assert_close(after[name], torch.from_numpy(value), rtol=1e-4, atol=1e-5)
+
+
+def test_scores_losses_and_gradients_of_both_networks() -> None:
+    generator, discriminator = networks()
+    given = captions()
+    words, sentence, length, real = (given[name] for name in ("words", "sentence", "length", "image"))
+    fake = generator(given["z"], words, sentence, length)
+    images = torch.cat([real, fake])
+    for mode in ("eval", "train"):  # the step of power iteration is kept in training alone
+        seen = discriminator.train(mode == "train")(images, sentence)
+        logit = tensor("net128", f"d_logit_{mode}")[:, 0]
+        assert (seen.logit - logit).abs().max() <= 1e-4 * logit.abs().max()
+        assert seen.regions is not None
+        found = {
+            "real_sentence": pair_loss(seen.pooled[:3], seen.sentence),
+            "fake_sentence": pair_loss(seen.pooled[3:], seen.sentence),
+            "real_word": word_loss(seen.regions[:3], words, length),
+            "fake_word": word_loss(seen.regions[3:], words, length),
+            "image_contrastive": pair_loss(seen.pooled[3:], seen.pooled[:3]),
+        }
+        for name, value in found.items():
+            for part, number in zip(("loss", "acc", "entropy"), value):
+                expected = tensor("net128", f"stat_{mode}/{name}_{part}")
+                torch.testing.assert_close(number, expected, rtol=1e-3, atol=1e-4, msg=f"{mode} {name} {part}")
+    vectors = to_official(discriminator.state_dict(), True)
+    for name, value in below("net128", "D_new/").items():
+        torch.testing.assert_close(torch.from_numpy(vectors[name]), torch.from_numpy(value), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("side", "width", "of_generator", "of_discriminator"),
+    [
+        (128, 64, 37_361_795, 39_403_969),
+        (128, 96, 78_507_779, 87_911_713),
+        (128, 128, 134_663_555, 155_623_553),
+        (256, 64, 44_443_267, 44_582_849),
+        (256, 96, 92_865_539, 99_415_585),
+        (256, 128, 158_787_971, 175_942_785),
+    ],
+)
+def test_parameters_are_as_many_as_in_the_official_networks(
+    side: int, width: int, of_generator: int, of_discriminator: int
+) -> None:
+    spatial = [4, 2, 1] if side == 128 else [8, 4, 2, 1]
+    encoder = [1, 2, 4, 8, 16, 16] if side == 128 else [1, 2, 4, 8, 8, 16, 16]
+    with torch.device("meta"):
+        generator = Generator(width=width, channels=[16, 16, 8, *spatial])
+        discriminator = Discriminator(width=width, channels=encoder)
+    assert (generator.image_size, discriminator.image_size) == (side, side)
+
+    def count(network: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in network.parameters())
+
+    assert count(generator) == of_generator
+    assert count(discriminator) == of_discriminator
+    if width == 96:
+        statistics = sum(buffer.numel() for buffer in generator.buffers())
+        assert statistics == {128: 14_976, 256: 18_048}[side]
+        assert sum(buffer.numel() for buffer in discriminator.buffers()) == {128: 14_305, 256: 16_609}[side]
+        discriminator.drop_region_head()
+        assert count(discriminator) == {128: 87_616_033, 256: 98_824_993}[side]
+
+
+def test_the_miniature_has_the_sizes_of_the_prototype() -> None:
+    generator = Generator(width=16, channels=[4, 4, 2, 1], cond_size=8, z_dim=16, embedding_dim=48)
+    discriminator = Discriminator(width=16, channels=[1, 2, 4, 4], cond_size=8, embedding_dim=48)
+    assert sum(p.numel() for p in generator.parameters()) == 171_395
+    assert sum(p.numel() for p in discriminator.parameters()) == 153_441
+
+
+def test_modulation_at_the_small_map_equals_that_at_the_large_one() -> None:
+    torch.manual_seed(0)
+    layer = SpatialConditionalBatchNorm(6, 10)
+    x, condition = torch.randn(2, 6, 32, 32), torch.randn(2, 10, 8, 8)
+    fast = layer(x, condition)
+    # As large as x, the condition is used place by place: the order of the official code.
+    naive = layer(x, F.interpolate(condition, scale_factor=4.0, mode="nearest"))
+    torch.testing.assert_close(fast, naive, rtol=0, atol=1e-5)
+
+
+def naive_generator(generator: Generator, *inputs: Tensor) -> Tensor:
+    """The generator without its speed-up: every map of conditions is enlarged before it is used."""
+    original = SpatialConditionalBatchNorm.forward
+
+    def forward(self: SpatialConditionalBatchNorm, x: Tensor, condition: Tensor) -> Tensor:
+        return original(self, x, F.interpolate(condition, x.shape[-2:], mode="nearest"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SpatialConditionalBatchNorm, "forward", forward)
+        return generator(*inputs)  # type: ignore[no-any-return]
+
+
+def test_the_speed_up_gives_the_same_images_and_gradients() -> None:
+    given = captions()
+    inputs = [given[name] for name in ("z", "words", "sentence", "length")]
+    results = []
+    for run in (lambda g: g(*inputs), lambda g: naive_generator(g, *inputs)):
+        generator, _ = networks()
+        images = run(generator)
+        results.append((images, torch.autograd.grad(images.square().sum(), list(generator.parameters()))))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=1e-5)
+    scale = max(gradient.abs().max() for gradient in results[1][1])
+    for fast, naive in zip(results[0][1], results[1][1]):
+        assert (fast - naive).abs().max() <= 1e-5 * scale
+
+
+def small_generator() -> Generator:
+    torch.manual_seed(0)
+    return Generator(width=4, channels=[4, 4, 2, 1], cond_size=8, z_dim=5, embedding_dim=6)
+
+
+def small_inputs(batch: int = 3) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    words = torch.randn(batch, 4, 6, generator=generator)
+    z, sentence = (torch.randn(batch, width, generator=generator) for width in (5, 6))
+    return [z, words, sentence, torch.tensor([1, 4, 2])[:batch]]
+
+
+def test_images_do_not_see_the_padding_and_follow_the_order_of_the_batch() -> None:
+    generator = small_generator().eval()
+    z, words, sentence, length = small_inputs()
+    images = generator(z, words, sentence, length)
+    assert images.shape == (3, 3, 32, 32)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    padded = torch.arange(4)[None] >= length[:, None]
+    for filling in (0.0, 7.0):
+        torch.testing.assert_close(
+            generator(z, words.masked_fill(padded[:, :, None], filling), sentence, length), images, rtol=0, atol=0
+        )
+    order = torch.tensor([2, 0, 1])
+    torch.testing.assert_close(generator(z[order], words[order], sentence[order], length[order]), images[order])
+
+
+def test_attention_over_words_sums_to_one_and_skips_the_padding() -> None:
+    weights = small_generator().eval().attention(*small_inputs())
+    assert weights.shape == (3, 4, 8, 8)
+    torch.testing.assert_close(weights.sum(1), torch.ones(3, 8, 8))
+    assert (weights[0, 1:] == 0).all()
+
+
+def test_a_map_of_no_such_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"generator.cond_size is 10, the maps of these channels have sides"):
+        Generator(width=4, channels=[4, 4, 2, 1], cond_size=10)
+    with pytest.raises(ValueError, match=r"discriminator.cond_size is 32, the maps of these channels have sides"):
+        Discriminator(width=4, channels=[1, 2, 4, 4], cond_size=32)
+
+
+def test_weights_go_to_the_official_names_and_back() -> None:
+    generator, discriminator = networks()
+    for network, prefix in ((generator, "G/"), (discriminator, "D/")):
+        arrays = to_official(network.state_dict(), network is discriminator)
+        expected = below("net128", prefix)
+        assert arrays.keys() == expected.keys()
+        assert all((arrays[name] == value).all() for name, value in expected.items())
+
+
+@pytest.mark.parametrize(("network", "features", "width"), [("resnet50", "logits", 1000), ("vgg19", "pooled", 4096)])
+def test_the_network_of_imagenet_reaches_the_images(network: str, features: str, width: int) -> None:
+    encoder = ImageNetFeatures(network, features, size=32).train()  # type: ignore[arg-type]
+    images = torch.rand(2, 3, 16, 16, requires_grad=True)
+    found = encoder(images)
+    assert found.shape == (2, width)
+    assert not encoder.network.training
+    assert torch.autograd.grad(found.sum(), images)[0].abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())

@@ -1,0 +1,264 @@
+"""The training of XMC-GAN: steps equal to the official code's, what each loss adds, what is left untouched."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.training.errors import NonFiniteLossError
+from common.training.runner import run_stage
+from papers.xmc_gan.checkpoints import to_official
+from papers.xmc_gan.model import Discriminator, Generator
+from papers.xmc_gan.module import XMCGAN
+from tests.stages import request
+from tests.xmc_gan.golden import captions, networks, tensor
+from tests.xmc_gan.stub import steppable, tiny, tiny_batch
+
+WITHOUT_PARENTS = ["--model.image_network.pretrained", "null", "--model.evaluation.evaluator.pretrained", "null"]
+
+
+def golden_module() -> tuple[XMCGAN, dict[str, Tensor], Tensor]:
+    """The tiny official networks with their optimisers, their batch and its noise."""
+    generator, discriminator = networks()
+    module = steppable(XMCGAN(generator, discriminator, weight_image_net=0.0))
+    batch = captions()
+    return module, batch, batch.pop("z")
+
+
+def expect_losses(module: XMCGAN, name: str) -> None:
+    logged: dict[str, Tensor] = module.logged  # type: ignore[assignment]
+
+    def of(*parts: str) -> Tensor:
+        return sum(logged[f"train/{part}"] for part in parts)  # type: ignore[return-value]
+
+    for key, found in {
+        "d_loss": of("discriminator_loss"),
+        "g_loss": of("generator_loss"),
+        "c_loss_d": of("real_sentence_loss", "real_word_loss"),
+        "c_loss_g": of("fake_sentence_loss", "fake_word_loss", "image_d_loss"),
+    }.items():
+        torch.testing.assert_close(found, tensor("net128", f"{name}/{key}"), rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
+
+
+def deltas(network: nn.Module, start: dict[str, Tensor]) -> float:
+    return math.sqrt(
+        sum((value.detach() - start[name]).square().sum().item() for name, value in network.named_parameters())
+    )
+
+
+def test_losses_gradients_and_steps_equal_the_official_ones() -> None:
+    module, batch, z = golden_module()
+    module.joint_step(batch, z)
+    expect_losses(module, "step1")
+    for prefix, network in (("gradG", module.generator), ("gradD", module.discriminator)):
+        found = to_official(
+            {name: parameter.grad for name, parameter in network.named_parameters()},  # type: ignore[misc]
+            network is module.discriminator,
+        )
+        expected = {name: tensor("net128", f"{prefix}/{name.removeprefix('params/')}") for name in found}
+        scale = max(value.abs().max() for value in expected.values())
+        error = max((torch.from_numpy(found[name]) - value).abs().max() for name, value in expected.items())
+        assert error <= 1e-4 * scale
+
+    module, batch, z = golden_module()
+    before = {name: value.clone() for name, value in module.named_parameters()}
+    start = {name.removeprefix("generators.query."): value for name, value in before.items()}
+    module.discriminator_step(batch, z)
+    module.joint_step(batch, z)
+    module.generators.update(0.999)
+    expect_losses(module, "dstep_then_gdstep")
+    module.joint_step(batch, z)
+    module.generators.update(0.999)
+    expect_losses(module, "dstep_then_2gdstep")
+    own = {name.removeprefix("discriminator."): value for name, value in before.items()}
+    for key, found in {
+        "G_param_delta_l2": deltas(module.generator, start),
+        "D_param_delta_l2": deltas(module.discriminator, own),
+        "EMA_delta_l2": deltas(module.average, start),
+    }.items():
+        assert found == pytest.approx(float(tensor("net128", f"dstep_then_2gdstep/{key}")), rel=1e-2), key
+    mean = module.generator.blocks[0].norm1.norm.running_mean  # type: ignore[union-attr]
+    torch.testing.assert_close(mean, tensor("net128", "dstep_then_2gdstep/bn_mean_first"), rtol=1e-3, atol=1e-5)  # type: ignore[arg-type]
+
+
+def test_a_step_of_the_discriminator_leaves_the_generator_as_it_is() -> None:
+    module = tiny()
+    batch, z = tiny_batch()
+    before = {name: value.clone() for name, value in module.generators.state_dict().items()}
+    vectors = [module.discriminator.logit.u.clone(), module.discriminator.logit.weight.clone()]
+    module.discriminator_step(batch, z)
+    assert all(torch.equal(value, before[name]) for name, value in module.generators.state_dict().items())
+    assert not torch.equal(vectors[0], module.discriminator.logit.u)
+    assert not torch.equal(vectors[1], module.discriminator.logit.weight)
+
+
+def test_the_average_follows_from_the_first_step_and_shares_the_statistics() -> None:
+    module = tiny(average_momentum=0.999)
+    batch, z = tiny_batch()
+    start = {name: value.clone() for name, value in module.generator.named_parameters()}
+    module.joint_step(batch, z)
+    module.generators.update(0.999)
+    new = dict(module.generator.named_parameters())
+    for name, value in module.average.named_parameters():
+        torch.testing.assert_close(value, 0.999 * start[name] + 0.001 * new[name], rtol=0, atol=1e-7)
+        assert not value.requires_grad
+    for own, trained in zip(module.average.buffers(), module.generator.buffers(), strict=True):
+        assert torch.equal(own, trained)
+    assert not torch.equal(module.average.norm.norm.running_mean, torch.zeros(4))
+
+
+def test_the_minibatches_go_to_different_steps() -> None:
+    module = tiny()
+    batch, _ = tiny_batch(8)
+    seen: list[tuple[str, list[int], Tensor]] = []
+    for name in ("discriminator_step", "joint_step"):
+
+        def step(part: dict[str, Tensor], z: Tensor, name: str = name) -> Tensor:
+            seen.append((name, part["index"].tolist(), z))
+            return torch.zeros(())
+
+        setattr(module, name, step)
+    module.training_step(batch, 0)
+    assert [(name, index) for name, index, _ in seen] == [
+        ("discriminator_step", [0, 1, 2, 3]),
+        ("joint_step", [4, 5, 6, 7]),
+    ]
+    assert not torch.equal(seen[0][2], seen[1][2])
+
+
+WEIGHTS = {
+    "sentence": ("weight_sentence", "real_sentence", "fake_sentence"),
+    "word": ("weight_word", "real_word", "fake_word"),
+    "image_d": ("weight_image_d", "image_d"),
+}
+
+
+@pytest.mark.parametrize("off", WEIGHTS)
+def test_a_loss_that_is_off_adds_nothing_and_the_projection_stays(off: str) -> None:
+    batch, z = tiny_batch()
+    whole, less = tiny(), tiny(**{WEIGHTS[off][0]: 0.0})
+    whole.joint_step(batch, z)
+    less.joint_step(batch, z)
+    logs: tuple[dict[str, Any], dict[str, Any]] = (whole.logged, less.logged)  # type: ignore[assignment]
+    missing = {f"train/{name}_loss" for name in WEIGHTS[off][1:]}
+    assert missing <= logs[0].keys()
+    assert not missing & logs[1].keys()
+    for side, prefixes in (("discriminator", ("real",)), ("generator", ("fake", "image"))):
+        parts = [value for name, value in logs[1].items() if name.startswith(tuple(f"train/{p}_" for p in prefixes))
+                 and name.endswith("_loss")]  # fmt: skip
+        total = logs[1][f"train/{side}_hinge"] + sum(parts)
+        torch.testing.assert_close(logs[1][f"train/{side}_loss"], total)
+    assert (less.discriminator.regions is None) == (off == "word")
+    scores = [
+        less.discriminator(batch["image"], sentence).logit for sentence in (batch["sentence"], z @ torch.ones(5, 6))
+    ]
+    assert not torch.allclose(*scores)
+
+
+def test_the_frozen_network_guides_the_generator_alone() -> None:
+    image_network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 7)).requires_grad_(False)
+    batch, z = tiny_batch()
+    gradients = []
+    for weight in (0.0, 1.0):
+        module = tiny(image_network=image_network, weight_image_net=weight)
+        module.joint_step(batch, z)
+        gradients.append([p.grad for p in (module.generator.image.weight, module.discriminator.logit.weight)])
+    assert not torch.allclose(gradients[0][0], gradients[1][0])  # type: ignore[arg-type]
+    assert torch.equal(gradients[0][1], gradients[1][1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_losses_start_near_chance(seed: int) -> None:
+    torch.manual_seed(seed)
+    generator = Generator(width=4, channels=[4, 4, 2, 1], cond_size=8, z_dim=16, embedding_dim=48)
+    discriminator = Discriminator(width=4, channels=[1, 2, 4, 4], cond_size=8, embedding_dim=48)
+    module = steppable(XMCGAN(generator, discriminator, weight_image_net=0.0))
+    words = torch.randn(16, 16, 48).tanh()
+    batch = {
+        "image": torch.rand(16, 3, 32, 32),
+        "words": words,
+        "sentence": words.mean(1),
+        "length": torch.full((16,), 16),
+    }
+    module.joint_step(batch, torch.randn(16, 16))
+    for name in ("real_sentence", "fake_sentence", "image_d"):
+        assert float(module.logged[f"train/{name}_loss"]) == pytest.approx(2 * math.log(16), rel=0.5)  # type: ignore[index]
+    assert torch.isfinite(module.logged["train/real_word_loss"])  # type: ignore[index]
+
+
+class Words(nn.Module):
+    """A text encoder with one table."""
+
+    def __init__(self, trained: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 6).requires_grad_(trained)
+
+    def forward(self, tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        words = self.table(tokens)
+        return words, words.mean(1)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_text_encoder_that_learns_learns_with_the_discriminator(trained: bool) -> None:
+    encoder = Words(trained)
+    module = tiny(text_encoder=encoder)
+    batch, z = tiny_batch()
+    del batch["words"], batch["sentence"]
+    batch["tokens"] = torch.randint(0, 9, (4, 5))
+    before = encoder.table.weight.clone()
+    module.discriminator_step(batch, z)
+    after_one = encoder.table.weight.clone()
+    module.joint_step(batch, z)
+    assert torch.equal(before, after_one) != trained
+    assert torch.equal(after_one, encoder.table.weight) != trained
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    generator = Generator(width=4, channels=[4, 4, 2], cond_size=8, z_dim=5, embedding_dim=6)
+    discriminator = Discriminator(width=4, channels=[1, 2, 4, 4], cond_size=8, embedding_dim=6)
+    with pytest.raises(ValueError, match=r"images of 16 pixels, the discriminator reads 32"):
+        XMCGAN(generator, discriminator, weight_image_net=0.0)
+    with pytest.raises(ValueError, match=r"model.image_network is null, but model.weight_image_net is not 0"):
+        tiny(weight_image_net=1.0)
+    batch, _ = tiny_batch()
+    del batch["words"]
+    with pytest.raises(ValueError, match=r"model.text_encoder is null: give it a class"):
+        tiny().captions(batch)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.batch_size", "1"], "data.batch_size is 1 .* at least 2"),
+        (["--trainer.precision", "16-true"], "bf16-mixed"),
+        (["--data.image_size", "64"], "data.image_size is 64, the networks make images of 32"),
+    ],
+)
+def test_a_run_that_cannot_work_stops_before_it_trains(arguments: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_stage(request("xmc_gan/s_w", tmp_path, *WITHOUT_PARENTS[2:], *arguments))
+
+
+def test_half_precision_trains_and_its_losses_are_finite(tmp_path: Path) -> None:
+    stage = request("xmc_gan/xmc_gan", tmp_path, *WITHOUT_PARENTS, "--trainer.precision", "bf16-mixed")
+    record = run_stage(stage)
+    assert record.steps == 2  # iterations, not the steps of the single optimisers
+    assert 0.0 <= record.metrics["test/real_sentence_accuracy"] <= 1.0  # type: ignore[operator]
+    state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
+    assert all(value.dtype == torch.float32 for value in state["state_dict"].values() if value.is_floating_point())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = XMCGAN.total
+    monkeypatch.setattr(
+        XMCGAN, "total", lambda self, terms: original(self, terms) * (math.nan if self.global_step == 1 else 1.0)
+    )
+    with pytest.raises(NonFiniteLossError, match=r"not finite at batch 1 .*samples of that batch: \d+"):
+        run_stage(request("xmc_gan/s_w", tmp_path, *WITHOUT_PARENTS[2:]))
+    assert list(tmp_path.rglob("non_finite.ckpt"))
