@@ -294,6 +294,21 @@ class M3PEncoder(nn.Module):
         )
         return start, torch.cat([region_mask, token_mask], dim=1)
 
+    # -- means without any block, for a warm start ---------------------------------------------------------------------
+
+    def mean_of_words(self, token_ids: Tensor, token_mask: Tensor) -> Tensor:
+        """Mean word embedding [B, D] of tokens [B, L]."""
+        return _mean(self.token(token_ids), token_mask)
+
+    def mean_of_regions(self, regions: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
+        """Mean region embedding [B, D] of features [B, R, feature_dim] and boxes [B, R, 5]."""
+        return _mean(self.region(regions, boxes), region_mask)
+
+
+def _mean(rows: Tensor, mask: Tensor) -> Tensor:
+    weight = mask[..., None].to(rows.dtype)
+    return (rows * weight).sum(1) / weight.sum(1).clamp(min=1.0)
+
 
 def at_least_one(mask: Tensor) -> Tensor:
     """The mask, with the first position of a row that has none: attention over nothing is not a number."""
