@@ -512,11 +512,19 @@ class XLMRTokenizer(CaptionTokenizer):
         super().__init__(model, max_tokens)
         self.largest_size = vocabulary_size
         self._processor: SentencePieceProcessor | None = None
+        self._fingerprint = ""
 
     @property
     def mask_id(self) -> int:
         """Number of `<mask>`, the last one."""
         return self.vocabulary_size - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of the model, which tells apart what was made into tokens by different ones."""
+        if self._processor is None:
+            raise self._unprepared()
+        return self._fingerprint
 
     def normal_form(self, text: str) -> str:
         return text.encode("utf-8", "ignore").decode().rstrip()
@@ -556,6 +564,7 @@ class XLMRTokenizer(CaptionTokenizer):
             raise ValueError("a SentencePiece model is expected with <unk>, <s> and </s> as pieces 0, 1 and 2")
         self._processor = processor
         self._size = processor.get_piece_size() + 2
+        self._fingerprint = hashlib.sha256(content).hexdigest()
 
 
 def _learn_pieces(texts: Sequence[str], field: str, **options: Any) -> bytes:
