@@ -70,8 +70,8 @@ def with_places(batch: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         batch: ``xmlm``: batches of text with ``labels`` [B, L]; ``relations``: mappings from the kind of a group to the
-            group, with ``word_labels`` [P, L], ``region_labels`` [P, R] and ``region_targets`` [P, R, F], all of which
-            may be missing. A label of -1 is none.
+            group, with ``word_labels`` [P, L], ``region_labels`` [P, R] and ``region_targets`` [P, R, F], or [K, F] of
+            the labelled regions in order; all of them may be missing. A label of -1 is none.
 
     Returns:
         The same with, instead of labels, ``word_places`` and ``region_places`` [K] among the R + L positions of the G
@@ -109,8 +109,8 @@ def _group_with_places(kind: str, group: Group) -> Group:
         row, column = (labels >= 0).nonzero(as_tuple=True)
         found |= {"region_places": row * sequence + column, "region_classes": labels[row, column]}
         for name, short in (("region_targets", "region_features"), ("region_distributions", "region_distributions")):
-            if name in group:
-                found[short] = group[name][rows[row], column]
+            if name in group:  # of all regions, or of those alone that have a label
+                found[short] = group[name][rows[row], column] if group[name].ndim == 3 else group[name]
     return found
 
 
