@@ -208,8 +208,8 @@ def read_dictionary(folder: Path, source: str, target: str) -> list[tuple[str, s
     except FileNotFoundError:
         there = sorted(file.stem for file in folder.glob(f"{source}-*.txt"))
         raise FileNotFoundError(
-            f"code_switching: the dictionary {path} is missing (there: {', '.join(there) or 'none'}). Put it there, one "
-            f'"word<TAB>translation" a line, as MUSE and FreeDict exports have it, or leave {target} out of '
+            f"code_switching: the dictionary {path} is missing (there: {', '.join(there) or 'none'}). Put it there, "
+            f'one "word<TAB>translation" a line, as MUSE and FreeDict exports have it, or leave {target} out of '
             "code_switching.targets"
         ) from None
     except (OSError, UnicodeDecodeError) as error:

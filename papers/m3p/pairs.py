@@ -1,7 +1,7 @@
 """Pictures as regions and their captions as tokens: true pairs, groups of candidates, and batches of both.
 
-A sample holds what chance decides about it as plain numbers; masking, padding and normalising happen to a whole batch at
-once (specification 6.2 and 9).
+A sample holds what chance decides about it as plain numbers; masking, padding and normalising happen to a whole batch
+at once (specification 6.2 and 9).
 """
 
 from __future__ import annotations
@@ -112,6 +112,13 @@ class CaptionPool:
         self._captions = kept[np.argsort(image[kept], kind="stable")]
         self.counts = np.bincount(image[kept], minlength=len(keys))
         self._starts = np.cumsum([0, *self.counts])
+        # Numbers of groups mean something within a set only: an image has that of the first set that holds it.
+        groups = np.full((len(keys), 2), -1, dtype=np.int64)
+        for number, (captions, _) in enumerate(sets):
+            rows = np.array([place.get(key, -1) for key in captions.keys], dtype=np.int64)
+            new = np.flatnonzero((rows >= 0) & (groups[rows, 0] < 0))
+            groups[rows[new]] = np.stack([np.full(len(new), number), captions.groups[new]], axis=1)
+        self.groups = np.unique(groups, axis=0, return_inverse=True)[1].reshape(-1)
         if not self.counts.all():
             raise ValueError(f"the image {keys[int(self.counts.argmin())]} has no caption")
 
@@ -328,8 +335,8 @@ class PairItems(RegionItems):
         captions_per_image: captions of each image and epoch; one with fewer shows some again.
         candidates: N.
         vlm_candidates: where negatives come from.
-        exclude_siblings: no other caption of an image is a negative of it, as both would be true; the released
-            pre-training code leaves out the caption itself alone.
+        exclude_siblings: no other caption of an image is a negative of it, nor is what belongs to another image of its
+            group, as both would be true; the released pre-training code leaves out the caption itself alone.
         switched: replaces words of captions in its source language; None leaves them alone.
         masked: whether to draw random numbers for masking.
         options: see RegionItems and ItemDataset.
@@ -359,8 +366,12 @@ class PairItems(RegionItems):
         self.exclude_siblings = exclude_siblings
         self.switched = switched
         self.masked = masked
-        if vlm_candidates == "groups" and not 2 <= candidates <= len(pool):
-            raise ValueError(f"data.candidates must be from 2 to {len(pool)}, the images of {pictures.name}")
+        others = len(pool) - (int(np.bincount(pool.groups).max()) if exclude_siblings else 1)
+        if vlm_candidates == "groups" and not 2 <= candidates <= others + 1:
+            raise ValueError(
+                f"data.candidates is {candidates}, but must be from 2 to {others + 1}: {pictures.name} has {len(pool)} "
+                f"images, and for one of them {others} that are no siblings"
+            )
 
     def __getitem__(self, key: Key) -> Sample:
         epoch, item = key if isinstance(key, tuple) else (0, key)
@@ -382,7 +393,7 @@ class PairItems(RegionItems):
         if self.vlm_candidates == "in_batch":
             return {
                 "in_batch": PairGroup([self._pieces(caption, rng)], [own], 0, self._noise(1, rng)),
-                "group": torch.tensor(file),
+                "group": torch.tensor(int(self.pool.groups[file])),
             }
         sides: Sample = {}
         for side in ("t2i", "i2t"):
@@ -415,7 +426,11 @@ class PairItems(RegionItems):
             other = int(rng.integers(len(self.pool)))
             theirs = self.pool.of(other)
             number = int(theirs[int(rng.random() * len(theirs))])
-            if other in found or number == caption or (self.exclude_siblings and other == file):
+            if (
+                other in found
+                or number == caption
+                or (self.exclude_siblings and self.pool.groups[other] == self.pool.groups[file])
+            ):
                 continue
             if readable:
                 try:

@@ -166,16 +166,14 @@ class MultitaskSchedule:
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
 
-def stream_tokens(
-    texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str | None = None
-) -> npt.NDArray[np.int32]:
+def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str | None = None) -> npt.NDArray[np.int32]:
     """Token ids of texts, one text after the other, each closed by `</s>`.
 
     Args:
         texts: what to make tokens of.
         tokenizer: makes them.
-        identity: tells these texts from all others. The tokens of many texts are then kept in the cache folder, and read
-            from there without taking memory; None makes them anew.
+        identity: tells these texts from all others. The tokens of many texts are then kept in the cache folder, and
+            read from there without taking memory; None makes them anew.
 
     Returns:
         int32 [tokens].
