@@ -32,6 +32,9 @@ SIDES: dict[str, str] = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
 SIDES |= {right: left for left, right in SIDES.items()}
 SIDE_WORD = re.compile(rf"\b({'|'.join(SIDES)})\b")
 
+# So many texts are worth several threads.
+MANY_TEXTS = 2000
+
 # Words with their inner digits and underscores, clitics as "'s", and every mark by itself.
 WORD = re.compile(r"\w+|(?<=\w)'\w+|[^\w\s]")
 
@@ -536,7 +539,9 @@ class XLMRTokenizer(CaptionTokenizer):
         """
         if self._processor is None:
             raise self._unprepared()
-        rows = self._processor.encode([self.normal_form(text) for text in texts])
+        # Starting threads takes longer than a few words do.
+        threads = -1 if len(texts) >= MANY_TEXTS else 1
+        rows = self._processor.encode([self.normal_form(text) for text in texts], num_threads=threads)
         return [[piece + 1 if piece else self.unknown_id for piece in row] for row in rows]
 
     def encode(self, text: str) -> list[int]:
