@@ -84,7 +84,7 @@ class World(ABC):
         if all(self.root_of(name).is_dir() for name in wanted):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _exclusive(self.folder / ".lock"):
+        with exclusive(self.folder / ".lock"):
             missing = [name for name in wanted if not self.root_of(name).is_dir()]
             if not missing:
                 return
@@ -139,7 +139,7 @@ class World(ABC):
 
 
 @contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
     """Hold a lock that the operating system releases when the process dies, also by SIGKILL."""
     try:
         import fcntl
