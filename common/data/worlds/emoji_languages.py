@@ -214,12 +214,23 @@ class EmojiLanguagesWorld(World):
         def part(start: int, length: int) -> tuple[Concept, ...]:
             return tuple(sorted(order[start : start + length], key=lambda concept: concept.index))
 
+        self.concepts = part(0, count)
         self.test_concepts = part(0, test)
         self.fine_tune_concepts = part(test, fine_tune)
         self.dictionary_concepts = part(test + fine_tune, third)
         self.pretraining_concepts = part(test + fine_tune + third, rest - third)
-        # Their drawings by the test designer: neither trained on nor tested.
+        chosen = {concept.index for concept in spread}
+        # Of a world that does not hold all concepts, the others make the dictionaries, too: a handful shares no words.
+        self.left_out_concepts = tuple(concept for concept in every if concept.index not in chosen)
+        self._sheets: dict[str, dict[int, np.ndarray]] = {}
+        # Drawn by the test designer, and neither trained on nor tested.
         self.held_out_concepts = self.dictionary_concepts[:_HELD_OUT_IMAGES]
+
+    def prepare(self, names: Sequence[str] | None = None) -> None:
+        try:
+            super().prepare(names)
+        finally:
+            self._sheets.clear()
 
     # -- where things are ----------------------------------------------------------------------------------------------
 
@@ -270,8 +281,13 @@ class EmojiLanguagesWorld(World):
     @cached_property
     def dictionaries(self) -> Mapping[str, Mapping[str, list[str]]]:
         """Translations of English words by language."""
-        concepts = (*self.dictionary_concepts, *self.fine_tune_concepts)
-        return {language: induced_dictionary(concepts, language) for language in LANGUAGES[1:]}
+        concepts = (*self.dictionary_concepts, *self.fine_tune_concepts, *self.left_out_concepts)
+        described = (*self.dictionary_concepts, *self.fine_tune_concepts, *self.pretraining_concepts)
+        used = {word for c in described for text in (c.name["en"], *c.keywords["en"]) for word in plain(text).split()}
+        return {
+            language: {word: own for word, own in induced_dictionary(concepts, language).items() if word in used}
+            for language in LANGUAGES[1:]
+        }
 
     def _sentences(self, language: str) -> list[str]:
         """Text without pictures: names with keywords, of concepts that are not tested, in random order."""
@@ -308,10 +324,15 @@ class EmojiLanguagesWorld(World):
     ) -> Iterable[tuple[str, Concept, int, np.ndarray]]:
         """Designer, concept, copy and pixels of every picture; concepts that a designer did not draw are passed over."""
         for style in styles:
-            drawn = [concept for concept in concepts if style in concept.styles]
-            for concept, drawing in zip(drawn, read_drawings(style, [concept.index for concept in drawn])):
-                for copy in range(copies):
-                    yield style, concept, copy, self._image(style, concept, drawing, copy, trained)
+            if style not in self._sheets:
+                # Unpacking a sheet takes as long as writing three hundred pictures.
+                used = [concept.index for concept in self.concepts]
+                self._sheets[style] = dict(zip(used, read_drawings(style, used)))
+            for concept in concepts:
+                if style in concept.styles:
+                    drawing = self._sheets[style][concept.index]
+                    for copy in range(copies):
+                        yield style, concept, copy, self._image(style, concept, drawing, copy, trained)
 
     def _split(self, split: str) -> tuple[Sequence[str], Sequence[Concept]]:
         """Designers and concepts of a split of the captioned sets but Conceptual Captions."""
@@ -454,18 +475,24 @@ class EmojiLanguagesWorld(World):
         signs = [f"\u2581{sign}" for sign in sorted(every.union(*texts)) if _CJK.match(sign)]
         known = set("".join(texts)).union(signs, " ")
         with (root / "sentencepiece.bpe.model").open("wb") as stream:
-            SentencePieceTrainer.train(
-                sentence_iterator=iter(texts),
-                model_writer=stream,
-                model_type="unigram",
-                vocab_size=self.vocabulary_size,
-                hard_vocab_limit=False,
-                character_coverage=1.0,
-                required_chars="".join(sorted(every - known)),
-                user_defined_symbols=signs,
-                num_threads=1,
-                minloglevel=2,
-            )
+            try:
+                SentencePieceTrainer.train(
+                    sentence_iterator=iter(texts),
+                    model_writer=stream,
+                    model_type="unigram",
+                    vocab_size=self.vocabulary_size,
+                    hard_vocab_limit=False,
+                    character_coverage=1.0,
+                    required_chars="".join(sorted(every - known)),
+                    user_defined_symbols=signs,
+                    num_threads=1,
+                    minloglevel=2,
+                )
+            except RuntimeError as error:
+                raise ValueError(
+                    f"vocabulary_size: {self.vocabulary_size} pieces are too few for the {len(every | known)} signs of "
+                    f"this world ({error})"
+                ) from None
 
     @cached_property
     def _shown(self) -> tuple[Concept, ...]:
