@@ -618,8 +618,8 @@ class PretrainingData(RegionTextData):
     @property
     def languages(self) -> list[str]:
         if self._languages is None:
-            assert self.text is not None
-            self._languages = sorted(self.text.languages) if self.xmlm_steps else super().languages
+            reads_text = self.text is not None and self.xmlm_steps
+            self._languages = sorted(self.text.languages) if reads_text else super().languages  # type: ignore[union-attr]
         return self._languages
 
     def _texts(self) -> Iterable[str]:
