@@ -7,6 +7,7 @@ its quarters are then written once, in the layout in which region features are p
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from common.data.datasets.captioned import LanguageCaptioned
 from common.data.datasets.imagenet import ImageNet
 from common.data.image_transforms import ImageTransform
 from common.data.images import ImageError, ImageItems, read_image
-from common.data.listing import cache_folder
+from common.data.listing import cache_folder, write_atomically
 from common.data.regions import RegionError, RegionFeatures, Regions, write_regions
 from common.data.worlds.base import World, exclusive
 from common.encoders.checkpoint_files import CheckpointError, named_tensors, read_checkpoint
@@ -270,36 +271,46 @@ def prepare_regions(
         with exclusive(folder / f".{split}.lock"):
             if _all_there(path, keys):
                 continue
-            if path.is_file():
+            with contextlib.suppress(RegionError, FileNotFoundError):
+                # Another data set of the same pictures may divide them otherwise.
                 keys = dict.fromkeys([*RegionFeatures(path).keys, *keys])
             network = network or read_region_network(checkpoint)
-            rows = region_rows(network, ((key, dataset.image_path(key, split)) for key in keys))
+            skipped: list[str] = []
+            rows = region_rows(network, ((key, dataset.image_path(key, split)) for key in keys), skipped)
             try:
                 write_regions(path, rows)
             except ValueError as error:
                 raise ImageError(f"{pictures}: no picture of split {split!r} can be read ({error})") from error
+            write_atomically(_list_of_skipped(path), "".join(f"{key}\n" for key in skipped))
     return folder
 
 
 def _all_there(path: Path, keys: Iterable[str]) -> bool:
-    """Whether a file has the features of some pictures; those that could not be read are in a list beside it."""
-    if not path.is_file():
+    """Whether a file has the features of some pictures, but for those that could not be read when it was made."""
+    if not _list_of_skipped(path).is_file():
         return False
-    unreadable = path.with_suffix(".skipped.txt")
-    skipped = set(unreadable.read_text(encoding="utf-8").split("\n")) if unreadable.is_file() else set()
+    skipped = set(_list_of_skipped(path).read_text(encoding="utf-8").split("\n"))
     try:
         return not set(RegionFeatures(path).missing(keys)) - skipped
-    except RegionError:
+    except (RegionError, FileNotFoundError):
         return False  # made anew
 
 
+def _list_of_skipped(path: Path) -> Path:
+    """Written last, so it also tells that the features are whole."""
+    return path.with_suffix(".skipped.txt")
+
+
 @torch.inference_mode()
-def region_rows(network: RegionNetwork, pictures: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, Regions]]:
+def region_rows(
+    network: RegionNetwork, pictures: Iterable[tuple[str, Path]], skipped: list[str] | None = None
+) -> Iterator[tuple[str, Regions]]:
     """Whole and quarters of some pictures, described by a network; pictures that cannot be read are passed over.
 
     Args:
         network: see `read_region_network`.
         pictures: key and file of each.
+        skipped: gets the keys of those that cannot be read.
 
     Returns:
         Key and regions of each. Class 0, the background, never occurs: category c of the network is class c + 1.
@@ -323,6 +334,8 @@ def region_rows(network: RegionNetwork, pictures: Iterable[tuple[str, Path]]) ->
             image = read_image(path)
         except ImageError as error:
             logger.warning("skipped %s", error)
+            if skipped is not None:
+                skipped.append(key)
             continue
         boxes = region_boxes(image.height, image.width)
         crops += [transform(image.crop(tuple(int(side) for side in box)))[0] for box in boxes]
