@@ -87,10 +87,10 @@ class ShardedDataModule(pl.LightningDataModule):
         """Loader of steps that the data set puts together itself; goes on in the middle of an epoch after a restart.
 
         Args:
-            dataset: takes `(epoch, step)` keys; an item is all that this rank reads in the step. Its length is the
-                number of steps of an epoch, whose order is given by (seed, epoch) and is the same on all ranks.
+            dataset: takes `(epoch, step)` keys, step by step; an item is all that this rank reads in the step. Its
+                length is the number of steps of an epoch.
         """
-        sampler = EpochSampler(len(dataset), 1, self.seed)  # type: ignore[arg-type]
+        sampler = EpochSampler(len(dataset), 1, self.seed, shuffle=False)  # type: ignore[arg-type]
         self._goes_on(sampler)
         return LateLoader(dataset, sampler=sampler, batch_size=None, **self._workers(dataset))
 

@@ -61,6 +61,34 @@ def test_a_batch_is_made_as_asked(module: ShardedDataModule, items: ImageItems) 
     assert [indices for _, indices in evaluated] == [[0, 1, 2], [4, 4]]
 
 
+class Steps(Dataset[Any]):
+    """Five steps that say which they are."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, key: Any) -> Any:
+        return {"key": list(key), "ragged": [torch.zeros(key[1])]}
+
+
+def test_steps_that_are_put_together_by_the_data_set(module: ShardedDataModule) -> None:
+    """In order, whole, the same on every rank, and from the place where a run stopped."""
+    assert [step["key"] for step in module.step_loader(Steps())] == [[0, number] for number in range(5)]
+    assert len(module.step_loader(Steps())) == 5
+    trainer: Any = module.trainer
+    trainer.world_size, trainer.global_rank = 2, 1
+    trainer.fit_loop.epoch_loop.batch_progress.current.ready = 3
+    trainer.current_epoch = 2
+    loader = module.step_loader(Steps())
+    assert [step["key"] for step in loader] == [[2, 3], [2, 4]]
+    loader.sampler.set_epoch(3)
+    rest = list(loader)
+    assert [step["key"] for step in rest] == [[3, number] for number in range(5)]
+    assert rest[4]["ragged"][0].shape == (4,)
+    trainer.limit_train_batches = 3
+    assert next(iter(module.step_loader(Steps())))["key"] == [3, 0]
+
+
 def test_the_record_names_what_was_skipped(module: ShardedDataModule, items: ImageItems) -> None:
     list(module.training_loader(items))
     list(module.evaluation_loader(items, 2))
