@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +91,11 @@ def load_detector(weights: str | os.PathLike[str] | None, architecture: str = AR
         raise ValueError(f"{path}: weights of another network than {architecture} ({error})") from None
     if missing:
         raise ValueError(f"{path}: weights of another network than {architecture}; they lack {missing[0]}")
+    if architecture == ARCHITECTURE and not any(key.endswith("num_batches_tracked") for key in state):
+        # The released weights were trained with frozen statistics and nothing added to the variance.
+        for module in detector.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = 0.0
     return detector.eval()
 
 
@@ -186,7 +191,7 @@ def extract_regions(
         extractor: finds the regions.
         batch_size: pictures at a time.
         half: keep features with 16 bits.
-        distribution: also keep the probabilities of all classes.
+        distribution: also keep the probabilities of all classes; a file that exists goes on as it began.
         progress: show a progress bar.
 
     Returns:
@@ -210,6 +215,9 @@ def extract_regions(
         raise ValueError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     before = RegionFeatures(output) if output.is_file() else None
     done = set() if before is None else set(before.keys)
+    if before is not None:
+        # All pictures of a file have a distribution or none has: the file that grows decides.
+        distribution = before[before.keys[0]].distribution is not None
     parts = _Parts(output.with_name(f"{output.name}.parts"), half, distribution)
     todo = [key for key in pictures if key not in done and key not in parts.keys]
     skipped: list[str] = []
@@ -255,7 +263,7 @@ class _Parts:
         name = hashlib.sha256("\0".join(key for key, _ in rows).encode()).hexdigest()[:24]
         path = self.folder / f"{name}.npz"
         if not self.distribution:
-            rows = [(key, Regions(r.features, r.boxes, r.labels, r.height, r.width)) for key, r in rows]
+            rows = [(key, replace(own, distribution=None)) for key, own in rows]
         write_regions(path, rows, self.half)
         self.files.append(path)
         self.keys.update(key for key, _ in rows)
@@ -273,7 +281,8 @@ def _joined(before: RegionFeatures | None, parts: _Parts) -> Iterator[tuple[str,
             # A run that was stopped right at its end leaves parts behind that the file has already.
             if key not in seen:
                 seen.add(key)
-                yield key, source[key]
+                own = source[key]
+                yield key, own if parts.distribution else replace(own, distribution=None)
 
 
 def write_skipped(path: Path, skipped: Sequence[str]) -> None:
