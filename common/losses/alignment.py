@@ -115,9 +115,7 @@ def transport_plan(
         specification 14 of M3P.
     """
     if not beta > 0 or iterations < 1 or inner < 1:
-        raise ValueError(
-            f"beta must be above 0, iterations and inner at least 1; got {beta}, {iterations} and {inner}"
-        )
+        raise ValueError(f"beta must be above 0, iterations and inner at least 1; got {beta}, {iterations} and {inner}")
     both = (region_mask[:, :, None] & word_mask[:, None, :]).to(cost.dtype)
     kernel = torch.exp(cost.mT / -beta) * both
     count_words = word_mask.sum(dim=1, dtype=cost.dtype).clamp(min=1)[:, None]

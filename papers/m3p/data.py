@@ -16,12 +16,12 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from common.data.annotations import LanguageCaptions
+from common.data.annotations import LanguageCaptions, Texts
 from common.data.datasets.captioned import LanguageCaptioned
 from common.data.datasets.wikipedia import WikipediaText
 from common.data.items import Sample, TooManyBrokenFiles
 from common.data.text import XLMRTokenizer
-from common.data.worlds.base import World
+from common.data.worlds.emoji_languages import EmojiLanguagesWorld
 from common.training.data_module import ShardedDataModule
 from papers.m3p.code_switching import CodeSwitcher, Coverage
 from papers.m3p.masking import DEFAULT_MASKING, WORD_NOISE, Masking, mask_stream
@@ -109,7 +109,7 @@ class RegionTextData(ShardedDataModule):
         tokenizer: XLMRTokenizer,
         sets: Mapping[str, CaptionSet] | None = None,
         test_sets: Sequence[str] = (),
-        world: World | None = None,
+        world: EmojiLanguagesWorld | None = None,
         region_network: str | None = None,
         code_switching: CodeSwitcher | None = None,
         candidates: int = 4,
@@ -131,7 +131,7 @@ class RegionTextData(ShardedDataModule):
         self.tokenizer = tokenizer
         self.sets = dict(sets or {})
         self.test_sets = self._known(test_sets, "test_sets")
-        self.world: Any = world
+        self.world = world
         self.region_network = region_network
         self.code_switching = code_switching
         self.candidates = candidates
@@ -155,10 +155,10 @@ class RegionTextData(ShardedDataModule):
         self._tokens: dict[tuple[int, str, str], tuple[LanguageCaptions, CaptionTokens]] = {}
         if world is not None:
             for dataset in self._datasets():
-                self.world.place(dataset)
-            self.tokenizer.file = str(self.world.tokenizer_file)
+                world.place(dataset)
+            self.tokenizer.file = str(world.tokenizer_file)
             if code_switching is not None:
-                code_switching.dictionaries = self.world.dictionary_folder
+                code_switching.dictionaries = world.dictionary_folder
 
     # -- what is used --------------------------------------------------------------------------------------------------
 
@@ -186,17 +186,17 @@ class RegionTextData(ShardedDataModule):
         tested = [(self.sets[name].dataset, self.test_split) for name in self.test_sets]
         return [*((one.dataset, self._training_split()) for one in self._training_sets()), *tested]
 
-    def _parts(self) -> list[str]:
+    def _parts(self, world: EmojiLanguagesWorld) -> list[str]:
         """What must be rendered of the world."""
         switched = ["dictionaries"] if self.code_switching is not None else []
-        names = [name for dataset, _ in self._used_splits() for name in self.world.needed_for(dataset)]
+        names = [name for dataset, _ in self._used_splits() for name in world.needed_for(dataset)]
         return ["sentencepiece", *switched, *dict.fromkeys(names)]
 
     # -- life of the module --------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         if self.world is not None:
-            self.world.prepare(self._parts())
+            self.world.prepare(self._parts(self.world))
         self._find_regions()
 
     def _find_regions(self) -> None:
@@ -281,32 +281,36 @@ class RegionTextData(ShardedDataModule):
         Raises:
             TooManyBrokenFiles: too many have no regions.
         """
-        keys: dict[str, int] = {}
-        for number, one in enumerate(sets):
-            for key in self._captions(one.dataset, split, one.language)[0].keys:
-                keys.setdefault(key, number)
         features = [one.dataset.regions(split) for one in sets]
-        chosen = list(keys)[:first]
-        kept, source, missing = [], [], []
-        for key in chosen:
-            places = [keys[key], *range(len(sets))]
-            place = next((place for place in places if key in features[place]), None)
-            if place is None:
-                missing.append(key)
-            else:
-                kept.append(key)
-                source.append(place)
+        keys: Sequence[str] = self._captions(sets[0].dataset, split, sets[0].language)[0].keys
+        if len(sets) > 1:
+            found = [self._captions(one.dataset, split, one.language)[0].keys for one in sets]
+            keys = list(dict.fromkeys(key for own in found for key in own))
+        keys = keys[:first] if first is not None and first < len(keys) else keys
+        chosen = len(keys)
+        source = np.zeros(chosen, dtype=np.int16)
+        missing: list[str] = features[0].missing(keys)
+        if missing:
+            without = set(missing)
+            rows = {key: row for row, key in enumerate(keys) if key in without}
+            for number, other in enumerate(features[1:], 1):
+                for key in [key for key in rows if key in other]:
+                    source[rows.pop(key)] = number
+            missing = list(rows)
+            if missing:
+                source = np.delete(source, list(rows.values()))
+                keys = Texts(key for key in keys if key not in rows)
         dataset: Any = sets[0].dataset
         name = "+".join(dict.fromkeys(one.dataset.name for one in sets))  # type: ignore[attr-defined]
-        if len(missing) > self.max_skipped_share * len(chosen) or not kept:
+        if len(missing) > self.max_skipped_share * chosen or not len(keys):
             raise TooManyBrokenFiles(
-                f"{name}, {split}: {len(missing)} of {len(chosen)} images have no region features in "
+                f"{name}, {split}: {len(missing)} of {chosen} images have no region features in "
                 f"{', '.join(str(path) for path in features[0].paths)}, more than max_skipped_share = "
                 f"{self.max_skipped_share:g} allows; first {', '.join(missing[:5])}. Extract them, or raise "
                 "data.max_skipped_share"
             )
         languages = ",".join(dict.fromkeys(one.language for one in sets))
-        return Pictures(name, f"{split}; {languages}", kept, features, np.array(source), dataset.root, missing)
+        return Pictures(name, f"{split}; {languages}", keys, features, source, dataset.root, missing)
 
     def _item_options(self) -> dict[str, Any]:
         return {
@@ -611,8 +615,8 @@ class PretrainingData(RegionTextData):
         text = [] if self.text is None else [self.text]
         return [*super()._datasets(), *(one.dataset for one in self.captions), *text]
 
-    def _parts(self) -> list[str]:
-        parts = super()._parts()
+    def _parts(self, world: EmojiLanguagesWorld) -> list[str]:
+        parts = super()._parts(world)
         return [*parts, self.text.name] if self.xmlm_steps and self.text is not None else parts
 
     @property

@@ -145,9 +145,7 @@ def _disguise(
     return masked, np.where(chosen, tokens, NO_LABEL)
 
 
-def mask_regions(
-    classes: Ints, valid: Bools, noise: Floats, masking: Masking = DEFAULT_MASKING
-) -> tuple[Bools, Ints]:
+def mask_regions(classes: Ints, valid: Bools, noise: Floats, masking: Masking = DEFAULT_MASKING) -> tuple[Bools, Ints]:
     """Choose regions to be guessed; background is never one of them.
 
     Where chance chose none, one region is chosen and made zero. (The released code then asks for the last one, which it

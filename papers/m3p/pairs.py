@@ -6,6 +6,7 @@ at once (specification 6.2 and 9).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,20 +103,17 @@ class CaptionPool:
     def __init__(self, sets: Sequence[tuple[LanguageCaptions, CaptionTokens]], keys: Sequence[str]) -> None:
         self.sets = [tokens for _, tokens in sets]
         self._bases = np.cumsum([0, *(len(tokens) for tokens in self.sets)])
-        place = {key: row for row, key in enumerate(keys)}
-        images = []
-        for captions, _ in sets:
-            rows = np.array([place.get(key, -1) for key in captions.keys], dtype=np.int64)
-            images.append(np.repeat(rows, np.diff(captions.captions.starts)))
-        image = np.concatenate(images)
+        rows_of = [_rows(captions.keys, keys) for captions, _ in sets]
+        image = np.concatenate(
+            [np.repeat(rows, np.diff(captions.captions.starts)) for rows, (captions, _) in zip(rows_of, sets)]
+        )
         kept = np.flatnonzero(image >= 0)
         self._captions = kept[np.argsort(image[kept], kind="stable")]
         self.counts = np.bincount(image[kept], minlength=len(keys))
         self._starts = np.cumsum([0, *self.counts])
         # Numbers of groups mean something within a set only: an image has that of the first set that holds it.
         groups = np.full((len(keys), 2), -1, dtype=np.int64)
-        for number, (captions, _) in enumerate(sets):
-            rows = np.array([place.get(key, -1) for key in captions.keys], dtype=np.int64)
+        for number, (rows, (captions, _)) in enumerate(zip(rows_of, sets)):
             new = np.flatnonzero((rows >= 0) & (groups[rows, 0] < 0))
             groups[rows[new]] = np.stack([np.full(len(new), number), captions.groups[new]], axis=1)
         self.groups = np.unique(groups, axis=0, return_inverse=True)[1].reshape(-1)
@@ -133,6 +131,14 @@ class CaptionPool:
         """The set that a caption is of, and its number there."""
         which = int(np.searchsorted(self._bases, number, side="right")) - 1
         return self.sets[which], number - int(self._bases[which])
+
+
+def _rows(keys: Sequence[str], images: Sequence[str]) -> Ints:
+    """Positions of some keys among those of the images; -1 for one that is not there."""
+    if keys is images:
+        return np.arange(len(keys))
+    place = {key: row for row, key in enumerate(images)}
+    return np.array([place.get(key, -1) for key in keys], dtype=np.int64)
 
 
 def forced_captions(count: int, wanted: int, rng: np.random.Generator) -> Ints:
@@ -233,6 +239,9 @@ class RegionItems(ItemDataset):
         cache_bytes: memory for regions; they are kept when those of all pictures fit in.
         distributions: also read the distribution of classes.
         options: see ItemDataset.
+
+    Raises:
+        ValueError: there are no distributions.
     """
 
     def __init__(
@@ -251,6 +260,10 @@ class RegionItems(ItemDataset):
         self._kept: dict[int, RegionArrays] | None = None
         if len(pictures.keys) * self.max_regions * (width + 7) * 4 <= cache_bytes:
             self._kept = {}
+        if distributions:
+            # Features without them stop the run before it begins; damaged ones are met again later.
+            with contextlib.suppress(MediaError):
+                self.regions(0)
 
     def regions(self, file: int) -> RegionArrays:
         """The regions of a picture.
@@ -294,6 +307,10 @@ class RegionItems(ItemDataset):
 
     def preview(self, item: int) -> npt.NDArray[np.uint8]:
         raise ValueError("region features hold no picture")
+
+    def describe(self) -> dict[str, Any]:
+        missing = len(self.pictures.missing)
+        return {**super().describe(), **({"without_regions": missing} if missing else {})}
 
 
 # -- pairs -------------------------------------------------------------------------------------------------------------
