@@ -227,6 +227,10 @@ class RegionTextData(ShardedDataModule):
         """Read what training needs, so that an error comes before it."""
         raise NotImplementedError
 
+    def _all_pairs(self) -> list[PairItems]:
+        """Pairs that training reads."""
+        raise NotImplementedError
+
     def _texts(self) -> Iterable[str]:
         """Text of training, to learn a tokenizer from where none is given."""
         for one in self._training_sets():
@@ -412,16 +416,16 @@ class RegionTextData(ShardedDataModule):
     # -- code-switching ------------------------------------------------------------------------------------------------
 
     def switched_examples(self, count: int) -> list[tuple[str, str]]:
-        """Captions as they are and as training reads them; none where nothing is switched."""
-        switcher = self.code_switching
-        if switcher is None:
+        """Captions as they are and as the first epoch reads them, from all over each set; none without switching."""
+        if self.code_switching is None:
             return []
         examples = []
-        for number, text in enumerate(self._source_captions()):
-            if number == count:
-                break
-            examples.append((text, switcher.switch(text, np.random.default_rng((self.seed, number)))))
-        return examples
+        for pairs in self._all_pairs():
+            for item in np.linspace(0, len(pairs) - 1, min(count, len(pairs)), dtype=np.int64).tolist():
+                language, text, pieces = pairs.read((0, item))
+                if language == self.code_switching.source:
+                    examples.append((text, self.tokenizer.decode(pieces.tolist())))
+        return examples[:count]
 
     def coverage(self) -> Coverage | None:
         """How many words of the training captions the dictionaries hold; None where nothing is switched."""
@@ -635,6 +639,9 @@ class PretrainingData(RegionTextData):
     def _prepare_training(self) -> None:
         _ = self._streams, self._relations
 
+    def _all_pairs(self) -> list[PairItems]:
+        return self._relations
+
     @cached_property
     def _streams(self) -> tuple[dict[str, float], list[LanguageStream], dict[str, Any]]:
         """Probabilities of the languages, their text, and what the record says about it."""
@@ -760,6 +767,9 @@ class RetrievalData(RegionTextData):
         if not self.train_sets:
             raise ValueError("data.train_sets: name at least one set to fine-tune on")
         _ = self._training_pairs
+
+    def _all_pairs(self) -> list[PairItems]:
+        return [self._training_pairs] if self.train_sets else []
 
     @cached_property
     def _training_pairs(self) -> PairItems:

@@ -397,16 +397,7 @@ class PairItems(RegionItems):
 
     def _pair(self, file: int, slot: int, epoch: int, rng: np.random.Generator) -> Sample:
         own = self.regions(file)
-        captions = self.pool.of(file)
-        chosen = slot
-        if len(captions) > 1 or self.passes > 1:
-            # The same for all slots of an image in an epoch, so that together they are what was drawn.
-            chosen = int(
-                forced_captions(
-                    len(captions), self.passes, np.random.default_rng((self.seed, epoch, file, self.passes))
-                )[slot]
-            )
-        caption = int(captions[chosen])
+        caption = self._chosen(file, slot, epoch)
         if self.vlm_candidates == "in_batch":
             return {
                 "in_batch": PairGroup([self._pieces(caption, rng)], [own], 0, self._noise(1, rng)),
@@ -427,6 +418,23 @@ class PairItems(RegionItems):
                 texts.insert(positive, self._pieces(caption, rng))
                 sides[side] = PairGroup(texts, [own], positive, noise)
         return sides
+
+    def _chosen(self, file: int, slot: int, epoch: int) -> int:
+        """Number of the caption that an epoch shows of an image in one of its places."""
+        captions = self.pool.of(file)
+        if len(captions) == self.passes == 1:
+            return int(captions[0])
+        # The same for all places of an image in an epoch, so that together they are what was drawn.
+        rng = np.random.default_rng((self.seed, epoch, file, self.passes))
+        return int(captions[forced_captions(len(captions), self.passes, rng)[slot]])
+
+    def read(self, key: tuple[int, int]) -> tuple[str, str, Tokens]:
+        """The caption of an item: its language, as it stands in its file, and the pieces that training reads."""
+        epoch, item = key
+        sample = self[key]
+        tokens, number = self.pool.caption(self._chosen(int(sample["index"]), item // len(self.listing), epoch))
+        group: PairGroup = sample["in_batch" if self.vlm_candidates == "in_batch" else "t2i"]
+        return tokens.language, tokens.texts[number], group.captions[0]
 
     def _pieces(self, number: int, rng: np.random.Generator) -> Tokens:
         tokens, own = self.pool.caption(number)

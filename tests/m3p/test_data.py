@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
+from common.data.annotations import LanguageCaptions, TextRows, Texts
 from common.data.items import TooManyBrokenFiles
 from common.data.media import MediaError
 from common.data.regions import RegionError
 from papers.m3p.masking import Masking
-from papers.m3p.pairs import PairItems, RegionArrays, forced_captions, pad_regions
+from papers.m3p.pairs import CaptionPool, PairItems, RegionArrays, forced_captions, pad_regions
 from tests.m3p.layouts import LANGUAGES, WIDTH, WORDS, Layouts, pictures_of, regions_of, sentence, texts_of
 
 PLAIN: dict[str, Any] = {"xmlm_steps": 0, "text": None, "masking": None}
@@ -233,9 +235,11 @@ def test_captions_are_switched_as_fed(layouts: Layouts) -> None:
     # Captions of one group are switched on their own, that of the other once.
     once = texts_of(steps(data)[0]["relations"][0]["t2i"], data)
     assert len(set(once[:4])) == 1
-    examples = data.switched_examples(3)
-    assert [before for before, _ in examples] == [sentence("en", number) for number in range(3)]
-    assert all(set(after.split()) <= known for _, after in examples)
+    dataset = data._relations[0]
+    assert data.switched_examples(2) == [
+        (sentence("en", item), data.tokenizer.decode(dataset[0, item]["t2i"].captions[0].tolist())) for item in (0, 11)
+    ]
+    assert len(data.switched_examples(99)) == 12
     assert data.coverage().token_share == 1.0
     plain = layouts.pretraining(**PLAIN)
     assert plain.switched_examples(3) == []
@@ -320,6 +324,47 @@ def test_negatives_are_uniform(layouts: Layouts) -> None:
     counts = np.bincount(found, minlength=12)
     assert counts[3] == 0
     assert chisquare(np.delete(counts, 3)).pvalue > 1e-3
+
+
+def test_images_of_several_sets_are_pooled_by_key(layouts: Layouts, tmp_path: Path) -> None:
+    """As COCO and COCO-CN are: another set has other images, too, and maybe the only regions of some."""
+    other = Layouts.write(tmp_path / "other", images=15)
+    sets = {"one": layouts.sets()["multi30k_en"], "other": other.sets()["multi30k_fr"]}
+    data = layouts.retrieval(sets=sets, train_sets=["one", "other"], test_sets=[])
+    pairs = data._training_pairs
+    assert pairs.pool.counts.tolist() == [6] * 12 + [1] * 3
+    assert pairs.pictures.source.tolist() == [0] * 12 + [1] * 3
+    assert pairs[0, 13]["index"] == 13
+    assert pictures_of(steps(data)[0]["relations"][0]["t2i"])
+
+
+def test_groups_of_several_sets_do_not_mix() -> None:
+    class Counted:
+        def __init__(self, count: int) -> None:
+            self.count = count
+
+        def __len__(self) -> int:
+            return self.count
+
+    one = LanguageCaptions("en", Texts("abc"), TextRows([("x",), ("y", "z"), ("w",)]), np.array([1, 1, 0]))
+    two = LanguageCaptions("zh", Texts("cd"), TextRows([("u",), ("v",)]))
+    pool = CaptionPool([(one, Counted(4)), (two, Counted(2))], ["a", "b", "c", "d"])  # type: ignore[list-item]
+    assert pool.counts.tolist() == [1, 2, 2, 1]
+    assert [pool.of(image).tolist() for image in range(4)] == [[0], [1, 2], [3, 4], [5]]
+    assert pool.caption(4)[1] == 0
+    a, b, c, d = pool.groups.tolist()
+    assert a == b
+    assert len({a, c, d}) == 3  # d has the number 1 in its own set
+    with pytest.raises(ValueError, match="the image e has no caption"):
+        CaptionPool([(one, Counted(4))], ["a", "e"])  # type: ignore[list-item]
+
+
+def test_loader_processes_give_the_same(layouts: Layouts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    options: dict[str, Any] = {"code_switching": layouts.switcher(), "cache_bytes": 10**6}
+    expected = steps(layouts.pretraining(**options), 5)
+    data = layouts.pretraining(num_workers=2, **options)
+    assert all(equal(*both) for both in zip(steps(data, 5), expected))
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------
