@@ -173,6 +173,7 @@ def _quiet_lightning() -> None:
         ".*LeafSpec.*is deprecated.*",
         ".*have no .validation_step.*",  # judged by the module itself, see papers/mct/evaluation.py
         ".*module.s. in eval mode.*",  # frozen encoders are meant to be
+        ".*overridden .on_before_batch_transfer. in .LightningModule.*",  # meant, see papers/m3p/module.py
         ".*dataloader is not resumable.*",  # ours is: the sampler starts at the step of the checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)
