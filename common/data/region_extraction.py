@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,7 +135,7 @@ class RegionExtractor:
         maps = self.detector.backbone(batch.tensors)
         maps = {"0": maps} if isinstance(maps, Tensor) else maps
         proposals, _ = self.detector.rpn(batch, maps)
-        heads: nn.Module = self.detector.roi_heads
+        heads: Any = self.detector.roi_heads
         features = heads.box_head(heads.box_roi_pool(maps, proposals, batch.image_sizes))
         scores = heads.box_predictor(features)[0].softmax(-1)
         counts = [len(boxes) for boxes in proposals]

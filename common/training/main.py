@@ -103,8 +103,12 @@ def build_parser() -> argparse.ArgumentParser:
         "file. A run that was stopped goes on; images that cannot be read are passed over and listed.",
     )
     regions.add_argument("--extract-regions", type=Path, metavar="FOLDER", help="folder of images")
-    regions.add_argument("--detector", type=Path, metavar="WEIGHTS", help="weights of the detector; none are downloaded")
-    regions.add_argument("--output", type=Path, metavar="FILE", help="file to write, .h5 or .npz; one that exists grows")
+    regions.add_argument(
+        "--detector", type=Path, metavar="WEIGHTS", help="weights of the detector; none are downloaded"
+    )
+    regions.add_argument(
+        "--output", type=Path, metavar="FILE", help="file to write, .h5 or .npz; one that exists grows"
+    )
     regions.add_argument(
         "--architecture", default="fasterrcnn_resnet50_fpn", help="torchvision's name; default: %(default)s"
     )
@@ -270,7 +274,9 @@ def _extract_command(arguments: argparse.Namespace) -> int:
     write_skipped(listed, result.skipped)
     print(f"{arguments.output}: regions of {result.written:,} images, {result.found_before:,} of them from before")
     if result.skipped:
-        print(f"{len(result.skipped):,} images cannot be read and are listed in {listed}; the first: {result.skipped[0]}")
+        print(
+            f"{len(result.skipped):,} images cannot be read and are listed in {listed}; the first: {result.skipped[0]}"
+        )
     return 0
 
 

@@ -230,7 +230,8 @@ def read_region_network(checkpoint: str | Path) -> RegionNetwork:
         network.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(
-            f"{checkpoint}: no checkpoint of papers.m3p.regions.RegionClassifier ({error}); the stage `regions` makes one"
+            f"{checkpoint}: no checkpoint of papers.m3p.regions.RegionClassifier ({error}); the stage `regions` "
+            "makes one"
         ) from error
     return network.eval()
 
@@ -338,7 +339,7 @@ def region_rows(
                 skipped.append(key)
             continue
         boxes = region_boxes(image.height, image.width)
-        crops += [transform(image.crop(tuple(int(side) for side in box)))[0] for box in boxes]
+        crops += [transform(image.crop(tuple(box)))[0] for box in boxes.astype(int).tolist()]
         held.append((key, boxes, image.height, image.width))
         if len(held) == _AT_ONCE:
             yield from described()

@@ -1,4 +1,4 @@
-"""Tiny Conceptual Captions, SBU, Multi30K, STAIR Captions, COCO-CN and Wikipedia text, as the real ones are distributed."""
+"""Tiny Conceptual Captions, Multi30K, COCO, STAIR Captions, COCO-CN and text, as the real ones are distributed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_features(path: Path, keys: Sequence[str]) -> Path:
 
 def write_conceptual_captions(root: Path, headed: bool = False, images: bool = True) -> Path:
     """Four rows, the third blank."""
-    texts = ['a "quoted\' dog', "two  cats", " ", "a tree , alone"]
+    texts = ["a \"quoted' dog", "two  cats", " ", "a tree , alone"]
     if headed:
         cells = [text.replace('"', '""') for text in texts]
         write_lines(root / "google.csv", ["url\tcaption", *(f'http://a\t"{text}"' for text in cells)])

@@ -67,12 +67,12 @@ def test_language_captions_know_their_images() -> None:
         LanguageCaptions("de", Texts(["a"]), captions.captions)
 
 
-# ---------------------------------------------------------------------------------------------------- Conceptual Captions
+# ------------------------------------------------------------------------------------------------ Conceptual Captions
 @pytest.mark.parametrize("headed", [False, True])
 def test_conceptual_captions(tmp_path: Path, headed: bool) -> None:
     dataset = ConceptualCaptions(write_conceptual_captions(tmp_path, headed))
     captions = dataset.captions("train")
-    assert rows(captions) == {"0": ('a "quoted\' dog',), "1": ("two cats",), "3": ("a tree , alone",)}
+    assert rows(captions) == {"0": ("a \"quoted' dog",), "1": ("two cats",), "3": ("a tree , alone",)}
     assert rows(dataset.captions("valid", "en")) == {"0": ("a val",)}
     assert dataset.image_path("1", "train").is_file()
     listing = dataset.listing("train")

@@ -39,7 +39,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> EmojiLanguagesWorld:
 
 @pytest.fixture(scope="module")
 def sets(world: EmojiLanguagesWorld) -> dict[str, Any]:
-    made = [ConceptualCaptions("?"), Multi30K("?"), COCOKarpathy("?"), STAIRCaptions("?"), COCOCN("?"), WikipediaText("?")]
+    made = [
+        ConceptualCaptions("?"),
+        Multi30K("?"),
+        COCOKarpathy("?"),
+        STAIRCaptions("?"),
+        COCOCN("?"),
+        WikipediaText("?"),
+    ]
     for dataset in made:
         world.place(dataset)
     return {dataset.name: dataset for dataset in made}

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -292,7 +292,7 @@ def read_caption_table(path: Path) -> Iterator[tuple[int, str]]:
             column = first.index("caption") if headed else 0
             if not headed:
                 stream.seek(0)
-            quoting = csv.QUOTE_MINIMAL if headed else csv.QUOTE_NONE
+            quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if headed else csv.QUOTE_NONE
             # The csv module's own limit is meant for cells typed by people.
             csv.field_size_limit(2**24)
             for number, row in enumerate(csv.reader(stream, delimiter="\t", quoting=quoting, strict=True)):

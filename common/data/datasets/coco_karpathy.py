@@ -68,9 +68,7 @@ class COCOKarpathy(LanguageCaptioned, MediaDataset):
         "https://cs.stanford.edu/people/karpathy/deepimagesent"
     )
 
-    def __init__(
-        self, root: str | Path, restval: bool = False, regions: str | os.PathLike[str] | None = None
-    ) -> None:
+    def __init__(self, root: str | Path, restval: bool = False, regions: str | os.PathLike[str] | None = None) -> None:
         super().__init__(root)
         self.restval = restval
         if regions is not None:
@@ -112,8 +110,8 @@ class COCOKarpathy(LanguageCaptioned, MediaDataset):
         split, _ = self._checked(split, None)
         self._checked_language(language)
         images = self._images()[self._part_of(split)]
-        kept = np.flatnonzero(np.diff(images.captions.starts))
-        if not len(kept):
+        kept = np.flatnonzero(np.diff(images.captions.starts)).tolist()
+        if not kept:
             raise self._lacks(self.root / _LISTS[0], f"no image of split {split!r} has a caption")
         keys = Texts(_key(images.names[row]) for row in kept)
         rows = TextRows(tuple(" ".join(text.split()) for text in images.captions[row]) for row in kept)

@@ -39,9 +39,9 @@ class Multi30K(CaptionedDataset):
     }
     languages = ("en", "de", "fr", "cs")
     published_counts: ClassVar[Mapping[str, int]] = {"train": 29_000, "val": 1_014, "test": 1_000}
-    image_folders: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        split: ("flickr30k-images", "flickr30k_images", "images") for split in splits
-    }
+    image_folders: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(
+        splits, ("flickr30k-images", "flickr30k_images", "images")
+    )
     expected_layout = (
         "data/task2/raw/{train,val,test_2016}.{1..5}.{en,de}.gz           (packed or not)\n"
         "data/task1/raw/{train,val,test_2016_flickr}.{fr,cs}.gz\n"

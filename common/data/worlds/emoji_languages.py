@@ -311,7 +311,7 @@ class EmojiLanguagesWorld(World):
         rng = self._rng(style, concept, _IMAGE, copy, trained)
         ground = rng.uniform(*_LIGHT, size=3)
         if trained:
-            side = int(round(CELL * rng.uniform(_SMALLEST, 1.0)))
+            side = round(CELL * rng.uniform(_SMALLEST, 1.0))
             left, top = (int(rng.integers(CELL - side + 1)) for _ in range(2))
             placed = np.zeros_like(drawing)
             small = Image.fromarray(drawing).resize((side, side), Image.Resampling.LANCZOS)
@@ -322,7 +322,7 @@ class EmojiLanguagesWorld(World):
     def _pictures(
         self, styles: Sequence[str], concepts: Sequence[Concept], copies: int, trained: bool
     ) -> Iterable[tuple[str, Concept, int, np.ndarray]]:
-        """Designer, concept, copy and pixels of every picture; concepts that a designer did not draw are passed over."""
+        """Designer, concept, copy and pixels of every picture; what a designer did not draw is passed over."""
         for style in styles:
             if style not in self._sheets:
                 # Unpacking a sheet takes as long as writing three hundred pictures.
@@ -457,10 +457,7 @@ class EmojiLanguagesWorld(World):
 
         texts = [text for language in LANGUAGES for text in self._sentences(language)]
         texts += [
-            text
-            for entries in self.dictionaries.values()
-            for word, own in entries.items()
-            for text in (word, *own)
+            text for entries in self.dictionaries.values() for word, own in entries.items() for text in (word, *own)
         ]
         concepts = (*self.test_concepts, *self.fine_tune_concepts, *self.pretraining_concepts)
         every = {

@@ -307,7 +307,9 @@ def conceptual_captions_folder(split: str) -> str:
     return "training" if split == "train" else "validation"
 
 
-def write_multi30k(root: Path, split: str, stems: Sequence[str], captions: Mapping[str, Sequence[Sequence[str]]]) -> None:
+def write_multi30k(
+    root: Path, split: str, stems: Sequence[str], captions: Mapping[str, Sequence[Sequence[str]]]
+) -> None:
     """Write one split of Multi30K.
 
     Args:
@@ -323,7 +325,9 @@ def write_multi30k(root: Path, split: str, stems: Sequence[str], captions: Mappi
     (home / f"task1/image_splits/{task1}.txt").write_text("".join(f"{stem}.jpg\n" for stem in stems), encoding="utf-8")
     for language, rows in captions.items():
         for number, texts in enumerate(zip(*rows), 1):
-            name = f"task2/raw/{task2}.{number}.{language}.gz" if len(rows[0]) > 1 else f"task1/raw/{task1}.{language}.gz"
+            name = (
+                f"task2/raw/{task2}.{number}.{language}.gz" if len(rows[0]) > 1 else f"task1/raw/{task1}.{language}.gz"
+            )
             # Without the time in its head, the same text gives the same file.
             packed = gzip.compress("".join(f"{text}\n" for text in texts).encode(), mtime=0)
             (home / name).write_bytes(packed)
@@ -373,7 +377,7 @@ def write_coco_cn(root: Path, parts: Mapping[str, Sequence[tuple[str, Sequence[s
 
 
 def write_groups(root: Path, groups: Mapping[str, Mapping[str, int]]) -> None:
-    """Write ``groups.json``, which miniatures have and no real data set does: what the images of a split show, by key."""
+    """Write ``groups.json``, which miniatures have and no real data set does: what images show, by split and key."""
     _dump(root / "groups.json", groups)
 
 
