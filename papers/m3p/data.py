@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from common.data.annotations import LanguageCaptions, Texts
@@ -30,6 +31,7 @@ from papers.m3p.pairs import (
     CaptionItems,
     CaptionPool,
     CaptionTokens,
+    FlatTexts,
     PairCollator,
     PairItems,
     Pictures,
@@ -40,6 +42,8 @@ from papers.m3p.pairs import (
 )
 from papers.m3p.streams import LanguageStream, MultitaskSchedule, file_identity, language_probabilities, stream_tokens
 
+#: Captions of a set that are looked through to see how many of their words the dictionaries hold.
+COUNTED_CAPTIONS = 20_000
 #: Batch of a training step: `xmlm`, a list of blocks of text, and `relations`, a list of batches of `PairCollator`.
 Step = dict[str, list[Any]]
 
@@ -220,6 +224,14 @@ class RegionTextData(ShardedDataModule):
         _ = self.feature_dim
         if stage == "fit":
             self._prepare_training()
+            if (coverage := self.coverage) is not None:
+                if not coverage.tokens:
+                    raise ValueError(
+                        "data.code_switching switches no caption: no set to train on is in its source language; "
+                        "set it to null"
+                    )
+                parts = ", ".join(f"{name} {share:.0%}" for name, share in coverage.by_language.items())
+                rank_zero_info(f"  code-switching: dictionaries hold {coverage.token_share:.0%} of the words ({parts})")
         elif stage == "test":
             _ = self._searched
 
@@ -427,16 +439,35 @@ class RegionTextData(ShardedDataModule):
                     examples.append((text, self.tokenizer.decode(pieces.tolist())))
         return examples[:count]
 
+    @cached_property
     def coverage(self) -> Coverage | None:
-        """How many words of the training captions the dictionaries hold; None where nothing is switched."""
-        return None if self.code_switching is None else self.code_switching.coverage(self._source_captions())
+        """How many words of the training captions the dictionaries hold; None where nothing is switched.
 
-    def _source_captions(self) -> Iterable[str]:
+        Of a large set, captions from all over it are counted.
+        """
         switcher = self.code_switching
+        if switcher is None:
+            return None
+        texts: list[str] = []
         for one in self._training_sets():
-            if switcher is not None and one.language == switcher.source:
-                for own in one.dataset.captions(self._training_split(), one.language).captions:
-                    yield from own
+            if one.language == switcher.source:
+                found = FlatTexts(self._captions(one.dataset, self._training_split(), one.language)[0])
+                places = np.linspace(0, len(found) - 1, min(COUNTED_CAPTIONS, len(found)), dtype=np.int64)
+                texts += [found[place] for place in places.tolist()]
+        return switcher.coverage(texts)
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        described = super().describe()
+        if self.code_switching is not None and (coverage := self.coverage) is not None:
+            described["code-switching (dictionaries)"] = {
+                "version": f"{self.code_switching.source} to {','.join(self.code_switching.targets)}",
+                "samples": coverage.tokens,
+                "covered": round(coverage.token_share, 4),
+                "covered_by_language": {name: round(share, 4) for name, share in coverage.by_language.items()},
+                "skipped": 0,
+                "skipped_names": [],
+            }
+        return described
 
 
 # -- pre-training ------------------------------------------------------------------------------------------------------

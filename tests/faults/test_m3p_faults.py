@@ -128,6 +128,12 @@ def test_a_set_to_fine_tune_on_must_be_named(layouts: Layouts) -> None:
         layouts.retrieval(captions_per_image=0)
 
 
+def test_nothing_to_switch(layouts: Layouts) -> None:
+    with pytest.raises(ValueError, match=r"data\.code_switching switches no caption: .* set it to null"):
+        layouts.retrieval(train_sets=["multi30k_de"], code_switching=layouts.switcher())
+    layouts.retrieval(train_sets=["multi30k_de", "multi30k_en"], code_switching=layouts.switcher())
+
+
 def test_processes_share_a_batch_evenly(layouts: Layouts) -> None:
     with pytest.raises(ValueError, match=r"data\.text_batch_size \(3\) is that of all processes"):
         layouts.pretraining(world_size=2, text_batch_size=3).train_dataloader()

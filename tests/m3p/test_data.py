@@ -240,10 +240,10 @@ def test_captions_are_switched_as_fed(layouts: Layouts) -> None:
         (sentence("en", item), data.tokenizer.decode(dataset[0, item]["t2i"].captions[0].tolist())) for item in (0, 11)
     ]
     assert len(data.switched_examples(99)) == 12
-    assert data.coverage().token_share == 1.0
+    assert data.coverage.token_share == 1.0
     plain = layouts.pretraining(**PLAIN)
     assert plain.switched_examples(3) == []
-    assert plain.coverage() is None
+    assert plain.coverage is None
 
 
 # -- fine-tuning -------------------------------------------------------------------------------------------------------
@@ -423,18 +423,20 @@ def test_long_captions_are_cut(layouts: Layouts) -> None:
 
 
 def test_the_record(layouts: Layouts) -> None:
-    data = layouts.pretraining()
+    data = layouts.pretraining(code_switching=layouts.switcher())
     steps(data)
-    _ = data._searched
     data.test_dataloader()
     described = data.describe()
     assert described.keys() == {
         "training 0 (conceptual_captions)",
         "training text (wikipedia)",
+        "code-switching (dictionaries)",
         "test multi30k_en (multi30k)",
     }
     assert described["training text (wikipedia)"]["samples"] == 10 + 20 + 30 + 40
     assert described["training 0 (conceptual_captions)"]["samples"] == 12
+    switched = described["code-switching (dictionaries)"]
+    assert (switched["samples"], switched["covered_by_language"]) == (36, {"de": 1.0, "fr": 1.0})
 
 
 class Broken:
