@@ -44,6 +44,8 @@ from papers.m3p.streams import LanguageStream, MultitaskSchedule, file_identity,
 
 #: Captions of a set that are looked through to see how many of their words the dictionaries hold.
 COUNTED_CAPTIONS = 20_000
+#: Independent random streams of an epoch.
+_TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE = range(3)
 #: Batch of a training step: `xmlm`, a list of blocks of text, and `relations`, a list of batches of `PairCollator`.
 Step = dict[str, list[Any]]
 
@@ -221,7 +223,8 @@ class RegionTextData(ShardedDataModule):
         self.tokenizer.prepare(self._texts())
         if self.code_switching is not None:
             self.code_switching.prepare()
-        _ = self.feature_dim
+        # Also before training: what the test lacks should not be found out at its end.
+        _ = self.feature_dim, self._searched
         if stage == "fit":
             self._prepare_training()
             if (coverage := self.coverage) is not None:
@@ -232,8 +235,6 @@ class RegionTextData(ShardedDataModule):
                     )
                 parts = ", ".join(f"{name} {share:.0%}" for name, share in coverage.by_language.items())
                 rank_zero_info(f"  code-switching: dictionaries hold {coverage.token_share:.0%} of the words ({parts})")
-        elif stage == "test":
-            _ = self._searched
 
     def _prepare_training(self) -> None:
         """Read what training needs, so that an error comes before it."""
@@ -506,7 +507,7 @@ class MultitaskSteps(Dataset[Step]):
     seed: int = 0
     rank: int = 0
     world_size: int = 1
-    _orders: dict[tuple[str, int], tuple[tuple[int, int], npt.NDArray[np.int64]]] = field(default_factory=dict)
+    _orders: dict[tuple[int, int], tuple[tuple[int, int], npt.NDArray[np.int64]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.schedule.steps
@@ -525,20 +526,20 @@ class MultitaskSteps(Dataset[Step]):
             ],
         }
 
-    def _order(self, kind: str, number: int, count: int, epoch: int, again: int) -> npt.NDArray[np.int64]:
+    def _order(self, kind: int, number: int, count: int, epoch: int, again: int) -> npt.NDArray[np.int64]:
         """Order of the blocks or pairs of a source in its n-th pass of an epoch; the last one is kept."""
         found = self._orders.get((kind, number))
         if found is None or found[0] != (epoch, again):
-            rng = np.random.default_rng((self.seed, epoch, again, number, len(kind)))
+            rng = np.random.default_rng((self.seed, epoch, again, number, kind))
             found = self._orders[kind, number] = ((epoch, again), rng.permutation(count))
         return found[1]
 
     def _block(self, epoch: int, step: int, place: int, number: int, turn: int) -> dict[str, torch.Tensor]:
         stream = self.streams[number]
         again, block = divmod(turn, len(stream))
-        tokens = stream.block(int(self._order("text", number, len(stream), epoch, again)[block]))
+        tokens = stream.block(int(self._order(_TEXT_ORDER, number, len(stream), epoch, again)[block]))
         # Drawn for the rows of all ranks, so that what is masked does not depend on their number.
-        noise = np.random.default_rng((self.seed, epoch, step, place, 1)).random((*tokens.shape, WORD_NOISE))
+        noise = np.random.default_rng((self.seed, epoch, step, place, _TEXT_NOISE)).random((*tokens.shape, WORD_NOISE))
         masked, labels = mask_stream(
             tokens,
             noise,
@@ -559,7 +560,7 @@ class MultitaskSteps(Dataset[Step]):
     def _relation(self, epoch: int, number: int, turn: int) -> dict[str, Any]:
         pairs = self.pairs[number]
         again, batch = divmod(turn, len(pairs) // self.batch_size)
-        order = self._order("relation", number, len(pairs), epoch, again)
+        order = self._order(_PAIR_ORDER, number, len(pairs), epoch, again)
         first = batch * self.batch_size
         rows = order[first + self.rank : first + self.batch_size : self.world_size]
         # What an item draws depends on the pass, too: a small set is gone through many times in an epoch.

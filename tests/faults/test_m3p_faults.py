@@ -44,6 +44,8 @@ def _latin(path: Path) -> None:
         ("dictionaries/en-fr.txt", _blank, ValueError, r"en-fr\.txt holds no pairs"),
         ("conceptual_captions/Train_GCC-training.tsv", _remove, DatasetMissing, "Train_GCC-training"),
         ("conceptual_captions/regions/train.npz", _remove, DatasetMissing, "--extract-regions"),
+        ("multi30k/data/task1/raw/test_2016_flickr.cs.gz", _remove, DatasetMissing, r"test_2016_flickr\.cs\.gz"),
+        ("multi30k/regions/test.npz", _remove, TooManyBrokenFiles, "5 of 5 images have no region features"),
         ("multi30k/data/task1/raw/train.cs.gz", _remove, None, ""),
     ],
 )
