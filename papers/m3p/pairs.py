@@ -409,12 +409,12 @@ class PairItems(RegionItems):
             others = self._negatives(file, caption, side == "t2i", rng)
             noise = self._noise(self.candidates, rng)
             if side == "t2i":
-                images = [self.regions(image) for image, _ in others]
+                images = [regions for _, _, regions in others if regions is not None]
                 images.insert(positive, own)
                 sides[side] = PairGroup([self._pieces(caption, rng)], images, positive, noise)
             else:
                 # Each caption of a group is switched on its own.
-                texts = [self._pieces(number, rng) for _, number in others]
+                texts = [self._pieces(number, rng) for _, number, _ in others]
                 texts.insert(positive, self._pieces(caption, rng))
                 sides[side] = PairGroup(texts, [own], positive, noise)
         return sides
@@ -443,30 +443,29 @@ class PairItems(RegionItems):
             pieces = self.switched.pieces(tokens.texts[own], rng)
         return (tokens.pieces(own) if pieces is None else pieces)[: self.max_pieces]
 
-    def _negatives(self, file: int, caption: int, readable: bool, rng: np.random.Generator) -> list[tuple[int, int]]:
-        """Other images, each with a caption; where they must be readable, one that is not is counted and replaced."""
-        found: dict[int, int] = {}
+    def _negatives(
+        self, file: int, caption: int, read: bool, rng: np.random.Generator
+    ) -> list[tuple[int, int, RegionArrays | None]]:
+        """Other images, each with the number of a caption, and with its regions where these are to be read.
+
+        One that cannot be read is counted and replaced.
+        """
+        found: dict[int, tuple[int, RegionArrays | None]] = {}
         error: MediaError | None = None
         for _ in range(ATTEMPTS * self.candidates):
             other = int(rng.integers(len(self.pool)))
             theirs = self.pool.of(other)
             number = int(theirs[int(rng.random() * len(theirs))])
-            if (
-                other in found
-                or number == caption
-                or (self.exclude_siblings and self.pool.groups[other] == self.pool.groups[file])
-            ):
+            sibling = self.exclude_siblings and self.pool.groups[other] == self.pool.groups[file]
+            if other in found or number == caption or sibling:
                 continue
-            if readable:
-                try:
-                    self.regions(other)
-                except MediaError as problem:
-                    error = problem
-                    self.skipped.record(other, problem)
-                    continue
-            found[other] = number
+            try:
+                found[other] = (number, self.regions(other) if read else None)
+            except MediaError as problem:
+                error = problem
+                self.skipped.record(other, problem)
             if len(found) == self.candidates - 1:
-                return list(found.items())
+                return [(image, *drawn) for image, drawn in found.items()]
         raise error or MediaError(f"{self.pictures.name}: too few images that can be used to draw negatives from")
 
     def _noise(self, count: int, rng: np.random.Generator) -> dict[str, npt.NDArray[np.float64]]:

@@ -310,17 +310,18 @@ def test_a_step_of_fine_tuning(layouts: Layouts) -> None:
 
 def test_siblings_may_be_negatives(layouts: Layouts) -> None:
     pairs = layouts.retrieval(exclude_siblings=False)._training_pairs
-    found = [image for _ in range(200) for image, _ in pairs._negatives(3, 15, False, np.random.default_rng(_))]
+    rng = np.random.default_rng(0)
+    found = [image for _ in range(200) for image, *_ in pairs._negatives(3, 15, False, rng)]
     assert chisquare(np.bincount(found, minlength=12)[[0, 1, 2, 4, 5]]).pvalue > 1e-3
     assert 3 in found
-    captions = [number for _ in range(200) for _, number in pairs._negatives(3, 15, False, np.random.default_rng(_))]
+    captions = [number for _ in range(200) for _, number, _ in pairs._negatives(3, 15, False, rng)]
     assert 15 not in captions
 
 
 def test_negatives_are_uniform(layouts: Layouts) -> None:
     pairs = layouts.retrieval()._training_pairs
     rng = np.random.default_rng(0)
-    found = [image for _ in range(1000) for image, _ in pairs._negatives(3, 15, False, rng)]
+    found = [image for _ in range(1000) for image, *_ in pairs._negatives(3, 15, False, rng)]
     counts = np.bincount(found, minlength=12)
     assert counts[3] == 0
     assert chisquare(np.delete(counts, 3)).pvalue > 1e-3
