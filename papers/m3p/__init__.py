@@ -13,3 +13,6 @@ The public names live in ``module`` (M3PPretraining, M3PRetrieval, WarmStart), `
 ``code_switching``, ``masking``, ``evaluation`` and ``checkpoints``; import them from there, so that importing this
 package costs nothing.
 """
+
+#: What pre-training can read besides what the recipes do.
+OPTIONAL_DATASETS = ("common.data.datasets.sbu.SBU",)

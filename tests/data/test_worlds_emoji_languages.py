@@ -91,6 +91,38 @@ def test_what_is_tested_is_seen_nowhere_else(world: EmojiLanguagesWorld, sets: d
     assert not tested & {concept.index for concept in world._shown}
 
 
+def test_drawings_alone_may_be_unseen(tmp_path: Path) -> None:
+    made = tiny(tmp_path, unseen="drawings")
+    other = tiny(None)
+    assert (made.test_concepts, made.fine_tune_concepts) == (other.test_concepts, other.fine_tune_concepts)
+    assert made.dictionaries == other.dictionaries
+    made.prepare(["stair_captions", "coco_cn", "wikipedia"])
+    tested = {concept.index: concept for concept in made.test_concepts}
+    assert set(tested) < {concept.index for concept in made.pretraining_concepts}
+    assert set(tested) < {concept.index for concept in made.tuned_concepts}
+    assert set(tested) < {concept.index for concept in made._shown}
+    assert not set(tested) & {concept.index for concept in (*made.held_out_concepts, *made.dictionary_concepts)}
+    chinese = COCOCN(made.root_of("coco_cn"), tmp_path)
+    styles = {split: {int(key[-12:]) // 10_000 for key in chinese.captions(split).keys} for split in ("train", "test")}
+    assert styles == {"train": {1, 2, 3}, "test": {4}}
+    # The sentence that is asked for was never read, and text without pictures says nothing of the thing.
+    captions = {split: rows_by_concept(chinese.captions(split)) for split in ("train", "test")}
+    text = WikipediaText(made.root_of("wikipedia"))
+    said = {line for language in LANGUAGES for line in text.sentences("train", language)}
+    for index, shown in tested.items():
+        if set(map(plain, shown.keywords["zh"])) - {plain(shown.name["zh"])}:
+            assert captions["train"][index]
+            assert not captions["test"][index] & captions["train"][index]
+        assert plain(shown.name["cs"]) not in said
+
+
+def rows_by_concept(captions: Any) -> dict[int, set[str]]:
+    found: dict[int, set[str]] = {}
+    for key, texts in zip(captions.keys, captions.captions):
+        found.setdefault(int(key[-12:]) % 10_000, set()).update(texts)
+    return found
+
+
 def test_designers_of_training_and_test_differ(world: EmojiLanguagesWorld, sets: dict[str, Any]) -> None:
     keys = {split: sets["multi30k"].captions(split, "en").keys for split in ("train", "val", "test")}
     styles = {split: {int(key) // 10_000 for key in own} for split, own in keys.items()}
@@ -133,6 +165,7 @@ def test_captions_are_a_name_and_some_keywords(world: EmojiLanguagesWorld) -> No
     many = world.captions_of(rich, "en", 200, np.random.default_rng(0))
     assert len(set(many)) > 20
     assert plain(rich.name["en"]) in many
+    assert world.captions_of(rich, "en", 1, None, first=True)[0] not in many
 
 
 def test_sets_hold_as_many_captions_as_the_real_ones(sets: dict[str, Any]) -> None:
@@ -247,7 +280,8 @@ def test_another_seed_changes_training_and_leaves_the_test(tmp_path: Path, world
         ({"test_style": "noto"}, "at least two different designers"),
         ({"train_styles": ("crayon",)}, "'crayon' is not one of"),
         ({"size": 8}, "size: must be at least 16"),
-        ({"keywords": -1}, "keywords: must be at least 0"),
+        ({"keywords": 0}, "keywords: must be at least 1"),
+        ({"unseen": "nothing"}, "unseen: must be concepts or drawings"),
     ],
 )
 def test_arguments_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,7 +151,18 @@ def test_a_recipe_may_name_data_sets_anywhere_in_its_data(monkeypatch: pytest.Mo
         return SimpleNamespace(with_placeholders=lambda **names: configs[recipe])
 
     monkeypatch.setattr(single, "resolve", resolved)
-    found = single.datasets_of("any", tmp_path)
+    # A recipe that only serves the miniature needs no real data; a set that no recipe reads may be wished for.
+    stages = {
+        "stage": SimpleNamespace(recipe="mini", scales=("mini",)),
+        "one": SimpleNamespace(recipe="one", scales=()),
+    }
+    stages["again"] = SimpleNamespace(recipe="one", scales=("paper",))
+    monkeypatch.setattr(single, "load", lambda paper: SimpleNamespace(stages=stages))
+    configs["mini"] = {"data": {"init_args": {"dataset": entry("esc50.ESC50")}}}
+    package = import_module("papers.mct")
+    monkeypatch.setattr(package, "OPTIONAL_DATASETS", ("common.data.datasets.sbu.SBU",), raising=False)
+    *found, wished = single.datasets_of("mct", tmp_path)
+    assert (type(wished).__name__, wished.root) == ("SBU", tmp_path / "sbu")
     assert [type(dataset).__name__ for dataset in found] == ["COCO", "PascalVOC", "PascalVOC", "ImageNet"]
     assert [dataset.years for dataset in found[1:3]] == [("2007",), ("2007", "2012")]  # type: ignore[attr-defined]
     assert all(dataset.root == tmp_path for dataset in found)

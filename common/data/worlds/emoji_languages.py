@@ -1,7 +1,7 @@
 """Real drawings in miniature with captions in six languages: stand-ins for every data set that M3P reads.
 
-A concept is for testing, for fine-tuning, for pre-training, or for the dictionaries; pictures of test concepts are by a
-designer whose drawings are not trained on. So a test picture shows a thing that was seen in no language and by no hand.
+A concept is for testing, for fine-tuning, for pre-training, or for the dictionaries; pictures for testing are by a
+designer whose drawings are not trained on. What they show has been drawn by others before, or never, as one chooses.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -108,7 +108,11 @@ class EmojiLanguagesWorld(World):
     `test`, `fine_tune`, and of the others a third for the dictionaries and the rest for pre-training. No picture of a
     dictionary concept is trained on, and no dictionary is made from a concept that pre-training shows or a test asks
     for: otherwise an entry would be the translation of a caption. (Concepts of fine-tuning, in which nothing is
-    switched, serve the dictionaries too.)
+    switched, serve the dictionaries too.) Text without pictures says nothing of test concepts either.
+
+    Where only `drawings` are unseen, other designers' drawings of the test concepts are in Conceptual Captions, with
+    English captions, in the training splits of the other sets, with captions in their languages, and in `imagenet`.
+    The fixed caption of a test image is none of them, unless its concept has no keywords.
 
     `dictionaries` holds `en-<language>.txt`, `sentencepiece` a tokenizer that was trained on the text of pre-training,
     `imagenet` drawings by sub-category for the network that makes region features.
@@ -118,6 +122,7 @@ class EmojiLanguagesWorld(World):
         size: side of a picture in pixels.
         concepts: number of concepts, spread evenly over the 1,572 that are no flags; None for all.
         test, fine_tune: numbers of concepts for testing and for fine-tuning.
+        unseen: what is new in a test: the `concepts`, in any language and by any designer, or their `drawings`.
         keywords: most keywords of a caption.
         pictures_per_drawing: rows of Conceptual Captions per drawing, each on another ground.
         vocabulary_size: pieces of the tokenizer, at most.
@@ -144,7 +149,7 @@ class EmojiLanguagesWorld(World):
         "sentencepiece",
         "imagenet",
     )
-    version = 1
+    version = 2
     credit = CREDIT
 
     def __init__(
@@ -154,6 +159,7 @@ class EmojiLanguagesWorld(World):
         concepts: int | None = None,
         test: int = 300,
         fine_tune: int = 400,
+        unseen: Literal["concepts", "drawings"] = "concepts",
         keywords: int = 3,
         pictures_per_drawing: int = 3,
         vocabulary_size: int = 8000,
@@ -180,14 +186,17 @@ class EmojiLanguagesWorld(World):
         for name, value, least in (
             ("seed", seed, 0),
             ("size", size, 16),
-            ("keywords", keywords, 0),
+            ("keywords", keywords, 1),
             ("pictures_per_drawing", pictures_per_drawing, 1),
             ("vocabulary_size", vocabulary_size, 100),
         ):
             if value < least:
                 raise ValueError(f"{name}: must be at least {least}, got {value}")
+        if unseen not in ("concepts", "drawings"):
+            raise ValueError(f"unseen: must be concepts or drawings, got {unseen!r}")
         parameters: dict[str, Any] = {
             "seed": seed,
+            "unseen": unseen,
             "size": size,
             "concepts": count,
             "test": test,
@@ -200,6 +209,7 @@ class EmojiLanguagesWorld(World):
         }
         super().__init__(parameters, root)
         self.seed = seed
+        self.unseen = unseen
         self.size = size
         self.keywords = keywords
         self.pictures_per_drawing = pictures_per_drawing
@@ -212,19 +222,23 @@ class EmojiLanguagesWorld(World):
         third = rest // 3
 
         def part(start: int, length: int) -> tuple[Concept, ...]:
-            return tuple(sorted(order[start : start + length], key=lambda concept: concept.index))
+            return _ordered(order[start : start + length])
 
         self.concepts = part(0, count)
         self.test_concepts = part(0, test)
         self.fine_tune_concepts = part(test, fine_tune)
         self.dictionary_concepts = part(test + fine_tune, third)
-        self.pretraining_concepts = part(test + fine_tune + third, rest - third)
+        #: What text without pictures is about, besides the dictionary concepts.
+        self.text_concepts = part(test + fine_tune + third, rest - third)
+        again = self.test_concepts if unseen == "drawings" else ()
+        self.pretraining_concepts = _ordered((*self.text_concepts, *again))
+        self.tuned_concepts = _ordered((*self.fine_tune_concepts, *again))
         chosen = {concept.index for concept in spread}
         # Of a world that does not hold all concepts, the others make the dictionaries, too: a handful shares no words.
         self.left_out_concepts = tuple(concept for concept in every if concept.index not in chosen)
         self._sheets: dict[str, dict[int, np.ndarray]] = {}
-        # Drawn by the test designer, and neither trained on nor tested.
-        self.held_out_concepts = self.dictionary_concepts[:_HELD_OUT_IMAGES]
+        # Drawn by the test designer for validation.
+        self.held_out_concepts = (self.text_concepts if again else self.dictionary_concepts)[:_HELD_OUT_IMAGES]
 
     def prepare(self, names: Sequence[str] | None = None) -> None:
         try:
@@ -266,23 +280,27 @@ class EmojiLanguagesWorld(World):
             language: in which language.
             count: how many.
             rng: the only source of chance; not used for the first caption where that is fixed.
-            first: whether the first caption is the name and the first keywords of the list.
+            first: whether the first caption is the fixed one: the name and the first keywords of the list. No other
+                caption is, where the concept has keywords.
         """
         name = plain(concept.name[language])
         terms = dict.fromkeys(plain(word) for word in concept.keywords[language])
         others = [term for term in terms if term and term != name]
-        texts = [" ".join([name, *others[: self.keywords]])] if first else []
+        fixed = " ".join([name, *others[: self.keywords]])
+        texts = [fixed] if first else []
         while len(texts) < count:
             assert rng is not None
             number = int(rng.integers(min(len(others), self.keywords) + 1))
-            texts.append(" ".join([name, *(others[place] for place in rng.permutation(len(others))[:number])]))
+            text = " ".join([name, *(others[place] for place in rng.permutation(len(others))[:number])])
+            if text != fixed or not others:
+                texts.append(text)
         return tuple(texts[:count])
 
     @cached_property
     def dictionaries(self) -> Mapping[str, Mapping[str, list[str]]]:
         """Translations of English words by language."""
         concepts = (*self.dictionary_concepts, *self.fine_tune_concepts, *self.left_out_concepts)
-        described = (*self.dictionary_concepts, *self.fine_tune_concepts, *self.pretraining_concepts)
+        described = (*self.dictionary_concepts, *self.fine_tune_concepts, *self.text_concepts)
         used = {word for c in described for text in (c.name["en"], *c.keywords["en"]) for word in plain(text).split()}
         return {
             language: {word: own for word, own in induced_dictionary(concepts, language).items() if word in used}
@@ -293,9 +311,7 @@ class EmojiLanguagesWorld(World):
         """Text without pictures: names with keywords, of concepts that are not tested, in random order."""
         number = LANGUAGES.index(language)
         rng = np.random.default_rng([1 + self.seed, _TEXT, number])
-        concepts = sorted(
-            (*self.pretraining_concepts, *self.dictionary_concepts), key=lambda concept: concept.code_points
-        )
+        concepts = sorted((*self.text_concepts, *self.dictionary_concepts), key=lambda concept: concept.code_points)
         sentences = [text for concept in concepts for text in self.captions_of(concept, language, _SENTENCES, rng)]
         return [sentences[row] for row in rng.permutation(len(sentences))]
 
@@ -337,7 +353,7 @@ class EmojiLanguagesWorld(World):
     def _split(self, split: str) -> tuple[Sequence[str], Sequence[Concept]]:
         """Designers and concepts of a split of the captioned sets but Conceptual Captions."""
         return {
-            "train": (self.train_styles, self.fine_tune_concepts),
+            "train": (self.train_styles, self.tuned_concepts),
             "val": ((self.test_style,), self.held_out_concepts),
             "test": ((self.test_style,), self.test_concepts),
         }[split]
@@ -459,7 +475,7 @@ class EmojiLanguagesWorld(World):
         texts += [
             text for entries in self.dictionaries.values() for word, own in entries.items() for text in (word, *own)
         ]
-        concepts = (*self.test_concepts, *self.fine_tune_concepts, *self.pretraining_concepts)
+        concepts = (*self.test_concepts, *self.fine_tune_concepts, *self.text_concepts)
         every = {
             sign
             for concept in concepts
@@ -494,7 +510,7 @@ class EmojiLanguagesWorld(World):
     @cached_property
     def _shown(self) -> tuple[Concept, ...]:
         """What the network for region features learns to tell apart."""
-        return (*self.pretraining_concepts, *self.fine_tune_concepts)
+        return _ordered((*self.pretraining_concepts, *self.fine_tune_concepts))
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -517,6 +533,10 @@ class EmojiLanguagesWorld(World):
                 path = imagenet_path(root, split, label, _number(style, concept))
                 write(path, partial(write_jpeg, path, pixels))
         write_class_names(root, self.class_names)
+
+
+def _ordered(concepts: Iterable[Concept]) -> tuple[Concept, ...]:
+    return tuple(sorted(concepts, key=lambda concept: concept.index))
 
 
 def _number(style: str, concept: Concept) -> int:
