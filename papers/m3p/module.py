@@ -20,7 +20,7 @@ from papers.m3p import diagnostics
 from papers.m3p.checkpoints import load_into_model
 from papers.m3p.evaluation import RetrievalTest
 from papers.m3p.model import M3PModel
-from papers.m3p.objective import WeightSchedule, contrast, relation_terms, text_terms, with_places
+from papers.m3p.objective import WeightSchedule, embedding_contrast, relation_terms, text_terms, with_places
 
 Batch = dict[str, Any]
 Weight = float | str
@@ -32,7 +32,8 @@ def adam(module: pl.LightningModule, learning_rate: float, warmup_steps: int) ->
     Source: specification 7.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8)
+    fused: dict[str, Any] = {"fused": True} if module.device.type in {"cpu", "cuda"} else {}
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, **fused)
     factor = warm_up_then_inverse_sqrt(warmup_steps, min(1e-7 / learning_rate, 1.0))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -81,6 +82,8 @@ class M3PPretraining(pl.LightningModule):
         soft_classes: the target of a region's class is the detector's distribution, by KL, and not its best class.
         alignment_weight: of the optimal transport between words and regions; not of the paper.
         itm_weight: of two-way matching of one true and one false pair; not of the paper.
+        contrast_weight, contrast_temperature: of a contrast of mean word and region embeddings, beside pairs of a whole
+            batch; not of the paper.
         pretrained: checkpoint or folder of XLM-R, or checkpoint of another stage; None starts from random weights.
         position_offset: see `load_into_model`.
         learning_rate, warmup_steps: see `adam`.
@@ -104,6 +107,8 @@ class M3PPretraining(pl.LightningModule):
         soft_classes: bool = False,
         alignment_weight: float = 0.0,
         itm_weight: float = 0.0,
+        contrast_weight: float = 0.0,
+        contrast_temperature: float = 0.1,
         pretrained: str | None = None,
         position_offset: int = 2,
         learning_rate: float = 1e-4,
@@ -141,7 +146,7 @@ class M3PPretraining(pl.LightningModule):
         h: Any = self.hparams
         iteration = self.trainer.fit_loop.total_batch_idx
         weight = {name: schedule(iteration) for name, schedule in self.weights.items()}
-        weight |= {"alignment": h.alignment_weight, "itm": h.itm_weight}
+        weight |= {"alignment": h.alignment_weight, "itm": h.itm_weight, "contrast": h.contrast_weight}
         losses: list[Tensor] = []
         seen: dict[str, list[Tensor]] = {}
 
@@ -161,6 +166,7 @@ class M3PPretraining(pl.LightningModule):
                     self.model, group, kind, words=self._on("mlm"),
                     regions=self._on("mrm_class") or self._on("mrm_regression"), soft_classes=h.soft_classes,
                     alignment=h.alignment_weight > 0 or h.itm_weight > 0,
+                    contrast_temperature=h.contrast_temperature if h.contrast_weight > 0 else None,
                 )  # fmt: skip
                 # All pairs of a batch are both directions at once.
                 both = (weight["t2i"] + weight["i2t"]) / 2
@@ -297,9 +303,7 @@ class WarmStart(pl.LightningModule):
         found = []
         for relation in batch["relations"]:
             for group in relation.values():
-                image = self.model.encoder.mean_of_regions(group["regions"], group["boxes"], group["region_mask"])
-                text = self.model.encoder.mean_of_words(group["tokens"], group["token_mask"])
-                found.append(contrast(image, text, self.hparams["temperature"], group.get("group")))
+                found.append(embedding_contrast(self.model, group, self.hparams["temperature"]))
         loss, accuracy = (torch.stack(values).mean() for values in zip(*found))
         size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
         self.log_dict({"train/loss": loss.detach(), "train/accuracy": accuracy}, batch_size=size)

@@ -137,6 +137,7 @@ def relation_terms(
     regions: bool = True,
     soft_classes: bool = False,
     alignment: bool = False,
+    contrast_temperature: float | None = None,
 ) -> dict[str, Tensor]:
     """Losses of one group of pairs, all from one forward pass.
 
@@ -149,10 +150,12 @@ def relation_terms(
         soft_classes: the class of a region is compared with the detector's whole distribution by KL.
         alignment: optimal transport between the words and the regions of a true and a false pair of each group, and
             two-way matching of the same pairs.
+        contrast_temperature: of a contrast of mean word and region embeddings in a batch, see `embedding_contrast`; not
+            of the paper. Without it there is none.
 
     Returns:
-        ``vlm_ce``, ``vlm_bce``; ``mlm``; ``mrm_class`` and ``mrm_regression``; ``alignment`` and ``itm``; scalars. And
-        ``accuracy``, the share of groups whose true pair scores highest.
+        ``vlm_ce``, ``vlm_bce``; ``mlm``; ``mrm_class`` and ``mrm_regression``; ``alignment`` and ``itm``; ``contrast``;
+        scalars. And ``accuracy``, the share of groups whose true pair scores highest.
 
     Raises:
         ValueError: soft classes are asked for, and the data has no distributions.
@@ -168,6 +171,8 @@ def relation_terms(
         table = logits.unflatten(0, (len(true), -1))
         terms["vlm_ce"], terms["vlm_bce"] = in_batch_matching(table, group.get("group"))
         target = torch.arange(len(table), device=table.device)
+        if contrast_temperature is not None:
+            terms["contrast"], _ = embedding_contrast(model, group, contrast_temperature)
     else:
         table, target = logits.unflatten(0, (len(true), -1)), group["positive"]
         terms["vlm_ce"], terms["vlm_bce"] = candidate_matching(table, target)
@@ -228,6 +233,19 @@ def all_pairs(left: Tensor, right: Tensor) -> Tensor:
     one = left[:, None].expand(images, texts, *left.shape[1:])
     other = right[None].expand(images, texts, *right.shape[1:])
     return torch.cat([one, other], dim=2).flatten(0, 1)
+
+
+def embedding_contrast(model: M3PModel, group: Group, temperature: float) -> tuple[Tensor, Tensor]:
+    """`contrast` of the mean region embedding of each image with the mean word embedding of its caption.
+
+    Args:
+        model: only the tables of words and regions of its encoder are used.
+        group: `in_batch` pairs.
+        temperature: of the cosine similarities.
+    """
+    image = model.encoder.mean_of_regions(group["regions"], group["boxes"], group["region_mask"])
+    text = model.encoder.mean_of_words(group["tokens"], group["token_mask"])
+    return contrast(image, text, temperature, group.get("group"))
 
 
 def contrast(image: Tensor, text: Tensor, temperature: float, group: Tensor | None = None) -> tuple[Tensor, Tensor]:
