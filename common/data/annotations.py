@@ -12,7 +12,7 @@ import json
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
@@ -88,6 +88,44 @@ class TextRows(Rows[str]):
 
     def value(self, position: int) -> str:
         return self.buffer[self.ends[position] : self.ends[position + 1]].decode("utf-8", "surrogatepass")
+
+
+class Texts(Sequence[str]):
+    """Texts held as one byte string, for the reason that :class:`Rows` has; equals a sequence of the same texts.
+
+    Args:
+        texts: The texts.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        parts = [text.encode("utf-8", "surrogatepass") for text in texts]
+        self.ends = _offsets([len(text) for text in parts])
+        self.buffer = b"".join(parts)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        row = range(len(self))[index]
+        return self.buffer[self.ends[row] : self.ends[row + 1]].decode("utf-8", "surrogatepass")
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Sequence) and not isinstance(other, str | bytes):
+            return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other))
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Texts({len(self)} texts)"
 
 
 class NumberRows(Rows[int]):
@@ -171,6 +209,50 @@ class ImageAnnotations:
         state.update(texts.buffer)
         state.update(json.dumps([*self.tags.shape, *self.tag_names]).encode())
         state.update(np.packbits(self.tags).tobytes())
+        return state.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageCaptions:
+    """Captions of images in one language, row by row.
+
+    Args:
+        language: Code of the language, such as "de".
+        keys: What the images are called wherever something belongs to them, such as region features; no two alike.
+        captions: Texts of each image, at least one.
+        groups: Images with the same number show the same thing, int64 [N]; by default, no two do.
+
+    Raises:
+        ValueError: The columns differ in length.
+    """
+
+    language: str
+    keys: Texts
+    captions: TextRows
+    groups: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def __post_init__(self) -> None:
+        if not len(self.groups):
+            object.__setattr__(self, "groups", np.arange(len(self.keys)))
+        lengths = (len(self.keys), len(self.captions), len(self.groups))
+        if len(set(lengths)) > 1:
+            raise ValueError(f"{lengths[0]} keys and {lengths[2]} groups for the captions of {lengths[1]} images")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def rows_of(self, keys: Iterable[str]) -> npt.NDArray[np.int64]:
+        """Positions of some images; -1 for one that has no caption in this language."""
+        positions = {key: row for row, key in enumerate(self.keys)}
+        return np.array([positions.get(key, -1) for key in keys], dtype=np.int64)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) over language, keys, captions and groups in order."""
+        state = hashlib.sha256(f"captions 1 {self.language}\0".encode())
+        for column in (self.keys.ends, self.captions.starts, self.captions.ends, self.groups):
+            state.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
+        state.update(self.keys.buffer)
+        state.update(self.captions.buffer)
         return state.hexdigest()
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.data.datasets.base import MediaDataset
+from common.data.datasets.captioned import CaptionedDataset, LanguageCaptioned
 from common.data.listing import Clip, DatasetMissing, DatasetStatus
 
 __all__ = ["DatasetStatus", "SampleCheck", "check_samples", "report"]
@@ -73,6 +74,9 @@ def report(
             if check.silent:
                 notes.append(f"{check.silent} of {check.checked} files tried have no sound; they are passed over")
             status = replace(status, broken=check.broken, checked=check.checked)
+            if isinstance(dataset, LanguageCaptioned):
+                with console.status(f"Reading region features of {dataset.title}"):
+                    notes += dataset.check_regions(samples, seed)
         statuses.append(replace(status, notes=(*status.notes, *notes)))
     console.print(_table(statuses))
     for status in statuses:
@@ -153,6 +157,8 @@ def _index(dataset: MediaDataset, console: Console) -> list[str]:
     notes = []
     for split, fold in dataset.parts():
         part = split if fold is None else f"{split} {fold}"
+        if isinstance(dataset, CaptionedDataset):
+            break  # read as captions, whose status is the check
         try:
             with console.status(f"Indexing {dataset.title}, {part}"):
                 _, kept = dataset.index(split, fold)

@@ -25,12 +25,21 @@ class EpochSampler(Sampler[tuple[int, int]]):
         batch_size: global batch, over all ranks.
         seed: seed of the order.
         rank, world_size: this process and the number of processes.
+        shuffle: False keeps the items in order.
 
     Raises:
         ValueError: the global batch is not divisible by the number of processes, or larger than the data set.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+    ) -> None:
         if batch_size % world_size:
             raise ValueError(
                 f"data.batch_size ({batch_size}) is the global batch and must be divisible by the number of "
@@ -46,6 +55,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.shuffle = shuffle
         self.epoch = 0
         self._position: Callable[[], tuple[int, int]] | None = None
 
@@ -69,7 +79,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
             self.epoch, first_batch = self._position()
             self._position = None
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
-        order = torch.randperm(self.num_samples, generator=generator)
+        order = torch.arange(self.num_samples)
+        if self.shuffle:
+            order = torch.randperm(self.num_samples, generator=generator)
         first = first_batch * self.batch_size
         last = self.batches_per_epoch * self.batch_size
         epoch = self.epoch

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ CaptionViews = Literal["backtranslate", "sibling", "eda", "same"]
 SIDES: dict[str, str] = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
 SIDES |= {right: left for left, right in SIDES.items()}
 SIDE_WORD = re.compile(rf"\b({'|'.join(SIDES)})\b")
+
+# So many texts are worth several threads.
+MANY_TEXTS = 2000
 
 # Words with their inner digits and underscores, clitics as "'s", and every mark by itself.
 WORD = re.compile(r"\w+|(?<=\w)'\w+|[^\w\s]")
@@ -253,6 +256,10 @@ class CaptionTokenizer(ABC):
         self.max_tokens = max_tokens
         self._size = 0
 
+    def normal_form(self, text: str) -> str:
+        """What a caption is made into before anything else."""
+        return normalise_caption(text)
+
     @property
     def vocabulary_size(self) -> int:
         """Number of different tokens.
@@ -279,7 +286,7 @@ class CaptionTokenizer(ABC):
             if not self._size:
                 self._read_given(Path(self.file))
             return
-        texts = [normalise_caption(caption) for caption in captions]
+        texts = [self.normal_form(caption) for caption in captions]
         if not any(texts):
             raise ValueError(f"{self.field}: there are no captions to learn one from")
         digest = hashlib.sha256(f"1 {type(self).__name__} {self._settings()}\0".encode())
@@ -462,46 +469,145 @@ class SentencePieceTokenizer(CaptionTokenizer):
         return f"{self.largest_size}"
 
     def _learn(self, texts: Sequence[str]) -> bytes:
-        from sentencepiece import SentencePieceTrainer
-
-        model = io.BytesIO()
-        try:
-            SentencePieceTrainer.train(
-                sentence_iterator=iter(texts),
-                model_writer=model,
-                model_type="bpe",
-                vocab_size=self.largest_size,
-                hard_vocab_limit=False,
-                character_coverage=1.0,
-                bos_id=-1,
-                eos_id=-1,
-                # VirTex has [MASK] for its other tasks; with it, numbers agree with those of released vocabularies.
-                control_symbols=["[SOS]", "[EOS]", "[MASK]"],
-                num_threads=1,
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
-            if needed is None:
-                raise ValueError(f"{self.field}: SentencePiece cannot learn from these captions ({error})") from error
-            raise ValueError(
-                f"vocabulary_size: {self.largest_size} are too few, the captions' different characters need {needed[1]}"
-            ) from None
-        return model.getvalue()
+        return _learn_pieces(
+            texts,
+            self.field,
+            model_type="bpe",
+            vocab_size=self.largest_size,
+            bos_id=-1,
+            eos_id=-1,
+            # VirTex has [MASK] for its other tasks; with it, numbers agree with those of released vocabularies.
+            control_symbols=["[SOS]", "[EOS]", "[MASK]"],
+        )
 
     def _read(self, content: bytes) -> None:
-        from sentencepiece import SentencePieceProcessor
-
-        try:
-            processor = SentencePieceProcessor(model_proto=content)
-        except RuntimeError:
-            raise ValueError("SentencePiece cannot read it") from None
+        processor = _piece_processor(content)
         start, end = (processor.piece_to_id(piece) for piece in ("[SOS]", "[EOS]"))
         if processor.unk_id() != self.pad_id or self.pad_id in (start, end):
             raise ValueError("a SentencePiece model is expected with <unk> as piece 0 and with pieces [SOS] and [EOS]")
         self._processor = processor
         self._ends = (start, end)
         self._size = processor.get_piece_size()
+
+
+class XLMRTokenizer(CaptionTokenizer):
+    """XLM-R's multilingual tokenizer: SentencePiece's pieces, `<s>` ... `</s>` around them.
+
+    Numbers are those of SentencePiece plus one, to make room for padding: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the
+    first piece 4, and `<mask>` after the last one. Captions keep their case and their accents; blanks at the end go.
+
+    Args:
+        model: a released `sentencepiece.bpe.model`, or the folder that has one; None learns one by its unigram method.
+        vocabulary_size: of a learnt one, at most; there are fewer pieces when the captions have no more.
+        max_tokens: longest result of `encode`; longer captions lose pieces, never the closing token.
+
+    Source: M3P, specification 2.
+    """
+
+    field = "model"
+    file_name = "sentencepiece.bpe.model"
+    start_id: ClassVar[int] = 0
+    pad_id: int = 1
+    end_id: ClassVar[int] = 2
+    unknown_id: ClassVar[int] = 3
+
+    def __init__(self, model: str | None = None, vocabulary_size: int = 250002, max_tokens: int = 66) -> None:
+        super().__init__(model, max_tokens)
+        self.largest_size = vocabulary_size
+        self._processor: SentencePieceProcessor | None = None
+        self._fingerprint = ""
+
+    @property
+    def mask_id(self) -> int:
+        """Number of `<mask>`, the last one."""
+        return self.vocabulary_size - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of the model, which tells apart what was made into tokens by different ones."""
+        if self._processor is None:
+            raise self._unprepared()
+        return self._fingerprint
+
+    def normal_form(self, text: str) -> str:
+        return text.encode("utf-8", "ignore").decode().rstrip()
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of some texts, without boundary tokens and however long.
+
+        Those of a text are those of its words between spaces, one after the other: no piece spans a space.
+        """
+        if self._processor is None:
+            raise self._unprepared()
+        # Starting threads takes longer than a few words do.
+        threads = -1 if len(texts) >= MANY_TEXTS else 1
+        rows = self._processor.encode([self.normal_form(text) for text in texts], num_threads=threads)
+        return [[piece + 1 if piece else self.unknown_id for piece in row] for row in rows]
+
+    def encode(self, text: str) -> list[int]:
+        return self.enclose(self.pieces([text])[0])
+
+    def enclose(self, pieces: Sequence[int]) -> list[int]:
+        """Put boundary tokens around the pieces of a caption, as many as there is room for."""
+        return [self.start_id, *pieces[: self.max_tokens - 2], self.end_id]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        if self._processor is None:
+            raise self._unprepared()
+        kept = (int(token) for token in tokens if int(token) >= self.unknown_id and int(token) != self.mask_id)
+        return self._processor.decode([token - 1 if token > self.unknown_id else 0 for token in kept])
+
+    def _settings(self) -> str:
+        return f"{self.largest_size}"
+
+    def _learn(self, texts: Sequence[str]) -> bytes:
+        return _learn_pieces(texts, self.field, model_type="unigram", vocab_size=self.largest_size - 2)
+
+    def _read(self, content: bytes) -> None:
+        processor = _piece_processor(content)
+        if (processor.unk_id(), processor.bos_id(), processor.eos_id()) != (0, 1, 2):
+            raise ValueError("a SentencePiece model is expected with <unk>, <s> and </s> as pieces 0, 1 and 2")
+        self._processor = processor
+        self._size = processor.get_piece_size() + 2
+        self._fingerprint = hashlib.sha256(content).hexdigest()
+
+
+def _learn_pieces(texts: Sequence[str], field: str, **options: Any) -> bytes:
+    """A SentencePiece model of some texts.
+
+    Raises:
+        ValueError: it cannot be learnt from them.
+    """
+    from sentencepiece import SentencePieceTrainer
+
+    model = io.BytesIO()
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            num_threads=1,
+            minloglevel=2,
+            **options,
+        )
+    except RuntimeError as error:
+        needed = re.search(r"smaller than required_chars\. (\d+) vs (\d+)", str(error))
+        if needed is None:
+            raise ValueError(f"{field}: SentencePiece cannot learn from these captions ({error})") from error
+        raise ValueError(
+            f"vocabulary_size: {needed[1]} are too few, the captions' different characters need {needed[2]}"
+        ) from None
+    return model.getvalue()
+
+
+def _piece_processor(content: bytes) -> SentencePieceProcessor:
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        return SentencePieceProcessor(model_proto=content)
+    except RuntimeError:
+        raise ValueError("SentencePiece cannot read it") from None
 
 
 class WordVocabulary(CaptionTokenizer):

@@ -92,6 +92,8 @@ class Row:
         untrained: measures a network that was never pre-trained.
         scales: where it is shown and run.
         metrics: the metrics it fills; None for all.
+        stages: metric id to the stages whose mean fills it, where they are not the column's own: one model may be
+            measured in several rows, each after another further training.
     """
 
     label: str
@@ -102,6 +104,11 @@ class Row:
     untrained: bool
     scales: tuple[str, ...]
     metrics: tuple[str, ...] | None
+    stages: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def stages_of(self, metric: Metric, scale: str) -> tuple[str, ...]:
+        """Names of the stages whose mean fills a cell; ``$row`` is the row's own model."""
+        return self.stages.get(metric.id, metric.stages.get(scale, ()))
 
     def fills(self, metric: str) -> bool:
         """Whether stages are run for this metric."""
@@ -191,7 +198,7 @@ class Tables:
         if scale not in table.scales or scale not in row.scales or not row.fills(metric.id):
             return []
         found: list[str] = []
-        for name in metric.stages.get(scale, ()):
+        for name in row.stages_of(metric, scale):
             if name == ROW:
                 found += [row.model] if row.model is not None else []  # an untrained row has no stage of its own
             else:
@@ -436,7 +443,7 @@ def _metric(value: Any, path: Path, where: str, name: str, stages: Mapping[str, 
 def _row(
     value: Any, path: Path, where: str, metrics: list[str], stages: Mapping[str, Stage], scales: tuple[str, ...]
 ) -> Row:
-    keys = ("label", "model", "published", "source", "ours", "untrained", "scales", "metrics")
+    keys = ("label", "model", "published", "source", "ours", "untrained", "scales", "metrics", "stages")
     node = _Node(value, path, where, keys)
     label = node.text("label")
     if "`" in label or "|" in label:
@@ -461,8 +468,28 @@ def _row(
             raise node.error(f"unknown metric {metric!r}: {nearest(str(metric), metrics)}", "metrics")
     return Row(
         label, model, published, node.text("source", ""), node.flag("ours", False), untrained, node.scales(scales),
-        tuple(only) if only is not None else None,
+        tuple(only) if only is not None else None, _stages_of_row(node, metrics, stages),
     )  # fmt: skip
+
+
+def _stages_of_row(node: _Node, metrics: list[str], stages: Mapping[str, Stage]) -> dict[str, tuple[str, ...]]:
+    """One stage for all metrics, or a mapping from metrics to a stage or a list of stages."""
+    given = node.values.get("stages")
+    if given is None:
+        return {}
+    per_metric = given if isinstance(given, Mapping) else dict.fromkeys(metrics, given)
+    chosen: dict[str, tuple[str, ...]] = {}
+    for metric, names in per_metric.items():
+        if metric not in metrics:
+            raise node.error(f"unknown metric {metric!r}: {nearest(str(metric), metrics)}", "stages")
+        listed = [names] if isinstance(names, str) else names
+        if not isinstance(listed, list) or not all(isinstance(stage, str) for stage in listed):
+            raise node.error(f"expected a stage or a list of stages, got {names!r}", f"stages.{metric}")
+        for stage in listed:
+            if stage != ROW and stage not in stages:
+                raise node.error(f"unknown stage {stage!r}: {nearest(stage, stages)}", f"stages.{metric}")
+        chosen[metric] = tuple(listed)
+    return chosen
 
 
 def _published(given: Any, path: Path, where: str) -> Published:
@@ -539,7 +566,7 @@ def expand(
             for metric in table.metrics:
                 if not source.instances(table, row, metric, scale):
                     continue
-                for name in metric.stages[scale]:
+                for name in row.stages_of(metric, scale):
                     where = f"table {table.id!r}, row {row.label!r}, metric {metric.id!r}"
                     _need(name, row, scale, source, needed, where)
     if stages is not None:

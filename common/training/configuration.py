@@ -50,7 +50,8 @@ SCALE_FIELDS = frozenset(
     key_width feed_forward_width mel_bins max_answer_tokens frames seconds window hop high clips
     learning_rate learning_rates image_learning_rate text_learning_rate video_learning_rate audio_learning_rate
     table_learning_rate generator_learning_rate discriminator_learning_rate warmup_steps z_dim cond_size
-    feature_dim
+    feature_dim region_classes positions languages max_regions bptt text_batch_size steps_per_epoch tokens_per_batch
+    accumulate_grad_batches test_images test_captions test_sets classes side
     """.split()  # noqa: SIM905 - easier to read and to sort
 )
 

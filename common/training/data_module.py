@@ -81,6 +81,31 @@ class ShardedDataModule(pl.LightningDataModule):
             trainer.global_rank,
             trainer.world_size,
         )
+        self._goes_on(sampler)
+        self._used["training"] = dataset
+        return LateLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=batches_at_once * self.batch_size // trainer.world_size,
+            drop_last=True,
+            collate_fn=collate_fn,
+            **self._workers(dataset),
+        )
+
+    def step_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
+        """Loader of steps that the data set puts together itself; goes on in the middle of an epoch after a restart.
+
+        Args:
+            dataset: takes `(epoch, step)` keys, step by step; an item is all that this rank reads in the step. Its
+                length is the number of steps of an epoch.
+        """
+        sampler = EpochSampler(len(dataset), 1, self.seed, shuffle=False)  # type: ignore[arg-type]
+        self._goes_on(sampler)
+        return LateLoader(dataset, sampler=sampler, batch_size=None, **self._workers(dataset))
+
+    def _goes_on(self, sampler: EpochSampler) -> None:
+        trainer = self.trainer
+        assert trainer is not None
 
         def position() -> tuple[int, int]:
             """Epoch and batch to begin with: the loader may be made before the checkpoint is read."""
@@ -93,15 +118,6 @@ class ShardedDataModule(pl.LightningDataModule):
             return trainer.current_epoch, done
 
         sampler.begin_at(position)
-        self._used["training"] = dataset
-        return LateLoader(
-            dataset,
-            sampler=sampler,
-            batch_size=batches_at_once * self.batch_size // trainer.world_size,
-            drop_last=True,
-            collate_fn=collate_fn,
-            **self._workers(dataset),
-        )
 
     def evaluation_loader(
         self, dataset: Dataset[Any], batch_size: int, role: str = "test", collate_fn: Collate | None = None

@@ -256,5 +256,36 @@ def warm_up_then_cosine(warmup_steps: int, total_steps: int) -> Callable[[int], 
     return factor
 
 
+def warm_up_then_inverse_sqrt(warmup_steps: int, start: float = 0.0) -> Callable[[int], float]:
+    """Linear rise from `start` to one, then the inverse square root of the number of steps.
+
+    The first step has the factor `start`, step `warmup_steps` the factor one.
+
+    Args:
+        warmup_steps: length of the rise, at least 1.
+        start: factor of the first step, from 0 to 1.
+
+    Returns:
+        Factor for `torch.optim.lr_scheduler.LambdaLR`.
+
+    Raises:
+        ValueError: when an argument is out of range.
+
+    Source: fairseq and XLM's `inverse_sqrt`; specification 7 of M3P.
+    """
+    if warmup_steps < 1 or not 0.0 <= start <= 1.0:
+        raise ValueError(
+            "the schedule needs warmup_steps >= 1 and a start from 0 to 1, got "
+            f"warmup_steps={warmup_steps}, start={start}"
+        )
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return start + (1.0 - start) * step / warmup_steps
+        return math.sqrt(warmup_steps / step)
+
+    return factor
+
+
 def _half_cosine(progress: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))

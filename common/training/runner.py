@@ -174,6 +174,7 @@ def _quiet_lightning() -> None:
         ".*have no .validation_step.*",  # judged by the module itself, see papers/mct/evaluation.py
         ".*module.s. in eval mode.*",  # frozen encoders are meant to be
         ".*ModelCheckpoint with manual optimization.*",  # weights after the step are what is wanted
+        ".*overridden .on_before_batch_transfer. in .LightningModule.*",  # meant, see papers/m3p/module.py
         ".*dataloader is not resumable.*",  # ours is: the sampler starts at the step of the checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -160,9 +160,17 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
 
 
 def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
-    """Every data set that a paper's recipes read at the scale `paper`, once each."""
+    """Every data set that a paper's recipes read at the scale `paper`, and those that it can read, once each.
+
+    The latter are named by `OPTIONAL_DATASETS` in the paper's package; they lie in a folder of their own name. Recipes
+    of which the paper's tables know only stages in miniature are left out.
+    """
     found: dict[tuple[str, str], Any] = {}
+    stages = load(paper).stages.values()
+    miniature = {stage.recipe for stage in stages} - {stage.recipe for stage in stages if "paper" in stage.scales}
     for recipe in recipes_of(paper):
+        if recipe in miniature:
+            continue
         config = resolve(paper, recipe, scale="paper").with_placeholders(DATA=str(data), RUN="")
         for entry in _dataset_entries(config.get("data")):
             arguments = entry.get("init_args") or {}
@@ -170,6 +178,10 @@ def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
             if key not in found:
                 module, _, name = entry["class_path"].rpartition(".")
                 found[key] = getattr(importlib.import_module(module), name)(**arguments)
+    for path in getattr(importlib.import_module(f"papers.{paper}"), "OPTIONAL_DATASETS", ()):
+        module, _, name = path.rpartition(".")
+        dataset = getattr(importlib.import_module(module), name)
+        found[path, ""] = dataset(data / dataset.name)
     return list(found.values())
 
 

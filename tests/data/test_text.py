@@ -23,6 +23,7 @@ from common.data.text import (
     SentencePieceTokenizer,
     WordPieceTokenizer,
     WordVocabulary,
+    XLMRTokenizer,
     caption_views,
     normalise_caption,
     pad_tokens,
@@ -469,3 +470,77 @@ def test_words_are_counted_and_ordered(tmp_path: Path) -> None:
     assert few.vocabulary_size == 5
     with pytest.raises(ValueError, match="min_count: no word comes 9 times"):
         WordVocabulary(min_count=9).prepare(["a b"], tmp_path)
+
+
+# -- XLM-R -------------------------------------------------------------------------------------------------------------
+
+MULTILINGUAL = (
+    "a dog runs", "ein Hund läuft", "un chien court", "pes běží, rychle!", "犬 が 走 る", "狗 跑", "ひらがなとカタカナ",
+    "ice cream",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def xlmr() -> XLMRTokenizer:
+    tokenizer = XLMRTokenizer(vocabulary_size=120, max_tokens=12)
+    tokenizer.prepare(MULTILINGUAL)
+    return tokenizer
+
+
+def test_xlmr_numbers(xlmr: XLMRTokenizer) -> None:
+    """M3P, specification 2: SentencePiece's numbers plus one, the unknown piece 3, `<mask>` the last."""
+    processor = xlmr._processor
+    assert processor is not None
+    assert xlmr.vocabulary_size == processor.get_piece_size() + 2
+    assert xlmr.mask_id == processor.get_piece_size() + 1
+    assert (xlmr.start_id, xlmr.pad_id, xlmr.end_id, xlmr.unknown_id) == (0, 1, 2, 3)
+    for text in MULTILINGUAL:
+        expected = [piece + 1 for piece in processor.encode(text)]
+        assert min(expected) > 3
+        assert xlmr.pieces([text]) == [expected]
+        assert xlmr.encode(text) == [0, *expected[:10], 2]
+    assert 3 in xlmr.pieces(["Ω"])[0]
+    assert xlmr.encode("") == [0, 2]
+    assert xlmr.pieces([]) == []
+
+
+def test_xlmr_keeps_case_accents_and_limits(xlmr: XLMRTokenizer) -> None:
+    assert xlmr.encode("Hund läuft") != xlmr.encode("hund lauft")
+    assert xlmr.encode("a dog  \n") == xlmr.encode("a dog")
+    long = xlmr.encode("a dog runs " * 9)
+    assert len(long) == 12
+    assert (long[0], long[-1]) == (0, 2)
+    for text in ("ein Hund läuft", "犬 が 走 る", "狗 跑"):
+        assert xlmr.decode([0, *xlmr.pieces([text])[0], 2, xlmr.mask_id, xlmr.pad_id]) == text
+
+
+def test_xlmr_reads_what_it_learnt(xlmr: XLMRTokenizer, tmp_path: Path) -> None:
+    content = xlmr._learn([text.rstrip() for text in MULTILINGUAL])
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(content)
+    for model in (tmp_path, tmp_path / "sentencepiece.bpe.model"):
+        read = XLMRTokenizer(str(model), max_tokens=12)
+        read.prepare()
+        assert read.fingerprint == xlmr.fingerprint
+        assert read.encode("ein Hund") == xlmr.encode("ein Hund")
+    with pytest.raises(RuntimeError, match="call prepare"):
+        _ = XLMRTokenizer().fingerprint
+
+
+def test_xlmr_takes_no_other_model(tmp_path: Path) -> None:
+    path = tmp_path / "captions.model"
+    path.write_bytes(SentencePieceTokenizer(vocabulary_size=60)._learn(["a dog runs and a cat runs"]))
+    with pytest.raises(ValueError, match=r"captions\.model is not what it should be.*<unk>, <s> and </s>"):
+        XLMRTokenizer(str(path)).prepare()
+    with pytest.raises(FileNotFoundError, match=r"model: .*nothing\.model cannot be read"):
+        XLMRTokenizer(str(tmp_path / "nothing.model")).prepare()
+    with pytest.raises(ValueError, match=r"vocabulary_size: .* are too few"):
+        XLMRTokenizer(vocabulary_size=10).prepare(MULTILINGUAL)
+
+
+@given(words=st.lists(st.text(alphabet="adogruns Hläufběží犬走る狗跑\u3000,!", max_size=6), max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_xlmr_pieces_of_a_text_are_those_of_its_words(xlmr: XLMRTokenizer, words: list[str]) -> None:
+    """Code-switched captions are put together of words whose pieces are known."""
+    text = " ".join(words)
+    whole = [piece for row in xlmr.pieces(text.split(" ")) for piece in row]
+    assert whole == xlmr.pieces([text])[0]

@@ -53,6 +53,29 @@ def test_errors_name_the_place(project: Path, old: str, new: str, words: str) ->
         load("mct")
 
 
+def test_a_row_may_be_filled_by_stages_of_its_own(project: Path) -> None:
+    """One model in several rows, each after another further training."""
+    rewritten(project, "model: better,", "model: better, stages: {esc: [ucf_1, esc]},")
+    source = load("mct")
+    table = source.tables[0]
+    row = next(row for row in table.rows if row.stages)
+    assert source.instances(table, row, table.metric("esc"), "mini") == ["ucf_1@better", "esc@better"]
+    assert source.instances(table, row, table.metric("ucf"), "mini") == ["ucf_1@better"]
+    rewritten(project, "model: better,", "model: better, stages: $row,")
+    source = load("mct")
+    row = next(row for row in source.tables[0].rows if row.stages)
+    assert source.instances(source.tables[0], row, table.metric("esc"), "mini") == ["better"]
+    assert "esc@better" not in ids(expand("mct", "mini"))
+    for stages, words in (
+        ("{ecs: esc}", "did you mean 'esc'"),
+        ("{esc: ucf_9}", "unknown stage"),
+        ("{esc: 3}", "list"),
+    ):
+        rewritten(project, "model: better,", f"model: better, stages: {stages},")
+        with pytest.raises(TablesError, match=words):
+            load("mct")
+
+
 def test_cycle(project: Path) -> None:
     rewritten(project, "{recipe: base, job: pretrain}", "{recipe: base, job: pretrain, from: {x: better}}")
     with pytest.raises(TablesError, match="cannot start from itself: base -> better -> base"):

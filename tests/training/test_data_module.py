@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +78,34 @@ def test_several_batches_at_once_stay_whole_batches(module: ShardedDataModule, i
         module.training_loader(items, batches_at_once=2)
 
 
+class Steps(Dataset[Any]):
+    """Five steps that say which they are."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, key: Any) -> Any:
+        return {"key": list(key), "ragged": [torch.zeros(key[1])]}
+
+
+def test_steps_that_are_put_together_by_the_data_set(module: ShardedDataModule) -> None:
+    """In order, whole, the same on every rank, and from the place where a run stopped."""
+    assert [step["key"] for step in module.step_loader(Steps())] == [[0, number] for number in range(5)]
+    assert len(module.step_loader(Steps())) == 5
+    trainer: Any = module.trainer
+    trainer.world_size, trainer.global_rank = 2, 1
+    trainer.fit_loop.epoch_loop.batch_progress.current.ready = 3
+    trainer.current_epoch = 2
+    loader = module.step_loader(Steps())
+    assert [step["key"] for step in loader] == [[2, 3], [2, 4]]
+    loader.sampler.set_epoch(3)
+    rest = list(loader)
+    assert [step["key"] for step in rest] == [[3, number] for number in range(5)]
+    assert rest[4]["ragged"][0].shape == (4,)
+    trainer.limit_train_batches = 3
+    assert next(iter(module.step_loader(Steps())))["key"] == [3, 0]
+
+
 def test_the_record_names_what_was_skipped(module: ShardedDataModule, items: ImageItems) -> None:
     list(module.training_loader(items))
     list(module.evaluation_loader(items, 2))
@@ -138,7 +167,18 @@ def test_a_recipe_may_name_data_sets_anywhere_in_its_data(monkeypatch: pytest.Mo
         return SimpleNamespace(with_placeholders=lambda **names: configs[recipe])
 
     monkeypatch.setattr(single, "resolve", resolved)
-    found = single.datasets_of("any", tmp_path)
+    # A recipe that only serves the miniature needs no real data; a set that no recipe reads may be wished for.
+    stages = {
+        "stage": SimpleNamespace(recipe="mini", scales=("mini",)),
+        "one": SimpleNamespace(recipe="one", scales=()),
+    }
+    stages["again"] = SimpleNamespace(recipe="one", scales=("paper",))
+    monkeypatch.setattr(single, "load", lambda paper: SimpleNamespace(stages=stages))
+    configs["mini"] = {"data": {"init_args": {"dataset": entry("esc50.ESC50")}}}
+    package = import_module("papers.mct")
+    monkeypatch.setattr(package, "OPTIONAL_DATASETS", ("common.data.datasets.sbu.SBU",), raising=False)
+    *found, wished = single.datasets_of("mct", tmp_path)
+    assert (type(wished).__name__, wished.root) == ("SBU", tmp_path / "sbu")
     assert [type(dataset).__name__ for dataset in found] == ["COCO", "PascalVOC", "PascalVOC", "ImageNet"]
     assert [dataset.years for dataset in found[1:3]] == [("2007",), ("2007", "2012")]  # type: ignore[attr-defined]
     assert all(dataset.root == tmp_path for dataset in found)

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from common.data.annotations import CaptionCollector, CaptionedImages, ImageAnnotations, entry_of, objects, read_json
+import numpy as np
+
+from common.data.annotations import (
+    CaptionCollector,
+    CaptionedImages,
+    ImageAnnotations,
+    LanguageCaptions,
+    TextRows,
+    Texts,
+    entry_of,
+    objects,
+    read_json,
+)
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, first_file, walk
+from common.data.datasets.captioned import LanguageCaptioned
 from common.data.datasets.coco import fill_scan
 from common.data.listing import Listing, stamp_of
 
@@ -16,15 +30,23 @@ _LISTS = ("dataset_coco.json", "annotations/dataset_coco.json", "karpathy/datase
 _PARENTS = ("", "images/")
 
 
-class COCOKarpathy(MediaDataset):
+class COCOKarpathy(LanguageCaptioned, MediaDataset):
     """COCO 2014, divided anew: most of the official validation images are for training here ("restval").
 
     Args:
         root: Folder that holds the data set.
         restval: The split `train` also holds `restval`: 113,287 images.
+        regions: Folder of region features, for models that read them; None = `regions` in the root.
 
-    Source: specification of MCT, section 9, "Cross-modal search".
+    Source: specification of MCT, section 9, "Cross-modal search"; of M3P, section 8.
     """
+
+    languages = ("en",)
+    official_regions: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "train": ("coco_train_no_dist.h5",),
+        "val": ("coco_val.h5",),
+        "test": ("coco_test5k.h5", "coco_test1k.h5"),
+    }
 
     name = "coco_karpathy"
     title = "COCO 2014, Karpathy's split"
@@ -46,9 +68,11 @@ class COCOKarpathy(MediaDataset):
         "https://cs.stanford.edu/people/karpathy/deepimagesent"
     )
 
-    def __init__(self, root: str | Path, restval: bool = False) -> None:
+    def __init__(self, root: str | Path, restval: bool = False, regions: str | os.PathLike[str] | None = None) -> None:
         super().__init__(root)
         self.restval = restval
+        if regions is not None:
+            self.regions_root = Path(regions).expanduser()
 
     def published_count(self, split: str, fold: int | None = None) -> int | None:
         more = self.published_counts["restval"] if self.restval and split == "train" else 0
@@ -75,6 +99,37 @@ class COCOKarpathy(MediaDataset):
         # The list names them from the folder above the image folders on.
         parent = next((parent for parent in _PARENTS[1:] if names and names[0].startswith(parent)), "")
         return images.annotations(images.rows_of(name.removeprefix(parent) for name in names))
+
+    def captions(self, split: str, language: str = "en") -> LanguageCaptions:
+        """English captions of a split's images by key, whether or not the images are there.
+
+        Raises:
+            DatasetMissing: The list is missing.
+            ValueError: It is damaged or contradicts itself.
+        """
+        split, _ = self._checked(split, None)
+        self._checked_language(language)
+        images = self._images()[self._part_of(split)]
+        kept = np.flatnonzero(np.diff(images.captions.starts)).tolist()
+        if not kept:
+            raise self._lacks(self.root / _LISTS[0], f"no image of split {split!r} has a caption")
+        keys = Texts(_key(images.names[row]) for row in kept)
+        rows = TextRows(tuple(" ".join(text.split()) for text in images.captions[row]) for row in kept)
+        return LanguageCaptions("en", keys, rows, images.groups[kept])
+
+    def images(self, split: str) -> tuple[list[str], list[int], list[int]]:
+        """Keys of a split's images, COCO's numbers of them, and of what they show, in the order of the list."""
+        images = self._images()[self._part_of(self._checked(split, None)[0])]
+        return [_key(name) for name in images.names], images.image_ids.tolist(), images.groups.tolist()
+
+    def has_list(self) -> bool:
+        """Whether Karpathy's list is there."""
+        return first_file(self.root, _LISTS) is not None
+
+    def image_path(self, key: str, split: str = "train") -> Path:
+        folder = key.removeprefix("COCO_").partition("_")[0]
+        names = [self.root / parent / folder / f"{key}.jpg" for parent in _PARENTS]
+        return next((path for path in names if path.is_file()), names[0])
 
     def _options(self) -> dict[str, object]:
         return {"restval": self.restval}
@@ -107,6 +162,11 @@ class COCOKarpathy(MediaDataset):
         if path is None:
             raise self._lacks(self.root / _LISTS[0])
         return read_splits(path, tuple(stamp_of(path)))
+
+
+def _key(name: str) -> str:
+    """What an image is called wherever something belongs to it: its file's name without folder and suffix."""
+    return os.path.splitext(name.rpartition("/")[2])[0]
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,10 +1,12 @@
-"""Writers of the layouts in which captioned and labelled picture sets are distributed: COCO, Karpathy, VOC, ImageNet.
+"""Writers of the layouts in which captioned and labelled picture sets are distributed: COCO, Karpathy, VOC, ImageNet,
+Conceptual Captions, Multi30K, STAIR Captions, COCO-CN.
 
 They write the files that the real sets have, field by field; the worlds decide what is in the pictures.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import re
@@ -283,6 +285,105 @@ def write_class_names(root: Path, names: Sequence[str]) -> None:
     """Write ``LOC_synset_mapping.txt``, which says what the class folders mean."""
     lines = (f"{imagenet_class(number)} {name}\n" for number, name in enumerate(names))
     (root / "LOC_synset_mapping.txt").write_text("".join(lines), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------ captions by language
+def write_conceptual_captions(root: Path, parts: Mapping[str, Sequence[str]]) -> None:
+    """Write the lists of Conceptual Captions.
+
+    Args:
+        root: folder of the set.
+        parts: captions of `train` and `val`; the image of row n is `training/<n>.jpg` or `validation/<n>.jpg`.
+    """
+    names = {"train": "Train_GCC-training.tsv", "val": "Validation_GCC-1.1.0-Validation.tsv"}
+    for part, captions in parts.items():
+        folder = conceptual_captions_folder(part)
+        lines = (f"{text}\thttp://example.org/{folder}/{row}.jpg\n" for row, text in enumerate(captions))
+        (root / names[part]).write_text("".join(lines), encoding="utf-8")
+
+
+def conceptual_captions_folder(split: str) -> str:
+    """Folder of the pictures of a split of Conceptual Captions."""
+    return "training" if split == "train" else "validation"
+
+
+def write_multi30k(
+    root: Path, split: str, stems: Sequence[str], captions: Mapping[str, Sequence[Sequence[str]]]
+) -> None:
+    """Write one split of Multi30K.
+
+    Args:
+        root: folder of the set.
+        split: `train`, `val` or `test`.
+        stems: names of its images, without suffix.
+        captions: by language, five of each image in `en` and `de`, one in the others.
+    """
+    task1, task2 = (split, split) if split != "test" else ("test_2016_flickr", "test_2016")
+    home = root / "data"
+    for folder in ("task1/raw", "task1/image_splits", "task2/raw"):
+        (home / folder).mkdir(parents=True, exist_ok=True)
+    (home / f"task1/image_splits/{task1}.txt").write_text("".join(f"{stem}.jpg\n" for stem in stems), encoding="utf-8")
+    for language, rows in captions.items():
+        for number, texts in enumerate(zip(*rows), 1):
+            name = (
+                f"task2/raw/{task2}.{number}.{language}.gz" if len(rows[0]) > 1 else f"task1/raw/{task1}.{language}.gz"
+            )
+            # Without the time in its head, the same text gives the same file.
+            packed = gzip.compress("".join(f"{text}\n" for text in texts).encode(), mtime=0)
+            (home / name).write_bytes(packed)
+
+
+def write_stair_captions(root: Path, parts: Mapping[str, Sequence[Annotated]], description: str) -> None:
+    """Write `stair_captions_v1.2_train.json` and `stair_captions_v1.2_val.json`.
+
+    Args:
+        root: folder of the set.
+        parts: images of `train2014` and `val2014` with their captions.
+        description: the set in a few words.
+    """
+    for part, images in parts.items():
+        captions = [
+            {"image_id": image.number, "id": _PER_IMAGE * image.number + n, "caption": caption}
+            for image in images
+            for n, caption in enumerate(image.captions, 1)
+        ]
+        document = {
+            "info": {"description": description, "version": "1.2", "year": 2018},
+            "licenses": [],
+            "images": [_coco_image(image) for image in images],
+            "annotations": captions,
+        }
+        _dump(root / f"stair_captions_v1.2_{part.removesuffix('2014')}.json", document)
+
+
+def write_coco_cn(root: Path, parts: Mapping[str, Sequence[tuple[str, Sequence[str]]]]) -> None:
+    """Write COCO-CN.
+
+    Args:
+        root: folder of the set.
+        parts: names of the images of `train`, `val` and `test`, without suffix, each with its captions.
+    """
+    home = root / "coco-cn-version1805v1.1"
+    home.mkdir()
+    for part, images in parts.items():
+        (home / f"coco-cn_{part}.txt").write_text("".join(f"{stem}\n" for stem, _ in images), encoding="utf-8")
+    lines = (
+        f"{stem}#{number}\t{text}\n"
+        for images in parts.values()
+        for stem, texts in images
+        for number, text in enumerate(texts)
+    )
+    (home / "imageid.human-written-caption.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def write_groups(root: Path, groups: Mapping[str, Mapping[str, int]]) -> None:
+    """Write ``groups.json``, which miniatures have and no real data set does: what images show, by split and key."""
+    _dump(root / "groups.json", groups)
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write a text file, one text a line."""
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _dump(path: Path, document: Mapping[str, Any]) -> None:

@@ -1,0 +1,308 @@
+"""What data sets of pictures with captions in some languages share: captions by key, region features, their status."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import gzip
+import os
+import re
+import zlib
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from common.data.annotations import LanguageCaptions, read_json
+from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, prefix_of, walk
+from common.data.listing import DatasetMissing, DatasetStatus, stamp_of
+from common.data.regions import PACKED_SUFFIXES, KeyKind, RegionError, RegionFeatures
+
+#: Names that files of region features may have inside their folder.
+_REGION_PATTERNS = ("{split}.h5", "{split}.npz", "{split}_[0-9]*.h5", "{split}_[0-9]*.npz", "{split}.hdf5", "{split}")
+_REGION_LAYOUT = "regions/<split>.h5 (or .npz, or <split>_<number>.h5, or a folder <split> of MMF's .npy files)"
+
+
+class LanguageCaptioned:
+    """Captions by language and the region features of the same pictures; a data set inherits it beside its own base.
+
+    Attributes:
+        languages: codes of the languages.
+        regions_root: folder of the region features; None = `regions` in the folder of the data set.
+    """
+
+    languages: ClassVar[tuple[str, ...]]
+    #: Names of the region features of a split in the authors' own files, relative to the root.
+    official_regions: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    region_keys: ClassVar[KeyKind] = "stem"
+    root: Path
+    regions_root: Path | None = None
+
+    @abstractmethod
+    def captions(self, split: str, language: str) -> LanguageCaptions:
+        """The captions of a split in one language.
+
+        Raises:
+            DatasetMissing: files are missing.
+            ValueError: the split or the language does not exist, or a file is damaged; the message names it.
+        """
+
+    @abstractmethod
+    def image_path(self, key: str, split: str) -> Path:
+        """The file of a picture, which need not exist: with region features, the pictures are only looked at."""
+
+    def regions(self, split: str) -> RegionFeatures:
+        """The region features of a split's pictures, and maybe of others.
+
+        Raises:
+            DatasetMissing: there are none.
+            RegionError: a file of them is damaged.
+        """
+        paths = self.region_paths(split)
+        if not paths:
+            folder = self.regions_folder
+            raise DatasetMissing(
+                f"{self._title()}: no region features of split {split!r} in {folder}\n"
+                f"  Expected: {_REGION_LAYOUT}\n"
+                "  Make them: assemble data m3p --extract-regions FOLDER_OF_IMAGES --detector WEIGHTS "
+                f"--output {folder / split}.h5"
+            )
+        return _region_features(paths, tuple(tuple(stamp_of(path)) for path in paths), self.region_keys)
+
+    @property
+    def regions_folder(self) -> Path:
+        """Folder where region features are looked for."""
+        return self.root / "regions" if self.regions_root is None else Path(self.regions_root)
+
+    def region_paths(self, split: str) -> tuple[Path, ...]:
+        """Files that hold the region features of a split; none = there are none."""
+        folder = self.regions_folder
+        for pattern in _REGION_PATTERNS:
+            found = sorted(folder.glob(pattern.format(split=split)), key=_natural)
+            if found:
+                return tuple(found)
+        for parent in (folder, self.root):
+            for pattern in self.official_regions.get(split, ()):
+                found = sorted(parent.glob(pattern), key=_natural)
+                if found:
+                    return tuple(found)
+        if not folder.is_dir():
+            return ()
+        # Features of all pictures together, whatever the files are called.
+        packed = sorted((path for path in folder.iterdir() if path.suffix.lower() in PACKED_SUFFIXES), key=_natural)
+        if packed:
+            return tuple(packed)
+        return (folder,) if any(folder.glob("*_info.npy")) else ()
+
+    def region_notes(self, split: str) -> list[str]:
+        """What the overview says about the region features of a split."""
+        try:
+            features = self.regions(split)
+            keys = self.captions(split, self.languages[0]).keys
+        except DatasetMissing:
+            return [f"{split}: no region features; expected {_REGION_LAYOUT} in {self.regions_folder}"]
+        except (RegionError, OSError) as error:
+            return [f"{split}: region features cannot be used: {error}"]
+        lacking = features.missing(keys)
+        if not lacking:
+            return []
+        return [f"{split}: {len(lacking):,} of {len(keys):,} images have no region features, such as {lacking[0]}"]
+
+    def check_regions(self, samples: int, generator_seed: int = 0) -> list[str]:
+        """Read the regions of some pictures of every split; says which are damaged."""
+        problems = []
+        for split in self.splits:  # type: ignore[attr-defined]
+            try:
+                features = self.regions(split)
+            except (DatasetMissing, RegionError):
+                continue  # the status says so
+            keys = features.keys
+            chosen = np.random.default_rng(generator_seed).permutation(len(keys))[:samples]
+            for row in sorted(chosen.tolist()):
+                try:
+                    features[keys[row]]
+                except RegionError as error:
+                    problems.append(str(error))
+        return problems
+
+    def _checked_language(self, language: str) -> str:
+        if language not in self.languages:
+            raise ValueError(f"{self._title()} has no captions in {language!r}; it has {', '.join(self.languages)}")
+        return language
+
+    def _title(self) -> str:
+        return getattr(self, "title", type(self).__name__)
+
+
+class CaptionedDataset(LanguageCaptioned, MediaDataset):
+    """A data set that is read as captions with region features; its pictures need not be there.
+
+    Args:
+        root: folder that holds the data set.
+        regions: folder of the region features; None = `regions` in the root.
+    """
+
+    num_classes = 0
+    streams = ("image",)
+    prepares = "check of every caption and of the region features; decoding of a random sample of the pictures"
+    #: Where the pictures of a split lie, relative to the root, as `<key>.jpg`; the first folder that exists is used.
+    image_folders: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def __init__(self, root: str | os.PathLike[str], regions: str | os.PathLike[str] | None = None) -> None:
+        super().__init__(root)
+        if regions is not None:
+            self.regions_root = Path(regions).expanduser()
+
+    def image_path(self, key: str, split: str) -> Path:
+        folders = [self.root / folder for folder in self.image_folders.get(split, ("images",))]
+        names = [folder / f"{key}{suffix}" for folder in folders for suffix in (".jpg", ".png", ".jpeg", ".webp")]
+        return next((path for path in names if path.is_file()), names[0])
+
+    def _scan(self, split: str, fold: int | None) -> Scan:
+        keys = {key for language in self.languages for key in self.captions(split, language).keys}
+        folder = next((f for f in self.image_folders.get(split, ("images",)) if (self.root / f).is_dir()), None)
+        if folder is None:
+            expected = self.image_folders.get(split, ("images",))[0]
+            raise self._lacks(self.root / expected, f"the images of split {split!r} are missing")
+        scan = Scan((), f"{folder}/")
+        home = self.root / folder
+        found = {stem: name for name, stem in walk(home, IMAGE_SUFFIXES, scan.watched)}
+        scan.names = [prefix_of(home, self.root) + found[key] for key in sorted(keys) if key in found]
+        scan.missing_names = sorted(keys.difference(found))
+        scan.labels = [-1] * len(scan.names)
+        return scan
+
+    def status(self) -> DatasetStatus:
+        """What is there: captions by split and language, region features, pictures."""
+        counts: dict[str, int] = {}
+        notes: list[str] = []
+        problems: list[str] = []
+        for split in self.splits:
+            for language in self.languages:
+                part = split if len(self.languages) == 1 else f"{split} {language}"
+                try:
+                    captions = self.captions(split, language)
+                except (DatasetMissing, ValueError) as error:
+                    problems.append(str(error))
+                    continue
+                counts[part] = len(captions)
+                published = self.published_count(split)
+                if published is not None and abs(len(captions) - published) > self.count_tolerance * published:
+                    about = "about " if self.count_tolerance else ""
+                    notes.append(f"{part}: {len(captions):,} images, published {about}{published:,}")
+            if any(part.split()[0] == split for part in counts):
+                notes += self.region_notes(split)
+                notes += self._picture_notes(split)
+        return DatasetStatus(
+            name=self.name,
+            title=self.full_title,
+            present=not problems and bool(counts),
+            path=self.root,
+            layout="captions by image" if counts else "",
+            expected_layout=f"{self.expected_layout}\n{_REGION_LAYOUT}",
+            size=self.size,
+            licence=self.licence,
+            source=self.source,
+            prepares=self.prepares,
+            counts=counts,
+            notes=tuple(dict.fromkeys(notes)),
+            problem=problems[0] if problems else "",
+            unit=self.unit,
+        )
+
+    def grouped(self, captions: LanguageCaptions, split: str) -> LanguageCaptions:
+        """Captions with what their images show, where `groups.json` says so; miniatures have it, no real set does.
+
+        Raises:
+            ValueError: the file is damaged, or lacks an image.
+        """
+        path = self.root / "groups.json"
+        if not path.is_file():
+            return captions
+        known = read_json(path).get(split)
+        if not isinstance(known, dict):
+            raise ValueError(f"{path}: no groups of split {split!r}")
+        try:
+            groups = np.array([int(known[key]) for key in captions.keys], dtype=np.int64)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: an image of split {split!r} has no group ({error})") from None
+        return replace(captions, groups=groups)
+
+    def _picture_notes(self, split: str) -> list[str]:
+        try:
+            listing = self.listing(split)
+        except (DatasetMissing, ValueError):
+            return [f"{split}: the images are not there; they are only needed for region features and for pictures"]
+        if listing.missing:
+            return [f"{split}: {listing.missing:,} listed images are missing, such as {listing.missing_names[0]}"]
+        return []
+
+
+@functools.lru_cache(maxsize=16)
+def _region_features(paths: tuple[Path, ...], stamps: tuple[tuple[int, ...], ...], key: KeyKind) -> RegionFeatures:
+    return RegionFeatures(paths, key)
+
+
+def _natural(path: Path) -> tuple[str | int, ...]:
+    """Sorts `train_10` after `train_9`."""
+    return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name))
+
+
+# ---------------------------------------------------------------------------------------------------- text files
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, also one packed by gzip.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no UTF-8.
+    """
+    content = path.read_bytes()
+    try:
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; get the file anew") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged ({error}); get the file anew") from None
+
+
+def read_text_lines(path: Path) -> list[str]:
+    """The lines of a text file, also blank ones, without white space at their ends; see :func:`read_text`."""
+    lines = [line.strip() for line in read_text(path).replace("\r\n", "\n").split("\n")]
+    return lines[:-1] if lines and not lines[-1] else lines
+
+
+def read_caption_table(path: Path) -> Iterator[tuple[int, str]]:
+    """Rows of a table of captions with tabs between the columns: number from 0, and caption.
+
+    With a heading, captions stand in its column `caption`, and quotes have the meaning that they have in CSV files.
+    Without one, captions stand in the first column, followed by an address, and quotes mean themselves.
+
+    Raises:
+        ValueError: a row is damaged; the message names file and line.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        try:
+            first = stream.readline().rstrip("\r\n").split("\t")
+            headed = "caption" in first
+            column = first.index("caption") if headed else 0
+            if not headed:
+                stream.seek(0)
+            quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if headed else csv.QUOTE_NONE
+            # The csv module's own limit is meant for cells typed by people.
+            csv.field_size_limit(2**24)
+            for number, row in enumerate(csv.reader(stream, delimiter="\t", quoting=quoting, strict=True)):
+                if len(row) < (len(first) if headed else 2):
+                    raise ValueError(
+                        f"{path}, line {number + 1 + headed}: {len(row)} columns; a caption and an address, separated "
+                        "by a tab, are expected"
+                    )
+                yield number, row[column]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 ({error}); get the file anew") from None
+        except csv.Error as error:
+            raise ValueError(f"{path}: damaged ({error}); get the file anew") from None

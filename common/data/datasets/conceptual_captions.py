@@ -1,0 +1,79 @@
+"""Conceptual Captions: pictures of the web with the texts that stood beside them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from common.data.annotations import LanguageCaptions, TextRows, Texts
+from common.data.datasets.base import first_file
+from common.data.datasets.captioned import CaptionedDataset, read_caption_table
+from common.data.listing import stamp_of
+
+_FILES = {
+    "train": ("google.csv", "Train_GCC-training.tsv", "Train-GCC-training.tsv"),
+    "val": ("google_valid.csv", "Validation_GCC-1.1.0-Validation.tsv", "Validation-GCC-1.1.0-Validation.tsv"),
+}
+
+
+class ConceptualCaptions(CaptionedDataset):
+    """Conceptual Captions: one English caption per picture; most pictures must be fetched from the web one by one.
+
+    An image's key is the number of its row, from 0 and without the heading, which the digits of `image_id` in the
+    region features must equal.
+
+    Source: M3P, specification 4 and 8 (`google.csv`, `train_<k>.h5`, `google_valid_fp16.h5`); the lists as Google
+    distributes them have no heading.
+    """
+
+    name = "conceptual_captions"
+    title = "Conceptual Captions"
+    splits = ("train", "val")
+    split_aliases: ClassVar[Mapping[str, str]] = {"validation": "val", "valid": "val"}
+    languages = ("en",)
+    published_counts: ClassVar[Mapping[str, int]] = {"train": 3_318_333, "val": 15_840}
+    region_keys = "number"
+    official_regions: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "train": ("train_*.h5",),
+        "val": ("google_valid*.h5",),
+    }
+    image_folders: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "train": ("training", "train", "images/train"),
+        "val": ("validation", "val", "images/val"),
+    }
+    expected_layout = (
+        "Train_GCC-training.tsv and Validation_GCC-1.1.0-Validation.tsv   (caption, tab, address)\n"
+        "  or google.csv                                                  (tabs, a column `caption`)\n"
+        "training/<row>.jpg and validation/<row>.jpg                      (optional with region features)"
+    )
+    size = "0.5 GB of text; 430 GB of pictures; 1.3 TB of region features with 16 bits"
+    licence = "free for any use, with acknowledgement of Google; the pictures belong to their owners"
+    source = "https://ai.google.com/research/ConceptualCaptions/download; pictures with img2dataset"
+
+    def captions(self, split: str, language: str = "en") -> LanguageCaptions:
+        split, _ = self._checked(split, None)
+        path = first_file(self.root, _FILES[split])
+        self._checked_language(language)
+        if path is None:
+            raise self._lacks(self.root / _FILES[split][1], f"the captions of split {split!r} are missing")
+        return self.grouped(read_numbered_captions(path, tuple(stamp_of(path))), split)
+
+
+@functools.lru_cache(maxsize=4)
+def read_numbered_captions(path: Path, stamp: tuple[int, ...]) -> LanguageCaptions:
+    """Read a table of English captions whose rows are the images, once per process; blank captions are left out.
+
+    Args:
+        path: the file.
+        stamp: its time stamps and size: a file that was written anew is read anew.
+
+    Raises:
+        ValueError: it is damaged, or holds no captions.
+    """
+    rows = [(number, " ".join(text.split())) for number, text in read_caption_table(path)]
+    kept = [(number, text) for number, text in rows if text]
+    if not kept:
+        raise ValueError(f"{path}: holds no captions; get the file anew")
+    return LanguageCaptions("en", Texts(str(number) for number, _ in kept), TextRows((text,) for _, text in kept))

@@ -1,0 +1,67 @@
+"""SBU: a million photographs of Flickr with their owners' descriptions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from common.data.annotations import LanguageCaptions, TextRows, Texts, read_json
+from common.data.datasets.base import first_file
+from common.data.datasets.captioned import CaptionedDataset, read_text_lines
+from common.data.datasets.conceptual_captions import read_numbered_captions
+from common.data.listing import stamp_of
+
+_FILES = ("sbu.csv", "sbu-captions-all.json", "SBU_captioned_photo_dataset_captions.txt")
+
+
+class SBU(CaptionedDataset):
+    """SBU captioned photo data set: one English caption per photograph, one split.
+
+    An image's key is the number of its row, from 0.
+
+    Source: M3P, specification 8 (`sbu.csv`); the authors distribute a JSON file of lists, and before that two text
+    files, one of captions and one of addresses, row by row.
+    """
+
+    name = "sbu"
+    title = "SBU captioned photos"
+    splits = ("train",)
+    languages = ("en",)
+    published_counts: ClassVar[Mapping[str, int]] = {"train": 1_000_000}
+    region_keys = "number"
+    official_regions: ClassVar[Mapping[str, tuple[str, ...]]] = {"train": ("sbu_*.h5", "train_*.h5")}
+    image_folders: ClassVar[Mapping[str, tuple[str, ...]]] = {"train": ("images", "dataset", "sbu_images")}
+    expected_layout = (
+        "sbu-captions-all.json                                 (lists `captions` and `image_urls`)\n"
+        "  or SBU_captioned_photo_dataset_captions.txt         (one caption a line)\n"
+        "  or sbu.csv                                          (tabs, a column `caption`)\n"
+        "images/<row>.jpg                                      (optional with region features)"
+    )
+    size = "0.1 GB of text; 130 GB of pictures; 0.4 TB of region features with 16 bits"
+    licence = "for research; the pictures belong to their Flickr authors"
+    source = "https://www.cs.rice.edu/~vo9/sbucaptions/"
+
+    def captions(self, split: str = "train", language: str = "en") -> LanguageCaptions:
+        self._checked(split, None)
+        self._checked_language(language)
+        path = first_file(self.root, _FILES)
+        if path is None:
+            raise self._lacks(self.root / _FILES[1], "the captions are missing")
+        stamp = tuple(stamp_of(path))
+        return read_numbered_captions(path, stamp) if path.suffix == ".csv" else _read(path, stamp)
+
+
+@functools.lru_cache(maxsize=2)
+def _read(path: Path, stamp: tuple[int, ...]) -> LanguageCaptions:
+    if path.suffix == ".json":
+        texts = read_json(path).get("captions")
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f'{path}: "captions" must be a list of texts')
+    else:
+        texts = read_text_lines(path)
+    kept = [(number, " ".join(text.split())) for number, text in enumerate(texts) if text.strip()]
+    if not kept:
+        raise ValueError(f"{path}: holds no captions; get the file anew")
+    return LanguageCaptions("en", Texts(str(number) for number, _ in kept), TextRows((text,) for _, text in kept))

@@ -1,0 +1,128 @@
+"""STAIR Captions: Japanese captions of the photographs of COCO 2014."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from common.data.annotations import LanguageCaptions, TextRows, Texts
+from common.data.datasets.base import first_file
+from common.data.datasets.captioned import CaptionedDataset
+from common.data.datasets.coco import read_captions
+from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.listing import stamp_of
+
+_FOLDERS = ("", "stair_captions_v1.2/")
+_FILES = ("stair_captions_v1.2_train.json", "stair_captions_v1.2_val.json")
+
+
+class OnCOCO(CaptionedDataset):
+    """Captions in another language of photographs of COCO 2014, which lie with COCO.
+
+    Args:
+        root: folder that holds the captions.
+        coco: folder of COCO 2014 with Karpathy's list; None = the root itself, or the folder `coco` beside it.
+        restval: the split `train` also holds `restval`, where the set follows Karpathy's split.
+        regions: folder of the region features; None = `regions` in the folder of COCO.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        coco: str | os.PathLike[str] | None = None,
+        restval: bool = False,
+        regions: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__(root, regions)
+        self._coco = None if coco is None else Path(coco).expanduser()
+        self.restval = restval
+
+    @property
+    def coco(self) -> COCOKarpathy:
+        """COCO in Karpathy's split."""
+        places = [self.root, self.root.parent / "coco"] if self._coco is None else [self._coco]
+        made = [COCOKarpathy(place, self.restval) for place in places]
+        return next((found for found in made if found.has_list()), made[-1])
+
+    def place_coco(self, root: str | os.PathLike[str]) -> None:
+        """Say where COCO lies."""
+        self._coco = Path(root)
+
+    @property
+    def regions_folder(self) -> Path:
+        return self.coco.regions_folder if self.regions_root is None else Path(self.regions_root)
+
+    def image_path(self, key: str, split: str) -> Path:
+        return self.coco.image_path(key, split)
+
+    def _options(self) -> dict[str, object]:
+        return {"coco": None if self._coco is None else str(self._coco), "restval": self.restval}
+
+    def _picture_notes(self, split: str) -> list[str]:
+        return []  # COCO's own entry says which are there
+
+
+class STAIRCaptions(OnCOCO):
+    """STAIR Captions: five Japanese captions per photograph of COCO, in Karpathy's split.
+
+    An image's key is the name of its file in COCO without suffix. Arguments: see :class:`OnCOCO`.
+
+    Source: M3P, specification 8. The files have the format of COCO's captions.
+    """
+
+    name = "stair_captions"
+    title = "STAIR Captions"
+    splits = ("train", "val", "test")
+    split_aliases: ClassVar[Mapping[str, str]] = {"validation": "val"}
+    languages = ("ja",)
+    expected_layout = (
+        "stair_captions_v1.2_train.json and stair_captions_v1.2_val.json\n"
+        "../coco/dataset_coco.json and COCO's images   (or where `coco` says)"
+    )
+    size = "0.2 GB of text, without COCO"
+    licence = "CC BY 4.0"
+    source = "https://stair-lab-cit.github.io/STAIR-captions-web/ (v1.2)"
+
+    def published_count(self, split: str, fold: int | None = None) -> int | None:
+        return self.coco.published_count(split)
+
+    def captions(self, split: str, language: str = "ja") -> LanguageCaptions:
+        split, _ = self._checked(split, None)
+        self._checked_language(language)
+        coco = self.coco
+        if not coco.has_list():
+            raise self._lacks(coco.root / "dataset_coco.json", "the list of Karpathy's split is missing")
+        paths = []
+        for name in _FILES:
+            path = first_file(self.root, [folder + name for folder in _FOLDERS])
+            if path is None:
+                raise self._lacks(self.root / name, "a file of captions is missing")
+            paths.append(path)
+        by_number = _read(tuple(paths), tuple(tuple(stamp_of(path)) for path in paths))
+        kept = [row for row in zip(*coco.images(split)) if by_number.get(row[1])]
+        if not kept:
+            raise ValueError(f"{paths[0]}: has no caption of an image of {coco.root}, split {split!r}")
+        return LanguageCaptions(
+            language,
+            Texts(key for key, _, _ in kept),
+            TextRows(by_number[number] for _, number, _ in kept),
+            np.array([group for _, _, group in kept], dtype=np.int64),
+        )
+
+
+@functools.lru_cache(maxsize=2)
+def _read(paths: tuple[Path, ...], stamps: tuple[tuple[int, ...], ...]) -> dict[int, tuple[str, ...]]:
+    """Captions by the number of the image."""
+    found: dict[int, tuple[str, ...]] = {}
+    for path, stamp in zip(paths, stamps):
+        images = read_captions(path, stamp)
+        for number, texts in zip(images.image_ids.tolist(), images.captions):
+            if number in found:
+                raise ValueError(f"{path}: image {number} also stands in {paths[0].name}")
+            found[number] = tuple(" ".join(text.split()) for text in texts)
+    return found

@@ -1,0 +1,189 @@
+"""Text without pictures: one plain file per language, such as the articles of its Wikipedia."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from common.data.annotations import kept_columns
+from common.data.datasets.base import MediaDataset, Scan
+from common.data.listing import DatasetStatus, stamp_of
+
+_NAME = re.compile(r"([a-z][a-z_]*)\.(train|valid)\.txt")
+_READ_AT_ONCE = 2**24
+
+
+class TextLines(Sequence[str]):
+    """The lines of a text file, without blank ones; read from the file when they are asked for.
+
+    Args:
+        path: the file, in UTF-8.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no text.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._limits = kept_columns(path, functools.partial(_line_limits, path))["limits"]
+        if not len(self._limits):
+            raise ValueError(f"{path}: holds no text; write one sentence a line")
+        self._bytes: npt.NDArray[np.uint8] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The map of the file is opened anew in another process.
+        return {**self.__dict__, "_bytes": None}
+
+    def __len__(self) -> int:
+        return len(self._limits)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
+        if self._bytes is None:
+            self._bytes = np.memmap(self.path, np.uint8, "r")
+        start, end = self._limits[range(len(self))[index]]
+        try:
+            return bytes(self._bytes[start:end]).decode("utf-8").strip().removeprefix("\ufeff")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path}: not UTF-8 at byte {start + error.start}; convert the file") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[row] for row in range(len(self)))
+
+
+def _line_limits(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """First byte of every line that is not blank, and the byte after its last."""
+    ends = []
+    blank = []
+    place = 0
+    with path.open("rb") as stream:
+        while block := stream.readlines(_READ_AT_ONCE):
+            lengths = np.fromiter(map(len, block), dtype=np.int64, count=len(block))
+            ends.append(place + np.cumsum(lengths))
+            blank.append(np.fromiter((not line.strip() for line in block), dtype=np.bool_, count=len(block)))
+            place = int(ends[-1][-1])
+    if not ends:
+        return {"limits": np.zeros((0, 2), dtype=np.int64)}
+    after = np.concatenate(ends)
+    limits = np.stack([np.concatenate([[0], after[:-1]]), after], axis=1)
+    return {"limits": limits[~np.concatenate(blank)]}
+
+
+class WikipediaText(MediaDataset):
+    """Sentences of several languages, one a line; languages are the ones whose files are there.
+
+    Args:
+        root: folder that holds the files.
+        languages: codes of the languages that must be there; None = those that are.
+
+    Source: M3P, specification 6.1 and 8. The official code reads `{lang}.{train,valid}.pth`, which are such files
+    after its tokenizer.
+    """
+
+    name = "wikipedia"
+    title = "Wikipedia text"
+    splits = ("train", "valid")
+    split_aliases: ClassVar[Mapping[str, str]] = {"val": "valid", "validation": "valid"}
+    num_classes = 0
+    streams = ()
+    expected_layout = "<language>.train.txt and <language>.valid.txt   (UTF-8, one sentence a line; en, de, ...)"
+    size = "100 GB for the 100 languages of the released model"
+    licence = "CC BY-SA 4.0"
+    source = (
+        "https://dumps.wikimedia.org/<language>wiki/latest/<language>wiki-latest-pages-articles.xml.bz2, made plain "
+        "with `python -m wikiextractor.WikiExtractor` and cut into sentences"
+    )
+    prepares = "index of the lines of every file"
+
+    def __init__(self, root: str | os.PathLike[str], languages: Sequence[str] | None = None) -> None:
+        super().__init__(root)
+        self._wanted = None if languages is None else tuple(sorted(languages))
+
+    @property
+    def unit(self) -> str:
+        return "sentences"
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages, sorted.
+
+        Raises:
+            DatasetMissing: there is no file of any language.
+        """
+        if self._wanted is not None:
+            return self._wanted
+        found = sorted({match[1] for name in self._names() if (match := _NAME.fullmatch(name)) and match[2] == "train"})
+        if not found:
+            raise self._lacks(self.root, "no file of text")
+        return tuple(found)
+
+    def sentences(self, split: str, language: str) -> TextLines:
+        """The sentences of one language.
+
+        Raises:
+            DatasetMissing: its file is missing.
+            ValueError: the split does not exist, or the file holds no text.
+        """
+        split, _ = self._checked(split, None)
+        path = self.root / f"{language}.{split}.txt"
+        if not path.is_file():
+            there = ", ".join(sorted({name.split(".")[0] for name in self._names() if _NAME.fullmatch(name)}))
+            raise self._lacks(path, f"no text in {language!r} (there is text in: {there or 'no language'})")
+        return _text_lines(path, tuple(stamp_of(path)))
+
+    def _names(self) -> list[str]:
+        if not self.root.is_dir():
+            raise self._lacks(self.root)
+        return [entry.name for entry in os.scandir(self.root)]
+
+    def _scan(self, split: str, fold: int | None) -> Scan:
+        raise self._lacks(self.root, "text has no media files to list")
+
+    def status(self) -> DatasetStatus:
+        counts: dict[str, int] = {}
+        problems = []
+        try:
+            languages = self.languages
+        except FileNotFoundError as error:
+            languages, problems = (), [str(error)]
+        for language in languages:
+            for split in self.splits:
+                try:
+                    counts[f"{split} {language}"] = len(self.sentences(split, language))
+                except (FileNotFoundError, ValueError) as error:
+                    problems.append(str(error))
+        return DatasetStatus(
+            name=self.name,
+            title=self.title,
+            present=not problems and bool(counts),
+            path=self.root,
+            layout="text files" if counts else "",
+            expected_layout=self.expected_layout,
+            size=self.size,
+            licence=self.licence,
+            source=self.source,
+            prepares=self.prepares,
+            counts=counts,
+            problem=problems[0] if problems else "",
+            unit=self.unit,
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _text_lines(path: Path, stamp: tuple[int, ...]) -> TextLines:
+    return TextLines(path)

@@ -1,0 +1,294 @@
+"""Region features of new pictures from a detector of torchvision, with weights from a local file.
+
+The choice of regions is that of MMF's script for M3P's features: proposals are scored by every class but the
+background, repeated ones of each class are dropped, and those with the highest remaining score are kept, in its order.
+
+Source: M3P, specification 4; `tools/scripts/features/extract_features_vmb.py` of MMF.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torchvision.models import get_model_builder
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.transforms.functional import to_tensor
+
+from common.data.datasets.base import IMAGE_SUFFIXES, walk
+from common.data.images import ImageError, read_image
+from common.data.listing import write_atomically
+from common.data.regions import PACKED_SUFFIXES, RegionError, RegionFeatures, Regions, write_regions
+
+#: torchvision's name of the detector whose weights are expected.
+ARCHITECTURE = "fasterrcnn_resnet50_fpn"
+WEIGHTS = "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
+# Repeated proposals of a class overlap this much.
+_OVERLAP = 0.5
+# A score below this decides nothing: over a thousand proposals of a hundred classes only few are above it.
+_LEAST_SCORE = 1e-3
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What became of a folder of pictures.
+
+    Args:
+        written: pictures whose regions are in the file now.
+        found_before: those of them that had been there before.
+        skipped: pictures that cannot be read, each with the reason.
+    """
+
+    written: int
+    found_before: int
+    skipped: tuple[str, ...]
+
+
+def load_detector(weights: str | os.PathLike[str] | None, architecture: str = ARCHITECTURE) -> GeneralizedRCNN:
+    """A Faster R-CNN of torchvision with weights from a file; the number of classes is that of the weights.
+
+    Args:
+        weights: state dict as torchvision distributes it, or a checkpoint that holds one under `model` or `state_dict`.
+        architecture: torchvision's name of the detector.
+
+    Raises:
+        FileNotFoundError: no file was named, or it does not exist.
+        ValueError: there is no such detector, or the weights are of something else.
+    """
+    from common.encoders.checkpoint_files import CheckpointError, named_tensors, read_checkpoint
+
+    how = f"give --detector FILE, weights of torchvision's {architecture}, such as {WEIGHTS}; nothing is downloaded"
+    if weights is None:
+        raise FileNotFoundError(f"no detector: {how}")
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of weights; {how}")
+    if not architecture.startswith("fasterrcnn_"):
+        raise ValueError(f"--architecture {architecture}: features are those of a Faster R-CNN, named fasterrcnn_...")
+    try:
+        content = read_checkpoint(path)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from error
+    state = named_tensors(content.get("model", content.get("state_dict", content)))
+    bias = state.get("roi_heads.box_predictor.cls_score.bias")
+    if bias is None:
+        raise ValueError(f"{path}: holds no weights of a Faster R-CNN of torchvision; {how}")
+    builder = get_model_builder(architecture)
+    detector = builder(weights=None, weights_backbone=None, num_classes=len(bias))
+    missing = [key for key in detector.state_dict() if key not in state and not key.endswith("num_batches_tracked")]
+    try:
+        detector.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: weights of another network than {architecture} ({error})") from None
+    if missing:
+        raise ValueError(f"{path}: weights of another network than {architecture}; they lack {missing[0]}")
+    if architecture == ARCHITECTURE and not any(key.endswith("num_batches_tracked") for key in state):
+        # The released weights were trained with frozen statistics and nothing added to the variance.
+        for module in detector.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = 0.0
+    return detector.eval()
+
+
+class RegionExtractor:
+    """Finds the regions of pictures.
+
+    Args:
+        detector: a two-stage detector of torchvision.
+        regions: regions per picture, at most.
+        min_score: least score of a region; the highest-scoring one is always kept.
+        device: where to compute.
+
+    Shapes:
+        Features are the output of the detector's box head, 1024 wide in torchvision's.
+    """
+
+    def __init__(
+        self, detector: GeneralizedRCNN, regions: int = 100, min_score: float = 0.0, device: str = "cpu"
+    ) -> None:
+        if regions < 1:
+            raise ValueError(f"regions must be at least 1, not {regions}")
+        self.detector = detector.eval().to(device)
+        self.regions = regions
+        self.min_score = min_score
+        self.device = torch.device(device)
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[Tensor]) -> list[Regions]:
+        """The regions of some pictures.
+
+        Args:
+            images: RGB in [0, 1], each [3, H, W].
+        """
+        sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
+        batch, _ = self.detector.transform([image.to(self.device) for image in images])
+        maps = self.detector.backbone(batch.tensors)
+        maps = {"0": maps} if isinstance(maps, Tensor) else maps
+        proposals, _ = self.detector.rpn(batch, maps)
+        heads: Any = self.detector.roi_heads
+        features = heads.box_head(heads.box_roi_pool(maps, proposals, batch.image_sizes))
+        scores = heads.box_predictor(features)[0].softmax(-1)
+        counts = [len(boxes) for boxes in proposals]
+        return [
+            self._chosen(*parts)
+            for parts in zip(proposals, features.split(counts), scores.split(counts), batch.image_sizes, sizes)
+        ]
+
+    def _chosen(
+        self, boxes: Tensor, features: Tensor, scores: Tensor, shown: tuple[int, int], size: tuple[int, int]
+    ) -> Regions:
+        if not len(boxes):
+            # A picture without proposals is one region; there are no features of it, so they are zero.
+            head = np.zeros((1, features.shape[-1]), dtype=np.float32)
+            whole = np.array([[0, 0, size[1], size[0]]], dtype=np.float32)
+            shares = np.eye(1, scores.shape[1], dtype=np.float32)
+            return Regions(head, whole, np.zeros(1, dtype=np.int64), *size, shares)
+        own = scores[:, 1:]
+        rows, classes = torch.nonzero(own >= max(self.min_score, _LEAST_SCORE), as_tuple=True)
+        kept = batched_nms(boxes[rows], own[rows, classes], classes, _OVERLAP)
+        best = torch.zeros(len(boxes), device=boxes.device)
+        best.scatter_reduce_(0, rows[kept], own[rows[kept], classes[kept]], "amax")
+        # Proposals that repeat others come last, and only where there are too few without them.
+        order = torch.argsort(best + 1e-6 * own.amax(1), descending=True, stable=True)[: self.regions]
+        order = order[: max(int((best[order] >= self.min_score).sum()), 1)]
+        scale = torch.tensor([size[1] / shown[1], size[0] / shown[0]] * 2, device=boxes.device)
+        found = clip_boxes_to_image(boxes[order] * scale, size)
+        return Regions(
+            features[order].float().cpu().numpy(),
+            found.cpu().numpy(),
+            1 + own[order].argmax(1).cpu().numpy().astype(np.int64),
+            *size,
+            scores[order].cpu().numpy(),
+        )
+
+
+def extract_regions(
+    folder: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    extractor: RegionExtractor,
+    batch_size: int = 4,
+    half: bool = False,
+    distribution: bool = False,
+    progress: bool = True,
+) -> Extraction:
+    """Write the region features of all pictures below a folder into one file.
+
+    What is done is kept in `<output>.parts` until all is, so a stopped run goes on where it was. Pictures that the file
+    has already are not looked at again.
+
+    Args:
+        folder: folder of pictures; subfolders count. A picture is called by its file's name without suffix.
+        output: `.h5` or `.npz` file.
+        extractor: finds the regions.
+        batch_size: pictures at a time.
+        half: keep features with 16 bits.
+        distribution: also keep the probabilities of all classes; a file that exists goes on as it began.
+        progress: show a progress bar.
+
+    Returns:
+        What was written and what was skipped.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: there is no picture in it that can be read, two are called alike, or `output` has another suffix.
+    """
+    folder, output = Path(folder).expanduser(), Path(output).expanduser()
+    if output.suffix.lower() not in PACKED_SUFFIXES:
+        raise ValueError(f"--output {output}: the name must end with {', '.join(PACKED_SUFFIXES)}")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of images")
+    pictures: dict[str, Path] = {}
+    for name, stem in walk(folder, IMAGE_SUFFIXES, []):
+        if stem in pictures:
+            raise ValueError(f"{folder}: {pictures[stem].relative_to(folder)} and {name} would both be called {stem!r}")
+        pictures[stem] = folder / name
+    if not pictures:
+        raise ValueError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    before = RegionFeatures(output) if output.is_file() else None
+    done = set() if before is None else set(before.keys)
+    if before is not None:
+        # All pictures of a file have a distribution or none has: the file that grows decides.
+        distribution = before[before.keys[0]].distribution is not None
+    parts = _Parts(output.with_name(f"{output.name}.parts"), half, distribution)
+    todo = [key for key in pictures if key not in done and key not in parts.keys]
+    skipped: list[str] = []
+    batches = range(0, len(todo), batch_size)
+    for start in track(batches, "extracting regions", disable=not progress or not todo):
+        images: list[Tensor] = []
+        names: list[str] = []
+        for key in todo[start : start + batch_size]:
+            try:
+                images.append(to_tensor(read_image(pictures[key])))
+                names.append(key)
+            except ImageError as error:
+                skipped.append(str(error))
+        if images:
+            parts.add(list(zip(names, extractor(images))))
+    if not parts.keys and before is None:
+        raise ValueError(f"{folder}: none of its {len(pictures)} images can be read; the first: {skipped[0]}")
+    count = len(done) if before is None else len(before)
+    if parts.keys:
+        count = write_regions(output, _joined(before, parts), half)
+    parts.remove()
+    return Extraction(count, len(done), tuple(skipped))
+
+
+class _Parts:
+    """What a run has found so far, in small files that appear whole."""
+
+    def __init__(self, folder: Path, half: bool, distribution: bool) -> None:
+        self.folder = folder
+        self.half = half
+        self.distribution = distribution
+        self.files: list[Path] = []
+        self.keys: set[str] = set()
+        for path in sorted(folder.glob("*.npz")) if folder.is_dir() else []:
+            try:
+                self.keys |= set(RegionFeatures(path).keys)
+                self.files.append(path)
+            except (RegionError, OSError):
+                path.unlink()  # made anew
+
+    def add(self, rows: Sequence[tuple[str, Regions]]) -> None:
+        """Keep the regions of some pictures."""
+        name = hashlib.sha256("\0".join(key for key, _ in rows).encode()).hexdigest()[:24]
+        path = self.folder / f"{name}.npz"
+        if not self.distribution:
+            rows = [(key, replace(own, distribution=None)) for key, own in rows]
+        write_regions(path, rows, self.half)
+        self.files.append(path)
+        self.keys.update(key for key, _ in rows)
+
+    def remove(self) -> None:
+        """Forget everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _joined(before: RegionFeatures | None, parts: _Parts) -> Iterator[tuple[str, Regions]]:
+    sources: Iterable[RegionFeatures] = (RegionFeatures(path) for path in parts.files)
+    seen: set[str] = set()
+    for source in [*([before] if before is not None else []), *sources]:
+        for key in source.keys:
+            # A run that was stopped right at its end leaves parts behind that the file has already.
+            if key not in seen:
+                seen.add(key)
+                own = source[key]
+                yield key, own if parts.distribution else replace(own, distribution=None)
+
+
+def write_skipped(path: Path, skipped: Sequence[str]) -> None:
+    """Write which pictures were skipped, one a line with the reason; removes an older list when there are none."""
+    if skipped:
+        write_atomically(path, "".join(f"{reason}\n" for reason in skipped))
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,543 @@
+"""Real drawings in miniature with captions in six languages: stand-ins for every data set that M3P reads.
+
+A concept is for testing, for fine-tuning, for pre-training, or for the dictionaries; pictures for testing are by a
+designer whose drawings are not trained on. What they show has been drawn by others before, or never, as one chooses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from common.data.worlds.base import World, Write
+from common.data.worlds.emoji import CELL, CREDIT, LANGUAGES, STYLES, Concept, compose, read_concepts, read_drawings
+from common.data.worlds.layouts import (
+    Annotated,
+    conceptual_captions_folder,
+    imagenet_path,
+    karpathy_folder,
+    karpathy_name,
+    write_class_names,
+    write_coco_cn,
+    write_conceptual_captions,
+    write_groups,
+    write_jpeg,
+    write_karpathy,
+    write_lines,
+    write_multi30k,
+    write_stair_captions,
+)
+
+#: Captions of an image in each language, as many as the sets have that the layouts are of.
+CAPTIONS_PER_IMAGE = {"en": 5, "de": 5, "fr": 1, "cs": 1, "ja": 5, "zh": 1}
+#: Settings of the dictionaries, specification 13.1.
+LEAST_DICE, LEAST_SHARED, TRANSLATIONS = 0.5, 2, 3
+
+_CJK = re.compile(r"([\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
+_MARKS = re.compile(r"[,:、，：()（）\u201c\u201d\u201e\u2018\"«»「」]")
+_STYLE_NUMBERS = {style: number for number, style in enumerate(STYLES, 1)}
+_PER_STYLE = 10_000
+_SENTENCES = 3  # of text without pictures, per concept and language
+_HELD_OUT_SENTENCES = 20  # one in so many is for validation
+_HELD_OUT_IMAGES = 40  # at most, for validation
+_IMAGE, _WORDS, _TEXT = range(3)  # independent random streams
+_LIGHT = (0.75, 1.0)
+_SMALLEST = 0.7  # of a drawing in a training picture, as a share of the whole
+
+
+def plain(text: str) -> str:
+    """The form of all text of this world: lower case, no commas, colons, quotes or brackets, spaces round CJK signs.
+
+    A word put in by code switching stands between spaces, so a tokenizer should meet running Japanese and Chinese text
+    in the same way. Kana are no such signs: a run of them is a word, as in BERT's tokenizer.
+
+    Source: M3P, specification 13.1 and pitfall 15.
+    """
+    return " ".join(_CJK.sub(r" \1 ", _MARKS.sub(" ", text.lower())).split())
+
+
+def induced_dictionary(concepts: Iterable[Concept], language: str) -> dict[str, list[str]]:
+    """Translations of English words, from the annotations of the same concepts in both languages.
+
+    A word of English names and keywords is translated by a name or keyword in the other language that stands with
+    nearly the same concepts: Dice's coefficient of the two sets is at least 0.5, and they share at least two concepts.
+
+    Args:
+        concepts: where from.
+        language: the other language.
+
+    Returns:
+        Word -> its translations, at most three, the best first; sorted by word.
+
+    Source: M3P, specification 13.1.
+    """
+    sources: defaultdict[str, set[int]] = defaultdict(set)
+    targets: defaultdict[str, set[int]] = defaultdict(set)
+    terms_of: defaultdict[int, list[str]] = defaultdict(list)
+    for concept in concepts:
+        for word in {word for text in (concept.name["en"], *concept.keywords["en"]) for word in plain(text).split()}:
+            sources[word].add(concept.index)
+        terms = {plain(text) for text in (concept.name[language], *concept.keywords[language])} - {""}
+        for term in sorted(terms):
+            targets[term].add(concept.index)
+            terms_of[concept.index].append(term)
+    found = {}
+    for word, own in sorted(sources.items()):
+        shared = Counter(term for index in own for term in terms_of[index])
+        scores = {
+            term: 2 * count / (len(own) + len(targets[term])) for term, count in shared.items() if count >= LEAST_SHARED
+        }
+        best = sorted((term for term in scores if scores[term] >= LEAST_DICE), key=lambda term: (-scores[term], term))
+        if best:
+            found[word] = best[:TRANSLATIONS]
+    return found
+
+
+class EmojiLanguagesWorld(World):
+    """Stand-ins for Conceptual Captions, Multi30K, COCO, STAIR Captions, COCO-CN, Wikipedia, and what belongs to them.
+
+    Captions are a name followed by up to `keywords` keywords in random order; the first caption of a test image always
+    has the first keywords of the list in their order. Flags are left out. Concepts are divided, once for all seeds:
+    `test`, `fine_tune`, and of the others a third for the dictionaries and the rest for pre-training. No picture of a
+    dictionary concept is trained on, and no dictionary is made from a concept that pre-training shows or a test asks
+    for: otherwise an entry would be the translation of a caption. (Concepts of fine-tuning, in which nothing is
+    switched, serve the dictionaries too.) Text without pictures says nothing of test concepts either.
+
+    Where only `drawings` are unseen, other designers' drawings of the test concepts are in Conceptual Captions, with
+    English captions, in the training splits of the other sets, with captions in their languages, and in `imagenet`.
+    The fixed caption of a test image is none of them, unless its concept has no keywords.
+
+    `dictionaries` holds `en-<language>.txt`, `sentencepiece` a tokenizer that was trained on the text of pre-training,
+    `imagenet` drawings by sub-category for the network that makes region features.
+
+    Args:
+        seed: seed of captions, grounds and places of training pictures.
+        size: side of a picture in pixels.
+        concepts: number of concepts, spread evenly over the 1,572 that are no flags; None for all.
+        test, fine_tune: numbers of concepts for testing and for fine-tuning.
+        unseen: what is new in a test: the `concepts`, in any language and by any designer, or their `drawings`.
+        keywords: most keywords of a caption.
+        pictures_per_drawing: rows of Conceptual Captions per drawing, each on another ground.
+        vocabulary_size: pieces of the tokenizer, at most.
+        train_styles: designers to train on.
+        test_style: designer to test on.
+        root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Source: M3P, specification 13.1 and 13.3.
+    """
+
+    kind = "emoji_languages"
+    title = "emoji world in six languages"
+    names = (
+        "conceptual_captions",
+        "multi30k",
+        "coco_karpathy",
+        "stair_captions",
+        "coco_cn",
+        "wikipedia",
+        "dictionaries",
+        "sentencepiece",
+        "imagenet",
+    )
+    version = 2
+    credit = CREDIT
+
+    def __init__(
+        self,
+        seed: int = 0,
+        size: int = 64,
+        concepts: int | None = None,
+        test: int = 300,
+        fine_tune: int = 400,
+        unseen: Literal["concepts", "drawings"] = "concepts",
+        keywords: int = 3,
+        pictures_per_drawing: int = 3,
+        vocabulary_size: int = 8000,
+        train_styles: tuple[str, ...] = ("noto", "openmoji", "fluent_flat"),
+        test_style: str = "twemoji",
+        root: str | None = None,
+    ) -> None:
+        styles = (*train_styles, test_style)
+        for style in styles:
+            if style not in STYLES:
+                raise ValueError(f"train_styles, test_style: {style!r} is not one of {', '.join(STYLES)}")
+        if not train_styles or len(set(styles)) < len(styles):
+            raise ValueError(f"train_styles, test_style: at least two different designers are needed, got {styles}")
+        every = tuple(concept for concept in read_concepts() if concept.group != "Flags")
+        count = len(every) if concepts is None else concepts
+        if not 0 < count <= len(every):
+            raise ValueError(f"concepts: must be from 1 to {len(every)}, got {concepts}")
+        rest = count - test - fine_tune
+        if test < 1 or fine_tune < 1 or rest < 6:
+            raise ValueError(
+                f"concepts: {count} less {test} for testing and {fine_tune} for fine-tuning leave {rest}; at least one "
+                "of each and six more are needed"
+            )
+        for name, value, least in (
+            ("seed", seed, 0),
+            ("size", size, 16),
+            ("keywords", keywords, 1),
+            ("pictures_per_drawing", pictures_per_drawing, 1),
+            ("vocabulary_size", vocabulary_size, 100),
+        ):
+            if value < least:
+                raise ValueError(f"{name}: must be at least {least}, got {value}")
+        if unseen not in ("concepts", "drawings"):
+            raise ValueError(f"unseen: must be concepts or drawings, got {unseen!r}")
+        parameters: dict[str, Any] = {
+            "seed": seed,
+            "unseen": unseen,
+            "size": size,
+            "concepts": count,
+            "test": test,
+            "fine_tune": fine_tune,
+            "keywords": keywords,
+            "pictures_per_drawing": pictures_per_drawing,
+            "vocabulary_size": vocabulary_size,
+            "train_styles": list(train_styles),
+            "test_style": test_style,
+        }
+        super().__init__(parameters, root)
+        self.seed = seed
+        self.unseen = unseen
+        self.size = size
+        self.keywords = keywords
+        self.pictures_per_drawing = pictures_per_drawing
+        self.vocabulary_size = vocabulary_size
+        self.train_styles = tuple(train_styles)
+        self.test_style = test_style
+        spread = [every[row * len(every) // count] for row in range(count)]
+        # The same division for every seed, so that seeds are measured on the same pictures.
+        order = [spread[row] for row in np.random.default_rng(0).permutation(count)]
+        third = rest // 3
+
+        def part(start: int, length: int) -> tuple[Concept, ...]:
+            return _ordered(order[start : start + length])
+
+        self.concepts = part(0, count)
+        self.test_concepts = part(0, test)
+        self.fine_tune_concepts = part(test, fine_tune)
+        self.dictionary_concepts = part(test + fine_tune, third)
+        #: What text without pictures is about, besides the dictionary concepts.
+        self.text_concepts = part(test + fine_tune + third, rest - third)
+        again = self.test_concepts if unseen == "drawings" else ()
+        self.pretraining_concepts = _ordered((*self.text_concepts, *again))
+        self.tuned_concepts = _ordered((*self.fine_tune_concepts, *again))
+        chosen = {concept.index for concept in spread}
+        # Of a world that does not hold all concepts, the others make the dictionaries, too: a handful shares no words.
+        self.left_out_concepts = tuple(concept for concept in every if concept.index not in chosen)
+        self._sheets: dict[str, dict[int, np.ndarray]] = {}
+        # Drawn by the test designer for validation.
+        self.held_out_concepts = (self.text_concepts if again else self.dictionary_concepts)[:_HELD_OUT_IMAGES]
+
+    def prepare(self, names: Sequence[str] | None = None) -> None:
+        try:
+            super().prepare(names)
+        finally:
+            self._sheets.clear()
+
+    # -- where things are ----------------------------------------------------------------------------------------------
+
+    def place(self, dataset: Any) -> None:
+        """Point a data set at its stand-in; the names of its class and of this world's data sets are the same."""
+        dataset.root = self.root_of(dataset.name)
+        if hasattr(dataset, "place_coco"):
+            dataset.place_coco(self.root_of("coco_karpathy"))
+
+    def needed_for(self, dataset: Any) -> tuple[str, ...]:
+        """What must be prepared for a data set."""
+        return (dataset.name, "coco_karpathy") if hasattr(dataset, "place_coco") else (dataset.name,)
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The SentencePiece model; `<unk>`, `<s>` and `</s>` are its pieces 0, 1 and 2, as in XLM-R's."""
+        return self.root_of("sentencepiece") / "sentencepiece.bpe.model"
+
+    @property
+    def dictionary_folder(self) -> Path:
+        """Folder of `en-<language>.txt`: a word, a tab and a translation a line, several lines per word."""
+        return self.root_of("dictionaries")
+
+    # -- text ----------------------------------------------------------------------------------------------------------
+
+    def captions_of(
+        self, concept: Concept, language: str, count: int, rng: np.random.Generator | None, first: bool = False
+    ) -> tuple[str, ...]:
+        """Captions of a concept.
+
+        Args:
+            concept: what to describe.
+            language: in which language.
+            count: how many.
+            rng: the only source of chance; not used for the first caption where that is fixed.
+            first: whether the first caption is the fixed one: the name and the first keywords of the list. No other
+                caption is, where the concept has keywords.
+        """
+        name = plain(concept.name[language])
+        terms = dict.fromkeys(plain(word) for word in concept.keywords[language])
+        others = [term for term in terms if term and term != name]
+        fixed = " ".join([name, *others[: self.keywords]])
+        texts = [fixed] if first else []
+        while len(texts) < count:
+            assert rng is not None
+            number = int(rng.integers(min(len(others), self.keywords) + 1))
+            text = " ".join([name, *(others[place] for place in rng.permutation(len(others))[:number])])
+            if text != fixed or not others:
+                texts.append(text)
+        return tuple(texts[:count])
+
+    @cached_property
+    def dictionaries(self) -> Mapping[str, Mapping[str, list[str]]]:
+        """Translations of English words by language."""
+        concepts = (*self.dictionary_concepts, *self.fine_tune_concepts, *self.left_out_concepts)
+        described = (*self.dictionary_concepts, *self.fine_tune_concepts, *self.text_concepts)
+        used = {word for c in described for text in (c.name["en"], *c.keywords["en"]) for word in plain(text).split()}
+        return {
+            language: {word: own for word, own in induced_dictionary(concepts, language).items() if word in used}
+            for language in LANGUAGES[1:]
+        }
+
+    def _sentences(self, language: str) -> list[str]:
+        """Text without pictures: names with keywords, of concepts that are not tested, in random order."""
+        number = LANGUAGES.index(language)
+        rng = np.random.default_rng([1 + self.seed, _TEXT, number])
+        concepts = sorted((*self.text_concepts, *self.dictionary_concepts), key=lambda concept: concept.code_points)
+        sentences = [text for concept in concepts for text in self.captions_of(concept, language, _SENTENCES, rng)]
+        return [sentences[row] for row in rng.permutation(len(sentences))]
+
+    # -- pictures ------------------------------------------------------------------------------------------------------
+
+    def _rng(self, style: str, concept: Concept, stream: int, copy: int, seeded: bool) -> np.random.Generator:
+        return np.random.default_rng(
+            [1 + self.seed if seeded else 0, _STYLE_NUMBERS[style], concept.index, 10 * copy + stream]
+        )
+
+    def _image(self, style: str, concept: Concept, drawing: np.ndarray, copy: int, trained: bool) -> np.ndarray:
+        """A drawing on a light ground; in a training picture, somewhere on it and smaller."""
+        rng = self._rng(style, concept, _IMAGE, copy, trained)
+        ground = rng.uniform(*_LIGHT, size=3)
+        if trained:
+            side = round(CELL * rng.uniform(_SMALLEST, 1.0))
+            left, top = (int(rng.integers(CELL - side + 1)) for _ in range(2))
+            placed = np.zeros_like(drawing)
+            small = Image.fromarray(drawing).resize((side, side), Image.Resampling.LANCZOS)
+            placed[top : top + side, left : left + side] = np.asarray(small)
+            drawing = placed
+        return compose(drawing, ground, self.size)
+
+    def _pictures(
+        self, styles: Sequence[str], concepts: Sequence[Concept], copies: int, trained: bool
+    ) -> Iterable[tuple[str, Concept, int, np.ndarray]]:
+        """Designer, concept, copy and pixels of every picture; what a designer did not draw is passed over."""
+        for style in styles:
+            if style not in self._sheets:
+                # Unpacking a sheet takes as long as writing three hundred pictures.
+                used = [concept.index for concept in self.concepts]
+                self._sheets[style] = dict(zip(used, read_drawings(style, used)))
+            for concept in concepts:
+                if style in concept.styles:
+                    drawing = self._sheets[style][concept.index]
+                    for copy in range(copies):
+                        yield style, concept, copy, self._image(style, concept, drawing, copy, trained)
+
+    def _split(self, split: str) -> tuple[Sequence[str], Sequence[Concept]]:
+        """Designers and concepts of a split of the captioned sets but Conceptual Captions."""
+        return {
+            "train": (self.train_styles, self.tuned_concepts),
+            "val": ((self.test_style,), self.held_out_concepts),
+            "test": ((self.test_style,), self.test_concepts),
+        }[split]
+
+    def _captioned(self, split: str, languages: Sequence[str]) -> list[tuple[int, Concept, dict[str, tuple[str, ...]]]]:
+        """Number, concept and captions by language of every image of a split, in the order of their numbers."""
+        styles, concepts = self._split(split)
+        rows = []
+        for style in styles:
+            for concept in concepts:
+                if style not in concept.styles:
+                    continue
+                captions = {
+                    language: self.captions_of(
+                        concept,
+                        language,
+                        CAPTIONS_PER_IMAGE[language],
+                        self._rng(style, concept, _WORDS, 1 + LANGUAGES.index(language), split == "train"),
+                        first=split != "train",
+                    )
+                    for language in languages
+                }
+                rows.append((_number(style, concept), concept, captions))
+        return rows
+
+    # -- layouts -------------------------------------------------------------------------------------------------------
+
+    def _files(self, name: str) -> int:
+        def drawn(styles: Sequence[str], concepts: Sequence[Concept]) -> int:
+            return sum(style in concept.styles for style in styles for concept in concepts)
+
+        if name == "conceptual_captions":
+            return self.pictures_per_drawing * drawn(self.train_styles, self.pretraining_concepts) + len(
+                self.held_out_concepts
+            )
+        if name in ("multi30k", "coco_karpathy"):
+            return sum(drawn(*self._split(split)) for split in ("train", "val", "test"))
+        if name == "imagenet":
+            return drawn(self.train_styles, self._shown) + len(self._shown_later)
+        return 0
+
+    def _fill(self, name: str, root: Path, write: Write) -> None:
+        getattr(self, f"_{name}")(root, write)
+
+    def _conceptual_captions(self, root: Path, write: Write) -> None:
+        captions: dict[str, list[str]] = {}
+        groups: dict[str, dict[str, int]] = {}
+        for split, styles, concepts, copies in (
+            ("train", self.train_styles, self.pretraining_concepts, self.pictures_per_drawing),
+            ("val", (self.test_style,), self.held_out_concepts, 1),
+        ):
+            captions[split], groups[split] = [], {}
+            for style, concept, copy, pixels in self._pictures(styles, concepts, copies, split == "train"):
+                path = root / conceptual_captions_folder(split) / f"{len(captions[split])}.jpg"
+                write(path, partial(write_jpeg, path, pixels))
+                groups[split][str(len(captions[split]))] = concept.index
+                rng = self._rng(style, concept, _WORDS, copy, split == "train")
+                captions[split] += self.captions_of(concept, "en", 1, rng)
+        write_conceptual_captions(root, captions)
+        write_groups(root, groups)
+
+    def _multi30k(self, root: Path, write: Write) -> None:
+        groups: dict[str, dict[str, int]] = {}
+        for split in ("train", "val", "test"):
+            styles, concepts = self._split(split)
+            for style, concept, _, pixels in self._pictures(styles, concepts, 1, split == "train"):
+                path = root / "flickr30k-images" / f"{_number(style, concept)}.jpg"
+                write(path, partial(write_jpeg, path, pixels))
+            rows = self._captioned(split, ("en", "de", "fr", "cs"))
+            captions = {language: [own[language] for _, _, own in rows] for language in ("en", "de", "fr", "cs")}
+            write_multi30k(root, split, [str(number) for number, _, _ in rows], captions)
+            groups[split] = {str(number): concept.index for number, concept, _ in rows}
+        write_groups(root, groups)
+
+    def _coco_karpathy(self, root: Path, write: Write) -> None:
+        for split in ("train", "val", "test"):
+            styles, concepts = self._split(split)
+            for style, concept, _, pixels in self._pictures(styles, concepts, 1, split == "train"):
+                path = root / karpathy_folder(split) / karpathy_name(_number(style, concept), split)
+                write(path, partial(write_jpeg, path, pixels))
+        write_karpathy(root, {split: self._annotated(split, "en") for split in ("train", "val", "test")})
+
+    def _annotated(self, split: str, language: str) -> list[Annotated]:
+        return [
+            Annotated(number, karpathy_name(number, split), self.size, self.size, own[language], group=concept.index)
+            for number, concept, own in self._captioned(split, (language,))
+        ]
+
+    def _stair_captions(self, root: Path, write: Write) -> None:
+        parts = {
+            "train2014": self._annotated("train", "ja"),
+            "val2014": [*self._annotated("val", "ja"), *self._annotated("test", "ja")],
+        }
+        write_stair_captions(root, parts, f"Emoji world. {CREDIT}")
+
+    def _coco_cn(self, root: Path, write: Write) -> None:
+        parts = {
+            split: [(Path(image.file_name).stem, image.captions) for image in self._annotated(split, "zh")]
+            for split in ("train", "val", "test")
+        }
+        write_coco_cn(root, parts)
+
+    def _wikipedia(self, root: Path, write: Write) -> None:
+        for language in LANGUAGES:
+            sentences = self._sentences(language)
+            held_out = max(len(sentences) // _HELD_OUT_SENTENCES, 1)
+            write_lines(root / f"{language}.train.txt", sentences[held_out:])
+            write_lines(root / f"{language}.valid.txt", sentences[:held_out])
+
+    def _dictionaries(self, root: Path, write: Write) -> None:
+        for language, entries in self.dictionaries.items():
+            lines = [f"{word}\t{translation}" for word, own in entries.items() for translation in own]
+            write_lines(root / f"en-{language}.txt", lines)
+
+    def _sentencepiece(self, root: Path, write: Write) -> None:
+        from sentencepiece import SentencePieceTrainer
+
+        texts = [text for language in LANGUAGES for text in self._sentences(language)]
+        texts += [
+            text for entries in self.dictionaries.values() for word, own in entries.items() for text in (word, *own)
+        ]
+        concepts = (*self.test_concepts, *self.fine_tune_concepts, *self.text_concepts)
+        every = {
+            sign
+            for concept in concepts
+            for language in LANGUAGES
+            for text in (concept.name[language], *concept.keywords[language])
+            for sign in plain(text)
+        }
+        # A tokenizer of a hundred languages knows every sign, but nothing else of the text that is tested or tuned on.
+        # Without pieces of its own, a CJK sign would be two: the space before it, and itself.
+        signs = [f"\u2581{sign}" for sign in sorted(every.union(*texts)) if _CJK.match(sign)]
+        known = set("".join(texts)).union(signs, " ")
+        with (root / "sentencepiece.bpe.model").open("wb") as stream:
+            try:
+                SentencePieceTrainer.train(
+                    sentence_iterator=iter(texts),
+                    model_writer=stream,
+                    model_type="unigram",
+                    vocab_size=self.vocabulary_size,
+                    hard_vocab_limit=False,
+                    character_coverage=1.0,
+                    required_chars="".join(sorted(every - known)),
+                    user_defined_symbols=signs,
+                    num_threads=1,
+                    minloglevel=2,
+                )
+            except RuntimeError as error:
+                raise ValueError(
+                    f"vocabulary_size: {self.vocabulary_size} pieces are too few for the {len(every | known)} signs of "
+                    f"this world ({error})"
+                ) from None
+
+    @cached_property
+    def _shown(self) -> tuple[Concept, ...]:
+        """What the network for region features learns to tell apart."""
+        return _ordered((*self.pretraining_concepts, *self.fine_tune_concepts))
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Sub-categories, sorted: the classes of the regions."""
+        return tuple(sorted({concept.subgroup for concept in self._shown}))
+
+    @cached_property
+    def _shown_later(self) -> tuple[Concept, ...]:
+        """What its features are tried on: other concepts by the test designer."""
+        return tuple(concept for concept in self.dictionary_concepts if concept.subgroup in self.class_names)
+
+    def _imagenet(self, root: Path, write: Write) -> None:
+        for split, styles, concepts in (
+            ("train", self.train_styles, self._shown),
+            ("val", (self.test_style,), self._shown_later),
+        ):
+            # The network moves the drawings itself.
+            for style, concept, _, pixels in self._pictures(styles, concepts, 1, False):
+                label = self.class_names.index(concept.subgroup)
+                path = imagenet_path(root, split, label, _number(style, concept))
+                write(path, partial(write_jpeg, path, pixels))
+        write_class_names(root, self.class_names)
+
+
+def _ordered(concepts: Iterable[Concept]) -> tuple[Concept, ...]:
+    return tuple(sorted(concepts, key=lambda concept: concept.index))
+
+
+def _number(style: str, concept: Concept) -> int:
+    return _PER_STYLE * _STYLE_NUMBERS[style] + concept.index

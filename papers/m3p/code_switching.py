@@ -1,0 +1,235 @@
+"""Code-switching: words of a caption change places with their translations in other languages (specification 5)."""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["every_word", "one_word"]
+# A word's translations into each language that has any, in the order of the languages.
+Entry = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of some captions a code switcher can switch.
+
+    Args:
+        tokens: number of words, each as often as it stands there.
+        types: number of different words.
+        token_share: of the words with an entry in any dictionary, in [0, 1].
+        type_share: likewise of the different words.
+        by_language: share of the words with an entry in the dictionary of each language.
+    """
+
+    tokens: int
+    types: int
+    token_share: float
+    type_share: float
+    by_language: Mapping[str, float]
+
+
+class CodeSwitcher:
+    """Replaces words of captions by translations, at random.
+
+    Dictionaries are text files as MUSE and FreeDict exports have them: `<source>-<target>.txt`, one pair a line, source
+    and translation separated by a tab, or by the first blank where there is none; a word may have many lines.
+
+    Args:
+        dictionaries: folder of the files.
+        targets: languages to switch to; each needs its file.
+        source: language of the captions that are switched; others stay as they are.
+        mode: `every_word`, each word that a dictionary has is replaced with probability `word_ratio` (the paper);
+            `one_word`, exactly one of them (the released pre-training code).
+        sentence_ratio: probability that a caption is switched at all.
+        word_ratio: see `mode`.
+        strip_punctuation: look words up without marks around them, which stay where they are; else "dog," is no word.
+        lower_case: look a word up in lower case where the dictionary lacks it as it is.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Source: specification 5; `clag` and `dclag` of the released code.
+    """
+
+    def __init__(
+        self,
+        dictionaries: str,
+        targets: Sequence[str],
+        source: str = "en",
+        mode: Mode = "every_word",
+        sentence_ratio: float = 0.8,
+        word_ratio: float = 0.8,
+        strip_punctuation: bool = True,
+        lower_case: bool = True,
+    ) -> None:
+        if mode not in get_args(Mode):
+            raise ValueError(f"code_switching.mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+        for name, value in (("sentence_ratio", sentence_ratio), ("word_ratio", word_ratio)):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"code_switching.{name} is a probability, got {value}")
+        if not targets:
+            raise ValueError("code_switching.targets: name at least one language; null switches code-switching off")
+        if source in targets or len(set(targets)) < len(targets):
+            raise ValueError(
+                f"code_switching.targets: {', '.join(targets)} must be different languages and not {source}"
+            )
+        self.dictionaries = Path(dictionaries)
+        self.targets = tuple(targets)
+        self.source = source
+        self.mode: Mode = mode
+        self.sentence_ratio = sentence_ratio
+        self.word_ratio = word_ratio
+        self.strip_punctuation = strip_punctuation
+        self.lower_case = lower_case
+        self._words: dict[str, dict[str, list[str]]] | None = None
+        self._entries: dict[str, Entry | None] = {}
+
+    def prepare(self) -> None:
+        """Read the dictionaries.
+
+        Raises:
+            FileNotFoundError: one is missing.
+            ValueError: one holds no pairs.
+        """
+        if self._words is not None:
+            return
+        words: dict[str, dict[str, list[str]]] = {}
+        for target in self.targets:
+            for word, translation in read_dictionary(self.dictionaries, self.source, target):
+                words.setdefault(word, {}).setdefault(target, []).append(translation)
+        self._words = words
+
+    def switch(self, text: str, rng: np.random.Generator) -> str:
+        """A caption with some words replaced.
+
+        Args:
+            text: the caption; words stand between single spaces.
+            rng: source of the draws.
+        """
+        if rng.random() >= self.sentence_ratio:
+            return text
+        words = text.split(" ")
+        if self.mode == "every_word":
+            for place in np.flatnonzero(rng.random(len(words)) < self.word_ratio).tolist():
+                self._replace(words, place, rng)
+        else:
+            for place in rng.permutation(len(words)).tolist():
+                if self._replace(words, place, rng):
+                    break
+        return " ".join(words)
+
+    def coverage(self, texts: Iterable[str]) -> Coverage:
+        """Share of the words of some captions that have an entry; a word is what has a letter or a digit."""
+        counts: dict[str, int] = {}
+        for text in texts:
+            for word in text.split():
+                if any(sign.isalnum() for sign in word):
+                    counts[word] = counts.get(word, 0) + 1
+        tokens = sum(counts.values())
+        found = {word: languages for word in counts if (languages := self._languages(word))}
+        return Coverage(
+            tokens,
+            len(counts),
+            sum(counts[word] for word in found) / max(tokens, 1),
+            len(found) / max(len(counts), 1),
+            {
+                target: sum(counts[word] for word, languages in found.items() if target in languages) / max(tokens, 1)
+                for target in self.targets
+            },
+        )
+
+    def _replace(self, words: list[str], place: int, rng: np.random.Generator) -> bool:
+        word = words[place]
+        if word in self._entries:
+            entry = self._entries[word]
+        else:
+            entry = self._entries[word] = self._entry(word)
+        if entry is None:
+            return False
+        # The language first, then one of its translations: a language with many has no larger share.
+        translations = entry[int(rng.random() * len(entry))]
+        words[place] = translations[int(rng.random() * len(translations))]
+        return True
+
+    def _entry(self, word: str) -> Entry | None:
+        """Translations of a word as it stands in a caption, the marks around it included; None without any."""
+        before, languages, after = self._look_up(word)
+        if not languages:
+            return None
+        return tuple(tuple(f"{before}{text}{after}" for text in own) for own in languages.values())
+
+    def _languages(self, word: str) -> Mapping[str, list[str]]:
+        return self._look_up(word)[1]
+
+    def _look_up(self, word: str) -> tuple[str, Mapping[str, list[str]], str]:
+        if self._words is None:
+            self.prepare()
+        assert self._words is not None
+        first, last = 0, len(word)
+        if self.strip_punctuation and word not in self._words:
+            while first < last and _is_mark(word[first]):
+                first += 1
+            while first < last and _is_mark(word[last - 1]):
+                last -= 1
+        core = word[first:last]
+        found = self._words.get(core)
+        if found is None and self.lower_case:
+            found = self._words.get(core.lower())
+        return word[:first], found or {}, word[last:]
+
+
+def _is_mark(sign: str) -> bool:
+    return unicodedata.category(sign)[0] == "P"
+
+
+def read_dictionary(folder: Path, source: str, target: str) -> list[tuple[str, str]]:
+    """Pairs of a dictionary, in the order of its file; lines without a translation are left out and counted in the log.
+
+    Args:
+        folder: where it lies.
+        source, target: languages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no text in UTF-8, or holds no pair.
+    """
+    path = folder / f"{source}-{target}.txt"
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        there = sorted(file.stem for file in folder.glob(f"{source}-*.txt"))
+        raise FileNotFoundError(
+            f"code_switching: the dictionary {path} is missing (there: {', '.join(there) or 'none'}). Put it there, "
+            f'one "word<TAB>translation" a line, as MUSE and FreeDict exports have it, or leave {target} out of '
+            "code_switching.targets"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"code_switching: {path} cannot be read as a text in UTF-8 ({error})") from None
+    pairs: list[tuple[str, str]] = []
+    lacking = 0
+    for line in content.split("\n"):
+        if not line.strip():
+            continue
+        word, _, translation = line.strip().partition("\t" if "\t" in line.strip() else " ")
+        word, translation = word.strip(), " ".join(translation.split())
+        if word and translation:
+            pairs.append((word, translation))
+        else:
+            lacking += 1
+    if not pairs:
+        raise ValueError(
+            f'code_switching: {path} holds no pairs; one "word<TAB>translation" a line is expected. Get it anew, or '
+            f"leave {target} out of code_switching.targets"
+        )
+    if lacking:
+        logger.warning("%s: %d lines without a translation are left out", path, lacking)
+    return pairs

@@ -1,0 +1,316 @@
+"""Retrieval by reading every pair: scores of all images with all captions, and what is found by them.
+
+There is no tower for images and none for captions, so a test set of 1,000 images with 5,000 captions takes five million
+forward passes in every language. They are kept as cheap as they can be: regions are embedded once per image and words
+once per caption, captions of similar length are read together, the last block computes the one position that the match
+is read from, every process takes a share, and an interrupted evaluation goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, write_whole
+from common.memory.collective import rank, world_size
+from common.metrics.gathering import RowsOncePerSample, gather_rows
+from common.metrics.retrieval import score_retrieval
+from papers.m3p.model import M3PModel
+from papers.m3p.objective import all_pairs
+
+#: Captions that are read together; they are padded to the longest of them.
+CAPTIONS_TOGETHER = 64
+#: Seconds between two notes of what has been scored.
+SAVE_EVERY = 60.0
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images and captions that are searched, as the encoder's first block reads them.
+
+    Attributes:
+        image: vectors of regions [N, R, D].
+        image_mask: which of them count, bool [N, R].
+        tokens: ids of all captions, int64 [M, W].
+        token_mask: which of them count, bool [M, W].
+        caption_image: row of each caption's image, int64 [M].
+        caption: the captions' numbers in their data set, int64 [M].
+        image_number: the images' numbers in theirs, int64 [N].
+    """
+
+    image: Tensor
+    image_mask: Tensor
+    tokens: Tensor
+    token_mask: Tensor
+    caption_image: Tensor
+    caption: Tensor
+    image_number: Tensor
+
+
+class PairScorer:
+    """Scores of all pairs of images and captions by the match head.
+
+    Args:
+        model: encoder and heads; evaluating.
+        tokens_per_batch: regions and tokens that are read at a time, over all pairs together.
+        captions_together: captions of similar length in one tile.
+    """
+
+    def __init__(self, model: M3PModel, tokens_per_batch: int, captions_together: int = CAPTIONS_TOGETHER) -> None:
+        self.model = model
+        self.tokens_per_batch = tokens_per_batch
+        self.captions_together = captions_together
+
+    def tiles(self, token_mask: Tensor) -> list[Tensor]:
+        """Columns of captions of similar length, shortest first; a process takes every W-th of these tiles."""
+        order = token_mask.sum(1).argsort(stable=True)
+        return list(order.split(self.captions_together))[rank() :: world_size()]
+
+    @torch.inference_mode()
+    def tile(self, gallery: Gallery, columns: Tensor, languages: Tensor | None = None) -> Tensor:
+        """Scores [N, C] float32 of all images with some captions.
+
+        Args:
+            gallery: images and captions.
+            columns: which captions, int64 [C].
+            languages: their language ids [C], where the encoder adds language embeddings beside regions.
+        """
+        encoder, device = self.model.encoder, gallery.image.device
+        mask = gallery.token_mask[columns]
+        longest = max(int(mask.sum(1).max()), 1)
+        mask = mask[:, :longest].to(device)
+        tokens = gallery.tokens[columns][:, :longest].to(device)
+        regions = gallery.image.shape[1]
+        added = languages if encoder.joint_language_embedding else None
+        text = encoder.start_text(tokens, mask, regions, added)
+        images = max(1, self.tokens_per_batch // (len(columns) * (regions + longest)))
+        scores = [
+            self.model.match(encoder.encode(all_pairs(start, text), all_pairs(known, mask), "first")[:, 0])
+            for start, known in zip(gallery.image.split(images), gallery.image_mask.split(images))
+        ]
+        return torch.cat(scores).float().unflatten(0, (len(gallery.image), len(columns)))
+
+    def score(
+        self, gallery: Gallery, partial: Path | None = None, language: int | None = None, title: str = ""
+    ) -> Tensor:
+        """Scores [N, M] float32 of all pairs on every process, on the host.
+
+        Args:
+            gallery: images and captions, the same on every process.
+            partial: file of this process that notes what is done, so that an interrupted scoring goes on from there.
+            language: id of the captions' language.
+            title: of the progress bar; none is shown without.
+        """
+        tiles = self.tiles(gallery.token_mask)
+        mark = self._mark(gallery)
+        done = _noted(partial, mark) if partial is not None else {}
+        saved = time.monotonic()
+        for number in _progress(len(tiles), title):
+            if number in done:
+                continue
+            columns = tiles[number]
+            languages = None if language is None else torch.full((len(columns),), language, device=gallery.image.device)
+            done[number] = self.tile(gallery, columns, languages).cpu()
+            if partial is not None and time.monotonic() - saved > SAVE_EVERY:
+                note(partial, mark, done)
+                saved = time.monotonic()
+        if partial is not None:
+            note(partial, mark, done)
+        # Captions as rows, since processes may bring different numbers of them.
+        device = gallery.image.device
+        count = len(gallery.image)
+        own = [done[number].T for number in range(len(tiles))]
+        rows = torch.cat(own) if own else torch.zeros(0, count)
+        columns = torch.cat(tiles) if tiles else torch.zeros(0, dtype=torch.int64)
+        rows, columns = gather_rows(rows.to(device)).cpu(), gather_rows(columns.to(device)).cpu()
+        return torch.empty_like(rows).index_copy_(0, columns, rows).T
+
+    def _mark(self, gallery: Gallery) -> str:
+        """What the scores depend on: another model or another gallery has another mark."""
+        digest = hashlib.sha256(f"{rank()} {world_size()} {self.captions_together}".encode())
+        sums = [parameter.double().sum() for parameter in self.model.parameters()]
+        for tensor in (torch.stack(sums), gallery.image.double().sum(), gallery.tokens, gallery.token_mask):
+            digest.update(tensor.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def note(path: Path, mark: str, done: Mapping[int, Tensor]) -> None:
+    """Write what has been scored; the file appears whole or not at all."""
+    write_whole(path, lambda file: torch.save({"mark": mark, "tiles": dict(done)}, file))
+
+
+def _noted(path: Path, mark: str) -> dict[int, Tensor]:
+    """Tiles that an interrupted scoring of the same left behind; a damaged note is as good as none."""
+    if not path.is_file():
+        return {}
+    try:
+        content = read_checkpoint(path)
+    except CheckpointError as error:
+        rank_zero_warn(f"{error}; its pairs are scored again")
+        return {}
+    if content.get("mark") != mark:
+        return {}
+    return {number: tile.clone() for number, tile in content["tiles"].items()}
+
+
+def _progress(count: int, title: str) -> Iterator[int]:
+    """Numbers below `count`, with a bar on the main process."""
+    if not title or rank() != 0:
+        yield from range(count)
+        return
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as bar:
+        yield from bar.track(range(count), total=count)
+
+
+def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
+    """Columns [N * k] that give every image exactly k captions: the first k, or all of them over and over.
+
+    The released code makes the same number of them, by chance where there are more or fewer. With one caption in French
+    or Czech it stands in the gallery five times, and what is found among the K best is counted with all of them.
+
+    Args:
+        caption_image: row of each caption's image, int64 [M], each row once at least.
+        captions_per_image: k.
+
+    Source: specification 8 and 10.
+    """
+    order = caption_image.argsort(stable=True)
+    counts = caption_image.bincount()
+    starts = counts.cumsum(0) - counts
+    described = counts.nonzero()[:, 0]
+    offset = torch.arange(captions_per_image)[None] % counts[described, None]
+    return order[(starts[described, None] + offset).flatten()]
+
+
+@dataclass
+class Searched:
+    """What was found in one test set.
+
+    Attributes:
+        name, language: of the set.
+        position: of the set among those of the data module.
+        scores: [N, M], images by captions.
+        gallery: what was searched; without the vectors of regions.
+        metrics: recalls in percent.
+    """
+
+    name: str
+    language: str
+    position: int
+    scores: Tensor
+    gallery: Gallery
+    metrics: dict[str, Tensor]
+
+
+class RetrievalTest:
+    """Collects images and captions of all test sets, scores all pairs and computes the recalls.
+
+    Args:
+        tokens_per_batch: see `PairScorer`.
+        captions_per_image: every image counts with exactly so many captions, see `exactly`; None takes them as they
+            are.
+        by_means: compare mean word and region embeddings, for a model that has learned nothing else yet.
+
+    Source: specification 10.
+    """
+
+    def __init__(self, tokens_per_batch: int, captions_per_image: int | None, by_means: bool = False) -> None:
+        if tokens_per_batch < 1 or (captions_per_image is not None and captions_per_image < 1):
+            raise ValueError(
+                "model: tokens_per_batch and captions_per_image must be at least 1, got "
+                f"{tokens_per_batch} and {captions_per_image}"
+            )
+        self.tokens_per_batch = tokens_per_batch
+        self.captions_per_image = captions_per_image
+        self.by_means = by_means
+        self.found: list[Searched] = []
+
+    def reset(self, module: Any) -> None:
+        """Start anew, for the sets of the module's data."""
+        self.module = module
+        self.sets = module.trainer.datamodule.evaluation_sets
+        self.images = {one.image_loader: RowsOncePerSample("start", "mask") for one in self.sets}
+        self.captions = {one.caption_loader: RowsOncePerSample("tokens", "mask", "image_index") for one in self.sets}
+        self.found = []
+
+    def update(self, model: M3PModel, batch: Mapping[str, Tensor], loader: int) -> None:
+        """Embed the regions of a few images, or take a few captions."""
+        if loader in self.images:
+            regions, boxes, mask = batch["regions"], batch["boxes"], batch["region_mask"]
+            if self.by_means:
+                start = model.encoder.mean_of_regions(regions, boxes, mask)[:, None]
+            else:
+                start = model.encoder.start_regions(regions, boxes, mask)
+            self.images[loader].update(batch["index"], start=start, mask=mask)
+        else:
+            self.captions[loader].update(
+                batch["index"], tokens=batch["tokens"], mask=batch["token_mask"], image_index=batch["image_index"]
+            )
+
+    def compute(self, model: M3PModel) -> dict[str, Tensor]:
+        """Recalls of every set in percent, and means over languages; all processes must call.
+
+        Returns:
+            ``<set>_mr``, ``<set>_t2i_r1`` and so on, and ``non_english_mr``, where there is another language.
+        """
+        trainer = self.module.trainer
+        images = {loader: rows.compute(self.module.device) for loader, rows in self.images.items()}
+        partials: list[Path] = []
+        for position, one in enumerate(self.sets):
+            gallery = self._gallery(images[one.image_loader], self.captions[one.caption_loader])
+            if self.by_means:
+                scores = self._scores_of_means(model, gallery)
+            else:
+                folder = Path(trainer.default_root_dir) / "partial_scores"
+                partials.append(folder / f"{one.name}.{rank()}.pt")
+                title = f"  scoring {one.name}" if trainer.progress_bar_callback is not None else ""
+                languages = list(trainer.datamodule.languages)
+                language = languages.index(one.language) if one.language in languages else None
+                with trainer.strategy.precision_plugin.forward_context():
+                    scores = PairScorer(model, self.tokens_per_batch).score(gallery, partials[-1], language, title)
+            metrics = self._recalls(scores, gallery)
+            kept = Gallery(**{**gallery.__dict__, "image": gallery.image[:0]})
+            self.found.append(Searched(one.name, one.language, position, scores, kept, metrics))
+        for path in partials:
+            path.unlink(missing_ok=True)
+        results = {f"{one.name}_{key}": value for one in self.found for key, value in one.metrics.items()}
+        others = [one.metrics["mr"] for one in self.found if one.language != "en"]
+        if others:
+            results["non_english_mr"] = torch.stack(others).mean()
+        return {name: value.float().to(self.module.device) for name, value in results.items()}
+
+    def _gallery(self, images: tuple[Tensor, dict[str, Tensor]], captions: RowsOncePerSample) -> Gallery:
+        number, image = images
+        index, caption = captions.compute(self.module.device)
+        index, number = index.cpu().long(), number.cpu().long()
+        owner = caption["image_index"].cpu().long()
+        row = torch.searchsorted(number, owner).clamp(max=len(number) - 1)
+        known = number[row] == owner  # the features of an image may be broken
+        return Gallery(
+            image["start"], image["mask"], caption["tokens"].cpu()[known], caption["mask"].cpu()[known], row[known],
+            index[known], number,
+        )  # fmt: skip
+
+    def _recalls(self, scores: Tensor, gallery: Gallery) -> dict[str, Tensor]:
+        owner = gallery.caption_image
+        if self.captions_per_image is not None:
+            columns = exactly(owner, self.captions_per_image)
+            scores, owner = scores[:, columns], owner[columns]
+        found = score_retrieval(scores, owner)
+        return {name: value for name, value in found.items() if "mean" not in name}
+
+    def _scores_of_means(self, model: M3PModel, gallery: Gallery) -> Tensor:
+        device = self.module.device
+        text = model.encoder.mean_of_words(gallery.tokens.to(device), gallery.token_mask.to(device))
+        return (F.normalize(gallery.image[:, 0], dim=1) @ F.normalize(text, dim=1).T).cpu()

@@ -1,0 +1,398 @@
+"""The networks of M3P: one encoder of text, or of regions and text, and the heads on it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+#: Token id that fills rows up (specification 2).
+PADDING = 1
+#: Every LayerNorm's; XLM-R has 1e-5 (specification 3).
+EPSILON = 1e-12
+
+Positions = Literal["all", "first"]
+
+
+class RegionEmbedding(nn.Module):
+    """Vectors of image regions, out of what a detector saw there and where it was.
+
+    Args:
+        feature_dim: width of a detector's feature.
+        width: D.
+        dropout: share that is dropped.
+
+    Shapes:
+        features [B, R, feature_dim], L2-normalised; boxes [B, R, 5], L2-normalised -> [B, R, D]
+
+    Source: specification 3, image embedding.
+    """
+
+    def __init__(self, feature_dim: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.feature = nn.Linear(feature_dim, width)
+        self.box = nn.Linear(5, width)
+        self.norm = nn.LayerNorm(width, EPSILON)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        return self.dropout(self.norm(self.feature(features) + self.box(boxes)))
+
+
+class Block(nn.Module):
+    """A transformer block that normalises after each of its two sums.
+
+    Args:
+        width: D.
+        attention_heads: heads, a divisor of D.
+        feed_forward_width: width between the two layers after attention.
+        dropout: share of what is added that is dropped.
+        attention_dropout: share of the attention weights that is dropped.
+
+    Source: specification 3, block.
+    """
+
+    def __init__(
+        self, width: int, attention_heads: int, feed_forward_width: int, dropout: float, attention_dropout: float
+    ) -> None:
+        super().__init__()
+        self.heads = attention_heads
+        self.attention_dropout = attention_dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width, EPSILON)
+        self.expand = nn.Linear(width, feed_forward_width)
+        self.contract = nn.Linear(feed_forward_width, width)
+        self.output_norm = nn.LayerNorm(width, EPSILON)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden: Tensor, mask: Tensor, positions: Positions = "all") -> Tensor:
+        """Apply the block.
+
+        Args:
+            hidden: [B, S, D].
+            mask: which positions count, bool [B, S]; every row has one that does.
+            positions: what is wanted: all positions, or the first alone, which costs much less and reads all the same.
+
+        Returns:
+            [B, S, D] or, for the first, [B, 1, D]; zero where the mask is False.
+        """
+        asking = hidden if positions == "all" else hidden[:, :1]
+        wanted = mask if positions == "all" else mask[:, :1]
+        # torch scales the queries and takes the softmax in float32 also for half precision.
+        attended = F.scaled_dot_product_attention(
+            self._split(self.query(asking)),
+            self._split(self.key(hidden)),
+            self._split(self.value(hidden)),
+            attn_mask=mask[:, None, None, :],
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )
+        attended = attended.transpose(1, 2).flatten(2)
+        hidden = self.attention_norm(asking + self.dropout(self.output(attended)))
+        hidden = self.output_norm(hidden + self.dropout(self.contract(F.gelu(self.expand(hidden)))))
+        return hidden * wanted[..., None]
+
+    def _split(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class M3PEncoder(nn.Module):
+    """One encoder with two ways in: text alone, or regions followed by text.
+
+    Args:
+        vocabulary_size: number of token ids; XLM-R's is 250,002.
+        width: D.
+        layers: blocks.
+        attention_heads: heads of each, a divisor of D.
+        feed_forward_width: width between the two layers after attention.
+        positions: longest sequence, regions and tokens together.
+        languages: languages with an embedding of their own; with one, no embedding is added.
+        feature_dim: width of a region's feature.
+        dropout, attention_dropout: shares that are dropped, of sums and of attention weights.
+        joint_language_embedding: add the language's embedding to tokens that stand beside regions, too. The released
+            code builds the ids and leaves them out.
+
+    Raises:
+        ValueError: a size does not fit.
+
+    Source: specification 3; sizes of the README's commands by default.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int = 250002,
+        width: int = 768,
+        layers: int = 12,
+        attention_heads: int = 12,
+        feed_forward_width: int = 3072,
+        positions: int = 514,
+        languages: int = 100,
+        feature_dim: int = 2048,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        joint_language_embedding: bool = False,
+    ) -> None:
+        super().__init__()
+        if width % attention_heads:
+            raise ValueError(f"encoder.attention_heads is {attention_heads}, which does not divide width {width}")
+        if layers < 1 or languages < 1:
+            raise ValueError(f"encoder: needs a layer and a language, got layers={layers}, languages={languages}")
+        self.vocabulary_size = vocabulary_size
+        self.width = width
+        self.positions = positions
+        self.languages = languages
+        self.feature_dim = feature_dim
+        self.joint_language_embedding = joint_language_embedding
+        self.token = nn.Embedding(vocabulary_size, width, padding_idx=PADDING)
+        self.position = nn.Embedding(positions, width)
+        self.language = nn.Embedding(languages, width)
+        self.norm = nn.LayerNorm(width, EPSILON)
+        self.dropout = nn.Dropout(dropout)
+        self.region = RegionEmbedding(feature_dim, width, dropout)
+        self.blocks = nn.ModuleList(
+            Block(width, attention_heads, feed_forward_width, dropout, attention_dropout) for _ in range(layers)
+        )
+        with torch.no_grad():
+            for table in (self.token, self.position, self.language):
+                table.weight.normal_(std=width**-0.5)
+            self.token.weight[PADDING].zero_()
+
+    # -- what a sequence begins with -----------------------------------------------------------------------------------
+
+    def start_text(
+        self, token_ids: Tensor, token_mask: Tensor, first: int = 0, languages: Tensor | None = None
+    ) -> Tensor:
+        """Vectors of tokens as the first block reads them.
+
+        Args:
+            token_ids: int64 [B, L].
+            token_mask: which of them count, bool [B, L].
+            first: position of the first token: 0 without regions, R behind them.
+            languages: ids [B] or [B, L] whose embeddings are added; None adds none.
+
+        Returns:
+            [B, L, D]; they depend neither on regions nor on other tokens.
+
+        Raises:
+            ValueError: the sequence is longer than the table of positions.
+        """
+        last = first + token_ids.shape[1]
+        if last > self.positions:
+            raise ValueError(
+                f"a sequence of {first} regions and {token_ids.shape[1]} tokens is longer than the {self.positions} "
+                "positions of the encoder: shorten data.max_tokens or the number of regions, or raise encoder.positions"
+            )
+        vectors = self.token(token_ids) + self.position.weight[first:last]
+        if languages is not None and self.languages > 1:
+            vectors = vectors + self.language(languages if languages.ndim == 2 else languages[:, None])
+        return self.dropout(self.norm(vectors)) * token_mask[..., None]
+
+    def start_regions(self, regions: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
+        """Vectors of regions as the first block reads them, so that an image need be embedded only once for many texts.
+
+        Args:
+            regions: features [B, R, feature_dim], L2-normalised; zero where a region is masked out.
+            boxes: [B, R, 5], L2-normalised.
+            region_mask: which of them count, bool [B, R].
+
+        Returns:
+            [B, R, D].
+        """
+        vectors = self.region(regions, boxes) + self.position.weight[: regions.shape[1]]
+        return self.dropout(self.norm(vectors)) * region_mask[..., None]
+
+    # -- the blocks ----------------------------------------------------------------------------------------------------
+
+    def encode(self, start: Tensor, mask: Tensor, positions: Positions = "all") -> Tensor:
+        """Hidden states after all blocks.
+
+        Args:
+            start: [B, S, D] of `start_regions` and `start_text`.
+            mask: bool [B, S].
+            positions: all of them, or the first alone: the last block then computes no other.
+
+        Returns:
+            [B, S, D] or [B, 1, D]; zero where the mask is False.
+        """
+        mask = at_least_one(mask)
+        *earlier, last = self.blocks
+        for block in earlier:
+            start = block(start, mask)
+        return last(start, mask, positions)
+
+    def encode_pairs(self, start: Tensor, mask: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states of the first position of all pairs, and of all positions of some: only true pairs need them.
+
+        Args:
+            start: [P, S, D].
+            mask: bool [P, S].
+            whole: rows [G] that are wanted whole.
+
+        Returns:
+            [P, D] and [G, S, D].
+        """
+        mask = at_least_one(mask)
+        *earlier, last = self.blocks
+        for block in earlier:
+            start = block(start, mask)
+        return last(start, mask, "first")[:, 0], last(start[whole], mask[whole])
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        token_mask: Tensor,
+        regions: Tensor | None = None,
+        boxes: Tensor | None = None,
+        region_mask: Tensor | None = None,
+        languages: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states of text, or of regions and text, regions first.
+
+        Args:
+            token_ids: int64 [B, L].
+            token_mask: which of them count, bool [B, L].
+            regions: features [B, R, feature_dim], L2-normalised; None for text alone.
+            boxes: [B, R, 5], L2-normalised.
+            region_mask: which of them count, bool [B, R]; all without it.
+            languages: ids [B] or [B, L].
+
+        Returns:
+            [B, R + L, D]; zero at positions that do not count.
+
+        Raises:
+            ValueError: regions without boxes, or a sequence longer than the table of positions.
+        """
+        if regions is None:
+            return self.encode(self.start_text(token_ids, token_mask, 0, languages), token_mask)
+        return self.encode(*self.start_joint(token_ids, token_mask, regions, boxes, region_mask, languages))
+
+    def start_joint(
+        self,
+        token_ids: Tensor,
+        token_mask: Tensor,
+        regions: Tensor,
+        boxes: Tensor | None,
+        region_mask: Tensor | None = None,
+        languages: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Vectors [B, R + L, D] of regions and text before the first block, and which of them count [B, R + L]."""
+        if boxes is None:
+            raise ValueError("regions without boxes: the encoder needs to know where a region is")
+        if region_mask is None:
+            region_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
+        added = languages if self.joint_language_embedding else None
+        start = torch.cat(
+            [
+                self.start_regions(regions, boxes, region_mask),
+                self.start_text(token_ids, token_mask, regions.shape[1], added),
+            ],
+            dim=1,
+        )
+        return start, torch.cat([region_mask, token_mask], dim=1)
+
+    # -- means without any block, for a warm start ---------------------------------------------------------------------
+
+    def mean_of_words(self, token_ids: Tensor, token_mask: Tensor) -> Tensor:
+        """Mean word embedding [B, D] of tokens [B, L]."""
+        return _mean(self.token(token_ids), token_mask)
+
+    def mean_of_regions(self, regions: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
+        """Mean region embedding [B, D] of features [B, R, feature_dim] and boxes [B, R, 5]."""
+        return _mean(self.region(regions, boxes), region_mask)
+
+
+def _mean(rows: Tensor, mask: Tensor) -> Tensor:
+    weight = mask[..., None].to(rows.dtype)
+    return (rows * weight).sum(1) / weight.sum(1).clamp(min=1.0)
+
+
+def at_least_one(mask: Tensor) -> Tensor:
+    """The mask, with the first position of a row that has none: attention over nothing is not a number."""
+    empty = ~mask.any(1, keepdim=True)
+    return torch.cat([mask[:, :1] | empty, mask[:, 1:]], dim=1)
+
+
+class MatchHead(nn.Module):
+    """Whether image and text belong together: a logit from the hidden state of the first region.
+
+    Shapes:
+        [B, D] -> [B]
+
+    Source: specification 3, match head.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.score = nn.Linear(width, 1)
+
+    def pooled(self, first: Tensor) -> Tensor:
+        """[B, D] of the hidden state [B, D] of the first position."""
+        return torch.tanh(self.dense(first))
+
+    def forward(self, first: Tensor) -> Tensor:
+        return self.score(self.pooled(first))[..., 0]
+
+
+class RegionHeads(nn.Module):
+    """What was seen at a masked region: its class and its feature.
+
+    Args:
+        width: D.
+        classes: classes of the detector, 0 being the background.
+        feature_dim: width of its feature.
+
+    Source: specification 3, other heads.
+    """
+
+    def __init__(self, width: int, classes: int, feature_dim: int) -> None:
+        super().__init__()
+        self.regression = nn.Linear(width, feature_dim)
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, EPSILON)
+        self.classifier = nn.Linear(width, classes)
+
+    def classes(self, hidden: Tensor) -> Tensor:
+        """Logits [K, classes] of hidden states [K, D]."""
+        return self.classifier(self.norm(F.gelu(self.dense(hidden))))
+
+
+class VocabularyHead(nn.Module):
+    """Logits of words: a product with the table of word embeddings, and a bias.
+
+    Source: specification 3; tied, without a transformation in between.
+    """
+
+    def __init__(self, vocabulary_size: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(vocabulary_size))
+
+    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
+        """Logits [K, V] of hidden states [K, D], by the word embeddings [V, D]."""
+        return F.linear(hidden, table, self.bias)
+
+
+class M3PModel(nn.Module):
+    """The encoder with the heads of all tasks.
+
+    Args:
+        encoder: the encoder.
+        region_classes: classes of the detector with the background, which is 0.
+
+    Source: specification 3.
+    """
+
+    def __init__(self, encoder: M3PEncoder, region_classes: int = 1600) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.match = MatchHead(encoder.width)
+        self.regions = RegionHeads(encoder.width, region_classes, encoder.feature_dim)
+        self.vocabulary = VocabularyHead(encoder.vocabulary_size)
+
+    def words(self, hidden: Tensor) -> Tensor:
+        """Logits [K, V] of the words at hidden states [K, D]."""
+        return self.vocabulary(hidden, self.encoder.token.weight)

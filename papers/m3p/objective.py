@@ -1,0 +1,272 @@
+"""The training losses of M3P, out of hidden states of one forward pass per group of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.losses.alignment import word_region_alignment
+from common.losses.masked import (
+    masked_language_modelling,
+    masked_region_classification,
+    masked_region_kl,
+    masked_region_regression,
+)
+from common.losses.matching import candidate_matching, image_text_matching, in_batch_matching
+from common.memory.collective import is_distributed, mean_over_ranks
+from papers.m3p.model import M3PModel
+
+#: One group of pairs: tokens and regions of every pair, and labels of the true ones (see `with_places`).
+Group = dict[str, Tensor]
+IN_BATCH = "in_batch"
+
+
+class WeightSchedule:
+    """Weight of a loss over the iterations: a number, or points between which it moves in straight lines.
+
+    Args:
+        points: a number, or a text such as "0:1,1000:0", which falls from 1 to 0 in a thousand iterations and stays.
+
+    Raises:
+        ValueError: the text is no such list, or its iterations do not rise.
+
+    Source: specification 6.2.
+    """
+
+    def __init__(self, points: float | str) -> None:
+        try:
+            if isinstance(points, str) and ":" in points:
+                pairs = [point.split(":") for point in points.split(",")]
+                self.points = [(int(iteration), float(weight)) for iteration, weight in pairs]
+            else:
+                self.points = [(0, float(points))]
+        except ValueError:
+            raise ValueError(
+                f"a weight is a number or a list such as '0:1,1000:0' of iterations and weights, got {points!r}"
+            ) from None
+        iterations = [iteration for iteration, _ in self.points]
+        if iterations[0] != 0 or sorted(set(iterations)) != iterations:
+            raise ValueError(f"the iterations of a weight must rise from 0, got {points!r}")
+
+    @property
+    def ever(self) -> bool:
+        """Whether the weight is other than 0 at any time."""
+        return any(weight != 0 for _, weight in self.points)
+
+    def __call__(self, iteration: int) -> float:
+        """Weight at an iteration, counted from 0."""
+        for (start, before), (end, after) in zip(self.points, self.points[1:]):
+            if iteration < end:
+                return before + (after - before) * (iteration - start) / (end - start)
+        return self.points[-1][1]
+
+
+def with_places(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A training batch with the places of its labels as numbers, found on the host before it goes to an accelerator.
+
+    Args:
+        batch: ``xmlm``: batches of text with ``labels`` [B, L]; ``relations``: mappings from the kind of a group to the
+            group, with ``word_labels`` [P, L], ``region_labels`` [P, R] and ``region_targets`` [P, R, F], or [K, F] of
+            the labelled regions in order; all of them may be missing. A label of -1 is none.
+
+    Returns:
+        The same with, instead of labels, ``word_places`` and ``region_places`` [K] among the R + L positions of the G
+        true pairs, ``word_targets`` [K], ``region_classes`` [K], ``region_features`` [K, F], and ``true_rows`` [G].
+    """
+    xmlm = []
+    for block in batch["xmlm"]:
+        labels = block["labels"].flatten()
+        places = (labels >= 0).nonzero()[:, 0]
+        kept = {name: value for name, value in block.items() if name != "labels"}
+        xmlm.append(kept | {"word_places": places, "word_targets": labels[places]})
+    relations = [
+        {kind: _group_with_places(kind, group) for kind, group in relation.items()} for relation in batch["relations"]
+    ]
+    return {"xmlm": xmlm, "relations": relations}
+
+
+def _group_with_places(kind: str, group: Group) -> Group:
+    regions = group["regions"].shape[1]
+    sequence = regions + group["tokens"].shape[1]
+    if kind == IN_BATCH:
+        rows = torch.arange(len(group["tokens"]))
+    else:
+        groups = len(group["positive"])
+        rows = torch.arange(groups) * (len(group["tokens"]) // groups) + group["positive"]
+    dropped = ("word_labels", "region_labels", "region_targets", "region_distributions")
+    found = {name: value for name, value in group.items() if name not in dropped}
+    found["true_rows"] = rows
+    if "word_labels" in group:
+        labels = group["word_labels"][rows]
+        row, column = (labels >= 0).nonzero(as_tuple=True)
+        found |= {"word_places": row * sequence + regions + column, "word_targets": labels[row, column]}
+    if "region_labels" in group:
+        labels = group["region_labels"][rows]
+        row, column = (labels >= 0).nonzero(as_tuple=True)
+        found |= {"region_places": row * sequence + column, "region_classes": labels[row, column]}
+        for name, short in (("region_targets", "region_features"), ("region_distributions", "region_distributions")):
+            if name in group:  # of all regions, or of those alone that have a label
+                found[short] = group[name][rows[row], column] if group[name].ndim == 3 else group[name]
+    return found
+
+
+def text_terms(model: M3PModel, block: Group) -> dict[str, Tensor]:
+    """Masked language modelling of text alone: `xmlm`.
+
+    Args:
+        model: encoder and heads.
+        block: ``tokens`` [B, L], ``token_mask``, ``languages`` [B], and places of `with_places`.
+
+    Source: specification 6.1.
+    """
+    hidden = model.encoder(block["tokens"], block["token_mask"], languages=block.get("languages"))
+    logits = model.words(hidden.flatten(0, 1)[block["word_places"]])
+    loss = masked_language_modelling(logits, block["word_targets"])
+    return {"xmlm": loss * share_of_mean(len(logits), loss.device)}
+
+
+def relation_terms(
+    model: M3PModel,
+    group: Group,
+    kind: str,
+    words: bool = True,
+    regions: bool = True,
+    soft_classes: bool = False,
+    alignment: bool = False,
+    contrast_temperature: float | None = None,
+) -> dict[str, Tensor]:
+    """Losses of one group of pairs, all from one forward pass.
+
+    Args:
+        model: encoder and heads.
+        group: pairs and places of `with_places`.
+        kind: `t2i` and `i2t` for groups of N candidates, or `in_batch`: B images and B captions, every one of which is
+            paired with every other.
+        words, regions: whether masked words and masked regions are predicted.
+        soft_classes: the class of a region is compared with the detector's whole distribution by KL.
+        alignment: optimal transport between the words and the regions of a true and a false pair of each group, and
+            two-way matching of the same pairs.
+        contrast_temperature: of a contrast of mean word and region embeddings in a batch, see `embedding_contrast`; not
+            of the paper. Without it there is none.
+
+    Returns:
+        ``vlm_ce``, ``vlm_bce``; ``mlm``; ``mrm_class`` and ``mrm_regression``; ``alignment`` and ``itm``; ``contrast``;
+        scalars. And ``accuracy``, the share of groups whose true pair scores highest.
+
+    Raises:
+        ValueError: soft classes are asked for, and the data has no distributions.
+
+    Source: specification 6.2 and 14.
+    """
+    start, mask, true, false = _pairs(model, group, kind)
+    whole = torch.cat([true, false]) if alignment else true
+    first, hidden = model.encoder.encode_pairs(start, mask, whole)
+    logits = model.match(first).float()
+    terms: dict[str, Tensor] = {}
+    if kind == IN_BATCH:
+        table = logits.unflatten(0, (len(true), -1))
+        terms["vlm_ce"], terms["vlm_bce"] = in_batch_matching(table, group.get("group"))
+        target = torch.arange(len(table), device=table.device)
+        if contrast_temperature is not None:
+            terms["contrast"], _ = embedding_contrast(model, group, contrast_temperature)
+    else:
+        table, target = logits.unflatten(0, (len(true), -1)), group["positive"]
+        terms["vlm_ce"], terms["vlm_bce"] = candidate_matching(table, target)
+    own = table.detach().gather(1, target[:, None])
+    terms["accuracy"] = ((table.detach() >= own).sum(1) == 1).float().mean()
+    flat = hidden[: len(true)].flatten(0, 1)
+    if words and "word_places" in group:
+        found = model.words(flat[group["word_places"]])
+        loss = masked_language_modelling(found, group["word_targets"])
+        terms["mlm"] = loss * share_of_mean(len(found), loss.device)
+    if regions and "region_places" in group:
+        at = flat[group["region_places"]]
+        found = model.regions.classes(at)
+        if soft_classes:
+            if "region_distributions" not in group:
+                raise ValueError(
+                    "model.soft_classes needs the detector's distributions, which these region features do not have"
+                )
+            loss = masked_region_kl(found, group["region_distributions"])
+        else:
+            loss = masked_region_classification(found, group["region_classes"])
+        weight = share_of_mean(len(at), loss.device)
+        terms["mrm_class"] = loss * weight
+        terms["mrm_regression"] = (
+            masked_region_regression(model.regions.regression(at), group["region_features"]) * weight
+        )
+    if alignment:
+        count = group["regions"].shape[1]
+        matched = torch.arange(len(whole), device=whole.device) < len(true)
+        terms["alignment"] = word_region_alignment(
+            hidden[:, count:], hidden[:, :count], mask[whole, count:], mask[whole, :count], matched
+        )
+        chosen = logits[whole]
+        terms["itm"] = image_text_matching(torch.stack([torch.zeros_like(chosen), chosen], 1), matched.long())
+    return terms
+
+
+def _pairs(model: M3PModel, group: Group, kind: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Start [P, S, D] and mask [P, S] of all pairs, and the rows of the true pairs and of one false pair each, [G]."""
+    encoder, true = model.encoder, group["true_rows"]
+    if kind != IN_BATCH:
+        start, mask = encoder.start_joint(
+            group["tokens"], group["token_mask"], group["regions"], group["boxes"], group["region_mask"]
+        )
+        candidates = len(start) // len(true)
+        first = torch.arange(len(true), device=true.device) * candidates
+        return start, mask, true, first + (true - first + 1) % candidates
+    size = len(group["tokens"])
+    image = encoder.start_regions(group["regions"], group["boxes"], group["region_mask"])
+    text = encoder.start_text(group["tokens"], group["token_mask"], image.shape[1])
+    start, mask = all_pairs(image, text), all_pairs(group["region_mask"], group["token_mask"])
+    return start, mask, true * (size + 1), true * size + (true + 1) % size
+
+
+def all_pairs(left: Tensor, right: Tensor) -> Tensor:
+    """Every row [R, ...] of one with every row [L, ...] of the other behind it: [A * B, R + L, ...], A outside."""
+    images, texts = len(left), len(right)
+    one = left[:, None].expand(images, texts, *left.shape[1:])
+    other = right[None].expand(images, texts, *right.shape[1:])
+    return torch.cat([one, other], dim=2).flatten(0, 1)
+
+
+def embedding_contrast(model: M3PModel, group: Group, temperature: float) -> tuple[Tensor, Tensor]:
+    """`contrast` of the mean region embedding of each image with the mean word embedding of its caption.
+
+    Args:
+        model: only the tables of words and regions of its encoder are used.
+        group: `in_batch` pairs.
+        temperature: of the cosine similarities.
+    """
+    image = model.encoder.mean_of_regions(group["regions"], group["boxes"], group["region_mask"])
+    text = model.encoder.mean_of_words(group["tokens"], group["token_mask"])
+    return contrast(image, text, temperature, group.get("group"))
+
+
+def contrast(image: Tensor, text: Tensor, temperature: float, group: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Cross entropy of finding the own one in the batch, in both directions, and how often it is found.
+
+    Args:
+        image, text: [B, D], row by row of one pair.
+        temperature: of the cosine similarities.
+        group: pairs with equal numbers [B] show the same thing and are no negatives of each other.
+
+    Returns:
+        Loss and share of images whose own text is nearest, scalars.
+    """
+    scores = F.normalize(image.float(), dim=1) @ F.normalize(text.float(), dim=1).T / temperature
+    loss, _ = in_batch_matching(scores, group)
+    return loss, (scores.detach().argmax(1) == torch.arange(len(scores), device=scores.device)).float().mean()
+
+
+def share_of_mean(count: int, device: torch.device) -> Tensor | float:
+    """Weight of a mean over `count` items of this process that makes the average over processes one over all items."""
+    if not is_distributed():
+        return 1.0
+    mean = mean_over_ranks(torch.tensor(float(count), device=device))
+    return count / mean.clamp(min=1e-9)

@@ -1,0 +1,210 @@
+"""Running text in many languages, and which of it, and which captions, each step reads (specification 6.1 and 6.3)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.data.listing import cache_folder, settled, stamp_of
+from common.data.text import XLMRTokenizer
+
+Ints = npt.NDArray[np.int64]
+# Texts are made into tokens this many at a time.
+CHUNK = 10_000
+
+
+class LanguageStream:
+    """The text of a language as blocks of `bptt` tokens in `batch_size` rows (specification 6.1).
+
+    All sentences, each closed by `</s>`, are one stream. It is filled up with closing tokens at its beginning and cut
+    into as many pieces as a batch has rows; block i holds the i-th `bptt` tokens of every piece, moved by one, so that
+    the first block begins with a closing token.
+
+    Args:
+        tokens: token ids of the stream, closing tokens included; may lie on disk.
+        batch_size: rows of a block.
+        bptt: tokens of a row.
+        end_id: the closing token.
+
+    Raises:
+        ValueError: the stream is empty, or a size is below 1.
+    """
+
+    def __init__(self, tokens: npt.NDArray[Any], batch_size: int, bptt: int, end_id: int = 2) -> None:
+        if batch_size < 1 or bptt < 1:
+            raise ValueError(f"batch_size and bptt must be at least 1, got {batch_size} and {bptt}")
+        if not len(tokens):
+            raise ValueError("a stream without tokens has no blocks")
+        self.tokens = tokens
+        self.batch_size = batch_size
+        self.bptt = bptt
+        self.end_id = end_id
+        self._blocks = -(-len(tokens) // (batch_size * bptt))
+
+    def __len__(self) -> int:
+        """Number of blocks."""
+        return self._blocks
+
+    def block(self, number: int, rows: slice = slice(None)) -> Ints:
+        """Some rows of a block, int64 [B, bptt].
+
+        Raises:
+            IndexError: there is no such block.
+        """
+        number = range(self._blocks)[number]
+        piece = self._blocks * self.bptt
+        filled = self.batch_size * piece - len(self.tokens)
+        start = np.arange(self.batch_size, dtype=np.int64)[rows] * piece
+        place = number * self.bptt + np.arange(self.bptt) - 1
+        position = start[:, None] + place - filled
+        # What stands before a piece is not its neighbour's end but a closing token.
+        inside = (position >= 0) & (place >= 0)
+        return np.where(inside, self.tokens[np.where(inside, position, 0)], self.end_id).astype(np.int64)
+
+
+def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str, float]:
+    """How often each language is drawn: proportional to (its share of the sentences)^alpha; uniformly for alpha -1.
+
+    Args:
+        counts: sentences of each language.
+        alpha: 1 for the shares themselves, 0 (or -1, as the released code writes it) for all alike.
+
+    Raises:
+        ValueError: there is no language, or one without sentences; or alpha is negative and not -1.
+
+    Source: specification 6.1, after Conneau et al., "XLM-R", section 3.1.
+    """
+    if not counts:
+        raise ValueError("data.languages: name at least one, or set data.xmlm_steps to 0")
+    empty = [language for language, count in counts.items() if count < 1]
+    if empty:
+        raise ValueError(f"data.languages: there is no text in {', '.join(empty)}; add it or leave the language out")
+    if alpha < 0 and alpha != -1:
+        raise ValueError(f"data.language_alpha is 0 or above, or -1 for all languages alike; got {alpha}")
+    shares = np.array(list(counts.values()), dtype=np.float64) / sum(counts.values())
+    weights = shares ** max(alpha, 0.0)
+    return dict(zip(counts, (weights / weights.sum()).tolist()))
+
+
+# -- schedule ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What the steps of an epoch read.
+
+    Args:
+        chosen: stream or set of captions of each draw, int64 [steps, draws].
+        turn: how often it was drawn before in this epoch, int64 [steps, draws].
+    """
+
+    chosen: Ints
+    turn: Ints
+
+    @classmethod
+    def of(cls, probabilities: Sequence[float], steps: int, draws: int, rng: np.random.Generator) -> Draws:
+        """Draw with replacement, at most as many a step as there are to choose from."""
+        draws = min(draws, len(probabilities))
+        if not draws:
+            return cls(np.zeros((steps, 0), dtype=np.int64), np.zeros((steps, 0), dtype=np.int64))
+        chosen = rng.choice(len(probabilities), size=steps * draws, p=probabilities)
+        turn = np.empty_like(chosen)
+        for number in range(len(probabilities)):
+            own = np.flatnonzero(chosen == number)
+            turn[own] = np.arange(len(own))
+        return cls(chosen.reshape(steps, draws), turn.reshape(steps, draws))
+
+
+class MultitaskSchedule:
+    """Which languages and which sets of captions every step reads, as a function of (seed, epoch, step) alone.
+
+    Args:
+        languages: probabilities of the languages.
+        relations: number of sets of captions; all are drawn alike.
+        xmlm_steps, relation_steps: draws of each kind per step, at most as many as there are to choose from.
+        steps: of an epoch.
+        seed: of the draws.
+
+    Source: specification 6.3.
+    """
+
+    def __init__(
+        self,
+        languages: Sequence[float],
+        relations: int,
+        xmlm_steps: int,
+        relation_steps: int,
+        steps: int,
+        seed: int,
+    ) -> None:
+        self.languages = languages
+        self.relations = relations
+        self.xmlm_steps = xmlm_steps
+        self.relation_steps = relation_steps
+        self.steps = steps
+        self.seed = seed
+        self._epoch: tuple[int, Draws, Draws] | None = None
+
+    def of(self, epoch: int) -> tuple[Draws, Draws]:
+        """Draws of languages and of sets of captions in an epoch."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            languages = Draws.of(self.languages, self.steps, self.xmlm_steps, rng)
+            uniform = [1 / self.relations] * self.relations if self.relations else []
+            self._epoch = (epoch, languages, Draws.of(uniform, self.steps, self.relation_steps, rng))
+        return self._epoch[1:]
+
+
+# -- tokens ------------------------------------------------------------------------------------------------------------
+
+
+def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str | None = None) -> npt.NDArray[np.int32]:
+    """Token ids of texts, one text after the other, each closed by `</s>`.
+
+    Args:
+        texts: what to make tokens of.
+        tokenizer: makes them.
+        identity: tells these texts from all others. The tokens of many texts are then kept in the cache folder, and
+            read from there without taking memory; None makes them anew.
+
+    Returns:
+        int32 [tokens].
+    """
+
+    def chunks() -> Iterator[npt.NDArray[np.int32]]:
+        for first in range(0, len(texts), CHUNK):
+            rows = tokenizer.pieces(texts[first : first + CHUNK])
+            yield np.fromiter((token for row in rows for token in (*row, tokenizer.end_id)), dtype=np.int32)
+
+    def together() -> npt.NDArray[np.int32]:
+        return np.concatenate([np.zeros(0, dtype=np.int32), *chunks()])
+
+    if identity is None or len(texts) <= CHUNK:
+        return together()
+    digest = hashlib.sha256(f"tokens 1 {tokenizer.fingerprint} {identity}".encode()).hexdigest()
+    kept = cache_folder() / "tokens" / f"{digest[:32]}.int32"
+    try:
+        if not kept.is_file():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False, suffix=".part") as stream:
+                for chunk in chunks():
+                    stream.write(chunk.tobytes())
+            os.replace(stream.name, kept)
+        return np.memmap(kept, dtype=np.int32, mode="r")
+    except OSError:
+        # A cache that cannot be written costs time and memory only.
+        return together()
+
+
+def file_identity(path: Path) -> str | None:
+    """What tells the content of a file from others; None for a file that was changed just now."""
+    stamp = stamp_of(path)
+    return f"{os.path.abspath(path)} {list(stamp)}" if settled(stamp) else None

@@ -1,0 +1,382 @@
+"""Data sets of captions in several languages, in their real layouts, whole and damaged."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from common.data.annotations import LanguageCaptions, TextRows, Texts
+from common.data.datasets.captioned import CaptionedDataset, read_caption_table
+from common.data.datasets.coco_cn import COCOCN
+from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.datasets.conceptual_captions import ConceptualCaptions
+from common.data.datasets.multi30k import Multi30K
+from common.data.datasets.sbu import SBU
+from common.data.datasets.stair_captions import STAIRCaptions
+from common.data.datasets.wikipedia import TextLines, WikipediaText
+from common.data.listing import DatasetMissing
+from common.data.prepare import report
+from tests.data.image_layouts import write_json
+from tests.data.language_layouts import (
+    COCO,
+    FLICKR,
+    write_coco_cn,
+    write_coco_karpathy,
+    write_conceptual_captions,
+    write_features,
+    write_lines,
+    write_multi30k,
+    write_stair,
+    write_text,
+    write_wikipedia,
+)
+
+
+def rows(captions: LanguageCaptions) -> dict[str, tuple[str, ...]]:
+    return dict(zip(captions.keys, captions.captions))
+
+
+# ---------------------------------------------------------------------------------------------------- columns
+def test_texts_are_a_sequence() -> None:
+    texts = Texts(["a", "", "ü犬", "\udcff"])
+    assert texts == ["a", "", "ü犬", "\udcff"]
+    assert texts[-2] == "ü犬"
+    assert texts[1:3] == ["", "ü犬"]
+    assert texts != ["a"]
+    assert len(pickle.loads(pickle.dumps(texts))) == 4
+    with pytest.raises(IndexError):
+        texts[4]
+
+
+def test_language_captions_know_their_images() -> None:
+    captions = LanguageCaptions("de", Texts(["a", "b"]), TextRows([("eins", "zwei"), ("drei",)]))
+    assert captions.rows_of(["b", "c", "a"]).tolist() == [1, -1, 0]
+    assert captions.groups.tolist() == [0, 1]
+    grouped = LanguageCaptions("de", captions.keys, captions.captions, np.array([5, 5]))
+    other = LanguageCaptions("fr", captions.keys, captions.captions)
+    assert len({captions.fingerprint(), grouped.fingerprint(), other.fingerprint()}) == 3
+    with pytest.raises(ValueError, match="1 keys and 1 groups for the captions of 2 images"):
+        LanguageCaptions("de", Texts(["a"]), captions.captions)
+
+
+# ------------------------------------------------------------------------------------------------ Conceptual Captions
+@pytest.mark.parametrize("headed", [False, True])
+def test_conceptual_captions(tmp_path: Path, headed: bool) -> None:
+    dataset = ConceptualCaptions(write_conceptual_captions(tmp_path, headed))
+    captions = dataset.captions("train")
+    assert rows(captions) == {"0": ("a \"quoted' dog",), "1": ("two cats",), "3": ("a tree , alone",)}
+    assert rows(dataset.captions("valid", "en")) == {"0": ("a val",)}
+    assert dataset.image_path("1", "train").is_file()
+    listing = dataset.listing("train")
+    assert listing.table.names() == ["training/0.jpg", "training/1.jpg"]
+    assert listing.missing_names == ("3",)
+    with pytest.raises(ValueError, match=r"no captions in 'de'; it has en"):
+        dataset.captions("train", "de")
+    with pytest.raises(ValueError, match="no split 'test'"):
+        dataset.captions("test")
+
+
+def test_region_features_are_found_by_row_and_in_the_order_of_their_shards(tmp_path: Path) -> None:
+    dataset = ConceptualCaptions(write_conceptual_captions(tmp_path))
+    with pytest.raises(DatasetMissing, match=r"no region features of split 'train'[\s\S]*--extract-regions"):
+        dataset.regions("train")
+    # The authors' own names lie in the root.
+    write_features(tmp_path / "train_10.h5", ["google_0000003"])
+    write_features(tmp_path / "train_9.h5", ["google_0000000", "google_0000001"])
+    assert [path.name for path in dataset.region_paths("train")] == ["train_9.h5", "train_10.h5"]
+    assert list(dataset.regions("train").keys) == ["0", "1", "3"]
+    assert dataset.regions("train").missing(dataset.captions("train").keys) == []
+    # A folder of its own comes first; elsewhere, it is named.
+    write_features(tmp_path / "regions" / "train.npz", ["7"])
+    assert list(dataset.regions("train").keys) == ["7"]
+    write_features(tmp_path / "other" / "everything.h5", ["8"])
+    assert list(ConceptualCaptions(tmp_path, tmp_path / "other").regions("val").keys) == ["8"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\thttp\nno address\n", "line 2: 1 columns"),
+        ("url\tcaption\na\n", "line 2: 1 columns"),
+        ("\t\n \t \n", "holds no captions"),
+        ("", "holds no captions"),
+    ],
+)
+def test_damaged_tables_name_file_and_line(tmp_path: Path, text: str, message: str) -> None:
+    write_text(tmp_path / "Train_GCC-training.tsv", text)
+    with pytest.raises(ValueError, match=rf"Train_GCC-training\.tsv.*{message}"):
+        ConceptualCaptions(tmp_path).captions("train")
+
+
+def test_a_table_that_is_no_text_or_has_open_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "google.csv"
+    path.write_bytes(b"caption\turl\n\xff\xfe\ta\n")
+    with pytest.raises(ValueError, match=r"google\.csv: not UTF-8"):
+        list(read_caption_table(path))
+    path.write_text('caption\turl\n"never ends\ta\n')
+    with pytest.raises(ValueError, match=r"google\.csv.*(damaged|columns)"):
+        list(read_caption_table(path))
+
+
+# ---------------------------------------------------------------------------------------------------- SBU
+@pytest.mark.parametrize("name", ["sbu.csv", "sbu-captions-all.json", "SBU_captioned_photo_dataset_captions.txt"])
+def test_sbu(tmp_path: Path, name: str) -> None:
+    texts = ["A  dog", "", "A cat"]
+    if name.endswith(".csv"):
+        write_lines(tmp_path / name, ["caption\timage", *(f"{text}\tx" for text in texts)])
+    elif name.endswith(".json"):
+        write_json(tmp_path / name, {"captions": texts, "image_urls": ["u"] * 3, "user_ids": ["v"] * 3})
+    else:
+        write_lines(tmp_path / name, texts)
+    assert rows(SBU(tmp_path).captions("train")) == {"0": ("A dog",), "2": ("A cat",)}
+
+
+def test_damaged_sbu(tmp_path: Path) -> None:
+    with pytest.raises(DatasetMissing, match="the captions are missing"):
+        SBU(tmp_path).captions()
+    for content, message in (({"captions": "a"}, '"captions" must be a list'), ({"captions": [""]}, "no captions")):
+        write_json(tmp_path / "sbu-captions-all.json", content)
+        with pytest.raises(ValueError, match=message):
+            SBU(tmp_path).captions()
+    (tmp_path / "sbu-captions-all.json").write_text("{")
+    with pytest.raises(ValueError, match=r"sbu-captions-all\.json"):
+        SBU(tmp_path).captions()
+
+
+# ---------------------------------------------------------------------------------------------------- Multi30K
+@pytest.mark.parametrize(("home", "packed"), [("data/", True), ("", False)])
+def test_multi30k(tmp_path: Path, home: str, packed: bool) -> None:
+    dataset = Multi30K(write_multi30k(tmp_path, home, packed))
+    captions = dataset.captions("train", "de")
+    assert list(captions.keys) == list(FLICKR[:2])
+    assert captions.captions[1] == tuple(f"de {number} of {FLICKR[1]}" for number in range(1, 6))
+    assert rows(dataset.captions("test_2016_flickr", "cs")) == {"5": ("cs of 5",)}
+    assert rows(dataset.captions("val", "fr")) == {FLICKR[2]: (f"fr of {FLICKR[2]}",)}
+    assert dataset.image_path(FLICKR[0], "train").is_file()
+    assert len(dataset.listing("test")) == 1
+
+
+def test_the_list_of_task_2_serves_as_well(tmp_path: Path) -> None:
+    write_multi30k(tmp_path)
+    home = tmp_path / "data"
+    (home / "task1/image_splits/train.txt").unlink()
+    with pytest.raises(DatasetMissing, match="the list of images of split 'train' is missing"):
+        Multi30K(tmp_path).captions("train", "en")
+    write_lines(home / "task2/image_splits/train_images.txt", [f"{key}.jpg#0" for key in FLICKR[:2]])
+    assert list(Multi30K(tmp_path).captions("train", "en").keys) == list(FLICKR[:2])
+
+
+def test_damaged_multi30k(tmp_path: Path) -> None:
+    dataset = Multi30K(write_multi30k(tmp_path))
+    path = tmp_path / "data/task2/raw/train.3.en.gz"
+    write_lines(path, ["only one"])
+    with pytest.raises(ValueError, match=r"train\.3\.en\.gz: 1 captions for the 2 images of .*train\.txt"):
+        dataset.captions("train", "en")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"train\.3\.en\.gz: damaged"):
+        dataset.captions("train", "en")
+    path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"train\.3\.en\.gz: damaged"):
+        dataset.captions("train", "en")
+    path.unlink()
+    with pytest.raises(DatasetMissing, match=r"a file of captions is missing; looked in .*train\.3\.en\.gz"):
+        dataset.captions("train", "en")
+    assert len(dataset.captions("train", "de")) == 2
+    write_lines(tmp_path / "data/task1/image_splits/train.txt", ["1.jpg", "1.jpg"])
+    with pytest.raises(ValueError, match="an image occurs twice"):
+        dataset.captions("train", "de")
+    plain = tmp_path / "data/task1/raw/val.fr"
+    plain.write_bytes(b"\xff\n")
+    (tmp_path / "data/task1/raw/val.fr.gz").unlink()
+    with pytest.raises(ValueError, match=r"val\.fr: not UTF-8 at byte 0"):
+        dataset.captions("val", "fr")
+
+
+# ---------------------------------------------------------------------------------------------------- COCO and on it
+def test_coco_has_captions_by_key(tmp_path: Path) -> None:
+    dataset = COCOKarpathy(write_coco_karpathy(tmp_path), restval=True)
+    captions = dataset.captions("train")
+    assert rows(captions) == {key: tuple(f"caption {n} of {int(key[-12:])}" for n in range(2)) for key in COCO[:2]}
+    assert captions.groups.tolist() == [9, 42]
+    assert all(dataset.image_path(key, "train").is_file() for key in COCO)
+    # Features by folder of images, as the extractor writes them, serve every split.
+    for folder, keys in (("train2014", COCO[:1]), ("val2014", COCO[1:])):
+        write_features(tmp_path / "regions" / f"{folder}.h5", keys)
+    assert not dataset.regions("train").missing(captions.keys)
+    write_features(tmp_path / "elsewhere" / "coco_test1k.h5", COCO[2:])
+    assert list(COCOKarpathy(tmp_path, regions=tmp_path / "elsewhere").regions("test").keys) == [COCO[2]]
+
+
+@pytest.mark.parametrize("place", ["beside", "here", "named"])
+def test_captions_of_coco_in_other_languages(tmp_path: Path, place: str) -> None:
+    folder = {"beside": "coco", "here": "stair", "named": "films/coco2014"}[place]
+    coco = write_coco_karpathy(tmp_path / folder)
+    named = coco if place == "named" else None
+    stair = STAIRCaptions(write_stair(tmp_path / "stair", "" if place == "here" else "stair_captions_v1.2"), named)
+    assert rows(stair.captions("train")) == {COCO[0]: ("キャプション 0 9", "キャプション 1 9")}
+    assert rows(stair.captions("test", "ja")) == {COCO[2]: ("キャプション 0 73", "キャプション 1 73")}
+    assert len(STAIRCaptions(stair.root, named, restval=True).captions("train")) == 2
+    assert stair.image_path(COCO[2], "test").is_file()
+    write_features(coco / "regions" / "train.npz", COCO[:1])
+    assert list(stair.regions("train").keys) == [COCO[0]]
+    assert stair.published_count("train") == 82_783
+
+
+@pytest.mark.parametrize("folder", ["coco-cn-version1805v1.1", "."])
+def test_coco_cn(tmp_path: Path, folder: str) -> None:
+    dataset = COCOCN(write_coco_cn(tmp_path / "coco_cn", folder))
+    assert rows(dataset.captions("train")) == {COCO[0]: ("一只 狗", "狗")}
+    assert rows(dataset.captions("test", "zh")) == {COCO[2]: ("三只鸟",)}
+    assert dataset.captions("train").groups.tolist() == [0]
+    write_coco_karpathy(tmp_path / "coco")
+    assert dataset.captions("train").groups.tolist() == [9]
+    assert dataset.image_path(COCO[0], "train").is_file()
+
+
+def test_damaged_captions_on_coco(tmp_path: Path) -> None:
+    stair = STAIRCaptions(write_stair(tmp_path / "stair"))
+    with pytest.raises(DatasetMissing, match="Karpathy's split is missing"):
+        stair.captions("train")
+    write_coco_karpathy(tmp_path / "coco")
+    shutil.copy(stair.root / "stair_captions_v1.2_train.json", stair.root / "stair_captions_v1.2_val.json")
+    with pytest.raises(ValueError, match=r"stair_captions_v1\.2_val\.json: image 9 also stands in"):
+        stair.captions("train")
+    (stair.root / "stair_captions_v1.2_val.json").unlink()
+    with pytest.raises(DatasetMissing, match="a file of captions is missing"):
+        stair.captions("train")
+    chinese = COCOCN(write_coco_cn(tmp_path / "coco_cn"))
+    path = chinese.root / "coco-cn-version1805v1.1/imageid.human-written-caption.txt"
+    for line in ("no tab", "COCO_val2014_000000000042\tno number", "#0\tno image"):
+        write_lines(path, [f"{COCO[0]}#0\t狗", line])
+        with pytest.raises(ValueError, match=r"imageid\.human-written-caption\.txt, line 2"):
+            chinese.captions("train")
+    write_lines(path, [f"{COCO[0]}#0\t狗"])
+    with pytest.raises(ValueError, match=r"has no caption of an image of .*coco-cn_val\.txt"):
+        chinese.captions("val")
+    write_lines(path.parent / "coco-cn_val.txt", ["a", "a"])
+    with pytest.raises(ValueError, match="occurs twice"):
+        chinese.captions("val")
+    path.unlink()
+    with pytest.raises(DatasetMissing, match=r"nothing at .*imageid\.human-written-caption\.txt"):
+        chinese.captions("train")
+
+
+# ---------------------------------------------------------------------------------------------------- text alone
+def test_wikipedia(tmp_path: Path) -> None:
+    dataset = WikipediaText(write_wikipedia(tmp_path))
+    assert dataset.languages == ("en", "zh_yue")
+    lines = dataset.sentences("train", "zh_yue")
+    assert list(lines) == ["One zh_yue.", "Twö.", "Three"]
+    assert (len(lines), lines[-1], lines[:2]) == (3, "Three", ["One zh_yue.", "Twö."])
+    assert list(pickle.loads(pickle.dumps(lines))) == list(lines)
+    assert lines.path == tmp_path / "zh_yue.train.txt"
+    assert dataset.status().counts == {"train en": 3, "valid en": 1, "train zh_yue": 3, "valid zh_yue": 1}
+    assert dataset.status().present
+
+
+def test_a_language_without_text(tmp_path: Path) -> None:
+    with pytest.raises(DatasetMissing, match="nothing at"):
+        WikipediaText(tmp_path / "none").languages  # noqa: B018
+    with pytest.raises(DatasetMissing, match="no file of text"):
+        WikipediaText(tmp_path).languages  # noqa: B018
+    write_wikipedia(tmp_path)
+    with pytest.raises(DatasetMissing, match=r"no text in 'de' \(there is text in: en, zh_yue\)"):
+        WikipediaText(tmp_path).sentences("train", "de")
+    status = WikipediaText(tmp_path, ["en", "de"]).status()
+    assert not status.present
+    assert status.counts == {"train en": 3, "valid en": 1}
+    assert "no text in 'de'" in status.problem
+    write_text(tmp_path / "en.train.txt", " \n\n")
+    with pytest.raises(ValueError, match=r"en\.train\.txt: holds no text"):
+        TextLines(tmp_path / "en.train.txt")
+    (tmp_path / "en.train.txt").write_bytes(b"good\nb\xffd\n")
+    lines = WikipediaText(tmp_path).sentences("train", "en")
+    assert lines[0] == "good"
+    with pytest.raises(ValueError, match=r"en\.train\.txt: not UTF-8 at byte 6"):
+        lines[1]
+
+
+# ---------------------------------------------------------------------------------------------------- groups
+def test_groups_of_a_miniature(tmp_path: Path) -> None:
+    dataset = ConceptualCaptions(write_conceptual_captions(tmp_path))
+    write_json(tmp_path / "groups.json", {"train": {"0": 4, "1": 4, "3": 2}})
+    assert dataset.captions("train").groups.tolist() == [4, 4, 2]
+    with pytest.raises(ValueError, match="no groups of split 'val'"):
+        dataset.captions("val")
+    write_json(tmp_path / "groups.json", {"train": {"0": 4}})
+    with pytest.raises(ValueError, match="has no group"):
+        dataset.captions("train")
+
+
+# ---------------------------------------------------------------------------------------------------- overview
+Make = Callable[[Path], CaptionedDataset]
+SETS: dict[str, Make] = {
+    "conceptual_captions": lambda root: ConceptualCaptions(write_conceptual_captions(root)),
+    "multi30k": lambda root: Multi30K(write_multi30k(root)),
+    "coco_cn": lambda root: COCOCN(write_coco_cn(root), write_coco_karpathy(root.parent / "coco")),
+    "stair_captions": lambda root: STAIRCaptions(write_stair(root), write_coco_karpathy(root.parent / "coco")),
+}
+
+
+def overview(*datasets: Any, **options: Any) -> str:
+    console = Console(file=io.StringIO(), width=400)
+    report(datasets, console, **options)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_status_tells_what_is_missing(tmp_path: Path, name: str) -> None:
+    make = SETS[name]
+    dataset = make(tmp_path / name)
+    status = dataset.status()
+    if name == "stair_captions":  # no image of the tiny COCO is for validation
+        assert "no caption of an image" in status.problem
+    else:
+        assert status.present
+    assert status.counts
+    notes = "\n".join(status.notes)
+    assert "no region features; expected regions/<split>.h5" in notes
+    assert "published" in notes
+    text = overview(dataset, prepare=True)
+    assert dataset.title in text
+    assert dataset.licence in text
+    missing = type(dataset)(tmp_path / "nowhere")
+    assert not missing.status().present
+    text = overview(missing)
+    assert dataset.source.split(";")[0] in text
+    assert "regions/<split>.h5" in text
+
+
+def test_region_features_are_part_of_the_status(tmp_path: Path) -> None:
+    dataset = Multi30K(write_multi30k(tmp_path, images=False))
+    write_features(tmp_path / "regions" / "train.h5", FLICKR[:1])
+    write_features(tmp_path / "regions" / "val.h5", FLICKR[2:])
+    (tmp_path / "regions" / "test.h5").write_bytes(b"damaged")
+    status = dataset.status()
+    notes = "\n".join(status.notes)
+    assert f"train: 1 of 2 images have no region features, such as {FLICKR[1]}" in notes
+    assert "test: region features cannot be used" in notes
+    assert "val: the images are not there" in notes
+    assert "val: no region" not in notes
+    assert status.counts["train fr"] == 2
+    assert dataset.check_regions(4) == []
+    with pytest.raises(DatasetMissing, match="the images of split 'train' are missing"):
+        dataset.listing("train")
+
+
+def test_damaged_region_features_are_found_by_prepare(tmp_path: Path) -> None:
+    from tests.data.region_layouts import columns, regions, write_columns
+
+    dataset = Multi30K(write_multi30k(tmp_path))
+    held = columns(FLICKR[:2], [regions(0), regions(1)])
+    held["features"][1] = np.nan
+    write_columns(tmp_path / "regions" / "train.npz", held)
+    assert f"picture '{FLICKR[1]}': features or boxes that are no finite numbers" in overview(dataset, prepare=True)

@@ -1,0 +1,296 @@
+"""The emoji world in six languages: who sees what, its text and dictionaries, and that real readers read it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sentencepiece import SentencePieceProcessor
+
+from common.data.datasets.captioned import LanguageCaptioned
+from common.data.datasets.coco_cn import COCOCN
+from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.datasets.conceptual_captions import ConceptualCaptions
+from common.data.datasets.imagenet import ImageNet
+from common.data.datasets.multi30k import Multi30K
+from common.data.datasets.stair_captions import STAIRCaptions
+from common.data.datasets.wikipedia import WikipediaText
+from common.data.worlds.emoji import LANGUAGES, Concept
+from common.data.worlds.emoji_languages import EmojiLanguagesWorld, induced_dictionary, plain
+
+STYLES = ("noto", "openmoji", "fluent_flat")
+
+
+def tiny(root: Path | None, **changes: Any) -> EmojiLanguagesWorld:
+    arguments = {"seed": 3, "size": 32, "concepts": 60, "test": 8, "fine_tune": 16, "pictures_per_drawing": 2}
+    return EmojiLanguagesWorld(**{**arguments, "vocabulary_size": 1000, "root": str(root), **changes})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> EmojiLanguagesWorld:
+    made = tiny(tmp_path_factory.mktemp("worlds"))
+    made.prepare()
+    return made
+
+
+@pytest.fixture(scope="module")
+def sets(world: EmojiLanguagesWorld) -> dict[str, Any]:
+    made = [
+        ConceptualCaptions("?"),
+        Multi30K("?"),
+        COCOKarpathy("?"),
+        STAIRCaptions("?"),
+        COCOCN("?"),
+        WikipediaText("?"),
+    ]
+    for dataset in made:
+        world.place(dataset)
+    return {dataset.name: dataset for dataset in made}
+
+
+# ---------------------------------------------------------------------------------------------------- division
+def test_the_whole_world_has_the_sizes_it_says() -> None:
+    whole = tiny(None, concepts=None, test=300, fine_tune=400)
+    parts = (
+        whole.test_concepts,
+        whole.fine_tune_concepts,
+        whole.dictionary_concepts,
+        whole.pretraining_concepts,
+        whole.left_out_concepts,
+    )
+    assert [len(part) for part in parts] == [300, 400, 290, 582, 0]
+    assert len({concept.index for part in parts for concept in part}) == 1572
+    assert all(concept.group != "Flags" for part in parts for concept in part)
+    assert whole.held_out_concepts == whole.dictionary_concepts[:40]
+    # Seeds are measured on the same pictures.
+    assert tiny(None, concepts=None, test=300, fine_tune=400, seed=7).test_concepts == whole.test_concepts
+    coverage = {language: len(entries) for language, entries in whole.dictionaries.items()}
+    assert sorted(coverage) == ["cs", "de", "fr", "ja", "zh"]
+    assert min(coverage.values()) > 500
+
+
+def test_what_is_tested_is_seen_nowhere_else(world: EmojiLanguagesWorld, sets: dict[str, Any]) -> None:
+    tested = {concept.index for concept in world.test_concepts}
+    for name in ("multi30k", "coco_karpathy", "stair_captions", "coco_cn"):
+        dataset = sets[name]
+        for language in dataset.languages:
+            assert set(dataset.captions("test", language).groups.tolist()) == tested
+            assert not tested & set(dataset.captions("train", language).groups.tolist())
+            assert not tested & set(dataset.captions("val", language).groups.tolist())
+    captioned = set(sets["conceptual_captions"].captions("train").groups.tolist())
+    assert captioned == {concept.index for concept in world.pretraining_concepts}
+    assert not captioned & {c.index for c in (*world.dictionary_concepts, *world.fine_tune_concepts)}
+    said = {line for language in LANGUAGES for line in sets["wikipedia"].sentences("train", language)}
+    for concept in world.test_concepts:
+        assert plain(concept.name["en"]) not in said
+        assert plain(concept.name["ja"]) not in said
+    assert not tested & {concept.index for concept in world._shown}
+
+
+def test_drawings_alone_may_be_unseen(tmp_path: Path) -> None:
+    made = tiny(tmp_path, unseen="drawings")
+    other = tiny(None)
+    assert (made.test_concepts, made.fine_tune_concepts) == (other.test_concepts, other.fine_tune_concepts)
+    assert made.dictionaries == other.dictionaries
+    made.prepare(["stair_captions", "coco_cn", "wikipedia"])
+    tested = {concept.index: concept for concept in made.test_concepts}
+    assert set(tested) < {concept.index for concept in made.pretraining_concepts}
+    assert set(tested) < {concept.index for concept in made.tuned_concepts}
+    assert set(tested) < {concept.index for concept in made._shown}
+    assert not set(tested) & {concept.index for concept in (*made.held_out_concepts, *made.dictionary_concepts)}
+    chinese = COCOCN(made.root_of("coco_cn"), tmp_path)
+    styles = {split: {int(key[-12:]) // 10_000 for key in chinese.captions(split).keys} for split in ("train", "test")}
+    assert styles == {"train": {1, 2, 3}, "test": {4}}
+    # The sentence that is asked for was never read, and text without pictures says nothing of the thing.
+    captions = {split: rows_by_concept(chinese.captions(split)) for split in ("train", "test")}
+    text = WikipediaText(made.root_of("wikipedia"))
+    said = {line for language in LANGUAGES for line in text.sentences("train", language)}
+    for index, shown in tested.items():
+        if set(map(plain, shown.keywords["zh"])) - {plain(shown.name["zh"])}:
+            assert captions["train"][index]
+            assert not captions["test"][index] & captions["train"][index]
+        assert plain(shown.name["cs"]) not in said
+
+
+def rows_by_concept(captions: Any) -> dict[int, set[str]]:
+    found: dict[int, set[str]] = {}
+    for key, texts in zip(captions.keys, captions.captions):
+        found.setdefault(int(key[-12:]) % 10_000, set()).update(texts)
+    return found
+
+
+def test_designers_of_training_and_test_differ(world: EmojiLanguagesWorld, sets: dict[str, Any]) -> None:
+    keys = {split: sets["multi30k"].captions(split, "en").keys for split in ("train", "val", "test")}
+    styles = {split: {int(key) // 10_000 for key in own} for split, own in keys.items()}
+    assert styles == {"train": {1, 2, 3}, "val": {4}, "test": {4}}
+    counts = Counter(int(key) % 10_000 for key in keys["train"])
+    for concept in world.fine_tune_concepts:
+        assert counts[concept.index] == sum(style in concept.styles for style in STYLES)
+
+
+# ---------------------------------------------------------------------------------------------------- text
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Mahjong: Red, dragon", "mahjong red dragon"),
+        ("閉じた郵便受け（手紙なし）", "閉 じた 郵 便 受 け 手 紙 なし"),
+        ("红色、 圆", "红 色 圆"),
+        ("ゲーム", "ゲーム"),
+        ("„Žolík“", "žolík"),
+        ("(:,)", ""),
+    ],
+)
+def test_plain_text(text: str, expected: str) -> None:
+    assert plain(text) == expected
+    assert plain(expected) == expected
+
+
+def test_captions_are_a_name_and_some_keywords(world: EmojiLanguagesWorld) -> None:
+    for concept in world.test_concepts:
+        for language in LANGUAGES:
+            name = plain(concept.name[language])
+            rng = np.random.default_rng(concept.index)
+            said = world.captions_of(concept, language, 5, rng, first=True)
+            assert len(said) == 5
+            terms = [plain(word) for word in concept.keywords[language]]
+            others = list(dict.fromkeys(term for term in terms if term and term != name))
+            assert said[0] == " ".join([name, *others[:3]])
+            assert all(text == name or text.startswith(f"{name} ") for text in said)
+            assert all(text == plain(text) for text in said)
+    rich = max(world.pretraining_concepts, key=lambda concept: len(concept.keywords["en"]))
+    many = world.captions_of(rich, "en", 200, np.random.default_rng(0))
+    assert len(set(many)) > 20
+    assert plain(rich.name["en"]) in many
+    assert world.captions_of(rich, "en", 1, None, first=True)[0] not in many
+
+
+def test_sets_hold_as_many_captions_as_the_real_ones(sets: dict[str, Any]) -> None:
+    counts = {
+        (name, language): set(map(len, sets[name].captions("train", language).captions))
+        for name in ("conceptual_captions", "multi30k", "coco_karpathy", "stair_captions", "coco_cn")
+        for language in sets[name].languages
+    }
+    assert counts == {
+        ("conceptual_captions", "en"): {1},
+        ("multi30k", "en"): {5},
+        ("multi30k", "de"): {5},
+        ("multi30k", "fr"): {1},
+        ("multi30k", "cs"): {1},
+        ("coco_karpathy", "en"): {5},
+        ("stair_captions", "ja"): {5},
+        ("coco_cn", "zh"): {1},
+    }
+
+
+def test_every_picture_is_there(world: EmojiLanguagesWorld, sets: dict[str, Any]) -> None:
+    for name in ("conceptual_captions", "multi30k", "coco_karpathy", "stair_captions", "coco_cn"):
+        dataset: LanguageCaptioned = sets[name]
+        for split in ("train", "val") if name == "conceptual_captions" else ("train", "val", "test"):
+            for key in dataset.captions(split, dataset.languages[0]).keys:
+                with Image.open(dataset.image_path(key, split)) as image:
+                    assert image.size == (32, 32)
+    assert not sets["multi30k"].status().problem
+    assert len(sets["conceptual_captions"].captions("train")) == 2 * sum(
+        style in concept.styles for style in STYLES for concept in world.pretraining_concepts
+    )
+    classes = ImageNet(world.root_of("imagenet"))
+    assert set(classes.listing("train").labels) == set(range(len(world.class_names)))
+    assert len(classes.listing("val")) == len(world._shown_later)
+
+
+# ---------------------------------------------------------------------------------------------------- dictionaries
+def concept(index: int, en: tuple[str, ...], de: tuple[str, ...]) -> Concept:
+    name = {"en": en[0], "de": de[0]}
+    return Concept(index, "", "", "", "train", (), name, {"en": en[1:], "de": de[1:]})
+
+
+def test_dictionaries_are_induced_as_specified() -> None:
+    concepts = [
+        concept(0, ("big dog", "pet"), ("Großer Hund", "Hund", "Haustier")),
+        concept(1, ("small dog", "pet"), ("Kleiner Hund", "Hund", "Haustier")),
+        concept(2, ("cat", "pet"), ("Katze", "Haustier")),
+        concept(3, ("tree",), ("Baum",)),
+    ]
+    found = induced_dictionary(concepts, "de")
+    # Dice of dog and haustier is 2 * 2 / (2 + 3); one shared concept is too few for cat.
+    assert found == {"dog": ["hund", "haustier"], "pet": ["haustier", "hund"]}
+
+
+def test_dictionary_files(world: EmojiLanguagesWorld) -> None:
+    folder = world.dictionary_folder
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"en-{code}.txt" for code in LANGUAGES[1:])
+    lines = (folder / "en-ja.txt").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("\t") for line in lines]
+    assert all(len(pair) == 2 and " " not in pair[0] and pair[1] for pair in pairs)
+    assert pairs == [[word, text] for word, own in world.dictionaries["ja"].items() for text in own]
+    assert max(Counter(word for word, _ in pairs).values()) <= 3
+    # None is made from a concept that pre-training shows or a test asks for.
+    source = {c.index for c in (*world.dictionary_concepts, *world.fine_tune_concepts, *world.left_out_concepts)}
+    assert not source & {c.index for c in (*world.test_concepts, *world.pretraining_concepts)}
+
+
+# ---------------------------------------------------------------------------------------------------- tokenizer
+def test_the_tokenizer_knows_every_sign(world: EmojiLanguagesWorld, sets: dict[str, Any]) -> None:
+    tokenizer = SentencePieceProcessor(model_file=str(world.tokenizer_file))
+    assert [tokenizer.id_to_piece(number) for number in range(3)] == ["<unk>", "<s>", "</s>"]
+    assert tokenizer.get_piece_size() <= 1000
+    for name in ("multi30k", "stair_captions", "coco_cn"):
+        for language in sets[name].languages:
+            for texts in sets[name].captions("test", language).captions:
+                assert tokenizer.unk_id() not in tokenizer.encode(texts[0])
+    # A Chinese sign is one piece, wherever it stands.
+    sign = next(s for text in sets["coco_cn"].captions("test").captions for s in text[0] if s > "\u4e00")
+    assert tokenizer.encode(f"dog {sign}", out_type=str)[-1] == f"▁{sign}"
+
+
+# ---------------------------------------------------------------------------------------------------- the same again
+def test_the_same_seed_gives_the_same_files(tmp_path: Path, world: EmojiLanguagesWorld) -> None:
+    again = tiny(tmp_path)
+    assert again.key() == world.key()
+    again.prepare(["multi30k", "wikipedia", "sentencepiece", "coco_cn"])
+    for name in ("multi30k", "wikipedia", "sentencepiece", "coco_cn"):
+        mine, other = again.root_of(name), world.root_of(name)
+        files = sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+        assert sorted(path.relative_to(mine) for path in mine.rglob("*") if path.is_file()) == files
+        assert all((mine / path).read_bytes() == (other / path).read_bytes() for path in files)
+
+
+def test_another_seed_changes_training_and_leaves_the_test(tmp_path: Path, world: EmojiLanguagesWorld) -> None:
+    other = tiny(tmp_path, seed=4)
+    other.prepare(["coco_cn"])
+    mine, theirs = COCOCN(world.root_of("coco_cn")), COCOCN(other.root_of("coco_cn"))
+    assert mine.captions("test").captions == theirs.captions("test").captions
+    assert mine.captions("train").captions != theirs.captions("train").captions
+    drawing = np.full((64, 64, 4), 128, dtype=np.uint8)
+    shown = world.test_concepts[0]
+    for trained in (False, True):
+        pixels = [made._image("noto", shown, drawing, 0, trained) for made in (world, other)]
+        assert (pixels[0] == pixels[1]).all() == (not trained)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"concepts": 1573}, "concepts: must be from 1 to 1572"),
+        ({"concepts": 25}, "concepts: 25 less 8 for testing and 16 for fine-tuning leave 1"),
+        ({"test_style": "noto"}, "at least two different designers"),
+        ({"train_styles": ("crayon",)}, "'crayon' is not one of"),
+        ({"size": 8}, "size: must be at least 16"),
+        ({"keywords": 0}, "keywords: must be at least 1"),
+        ({"unseen": "nothing"}, "unseen: must be concepts or drawings"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(None, **changes)
+
+
+def test_a_vocabulary_that_is_too_small(tmp_path: Path) -> None:
+    made = tiny(tmp_path, vocabulary_size=100)
+    with pytest.raises(ValueError, match="vocabulary_size: 100 pieces are too few"):
+        made.prepare(["sentencepiece"])
+    assert not made.root_of("sentencepiece").exists()

@@ -1,0 +1,77 @@
+"""Two processes train M3P to the same weights as one with the joined batch, and score every pair once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.training.runner import StageRequest, run_stage
+from tests.distributed.harness import run_distributed
+from tests.m3p.stages import stage
+
+# Without dropout, which every process draws for itself.
+ENCODER = {
+    "init_args": {"model": {"init_args": {"encoder": {"init_args": {"dropout": 0.0, "attention_dropout": 0.0}}}}}
+}
+LAYERS: dict[str, dict[str, Any]] = {
+    "m3p": {
+        "trainer": {"max_epochs": 1, "limit_train_batches": 4, "accumulate_grad_batches": 2, "log_every_n_steps": 1},
+        "model": ENCODER,
+        "data": {"init_args": {"steps_per_epoch": 4, "test_sets": ["multi30k_fr", "stair_ja"], "test_batch_size": 3}},
+    },
+    "fine_tune": {
+        "trainer": {"max_epochs": 1, "limit_train_batches": 3, "log_every_n_steps": 1},
+        "model": ENCODER,
+        "data": {
+            "init_args": {
+                "train_sets": ["multi30k_en", "multi30k_de"],
+                "test_sets": ["multi30k_de"],
+                "test_batch_size": 3,
+            }
+        },
+    },
+}
+
+
+def _request(recipe: str, runs: Path, devices: int) -> StageRequest:
+    layer = LAYERS[recipe]
+    trainer = {**layer["trainer"], "devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
+    return stage(recipe, runs, layer={**layer, "trainer": trainer})
+
+
+def _train(one: StageRequest) -> dict[str, Any]:
+    os.environ["WANDB_MODE"] = "disabled"
+    try:
+        record = run_stage(one)
+    finally:
+        os.environ["WANDB_MODE"] = "offline"
+    state = torch.load(one.directory / "checkpoints" / "last.ckpt", weights_only=True)
+    return {"state": state["state_dict"], "metrics": record.metrics}
+
+
+def _train_rank(rank: int, one: StageRequest) -> dict[str, Any]:
+    """As torchrun starts it."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
+        TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT="0",
+    )  # fmt: skip
+    return _train(one)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("recipe", ["m3p", "fine_tune"])
+def test_two_processes_equal_one(recipe: str, tmp_path: Path) -> None:
+    one = _train(_request(recipe, tmp_path / "one", 1))
+    ranks = run_distributed(_train_rank, 2, 250, _request(recipe, tmp_path / "two", 2))
+    for name, expected in one["state"].items():
+        for rank in ranks:
+            found = torch.as_tensor(rank["state"][name])
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+    for rank in ranks:
+        assert rank["metrics"].keys() == one["metrics"].keys()
+        for key, value in one["metrics"].items():
+            assert rank["metrics"][key] == pytest.approx(value, rel=1e-3, abs=1e-3), key

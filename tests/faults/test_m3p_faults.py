@@ -1,0 +1,151 @@
+"""Wrong input to M3P's data stops before training and says what to do; what is missing or damaged is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.data.datasets.multi30k import Multi30K
+from common.data.items import TooManyBrokenFiles
+from common.data.listing import DatasetMissing
+from common.data.regions import write_regions
+from papers.m3p.data import CaptionSet
+from tests.m3p.layouts import Layouts, pictures_of, regions_of, write_features
+
+
+@pytest.fixture
+def layouts(tmp_path: Path) -> Layouts:
+    """Data sets of our own, to be damaged."""
+    return Layouts.write(tmp_path / "data")
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+
+
+def _blank(path: Path) -> None:
+    path.write_bytes(b"\n \n")
+
+
+def _latin(path: Path) -> None:
+    path.write_bytes(b"caf\xe9\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "error", "message"),
+    [
+        ("wikipedia/fr.train.txt", _remove, DatasetMissing, r"no text in 'fr' \(there is text in: "),
+        ("wikipedia/fr.train.txt", _blank, ValueError, r"fr\.train\.txt: holds no text"),
+        ("wikipedia/fr.train.txt", _latin, ValueError, r"fr\.train\.txt: not UTF-8"),
+        ("dictionaries/en-fr.txt", _remove, FileNotFoundError, r"en-fr\.txt is missing \(there: en-de\)"),
+        ("dictionaries/en-fr.txt", _blank, ValueError, r"en-fr\.txt holds no pairs"),
+        ("conceptual_captions/Train_GCC-training.tsv", _remove, DatasetMissing, "Train_GCC-training"),
+        ("conceptual_captions/regions/train.npz", _remove, DatasetMissing, "--extract-regions"),
+        ("multi30k/data/task1/raw/test_2016_flickr.cs.gz", _remove, DatasetMissing, r"test_2016_flickr\.cs\.gz"),
+        ("multi30k/regions/test.npz", _remove, TooManyBrokenFiles, "5 of 5 images have no region features"),
+        ("multi30k/data/task1/raw/train.cs.gz", _remove, None, ""),
+    ],
+)
+def test_before_pretraining(
+    layouts: Layouts, name: str, damage: Callable[[Path], None], error: type[Exception] | None, message: str
+) -> None:
+    damage(layouts.root / name)
+    options = {"languages": ["cs", "de", "en", "fr"], "code_switching": layouts.switcher()}
+    if error is None:  # what pre-training does not read
+        layouts.pretraining(**options)
+        return
+    with pytest.raises(error, match=message):
+        layouts.pretraining(**options)
+
+
+def test_a_tokenizer_that_is_missing_or_damaged(layouts: Layouts) -> None:
+    tokenizer = layouts.tokenizer
+    path = Path(str(tokenizer.file))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"model: .* is not what it should be: SentencePiece cannot read it"):
+        layouts.pretraining(tokenizer=tokenizer)
+    tokenizer.file = str(path.with_name("nothing.model"))
+    with pytest.raises(FileNotFoundError, match="set model to null to learn one"):
+        layouts.pretraining(tokenizer=tokenizer)
+
+
+def test_images_without_regions_are_left_out_and_counted(layouts: Layouts) -> None:
+    folder = layouts.root / "multi30k"
+    (folder / "regions/train.npz").unlink()
+    write_features(folder, "train", [f"train_{number}" for number in range(10)])
+    data = layouts.retrieval(max_skipped_share=0.2, batch_size=10)
+    shown = {n for step in data.train_dataloader() for n in pictures_of(step["relations"][0]["t2i"])}
+    assert shown == set(range(10))
+    described = data.describe()["training (multi30k)"]
+    assert (described["samples"], described["without_regions"]) == (10, 2)
+    with pytest.raises(TooManyBrokenFiles, match=r"2 of 12 images have no region features in .*train\.npz.*train_10"):
+        layouts.retrieval(max_skipped_share=0.1)
+
+
+def test_regions_of_several_files_and_widths(layouts: Layouts) -> None:
+    folder = layouts.root / "multi30k"
+    (folder / "regions/test.npz").unlink()
+    wide = regions_of(0, False)
+    wide = type(wide)(wide.features[:, :4], wide.boxes, wide.labels, wide.height, wide.width)
+    write_regions(folder / "regions/test.npz", [(f"test_{number}", wide) for number in range(5)])
+    with pytest.raises(ValueError, match=r"must be of one width, found \[4, 6\]"):
+        layouts.retrieval()
+
+
+def test_a_language_without_captions(layouts: Layouts) -> None:
+    sets = {"multi30k_ja": CaptionSet(Multi30K(layouts.root / "multi30k"), "ja")}
+    with pytest.raises(ValueError, match="Multi30K has no captions in 'ja'; it has en, de, fr, cs"):
+        layouts.retrieval(sets=sets, train_sets=list(sets), test_sets=list(sets))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 13}, r"data\.batch_size \(13\) is larger than the 12 captions of conceptual_captions"),
+        ({"candidates": 13}, r"data\.candidates is 13, but must be from 2 to 12"),
+        ({"candidates": 1}, r"data\.candidates is 1, but must be from 2"),
+        ({"steps_per_epoch": 0}, r"data\.steps_per_epoch must be at least 1"),
+        ({"bptt": 0}, r"data\.bptt must be at least 1"),
+        ({"max_regions": 0}, r"data\.max_regions must be at least 1"),
+        ({"text": None}, r"data\.text is null, but data\.xmlm_steps is above 0"),
+        ({"text": None, "xmlm_steps": 0, "relation_steps": 0}, "a step would read nothing"),
+        ({"language_alpha": -0.5}, r"data\.language_alpha is 0 or above"),
+        ({"test_sets": ["multi30k_xx"]}, r"data\.test_sets: no set multi30k_xx; data\.sets has multi30k_en"),
+    ],
+)
+def test_numbers_that_do_not_fit(layouts: Layouts, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        layouts.pretraining(**options)
+
+
+def test_a_set_to_fine_tune_on_must_be_named(layouts: Layouts) -> None:
+    with pytest.raises(ValueError, match=r"data\.train_sets: name at least one"):
+        layouts.retrieval(train_sets=[])
+    with pytest.raises(ValueError, match=r"data\.train_sets: no set coco_en"):
+        layouts.retrieval(train_sets=["coco_en"])
+    with pytest.raises(ValueError, match=r"data\.captions_per_image must be at least 1"):
+        layouts.retrieval(captions_per_image=0)
+
+
+def test_nothing_to_switch(layouts: Layouts) -> None:
+    with pytest.raises(ValueError, match=r"data\.code_switching switches no caption: .* set it to null"):
+        layouts.retrieval(train_sets=["multi30k_de"], code_switching=layouts.switcher())
+    layouts.retrieval(train_sets=["multi30k_de", "multi30k_en"], code_switching=layouts.switcher())
+
+
+def test_processes_share_a_batch_evenly(layouts: Layouts) -> None:
+    with pytest.raises(ValueError, match=r"data\.text_batch_size \(3\) is that of all processes"):
+        layouts.pretraining(world_size=2, text_batch_size=3).train_dataloader()
+
+
+def test_features_without_distributions(layouts: Layouts) -> None:
+    folder = layouts.root / "conceptual_captions"
+    (folder / "regions/train.npz").unlink()
+    found = regions_of(0, False)
+    plain = type(found)(found.features, found.boxes, found.labels, found.height, found.width)
+    write_regions(folder / "regions/train.npz", [(str(number), plain) for number in range(12)])
+    with pytest.raises(ValueError, match=r"no `distribution`, which data\.distributions asks for"):
+        layouts.pretraining(distributions=True)

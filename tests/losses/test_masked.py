@@ -1,0 +1,107 @@
+"""What was masked: UNITER's numbers, the formulas one by one, and batches in which nothing was masked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.losses.masked import (
+    foreground_classes,
+    masked_language_modelling,
+    masked_region_classification,
+    masked_region_kl,
+    masked_region_regression,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "m3p" / "generic_supervisions.npz"
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Tensor]:
+    with np.load(GOLDEN, allow_pickle=False) as archive:
+        return {name: torch.from_numpy(np.asarray(archive[name])) for name in archive.files}
+
+
+@pytest.fixture
+def logits(golden: dict[str, Tensor]) -> Tensor:
+    return golden["region_outputs_BxSxC"][golden["masked_BxS"]]
+
+
+def test_divergence_equals_the_released_code(golden: dict[str, Tensor], logits: Tensor) -> None:
+    distribution = golden["detector_distribution_NxC"]
+    torch.testing.assert_close(
+        masked_region_kl(logits, distribution).double(), golden["mrc_kl_mean"], rtol=0, atol=1e-6
+    )
+    whole = masked_region_kl(logits, distribution, "batch")
+    torch.testing.assert_close(whole.double(), golden["mrc_kl_batchmean"], rtol=0, atol=1e-6)
+    one = torch.stack([masked_region_kl(a[None], b[None], "batch") for a, b in zip(logits, distribution)])
+    torch.testing.assert_close(one, golden["mrc_kl_elementwise"].sum(1), rtol=0, atol=1e-6)
+
+
+def test_classes_without_background_equal_the_released_code(golden: dict[str, Tensor], logits: Tensor) -> None:
+    classes = foreground_classes(golden["detector_distribution_NxC"])
+    assert (classes > 0).all()
+    assert (golden["detector_distribution_NxC"].argmax(1) == 0).any()
+    loss = masked_region_classification(logits, classes)
+    torch.testing.assert_close(loss.double(), golden["mrc_ce_mean"], rtol=0, atol=1e-6)
+    one = torch.stack([masked_region_classification(a[None], b[None]) for a, b in zip(logits, classes)])
+    torch.testing.assert_close(one, golden["mrc_ce_per_region"], rtol=0, atol=1e-6)
+
+
+def test_regression_equals_the_released_code(golden: dict[str, Tensor], logits: Tensor) -> None:
+    loss = masked_region_regression(logits, golden["feature_targets_NxC"])
+    torch.testing.assert_close(loss.double(), golden["mrfr_mean"], rtol=0, atol=1e-6)
+
+
+@given(count=st.integers(1, 6), classes=st.integers(2, 9), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_losses_are_the_written_formulas(count: int, classes: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, classes, generator=generator, dtype=torch.double)
+    p = torch.softmax(torch.randn(count, classes, generator=generator, dtype=torch.double), 1)
+    target = torch.randint(classes, (count,), generator=generator)
+    q = torch.softmax(logits, 1)
+    divergence = (p * (p / q).log()).sum()
+    torch.testing.assert_close(masked_region_kl(logits, p, "batch"), divergence / count)
+    torch.testing.assert_close(masked_region_kl(logits, p, "element"), divergence / count / classes)
+    torch.testing.assert_close(masked_language_modelling(logits, target), -q[range(count), target].log().mean())
+    torch.testing.assert_close(masked_region_regression(logits, p), ((logits - p) ** 2).mean())
+    # A hard target makes the divergence the cross entropy.
+    hard = F.one_hot(target, classes).double()
+    torch.testing.assert_close(masked_region_kl(logits, hard, "batch"), masked_region_classification(logits, target))
+
+
+def test_nothing_masked_costs_nothing_and_has_a_gradient() -> None:
+    weight = torch.ones(3, 4, requires_grad=True)
+    outputs = torch.zeros(0, 3) @ weight
+    losses = (
+        masked_language_modelling(outputs, torch.zeros(0, dtype=torch.long)),
+        masked_region_classification(outputs, torch.zeros(0, dtype=torch.long)),
+        masked_region_kl(outputs, torch.zeros(0, 4)),
+        masked_region_kl(outputs, torch.zeros(0, 4), "batch"),
+        masked_region_regression(outputs, torch.zeros(0, 4)),
+    )
+    for loss in losses:
+        assert loss == 0
+    sum(losses).backward()  # type: ignore[union-attr]
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, torch.zeros(3, 4))
+
+
+def test_half_precision_is_raised() -> None:
+    logits = torch.full((2, 3), 60000.0, dtype=torch.half)
+    assert masked_language_modelling(logits, torch.tensor([0, 1])).dtype == torch.float32
+    assert torch.isfinite(masked_region_regression(logits, torch.zeros(2, 3, dtype=torch.half)))
+    assert torch.isfinite(masked_region_kl(logits, torch.full((2, 3), 1 / 3)))
+
+
+def test_an_unknown_reduction() -> None:
+    with pytest.raises(ValueError, match="reduction must be one of element, batch, got 'sum'"):
+        masked_region_kl(torch.zeros(1, 2), torch.zeros(1, 2), "sum")  # type: ignore[arg-type]

@@ -1,0 +1,82 @@
+"""Matching of pairs: UNITER's numbers, the plateau of N candidates, and pairs in a batch."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from common.losses.matching import candidate_matching, image_text_matching, in_batch_matching
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "m3p"
+
+
+def test_two_way_matching_equals_the_released_code() -> None:
+    with np.load(GOLDEN / "generic_supervisions.npz", allow_pickle=False) as golden:
+        outputs, weight, bias, labels = (
+            torch.from_numpy(golden[name]) for name in ("region_outputs_BxSxC", "itm_weight", "itm_bias", "itm_labels")
+        )
+        logits = F.linear(outputs[:, 0], weight, bias)
+        np.testing.assert_allclose(image_text_matching(logits, labels), golden["itm_ce_mean"], atol=1e-6)
+        one = [float(image_text_matching(a[None], b[None].bool())) for a, b in zip(logits, labels)]
+        np.testing.assert_allclose(one, golden["itm_ce_per_pair"], atol=1e-6)
+
+
+def test_candidates_equal_the_released_code() -> None:
+    with np.load(GOLDEN / "pretrain_losses.npz", allow_pickle=False) as golden:
+        logits = torch.from_numpy(golden["relation_logits"]).view(2, 4)
+        softmax, binary = candidate_matching(logits, torch.from_numpy(golden["positive_index"]))
+        np.testing.assert_allclose(softmax, golden["loss_vlm_ce"], atol=1e-6)
+        np.testing.assert_allclose(binary, golden["loss_vlm_bce"], atol=1e-6)
+
+
+def test_the_plateau_of_four_candidates() -> None:
+    """Specification, pitfall 9: a constant score p = 1/4 is the best that knows nothing."""
+    logits = torch.full((5, 4), math.log(1 / 3))
+    softmax, binary = candidate_matching(logits, torch.tensor([0, 1, 2, 3, 0]))
+    assert softmax.item() == pytest.approx(math.log(4), abs=1e-6)
+    assert binary.item() == pytest.approx(0.5623, abs=1e-4)
+
+
+@given(size=st.integers(1, 6), groups=st.integers(1, 6), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_pairs_of_a_batch_are_candidates_both_ways(size: int, groups: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(size, size, generator=generator, dtype=torch.double)
+    group = torch.randint(groups, (size,), generator=generator)
+    softmax, binary = in_batch_matching(logits, group)
+    one, two, cells = [], [], []
+    for row in range(size):
+        own = [col for col in range(size) if col == row or group[col] != group[row]]
+        one.append(logits[row, own].logsumexp(0) - logits[row, row])
+        two.append(logits[own, row].logsumexp(0) - logits[row, row])
+        cells += [F.softplus(-logits[row, col] if col == row else logits[row, col]) for col in own]
+    torch.testing.assert_close(softmax, (torch.stack(one).mean() + torch.stack(two).mean()) / 2)
+    torch.testing.assert_close(binary, torch.stack(cells).mean())
+    # All different is the same as without groups, and that is candidates by rows and by columns.
+    different = in_batch_matching(logits, torch.arange(size))
+    torch.testing.assert_close(different, in_batch_matching(logits))
+    pairs = torch.arange(size)
+    rows, columns = candidate_matching(logits, pairs), candidate_matching(logits.T, pairs)
+    torch.testing.assert_close(different, ((rows[0] + columns[0]) / 2, rows[1]))
+
+
+def test_scores_that_do_not_count_have_no_gradient() -> None:
+    logits = torch.zeros(3, 3, requires_grad=True)
+    softmax, binary = in_batch_matching(logits, torch.tensor([7, 7, 8]))
+    (softmax + binary).backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad[0, 1] == logits.grad[1, 0] == 0
+    assert (logits.grad[[0, 0], [0, 2]] != 0).all()
+
+
+def test_in_batch_needs_a_square() -> None:
+    with pytest.raises(ValueError, match=r"logits must be \[B, B\]"):
+        in_batch_matching(torch.zeros(2, 3))

@@ -1,0 +1,172 @@
+"""Tiny data sets for M3P in the layouts of the real ones: captions in four languages, text, dictionaries, regions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+
+from common.data.datasets.conceptual_captions import ConceptualCaptions
+from common.data.datasets.multi30k import Multi30K
+from common.data.datasets.wikipedia import WikipediaText
+from common.data.regions import Regions, write_regions
+from common.data.text import XLMRTokenizer
+from common.data.worlds.layouts import write_conceptual_captions, write_lines, write_multi30k
+from papers.m3p.code_switching import CodeSwitcher
+from papers.m3p.data import CaptionSet, PretrainingData, RetrievalData
+
+WIDTH = 6
+WORDS = {
+    "en": ("dog", "cat", "sun", "car", "red", "blue", "small", "big"),
+    "de": ("Hund", "Katze", "Sonne", "Auto", "rot", "blau", "klein", "groß"),
+    "fr": ("chien", "chat", "soleil", "voiture", "rouge", "bleu", "petit", "grand"),
+    "cs": ("pes", "kočka", "slunce", "auto", "červený", "modrý", "malý", "velký"),
+}
+LANGUAGES = tuple(sorted(WORDS))
+
+
+def sentence(language: str, number: int, length: int = 3) -> str:
+    """A caption that tells its number: words in a positional system."""
+    words = WORDS[language]
+    return " ".join(words[number // len(words) ** place % len(words)] for place in range(length))
+
+
+def regions_of(number: int, ragged: bool) -> Regions:
+    """Regions of a picture; their features tell its number, and class 0 is among them."""
+    count = 1 + number % 4 if ragged else 4
+    features = np.zeros((count, WIDTH), dtype=np.float32)
+    features[:, 0], features[:, 1], features[:, 2] = 2, 2 * (number + 1), np.arange(count)
+    boxes = np.array([[0, 0, 10 + place, 20] for place in range(count)], dtype=np.float32)
+    classes = (number + np.arange(count)) % 9
+    distribution = np.eye(9, dtype=np.float32)[classes] * 0.9 + 0.1 / 9
+    return Regions(features, boxes, classes, 40, 50, distribution)
+
+
+def write_features(folder: Path, split: str, keys: Sequence[str], ragged: bool = True) -> Path:
+    path = folder / "regions" / f"{split}.npz"
+    write_regions(path, ((key, regions_of(number, ragged)) for number, key in enumerate(keys)))
+    return path
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Where everything lies."""
+
+    root: Path
+    images: int
+    test_images: int
+
+    @classmethod
+    def write(cls, root: Path, images: int = 12, test_images: int = 5, ragged: bool = True) -> Layouts:
+        """Write the data sets."""
+        captions = root / "conceptual_captions"
+        captions.mkdir(parents=True)
+        write_conceptual_captions(captions, {"train": [sentence("en", number) for number in range(images)]})
+        write_features(captions, "train", [str(number) for number in range(images)], ragged)
+        multi30k = root / "multi30k"
+        for split, count in (("train", images), ("test", test_images)):
+            stems = [f"{split}_{number}" for number in range(count)]
+            by_language = {
+                language: [
+                    [sentence(language, 8 * number + place) for place in range(5 if language in ("en", "de") else 1)]
+                    for number in range(count)
+                ]
+                for language in WORDS
+            }
+            write_multi30k(multi30k, split, stems, by_language)
+            write_features(multi30k, split, stems, ragged)
+        text = root / "wikipedia"
+        text.mkdir()
+        for place, language in enumerate(LANGUAGES):
+            write_lines(text / f"{language}.train.txt", [sentence(language, n, 5) for n in range(10 * (place + 1))])
+        dictionaries = root / "dictionaries"
+        dictionaries.mkdir()
+        for target in ("de", "fr"):
+            pairs = zip(WORDS["en"], WORDS[target])
+            write_lines(dictionaries / f"en-{target}.txt", [f"{word}\t{other}" for word, other in pairs])
+        tokenizer = XLMRTokenizer(vocabulary_size=140)
+        tokenizer.prepare([sentence(one, number) for one in WORDS for number in range(200)], root / "vocabulary")
+        return cls(root, images, test_images)
+
+    @property
+    def tokenizer(self) -> XLMRTokenizer:
+        """A tokenizer of all words, not prepared yet."""
+        (model,) = (self.root / "vocabulary").iterdir()
+        return XLMRTokenizer(str(model), max_tokens=20)
+
+    def sets(self) -> dict[str, CaptionSet]:
+        return {f"multi30k_{one}": CaptionSet(Multi30K(self.root / "multi30k"), one) for one in WORDS}
+
+    def switcher(self, **options: Any) -> CodeSwitcher:
+        return CodeSwitcher(str(self.root / "dictionaries"), ["de", "fr"], **options)
+
+    def pretraining(self, stage: str = "fit", rank: int = 0, world_size: int = 1, **options: Any) -> PretrainingData:
+        """A data module as a trainer uses it."""
+        chosen: dict[str, Any] = {
+            "captions": [CaptionSet(ConceptualCaptions(self.root / "conceptual_captions"))],
+            "text": WikipediaText(self.root / "wikipedia"),
+            "tokenizer": self.tokenizer,
+            "sets": self.sets(),
+            "test_sets": list(self.sets()),
+            "batch_size": 4,
+            "text_batch_size": 4,
+            "bptt": 6,
+            "steps_per_epoch": 5,
+            "test_batch_size": 3,
+            "num_workers": 0,
+        }
+        return attached(PretrainingData(**chosen | options), stage, rank, world_size)
+
+    def retrieval(self, stage: str = "fit", **options: Any) -> RetrievalData:
+        """A data module as a trainer uses it."""
+        chosen: dict[str, Any] = {
+            "tokenizer": self.tokenizer,
+            "sets": self.sets(),
+            "train_sets": ["multi30k_en"],
+            "test_sets": list(self.sets()),
+            "batch_size": 4,
+            "test_batch_size": 3,
+            "num_workers": 0,
+        }
+        return attached(RetrievalData(**chosen | options), stage)
+
+
+class RankedTrainer(pl.Trainer):
+    """A trainer that says it is one of several."""
+
+    ranks: tuple[int, int] = (0, 1)
+
+    @property
+    def global_rank(self) -> int:
+        return self.ranks[0]
+
+    @property
+    def world_size(self) -> int:
+        return self.ranks[1]
+
+
+def attached(data: Any, stage: str, rank: int = 0, world_size: int = 1) -> Any:
+    trainer = RankedTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.ranks = (rank, world_size)
+    data.trainer = trainer
+    data.prepare_data()
+    data.setup(stage)
+    return data
+
+
+def pictures_of(batch: Mapping[str, Any]) -> list[int]:
+    """Which picture each row of a batch has, from the direction of its features; -1 where all are masked."""
+    found = []
+    for regions in batch["regions"].numpy():
+        seen = regions[regions[:, 0] > 0]
+        found.append(round(float(seen[0, 1] / seen[0, 0])) - 1 if len(seen) else -1)
+    return found
+
+
+def texts_of(batch: Mapping[str, Any], data: Any) -> list[str]:
+    """What each row of a batch says."""
+    return [data.tokenizer.decode(row) for row in batch["tokens"].tolist()]

@@ -1,0 +1,28 @@
+"""Stages of M3P at the smoke scale, with a region network that knows nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.training.runner import StageRequest
+from papers.m3p.regions import RegionClassifier
+from tests.stages import request
+
+
+def region_network(folder: Path) -> Path:
+    """A checkpoint as the stage `regions` leaves it."""
+    torch.manual_seed(0)
+    module = RegionClassifier(classes=96, channels=(4, 4, 8, 64), side=32)
+    path = folder / "regions.ckpt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}, path)
+    return path
+
+
+def stage(recipe: str, runs: Path, *arguments: str, layer: dict[str, Any] | None = None) -> StageRequest:
+    """A recipe that starts from random weights."""
+    given = ["--data.region_network", str(region_network(runs.parent / "network")), "--model.pretrained", "null"]
+    return request(f"m3p/{recipe}", runs, *given, *arguments, layer=layer)

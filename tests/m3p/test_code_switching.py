@@ -1,0 +1,164 @@
+"""Code-switching: rates of the released code, marks and capitals, what an entry is, and dictionaries that are wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from papers.m3p.code_switching import CodeSwitcher, read_dictionary
+
+GOLDEN = json.loads(
+    (Path(__file__).parents[1] / "golden" / "m3p" / "masking_and_codeswitch_stats.json").read_text(encoding="utf-8")
+)
+TRANSLATIONS: dict[str, dict[str, list[str]]] = GOLDEN["dictionary_used"]["en"]
+TARGETS = ("de", "fr", "ja", "zh")
+CAPTIONS = 4000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dictionary that the released functions were measured on, one file per language."""
+    folder = tmp_path_factory.mktemp("dictionaries")
+    for target in TARGETS:
+        lines = [f"{word}\t{text}" for word, languages in TRANSLATIONS.items() for text in languages.get(target, [])]
+        (folder / f"en-{target}.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def switcher(folder: Path, **options: Any) -> CodeSwitcher:
+    return CodeSwitcher(str(folder), TARGETS, **options)
+
+
+def four_errors(rate: float, count: int) -> float:
+    return 4 * math.sqrt(rate * (1 - rate) / count)
+
+
+@pytest.mark.parametrize("name", ["clag_sent0.8_word0.8", "clag_sent1.0_word1.0", "clag_sent0.5_word0.3"])
+def test_every_word_has_the_rates_of_the_released_code(folder: Path, name: str) -> None:
+    golden = GOLDEN[name]
+    sentence, word = (float(part[4:]) for part in name.split("_")[1:])
+    rng = np.random.default_rng(5)
+    switch = switcher(folder, sentence_ratio=sentence, word_ratio=word).switch
+    reds: Counter[str] = Counter()
+    unchanged = 0
+    for _ in range(CAPTIONS):
+        text = switch("a red dog", rng)
+        reds[text.split(" ")[1]] += 1
+        unchanged += text == "a red dog"
+    expected = sentence * word
+    switched = 1 - reds.pop("red", 0) / CAPTIONS
+    assert switched == pytest.approx(golden["expected"], abs=four_errors(expected, CAPTIONS) + 1e-12)
+    assert switched == pytest.approx(golden["word_switched_rate"], abs=1.5 * four_errors(expected, CAPTIONS) + 1e-12)
+    # Two words of this caption have entries.
+    rate = 1 - sentence + sentence * (1 - word) ** 2
+    assert unchanged / CAPTIONS == pytest.approx(rate, abs=four_errors(rate, CAPTIONS) + 1e-12)
+    assert rate == pytest.approx(golden["expected_unchanged"], abs=1e-9)
+    shares = {"rouge": 1 / 3, "红": 1 / 3, "赤": 1 / 6, "赤い": 1 / 6}
+    assert reds.keys() == shares.keys() == golden["share_per_target"].keys()
+    total = sum(reds.values())
+    assert chisquare([reds[text] for text in shares], [share * total for share in shares.values()]).pvalue > 1e-3
+
+
+def test_one_word_has_the_rates_of_the_released_code(folder: Path) -> None:
+    golden = GOLDEN["dclag_sent0.8"]
+    rng = np.random.default_rng(5)
+    switch = switcher(folder, mode="one_word", word_ratio=0.0).switch
+    found = Counter(switch("a red dog", rng) for _ in range(CAPTIONS))
+    assert found.keys() == golden.keys()
+    exact = {
+        "a red dog": 0.2, "a red Hund": 0.2, "a red chien": 0.1, "a red toutou": 0.1,
+        "a rouge dog": 0.4 / 3, "a 红 dog": 0.4 / 3, "a 赤 dog": 0.4 / 6, "a 赤い dog": 0.4 / 6,
+    }  # fmt: skip
+    for text, rate in exact.items():
+        assert golden[text] == pytest.approx(rate, abs=0.015)
+    assert chisquare([found[text] for text in exact], [rate * CAPTIONS for rate in exact.values()]).pvalue > 1e-3
+
+
+def test_marks_and_capitals(folder: Path) -> None:
+    options: dict[str, Any] = {"sentence_ratio": 1.0, "word_ratio": 1.0}
+    cat = CodeSwitcher(str(folder), ["de"], **options)
+    rng = np.random.default_rng(0)
+    assert cat.switch('The cat, a "CAT" (cat)! concat', rng) == 'The Katze, a "Katze" (Katze)! concat'
+    exact = CodeSwitcher(str(folder), ["de"], **options, strip_punctuation=False, lower_case=False)
+    assert exact.switch("cat, Cat cat", rng) == "cat, Cat Katze"
+    assert cat.switch("", rng) == ""
+    assert cat.switch("cat  cat ", rng) == "Katze  Katze "
+
+
+@given(
+    text=st.text(alphabet=" aredogct,.!", max_size=40), sentence=st.floats(0, 1), word=st.floats(0, 1),
+    mode=st.sampled_from(["every_word", "one_word"]), seed=st.integers(0, 999),
+)  # fmt: skip
+@settings(max_examples=80, deadline=None)
+def test_a_switched_caption_differs_in_known_words_alone(
+    folder: Path, text: str, sentence: float, word: float, mode: Any, seed: int
+) -> None:
+    switch = switcher(folder, mode=mode, sentence_ratio=sentence, word_ratio=word).switch
+    switched = switch(text, np.random.default_rng(seed))
+    assert switched == switch(text, np.random.default_rng(seed))
+    before, after = text.split(" "), switched.split(" ")
+    assert len(before) == len(after)
+    changed = [(old, new) for old, new in zip(before, after) if old != new]
+    for old, new in changed:
+        entry = TRANSLATIONS[old.strip(",.!").lower()]
+        assert new.strip(",.!") in {text for texts in entry.values() for text in texts}
+    if mode == "one_word":
+        assert len(changed) <= 1
+        known = any(old.strip(",.!").lower() in TRANSLATIONS for old in before)
+        assert len(changed) == int(known and np.random.default_rng(seed).random() < sentence)
+
+
+def test_coverage(folder: Path) -> None:
+    coverage = switcher(folder).coverage(["A red dog.", "the dog & the cat", "Red, red"])
+    assert (coverage.tokens, coverage.types) == (9, 7)
+    assert coverage.token_share == pytest.approx(6 / 9)
+    assert coverage.type_share == pytest.approx(5 / 7)
+    assert coverage.by_language == pytest.approx({"de": 3 / 9, "fr": 5 / 9, "ja": 3 / 9, "zh": 3 / 9})
+    empty = switcher(folder).coverage(["", "&"])
+    assert (empty.tokens, empty.token_share) == (0, 0.0)
+
+
+def test_forms_of_a_dictionary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """MUSE writes blanks, FreeDict exports tabs; translations may be of several words."""
+    content = "\ufeffdog Hund\r\nice cream\tdas  Eis\ncat\tKatze\ncat\tKater\n\nnothing\n \tx\n"
+    (tmp_path / "en-de.txt").write_text(content, encoding="utf-8")
+    assert read_dictionary(tmp_path, "en", "de") == [
+        ("dog", "Hund"), ("ice cream", "das Eis"), ("cat", "Katze"), ("cat", "Kater"),
+    ]  # fmt: skip
+    assert "2 lines without a translation" in caplog.text
+
+
+def test_dictionaries_that_are_wrong(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"en-cs\.txt is missing \(there: en-de, en-fr, en-ja, en-zh\)"):
+        CodeSwitcher(str(folder), ["de", "cs"]).prepare()
+    (tmp_path / "en-de.txt").write_text("\n\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"en-de\.txt holds no pairs.*leave de out of"):
+        CodeSwitcher(str(tmp_path), ["de"]).prepare()
+    (tmp_path / "en-de.txt").write_bytes("dog\tHündin".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"en-de\.txt cannot be read as a text in UTF-8"):
+        CodeSwitcher(str(tmp_path), ["de"]).prepare()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "two_words"}, "mode must be one of every_word, one_word"),
+        ({"sentence_ratio": 1.5}, "sentence_ratio is a probability"),
+        ({"word_ratio": -0.1}, "word_ratio is a probability"),
+        ({"targets": []}, "name at least one language"),
+        ({"targets": ["de", "en"]}, "must be different languages and not en"),
+        ({"targets": ["de", "de"]}, "must be different languages"),
+    ],
+)
+def test_arguments_out_of_range(folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CodeSwitcher(str(folder), **{"targets": ["de"], **options})

@@ -1,0 +1,496 @@
+"""Data modules of M3P: what a step holds, negatives, masking, pooled and switched captions, what is skipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+from torch import Tensor
+
+from common.data.annotations import LanguageCaptions, TextRows, Texts
+from common.data.items import TooManyBrokenFiles
+from common.data.media import MediaError
+from common.data.regions import RegionError
+from papers.m3p.masking import Masking
+from papers.m3p.pairs import CaptionPool, PairItems, RegionArrays, forced_captions, pad_regions
+from tests.m3p.layouts import LANGUAGES, WIDTH, WORDS, Layouts, pictures_of, regions_of, sentence, texts_of
+
+PLAIN: dict[str, Any] = {"xmlm_steps": 0, "text": None, "masking": None}
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> Layouts:
+    return Layouts.write(tmp_path_factory.mktemp("m3p"))
+
+
+def steps(data: Any, count: int = 1) -> list[dict[str, Any]]:
+    """The first training steps."""
+    loader = iter(data.train_dataloader())
+    return [next(loader) for _ in range(count)]
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two nested batches hold the same numbers."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    return len(one) == len(other) and all(equal(*both) for both in zip(one, other))
+
+
+def number_of(text: str) -> int:
+    """The number that a caption of `sentence` tells."""
+    return sum(WORDS["en"].index(word) * 8**place for place, word in enumerate(text.split()))
+
+
+# -- pre-training ------------------------------------------------------------------------------------------------------
+
+
+def test_a_step(layouts: Layouts) -> None:
+    data = layouts.pretraining()
+    assert data.languages == list(LANGUAGES)
+    assert (data.feature_dim, data.region_count) == (WIDTH, 4)
+    assert data.vocabulary_size == data.tokenizer.vocabulary_size
+    for step in steps(data, 5):
+        assert len(step["xmlm"]) == 3
+        for block in step["xmlm"]:
+            assert block["tokens"].shape == block["labels"].shape == block["token_mask"].shape == (4, 6)
+            (number,) = block["languages"].unique()
+            assert 0 <= number < 4
+            chosen = block["labels"] != -1
+            true = torch.where(chosen, block["labels"], block["tokens"])
+            words = {word for row in true.tolist() for word in data.tokenizer.decode(row).split()}
+            whole = {word for word in words if word in {w for own in WORDS.values() for w in own}}
+            assert whole <= set(WORDS[LANGUAGES[number]])
+        (relation,) = step["relations"]
+        assert relation.keys() == {"t2i", "i2t"}
+        for group in relation.values():
+            assert group["tokens"].shape[0] == 16
+            assert group["regions"].shape == (16, group["region_mask"].shape[1], WIDTH)
+            assert group["boxes"].shape == (*group["region_mask"].shape, 5)
+            assert group["positive"].shape == (4,)
+            assert group["region_targets"].shape == (int((group["region_labels"] != -1).sum()), WIDTH)
+
+
+@pytest.mark.parametrize("exclude", [True, False])
+def test_groups_hold_the_true_pair_once(layouts: Layouts, exclude: bool) -> None:
+    data = layouts.pretraining(**PLAIN, exclude_siblings=exclude)
+    positions = []
+    for step in steps(data, 5):
+        for side, group in step["relations"][0].items():
+            assert group.keys().isdisjoint({"word_labels", "region_labels", "region_targets"})
+            texts = [number_of(text) for text in texts_of(group, data)]
+            pictures = pictures_of(group)
+            for number, positive in enumerate(group["positive"].tolist()):
+                rows = slice(4 * number, 4 * number + 4)
+                same = [text == picture for text, picture in zip(texts[rows], pictures[rows])]
+                assert same == [place == positive for place in range(4)]
+                fixed, varied = (texts, pictures) if side == "t2i" else (pictures, texts)
+                assert len(set(fixed[rows])) == 1
+                assert len(set(varied[rows])) == 4
+                positions.append(positive)
+    assert set(positions) == {0, 1, 2, 3}
+
+
+def test_regions_and_boxes_as_the_model_wants_them(layouts: Layouts) -> None:
+    group = steps(layouts.pretraining(**PLAIN))[0]["relations"][0]["t2i"]
+    for row, picture in enumerate(pictures_of(group)):
+        true = regions_of(picture, True)
+        count = len(true)
+        assert group["region_mask"][row].tolist() == [place < count for place in range(group["region_mask"].shape[1])]
+        expected = torch.nn.functional.normalize(torch.from_numpy(true.features), dim=1)
+        torch.testing.assert_close(group["regions"][row, :count], expected)
+        torch.testing.assert_close(group["boxes"][row, :count], torch.from_numpy(true.box_vectors))
+        assert not group["regions"][row, count:].any()
+        assert not group["boxes"][row, count:].any()
+
+
+def test_masking_of_pairs(layouts: Layouts) -> None:
+    """One modality of a pair at most; labels in true pairs alone; targets are what the detector gave."""
+    masking = Masking(words=0.5, regions=0.5)
+    data = layouts.pretraining(xmlm_steps=0, text=None, masking=masking, steps_per_epoch=40)
+    read_text = hidden = 0
+    for step in steps(data, 40):
+        for group in step["relations"][0].values():
+            true = torch.zeros(16, dtype=torch.bool)
+            true[torch.arange(4) * 4 + group["positive"]] = True
+            words, regions = group["word_labels"] != -1, group["region_labels"] != -1
+            assert not words[~true].any()
+            assert not regions[~true].any()
+            assert not (words.any(1) & regions.any(1)).any()
+            zeroed = ~group["regions"].any(2) & group["region_mask"]
+            masked = (group["tokens"] == data.tokenizer.mask_id).any(1)
+            assert not (zeroed.any(1) & masked).any()
+            # Negatives are masked, too.
+            assert zeroed[~true].any() or masked[~true].any()
+            # Every true pair has something to guess, but for pictures of background alone.
+            assert ((words.any(1) | regions.any(1))[true]).sum() >= 3
+            assert not words[:, 0].any()
+            assert not (words & ~group["token_mask"]).any()
+            rows = regions.nonzero()[:, 0]
+            pictures = pictures_of(group)
+            for row, target, place in zip(rows.tolist(), group["region_targets"], regions.nonzero()[:, 1].tolist()):
+                assert group["region_labels"][row, place] > 0
+                if pictures[row] >= 0:
+                    expected = regions_of(pictures[row], True)
+                    assert torch.equal(target, torch.from_numpy(expected.features[place]))
+                    assert group["region_labels"][row, place] == expected.labels[place]
+            read_text += int(words.any(1).sum())
+            hidden += int((words.any(1) | regions.any(1)).sum())
+    assert chisquare([read_text, 320 - read_text]).pvalue > 1e-3
+
+
+def test_distributions_of_masked_regions(layouts: Layouts) -> None:
+    data = layouts.pretraining(xmlm_steps=0, text=None, distributions=True)
+    for step in steps(data, 3):
+        for group in step["relations"][0].values():
+            labels = group["region_labels"]
+            assert group["region_distributions"].shape == (int((labels != -1).sum()), 9)
+            assert group["region_distributions"].argmax(1).tolist() == labels[labels != -1].tolist()
+
+
+def test_pairs_in_a_batch(layouts: Layouts) -> None:
+    data = layouts.pretraining(**PLAIN, vlm_candidates="in_batch", batch_size=6)
+    seen = []
+    for step in steps(data, 2):
+        (relation,) = step["relations"]
+        assert relation.keys() == {"in_batch"}
+        group = relation["in_batch"]
+        assert "positive" not in group
+        pictures = pictures_of(group)
+        assert pictures == [number_of(text) for text in texts_of(group, data)]
+        assert group["group"].unique().shape == (6,)
+        seen += pictures
+    # Two batches of six are an epoch of the twelve images.
+    assert sorted(seen) == list(range(12))
+
+
+def test_ranks_share_the_schedule_and_divide_the_samples(layouts: Layouts) -> None:
+    whole = steps(layouts.pretraining(), 4)
+    halves = [steps(layouts.pretraining(rank=rank, world_size=2), 4) for rank in range(2)]
+    for one, first, second in zip(whole, *halves):
+        for blocks in zip(one["xmlm"], first["xmlm"], second["xmlm"]):
+            for name, joined in blocks[0].items():
+                assert torch.equal(joined[0::2], blocks[1][name])
+                assert torch.equal(joined[1::2], blocks[2][name])
+        for relations in zip(one["relations"], first["relations"], second["relations"]):
+            for side, joined in relations[0].items():
+                for rank, half in enumerate(relations[1:]):
+                    assert torch.equal(joined["positive"][rank::2], half[side]["positive"])
+                    for name in ("tokens", "regions", "word_labels", "boxes"):
+                        width = half[side][name].shape[1]
+                        own = joined[name].unflatten(0, (4, 4))[rank::2].flatten(0, 1)
+                        assert torch.equal(own[:, :width], half[side][name])
+
+
+def test_a_step_depends_on_seed_epoch_and_step_alone(layouts: Layouts) -> None:
+    data = layouts.pretraining(code_switching=layouts.switcher())
+    dataset = data.train_dataloader().dataset
+    expected = {key: dataset[key] for key in [(0, 0), (0, 4), (3, 2)]}
+    other = layouts.pretraining(code_switching=layouts.switcher()).train_dataloader().dataset
+    for key in [(3, 2), (0, 4), (0, 0)]:
+        assert equal(other[key], expected[key])
+    assert not equal(dataset[1, 0], dataset[0, 0])
+    another = layouts.pretraining(code_switching=layouts.switcher(), seed=1).train_dataloader().dataset
+    assert not equal(another[0, 0], expected[0, 0])
+
+
+def test_it_goes_on_in_the_middle_of_an_epoch(layouts: Layouts) -> None:
+    whole = steps(layouts.pretraining(), 5)
+    data = layouts.pretraining()
+    loader = data.train_dataloader()
+    data.trainer.fit_loop.epoch_loop.batch_progress.current.ready = 2
+    rest = list(loader)
+    assert len(rest) == 3
+    assert all(equal(*both) for both in zip(rest, whole[2:]))
+
+
+def test_small_sets_are_gone_through_again(layouts: Layouts) -> None:
+    data = layouts.pretraining(**PLAIN, batch_size=4, steps_per_epoch=9)
+    batches = [
+        tuple(sorted(number_of(text) for text in texts_of(step["relations"][0]["t2i"], data)[::4]))
+        for step in steps(data, 9)
+    ]
+    for first in (0, 3, 6):
+        assert sorted(n for batch in batches[first : first + 3] for n in batch) == list(range(12))
+    assert len(set(batches)) > 3  # in another order each time
+
+
+def test_captions_are_switched_as_fed(layouts: Layouts) -> None:
+    switcher = layouts.switcher(sentence_ratio=1.0, word_ratio=1.0)
+    data = layouts.pretraining(**PLAIN, code_switching=switcher)
+    known = {*WORDS["de"], *WORDS["fr"]}
+    group = steps(data)[0]["relations"][0]["i2t"]
+    for text in texts_of(group, data):
+        assert set(text.split()) <= known
+    # What was put together of words is what the tokenizer makes of the whole.
+    for row, text in zip(group["tokens"].tolist(), texts_of(group, data)):
+        assert data.tokenizer.encode(text) == [token for token in row if token != 1]
+    # Captions of one group are switched on their own, that of the other once.
+    once = texts_of(steps(data)[0]["relations"][0]["t2i"], data)
+    assert len(set(once[:4])) == 1
+    dataset = data._relations[0]
+    assert data.switched_examples(2) == [
+        (sentence("en", item), data.tokenizer.decode(dataset[0, item]["t2i"].captions[0].tolist())) for item in (0, 11)
+    ]
+    assert len(data.switched_examples(99)) == 12
+    assert data.coverage.token_share == 1.0
+    plain = layouts.pretraining(**PLAIN)
+    assert plain.switched_examples(3) == []
+    assert plain.coverage is None
+
+
+# -- fine-tuning -------------------------------------------------------------------------------------------------------
+
+
+@given(count=st.integers(1, 9), wanted=st.integers(1, 9), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_exactly_so_many_captions(count: int, wanted: int, seed: int) -> None:
+    found = forced_captions(count, wanted, np.random.default_rng(seed))
+    assert found.shape == (wanted,)
+    assert ((found >= 0) & (found < count)).all()
+    assert len(set(found.tolist())) == min(count, wanted)
+
+
+@pytest.mark.parametrize(
+    ("train_sets", "own"),
+    [(["multi30k_en"], 5), (["multi30k_fr"], 1), ([f"multi30k_{one}" for one in WORDS], 12)],
+)
+def test_five_captions_an_image_and_epoch(layouts: Layouts, train_sets: list[str], own: int) -> None:
+    data = layouts.retrieval(train_sets=train_sets)
+    pairs = data._training_pairs
+    assert len(pairs) == 5 * 12
+    assert pairs.pool.counts.tolist() == [own] * 12
+    languages = [name.rpartition("_")[2] for name in train_sets]
+    seen: dict[int, list[list[str]]] = {}
+    for epoch in range(2):
+        for image in range(12):
+            tokens = [pairs[epoch, image + 12 * slot]["t2i"].captions[0] for slot in range(5)]
+            texts = [data.tokenizer.decode(own) for own in tokens]
+            assert len(set(texts)) == min(own, 5)
+            for text in texts:
+                assert text in {sentence(one, 8 * image + place) for one in languages for place in range(5)}
+            seen.setdefault(image, []).append(texts)
+    if own > 1:  # drawn anew in every epoch
+        assert any(first != second for first, second in seen.values())
+
+
+def test_pooled_captions_are_drawn_by_their_number(layouts: Layouts) -> None:
+    """Specification 9: of 5 + 5 + 1 + 1 captions, French and Czech have a twelfth of the draws each."""
+    data = layouts.retrieval(train_sets=[f"multi30k_{one}" for one in WORDS])
+    pairs = data._training_pairs
+    counts = dict.fromkeys(WORDS, 0)
+    for epoch in range(6):
+        for item in range(60):
+            words = data.tokenizer.decode(pairs[epoch, item]["t2i"].captions[0]).split()
+            (language,) = [one for one in WORDS if set(words) <= set(WORDS[one])]
+            counts[language] += 1
+    assert chisquare(list(counts.values()), np.array([5, 5, 1, 1]) / 12 * 360).pvalue > 1e-3
+
+
+def test_a_step_of_fine_tuning(layouts: Layouts) -> None:
+    data = layouts.retrieval()
+    for step in steps(data, 3):
+        assert step["xmlm"] == []
+        (relation,) = step["relations"]
+        for group in relation.values():
+            assert group.keys() == {"tokens", "token_mask", "regions", "boxes", "region_mask", "positive"}
+            texts = [number_of(text) // 8 for text in texts_of(group, data)]
+            same = torch.tensor([text == picture for text, picture in zip(texts, pictures_of(group))]).view(4, 4)
+            # No other caption of an image is a negative of it.
+            assert torch.equal(same.nonzero()[:, 1], group["positive"])
+            assert same.sum() == 4
+
+
+def test_siblings_may_be_negatives(layouts: Layouts) -> None:
+    pairs = layouts.retrieval(exclude_siblings=False)._training_pairs
+    rng = np.random.default_rng(0)
+    found = [image for _ in range(200) for image, *_ in pairs._negatives(3, 15, False, rng)]
+    assert chisquare(np.bincount(found, minlength=12)[[0, 1, 2, 4, 5]]).pvalue > 1e-3
+    assert 3 in found
+    captions = [number for _ in range(200) for _, number, _ in pairs._negatives(3, 15, False, rng)]
+    assert 15 not in captions
+
+
+def test_negatives_are_uniform(layouts: Layouts) -> None:
+    pairs = layouts.retrieval()._training_pairs
+    rng = np.random.default_rng(0)
+    found = [image for _ in range(1000) for image, *_ in pairs._negatives(3, 15, False, rng)]
+    counts = np.bincount(found, minlength=12)
+    assert counts[3] == 0
+    assert chisquare(np.delete(counts, 3)).pvalue > 1e-3
+
+
+def test_images_of_several_sets_are_pooled_by_key(layouts: Layouts, tmp_path: Path) -> None:
+    """As COCO and COCO-CN are: another set has other images, too, and maybe the only regions of some."""
+    other = Layouts.write(tmp_path / "other", images=15)
+    sets = {"one": layouts.sets()["multi30k_en"], "other": other.sets()["multi30k_fr"]}
+    data = layouts.retrieval(sets=sets, train_sets=["one", "other"], test_sets=[])
+    pairs = data._training_pairs
+    assert pairs.pool.counts.tolist() == [6] * 12 + [1] * 3
+    assert pairs.pictures.source.tolist() == [0] * 12 + [1] * 3
+    assert pairs[0, 13]["index"] == 13
+    assert pictures_of(steps(data)[0]["relations"][0]["t2i"])
+
+
+def test_groups_of_several_sets_do_not_mix() -> None:
+    class Counted:
+        def __init__(self, count: int) -> None:
+            self.count = count
+
+        def __len__(self) -> int:
+            return self.count
+
+    one = LanguageCaptions("en", Texts("abc"), TextRows([("x",), ("y", "z"), ("w",)]), np.array([1, 1, 0]))
+    two = LanguageCaptions("zh", Texts("cd"), TextRows([("u",), ("v",)]))
+    pool = CaptionPool([(one, Counted(4)), (two, Counted(2))], ["a", "b", "c", "d"])  # type: ignore[list-item]
+    assert pool.counts.tolist() == [1, 2, 2, 1]
+    assert [pool.of(image).tolist() for image in range(4)] == [[0], [1, 2], [3, 4], [5]]
+    assert pool.caption(4)[1] == 0
+    a, b, c, d = pool.groups.tolist()
+    assert a == b
+    assert len({a, c, d}) == 3  # d has the number 1 in its own set
+    with pytest.raises(ValueError, match="the image e has no caption"):
+        CaptionPool([(one, Counted(4))], ["a", "e"])  # type: ignore[list-item]
+
+
+def test_loader_processes_give_the_same(layouts: Layouts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    options: dict[str, Any] = {"code_switching": layouts.switcher(), "cache_bytes": 10**6}
+    expected = steps(layouts.pretraining(**options), 5)
+    data = layouts.pretraining(num_workers=2, **options)
+    assert all(equal(*both) for both in zip(steps(data, 5), expected))
+
+
+# -- evaluation --------------------------------------------------------------------------------------------------------
+
+
+def test_sets_to_search_in(layouts: Layouts) -> None:
+    data = layouts.retrieval("test")
+    loaders = data.test_dataloader()
+    assert [one.name for one in data.evaluation_sets] == list(data.sets)
+    assert {one.image_loader for one in data.evaluation_sets} == {0}
+    images = list(loaders[0])
+    assert [len(batch["index"]) for batch in images] == [3, 2]
+    assert all(batch["regions"].shape[1:] == (4, WIDTH) for batch in images)
+    assert [n for batch in images for n in pictures_of(batch)] == list(range(5))
+    for position, one in enumerate(data.evaluation_sets):
+        batches = list(loaders[one.caption_loader])
+        widths = {batch["tokens"].shape[1] for batch in batches}
+        assert len(widths) == 1
+        index = torch.cat([batch["index"] for batch in batches])
+        owner = torch.cat([batch["image_index"] for batch in batches])
+        repeats = 5 if one.language in ("en", "de") else 1
+        assert index.tolist() == list(range(5 * repeats))
+        assert owner.tolist() == np.repeat(range(5), repeats).tolist()
+        texts = [text for batch in batches for text in texts_of(batch, data)]
+        expected = [sentence(one.language, 8 * image + place) for image in range(5) for place in range(repeats)]
+        assert texts == expected
+        assert [data.caption_text(position, number) for number in range(len(expected))] == expected
+    assert data.preview(0, 0) is None
+
+
+def test_fewer_images_and_captions(layouts: Layouts) -> None:
+    data = layouts.retrieval("test", test_images=3, test_captions=2)
+    loaders = data.test_dataloader()
+    assert [len(loader.dataset) for loader in loaders] == [3, 6, 6, 3, 3]
+    texts = [text for batch in loaders[1] for text in texts_of(batch, data)]
+    assert texts == [sentence("en", 8 * image + place) for image in range(3) for place in range(2)]
+
+
+def test_pretraining_is_tested_as_well(layouts: Layouts) -> None:
+    data = layouts.pretraining("test")
+    assert len(data.test_dataloader()) == len(data.evaluation_sets) + 1 == 5
+
+
+def test_long_captions_are_cut(layouts: Layouts) -> None:
+    data = layouts.retrieval()
+    data.tokenizer.max_tokens = 5
+    pairs = layouts.retrieval(tokenizer=data.tokenizer)
+    step = steps(pairs)[0]["relations"][0]["t2i"]
+    assert step["tokens"].shape[1] == 5
+    lengths = step["token_mask"].sum(1)
+    assert (step["tokens"][torch.arange(16), lengths - 1] == 2).all()
+    assert pairs.tokenizer.decode(step["tokens"][0].tolist())
+
+
+# -- records and faults ------------------------------------------------------------------------------------------------
+
+
+def test_the_record(layouts: Layouts) -> None:
+    data = layouts.pretraining(code_switching=layouts.switcher())
+    steps(data)
+    data.test_dataloader()
+    described = data.describe()
+    assert described.keys() == {
+        "training 0 (conceptual_captions)",
+        "training text (wikipedia)",
+        "code-switching (dictionaries)",
+        "test multi30k_en (multi30k)",
+    }
+    assert described["training text (wikipedia)"]["samples"] == 10 + 20 + 30 + 40
+    assert described["training 0 (conceptual_captions)"]["samples"] == 12
+    switched = described["code-switching (dictionaries)"]
+    assert (switched["samples"], switched["covered_by_language"]) == (36, {"de": 1.0, "fr": 1.0})
+
+
+class Broken:
+    """Region features of which some cannot be read."""
+
+    def __init__(self, features: Any, broken: set[str]) -> None:
+        self.features = features
+        self.broken = broken
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.features, name)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.features
+
+    def __getitem__(self, key: str) -> Any:
+        if key in self.broken:
+            raise RegionError(f"{key}: damaged")
+        return self.features[key]
+
+
+def broken_pairs(layouts: Layouts, broken: set[str], share: float) -> tuple[Any, PairItems]:
+    data = layouts.retrieval(max_skipped_share=share)
+    pairs = data._training_pairs
+    object.__setattr__(pairs.pictures, "features", [Broken(pairs.pictures.features[0], broken)])
+    return data, pairs
+
+
+def test_damaged_regions_are_skipped_and_counted(layouts: Layouts) -> None:
+    data, pairs = broken_pairs(layouts, {"train_3", "train_4"}, 0.2)
+    loader = data.train_dataloader()
+    for step in loader:
+        for group in step["relations"][0].values():
+            assert not {3, 4} & set(pictures_of(group))
+    described = data.describe()["training (multi30k)"]
+    assert (described["skipped"], sorted(described["skipped_names"])) == (2, ["train_3", "train_4"])
+    assert pairs[0, 3]["index"] == 5
+    _, pairs = broken_pairs(layouts, {"train_3", "train_4"}, 0.1)
+    with pytest.raises(TooManyBrokenFiles, match="2 of 12 files cannot be used"):
+        _ = [pairs[0, item] for item in range(60)]
+
+
+def test_nothing_but_damaged_regions_to_draw_from(layouts: Layouts) -> None:
+    _, pairs = broken_pairs(layouts, {f"train_{number}" for number in range(12)}, 1.0)
+    with pytest.raises(MediaError, match=r"no file of multi30k can be used.*damaged"):
+        pairs[0, 0]
+
+
+def test_ragged_regions_are_padded() -> None:
+    rows = [regions_of(number, True) for number in (0, 2, 3)]
+    columns = pad_regions([RegionArrays(row.features, row.box_vectors, row.labels) for row in rows])
+    assert columns["mask"].sum(1).tolist() == [1, 3, 4]
+    for number, row in enumerate(rows):
+        np.testing.assert_array_equal(columns["features"][number, : len(row)], row.features)
+        assert not columns["features"][number, len(row) :].any()
+        assert not columns["classes"][number, len(row) :].any()

@@ -1,0 +1,227 @@
+"""Scores of all pairs, what is found by them, and that ties, padding and interruptions change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.metrics.retrieval import score_retrieval
+from papers.m3p.evaluation import Gallery, PairScorer, RetrievalTest, exactly, note
+from papers.m3p.model import M3PEncoder, M3PModel
+from tests.distributed.harness import run_distributed
+from tests.m3p.tiny import arrays, tiny_sizes, valid, values
+
+IMAGES, CAPTIONS, REGIONS, WIDTH = 7, 13, 3, 9
+
+
+@pytest.mark.parametrize("name", ["hard", "easy", "one_caption"])
+def test_recalls_are_those_of_the_released_evaluator(name: str) -> None:
+    scores, expected = (
+        arrays("retrieval_scores")[f"{name}_scores_images_x_captions"],
+        values("retrieval_expected")[name],
+    )
+    owner = torch.arange(scores.shape[1]) // expected["captions_per_image"]
+    found = score_retrieval(scores, owner)
+    for direction in ("t2i", "i2t"):
+        for k in (1, 5, 10):
+            assert found[f"{direction}_r{k}"].item() == pytest.approx(100 * expected[f"{direction}_R{k}"], abs=1e-9)
+    assert found["mr"].item() == pytest.approx(100 * expected["mean_recall"], abs=1e-9)
+    shuffled = torch.randperm(len(owner))
+    torch.testing.assert_close(score_retrieval(scores[:, shuffled], owner[shuffled]), found)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 9), st.integers(1, 3), st.sampled_from(["constant", "nan", "two values"]), st.integers(0, 99))
+def test_ties_are_never_rewarded(images: int, each: int, kind: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    owner = torch.arange(images).repeat_interleave(each)
+    scores = torch.zeros(images, len(owner))
+    if kind == "nan":
+        scores = scores / 0
+    elif kind == "two values":
+        scores = torch.randint(0, 2, scores.shape, generator=generator).float()
+    found = score_retrieval(scores, owner)
+    own = owner == torch.arange(images)[:, None]
+    for position in range(len(owner)):  # by definition, one by one
+        best = scores[owner[position], position]
+        before = int((~(scores[:, position] < best) & ~own[:, position]).sum())
+        if kind != "two values":
+            assert before == images - 1
+    if kind != "two values":
+        assert found["t2i_r1"] == found["i2t_r1"] == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=6), st.integers(1, 6))
+def test_every_image_gets_as_many_captions_as_are_asked_for(counts: list[int], each: int) -> None:
+    owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    owner = owner[torch.randperm(len(owner), generator=torch.Generator().manual_seed(0))]
+    columns = exactly(owner, each)
+    assert owner[columns].bincount().tolist() == [each] * len(counts)
+    for image, count in enumerate(counts):
+        chosen = columns[owner[columns] == image].bincount(minlength=len(owner))
+        assert chosen.max() <= -(-each // count)  # no caption again before all have been taken
+
+
+def test_repeated_captions_fill_the_places_they_would_fill() -> None:
+    scores = torch.tensor([[0.0, 1.0], [0.0, 1.0]])  # both images prefer the second caption
+    owner = torch.arange(2)
+    assert score_retrieval(scores, owner)["i2t_r5"] == 100
+    columns = exactly(owner, 5)
+    found = score_retrieval(scores[:, columns], owner[columns])
+    assert found["i2t_r5"] == 50  # five copies of the wrong one are before it
+    assert found["i2t_r10"] == 100
+
+
+def model_and_gallery(seed: int = 0) -> tuple[M3PModel, Gallery]:
+    torch.manual_seed(seed)
+    model = M3PModel(M3PEncoder(**tiny_sizes(feature_dim=8)), 4).eval()
+    mask = valid(torch.randint(1, REGIONS + 1, (IMAGES,)), REGIONS)
+    with torch.inference_mode():
+        image = model.encoder.start_regions(torch.randn(IMAGES, REGIONS, 8), torch.rand(IMAGES, REGIONS, 5), mask)
+    token_mask = valid(torch.randint(2, WIDTH + 1, (CAPTIONS,)), WIDTH)
+    tokens = torch.randint(4, 39, (CAPTIONS, WIDTH)).where(token_mask, 1)
+    return model, Gallery(
+        image,
+        mask,
+        tokens,
+        token_mask,
+        torch.randint(IMAGES, (CAPTIONS,)),
+        torch.arange(CAPTIONS),
+        torch.arange(IMAGES),
+    )
+
+
+def one_by_one(model: M3PModel, gallery: Gallery) -> torch.Tensor:
+    scores = torch.empty(IMAGES, CAPTIONS)
+    with torch.inference_mode():
+        for i in range(IMAGES):
+            for j in range(CAPTIONS):
+                text = model.encoder.start_text(gallery.tokens[j : j + 1], gallery.token_mask[j : j + 1], REGIONS)
+                start = torch.cat([gallery.image[i : i + 1], text], 1)
+                mask = torch.cat([gallery.image_mask[i], gallery.token_mask[j]])[None]
+                scores[i, j] = model.match(model.encoder.encode(start, mask)[:, 0])[0]
+    return scores
+
+
+@pytest.mark.parametrize(("budget", "together"), [(1, 1), (60, 4), (10**6, 64)])
+def test_tiles_of_any_size_give_the_scores_of_each_pair_alone(budget: int, together: int) -> None:
+    model, gallery = model_and_gallery()
+    scores = PairScorer(model, budget, together).score(gallery)
+    torch.testing.assert_close(scores, one_by_one(model, gallery), rtol=1e-4, atol=1e-5)
+
+
+def test_language_embeddings_reach_the_score_where_the_encoder_adds_them() -> None:
+    model, gallery = model_and_gallery()
+    plain = PairScorer(model, 10**6).score(gallery, language=2)
+    torch.testing.assert_close(plain, PairScorer(model, 10**6).score(gallery))
+    model.encoder.joint_language_embedding = True
+    assert not torch.allclose(PairScorer(model, 10**6).score(gallery, language=2), plain)
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_an_interrupted_scoring_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, gallery = model_and_gallery()
+    whole = PairScorer(model, 10**6, 3).score(gallery)
+    scorer, tile = PairScorer(model, 10**6, 3), PairScorer.tile
+    scored: list[int] = []
+
+    def stopping(self: PairScorer, *args: Any) -> torch.Tensor:
+        if len(scored) == 3:
+            raise Stopped
+        scored.append(1)
+        return tile(self, *args)
+
+    monkeypatch.setattr("papers.m3p.evaluation.SAVE_EVERY", 0.0)
+    monkeypatch.setattr(PairScorer, "tile", stopping)
+    partial = tmp_path / "scores" / "en.0.pt"
+    with pytest.raises(Stopped):
+        scorer.score(gallery, partial)
+    scored[:] = [1, 1]  # room for one more only: of five tiles three are done
+    monkeypatch.setattr(PairScorer, "tile", lambda *args: (scored.append(1), tile(*args))[1])
+    assert torch.equal(PairScorer(model, 10**6, 3).score(gallery, partial), whole)
+    assert len(scored) == 4
+    # Other weights, other sizes or a damaged note: all is scored anew.
+    with torch.no_grad():
+        model.match.score.bias.add_(1.0)
+    torch.testing.assert_close(PairScorer(model, 10**6, 3).score(gallery, partial), whole + 1)
+    partial.write_bytes(b"PK broken")
+    with pytest.warns(UserWarning, match="scored again"):
+        torch.testing.assert_close(PairScorer(model, 10**6, 3).score(gallery, partial), whole + 1)
+    note(partial, "another", {})
+    torch.testing.assert_close(PairScorer(model, 10**6, 3).score(gallery, partial), whole + 1)
+
+
+def _scores_of_rank(rank: int) -> Any:
+    model, gallery = model_and_gallery()
+    return PairScorer(model, 60, 4).score(gallery)
+
+
+def test_processes_share_the_pairs_and_all_have_the_whole_matrix() -> None:
+    model, gallery = model_and_gallery()
+    expected = PairScorer(model, 60, 4).score(gallery)
+    for found in run_distributed(_scores_of_rank, 2, 60):
+        torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-5, atol=1e-6)
+
+
+def _module(root: Path) -> Any:
+    sets = [
+        SimpleNamespace(name="multi30k_en", language="en", image_loader=0, caption_loader=1),
+        SimpleNamespace(name="multi30k_de", language="de", image_loader=0, caption_loader=2),
+    ]
+    data = SimpleNamespace(evaluation_sets=sets, languages=["de", "en"])
+    from contextlib import nullcontext
+
+    plugin = SimpleNamespace(forward_context=nullcontext)
+    trainer = SimpleNamespace(
+        datamodule=data, default_root_dir=str(root), progress_bar_callback=None,
+        strategy=SimpleNamespace(precision_plugin=plugin),
+    )  # fmt: skip
+    return SimpleNamespace(trainer=trainer, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("by_means", [False, True])
+def test_a_test_joins_images_captions_and_sets(by_means: bool, tmp_path: Path) -> None:
+    model, gallery = model_and_gallery()
+    features, boxes = torch.randn(IMAGES, REGIONS, 8), torch.rand(IMAGES, REGIONS, 5)
+    test = RetrievalTest(500, None, by_means)
+    test.reset(_module(tmp_path))
+    with torch.inference_mode():
+        for rows in torch.arange(IMAGES).flip(0).split(3):  # in any order, under numbers with gaps
+            images = {"regions": features[rows], "boxes": boxes[rows], "region_mask": gallery.image_mask[rows]}
+            test.update(model, {"index": rows * 10, **images}, 0)
+        owners = torch.arange(CAPTIONS) % IMAGES * 10
+        owners[5] = 35  # the features of this one are missing
+        captions = {"index": torch.arange(CAPTIONS), "image_index": owners, "tokens": gallery.tokens,
+                    "token_mask": gallery.token_mask}  # fmt: skip
+        for loader in (1, 2):
+            test.update(model, captions, loader)
+        found = test.compute(model)
+    assert found["multi30k_en_mr"] == found["multi30k_de_mr"] == found["non_english_mr"]
+    assert {"multi30k_en_t2i_r1", "multi30k_de_i2t_r10", "multi30k_de_t2i_medr"} <= found.keys()
+    assert [one.scores.shape for one in test.found] == [(IMAGES, CAPTIONS - 1)] * 2
+    assert not list(tmp_path.rglob("*.pt"))
+    kept = torch.tensor([row for row in range(CAPTIONS) if row != 5])
+    owner = owners[kept] // 10
+    recalls = score_retrieval(test.found[0].scores, owner)
+    assert found["multi30k_en_t2i_r5"].item() == pytest.approx(recalls["t2i_r5"].item(), rel=1e-6)
+
+
+def test_wrong_sizes_are_errors() -> None:
+    with pytest.raises(ValueError, match="tokens_per_batch"):
+        RetrievalTest(0, None)
+    with pytest.raises(ValueError, match="captions_per_image"):
+        RetrievalTest(5, 0)
+    with pytest.raises(ValueError, match="row number"):
+        score_retrieval(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="but there are 2 images"):
+        score_retrieval(torch.zeros(2, 3), torch.tensor([0, 1, 2]))

@@ -1,0 +1,120 @@
+"""The encoder and its heads against the released code's numbers, and their sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from papers.m3p.model import M3PEncoder, M3PModel
+from tests.m3p.tiny import arrays, tiny_model, tiny_sizes, valid, values
+
+CLOSE = {"rtol": 0.0, "atol": 2e-5}
+
+
+def test_joint_forward_is_that_of_the_released_code() -> None:
+    golden, model = arrays("joint_forward"), tiny_model()
+    tokens, mask = golden["token_ids_LxB"].T, valid(golden["lengths"], 8)
+    regions = F.normalize(golden["features"], dim=-1)
+    torch.testing.assert_close(model.encoder.region(regions, golden["loc"]), golden["image_embedding"], **CLOSE)
+    hidden = model.encoder(tokens, mask, regions, golden["loc"], torch.ones(3, 5, dtype=torch.bool))
+    torch.testing.assert_close(hidden, golden["joint_hidden_SxBxD"].transpose(0, 1), **CLOSE)
+    torch.testing.assert_close(model.match.pooled(hidden[:, 0]), golden["pooled"], **CLOSE)
+    torch.testing.assert_close(model.match(hidden[:, 0]), golden["relation_logit"][:, 0], **CLOSE)
+
+
+def test_text_alone_is_that_of_the_released_code() -> None:
+    golden, model = arrays("joint_forward"), tiny_model()
+    tokens, mask = golden["token_ids_LxB"].T, valid(golden["lengths"], 8)
+    torch.testing.assert_close(model.encoder(tokens, mask), golden["text_only_hidden_LxBxD"].transpose(0, 1), **CLOSE)
+    languages = golden["lang_ids_LxB"].T
+    expected = golden["text_only_with_langs_hidden_LxBxD"].transpose(0, 1)
+    torch.testing.assert_close(model.encoder(tokens, mask, languages=languages), expected, **CLOSE)
+
+
+def test_languages_count_beside_regions_only_where_they_are_asked_for() -> None:
+    golden = arrays("joint_forward")
+    inputs = (
+        golden["token_ids_LxB"].T, valid(golden["lengths"], 8), F.normalize(golden["features"], dim=-1), golden["loc"]
+    )  # fmt: skip
+    languages = torch.tensor([0, 3, 5])
+    released, other = tiny_model(), tiny_model(joint_language_embedding=True)
+    torch.testing.assert_close(released.encoder(*inputs, None, languages), released.encoder(*inputs))
+    assert not torch.allclose(other.encoder(*inputs, None, languages), released.encoder(*inputs))
+    alone = M3PEncoder(**tiny_sizes(languages=1))
+    torch.testing.assert_close(alone(*inputs[:2], languages=languages * 0), alone(*inputs[:2]))
+
+
+def test_fewer_regions_than_rows_are_masked_where_they_are() -> None:
+    """The released code keeps the rows of missing regions and drops the last words instead."""
+    golden, quirk, model = arrays("joint_forward"), arrays("joint_forward_ragged_quirk"), tiny_model()
+    tokens, mask = golden["token_ids_LxB"].T, valid(golden["lengths"], 8)
+    regions, region_mask = F.normalize(golden["features"], dim=-1), valid(quirk["image_lengths"], 5)
+    hidden = model.encoder(tokens, mask, regions, golden["loc"], region_mask)
+    torch.testing.assert_close(hidden[0], quirk["joint_hidden_SxBxD"][:, 0], **CLOSE)  # all five are there
+    assert not torch.allclose(hidden[1], quirk["joint_hidden_SxBxD"][:, 1], atol=1e-3)
+    other = torch.where(region_mask[..., None], regions, torch.randn_like(regions))
+    torch.testing.assert_close(model.encoder(tokens, mask, other, golden["loc"], region_mask), hidden)
+    assert not hidden[2, 2:5].any()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 8), st.integers(0, 5), st.integers(0, 10**6))
+def test_what_is_padded_changes_nothing_and_nothing_is_never_a_nan(tokens: int, regions: int, seed: int) -> None:
+    model, generator = tiny_model(), torch.Generator().manual_seed(seed)
+    ids = torch.randint(4, 39, (1, 8), generator=generator)
+    features, boxes = torch.randn(2, 1, 5, 2048, generator=generator), torch.randn(1, 5, 5, generator=generator)
+    mask, region_mask = valid(torch.tensor([tokens]), 8), valid(torch.tensor([regions]), 5)
+    rows = [
+        model.encoder(torch.where(mask, ids, fill), mask, torch.where(region_mask[..., None], features[0], other),
+                      boxes, region_mask)
+        for fill, other in ((1, torch.zeros(())), (7, features[1]))
+    ]  # fmt: skip
+    assert torch.isfinite(rows[0]).all()
+    torch.testing.assert_close(rows[0], rows[1])
+
+
+def test_the_first_position_alone_is_that_of_all() -> None:
+    model = tiny_model()
+    start, mask = torch.randn(6, 9, 16), valid(torch.tensor([9, 4, 7, 1, 9, 2]), 9)
+    whole = model.encoder.encode(start, mask)
+    torch.testing.assert_close(model.encoder.encode(start, mask, "first"), whole[:, :1])
+    first, some = model.encoder.encode_pairs(start, mask, torch.tensor([4, 1]))
+    torch.testing.assert_close(first, whole[:, 0])
+    torch.testing.assert_close(some, whole[[4, 1]])
+
+
+def test_parameters_of_the_full_size() -> None:
+    official = values("official_state_dict")
+    with torch.device("meta"):
+        model = M3PModel(M3PEncoder())
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    encoder = model.encoder
+    # The released retrieval path counts a layer of class distributions that its forward pass never uses.
+    unused = 768 * 1600 + 768
+    language = sum(p.numel() for p in encoder.language.parameters())
+    assert counts["encoder"] - language + counts["match"] == official["retrieval_path_parameters"] - unused == 279623425
+    per_module = official["per_module_unique"]
+    assert language == per_module["cross_lang_embeddings"]
+    assert counts["regions"] == sum(per_module[name] for name in ("mrfr_dense", "transformer_obj", "pred_obj_layer"))
+    assert counts["vocabulary"] == per_module["pred_layer_bias_only"]
+    assert sum(counts.values()) == 283347667
+
+
+def test_a_sequence_that_is_too_long_is_an_error() -> None:
+    model = tiny_model()
+    with pytest.raises(ValueError, match="5 regions and 28 tokens is longer than the 32 positions"):
+        model.encoder(torch.full((1, 28), 5), torch.ones(1, 28, dtype=torch.bool), torch.zeros(1, 5, 2048),
+                      torch.zeros(1, 5, 5))  # fmt: skip
+    with pytest.raises(ValueError, match="without boxes"):
+        model.encoder(torch.full((1, 3), 5), torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 5, 2048))
+    with pytest.raises(ValueError, match="does not divide"):
+        M3PEncoder(**tiny_sizes(attention_heads=3))
+
+
+def test_the_padding_row_starts_at_zero_and_others_small() -> None:
+    encoder = M3PEncoder(**tiny_sizes(vocabulary_size=4000))
+    assert not encoder.token.weight[1].any()
+    assert encoder.token.weight.std().item() == pytest.approx(16**-0.5, rel=0.05)

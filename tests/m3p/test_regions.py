@@ -1,0 +1,155 @@
+"""The miniature's region features: learned as a stage, made once, and read as published ones are."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+
+from common.data.datasets.coco_cn import COCOCN
+from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.images import ImageError
+from common.encoders.checkpoint_files import CheckpointError
+from papers.m3p import regions
+from papers.m3p.regions import (
+    RegionClassifier,
+    RegionNetwork,
+    prepare_regions,
+    read_region_network,
+    region_boxes,
+    region_rows,
+)
+from tests.data.image_layouts import write_image
+from tests.data.language_layouts import COCO, write_coco_cn, write_coco_karpathy
+
+CLASSES = 7
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """What Lightning keeps of an untrained classifier."""
+    torch.manual_seed(0)
+    module = RegionClassifier(classes=CLASSES, channels=[4, 4, 4, 6], side=16)
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_model_summary=False)
+    trainer.strategy.connect(module)
+    path = tmp_path / "last.ckpt"
+    trainer.save_checkpoint(path)
+    return path
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> COCOKarpathy:
+    return COCOKarpathy(write_coco_karpathy(tmp_path / "coco"), restval=True)
+
+
+def test_the_five_boxes_cover_the_picture_once_and_its_quarters_once() -> None:
+    boxes = region_boxes(31, 44)
+    assert boxes[0].tolist() == [0, 0, 44, 31]
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    assert areas[1:].sum() == areas[0] == 44 * 31
+
+
+def test_features_are_those_of_the_network(checkpoint: Path, dataset: COCOKarpathy, tmp_path: Path) -> None:
+    folder = prepare_regions(dataset, ["train", "test"], checkpoint, tmp_path / "kept")
+    dataset.regions_root = folder
+    network = read_region_network(checkpoint)
+    expected = dict(region_rows(network, [(key, dataset.image_path(key, "train")) for key in COCO]))
+    for split, keys in (("train", COCO[:2]), ("test", COCO[2:])):
+        found = dataset.regions(split)
+        assert list(found.keys) == list(keys)
+        assert (found.feature_size, found.max_regions) == (6, 5)
+        for key in keys:
+            np.testing.assert_allclose(found[key].features, expected[key].features, atol=1e-5)
+            own = found[key]
+            assert own.distribution is not None
+            assert own.distribution.shape == (5, CLASSES + 1)
+            assert (own.labels == own.distribution.argmax(1)).all()
+            assert (own.labels >= 1).all()
+            assert (own.height, own.width) == (20, 24)
+    table = dataset.regions("train").table(COCO[:2])
+    assert table.mask.all()
+
+
+def test_features_are_made_once(
+    checkpoint: Path, dataset: COCOKarpathy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = prepare_regions(dataset, ["train"], checkpoint, tmp_path / "kept")
+    asked: list[Any] = []
+
+    def counting(network: RegionNetwork, pictures: Any, skipped: Any) -> Any:
+        pictures = list(pictures)
+        asked.append([key for key, _ in pictures])
+        return region_rows(network, pictures, skipped)
+
+    monkeypatch.setattr(regions, "region_rows", counting)
+    assert prepare_regions(dataset, ["train"], checkpoint, tmp_path / "kept") == folder
+    assert asked == []
+    # Another data set of the same pictures shares them, and adds those that it divides otherwise.
+    chinese = COCOCN(write_coco_cn(tmp_path / "coco_cn"), dataset.root)
+    assert prepare_regions(chinese, ["train"], checkpoint, tmp_path / "kept") == folder
+    assert asked == []
+    few = COCOKarpathy(dataset.root)
+    other = prepare_regions(few, ["test"], checkpoint, tmp_path / "kept")
+    assert other == folder
+    assert asked == [[COCO[2]]]
+    # What is damaged, or was not finished, is made anew.
+    (folder / "train.npz").write_bytes(b"cut off")
+    prepare_regions(dataset, ["train"], checkpoint, tmp_path / "kept")
+    (folder / "train.skipped.txt").unlink()
+    prepare_regions(dataset, ["train"], checkpoint, tmp_path / "kept")
+    assert asked[1:] == [list(COCO[:2])] * 2
+    # Another network has features of its own.
+    copy = tmp_path / "copy.ckpt"
+    content = torch.load(checkpoint, weights_only=False)
+    content["state_dict"]["network.classifier.bias"] += 1
+    torch.save(content, copy)
+    assert prepare_regions(dataset, ["train"], copy, tmp_path / "kept") != folder
+
+
+def test_pictures_that_cannot_be_read_are_passed_over(checkpoint: Path, dataset: COCOKarpathy, tmp_path: Path) -> None:
+    dataset.image_path(COCO[0], "train").write_bytes(b"no picture")
+    folder = prepare_regions(dataset, ["train"], checkpoint, tmp_path / "kept")
+    assert (folder / "train.skipped.txt").read_text() == f"{COCO[0]}\n"
+    dataset.regions_root = folder
+    assert dataset.regions("train").missing(COCO[:2]) == [COCO[0]]
+    before = (folder / "train.npz").stat().st_mtime_ns
+    prepare_regions(dataset, ["train"], checkpoint, tmp_path / "kept")
+    assert (folder / "train.npz").stat().st_mtime_ns == before
+    shutil.rmtree(dataset.root / "val2014")
+    with pytest.raises(ImageError, match="no picture of split 'test' can be read"):
+        prepare_regions(dataset, ["test"], checkpoint, tmp_path / "kept")
+
+
+def test_checkpoints_of_something_else_are_refused(dataset: COCOKarpathy, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"none\.ckpt: no such checkpoint file; the stage `regions` makes one"):
+        prepare_regions(dataset, ["train"], tmp_path / "none.ckpt")
+    torch.save({"state_dict": {}, "hyper_parameters": {"classes": 3}}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"a\.ckpt: no checkpoint of papers\.m3p\.regions\.RegionClassifier"):
+        read_region_network(tmp_path / "a.ckpt")
+
+
+def test_a_classifier_with_too_few_classes_stops_before_training(tmp_path: Path) -> None:
+    from common.data.datasets.imagenet import ImageNet
+    from common.data.image_transforms import ImageTransform
+    from papers.m3p.regions import RegionPictures
+
+    for number in range(4):
+        for split in ("train", "val"):
+            write_image(tmp_path / split / f"n{number:08d}" / f"{number}.JPEG", number)
+    data = RegionPictures(ImageNet(tmp_path), image=ImageTransform(crop=16, resize=16), batch_size=2, num_workers=0)
+    trainer = pl.Trainer(
+        max_epochs=1, logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"model\.classes: 3 are too few for 4 categories"):
+        trainer.fit(RegionClassifier(classes=3, channels=[4, 4, 4, 6], side=16), data)
+    module = RegionClassifier(classes=4, channels=[4, 4, 4, 6], side=16)
+    trainer.fit(module, data)
+    found = trainer.test(module, data, verbose=False)[0]
+    assert found["test/top5"] == 0 or found["test/top5"] == 100
+    assert 0 <= found["test/top1"] <= 100

@@ -1,0 +1,154 @@
+"""Streams of text, languages drawn, and the schedule of steps: the released code's numbers and exact repetition."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from common.data.text import XLMRTokenizer
+from papers.m3p import streams
+from papers.m3p.streams import (
+    Draws,
+    LanguageStream,
+    MultitaskSchedule,
+    file_identity,
+    language_probabilities,
+    stream_tokens,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "m3p"
+TEXTS = ["a dog and a cat", "", "ein hund", "un chien rouge et un chat", "犬 と 猫", "狗 和 猫", "pes a kočka"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> XLMRTokenizer:
+    tokenizer = XLMRTokenizer(vocabulary_size=80, max_tokens=8)
+    tokenizer.prepare(TEXTS)
+    return tokenizer
+
+
+def test_blocks_equal_the_released_code() -> None:
+    with np.load(GOLDEN / "stream_dataset.npz", allow_pickle=False) as golden:
+        stream = LanguageStream(golden["sentences"], int(golden["batch_size"]), int(golden["bptt"]))
+        assert len(stream) == golden["n_batches"]
+        for number, block in enumerate(golden["blocks"]):
+            np.testing.assert_array_equal(stream.block(number).T, block)
+            np.testing.assert_array_equal(stream.block(number, slice(1, None, 2)).T, block[:, 1::2])
+        with pytest.raises(IndexError):
+            stream.block(3)
+
+
+@given(count=st.integers(1, 60), batch=st.integers(1, 5), bptt=st.integers(1, 7))
+@settings(max_examples=60, deadline=None)
+def test_blocks_hold_every_token_once(count: int, batch: int, bptt: int) -> None:
+    tokens = np.arange(10, 10 + count)
+    stream = LanguageStream(tokens, batch, bptt)
+    blocks = np.concatenate([stream.block(number) for number in range(len(stream))], axis=1)
+    assert blocks.shape == (batch, len(stream) * bptt)
+    assert (blocks[:, 0] == 2).all()
+    found = blocks[blocks != 2]
+    assert len(set(found.tolist())) == len(found)
+    # Every row misses the last token of its piece, which the first column moved out.
+    assert len(found) >= count - batch
+    for row in blocks:
+        own = row[row != 2]
+        assert (np.diff(own) == 1).all()
+
+
+def test_streams_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="without tokens"):
+        LanguageStream(np.zeros(0, dtype=np.int32), 2, 4)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        LanguageStream(np.ones(4), 0, 4)
+
+
+@pytest.mark.parametrize("alpha", ["0.3", "0.5", "0.7", "1.0"])
+def test_languages_are_drawn_as_by_the_released_code(alpha: str) -> None:
+    golden = json.loads((GOLDEN / "sampling_and_optim.json").read_text(encoding="utf-8"))
+    found = language_probabilities(golden["language_counts"], float(alpha))
+    assert found == pytest.approx(golden["language_probs_by_factor"][alpha], abs=1e-12)
+
+
+def test_languages_alike_and_wrong_numbers() -> None:
+    for alpha in (0.0, -1.0):
+        assert language_probabilities({"en": 5, "cs": 500}, alpha) == {"en": 0.5, "cs": 0.5}
+    with pytest.raises(ValueError, match="there is no text in cs; add it or leave the language out"):
+        language_probabilities({"en": 5, "cs": 0}, 0.3)
+    with pytest.raises(ValueError, match="name at least one"):
+        language_probabilities({}, 0.3)
+    with pytest.raises(ValueError, match="language_alpha is 0 or above"):
+        language_probabilities({"en": 5}, -0.5)
+
+
+@given(
+    sources=st.integers(0, 5), steps=st.integers(1, 30), draws=st.integers(0, 4), seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_turns_count_what_was_drawn_before(sources: int, steps: int, draws: int, seed: int) -> None:
+    found = Draws.of([1 / sources] * sources if sources else [], steps, draws, np.random.default_rng(seed))
+    assert found.chosen.shape == found.turn.shape == (steps, min(draws, sources))
+    seen: dict[int, int] = {}
+    for number, turn in zip(found.chosen.ravel().tolist(), found.turn.ravel().tolist()):
+        assert turn == seen.get(number, 0)
+        seen[number] = turn + 1
+
+
+def test_a_schedule_depends_on_seed_and_epoch_alone() -> None:
+    def schedule(seed: int = 0) -> MultitaskSchedule:
+        return MultitaskSchedule([0.5, 0.3, 0.2, 0.0], 2, 3, 3, 4000, seed)
+
+    one, other = schedule(), schedule()
+    _ = other.of(3), other.of(1)
+    for epoch in (0, 1, 0):
+        for first, second in zip(one.of(epoch), other.of(epoch)):
+            np.testing.assert_array_equal(first.chosen, second.chosen)
+    languages, relations = one.of(0)
+    assert languages.chosen.shape == (4000, 3)
+    assert relations.chosen.shape == (4000, 2)  # never more draws than there are sets
+    counts = np.bincount(languages.chosen.ravel(), minlength=4)
+    assert counts[3] == 0
+    assert chisquare(counts[:3], np.array([0.5, 0.3, 0.2]) * 12000).pvalue > 1e-3
+    # With replacement: a step may read a language twice.
+    assert (np.sort(languages.chosen, axis=1)[:, 1:] == np.sort(languages.chosen, axis=1)[:, :-1]).any()
+    assert (one.of(0)[0].chosen != one.of(1)[0].chosen).any()
+    assert (one.of(0)[0].chosen != schedule(1).of(0)[0].chosen).any()
+
+
+def test_tokens_of_texts(tokenizer: XLMRTokenizer) -> None:
+    tokens = stream_tokens(TEXTS, tokenizer)
+    assert tokens.dtype == np.int32
+    expected = [token for row in tokenizer.pieces(TEXTS) for token in (*row, 2)]
+    assert tokens.tolist() == expected
+    assert (tokens == 2).sum() == len(TEXTS)
+
+
+def test_tokens_of_many_texts_are_kept(
+    tokenizer: XLMRTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path))
+    monkeypatch.setattr(streams, "CHUNK", 3)
+    expected = stream_tokens(TEXTS, tokenizer)
+    first = stream_tokens(TEXTS, tokenizer, "texts of a test")
+    (kept,) = (tmp_path / "tokens").iterdir()
+    assert first.tolist() == expected.tolist()
+    stamp = kept.stat().st_mtime_ns
+    assert stream_tokens(TEXTS, tokenizer, "texts of a test").tolist() == expected.tolist()
+    assert kept.stat().st_mtime_ns == stamp
+    stream_tokens(TEXTS, tokenizer, "other texts")
+    assert len(list((tmp_path / "tokens").iterdir())) == 2
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(kept))  # a file where a folder should be
+    assert stream_tokens(TEXTS, tokenizer, "third texts").tolist() == expected.tolist()
+
+
+def test_a_file_that_was_just_changed_has_no_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "en.train.txt"
+    path.write_text("a dog\n", encoding="utf-8")
+    assert file_identity(path) is None
+    monkeypatch.setattr(streams, "settled", lambda stamp: True)
+    assert str(path) in str(file_identity(path))
