@@ -8,11 +8,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,7 +190,7 @@ def reproduce(paper: str, selection: Selection, *, jobs: int = 1, say: Callable[
     progress = _Progress(total, jobs)
     failed: dict[tuple[int, str], str] = {}
     running: dict[Future[records.Record], Planned] = {}
-    with _pool(jobs) as pool:
+    with _pool(jobs) as pool, _termination_as_interrupt(jobs > 1):
         try:
             while waiting or running:
                 for item in _startable(waiting, running, failed, say)[: jobs - len(running)]:
@@ -206,7 +209,11 @@ def reproduce(paper: str, selection: Selection, *, jobs: int = 1, say: Callable[
                         continue
                     left = progress.finish(record.wall_seconds, [*waiting, *running.values()])
                     say(f"  {_name(item)}: {_headline(record)}  [{duration(record.wall_seconds)}{left}]")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
+            if isinstance(interrupt, _Terminated):
+                # Ctrl-C reaches every process of a terminal, this signal only the one that it was sent to.
+                for worker in multiprocessing.active_children():
+                    os.kill(worker.pid, signal.SIGINT)  # type: ignore[arg-type]
             stopped = len(waiting) + len(running) + (jobs == 1)
             say(f"stopped; the same command goes on where it was, {stopped} stages are left")
             pool.shutdown(wait=True, cancel_futures=True)
@@ -236,6 +243,27 @@ def _startable(
         for item in waiting
         if not any((item.request.seed, p.stage) in unfinished for p in item.request.parents.values())
     ]
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM."""
+
+
+@contextmanager
+def _termination_as_interrupt(active: bool) -> Iterator[None]:
+    """While it lasts, SIGTERM ends a run as Ctrl-C does, so that no worker goes on alone and keeps its stage locked."""
+    if not active or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Here(Executor):
@@ -306,7 +334,8 @@ def _run(item: Planned) -> records.Record:
     if str(devices) in {"1", "auto"} and str(nodes) == "1":
         from common.training.runner import run_stage
 
-        return run_stage(item.request)
+        # Another command may have finished it since this one was planned.
+        return finished_record(item.request, item.lineage) or run_stage(item.request)
     # Lightning starts the other ranks by running the command line again, so it must be that of this stage alone.
     done = subprocess.run([sys.executable, "-m", "common.training.main", *fit_arguments(item.request)], check=False)
     record = finished_record(item.request, item.lineage)
