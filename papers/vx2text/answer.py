@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from common.data.listing import Clip
 from common.training.errors import StageError
+from common.training.finished import open_finished
 
 
 class Storyteller:
@@ -26,34 +26,14 @@ class Storyteller:
     """
 
     def __init__(self, checkpoint: str | Path, device: str = "cpu") -> None:
-        checkpoint = Path(checkpoint)
-        for path in (checkpoint, checkpoint.parent.parent / "config.yaml"):
-            if not path.is_file():
-                raise StageError(
-                    f"{path} does not exist: give checkpoints/last.ckpt in the folder of a finished stage of vx2text, "
-                    "such as runs/vx2text/mini/seed0/avsd/checkpoints/last.ckpt"
-                )
-        # Heavy imports only now: whoever mistypes a path need not wait for them.
-        import yaml
-
-        from common.training.cli import StageCLI
-        from papers.vx2text.module import VX2Text
-
-        config = yaml.safe_load((checkpoint.parent.parent / "config.yaml").read_text(encoding="utf-8"))
-        kind = str((config.get("model") or {}).get("class_path"))
-        if kind != f"{VX2Text.__module__}.{VX2Text.__qualname__}":
-            raise StageError(
-                f"{checkpoint} is of {kind}, which writes no text about clips: give the checkpoint of a stage that "
-                "answers or describes, such as avsd, tvqa or tvc"
-            )
-        # What the trainer says about itself, which is not used, is no part of an answer.
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        trainer = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
-        built = StageCLI({"trainer": trainer, "model": config["model"], "data": config["data"]})
-        self.module, self.data = built.model, built.datamodule
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        self.module.load_state_dict(content["state_dict"])
+        self.module, self.data, state = open_finished(
+            checkpoint,
+            kind="papers.vx2text.module.VX2Text",
+            otherwise="writes no text about clips: give the checkpoint of a stage that answers or describes, such as "
+            "avsd, tvqa or tvc",
+            example="vx2text/mini/seed0/avsd",
+        )
+        self.module.load_state_dict(state)
         self.module.prepare(self.data.tokenizer)
         self.module.to(device).eval()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.training.errors import StageError
+from common.training.finished import open_finished
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,40 +30,17 @@ class Painter:
     """
 
     def __init__(self, checkpoint: str | Path, device: str = "cpu") -> None:
-        checkpoint = Path(checkpoint)
-        for path in (checkpoint, checkpoint.parent.parent / "config.yaml"):
-            if not path.is_file():
-                raise StageError(
-                    f"{path} does not exist: give checkpoints/last.ckpt in the folder of a finished stage of xmc_gan, "
-                    "such as runs/xmc_gan/mini/seed0/xmc_gan/checkpoints/last.ckpt"
-                )
-        # Heavy imports only now: whoever mistypes a path need not wait for them.
-        import yaml
+        def only_the_generator(config: dict[str, Any]) -> None:
+            # Networks that judge or teach are not needed, and their files may lie on another machine.
+            config["model"]["init_args"] |= {"evaluation": None, "image_network": None, "weight_image_net": 0.0}
 
-        from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
-        from common.training.cli import StageCLI
-        from papers.xmc_gan.module import XMCGAN
-
-        config = yaml.safe_load((checkpoint.parent.parent / "config.yaml").read_text(encoding="utf-8"))
-        kind = str((config.get("model") or {}).get("class_path"))
-        if kind != f"{XMCGAN.__module__}.{XMCGAN.__qualname__}":
-            raise StageError(
-                f"{checkpoint} is of {kind}, which makes no images: give the checkpoint of a stage that does, such as "
-                "xmc_gan"
-            )
-        try:
-            state = read_checkpoint(checkpoint)["state_dict"]
-        except (CheckpointError, KeyError) as error:
-            raise StageError(f"{checkpoint} cannot be read: {error}") from None
-        # What the trainer says about itself, which is not used, is no part of an answer.
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        # Networks that judge or teach are not needed, and their files may lie on another machine.
-        arguments = config["model"]["init_args"]
-        arguments |= {"evaluation": None, "image_network": None, "weight_image_net": 0.0}
-        trainer = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
-        built = StageCLI({"trainer": trainer, "model": config["model"], "data": config["data"]})
-        self.module, self.data = built.model, built.datamodule
+        self.module, self.data, state = open_finished(
+            checkpoint,
+            kind="papers.xmc_gan.module.XMCGAN",
+            otherwise="makes no images: give the checkpoint of a stage that does, such as xmc_gan",
+            example="xmc_gan/mini/seed0/xmc_gan",
+            change=only_the_generator,
+        )
         found = self.module.load_state_dict(state, strict=False)
         if found.missing_keys:
             raise StageError(f"{checkpoint} does not fit its configuration: it lacks {found.missing_keys[0]}")
