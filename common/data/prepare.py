@@ -62,7 +62,10 @@ def report(
     Returns:
         One status per data set, in order.
     """
-    console = Console() if console is None else console
+    if console is None:
+        console = Console()
+        if not console.is_terminal:  # a file or a pipe has no width of its own; the default would break every word
+            console = Console(width=200)
     statuses = []
     for dataset in datasets:
         notes = _index(dataset, console) if prepare else []
