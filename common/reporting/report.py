@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.reporting import render
+from common.reporting.aggregate import TableResult
 from common.reporting.atomic import write_text_atomically
 from common.reporting.papers import SCALES, check_scale, existing_papers, paper_named, runs_root
 from common.reporting.records import Record, find, find_promoted, run_folder
@@ -142,6 +143,7 @@ def _table(filled: render.Filled) -> dict[str, Any]:
         "caption": render.caption(result).replace("**", ""),
         "headings": [column.heading for column in shown],
         "rows": rows,
+        "chart": svg_bars(result) if result.table.chart else "",
         "notes": render.notes_of(result),
         "provenance": render.provenance(result.records),
     }
@@ -217,7 +219,8 @@ def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     """Read a run's ``metrics.csv``.
 
     Args:
-        path: file with a ``step`` column; a row holds the values logged at one time, the rest of it is empty.
+        path: file with the columns ``step``, ``name`` and ``value``; or with a column for each metric, a row of which
+            holds the values logged at one time, the rest of it being empty.
 
     Returns:
         Metric to (step, value) points, sorted by step, thinned to at most ``MAX_POINTS``. Metrics with fewer than
@@ -231,7 +234,8 @@ def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
             step = _number(row.get("step"))
             if step is None:
                 continue
-            for name, text in row.items():
+            entries = {row["name"]: row["value"]} if row.keys() == {"step", "name", "value"} else row
+            for name, text in entries.items():
                 value = _number(text) if isinstance(text, str) else None
                 if name and name not in ("step", "epoch") and value is not None:
                     found.setdefault(name, []).append((step, value))
@@ -267,6 +271,66 @@ def read_pictures(folder: Path, record: Record) -> tuple[list[Picture], int]:
             continue
         pictures.append(Picture(f"seed {record.seed}: {Path(name).name}", _embedded(path)))
     return pictures, left_out
+
+
+def svg_bars(result: TableResult, height: int = 220) -> str:
+    """Measured cells of a table as inline SVG: a group of bars for each metric, a bar for each row, spreads as lines.
+
+    Args:
+        result: the filled table; its metrics should be of one unit.
+        height: of the drawing; its width follows from the number of bars.
+
+    Returns:
+        The drawing with a legend; empty when nothing was measured.
+    """
+    metrics = [metric for metric in result.table.metrics if not metric.hidden]
+    rows = [row for row in result.rows if any(result.cells[row.label, m.id].mean is not None for m in metrics)]
+    tops = [
+        cell.mean + (cell.spread or 0.0)
+        for row in rows
+        for cell in (result.cells[row.label, metric.id] for metric in metrics)
+        if cell.mean is not None
+    ]
+    if not tops:
+        return ""
+    highest = max(*tops, 1e-9)
+    bar, left, top, bottom = 9, 44, 8, 18 + 14 * len(rows)
+    group = bar * (len(rows) + 1)
+    width, inner = left + group * len(metrics), height - top - 18
+    parts = [
+        f'<svg viewBox="0 0 {width} {height + bottom - 18}" role="img" style="max-width: {2 * width}px">',
+        f"<title>{html.escape(result.table.title)}</title>",
+        f'<text x="{left - 4}" y="{top + 8}" text-anchor="end">{highest:.4g}</text>',
+        f'<text x="{left - 4}" y="{top + inner}" text-anchor="end">0</text>',
+    ]
+    for i, metric in enumerate(metrics):
+        start = left + i * group
+        label = html.escape(metric.label)
+        parts.append(f'<text x="{start}" y="{top + inner + 12}">{label}</text>')
+        for j, row in enumerate(rows):
+            cell = result.cells[row.label, metric.id]
+            if cell.mean is None:
+                continue
+            size = max(cell.mean, 0.0) / highest * inner
+            x, y = start + j * bar, top + inner - size
+            what = html.escape(f"{row.label}, {metric.label}: {render.measured_text(cell, metric.decimals)}")
+            parts.append(
+                f'<rect x="{x}" y="{y:.1f}" width="{bar - 1}" height="{size:.1f}" fill="{COLOURS[j % len(COLOURS)]}" '
+                f'fill-opacity="{1.0 if j < len(COLOURS) else 0.5}"><title>{what}</title></rect>'
+            )
+            if cell.spread is not None:
+                half, middle = cell.spread / highest * inner, x + (bar - 1) / 2
+                parts.append(
+                    f'<line x1="{middle}" x2="{middle}" y1="{y - half:.1f}" y2="{y + half:.1f}" stroke="currentColor"/>'
+                )
+    for j, row in enumerate(rows):
+        y = height + 14 * j
+        parts.append(
+            f'<rect x="{left}" y="{y}" width="9" height="9" fill="{COLOURS[j % len(COLOURS)]}" '
+            f'fill-opacity="{1.0 if j < len(COLOURS) else 0.5}"/>'
+            f'<text x="{left + 14}" y="{y + 9}">{html.escape(row.label)}</text>'
+        )
+    return "".join([*parts, "</svg>"])
 
 
 def svg_chart(curve: Curve, width: int = 320, height: int = 180) -> str:

@@ -138,7 +138,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Table:
-    """A published table: rows, metrics, claims over its cells."""
+    """A published table: rows, metrics, claims over its cells; the report page draws its measured cells if asked to."""
 
     id: str
     title: str
@@ -149,6 +149,7 @@ class Table:
     claims: tuple[Claim, ...]
     notes: tuple[str, ...]
     ours: bool
+    chart: bool = False
 
     def metric(self, name: str) -> Metric:
         """The metric of that id."""
@@ -386,7 +387,7 @@ def _uses_row(name: str, stages: Mapping[str, Stage]) -> bool:
 def _table(value: Any, path: Path, position: int, stages: Mapping[str, Stage]) -> Table:
     name = value.get("id") if isinstance(value, Mapping) else None
     where = f"tables[{position}]" + (f" ({name})" if isinstance(name, str) else "")
-    keys = ("id", "title", "source", "scales", "metrics", "rows", "claims", "notes", "ours")
+    keys = ("id", "title", "source", "scales", "metrics", "rows", "claims", "notes", "ours", "chart")
     node = _Node(value, path, where, keys)
     scales = node.scales()
     metrics = tuple(_metric(v, path, f"{where}.metrics", k, stages) for k, v in node.mapping("metrics").items())
@@ -407,7 +408,7 @@ def _table(value: Any, path: Path, position: int, stages: Mapping[str, Stage]) -
     notes = tuple(" ".join(str(note).split()) for note in node.sequence("notes"))
     return Table(
         node.text("id"), node.text("title"), node.text("source"), scales, metrics, rows, claims, notes,
-        node.flag("ours", False),
+        node.flag("ours", False), node.flag("chart", False),
     )  # fmt: skip
 
 

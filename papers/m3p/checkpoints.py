@@ -224,7 +224,7 @@ def _of_xlm_r(
     """Tensors of XLM-R under our names, and their names there (specification 3, traps a and b)."""
     layers = 1 + max(int(name.split(".")[2]) for name in text if name.startswith("encoder.layer."))
     names = {name: _renamed(name, _XLM_R, _XLM_R_BLOCK) for name in _names(_XLM_R, _XLM_R_BLOCK, layers)}
-    found = {name: text[other].clone() for name, other in names.items() if other in text}
+    found = {name: text[other].clone() for name, other in names.items() if other is not None and other in text}
     used = {f"roberta.{name}" if f"roberta.{name}" in state else name for name in names.values() if name}
     kinds = text.get("embeddings.token_type_embeddings.weight")
     rows = found.get("encoder.position.weight")

@@ -101,7 +101,8 @@ def draw_retrieved(module: pl.LightningModule, data: Any, found: list[Searched],
         axis.spines[:].set_visible(False)
     for line, (title, pictures) in zip(axes, lines):
         # Texts may hold the sign with which matplotlib begins a formula.
-        line[0].set_title(title[:90].replace("$", r"\$"), fontsize=6, loc="left", fontfamily=_fonts())
+        text = line[0].set_title(title[:90].replace("$", r"\$"), fontsize=6, loc="left", fontfamily=_fonts())
+        text.set_in_layout(False)  # it is wider than its picture, which must not make room for it
         for axis, (picture, own) in zip(line, pictures):
             if picture is not None:
                 axis.imshow(picture)

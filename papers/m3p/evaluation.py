@@ -146,7 +146,8 @@ class PairScorer:
 
 def note(path: Path, mark: str, done: Mapping[int, Tensor]) -> None:
     """Write what has been scored; the file appears whole or not at all."""
-    write_whole(path, lambda file: torch.save({"mark": mark, "tiles": dict(done)}, file))
+    content: dict[str, Any] = {"mark": mark, "tiles": dict(done)}
+    write_whole(path, lambda file: torch.save(content, file))
 
 
 def _noted(path: Path, mark: str) -> dict[int, Tensor]:

@@ -231,26 +231,18 @@ class M3PRetrieval(pl.LightningModule):
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         return with_places(batch) if "relations" in batch else batch
 
-    def _match(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy of a batch of groups, means over its groups."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         h: Any = self.hparams
         found = [
             relation_terms(self.model, group, kind, words=False, regions=False)
             for relation in batch["relations"]
             for kind, group in relation.items()
         ]
-        losses = [h.vlm_ce_weight * terms["vlm_ce"] + h.vlm_bce_weight * terms["vlm_bce"] for terms in found]
-        return torch.stack(losses).sum(), torch.stack([terms["accuracy"] for terms in found]).mean()
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, accuracy = self._match(batch)
+        loss = torch.stack([h.vlm_ce_weight * one["vlm_ce"] + h.vlm_bce_weight * one["vlm_bce"] for one in found]).sum()
+        accuracy = torch.stack([one["accuracy"] for one in found]).mean()
         size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
         self.log_dict({"train/loss": loss.detach(), "train/accuracy": accuracy}, batch_size=size)
         return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        _, accuracy = self._match(batch)
-        self.log("val/accuracy", accuracy, batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         return adam(self, self.hparams["learning_rate"], self.hparams["warmup_steps"])

@@ -156,6 +156,33 @@ def test_report_without_any_run(project: Path) -> None:
     assert "Not measured yet" in (project / "page.html").read_text()
 
 
+def test_curves_of_the_file_that_runs_write(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,name,value\n0,train/loss,2.5\n0,train/mlm,7\n1,train/loss,1.5\n1,train/mlm,nan\n")
+    assert report.read_curves(path) == {"train/loss": [(0.0, 2.5), (1.0, 1.5)]}
+
+
+def test_a_table_is_drawn_where_it_asks_for_it(
+    project: Path, save: Callable[[Record], Path], make_record: Callable[..., Record]
+) -> None:
+    for seed in (0, 1):
+        save(make_record("esc@base", seed, 10.0 + seed))
+    path = project / "papers" / "mct" / "tables.yaml"
+    pages = []
+    for old, new in (("", ""), ("    title: Transfer", "    chart: true\n    title: Transfer")):
+        path.write_text(path.read_text().replace(old, new))
+        assert run("report", "--output", str(project / "page.html")) == 0
+        pages.append((project / "page.html").read_text())
+    assert "chart: true" in path.read_text()
+    assert "<rect" not in pages[0]
+    assert pages[1].count("<rect") >= 2  # a bar and its place in the legend
+    assert pages[1].count("<line") >= 1
+    assert "10.5 ± 0.7 (n=2)</title>" in pages[1]
+    page = Links()
+    page.feed(pages[1])
+    assert page.open == []
+
+
 def test_curves_are_thinned_by_means(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("epoch,step,a\n" + "".join(f"0,{i},{i % 2}\n" for i in range(10_000)))

@@ -1,0 +1,194 @@
+"""The training modules: schedule, what trains, what a step logs, and what does not fit together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from common.encoders.checkpoint_files import CheckpointError
+from common.training.optimisers import warm_up_then_inverse_sqrt
+from papers.m3p.model import M3PEncoder, M3PModel
+from papers.m3p.module import M3PPretraining, M3PRetrieval, WarmStart, adam
+from tests.m3p.layouts import WIDTH, Layouts
+from tests.m3p.tiny import tiny_sizes, values
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> Layouts:
+    return Layouts.write(tmp_path_factory.mktemp("layouts"))
+
+
+def model(**changes: Any) -> M3PModel:
+    torch.manual_seed(0)
+    sizes = {"vocabulary_size": 160, "feature_dim": WIDTH, "positions": 40, "languages": 4}
+    return M3PModel(M3PEncoder(**tiny_sizes(**sizes | changes)), 12)
+
+
+def trained(module: pl.LightningModule, data: Any, folder: Path, steps: int = 2) -> dict[str, float]:
+    """Metrics of a few steps and of the test."""
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=1, limit_train_batches=steps, logger=False, enable_checkpointing=False,
+        default_root_dir=folder, enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=5.0,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    trainer.test(module, datamodule=data, verbose=False)
+    return metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+# -- optimiser ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_is_the_released_schedule() -> None:
+    golden = values("sampling_and_optim")
+    for peak, key in ((5e-5, "lr_finetune_peak_5em5"), (1e-4, "lr_pretrain_peak_1em4")):
+        factor = warm_up_then_inverse_sqrt(4000, 1e-7 / peak)
+        for step, expected in golden[key].items():
+            assert peak * factor(int(step)) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="warmup_steps >= 1"):
+        warm_up_then_inverse_sqrt(0)
+
+
+def test_updates_are_those_of_the_released_optimiser() -> None:
+    golden = values("sampling_and_optim")
+    config = golden["adam_config"]
+
+    class Weights(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = torch.nn.Parameter(torch.tensor(config["init"]))
+
+    module = Weights()
+    found = adam(module, config["lr"], config["warmup_updates"])
+    optimizer, schedule = found["optimizer"], found["lr_scheduler"]["scheduler"]
+    for rate, expected in zip(golden["adam_lr_used"], golden["adam_trajectory"]):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+        module.weights.grad = 2 * module.weights.detach() * torch.tensor([1.0, 0.5, 3.0])
+        optimizer.step()
+        schedule.step()
+        torch.testing.assert_close(module.weights.detach(), torch.tensor(expected), rtol=1e-5, atol=1e-6)
+
+
+# -- pre-training ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vlm_candidates", ["groups", "in_batch"])
+def test_every_task_trains_and_search_follows(vlm_candidates: str, layouts: Layouts, tmp_path: Path) -> None:
+    data = layouts.pretraining(
+        vlm_candidates=vlm_candidates, code_switching=layouts.switcher(sentence_ratio=1.0), distributions=False
+    )
+    module = M3PPretraining(
+        model(), alignment_weight=0.1, itm_weight=1.0, contrast_weight=1.0, learning_rate=0.01, warmup_steps=1
+    )
+    before = {name: value.clone() for name, value in module.named_parameters()}
+    metrics = trained(module, data, tmp_path)
+    tasks = {"xmlm", "mlm", "mrm_class", "mrm_regression", "vlm_ce", "vlm_bce", "alignment", "itm", "accuracy"}
+    tasks |= {"contrast"} if vlm_candidates == "in_batch" else set()
+    assert {f"train/{name}" for name in tasks | {"loss"}} == {name for name in metrics if name.startswith("train/")}
+    unmoved = [name for name, value in module.named_parameters() if torch.equal(value, before[name])]
+    assert unmoved == []
+    assert {f"test/multi30k_{one}_mr" for one in ("cs", "de", "en", "fr")} <= metrics.keys()
+    others = [metrics[f"test/multi30k_{one}_mr"] for one in ("cs", "de", "fr")]
+    assert metrics["test/non_english_mr"] == pytest.approx(sum(others) / 3, rel=1e-5)
+    media = {path.name for path in (tmp_path / "media").iterdir()}
+    assert {"recall_by_language.png", "recall_by_language.csv", "retrieved.csv", "code_switched.csv"} <= media
+    fed = (tmp_path / "media" / "code_switched.csv").read_text(encoding="utf-8")
+    assert any(word in fed for word in ("Hund", "chien", "rot", "bleu"))
+
+
+@pytest.mark.parametrize(
+    ("weights", "frozen"),
+    [
+        ({"weight_xmlm": 0.0}, {"encoder.language"}),
+        ({"weight_xmlm": 0.0, "weight_mlm": 0.0}, {"encoder.language", "vocabulary"}),
+        ({"weight_mrm_class": 0.0, "weight_mrm_regression": 0.0}, {"regions"}),
+        ({"weight_t2i": 0.0, "weight_i2t": 0.0}, {"match"}),
+    ],
+)
+def test_what_no_task_trains_stays(weights: dict[str, float], frozen: set[str]) -> None:
+    module = M3PPretraining(model(), **weights)  # type: ignore[arg-type]
+    found = {name for name, parameter in module.model.named_parameters() if not parameter.requires_grad}
+    assert {
+        ".".join(name.split(".")[:2]) if name.startswith("encoder") else name.split(".")[0] for name in found
+    } == frozen
+
+
+def test_a_model_without_any_task_is_an_error() -> None:
+    names = ("xmlm", "mlm", "mrm_class", "mrm_regression", "t2i", "i2t")
+    with pytest.raises(ValueError, match="no task is on"):
+        M3PPretraining(model(), **{f"weight_{name}": 0.0 for name in names})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a weight is a number"):
+        M3PPretraining(model(), weight_mlm="half")
+
+
+def test_a_weight_moves_with_the_iterations(layouts: Layouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only xMLM is on, and its weight falls from one to zero in four iterations: so does the loss, in its share."""
+    off = {f"weight_{name}": 0.0 for name in ("mlm", "mrm_class", "mrm_regression", "t2i", "i2t")}
+    module = M3PPretraining(model(), weight_xmlm="0:1,4:0", learning_rate=1e-9, **off)  # type: ignore[arg-type]
+    shares: list[float] = []
+    monkeypatch.setattr(
+        module,
+        "log_dict",
+        lambda logs, **_: (
+            shares.append(float(logs["train/loss"] / logs["train/xmlm"])) if "train/loss" in logs else None
+        ),
+    )
+    trained(module, layouts.pretraining(xmlm_steps=1, test_sets=["multi30k_fr"]), tmp_path, steps=5)
+    assert shares == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0], abs=1e-4)
+
+
+# -- fine-tuning, warm start -------------------------------------------------------------------------------------------
+
+
+def test_fine_tuning_trains_the_match_alone(layouts: Layouts, tmp_path: Path) -> None:
+    module = M3PRetrieval(model(), learning_rate=0.01, warmup_steps=1, captions_per_image=None)
+    before = {name: value.clone() for name, value in module.named_parameters()}
+    data = layouts.retrieval(train_sets=["multi30k_fr", "multi30k_cs"], test_sets=["multi30k_fr"])
+    metrics = trained(module, data, tmp_path)
+    unmoved = {name for name, value in module.named_parameters() if torch.equal(value, before[name])}
+    assert {name.split(".")[1] for name in unmoved} == {"vocabulary", "regions", "encoder"}
+    assert {name for name in unmoved if ".encoder." in name} == {"model.encoder.language.weight"}
+    assert metrics["train/loss"] > 0
+    assert not (tmp_path / "media" / "code_switched.csv").exists()
+
+
+def test_a_warm_start_trains_the_tables_alone_and_hands_over(layouts: Layouts, tmp_path: Path) -> None:
+    module = WarmStart(model(), learning_rate=0.01, warmup_steps=1)
+    before = {name: value.clone() for name, value in module.named_parameters()}
+    data = layouts.pretraining(vlm_candidates="in_batch", masking=None, xmlm_steps=0, text=None, languages=None)
+    metrics = trained(module, data, tmp_path)
+    moved = {name for name, value in module.named_parameters() if not torch.equal(value, before[name])}
+    assert {".".join(name.split(".")[1:3]) for name in moved} == {"encoder.token", "encoder.region"}
+    assert "test/multi30k_en_mr" in metrics
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": module.state_dict()}, path)
+    after = M3PRetrieval(model(), pretrained=str(path), learning_rate=1e-12)
+    trained(after, layouts.retrieval(test_sets=["multi30k_en"]), tmp_path, steps=1)
+    torch.testing.assert_close(after.model.encoder.token.weight, module.model.encoder.token.weight)
+
+
+# -- what does not fit -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vocabulary_size": 20}, "vocabulary_size, which is 20"),
+        ({"languages": 2}, "languages, which is 2"),
+        ({"feature_dim": 9}, f"have {WIDTH} dimensions"),
+    ],
+)
+def test_a_model_too_small_for_the_data_is_named(
+    changes: dict[str, int], words: str, layouts: Layouts, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        trained(M3PRetrieval(model(**changes)), layouts.retrieval(), tmp_path)
+
+
+def test_missing_weights_are_named_before_training(layouts: Layouts, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model.pretrained: .*nothing.pth: no such checkpoint file"):
+        trained(M3PPretraining(model(), pretrained=str(tmp_path / "nothing.pth")), layouts.pretraining(), tmp_path)
