@@ -121,7 +121,7 @@ class LanguageModel(nn.Module):
         with torch.no_grad():
             self.t5.shared.weight.mul_(embedding_scale)
 
-    def _network(self, config: T5Config) -> nn.Module:
+    def _network(self, config: T5Config) -> Any:
         return T5ForConditionalGeneration(config)
 
     @property
