@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from common.reporting.claims import NOT_RUN, ClaimResult, held, judge
 from common.reporting.errors import ReportingError
 from common.reporting.papers import PAPERS, SCALES, Paper, paper_named, project_root
 from common.reporting.records import Record, find, find_promoted
-from common.reporting.tables import Metric, Row, Tables, load
+from common.reporting.tables import Headline, Metric, Row, Tables, load
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -248,21 +248,34 @@ def _overview_row(paper: Paper, runs: Path | None) -> OverviewRow:
         claims = f"{k} of {n}" + (f", {not_run} not run" if not_run else "") + f" ({measured[0]})"
     if source.headline is None:
         return OverviewRow(paper, status, claims=claims)
-    table, headline = source.table(source.headline.table), source.headline
-    metric = table.metric(headline.metric)
-    unit = f" ({metric.unit})" if metric.unit else ""
-    results = {s: f.result for s in README_SCALES for f in filled[s] if f.result.table.id == table.id}
-    cells = {s: r.cells.get((headline.row, headline.metric), Cell()) for s, r in results.items()}
-    best = next((s for s in README_SCALES if s in cells and cells[s].values), None)
-    published = Cell(table.row(headline.row).published.get(metric.id))
+    headline, metric = source.headline, source.table(source.headline.table).metric(source.headline.metric)
+    published = Cell(source.table(headline.table).row(headline.row).published.get(metric.id))
+    measured_value = _headline_value(headline, source, filled)
+    if measured_value is None and headline.mini is not None:
+        value = _headline_value(headline.mini, source, filled)
+        name = _metric_name(source.table(headline.mini.table).metric(headline.mini.metric))
+        measured_value = None if value is None else f"{headline.mini.row}, {name}: {value}"
     return OverviewRow(
         paper,
         status,
-        f"{headline.row}, {metric.label}{unit}",
+        f"{headline.row}, {_metric_name(metric)}",
         published_text(published, metric.decimals),
-        f"{measured_text(cells[best], metric.decimals)}, {best}" if best else DASH,
+        measured_value or DASH,
         claims,
     )
+
+
+def _metric_name(metric: Metric) -> str:
+    return f"{metric.label} ({metric.unit})" if metric.unit else metric.label
+
+
+def _headline_value(headline: Headline, source: Tables, filled: Mapping[str, list[Filled]]) -> str | None:
+    """The measured value of the best scale that has one, with the scale."""
+    table = source.table(headline.table)
+    results = {s: f.result for s in README_SCALES for f in filled[s] if f.result.table.id == table.id}
+    cells = {s: r.cells.get((headline.row, headline.metric), Cell()) for s, r in results.items()}
+    best = next((s for s in README_SCALES if s in cells and cells[s].values), None)
+    return None if best is None else f"{measured_text(cells[best], table.metric(headline.metric).decimals)}, {best}"
 
 
 def overview_markdown() -> str:

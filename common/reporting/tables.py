@@ -166,11 +166,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Headline:
-    """The one number of a paper that the overview shows."""
+    """The one number of a paper that the overview shows.
+
+    Args:
+        table, row, metric: where it stands.
+        mini: the number to show while this one is measured at no scale: of a table that the miniature alone has.
+    """
 
     table: str
     row: str
     metric: str
+    mini: Headline | None = None
 
 
 @dataclass(frozen=True)
@@ -517,12 +523,14 @@ def _claim(value: Any, path: Path, where: str, rows: list[str], metrics: list[st
     return Claim(node.text("id"), node.text("text"), holds, predicates["when"], gate, node.scales(scales))
 
 
-def _headline(value: Any, tables: Tables) -> Headline:
-    node = _Node(value, tables.path, "headline", ("table", "row", "metric"))
+def _headline(value: Any, tables: Tables, where: str = "headline") -> Headline:
+    node = _Node(value, tables.path, where, ("table", "row", "metric", "mini"))
     names = [table.id for table in tables.tables]
     table = tables.table(node.choice("table", "", names))
     row = node.choice("row", "", [row.label for row in table.rows])
-    return Headline(table.id, row, node.choice("metric", "", [metric.id for metric in table.metrics]))
+    metric = node.choice("metric", "", [metric.id for metric in table.metrics])
+    mini = _headline(node.values["mini"], tables, f"{where}.mini") if "mini" in node.values else None
+    return Headline(table.id, row, metric, mini)
 
 
 def _unique(values: Iterable[str], path: Path, where: str, what: str) -> None:

@@ -13,7 +13,7 @@ from common.reporting import render
 from common.reporting.promote import promote
 from common.reporting.records import Record
 from common.reporting.render import RenderError, update_between_markers
-from common.reporting.tables import load
+from common.reporting.tables import TablesError, load
 
 GOLDEN = """\
 ### Transfer (mini)
@@ -134,6 +134,28 @@ def test_readmes_follow_the_promoted_records(
     assert paper.read_text().endswith("after\n")
     row = "measured at mini scale | New-One, UCF (%) | 82.0 | 60.0 (n=1), mini | 1 of 2, 1 not run (mini) |"
     assert row in top.read_text()
+
+
+def test_a_number_of_the_miniature_stands_in_for_a_headline_that_nothing_has_measured(
+    project: Path, save: Callable[[Record], Path], make_record: Callable[..., Record]
+) -> None:
+    tables = project / "papers" / "mct" / "tables.yaml"
+    text = tables.read_text()
+    tables.write_text(text.replace("metric: ucf}", "metric: ucf, mini: {table: transfer, row: New, metric: esc}}", 1))
+    save(make_record("esc@base", 0, 40.0))
+    promote("mct")
+    render.render_overview()
+    top = project / "README.md"
+    assert "| New-One, UCF (%) | 82.0 | New, ESC: 40.0 (n=1), mini |" in top.read_text()
+
+    save(make_record("ucf_1@better", 0, 60.0))
+    promote("mct")
+    render.render_overview()
+    assert "| New-One, UCF (%) | 82.0 | 60.0 (n=1), mini |" in top.read_text()
+
+    tables.write_text(text.replace("metric: ucf}", "metric: ucf, mini: {table: transfer, row: Newer, metric: esc}}", 1))
+    with pytest.raises(TablesError, match=r"headline\.mini\.row: unknown value 'Newer'"):
+        render.overview()
 
 
 def test_shipped_tables_render_without_records(tmp_path: Path) -> None:
