@@ -25,15 +25,15 @@ def generate(stages: Stages, output: Path, *arguments: str, stage: str = "xmc_ga
 
 
 def test_generate_writes_png_files(stages: Stages, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert generate(stages, tmp_path, CAPTION, "a yellow triangle left of a circle", "--number", "2") == 0
+    assert generate(stages, tmp_path, CAPTION, "a purple triangle left of a circle", "--number", "2") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if not line.startswith("written to")] == [
-        "'a yellow triangle left of a circle': the model does not know of; it learned from a, and, at, black, blue, "
-        "circle, gray, green, left, on, red, right, square, triangle, white, yellow"
+        "'a purple triangle left of a circle': the model does not know purple; it learned from a, and, at, black, "
+        "blue, circle, gray, green, left, of, on, red, right, square, triangle, white, yellow"
     ]
     assert {path.name for path in tmp_path.iterdir()} == {
         *(f"01-a-red-circle-left-and-a-blue-square-right-on-white-{n}-seed0.png" for n in (1, 2)),
-        *(f"02-a-yellow-triangle-left-of-a-circle-{n}-seed0.png" for n in (1, 2)),
+        *(f"02-a-purple-triangle-left-of-a-circle-{n}-seed0.png" for n in (1, 2)),
         "grid.png",
     }
     assert lines[-1] == f"written to {tmp_path / 'grid.png'}"
