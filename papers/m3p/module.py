@@ -50,6 +50,7 @@ def start_from(module: Any, model: M3PModel, position_offset: int = 2) -> None:
     for name, found, size in (
         ("vocabulary_size", data.vocabulary_size, encoder.vocabulary_size),
         ("languages", len(data.languages), encoder.languages),
+        ("positions", data.region_count + data.tokenizer.max_tokens, encoder.positions),
     ):
         if found > size:
             raise ValueError(f"the data has {found} for model.model.encoder.{name}, which is {size}; raise it")

@@ -179,6 +179,7 @@ def test_a_warm_start_trains_the_tables_alone_and_hands_over(layouts: Layouts, t
     [
         ({"vocabulary_size": 20}, "vocabulary_size, which is 20"),
         ({"languages": 2}, "languages, which is 2"),
+        ({"positions": 8}, "positions, which is 8"),
         ({"feature_dim": 9}, f"have {WIDTH} dimensions"),
     ],
 )
