@@ -11,7 +11,7 @@ from typing import Any
 
 from common.reporting.errors import ReportingError
 from common.reporting.papers import PAPERS, SCALES, existing_papers, paper_named, project_root
-from common.training.errors import StageError
+from common.training.errors import Preempted, StageError
 
 RUN_COMMANDS = {
     "fit": "run one stage: train it (where it trains), test it, write its record",
@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"assemble: {error}\n(ASSEMBLE_TRACEBACK=1 shows where)", file=sys.stderr)
         return 1
+    except Preempted as stop:
+        return stop.status
     except KeyboardInterrupt:
         return 130
 
