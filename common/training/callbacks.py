@@ -1,4 +1,4 @@
-"""Callbacks that every stage runs with: counter-based randomness, the non-finite stop, checks of replicas, the clock."""
+"""Callbacks of every stage: counter-based randomness, the stop at a non-finite loss, the check of replicas, the clock."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
             time.sleep(0.1)
         process.terminate()
         output, _ = process.communicate(timeout=120)
-        assert process.returncode == 130
+        assert process.returncode == 143
         assert "stopped; the same command goes on where it was" in output
         deadline = time.monotonic() + 30
         while _lives(process.pid):
