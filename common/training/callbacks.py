@@ -1,4 +1,4 @@
-"""Callbacks of every stage: counter-based randomness, the stop at a non-finite loss, the check of replicas, the clock."""
+"""Callbacks of every stage: counter-based randomness, the stop at a non-finite loss, checks of replicas, the clock."""
 
 from __future__ import annotations
 

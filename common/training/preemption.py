@@ -93,6 +93,9 @@ class Preemption(Callback):
             if trainer.global_step % self.every_n_steps:
                 return
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+            if asked:
+                again = trainer.strategy.reduce_boolean_decision(self.received == REQUEUE_SIGNAL, all=False)
+                self.received = REQUEUE_SIGNAL if again else signal.SIGTERM
         if asked:
             trainer.save_checkpoint(self.checkpoint)
             self.saved_step = trainer.global_step
@@ -111,8 +114,8 @@ class Preemption(Callback):
         self._leave()
 
     def _leave(self) -> None:
-        if self.saved_step is not None:
-            raise Preempted(self.received or signal.SIGTERM)
+        if self.saved_step is not None and self.received is not None:
+            raise Preempted(self.received)
 
     def training_ended(self) -> None:
         """Call when the last checkpoint of training is written: from here on the stage ends at once.
