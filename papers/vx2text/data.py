@@ -10,7 +10,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from common.data.datasets.tvqa import TVQA, Questions, Subtitle, Subtitles
 from common.data.items import ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.media import MediaError
+from common.data.sequences import MadeOnDemand
 from common.data.windows import Limits
 from common.data.worlds.base import World
 from common.data.worlds.narrated import kind_of
@@ -70,23 +71,8 @@ class Example:
     clip: str
 
 
-class Examples(Sequence[Example]):
+class Examples(MadeOnDemand[Example]):
     """The texts of a split, row by row of its listing; each is made when it is asked for."""
-
-    @abstractmethod
-    def example(self, row: int) -> Example:
-        """The example of a row of the listing."""
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        return self.example(range(len(self))[index])
 
 
 def spoken(lines: Sequence[Subtitle], limits: Limits | None = None) -> tuple[tuple[str, ...], tuple[int, int] | None]:
@@ -112,8 +98,8 @@ class QuestionExamples(Examples):
     def __len__(self) -> int:
         return len(self.questions)
 
-    def example(self, row: int) -> Example:
-        question = self.questions[row]
+    def _item(self, position: int) -> Example:
+        question = self.questions[position]
         span = question.span if self.use_span else None
         around = None if span is None else (span[0] - SPAN_MARGIN, span[1] + SPAN_MARGIN)
         lines = () if self.subtitles is None else self.subtitles.get(question.clip, ())
@@ -154,8 +140,8 @@ class DialogExamples(Examples):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def example(self, row: int) -> Example:
-        dialog, turn = self.dialogs[self.rows[row, 0]], int(self.rows[row, 1])
+    def _item(self, position: int) -> Example:
+        dialog, turn = self.dialogs[self.rows[position, 0]], int(self.rows[position, 1])
         asked = dialog.turns[turn]
         history = tuple((earlier.question, earlier.answer or "") for earlier in dialog.turns[:turn])
         caption = f"{dialog.caption} {dialog.summary}".strip() if self.with_summary else dialog.caption
@@ -190,8 +176,8 @@ class CaptionExamples(Examples):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def example(self, row: int) -> Example:
-        moment, place = self.moments[self.rows[row, 0]], int(self.rows[row, 1])
+    def _item(self, position: int) -> Example:
+        moment, place = self.moments[self.rows[position, 0]], int(self.rows[position, 1])
         lines = () if self.subtitles is None else self.subtitles.get(moment.clip, ())
         speech, _ = spoken([line for line in lines if line.overlaps(moment.span)])
         texts = tuple(description.text for description in moment.descriptions)
