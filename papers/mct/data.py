@@ -93,7 +93,7 @@ class CaptionRows(Dataset[Sample]):
         }
 
 
-class CaptionedImages(ImageItems):
+class CaptionedViews(ImageItems):
     """Two views of every image and of its captions (specification 3 and 8).
 
     Left and right change places in a caption whose image is flipped. The query's image meets the key's caption, so that
@@ -357,7 +357,7 @@ class PretrainingData(CaptionData):
         return self.annotations.tag_names
 
     @cached_property
-    def training_images(self) -> CaptionedImages:
+    def training_images(self) -> CaptionedViews:
         """The training set."""
         translated = None
         if self.caption_views == "backtranslate" and self.back_translations is not None:
@@ -368,7 +368,7 @@ class PretrainingData(CaptionData):
                     f"data.back_translations: {self.back_translations} lacks {len(missing)} captions of the split, the "
                     f"first is annotation {missing[0]}; translate all of them, or choose other caption_views"
                 )
-        return CaptionedImages(
+        return CaptionedViews(
             self.listing,
             self.annotations,
             self.tokenizer,

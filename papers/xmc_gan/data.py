@@ -110,7 +110,7 @@ class TextToImageItems(ImageItems):
         return {"image": picture, "caption": torch.tensor(number)}
 
 
-class CaptionRows(Dataset[Sample]):
+class CaptionNumbers(Dataset[Sample]):
     """Numbers of captions: `caption`, and `index`, their position here.
 
     Args:
@@ -306,7 +306,7 @@ class TextToImageData(ShardedDataModule):
         Batches:
             As in the test but without `image`; `index` is the position in `numbers`.
         """
-        rows = CaptionRows(torch.as_tensor(numbers, dtype=torch.int64))
+        rows = CaptionNumbers(torch.as_tensor(numbers, dtype=torch.int64))
         collate = self._collate(self.test_split)
         return self.evaluation_loader(rows, self.test_batch_size, "captions", collate_fn=collate)
 
