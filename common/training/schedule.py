@@ -345,9 +345,11 @@ def _wait_for(command: Sequence[str]) -> int:
     with subprocess.Popen(command) as process:
         try:
             return process.wait()
-        except Preempted as stop:
-            process.send_signal(stop.signal)
-            raise  # leaving the block waits for it
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, Preempted):  # Ctrl-C reached it without us
+                process.send_signal(stop.signal)
+            process.wait()
+            raise
 
 
 def fit_arguments(request: StageRequest) -> list[str]:

@@ -16,7 +16,8 @@ from common.training.errors import Preempted
 from common.training.runner import StageRequest, run_stage
 from papers.avid_cma.module import AVID
 from tests.distributed.harness import run_distributed
-from tests.distributed.test_training import _request
+from tests.distributed.stages import over
+from tests.distributed.test_training import LAYER
 from tests.resume.test_resume import _compare
 from tests.stages import callbacks, request
 
@@ -138,7 +139,7 @@ def _stopped_rank(rank: int, stage: StageRequest) -> int:
 
 
 def test_all_ranks_leave_after_the_same_step(tmp_path: Path) -> None:
-    stage = _request(tmp_path, 2)
+    stage = request("avid/avid_joint", tmp_path, layer=over(LAYER, 2))
     assert run_distributed(_stopped_rank, 2, 200, stage) == [3, 3]
     assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
 

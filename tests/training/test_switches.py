@@ -25,7 +25,8 @@ from common.training.switches import ApplySwitches, Switches, blocks_of, lay_out
 from papers.m3p.model import M3PEncoder
 from papers.vx2text.model import LanguageModel
 from papers.xmc_gan.model import Discriminator, Generator
-from tests.distributed.test_mct_training import _layer, _train
+from tests.distributed.stages import train
+from tests.distributed.test_mct_training import _layer
 from tests.m3p.stages import region_network
 from tests.stages import request
 
@@ -153,11 +154,11 @@ def test_accumulated_batches_of_mct_equal_one(tmp_path: Path) -> None:
     """Queues, momentum and schedules move once a step, so encoders without batch statistics see no difference."""
 
     def layer(parts: int) -> dict[str, Any]:
-        built = _layer(1, queue_size=64)
+        built = _layer(queue_size=64)
         built["trainer"] |= {"accumulate_grad_batches": parts, "limit_train_batches": 3 * parts}
         return {**built, "data": {"init_args": {"batch_size": 16 // parts}}}
 
-    one, parts = (_train(request("mct/mct_tag", tmp_path / str(k), layer=layer(k))) for k in (1, 2))
+    one, parts = (train(request("mct/mct_tag", tmp_path / str(k), layer=layer(k))) for k in (1, 2))
     for name, expected in one["state"].items():
         if isinstance(expected, Tensor):
             found = parts["state"][name]
