@@ -35,7 +35,7 @@ def adam(module: pl.LightningModule, learning_rate: float, warmup_steps: int) ->
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     # Lightning clips no gradients of a fused optimiser in mixed precision.
     fused = {"fused": True} if module.device.type in {"cpu", "cuda"} and module.trainer.precision == "32-true" else {}
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, **fused)  # type: ignore[arg-type]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, **fused)
     factor = warm_up_then_inverse_sqrt(warmup_steps, min(1e-7 / learning_rate, 1.0))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
