@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from common.data import shards
 from common.data.annotations import ImageAnnotations
 from common.data.image_transforms import Transform
 from common.data.items import ItemDataset, Sample
@@ -34,17 +35,18 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     stored pixels, and the reference codes do not apply it either. An animation gives its first frame.
 
     Args:
-        path: File in any format that Pillow reads.
+        path: File in any format that Pillow reads, on its own or in a shard.
 
     Raises:
         ImageError: The file is missing, empty, truncated, no picture, or has samples of 32 bits.
+        ShardError: Its shard is missing or damaged.
     """
     path = Path(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(shards.source(path)) as image:
             image.load()
             return _to_rgb(image)
-    except (ImageError, MemoryError):
+    except (ImageError, MemoryError, shards.ShardError):
         raise
     except OSError as error:
         # Pillow's own messages hold no error number; the system's name the file a second time.
@@ -122,10 +124,9 @@ class ImageCache:
             ImageError: The file cannot be read.
         """
         try:
-            status = os.stat(path)
+            key = (os.fspath(path), *shards.stamp(path))
         except OSError as error:
             raise ImageError.of(path, f"cannot be read: {error.strerror or error}") from None
-        key = (os.fspath(path), status.st_mtime_ns, status.st_size)
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None:

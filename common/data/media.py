@@ -30,6 +30,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
+from common.data import shards
 from common.data.windows import Limits, select_frames
 
 # A lossy sound decoder needs some packets before its output is right, so a seek goes this much further back. A window
@@ -222,11 +223,10 @@ class DecodedCache:
             MediaError: The file cannot be read.
         """
         try:
-            status = os.stat(path)
+            # A file that was written anew is another file.
+            key = (os.fspath(path), *shards.stamp(path))
         except OSError as error:
             raise MediaError.of(path, error.strerror or str(error)) from None
-        # A file that was written anew is another file.
-        key = (os.fspath(path), status.st_mtime_ns, status.st_size)
         with self._lock:
             if key in self._entries:
                 self._entries.move_to_end(key)
@@ -256,11 +256,12 @@ class MediaFile:
     Times are seconds on the file's own clock, the same for both streams.
 
     Args:
-        path: File in any container that FFmpeg reads.
+        path: File in any container that FFmpeg reads, on its own or in a shard.
         cache: Where to keep and look for the decoded file; None = read from disk.
 
     Raises:
         MediaError: The file is missing, empty, not a media file, or has neither picture nor sound.
+        ShardError: Its shard is missing or damaged.
     """
 
     def __init__(self, path: str | Path, cache: DecodedCache | None = None) -> None:
@@ -410,7 +411,7 @@ class MediaFile:
         self.close()
         with self._explained():
             # Tags in old files are not always valid text; nobody reads them here.
-            self._container = av.open(os.fspath(self.path), metadata_errors="ignore")
+            self._container = av.open(shards.source(self.path), metadata_errors="ignore")
         self._fresh = True
         streams = self._container.streams
         self._video = streams.video[0] if streams.video else None
@@ -480,7 +481,7 @@ class MediaFile:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except MediaError:
+        except (MediaError, shards.ShardError):
             raise
         except av.error.FFmpegError as error:
             raise MediaError.of(self.path, f"cannot be read: {error.strerror or error}") from error
