@@ -43,7 +43,7 @@ reproduce: $(STAMP) ## All papers that exist, one after the other
 	@for paper in $(PAPERS); do $(ASSEMBLE) reproduce $$paper $(RUN) || exit 1; done
 
 data-%: $(STAMP) ## What a paper's data sets are, what is there, how to get the rest
-	$(ASSEMBLE) data $* --data $(DATA) $(if $(PREPARE),--prepare)
+	$(ASSEMBLE) data $* --data $(DATA) $(if $(PREPARE),--prepare) $(if $(SHARDS),--shards $(SHARDS))
 
 plan-%: $(STAMP) ## The stages of a paper and what is left to run
 	$(ASSEMBLE) plan $* $(RUN)

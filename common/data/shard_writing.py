@@ -13,12 +13,12 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from common.data.datasets.base import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, walk
+from common.data.datasets.base import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, entries, walk
 from common.data.listing import exclusive, write_atomically
 from common.data.shards import (
     INDEX_NAME,
@@ -73,6 +73,17 @@ class _File:
     seconds: int  # time of its last change
 
 
+@dataclass
+class _Contents:
+    """What a folder holds: subfolders, links between them, media files by name, other files and archives."""
+
+    folders: list[str] = field(default_factory=list)
+    links: dict[str, str] = field(default_factory=dict)
+    media: list[_File] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
+
+
 def write_shards(root: Path, target: Path, shard_bytes: int, progress: Progress | None = None) -> ShardReport:
     """Write a folder anew with its media files in shards. A run that was stopped goes on.
 
@@ -99,14 +110,15 @@ def write_shards(root: Path, target: Path, shard_bytes: int, progress: Progress 
         raise ValueError(f"--shards: {target} and {root} must not lie in each other")
     if index_file(root) is not None:
         raise ValueError(f"{root}: its files are in shards already; copy the folder instead")
-    media, beside, archives = _sorted_out(root)
+    content = _look_through(root)
+    media = content.media
     plan = list(_shards_of(media, shard_bytes))
     home = target / SHARD_FOLDER
     reasons: dict[str, str] = {}
     written = 0
     target.mkdir(parents=True, exist_ok=True)
     _check_room(home, plan)
-    _write_beside(root, target, beside, media)
+    _write_beside(root, target, content)
     if media:
         home.mkdir(exist_ok=True)
         with exclusive(home / ".lock"):
@@ -117,7 +129,7 @@ def write_shards(root: Path, target: Path, shard_bytes: int, progress: Progress 
                 if broken is None:
                     broken = _write_shard(root, path, files)
                     written += 1
-                members += [Member(name, number, *place) for name, (*place, _) in _contents(path).items()]
+                members += [Member(name, number, *bounds) for name, (*bounds, _) in _contents(path).items()]
                 reasons.update(broken)
                 if progress is not None:
                     progress(sum(file.size for file in files))
@@ -131,14 +143,14 @@ def write_shards(root: Path, target: Path, shard_bytes: int, progress: Progress 
         written=written,
         kept=len(plan) - written,
         broken=reasons,
-        beside=len(beside),
-        archives=tuple(archives),
+        beside=len(content.beside),
+        archives=tuple(content.archives),
     )
 
 
 def media_bytes(root: Path) -> int:
     """Size of the media files of a folder, which is what :func:`write_shards` tells the progress of."""
-    return sum(file.size for file in _sorted_out(root)[0])
+    return sum(file.size for file in _look_through(root).media)
 
 
 # ---------------------------------------------------------------------------------------------------- names
@@ -160,26 +172,49 @@ def _name(number: int) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- planning
-def _sorted_out(root: Path) -> tuple[list[_File], list[str], list[str]]:
-    """Media files, other files and archives of a folder, sorted by name."""
-    media: list[_File] = []
-    beside: list[str] = []
-    archives: list[str] = []
-    for name, _ in walk(root, None, []):
-        suffix = os.path.splitext(name)[1].lower()
-        if suffix in MEDIA_SUFFIXES:
-            # A file that cannot even be asked for its size is one that cannot be read.
-            try:
-                status = (root / name).stat()
-            except OSError:
-                media.append(_File(name, 0, 0))
+def _look_through(root: Path) -> _Contents:
+    content = _Contents()
+    for folder, names in _folders(root, content.links):
+        content.folders.append(folder)
+        for name in names:
+            path = root / folder / name
+            own = f"{folder}/{name}" if folder else name
+            suffix = path.suffix.lower()
+            if suffix in MEDIA_SUFFIXES:
+                try:
+                    status = path.stat()
+                except OSError:  # such as a link to nothing: listed with the files that cannot be read
+                    content.media.append(_File(own, 0, 0))
+                else:
+                    content.media.append(_File(own, status.st_size, int(status.st_mtime)))
+            elif suffix in ARCHIVE_SUFFIXES or name.lower().endswith(_PACKED_TAR):
+                content.archives.append(own)
+            elif path.is_file():
+                content.beside.append(own)
+    content.media.sort(key=lambda file: file.name)
+    return content
+
+
+def _folders(root: Path, links: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """Every folder, relative to the root, with the names of its files; links to other ones of them are noted."""
+    real = root.resolve()
+    seen: set[Path] = set()
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        place = (root / folder).resolve()
+        if place in seen:  # a link from outside leads back
+            continue
+        seen.add(place)
+        folders, files = entries(root / folder)
+        yield folder, files
+        for name in reversed(folders):
+            path = root / folder / name
+            own = f"{folder}/{name}" if folder else name
+            if path.is_symlink() and path.resolve().is_relative_to(real):
+                links[own] = os.path.relpath(path.resolve(), (root / own).parent.resolve())
             else:
-                media.append(_File(name, status.st_size, int(status.st_mtime)))
-        elif suffix in ARCHIVE_SUFFIXES or name.lower().endswith(_PACKED_TAR):
-            archives.append(name)
-        elif (root / name).is_file():
-            beside.append(name)
-    return sorted(media, key=lambda file: file.name), beside, archives
+                pending.append(own)
 
 
 def _shards_of(media: Sequence[_File], shard_bytes: int) -> Iterator[list[_File]]:
@@ -206,15 +241,23 @@ def _check_room(home: Path, plan: Sequence[Sequence[_File]]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- writing
-def _write_beside(root: Path, target: Path, beside: Sequence[str], media: Sequence[_File]) -> None:
-    for folder in dict.fromkeys(os.path.dirname(file.name) for file in media):
+def _write_beside(root: Path, target: Path, content: _Contents) -> None:
+    """Make the new folder like the old one but for its media files."""
+    for folder in content.folders:
         (target / folder).mkdir(parents=True, exist_ok=True)
-    for name in beside:
-        place_file(root / name, target / name)
+    for name, aim in content.links.items():
+        if not (target / name).is_symlink():
+            (target / name).symlink_to(aim, target_is_directory=True)
+    for name in content.beside:
+        place(root / name, target / name)
 
 
-def place_file(path: Path, target: Path) -> None:
-    """Have a file at another place too: as a link to the same bytes on one disk, else as a copy."""
+def place(path: Path, target: Path) -> None:
+    """Have a file, or all files of a folder, at another place too: linked on the same disk, else copied."""
+    if path.is_dir():
+        for name, _ in walk(path, None, []):
+            place(path / name, target / name)
+        return
     status = path.stat()
     with contextlib.suppress(OSError):
         found = target.stat()

@@ -105,9 +105,6 @@ class ShardIndex:
         self._size = columns["size"]
         self.reasons: dict[str, str] = json.loads(columns["reasons"].tobytes())
 
-    def __len__(self) -> int:
-        return len(self._names)
-
     def names_in(self, folder: str) -> list[str]:
         """Names of the files of a folder ("" = the root), sorted."""
         rows = self._rows_of(folder)
@@ -221,7 +218,7 @@ def names_in(folder: Path) -> list[str]:
     if found is None:
         return []
     index = _index(found)
-    return index.names_in(_relative(folder, index))
+    return index.names_in(_relative(folder, index)) or index.names_in(_real(folder, index))
 
 
 def exists(path: Path) -> bool:
@@ -269,13 +266,22 @@ def _find(path: Path) -> tuple[ShardIndex, Member] | None:
     if found is None:
         return None
     index = _index(found)
-    member = index.find(_relative(path, index))
+    member = index.find(_relative(path, index)) or index.find(_real(path, index))
     return None if member is None else (index, member)
 
 
 def _relative(path: Path, index: ShardIndex) -> str:
-    relative = Path(os.path.abspath(path)).relative_to(index.root).as_posix()
-    return "" if relative == "." else relative
+    return _named(Path(os.path.abspath(path)).relative_to(index.root))
+
+
+def _real(path: Path, index: ShardIndex) -> str:
+    """Where links between the folders lead to, relative to the root; what no shard holds if it is outside."""
+    real, root = path.resolve(), index.root.resolve()
+    return _named(real.relative_to(root)) if real.is_relative_to(root) else os.fspath(real)
+
+
+def _named(relative: Path) -> str:
+    return "" if relative == Path() else relative.as_posix()
 
 
 def _index(path: Path) -> ShardIndex:

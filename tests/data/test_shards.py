@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -167,7 +167,9 @@ def test_webdataset_reads_the_shards(tmp_path: Path):
         found[sample["__key__"]] = sample[kind]
     assert sorted(found) == ["a/50%25", "a/x_0%2E000_10%2E000", "b.c/y", "b.c/z"]
     assert found["a/x_0%2E000_10%2E000"] == (root / names[0]).read_bytes()
-    assert [file_name(member_name(name)) for name in names] == names
+    for name in [*names, "a%2Eb.c%25.x.mp4", "%.%.jpg", "plain.wav"]:
+        assert file_name(member_name(name)) == name
+        assert PurePosixPath(member_name(name)).name.count(".") == 1
     sizes = [Image.open(target_file).size for name in names if (target_file := shards.source(target / name))]
     assert sizes == [Image.open(root / name).size for name in names]
 
@@ -303,6 +305,31 @@ def test_processes_have_shards_of_their_own(tmp_path: Path, monkeypatch: pytest.
     assert not isinstance(first, str)
     with first:
         assert first.read() == expected[0]
+
+
+def test_links_and_empty_folders_are_kept(tmp_path: Path):
+    root, target, elsewhere = write_coco(tmp_path / "plain"), tmp_path / "sharded", tmp_path / "disk"
+    # As many lay COCO out: one name for the other, and the images on another disk.
+    (root / "val2017").rename(elsewhere)
+    (root / "val2017").symlink_to(elsewhere)
+    (root / "images").mkdir()
+    (root / "images/train2017").symlink_to("../train2017")
+    (root / "images/up").symlink_to("..")
+    (root / "empty/folder").mkdir(parents=True)
+    (root / "train2017/gone.jpg").symlink_to("nowhere.jpg")
+    report = written(root, target)
+    assert list(report.broken) == ["train2017/gone.jpg"]
+    assert (target / "empty/folder").is_dir()
+    assert not (target / "val2017").is_symlink()
+    for split in ("train", "val"):
+        listing = COCO(target).listing(split)
+        assert listing.fingerprint() == COCO(root).listing(split).fingerprint()
+        assert [content(clip.path) for clip in listing.clips] == [
+            content(clip.path) for clip in COCO(root).listing(split).clips
+        ]
+    name = COCO(root).listing("train")[0].path.name
+    assert content(target / "images/train2017" / name) == content(root / "train2017" / name)
+    assert shards.names_in(target / "images/train2017") == shards.names_in(target / "train2017")
 
 
 def test_folders_that_cannot_be_sharded(tmp_path: Path):

@@ -210,6 +210,14 @@ class MediaDataset(ABC):
             raise ValueError(f"{self.title} is split by folds: give fold = 1 to {self.num_folds}")
         return split, fold
 
+    def checksums(self) -> Mapping[str, str]:
+        """Checksums of files that may lie in the root, such as the archives that the set came in.
+
+        Returns:
+            Name relative to the root -> checksum as :func:`common.data.checksums.difference` takes it.
+        """
+        return {}
+
     # ------------------------------------------------------------------------------------------------ errors, status
     def _lacks(self, path: Path, reason: str = "") -> DatasetMissing:
         layout = "\n".join(f"    {line}" for line in self.expected_layout.splitlines())
