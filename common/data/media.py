@@ -411,7 +411,7 @@ class MediaFile:
         self.close()
         with self._explained():
             # Tags in old files are not always valid text; nobody reads them here.
-            self._container = av.open(shards.source(self.path), metadata_errors="ignore")
+            self._container = av.open(shards.source(self.path), mode="r", metadata_errors="ignore")
         self._fresh = True
         streams = self._container.streams
         self._video = streams.video[0] if streams.video else None

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common.data import checksums
+from common.data import checksums, shards
 from common.data.datasets.base import MediaDataset
 from common.data.datasets.captioned import CaptionedDataset, LanguageCaptioned
 from common.data.listing import Clip, DatasetMissing, DatasetStatus
@@ -70,6 +70,8 @@ def report(
         notes = _index(dataset, console) if prepare else []
         with console.status(f"Looking at {dataset.title}"):
             status = dataset.status()
+        if status.layout and shards.index_file(dataset.root) is not None:
+            status = replace(status, layout=f"{status.layout}; media files in shards")
         if prepare or verify:
             with console.status(f"Comparing checksums of {dataset.title}"):
                 verified, corrupt = check_checksums(dataset)

@@ -366,16 +366,26 @@ def _read(path: Path) -> bytes | str:
 
 
 def _finish(home: Path, members: Sequence[Member], count: int, reasons: dict[str, str]) -> None:
+    """Write the index and the list of what cannot be read; remove shards of an earlier run with smaller ones."""
     names = [_name(number) for number in range(count)]
+    columns = index_columns(members, names, [(home / name).stat().st_size for name in names], reasons)
     stream = io.BytesIO()
-    np.savez(stream, **index_columns(members, names, [(home / name).stat().st_size for name in names], reasons))
-    content = stream.getvalue()
-    with contextlib.suppress(OSError):
-        if (home / INDEX_NAME).read_bytes() == content:
-            return
-    broken = "".join(f"{name}\t{reason}\n" for name, reason in sorted(reasons.items()))
-    write_atomically(home / BROKEN_NAME, broken.encode("utf-8", "surrogateescape"))
-    write_atomically(home / INDEX_NAME, content)
-    for path in home.glob("*.tar"):
-        if path.name not in names:  # of an earlier run with smaller shards
+    np.savez(stream, **columns)  # type: ignore[arg-type]
+    if reasons:
+        listed = "".join(f"{name}\t{reason}\n" for name, reason in sorted(reasons.items()))
+        write_atomically(home / BROKEN_NAME, listed.encode("utf-8", "surrogateescape"))
+    else:
+        (home / BROKEN_NAME).unlink(missing_ok=True)
+    if not _holds(home / INDEX_NAME, stream.getvalue()):
+        write_atomically(home / INDEX_NAME, stream.getvalue())
+    for path in (*home.glob("*.tar"), *home.glob(".*.partial")):
+        if path.name not in names:
             path.unlink()
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether a file has this content; the time of one that has stays, and with it what was listed before."""
+    try:
+        return path.read_bytes() == content
+    except OSError:
+        return False

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from common.data.datasets.coco import COCO
 from common.data.datasets.tvc import TVC
+from common.data.prepare import report
 from common.data.released_files import RELEASED
 from common.reporting.papers import existing_papers
 from common.training.main import main
@@ -63,8 +66,9 @@ def test_shards_of_a_paper_are_written_and_used(tmp_path: Path, capsys: pytest.C
     assert not list(target.rglob("*.jpg"))
     assert len(list((target / "coco/webdataset").glob("*.tar"))) > 1
     assert COCO(target / "coco").listing("train").fingerprint() == COCO(data / "coco").listing("train").fingerprint()
-    assert main(["data", "mct", "--data", str(target)]) == 0
-    assert "COCO 2017" in capsys.readouterr().out
+    (status,) = report([COCO(target / "coco")], Console(file=io.StringIO()), verify=True)
+    assert status.layout.endswith("media files in shards")
+    assert (status.present, status.checked, status.broken) == (True, 6, ())
     # Another paper's sets go beside them; a set may read another one's files.
     write_tvqa(data / "tvqa")
     write_tvc(data / "tvc")
