@@ -236,7 +236,7 @@ def keep_clips(module: pl.LightningModule, dataset: Any, written: Mapping[int, W
     for logger in module.loggers if kept else ():
         if isinstance(logger, WandbLogger):
             paths, captions = zip(*kept.values())
-            logger.log_video("clips", [str(path) for path in paths], caption=list(captions))
+            logger.log_video("clip", [str(path) for path in paths], caption=list(captions))
     return [path for path, _ in kept.values()]
 
 
