@@ -16,7 +16,7 @@ SERIES = 6
 """How many lines of one chart differ in colour."""
 
 _WIDTH = 320
-_CHARACTER = 5.6
+_CHARACTER = 6.0
 """Mean width of a character of a chart's text, in pixels."""
 
 
@@ -104,7 +104,7 @@ def _bars(result: TableResult, metric: Metric, rows: Sequence[tuple[str, Cell]])
         value = render.measured_text(cell, metric.decimals)
         seeds = ", ".join(f"seed {seed}: {number:.4g}" for seed, number in sorted(cell.values.items()))
         left, right = sorted((place(0), place(cell.mean)))
-        room = _WIDTH - 16 - _CHARACTER * len(value)
+        room = _WIDTH - 18 - _CHARACTER * len(value)
         parts += [
             f"<g><title>{html.escape(f'{label}, {name}: {value}; {seeds}')}</title>",
             f'<text x="8" y="{y + 6}">{html.escape(_fitted(label, room))}</text>',

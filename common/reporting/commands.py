@@ -47,7 +47,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     _add_runs(claims, "judge fresh records instead of the promoted ones")
 
-    report = add("report", report_command, "Write one static HTML page: tables, curves, pictures, claims.")
+    report = add("report", report_command, "Write one static HTML page: claims, tables, charts, curves, media.")
     report.add_argument("--scale", choices=SCALES, help="this scale only")
     report.add_argument("--output", type=Path, help="the file; default: runs/report.html")
     report.add_argument("--runs", type=Path, help="folder of runs; default: runs")

@@ -253,7 +253,7 @@ class _Section:
             for key in places:
                 for record in grouped[key][rank : rank + 1]:
                     galleries[key][record.seed] = gallery(self._folder(record), record, budget)
-        sections = []
+        sections: list[dict[str, Any]] = []
         for scale, stage in places:
             group = grouped[scale, stage]
             lines: dict[str, dict[str, charts.Points]] = {}
