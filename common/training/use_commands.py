@@ -342,7 +342,7 @@ def _retrieve_command(arguments: argparse.Namespace) -> int:
     table = Table(box=None, pad_edge=False)
     table.add_column("", justify="right")
     table.add_column("score", justify="right")
-    table.add_column(f"{kind} for the {query_kind} of {arguments.query}", overflow="fold")
+    table.add_column(f"{kind} for {arguments.query} ({query_kind})", overflow="fold")
     for rank, place in enumerate(order, start=1):
         table.add_row(str(rank), f"{scores[place]:.3f}", str(items[kept[place]]))
     _console().print(table)

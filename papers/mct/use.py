@@ -12,6 +12,7 @@ from torch import Tensor
 from common.data.image_transforms import ImageTransform
 from common.data.images import read_image
 from common.data.text import CaptionTokenizer, normalise_caption, pad_tokens
+from common.training.errors import StageError
 from common.training.exported import (
     Items,
     Modality,
@@ -47,8 +48,8 @@ class MCT(TrainedModel):
     )  # fmt: skip
     limits = (
         "For research on learning from images and their captions: features of images, and search of images and "
-        "captions by each other. What it knows of the world is what its captions said, with their errors and biases. It "
-        "is not made to recognise persons or to decide about them. The method is covered by US patent 12,223,439."
+        "captions by each other. What it knows of the world is what its captions said, with their errors and biases. "
+        "It is not made to recognise persons or to decide about them. The method is covered by US patent 12,223,439."
     )
     usage = 'model.embed_image("picture.jpg") @ model.embed_text("a dog on a sofa").T'
 
@@ -120,16 +121,16 @@ class MCT(TrainedModel):
             texts: one caption or several.
 
         Raises:
-            ValueError: the stage read no captions.
+            StageError: the stage read no captions.
         """
         if self.text is None or self.tokenizer is None:
-            raise ValueError("this model was trained without captions and embeds images alone")
+            raise StageError("this model was trained without captions and embeds images alone")
         rows = [self.tokenizer.encode(normalise_caption(text)) for text in self.read_all("text", texts)]
         return self._of(self.text(pad_tokens(rows, self.tokenizer.pad_id).to(self.device)))
 
     def _of(self, embeddings: dict[str, Tensor]) -> Tensor:
         if self.embedding not in embeddings:
-            raise ValueError(f"embedding: {self.embedding!r} is not there, but {', '.join(embeddings)}")
+            raise StageError(f"embedding: {self.embedding!r} is not there, but {', '.join(embeddings)}")
         return embeddings[self.embedding].float()
 
 
