@@ -29,6 +29,8 @@ NAMED = 10
 SHOWN = 20
 #: Files of region features, besides .npz.
 REGION_SUFFIXES = frozenset({".h5", ".hdf5"})
+#: Suffixes of files of weights, which a folder's name will not have.
+FILE_SUFFIXES = frozenset({".pth", ".pt", ".pkl", ".bin", ".ckpt", ".safetensors"})
 #: A query that is longer than this is a text.
 LONGEST_PATH = 4096
 
@@ -225,11 +227,13 @@ def _lines(path: Path) -> list[str]:
 
 def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]]) -> None:
     if skipped:
-        print(f"{len(skipped)} of {len(items)} passed over:")
-        for _, reason in skipped[:NAMED]:
+        reasons = list(dict.fromkeys(reason for _, reason in skipped))  # each kind reads a file anew
+        files = len({place for place, _ in skipped})
+        print(f"{files} of {len(items)} {'texts' if items and isinstance(items[0], str) else 'files'} passed over:")
+        for reason in reasons[:NAMED]:
             print(f"  {reason}")
-        if len(skipped) > NAMED:
-            print(f"  and {len(skipped) - NAMED} more")
+        if len(reasons) > NAMED:
+            print(f"  and {len(reasons) - NAMED} more")
 
 
 # -- embed -------------------------------------------------------------------------------------------------------------
@@ -272,7 +276,7 @@ def _embed_command(arguments: argparse.Namespace) -> int:
         if told is not None:
             columns[f"{kind}_words"] = np.array(told)
     _print_rows([*map(str, files), *texts], rows, columns)
-    _tell_skipped([*files, *texts], skipped)
+    _tell_skipped(files, skipped)
     columns["model"] = np.array(model.fingerprint())
 
     def write(path: Path) -> None:
@@ -448,18 +452,23 @@ def _export_command(arguments: argparse.Namespace) -> int:
     paper = paper_named(arguments.paper).name
     if not arguments.checkpoint.exists():
         raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give checkpoints/last.ckpt of a stage")
-    if arguments.layout == OWN_LAYOUT:
+    checkpoints = importlib.import_module(f"papers.{paper}.checkpoints")
+    layouts = (OWN_LAYOUT, *checkpoints.LAYOUTS)
+    if arguments.layout not in layouts:
+        raise StageError(
+            f"--layout {arguments.layout}: {nearest(arguments.layout, layouts)}; the layouts of {paper} are "
+            f"{', '.join(layouts)}"
+        )
+    if arguments.layout != OWN_LAYOUT:
+        written = checkpoints.export(arguments.checkpoint, arguments.output, arguments.layout)
+    elif arguments.output.suffix in FILE_SUFFIXES:
+        raise StageError(
+            f"--output {arguments.output}: the layout {OWN_LAYOUT} is a folder; files are of --layout "
+            f"{', '.join(checkpoints.LAYOUTS)}"
+        )
+    else:
         from common.training.exported import trained_model, write_export
 
         written = write_export(trained_model(paper), arguments.checkpoint, arguments.output, arguments.force)
-    else:
-        checkpoints = importlib.import_module(f"papers.{paper}.checkpoints")
-        layouts = (OWN_LAYOUT, *checkpoints.LAYOUTS)
-        if arguments.layout not in layouts:
-            raise StageError(
-                f"--layout {arguments.layout}: {nearest(arguments.layout, layouts)}; the layouts of {paper} are "
-                f"{', '.join(layouts)}"
-            )
-        written = checkpoints.export(arguments.checkpoint, arguments.output, arguments.layout)
     print(f"written to {written}")
     return 0
