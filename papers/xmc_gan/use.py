@@ -73,9 +73,7 @@ class XMCGAN(TrainedModel):
             data.prepare_data()
         else:
             data.tokenizer.prepare()
-        weights = renamed(
-            stage.state, generator="generators.key", discriminator="discriminator", text_encoder="text_encoder"
-        )
+        weights = renamed(stage.state, generator="generators.key", discriminator="discriminator")
         # Networks that judge or teach are not needed, and their files may lie on another machine.
         model = with_arguments(
             without_sources(stage.config["model"]),
@@ -86,6 +84,8 @@ class XMCGAN(TrainedModel):
             weights |= {f"text_encoder.{name}": value for name, value in bert.state_dict().items()}
             arguments = {"pretrained": None, "sentence_pool": data.sentence_pool, "sizes": bert.sizes}
             model["init_args"]["text_encoder"] = {"class_path": BERT, "init_args": arguments}
+        else:
+            weights |= renamed(stage.state, text_encoder="text_encoder")
         inputs: dict[str, Any] = {
             "tokenizer": with_arguments(stage.config["data"]["init_args"]["tokenizer"], **{data.tokenizer.field: None}),
             "image_size": data.image_size,
