@@ -128,7 +128,8 @@ class XMCGAN(TrainedModel):
     def vectors(self, captions: Sequence[str]) -> Captions:
         """Word vectors [B, T, E], sentence vectors [B, E] and lengths [B] of captions."""
         tokens, length = (value.to(self.device) for value in encode_texts(captions, self.tokenizer))
-        return Captions(*self.text_encoder(tokens, length), length)
+        words, sentence = self.text_encoder(tokens, length)
+        return Captions(words, sentence, length)
 
     # -- images --------------------------------------------------------------------------------------------------------
 
