@@ -18,6 +18,9 @@ from common.training.finished import instantiate
 from common.training.main import main
 from tests.trained import checkpoint
 
+# One worker runs these tests, as each would train the stages anew.
+pytestmark = pytest.mark.xdist_group("xmc_gan stages")
+
 TOUR = project_root() / "docs" / "tour.md"
 TRAINING = {"avid_cma": "avid", "mct": "mct", "m3p": "m3p", "xmc_gan": "xmc_gan", "vx2text": "avsd"}
 

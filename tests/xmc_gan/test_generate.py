@@ -16,6 +16,9 @@ from papers.xmc_gan import XMCGAN
 from papers.xmc_gan.generate import generate
 from tests.xmc_gan.stages import Stages, finished
 
+# One worker runs these tests, as each would train the stages anew.
+pytestmark = pytest.mark.xdist_group("xmc_gan stages")
+
 CAPTION = "a red circle left and a blue square right on white"
 
 
