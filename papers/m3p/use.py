@@ -120,7 +120,7 @@ class M3P(TrainedModel):
         """Regions as the first block reads them [B, R, D], and which of them count [B, R]."""
         none = torch.tensor(0)
         samples = [{"regions": one, "index": none, "skipped": none} for one in self.read_all("image", images)]
-        batch = collate_regions(samples, max(len(one["regions"].features) for one in samples))  # type: ignore[arg-type]
+        batch = collate_regions(samples, max(len(one["regions"].features) for one in samples))
         mask = batch["region_mask"].to(self.device)
         start = self.model.encoder.start_regions(batch["regions"].to(self.device), batch["boxes"].to(self.device), mask)
         return start, mask
