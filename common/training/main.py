@@ -14,6 +14,7 @@ from common.reporting.papers import PAPERS, SCALES, existing_papers, paper_named
 from common.training.data_commands import add_parsers as add_data_parsers
 from common.training.data_commands import data_root
 from common.training.errors import StageError
+from common.training.use_commands import add_parsers as add_use_parsers
 
 RUN_COMMANDS = {
     "fit": "run one stage: train it (where it trains), test it, write its record",
@@ -27,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
+    if "files" in arguments and not any(text.startswith("-") for text in rest):
+        # Before Python 3.12.7, files that come after an option are left over.
+        arguments.files += [Path(text) for text in rest]
+        rest = []
     if rest and arguments.command not in RUN_COMMANDS:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
@@ -97,50 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_data_parsers(commands)
 
-    command = commands.add_parser(
-        "export",
-        help="write the backbone of a trained checkpoint as a file for other code",
-        description="Write the backbone of a checkpoint in the layout of another library, without heads, queues, banks "
-        "or optimiser.",
-    )
-    command.add_argument("paper", help=names)
-    command.add_argument(
-        "--checkpoint", type=Path, required=True, help="checkpoints/last.ckpt of a stage, or a released file"
-    )
-    command.add_argument("--layout", help="which layout; a wrong name lists those of the paper")
-    command.add_argument("--output", type=Path, required=True, help="file to write")
-    command.set_defaults(func=_export_command)
-
-    for name, text in (("answer", "answer a question about a clip"), ("caption", "describe a clip")):
-        command = commands.add_parser(name, help=f"{text} with a trained model", description=f"{text.capitalize()}.")
-        command.add_argument("paper", help="vx2text")
-        command.add_argument("clip", type=Path, help="video file, with or without sound")
-        if name == "answer":
-            command.add_argument("question", help="in quotes")
-        command.add_argument("--checkpoint", type=Path, required=True, help="checkpoints/last.ckpt of a finished stage")
-        command.set_defaults(func=_tell_command)
-
-    command = commands.add_parser(
-        "generate",
-        help="make images of captions with a trained model",
-        description="Make images of captions and write them as PNG files.",
-        epilog='assemble generate xmc_gan "a red circle left of a blue square" --checkpoint '
-        "runs/xmc_gan/mini/seed0/xmc_gan/checkpoints/last.ckpt --number 4",
-    )
-    command.add_argument("paper", help="xmc_gan")
-    command.add_argument(
-        "captions", nargs="+", metavar="caption", help="what is to be seen, in quotes; several may be given"
-    )
-    command.add_argument("--checkpoint", type=Path, required=True, help="checkpoints/last.ckpt of a finished stage")
-    command.add_argument(
-        "--output", type=Path, default=Path("generated"), help="folder for the files; default: generated"
-    )
-    command.add_argument(
-        "--number", type=int, default=1, help="images of each caption, with different noise; default: 1"
-    )
-    command.add_argument("--seed", type=int, default=0, help="seed of the noise; default: 0")
-    command.add_argument("--device", default="cpu", help="where it runs: cpu, cuda; default: cpu")
-    command.set_defaults(func=_generate_command)
+    add_use_parsers(commands)
 
     command = commands.add_parser("doctor", help="what this machine has and lacks: devices, keys, data, versions")
     command.add_argument("--data", type=Path, default=data_root(), help="folder that holds the data sets")
@@ -223,50 +185,6 @@ def _plan_command(arguments: argparse.Namespace) -> int:
     from common.training.schedule import plan, render_plan
 
     print(render_plan(plan(arguments.paper, _selection(arguments)), arguments.format))
-    return 0
-
-
-def _export_command(arguments: argparse.Namespace) -> int:
-    import importlib
-
-    from common.reporting.errors import nearest
-
-    paper = paper_named(arguments.paper).name
-    checkpoints = importlib.import_module(f"papers.{paper}.checkpoints")
-    layouts = tuple(checkpoints.LAYOUTS)
-    layout = arguments.layout or layouts[0]
-    if layout not in layouts:
-        raise StageError(
-            f"--layout {layout}: {nearest(layout, layouts)}; the layouts of {paper} are {', '.join(layouts)}"
-        )
-    print(f"written to {checkpoints.export(arguments.checkpoint, arguments.output, layout)}")
-    return 0
-
-
-def _tell_command(arguments: argparse.Namespace) -> int:
-    import importlib
-    import importlib.util
-
-    module = f"papers.{paper_named(arguments.paper).name}.answer"
-    if importlib.util.find_spec(module) is None:
-        raise StageError(f"{arguments.paper} writes no text; `assemble {arguments.command}` goes with vx2text")
-    question = (arguments.question,) if arguments.command == "answer" else ()
-    tell = getattr(importlib.import_module(module), arguments.command)
-    print(tell(arguments.checkpoint, arguments.clip, *question))
-    return 0
-
-
-def _generate_command(arguments: argparse.Namespace) -> int:
-    import importlib
-    import importlib.util
-
-    module = f"papers.{paper_named(arguments.paper).name}.generate"
-    if importlib.util.find_spec(module) is None:
-        raise StageError(f"{arguments.paper} makes no images; `assemble generate` goes with xmc_gan")
-    generate = importlib.import_module(module).generate
-    a = arguments
-    for path in generate(a.checkpoint, a.captions, a.output, a.number, a.seed, a.device):
-        print(f"written to {path}")
     return 0
 
 

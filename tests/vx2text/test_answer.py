@@ -39,7 +39,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[StageReq
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clips")
     frames = np.random.default_rng(0).integers(0, 256, (12, 32, 40, 3), dtype=np.uint8)
-    write_video(folder / "silent.mp4", frames=frames, fps=8.0)
+    write_video(folder / "silent.mp4", frames=frames, fps=8.0, with_audio=False)
     return write_video(folder / "clip.mp4", frames=frames, fps=8.0, audio=tone(1.5, 8_000), audio_rate=8_000)
 
 
