@@ -19,7 +19,7 @@ RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data $(DATA)
 export OMP_NUM_THREADS ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: help setup test test-slow lint format bench reproduce tables check-tables claims report doctor clean
+.PHONY: help setup test test-slow lint format bench reproduce tables check-tables claims report wandb-report doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
@@ -44,7 +44,7 @@ reproduce: $(STAMP) ## All papers that exist, one after the other
 	@for paper in $(PAPERS); do $(ASSEMBLE) reproduce $$paper $(RUN) || exit 1; done
 
 data-%: $(STAMP) ## What a paper's data sets are, what is there, how to get the rest
-	$(ASSEMBLE) data $* --data $(DATA) $(if $(PREPARE),--prepare)
+	$(ASSEMBLE) data $* --data $(DATA) $(if $(PREPARE),--prepare) $(if $(SHARDS),--shards $(SHARDS))
 
 plan-%: $(STAMP) ## The stages of a paper and what is left to run
 	$(ASSEMBLE) plan $* $(RUN)
@@ -58,8 +58,11 @@ check-tables: $(STAMP) ## Fail when a README does not hold what the records say
 claims: $(STAMP) ## Judge the papers' claims over the stored records
 	$(ASSEMBLE) claims
 
-report: $(STAMP) ## One static HTML page: tables, curves, pictures, claims
+report: $(STAMP) ## One static HTML page: claims, tables, charts, curves, pictures, clips
 	$(ASSEMBLE) report
+
+wandb-report: $(STAMP) ## W&B reports of all papers: sent with a key, else files in runs/
+	$(ASSEMBLE) wandb-report
 
 doctor: $(STAMP) ## What this machine has and lacks
 	$(ASSEMBLE) doctor --data $(DATA)

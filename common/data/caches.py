@@ -8,6 +8,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
+from common.data import shards
+
 Content = TypeVar("Content")
 # Path, time of the last change and size: a file that was written anew is another file.
 FileKey = tuple[str, int, int]
@@ -59,8 +61,7 @@ class FileCache(Generic[Content]):
         return (kind.shared if self is kind._shared else kind, (self.max_bytes,))
 
     def _key(self, path: Path) -> FileKey:
-        status = os.stat(path)
-        return os.fspath(path), status.st_mtime_ns, status.st_size
+        return os.fspath(path), *shards.stamp(path)
 
     def _find(self, key: FileKey) -> tuple[Content | str] | None:
         """What is kept of a file, or the message of its failure; None where nothing is."""

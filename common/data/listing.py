@@ -275,6 +275,8 @@ class DatasetStatus:
         notes: Warnings: other counts than published, what is wrong.
         broken: Files that failed to decode in a check, with the reason.
         checked: Number of files that were decoded in the check.
+        verified: Files whose published checksum was found right.
+        corrupt: Files whose checksum is another, with the reason.
         problem: The whole message when the set is missing.
         unit: What the counts count: "clips" or "images".
     """
@@ -294,6 +296,8 @@ class DatasetStatus:
     notes: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     checked: int = 0
+    verified: tuple[str, ...] = ()
+    corrupt: tuple[str, ...] = ()
     problem: str = ""
     unit: str = "clips"
 

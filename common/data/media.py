@@ -6,7 +6,6 @@ differs between PyAV releases, time stamps do not.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
+from common.data import shards
 from common.data.caches import FileCache
 from common.data.windows import Limits, select_frames
 
@@ -211,11 +211,12 @@ class MediaFile:
     Times are seconds on the file's own clock, the same for both streams.
 
     Args:
-        path: File in any container that FFmpeg reads.
+        path: File in any container that FFmpeg reads, on its own or in a shard.
         cache: Where to keep and look for the decoded file; None = read from disk.
 
     Raises:
         MediaError: The file is missing, empty, not a media file, or has neither picture nor sound.
+        ShardError: Its shard is missing or damaged.
     """
 
     def __init__(self, path: str | Path, cache: DecodedCache | None = None) -> None:
@@ -365,7 +366,7 @@ class MediaFile:
         self.close()
         with self._explained():
             # Tags in old files are not always valid text; nobody reads them here.
-            self._container = av.open(os.fspath(self.path), metadata_errors="ignore")
+            self._container = av.open(shards.source(self.path), mode="r", metadata_errors="ignore")
         self._fresh = True
         streams = self._container.streams
         self._video = streams.video[0] if streams.video else None
@@ -435,7 +436,7 @@ class MediaFile:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except MediaError:
+        except (MediaError, shards.ShardError):
             raise
         except av.error.FFmpegError as error:
             raise MediaError.of(self.path, f"cannot be read: {error.strerror or error}") from error

@@ -56,6 +56,19 @@ class VideoInput:
         """Frames of a clip."""
         return int(self.duration * self.fps)
 
+    def transform(self, training: bool) -> VideoTransform:
+        """Frames to the encoder's input."""
+        return VideoTransform(
+            mode=self.mode,
+            crop=self.crop,
+            resize=self.resize,
+            keep_aspect=self.keep_aspect,
+            min_area=self.min_area,
+            jitter=self.jitter,
+            frames=self.frames,
+            training=training,
+        )
+
 
 @dataclass(frozen=True)
 class AudioInput:
@@ -76,6 +89,23 @@ class AudioInput:
     frames_per_second: int = 100
     volume: float = 0.1
     statistics: str | None = None
+
+    def transform(self, training: bool, statistics: dict[str, np.ndarray] | None = None) -> AudioTransform:
+        """Samples to the encoder's input.
+
+        Args:
+            training: whether the volume is drawn.
+            statistics: mean and deviation [F] of each bin; None leaves plain decibels.
+        """
+        return AudioTransform(
+            sample_rate=self.sample_rate,
+            window=self.duration,
+            fft=self.fft,
+            frames_per_second=self.frames_per_second,
+            volume=self.volume,
+            training=training,
+            **({} if statistics is None else {name: values.tolist() for name, values in statistics.items()}),
+        )
 
 
 class AudioVisualData(ShardedDataModule):
@@ -102,30 +132,11 @@ class AudioVisualData(ShardedDataModule):
 
     def video_transform(self, training: bool) -> VideoTransform:
         """The video pipeline of specification 2.2."""
-        video = self.video
-        return VideoTransform(
-            mode=video.mode,
-            crop=video.crop,
-            resize=video.resize,
-            keep_aspect=video.keep_aspect,
-            min_area=video.min_area,
-            jitter=video.jitter,
-            frames=video.frames,
-            training=training,
-        )
+        return self.video.transform(training)
 
     def audio_transform(self, training: bool, statistics: dict[str, np.ndarray] | None = None) -> AudioTransform:
         """The audio pipeline of specification 2.3; in plain decibels without statistics."""
-        audio = self.audio
-        return AudioTransform(
-            sample_rate=audio.sample_rate,
-            window=audio.duration,
-            fft=audio.fft,
-            frames_per_second=audio.frames_per_second,
-            volume=audio.volume,
-            training=training,
-            **({} if statistics is None else {name: values.tolist() for name, values in statistics.items()}),
-        )
+        return self.audio.transform(training, statistics)
 
     def audio_statistics(self, listing: Listing, sounds: Dataset[Any] | None = None) -> dict[str, np.ndarray]:
         """Mean and deviation [F] of each bin: from `audio.statistics`, or computed once from the clips and kept.

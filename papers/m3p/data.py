@@ -211,9 +211,15 @@ class RegionTextData(ShardedDataModule):
         for dataset, names in splits.values():
             dataset.regions_root = prepare_regions(dataset, names, self.region_network)
 
+    def prepare_tokenizer(self) -> None:
+        """Make the tokenizer ready, of the files that it needs alone."""
+        if self.world is not None:
+            self.world.prepare(["sentencepiece"])
+        self.tokenizer.prepare(self._texts())
+
     def setup(self, stage: str) -> None:
         self._find_regions()
-        self.tokenizer.prepare(self._texts())
+        self.prepare_tokenizer()
         if self.code_switching is not None:
             self.code_switching.prepare()
         # Also before training: what the test lacks should not be found out at its end.

@@ -57,6 +57,7 @@ class RegionNetwork(nn.Module):
 
     def __init__(self, classes: int, channels: Sequence[int], side: int) -> None:
         super().__init__()
+        self.settings: dict[str, Any] = {"classes": classes, "channels": list(channels), "side": side}
         self.encoder = ImageResNet(
             layers=(1, 1, 1, 1),
             bottleneck=False,

@@ -64,7 +64,7 @@ def test_the_noise_of_the_figures_is_that_of_every_stage() -> None:
 def test_the_page_puts_stages_side_by_side(stages: Stages, tmp_path: Path) -> None:
     page = build(tmp_path / "report.html", ["xmc_gan"], "smoke", stages.runs).read_text(encoding="utf-8")
     assert "Captions: stages side by side" in page
-    part = page[page.index("Captions: stages side by side") : page.index("<h3>Runs</h3>")]
+    part = page[page.index("Captions: stages side by side") : page.index('<h3 id="xmc_gan-runs">')]
     places = [part.index(f"<tr><td>{name}</td>") for name in ("real_images", "xmc_gan", "baseline")]
     assert places == sorted(places)  # the order of the paper's stages
     assert part.count("data:image/png;base64,") == 3
