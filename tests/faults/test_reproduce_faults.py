@@ -70,7 +70,9 @@ def test_what_another_run_finished_meanwhile_is_not_run_again(tmp_path: Path, mo
 def test_a_stage_in_a_process_of_its_own_is_told_and_waited_for(tmp_path: Path) -> None:
     saved = tmp_path / "saved"
     # It asks its parent to end, as `kill` would, and takes a second to save.
-    child = f"trap 'sleep 1; touch {saved}; exit 143' TERM; kill -TERM {os.getpid()}; while :; do sleep 0.1; done"
+    child = (
+        f"trap 'sleep 1; touch {saved}; exit 143' TERM; sleep 1; kill -TERM {os.getpid()}; while :; do sleep 0.1; done"
+    )
     with pytest.raises(Preempted) as stop, schedule._termination_as_interrupt():
         schedule._wait_for(["sh", "-c", child])
     assert stop.value.status == 143
