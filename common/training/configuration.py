@@ -33,6 +33,9 @@ from common.reporting.papers import SCALES, paper_named, project_root
 #: Keys of a YAML layer that steer the stack itself and are not handed to LightningCLI.
 STACK_KEYS = ("extends", "deviations", "trains", "start_from", "ours")
 
+#: Keys of a YAML layer, and of the command line, that are fields of every model (see common/training/switches.py).
+SWITCHES = ("compiled", "channels_last", "gradient_checkpointing")
+
 #: Leaf names that a scale overlay may set without declaring a deviation (DESIGN section 4, rule 5): sizes, steps,
 #: batch, data, encoder width and depth, workers, learning rate.
 SCALE_FIELDS = frozenset(
@@ -366,6 +369,9 @@ def resolve(
             layers.append(Layer(f"{name} {key}", placed))
             config = merge(config, placed)
     config["seed_everything"] = seed
+    for switch in SWITCHES:
+        if switch in config:
+            config = merge(config, {"model": {"init_args": {switch: config.pop(switch)}}})
     trains, start_from = bool(config.get("trains", True)), str(config.get("start_from", "last"))
     ours = tuple(config.get("ours") or ())
     for key in STACK_KEYS:
@@ -393,7 +399,9 @@ def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
     """Refuse unknown top-level keys, naming the layer that set them and the nearest valid key."""
     for key in config:
         if key not in _TOP_LEVEL:
-            raise ConfigurationError(f"{_origin(key, layers)}: unknown key {key!r}; {nearest(key, _TOP_LEVEL)}")
+            raise ConfigurationError(
+                f"{_origin(key, layers)}: unknown key {key!r}; {nearest(key, (*_TOP_LEVEL, *SWITCHES))}"
+            )
 
 
 def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> None:

@@ -13,7 +13,7 @@ from common.reporting.errors import ReportingError
 from common.reporting.papers import PAPERS, SCALES, existing_papers, paper_named, project_root
 from common.training.data_commands import add_parsers as add_data_parsers
 from common.training.data_commands import data_root
-from common.training.errors import StageError
+from common.training.errors import Preempted, StageError
 from common.training.use_commands import add_parsers as add_use_parsers
 
 RUN_COMMANDS = {
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"assemble: {error}\n(ASSEMBLE_TRACEBACK=1 shows where)", file=sys.stderr)
         return 1
+    except Preempted as stop:
+        return stop.status
     except KeyboardInterrupt:
         return 130
 

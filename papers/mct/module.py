@@ -53,7 +53,6 @@ class MCT(pl.LightningModule):
         mask_same_image: entries of the anchor's own image are no negatives.
         momentum: share of a key parameter that an update keeps.
         key_bn_groups: shuffled groups in which one device encodes keys, for their batch normalisation.
-        channels_last: keep images and the image tower's weights in that layout, which is faster on most devices.
         image_learning_rate, image_momentum, image_weight_decay: SGD of the image tower.
         text_learning_rate, text_weight_decay, text_clip_norm: AdamW of the text tower.
         image_warmup_epochs, text_warmup_epochs: length of a linear warm-up; the cosine of MoCo v2 falls every epoch.
@@ -89,7 +88,6 @@ class MCT(pl.LightningModule):
         mask_same_image: bool = True,
         momentum: float = 0.999,
         key_bn_groups: int = 1,
-        channels_last: bool = False,
         image_learning_rate: float = 0.03,
         image_momentum: float = 0.9,
         image_weight_decay: float = 1e-4,
@@ -124,8 +122,6 @@ class MCT(pl.LightningModule):
 
         self.image = tower(image_encoder, weight_ii > 0 or weight_tag > 0)
         self.text = tower(text_encoder, weight_cc > 0) if reads_captions and text_encoder is not None else None
-        if channels_last:
-            self.image.to(memory_format=torch.channels_last)
         self.objective = MultimodalContrast(
             weight_ii=weight_ii, weight_tag=weight_tag, weight_cc=weight_cc, weight_cross=weight_cross,
             intra_dim=intra_dim, inter_dim=inter_dim, temperature=temperature, inter_loss=inter_loss, margin=margin,
@@ -133,23 +129,21 @@ class MCT(pl.LightningModule):
             tag_count=tag_count if weight_tag > 0 else 0, queue_size=queue_size, queue_dtype=queue_dtype,
             queue_warm=queue_warm, mask_same_image=mask_same_image, seed=seed,
         )  # fmt: skip
+        self.to_enqueue: list[tuple[dict[str, Tensor], Tensor, Tensor | None]] = []
 
     # -- training ------------------------------------------------------------------------------------------------------
 
     def queries(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Trained embeddings of one view of every image and caption, by the loss that compares them."""
-        image = self.image.query(self._laid_out(batch["image_query"]))
+        image = self.image.query(batch["image_query"])
         text = {} if self.text is None else self.text.query(batch["tokens_query"])
         return self._named(ii=image.get("intra"), cc=text.get("intra"), ic=image.get("inter"), ci=text.get("inter"))
 
     def keys(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Momentum embeddings of the other view; across modalities an image's key is its caption's, and vice versa."""
-        image = self.image.keys(self._laid_out(batch["image_key"]), groups=self.hparams["key_bn_groups"])
+        image = self.image.keys(batch["image_key"], groups=self.hparams["key_bn_groups"])
         text = {} if self.text is None else self.text.keys(batch["tokens_key"], shuffle=False)
         return self._named(ii=image.get("intra"), cc=text.get("intra"), ic=text.get("inter"), ci=image.get("inter"))
-
-    def _laid_out(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else images
 
     def _named(self, **embeddings: Tensor | None) -> dict[str, Tensor]:
         return {name: value for name, value in embeddings.items() if value is not None}
@@ -165,10 +159,16 @@ class MCT(pl.LightningModule):
         keys = self.keys(batch)
         tags = batch["tags"] if self.hparams["weight_tag"] > 0 else None
         terms = self.objective(queries, keys, batch["image_id"], tags)
-        self.objective.enqueue(keys, batch["image_id"], tags)
+        self.to_enqueue.append((keys, batch["image_id"], tags))
         size = len(batch["image_id"])
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=size)
         return terms["loss"]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Not before: all parts of an accumulated batch meet the same queues.
+        for written in self.to_enqueue:
+            self.objective.enqueue(*written)
+        self.to_enqueue.clear()
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         if self.text is not None:
