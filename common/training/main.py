@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command not in RUN_COMMANDS:
+    if rest and arguments.command not in {*RUN_COMMANDS, "gpu-check"}:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     from common.training.configuration import ConfigurationError
@@ -87,11 +87,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_options(command)
     _add_selection(command)
     command.add_argument("--format", choices=("text", "shell", "slurm"), default="text")
+    _add_estimate(command)
     command.set_defaults(func=_plan_command)
 
     from common.reporting.commands import add_parsers
+    from common.training.measuring import add_parsers as add_measuring_parsers
 
     add_parsers(commands)
+    add_measuring_parsers(commands)
 
     command = commands.add_parser("data", help="what a paper's data sets are, what is there, how to get the rest")
     command.add_argument("paper", help=names)
@@ -199,6 +202,18 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
     command.add_argument("--stages", nargs="+", help="only these stages and what they start from")
 
 
+def _add_estimate(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--estimate", action="store_true", help="memory, arithmetic, steps and GPU hours of every stage, without a GPU"
+    )
+    command.add_argument(
+        "--card", nargs="+", default=["a100", "h100"], help="v100, rtx4090, a100, h100, h200; default: a100 h100"
+    )
+    command.add_argument(
+        "--utilisation", type=float, default=0.3, help="share of a card's matrix rate that is reached; default: 0.3"
+    )
+
+
 def _selection(arguments: argparse.Namespace) -> Any:
     from common.training.schedule import Selection
 
@@ -259,6 +274,14 @@ def show_tables(paper: str, scale: str, runs: Path) -> None:
 def _plan_command(arguments: argparse.Namespace) -> int:
     from common.training.schedule import plan, render_plan
 
+    if arguments.estimate:
+        from common.training.estimate import chosen_cards, render_estimates
+
+        if not 0 < arguments.utilisation <= 1:
+            raise StageError(f"--utilisation is a share of the card's rate, from 0 to 1, got {arguments.utilisation}")
+        cards = chosen_cards(arguments.card)
+        print(render_estimates(plan(arguments.paper, _selection(arguments)), cards, arguments.utilisation))
+        return 0
     print(render_plan(plan(arguments.paper, _selection(arguments)), arguments.format))
     return 0
 

@@ -263,6 +263,10 @@ def _run_claimed(request: StageRequest, run: RunConfiguration, config: dict[str,
     started = datetime.now(UTC).replace(microsecond=0)
     clock = time.monotonic()
     is_main_process = _is_main_process()
+    if is_main_process and request.scale == "paper":
+        from common.training.estimate import announce
+
+        print("\n".join(announce(run)))
     git = records.git_state(project_root())
     metrics_file = MetricsFile(directory / "metrics.csv")
     cli = build(run, config, {"default_root_dir": str(directory), "logger": [metrics_file]})

@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from common.training.optimisers import warm_up_then_cosine
+from common.training.optimisers import clip_by_norm, fused, warm_up_then_cosine
 from papers.vx2text import diagnostics
 from papers.vx2text.checkpoints import Modality, load_classifier, load_language_model
 from papers.vx2text.evaluation import TextTest, WordsTest
@@ -61,7 +61,8 @@ def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: flo
         [
             {"params": parameters, "lr": rates[part], "weight_decay": weight_decay if decays else 0.0}
             for (part, decays), parameters in groups.items()
-        ]
+        ],
+        **fused(module, on_cpu=False),
     )
     total = int(module.trainer.estimated_stepping_batches)
     factor = warm_up_then_cosine(round(warmup_share * total), total)
@@ -117,6 +118,8 @@ class ModalityClassification(pl.LightningModule):
         h: Any = self.hparams
         return adamw(self, {"": h.learning_rate}, h.weight_decay, h.warmup_share)
 
+    configure_gradient_clipping = clip_by_norm
+
 
 class TextPretraining(pl.LightningModule):
     """Training of the language model on text alone, with words where the tokens of video and sound will be.
@@ -163,6 +166,8 @@ class TextPretraining(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         h: Any = self.hparams
         return adamw(self, {"": h.learning_rate}, h.weight_decay, h.warmup_share)
+
+    configure_gradient_clipping = clip_by_norm
 
 
 class VX2Text(pl.LightningModule):
@@ -315,6 +320,8 @@ class VX2Text(pl.LightningModule):
         }
         return adamw(self, rates, h.weight_decay, h.warmup_share)
 
+    configure_gradient_clipping = clip_by_norm
+
     # -- start and hand-over -------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -356,7 +363,9 @@ class VX2Text(pl.LightningModule):
             if path is not None:
                 load_classifier(tokens.classifier, path, name, f"model.{name}_pretrained")  # type: ignore[arg-type]
             pieces = pieces_of(tokens.classifier.names, tokenizer)
-            tokens.start_table(table_of(pieces.to(self.device), self.language_model))
+            # The module knows its device already, but its weights are moved there only later.
+            device = next(self.language_model.parameters()).device
+            tokens.start_table(table_of(pieces.to(device), self.language_model))
 
     # -- what is measured after training -------------------------------------------------------------------------------
 
