@@ -1,10 +1,10 @@
 """What a stage will need: parameters, memory of each device, arithmetic of a step, number of steps, hours.
 
-Two batches of the stage's own training run on tensors without storage (torch's FakeTensorMode), so that it takes
+One batch of the stage's own training runs on tensors without storage (torch's FakeTensorMode), so that it takes
 seconds, no GPU and hardly any memory. What is counted:
 
-- memory: every tensor that is alive at once, of a step after the first, as PyTorch frees them. Not counted are the
-  CUDA context and the workspaces of libraries, about a gigabyte, nor what the allocator cannot use.
+- memory: every tensor that is alive at once, of a step like any after the first, as PyTorch frees them. Not counted
+  are the CUDA context and the workspaces of libraries, about a gigabyte, nor what the allocator cannot use.
 - arithmetic: multiplications of matrices, convolutions and attention, forward and backward, by torch's FlopCounterMode.
 - steps: from the published sizes of the data sets.
 
@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from common.reporting.atomic import write_text_atomically
 from common.reporting.papers import project_root
-from common.reporting.records import config_hash
+from common.reporting.records import IGNORED_KEYS, SEED_KEYS, config_hash
 from common.training.configuration import RunConfiguration
 from common.training.errors import StageError
 
@@ -121,27 +123,26 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     """
     if not run.trains:
         raise StageError(f"{run.recipe} trains nothing")
+    import lightning.pytorch  # noqa: F401 - sets the level of its loggers
     import torch
     from torch._subclasses.fake_tensor import (
         DataDependentOutputException,
         DynamicOutputShapeException,
         FakeTensorMode,
     )
+
     from common.training import meters
     from common.training.synthetic import Draw, StopAfter, devices_of, synthetic_training
 
     accumulated = int(run.config["trainer"].get("accumulate_grad_batches", 1))
-    # Gradients that wait for a second batch take room during its forward pass; a third batch would change nothing.
-    together = min(accumulated, 2)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     meter, counter = meters.MemoryMeter(), meters.operation_counter()
     arguments = {
         "strategy": meters.FakeDevice(),
-        "callbacks": [meters.WithoutStorage(mode, meter), StopAfter(2 * together)],
-        "accumulate_grad_batches": together,
+        "callbacks": [meters.WithoutStorage(mode, meter), StopAfter(1)],
+        "accumulate_grad_batches": 1,
     }
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")
+    with _quiet(), torch.random.fork_rng(devices=[]):
         with meters.Unfilled():
             training = synthetic_training(run, arguments, Draw(empty=True), size)
         module, trainer = training.module, training.trainer
@@ -155,26 +156,43 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     parameters = list(module.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     devices = devices_of(run)
-    reduction = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad) if devices > 1 else 0
+    gradients = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    reduction = gradients if devices > 1 else 0
+    # Gradients of earlier batches wait through the forward pass of a later one.
+    waiting = gradients if accumulated > 1 else 0
     counts = counter.get_flop_counts().get("Global", {})
     convolution = sum(count for kind, count in counts.items() if "conv" in str(kind))
-    # Of two steps, a step; of the batches that were run, as many as an optimiser step takes.
-    batches, wanted = 2 * together, accumulated
     return Estimate(
         parameters=sum(p.numel() for p in parameters),
         trained=trained,
         state_bytes=_bytes([*parameters, *module.buffers()]),
         optimiser_bytes=_bytes(state),
         reduction_bytes=reduction,
-        peak_bytes=meter.peak + reduction,
-        convolution_flops=convolution * wanted // batches,
-        other_flops=(sum(counts.values()) - convolution) * wanted // batches,
+        peak_bytes=meter.peak + reduction + waiting,
+        convolution_flops=convolution * accumulated,
+        other_flops=(sum(counts.values()) - convolution) * accumulated,
         steps=_steps(run, training.data.synthetic.batches),
         size=training.size,
         accumulated=accumulated,
         devices=devices,
         precision=str(run.config["trainer"].get("precision", "32-true")),
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """While it lasts, Lightning says nothing of devices and seeds that are not those of a run."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
 
 
 def _tensors(tree: Any) -> Iterable[Any]:
@@ -214,8 +232,8 @@ def kept_estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     from common.data.listing import cache_folder
     from common.training.synthetic import devices_of
 
-    parts = [str(_CACHE_VERSION), torch.__version__, config_hash(run.config), str(devices_of(run)), str(size)]
-    parts.append(_code_hash(run))
+    configured = config_hash(run.config, IGNORED_KEYS | SEED_KEYS)
+    parts = [str(_CACHE_VERSION), torch.__version__, configured, str(devices_of(run)), str(size), _code_hash(run)]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     path = cache_folder() / "estimates" / f"{run.paper}-{run.recipe}-{key}.json"
     try:
@@ -308,59 +326,46 @@ def announce(run: RunConfiguration) -> list[str]:
     return [f"  estimate: {describe(found)}", *([f"  WARNING: {too_much}"] if too_much else [])]
 
 
-def render_estimates(planned: Iterable[Planned], cards: Iterable[Card], utilisation: float) -> str:
-    """A table of the stages of a plan, one line for each; stages alike but for names and weights are one estimate.
+HEADS = ("batch/GPU", "GPUs", "parameters", "memory/GPU", "TFLOP/step", "steps")
+
+
+def estimate_lines(planned: Sequence[Planned], cards: Sequence[Card], utilisation: float) -> Iterator[str]:
+    """A table of the stages of a plan, line by line as they are found; stages that are alike are estimated once.
 
     Args:
         planned: the stages.
         cards: whose hours are shown.
         utilisation: share of a card's rate that is taken to be reached.
     """
-    shown = list(cards)
-    heads = ["stage", "batch/GPU", "GPUs", "parameters", "memory/GPU", "TFLOP/step", "steps"]
-    heads += [f"h {card.name}" for card in shown]
-    rows = [heads]
-    totals: dict[str, float] = {}
-    for item in planned:
-        name = f"{item.request.stage} seed {item.request.seed}"
-        if not item.run.trains:
-            rows.append([name, *["-"] * (len(heads) - 2), "trains nothing"])
-            continue
+    names = [f"{item.request.stage} seed {item.request.seed}" for item in planned]
+    width = max(map(len, names), default=0)
+
+    def line(name: str, values: Iterable[str]) -> str:
+        return "  ".join([name.ljust(width), *(value.rjust(12) for value in values)])
+
+    yield line("stage", [*HEADS, *(f"h {card.name}" for card in cards)])
+    totals = dict.fromkeys(cards, 0.0)
+    for name, item in zip(names, planned):
         try:
             found = kept_estimate(item.run)
         except StageError as error:
-            rows.append([name, *["-"] * (len(heads) - 2), str(error)])
+            yield f"{name.ljust(width)}  {error}"
             continue
-        hours = {card.name: found.hours(card, utilisation) for card in shown}
+        hours = {card: found.hours(card, utilisation) for card in cards}
         for card, value in hours.items():
-            totals[card] = totals.get(card, 0.0) + (value or 0.0)
-        room = size_text(found.peak_bytes + CONTEXT_BYTES)
-        rows.append(
-            [
-                name,
-                f"{found.size}" + (f" x {found.accumulated}" if found.accumulated > 1 else ""),
-                str(found.devices),
-                f"{found.parameters / 1e6:.1f} M",
-                room,
-                f"{found.flops / 1e12:.3g}",
-                "-" if found.steps is None else f"{found.steps:,}",
-                *(hours_text(value) for value in hours.values()),
-            ]
-        )
-    rows.append(["all", *[""] * (len(heads) - 1 - len(shown)), *(hours_text(totals.get(c.name)) for c in shown)])
-    widths = [max(len(row[column]) for row in rows if len(row) > column) for column in range(len(heads) - 1)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *(_aligned(row, widths)), row[-1]]).rstrip() for row in rows]
-    return "\n".join(
-        [
-            *lines,
-            f"GPU hours at {utilisation:.0%} of a card's matrix rate, training alone; memory with 1.1 GB for CUDA; an "
-            "estimate, not a measurement",
-        ]
+            totals[card] += value or 0.0
+        batches = f" x {found.accumulated}" if found.accumulated > 1 else ""
+        values = [
+            f"{found.size}{batches}", str(found.devices), f"{found.parameters / 1e6:.1f} M",
+            size_text(found.peak_bytes + CONTEXT_BYTES), f"{found.flops / 1e12:.3g}",
+            "-" if found.steps is None else f"{found.steps:,}",
+        ]  # fmt: skip
+        yield line(name, [*values, *map(hours_text, hours.values())])
+    yield line("all", [*[""] * len(HEADS), *map(hours_text, totals.values())])
+    yield (
+        f"GPU hours of training alone, at {utilisation:.0%} of a card's matrix rate; memory with 1.1 GB for CUDA; an "
+        "estimate, not a measurement"
     )
-
-
-def _aligned(row: list[str], widths: list[int]) -> list[str]:
-    return [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:])]
 
 
 def chosen_cards(names: Iterable[str]) -> list[Card]:
@@ -375,4 +380,3 @@ def chosen_cards(names: Iterable[str]) -> list[Card]:
     for name, hint in unknown.items():
         raise StageError(f"--card {name}: {hint}; known are {', '.join(CARDS)}")
     return [CARDS[name] for name in names]
-

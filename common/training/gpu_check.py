@@ -137,7 +137,7 @@ def _seconds(device: str, start: Any, end: Any) -> float:
     return start.elapsed_time(end) / 1000
 
 
-@dataclass
+@dataclass(eq=False)
 class _Watch(Callback):
     """Counts, times and profiles the batches of a training.
 

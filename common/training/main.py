@@ -275,12 +275,13 @@ def _plan_command(arguments: argparse.Namespace) -> int:
     from common.training.schedule import plan, render_plan
 
     if arguments.estimate:
-        from common.training.estimate import chosen_cards, render_estimates
+        from common.training.estimate import chosen_cards, estimate_lines
 
         if not 0 < arguments.utilisation <= 1:
             raise StageError(f"--utilisation is a share of the card's rate, from 0 to 1, got {arguments.utilisation}")
         cards = chosen_cards(arguments.card)
-        print(render_estimates(plan(arguments.paper, _selection(arguments)), cards, arguments.utilisation))
+        for line in estimate_lines(plan(arguments.paper, _selection(arguments)), cards, arguments.utilisation):
+            print(line, flush=True)
         return 0
     print(render_plan(plan(arguments.paper, _selection(arguments)), arguments.format))
     return 0

@@ -24,9 +24,9 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
     command.add_argument("--small", action="store_true", help="the smallest widths, to try the command")
     command.add_argument("--precision", default="bf16-mixed", help="of the trainer; default: %(default)s")
-    command.add_argument("--batch-size", type=int, help="samples on the GPU; default: the share of one of 8 in the recipe's")
+    command.add_argument("--batch-size", type=int, help="samples on the GPU; default: an eighth of the recipe's")
     command.add_argument("--steps", type=int, default=20, help="steps that are timed; default: 20")
-    command.add_argument("--output", type=Path, help="folder of the measurements; default: docs/gpu, shown in docs/gpu.md")
+    command.add_argument("--output", type=Path, help="folder of the measurements; default: docs/gpu, for docs/gpu.md")
     command.set_defaults(func=run)
 
 

@@ -191,8 +191,15 @@ class WithoutStorage(pl.Callback):
         data.transfer_batch_to_device = without_storage
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Choose the fused kernels: the others ask the counter of steps for its value on the host."""
+        """Let the optimisers make their state, as a first step does it, so that one batch is like any later one.
+
+        Fused kernels are chosen, since the others ask the counter of steps for its value on the host.
+        """
         for optimiser in trainer.optimizers:
             for group in optimiser.param_groups:
                 if "fused" in group:
                     group["fused"], group["foreach"] = True, False
+                for parameter in group["params"]:
+                    parameter.grad = torch.empty_like(parameter)
+            optimiser.step()
+            optimiser.zero_grad()

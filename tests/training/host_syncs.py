@@ -145,7 +145,7 @@ def _no_autocast_on_meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def training_on_meta(
-    paper: str, recipe: str, size: int, monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str, steps: int = 3
+    paper: str, recipe: str, size: int, monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str, steps: int = 2
 ) -> Steps:
     """Some steps of a recipe at the smoke scale, with the callbacks that every run has."""
     seen = Steps()

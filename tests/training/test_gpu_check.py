@@ -10,7 +10,7 @@ import pytest
 
 from common.reporting import gpu
 from common.reporting.errors import ReportingError
-from common.training.gpu_check import is_big, measure
+from common.training.gpu_check import is_big
 from common.training.main import main
 
 
@@ -45,13 +45,13 @@ def test_what_is_no_measurement_is_refused(tmp_path: Path) -> None:
         gpu.find(tmp_path)
 
 
-def test_a_machine_without_a_gpu_is_told_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_gpu_is_told_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["gpu-check", "avid", "--steps", "1"]) == 1
     assert "finds no GPU" in capsys.readouterr().out
     assert main(["gpu-check", "--recipe", "avid"]) == 2
-    with pytest.raises(ValueError, match="unknown device|device"):
-        measure("mct", device="tpu", scale="smoke", size=4, steps=1)
 
 
 def test_the_page_shows_what_was_measured() -> None:
