@@ -24,8 +24,15 @@ def fused(module: pl.LightningModule, on_cpu: bool = True) -> dict[str, Any]:
         have been clipped.
     """
     devices = {"cpu", "cuda"} if on_cpu else {"cuda"}
-    scaled = str(module.trainer.precision).startswith("16")
-    return {"fused": True} if module.device.type in devices and not scaled else {}
+    return {"fused": True} if module.device.type in devices and not _scales_its_loss(module) else {}
+
+
+def _scales_its_loss(module: pl.LightningModule) -> bool:
+    """Whether the trainer works with float16; a module without a trainer does not."""
+    try:
+        return str(getattr(module.trainer, "precision", "")).startswith("16")
+    except RuntimeError:
+        return False
 
 
 def clip_by_norm(
@@ -46,7 +53,7 @@ def clip_by_norm(
         gradient_clip_algorithm: as Lightning gives it; what is not the norm is left to Lightning.
     """
     others = str(gradient_clip_algorithm or "norm").rpartition(".")[2].lower() != "norm"
-    if others or str(module.trainer.precision).startswith("16"):
+    if others or _scales_its_loss(module):
         module.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
     elif gradient_clip_val:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from common.reporting.errors import nearest
 from common.training.cli import build
@@ -86,7 +87,12 @@ class SyntheticData(pl.LightningDataModule):
         return found["synthetic"].facts[name] if name in found["synthetic"].facts else getattr(found["data"], name)
 
     def train_dataloader(self) -> _SameBatch:
-        return _SameBatch(self.synthetic.batch, self.synthetic.batches or 1000)
+        batch = self.synthetic.batch
+        if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
+            # As a loader for a GPU does it; from other memory a copy takes several times as long.
+            batch = tree_map_only(Tensor, Tensor.pin_memory, batch)
+        # An epoch must not end within a measurement.
+        return _SameBatch(batch, max(self.synthetic.batches or 0, 1000))
 
 
 @dataclass
