@@ -105,7 +105,7 @@ def deep_copies_without_storage() -> Iterator[None]:
             memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
         return memo[id(tensor)]
 
-    FakeTensor.__deepcopy__ = copied  # type: ignore[method-assign, assignment]
+    FakeTensor.__deepcopy__ = copied  # type: ignore[method-assign]
     try:
         yield
     finally:

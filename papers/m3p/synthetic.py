@@ -37,7 +37,8 @@ def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
     else:
         rows, blocks, groups = 0, 0, 1
         # Pooled sets are of the same images where they are of one name.
-        counts = {one.dataset.name: _published(one.dataset, data.train_split) for one in data._training_sets()}
+        datasets: list[Any] = [one.dataset for one in data._training_sets()]
+        counts = {dataset.name: _published(dataset, data.train_split) for dataset in datasets}
         known = [count for count in counts.values() if count is not None]
         items = sum(known) * data.captions_per_image if len(known) == len(counts) else None
         batches = batches_of_epoch(items, data.batch_size)
