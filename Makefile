@@ -5,6 +5,7 @@ SHELL := /bin/bash
 SCALE ?= mini
 SEEDS ?= 0
 HARDWARE ?= cpu
+TEST_JOBS ?= 2
 DATA ?= $(or $(ASSEMBLE_DATA),data)
 PYTHON ?= python3
 
@@ -22,7 +23,7 @@ export WANDB_SILENT ?= true
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
-	@echo "  variables: SCALE=smoke|mini|paper SEEDS=\"0 1 2\" HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder"
+	@echo "  variables: SCALE=smoke|mini|paper SEEDS=\"0 1 2\" TEST_JOBS=2 HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder"
 
 setup: $(STAMP) ## Make the virtual environment from requirements.lock
 
@@ -67,7 +68,7 @@ doctor: $(STAMP) ## What this machine has and lacks
 	$(ASSEMBLE) doctor --data $(DATA)
 
 test: $(STAMP) ## Run the test suite (no network, no GPU)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(TEST_JOBS)
 
 test-slow: $(STAMP) ## Tests that learn something for minutes
 	$(VENV)/bin/python -m pytest -m slow -o addopts="-q --strict-markers --benchmark-skip"

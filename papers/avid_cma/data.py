@@ -82,14 +82,8 @@ class AudioVisualData(ShardedDataModule):
     """What the three data modules share: the data set or its stand-in from the world, and the transforms.
 
     Args:
-        dataset: the data set; `root` is where its files lie.
-        world: miniature whose files stand in for the data set's; None for real data.
         video, audio: what a clip is.
-        batch_size: global batch.
-        num_workers: loader processes per device.
-        seed: seed of order and augmentation.
-        cache_bytes: memory for decoded files, for sets small enough to be kept; 0 decodes anew every time.
-        max_skipped_share: the run stops when more than this share of the files is broken.
+        dataset, world, batch_size, max_skipped_share, kwargs: see ShardedDataModule.
     """
 
     def __init__(
@@ -99,24 +93,12 @@ class AudioVisualData(ShardedDataModule):
         video: VideoInput = VideoInput(),
         audio: AudioInput = AudioInput(),
         batch_size: int = 1024,
-        num_workers: int = 8,
-        seed: int = 0,
-        cache_bytes: int = 0,
         max_skipped_share: float = 0.05,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed)
-        self.dataset = dataset
-        self.world = world
+        super().__init__(dataset, world, batch_size=batch_size, max_skipped_share=max_skipped_share, **kwargs)
         self.video = video
         self.audio = audio
-        self.cache_bytes = cache_bytes
-        self.max_skipped_share = max_skipped_share
-        if world is not None:
-            dataset.root = Path(world.root_of(dataset.name))
-
-    def prepare_data(self) -> None:
-        if self.world is not None:
-            self.world.prepare([self.dataset.name])
 
     def video_transform(self, training: bool) -> VideoTransform:
         """The video pipeline of specification 2.2."""
@@ -198,7 +180,7 @@ class PretrainingData(AudioVisualData):
         clips_per_video: clips drawn from each video per epoch.
         split, held_out_split: listings for training and for the diagnostics after it.
         held_out_batch_size: clips per step of the diagnostics, per device.
-        kwargs: see AudioVisualData.
+        kwargs: see AudioVisualData and ShardedDataModule.
     """
 
     def __init__(
@@ -227,9 +209,7 @@ class PretrainingData(AudioVisualData):
             self.audio_transform(training=False),
             video_duration=self.video.duration,
             training=False,
-            seed=self.seed,
-            max_skipped_share=self.max_skipped_share,
-            cache_bytes=self.cache_bytes,
+            **self.item_options,
         )
         self.audio_statistics(listing, sounds)
 
@@ -248,9 +228,7 @@ class PretrainingData(AudioVisualData):
             jitter=self.jitter_seconds,
             training=training,
             clips_per_video=self.clips_per_video if training else 1,
-            seed=self.seed,
-            max_skipped_share=self.max_skipped_share,
-            cache_bytes=self.cache_bytes,
+            **self.item_options,
         )
 
     @cached_property
@@ -288,7 +266,7 @@ class VideoClassificationData(AudioVisualData):
         test_clips: evenly spaced clips of each test video, whose class probabilities are averaged.
         clip_accuracy_clips: random clips of each test video scored one by one ("Clip@1"); 0 leaves that out.
         test_batch_size: videos per test step, per device.
-        kwargs: see AudioVisualData.
+        kwargs: see AudioVisualData and ShardedDataModule.
     """
 
     def __init__(
@@ -330,9 +308,7 @@ class VideoClassificationData(AudioVisualData):
             video_duration=self.video.duration,
             video_fps=self.video.fps,
             clips_per_video=self.clips_per_video,
-            seed=self.seed,
-            max_skipped_share=self.max_skipped_share,
-            cache_bytes=self.cache_bytes,
+            **self.item_options,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -346,9 +322,7 @@ class VideoClassificationData(AudioVisualData):
             random_starts=random_starts,
             video_duration=self.video.duration,
             video_fps=self.video.fps,
-            seed=self.seed,
-            max_skipped_share=self.max_skipped_share,
-            cache_bytes=self.cache_bytes,
+            **self.item_options,
         )
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
@@ -369,7 +343,7 @@ class SoundClassificationData(AudioVisualData):
             None cuts excerpts of `excerpt_seconds` from the whole file (DCASE).
         excerpt_seconds: length of those excerpts.
         file_batch_size: files per step, per device.
-        kwargs: see AudioVisualData.
+        kwargs: see AudioVisualData and ShardedDataModule.
     """
 
     def __init__(
@@ -416,9 +390,7 @@ class SoundClassificationData(AudioVisualData):
             windows=self.training_windows if training else self.test_windows,
             wrap_seconds=self.wrap_seconds,
             excerpt_seconds=self.excerpt_seconds,
-            seed=self.seed,
-            max_skipped_share=self.max_skipped_share,
-            cache_bytes=self.cache_bytes,
+            **self.item_options,
         )
 
     def test_dataloader(self) -> list[DataLoader[Any]]:

@@ -19,6 +19,9 @@ from papers.xmc_gan import diagnostics
 from papers.xmc_gan.diagnostics import draw_curves, slerp, words_of, write_row
 from tests.xmc_gan.stages import Stages, finished
 
+# One worker runs these tests, as each would train the stages anew.
+pytestmark = pytest.mark.xdist_group("xmc_gan stages")
+
 
 @pytest.fixture(scope="module")
 def stages() -> Stages:
