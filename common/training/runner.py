@@ -278,6 +278,10 @@ def _run_claimed(
     started = datetime.now(UTC).replace(microsecond=0)
     clock = WallClock()
     main_process = is_main_process()
+    if main_process and request.scale == "paper":
+        from common.training.estimate import announce
+
+        print("\n".join(announce(run)))
     git = records.git_state(project_root())
     metrics_file = MetricsFile(directory / "metrics.csv")
     arguments = {"default_root_dir": str(directory), "logger": [metrics_file], "callbacks": [clock, preemption]}

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common.encoders.text import BertEncoder
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval
-from common.training.optimisers import CombinedOptimizer, cosine_by_epoch
+from common.training.optimisers import CombinedOptimizer, cosine_by_epoch, fused
 from papers.mct import diagnostics
 from papers.mct.data import PretrainingData
 from papers.mct.model import MomentumTower, Tower
@@ -187,11 +187,10 @@ class MCT(pl.LightningModule):
         def schedule(warmup_epochs: float) -> Callable[[int], float]:
             return lambda step: cosine(step) * min(1.0, (step + 1) / max(warmup_epochs * per_epoch, 1.0))
 
-        fused: dict[str, Any] = {"fused": True} if self.device.type in {"cpu", "cuda"} else {}
         parts: list[torch.optim.Optimizer] = [
             torch.optim.SGD(
                 self.image.query.parameters(), h.image_learning_rate, h.image_momentum,
-                weight_decay=h.image_weight_decay, **fused,
+                weight_decay=h.image_weight_decay, **fused(self),
             )
         ]  # fmt: skip
         schedules = [schedule(h.image_warmup_epochs)]
@@ -200,7 +199,7 @@ class MCT(pl.LightningModule):
             decayed = [p for p in self.text.query.parameters() if p.ndim > 1]
             others = [p for p in self.text.query.parameters() if p.ndim <= 1]
             groups = [{"params": decayed, "weight_decay": h.text_weight_decay}, {"params": others, "weight_decay": 0.0}]
-            parts.append(torch.optim.AdamW(groups, h.text_learning_rate, **fused))
+            parts.append(torch.optim.AdamW(groups, h.text_learning_rate, **fused(self)))
             schedules += [schedule(h.text_warmup_epochs)] * 2
         optimizer = CombinedOptimizer(parts)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)
