@@ -90,8 +90,10 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(func=_plan_command)
 
     from common.reporting.commands import add_parsers
+    from common.training.rehearse import add_parsers as add_rehearse
 
     add_parsers(commands)
+    add_rehearse(commands)
 
     command = commands.add_parser("data", help="what a paper's data sets are, what is there, how to get the rest")
     command.add_argument("paper", help=names)

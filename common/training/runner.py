@@ -8,6 +8,7 @@ finished, `record.json`.
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -56,6 +57,7 @@ class StageRequest:
         arguments: overrides from the command line.
         runs: folder of all runs.
         data: folder that `$DATA` in configs stands for.
+        rehearsal: whether it is a stage of the scale `paper` on tiny data.
     """
 
     paper: str
@@ -71,6 +73,7 @@ class StageRequest:
     parents: Mapping[str, Parent] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     arguments: Sequence[str] = ()
+    rehearsal: bool = False
 
     @property
     def directory(self) -> Path:
@@ -88,6 +91,7 @@ class StageRequest:
             # Only pre-training is spread over nodes: the downstream protocols have small batches (specification 10).
             stage_overrides={**self.overrides, **({} if self.job == "pretrain" else {"trainer.num_nodes": 1})},
             arguments=self.arguments,
+            rehearsal=self.rehearsal,
         )
 
     def lineage_hash(self, run: RunConfiguration | None = None) -> str:
@@ -195,7 +199,12 @@ def run_stage(request: StageRequest) -> records.Record:
     """
     run, config = stage_configuration(request)
     with _claimed(request):
-        return _run_claimed(request, run, config)
+        try:
+            return _run_claimed(request, run, config)
+        finally:
+            # Trainer, model and optimiser refer to each other: without this they stay in memory, also that of the
+            # accelerator, while this process runs its next stage.
+            gc.collect()
 
 
 @contextmanager
@@ -255,11 +264,13 @@ def _run_claimed(request: StageRequest, run: RunConfiguration, config: dict[str,
     from common.reporting import tables
     from common.training.cli import build
     from common.training.loggers import MetricsFile, wandb_logger
+    from common.training.memory import peak_memory_gib, reset_peak_memory
 
     _quiet_lightning()
     if run.config["trainer"].get("accelerator") == "cpu":
         # Small networks lose more to waiting threads than they gain; stages run side by side instead.
         torch.set_num_threads(1)
+    reset_peak_memory()
     started = datetime.now(UTC).replace(microsecond=0)
     clock = time.monotonic()
     is_main_process = _is_main_process()
@@ -347,7 +358,7 @@ def _run_claimed(request: StageRequest, run: RunConfiguration, config: dict[str,
         },
         git=git,
         versions=records.versions(),
-        hardware=records.hardware(accelerators),
+        hardware={**records.hardware(accelerators), "peak_memory_gib": peak_memory_gib()},
         precision=str(trainer.precision),
         global_batch=cli.datamodule.batch_size,
         steps=steps,

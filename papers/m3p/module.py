@@ -32,7 +32,9 @@ def adam(module: pl.LightningModule, learning_rate: float, warmup_steps: int) ->
     Source: specification 7.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    fused: dict[str, Any] = {"fused": True} if module.device.type in {"cpu", "cuda"} else {}
+    # Under mixed precision Lightning clips the gradients of no fused optimiser.
+    clipped = bool(module.trainer.gradient_clip_val) and "mixed" in str(module.trainer.precision)
+    fused: dict[str, Any] = {"fused": True} if module.device.type in {"cpu", "cuda"} and not clipped else {}
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, **fused)
     factor = warm_up_then_inverse_sqrt(warmup_steps, min(1e-7 / learning_rate, 1.0))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

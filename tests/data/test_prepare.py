@@ -18,8 +18,15 @@ from common.data.datasets.esc50 import ESC50
 from common.data.datasets.kinetics import Kinetics400
 from common.data.datasets.ucf101 import UCF101
 from common.data.prepare import check_samples, report
+from common.data.worlds.clip_layouts import (
+    placeholder,
+    write_audioset,
+    write_dcase,
+    write_esc50,
+    write_kinetics,
+    write_ucf101,
+)
 from tests.data.image_layouts import write_coco
-from tests.data.layouts import placeholder, write_audioset, write_dcase, write_esc50, write_kinetics, write_ucf101
 from tests.data.media_factory import write_video, write_wav
 
 
