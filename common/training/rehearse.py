@@ -1,7 +1,7 @@
 """`assemble rehearse`: every stage of a paper at the scale `paper`, on tiny data in the layouts of the real sets.
 
-What runs is `reproduce` itself. Only two things are put under it: the files of `papers/<paper>/rehearsal.py` in place of
-the real data and weights, and the overlay `configs/<paper>/rehearsal.yaml`, which is printed field by field.
+What runs is `reproduce` itself. Only two things are put under it: what `papers/<paper>/rehearsal.py` writes in place of
+real data and weights, and the overlay `configs/<paper>/rehearsal.yaml`, which is printed field by field.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ def write_fixtures(paper: str, folder: Path, say: Callable[[str], None] = print)
     say(f"writing tiny data sets and random weights to {root}")
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    importlib.import_module(f"papers.{paper}.rehearsal").write_data(root)
+    module = importlib.import_module(f"papers.{paper}.rehearsal")
+    module.write_datasets(root)
+    if hasattr(module, "write_weights"):
+        module.write_weights(root)
     write_text_atomically(mark, version)
     return root
 
@@ -270,22 +273,20 @@ def rehearse_command(arguments: Namespace) -> int:
     if not console.is_terminal:
         console = Console(width=200)
     jobs = arguments.jobs or min(os.cpu_count() or 1, 4)
+    folder = arguments.folder or runs_root() / "rehearsal"
+    say = functools.partial(print, flush=True)
     names = [paper_named(name).name for name in arguments.papers] or [paper.name for paper in existing_papers()]
     if arguments.stages and len(names) > 1:
         raise StageError("--stages names stages of one paper: name the paper, too")
     found: dict[str, list[Rehearsed]] = {}
     for name in names:
-        found[name] = rehearse(
-            name, arguments.folder or runs_root() / "rehearsal", stages=arguments.stages, jobs=jobs, keep=arguments.keep,
-            say=functools.partial(print, flush=True),
-        )  # fmt: skip
+        found[name] = rehearse(name, folder, stages=arguments.stages, jobs=jobs, keep=arguments.keep, say=say)
         console.print(table_of(paper_named(name).title, found[name]))
     failed = 0
     for name, entries in found.items():
         problems = sum(bool(entry.problem) for entry in entries)
         seconds = sum(entry.record.wall_seconds for entry in entries if entry.record is not None)
-        print(
-            f"{paper_named(name).title}: {len(entries) - problems} of {len(entries)} stages passed, in {duration(seconds)}"
-        )
+        passed = f"{len(entries) - problems} of {len(entries)} stages passed"
+        print(f"{paper_named(name).title}: {passed}, {duration(seconds)} in all")
         failed += problems
     return 1 if failed else 0

@@ -24,7 +24,7 @@ DIFFERENT = 12
 AUDIOSET_CLIPS = 112
 
 
-def write_data(root: Path) -> None:
+def write_datasets(root: Path) -> None:
     """Write every data set that a recipe reads, with as many classes as the real ones where a classifier counts them.
 
     Args:

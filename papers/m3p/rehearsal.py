@@ -1,4 +1,4 @@
-"""Tiny data sets in the layouts of the real ones and random weights in XLM-R's, to rehearse the published recipes with."""
+"""Tiny data sets in the layouts of the real ones and XLM-R with random weights, to rehearse the recipes with."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ REGIONS = 12
 VOCABULARY = 8002
 
 
-def write_data(root: Path) -> None:
-    """Write every data set that a recipe reads, region features, dictionaries, and XLM-R with random weights.
+def write_datasets(root: Path) -> None:
+    """Write every data set that a recipe reads, with region features, and dictionaries.
 
     Args:
         root: folder that `$DATA` stands for.
@@ -67,7 +67,6 @@ def write_data(root: Path) -> None:
         for split in sorted({*dataset.splits} - {"restval"}):  # a part of `train`
             keys = dataset.captions(split, dataset.languages[0]).keys
             write_regions(dataset.regions_folder / f"{split}.h5", _regions(dataset, split, keys), half=True)
-    _write_xlm_r(root / "weights" / "xlm-roberta-base")
 
 
 def _write_other_languages(folder: Path) -> None:
@@ -89,7 +88,12 @@ def _regions(dataset: CaptionedDataset, split: str, keys: Sequence[str]) -> Iter
         yield key, Regions(features, boxes, shares.argmax(1).astype(np.int64), 480, 640, shares)
 
 
-def _write_xlm_r(folder: Path) -> None:
+def write_weights(root: Path) -> None:
+    """Write XLM-R: random weights beside the pieces of the tiny text.
+
+    Args:
+        root: folder that `$DATA` stands for.
+    """
     import torch
     from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 
@@ -97,4 +101,4 @@ def _write_xlm_r(folder: Path) -> None:
     config = XLMRobertaConfig(
         vocab_size=VOCABULARY, num_hidden_layers=2, max_position_embeddings=514, type_vocab_size=1
     )
-    XLMRobertaForMaskedLM(config).save_pretrained(folder)
+    XLMRobertaForMaskedLM(config).save_pretrained(root / "weights" / "xlm-roberta-base")

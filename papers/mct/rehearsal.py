@@ -1,4 +1,4 @@
-"""Tiny data sets in the layouts of the real ones and BERT with random weights, to rehearse the published recipes with."""
+"""Tiny data sets in the layouts of the real ones and BERT with random weights, to rehearse the recipes with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.data.worlds.layouts import imagenet_class
 from common.data.worlds.random_pictures import (
-    captions_of,
+    words_of_captions,
     write_random_coco,
     write_random_imagenet,
     write_random_karpathy,
@@ -16,8 +16,8 @@ from common.encoders.random_bert import write_random_bert
 from common.metrics.generation.object_accuracy import CLASSES
 
 
-def write_data(root: Path) -> None:
-    """Write every data set that a recipe reads, and BERT.
+def write_datasets(root: Path) -> None:
+    """Write every data set that a recipe reads.
 
     Args:
         root: folder that `$DATA` stands for.
@@ -30,10 +30,12 @@ def write_data(root: Path) -> None:
     write_random_imagenet(root / "imagenet", train=200, val=8)
     listed = "".join(f"{imagenet_class(number)}\n" for number in range(100))
     (root / "imagenet" / "imagenet100.txt").write_text(listed, encoding="utf-8")
-    words = {
-        word.strip(",.")
-        for number in range(len(CLASSES))
-        for text in captions_of(number, CLASSES)
-        for word in text.split()
-    }
-    write_random_bert(root / "bert-base-uncased", words, layers=2)
+
+
+def write_weights(root: Path) -> None:
+    """Write BERT, which knows the words of the captions.
+
+    Args:
+        root: folder that `$DATA` stands for.
+    """
+    write_random_bert(root / "bert-base-uncased", words_of_captions(CLASSES), layers=2)

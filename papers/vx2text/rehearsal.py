@@ -12,8 +12,8 @@ VIDEO_CHANNELS, VIDEO_STEM = (16, 32, 64, 128), 12
 AUDIO_CHANNELS = (16, 32, 64, 128, 256, 512)
 
 
-def write_data(root: Path) -> None:
-    """Write every data set that a recipe reads, T5, and the classifiers of both modalities with random weights.
+def write_datasets(root: Path) -> None:
+    """Write every data set that a recipe reads.
 
     Args:
         root: folder that `$DATA` stands for.
@@ -36,9 +36,17 @@ def write_data(root: Path) -> None:
         root=str(root / ".rendered"),
     )
     world.move_to(root, {name: name for name in ("avsd", "tvqa", "tvc")})
-    for extra in ("words.jsonl",):  # what no real set says
-        for path in root.glob(f"*/{extra}"):
-            path.unlink()
+    # No real set says which words are true of a clip.
+    for path in root.glob("*/words.jsonl"):
+        path.unlink()
+
+
+def write_weights(root: Path) -> None:
+    """Write T5, the classifiers of both modalities, and the names of AudioSet's classes.
+
+    Args:
+        root: folder that `$DATA` stands for.
+    """
     weights = root / "weights"
     weights.mkdir()
     lines = ["index,mid,display_name", *(f'{n},/m/{n:05d},"Sound, {n}"' for n in range(AUDIO_CLASSES))]
@@ -58,8 +66,9 @@ def _write_t5(folder: Path, heads: int) -> None:
     with (folder / "spiece.model").open("wb") as stream:
         SentencePieceTrainer.train(
             sentence_iterator=iter(sentences()), model_writer=stream, model_type="unigram", vocab_size=32000,
-            hard_vocab_limit=False, character_coverage=1.0, required_chars="abcdefghijklmnopqrstuvwxyz0123456789:?.,'()",
-            pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2,
+            hard_vocab_limit=False, character_coverage=1.0, num_threads=1, minloglevel=2,
+            required_chars="abcdefghijklmnopqrstuvwxyz0123456789:?.,'()",
+            pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
         )  # fmt: skip
     torch.manual_seed(0)
     width = 64 * heads

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from common.data.worlds.layouts import coco_name
-from common.data.worlds.random_pictures import annotated, captions_of, write_random_coco
+from common.data.worlds.random_pictures import annotated, words_of_captions, write_random_coco
 from common.encoders.random_bert import write_random_bert
 from common.metrics.generation.object_accuracy import CLASSES
 
-TRAIN, TEST = 8, 8
+TRAIN, TEST = 8, 4
 
 
-def write_data(root: Path) -> None:
-    """Write every data set that a recipe reads, the stores of text features, and all networks that judge.
+def write_datasets(root: Path) -> None:
+    """Write every data set that a recipe reads.
 
     Args:
         root: folder that `$DATA` stands for.
@@ -26,13 +26,15 @@ def write_data(root: Path) -> None:
         root / "open_images", "open_images_{split}_localized_narratives", ("train_v6", "validation"),
         lambda number: f"{number:016x}.jpg", "",
     )  # fmt: skip
-    words = {
-        word.strip(",.")
-        for number in range(len(CLASSES))
-        for text in captions_of(number, CLASSES)
-        for word in text.split()
-    }
-    write_random_bert(root / "bert-base-uncased", words)
+
+
+def write_weights(root: Path) -> None:
+    """Write BERT and its features of all captions, the frozen image networks, and those that judge.
+
+    Args:
+        root: folder that `$DATA` stands for.
+    """
+    write_random_bert(root / "bert-base-uncased", words_of_captions(CLASSES))
     _write_networks(root / "weights")
     _write_clip(root / "weights" / "clip-vit-base-patch32")
     # What the recipes read is made as a user makes it.

@@ -26,7 +26,6 @@ from common.data.worlds.layouts import (
 )
 
 WIDTH, HEIGHT = 96, 72
-CAPTIONS_PER_IMAGE = 5
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -57,16 +56,19 @@ def _instances(number: int, classes: int) -> tuple[Instance, ...]:
 
 
 def captions_of(number: int, names: Sequence[str]) -> tuple[str, ...]:
-    """Captions that name what a picture shows."""
-    first, second = (names[(number + 7 * place) % len(names)] for place in range(2))
-    starts = (
-        "a {} beside a {}",
-        "there is a {} left of a {}",
-        "one {} and one {}",
-        "a {} with a {}",
-        "a {}, near a {}",
-    )
-    return tuple(start.format(first, second) + " ." for start in starts[:CAPTIONS_PER_IMAGE])
+    """Captions of a picture; the first two name what it shows."""
+    shown = [names[(number + 7 * place) % len(names)] for place in range(2)]
+    texts = (
+        "a {} beside a {} .", "one {} and one {}, near to the left .", "something on a table .", "things in a room .",
+        "a photo taken outside .",
+    )  # fmt: skip
+    return tuple(text.format(*shown) for text in texts)
+
+
+def words_of_captions(names: Sequence[str]) -> set[str]:
+    """Every word of the captions of any picture."""
+    texts = (text for number in range(len(names)) for text in captions_of(number, names))
+    return {word.strip(",") for text in texts for word in text.split()}
 
 
 def annotated(
