@@ -45,11 +45,14 @@ class Rehearsed:
         stage: its name.
         record: what it wrote; None when it failed.
         problem: why it does not count as passed; empty when it does.
+        absent: metrics with a published value that a table reads from it and it did not measure, such as METEOR where
+            Java is missing.
     """
 
     stage: str
     record: records.Record | None
     problem: str = ""
+    absent: tuple[str, ...] = ()
 
 
 def write_fixtures(paper: str, folder: Path, say: Callable[[str], None] = print) -> Path:
@@ -201,21 +204,22 @@ def _judged(item: Planned, source: Tables, failure: str | None) -> Rehearsed:
     if failure is not None or not _finished(item):
         return Rehearsed(stage, None, failure or "did not run")
     record = records.read(path)
-    absent = sorted(measured_keys(source).get(stage, set()) - set(record.metrics))
-    if absent:
-        return Rehearsed(stage, record, f"a table reads {', '.join(absent)}, which the test did not measure")
+    wanted = published_keys(source).get(stage, set())
+    absent = tuple(sorted(wanted - set(record.metrics)))
+    if wanted and len(absent) == len(wanted):
+        return Rehearsed(stage, record, f"measured nothing that the tables read: {', '.join(absent)}")
     if item.run.trains and not record.steps:
         return Rehearsed(stage, record, "took no step")
-    return Rehearsed(stage, record)
+    return Rehearsed(stage, record, absent=absent)
 
 
-def measured_keys(source: Tables) -> dict[str, set[str]]:
-    """The metrics that the tables of a paper read from each stage at the scale `paper`."""
+def published_keys(source: Tables) -> dict[str, set[str]]:
+    """The metrics with published values that the tables of a paper read from each stage at the scale `paper`."""
     keys: dict[str, set[str]] = defaultdict(set)
     for table in source.tables:
         for row in table.rows:
             for metric in table.metrics:
-                for stage in source.instances(table, row, metric, SCALE):
+                for stage in source.instances(table, row, metric, SCALE) if metric.published else ():
                     keys[stage].add(metric.key)
     return keys
 
@@ -230,7 +234,8 @@ def table_of(title: str, rehearsed: Collection[Rehearsed]) -> Table:
         table.add_column(heading, justify="left" if heading == "Stage" else "right")
     table.add_column("Verdict", overflow="fold")
     for entry in rehearsed:
-        verdict = Text(entry.problem or "passed", style="red" if entry.problem else "green")
+        without = f", without {', '.join(entry.absent)}" if entry.absent else ""
+        verdict = Text(entry.problem or f"passed{without}", style="red" if entry.problem else "green")
         if entry.record is None:
             table.add_row(Text(entry.stage), "-", "-", "-", "-", verdict)
             continue

@@ -113,16 +113,18 @@ def test_a_rehearsal_runs_is_gone_on_with_and_is_never_promoted(
 
 def test_a_stage_must_have_measured_what_a_table_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (item,) = plan("mct", Selection(scale="paper", runs=tmp_path, data=tmp_path, stages=("in_sup",), rehearsal=True))
-    source = rehearse.load("mct")
+
+    def judged(metrics: dict[str, float], steps: int, failure: str | None = None) -> rehearse.Rehearsed:
+        monkeypatch.setattr(records, "read", lambda path: _Record(metrics, steps))
+        return rehearse._judged(item, rehearse.load("mct"), failure)
+
     monkeypatch.setattr(rehearse, "_finished", lambda item: True)
-    monkeypatch.setattr(records, "read", lambda path: _Record({}, 2))
-    monkeypatch.setattr(rehearse, "measured_keys", lambda source: {"in_sup": {"test/top1"}})
-    assert "a table reads test/top1" in rehearse._judged(item, source, None).problem
-    monkeypatch.setattr(records, "read", lambda path: _Record({"test/top1": 1.0}, 0))
-    assert rehearse._judged(item, source, None).problem == "took no step"
-    monkeypatch.setattr(records, "read", lambda path: _Record({"test/top1": 1.0}, 2))
-    assert rehearse._judged(item, source, None).problem == ""
-    assert rehearse._judged(item, source, "broke").problem == "broke"
+    monkeypatch.setattr(rehearse, "published_keys", lambda source: {"in_sup": {"test/top1", "test/meteor"}})
+    assert judged({}, 2).problem == "measured nothing that the tables read: test/meteor, test/top1"
+    assert judged({"test/top1": 1.0}, 0).problem == "took no step"
+    assert judged({"test/top1": 1.0}, 2, "broke").problem == "broke"
+    passed = judged({"test/top1": 1.0}, 2)
+    assert (passed.problem, passed.absent) == ("", ("test/meteor",))
 
 
 @dataclasses.dataclass
@@ -132,7 +134,7 @@ class _Record:
 
 
 def test_tables_read_metrics_of_every_kind_of_stage() -> None:
-    keys = rehearse.measured_keys(rehearse.load("mct"))
+    keys = rehearse.published_keys(rehearse.load("mct"))
     assert "test/top1" in keys["imagenet_linear@mct"]
     assert keys["detection@mct"]
 
