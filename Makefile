@@ -45,7 +45,7 @@ reproduce: $(STAMP) ## All papers that exist, one after the other
 rehearse-%: $(STAMP) ## Every stage of a paper's published recipes, on tiny data in the real layouts
 	$(ASSEMBLE) rehearse $*
 
-rehearse: $(STAMP) ## The same for all papers, about half an hour
+rehearse: $(STAMP) ## The same for all papers, one after the other
 	$(ASSEMBLE) rehearse
 
 data-%: $(STAMP) ## What a paper's data sets are, what is there, how to get the rest

@@ -263,7 +263,7 @@ def add_parsers(commands: Any) -> None:
     command.add_argument("papers", nargs="*", metavar="paper", help=f"{names}; default: all")
     command.add_argument("--stages", nargs="+", help="only these stages and what they start from")
     command.add_argument("--folder", type=Path, help="where data and runs lie; default: runs/rehearsal")
-    command.add_argument("--keep", action="store_true", help="keep all checkpoints, some 20 GB")
+    command.add_argument("--keep", action="store_true", help="keep all checkpoints, tens of gigabytes")
     command.add_argument(
         "--jobs", type=int, default=0, help="stages side by side, one thread each; default: the cores, at most 4"
     )

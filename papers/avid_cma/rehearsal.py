@@ -33,17 +33,16 @@ def write_datasets(root: Path) -> None:
     generator = ClipGenerator(seed=0, size=32, fps=16, sample_rate=24000)
     pool = root / ".rendered"
     pool.mkdir()
-    silent, sounding, sounds = [], [], []
+    silent: list[Path] = []
+    sounding: list[Path] = []
+    sounds: list[Path] = []
     for number in range(DIFFERENT):
         frames, samples = generator.video(0, number, 2.5), generator.audio(0, number, 2.5)
-        for suffix in (".avi", ".mp4"):
-            path = pool / f"{number}{suffix}"
-            with_sound = (samples, generator.sample_rate) if suffix == ".mp4" else ()
-            write_clip(path, frames, generator.fps, *with_sound)
-            (sounding if with_sound else silent).append(path)
-        path = pool / f"{number}.wav"
-        write_sound(path, generator.audio(1, number, 6.0), generator.sample_rate)
-        sounds.append(path)
+        for files, suffix in ((silent, ".avi"), (sounding, ".mp4"), (sounds, ".wav")):
+            files.append(pool / f"{number}{suffix}")
+        write_clip(silent[-1], frames, generator.fps)
+        write_clip(sounding[-1], frames, generator.fps, samples, generator.sample_rate)
+        write_sound(sounds[-1], generator.audio(1, number, 6.0), generator.sample_rate)
 
     write_kinetics(root / "kinetics400", _names(400), 1, write=_one_of(sounding))
     for part, prefix, clips in (("unbalanced_train", "u", AUDIOSET_CLIPS), ("eval", "e", DIFFERENT)):

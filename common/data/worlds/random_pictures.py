@@ -6,6 +6,7 @@ They rehearse recipes, for which the miniature worlds have too few classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from common.data.worlds.layouts import (
     Annotated,
     Instance,
     Vocabulary,
-    coco_name,
     imagenet_path,
     karpathy_folder,
     karpathy_name,
@@ -96,12 +96,8 @@ def write_random_coco(root: Path, year: str, train: int, val: int, names: Sequen
     vocabulary = Vocabulary("Random pictures", tuple((name, "thing") for name in names), ("none",))
     for split, first, count in (("train", 1, train), ("val", 5001, val)):
         prefix = f"COCO_{split}2014_" if year == "2014" else ""
-        images = annotated(
-            root / f"{split}{year}",
-            range(first, first + count),
-            lambda number, prefix=prefix: prefix + coco_name(number),  # type: ignore[misc]
-            names,
-        )
+        file_name = f"{prefix}{{:012d}}.jpg".format
+        images = annotated(root / f"{split}{year}", range(first, first + count), file_name, names)
         write_coco(root, f"{split}{year}", images, vocabulary)
 
 
@@ -110,12 +106,7 @@ def write_random_karpathy(root: Path, train: int, restval: int, val: int, test: 
     parts, first = {}, 10001
     for split, count in (("train", train), ("restval", restval), ("val", val), ("test", test)):
         numbers = range(first, first + count)
-        parts[split] = annotated(
-            root / karpathy_folder(split),
-            numbers,
-            lambda number, split=split: karpathy_name(number, split),
-            names,  # type: ignore[misc]
-        )
+        parts[split] = annotated(root / karpathy_folder(split), numbers, partial(karpathy_name, split=split), names)
         first += count
     write_karpathy(root, parts)
 
