@@ -5,6 +5,7 @@ SHELL := /bin/bash
 SCALE ?= mini
 SEEDS ?= 0
 HARDWARE ?= cpu
+TEST_JOBS ?= 2
 DATA ?= $(or $(ASSEMBLE_DATA),data)
 PYTHON ?= python3
 
@@ -18,11 +19,11 @@ RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data $(DATA)
 export OMP_NUM_THREADS ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: help setup test test-slow lint format bench reproduce rehearse tables check-tables claims report doctor clean
+.PHONY: help setup test test-slow lint format bench reproduce rehearse tables check-tables claims report wandb-report doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
-	@echo "  variables: SCALE=smoke|mini|paper SEEDS=\"0 1 2\" HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder"
+	@echo "  variables: SCALE=smoke|mini|paper SEEDS=\"0 1 2\" TEST_JOBS=2 HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder"
 
 setup: $(STAMP) ## Make the virtual environment from requirements.lock
 
@@ -49,7 +50,7 @@ rehearse: $(STAMP) ## The same for all papers, one after the other
 	$(ASSEMBLE) rehearse
 
 data-%: $(STAMP) ## What a paper's data sets are, what is there, how to get the rest
-	$(ASSEMBLE) data $* --data $(DATA) $(if $(PREPARE),--prepare)
+	$(ASSEMBLE) data $* --data $(DATA) $(if $(PREPARE),--prepare) $(if $(SHARDS),--shards $(SHARDS))
 
 plan-%: $(STAMP) ## The stages of a paper and what is left to run
 	$(ASSEMBLE) plan $* $(RUN)
@@ -63,14 +64,17 @@ check-tables: $(STAMP) ## Fail when a README does not hold what the records say
 claims: $(STAMP) ## Judge the papers' claims over the stored records
 	$(ASSEMBLE) claims
 
-report: $(STAMP) ## One static HTML page: tables, curves, pictures, claims
+report: $(STAMP) ## One static HTML page: claims, tables, charts, curves, pictures, clips
 	$(ASSEMBLE) report
+
+wandb-report: $(STAMP) ## W&B reports of all papers: sent with a key, else files in runs/
+	$(ASSEMBLE) wandb-report
 
 doctor: $(STAMP) ## What this machine has and lacks
 	$(ASSEMBLE) doctor --data $(DATA)
 
 test: $(STAMP) ## Run the test suite (no network, no GPU)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(TEST_JOBS)
 
 test-slow: $(STAMP) ## Tests that learn something for minutes
 	$(VENV)/bin/python -m pytest -m slow -o addopts="-q --strict-markers --benchmark-skip"

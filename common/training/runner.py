@@ -290,7 +290,8 @@ def _run_claimed(request: StageRequest, run: RunConfiguration, config: dict[str,
             group=f"{request.paper}/{request.scale}",
             job_type=request.job,
             tags=[request.scale, *([request.row] if request.row else []), (git.get("revision") or "unknown")[:12]],
-            config=resolved,
+            # Beside the configuration itself, so that the dashboard can take a table's rows apart.
+            config={**resolved, "stage": request.stage, "row": request.row or request.stage},
             notes="\n".join(filter(None, (run.describe(), run.describe_ours() and f"ours: {run.describe_ours()}"))),
         )
         if wandb is not None:

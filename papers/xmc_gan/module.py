@@ -18,6 +18,7 @@ from common.memory.collective import average_in_place
 from common.memory.momentum import MomentumPair
 from common.metrics.gathering import OncePerSample
 from papers.xmc_gan import diagnostics
+from papers.xmc_gan.data import TextToImageData
 from papers.xmc_gan.evaluation import noise_of
 from papers.xmc_gan.model import Captions, Discriminator, Generator, Judgement, keeping_statistics
 from papers.xmc_gan.objective import Matching, Negatives, pair_loss, word_loss
@@ -238,7 +239,7 @@ class XMCGAN(pl.LightningModule):
         generator = torch.Generator().manual_seed((self.hparams["seed"] << 32) + self.trainer.fit_loop.total_batch_idx)
         size = len(batch["length"]) * world
         z = torch.randn(size, self.generator.z_dim, generator=generator)[rank::world].to(self.device, non_blocking=True)
-        parts = self.trainer.datamodule.minibatches  # type: ignore[attr-defined]
+        parts = self.data.minibatches
         split = {name: value.chunk(parts) for name, value in batch.items() if isinstance(value, Tensor)}
         return [
             ({name: chunks[part] for name, chunks in split.items()}, noise) for part, noise in enumerate(z.chunk(parts))
@@ -263,14 +264,18 @@ class XMCGAN(pl.LightningModule):
             torch.optim.Adam(self.discriminator_parameters(), h.discriminator_learning_rate, betas, fused=fused),
         ]
 
-    # -- start ---------------------------------------------------------------------------------------------------------
+    # -- start, resume, hand-over --------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> TextToImageData:
+        """The data module of this run."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data.image_size != self.generator.image_size:
+        if self.data.image_size != self.generator.image_size:
             raise ValueError(
-                f"data.image_size is {data.image_size}, the networks make images of {self.generator.image_size}: a "
-                "list of n channels means 4 * 2^(n - 1) pixels"
+                f"data.image_size is {self.data.image_size}, the networks make images of {self.generator.image_size}: "
+                "a list of n channels means 4 * 2^(n - 1) pixels"
             )
         if self.evaluation is not None:
             self.evaluation.load_pretrained()
@@ -312,7 +317,7 @@ class XMCGAN(pl.LightningModule):
 
     def _match(self, batch: Batch, captions: Captions) -> None:
         """How well the discriminator tells held-out pairs apart, in batches as large as in training (5.9)."""
-        seen, size = self.discriminator(batch["image"], captions.sentence), self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        seen, size = self.discriminator(batch["image"], captions.sentence), self.data.batch_size
         for part in range(len(captions.length) // size):
             rows = slice(part * size, (part + 1) * size)
             accuracy = {"sentence": pair_loss(seen.pooled[rows], seen.sentence[rows]).accuracy}

@@ -57,7 +57,7 @@ def test_the_table_gives_back_the_clips(rows: list[Clip]):
     assert listing.labels.tolist() == [clip.label for clip in rows]
     if rows:
         assert listing[-1] == rows[-1]
-        assert listing.clips[: len(rows) - 1] == tuple(rows[:-1])
+        assert listing.clips[: len(rows) - 1] == rows[:-1]
     with pytest.raises(IndexError):
         listing[len(rows)]
     assert pickle.loads(pickle.dumps(listing)).fingerprint() == listing.fingerprint()
