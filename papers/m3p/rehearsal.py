@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.datasets.captioned import CaptionedDataset
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.conceptual_captions import ConceptualCaptions
 from common.data.datasets.multi30k import Multi30K
@@ -66,7 +65,7 @@ def write_datasets(root: Path) -> None:
     ):
         for split in sorted({*dataset.splits} - {"restval"}):  # a part of `train`
             keys = dataset.captions(split, dataset.languages[0]).keys
-            write_regions(dataset.regions_folder / f"{split}.h5", _regions(dataset, split, keys), half=True)
+            write_regions(dataset.regions_folder / f"{split}.h5", _regions(f"{dataset.name}/{split}", keys), half=True)
 
 
 def _write_other_languages(folder: Path) -> None:
@@ -78,9 +77,9 @@ def _write_other_languages(folder: Path) -> None:
                 shutil.copy(folder / f"en.{part}.txt", folder / f"{language}.{part}.txt")
 
 
-def _regions(dataset: CaptionedDataset, split: str, keys: Sequence[str]) -> Iterator[tuple[str, Regions]]:
+def _regions(part: str, keys: Sequence[str]) -> Iterator[tuple[str, Regions]]:
     for number, key in enumerate(keys):
-        rng = np.random.default_rng([number, len(dataset.name), len(split)])
+        rng = np.random.default_rng([number, *part.encode()])
         corners = np.sort(rng.uniform(0, 1, (REGIONS, 2, 2)), axis=1) * (640, 480)
         shares = rng.dirichlet(np.full(CLASSES, 0.01), REGIONS).astype(np.float32)
         features = np.abs(rng.normal(size=(REGIONS, FEATURES))).astype(np.float32)
