@@ -19,7 +19,7 @@ RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data $(DATA)
 export OMP_NUM_THREADS ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: help setup test test-slow lint format bench reproduce tables check-tables claims report wandb-report gpu-check doctor clean
+.PHONY: help setup test test-slow lint format bench reproduce rehearse tables check-tables claims report wandb-report gpu-check doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
@@ -42,6 +42,12 @@ reproduce-%: $(STAMP) ## Train and evaluate one paper (avid), print and write it
 
 reproduce: $(STAMP) ## All papers that exist, one after the other
 	@for paper in $(PAPERS); do $(ASSEMBLE) reproduce $$paper $(RUN) || exit 1; done
+
+rehearse-%: $(STAMP) ## Every stage of a paper's published recipes, on tiny data in the real layouts
+	$(ASSEMBLE) rehearse $*
+
+rehearse: $(STAMP) ## The same for all papers, one after the other
+	$(ASSEMBLE) rehearse
 
 data-%: $(STAMP) ## What a paper's data sets are, what is there, how to get the rest
 	$(ASSEMBLE) data $* --data $(DATA) $(if $(PREPARE),--prepare) $(if $(SHARDS),--shards $(SHARDS))

@@ -14,6 +14,7 @@ from common.reporting.papers import PAPERS, SCALES, existing_papers, paper_named
 from common.training.data_commands import add_parsers as add_data_parsers
 from common.training.data_commands import data_root
 from common.training.errors import Preempted, StageError
+from common.training.rehearse import add_parsers as add_rehearse_parsers
 from common.training.use_commands import add_parsers as add_use_parsers
 
 RUN_COMMANDS = {
@@ -108,6 +109,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_data_parsers(commands)
 
     add_use_parsers(commands)
+
+    add_rehearse_parsers(commands)
 
     command = commands.add_parser("doctor", help="what this machine has and lacks: devices, keys, data, versions")
     command.add_argument("--data", type=Path, default=data_root(), help="folder that holds the data sets")
