@@ -103,7 +103,7 @@ class BridgedRetrieval(FrozenEncoderModule):
         embedding_dim: int = 256,
         hidden_dim: int | None = None,
         temperature: float = 0.1,
-        learning_rates: Sequence[float] = (1e-3, 3e-3, 1e-2),
+        learning_rates: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
         lengths: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
     ) -> None:
         super().__init__(image_encoder, pretrained)

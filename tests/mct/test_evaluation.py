@@ -26,7 +26,7 @@ from common.training.callbacks import StepSeed, StopOnNonFiniteLoss
 from common.training.data_module import ShardedDataModule
 from common.training.errors import NonFiniteLossError
 from common.training.loggers import MetricsFile, read_metrics
-
+from papers.mct import evaluation
 from papers.mct.checkpoints import CheckpointError
 from papers.mct.evaluation import (
     CrossModalSearch,
