@@ -230,7 +230,7 @@ class BridgedRetrieval(FrozenEncoderModule):
 
     def on_test_epoch_end(self) -> None:
         """Judge the bridge of every length, and log recalls in percent, and ranks."""
-        selection, judged = (Pairs(*self.tables[place : place + 2], self.device) for place in (0, 2))
+        selection, judged = (Pairs(self.tables[place], self.tables[place + 1], self.device) for place in (0, 2))
         curve: dict[int, Tensor] = {}
         for length in self.hparams["lengths"]:
             bridge = self.kept[str(length)]
