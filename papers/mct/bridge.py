@@ -15,7 +15,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from common.data.text import text_numbers
@@ -167,7 +166,7 @@ class BridgedRetrieval(FrozenEncoderModule):
         )
         return losses.sum()
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam with a learning rate of its own for every bridge."""
         groups = [
             {"params": list(projection.parameters()), "lr": rate}
