@@ -5,6 +5,7 @@ SHELL := /bin/bash
 SCALE ?= mini
 SEEDS ?= 0
 HARDWARE ?= cpu
+TEST_JOBS ?= 2
 DATA ?= $(or $(ASSEMBLE_DATA),data)
 PYTHON ?= python3
 
@@ -18,11 +19,11 @@ RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data $(DATA)
 export OMP_NUM_THREADS ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: help setup test test-slow lint format bench reproduce tables check-tables claims report doctor clean
+.PHONY: help setup test test-slow lint format bench reproduce rehearse tables check-tables claims report wandb-report gpu-check doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
-	@echo "  variables: SCALE=smoke|mini|paper SEEDS=\"0 1 2\" HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder"
+	@echo "  variables: SCALE=smoke|mini|paper SEEDS=\"0 1 2\" TEST_JOBS=2 HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder"
 
 setup: $(STAMP) ## Make the virtual environment from requirements.lock
 
@@ -42,11 +43,17 @@ reproduce-%: $(STAMP) ## Train and evaluate one paper (avid), print and write it
 reproduce: $(STAMP) ## All papers that exist, one after the other
 	@for paper in $(PAPERS); do $(ASSEMBLE) reproduce $$paper $(RUN) || exit 1; done
 
-data-%: $(STAMP) ## What a paper's data sets are, what is there, how to get the rest
-	$(ASSEMBLE) data $* --data $(DATA) $(if $(PREPARE),--prepare)
+rehearse-%: $(STAMP) ## Every stage of a paper's published recipes, on tiny data in the real layouts
+	$(ASSEMBLE) rehearse $*
 
-plan-%: $(STAMP) ## The stages of a paper and what is left to run
-	$(ASSEMBLE) plan $* $(RUN)
+rehearse: $(STAMP) ## The same for all papers, one after the other
+	$(ASSEMBLE) rehearse
+
+data-%: $(STAMP) ## What a paper's data sets are, what is there, how to get the rest
+	$(ASSEMBLE) data $* --data $(DATA) $(if $(PREPARE),--prepare) $(if $(SHARDS),--shards $(SHARDS))
+
+plan-%: $(STAMP) ## The stages of a paper and what is left to run; ESTIMATE=1 for memory and GPU hours
+	$(ASSEMBLE) plan $* $(RUN) $(if $(ESTIMATE),--estimate)
 
 tables: $(STAMP) ## Render every table from stored records into the READMEs; never trains
 	$(ASSEMBLE) tables
@@ -57,14 +64,20 @@ check-tables: $(STAMP) ## Fail when a README does not hold what the records say
 claims: $(STAMP) ## Judge the papers' claims over the stored records
 	$(ASSEMBLE) claims
 
-report: $(STAMP) ## One static HTML page: tables, curves, pictures, claims
+report: $(STAMP) ## One static HTML page: claims, tables, charts, curves, pictures, clips
 	$(ASSEMBLE) report
+
+wandb-report: $(STAMP) ## W&B reports of all papers: sent with a key, else files in runs/
+	$(ASSEMBLE) wandb-report
+
+gpu-check: $(STAMP) ## Measure every paper's training step on this machine's GPU, without data; docs/gpu.md
+	$(ASSEMBLE) gpu-check $(PAPERS)
 
 doctor: $(STAMP) ## What this machine has and lacks
 	$(ASSEMBLE) doctor --data $(DATA)
 
 test: $(STAMP) ## Run the test suite (no network, no GPU)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(TEST_JOBS)
 
 test-slow: $(STAMP) ## Tests that learn something for minutes
 	$(VENV)/bin/python -m pytest -m slow -o addopts="-q --strict-markers --benchmark-skip"

@@ -20,5 +20,11 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Files that can be made again go to a temporary folder, never to the user's cache."""
-    os.environ["ASSEMBLE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """Files that can be made again go to a temporary folder of this run, never to the user's cache.
+
+    The workers of a run share it: what one has rendered the others find.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
+    os.environ["ASSEMBLE_CACHE"] = str(folder)

@@ -11,15 +11,16 @@ import io
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from common.data.listing import cache_folder, settled, stamp_of, write_atomically
+from common.data.sequences import MadeOnDemand
 
 Value = TypeVar("Value")
 # Boxes of one picture: `boxes` float32 [n, 4] as left, top, right, bottom; `labels` int64 [n] from 0; a flag per box,
@@ -29,7 +30,7 @@ Boxes = dict[str, Any]
 KEEP_FROM_BYTES = 2**24
 
 
-class Rows(Sequence[tuple[Value, ...]], Generic[Value]):
+class Rows(MadeOnDemand[tuple[Value, ...]], Generic[Value]):
     """Rows of different lengths, held as one column and the places where rows begin.
 
     Half a million captions as Python objects would be copied into every loader process: reading them changes their
@@ -49,24 +50,8 @@ class Rows(Sequence[tuple[Value, ...]], Generic[Value]):
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> tuple[Value, ...]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[tuple[Value, ...]]: ...
-
-    def __getitem__(self, index: int | slice) -> tuple[Value, ...] | list[tuple[Value, ...]]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        row = range(len(self))[index]
-        return tuple(map(self.value, range(self.starts[row], self.starts[row + 1])))
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, Sequence) and not isinstance(other, str | bytes):
-            return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other))
-        return NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
+    def _item(self, position: int) -> tuple[Value, ...]:
+        return tuple(map(self.value, range(self.starts[position], self.starts[position + 1])))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} rows, {self.starts[-1]} values)"
@@ -90,7 +75,7 @@ class TextRows(Rows[str]):
         return self.buffer[self.ends[position] : self.ends[position + 1]].decode("utf-8", "surrogatepass")
 
 
-class Texts(Sequence[str]):
+class Texts(MadeOnDemand[str]):
     """Texts held as one byte string, for the reason that :class:`Rows` has; equals a sequence of the same texts.
 
     Args:
@@ -105,24 +90,8 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        row = range(len(self))[index]
-        return self.buffer[self.ends[row] : self.ends[row + 1]].decode("utf-8", "surrogatepass")
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, Sequence) and not isinstance(other, str | bytes):
-            return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other))
-        return NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
+    def _item(self, position: int) -> str:
+        return self.buffer[self.ends[position] : self.ends[position + 1]].decode("utf-8", "surrogatepass")
 
     def __repr__(self) -> str:
         return f"Texts({len(self)} texts)"
@@ -281,6 +250,34 @@ def read_json(path: Path, without: frozenset[str] = frozenset()) -> dict[str, An
     if not isinstance(document, dict):
         raise ValueError(f"{path} holds a JSON {type(document).__name__} where an object is expected")
     return document
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file with one JSON object a line; blank lines are passed over.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Pairs of file and line, for messages, and object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not a JSON object; the message names file and line.
+    """
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if not text.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                record = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{where}: not valid JSON ({error}); the file may be truncated: get it anew") from None
+            if not isinstance(record, dict):
+                raise ValueError(f"{where}: a JSON {type(record).__name__} where an object is expected")
+            yield where, record
 
 
 def objects(value: Mapping[str, Any], key: str, where: str) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -88,7 +89,7 @@ class AudioVisualClips(ClipDataset):
     """A video clip and an audio clip from about the same moment of a file.
 
     Args:
-        listing, clips_per_video, seed, max_skipped_share, cache_bytes: See :class:`ClipDataset`.
+        listing, options: See :class:`ClipDataset`.
         video_transform: None = no "video" in the samples, and nothing of the picture is decoded.
         audio_transform: Also gives the sample rate and the length of the audio clip.
         video_duration: Length of the video clip in seconds.
@@ -115,18 +116,9 @@ class AudioVisualClips(ClipDataset):
         jitter: float = 0.5,
         training: bool = True,
         require_audio: bool = False,
-        clips_per_video: int = 1,
-        seed: int = 0,
-        max_skipped_share: float = 0.05,
-        cache_bytes: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            listing,
-            clips_per_video=clips_per_video,
-            seed=seed,
-            max_skipped_share=max_skipped_share,
-            cache_bytes=cache_bytes,
-        )
+        super().__init__(listing, **options)
         self.training = training
         self.video_transform = (
             None
@@ -197,7 +189,7 @@ class VideoClips(ClipDataset):
     """One random clip per item, without sound.
 
     Args:
-        listing, clips_per_video, seed, max_skipped_share, cache_bytes: See :class:`ClipDataset`.
+        listing, options: See :class:`ClipDataset`.
         video_transform: Frames to tensor.
         video_duration, video_fps: Length and frame rate of the clip.
         training: Augment. The time of the clip is random in evaluation as well ("Clip@1").
@@ -216,18 +208,9 @@ class VideoClips(ClipDataset):
         video_duration: float = 0.5,
         video_fps: float = 16.0,
         training: bool = True,
-        clips_per_video: int = 1,
-        seed: int = 0,
-        max_skipped_share: float = 0.05,
-        cache_bytes: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            listing,
-            clips_per_video=clips_per_video,
-            seed=seed,
-            max_skipped_share=max_skipped_share,
-            cache_bytes=cache_bytes,
-        )
+        super().__init__(listing, **options)
         self.training = training
         self.video_transform = video_transform.adapted(training, frame_count(video_duration, video_fps))
         self.video_duration = video_duration

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.data import shards
 from common.data.images import ImageCache, read_image
 from common.data.media import DecodedCache, MediaError, MediaFile, TooShortError
 from common.data.windows import Limits, select_frames
@@ -43,14 +44,14 @@ class FrameFolder:
         self._cache = cache
         found: dict[int, str] = {}
         try:
-            with os.scandir(self.path) as entries:
-                for entry in entries:
-                    match = _NUMBERED.fullmatch(entry.name)
-                    # Hidden files are what some systems put beside a picture when they copy it.
-                    if match and not entry.name.startswith("."):
-                        found[int(match[1])] = entry.name
+            names = sorted({*os.listdir(self.path), *shards.names_in(self.path)})
         except OSError as error:
             raise MediaError.of(self.path, f"cannot be read: {error.strerror or error}") from error
+        for name in names:
+            match = _NUMBERED.fullmatch(name)
+            # Hidden files are what some systems put beside a picture when they copy it.
+            if match and not name.startswith("."):
+                found[int(match[1])] = name
         if not found:
             raise MediaError.of(self.path, "holds no numbered frame (00001.jpg, 00002.jpg, ...)")
         self._numbers = np.array(sorted(found))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from common.data import shards
 from common.data.annotations import ImageAnnotations
+from common.data.caches import FileCache
 from common.data.image_transforms import Transform
 from common.data.items import ItemDataset, Sample
 from common.data.listing import Listing
@@ -34,17 +34,18 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     stored pixels, and the reference codes do not apply it either. An animation gives its first frame.
 
     Args:
-        path: File in any format that Pillow reads.
+        path: File in any format that Pillow reads, on its own or in a shard.
 
     Raises:
         ImageError: The file is missing, empty, truncated, no picture, or has samples of 32 bits.
+        ShardError: Its shard is missing or damaged.
     """
     path = Path(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(shards.source(path)) as image:
             image.load()
             return _to_rgb(image)
-    except (ImageError, MemoryError):
+    except (ImageError, MemoryError, shards.ShardError):
         raise
     except OSError as error:
         # Pillow's own messages hold no error number; the system's name the file a second time.
@@ -72,48 +73,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-class ImageCache:
-    """Decoded pictures kept in the memory of this process, the least recently used ones dropped first.
-
-    Failures are remembered too. A file that was written anew is read anew.
-
-    Args:
-        max_bytes: Bound of the pixels held; a larger picture is read every time.
-
-    Attributes:
-        dropped: Number of entries that had to make room for others so far.
-    """
-
-    _shared: ImageCache | None = None
-
-    def __init__(self, max_bytes: int) -> None:
-        if max_bytes <= 0:
-            raise ValueError(f"max_bytes must be positive, not {max_bytes}")
-        self.max_bytes = max_bytes
-        self._entries: OrderedDict[tuple[str, int, int], Pixels | str] = OrderedDict()
-        self.dropped = 0
-        self._held = 0
-        self._lock = threading.Lock()
-
-    @classmethod
-    def shared(cls, max_bytes: int) -> ImageCache:
-        """The cache of this process, which grows to the largest bound that was asked for."""
-        if ImageCache._shared is None:
-            ImageCache._shared = cls(max_bytes)
-        ImageCache._shared.max_bytes = max(ImageCache._shared.max_bytes, max_bytes)
-        return ImageCache._shared
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the pixels held now."""
-        return self._held
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A process that gets the cache by pickling starts with its own, empty one.
-        return (ImageCache.shared if self is ImageCache._shared else ImageCache, (self.max_bytes,))
+class ImageCache(FileCache[Pixels]):
+    """Decoded pictures kept in the memory of this process; one larger than the bound is read every time."""
 
     def get(self, path: Path) -> Image.Image:
         """The decoded picture, read on the first call; the caller's own copy.
@@ -122,18 +83,14 @@ class ImageCache:
             ImageError: The file cannot be read.
         """
         try:
-            status = os.stat(path)
+            key = self._key(path)
         except OSError as error:
             raise ImageError.of(path, f"cannot be read: {error.strerror or error}") from None
-        key = (os.fspath(path), status.st_mtime_ns, status.st_size)
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is not None:
-                self._entries.move_to_end(key)
-        if isinstance(entry, str):
-            raise ImageError(entry, path)
-        if entry is not None:
-            return Image.fromarray(entry)
+        found = self._find(key)
+        if found is not None:
+            if isinstance(found[0], str):
+                raise ImageError(found[0], path)
+            return Image.fromarray(found[0])
         try:
             image = read_image(path)
         except ImageError as error:
@@ -144,16 +101,6 @@ class ImageCache:
         if size <= self.max_bytes:
             self._keep(key, np.array(image), size)
         return image
-
-    def _keep(self, key: tuple[str, int, int], entry: Pixels | str, size: int) -> None:
-        with self._lock:
-            if key not in self._entries:
-                self._entries[key] = entry
-                self._held += size
-            while self._held > self.max_bytes:
-                _, oldest = self._entries.popitem(last=False)
-                self._held -= 0 if isinstance(oldest, str) else oldest.nbytes
-                self.dropped += 1
 
 
 class ImageItems(ItemDataset):

@@ -14,10 +14,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from common.data.sequences import MadeOnDemand
 
 INDEX_SCHEMA = 1
 # A folder changed this recently may change again within the resolution of its time stamp: its index is not kept.
@@ -49,7 +51,7 @@ class Clip:
     end: float | None = None
 
 
-class ClipTable(Sequence[Clip]):
+class ClipTable(MadeOnDemand[Clip]):
     """The clips of a listing as columns; a :class:`Clip` is made when one is asked for.
 
     Two million small Python objects would cost a gigabyte in every loader process (reading them changes their reference
@@ -130,35 +132,16 @@ class ClipTable(Sequence[Clip]):
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Clip: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Clip, ...]: ...
-
-    def __getitem__(self, index: int | slice) -> Clip | tuple[Clip, ...]:
-        if isinstance(index, slice):
-            return tuple(self[row] for row in range(*index.indices(len(self))))
-        row = range(len(self))[index]
-        start, end = float(self.starts[row]), float(self.ends[row])
+    def _item(self, position: int) -> Clip:
+        start, end = float(self.starts[position]), float(self.ends[position])
         return Clip(
-            path=self.root / self.name(row),
-            label=int(self.labels[row]),
-            sound_label=int(self.sound_labels[row]),
-            fold=int(self.folds[row]),
+            path=self.root / self.name(position),
+            label=int(self.labels[position]),
+            sound_label=int(self.sound_labels[position]),
+            fold=int(self.folds[position]),
             start=None if np.isnan(start) else start,
             end=None if np.isnan(end) else end,
         )
-
-    def __iter__(self) -> Iterator[Clip]:
-        return (self[row] for row in range(len(self)))
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, Sequence) and not isinstance(other, str | bytes):
-            return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other))
-        return NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"ClipTable({len(self)} clips under {self.root})"
@@ -292,6 +275,8 @@ class DatasetStatus:
         notes: Warnings: other counts than published, what is wrong.
         broken: Files that failed to decode in a check, with the reason.
         checked: Number of files that were decoded in the check.
+        verified: Files whose published checksum was found right.
+        corrupt: Files whose checksum is another, with the reason.
         problem: The whole message when the set is missing.
         unit: What the counts count: "clips" or "images".
     """
@@ -311,6 +296,8 @@ class DatasetStatus:
     notes: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     checked: int = 0
+    verified: tuple[str, ...] = ()
+    corrupt: tuple[str, ...] = ()
     problem: str = ""
     unit: str = "clips"
 

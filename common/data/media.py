@@ -6,9 +6,6 @@ differs between PyAV releases, time stamps do not.
 
 from __future__ import annotations
 
-import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +27,8 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
+from common.data import shards
+from common.data.caches import FileCache
 from common.data.windows import Limits, select_frames
 
 # A lossy sound decoder needs some packets before its output is right, so a seek goes this much further back. A window
@@ -171,46 +170,13 @@ class DecodedMedia:
         return video + (0 if self.audio is None else self.audio.samples.nbytes)
 
 
-class DecodedCache:
-    """Decoded files kept in the memory of this process, the least recently used ones dropped first.
+class DecodedCache(FileCache[DecodedMedia | None]):
+    """Decoded files kept in the memory of this process; one larger than the bound is read as if there were no cache.
 
     Made for data sets of small files that are visited many times. Results equal those of reading the file, as decoding
     starts at the beginning of a short file in both cases. (In a long file, a sound decoder with a random state of its
-    own, such as AAC with noise substitution, depends on where decoding starts.) Failures are remembered too.
-
-    Args:
-        max_bytes: Bound of the decoded samples held; a file larger than this is read as if there were no cache.
+    own, such as AAC with noise substitution, depends on where decoding starts.)
     """
-
-    _shared: DecodedCache | None = None
-
-    def __init__(self, max_bytes: int) -> None:
-        if max_bytes <= 0:
-            raise ValueError(f"max_bytes must be positive, not {max_bytes}")
-        self.max_bytes = max_bytes
-        self._entries: OrderedDict[tuple[str, int, int], DecodedMedia | str | None] = OrderedDict()
-        self._held = 0
-        self._lock = threading.Lock()
-
-    @classmethod
-    def shared(cls, max_bytes: int) -> DecodedCache:
-        """The cache of this process, which grows to the largest bound that was asked for."""
-        if DecodedCache._shared is None:
-            DecodedCache._shared = cls(max_bytes)
-        DecodedCache._shared.max_bytes = max(DecodedCache._shared.max_bytes, max_bytes)
-        return DecodedCache._shared
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the decoded samples held now."""
-        return self._held
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A process that gets the cache by pickling starts with its own, empty one.
-        return (DecodedCache.shared if self is DecodedCache._shared else DecodedCache, (self.max_bytes,))
 
     def get(self, path: Path) -> DecodedMedia | None:
         """The decoded file, read on the first call.
@@ -222,32 +188,21 @@ class DecodedCache:
             MediaError: The file cannot be read.
         """
         try:
-            status = os.stat(path)
+            key = self._key(path)
         except OSError as error:
             raise MediaError.of(path, error.strerror or str(error)) from None
-        # A file that was written anew is another file.
-        key = (os.fspath(path), status.st_mtime_ns, status.st_size)
-        with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-                entry = self._entries[key]
-                if isinstance(entry, str):
-                    raise MediaError(entry, path)
-                return entry
+        found = self._find(key)
+        if found is not None:
+            if isinstance(found[0], str):
+                raise MediaError(found[0], path)
+            return found[0]
         try:
-            entry = _decode_whole(path, self.max_bytes)
+            media = _decode_whole(path, self.max_bytes)
         except MediaError as error:
-            with self._lock:
-                self._entries[key] = str(error)
+            self._keep(key, str(error), 0)
             raise
-        with self._lock:
-            if key not in self._entries:
-                self._entries[key] = entry
-                self._held += 0 if entry is None else entry.nbytes
-            while self._held > self.max_bytes:
-                _, dropped = self._entries.popitem(last=False)
-                self._held -= dropped.nbytes if isinstance(dropped, DecodedMedia) else 0
-        return entry
+        self._keep(key, media, 0 if media is None else media.nbytes)
+        return media
 
 
 class MediaFile:
@@ -256,11 +211,12 @@ class MediaFile:
     Times are seconds on the file's own clock, the same for both streams.
 
     Args:
-        path: File in any container that FFmpeg reads.
+        path: File in any container that FFmpeg reads, on its own or in a shard.
         cache: Where to keep and look for the decoded file; None = read from disk.
 
     Raises:
         MediaError: The file is missing, empty, not a media file, or has neither picture nor sound.
+        ShardError: Its shard is missing or damaged.
     """
 
     def __init__(self, path: str | Path, cache: DecodedCache | None = None) -> None:
@@ -410,7 +366,7 @@ class MediaFile:
         self.close()
         with self._explained():
             # Tags in old files are not always valid text; nobody reads them here.
-            self._container = av.open(os.fspath(self.path), metadata_errors="ignore")
+            self._container = av.open(shards.source(self.path), mode="r", metadata_errors="ignore")
         self._fresh = True
         streams = self._container.streams
         self._video = streams.video[0] if streams.video else None
@@ -480,7 +436,7 @@ class MediaFile:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except MediaError:
+        except (MediaError, shards.ShardError):
             raise
         except av.error.FFmpegError as error:
             raise MediaError.of(self.path, f"cannot be read: {error.strerror or error}") from error

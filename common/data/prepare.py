@@ -14,11 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from common.data import checksums, shards
 from common.data.datasets.base import MediaDataset
 from common.data.datasets.captioned import CaptionedDataset, LanguageCaptioned
 from common.data.listing import Clip, DatasetMissing, DatasetStatus
+from common.data.released_files import FileStatus
 
-__all__ = ["DatasetStatus", "SampleCheck", "check_samples", "report"]
+__all__ = ["DatasetStatus", "SampleCheck", "check_checksums", "check_samples", "report", "report_files"]
 
 # Enough of a file to meet most kinds of damage, as long as one clip of the recipes.
 CHECKED_SECONDS = 0.5
@@ -54,23 +56,26 @@ def report(
     Args:
         datasets: The data sets of a paper.
         console: Where to print; None = the terminal.
-        prepare: Also index every split, so that later runs start fast, and decode a sample of the files.
-        verify: Decode a sample without indexing.
+        prepare: Also index every split, so that later runs start fast, and verify.
+        verify: Without indexing: decode a sample of the files, and compare published checksums.
         samples: Files to decode per data set.
         seed: Seed of the choice of files.
 
     Returns:
         One status per data set, in order.
     """
-    if console is None:
-        console = Console()
-        if not console.is_terminal:  # a file or a pipe has no width of its own; the default would break every word
-            console = Console(width=200)
+    console = console or wide_console()
     statuses = []
     for dataset in datasets:
         notes = _index(dataset, console) if prepare else []
         with console.status(f"Looking at {dataset.title}"):
             status = dataset.status()
+        if status.layout and shards.index_file(dataset.root) is not None:
+            status = replace(status, layout=f"{status.layout}; media files in shards")
+        if prepare or verify:
+            with console.status(f"Comparing checksums of {dataset.title}"):
+                verified, corrupt = check_checksums(dataset)
+            status = replace(status, verified=verified, corrupt=corrupt)
         if (prepare or verify) and status.counts:
             with console.status(f"Decoding {samples} files of {dataset.title}"):
                 check = check_samples(dataset, samples, seed)
@@ -85,8 +90,77 @@ def report(
     for status in statuses:
         _print_details(console, status, prepare)
     if not (prepare or verify) and any(status.counts for status in statuses):
-        console.print(Text("Nothing was prepared; with --prepare the files are indexed and a sample is decoded."))
+        console.print(
+            Text("Nothing was prepared; with --prepare files are indexed, a sample is decoded, checksums are compared.")
+        )
     return statuses
+
+
+def wide_console() -> Console:
+    """The terminal; a file or a pipe has no width of its own, and gets one that does not break every word."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def report_files(statuses: Sequence[FileStatus], console: Console | None = None) -> None:
+    """Print what is known about the released weights, vocabularies and lists that recipes read.
+
+    Args:
+        statuses: What :func:`common.data.released_files.look_at` found.
+        console: Where to print; None = the terminal.
+    """
+    if not statuses:
+        return
+    console = console or wide_console()
+    table = Table(title="Weights and other files", title_justify="left", show_lines=True)
+    for heading in ("File", "State", "Path", "Size", "Licence", "Read by"):
+        table.add_column(heading, overflow="fold")
+    for status in statuses:
+        file, recipes = status.file, status.recipes
+        names = ", ".join(recipes[:2]) + (f" and {len(recipes) - 2} more" if len(recipes) > 2 else "")
+        state = Text("missing", style="red")
+        if status.problem:
+            state = Text("damaged", style="red")
+        elif status.present:
+            state = Text("present, checksum right" if status.checked else "present", style="green")
+        elif status.path.exists():
+            state = Text("incomplete", style="yellow")
+        facts = (str(status.path), file.size, file.licence, names)
+        # Text and not markup: a path may hold square brackets.
+        table.add_row(Text(file.title), state, *(Text(fact) for fact in facts))
+    console.print(table)
+    for status in statuses:
+        if status.present and not status.problem:
+            continue
+        lines = [f"Wrong: {status.problem}"] if status.problem else []
+        lines += [f"Lacks: {', '.join(status.missing)}"] if status.missing else []
+        lines.append(f"Get it from: {status.file.source.replace('{path}', str(status.path))}")
+        console.print(Text(status.file.title, style="bold"))
+        console.print(Text("\n".join(f"  {line}" for line in lines)))
+
+
+def check_checksums(dataset: MediaDataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Compare what lies in a data set's folder with published checksums.
+
+    Returns:
+        Names of the files that are right, and of those that are not, with the reason.
+    """
+    if not dataset.root.is_dir():
+        return (), ()
+    verified, corrupt = [], []
+    for name, published in dataset.checksums().items():
+        path = dataset.root / name
+        if not path.is_file():
+            continue
+        try:
+            problem = checksums.difference(path, published)
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror or error}"
+        if problem is None:
+            verified.append(name)
+        else:
+            corrupt.append(f"{path}: {problem}")
+    return tuple(verified), tuple(corrupt)
 
 
 def check_samples(dataset: MediaDataset, samples: int = 16, seed: int = 0) -> SampleCheck:
@@ -178,7 +252,7 @@ def _index(dataset: MediaDataset, console: Console) -> list[str]:
 
 def _state(status: DatasetStatus) -> Text:
     if status.present:
-        return Text("present", style="yellow" if status.notes or status.broken else "green")
+        return Text("present", style="yellow" if status.notes or status.broken or status.corrupt else "green")
     return Text("incomplete" if status.counts else "missing", style="yellow" if status.counts else "red")
 
 
@@ -208,13 +282,16 @@ def _print_details(console: Console, status: DatasetStatus, prepared: bool) -> N
     if not status.present:
         lines += status.problem.splitlines()[:1]
         lines += ["Expected:", *(f"  {line}" for line in status.expected_layout.splitlines())]
-        lines += [f"Get it from: {status.source}", f"Then prepared: {status.prepares}"]
-    elif not prepared:
+    lines.append(f"Get it from: {status.source}")
+    if not (status.present and prepared):
         lines.append(f"To prepare: {status.prepares}")
     lines += [f"Note: {note}" for note in status.notes]
     if status.checked:
         lines.append(f"Decoded: {status.checked - len(status.broken)} of {status.checked} files tried")
     lines += [f"Broken: {reason}" for reason in status.broken]
+    if status.verified:
+        lines.append(f"Checksum right: {', '.join(status.verified)}")
+    lines += [f"Wrong: {reason}" for reason in status.corrupt]
     if lines:
         console.print(Text(status.title, style="bold"))
         console.print(Text("\n".join(f"  {line}" for line in lines)))

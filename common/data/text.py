@@ -255,6 +255,7 @@ class CaptionTokenizer(ABC):
         self.file = file
         self.max_tokens = max_tokens
         self._size = 0
+        self._content = b""
 
     def normal_form(self, text: str) -> str:
         """What a caption is made into before anything else."""
@@ -270,6 +271,29 @@ class CaptionTokenizer(ABC):
         if not self._size:
             raise self._unprepared()
         return self._size
+
+    @property
+    def content(self) -> bytes:
+        """The vocabulary as its file holds it, for `read`.
+
+        Raises:
+            RuntimeError: `prepare` was not called.
+        """
+        if not self._content:
+            raise self._unprepared()
+        return self._content
+
+    def read(self, content: bytes) -> None:
+        """Take a vocabulary in, in place of `prepare`.
+
+        Args:
+            content: see the property of that name.
+
+        Raises:
+            ValueError: it is no such vocabulary.
+        """
+        self._read(content)
+        self._content = content
 
     def prepare(self, captions: Iterable[str] = (), folder: Path | None = None) -> None:
         """Read the vocabulary, and learn it first if need be.
@@ -295,10 +319,10 @@ class CaptionTokenizer(ABC):
         path = (folder or cache_folder() / "vocabularies") / f"{stem}-{digest.hexdigest()[:24]}.{ending}"
         # Whatever is wrong with a cached file, learning again puts it right.
         with contextlib.suppress(OSError, ValueError):
-            self._read(path.read_bytes())
+            self.read(path.read_bytes())
             return
         content = self._learn(texts)
-        self._read(content)
+        self.read(content)
         # A cache that cannot be written costs time only.
         with contextlib.suppress(OSError):
             write_atomically(path, content)
@@ -317,7 +341,7 @@ class CaptionTokenizer(ABC):
                 f"or set {self.field} to null to learn one from the training captions"
             ) from None
         try:
-            self._read(content)
+            self.read(content)
         except ValueError as error:
             raise ValueError(f"{self.field}: {path} is not what it should be: {error}") from error
 

@@ -1,4 +1,4 @@
-"""The commands ``assemble tables | claims | report | promote``: thin, and quick to start."""
+"""The commands ``assemble tables | claims | report | wandb-report | promote``: thin, and quick to start."""
 
 from __future__ import annotations
 
@@ -47,10 +47,19 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     _add_runs(claims, "judge fresh records instead of the promoted ones")
 
-    report = add("report", report_command, "Write one static HTML page: tables, curves, pictures, claims.")
+    report = add("report", report_command, "Write one static HTML page: claims, tables, charts, curves, media.")
     report.add_argument("--scale", choices=SCALES, help="this scale only")
     report.add_argument("--output", type=Path, help="the file; default: runs/report.html")
     report.add_argument("--runs", type=Path, help="folder of runs; default: runs")
+
+    dashboard = add(
+        "wandb-report",
+        wandb_report_command,
+        "Make a W&B report of each paper and, when no paper is named, one of all; without a key, write it to a file.",
+    )
+    dashboard.add_argument("--offline", action="store_true", help="write the files only, send nothing")
+    dashboard.add_argument("--entity", default="", help="user or team on W&B; default: the key's own")
+    _add_runs(dashboard, "tables of fresh records instead of the promoted ones")
 
     promote = add("promote", promote_command, "Copy the records of clean revisions into the papers' results.")
     promote.add_argument("--scale", choices=SCALES, action="append", help="may be repeated; default: paper and mini")
@@ -179,6 +188,38 @@ def report_command(args: argparse.Namespace) -> int:
     output = args.output or runs_root() / "report.html"
     path = build(output, _names(args), args.scale, _folder(args))
     print(f"wrote: {path} ({path.stat().st_size / 2**20:.1f} MB)")
+    return 0
+
+
+@_guarded
+def wandb_report_command(args: argparse.Namespace) -> int:
+    """Write the specifications of the reports, then send them where there is a key."""
+    from common.reporting import render
+    from common.reporting.wandb_server import has_key, why_unreachable
+
+    names, runs = _names(args), _folder(args)
+    sending = has_key() and not args.offline
+    if sending and (reason := why_unreachable()):
+        raise ReportingError(f"W&B: {reason}; `--offline` writes the reports to files instead")
+    from common.reporting import wandb_report
+
+    entity = (args.entity or wandb_report.default_entity()) if sending else args.entity
+    papers = [(paper_named(name), render.records_of(name, runs)) for name in names]
+    reports = [
+        (wandb_report.paper_report(paper, records, entity), runs_root() / paper.name / "wandb-report.json")
+        for paper, records in papers
+    ]
+    if not args.papers:
+        reports.append((wandb_report.overview_report(papers, entity), runs_root() / "wandb-report.json"))
+    for report, path in reports:
+        wandb_report.write(report, path)
+        print(f"wrote: {path}")
+        if sending:
+            print(f"sent: {wandb_report.send(report)}")
+    if not sending:
+        why = "--offline" if args.offline else "no key (WANDB_API_KEY or `wandb login`)"
+        again = " ".join(["assemble wandb-report", *args.papers])
+        print(f"not sent: {why}; with a key, `{again}` sends them")
     return 0
 
 

@@ -249,13 +249,16 @@ class OverviewRow:
 
 def overview(runs: Path | None = None) -> list[OverviewRow]:
     """The five papers, one line each."""
-    return [_overview_row(paper, runs) for paper in PAPERS]
+    return [
+        overview_row(paper, load(paper.name), records_of(paper.name, runs))
+        if paper.exists
+        else OverviewRow(paper, "not built yet")
+        for paper in PAPERS
+    ]
 
 
-def _overview_row(paper: Paper, runs: Path | None) -> OverviewRow:
-    if not paper.exists:
-        return OverviewRow(paper, "not built yet")
-    source, records = load(paper.name), records_of(paper.name, runs)
+def overview_row(paper: Paper, source: Tables, records: Sequence[Record]) -> OverviewRow:
+    """One line on a paper from its records."""
     filled = {scale: fill(source, scale, records) for scale in README_SCALES}
     measured = [scale for scale in README_SCALES if any(f.result.measured for f in filled[scale])]
     status = f"measured at {' and '.join(measured)} scale" if measured else "built, not measured yet"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from common.data.items import ItemDataset
 from common.data.samplers import EpochSampler, ShardSampler
+from common.data.worlds.base import World
 
 # Makes a batch of samples; None = stack tensors of one shape.
 Collate = Callable[[list[Any]], Any]
@@ -35,22 +37,59 @@ class LateLoader(DataLoader[Any]):
 
 
 class ShardedDataModule(pl.LightningDataModule):
-    """Base of the data modules: loaders over all ranks that a killed run can go on with.
+    """Base of the data modules: a data set or its stand-in, and loaders that a killed run can go on with.
 
     Args:
+        dataset: the data set; `root` is where its files lie. None where a module reads several and places them itself.
+        world: miniature whose files stand in for the data set's; None for real data.
         batch_size: global batch; the per-device batch is derived.
         num_workers: loader processes per device.
         seed: seed of order and augmentation.
+        cache_bytes: memory for decoded files, for sets small enough to be kept; 0 decodes anew every time.
+        max_skipped_share: the run stops when more than this share of the files is broken.
+
+    Raises:
+        ValueError: the batch is empty, or the world has no stand-in for the data set.
     """
 
-    def __init__(self, batch_size: int, num_workers: int, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: Any = None,
+        world: World | None = None,
+        *,
+        batch_size: int,
+        num_workers: int = 8,
+        seed: int = 0,
+        cache_bytes: int = 0,
+        max_skipped_share: float = 0.01,
+    ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
+        self.dataset = dataset
+        self.world = world
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.cache_bytes = cache_bytes
+        self.max_skipped_share = max_skipped_share
         self._used: dict[str, Dataset[Any]] = {}
+        if dataset is not None and world is not None:
+            dataset.root = Path(world.root_of(dataset.name))
+
+    def prepare_data(self) -> None:
+        if self.dataset is not None and self.world is not None:
+            self.world.prepare([self.dataset.name])
+
+    @property
+    def credit(self) -> str:
+        """Line that must stand under pictures of these data; empty where none must."""
+        return "" if self.world is None else self.world.credit
+
+    @property
+    def item_options(self) -> dict[str, Any]:
+        """Arguments that data sets of files take from here."""
+        return {"seed": self.seed, "max_skipped_share": self.max_skipped_share, "cache_bytes": self.cache_bytes}
 
     # -- loaders -------------------------------------------------------------------------------------------------------
 

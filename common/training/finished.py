@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from common.training.errors import StageError
 
 
-class FinishedStage(NamedTuple):
-    """A stage as its configuration builds it, and what it learned.
+@dataclass(frozen=True)
+class FinishedStage:
+    """What a finished stage left in its folder.
 
     Attributes:
-        module: the LightningModule, with the weights that it was built with.
-        data: its data module; nothing is prepared yet.
-        state: the state dict of its checkpoint, on the CPU.
+        checkpoint: its file.
+        config: the resolved configuration, plain data.
+        content: entries of the checkpoint, on the CPU; its weights are `content["state_dict"]`.
     """
 
-    module: Any
-    data: Any
-    state: dict[str, Any]
+    checkpoint: Path
+    config: dict[str, Any]
+    content: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the stage, where its record lies."""
+        return self.checkpoint.parent.parent
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Weights and other tensors of the module by name."""
+        return self.content["state_dict"]
+
+    def data(self) -> Any:
+        """The data module as the configuration builds it; nothing is prepared yet."""
+        import lightning.pytorch as pl
+
+        return instantiate(self.config["data"], pl.LightningDataModule)
 
 
-def open_finished(
-    checkpoint: str | Path,
-    kind: str,
-    otherwise: str,
-    example: str,
-    change: Callable[[dict[str, Any]], None] | None = None,
-) -> FinishedStage:
-    """Build the model and the data of a finished stage and read its checkpoint.
+def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str, example: str) -> FinishedStage:
+    """Read the configuration and the checkpoint of a finished stage.
 
     Args:
         checkpoint: `checkpoints/last.ckpt` of the stage; `config.yaml` lies in the folder above.
-        kind: import path of the LightningModule that it must be of.
+        kinds: import paths of the LightningModules of which it may be.
         otherwise: what another kind cannot do, and which stages can; stands in the message.
         example: a stage, as `<paper>/<scale>/seed<k>/<stage>`; stands in the message.
-        change: changes the configuration before anything is built.
 
     Raises:
         StageError: the checkpoint or its configuration is missing or damaged, or it is of another kind.
@@ -49,27 +59,41 @@ def open_finished(
         if not path.is_file():
             raise StageError(
                 f"{path} does not exist: give checkpoints/last.ckpt in the folder of a finished stage of "
-                f"{example.split('/')[0]}, such as runs/{example}/checkpoints/last.ckpt"
+                f"{example.split('/')[0]}, such as runs/{example}/checkpoints/last.ckpt, or the folder of an export"
             )
     # Heavy imports only now: whoever mistypes a path need not wait for them.
     import yaml
 
     from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
-    from common.training.cli import StageCLI
 
     config = yaml.safe_load(configuration.read_text(encoding="utf-8"))
     found = str((config.get("model") or {}).get("class_path"))
-    if found != kind:
+    if found not in kinds:
         raise StageError(f"{checkpoint} is of {found}, which {otherwise}")
     try:
-        state = read_checkpoint(checkpoint)["state_dict"]
+        content = read_checkpoint(checkpoint)
+        _ = content["state_dict"]
     except (CheckpointError, KeyError) as error:
         raise StageError(f"{checkpoint} cannot be read: {error}") from None
-    if change is not None:
-        change(config)
-    # What the trainer says about itself, which is not used, is no part of an answer.
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    trainer = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
-    built = StageCLI({"trainer": trainer, "model": config["model"], "data": config["data"]})
-    return FinishedStage(built.model, built.datamodule, state)
+    return FinishedStage(checkpoint, config, content)
+
+
+def instantiate(config: dict[str, Any], base: type) -> Any:
+    """Build an object from plain data, with types checked.
+
+    Args:
+        config: `class_path` and `init_args`, nested ones included.
+        base: class that it must be of.
+
+    Raises:
+        StageError: an argument does not fit its class.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base, "built", required=True)
+    try:
+        parsed = parser.parse_object({"built": config})
+    except Exception as error:
+        raise StageError(f"the configuration does not fit its classes: {error}") from None
+    return parser.instantiate_classes(parsed).built

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import csv
 import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
-WANDB_PROJECT = "representation-assemble"
-
-#: How long a key without a network may hold a run up, in seconds.
-WANDB_PATIENCE_SECONDS = 3.0
+from common.reporting.wandb_server import PROJECT, has_key, why_unreachable
 
 
 class MetricsFile(Logger):
@@ -94,32 +89,13 @@ def wandb_mode() -> str:
         return "disabled" if mode == "disabled" else "offline"
     if mode != "online":
         return "offline"
-    if not _has_key():
+    if not has_key():
         rank_zero_info("W&B: WANDB_MODE=online but no key (WANDB_API_KEY or `wandb login`); logging offline instead")
         return "offline"
-    address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    try:
-        with socket.create_connection(
-            (address.hostname or "", address.port or (80 if address.scheme == "http" else 443)),
-            timeout=WANDB_PATIENCE_SECONDS,
-        ):
-            return "online"
-    except OSError as error:
-        rank_zero_info(
-            f"W&B: {address.hostname} does not answer ({error}); logging offline, `wandb sync` sends it later"
-        )
+    if reason := why_unreachable():
+        rank_zero_info(f"W&B: {reason}; logging offline, `wandb sync` sends it later")
         return "offline"
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        import netrc
-
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, ValueError):
-        return False
+    return "online"
 
 
 def wandb_logger(
@@ -163,7 +139,7 @@ def wandb_logger(
     )
     try:
         run = wandb.init(
-            project=WANDB_PROJECT,
+            project=PROJECT,
             dir=str(directory),
             id=run_id,
             name=name,

@@ -15,11 +15,14 @@ from common.reporting.papers import paper_named
 from common.reporting.tables import StageInstance, expand, load
 from common.training.configuration import ConfigurationError, merge, place, recipes_of, resolve
 from common.training.errors import StageError
-from common.training.runner import StageRequest, run_stage
+from common.training.runner import StageRequest, is_main_process, run_stage
 from common.training.schedule import Selection, request_for
 
 if TYPE_CHECKING:
     from common.data.datasets.base import MediaDataset
+    from common.data.released_files import FileStatus
+
+_DATA = "$DATA/"
 
 
 def find_request(name: str, selection: Selection, arguments: Sequence[str] = ()) -> StageRequest:
@@ -104,10 +107,12 @@ def run_mode(command: str, request: StageRequest, checkpoint: Path | None) -> in
                 "starts from another stage with --model.warm_start or --model.pretrained"
             )
         ours = request.configuration().describe_ours()
-        if ours:
+        if ours and is_main_process():
             print(f"values that are ours, in no source of the paper: {ours}")
-        _print_metrics(run_stage(request).metrics)
-        print(f"record: {request.directory / 'record.json'}")
+        metrics = run_stage(request).metrics
+        if is_main_process():
+            _print_metrics(metrics)
+            print(f"record: {request.directory / 'record.json'}")
         return 0
     return _use(command, request, checkpoint)
 
@@ -166,11 +171,7 @@ def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
     of which the paper's tables know only stages in miniature are left out.
     """
     found: dict[tuple[str, str], Any] = {}
-    stages = load(paper).stages.values()
-    miniature = {stage.recipe for stage in stages} - {stage.recipe for stage in stages if "paper" in stage.scales}
-    for recipe in recipes_of(paper):
-        if recipe in miniature:
-            continue
+    for recipe in _published_recipes(paper):
         config = resolve(paper, recipe, scale="paper").with_placeholders(DATA=str(data), RUN="")
         for entry in _dataset_entries(config.get("data")):
             arguments = entry.get("init_args") or {}
@@ -183,6 +184,51 @@ def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
         dataset = getattr(importlib.import_module(module), name)
         found[path, ""] = dataset(data / dataset.name)
     return list(found.values())
+
+
+def files_of(paper: str, data: Path, verify: bool = False) -> list[FileStatus]:
+    """Every file and folder that a paper's recipes read at the scale `paper` beside data sets: weights, lists, ...
+
+    Args:
+        paper: package name.
+        data: folder of the data sets.
+        verify: also compare published checksums.
+    """
+    from common.data.released_files import look_at
+
+    recipes: dict[str, list[str]] = {}
+    roots: set[str] = set()
+    for recipe in _published_recipes(paper):
+        config = resolve(paper, recipe, scale="paper").config
+        for entry in _dataset_entries(config.get("data")):
+            # Folders of data sets; a file that chooses a part of one is listed.
+            roots.update(path for path in _data_paths(entry) if not Path(path).suffix)
+        for path in _data_paths(config):
+            recipes.setdefault(path, []).append(recipe)
+    return [
+        look_at(path, data, tuple(dict.fromkeys(own)), verify)
+        for path, own in sorted(recipes.items())
+        if path not in roots
+    ]
+
+
+def _published_recipes(paper: str) -> list[str]:
+    """Recipes of a paper but those of which its tables know only stages in miniature."""
+    stages = load(paper).stages.values()
+    miniature = {stage.recipe for stage in stages} - {stage.recipe for stage in stages if "paper" in stage.scales}
+    return [recipe for recipe in recipes_of(paper) if recipe not in miniature]
+
+
+def _data_paths(section: object) -> Iterator[str]:
+    """Every path below the folder of the data sets in a section of a configuration, relative to it."""
+    if isinstance(section, Mapping):
+        for value in section.values():
+            yield from _data_paths(value)
+    elif isinstance(section, list):
+        for value in section:
+            yield from _data_paths(value)
+    elif isinstance(section, str) and section.startswith(_DATA):
+        yield section.removeprefix(_DATA)
 
 
 def _dataset_entries(section: object) -> Iterator[Mapping[str, Any]]:

@@ -56,6 +56,19 @@ class VideoInput:
         """Frames of a clip."""
         return int(self.duration * self.fps)
 
+    def transform(self, training: bool) -> VideoTransform:
+        """Frames to the encoder's input."""
+        return VideoTransform(
+            mode=self.mode,
+            crop=self.crop,
+            resize=self.resize,
+            keep_aspect=self.keep_aspect,
+            min_area=self.min_area,
+            jitter=self.jitter,
+            frames=self.frames,
+            training=training,
+        )
+
 
 @dataclass(frozen=True)
 class AudioInput:
@@ -77,19 +90,30 @@ class AudioInput:
     volume: float = 0.1
     statistics: str | None = None
 
+    def transform(self, training: bool, statistics: dict[str, np.ndarray] | None = None) -> AudioTransform:
+        """Samples to the encoder's input.
+
+        Args:
+            training: whether the volume is drawn.
+            statistics: mean and deviation [F] of each bin; None leaves plain decibels.
+        """
+        return AudioTransform(
+            sample_rate=self.sample_rate,
+            window=self.duration,
+            fft=self.fft,
+            frames_per_second=self.frames_per_second,
+            volume=self.volume,
+            training=training,
+            **({} if statistics is None else {name: values.tolist() for name, values in statistics.items()}),
+        )
+
 
 class AudioVisualData(ShardedDataModule):
     """What the three data modules share: the data set or its stand-in from the world, and the transforms.
 
     Args:
-        dataset: the data set; `root` is where its files lie.
-        world: miniature whose files stand in for the data set's; None for real data.
         video, audio: what a clip is.
-        batch_size: global batch.
-        num_workers: loader processes per device.
-        seed: seed of order and augmentation.
-        cache_bytes: memory for decoded files, for sets small enough to be kept; 0 decodes anew every time.
-        max_skipped_share: the run stops when more than this share of the files is broken.
+        dataset, world, batch_size, max_skipped_share, kwargs: see ShardedDataModule.
     """
 
     def __init__(
@@ -99,51 +123,20 @@ class AudioVisualData(ShardedDataModule):
         video: VideoInput = VideoInput(),
         audio: AudioInput = AudioInput(),
         batch_size: int = 1024,
-        num_workers: int = 8,
-        seed: int = 0,
-        cache_bytes: int = 0,
         max_skipped_share: float = 0.05,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed)
-        self.dataset = dataset
-        self.world = world
+        super().__init__(dataset, world, batch_size=batch_size, max_skipped_share=max_skipped_share, **kwargs)
         self.video = video
         self.audio = audio
-        self.cache_bytes = cache_bytes
-        self.max_skipped_share = max_skipped_share
-        if world is not None:
-            dataset.root = Path(world.root_of(dataset.name))
-
-    def prepare_data(self) -> None:
-        if self.world is not None:
-            self.world.prepare([self.dataset.name])
 
     def video_transform(self, training: bool) -> VideoTransform:
         """The video pipeline of specification 2.2."""
-        video = self.video
-        return VideoTransform(
-            mode=video.mode,
-            crop=video.crop,
-            resize=video.resize,
-            keep_aspect=video.keep_aspect,
-            min_area=video.min_area,
-            jitter=video.jitter,
-            frames=video.frames,
-            training=training,
-        )
+        return self.video.transform(training)
 
     def audio_transform(self, training: bool, statistics: dict[str, np.ndarray] | None = None) -> AudioTransform:
         """The audio pipeline of specification 2.3; in plain decibels without statistics."""
-        audio = self.audio
-        return AudioTransform(
-            sample_rate=audio.sample_rate,
-            window=audio.duration,
-            fft=audio.fft,
-            frames_per_second=audio.frames_per_second,
-            volume=audio.volume,
-            training=training,
-            **({} if statistics is None else {name: values.tolist() for name, values in statistics.items()}),
-        )
+        return self.audio.transform(training, statistics)
 
     def audio_statistics(self, listing: Listing, sounds: Dataset[Any] | None = None) -> dict[str, np.ndarray]:
         """Mean and deviation [F] of each bin: from `audio.statistics`, or computed once from the clips and kept.
@@ -198,7 +191,7 @@ class PretrainingData(AudioVisualData):
         clips_per_video: clips drawn from each video per epoch.
         split, held_out_split: listings for training and for the diagnostics after it.
         held_out_batch_size: clips per step of the diagnostics, per device.
-        kwargs: see AudioVisualData.
+        kwargs: see AudioVisualData and ShardedDataModule.
     """
 
     def __init__(
@@ -227,9 +220,7 @@ class PretrainingData(AudioVisualData):
             self.audio_transform(training=False),
             video_duration=self.video.duration,
             training=False,
-            seed=self.seed,
-            max_skipped_share=self.max_skipped_share,
-            cache_bytes=self.cache_bytes,
+            **self.item_options,
         )
         self.audio_statistics(listing, sounds)
 
@@ -248,9 +239,7 @@ class PretrainingData(AudioVisualData):
             jitter=self.jitter_seconds,
             training=training,
             clips_per_video=self.clips_per_video if training else 1,
-            seed=self.seed,
-            max_skipped_share=self.max_skipped_share,
-            cache_bytes=self.cache_bytes,
+            **self.item_options,
         )
 
     @cached_property
@@ -288,7 +277,7 @@ class VideoClassificationData(AudioVisualData):
         test_clips: evenly spaced clips of each test video, whose class probabilities are averaged.
         clip_accuracy_clips: random clips of each test video scored one by one ("Clip@1"); 0 leaves that out.
         test_batch_size: videos per test step, per device.
-        kwargs: see AudioVisualData.
+        kwargs: see AudioVisualData and ShardedDataModule.
     """
 
     def __init__(
@@ -330,9 +319,7 @@ class VideoClassificationData(AudioVisualData):
             video_duration=self.video.duration,
             video_fps=self.video.fps,
             clips_per_video=self.clips_per_video,
-            seed=self.seed,
-            max_skipped_share=self.max_skipped_share,
-            cache_bytes=self.cache_bytes,
+            **self.item_options,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -346,9 +333,7 @@ class VideoClassificationData(AudioVisualData):
             random_starts=random_starts,
             video_duration=self.video.duration,
             video_fps=self.video.fps,
-            seed=self.seed,
-            max_skipped_share=self.max_skipped_share,
-            cache_bytes=self.cache_bytes,
+            **self.item_options,
         )
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
@@ -369,7 +354,7 @@ class SoundClassificationData(AudioVisualData):
             None cuts excerpts of `excerpt_seconds` from the whole file (DCASE).
         excerpt_seconds: length of those excerpts.
         file_batch_size: files per step, per device.
-        kwargs: see AudioVisualData.
+        kwargs: see AudioVisualData and ShardedDataModule.
     """
 
     def __init__(
@@ -416,9 +401,7 @@ class SoundClassificationData(AudioVisualData):
             windows=self.training_windows if training else self.test_windows,
             wrap_seconds=self.wrap_seconds,
             excerpt_seconds=self.excerpt_seconds,
-            seed=self.seed,
-            max_skipped_share=self.max_skipped_share,
-            cache_bytes=self.cache_bytes,
+            **self.item_options,
         )
 
     def test_dataloader(self) -> list[DataLoader[Any]]:

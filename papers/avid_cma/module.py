@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.encoders.heads import ProjectionHead
 from common.metrics.gathering import RowsOncePerSample
+from common.training.optimisers import fused
 from papers.avid_cma import diagnostics
 from papers.avid_cma.checkpoints import load_pretraining
 from papers.avid_cma.data import PretrainingData
@@ -124,8 +125,9 @@ class AVID(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         h: Any = self.hparams
         optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=h.learning_rate, betas=tuple(h.betas), weight_decay=h.weight_decay
-        )
+            self.model.parameters(), lr=h.learning_rate, betas=tuple(h.betas), weight_decay=h.weight_decay,
+            **fused(self, on_cpu=False),
+        )  # fmt: skip
         scheduled = h.lr_warmup_steps > 0 or h.lr_final_share != 1.0
         if h.lr_milestones and scheduled:
             raise ValueError(
@@ -263,20 +265,12 @@ class CMA(AVID):
         instance_cross, instance_within, positive_cross, positive_within: weights of the four terms.
         refresh_every: the positives are mined again at the start of every so many epochs; 0 for never.
         official_quirks: lets an instance be its own negative, as in the released code.
-        warm_start: checkpoint of a trained AVID; CMA needs one.
-        others: as for AVID.
+        kwargs: see AVID, without its weights and `mined`; CMA needs a `warm_start`.
     """
 
     def __init__(
         self,
-        video_encoder: nn.Module,
-        audio_encoder: nn.Module,
-        hidden_dim: int = 512,
-        out_dim: int = 128,
-        head_layers: int = 3,
-        head_batch_norm: bool = False,
-        head_output_batch_norm: bool = False,
-        negatives: int = 1024,
+        *,
         within_negatives: int = 64,
         positives: int = 32,
         agreement: Literal["consensus", "union", "video", "audio"] = "consensus",
@@ -285,25 +279,10 @@ class CMA(AVID):
         positive_cross: float = 0.0,
         positive_within: float = 1.0,
         refresh_every: int = 5,
-        temperature: float = 0.07,
-        bank_momentum: float = 0.5,
-        estimator: Literal["nce", "info_nce"] = "nce",
         official_quirks: bool = False,
-        learning_rate: float = 2e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 1e-5,
-        lr_warmup_steps: int = 0,
-        lr_final_share: float = 1.0,
-        lr_milestones: Sequence[int] = (),
-        warm_start: str | None = None,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            video_encoder, audio_encoder, hidden_dim, out_dim, head_layers, head_batch_norm, head_output_batch_norm,
-            negatives, temperature, bank_momentum, estimator=estimator, learning_rate=learning_rate, betas=betas,
-            weight_decay=weight_decay, lr_warmup_steps=lr_warmup_steps, lr_final_share=lr_final_share,
-            lr_milestones=lr_milestones, warm_start=warm_start, mined=positives, seed=seed,
-        )  # fmt: skip
+        super().__init__(cross_weight=1.0, within_weight=0.0, mined=positives, **kwargs)
         self.save_hyperparameters(ignore=["video_encoder", "audio_encoder"], logger=False)
 
     def build_criterion(self, num_items: int) -> BankObjective:

@@ -88,7 +88,7 @@ class RegionTextData(ShardedDataModule):
         tokenizer: makes tokens of all text; its `max_tokens` cuts captions. The world's own where there is a world.
         sets: captioned sets by name, to search in and to fine-tune on.
         test_sets: names of those to search in.
-        world: miniature whose files stand in for those of the data sets; None for real data.
+        world: miniature whose files stand in for those of the data sets and of the tokenizer; None for real data.
         region_network: checkpoint of the miniature's region network; None reads region features from files.
         code_switching: replaces words of captions in training; None leaves them alone.
         candidates: N, candidates for each image and each caption in training.
@@ -101,10 +101,8 @@ class RegionTextData(ShardedDataModule):
         test_captions: the first so many captions of each image; None for all.
         batch_size: pairs, or groups of each direction, per step of one kind, over all devices.
         test_batch_size: images or captions per evaluation step, per device.
-        num_workers: loader processes per device.
-        seed: seed of order and of everything random.
-        cache_bytes: memory for the regions of each set; kept when they fit in.
-        max_skipped_share: the run stops when more than this share of a set's images is broken or has no regions.
+        kwargs: see ShardedDataModule; `cache_bytes` keeps the regions of a set that fits in, and an image without
+            regions counts as broken.
 
     Raises:
         ValueError: a set is not there, or a number is out of its range.
@@ -128,16 +126,13 @@ class RegionTextData(ShardedDataModule):
         test_captions: int | None = None,
         batch_size: int = 192,
         test_batch_size: int = 64,
-        num_workers: int = 8,
-        seed: int = 0,
-        cache_bytes: int = 0,
-        max_skipped_share: float = 0.01,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed)
+        super().__init__(None, world, batch_size=batch_size, **kwargs)
         self.tokenizer = tokenizer
         self.sets = dict(sets or {})
         self.test_sets = self._known(test_sets, "test_sets")
-        self.world = world
+        self.world: EmojiLanguagesWorld | None = world
         self.region_network = region_network
         self.code_switching = code_switching
         self.candidates = candidates
@@ -156,8 +151,6 @@ class RegionTextData(ShardedDataModule):
         self.test_images = test_images
         self.test_captions = test_captions
         self.test_batch_size = test_batch_size
-        self.cache_bytes = cache_bytes
-        self.max_skipped_share = max_skipped_share
         self._tokens: dict[tuple[int, str, str], tuple[LanguageCaptions, CaptionTokens]] = {}
         if world is not None:
             for dataset in self._datasets():
@@ -218,9 +211,15 @@ class RegionTextData(ShardedDataModule):
         for dataset, names in splits.values():
             dataset.regions_root = prepare_regions(dataset, names, self.region_network)
 
+    def prepare_tokenizer(self) -> None:
+        """Make the tokenizer ready, of the files that it needs alone."""
+        if self.world is not None:
+            self.world.prepare(["sentencepiece"])
+        self.tokenizer.prepare(self._texts())
+
     def setup(self, stage: str) -> None:
         self._find_regions()
-        self.tokenizer.prepare(self._texts())
+        self.prepare_tokenizer()
         if self.code_switching is not None:
             self.code_switching.prepare()
         # Also before training: what the test lacks should not be found out at its end.
@@ -329,13 +328,8 @@ class RegionTextData(ShardedDataModule):
         languages = ",".join(dict.fromkeys(one.language for one in sets))
         return Pictures(name, f"{split}; {languages}", keys, features, source, dataset.root, missing)
 
-    def _item_options(self) -> dict[str, Any]:
-        return {
-            "max_regions": self.max_regions,
-            "cache_bytes": self.cache_bytes,
-            "seed": self.seed,
-            "max_skipped_share": self.max_skipped_share,
-        }
+    def _region_options(self) -> dict[str, Any]:
+        return {"max_regions": self.max_regions, **self.item_options}
 
     def _pairs(self, sets: Sequence[CaptionSet], captions_per_image: int, masked: bool) -> PairItems:
         split = self._training_split()
@@ -353,7 +347,7 @@ class RegionTextData(ShardedDataModule):
             switched=None if switcher is None else SwitchedCaptions(switcher, self.tokenizer),
             masked=masked,
             distributions=self.distributions,
-            **self._item_options(),
+            **self._region_options(),
         )
 
     # -- test ----------------------------------------------------------------------------------------------------------
@@ -372,7 +366,7 @@ class RegionTextData(ShardedDataModule):
             key = (type(dataset), dataset.root, dataset.regions(self.test_split).paths, tuple(pictures.keys))
             if key not in shared:
                 shared[key] = len(loaded)
-                loaded.append(RegionItems(pictures, **self._item_options()))
+                loaded.append(RegionItems(pictures, **self._region_options()))
             place = {key: image for image, key in enumerate(pictures.keys)}
             starts = captions.captions.starts.tolist()
             chosen = [
@@ -420,11 +414,6 @@ class RegionTextData(ShardedDataModule):
         assert isinstance(items, RegionItems)
         dataset = self.sets[one.name].dataset
         return read_picture(dataset.image_path(items.pictures.keys[image], self.test_split))
-
-    @property
-    def credit(self) -> str:
-        """Line that must stand under pictures of these data; empty where none must."""
-        return "" if self.world is None else self.world.credit
 
     # -- code-switching ------------------------------------------------------------------------------------------------
 
@@ -588,7 +577,7 @@ class PretrainingData(RegionTextData):
         predicted_multiple: the number of words to guess in a block of text is cut to a multiple of this; 8 is what the
             released code does in half precision.
         train_split: of the captioned sets and of the text.
-        kwargs: see RegionTextData.
+        kwargs: see RegionTextData and ShardedDataModule.
 
     Raises:
         ValueError: a number is out of its range, or there is neither text nor captions.
@@ -768,7 +757,7 @@ class RetrievalData(RegionTextData):
         captions_per_image: captions of an image that an epoch shows; drawn anew every epoch where it has more, some of
             them several times where it has fewer.
         train_split: of the sets.
-        kwargs: see RegionTextData.
+        kwargs: see RegionTextData and ShardedDataModule.
 
     Source: specification 8 and 9.
     """

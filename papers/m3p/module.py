@@ -15,9 +15,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from common.training.optimisers import warm_up_then_inverse_sqrt
+from common.training.optimisers import clip_by_norm, fused, warm_up_then_inverse_sqrt
 from papers.m3p import diagnostics
 from papers.m3p.checkpoints import load_into_model
+from papers.m3p.data import RegionTextData
 from papers.m3p.evaluation import RetrievalTest
 from papers.m3p.model import M3PModel
 from papers.m3p.objective import WeightSchedule, embedding_contrast, relation_terms, text_terms, with_places
@@ -32,41 +33,82 @@ def adam(module: pl.LightningModule, learning_rate: float, warmup_steps: int) ->
     Source: specification 7.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    fused: dict[str, Any] = {"fused": True} if module.device.type in {"cpu", "cuda"} else {}
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, **fused)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, **fused(module))
     factor = warm_up_then_inverse_sqrt(warmup_steps, min(1e-7 / learning_rate, 1.0))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def start_from(module: Any, model: M3PModel, position_offset: int = 2) -> None:
-    """Load the weights that a stage starts from, and check that model and data fit together.
+class RegionTextModule(pl.LightningModule):
+    """What the modules share: what they start from, their optimiser, and the test by searching.
 
-    Raises:
-        CheckpointError: the file is missing, damaged or of other sizes.
-        ValueError: the model is too small for the data.
+    Args:
+        model: encoder and heads.
+        test: of the retrieval.
     """
-    data, encoder = module.trainer.datamodule, model.encoder
-    for name, found, size in (
-        ("vocabulary_size", data.vocabulary_size, encoder.vocabulary_size),
-        ("languages", len(data.languages), encoder.languages),
-        ("positions", data.region_count + data.tokenizer.max_tokens, encoder.positions),
-    ):
-        if found > size:
-            raise ValueError(f"the data has {found} for model.model.encoder.{name}, which is {size}; raise it")
-    if data.feature_dim != encoder.feature_dim:
-        raise ValueError(
-            f"region features have {data.feature_dim} dimensions, model.model.encoder.feature_dim is "
-            f"{encoder.feature_dim}: give it that number"
-        )
-    path = module.hparams["pretrained"]
-    if path is not None and module.trainer.ckpt_path is None:
-        left = load_into_model(model, path, "model.pretrained", position_offset)
+
+    def __init__(self, model: M3PModel, test: RetrievalTest) -> None:
+        super().__init__()
+        self.model = model
+        self.test = test
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        return adam(self, self.hparams["learning_rate"], self.hparams["warmup_steps"])
+
+    configure_gradient_clipping = clip_by_norm
+
+    # -- start, resume, hand-over --------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> RegionTextData:
+        """The data module of this run."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def setup(self, stage: str) -> None:
+        data, encoder = self.data, self.model.encoder
+        for name, found, size in (
+            ("vocabulary_size", data.vocabulary_size, encoder.vocabulary_size),
+            ("languages", len(data.languages), encoder.languages),
+            ("positions", data.region_count + data.tokenizer.max_tokens, encoder.positions),
+        ):
+            if found > size:
+                raise ValueError(f"the data has {found} for model.model.encoder.{name}, which is {size}; raise it")
+        if data.feature_dim != encoder.feature_dim:
+            raise ValueError(
+                f"region features have {data.feature_dim} dimensions, model.model.encoder.feature_dim is "
+                f"{encoder.feature_dim}: give it that number"
+            )
+        path = self.hparams["pretrained"]
+        if path is not None and self.trainer.ckpt_path is None:
+            self.take_over(path)
+
+    def take_over(self, path: str) -> None:
+        """Load the weights that training starts from.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or of other sizes.
+        """
+        left = load_into_model(self.model, path, "model.pretrained", self.hparams.get("position_offset", 2))
         if left:
             rank_zero_info(f"{path}: {len(left)} tensors are not used: {', '.join(left)}")
 
+    # -- what is measured after training -------------------------------------------------------------------------------
 
-class M3PPretraining(pl.LightningModule):
+    def on_test_start(self) -> None:
+        self.test.reset(self)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.test.update(self.model, batch, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{name}": value for name, value in self.test.compute(self.model).items()})
+        if not self.test.by_means:
+            diagnostics.draw(self, self.test)
+
+
+class M3PPretraining(RegionTextModule):
     """Multitask multilingual multimodal pre-training (specification 6).
 
     Every training batch is one iteration: some steps on text of sampled languages and some on groups of images and
@@ -117,16 +159,14 @@ class M3PPretraining(pl.LightningModule):
         tokens_per_batch: int = 65536,
         captions_per_image: int | None = 5,
     ) -> None:
-        super().__init__()
+        super().__init__(model, RetrievalTest(tokens_per_batch, captions_per_image))
         self.save_hyperparameters(ignore=["model"], logger=False)
-        self.model = model
         self.weights = {
             name: WeightSchedule(self.hparams[f"weight_{name}"])
             for name in ("xmlm", "mlm", "mrm_class", "mrm_regression", "t2i", "i2t")
         }
         if not any(weight.ever for weight in self.weights.values()):
             raise ValueError("model: no task is on, one of the weights must not be 0")
-        self.test = RetrievalTest(tokens_per_batch, captions_per_image)
         # What no task trains must not wait for a gradient on another process.
         words = self._on("xmlm") or self._on("mlm")
         regions = self._on("mrm_class") or self._on("mrm_regression")
@@ -136,6 +176,8 @@ class M3PPretraining(pl.LightningModule):
             (model.vocabulary, words), (model.regions, regions), (model.match, matched),
         ):  # fmt: skip
             part.requires_grad_(trained)
+
+    # -- training ------------------------------------------------------------------------------------------------------
 
     def _on(self, task: str) -> bool:
         return self.weights[task].ever
@@ -175,29 +217,11 @@ class M3PPretraining(pl.LightningModule):
         loss = torch.stack(losses).sum()
         means = {name: torch.stack(values).mean() for name, values in seen.items()}
         logs = {"train/loss": loss.detach(), **{f"train/{name}": value for name, value in means.items()}}
-        self.log_dict(logs, batch_size=self.trainer.datamodule.batch_size)  # type: ignore[attr-defined]
+        self.log_dict(logs, batch_size=self.data.batch_size)
         return loss
 
-    def configure_optimizers(self) -> Any:
-        return adam(self, self.hparams["learning_rate"], self.hparams["warmup_steps"])
 
-    def setup(self, stage: str) -> None:
-        start_from(self, self.model, self.hparams["position_offset"])
-
-    # -- what is measured after training: retrieval without fine-tuning ------------------------------------------------
-
-    def on_test_start(self) -> None:
-        self.test.reset(self)
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.test.update(self.model, batch, dataloader_idx)
-
-    def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": value for name, value in self.test.compute(self.model).items()})
-        diagnostics.draw(self, self.test)
-
-
-class M3PRetrieval(pl.LightningModule):
+class M3PRetrieval(RegionTextModule):
     """Fine-tuning for retrieval, and the test of it (specification 9 and 10).
 
     Which languages' captions are trained on is the data module's matter: English, each on its own, or all.
@@ -221,13 +245,13 @@ class M3PRetrieval(pl.LightningModule):
         tokens_per_batch: int = 65536,
         captions_per_image: int | None = 5,
     ) -> None:
-        super().__init__()
+        super().__init__(model, RetrievalTest(tokens_per_batch, captions_per_image))
         self.save_hyperparameters(ignore=["model"], logger=False)
-        self.model = model
         for part in (model.vocabulary, model.regions):
             part.requires_grad_(False)
         model.encoder.language.requires_grad_(model.encoder.joint_language_embedding)
-        self.test = RetrievalTest(tokens_per_batch, captions_per_image)
+
+    # -- training ------------------------------------------------------------------------------------------------------
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         return with_places(batch) if "relations" in batch else batch
@@ -241,28 +265,11 @@ class M3PRetrieval(pl.LightningModule):
         ]
         loss = torch.stack([h.vlm_ce_weight * one["vlm_ce"] + h.vlm_bce_weight * one["vlm_bce"] for one in found]).sum()
         accuracy = torch.stack([one["accuracy"] for one in found]).mean()
-        size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        self.log_dict({"train/loss": loss.detach(), "train/accuracy": accuracy}, batch_size=size)
+        self.log_dict({"train/loss": loss.detach(), "train/accuracy": accuracy}, batch_size=self.data.batch_size)
         return loss
 
-    def configure_optimizers(self) -> Any:
-        return adam(self, self.hparams["learning_rate"], self.hparams["warmup_steps"])
 
-    def setup(self, stage: str) -> None:
-        start_from(self, self.model)
-
-    def on_test_start(self) -> None:
-        self.test.reset(self)
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.test.update(self.model, batch, dataloader_idx)
-
-    def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": value for name, value in self.test.compute(self.model).items()})
-        diagnostics.draw(self, self.test)
-
-
-class WarmStart(pl.LightningModule):
+class WarmStart(RegionTextModule):
     """What the miniature begins with in place of XLM-R: word and region embeddings that know of each other.
 
     The mean of a caption's word embeddings is compared with the mean of the image's region embeddings, by contrast in
@@ -285,12 +292,12 @@ class WarmStart(pl.LightningModule):
         warmup_steps: int = 10,
         captions_per_image: int | None = 5,
     ) -> None:
-        super().__init__()
+        super().__init__(model.requires_grad_(False), RetrievalTest(1, captions_per_image, by_means=True))
         self.save_hyperparameters(ignore=["model"], logger=False)
-        self.model = model.requires_grad_(False)
         model.encoder.token.requires_grad_(True)
         model.encoder.region.requires_grad_(True)
-        self.test = RetrievalTest(1, captions_per_image, by_means=True)
+
+    # -- training ------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         found = []
@@ -298,21 +305,5 @@ class WarmStart(pl.LightningModule):
             for group in relation.values():
                 found.append(embedding_contrast(self.model, group, self.hparams["temperature"]))
         loss, accuracy = (torch.stack(values).mean() for values in zip(*found))
-        size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        self.log_dict({"train/loss": loss.detach(), "train/accuracy": accuracy}, batch_size=size)
+        self.log_dict({"train/loss": loss.detach(), "train/accuracy": accuracy}, batch_size=self.data.batch_size)
         return loss
-
-    def configure_optimizers(self) -> Any:
-        return adam(self, self.hparams["learning_rate"], self.hparams["warmup_steps"])
-
-    def setup(self, stage: str) -> None:
-        start_from(self, self.model)
-
-    def on_test_start(self) -> None:
-        self.test.reset(self)
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.test.update(self.model, batch, dataloader_idx)
-
-    def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": value for name, value in self.test.compute(self.model).items()})

@@ -15,11 +15,11 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.data.annotations import LanguageCaptions
+from common.data.images import ImageError, read_image
 from common.data.items import ItemDataset, Key, Sample
 from common.data.listing import ClipTable, Listing
 from common.data.media import MediaError
@@ -680,7 +680,6 @@ class CaptionItems(Dataset[Sample]):
 def read_picture(path: Path) -> npt.NDArray[np.uint8] | None:
     """A picture to look at, uint8 [H, W, 3]; None where it is not there or cannot be read."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError:
+        return np.asarray(read_image(path))
+    except ImageError:
         return None

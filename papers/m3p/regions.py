@@ -57,6 +57,7 @@ class RegionNetwork(nn.Module):
 
     def __init__(self, classes: int, channels: Sequence[int], side: int) -> None:
         super().__init__()
+        self.settings: dict[str, Any] = {"classes": classes, "channels": list(channels), "side": side}
         self.encoder = ImageResNet(
             layers=(1, 1, 1, 1),
             bottleneck=False,
@@ -150,15 +151,9 @@ class RegionPictures(ShardedDataModule):
     """Pictures by category to train :class:`RegionClassifier` on.
 
     Args:
-        dataset: the data set; `root` is where its files lie.
-        world: miniature whose files stand in for the data set's; None for real data.
         image: what a picture becomes; crops as small as a quarter make it know quarters.
-        batch_size: global batch.
         test_batch_size: pictures per test step, per device.
-        num_workers: loader processes per device.
-        seed: seed of order and augmentation.
-        cache_bytes: memory for decoded files.
-        max_skipped_share: the run stops when more than this share of the files is broken.
+        dataset, world, batch_size, kwargs: see ShardedDataModule.
     """
 
     def __init__(
@@ -168,24 +163,11 @@ class RegionPictures(ShardedDataModule):
         image: ImageTransform | None = None,
         batch_size: int = 128,
         test_batch_size: int = 256,
-        num_workers: int = 8,
-        seed: int = 0,
-        cache_bytes: int = 0,
-        max_skipped_share: float = 0.01,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed)
-        self.dataset = dataset
-        self.world = world
+        super().__init__(dataset, world, batch_size=batch_size, **kwargs)
         self.image = image or ImageTransform()
         self.test_batch_size = test_batch_size
-        self.cache_bytes = cache_bytes
-        self.max_skipped_share = max_skipped_share
-        if world is not None:
-            dataset.root = Path(world.root_of(dataset.name))
-
-    def prepare_data(self) -> None:
-        if self.world is not None:
-            self.world.prepare([self.dataset.name])
 
     @property
     def class_count(self) -> int:
@@ -194,14 +176,7 @@ class RegionPictures(ShardedDataModule):
 
     def items(self, split: str, training: bool) -> ImageItems:
         """The samples of a split."""
-        return ImageItems(
-            self.dataset.listing(split),
-            self.image,
-            training=training,
-            seed=self.seed,
-            max_skipped_share=self.max_skipped_share,
-            cache_bytes=self.cache_bytes,
-        )
+        return ImageItems(self.dataset.listing(split), self.image, training=training, **self.item_options)
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self.training_loader(self.items("train", training=True))

@@ -9,6 +9,23 @@ that share its tags; across modalities an image has to be closer to its caption,
 every key of a queue by a margin. The two kinds of contrast share the encoders but not the projection heads. The image
 encoder is judged by linear probes, detection, and cross-modal search. The method is covered by US patent 12,223,439.
 
-The public names live in ``module``, ``model``, ``objective``, ``data``, ``evaluation`` and ``checkpoints``; import them
-from there, so that importing this package costs nothing.
+``MCT.from_export`` loads a trained model. What trains one lives in ``module``, ``model``, ``objective``, ``data``,
+``evaluation`` and ``checkpoints``; import them from there, so that importing this package costs nothing.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from papers.mct.use import MCT
+
+__all__ = ["MCT"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "MCT":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from papers.mct.use import MCT
+
+    return MCT

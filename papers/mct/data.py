@@ -44,14 +44,8 @@ class ImageData(ShardedDataModule):
     """What the data modules share: the data set or its stand-in from a world, and the transform.
 
     Args:
-        dataset: the data set; `root` is where its files lie.
-        world: miniature whose files stand in for the data set's; None for real data.
         image: what an image becomes; its `training` is set here. None for the views of MoCo v2.
-        batch_size: global batch.
-        num_workers: loader processes per device.
-        seed: seed of order and augmentation.
-        cache_bytes: memory for decoded files, for sets small enough to be kept; 0 decodes anew every time.
-        max_skipped_share: the run stops when more than this share of the files is broken.
+        dataset, world, batch_size, kwargs: see ShardedDataModule.
     """
 
     def __init__(
@@ -60,38 +54,14 @@ class ImageData(ShardedDataModule):
         world: World | None = None,
         image: ImageTransform | None = None,
         batch_size: int = 256,
-        num_workers: int = 8,
-        seed: int = 0,
-        cache_bytes: int = 0,
-        max_skipped_share: float = 0.01,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed)
-        self.dataset: Any = dataset
-        self.world = world
+        super().__init__(dataset, world, batch_size=batch_size, **kwargs)
         self.image = image or ImageTransform()
-        self.cache_bytes = cache_bytes
-        self.max_skipped_share = max_skipped_share
-        if world is not None:
-            dataset.root = Path(world.root_of(dataset.name))
-
-    def prepare_data(self) -> None:
-        if self.world is not None:
-            self.world.prepare([self.dataset.name])
-
-    @property
-    def credit(self) -> str:
-        """Line that must stand under pictures of these data; empty where none must."""
-        return "" if self.world is None else self.world.credit
 
     def options(self, training: bool) -> dict[str, Any]:
         """Arguments that all map-style data sets of this module take."""
-        return {
-            "transform": self.image,
-            "training": training,
-            "seed": self.seed,
-            "max_skipped_share": self.max_skipped_share,
-            "cache_bytes": self.cache_bytes,
-        }
+        return {"transform": self.image, "training": training, **self.item_options}
 
 
 # -- captions ----------------------------------------------------------------------------------------------------------
@@ -121,7 +91,7 @@ class CaptionRows(Dataset[Sample]):
         }
 
 
-class CaptionedImages(ImageItems):
+class CaptionedViews(ImageItems):
     """Two views of every image and of its captions (specification 3 and 8).
 
     Left and right change places in a caption whose image is flipped. The query's image meets the key's caption, so that
@@ -260,7 +230,7 @@ class CaptionData(ImageData):
             captions out.
         split, held_out_split: listings to train on and to measure on.
         held_out_batch_size: images or captions per step of that, per device.
-        kwargs: see ImageData.
+        kwargs: see ImageData and ShardedDataModule.
     """
 
     def __init__(
@@ -355,7 +325,7 @@ class PretrainingData(CaptionData):
         back_translations: JSON of annotation id -> back-translated caption.
         swap_sides: exchange left and right in captions of flipped images.
         other_drawing: the second view of an image is another image of its group, where there is one.
-        kwargs: see CaptionData and ImageData.
+        kwargs: see CaptionData, ImageData and ShardedDataModule.
     """
 
     def __init__(
@@ -387,7 +357,7 @@ class PretrainingData(CaptionData):
         return self.annotations.tag_names
 
     @cached_property
-    def training_images(self) -> CaptionedImages:
+    def training_images(self) -> CaptionedViews:
         """The training set."""
         translated = None
         if self.caption_views == "backtranslate" and self.back_translations is not None:
@@ -398,7 +368,7 @@ class PretrainingData(CaptionData):
                     f"data.back_translations: {self.back_translations} lacks {len(missing)} captions of the split, the "
                     f"first is annotation {missing[0]}; translate all of them, or choose other caption_views"
                 )
-        return CaptionedImages(
+        return CaptionedViews(
             self.listing,
             self.annotations,
             self.tokenizer,
@@ -434,7 +404,7 @@ class SearchData(CaptionData):
     Args:
         test_split: listing to test on; `held_out_split` is the one to select on.
         captions_per_image: captions of every image that are used.
-        kwargs: see CaptionData and ImageData.
+        kwargs: see CaptionData, ImageData and ShardedDataModule.
     """
 
     def __init__(
@@ -525,7 +495,7 @@ class ClassificationData(ImageData):
         held_out_share: share of the training images, evenly spaced over classes, that is kept back to choose a
             learning rate with; the test then has two loaders, these images and the test images. 0 for none.
         test_batch_size: images per test step, per device.
-        kwargs: see ImageData.
+        kwargs: see ImageData and ShardedDataModule.
     """
 
     def __init__(
@@ -606,7 +576,7 @@ class MultiLabelData(ImageData):
         train_split, test_split: names of the listings.
         fit: whether a trainer fits on the training images; else the test has two loaders, training and test images.
         test_batch_size: images per test step, per device.
-        kwargs: see ImageData.
+        kwargs: see ImageData and ShardedDataModule.
     """
 
     def __init__(

@@ -7,6 +7,24 @@ Video and sound go through classifiers, and the names of the most probable categ
 speech, history and question; a text encoder-decoder reads them all and writes the answer or the caption. Choosing
 categories is made differentiable by a Gumbel-softmax relaxation, so the classifiers learn from the text that is wanted.
 
-The public names live in ``module`` (VX2Text and what prepares it), ``model``, ``tokeniser``, ``data``, ``evaluation``,
-``answer`` and ``checkpoints``; import them from there, so that importing this package costs nothing.
+``VX2Text.from_export`` loads a trained model. What trains one lives in ``module`` (VX2Text and what prepares it),
+``model``, ``tokeniser``, ``data``, ``evaluation``, ``answer`` and ``checkpoints``; import them from there, so that
+importing this package costs nothing.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from papers.vx2text.use import VX2Text
+
+__all__ = ["VX2Text"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "VX2Text":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from papers.vx2text.use import VX2Text
+
+    return VX2Text

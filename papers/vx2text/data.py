@@ -10,8 +10,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +25,7 @@ from common.data.datasets.tvqa import TVQA, Questions, Subtitle, Subtitles
 from common.data.items import ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.media import MediaError
+from common.data.sequences import MadeOnDemand
 from common.data.windows import Limits
 from common.data.worlds.base import World
 from common.data.worlds.narrated import kind_of
@@ -71,23 +71,8 @@ class Example:
     clip: str
 
 
-class Examples(Sequence[Example]):
+class Examples(MadeOnDemand[Example]):
     """The texts of a split, row by row of its listing; each is made when it is asked for."""
-
-    @abstractmethod
-    def example(self, row: int) -> Example:
-        """The example of a row of the listing."""
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        return self.example(range(len(self))[index])
 
 
 def spoken(lines: Sequence[Subtitle], limits: Limits | None = None) -> tuple[tuple[str, ...], tuple[int, int] | None]:
@@ -113,8 +98,8 @@ class QuestionExamples(Examples):
     def __len__(self) -> int:
         return len(self.questions)
 
-    def example(self, row: int) -> Example:
-        question = self.questions[row]
+    def _item(self, position: int) -> Example:
+        question = self.questions[position]
         span = question.span if self.use_span else None
         around = None if span is None else (span[0] - SPAN_MARGIN, span[1] + SPAN_MARGIN)
         lines = () if self.subtitles is None else self.subtitles.get(question.clip, ())
@@ -155,8 +140,8 @@ class DialogExamples(Examples):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def example(self, row: int) -> Example:
-        dialog, turn = self.dialogs[self.rows[row, 0]], int(self.rows[row, 1])
+    def _item(self, position: int) -> Example:
+        dialog, turn = self.dialogs[self.rows[position, 0]], int(self.rows[position, 1])
         asked = dialog.turns[turn]
         history = tuple((earlier.question, earlier.answer or "") for earlier in dialog.turns[:turn])
         caption = f"{dialog.caption} {dialog.summary}".strip() if self.with_summary else dialog.caption
@@ -191,8 +176,8 @@ class CaptionExamples(Examples):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def example(self, row: int) -> Example:
-        moment, place = self.moments[self.rows[row, 0]], int(self.rows[row, 1])
+    def _item(self, position: int) -> Example:
+        moment, place = self.moments[self.rows[position, 0]], int(self.rows[position, 1])
         lines = () if self.subtitles is None else self.subtitles.get(moment.clip, ())
         speech, _ = spoken([line for line in lines if line.overlaps(moment.span)])
         texts = tuple(description.text for description in moment.descriptions)
@@ -392,9 +377,7 @@ class VideoTextData(ShardedDataModule):
     """What the data modules of the three tasks share.
 
     Args:
-        dataset: the data set; `root` is where its files lie.
         tokenizer: makes ids of words; the language model's.
-        world: miniature whose files stand in for the data set's; None for real data.
         modalities: which of video and audio are read.
         video, audio: what the clips and the sound are.
         video_categories, audio_categories: of the classifiers, in their order; where the true ones of each clip are
@@ -404,12 +387,8 @@ class VideoTextData(ShardedDataModule):
             pre-train the language model on text alone (specification 14, step 2).
         replaced: that share.
         train_split, validation_split, test_split: names of the listings.
-        batch_size: global batch.
         test_batch_size: samples per evaluation step, per device.
-        num_workers: loader processes per device.
-        seed: seed of order and augmentation.
-        cache_bytes: memory for decoded files, for sets small enough to be kept; 0 decodes anew every time.
-        max_skipped_share: the run stops when more than this share of the files is broken.
+        dataset, world, batch_size, max_skipped_share, kwargs: see ShardedDataModule.
 
     Raises:
         ValueError: sound is to be read from a data set that has none, or there are too many tokens.
@@ -433,12 +412,10 @@ class VideoTextData(ShardedDataModule):
         test_split: str = "test",
         batch_size: int = 64,
         test_batch_size: int = 16,
-        num_workers: int = 8,
-        seed: int = 0,
-        cache_bytes: int = 0,
         max_skipped_share: float = 0.05,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed)
+        super().__init__(dataset, world, batch_size=batch_size, max_skipped_share=max_skipped_share, **kwargs)
         unknown = [name for name in modalities if name not in MODALITIES]
         if unknown:
             raise ValueError(f"data.modalities holds {', '.join(unknown)}; it takes video and audio")
@@ -449,9 +426,7 @@ class VideoTextData(ShardedDataModule):
             )
         if not 0.0 <= replaced <= 1.0:
             raise ValueError(f"data.replaced is a share, got {replaced}")
-        self.dataset: Any = dataset
         self.tokenizer = tokenizer
-        self.world = world
         self.modalities = tuple(modalities)
         self.video = video if "video" in modalities else None
         self.audio = audio if "audio" in modalities else None
@@ -465,8 +440,6 @@ class VideoTextData(ShardedDataModule):
         self.validation_split = validation_split
         self.test_split = test_split
         self.test_batch_size = test_batch_size
-        self.cache_bytes = cache_bytes
-        self.max_skipped_share = max_skipped_share
         self.scoring: Scoring = "label"
         self.prompt = Prompt(
             tokenizer,
@@ -474,12 +447,6 @@ class VideoTextData(ShardedDataModule):
             0 if self.video is None else video.clips * prompt.video_tokens,
             0 if self.audio is None else prompt.audio_tokens,
         )
-        if world is not None:
-            dataset.root = Path(world.root_of(dataset.name))
-
-    def prepare_data(self) -> None:
-        if self.world is not None:
-            self.world.prepare([self.dataset.name])
 
     @abstractmethod
     def examples(self, split: str, training: bool) -> tuple[Listing, Examples]:
@@ -526,7 +493,7 @@ class QuestionAnsweringData(VideoTextData):
     Args:
         scoring: `label`, the answer is the letter of an option; `loglik`, its text, and options are scored one by one;
             `position`, its place among them, for a model without a decoder.
-        kwargs: see VideoTextData.
+        kwargs: see VideoTextData and ShardedDataModule.
     """
 
     def __init__(
@@ -558,7 +525,7 @@ class DialogData(VideoTextData):
     Args:
         with_summary: whether the summary of a video follows its caption; `prompt.caption: 0` leaves out both.
         every_turn: train on every turn, not only on the last one of each dialogue.
-        kwargs: see VideoTextData.
+        kwargs: see VideoTextData and ShardedDataModule.
     """
 
     def __init__(
@@ -593,7 +560,7 @@ class CaptioningData(VideoTextData):
     The descriptions of its test split are withheld; test on `val`.
 
     Args:
-        kwargs: see VideoTextData.
+        kwargs: see VideoTextData and ShardedDataModule.
     """
 
     def __init__(
@@ -677,15 +644,13 @@ class CategoryData(ShardedDataModule):
     """Labelled clips or sounds to train a classifier of categories on (specification 14, step 1).
 
     Args:
-        dataset: the data set; `root` is where its files lie.
         categories: of the classifier, in its order.
         modality: whose categories are learned.
-        world: miniature whose files stand in for the data set's; None for real data.
         video, audio: what a clip is; one is cut from each file.
         fold: official division, where the data set has them.
         train_split, test_split: names of the listings.
         test_batch_size: files per test step, per device.
-        batch_size, num_workers, seed, cache_bytes, max_skipped_share: see VideoTextData.
+        dataset, world, batch_size, max_skipped_share, kwargs: see ShardedDataModule.
 
     Raises:
         ValueError: the data set does not have the modality, or several clips of a file are asked for.
@@ -704,36 +669,24 @@ class CategoryData(ShardedDataModule):
         test_split: str = "validation",
         batch_size: int = 64,
         test_batch_size: int = 64,
-        num_workers: int = 8,
-        seed: int = 0,
-        cache_bytes: int = 0,
         max_skipped_share: float = 0.05,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed)
+        super().__init__(dataset, world, batch_size=batch_size, max_skipped_share=max_skipped_share, **kwargs)
         if modality not in dataset.streams:
             raise ValueError(
                 f"data.modality is {modality}, but {dataset.title} has {' and '.join(dataset.streams)} alone"
             )
         if modality == "video" and video.clips != 1:
             raise ValueError(f"data.video.clips: a classifier is trained on one clip of each file, got {video.clips}")
-        self.dataset = dataset
         self.categories = categories
         self.modality: Modality = modality
-        self.world = world
         self.video = video if modality == "video" else None
         self.audio = audio if modality == "audio" else None
         self.fold = fold
         self.train_split = train_split
         self.test_split = test_split
         self.test_batch_size = test_batch_size
-        self.cache_bytes = cache_bytes
-        self.max_skipped_share = max_skipped_share
-        if world is not None:
-            dataset.root = Path(world.root_of(dataset.name))
-
-    def prepare_data(self) -> None:
-        if self.world is not None:
-            self.world.prepare([self.dataset.name])
 
     def items(self, split: str, training: bool) -> CategoryItems:
         """The samples of a split."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 SHOWN = 16
 #: Categories listed: the most frequent ones, and those whose frequency changed most.
 LISTED = 10
+#: Clips kept with the run, and the largest that is kept [bytes]: the miniature's take kilobytes, films take gigabytes.
+KEPT_CLIPS, LARGEST_CLIP = 3, 2**20
 
 
 class TokenShift:
@@ -91,7 +94,9 @@ class TokenShift:
         shown = [items[place] for place in sorted(np.random.default_rng(0).permutation(len(items))[:SHOWN].tolist())]
         if shown:
             dataset = self.module.trainer.test_dataloaders.dataset
-            draw_samples(self.module, dataset, {item: test.written[item] for item in shown}, named, folder)
+            written = {item: test.written[item] for item in shown}
+            draw_samples(self.module, dataset, written, named, folder)
+            keep_clips(self.module, dataset, written, folder)
 
 
 def _counts(rows: dict[int, tuple[list[int], list[int]]], categories: int) -> tuple[np.ndarray, np.ndarray]:
@@ -204,6 +209,35 @@ def draw_samples(
     with (folder / "samples.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *table])
     _log(module, "samples", path, columns, table)
+
+
+def keep_clips(module: pl.LightningModule, dataset: Any, written: Mapping[int, Written], folder: Path) -> list[Path]:
+    """Copy the files of some samples as `clip_<number>`, to be seen and heard beside what was written about them.
+
+    Args:
+        module: only its loggers are used: a W&B logger gets the clips, too.
+        dataset: has a `listing` of clips.
+        written: what the model wrote, by item.
+        folder: where the files go.
+
+    Returns:
+        The copies: of the first `KEPT_CLIPS` files that a browser plays and that are not larger than `LARGEST_CLIP`.
+    """
+    kept: dict[Path, tuple[Path, str]] = {}
+    for item, own in written.items():
+        source = Path(dataset.listing[item].path)
+        playable = source.suffix.lower() in (".mp4", ".webm") and source.is_file()
+        if len(kept) < KEPT_CLIPS and source not in kept and playable and source.stat().st_size <= LARGEST_CLIP:
+            copied = folder / f"clip_{len(kept) + 1}{source.suffix.lower()}"
+            shutil.copyfile(source, copied)
+            kept[source] = copied, f"{own.question} {own.text}".strip()
+    from lightning.pytorch.loggers import WandbLogger
+
+    for logger in module.loggers if kept else ():
+        if isinstance(logger, WandbLogger):
+            paths, captions = zip(*kept.values())
+            logger.log_video("clip", [str(path) for path in paths], caption=list(captions))
+    return [path for path, _ in kept.values()]
 
 
 def _pyplot() -> Any:

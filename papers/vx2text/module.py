@@ -15,9 +15,10 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from common.training.optimisers import warm_up_then_cosine
+from common.training.optimisers import clip_by_norm, fused, warm_up_then_cosine
 from papers.vx2text import diagnostics
 from papers.vx2text.checkpoints import Modality, load_classifier, load_language_model
+from papers.vx2text.data import VideoTextData
 from papers.vx2text.evaluation import TextTest, WordsTest
 from papers.vx2text.model import (
     PLACES,
@@ -61,7 +62,8 @@ def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: flo
         [
             {"params": parameters, "lr": rates[part], "weight_decay": weight_decay if decays else 0.0}
             for (part, decays), parameters in groups.items()
-        ]
+        ],
+        **fused(module, on_cpu=False),
     )
     total = int(module.trainer.estimated_stepping_batches)
     factor = warm_up_then_cosine(round(warmup_share * total), total)
@@ -69,7 +71,45 @@ def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: flo
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class ModalityClassification(pl.LightningModule):
+class VideoTextModule(pl.LightningModule):
+    """What the modules share: one learning rate for all that is trained, and the test.
+
+    Args:
+        test: of the held-out samples.
+    """
+
+    def __init__(self, test: TextTest | WordsTest) -> None:
+        super().__init__()
+        self.test: Any = test
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        return adamw(self, self.learning_rates(), self.hparams["weight_decay"], self.hparams["warmup_share"])
+
+    def learning_rates(self) -> dict[str, float]:
+        """Start of a parameter's name to its learning rate; the first that fits counts."""
+        return {"": self.hparams["learning_rate"]}
+
+    configure_gradient_clipping = clip_by_norm
+
+    # -- start, resume, hand-over --------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> VideoTextData:
+        """The data module of this run."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    # -- what is measured after training -------------------------------------------------------------------------------
+
+    def on_test_start(self) -> None:
+        self.test.reset()
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{name}": value for name, value in self.test.compute(self.device).items()})
+
+
+class ModalityClassification(VideoTextModule):
     """Training of a classifier whose categories are words, several of which are true at once.
 
     Stands in for released weights in the miniature: those of Kinetics for the video, of AudioSet for the sound.
@@ -93,10 +133,11 @@ class ModalityClassification(pl.LightningModule):
         weight_decay: float = 0.01,
         warmup_share: float = 0.05,
     ) -> None:
-        super().__init__()
+        super().__init__(WordsTest())
         self.save_hyperparameters(ignore=["classifier"], logger=False)
         self.classifier = classifier
-        self.test = WordsTest()
+
+    # -- training ------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self.classifier(batch[self.hparams["modality"]])
@@ -104,21 +145,13 @@ class ModalityClassification(pl.LightningModule):
         self.log("train/loss", loss.detach(), batch_size=len(logits))
         return loss
 
-    def on_test_start(self) -> None:
-        self.test.reset()
+    # -- what is measured after training -------------------------------------------------------------------------------
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.test.update(batch["index"], self.classifier(batch[self.hparams["modality"]]), batch["words"])
 
-    def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": value for name, value in self.test.compute(self.device).items()})
 
-    def configure_optimizers(self) -> Any:
-        h: Any = self.hparams
-        return adamw(self, {"": h.learning_rate}, h.weight_decay, h.warmup_share)
-
-
-class TextPretraining(pl.LightningModule):
+class TextPretraining(VideoTextModule):
     """Training of the language model on text alone, with words where the tokens of video and sound will be.
 
     Stands in for T5's own pre-training in the miniature.
@@ -137,35 +170,30 @@ class TextPretraining(pl.LightningModule):
         weight_decay: float = 0.01,
         warmup_share: float = 0.05,
     ) -> None:
-        super().__init__()
+        super().__init__(TextTest())
         self.save_hyperparameters(ignore=["language_model"], logger=False)
         self.language_model = language_model
-        self.test = TextTest()
+
+    # -- the model -----------------------------------------------------------------------------------------------------
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embeddings [B, N, D] of the prompts and which of them count [B, N]."""
         return self.language_model.embed(batch["input_ids"]), batch["input_ids"] != 0
+
+    # -- training ------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = text_loss(self.language_model(*self.inputs(batch), batch["labels"]), batch["labels"])
         self.log("train/loss", loss.detach(), batch_size=len(batch["labels"]))
         return loss
 
-    def on_test_start(self) -> None:
-        self.test.reset()
+    # -- what is measured after training -------------------------------------------------------------------------------
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.test.update_loss(batch, self.language_model(*self.inputs(batch), batch["labels"]))
 
-    def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": value for name, value in self.test.compute(self.device).items()})
 
-    def configure_optimizers(self) -> Any:
-        h: Any = self.hparams
-        return adamw(self, {"": h.learning_rate}, h.weight_decay, h.warmup_share)
-
-
-class VX2Text(pl.LightningModule):
+class VX2Text(VideoTextModule):
     """Text from video, sound, speech and history (specification 1 to 8).
 
     Args:
@@ -216,7 +244,7 @@ class VX2Text(pl.LightningModule):
         audio_pretrained: str | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(TextTest(beams, max_answer_tokens, tuple(protocols), meteor))
         self.save_hyperparameters(ignore=["language_model", "video_classifier", "audio_classifier"], logger=False)
         self.language_model = language_model
         self.tokens = nn.ModuleDict()
@@ -232,7 +260,6 @@ class VX2Text(pl.LightningModule):
                 )
         # Word pieces of the categories' names, for a table that is tied to the word embeddings.
         self.pieces: dict[str, Tensor] = {}
-        self.test = TextTest(beams, max_answer_tokens, tuple(protocols), meteor)
 
     # -- the model -----------------------------------------------------------------------------------------------------
 
@@ -261,6 +288,8 @@ class VX2Text(pl.LightningModule):
             mask = mask & ~absent
             found[name] = (chosen, scores)
         return embeddings, mask, found
+
+    # -- training ------------------------------------------------------------------------------------------------------
 
     def noise(self, batch: Batch) -> dict[str, Tensor]:
         """Gumbel noise of this process's samples, a part of the joint batch's.
@@ -305,20 +334,19 @@ class VX2Text(pl.LightningModule):
         loss = text_loss(self.language_model(embeddings, mask, batch["labels"]), batch["labels"])
         self.log("val/loss", loss, batch_size=len(mask), sync_dist=True)
 
-    def configure_optimizers(self) -> Any:
+    def learning_rates(self) -> dict[str, float]:
         h: Any = self.hparams
-        rates = {
+        return {
             "language_model.": h.learning_rate,
             "tokens.video.classifier.": h.video_learning_rate,
             "tokens.audio.classifier.": h.audio_learning_rate,
             "tokens.": h.table_learning_rate,
         }
-        return adamw(self, rates, h.weight_decay, h.warmup_share)
 
-    # -- start and hand-over -------------------------------------------------------------------------------------------
+    # -- start, resume, hand-over --------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.data
         if set(self.tokens) != set(data.modalities):
             raise ValueError(
                 f"the model reads {_listed(self.tokens)}, the data brings {_listed(data.modalities)}: give "
@@ -331,7 +359,7 @@ class VX2Text(pl.LightningModule):
                     f"model.{name}_tokens is {self.tokens[name].tokens}, but data.prompt.{name}_tokens makes room for "
                     f"{room} a clip: give both the same"
                 )
-        decides, asked = isinstance(self.language_model, OptionClassifier), getattr(data, "scoring", "label")
+        decides, asked = isinstance(self.language_model, OptionClassifier), data.scoring
         if decides != (asked == "position"):
             raise ValueError(
                 f"model.language_model {'picks a position' if decides else 'writes'}, but data.scoring is {asked}: "
@@ -356,21 +384,23 @@ class VX2Text(pl.LightningModule):
             if path is not None:
                 load_classifier(tokens.classifier, path, name, f"model.{name}_pretrained")  # type: ignore[arg-type]
             pieces = pieces_of(tokens.classifier.names, tokenizer)
-            tokens.start_table(table_of(pieces.to(self.device), self.language_model))
+            # The module knows its device already, but its weights are moved there only later.
+            device = next(self.language_model.parameters()).device
+            tokens.start_table(table_of(pieces.to(device), self.language_model))
 
     # -- what is measured after training -------------------------------------------------------------------------------
 
     def on_test_start(self) -> None:
-        self.test.reset()
+        super().on_test_start()
         self.shift = diagnostics.TokenShift(self)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         embeddings, mask, found = self.inputs(batch)
         self.test.update_loss(batch, self.language_model(embeddings, mask, batch["labels"]))
-        self.test.update_text(batch, self.language_model, embeddings, mask, self.trainer.datamodule.tokenizer)  # type: ignore[attr-defined]
+        self.test.update_text(batch, self.language_model, embeddings, mask, self.data.tokenizer)
         self.test.update_tokens(batch, found)
         self.shift.update(batch, found)
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": value for name, value in self.test.compute(self.device).items()})
+        super().on_test_epoch_end()
         self.shift.draw(self.test)

@@ -56,7 +56,28 @@ class TextTokenizer:
             raise ValueError(f"vocabulary_size must hold three special ids and a word, got {vocabulary_size}")
         self.pretrained = pretrained
         self.vocabulary_size = vocabulary_size
-        self._fitted: bytes | None = None
+        self._given: tuple[str, bytes] | None = None
+
+    @property
+    def content(self) -> tuple[str, bytes]:
+        """Name and content of the vocabulary's file, for `read`."""
+        return self._pieces.content
+
+    def read(self, name: str, content: bytes) -> TextTokenizer:
+        """Take a vocabulary in, in place of `pretrained`.
+
+        Args:
+            name, content: see the property of that name.
+
+        Returns:
+            This tokenizer.
+
+        Raises:
+            ValueError: it is no such vocabulary; at the first use.
+        """
+        self._given = name, content
+        self.__dict__.pop("_pieces", None)
+        return self
 
     def fit(self, texts: Iterable[str]) -> TextTokenizer:
         """Make a vocabulary of the whole words of some texts, the most frequent ones where there are too many.
@@ -71,9 +92,7 @@ class TextTokenizer:
         words = {word for line in lines for word in line.split()}
         if not words:
             raise ValueError("no vocabulary can be made: the texts hold no word")
-        self._fitted = _word_model(lines, min(len(words) + 3, self.vocabulary_size))
-        self.__dict__.pop("_pieces", None)
-        return self
+        return self.read(_MODEL_FILE, _word_model(lines, min(len(words) + 3, self.vocabulary_size)))
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without an end.
@@ -113,24 +132,24 @@ class TextTokenizer:
 
     @cached_property
     def _pieces(self) -> _SentencePieces | _FastTokenizer:
-        if self._fitted is not None:
-            pieces: _SentencePieces | _FastTokenizer = _SentencePieces(self._fitted)
+        origin = str(self.pretrained)
+        if self._given is not None:
+            name, content = self._given
         elif self.pretrained is None:
             from common.data.worlds.narrated import sentences
 
-            lines = sentences()
-            pieces = _SentencePieces(_word_model([*lines, *LETTERS, *_prompt_words()], None))
+            name, content = _MODEL_FILE, _word_model([*sentences(), *LETTERS, *_prompt_words()], None)
         else:
             folder = Path(self.pretrained)
-            if (folder / _MODEL_FILE).is_file():
-                pieces = _SentencePieces((folder / _MODEL_FILE).read_bytes(), str(folder / _MODEL_FILE))
-            elif (folder / _TOKENIZER_FILE).is_file():
-                pieces = _FastTokenizer(folder / _TOKENIZER_FILE)
-            else:
+            found = next((name for name in (_MODEL_FILE, _TOKENIZER_FILE) if (folder / name).is_file()), None)
+            if found is None:
                 raise FileNotFoundError(
                     f"data.tokenizer.pretrained: {folder} holds neither {_MODEL_FILE} nor {_TOKENIZER_FILE}. Nothing "
                     "is downloaded: put the files of T5 there, or set it to null for the miniature's own words"
                 )
+            name, content, origin = found, (folder / found).read_bytes(), str(folder / found)
+        kind = _SentencePieces if name == _MODEL_FILE else _FastTokenizer
+        pieces = kind(content, origin)
         if pieces.specials != (self.pad_id, self.eos_id, self.unknown_id):
             raise ValueError(
                 f"data.tokenizer: padding, end and unknown are {pieces.specials} in {self.pretrained}, but 0, 1 and 2 "
@@ -151,8 +170,10 @@ class TextTokenizer:
 class _SentencePieces:
     """A vocabulary in the format of SentencePiece."""
 
-    def __init__(self, model: bytes, origin: str = "") -> None:
+    def __init__(self, model: bytes, origin: str) -> None:
         import sentencepiece
+
+        self.content = _MODEL_FILE, model
 
         try:
             self._processor: SentencePieceProcessor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -172,13 +193,14 @@ class _SentencePieces:
 class _FastTokenizer:
     """A vocabulary in the format of the library tokenizers, which newer releases have instead."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, model: bytes, origin: str) -> None:
         import tokenizers
 
+        self.content = _TOKENIZER_FILE, model
         try:
-            self._tokenizer: Tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer: Tokenizer = tokenizers.Tokenizer.from_buffer(model)
         except Exception as error:  # The library raises nothing more special.
-            raise ValueError(f"data.tokenizer.pretrained: {path} cannot be read ({error})") from None
+            raise ValueError(f"data.tokenizer.pretrained: {origin} cannot be read ({error})") from None
         self.count = self._tokenizer.get_vocab_size()
         self.specials = tuple(self._tokenizer.token_to_id(token) for token in ("<pad>", "</s>", "<unk>"))
 

@@ -7,6 +7,24 @@ One generator maps noise and the words of a caption to an image; one discriminat
 serves at the same time as the image encoder of contrastive losses between images and sentences, regions and words, and
 generated and real images of the same caption.
 
-The public names live in ``module`` (XMCGAN), ``model``, ``objective``, ``data``, ``text``, ``evaluation`` and
-``checkpoints``; import them from there, so that importing this package costs nothing.
+``XMCGAN.from_export`` loads a trained model. What trains one lives in ``module`` (XMCGAN), ``model``, ``objective``,
+``data``, ``text``, ``evaluation`` and ``checkpoints``; import them from there, so that importing this package costs
+nothing.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from papers.xmc_gan.use import XMCGAN
+
+__all__ = ["XMCGAN"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "XMCGAN":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from papers.xmc_gan.use import XMCGAN
+
+    return XMCGAN

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -111,7 +110,7 @@ class TextToImageItems(ImageItems):
         return {"image": picture, "caption": torch.tensor(number)}
 
 
-class CaptionRows(Dataset[Sample]):
+class CaptionNumbers(Dataset[Sample]):
     """Numbers of captions: `caption`, and `index`, their position here.
 
     Args:
@@ -132,10 +131,8 @@ class TextToImageData(ShardedDataModule):
     """Images with captions to train XMC-GAN on and to measure it with.
 
     Args:
-        dataset: the data set; `root` is where its files lie.
         tokenizer: makes tokens of captions; its `max_tokens` is T. A vocabulary of its own is made from the training
             captions.
-        world: miniature whose files stand in for the data set's; None for real data.
         text_features: the store of BERT's features; None delivers tokens, for a text encoder in the model.
         sentence_pool: which pooled sentence of the store, see `papers.xmc_gan.text.pool_sentence`.
         image_size: S, side of the square that images are squashed to.
@@ -151,10 +148,7 @@ class TextToImageData(ShardedDataModule):
             fixed order, and go round.
         batch_size: images of one minibatch, over all devices.
         test_batch_size: images per test step, per device.
-        num_workers: loader processes per device.
-        seed: seed of order, flips and captions in training; what is measured on is the same for every seed.
-        cache_bytes: memory for decoded files, for sets small enough to be kept; 0 decodes anew every time.
-        max_skipped_share: the run stops when more than this share of the files is broken.
+        dataset, world, kwargs: see ShardedDataModule; what is measured on is the same for every `seed`.
 
     Batches:
         `image` float32 [n, 3, S, S] in [0, 1]; `index` int64 [n], the item; `skipped` int64 [n], above 0 where another
@@ -188,12 +182,9 @@ class TextToImageData(ShardedDataModule):
         reference_samples: int | None = 30000,
         batch_size: int = 56,
         test_batch_size: int = 64,
-        num_workers: int = 8,
-        seed: int = 0,
-        cache_bytes: int = 0,
-        max_skipped_share: float = 0.01,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, seed)
+        super().__init__(dataset, world, batch_size=batch_size, **kwargs)
         counts = {
             "minibatches": minibatches,
             "captions_per_image": captions_per_image,
@@ -207,9 +198,7 @@ class TextToImageData(ShardedDataModule):
         for name, choice, choices in (("items", items, Items), ("test_caption", test_caption, CaptionChoice)):
             if choice not in get_args(choices):
                 raise ValueError(f"data.{name}: {choice!r} is not one of {', '.join(get_args(choices))}")
-        self.dataset: Any = dataset
         self.tokenizer = tokenizer
-        self.world = world
         self.text_features = text_features
         self.sentence_pool: SentencePool = checked_pool(sentence_pool)
         self.image_size = image_size
@@ -223,17 +212,12 @@ class TextToImageData(ShardedDataModule):
         self.test_samples = test_samples
         self.reference_samples = reference_samples
         self.test_batch_size = test_batch_size
-        self.cache_bytes = cache_bytes
-        self.max_skipped_share = max_skipped_share
         self.stores: dict[str, FeatureStore] = {}
-        if world is not None:
-            dataset.root = Path(world.root_of(dataset.name))
 
     # -- preparation ---------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        if self.world is not None:
-            self.world.prepare([self.dataset.name])
+        super().prepare_data()
         self._fit_tokenizer(self.dataset.annotations(self.split))
 
     def setup(self, stage: str) -> None:
@@ -322,18 +306,13 @@ class TextToImageData(ShardedDataModule):
         Batches:
             As in the test but without `image`; `index` is the position in `numbers`.
         """
-        rows = CaptionRows(torch.as_tensor(numbers, dtype=torch.int64))
+        rows = CaptionNumbers(torch.as_tensor(numbers, dtype=torch.int64))
         collate = self._collate(self.test_split)
         return self.evaluation_loader(rows, self.test_batch_size, "captions", collate_fn=collate)
 
     def _options(self, training: bool, seed: int, transform: bool = True) -> dict[str, Any]:
-        return {
-            **({"transform": self.transform} if transform else {}),
-            "training": training,
-            "seed": seed,
-            "max_skipped_share": self.max_skipped_share,
-            "cache_bytes": self.cache_bytes,
-        }
+        chosen = {"transform": self.transform} if transform else {}
+        return {**chosen, "training": training, **self.item_options, "seed": seed}
 
     def _collate(self, split: str) -> TextCollate:
         return TextCollate(self._items[split].texts, self.tokenizer, self.stores.get(split), self.sentence_pool)
@@ -344,11 +323,6 @@ class TextToImageData(ShardedDataModule):
     def vocabulary_size(self) -> int:
         """Number of different tokens; known after prepare_data."""
         return self.tokenizer.vocabulary_size
-
-    @property
-    def credit(self) -> str:
-        """Line that must stand under pictures of these data; empty where none must."""
-        return "" if self.world is None else self.world.credit
 
     def texts(self, role: Role, captions: Sequence[int] | Tensor) -> list[str]:
         """Captions by the numbers that batches give."""

@@ -529,6 +529,15 @@ class Discriminator(nn.Module):
         """Leave out what only the losses of words need."""
         self.regions = None
 
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features of images [N, 3, S, S], as a whole [N, P] and of their places [N, R, E]; see `Judgement`."""
+        x, regions = images, None
+        for level, block in enumerate(self.blocks):
+            x = block(x)
+            if level == self._region_level and self.regions is not None:
+                regions = self.regions(x).flatten(2).transpose(1, 2)
+        return F.relu(x).sum((2, 3)), regions
+
     def forward(self, images: Tensor, sentence: Tensor) -> Judgement:
         """Judge images.
 
@@ -539,12 +548,7 @@ class Discriminator(nn.Module):
         Shapes:
             images [k * B, 3, S, S], sentence [B, E]
         """
-        x, regions = images, None
-        for level, block in enumerate(self.blocks):
-            x = block(x)
-            if level == self._region_level and self.regions is not None:
-                regions = self.regions(x).flatten(2).transpose(1, 2)
-        pooled = F.relu(x).sum((2, 3))
+        pooled, regions = self.features(images)
         condition = self.sentence(sentence)
         repeats = len(images) // len(sentence)
         logit = self.logit(pooled)[:, 0] + (pooled * condition.repeat(repeats, 1)).sum(1)

@@ -18,6 +18,7 @@ from common.memory.collective import average_in_place
 from common.memory.momentum import MomentumPair
 from common.metrics.gathering import OncePerSample
 from papers.xmc_gan import diagnostics
+from papers.xmc_gan.data import TextToImageData
 from papers.xmc_gan.evaluation import noise_of
 from papers.xmc_gan.model import Captions, Discriminator, Generator, Judgement, keeping_statistics
 from papers.xmc_gan.objective import Matching, Negatives, pair_loss, word_loss
@@ -45,8 +46,6 @@ class XMCGAN(pl.LightningModule):
         captions_at_once: so many captions are compared at once in the loss of words, for memory; null for all.
         generator_learning_rate, discriminator_learning_rate, betas: of the two Adam optimisers.
         average_momentum: share of the averaged generator that a step keeps; this one is evaluated.
-        channels_last: keep maps in that layout, which is faster on most devices.
-        compiled: compile both networks, which pays after some hundred steps on a GPU.
         seed: seed of the noise.
 
     Raises:
@@ -72,8 +71,6 @@ class XMCGAN(pl.LightningModule):
         discriminator_learning_rate: float = 4e-4,
         betas: Sequence[float] = (0.5, 0.999),
         average_momentum: float = 0.999,
-        channels_last: bool = False,
-        compiled: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -96,8 +93,6 @@ class XMCGAN(pl.LightningModule):
         self.text_encoder = text_encoder
         self.image_network = image_network if weight_image_net > 0 else None
         self.evaluation = evaluation
-        if channels_last:
-            self.to(memory_format=torch.channels_last)
 
     # -- the model -----------------------------------------------------------------------------------------------------
 
@@ -238,7 +233,7 @@ class XMCGAN(pl.LightningModule):
         generator = torch.Generator().manual_seed((self.hparams["seed"] << 32) + self.trainer.fit_loop.total_batch_idx)
         size = len(batch["length"]) * world
         z = torch.randn(size, self.generator.z_dim, generator=generator)[rank::world].to(self.device, non_blocking=True)
-        parts = self.trainer.datamodule.minibatches  # type: ignore[attr-defined]
+        parts = self.data.minibatches
         split = {name: value.chunk(parts) for name, value in batch.items() if isinstance(value, Tensor)}
         return [
             ({name: chunks[part] for name, chunks in split.items()}, noise) for part, noise in enumerate(z.chunk(parts))
@@ -263,14 +258,18 @@ class XMCGAN(pl.LightningModule):
             torch.optim.Adam(self.discriminator_parameters(), h.discriminator_learning_rate, betas, fused=fused),
         ]
 
-    # -- start ---------------------------------------------------------------------------------------------------------
+    # -- start, resume, hand-over --------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> TextToImageData:
+        """The data module of this run."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data.image_size != self.generator.image_size:
+        if self.data.image_size != self.generator.image_size:
             raise ValueError(
-                f"data.image_size is {data.image_size}, the networks make images of {self.generator.image_size}: a "
-                "list of n channels means 4 * 2^(n - 1) pixels"
+                f"data.image_size is {self.data.image_size}, the networks make images of {self.generator.image_size}: "
+                "a list of n channels means 4 * 2^(n - 1) pixels"
             )
         if self.evaluation is not None:
             self.evaluation.load_pretrained()
@@ -282,15 +281,6 @@ class XMCGAN(pl.LightningModule):
             )
         if self.image_network is not None and self.trainer.ckpt_path is None:
             self.image_network.load_pretrained()  # type: ignore[operator]
-
-    def on_fit_start(self) -> None:
-        if self.hparams["compiled"]:
-            import torch._functorch.config
-
-            # Two gradients of one graph: what the first has read must not be given back before the second.
-            torch._functorch.config.donated_buffer = False
-            self.generator.compile()
-            self.discriminator.compile()
 
     # -- what is measured after training -------------------------------------------------------------------------------
 
@@ -312,7 +302,7 @@ class XMCGAN(pl.LightningModule):
 
     def _match(self, batch: Batch, captions: Captions) -> None:
         """How well the discriminator tells held-out pairs apart, in batches as large as in training (5.9)."""
-        seen, size = self.discriminator(batch["image"], captions.sentence), self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        seen, size = self.discriminator(batch["image"], captions.sentence), self.data.batch_size
         for part in range(len(captions.length) // size):
             rows = slice(part * size, (part + 1) * size)
             accuracy = {"sentence": pair_loss(seen.pooled[rows], seen.sentence[rows]).accuracy}

@@ -90,8 +90,10 @@ class BertText(nn.Module):
 
     Args:
         pretrained: folder with released weights, or a name in the local cache of transformers. Nothing is downloaded;
-            where the files are missing, the first use says so.
+            where the files are missing, the first use says so. None starts from random weights, for a checkpoint that
+            holds those of BERT.
         sentence_pool: see `pool_sentence`.
+        sizes: arguments of `BertEncoder`; None for those that lie beside the weights.
 
     Attributes:
         feature_dim: E, 768 for BERT base.
@@ -107,10 +109,16 @@ class BertText(nn.Module):
     Source: specification 2.1: bert-base-uncased, last_hidden_state, no gradients.
     """
 
-    def __init__(self, pretrained: str, sentence_pool: SentencePool = "official") -> None:
+    def __init__(
+        self,
+        pretrained: str | None,
+        sentence_pool: SentencePool = "official",
+        sizes: dict[str, int] | None = None,
+    ) -> None:
         super().__init__()
         self.sentence_pool = checked_pool(sentence_pool)
-        self.encoder = BertEncoder(pretrained, dropout=0.0, **_bert_sizes(Path(pretrained)))
+        self.sizes = sizes or ({} if pretrained is None else _bert_sizes(Path(pretrained)))
+        self.encoder = BertEncoder(pretrained, dropout=0.0, **self.sizes)
         self.feature_dim = self.encoder.feature_dim
         self.requires_grad_(False).eval()
 

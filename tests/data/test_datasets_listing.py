@@ -19,7 +19,7 @@ from common.data.datasets.audioset import AudioSet
 from common.data.datasets.esc50 import ESC50
 from common.data.datasets.kinetics import Kinetics400
 from common.data.listing import Clip, ClipTable, Listing, cache_folder, write_atomically
-from tests.data.layouts import placeholder, write_audioset, write_esc50, write_kinetics
+from common.data.worlds.clip_layouts import placeholder, write_audioset, write_esc50, write_kinetics
 
 ROOT = Path("/data/set")
 
@@ -57,7 +57,7 @@ def test_the_table_gives_back_the_clips(rows: list[Clip]):
     assert listing.labels.tolist() == [clip.label for clip in rows]
     if rows:
         assert listing[-1] == rows[-1]
-        assert listing.clips[: len(rows) - 1] == tuple(rows[:-1])
+        assert listing.clips[: len(rows) - 1] == rows[:-1]
     with pytest.raises(IndexError):
         listing[len(rows)]
     assert pickle.loads(pickle.dumps(listing)).fingerprint() == listing.fingerprint()

@@ -110,8 +110,8 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"image_id": "139", "capt', "line 2 is not valid JSON"),
-        ("[1]", "line 2 holds a JSON list"),
+        ('{"image_id": "139", "capt', "line 2: not valid JSON"),
+        ("[1]", "line 2: a JSON list where an object is expected"),
         ('{"image_id": 139, "caption": "x"}', 'line 2: "image_id" must be a text'),
         ('{"image_id": "139"}', 'line 2: "caption" must be a text'),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import subprocess
 import sys
@@ -11,15 +12,26 @@ import pytest
 from rich.console import Console
 
 from common.data import listing as listing_module
+from common.data import released_files
+from common.data.checksums import difference
 from common.data.datasets.audioset import AudioSet
 from common.data.datasets.coco import COCO
 from common.data.datasets.dcase import DCASE2014
 from common.data.datasets.esc50 import ESC50
 from common.data.datasets.kinetics import Kinetics400
 from common.data.datasets.ucf101 import UCF101
-from common.data.prepare import check_samples, report
-from tests.data.image_layouts import write_coco
-from tests.data.layouts import placeholder, write_audioset, write_dcase, write_esc50, write_kinetics, write_ucf101
+from common.data.datasets.voc import PascalVOC
+from common.data.prepare import check_samples, report, report_files
+from common.data.released_files import look_at
+from common.data.worlds.clip_layouts import (
+    placeholder,
+    write_audioset,
+    write_dcase,
+    write_esc50,
+    write_kinetics,
+    write_ucf101,
+)
+from tests.data.image_layouts import write_coco, write_voc
 from tests.data.media_factory import write_video, write_wav
 
 
@@ -174,3 +186,65 @@ def test_images_are_decoded_and_called_images(tmp_path: Path, cache: Path):
 def test_no_torch_before_something_is_decoded():
     code = "import sys, common.data.prepare, common.data.datasets.kinetics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_difference_takes_whole_and_short_sums(tmp_path: Path):
+    path = tmp_path / "file"
+    path.write_bytes(b"content" * 1000)
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert difference(path, f"sha256:{digits}") is None
+    assert difference(path, f"sha256:{digits[:8].upper()}") is None
+    assert difference(path, f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}") is None
+    assert "published is 00000000: it is damaged, or another version" in str(difference(path, "sha256:00000000"))
+    with pytest.raises(ValueError, match="md5:<digits> or sha256:<digits>"):
+        difference(path, "crc:12")
+
+
+def test_a_wrong_checksum_is_named_and_costs_no_other_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    coco, voc = write_coco(tmp_path / "coco"), write_voc(tmp_path / "voc")
+    good = f"sha256:{hashlib.sha256(b'archive').hexdigest()}"
+    monkeypatch.setattr("common.data.datasets.coco.ARCHIVES", {"val2017.zip": good, "train2017.zip": good})
+    (coco / "val2017.zip").write_bytes(b"archive")
+    (coco / "train2017.zip").write_bytes(b"half an arch")
+    # What torchvision checks this archive with.
+    (voc / "VOCtest_06-Nov-2007.tar").write_bytes(b"")
+    text, statuses = printed(COCO(coco), PascalVOC(voc, ["2007"]), prepare=True)
+    assert statuses[0].verified == ("val2017.zip",)
+    assert "Checksum right: val2017.zip" in text
+    assert f"Wrong: {coco / 'train2017.zip'}: its sha256 is" in text
+    assert f"Wrong: {voc / 'VOCtest_06-Nov-2007.tar'}: its md5 is d41d8cd98f00b204e9800998ecf8427e" in text
+    assert [len(status.corrupt) for status in statuses] == [1, 1]
+    assert all(status.present for status in statuses)
+    # Without being asked, nothing is read.
+    assert not printed(COCO(coco))[1][0].corrupt
+
+
+def test_released_files_are_shown_with_what_they_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    weights = tmp_path / "weights"
+    (weights / "t5-base").mkdir(parents=True)
+    for name in ("config.json", "pytorch_model.bin"):
+        (weights / "t5-base" / name).write_bytes(b"x")
+    (weights / "vgg19-dcbb9e9d.pth").write_bytes(b"half")
+    (weights / "resnet50-0676ba61.pth").write_bytes(b"resnet")
+    digits = hashlib.sha256(b"resnet").hexdigest()[:8]
+    known = [released_files._torchvision(f"resnet50-{digits}.pth", "ResNet", "1 kB"), *released_files.RELEASED]
+    monkeypatch.setattr(released_files, "RELEASED", known)
+    (weights / f"resnet50-{digits}.pth").write_bytes(b"resnet")
+    paths = ["t5-base", "vgg19-dcbb9e9d.pth", f"resnet50-{digits}.pth", "t5-small", "own [1].pt"]
+    statuses = [look_at(f"weights/{path}", tmp_path, ("a", "b", "c"), verify=True) for path in paths]
+    assert [status.present for status in statuses] == [False, True, True, False, False]
+    stream = io.StringIO()
+    report_files(statuses, Console(file=stream, width=220))
+    text = stream.getvalue()
+    for word in (
+        "Lacks: spiece.model or tokenizer.json",
+        "incomplete",
+        "damaged",
+        "published is dcbb9e9d",
+        "present, checksum right",
+        f"hf download google-t5/t5-small --local-dir {weights / 't5-small'}",
+        "own [1].pt",
+        "a, b and 1 more",
+        "Apache 2.0",
+    ):
+        assert word in text

@@ -33,6 +33,9 @@ from common.data.worlds.emoji import (
     tag_vocabulary,
 )
 
+# One worker runs these tests, as each would render the worlds anew.
+pytestmark = pytest.mark.xdist_group("emoji worlds")
+
 
 def tiny(root: Path, **changes: Any) -> EmojiWorld:
     return EmojiWorld(**{"seed": 5, "concepts": 40, "classes": 4, "root": str(root), **changes})

@@ -22,6 +22,9 @@ from common.data.datasets.wikipedia import WikipediaText
 from common.data.worlds.emoji import LANGUAGES, Concept
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld, induced_dictionary, plain
 
+# One worker runs these tests, as each would render the worlds anew.
+pytestmark = pytest.mark.xdist_group("emoji languages worlds")
+
 STYLES = ("noto", "openmoji", "fluent_flat")
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from common.training.runner import StageRequest, run_stage
-from tests.distributed.harness import run_distributed
+from common.training.runner import StageRequest
+from tests.distributed.stages import over, train, train_on_two
 from tests.m3p.stages import stage
 
 # Without dropout, which every process draws for itself.
@@ -38,35 +37,14 @@ LAYERS: dict[str, dict[str, Any]] = {
 
 
 def _request(recipe: str, runs: Path, devices: int) -> StageRequest:
-    layer = LAYERS[recipe]
-    trainer = {**layer["trainer"], "devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
-    return stage(recipe, runs, layer={**layer, "trainer": trainer})
-
-
-def _train(one: StageRequest) -> dict[str, Any]:
-    os.environ["WANDB_MODE"] = "disabled"
-    try:
-        record = run_stage(one)
-    finally:
-        os.environ["WANDB_MODE"] = "offline"
-    state = torch.load(one.directory / "checkpoints" / "last.ckpt", weights_only=True)
-    return {"state": state["state_dict"], "metrics": record.metrics}
-
-
-def _train_rank(rank: int, one: StageRequest) -> dict[str, Any]:
-    """As torchrun starts it."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
-        TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT="0",
-    )  # fmt: skip
-    return _train(one)
+    return stage(recipe, runs, layer=over(LAYERS[recipe], devices))
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("recipe", ["m3p", "fine_tune"])
 def test_two_processes_equal_one(recipe: str, tmp_path: Path) -> None:
-    one = _train(_request(recipe, tmp_path / "one", 1))
-    ranks = run_distributed(_train_rank, 2, 250, _request(recipe, tmp_path / "two", 2))
+    one = train(_request(recipe, tmp_path / "one", 1))
+    ranks = train_on_two(_request(recipe, tmp_path / "two", 2), timeout=250)
     for name, expected in one["state"].items():
         for rank in ranks:
             found = torch.as_tensor(rank["state"][name])

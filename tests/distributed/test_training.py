@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.training.runner import StageRequest, run_stage
+from common.training.runner import StageRequest
 from papers.avid_cma.objective import BankObjective
-from tests.distributed.harness import run_distributed
+from tests.distributed.stages import over, train, train_on_two
 from tests.stages import request
 
 
@@ -57,39 +56,14 @@ def _negatives_by_anchor(
 
 
 def _request(runs: Path, devices: int) -> StageRequest:
-    strategy = "ddp" if devices > 1 else "auto"
-    return request(
-        "avid/avid_joint",
-        runs,
-        layer={**LAYER, "trainer": {**LAYER["trainer"], "devices": devices, "strategy": strategy}},
-    )
-
-
-def _train(stage: StageRequest) -> dict[str, Any]:
-    os.environ["WANDB_MODE"] = "disabled"
-    original, BankObjective._draw_negatives = BankObjective._draw_negatives, _negatives_by_anchor  # type: ignore
-    try:
-        record = run_stage(stage)
-    finally:
-        BankObjective._draw_negatives = original  # type: ignore[method-assign]
-        os.environ["WANDB_MODE"] = "offline"
-    state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)
-    return {"state": state["state_dict"], "metrics": record.metrics}
-
-
-def _train_rank(rank: int, stage: StageRequest) -> dict[str, Any]:
-    """As torchrun starts it."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
-        TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT="0",
-    )  # fmt: skip
-    return _train(stage)
+    return request("avid/avid_joint", runs, layer=over(LAYER, devices))
 
 
 @pytest.mark.timeout(300)
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    one = _train(_request(tmp_path / "one", 1))
-    ranks = run_distributed(_train_rank, 2, 200, _request(tmp_path / "two", 2))
+def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BankObjective, "_draw_negatives", _negatives_by_anchor)
+    one = train(_request(tmp_path / "one", 1))
+    ranks = train_on_two(_request(tmp_path / "two", 2))
     for name, expected in one["state"].items():
         if name in {"progress.first", "progress.recent"}:
             continue  # the loss of this rank's half

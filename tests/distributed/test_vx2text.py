@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.training.runner import StageRequest, run_stage
+from common.training.runner import StageRequest
 from papers.vx2text.objective import text_loss
 from tests.distributed.harness import run_distributed
+from tests.distributed.stages import over, train, train_on_two
 from tests.stages import request
 
 # Without dropout, which every process draws for itself; an odd number of samples is tested.
@@ -36,34 +36,13 @@ WITHOUT_PARENTS = [
 
 
 def _request(runs: Path, devices: int) -> StageRequest:
-    strategy = "ddp" if devices > 1 else "auto"
-    layer = {**LAYER, "trainer": {**LAYER["trainer"], "devices": devices, "strategy": strategy}}
-    return request("vx2text/avsd", runs, *WITHOUT_PARENTS, layer=layer)
-
-
-def _train(stage: StageRequest) -> dict[str, Any]:
-    os.environ["WANDB_MODE"] = "disabled"
-    try:
-        record = run_stage(stage)
-    finally:
-        os.environ["WANDB_MODE"] = "offline"
-    state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)
-    return {"state": state["state_dict"], "metrics": record.metrics}
-
-
-def _train_rank(rank: int, stage: StageRequest) -> dict[str, Any]:
-    """As torchrun starts it."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
-        TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT="0",
-    )  # fmt: skip
-    return _train(stage)
+    return request("vx2text/avsd", runs, *WITHOUT_PARENTS, layer=over(LAYER, devices))
 
 
 @pytest.mark.timeout(300)
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    one = _train(_request(tmp_path / "one", 1))
-    ranks = run_distributed(_train_rank, 2, 200, _request(tmp_path / "two", 2))
+    one = train(_request(tmp_path / "one", 1))
+    ranks = train_on_two(_request(tmp_path / "two", 2))
     for name, expected in one["state"].items():
         for rank in ranks:
             found = torch.as_tensor(rank["state"][name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -193,3 +194,15 @@ def test_a_model_too_small_for_the_data_is_named(
 def test_missing_weights_are_named_before_training(layouts: Layouts, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model.pretrained: .*nothing.pth: no such checkpoint file"):
         trained(M3PPretraining(model(), pretrained=str(tmp_path / "nothing.pth")), layouts.pretraining(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("precision", "clip", "fused"), [("bf16-mixed", 5.0, False), ("bf16-mixed", None, True), ("32-true", 5.0, True)]
+)
+def test_a_fused_optimiser_is_not_taken_where_lightning_refuses_to_clip_for_it(
+    precision: str, clip: float | None, fused: bool
+) -> None:
+    module: Any = torch.nn.Linear(2, 2)
+    module.device = torch.device("cpu")
+    module.trainer = SimpleNamespace(gradient_clip_val=clip, precision=precision)
+    assert bool(adam(module, 1e-4, 10)["optimizer"].defaults["fused"]) is fused

@@ -22,7 +22,7 @@ from common.data.text import CaptionTokenizer, WordVocabulary
 from common.data.worlds.shapes import ShapesWorld
 from papers.mct.data import (
     BicaptioningData,
-    CaptionedImages,
+    CaptionedViews,
     CaptionRows,
     ClassificationData,
     MultiLabelData,
@@ -112,10 +112,10 @@ def coco(root: Path, captions: tuple[str, ...] = SIDED, train: int = 6, groups: 
     return COCO(root)
 
 
-def items(dataset: COCO, **options: Any) -> CaptionedImages:
+def items(dataset: COCO, **options: Any) -> CaptionedViews:
     listing = dataset.listing("train")
     fields = {"transform": SMALL, "training": True, "seed": 0, **options}
-    return CaptionedImages(listing, dataset.annotations("train", listing), fields.pop("tokenizer", None), **fields)
+    return CaptionedViews(listing, dataset.annotations("train", listing), fields.pop("tokenizer", None), **fields)
 
 
 # -- views of pre-training ---------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -87,13 +88,23 @@ def test_avid(tmp_path: Path, killed_at: int, workers: int, warmup: int) -> None
     assert records[0].steps == records[1].steps == 18
 
 
+@pytest.fixture(scope="module")
+def runs_with_avid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with a finished AVID; copy it."""
+    runs = tmp_path_factory.mktemp("avid")
+    run_stage(request("avid/avid", runs))
+    return runs
+
+
+@pytest.mark.xdist_group("cma")
 @pytest.mark.parametrize("killed_at", [10, 14])
-def test_cma_with_a_set_mined_in_between(tmp_path: Path, killed_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cma_with_a_set_mined_in_between(
+    tmp_path: Path, killed_at: int, runs_with_avid: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer = {**LAYER, "model": {"init_args": {"refresh_every": 1}}}
     stages = []
     for name in ("whole", "resumed"):
-        runs = tmp_path / name
-        run_stage(request("avid/avid", runs))
+        runs = shutil.copytree(runs_with_avid, tmp_path / name)
         stages.append(request("avid/avid_cma", runs, layer=layer))
     _kill_at(stages[1], AVID, killed_at)
     mined: list[int] = []

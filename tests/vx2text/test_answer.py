@@ -19,6 +19,9 @@ from papers.vx2text.diagnostics import listed_categories
 from tests.data.media_factory import tone, write_video
 from tests.stages import request
 
+# One worker runs these tests, as each would train the stages anew.
+pytestmark = pytest.mark.xdist_group("vx2text stages")
+
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[StageRequest, Record]]:
@@ -36,7 +39,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[StageReq
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clips")
     frames = np.random.default_rng(0).integers(0, 256, (12, 32, 40, 3), dtype=np.uint8)
-    write_video(folder / "silent.mp4", frames=frames, fps=8.0)
+    write_video(folder / "silent.mp4", frames=frames, fps=8.0, with_audio=False)
     return write_video(folder / "clip.mp4", frames=frames, fps=8.0, audio=tone(1.5, 8_000), audio_rate=8_000)
 
 
@@ -126,7 +129,7 @@ def test_only_the_parts_that_learn_have_moved(stages: Any) -> None:
 def test_the_figures(stages: Any) -> None:
     media = stages["avsd"][0].directory / "media"
     assert {path.name for path in media.iterdir()} == {
-        "token_shift.png", "token_shift.csv", "samples.png", "samples.csv",
+        "token_shift.png", "token_shift.csv", "samples.png", "samples.csv", "clip_1.mp4", "clip_2.mp4", "clip_3.mp4",
     }  # fmt: skip
     with (media / "token_shift.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -19,6 +19,9 @@ from papers.xmc_gan import diagnostics
 from papers.xmc_gan.diagnostics import draw_curves, slerp, words_of, write_row
 from tests.xmc_gan.stages import Stages, finished
 
+# One worker runs these tests, as each would train the stages anew.
+pytestmark = pytest.mark.xdist_group("xmc_gan stages")
+
 
 @pytest.fixture(scope="module")
 def stages() -> Stages:
@@ -61,7 +64,7 @@ def test_the_noise_of_the_figures_is_that_of_every_stage() -> None:
 def test_the_page_puts_stages_side_by_side(stages: Stages, tmp_path: Path) -> None:
     page = build(tmp_path / "report.html", ["xmc_gan"], "smoke", stages.runs).read_text(encoding="utf-8")
     assert "Captions: stages side by side" in page
-    part = page[page.index("Captions: stages side by side") : page.index("<h3>Runs</h3>")]
+    part = page[page.index("Captions: stages side by side") : page.index('<h3 id="xmc_gan-runs">')]
     places = [part.index(f"<tr><td>{name}</td>") for name in ("real_images", "xmc_gan", "baseline")]
     assert places == sorted(places)  # the order of the paper's stages
     assert part.count("data:image/png;base64,") == 3

@@ -12,8 +12,12 @@ import yaml
 from PIL import Image
 
 from common.training.errors import StageError
-from papers.xmc_gan.generate import Painter, generate
+from papers.xmc_gan import XMCGAN
+from papers.xmc_gan.generate import generate
 from tests.xmc_gan.stages import Stages, finished
+
+# One worker runs these tests, as each would train the stages anew.
+pytestmark = pytest.mark.xdist_group("xmc_gan stages")
 
 CAPTION = "a red circle left and a blue square right on white"
 
@@ -24,27 +28,27 @@ def stages() -> Stages:
 
 
 @pytest.fixture(scope="module")
-def painter(stages: Stages) -> Painter:
-    return Painter(stages.checkpoint("xmc_gan"))
+def painter(stages: Stages) -> XMCGAN:
+    return XMCGAN.from_export(stages.checkpoint("xmc_gan"))
 
 
-def test_images_follow_seed_and_caption(painter: Painter) -> None:
-    images = painter.paint([CAPTION, "a green triangle left and a blue square right on white"], number=3, seed=1)
+def test_images_follow_seed_and_caption(painter: XMCGAN) -> None:
+    images = painter.generate([CAPTION, "a green triangle left and a blue square right on white"], number=3, seed=1)
     assert images.shape == (2, 3, 3, 32, 32)
     assert images.min() >= 0
     assert images.max() <= 1
-    assert images[:1].equal(painter.paint([CAPTION], number=3, seed=1))
-    torch.testing.assert_close(images[0, :2], painter.paint([CAPTION], number=2, seed=1)[0])
+    assert images[:1].equal(painter.generate([CAPTION], number=3, seed=1))
+    torch.testing.assert_close(images[0, :2], painter.generate([CAPTION], number=2, seed=1)[0])
     assert not images[0, 0].equal(images[0, 1])
     assert not images[0].equal(images[1])
-    assert not images[0].equal(painter.paint([CAPTION], number=3, seed=2)[0])
+    assert not images[0].equal(painter.generate([CAPTION], number=3, seed=2)[0])
 
 
-def test_the_averaged_generator_makes_them(painter: Painter, stages: Stages) -> None:
+def test_the_averaged_generator_makes_them(painter: XMCGAN, stages: Stages) -> None:
     state = torch.load(stages.checkpoint("xmc_gan"), weights_only=True)["state_dict"]
-    for name, value in painter.module.average.state_dict().items():
+    for name, value in painter.generator.state_dict().items():
         assert value.equal(state[f"generators.key.{name}"])
-    assert not painter.module.average.training
+    assert not painter.generator.training
 
 
 def test_files_of_every_image_and_a_grid(stages: Stages, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +69,7 @@ def test_files_of_every_image_and_a_grid(stages: Stages, tmp_path: Path, capsys:
     assert [path.name for path in single] == [path.name for path in (tmp_path / "one").iterdir()]
 
 
-def test_unknown_words_and_long_captions_are_told(painter: Painter) -> None:
+def test_unknown_words_and_long_captions_are_told(painter: XMCGAN) -> None:
     assert painter.notes(CAPTION) == []
     note = painter.notes("a purple circle left and a blue elephant")[0]
     assert note.startswith("the model does not know purple, elephant; it learned from a, and, at, black, blue,")
@@ -80,23 +84,23 @@ def test_unknown_words_and_long_captions_are_told(painter: Painter) -> None:
 
 def test_what_cannot_make_images_is_refused(stages: Stages, tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"last.ckpt does not exist: give checkpoints/last.ckpt"):
-        Painter(tmp_path / "checkpoints" / "last.ckpt")
+        XMCGAN.from_export(tmp_path / "checkpoints" / "last.ckpt")
     with pytest.raises(StageError, match="makes no images"):
-        Painter(stages.checkpoint("mini_evaluator"))
+        XMCGAN.from_export(stages.checkpoint("mini_evaluator"))
     alone = tmp_path / "checkpoints" / "last.ckpt"
     alone.parent.mkdir()
     shutil.copy(stages.checkpoint("xmc_gan"), alone)
     with pytest.raises(StageError, match=r"config.yaml does not exist"):
-        Painter(alone)
+        XMCGAN.from_export(alone)
     shutil.copy(stages.folder("xmc_gan") / "config.yaml", tmp_path)
     alone.write_bytes(alone.read_bytes()[:3000])
     with pytest.raises(StageError, match="cannot be read"):
-        Painter(alone)
+        XMCGAN.from_export(alone)
     state = torch.load(stages.checkpoint("xmc_gan"), weights_only=True)
     del state["state_dict"]["generators.key.query.weight"]
     torch.save(state, alone)
-    with pytest.raises(StageError, match=r"it lacks generators.key.query.weight"):
-        Painter(alone)
+    with pytest.raises(StageError, match=r"does not fit its configuration: 1 missing: generator.query.weight"):
+        XMCGAN.from_export(alone)
     with pytest.raises(StageError, match="--number 0"):
         generate(alone, [CAPTION], tmp_path, 0)
     with pytest.raises(StageError, match="is a file: give a folder"):
@@ -111,7 +115,7 @@ def test_networks_that_judge_and_teach_are_not_needed(stages: Stages, tmp_path: 
     config["model"]["init_args"]["image_network"]["init_args"]["pretrained"] = "/gone/network.ckpt"
     config["model"]["init_args"]["evaluation"]["init_args"]["evaluator"]["init_args"]["pretrained"] = "/gone/judge.ckpt"
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    assert Painter(moved).paint([CAPTION]).shape == (1, 1, 3, 32, 32)
+    assert XMCGAN.from_export(moved).generate([CAPTION]).shape == (1, 1, 3, 32, 32)
 
 
 def test_a_stage_that_learned_from_stored_features_reads_captions_with_bert(stages: Stages, tmp_path: Path) -> None:
@@ -137,9 +141,9 @@ def test_a_stage_that_learned_from_stored_features_reads_captions_with_bert(stag
     ]
     (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
     with pytest.raises(StageError, match=r"bert-base-uncased does not exist: put bert-base-uncased there"):
-        Painter(moved)
+        XMCGAN.from_export(moved)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=16, **sizes)).save_pretrained(bert)
-    painter = Painter(moved)
-    assert painter.paint(["a red circle", "a blue square left and a"], 2).shape == (2, 2, 3, 32, 32)
+    painter = XMCGAN.from_export(moved)
+    assert painter.generate(["a red circle", "a blue square left and a"], 2).shape == (2, 2, 3, 32, 32)
     assert painter.notes("a red zebra") == ["the model does not know zebra"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from common.data import shards
 from common.data.listing import ClipTable, DatasetMissing, DatasetStatus, Listing, ListingIndex, cache_folder
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".flv"})
@@ -153,6 +154,8 @@ class MediaDataset(ABC):
             raise self._lacks(self.root)
         scan = self._scan(split, fold)
         if not scan.names:
+            if shards.unfinished(self.root):
+                raise self._lacks(self.root, "its shards are not complete: write them to the end with --shards")
             raise self._lacks(self.root, f"none of the {self.unit} of split {split!r} was found ({scan.layout})")
         order = sorted(range(len(scan.names)), key=scan.names.__getitem__)
 
@@ -181,7 +184,9 @@ class MediaDataset(ABC):
             layout=scan.layout,
             notes=tuple(scan.notes),
         )
-        return listing, [self.root, *scan.watched], scanned_at
+        watched = [self.root, *scan.watched]
+        indices = {index for path in watched if (index := shards.index_file(path)) is not None}
+        return listing, [*watched, *sorted(indices)], scanned_at
 
     @abstractmethod
     def _scan(self, split: str, fold: int | None) -> Scan:
@@ -204,6 +209,14 @@ class MediaDataset(ABC):
         elif self.fold_needed:
             raise ValueError(f"{self.title} is split by folds: give fold = 1 to {self.num_folds}")
         return split, fold
+
+    def checksums(self) -> Mapping[str, str]:
+        """Checksums of files that may lie in the root, such as the archives that the set came in.
+
+        Returns:
+            Name relative to the root -> checksum as :func:`common.data.checksums.difference` takes it.
+        """
+        return {}
 
     # ------------------------------------------------------------------------------------------------ errors, status
     def _lacks(self, path: Path, reason: str = "") -> DatasetMissing:
@@ -284,18 +297,28 @@ def first_file(root: Path, candidates: Sequence[str]) -> Path | None:
 
 
 def entries(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the subfolders and of the files of a folder, sorted, without hidden ones."""
-    folders: list[str] = []
-    files: list[str] = []
+    """Names of the subfolders and of the files of a folder, sorted, without hidden ones; also of files in shards.
+
+    Raises:
+        ShardError: Shards are missing or damaged.
+    """
+    folders: set[str] = set()
+    files = set(shards.names_in(folder))
     with os.scandir(folder) as found:
         for entry in found:
-            if not entry.name.startswith("."):
-                (folders if entry.is_dir() else files).append(entry.name)
+            if not entry.name.startswith(".") and entry.name != shards.SHARD_FOLDER:
+                (folders if entry.is_dir() else files).add(entry.name)
     return sorted(folders), sorted(files)
 
 
-def walk(folder: Path, suffixes: frozenset[str], watched: list[Path]) -> Iterator[tuple[str, str]]:
-    """All media files below a folder as (name relative to it, stem), depth first, sorted; notes the folders visited."""
+def walk(folder: Path, suffixes: frozenset[str] | None, watched: list[Path]) -> Iterator[tuple[str, str]]:
+    """All files below a folder as (name relative to it, stem), depth first, sorted.
+
+    Args:
+        folder: Where to begin.
+        suffixes: Of the files that are wanted, in lower case; None = all files.
+        watched: Gets the folders that were visited.
+    """
     pending = [""]
     seen: set[tuple[int, int]] = set()
     while pending:
@@ -310,7 +333,7 @@ def walk(folder: Path, suffixes: frozenset[str], watched: list[Path]) -> Iterato
         folders, files = entries(current)
         for name in files:
             stem, suffix = os.path.splitext(name)
-            if suffix.lower() in suffixes:
+            if suffixes is None or suffix.lower() in suffixes:
                 yield prefix + name, stem
         pending.extend(f"{prefix}{name}/" for name in reversed(folders))
 

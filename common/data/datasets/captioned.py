@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from common.data import shards
 from common.data.annotations import LanguageCaptions, read_json
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, prefix_of, walk
 from common.data.listing import DatasetMissing, DatasetStatus, stamp_of
@@ -159,7 +160,7 @@ class CaptionedDataset(LanguageCaptioned, MediaDataset):
     def image_path(self, key: str, split: str) -> Path:
         folders = [self.root / folder for folder in self.image_folders.get(split, ("images",))]
         names = [folder / f"{key}{suffix}" for folder in folders for suffix in (".jpg", ".png", ".jpeg", ".webp")]
-        return next((path for path in names if path.is_file()), names[0])
+        return next((path for path in names if shards.exists(path)), names[0])
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         keys = {key for language in self.languages for key in self.captions(split, language).keys}

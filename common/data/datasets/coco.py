@@ -24,6 +24,16 @@ from common.data.annotations import (
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, first_folder, prefix_of, walk
 from common.data.listing import Listing, stamp_of
 
+#: Archives of the images and annotations, as TensorFlow Datasets recorded them.
+ARCHIVES = {
+    "train2014.zip": "sha256:ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
+    "val2014.zip": "sha256:fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
+    "annotations_trainval2014.zip": "sha256:031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
+    "train2017.zip": "sha256:69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+    "val2017.zip": "sha256:4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+    "annotations_trainval2017.zip": "sha256:113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
+}
+
 
 class COCO(MediaDataset):
     """COCO 2017: photographs with five captions each, and the outlines of objects of 80 categories.
@@ -79,6 +89,9 @@ class COCO(MediaDataset):
         ids = images.image_ids[rows]
         read_boxes = functools.partial(boxes_of, path, ids)
         return images.annotations(rows, instances.tags(ids), instances.categories, read_boxes)
+
+    def checksums(self) -> Mapping[str, str]:
+        return {name: checksum for name, checksum in ARCHIVES.items() if self.year in name}
 
     def index(self, split: str, fold: int | None = None) -> tuple[Listing, bool]:
         split, _ = self._checked(split, fold)

@@ -23,7 +23,7 @@ from common.data.annotations import (
 )
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, first_file, walk
 from common.data.datasets.captioned import LanguageCaptioned
-from common.data.datasets.coco import fill_scan
+from common.data.datasets.coco import ARCHIVES, fill_scan
 from common.data.listing import Listing, stamp_of
 
 _LISTS = ("dataset_coco.json", "annotations/dataset_coco.json", "karpathy/dataset_coco.json")
@@ -133,6 +133,9 @@ class COCOKarpathy(LanguageCaptioned, MediaDataset):
 
     def _options(self) -> dict[str, object]:
         return {"restval": self.restval}
+
+    def checksums(self) -> Mapping[str, str]:
+        return {name: checksum for name, checksum in ARCHIVES.items() if name in ("train2014.zip", "val2014.zip")}
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         images = self._images()[self._part_of(split)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from common.data.annotations import (
     ImageAnnotations,
     entry_of,
     kept_columns,
+    read_json_lines,
 )
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, first_folder, prefix_of, walk
 from common.data.datasets.coco import fill_scan
@@ -215,19 +215,9 @@ def read_narratives(paths: tuple[Path, ...], stamps: tuple[tuple[int, ...], ...]
 def _narrative_columns(path: Path) -> dict[str, npt.NDArray[Any]]:
     image_ids: list[str] = []
     captions: list[bytes] = []
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{where} is not valid JSON ({error}); it may be truncated: get it anew") from None
-            if not isinstance(entry, dict):
-                raise ValueError(f"{where} holds a JSON {type(entry).__name__} where an object is expected")
-            image_ids.append(entry_of(entry, "image_id", str, where))
-            captions.append(entry_of(entry, "caption", str, where).encode("utf-8", "surrogatepass"))
+    for where, entry in read_json_lines(path):
+        image_ids.append(entry_of(entry, "image_id", str, where))
+        captions.append(entry_of(entry, "caption", str, where).encode("utf-8", "surrogatepass"))
     return {
         "image_ids": np.array(image_ids, dtype=np.str_),
         "captions": np.frombuffer(b"".join(captions), dtype=np.uint8),

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from common.data.annotations import entry_of, objects
+from common.data.annotations import entry_of, objects, read_json_lines
 from common.data.datasets.base import MediaDataset, Scan, first_file
 from common.data.datasets.tvqa import (
     TVQA,
     Subtitles,
     folder_of,
     frame_folders,
-    read_json_lines,
     read_words,
     subtitle_notes,
 )

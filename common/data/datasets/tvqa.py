@@ -14,7 +14,7 @@ from typing import Any, ClassVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from common.data.annotations import TextRows, entry_of, objects
+from common.data.annotations import TextRows, entry_of, objects, read_json_lines
 from common.data.datasets.base import MediaDataset, Scan, entries, first_file, first_folder, prefix_of
 from common.data.listing import stamp_of
 from common.data.windows import Limits
@@ -296,34 +296,6 @@ def parse_span(text: object, where: str) -> Limits | None:
 
 
 # ---------------------------------------------------------------------------------------------------- shared files
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file with one JSON object a line; blank lines are passed over.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Pairs of file and line, for messages, and object.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is not a JSON object; the message names file and line.
-    """
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not text.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                record = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{where}: not valid JSON ({error}); the file may be truncated: get it anew") from None
-            if not isinstance(record, dict):
-                raise ValueError(f"{where}: a JSON {type(record).__name__} where an object is expected")
-            yield where, record
-
-
 def frame_folders(home: Path, watched: list[Path]) -> dict[str, str] | None:
     """Folders of frames by clip, as names relative to `home`.
 

@@ -68,6 +68,11 @@ class UCF101(MediaDataset):
     licence = "no explicit licence, for research; the videos belong to their uploaders"
     source = "https://www.crcv.ucf.edu/data/UCF101.php"
 
+    def checksums(self) -> Mapping[str, str]:
+        # As TensorFlow Datasets recorded it.
+        name = "UCF101TrainTestSplits-RecognitionTask.zip"
+        return {name: "sha256:5c0d1a53b8ed364a2ac830a73f405e51bece7d98ce1254fd19ed4a36b224bd27"}
+
     def _scan(self, split: str, fold: int | None) -> Scan:
         videos = first_folder(self.root, _VIDEO_FOLDERS)
         lists = first_folder(self.root, _LIST_FOLDERS)

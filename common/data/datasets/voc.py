@@ -69,6 +69,12 @@ class PascalVOC(MediaDataset):
         known = all(year in _PUBLISHED for year in self.years)
         return sum(_PUBLISHED[year].get(split, 0) for year in self.years) or None if known else None
 
+    def checksums(self) -> Mapping[str, str]:
+        from torchvision.datasets.voc import DATASET_YEAR_DICT as ARCHIVES
+
+        known = (ARCHIVES.get(name) for year in self.years for name in (year, f"{year}-test"))
+        return {archive["filename"]: f"md5:{archive['md5']}" for archive in known if archive is not None}
+
     def labels(self, split: str, listing: Listing | None = None) -> npt.NDArray[np.int8]:
         """Which classes each image of a split shows.
 

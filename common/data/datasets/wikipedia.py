@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,13 @@ import numpy.typing as npt
 from common.data.annotations import kept_columns
 from common.data.datasets.base import MediaDataset, Scan
 from common.data.listing import DatasetStatus, stamp_of
+from common.data.sequences import MadeOnDemand
 
 _NAME = re.compile(r"([a-z][a-z_]*)\.(train|valid)\.txt")
 _READ_AT_ONCE = 2**24
 
 
-class TextLines(Sequence[str]):
+class TextLines(MadeOnDemand[str]):
     """The lines of a text file, without blank ones; read from the file when they are asked for.
 
     Args:
@@ -45,25 +46,14 @@ class TextLines(Sequence[str]):
     def __len__(self) -> int:
         return len(self._limits)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
+    def _item(self, position: int) -> str:
         if self._bytes is None:
             self._bytes = np.memmap(self.path, np.uint8, "r")
-        start, end = self._limits[range(len(self))[index]]
+        start, end = self._limits[position]
         try:
             return bytes(self._bytes[start:end]).decode("utf-8").strip().removeprefix("\ufeff")
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path}: not UTF-8 at byte {start + error.start}; convert the file") from None
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[row] for row in range(len(self)))
 
 
 def _line_limits(path: Path) -> dict[str, npt.NDArray[Any]]:

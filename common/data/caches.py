@@ -1,0 +1,82 @@
+"""What files hold, kept in the memory of a process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+from common.data import shards
+
+Content = TypeVar("Content")
+# Path, time of the last change and size: a file that was written anew is another file.
+FileKey = tuple[str, int, int]
+
+
+class FileCache(Generic[Content]):
+    """The contents of files, the least recently used ones dropped first. Failures are remembered too, as messages.
+
+    Args:
+        max_bytes: Bound of what is held.
+
+    Attributes:
+        dropped: Number of entries that had to make room for others so far.
+
+    Raises:
+        ValueError: The bound is not positive.
+    """
+
+    _shared: ClassVar[Any] = None
+
+    def __init__(self, max_bytes: int) -> None:
+        if max_bytes <= 0:
+            raise ValueError(f"max_bytes must be positive, not {max_bytes}")
+        self.max_bytes = max_bytes
+        self.dropped = 0
+        self._entries: OrderedDict[FileKey, tuple[Content | str, int]] = OrderedDict()
+        self._held = 0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def shared(cls, max_bytes: int) -> Self:
+        """The cache of this kind in this process, which grows to the largest bound that was asked for."""
+        if cls._shared is None:
+            cls._shared = cls(max_bytes)
+        cls._shared.max_bytes = max(cls._shared.max_bytes, max_bytes)
+        return cls._shared
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is held now."""
+        return self._held
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A process that gets the cache by pickling starts with its own, empty one.
+        kind = type(self)
+        return (kind.shared if self is kind._shared else kind, (self.max_bytes,))
+
+    def _key(self, path: Path) -> FileKey:
+        return os.fspath(path), *shards.stamp(path)
+
+    def _find(self, key: FileKey) -> tuple[Content | str] | None:
+        """What is kept of a file, or the message of its failure; None where nothing is."""
+        with self._lock:
+            if key not in self._entries:
+                return None
+            self._entries.move_to_end(key)
+            return self._entries[key][:1]
+
+    def _keep(self, key: FileKey, entry: Content | str, size: int) -> None:
+        with self._lock:
+            if key not in self._entries:
+                self._entries[key] = entry, size
+                self._held += size
+            while self._held > self.max_bytes:
+                _, (_, freed) = self._entries.popitem(last=False)
+                self._held -= freed
+                self.dropped += 1

@@ -1,0 +1,58 @@
+"""The training curves of a run, read from its metrics file."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+MAX_POINTS = 200
+
+
+def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Read a run's ``metrics.csv``.
+
+    Args:
+        path: file with the columns ``step``, ``name`` and ``value``; or with a column for each metric, a row of which
+            holds the values logged at one time, the rest of it being empty.
+
+    Returns:
+        Metric to (step, value) points, sorted by step, thinned to at most ``MAX_POINTS``. Metrics with fewer than
+        two finite points are left out; so is a file that does not exist.
+    """
+    if not path.is_file():
+        return {}
+    found: dict[str, list[tuple[float, float]]] = {}
+    with open(path, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            step = _number(row.get("step"))
+            if step is None:
+                continue
+            entries = {row["name"]: row["value"]} if row.keys() == {"step", "name", "value"} else row
+            for name, text in entries.items():
+                value = _number(text) if isinstance(text, str) else None
+                if name and name not in ("step", "epoch") and value is not None:
+                    found.setdefault(name, []).append((step, value))
+    return {name: _thinned(sorted(points)) for name, points in found.items() if len(points) > 1}
+
+
+def importance(metric: str) -> tuple[bool, bool, bool, str]:
+    """Sorts metrics: losses first, of these the whole one; what validation data gave before what training data gave."""
+    return "loss" not in metric, metric.rpartition("/")[2] != "loss", not metric.startswith("val"), metric
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text) if text else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Means of equal groups of neighbouring points, so that no peak of noise is picked by chance."""
+    if len(points) <= MAX_POINTS:
+        return points
+    size = math.ceil(len(points) / MAX_POINTS)
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]

@@ -1,0 +1,292 @@
+"""Reports on Weights & Biases: a document for each paper and one for all, with the tables beside their runs.
+
+Texts come from the records; panels ask the dashboard for the runs of a table's rows, by group and stage.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from common.reporting import render
+from common.reporting.atomic import write_text_atomically
+from common.reporting.claims import ClaimResult
+from common.reporting.errors import ReportingError
+from common.reporting.papers import Paper
+from common.reporting.records import Record
+from common.reporting.tables import Tables, load
+from common.reporting.wandb_server import PROJECT
+
+if TYPE_CHECKING:
+    from wandb_workspaces.reports.v2 import PanelGrid, Report, Runset
+
+SEND_SECONDS = 30.0
+"""How long sending a report may take before it is given up."""
+
+_T = TypeVar("_T")
+
+
+def paper_report(paper: Paper, records: Sequence[Record], entity: str = "") -> Report:
+    """The report of one paper: its tables with verdicts and deviations, panels for each, curves, pictures.
+
+    Args:
+        paper: the paper.
+        records: its records; of what was measured at no scale, the text alone is shown.
+        entity: user or team that owns the project; may stay empty until the report is sent.
+    """
+    import wandb_workspaces.reports.v2 as wr
+
+    source = load(paper.name)
+    filled = render.fill_best(source, records)
+    blocks: list[Any] = [
+        wr.P(
+            "Published and measured values stand apart. A number measured at mini scale comes from a miniature of data "
+            "and model, and is not comparable with a published one. Texts come from the promoted records; panels show "
+            "the runs that are in this project."
+        ),
+        wr.TableOfContents(),
+    ]
+    for f in filled:
+        heading, _, body = render.table_markdown(f).partition("\n")
+        blocks += [wr.H2(heading.removeprefix("### ")), wr.MarkdownBlock(text=body.strip())]
+        if f.result.measured:
+            blocks.append(_table_panels(source, f))
+    scales = list(dict.fromkeys(f.result.scale for f in filled if f.result.measured))
+    if scales:
+        blocks += [wr.H2("Training"), _training_panels(paper, scales)]
+        blocks += [wr.H2("Pictures, clips and texts"), _media_panels(paper, scales, records)]
+        blocks += [wr.H2("What differs between configurations"), _comparison(paper, scales)]
+    return wr.Report(
+        project=PROJECT,
+        entity=entity,
+        title=f"{paper.title}: published and measured",
+        description=f"Tables, claims, curves and pictures of {paper.title}.",
+        blocks=blocks,
+        width="fluid",
+    )
+
+
+def overview_report(papers: Sequence[tuple[Paper, Sequence[Record]]], entity: str = "") -> Report:
+    """The report of all papers: the overview, every claim with its verdict, and a panel for each headline number."""
+    import wandb_workspaces.reports.v2 as wr
+
+    blocks: list[Any] = [wr.P("What the papers claim, and what was measured here."), wr.TableOfContents()]
+    blocks += [wr.H2("Overview"), wr.MarkdownBlock(text=_overview(papers))]
+    for paper, records in papers:
+        source = load(paper.name)
+        filled = [f for f in render.fill_best(source, records) if f.result.measured]
+        blocks.append(wr.H2(paper.title))
+        if not filled:
+            blocks.append(wr.P("Nothing was measured yet."))
+            continue
+        blocks.append(wr.UnorderedList(items=[_claim(claim) for f in filled for claim in f.claims]))
+        headline = source.headline
+        shown = [f for f in filled if headline and f.result.table.id in _headline_tables(source)] or filled[:1]
+        blocks.append(_table_panels(source, shown[0]))
+    return wr.Report(
+        project=PROJECT,
+        entity=entity,
+        title="Representation Assemble: overview",
+        description="Claims and headline numbers of all papers.",
+        blocks=blocks,
+        width="fluid",
+    )
+
+
+def _headline_tables(source: Tables) -> set[str]:
+    headline = source.headline
+    return {h.table for h in (headline, headline.mini if headline else None) if h}
+
+
+def _overview(papers: Sequence[tuple[Paper, Sequence[Record]]]) -> str:
+    lines = ["| paper | headline | published | measured | claims held |", "|---|---|---:|---:|---|"]
+    for paper, records in papers:
+        row = render.overview_row(paper, load(paper.name), records)
+        lines.append(f"| {paper.title} | {row.headline} | {row.published} | {row.measured} | {row.claims} |")
+    return "\n".join(lines)
+
+
+def _claim(claim: ClaimResult) -> str:
+    return f"{claim.label} at {claim.scale}: {claim.claim.text} (margin {claim.margin_text})"
+
+
+def _runset(name: str, group: str, stages: Sequence[str] = (), columns: Sequence[str] = ()) -> Runset:
+    """Runs of a paper and scale; of some stages where they are named, averaged over seeds."""
+    import wandb_workspaces.reports.v2 as wr
+    from wandb_workspaces import expr
+
+    filters: list[Any] = [expr.Metric("Group") == group]
+    if stages:
+        filters.append(expr.Config("stage").isin(list(stages)))
+    return wr.Runset(
+        name=name,
+        filters=filters,
+        groupby=["run.group"] if stages else ["config.stage"],
+        visible_columns=["run:displayName", "config:stage.value", "tags:__ALL__", *columns],
+    )
+
+
+def _table_panels(source: Tables, filled: render.Filled) -> PanelGrid:
+    """One set of runs for each row that is run, one chart for each metric, published values in charts of their own."""
+    import wandb_workspaces.reports.v2 as wr
+
+    result = filled.result
+    table, group = result.table, f"{source.paper}/{result.scale}"
+    metrics = [metric for metric in table.metrics if not metric.hidden]
+    keys = [f"summary:{kind}/{table.id}/{m.id}" for m in metrics for kind in ("table", "published")]
+    runsets = []
+    for row in result.rows:
+        stages = dict.fromkeys(s for m in metrics for s in source.instances(table, row, m, result.scale))
+        if stages:
+            runsets.append(_runset(render.row_text(row), group, list(stages), keys))
+    panels: list[Any] = []
+    for metric in metrics:
+        name = f"{metric.label} ({metric.unit})" if metric.unit else metric.label
+        better = ", lower is better" if metric.better == "down" else ""
+        panels.append(_bars(f"{name}, measured at {result.scale}{better}", f"table/{table.id}/{metric.id}"))
+        known = any(
+            metric.id in row.published and source.instances(table, row, metric, result.scale) for row in result.rows
+        )
+        if known and metric.published and not table.ours:
+            panels.append(_bars(f"{name}, published", f"published/{table.id}/{metric.id}"))
+    return wr.PanelGrid(runsets=runsets, panels=panels)
+
+
+def _bars(title: str, key: str) -> Any:
+    import wandb_workspaces.reports.v2 as wr
+
+    # No grouping of its own: the set of runs of a row is one group, so that a row is one bar.
+    return wr.BarPlot(title=title, metrics=[wr.SummaryMetric(key)], groupby_aggfunc="mean", groupby_rangefunc="stddev")
+
+
+def _training_panels(paper: Paper, scales: Sequence[str]) -> PanelGrid:
+    import wandb_workspaces.reports.v2 as wr
+
+    # The names of losses differ between papers, and a stage logs those of its own objective.
+    patterns = {"Training loss": "^train/loss$", "Parts of the loss": "^train/.+_loss$", "On validation data": "^val/"}
+    return wr.PanelGrid(
+        runsets=[_runset(f"{paper.title}, {scale}", f"{paper.name}/{scale}") for scale in scales],
+        panels=[
+            wr.LinePlot(
+                title=title,
+                x="Step",
+                metric_regex=pattern,
+                groupby_aggfunc="mean",
+                groupby_rangefunc="minmax",
+            )
+            for title, pattern in patterns.items()
+        ],
+    )
+
+
+def media_keys(records: Sequence[Record]) -> tuple[list[str], list[str]]:
+    """Names under which runs log what is in their media folders.
+
+    Args:
+        records: records, which name the files.
+
+    Returns:
+        Keys of pictures and clips, where numbered files share one; keys of tables.
+    """
+    seen: set[str] = set()
+    tables: set[str] = set()
+    for record in records:
+        for file in map(PurePosixPath, record.media):
+            if file.suffix in (".png", ".mp4", ".webm", ".gif"):
+                seen.add(re.sub(r"_\d+$", "", file.stem))
+            elif file.suffix == ".csv":
+                tables.add(f"{file.stem}_table")
+    return sorted(seen), sorted(tables)
+
+
+def _media_panels(paper: Paper, scales: Sequence[str], records: Sequence[Record]) -> PanelGrid:
+    import wandb_workspaces.reports.v2 as wr
+
+    seen, tables = media_keys([r for r in records if r.scale in scales])
+    panels: list[Any] = [wr.MediaBrowser(title=key.replace("_", " "), media_keys=[key], num_columns=2) for key in seen]
+    panels += [wr.WeavePanelSummaryTable(table_name=name) for name in tables]
+    return wr.PanelGrid(
+        runsets=[_runset(f"{paper.title}, {scale}", f"{paper.name}/{scale}") for scale in scales], panels=panels
+    )
+
+
+def _comparison(paper: Paper, scales: Sequence[str]) -> PanelGrid:
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.PanelGrid(
+        runsets=[_runset(f"{paper.title}, {scale}", f"{paper.name}/{scale}") for scale in scales],
+        panels=[wr.RunComparer(diff_only="split", layout=wr.Layout(w=24, h=15))],
+    )
+
+
+def specification(report: Report) -> dict[str, Any]:
+    """What is sent to the server for a report, as plain data."""
+    model = report._to_model()  # the package offers no other way to it than to send it
+    spec: dict[str, Any] = json.loads(model.spec.model_dump_json(by_alias=True, exclude_none=True))
+    return {
+        "project": report.project,
+        "entity": report.entity,
+        "displayName": report.title,
+        "description": report.description,
+        "type": "runs",
+        "spec": spec,
+    }
+
+
+def write(report: Report, path: Path) -> None:
+    """Write the specification of a report as JSON, in one step."""
+    write_text_atomically(path, json.dumps(specification(report), indent=1, ensure_ascii=False) + "\n")
+
+
+def default_entity() -> str:
+    """The user or team that a key belongs to, asked of the server.
+
+    Raises:
+        ReportingError: when the server does not answer in time or refuses.
+    """
+    import wandb
+
+    return str(within(SEND_SECONDS, lambda: wandb.Api(timeout=10).default_entity or ""))
+
+
+def send(report: Report) -> str:
+    """Save a report on the server.
+
+    Returns:
+        Its address.
+
+    Raises:
+        ReportingError: when the server does not answer in time or refuses.
+    """
+    return str(within(SEND_SECONDS, lambda: report.save().url))
+
+
+def within(seconds: float, function: Callable[[], _T]) -> _T:
+    """Call a function of the client, which by itself tries again for minutes.
+
+    Raises:
+        ReportingError: when it raises, or has not returned in time.
+    """
+    found: list[_T] = []
+    errors: list[Exception] = []
+
+    def call() -> None:
+        try:
+            found.append(function())
+        except Exception as error:  # whatever the client raises is to be one line for the user
+            errors.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise ReportingError(f"W&B refused: {type(errors[0]).__name__}: {errors[0]}")
+    if not found:
+        raise ReportingError(
+            f"W&B did not answer within {seconds:.0f} seconds; `--offline` writes the report to a file"
+        )
+    return found[0]

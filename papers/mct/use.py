@@ -1,0 +1,137 @@
+"""A trained MCT to use: embeddings of images and captions that can be compared."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from common.data.image_transforms import ImageTransform
+from common.data.images import read_image
+from common.data.text import CaptionTokenizer, normalise_caption, pad_tokens
+from common.training.errors import StageError
+from common.training.exported import (
+    Items,
+    Modality,
+    Trained,
+    TrainedModel,
+    arguments_of,
+    renamed,
+    with_arguments,
+    without_sources,
+)
+from common.training.finished import FinishedStage, instantiate
+
+
+class MCT(TrainedModel):
+    """Trained encoders of images and captions.
+
+    Args:
+        trained: see `common.training.exported.Trained`; `MCT.from_export(path)` reads it.
+
+    Attributes:
+        image, text: `papers.mct.model.Tower`; text is None where the stage read no captions.
+        embedding: which head's embeddings are given: `inter`, those that compare images with captions, or `intra`,
+            those that compare images with images; the first that there is when loaded.
+    """
+
+    paper = "mct"
+    kinds = ("papers.mct.module.MCT",)
+    example = "mct/mini/seed0/mct"
+    otherwise = "has no embeddings of images and captions: give the checkpoint of a pre-training, such as mct"
+    embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
+    retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = (
+        ("text", "image"), ("image", "text"), ("image", "image"), ("text", "text"),
+    )  # fmt: skip
+    limits = (
+        "For research on learning from images and their captions: features of images, and search of images and "
+        "captions by each other. What it knows of the world is what its captions said, with their errors and biases. "
+        "It is not made to recognise persons or to decide about them. The method is covered by US patent 12,223,439."
+    )
+    usage = 'model.embed_image("picture.jpg") @ model.embed_text("a dog on a sofa").T'
+
+    def __init__(self, trained: Trained) -> None:
+        super().__init__()
+        module = self.build(trained)
+        self.image = module.image.query
+        self.text = None if module.text is None else module.text.query
+        self.embedding = "intra" if module.hparams["weight_cross"] == 0 else "inter"
+        self._pixels = ImageTransform(**arguments_of(trained.inputs["image"])).with_training(False)
+        self.tokenizer: CaptionTokenizer | None = None
+        if self.text is not None:
+            self.tokenizer = instantiate(trained.inputs["tokenizer"], CaptionTokenizer)
+            self.tokenizer.read(trained.file(self.tokenizer.file_name))
+        self.fill(trained)
+
+    @classmethod
+    def gather(cls, stage: FinishedStage) -> Trained:
+        data = stage.data()
+        # No key and no queue is needed to use the model; the configuration's queues may take gigabytes.
+        model = with_arguments(without_sources(stage.config["model"]), queue_size=1)
+        weights = renamed(stage.state, image="image.query", text="text.query")
+        inputs: dict[str, Any] = {"image": asdict(data.image), "tokenizer": None}
+        files: dict[str, bytes | Path] = {}
+        if data.tokenizer is not None and any(name.startswith("text.") for name in weights):
+            data.prepare_data()
+            field = data.tokenizer.field
+            inputs["tokenizer"] = with_arguments(stage.config["data"]["init_args"]["tokenizer"], **{field: None})
+            files[data.tokenizer.file_name] = data.tokenizer.content
+        return Trained(model, inputs, weights, files)
+
+    def read_image(self, file: str | Path) -> Tensor:
+        """A picture as the encoder reads it, float32 [3, S, S].
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return self._pixels(read_image(file))[0]
+
+    @torch.no_grad()
+    def features(self, images: Items) -> Tensor:
+        """Features of images before the heads, which transfer to other tasks, [B, D].
+
+        Args:
+            images: a file, some files, or what `read_image` gives of them.
+
+        Raises:
+            ImageError: a file cannot be read.
+        """
+        return self.image.features(torch.stack(self.read_all("image", images)).to(self.device)).float()
+
+    @torch.no_grad()
+    def embed_image(self, images: Items) -> Tensor:
+        """Unit vectors [B, d] of images.
+
+        Args:
+            images: a file, some files, or what `read_image` gives of them.
+
+        Raises:
+            ImageError: a file cannot be read.
+        """
+        return self._of(self.image(torch.stack(self.read_all("image", images)).to(self.device)))
+
+    @torch.no_grad()
+    def embed_text(self, texts: Items) -> Tensor:
+        """Unit vectors [B, d] of captions; they can be compared with those of images when `embedding` is `inter`.
+
+        Args:
+            texts: one caption or several.
+
+        Raises:
+            StageError: the stage read no captions.
+        """
+        if self.text is None or self.tokenizer is None:
+            raise StageError("this model was trained without captions and embeds images alone")
+        rows = [self.tokenizer.encode(normalise_caption(text)) for text in self.read_all("text", texts)]
+        return self._of(self.text(pad_tokens(rows, self.tokenizer.pad_id).to(self.device)))
+
+    def _of(self, embeddings: dict[str, Tensor]) -> Tensor:
+        if self.embedding not in embeddings:
+            raise StageError(f"embedding: {self.embedding!r} is not there, but {', '.join(embeddings)}")
+        return embeddings[self.embedding].float()
+
+
+MODEL = MCT

@@ -1,0 +1,202 @@
+"""A trained XMC-GAN to use: images of captions, and embeddings of images and captions that can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.data.image_transforms import SquashTransform
+from common.data.images import read_image
+from common.data.text import WORD, CaptionTokenizer, normalise_caption
+from common.training.errors import StageError
+from common.training.exported import Items, Modality, Trained, TrainedModel, renamed, with_arguments, without_sources
+from common.training.finished import FinishedStage, instantiate
+from papers.xmc_gan.evaluation import noise_of
+from papers.xmc_gan.model import Captions
+from papers.xmc_gan.text import BertText, encode_texts
+
+BERT = "papers.xmc_gan.text.BertText"
+#: Words of a small vocabulary that a message lists, at most.
+LISTED_WORDS = 60
+
+
+class XMCGAN(TrainedModel):
+    """The averaged generator, the discriminator, and what reads captions for both.
+
+    Args:
+        trained: see `common.training.exported.Trained`; `XMCGAN.from_export(path)` reads it.
+
+    Attributes:
+        generator, discriminator: see `papers.xmc_gan.model`.
+        text_encoder: from tokens and lengths to word and sentence vectors.
+        learned_words: words of the training captions, where the vocabulary was made of these; None else.
+    """
+
+    paper = "xmc_gan"
+    kinds = ("papers.xmc_gan.module.XMCGAN",)
+    example = "xmc_gan/mini/seed0/xmc_gan"
+    otherwise = "makes no images: give the checkpoint of a stage that does, such as xmc_gan"
+    embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
+    retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = (
+        ("text", "image"), ("image", "text"), ("image", "image"), ("text", "text"),
+    )  # fmt: skip
+    limits = (
+        "For research on making images of captions. It draws what pictures with such captions looked like, with their "
+        "biases, and shows nothing that exists: say so wherever an image is shown, and do not use it to deceive or to "
+        "picture real persons."
+    )
+    usage = 'images = model.generate(["a red circle left of a blue square"], number=4)'
+
+    def __init__(self, trained: Trained) -> None:
+        super().__init__()
+        module = self.build(trained)
+        self.generator = module.average
+        self.discriminator = module.discriminator
+        self.text_encoder = module.text_encoder
+        self.tokenizer: CaptionTokenizer = instantiate(trained.inputs["tokenizer"], CaptionTokenizer)
+        self.tokenizer.read(trained.file(self.tokenizer.file_name))
+        words = trained.inputs["learned_words"]
+        self.learned_words = None if words is None else frozenset(words)
+        self._pixels = SquashTransform(trained.inputs["image_size"], 0.0, training=False)
+        self.fill(trained)
+
+    @classmethod
+    def gather(cls, stage: FinishedStage) -> Trained:
+        data = stage.data()
+        if data.tokenizer.file is None:
+            # The vocabulary was made of the training captions, which the miniature's world writes.
+            data.prepare_data()
+        else:
+            data.tokenizer.prepare()
+        weights = renamed(stage.state, generator="generators.key", discriminator="discriminator")
+        # Networks that judge or teach are not needed, and their files may lie on another machine.
+        model = with_arguments(
+            without_sources(stage.config["model"]),
+            evaluation=None, image_network=None, weight_image_net=0.0, compiled=False,
+        )  # fmt: skip
+        if model["init_args"]["text_encoder"] is None:
+            bert = _bert_of_features(data)
+            weights |= {f"text_encoder.{name}": value for name, value in bert.state_dict().items()}
+            arguments = {"pretrained": None, "sentence_pool": data.sentence_pool, "sizes": bert.sizes}
+            model["init_args"]["text_encoder"] = {"class_path": BERT, "init_args": arguments}
+        else:
+            weights |= renamed(stage.state, text_encoder="text_encoder")
+        inputs: dict[str, Any] = {
+            "tokenizer": with_arguments(stage.config["data"]["init_args"]["tokenizer"], **{data.tokenizer.field: None}),
+            "image_size": data.image_size,
+            "learned_words": sorted(_words(data)) if data.tokenizer.file is None else None,
+        }
+        return Trained(model, inputs, weights, {data.tokenizer.file_name: data.tokenizer.content})
+
+    # -- captions ------------------------------------------------------------------------------------------------------
+
+    def notes(self, caption: str) -> list[str]:
+        """What a user should know about a caption: words that the model does not know, and what is cut off.
+
+        Args:
+            caption: what is to be shown.
+
+        Raises:
+            StageError: there is no word, or none that the model knows.
+        """
+        tokenizer, learned, notes = self.tokenizer, self.learned_words, []
+        words = WORD.findall(normalise_caption(caption))
+        if not words:
+            raise StageError("there is no caption: say in quotes what is to be seen")
+        if learned is not None:
+            unknown = [word for word in dict.fromkeys(words) if word not in learned]
+        else:
+            unknown = [word for word in dict.fromkeys(words) if "[UNK]" in tokenizer.decode(tokenizer.encode(word))]
+        if unknown:
+            known = sorted(word for word in learned or () if word.isalnum())
+            some = f"; it learned from {', '.join(known)}" if 0 < len(known) <= LISTED_WORDS else ""
+            line = f"the model does not know {', '.join(unknown)}{some}"
+            if len(unknown) == len(set(words)):
+                raise StageError(f"{caption!r}: {line}")
+            notes.append(line)
+        pieces = 2 + sum(len(tokenizer.encode(word)) - 2 for word in words)
+        if pieces > tokenizer.max_tokens:
+            read = tokenizer.decode(tokenizer.encode(caption))
+            notes.append(f"too long by {pieces - tokenizer.max_tokens} tokens; what the model reads is {read!r}")
+        return notes
+
+    def vectors(self, captions: Sequence[str]) -> Captions:
+        """Word vectors [B, T, E], sentence vectors [B, E] and lengths [B] of captions."""
+        tokens, length = (value.to(self.device) for value in encode_texts(captions, self.tokenizer))
+        words, sentence = self.text_encoder(tokens, length)
+        return Captions(words, sentence, length)
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, captions: Sequence[str], number: int = 1, seed: int = 0) -> Tensor:
+        """Images [captions, number, 3, S, S] in [0, 1] on the CPU.
+
+        Args:
+            captions: what is to be seen.
+            number: images of each, with different noise.
+            seed: of the noise; the n-th image of every caption has the same.
+        """
+        noise = noise_of(torch.arange(number), self.generator.z_dim, seed).to(self.device)
+        vectors, rows = self.vectors(captions), []
+        for row in range(len(captions)):
+            own = (value[row : row + 1].expand(number, *value.shape[1:]) for value in vectors)
+            rows.append(self.generator(noise, *own).float().clamp(0, 1).cpu())
+        return torch.stack(rows)
+
+    # -- embeddings, in the space of the loss between images and sentences ---------------------------------------------
+
+    def read_image(self, file: str | Path) -> Tensor:
+        """A picture as the discriminator sees it, float32 [3, S, S] in [0, 1].
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return self._pixels(read_image(file))[0]
+
+    @torch.no_grad()
+    def embed_image(self, images: Items) -> Tensor:
+        """The discriminator's features of images as unit vectors [B, P].
+
+        Args:
+            images: a file, some files, or what `read_image` or `generate` gives.
+
+        Raises:
+            ImageError: a file cannot be read.
+        """
+        pictures = torch.stack(self.read_all("image", images)).to(self.device)
+        return F.normalize(self.discriminator.features(pictures)[0].float(), dim=1)
+
+    @torch.no_grad()
+    def embed_text(self, texts: Items) -> Tensor:
+        """Captions in the space of the discriminator's features as unit vectors [B, P].
+
+        Args:
+            texts: one caption or several.
+        """
+        vectors = self.vectors(self.read_all("text", texts))
+        return F.normalize(self.discriminator.sentence(vectors.sentence).float(), dim=1)
+
+
+def _bert_of_features(data: Any) -> BertText:
+    """BERT, which made the features that the stage was trained with."""
+    folder = Path(data.text_features.bert)
+    if not folder.is_dir():
+        raise StageError(
+            f"{folder} does not exist: put bert-base-uncased there, as save_pretrained of transformers writes it. The "
+            "stage learned from its features, so captions must be read with it"
+        )
+    return BertText(str(folder), data.sentence_pool)
+
+
+def _words(data: Any) -> set[str]:
+    captions = data.dataset.annotations(data.split).captions
+    return {word for own in captions for text in own for word in WORD.findall(normalise_caption(text))}
+
+
+MODEL = XMCGAN

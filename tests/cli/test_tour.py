@@ -1,0 +1,81 @@
+"""The tour's commands and code, run as they stand there, at the smoke scale and on stages that are trained already."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from common.data.worlds.base import World
+from common.reporting.papers import paper_named, project_root
+from common.training.finished import instantiate
+from common.training.main import main
+from tests.trained import checkpoint
+
+# One worker runs these tests, as each would train the stages anew.
+pytestmark = pytest.mark.xdist_group("xmc_gan stages")
+
+TOUR = project_root() / "docs" / "tour.md"
+TRAINING = {"avid_cma": "avid", "mct": "mct", "m3p": "m3p", "xmc_gan": "xmc_gan", "vx2text": "avsd"}
+
+
+def run(line: str) -> None:
+    """One line of a shell block; training is planned and not done."""
+    words = shlex.split(line)
+    if words[0] != ".venv/bin/assemble":
+        subprocess.run(line, shell=True, check=True)
+        return
+    if words[1] == "fit":
+        words.append("--print_config")
+    elif words[1] == "reproduce":
+        words[1] = "plan"
+    assert main(words[1:]) == 0, line
+
+
+def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    text = TOUR.read_text(encoding="utf-8").replace("mini", "smoke")
+    blocks = re.findall(r"```(bash|python)\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) > 12
+    commands = {shlex.split(line)[1] for kind, block in blocks for line in block.splitlines() if ".venv" in line}
+    assert {"fit", "reproduce", "embed", "retrieve", "generate", "answer", "export"} == commands
+
+    worlds = tmp_path / "runs" / "tour" / "cache" / "worlds"
+    worlds.mkdir(parents=True)
+    for paper, stage in TRAINING.items():
+        trained = checkpoint(paper).parents[1]
+        folder = tmp_path / "runs" / paper / "smoke" / "seed0" / stage
+        folder.parent.mkdir(parents=True)
+        folder.symlink_to(trained)
+        config = yaml.safe_load((trained / "config.yaml").read_text(encoding="utf-8"))
+        world = instantiate(config["data"]["init_args"]["world"], World).folder
+        (worlds / world.name).symlink_to(world)
+        # The tour trains exactly these.
+        assert any(
+            {paper, paper_named(paper).short} & set(words[2].split("/")) and stage in {*words, words[2].split("/")[-1]}
+            for kind, block in blocks
+            if kind == "bash"
+            for line in block.splitlines()
+            if (words := shlex.split(line)) and words[1:2] in (["fit"], ["reproduce"])
+        ), paper
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ASSEMBLE_CACHE", os.fspath(worlds.parent))
+    space: dict[str, Any] = {}
+    for kind, block in blocks:
+        if kind == "python":
+            exec(block, space)
+        else:
+            for line in block.splitlines():
+                if not line.startswith(("make ", "export ")):
+                    run(line)
+    printed = capsys.readouterr().out
+    assert "1 of 25 files passed over" in printed
+    written = {path.name for path in (tmp_path / "runs" / "tour").iterdir()}
+    assert {"clips.npz", "words.npz", "generated", "avid", "mct"} <= written
+    assert (tmp_path / "runs" / "tour" / "avid" / "model.safetensors").is_file()

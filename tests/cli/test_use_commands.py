@@ -1,0 +1,203 @@
+"""The commands that use trained models as a user calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.training.exported import trained_model, write_export
+from common.training.main import main
+from tests.cli.test_command_line import LOADED, assemble
+from tests.data.media_factory import tone, write_video, write_wav
+from tests.trained import checkpoint
+
+# One worker runs these tests, as each would train the stages anew.
+pytestmark = pytest.mark.xdist_group("xmc_gan stages")
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command; gives what it printed, or with `fails` its message."""
+
+    def call(*arguments: object, fails: bool = False) -> str:
+        status = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert status == (2 if fails else 0), printed.err
+        assert "Traceback" not in printed.err
+        return printed.err if fails else printed.out
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two clips with sound, a sound alone, and a broken file."""
+    folder = tmp_path_factory.mktemp("clips")
+    draw = np.random.default_rng(0)
+    for name in ("a", "b"):
+        frames = draw.integers(0, 256, (16, 32, 40, 3), dtype=np.uint8)
+        write_video(folder / f"{name}.mp4", frames=frames, fps=8.0, audio=tone(2.0, 8_000), audio_rate=8_000)
+    write_wav(folder / "c.wav", rate=8_000)
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three pictures, one below it, and a file of another kind; beside it a file of texts."""
+    folder = tmp_path_factory.mktemp("pictures")
+    draw = np.random.default_rng(1)
+    (folder / "below").mkdir()
+    for name in ("1.png", "2.jpg", "below/3.png"):
+        Image.fromarray(draw.integers(0, 256, (24, 30, 3), dtype=np.uint8)).save(folder / name)
+    (folder / "notes.csv").write_text("no picture", encoding="utf-8")
+    (folder.parent / "texts.txt").write_text("a red circle\n\nein roter Apfel\n", encoding="utf-8")
+    return folder
+
+
+def last(paper: str) -> tuple[str, Path]:
+    return "--checkpoint", checkpoint(paper)
+
+
+def test_embed_clips(run: Run, clips: Path, tmp_path: Path) -> None:
+    told = run("embed", "avid", *last("avid_cma"), clips, "--output", tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as content:
+        assert sorted(content.files) == ["audio", "audio_names", "model", "video", "video_names"]
+        assert [Path(name).name for name in content["video_names"]] == ["a.mp4", "b.mp4"]
+        assert [Path(name).name for name in content["audio_names"]] == ["a.mp4", "b.mp4", "c.wav"]
+        assert content["video"].dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(content["video"], axis=1), 1, rtol=1e-5)
+    lines = [line.split() for line in told.splitlines()]
+    rows = {Path(line[0]).name: line[1:] for line in lines if len(line) == 3 and line[0].startswith(str(clips))}
+    assert rows == {"a.mp4": ["0", "0"], "b.mp4": ["1", "1"], "broken.mp4": ["-", "-"], "c.wav": ["-", "2"]}
+    assert "2 of 4 files passed over" in told
+    assert "broken.mp4: cannot be read" in told
+    assert "c.wav: has no video stream" in told
+    assert f"written to {tmp_path / 'x.npz'}: video [2, 8], audio [3, 8]" in told
+
+
+def test_retrieve_sounds_for_clips_and_the_other_way_round(run: Run, clips: Path, tmp_path: Path) -> None:
+    common = ("retrieve", "avid", *last("avid_cma"), "--query")
+    told = run(*common, clips / "a.mp4", "--among", clips, "--top", "2")
+    assert "audio for" in told
+    ranked = [line.split() for line in told.splitlines()[1:3]]
+    assert [line[0] for line in ranked] == ["1", "2"]
+    scores = [float(line[1]) for line in ranked]
+    assert scores == sorted(scores, reverse=True)
+    assert "1 of 4 files passed over" in told
+    # Vectors that are kept give the same.
+    run("embed", "avid", *last("avid_cma"), clips, "--output", tmp_path / "x.npz")
+    again = run(*common, clips / "a.mp4", "--among", tmp_path / "x.npz", "--top", "2")
+    assert again.splitlines()[1:3] == told.splitlines()[1:3]
+    assert "video for" in run(*common, clips / "c.wav", "--among", clips)
+    itself = run(*common, clips / "a.mp4", "--among", clips, "--from", "video", "--to", "video")
+    assert itself.splitlines()[1].split() == ["1", "1.000", str(clips / "a.mp4")]
+
+
+def test_texts_and_pictures(run: Run, pictures: Path, tmp_path: Path) -> None:
+    texts = pictures.parent / "texts.txt"
+    for paper, package in (("mct", "mct"), ("m3p", "m3p"), ("xmcgan", "xmc_gan")):
+        common = (paper, *last(package))
+        told = run("embed", *common, pictures, "--captions", texts, "--text", "a cat", "--output", tmp_path / "x.npz")
+        with np.load(tmp_path / "x.npz", allow_pickle=False) as content:
+            assert content["text_names"].tolist() == ["a cat", "a red circle", "ein roter Apfel"]
+            assert len(content["image"]) == 3
+        assert "notes.csv" not in told
+        found = run("retrieve", *common, "--query", "a red circle", "--among", pictures, "--top", "9")
+        assert "image for a red circle (text)" in found
+        assert len(found.splitlines()) == 4
+        found = run("retrieve", *common, "--query", pictures / "1.png", "--among", texts)
+        assert "ein roter Apfel" in found
+        if paper == "m3p":
+            said = run("retrieve", *common, "--query", "x", "--among", tmp_path / "x.npz", fails=True)
+            assert "m3p reads every pair anew" in said
+        else:
+            assert "1.png" in run("retrieve", *common, "--query", "a", "--among", tmp_path / "x.npz", "--to", "image")
+
+
+def test_languages_of_m3p(run: Run, pictures: Path) -> None:
+    common = ("retrieve", "m3p", *last("m3p"), "--query", "ein roter Apfel", "--among", pictures)
+    assert "1.png" in run(*common, "--language", "de")
+    assert "--language it: " in run(*common, "--language", "it", fails=True)
+
+
+def test_what_is_seen_and_heard_in_words(run: Run, clips: Path, tmp_path: Path) -> None:
+    told = run("embed", "vx2text", *last("vx2text"), clips / "a.mp4", "--output", tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as content:
+        assert content["video"].shape == (1, 2, 11)
+        np.testing.assert_allclose(content["video"].sum(-1), 1, rtol=1e-5)
+        (words,) = content["video_words"].tolist()
+        assert len(words.split()) == 2 * 3
+    assert words in " ".join(told.split())
+
+
+def test_exports_serve_wherever_a_checkpoint_does(run: Run, clips: Path, tmp_path: Path) -> None:
+    told = run("export", "vx2text", *last("vx2text"), "--output", tmp_path / "vx2text")
+    assert told == f"written to {tmp_path / 'vx2text'}\n"
+    assert "--force" in run("export", "vx2text", *last("vx2text"), "--output", tmp_path / "vx2text", fails=True)
+    run("export", "vx2text", *last("vx2text"), "--output", tmp_path / "vx2text", "--force")
+    question = ("answer", "vx2text", clips / "a.mp4", "what is moving ?", "--checkpoint")
+    assert run(*question, tmp_path / "vx2text") == run(*question, checkpoint("vx2text"))
+    write_export(trained_model("xmc_gan"), checkpoint("xmc_gan"), tmp_path / "xmc_gan")
+    pixels = []
+    for source in (tmp_path / "xmc_gan", checkpoint("xmc_gan")):
+        output = tmp_path / f"of-{source.name}"
+        run("generate", "xmcgan", "a red circle", "--checkpoint", source, "--output", output)
+        (file,) = output.iterdir()
+        pixels.append(np.asarray(Image.open(file)))
+    np.testing.assert_array_equal(*pixels)
+
+
+def test_what_cannot_be_done_is_said_with_who_can(run: Run, clips: Path, pictures: Path, tmp_path: Path) -> None:
+    x = tmp_path / "x.npz"
+    avid, vx2text, mct = last("avid_cma"), last("vx2text"), last("mct")
+    texts = pictures.parent / "texts.txt"
+    image = pictures / "1.png"
+    other = tmp_path / "other.npz"
+    np.savez(other, image=np.ones((1, 16), np.float32), image_names=np.array(["a"]), model=np.array("another"))
+    (tmp_path / "torn.npz").write_bytes(other.read_bytes()[:200])
+    (tmp_path / "empty").mkdir()
+    wrong: list[tuple[tuple[object, ...], str]] = [
+        (("embed", "avid", *avid, clips, "--text", "a dog", "--output", x), "avid cannot embed text; xmcgan, m3p, mct"),
+        (("embed", "mct", *mct, "--output", x), "there is nothing to embed: give files, --text or --captions"),
+        (("embed", "mct", *mct, image, "--output", "x.csv"), "the file must end in .npz"),
+        (("embed", "mct", *mct, image, "--output", x, "--batch-size", "0"), "--batch-size must be at least 1"),
+        (
+            ("embed", "mct", *mct, image, "--output", x, "--language", "de"),
+            "--language goes with m3p, and not with mct",
+        ),
+        (("embed", "mct", *mct, tmp_path / "empty", "--output", x), "empty holds no file that can be read as image"),
+        (("embed", "mct", *mct, clips / "broken.mp4", "--output", x), "none of the 1 can be read as image"),
+        (("embed", "mct", *mct, "--captions", clips / "a.mp4", "--output", x), "a.mp4 cannot be read as text"),
+        (("embed", "mct", "--checkpoint", tmp_path / "no.ckpt", image, "--output", x), "no.ckpt does not exist"),
+        (("retrieve", "vx2text", *vx2text, "--query", "a", "--among", clips), "vx2text cannot compare anything; avid,"),
+        (("retrieve", "avid", *avid, "--query", "a dog", "--among", clips), "the text 'a dog' (no file has that name)"),
+        (("retrieve", "avid", *avid, "--query", image, "--among", clips), "--from video --to audio"),
+        (("retrieve", "mct", *mct, "--query", "a", "--among", pictures, "--top", "0"), "--top must be at least 1"),
+        (("retrieve", "mct", *mct, "--query", " ", "--among", pictures), "--query is empty"),
+        (("retrieve", "mct", *mct, "--query", "a", "--among", tmp_path / "none"), "none does not exist"),
+        (("retrieve", "mct", *mct, "--query", "a", "--among", other), "was embedded by another model"),
+        (("retrieve", "mct", *mct, "--query", "a", "--among", other, "--to", "text"), "holds no text, but image"),
+        (("retrieve", "mct", *mct, "--query", "a", "--among", tmp_path / "torn.npz"), "torn.npz cannot be read"),
+        (("retrieve", "mct", *avid, "--query", image, "--among", texts), "is of papers.avid_cma.module.AVID, which"),
+        (("export", "mct", *avid, "--output", tmp_path / "e"), "is of papers.avid_cma.module.AVID, which"),
+        (("answer", "mct", image, "what?", *mct), "mct writes no text; `assemble answer` goes with vx2text"),
+        (("caption", "vx2text", clips / "a.mp4", *vx2text), "learned to answer questions and not to describe"),
+    ]
+    for arguments, message in wrong:
+        assert message in run(*arguments, fails=True)
+    assert not x.exists()
+    assert not (tmp_path / "e").exists()
+
+
+def test_help_is_quick() -> None:
+    told = assemble("retrieve", "--help", code=LOADED)
+    assert told.returncode == 0
+    assert "LOADED []" in told.stdout
+    assert "--among" in told.stdout

@@ -1,0 +1,53 @@
+"""Running a stage in one process, or in two as a launcher starts them."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from common.training.runner import StageRequest, run_stage
+from tests.distributed.harness import run_distributed
+
+
+def over(layer: dict[str, Any], devices: int) -> dict[str, Any]:
+    """A YAML layer whose trainer runs on so many devices."""
+    strategy = "ddp" if devices > 1 else "auto"
+    return {**layer, "trainer": {**layer["trainer"], "devices": devices, "strategy": strategy}}
+
+
+def train(stage: StageRequest) -> dict[str, Any]:
+    """Run a stage: the `state` that it left, and `metrics`, `data` and `steps` of its record."""
+    os.environ["WANDB_MODE"] = "disabled"
+    try:
+        record = run_stage(stage)
+    finally:
+        os.environ["WANDB_MODE"] = "offline"
+    state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)
+    return {"state": state["state_dict"], "metrics": record.metrics, "data": record.data, "steps": record.steps}
+
+
+def train_on_two(stage: StageRequest, timeout: float = 200) -> list[dict[str, Any]]:
+    """Run a stage in two processes: what `train` gives, of each rank; `state` is what that rank has in memory."""
+    return run_distributed(_train_rank, 2, timeout, stage)
+
+
+def _train_rank(rank: int, stage: StageRequest) -> dict[str, Any]:
+    """As torchrun starts it."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
+        TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT="0",
+    )  # fmt: skip
+    own: dict[str, Any] = {}
+    fit = pl.Trainer.fit
+
+    def fit_and_look(trainer: pl.Trainer, model: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
+        fit(trainer, model, *args, **kwargs)
+        own.update(copy.deepcopy(model.state_dict()))
+
+    # The checkpoint holds what rank 0 has. This process is a fork, so nothing else sees the change.
+    pl.Trainer.fit = fit_and_look  # type: ignore[method-assign]
+    return {**train(stage), "state": own}

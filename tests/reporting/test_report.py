@@ -1,0 +1,254 @@
+"""The report page as text: what it holds, that it refers to nothing outside itself, and what it leaves out."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from common.reporting import charts, media
+from common.reporting.curves import MAX_POINTS, importance, read_curves
+from common.reporting.errors import ReportingError
+from common.reporting.papers import existing_papers
+from common.reporting.promote import promote
+from common.reporting.records import Record
+from common.reporting.render import fill
+from common.reporting.report import build
+from common.reporting.tables import load
+
+MakeRecord = Callable[..., Record]
+Save = Callable[[Record], Path]
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
+VOID = {"meta", "img", "link", "br", "input"}
+
+
+class Page(HTMLParser):
+    """A page taken apart: what it refers to, its texts by element, and whether its tags are balanced."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+        self.ids = [attributes["id"] for _, attributes in self.elements if "id" in attributes]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.elements.append((tag, values))
+        self.sources += [v for k, v in values.items() if k in ("src", "href", "srcset", "poster", "action") and v]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def written(folder: Path, **arguments: object) -> str:
+    return build(folder / "page.html", **arguments).read_text(encoding="utf-8")  # type: ignore[arg-type]
+
+
+def test_the_page_is_self_contained(project: Path, save: Save, make_record: MakeRecord) -> None:
+    deviation = {"field": "model.x", "reason": "a <small> bank"}
+    for seed in (0, 1):
+        names = ["media/picture.png", "media/clip.mp4", "media/rows.csv", "media/numbers.json", "media/lost.png"]
+        folder = save(make_record("esc@base", seed, 10.0 + seed, media=names, deviations=[deviation]))
+        (folder / "media").mkdir()
+        (folder / "media" / "picture.png").write_bytes(PIXEL)
+        (folder / "media" / "clip.mp4").write_bytes(b"not a film")
+        (folder / "media" / "numbers.json").write_text("{}")
+        (folder / "media" / "rows.csv").write_text("clip,answer\n" + "".join(f"{i},<i>word</i>\n" for i in range(40)))
+        rows = "".join(f"{i},0,{1 / (i + 1)},\n" for i in range(1000))
+        (folder / "metrics.csv").write_text("step,epoch,train/loss,test/x\n" + rows + "1000,1,,3\n1001,1,nan,\n")
+    text = written(project)
+    page = Page(text)
+    assert all(source.startswith(("data:", "#")) for source in page.sources)
+    assert not re.search(r"url\(|@import|https?://|fetch\(", text)
+    assert sum(source.startswith("data:image/png") for source in page.sources) == 2
+    assert sum(source.startswith("data:video/mp4") for source in page.sources) == 2
+    assert {s[1:] for s in page.sources if s.startswith("#")} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert all(values.get("alt") for tag, values in page.elements if tag == "img")
+    assert text.count('<path class="series-') == 2
+    assert ">train/loss</text>" in text
+    assert text.count("&lt;i&gt;word&lt;/i&gt;") == 2 * media.MAX_TABLE_ROWS
+    assert "10 more rows are in the file" in text
+    assert "a &lt;small&gt; bank" in text
+    assert "numbers.json (no picture), lost.png (not in the run&#39;s folder)" in text
+    assert "and 2 of the folder of runs" in text
+
+
+def test_every_measured_cell_tells_where_it_comes_from(project: Path, save: Save, make_record: MakeRecord) -> None:
+    data = {"test (esc50)": {"version": "1", "samples": 400, "skipped": 3, "skipped_names": []}}
+    for seed in (0, 1, 2):
+        save(
+            make_record(
+                "esc@base", seed, 10.0 + seed, data=data, deviations=[{"field": "a.init_args.b", "reason": "c"}]
+            )
+        )
+    promote("mct", runs=project / "runs")
+    text = written(project, runs=project / "nowhere")
+    page = Page(text)
+    buttons = [
+        values["popovertarget"] for tag, values in page.elements if tag == "button" and "popovertarget" in values
+    ]
+    boxes = [values["id"] for tag, values in page.elements if "popover" in values]
+    assert len(buttons) == 2  # New and New longer are the same stages
+    assert buttons == boxes
+    box = re.search(rf'id="{boxes[0]}".*?</div>', text, re.DOTALL)
+    assert box
+    for part in (
+        "seed 0: 10, seed 1: 11, seed 2: 12", "2026-01-02", "aaaaaaaaaa", "Some CPU, 2 cores", "400 samples, 3 skipped",
+        make_record().configuration, "papers/mct/results/mini/seed{0,1,2}/esc@base.json", "<dd>a.b</dd>",
+    ):  # fmt: skip
+        assert part in box.group()
+    assert "11.0 ± 1.0 (n=3)</button>" in text
+    # Published values stand in cells of their own, under headings that say so.
+    assert '<td class="published">81.5</td>' in text
+    assert text.count(">measured at mini</th>") == 2
+    assert "There are no runs on this machine" in text
+    assert "<code>make reproduce-mct</code>" in text
+    assert not re.search("<(img|video)", text)
+
+
+def test_a_page_without_any_record(project: Path) -> None:
+    text = written(project)
+    Page(text)
+    assert "Not measured yet" in text
+    assert '<td class="published">81.5</td>' in text
+    assert "No claim was judged yet" in text
+
+
+def test_numbers_of_smoke_are_folded_away(project: Path, save: Save, make_record: MakeRecord) -> None:
+    save(make_record("esc@base", 0, 10.0))
+    save(make_record("esc@base", 0, 99.0, scale="smoke"))
+    text = written(project)
+    folded = text.index("their numbers mean nothing</summary>")
+    assert text.index("10.0 (n=1)</button>") < folded < text.index("99.0 (n=1)</button>")
+    assert "99.0" not in written(project, scale="mini")
+    assert text.count('data-verdict="not run"') == 2  # the claims of mini, once each
+    alone = written(project, scale="smoke")
+    assert "their numbers mean nothing</summary>" not in alone
+    assert "99.0 (n=1)</button>" in alone
+
+
+def test_what_does_not_fit_is_named(
+    project: Path, save: Save, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media, "MAX_FILE_BYTES", 100)
+    for seed in (0, 1):
+        for stage in ("esc@base", "esc@better"):
+            folder = save(make_record(stage, seed, media=["media/a.png", "media/large.png"]))
+            (folder / "media").mkdir()
+            (folder / "media" / "a.png").write_bytes(PIXEL)
+            (folder / "media" / "large.png").write_bytes(PIXEL * 2)
+    room = 2 * len(PIXEL) + 5
+    monkeypatch.setattr(media.Budget, "__init__", lambda self, left=room: setattr(self, "left", left))
+    text = written(project)
+    assert text.count("<img") == 2
+    # The first seed of every stage comes before a second seed of any.
+    assert re.findall(r'alt="a of (\S+), mini scale, seed (\d)"', text) == [("esc@base", "0"), ("esc@better", "0")]
+    assert text.count("large.png (0.0 MiB, more than 0)") == 4
+    assert text.count("a.png (the page is full)") == 2
+
+
+def test_rows_of_pictures_stand_side_by_side(project: Path, save: Save, make_record: MakeRecord) -> None:
+    for stage in ("esc@better", "esc@base", "ucf_1@base"):
+        folder = save(make_record(stage, media=["media/words.row.png", "media/words.row.json"]))
+        (folder / "media").mkdir()
+        (folder / "media" / "words.row.png").write_bytes(PIXEL)
+        (folder / "media" / "words.row.json").write_text('["a cat", "a dog"]' if "esc" in stage else '["a cow"]')
+    text = written(project)
+    assert text.count("Words: stages side by side") == 2
+    assert text.index("<tr><td>esc@base</td>") < text.index("<tr><td>esc@better</td>")
+    assert text.count("<li>a cat</li>") == 1
+    (folder / "media" / "words.row.json").write_text("{")
+    with pytest.raises(ReportingError, match=r"words\.row\.json: expected a JSON list"):
+        written(project)
+
+
+def test_curves_of_the_file_that_runs_write(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,name,value\n0,train/loss,2.5\n0,train/mlm,7\n1,train/loss,1.5\n1,train/mlm,nan\n")
+    assert read_curves(path) == {"train/loss": [(0.0, 2.5), (1.0, 1.5)]}
+    assert read_curves(tmp_path / "none.csv") == {}
+
+
+def test_curves_are_thinned_by_means(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,step,a\n" + "".join(f"0,{i},{i % 2}\n" for i in range(10_000)))
+    points = read_curves(path)["a"]
+    assert len(points) <= MAX_POINTS
+    assert all(value == pytest.approx(0.5, abs=0.02) for _, value in points)
+
+
+def test_the_loss_comes_first() -> None:
+    names = ["train/accuracy", "train/word_loss", "train/loss", "val/loss", "lr"]
+    assert sorted(names, key=importance) == ["val/loss", "train/loss", "train/word_loss", "lr", "train/accuracy"]
+
+
+def test_bars_show_means_spreads_and_seeds(project: Path, make_record: MakeRecord) -> None:
+    def bars(scale: str) -> list[str]:
+        stages = ("ucf_1@base", "ucf_1@better", "ucf_2@base", "ucf_2@better") if scale == "paper" else (
+            "ucf_1@base", "ucf_1@better",
+        )  # fmt: skip
+        values = {"base": (40.0, 60.0), "better": (90.0, 110.0)}
+        records = [
+            make_record(stage, seed, values[stage.split("@")[1]][seed], scale=scale)
+            for stage in stages
+            for seed in (0, 1)
+        ]
+        return charts.svg_bars(fill(load("mct"), scale, records)[0].result)
+
+    mini, paper = bars("mini"), bars("paper")
+    assert len(mini) == len(paper) == 1  # of ESC nothing was measured
+    assert mini[0].count('class="bar"') == 3  # with the row that is ours
+    assert mini[0].count('class="spread"') == 3
+    assert mini[0].count('class="seed"') == 6
+    assert "New-One, UCF (%): 100.0 ± 14.1 (n=2); seed 0: 90, seed 1: 110" in mini[0]
+    widths = [float(width) for width in re.findall(r'class="bar" x="4.0" y="\d+" width="([\d.]+)"', mini[0])]
+    assert widths[1] / widths[0] == pytest.approx(2, abs=0.01)
+    assert "published" not in mini[0]  # a number of the miniature is not compared with a published one
+    assert "published: 81.5" in paper[0]
+
+
+def test_bars_of_values_below_zero(project: Path, make_record: MakeRecord) -> None:
+    records = [make_record("ucf_1@base", 0, -5.0), make_record("ucf_1@better", 0, 10.0)]
+    (chart,) = charts.svg_bars(fill(load("mct"), "mini", records)[0].result)
+    places = [
+        (float(x), float(width)) for x, width in re.findall(r'class="bar" x="([\d.]+)" y="\d+" width="([\d.]+)"', chart)
+    ]
+    (low, left), (zero, right), _ = places
+    assert low == pytest.approx(4)
+    assert low + left == pytest.approx(zero, abs=0.1)
+    assert right == pytest.approx(2 * left, abs=0.2)
+
+
+def test_lines_keep_to_their_frame() -> None:
+    text = charts.svg_lines("a & b", {"seed 0": [(0, 1.0), (10, 0.0)], "seed 1": [(5, 0.5)], "seed 2": []}, "epoch")
+    first, second = re.findall(r'<path class="series-(?:0|1)" transform="scale\(.1\)" d="([^"]+)"', text)
+    assert first == "M500 240l2620 1360"
+    assert second == "M1810 920h1"
+    assert "a &amp; b" in text
+    assert "epoch 10</text>" in text
+
+
+def test_the_shipped_records_make_a_whole_page(tmp_path: Path) -> None:
+    text = written(tmp_path, runs=tmp_path)
+    page = Page(text)
+    assert {s[1:] for s in page.sources if s.startswith("#")} <= set(page.ids)
+    for paper in existing_papers():
+        source = load(paper.name)
+        assert paper.name in page.ids
+        for table in source.tables:
+            assert any(i.startswith(f"{paper.short}-{table.id}-".replace("_", "-")) for i in page.ids if i), table.id
+    assert len(text) < 3_000_000

@@ -1,0 +1,286 @@
+"""The report page in a real browser, opened from its file, without a network. Skipped where there is no Chromium."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.reporting import records
+from common.reporting.report import build
+from tests.reporting.test_report import PIXEL
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver on the path")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the shipped records, with one run that has a curve, a picture and a film."""
+    import av
+    import numpy as np
+
+    root = tmp_path_factory.mktemp("page")
+    promoted = records.find_promoted("mct", "mini")[0]
+    run = records.run_folder(root / "runs", promoted.paper, promoted.scale, promoted.seed, promoted.stage)
+    media = run / "media"
+    media.mkdir(parents=True)
+    (media / "picture.png").write_bytes(PIXEL)
+    with av.open(str(media / "clip.mp4"), "w") as film:
+        stream = film.add_stream("libx264", rate=10)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for brightness in range(0, 200, 20):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), brightness, np.uint8), "rgb24")
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode())
+    (run / "metrics.csv").write_text("step,name,value\n" + "".join(f"{i},train/loss,{9 - i}\n" for i in range(5)))
+    values = json.loads(promoted.to_json()) | {"media": ["media/clip.mp4", "media/picture.png"]}
+    records.write_atomically(run / records.RECORD_FILE, records.Record(**values))
+    return build(root / "report.html", runs=root / "runs")
+
+
+@pytest.fixture(scope="module")
+def browser(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium that has opened the page and logs what it asks the network for."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    assert CHROMIUM
+    assert DRIVER
+    options = Options()
+    options.binary_location = CHROMIUM
+    profile = tmp_path_factory.mktemp("profile")
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                     f"--user-data-dir={profile}", "--window-size=1400,900"):  # fmt: skip
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.set_page_load_timeout(180)
+    try:
+        driver.get(page.as_uri())
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture
+def tab(browser: Any, page: Path) -> Any:
+    """The browser at the top of the page, at 1400 pixels, in light colours, with nothing open."""
+    resize(browser, 1400)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    browser.execute_script(
+        "document.documentElement.style.scrollBehavior = 'auto'; document.activeElement.blur();"
+        "document.body.click(); scrollTo(0, 0);"
+    )
+    return browser
+
+
+def resize(browser: Any, width: int) -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+    return found
+
+
+def shown(tab: Any) -> str:
+    text: str = tab.execute_script(
+        "return [...document.querySelectorAll('.origin:popover-open')].map(box => box.innerText).join('|')"
+    )
+    return text
+
+
+def test_it_asks_for_nothing_and_complains_about_nothing(browser: Any, page: Path) -> None:
+    requests = []
+    for entry in browser.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            requests.append(message["params"]["request"]["url"])
+    assert page.as_uri() in requests
+    assert [url for url in requests if not url.startswith(("data:", "file:", "about:", "chrome:"))] == []
+    assert [url for url in requests if url.startswith("file:") and url != page.as_uri()] == []
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_page_itself_never_scrolls_sideways(tab: Any, width: int) -> None:
+    resize(tab, width)
+    until(lambda: tab.execute_script("return innerWidth") == width, "the window has its size")
+    assert tab.execute_script("return document.documentElement.scrollWidth") <= width
+    # Neither does it when everything is unfolded.
+    tab.execute_script("window.folded = [...document.querySelectorAll('details:not([open])')];"
+                       "folded.forEach(d => { d.open = true })")  # fmt: skip
+    assert tab.execute_script("return document.documentElement.scrollWidth") <= width
+    tab.execute_script("folded.forEach(d => { d.open = false })")
+
+
+def test_all_tables_and_claims_are_there(tab: Any) -> None:
+    from common.reporting.papers import existing_papers
+    from common.reporting.tables import load
+
+    titles = tab.execute_script(
+        "return [...document.querySelectorAll('article h3')].map(h => h.firstChild.data.trim())"
+    )
+    texts = tab.execute_script("return [...document.querySelectorAll('.claims.all tbody tr')].map(r => r.innerText)")
+    for paper in existing_papers():
+        for table in load(paper.name).tables:
+            assert table.title in titles
+            for claim in table.claims:
+                if "mini" in claim.scales and "mini" in table.scales:
+                    assert any(claim.text in text for text in texts), claim.text
+    assert tab.execute_script("return document.querySelectorAll('svg.bars').length") > 20
+    assert tab.execute_script("return document.querySelectorAll('svg.lines').length") == 1
+
+
+def test_where_a_value_comes_from_shows_on_hover_on_focus_and_on_a_tap(tab: Any) -> None:
+    from selenium.webdriver import ActionChains, Keys
+
+    first, second = tab.find_elements("css selector", ".value[data-origin]")[:2]
+    tab.execute_script("arguments[0].scrollIntoView({block: 'center'})", first)
+    assert shown(tab) == ""
+    ActionChains(tab).move_to_element(first).perform()
+    text = until(lambda: shown(tab), "shown on hover")
+    for part in ("seed 0", "revision", "configuration", "hardware", "papers/avid_cma/results/mini/seed"):
+        assert part in text
+    box = tab.execute_script("return document.querySelector('.origin:popover-open').getBoundingClientRect().toJSON()")
+    assert 0 <= box["left"] < box["right"] <= 1400
+    ActionChains(tab).move_to_element(second).perform()
+    until(lambda: shown(tab) not in ("", text), "the other value's on hover")
+    assert "|" not in shown(tab)  # one at a time
+    ActionChains(tab).move_by_offset(0, 400).perform()
+    until(lambda: shown(tab) == "", "hidden when the pointer leaves")
+
+    tab.execute_script("arguments[0].focus()", first)
+    until(lambda: shown(tab) == text, "shown on focus")
+    ActionChains(tab).send_keys(Keys.TAB).perform()
+    until(lambda: shown(tab) not in ("", text), "the next value's with the tabulator key")
+    ActionChains(tab).send_keys(Keys.ESCAPE).perform()
+    assert shown(tab) == ""
+
+    resize(tab, 390)
+    tab.execute_script("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", second)
+    place = tab.execute_script("return arguments[0].getBoundingClientRect().toJSON()", second)
+    point = [{"x": place["x"] + place["width"] / 2, "y": place["y"] + place["height"] / 2}]
+
+    def tap() -> None:
+        tab.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": point})
+        tab.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    tap()
+    until(lambda: shown(tab) not in ("", text), "shown on a tap")
+    box = tab.execute_script("return document.querySelector('.origin:popover-open').getBoundingClientRect().toJSON()")
+    assert 0 <= box["left"] < box["right"] <= 390
+    tap()
+    until(lambda: shown(tab) == "", "hidden on a second tap")
+
+
+def test_without_its_script_a_click_shows_it(browser: Any, page: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.html"
+    head, _, rest = page.read_text(encoding="utf-8").partition("<script>")
+    plain.write_text(head + rest.partition("</script>")[2], encoding="utf-8")
+    browser.get(plain.as_uri())
+    try:
+        value = browser.find_element("css selector", ".value[popovertarget]")
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", value)
+        value.click()
+        assert "seed 0" in shown(browser)
+        assert not browser.find_element("css selector", ".filters").is_displayed()
+    finally:
+        browser.get(page.as_uri())
+
+
+def test_claims_are_filtered_and_sorted(tab: Any) -> None:
+    def rows() -> list[list[str]]:
+        found: list[list[str]] = tab.execute_script(
+            "return [...document.querySelectorAll('.claims.all tbody tr')].filter(r => !r.hidden)"
+            ".map(r => [r.dataset.paper, r.dataset.verdict, r.cells[3].dataset.sort])"
+        )
+        return found
+
+    whole = rows()
+    box = tab.find_element("css selector", "input[value=holds]")
+    box.click()
+    assert {verdict for _, verdict, _ in rows()} == {verdict for _, verdict, _ in whole} - {"holds"}
+    box.click()
+    search = tab.find_element("css selector", "input[type=search]")
+    search.send_keys("AVID-CMA transfers to UCF101")
+    assert 0 < len(rows()) < len(whole)
+    assert {paper for paper, _, _ in rows()} == {"avid_cma"}
+    assert f"of {len(whole)} claims" in tab.find_element("css selector", ".filters output").text
+    search.clear()
+    search.send_keys(" ")
+    tab.find_elements("css selector", ".claims.all th button")[3].click()
+    margins = [float(margin) for _, _, margin in rows()]
+    assert len(margins) == len(whole)
+    assert margins == sorted(margins)
+    tab.find_elements("css selector", ".claims.all th button")[3].click()
+    assert [float(margin) for _, _, margin in rows()] == sorted(margins, reverse=True)
+
+
+def test_a_clip_plays_and_a_picture_is_enlarged(tab: Any) -> None:
+    video = tab.find_element("tag name", "video")
+    until(lambda: tab.execute_script("return arguments[0].readyState", video) >= 1, "the film's data are known")
+    assert tab.execute_script("return arguments[0].videoWidth", video) == 32
+    assert tab.execute_script("return arguments[0].duration", video) == pytest.approx(1.0, abs=0.2)
+    tab.execute_script("arguments[0].play()", video)
+    until(lambda: tab.execute_script("return arguments[0].currentTime", video) > 0, "the film plays")
+    tab.execute_script("arguments[0].pause()", video)
+    picture = tab.find_element("css selector", ".media img")
+    tab.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
+    until(lambda: tab.execute_script("return arguments[0].complete", picture), "the picture is loaded")
+    tab.execute_script("arguments[0].click()", picture)
+    dialog = tab.find_element("css selector", "dialog.large")
+    assert dialog.get_attribute("open") is not None
+    tab.execute_script("arguments[0].click()", dialog)
+    assert dialog.get_attribute("open") is None
+
+
+def test_colours_follow_the_reader(tab: Any) -> None:
+    def brightness(what: str) -> float:
+        colour = tab.execute_script(
+            f"return getComputedStyle(document.body).{what}.match(/\\d+/g).slice(0, 3).map(Number)"
+        )
+        return float(sum(colour)) / 3
+
+    assert brightness("backgroundColor") > 200 > 100 > brightness("color")
+    scheme = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    tab.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
+    assert brightness("backgroundColor") < 60 < 180 < brightness("color")
+    chart = tab.execute_script("return getComputedStyle(document.querySelector('svg.bars text')).fill")
+    assert min(map(int, chart.removeprefix("rgb(").removesuffix(")").split(","))) > 180
+
+
+def test_it_prints_with_everything_unfolded(tab: Any) -> None:
+    folded = "return document.querySelectorAll('details:not([open])').length"
+    before = tab.execute_script(folded)
+    tab.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    tab.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert tab.execute_script(folded) == 0
+    assert not tab.find_element("tag name", "nav").is_displayed()
+    tab.execute_script("dispatchEvent(new Event('afterprint'))")
+    tab.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert tab.execute_script(folded) == before > 0
+
+
+def test_the_reader_sees_where_they_are(tab: Any) -> None:
+    def current() -> str:
+        text: str = tab.execute_script("return document.querySelector('nav [aria-current]').textContent")
+        return text
+
+    assert current() == "Overview"
+    tab.execute_script("document.getElementById('m3p').scrollIntoView()")
+    until(lambda: current() == "M3P", "the paper is marked")

@@ -1,0 +1,147 @@
+"""W&B reports: what the package would send, read back from the files; and that a missing network costs seconds."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.reporting import wandb_report
+from common.reporting.errors import ReportingError
+from common.reporting.papers import existing_papers, paper_named
+from common.reporting.records import Record, find_promoted
+from common.reporting.render import fill_best, row_text
+from common.reporting.tables import load
+from tests.reporting.test_commands import run
+
+Spec = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key from this machine."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def blocks(spec: Spec, kind: str) -> list[Spec]:
+    return [block for block in spec["spec"]["blocks"] if block["type"] == kind]
+
+
+def panels(grid: Spec) -> list[Spec]:
+    found: list[Spec] = grid["metadata"]["panelBankSectionConfig"]["panels"]
+    return found
+
+
+def filters(runset: Spec) -> dict[str, tuple[str, Any]]:
+    return {f["key"]["name"]: (f["op"], f["value"]) for f in runset["filters"]["filters"]}
+
+
+@pytest.mark.parametrize("paper", existing_papers(), ids=lambda paper: paper.name)
+def test_the_report_of_a_paper_has_every_table(paper: Any) -> None:
+    records = find_promoted(paper.name)
+    spec = wandb_report.specification(wandb_report.paper_report(paper, records))
+    assert spec["project"] == "representation-assemble"
+    source, filled = load(paper.name), fill_best(load(paper.name), records)
+    texts = [block["content"] for block in blocks(spec, "markdown-block")]
+    grids = blocks(spec, "panel-grid")
+    measured = [f for f in filled if f.result.measured]
+    assert len(texts) == len(filled)
+    assert len(grids) == len(measured) + 3  # training, media, configurations
+    for f, text in zip(filled, texts):
+        assert all(claim.claim.text.replace("|", "\\|") in text for claim in f.claims)
+        assert all(f"`{d['field']}`" in text for d in f.result.deviations)
+    for f, grid in zip(measured, grids):
+        table, scale = f.result.table, f.result.scale
+        keys = {metric for panel in panels(grid) for metric in panel["config"]["metrics"]}
+        shown = [m for m in table.metrics if not m.hidden]
+        assert {f"summary_metrics.table/{table.id}/{m.id}" for m in shown} <= keys
+        for panel in panels(grid):
+            title, (key,) = panel["config"]["chartTitle"], panel["config"]["metrics"]
+            assert ("published" in title) == key.startswith("summary_metrics.published/")
+            assert ("published" in title) != (f"measured at {scale}" in title)
+        for runset in grid["metadata"]["runSets"]:
+            found = filters(runset)
+            assert found["group"] == ("=", f"{paper.name}/{scale}")
+            row = next(r for r in f.result.rows if runset["name"] == row_text(r))
+            operation, stages = found["stage"]
+            assert operation == "IN"
+            assert set(stages) == {s for m in shown for s in source.instances(table, row, m, scale)}
+    media = {key for panel in panels(grids[-2]) for key in panel["config"].get("mediaKeys", [])}
+    names = {Path(name).stem for r in records if r.scale == "mini" for name in r.media if name.endswith(".png")}
+    assert media >= names
+    # Nothing in it is bound to an account before it is sent.
+    assert all(runset.get("project") is None for grid in grids for runset in grid["metadata"]["runSets"])
+
+
+def test_the_report_of_all_papers_has_every_claim_of_the_measured_tables() -> None:
+    papers = [(paper, find_promoted(paper.name)) for paper in existing_papers()]
+    spec = wandb_report.specification(wandb_report.overview_report(papers))
+    text = json.dumps(spec, ensure_ascii=False)
+    assert len(blocks(spec, "panel-grid")) == len(papers)
+    for paper, records in papers:
+        assert paper.title in text
+        for f in fill_best(load(paper.name), records):
+            for claim in f.claims if f.result.measured else ():
+                assert json.dumps(claim.claim.text, ensure_ascii=False)[1:-1] in text
+
+
+def test_numbered_files_share_a_key(make_record: Callable[..., Record]) -> None:
+    names = ["media/clip_1.mp4", "media/clip_2.mp4", "media/words.row.png", "media/samples.csv", "media/other.json"]
+    assert wandb_report.media_keys([make_record(media=names)]) == (["clip", "words.row"], ["samples_table"])
+
+
+def test_without_a_key_the_reports_are_files(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("wandb-report") == 0
+    out = capsys.readouterr().out
+    assert "not sent: no key" in out
+    assert "`assemble wandb-report` sends them" in out
+    for path in (project / "runs" / "mct" / "wandb-report.json", project / "runs" / "wandb-report.json"):
+        assert f"wrote: {path}" in out
+        assert json.loads(path.read_text())["spec"]["blocks"]
+    (project / "runs" / "wandb-report.json").unlink()
+    assert run("wandb-report", "mct", "--offline") == 0
+    assert "not sent: --offline" in capsys.readouterr().out
+    assert not (project / "runs" / "wandb-report.json").exists()  # that is the report of all
+
+
+def test_a_server_that_does_not_answer_costs_seconds(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")  # nobody listens there any more
+    clock = time.monotonic()
+    assert run("wandb-report", "mct") == 2
+    assert time.monotonic() - clock < 5
+    error = capsys.readouterr().err
+    assert error.startswith("error: W&B: 127.0.0.1 does not answer")
+    assert "--offline" in error
+    assert error.count("\n") == 1
+
+
+def test_a_server_that_is_silent_is_given_up(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(wandb_report, "SEND_SECONDS", 0.3)
+    report = wandb_report.paper_report(paper_named("mct"), [], entity="someone")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        clock = time.monotonic()
+        with pytest.raises(ReportingError, match=r"W&B (did not answer within|refused)"):
+            wandb_report.send(report)
+        assert time.monotonic() - clock < 10
+
+
+def test_what_the_client_raises_is_one_line() -> None:
+    def refuse() -> str:
+        raise ValueError("project not found")
+
+    with pytest.raises(ReportingError, match="W&B refused: ValueError: project not found"):
+        wandb_report.within(5, refuse)

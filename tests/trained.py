@@ -1,0 +1,36 @@
+"""One finished stage of each paper at the smoke scale, run once for all tests of this process."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+from common.training.runner import StageRequest, run_stage
+from tests.m3p import stages as m3p
+from tests.stages import request
+from tests.xmc_gan import stages as xmc_gan
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()  # removed when the process ends
+
+
+def _stage(paper: str, runs: Path) -> StageRequest:
+    if paper == "m3p":
+        return m3p.stage("m3p", runs)
+    if paper == "vx2text":
+        alone = [text for part in ("text", "video", "audio") for text in (f"--model.{part}_pretrained", "null")]
+        return request("vx2text/avsd", runs, *alone)
+    return request({"avid_cma": "avid/avid", "mct": "mct/mct"}[paper], runs)
+
+
+@functools.cache
+def checkpoint(paper: str) -> Path:
+    """`last.ckpt` of a stage that can be used, trained for a few steps."""
+    if paper == "xmc_gan":
+        return xmc_gan.finished().checkpoint("xmc_gan")
+    stage = _stage(paper, Path(_folder().name) / "runs")
+    run_stage(stage)
+    return stage.directory / "checkpoints" / "last.ckpt"

@@ -1,0 +1,296 @@
+"""Trained models as folders: what is in them, that they work alone, and what is said of damaged ones."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from common.reporting.records import Record
+from common.training.errors import StageError
+from common.training.exported import TrainedModel, trained_model, write_export
+from tests.data.media_factory import tone, write_video
+from tests.trained import checkpoint
+
+# One worker runs these tests, as each would train the stages anew.
+pytestmark = pytest.mark.xdist_group("xmc_gan stages")
+
+PAPERS = ("avid_cma", "mct", "xmc_gan", "m3p", "vx2text")
+NAMES = {"avid_cma": "AVID", "mct": "MCT", "xmc_gan": "XMCGAN", "m3p": "M3P", "vx2text": "VX2Text"}
+CAPTION = "a red circle left and a blue square right on white"
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a paper's export, made at the first call."""
+    folder = tmp_path_factory.mktemp("exports")
+
+    def export(paper: str) -> Path:
+        path = folder / paper
+        return path if path.exists() else write_export(trained_model(paper), checkpoint(paper), path)
+
+    return export
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip with sound, a silent one, a picture and a broken file."""
+    folder = tmp_path_factory.mktemp("files")
+    frames = np.random.default_rng(0).integers(0, 256, (24, 32, 40, 3), dtype=np.uint8)
+    write_video(folder / "clip.mp4", frames=frames, fps=8.0, audio=tone(3.0, 8_000), audio_rate=8_000)
+    write_video(folder / "silent.mp4", frames=frames, fps=8.0, with_audio=False)
+    Image.fromarray(frames[0]).save(folder / "picture.png")
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+def outputs(model: Any, files: Path) -> list[Any]:
+    """Whatever a model can do."""
+    clip, picture = files / "clip.mp4", files / "picture.png"
+    if model.paper == "avid_cma":
+        return [model.embed_video(clip), model.embed_audio([clip])]
+    if model.paper == "mct":
+        return [model.embed_image(picture), model.embed_text(CAPTION), model.features([picture])]
+    if model.paper == "xmc_gan":
+        return [model.generate([CAPTION], 2, seed=3), model.embed_image([picture]), model.embed_text([CAPTION])]
+    if model.paper == "m3p":
+        both = [model.embed_image(picture), model.embed_text(["ein roter Apfel", "a cat"])]
+        return [*both, model.match(picture, ["ein roter Apfel", "a cat"])]
+    return [model.write(clip, "what is moving ?"), model.embed_video(clip), model.embed_audio(clip), model.words(clip)]
+
+
+def same(first: Any, second: Any) -> bool:
+    return torch.equal(first, second) if isinstance(first, Tensor) else bool(first == second)
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_an_export_does_the_same_as_the_stage_and_needs_nothing_else(
+    paper: str, exports: Callable[[str], Path], files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public: type[TrainedModel] = getattr(importlib.import_module(f"papers.{paper}"), NAMES[paper])
+    assert public is trained_model(paper)
+    expected = outputs(public.from_export(checkpoint(paper)), files)
+
+    moved = shutil.copytree(exports(paper), tmp_path / "moved")
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ASSEMBLE_DATA", str(tmp_path / "data"))
+    model = public.from_export(moved)
+    assert not model.training
+    found = outputs(model, files)
+    assert len(found) == len(expected)
+    assert all(same(one, other) for one, other in zip(found, expected))
+    # Neither the folder of the runs, nor a cache, nor data.
+    assert not (tmp_path / "cache").exists()
+    written = (moved / "config.json").read_text(encoding="utf-8")
+    assert not re.search(r'"(/|[A-Za-z]:\\)', written)
+    assert "$DATA" not in written
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_what_is_in_the_folder(paper: str, exports: Callable[[str], Path]) -> None:
+    folder = exports(paper)
+    record = Record.from_json((folder / "record.json").read_text(encoding="utf-8"))
+    assert record == Record.from_json((checkpoint(paper).parents[1] / "record.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_bytes())
+    with safe_open(folder / "model.safetensors", framework="pt") as opened:
+        names, metadata = set(opened.keys()), opened.metadata()
+    assert config["config_hash"] == metadata["config_hash"] == record.config_hash
+    shared = json.loads(metadata["shared"])
+    assert names | set(shared) == set(trained_model(paper).from_export(folder).state_dict())
+    # No bank, queue, key encoder or optimiser: less than the checkpoint.
+    assert not [name for name in names if re.search(r"bank|queue|^\w+\.key\.|objective|criterion|optimi", name)]
+    assert (folder / "model.safetensors").stat().st_size < checkpoint(paper).stat().st_size
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"{NAMES[paper]}.from_export(" in card
+    assert "It is a smoke test" in card
+    assert f"`{record.config_hash}`" in card
+    assert record.started in card
+    assert all(name in card for name in record.metrics)
+    assert all(one["field"] in card and one["reason"] in card for one in record.deviations)
+    assert "CVPR 2021" in card
+    assert ("Twemoji (CC-BY-4.0)" in card) == (paper == "m3p")
+    assert not list(folder.parent.glob(".*"))
+
+
+def test_weights_that_go_by_several_names_are_stored_once(exports: Callable[[str], Path]) -> None:
+    folder = exports("vx2text")
+    with safe_open(folder / "model.safetensors", framework="pt") as opened:
+        shared = json.loads(opened.metadata()["shared"])
+    assert set(shared.values()) == {"model.language_model.t5.shared.weight"}
+    assert "model.language_model.t5.encoder.embed_tokens.weight" in shared
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(exports: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A copy of an export, to be damaged."""
+    return shutil.copytree(exports("avid_cma"), tmp_path / "export")
+
+
+def refused(folder: Path, message: str, paper: str = "avid_cma") -> None:
+    with pytest.raises(StageError, match=message) as caught:
+        trained_model(paper).from_export(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_damage_is_named(damaged: Path) -> None:
+    weights = damaged / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1000])
+    refused(damaged, r"model.safetensors was cut off: it has [\d,]+ of [\d,]+ bytes")
+    weights.write_bytes(whole + b"1")
+    refused(damaged, "model.safetensors is longer than it was")
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused(damaged, "model.safetensors was changed: its SHA-256")
+    weights.unlink()
+    refused(damaged, "model.safetensors is missing from the export")
+    weights.write_bytes(whole)
+    config = damaged / "config.json"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text[:-40], encoding="utf-8")
+    refused(damaged, "config.json is damaged")
+    config.write_text(text.replace("model/1", "model/9"), encoding="utf-8")
+    refused(damaged, "config.json has the format 'representation-assemble/model/9'")
+    config.unlink()
+    refused(damaged, "is no export, it holds no config.json")
+
+
+def changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    config = json.loads((folder / "config.json").read_bytes())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def test_files_of_two_exports_and_other_models_are_told_apart(damaged: Path, exports: Callable[[str], Path]) -> None:
+    refused(exports("mct"), "is a model of mct and not of avid")
+    changed(damaged, lambda config: config.update(config_hash="0123456789ab"))
+    refused(damaged, r"is of the configuration [0-9a-f]{12}, but config.json of 0123456789ab")
+
+
+def test_weights_that_do_not_fit_are_named(damaged: Path) -> None:
+    path = damaged / "model.safetensors"
+    with safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata()
+    weights = load_file(path)
+    weights["model.audio_proj.extra"] = weights.pop("model.audio_proj.projection.0.bias")
+    save_file(weights, path, metadata=metadata)
+    entry = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    changed(damaged, lambda config: config["files"].update({"model.safetensors": entry}))
+    refused(damaged, r"does not fit its configuration: 1 missing: model.audio_proj.projection.0.bias; 1 unexpected")
+
+
+def test_an_export_builds_no_class_of_others(damaged: Path) -> None:
+    changed(damaged, lambda config: config["model"]["init_args"]["video_encoder"].update(class_path="subprocess.Popen"))
+    refused(damaged, "asks for subprocess.Popen, which is no class of this suite")
+    changed(damaged, lambda config: config["files"].update({"../outside": {"bytes": 1, "sha256": ""}}))
+    refused(damaged, r"\.\./outside lies outside of the export")
+
+
+def test_a_folder_is_only_replaced_when_asked_for(damaged: Path, tmp_path: Path) -> None:
+    model, source = trained_model("avid_cma"), checkpoint("avid_cma")
+    (damaged / "model.safetensors").write_bytes(b"")
+    with pytest.raises(StageError, match=r"holds an export already: .* --force"):
+        write_export(model, source, damaged)
+    write_export(model, source, damaged, force=True)
+    model.from_export(damaged)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(StageError, match="holds something else and is not touched"):
+        write_export(model, source, other, force=True)
+    assert [path.name for path in other.iterdir()] == ["thesis.txt"]
+    with pytest.raises(StageError, match="is a file: give a folder"):
+        write_export(model, source, other / "thesis.txt", force=True)
+
+
+def test_an_export_that_fails_leaves_what_was_there(
+    damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("common.training.model_card.model_card", full)
+    before = (damaged / "config.json").read_bytes()
+    for output in (damaged, tmp_path / "new"):
+        with pytest.raises(OSError, match="No space left"):
+            write_export(trained_model("avid_cma"), checkpoint("avid_cma"), output, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == [damaged.name]
+    assert (damaged / "config.json").read_bytes() == before
+
+
+def test_a_stage_without_a_record_is_not_exported(tmp_path: Path) -> None:
+    run = shutil.copytree(checkpoint("avid_cma").parents[1], tmp_path / "run")
+    (run / "record.json").unlink()
+    with pytest.raises(StageError, match="has no record yet"):
+        write_export(trained_model("avid_cma"), run / "checkpoints" / "last.ckpt", tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+# -- what the models give ----------------------------------------------------------------------------------------------
+
+
+def test_embeddings_of_sounds_and_pictures(exports: Callable[[str], Path], files: Path) -> None:
+    model: Any = trained_model("avid_cma").from_export(exports("avid_cma"))
+    clip, silent = files / "clip.mp4", files / "silent.mp4"
+    video = model.embed_video([clip, silent])
+    torch.testing.assert_close(video.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(model.embed_video(torch.stack([model.read_video(clip)])), video[:1])
+    skipped: list[tuple[int, str]] = []
+    rows, kept = model.embed("audio", [files / "broken.mp4", clip, silent], skipped)
+    assert kept == [1]
+    assert rows.shape[0] == 1
+    assert [place for place, _ in skipped] == [0, 2]
+    assert "broken.mp4" in skipped[0][1]
+    assert "has no audio stream" in skipped[1][1]
+    model.clips = 3
+    assert model.read_video(clip).shape[0] == 3
+    assert model.embed_video(clip).shape == video[:1].shape
+    with pytest.raises(StageError, match=r"none of the 1 can be read as video; the first: .*broken.mp4"):
+        model.embed("video", [files / "broken.mp4"], [])
+
+
+def test_a_model_of_images_alone_says_so(tmp_path: Path, files: Path) -> None:
+    from common.training.runner import run_stage
+    from tests.stages import request
+
+    stage = request("mct/moco_v2", tmp_path)
+    run_stage(stage)
+    folder = write_export(trained_model("mct"), stage.directory / "checkpoints" / "last.ckpt", tmp_path / "moco")
+    assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "model.safetensors", "record.json"}
+    model: Any = trained_model("mct").from_export(folder)
+    assert model.embedding == "intra"
+    assert model.embed_image(files / "picture.png").shape == (1, 8)
+    with pytest.raises(StageError, match="without captions"):
+        model.embed_text("a dog")
+
+
+def test_regions_out_of_a_file(exports: Callable[[str], Path], files: Path, tmp_path: Path) -> None:
+    from common.data.regions import RegionFeatures, Regions, write_regions
+
+    model: Any = trained_model("m3p").from_export(exports("m3p"))
+    found = model.read_image(files / "picture.png")
+    own = Regions(found.features, np.array([[0, 0, 8, 8]] * 5, dtype=np.float32), found.classes, 8, 8)
+    write_regions(tmp_path / "regions.npz", [("there", own)])
+    model.regions, model.detector = RegionFeatures(tmp_path / "regions.npz"), None
+    assert model.match(["there", tmp_path / "there.jpg"], "a cat").shape == (2, 1)
+    skipped: list[tuple[int, str]] = []
+    assert model.searched("image", ["there", "absent"], skipped)[1] == [0]
+    assert "absent" in skipped[0][1]
+    model.regions = None
+    with pytest.raises(StageError, match="--extract-regions"):
+        model.match("there", "a cat")
