@@ -25,6 +25,7 @@ from common.training.configuration import (
 from common.training.main import main
 from common.training.schedule import Selection, plan
 from common.training.single import datasets_of
+from common.training.switches import take_switches
 
 NAMES = [paper.name for paper in existing_papers()]
 
@@ -39,7 +40,7 @@ def test_every_recipe_of_a_paper_is_rehearsed(paper: str) -> None:
         assert rehearsed.deviations
         assert not published.deviations
         assert rehearsed.config["data"]["init_args"]["batch_size"] < 8
-        check_arguments(rehearsed.config, rehearsed.layers)
+        check_arguments(take_switches(rehearsed.config)[1], rehearsed.layers)
     overlay = load_yaml(project_root() / "configs" / paper / f"{REHEARSAL}.yaml")
     for pattern in overlay["recipes"]:
         assert [recipe for recipe in recipes_of(paper) if matches(recipe, pattern)], pattern
