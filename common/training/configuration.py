@@ -45,7 +45,8 @@ _NO_RECIPES = frozenset({"base", REHEARSAL, *SCALES})
 #: batch, data, encoder width and depth, workers, learning rate.
 SCALE_FIELDS = frozenset(
     """
-    max_epochs limit_train_batches batch_size clips_per_video warmup_epochs milestones refresh_every log_every_n_steps
+    max_epochs max_steps lengths limit_train_batches batch_size clips_per_video warmup_epochs milestones refresh_every
+    log_every_n_steps
     held_out_batch_size test_batch_size file_batch_size
     world num_workers cache_bytes num_classes training_windows test_windows test_clips clip_accuracy_clips wrap_seconds
     crop resize fps duration sample_rate fft frames_per_second jitter_seconds
