@@ -20,7 +20,8 @@ class StageCLI(LightningCLI):
     """
 
     def __init__(self, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> None:
-        self._trainer_arguments = dict(trainer_arguments or {})
+        self._limits = _whole_limits(config.get("trainer") or {})
+        self._trainer_arguments = {**self._limits, **(trainer_arguments or {})}
         self._switches, without = take_switches(config)
         super().__init__(
             args=without,
@@ -53,7 +54,17 @@ class StageCLI(LightningCLI):
         on = {name: value for name, value in self._switches._asdict().items() if value}
         model = self.config_dump["model"]
         model["init_args"] = {**(model.get("init_args") or {}), **on}
+        self.config_dump["trainer"].update(self._limits)
         return self.config_dump
+
+
+def _whole_limits(trainer: dict[str, Any]) -> dict[str, int]:
+    """Limits given as numbers of batches: jsonargparse makes floats of them, and 1.0 is a whole epoch."""
+    return {
+        name: value
+        for name, value in trainer.items()
+        if name.startswith("limit_") and isinstance(value, int) and not isinstance(value, bool)
+    }
 
 
 def build(run: RunConfiguration, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> StageCLI:

@@ -8,6 +8,7 @@ finished, `record.json`.
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -59,6 +60,7 @@ class StageRequest:
         arguments: overrides from the command line.
         runs: folder of all runs.
         data: folder that `$DATA` in configs stands for.
+        rehearsal: whether it is a stage of the scale `paper` on tiny data.
     """
 
     paper: str
@@ -74,6 +76,7 @@ class StageRequest:
     parents: Mapping[str, Parent] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     arguments: Sequence[str] = ()
+    rehearsal: bool = False
 
     @property
     def directory(self) -> Path:
@@ -91,6 +94,7 @@ class StageRequest:
             # Only pre-training is spread over nodes: the downstream protocols have small batches (specification 10).
             stage_overrides={**self.overrides, **({} if self.job == "pretrain" else {"trainer.num_nodes": 1})},
             arguments=self.arguments,
+            rehearsal=self.rehearsal,
         )
 
     def lineage_hash(self, run: RunConfiguration | None = None) -> str:
@@ -209,6 +213,10 @@ def run_stage(request: StageRequest) -> records.Record:
                 if stop.signal == REQUEUE_SIGNAL:
                     print(f"  {requeue()}", flush=True)
             raise
+        finally:
+            # Trainer, model and optimiser refer to each other: without this they stay in memory, also that of the
+            # accelerator, while this process runs its next stage.
+            gc.collect()
 
 
 @contextmanager
@@ -270,14 +278,20 @@ def _run_claimed(
     from common.training.callbacks import WallClock
     from common.training.cli import build
     from common.training.loggers import MetricsFile, wandb_logger
+    from common.training.memory import peak_memory_gib, reset_peak_memory
 
     _quiet_lightning()
     if run.config["trainer"].get("accelerator") == "cpu":
         # Small networks lose more to waiting threads than they gain; stages run side by side instead.
         torch.set_num_threads(1)
+    reset_peak_memory()
     started = datetime.now(UTC).replace(microsecond=0)
     clock = WallClock()
     main_process = is_main_process()
+    if main_process and request.scale == "paper" and not request.rehearsal:
+        from common.training.estimate import announce
+
+        print("\n".join(announce(run)))
     git = records.git_state(project_root())
     metrics_file = MetricsFile(directory / "metrics.csv")
     arguments = {"default_root_dir": str(directory), "logger": [metrics_file], "callbacks": [clock, preemption]}
@@ -361,7 +375,7 @@ def _run_claimed(
         },
         git=git,
         versions=records.versions(),
-        hardware=records.hardware(accelerators),
+        hardware={**records.hardware(accelerators), "peak_memory_gib": peak_memory_gib()},
         precision=str(trainer.precision),
         global_batch=cli.datamodule.batch_size,
         steps=steps,

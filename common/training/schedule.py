@@ -30,7 +30,7 @@ from common.training.runner import Parent, StageRequest, finished_record
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user asked for: scale, seeds, machine, folders, and which part of the tables."""
+    """What the user asked for: scale, seeds, machine, folders, which part of the tables, whether it is a rehearsal."""
 
     scale: str = "mini"
     seeds: tuple[int, ...] = (0,)
@@ -40,6 +40,7 @@ class Selection:
     tables: tuple[str, ...] | None = None
     rows: tuple[str, ...] | None = None
     stages: tuple[str, ...] | None = None
+    rehearsal: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def request_for(
         parents=parents,
         overrides=instance.overrides,
         arguments=tuple(arguments),
+        rehearsal=selection.rehearsal,
     )
 
 
@@ -152,7 +154,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def reproduce(paper: str, selection: Selection, *, jobs: int = 1, say: Callable[[str], None] = print) -> list[str]:
+def reproduce(
+    paper: str,
+    selection: Selection,
+    *,
+    jobs: int = 1,
+    say: Callable[[str], None] = print,
+    finished: Callable[[str, int], None] | None = None,
+) -> list[str]:
     """Run every stage whose record is missing or no longer fits, and say what is skipped and why.
 
     A stage that fails does not stop those that do not start from it.
@@ -162,6 +171,7 @@ def reproduce(paper: str, selection: Selection, *, jobs: int = 1, say: Callable[
         selection: which stages, at which scale, for which seeds.
         jobs: stages to run side by side, each in a process of its own with one thread; 1 runs them in this process.
         say: where the lines go.
+        finished: called in this process with the name and the seed of every stage that ran to its end.
 
     Returns:
         The stages that failed, or could not start because a parent failed; empty when all is done.
@@ -209,6 +219,8 @@ def reproduce(paper: str, selection: Selection, *, jobs: int = 1, say: Callable[
                         continue
                     left = progress.finish(record.wall_seconds, [*waiting, *running.values()])
                     say(f"  {_name(item)}: {_headline(record)}  [{duration(record.wall_seconds)}{left}]")
+                    if finished is not None:
+                        finished(item.request.stage, item.request.seed)
         except KeyboardInterrupt as interrupt:
             if isinstance(interrupt, Preempted):
                 # Ctrl-C reaches every process of a terminal, this signal only the one that it was sent to.

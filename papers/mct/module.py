@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from common.data.text import text_numbers
 from common.encoders.text import BertEncoder
 from common.metrics.gathering import RowsOncePerSample
-from common.metrics.retrieval import caption_retrieval
-from common.training.optimisers import CombinedOptimizer, cosine_by_epoch
+from common.metrics.retrieval import caption_retrieval, owner_rows
+from common.training.optimisers import CombinedOptimizer, cosine_by_epoch, fused
 from papers.mct import diagnostics
 from papers.mct.data import PretrainingData
 from papers.mct.model import MomentumTower, Tower
@@ -187,11 +188,10 @@ class MCT(pl.LightningModule):
         def schedule(warmup_epochs: float) -> Callable[[int], float]:
             return lambda step: cosine(step) * min(1.0, (step + 1) / max(warmup_epochs * per_epoch, 1.0))
 
-        fused: dict[str, Any] = {"fused": True} if self.device.type in {"cpu", "cuda"} else {}
         parts: list[torch.optim.Optimizer] = [
             torch.optim.SGD(
                 self.image.query.parameters(), h.image_learning_rate, h.image_momentum,
-                weight_decay=h.image_weight_decay, **fused,
+                weight_decay=h.image_weight_decay, **fused(self),
             )
         ]  # fmt: skip
         schedules = [schedule(h.image_warmup_epochs)]
@@ -200,7 +200,7 @@ class MCT(pl.LightningModule):
             decayed = [p for p in self.text.query.parameters() if p.ndim > 1]
             others = [p for p in self.text.query.parameters() if p.ndim <= 1]
             groups = [{"params": decayed, "weight_decay": h.text_weight_decay}, {"params": others, "weight_decay": 0.0}]
-            parts.append(torch.optim.AdamW(groups, h.text_learning_rate, **fused))
+            parts.append(torch.optim.AdamW(groups, h.text_learning_rate, **fused(self)))
             schedules += [schedule(h.text_warmup_epochs)] * 2
         optimizer = CombinedOptimizer(parts)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)
@@ -263,7 +263,7 @@ class MCT(pl.LightningModule):
             embeddings = self.text.query(batch["tokens"])
             self._captions.update(
                 batch["index"], embedding=list(embeddings.values())[-1], image=batch["image_index"],
-                text=batch["text_id"],
+                text=text_numbers(batch["tokens"], batch["lengths"]),
             )  # fmt: skip
 
     def on_test_epoch_end(self) -> None:
@@ -280,9 +280,8 @@ class MCT(pl.LightningModule):
             diagnostics.draw_map(self, images["feature"], names, media / "map.png", self.hparams["seed"])
         if self.text is not None and self.hparams["weight_cross"] > 0:
             position, captions = self._captions.compute(self.device)
-            row = torch.searchsorted(index, captions["image"]).clamp(max=len(index) - 1)
-            known = index[row] == captions["image"]  # the file of an image may be broken
-            caption, row, words = captions["embedding"][known], row[known], captions["text"][known]
+            row, known = owner_rows(index, captions["image"])
+            caption, words = captions["embedding"][known], captions["text"][known]
             metrics |= caption_retrieval(images["embedding"], caption, row)
             same_words = caption_retrieval(images["embedding"], caption, row, equal_text=words)
             metrics |= {f"{name}_equal_text": value for name, value in same_words.items()}
