@@ -363,6 +363,27 @@ def test_state_dict_names_and_holds_each_bank_once() -> None:
     assert buffer.tell() < 2 * 1000 * 32 * 4 * 1.1
 
 
+def test_every_bank_is_compared_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = avid()
+    seen: list[tuple[str, torch.Tensor]] = []
+    monkeypatch.setattr("common.memory.bank.require_equal_over_ranks", lambda value, name: seen.append((name, value)))
+    objective.video_bank.check_replicas("the video bank", 3)
+    objective.audio_bank.check_replicas("the audio bank", 3)
+    objective.check_replicas(3)
+    assert seen[2:] == seen[:2]
+
+
+def test_all_that_ranks_share_comes_from_rank_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = cma()
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr("papers.avid_cma.objective.broadcast_from_rank_zero", sent.append)
+    objective.initialise()
+    assert [tensor.shape for tensor in sent] == [(ITEMS, 2, DIM), (), (ITEMS, 5)]
+    objective.positive_set.fill_(-1)  # as rank 0 may have nothing mined
+    with pytest.raises(RuntimeError, match="mine"):
+        run(objective, range(1))
+
+
 def test_deep_copy_is_independent() -> None:
     objective = avid()
     clone = copy.deepcopy(objective)

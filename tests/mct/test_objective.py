@@ -377,6 +377,18 @@ def test_queues_start_from_the_seed_and_differ_from_each_other() -> None:
         assert torch.equal(queue.vectors, KeyQueue(12, queue.dim, seed=4 * 2 + position).vectors)
 
 
+def test_every_queue_is_compared_under_the_name_of_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    contrast, seen = objective(), []
+    monkeypatch.setattr(
+        "common.memory.queue.require_equal_over_ranks", lambda value, name: seen.append((name, value.tolist()))
+    )
+    for name in WIDTHS:
+        contrast.queues[name].check_replicas(f"the queue of J_{name}", 2)
+    contrast.check_replicas(2)
+    assert seen[4:] == seen[:4]
+    assert seen[0][0] == "the queue of J_ii"
+
+
 # -- impossible input --------------------------------------------------------------------------------------------------
 
 
