@@ -318,6 +318,13 @@ def test_restored_objective_continues_bit_for_bit(kind: str, assign: bool) -> No
     assert_equal(state(restored), state(uninterrupted))
 
 
+def test_a_single_positive_is_found_in_what_was_saved() -> None:
+    sizes = {"num_items": 6, "positives": 1}
+    restored = cma(mine=False, **sizes)
+    restored.load_state_dict(cma(**sizes).state_dict())
+    assert restored._positives(torch.arange(6)).shape == (6, 1)
+
+
 def test_loading_the_untrained_normaliser_estimates_it_anew() -> None:
     fresh, ran = avid().state_dict(), avid()
     run(ran, range(1))
@@ -333,12 +340,18 @@ def test_a_small_normaliser_stays_what_it_is() -> None:
     assert objective.normaliser == 0.25
 
 
-def test_mining_with_a_bar_says_its_cost_and_finds_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    plain, shown = cma(agreement="video"), cma(mine=False, agreement="video")
-    assert torch.equal(shown.mine(progress=True), plain.positive_set)
+def test_mining_with_a_bar_says_its_cost_and_finds_the_same(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates: list[tuple[int, dict[str, int]]] = []
+    monkeypatch.setattr("rich.progress.Progress.update", lambda _, task, **fields: updates.append((task, fields)))
+    assert torch.equal(cma(mine=False).mine(progress=True), cma().positive_set)
     captured = capsys.readouterr()
-    assert " ".join(captured.err.split()).startswith(estimate_cost(ITEMS, DIM, 5, agreement="video"))
+    assert " ".join(captured.err.split()).startswith(estimate_cost(ITEMS, DIM, 5))
     assert not captured.out
+    total = updates[-1][1]["total"]
+    assert total > 0
+    assert updates[-1] == (0, {"completed": total, "total": total})
 
 
 def test_positives_are_needed_and_take_four_bytes_each() -> None:

@@ -263,8 +263,12 @@ def test_means_over_masked_things_are_over_those_of_all_processes(monkeypatch: p
 
 @pytest.mark.parametrize("kind", ["t2i", "in_batch"])
 def test_terms_make_what_they_need_on_the_device_of_their_inputs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mean(count: torch.Tensor) -> torch.Tensor:
+        assert count.device.type == "cuda"
+        return count
+
     monkeypatch.setattr("papers.m3p.objective.is_distributed", lambda: True)
-    monkeypatch.setattr("papers.m3p.objective.mean_over_ranks", lambda count: count)
+    monkeypatch.setattr("papers.m3p.objective.mean_over_ranks", mean)
     group = golden_group() if kind == "t2i" else in_batch_group()
     found = with_places({"xmlm": [], "relations": [{kind: group}]})["relations"][0][kind]
     with FakeTensorMode() as mode:  # knows shapes and devices, computes nothing
@@ -274,9 +278,9 @@ def test_terms_make_what_they_need_on_the_device_of_their_inputs(kind: str, monk
         temperature = 0.1 if kind == "in_batch" else None
         for term in relation_terms(model, there, kind, alignment=True, contrast_temperature=temperature).values():
             assert term.device.type == "cuda"
-        weight = share_of_mean(1, torch.device("cuda"))
-        assert isinstance(weight, torch.Tensor)
-        assert weight.device.type == "cuda"
+        block = {"tokens": there["tokens"], "token_mask": there["token_mask"], "word_places": there["word_places"]}
+        block["word_targets"] = there["word_targets"]
+        assert text_terms(model, block)["xmlm"].device.type == "cuda"
 
 
 def test_nothing_masked_costs_nothing_and_keeps_the_graph() -> None:
