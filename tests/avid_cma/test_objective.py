@@ -146,9 +146,13 @@ def test_training_draws_anew_in_every_step_and_validation_never() -> None:
     assert len(set(losses.values())) == 3
 
 
-def test_excluded_rows_stay_on_their_device() -> None:
+def test_negatives_are_on_the_device_of_their_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    objective = avid()
     with FakeTensorMode():  # knows shapes and devices, computes nothing
-        assert skip_rows(torch.empty(2, 3, device="cuda"), torch.empty(2, 1, device="cuda")).device.type == "cuda"
+        index = torch.empty(3, dtype=torch.long, device="cuda")
+        negatives = objective._draw_negatives(index, index[:, None], None, True)
+        assert (negatives.device.type, negatives.shape) == ("cuda", (3, 16))
 
 
 def test_given_generator_is_used() -> None:
