@@ -134,6 +134,7 @@ def test_alignment_and_matching_are_of_a_true_and_the_next_pair_of_each_group(ki
     group["region_mask"] = group["region_mask"].clone()
     group["region_mask"][1, 3:] = False
     if kind == "t2i":
+        group["positive"] = torch.tensor([1, 2])
         true = torch.arange(0, 8, 4) + group["positive"]
         false = torch.arange(0, 8, 4) + (group["positive"] + 1) % 4
         images = texts = torch.cat([true, false])
