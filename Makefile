@@ -19,7 +19,7 @@ RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data $(DATA)
 export OMP_NUM_THREADS ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: help setup test test-slow lint format bench mutation reproduce tables check-tables claims report wandb-report doctor clean
+.PHONY: help setup test test-slow lint format bench mutation reproduce rehearse tables check-tables claims report wandb-report gpu-check doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
@@ -43,11 +43,17 @@ reproduce-%: $(STAMP) ## Train and evaluate one paper (avid), print and write it
 reproduce: $(STAMP) ## All papers that exist, one after the other
 	@for paper in $(PAPERS); do $(ASSEMBLE) reproduce $$paper $(RUN) || exit 1; done
 
+rehearse-%: $(STAMP) ## Every stage of a paper's published recipes, on tiny data in the real layouts
+	$(ASSEMBLE) rehearse $*
+
+rehearse: $(STAMP) ## The same for all papers, one after the other
+	$(ASSEMBLE) rehearse
+
 data-%: $(STAMP) ## What a paper's data sets are, what is there, how to get the rest
 	$(ASSEMBLE) data $* --data $(DATA) $(if $(PREPARE),--prepare) $(if $(SHARDS),--shards $(SHARDS))
 
-plan-%: $(STAMP) ## The stages of a paper and what is left to run
-	$(ASSEMBLE) plan $* $(RUN)
+plan-%: $(STAMP) ## The stages of a paper and what is left to run; ESTIMATE=1 for memory and GPU hours
+	$(ASSEMBLE) plan $* $(RUN) $(if $(ESTIMATE),--estimate)
 
 tables: $(STAMP) ## Render every table from stored records into the READMEs; never trains
 	$(ASSEMBLE) tables
@@ -63,6 +69,9 @@ report: $(STAMP) ## One static HTML page: claims, tables, charts, curves, pictur
 
 wandb-report: $(STAMP) ## W&B reports of all papers: sent with a key, else files in runs/
 	$(ASSEMBLE) wandb-report
+
+gpu-check: $(STAMP) ## Measure every paper's training step on this machine's GPU, without data; docs/gpu.md
+	$(ASSEMBLE) gpu-check $(PAPERS)
 
 doctor: $(STAMP) ## What this machine has and lacks
 	$(ASSEMBLE) doctor --data $(DATA)

@@ -137,7 +137,7 @@ def interleave(banks: Sequence[MemoryBank]) -> Tensor:
 
     A contrastive step reads the same random rows of every bank; side by side, one gather fetches them all. The first
     call, and the first after the banks were moved to another device or replaced, lays the banks out anew and turns
-    `bank.vectors` into views of the joint storage; later calls only look at the addresses.
+    `bank.vectors` into views of the joint storage; later calls only look at what they are views of.
 
     Args:
         banks: V banks of equal size on one device.
@@ -148,9 +148,11 @@ def interleave(banks: Sequence[MemoryBank]) -> Tensor:
     first = banks[0].vectors
     num_items, dim = first.shape
     strides = (len(banks) * dim, dim, 1)
-    is_joint = all(
-        bank.vectors.stride() == (strides[0], 1)
-        and bank.vectors.data_ptr() == first.data_ptr() + position * dim * first.element_size()
+    # By the tensor that they are views of and not by addresses, which a tensor without storage does not have.
+    is_joint = first._base is not None and all(
+        bank.vectors._base is first._base
+        and bank.vectors.stride() == (strides[0], 1)
+        and bank.vectors.storage_offset() == first.storage_offset() + position * dim
         for position, bank in enumerate(banks)
     )
     if is_joint:

@@ -221,6 +221,21 @@ def _summary(direction: str, ranks: Tensor, gallery: int) -> dict[str, Tensor]:
     return summary | {f"{direction}_medr": middle.floor() + 1, f"{direction}_meanr": ranks.mean() + 1}
 
 
+def owner_rows(index: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the images of captions stand among the images that could be read.
+
+    Args:
+        index: images that are there, ascending, [N].
+        owner: image of every caption, [M].
+
+    Returns:
+        For the captions whose image is there its place in ``index``, [m <= M]; and which captions these are, bool [M].
+    """
+    row = torch.searchsorted(index, owner).clamp(max=len(index) - 1)
+    known = index[row] == owner
+    return row[known], known
+
+
 def neighbour_precision(neighbours: Tensor, labels: Tensor) -> Tensor:
     """Share of neighbours with the class of their anchor, in percent.
 

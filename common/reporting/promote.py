@@ -41,7 +41,7 @@ def promote(
     """Copy the records of a paper from clean revisions into its results.
 
     A record from a changed tree, or from a tree whose revision is unknown, cannot be reproduced from what is
-    committed and is refused: commit, run the stage again.
+    committed and is refused: commit, run the stage again. So is one of a rehearsal, which measured nothing.
 
     Args:
         paper: package or short name.
@@ -70,6 +70,9 @@ def promote(
 
 
 def _promote(record: Record, path: Path) -> Promotion:
+    if record.rehearsal:
+        reason = "it is a rehearsal on tiny data and measured nothing; run the stage with `assemble reproduce`"
+        return Promotion(record, REFUSED, path, reason)
     if not record.clean:
         if not record.git.get("revision"):
             reason = "its revision is unknown (no git, or no repository); run the stage in a clone"

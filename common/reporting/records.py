@@ -70,11 +70,12 @@ class Record:
         config_hash: see :func:`config_hash`.
         lineage_hash: see :func:`lineage_hash`.
         config: the whole resolved configuration, plain data.
-        deviations: ``{"field": ..., "reason": ...}`` for whatever the scale changes beyond sizes.
+        deviations: ``{"field": ..., "reason": ...}`` for whatever the scale changes beyond sizes; at the scale
+            ``paper`` for everything that a rehearsal changes.
         parents: configuration field to ``{"stage": ..., "lineage_hash": ...}``.
         git: ``{"revision": ..., "dirty": ...}`` as :func:`git_state` gives it.
         versions: package to version.
-        hardware: as :func:`hardware` gives it.
+        hardware: as :func:`hardware` gives it, and ``peak_memory_gib``, the most memory that the process held.
         precision: precision of the trainer, such as ``32-true``.
         global_batch: samples per step over all devices.
         steps: optimiser steps done.
@@ -211,6 +212,11 @@ class Record:
     def configuration(self) -> str:
         """Hash of the configuration without seeds: equal for the seeds of one configuration."""
         return config_hash(self.config, ignored=IGNORED_KEYS | SEED_KEYS)
+
+    @property
+    def rehearsal(self) -> bool:
+        """Whether it comes from a rehearsal: the scale `paper` has no overlay, so nothing else deviates there."""
+        return self.scale == "paper" and bool(self.deviations)
 
     @property
     def clean(self) -> bool:
@@ -394,7 +400,12 @@ def git_state(root: Path) -> dict[str, Any]:
 def _git(root: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30, check=False
+            # Reading must neither hold up a commit in the meantime nor, when killed, leave a lock behind.
+            ["git", "--no-optional-locks", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

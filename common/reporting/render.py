@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.reporting import figures
 from common.reporting.aggregate import Cell, TableResult, collect
 from common.reporting.atomic import write_text_atomically
 from common.reporting.claims import NOT_RUN, ClaimResult, held, judge
@@ -171,6 +172,10 @@ def table_markdown(filled: Filled) -> str:
     for row in result.rows:
         cells = " | ".join(_escape(cell_text(result, row, column)) for column in shown)
         lines.append(f"| {_escape(row_text(row))} | {cells} |")
+    if figures.curve(result):
+        assert result.table.curve is not None
+        text = f"{result.table.curve.y} against {result.table.curve.x}; the bands are standard deviations over seeds"
+        lines += ["", f"![{_escape(text)}]({_figure_name(result)})"]
     notes = notes_of(result)
     if notes:
         lines += ["", *[f"- {note}" for note in notes]]
@@ -182,6 +187,20 @@ def table_markdown(filled: Filled) -> str:
         lines += [f"| {_escape(c.claim.text)} | {c.label} | {_escape(c.margin_text)} |" for c in filled.claims]
     lines += ["", f"<sub>Provenance: {html.escape(provenance(result.records), quote=False)}.</sub>"]
     return "\n".join(lines)
+
+
+def _figure_name(result: TableResult) -> str:
+    """File of a table's figure, from the paper's folder: beside the records that it is drawn from."""
+    return f"results/{result.scale}/{result.table.id}.svg"
+
+
+def figures_of(paper: str) -> dict[Path, str]:
+    """The figures of a paper's README from the promoted records: file to SVG."""
+    folder = paper_named(paper).readme.parent
+    drawn = {
+        folder / _figure_name(f.result): figures.curve(f.result) for f in fill_best(load(paper), records_of(paper))
+    }
+    return {path: text for path, text in drawn.items() if text}
 
 
 def caption(result: TableResult) -> str:
@@ -358,8 +377,21 @@ def _updated(path: Path, name: str, text: str) -> tuple[str, str]:
 
 
 def render_paper(paper: str) -> bool:
-    """Write the tables of a paper into its README from the promoted records; return whether it changed."""
-    return update_between_markers(paper_named(paper).readme, "tables", paper_markdown(paper))
+    """Write the tables of a paper into its README from the promoted records, and their figures.
+
+    Returns:
+        Whether the README or a figure changed.
+    """
+    changed = update_between_markers(paper_named(paper).readme, "tables", paper_markdown(paper))
+    for path, text in _changed_figures(paper).items():
+        write_text_atomically(path, text)
+        changed = True
+    return changed
+
+
+def _changed_figures(paper: str) -> dict[Path, str]:
+    drawn = figures_of(paper)
+    return {p: text for p, text in drawn.items() if not p.is_file() or p.read_text(encoding="utf-8") != text}
 
 
 def render_overview() -> bool:
@@ -368,7 +400,7 @@ def render_overview() -> bool:
 
 
 def check() -> list[Path]:
-    """The README files that rendering would change (or that lack the markers)."""
+    """The README files and figures that rendering would change (or that lack the markers)."""
     pages = [(p.readme, "tables", paper_markdown(p.name)) for p in PAPERS if p.exists]
     pages.append((project_root() / "README.md", "overview", overview_markdown()))
     stale = []
@@ -380,7 +412,7 @@ def check() -> list[Path]:
             continue
         if old != new:
             stale.append(path)
-    return stale
+    return [*stale, *(path for p in PAPERS if p.exists for path in _changed_figures(p.name))]
 
 
 # ---- terminal

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.reporting import charts, render
+from common.reporting import charts, figures, render
 from common.reporting.aggregate import Cell, TableResult
 from common.reporting.atomic import write_text_atomically
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, ClaimResult
@@ -179,6 +179,8 @@ class _Section:
                 {"label": render.row_text(row), "cells": [self._cell(result, row, c) for c in columns]}
                 for row in result.rows
             ],
+            "figure": figures.curve(result),
+            "figure_label": f"{table.curve.y} against {table.curve.x}" if table.curve else "",
             "charts": drawn,
             "charts_open": table.chart or (len(drawn) <= MOST_OPEN_CHARTS and result.scale != "smoke"),
             "notes": render.notes_of(result),

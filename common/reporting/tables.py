@@ -137,8 +137,25 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """Metrics of a table that are one quantity at several places, drawn as a line for every row.
+
+    Args:
+        x, y: what the axes show.
+        points: place on the x axis, ascending from above 0, to metric id.
+    """
+
+    x: str
+    y: str
+    points: dict[float, str]
+
+
+@dataclass(frozen=True)
 class Table:
-    """A published table: rows, metrics, claims over its cells; the report page draws its measured cells if asked to."""
+    """A published table: rows, metrics, claims over its cells.
+
+    The report page draws its measured cells if asked to (`chart`), and README and page a `curve`.
+    """
 
     id: str
     title: str
@@ -150,6 +167,7 @@ class Table:
     notes: tuple[str, ...]
     ours: bool
     chart: bool = False
+    curve: Curve | None = None
 
     def metric(self, name: str) -> Metric:
         """The metric of that id."""
@@ -393,7 +411,7 @@ def _uses_row(name: str, stages: Mapping[str, Stage]) -> bool:
 def _table(value: Any, path: Path, position: int, stages: Mapping[str, Stage]) -> Table:
     name = value.get("id") if isinstance(value, Mapping) else None
     where = f"tables[{position}]" + (f" ({name})" if isinstance(name, str) else "")
-    keys = ("id", "title", "source", "scales", "metrics", "rows", "claims", "notes", "ours", "chart")
+    keys = ("id", "title", "source", "scales", "metrics", "rows", "claims", "notes", "ours", "chart", "curve")
     node = _Node(value, path, where, keys)
     scales = node.scales()
     metrics = tuple(_metric(v, path, f"{where}.metrics", k, stages) for k, v in node.mapping("metrics").items())
@@ -415,7 +433,21 @@ def _table(value: Any, path: Path, position: int, stages: Mapping[str, Stage]) -
     return Table(
         node.text("id"), node.text("title"), node.text("source"), scales, metrics, rows, claims, notes,
         node.flag("ours", False), node.flag("chart", False),
+        _curve(node.values["curve"], path, f"{where}.curve", names) if "curve" in node.values else None,
     )  # fmt: skip
+
+
+def _curve(value: Any, path: Path, where: str, metrics: list[str]) -> Curve:
+    node = _Node(value, path, where, ("x", "y", "points"))
+    points = node.values.get("points")
+    if not isinstance(points, Mapping) or len(points) < 2:
+        raise node.error(f"expected at least two places with a metric each, got {points!r}", "points")
+    for place, metric in points.items():
+        if not isinstance(place, int | float) or isinstance(place, bool) or place <= 0:
+            raise node.error(f"expected a number above 0 as a place, got {place!r}", "points")
+        if metric not in metrics:
+            raise node.error(f"unknown metric {metric!r}: {nearest(str(metric), metrics)}", "points")
+    return Curve(node.text("x"), node.text("y"), {float(place): points[place] for place in sorted(points)})
 
 
 def _metric(value: Any, path: Path, where: str, name: str, stages: Mapping[str, Stage]) -> Metric:

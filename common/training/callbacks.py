@@ -1,9 +1,10 @@
-"""Callbacks that every stage runs with: counter-based randomness, the non-finite stop, the check of replicas."""
+"""Callbacks of every stage: counter-based randomness, the stop at a non-finite loss, checks of replicas, the clock."""
 
 from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 
 from common.training.errors import NonFiniteLossError
 
@@ -109,3 +111,30 @@ class CheckReplicas(Callback):
         check = getattr(pl_module, "check_replicas", None)
         if trainer.world_size > 1 and check is not None and (trainer.global_step % self.every_n_steps) == 0:
             check()
+
+
+class WallClock(Callback):
+    """Seconds that a stage has taken, those of the sessions before a restart included.
+
+    What a killed session did after its last checkpoint is done again and counted once.
+    """
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._earlier = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds up to now."""
+        return self._earlier + time.monotonic() - self._began
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["wall_seconds"] = self.seconds
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:  # the test that follows reads what this very session wrote
+            self._earlier = checkpoint.get("wall_seconds", 0.0)

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from common.training.configuration import ConfigurationError, RunConfiguration, check_arguments
+from common.training.switches import ApplySwitches, take_switches
 
 
 class StageCLI(LightningCLI):
@@ -19,9 +20,11 @@ class StageCLI(LightningCLI):
     """
 
     def __init__(self, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> None:
-        self._trainer_arguments = dict(trainer_arguments or {})
+        self._limits = _whole_limits(config.get("trainer") or {})
+        self._trainer_arguments = {**self._limits, **(trainer_arguments or {})}
+        self._switches, without = take_switches(config)
         super().__init__(
-            args=config,
+            args=without,
             run=False,
             save_config_callback=None,
             auto_configure_optimizers=False,
@@ -39,21 +42,44 @@ class StageCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The configured trainer with the stage's folder, loggers and callbacks."""
         extra = dict(self._trainer_arguments)
-        callbacks = extra.pop("callbacks", [])
+        callbacks = list(extra.pop("callbacks", []))
+        if any(self._switches):
+            callbacks.append(ApplySwitches(self._switches))
         trainer_config = {**self._get(self.config_init, "trainer", default={}), **extra, **kwargs}
         return self._instantiate_trainer(trainer_config, callbacks)
 
     def resolved(self) -> dict[str, Any]:
         """The whole configuration with every default filled in, as plain data."""
         self._dump_config()
+        on = {name: value for name, value in self._switches._asdict().items() if value}
+        model = self.config_dump["model"]
+        model["init_args"] = {**(model.get("init_args") or {}), **on}
+        self.config_dump["trainer"].update(self._limits)
         return self.config_dump
+
+
+def _whole_limits(trainer: dict[str, Any]) -> dict[str, int]:
+    """Limits given as numbers of batches: jsonargparse makes floats of them, and 1.0 is a whole epoch."""
+    return {
+        name: value
+        for name, value in trainer.items()
+        if name.startswith("limit_") and isinstance(value, int) and not isinstance(value, bool)
+    }
 
 
 def build(run: RunConfiguration, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> StageCLI:
     """Check every key of the merged configuration, then build trainer, model and data.
 
     Raises:
-        ConfigurationError: an unknown field, or a value of the wrong type.
+        ConfigurationError: an unknown field, a value of the wrong type, or fields that do not go together.
     """
-    check_arguments(config, run.layers)
-    return StageCLI(config, trainer_arguments)
+    check_arguments(take_switches(config)[1], run.layers)
+    cli = StageCLI(config, trainer_arguments)
+    if cli.trainer.accumulate_grad_batches != 1 and not cli.model.automatic_optimization:
+        raise ConfigurationError(
+            f"trainer.accumulate_grad_batches is {cli.trainer.accumulate_grad_batches}, but "
+            f"{type(cli.model).__name__} compares the samples of a batch with each other and steps its optimisers "
+            "itself: the losses of parts would not be that of the whole. Leave it at 1; gradient_checkpointing, "
+            "precision bf16-mixed and more devices save memory"
+        )
+    return cli

@@ -6,7 +6,7 @@ A run is `paper` + `recipe` + `scale` + `hardware` + `seed` + command-line overr
     configs/hardware/<hardware>.yaml
     configs/<paper>/base.yaml
     configs/<paper>/<recipe>.yaml        (after the recipes that it `extends`)
-    configs/<paper>/<scale>.yaml         (none for the scale `paper`)
+    configs/<paper>/<scale>.yaml         (none for the scale `paper`; `rehearsal.yaml` in a rehearsal of it)
     --config FILE, then --key value      from the command line
 
 The merge is done here and not by jsonargparse for two reasons. Planning, skipping and hashing must not import torch;
@@ -33,11 +33,20 @@ from common.reporting.papers import SCALES, paper_named, project_root
 #: Keys of a YAML layer that steer the stack itself and are not handed to LightningCLI.
 STACK_KEYS = ("extends", "deviations", "trains", "start_from", "ours")
 
+#: Keys of a YAML layer, and of the command line, that are fields of every model (see common/training/switches.py).
+SWITCHES = ("compiled", "channels_last", "gradient_checkpointing")
+
+#: Overlay over the recipes of the scale `paper` that lets them run on tiny data; see common/training/rehearse.py.
+REHEARSAL = "rehearsal"
+#: Files in configs/<paper>/ that are no recipes.
+_NO_RECIPES = frozenset({"base", REHEARSAL, *SCALES})
+
 #: Leaf names that a scale overlay may set without declaring a deviation (DESIGN section 4, rule 5): sizes, steps,
 #: batch, data, encoder width and depth, workers, learning rate.
 SCALE_FIELDS = frozenset(
     """
-    max_epochs limit_train_batches batch_size clips_per_video warmup_epochs milestones refresh_every log_every_n_steps
+    max_epochs max_steps lengths limit_train_batches batch_size clips_per_video warmup_epochs milestones refresh_every
+    log_every_n_steps
     held_out_batch_size test_batch_size file_batch_size
     world num_workers cache_bytes num_classes training_windows test_windows test_clips clip_accuracy_clips wrap_seconds
     crop resize fps duration sample_rate fft frames_per_second jitter_seconds
@@ -211,9 +220,9 @@ def substitute(tree: Any, values: dict[str, str]) -> Any:
 
 
 def recipes_of(paper: str) -> list[str]:
-    """Names of the recipes of a paper: its YAML files that are neither the base nor a scale."""
+    """Names of the recipes of a paper: its YAML files that are neither the base nor an overlay."""
     folder = project_root() / "configs" / paper_named(paper).name
-    return sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in {"base", *SCALES})
+    return sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in _NO_RECIPES)
 
 
 def hardware_names() -> list[str]:
@@ -228,7 +237,7 @@ def _recipe_layers(paper: str, recipe: str) -> list[Layer]:
     name: str | None = recipe
     while name is not None:
         path = folder / f"{name}.yaml"
-        if name in {"base", *SCALES} or not path.is_file():
+        if name in _NO_RECIPES or not path.is_file():
             where = f"recipe {recipe!r} extends" if chain else "there is no recipe"
             raise ConfigurationError(f"{where} {name!r} in configs/{paper}: {nearest(name, recipes_of(paper))}")
         content = load_yaml(path)
@@ -240,23 +249,23 @@ def _recipe_layers(paper: str, recipe: str) -> list[Layer]:
     return chain
 
 
-def _scale_layers(paper: str, recipe: str, scale: str) -> tuple[list[Layer], list[dict[str, str]]]:
-    """The overlay of a scale for one recipe, and the deviations that apply to it.
+def _overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], list[dict[str, str]]]:
+    """The overlay of a scale or of the rehearsal for one recipe, and the deviations that apply to it.
 
     An overlay file has three keys: `all` (every recipe), `recipes` (a mapping of shell patterns, alternatives
     separated by `|`, to settings; later patterns win) and `deviations` (a list of `{field, reason, recipes}`).
     """
-    if scale == "paper":
+    if name == "paper":
         return [], []
-    path = project_root() / "configs" / paper / f"{scale}.yaml"
+    path = project_root() / "configs" / paper / f"{name}.yaml"
     overlay = load_yaml(path)
     unknown = set(overlay) - {"all", "recipes", "deviations"}
     if unknown:
         raise ConfigurationError(f"{path}: unknown key {sorted(unknown)[0]!r}; an overlay has all, recipes, deviations")
-    layers = [Layer(f"configs/{paper}/{scale}.yaml", overlay.get("all") or {})]
+    layers = [Layer(f"configs/{paper}/{name}.yaml", overlay.get("all") or {})]
     for pattern, content in (overlay.get("recipes") or {}).items():
         if matches(recipe, pattern):
-            layers.append(Layer(f"configs/{paper}/{scale}.yaml [{pattern}]", content or {}))
+            layers.append(Layer(f"configs/{paper}/{name}.yaml [{pattern}]", content or {}))
     deviations = [
         {"field": entry["field"], "reason": " ".join(str(entry["reason"]).split())}
         for entry in overlay.get("deviations") or []
@@ -325,6 +334,7 @@ def resolve(
     seed: int = 0,
     stage_overrides: dict[str, Any] | None = None,
     arguments: Sequence[str] = (),
+    rehearsal: bool = False,
 ) -> RunConfiguration:
     """Build the configuration of one run from its layers.
 
@@ -336,6 +346,7 @@ def resolve(
         seed: of weights, order, augmentation and, for a miniature, of the data.
         stage_overrides: dotted fields that the stage sets (`set:` and parents in tables.yaml).
         arguments: what is left of the command line: `--config FILE`, `--dotted.key value`.
+        rehearsal: put `rehearsal.yaml` over the recipe; whatever differs through it is a deviation.
 
     Raises:
         ConfigurationError: an unknown paper, recipe, scale, hardware or key, naming it and the nearest valid one.
@@ -352,8 +363,10 @@ def resolve(
         Layer(f"configs/{paper}/base.yaml", load_yaml(root / paper / "base.yaml")),
         *_recipe_layers(paper, recipe),
     ]
-    scale_layers, deviations = _scale_layers(paper, recipe, scale)
-    layers += scale_layers
+    if rehearsal and scale != "paper":
+        raise ConfigurationError(f"only the scale 'paper' is rehearsed; the scale {scale!r} is small enough to be run")
+    overlay_layers, deviations = _overlay_layers(paper, recipe, REHEARSAL if rehearsal else scale)
+    layers += overlay_layers
     overrides, files = parse_overrides(arguments)
     layers += [Layer(str(path), load_yaml(path)) for path in files]
 
@@ -366,11 +379,20 @@ def resolve(
             layers.append(Layer(f"{name} {key}", placed))
             config = merge(config, placed)
     config["seed_everything"] = seed
+    for switch in SWITCHES:
+        if switch in config:
+            config = merge(config, {"model": {"init_args": {switch: config.pop(switch)}}})
     trains, start_from = bool(config.get("trains", True)), str(config.get("start_from", "last"))
     ours = tuple(config.get("ours") or ())
     for key in STACK_KEYS:
         config.pop(key, None)
     check_keys(config, layers)
+    if rehearsal:
+        published = resolve(
+            paper, recipe, scale=scale, hardware=hardware, seed=seed, stage_overrides=stage_overrides,
+            arguments=arguments,
+        )  # fmt: skip
+        deviations = _changes(published.config, config)
     return RunConfiguration(
         paper=paper,
         recipe=recipe,
@@ -386,6 +408,16 @@ def resolve(
     )
 
 
+def _changes(published: dict[str, Any], rehearsed: dict[str, Any]) -> list[dict[str, str]]:
+    """Every field that a rehearsal changes, as deviations whose reason is the change."""
+    before, after = dict(leaves(published)), dict(leaves(rehearsed))
+    return [
+        {"field": field, "reason": f"rehearsal: {before.get(field, 'not set')} -> {after.get(field, 'not set')}"}
+        for field in sorted({**before, **after})
+        if before.get(field, ...) != after.get(field, ...)
+    ]
+
+
 _TOP_LEVEL = ("seed_everything", "trainer", "model", "data")
 
 
@@ -393,7 +425,9 @@ def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
     """Refuse unknown top-level keys, naming the layer that set them and the nearest valid key."""
     for key in config:
         if key not in _TOP_LEVEL:
-            raise ConfigurationError(f"{_origin(key, layers)}: unknown key {key!r}; {nearest(key, _TOP_LEVEL)}")
+            raise ConfigurationError(
+                f"{_origin(key, layers)}: unknown key {key!r}; {nearest(key, (*_TOP_LEVEL, *SWITCHES))}"
+            )
 
 
 def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> None:

@@ -9,3 +9,20 @@ class StageError(RuntimeError):
 
 class NonFiniteLossError(StageError):
     """The loss became infinite or not a number."""
+
+
+class Preempted(KeyboardInterrupt):
+    """A signal asked the process to end; the stage goes on where it was when it is started again.
+
+    Args:
+        signal: number of the signal.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+    @property
+    def status(self) -> int:
+        """Exit status that shells give to such an end."""
+        return 128 + self.signal

@@ -65,6 +65,7 @@ def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str
     import yaml
 
     from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
+    from common.training.switches import take_switches
 
     config = yaml.safe_load(configuration.read_text(encoding="utf-8"))
     found = str((config.get("model") or {}).get("class_path"))
@@ -75,7 +76,8 @@ def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str
         _ = content["state_dict"]
     except (CheckpointError, KeyError) as error:
         raise StageError(f"{checkpoint} cannot be read: {error}") from None
-    return FinishedStage(checkpoint, config, content)
+    # No module has the switches as arguments.
+    return FinishedStage(checkpoint, take_switches(config)[1], content)
 
 
 def instantiate(config: dict[str, Any], base: type) -> Any:

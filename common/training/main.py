@@ -13,7 +13,8 @@ from common.reporting.errors import ReportingError
 from common.reporting.papers import PAPERS, SCALES, existing_papers, paper_named, project_root
 from common.training.data_commands import add_parsers as add_data_parsers
 from common.training.data_commands import data_root
-from common.training.errors import StageError
+from common.training.errors import Preempted, StageError
+from common.training.rehearse import add_parsers as add_rehearse_parsers
 from common.training.use_commands import add_parsers as add_use_parsers
 
 RUN_COMMANDS = {
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Before Python 3.12.7, files that come after an option are left over.
         arguments.files += [Path(text) for text in rest]
         rest = []
-    if rest and arguments.command not in RUN_COMMANDS:
+    if rest and arguments.command not in {*RUN_COMMANDS, "gpu-check"}:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.rest = rest
     from common.training.configuration import ConfigurationError
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"assemble: {error}\n(ASSEMBLE_TRACEBACK=1 shows where)", file=sys.stderr)
         return 1
+    except Preempted as stop:
+        return stop.status
     except KeyboardInterrupt:
         return 130
 
@@ -94,15 +97,20 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_options(command)
     _add_selection(command)
     command.add_argument("--format", choices=("text", "shell", "slurm"), default="text")
+    _add_estimate(command)
     command.set_defaults(func=_plan_command)
 
     from common.reporting.commands import add_parsers
+    from common.training.measuring import add_parsers as add_measuring_parsers
 
     add_parsers(commands)
+    add_measuring_parsers(commands)
 
     add_data_parsers(commands)
 
     add_use_parsers(commands)
+
+    add_rehearse_parsers(commands)
 
     command = commands.add_parser("doctor", help="what this machine has and lacks: devices, keys, data, versions")
     command.add_argument("--data", type=Path, default=data_root(), help="folder that holds the data sets")
@@ -122,6 +130,18 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tables", nargs="+", help="only these tables (ids)")
     command.add_argument("--rows", nargs="+", help="only these rows (labels or models)")
     command.add_argument("--stages", nargs="+", help="only these stages and what they start from")
+
+
+def _add_estimate(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--estimate", action="store_true", help="memory, arithmetic, steps and GPU hours of every stage, without a GPU"
+    )
+    command.add_argument(
+        "--card", nargs="+", default=["a100", "h100"], help="v100, rtx4090, a100, h100, h200; default: a100 h100"
+    )
+    command.add_argument(
+        "--utilisation", type=float, default=0.3, help="share of a card's matrix rate that is reached; default: 0.3"
+    )
 
 
 def _selection(arguments: argparse.Namespace) -> Any:
@@ -184,6 +204,15 @@ def show_tables(paper: str, scale: str, runs: Path) -> None:
 def _plan_command(arguments: argparse.Namespace) -> int:
     from common.training.schedule import plan, render_plan
 
+    if arguments.estimate:
+        from common.training.estimate import chosen_cards, estimate_lines
+
+        if not 0 < arguments.utilisation <= 1:
+            raise StageError(f"--utilisation is a share of the card's rate, from 0 to 1, got {arguments.utilisation}")
+        cards = chosen_cards(arguments.card)
+        for line in estimate_lines(plan(arguments.paper, _selection(arguments)), cards, arguments.utilisation):
+            print(line, flush=True)
+        return 0
     print(render_plan(plan(arguments.paper, _selection(arguments)), arguments.format))
     return 0
 

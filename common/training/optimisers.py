@@ -6,9 +6,58 @@ import math
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+
+def fused(module: pl.LightningModule, on_cpu: bool = True) -> dict[str, Any]:
+    """Arguments that have an optimiser of torch step all parameters in one kernel, where that is possible.
+
+    Args:
+        module: knows its device and trainer.
+        on_cpu: also on the CPU, where the results differ in the last bits from those of the other kernels.
+
+    Returns:
+        `{"fused": True}`, or nothing: with float16 a fused step undoes the scale of the loss by itself, after gradients
+        have been clipped.
+    """
+    devices = {"cpu", "cuda"} if on_cpu else {"cuda"}
+    return {"fused": True} if module.device.type in devices and not _scales_its_loss(module) else {}
+
+
+def _scales_its_loss(module: pl.LightningModule) -> bool:
+    """Whether the trainer works with float16; a module without a trainer does not."""
+    try:
+        return str(getattr(module.trainer, "precision", "")).startswith("16")
+    except RuntimeError:
+        return False
+
+
+def clip_by_norm(
+    module: pl.LightningModule,
+    optimizer: Optimizer,
+    gradient_clip_val: float | None = None,
+    gradient_clip_algorithm: str | None = None,
+) -> None:
+    """A module's `configure_gradient_clipping`: clips the joint norm of an optimiser's gradients as Lightning does it.
+
+    Lightning itself refuses to clip for fused optimisers under every mixed precision, though with bfloat16 there is no
+    scale that they could undo.
+
+    Args:
+        module: whose trainer knows the precision.
+        optimizer: its gradients are changed.
+        gradient_clip_val: largest norm; None or 0 leaves them as they are.
+        gradient_clip_algorithm: as Lightning gives it; what is not the norm is left to Lightning.
+    """
+    others = str(gradient_clip_algorithm or "norm").rpartition(".")[2].lower() != "norm"
+    if others or _scales_its_loss(module):
+        module.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+    elif gradient_clip_val:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
 
 class WrappedOptimizer(Optimizer):

@@ -8,6 +8,7 @@ finished, `record.json`.
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -28,7 +29,10 @@ from common.reporting import records
 from common.reporting.atomic import write_text_atomically
 from common.reporting.papers import project_root
 from common.training.configuration import ConfigurationError, RunConfiguration, merge, place, resolve, substitute
-from common.training.errors import StageError
+from common.training.errors import Preempted, StageError
+
+if TYPE_CHECKING:
+    from common.training.preemption import Preemption
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class StageRequest:
         arguments: overrides from the command line.
         runs: folder of all runs.
         data: folder that `$DATA` in configs stands for.
+        rehearsal: whether it is a stage of the scale `paper` on tiny data.
     """
 
     paper: str
@@ -71,6 +76,7 @@ class StageRequest:
     parents: Mapping[str, Parent] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     arguments: Sequence[str] = ()
+    rehearsal: bool = False
 
     @property
     def directory(self) -> Path:
@@ -88,6 +94,7 @@ class StageRequest:
             # Only pre-training is spread over nodes: the downstream protocols have small batches (specification 10).
             stage_overrides={**self.overrides, **({} if self.job == "pretrain" else {"trainer.num_nodes": 1})},
             arguments=self.arguments,
+            rehearsal=self.rehearsal,
         )
 
     def lineage_hash(self, run: RunConfiguration | None = None) -> str:
@@ -111,7 +118,7 @@ def finished_record(request: StageRequest, lineage: str) -> records.Record | Non
     return record if record.lineage_hash == lineage else None
 
 
-def _is_main_process() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that manages folders: not one that Lightning, torchrun or SLURM started beside it."""
     return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
@@ -125,7 +132,7 @@ def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: st
     identity = {"lineage_hash": lineage, "stack": run.describe(), "arguments": list(request.arguments)}
     identity_path = directory / "identity.json"
     checkpoint = directory / "checkpoints" / "last.ckpt"
-    if _is_main_process():
+    if is_main_process():
         known = _recorded_lineage(identity_path)
         if directory.exists() and known != lineage and any(directory.iterdir()):
             previous = directory.with_name(directory.name + ".previous")
@@ -138,9 +145,7 @@ def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: st
         (directory / "record.json").unlink(missing_ok=True)
     else:
         _wait_for_main_process(identity_path, lineage, request.stage)
-    # Lightning leaves an `hpc_ckpt` when SLURM preempts a job; it may be newer than the last regular one.
-    found = [path for path in (checkpoint, *directory.glob("hpc_ckpt_*.ckpt")) if path.is_file()]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return checkpoint if checkpoint.is_file() else None
 
 
 def _recorded_lineage(identity_path: Path) -> str | None:
@@ -192,16 +197,32 @@ def run_stage(request: StageRequest) -> records.Record:
     Raises:
         ConfigurationError: the configuration is wrong; nothing was started.
         StageError: the stage cannot go on; its folder holds what it had reached.
+        Preempted: a signal asked the process to end.
     """
     run, config = stage_configuration(request)
-    with _claimed(request):
-        return _run_claimed(request, run, config)
+    # Heavy imports only now: help, plans and skipped stages do not pay for them.
+    from common.training.preemption import REQUEUE_SIGNAL, Preemption, requeue
+
+    preemption = Preemption(request.directory / "checkpoints" / "last.ckpt")
+    with _claimed(request), preemption.listening():
+        try:
+            return _run_claimed(request, run, config, preemption)
+        except Preempted as stop:
+            if is_main_process():
+                print(f"  {preemption.describe(request.stage)}", flush=True)
+                if stop.signal == REQUEUE_SIGNAL:
+                    print(f"  {requeue()}", flush=True)
+            raise
+        finally:
+            # Trainer, model and optimiser refer to each other: without this they stay in memory, also that of the
+            # accelerator, while this process runs its next stage.
+            gc.collect()
 
 
 @contextmanager
 def _claimed(request: StageRequest) -> Iterator[None]:
     """Hold the stage's folder for this process, so that two commands cannot write into it at once."""
-    if not _is_main_process():
+    if not is_main_process():
         yield
         return
     path = request.directory.with_name(f".{request.stage}.lock")
@@ -244,33 +265,42 @@ def stage_configuration(request: StageRequest) -> tuple[RunConfiguration, dict[s
     return run, substitute(config, values)
 
 
-def _run_claimed(request: StageRequest, run: RunConfiguration, config: dict[str, Any]) -> records.Record:
+def _run_claimed(
+    request: StageRequest, run: RunConfiguration, config: dict[str, Any], preemption: Preemption
+) -> records.Record:
     directory = request.directory
     config_hash = records.config_hash(run.config)
     lineage = request.lineage_hash(run)
     resume_from = _prepare_directory(request, run, lineage)
-    # Heavy imports only now: help, plans and skipped stages do not pay for them.
     import torch
 
     from common.reporting import tables
+    from common.training.callbacks import WallClock
     from common.training.cli import build
     from common.training.loggers import MetricsFile, wandb_logger
+    from common.training.memory import peak_memory_gib, reset_peak_memory
 
     _quiet_lightning()
     if run.config["trainer"].get("accelerator") == "cpu":
         # Small networks lose more to waiting threads than they gain; stages run side by side instead.
         torch.set_num_threads(1)
+    reset_peak_memory()
     started = datetime.now(UTC).replace(microsecond=0)
-    clock = time.monotonic()
-    is_main_process = _is_main_process()
+    clock = WallClock()
+    main_process = is_main_process()
+    if main_process and request.scale == "paper" and not request.rehearsal:
+        from common.training.estimate import announce
+
+        print("\n".join(announce(run)))
     git = records.git_state(project_root())
     metrics_file = MetricsFile(directory / "metrics.csv")
-    cli = build(run, config, {"default_root_dir": str(directory), "logger": [metrics_file]})
+    arguments = {"default_root_dir": str(directory), "logger": [metrics_file], "callbacks": [clock, preemption]}
+    cli = build(run, config, arguments)
     resolved = cli.resolved()
     trainer = cli.trainer
 
     wandb = None
-    if is_main_process:
+    if main_process:
         write_text_atomically(directory / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
         wandb = wandb_logger(
             directory=directory,
@@ -291,8 +321,8 @@ def _run_claimed(request: StageRequest, run: RunConfiguration, config: dict[str,
         if run.trains:
             if resume_from is not None:
                 step = torch.load(resume_from, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-                print(f"  {request.stage}: goes on from step {step} ({resume_from})")
-                if is_main_process:
+                if main_process:
+                    print(f"  {request.stage}: goes on from step {step} ({resume_from})")
                     metrics_file.drop_after(step - 1)
             else:
                 metrics_file.drop_after(-1)
@@ -300,11 +330,8 @@ def _run_claimed(request: StageRequest, run: RunConfiguration, config: dict[str,
                 cli.model, datamodule=cli.datamodule, ckpt_path=resume_from and str(resume_from), weights_only=True
             )
             trainer.save_checkpoint(last)
-            if is_main_process:
-                for preempted in directory.glob("hpc_ckpt_*.ckpt"):
-                    preempted.unlink()
+            preemption.training_ended()
         steps = trainer.global_step
-        # Named, because under SLURM Lightning would otherwise take the checkpoint of an earlier preemption.
         weights = str(last) if run.trains else None
         trainer.test(cli.model, datamodule=cli.datamodule, verbose=False, ckpt_path=weights, weights_only=True)
         metrics: dict[str, float | None] = {
@@ -320,7 +347,7 @@ def _run_claimed(request: StageRequest, run: RunConfiguration, config: dict[str,
             raise
         # Lightning turns Ctrl-C into an exit and stays deaf to a second one.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise KeyboardInterrupt from None
+        raise (KeyboardInterrupt() if preemption.received is None else Preempted(preemption.received)) from None
     finally:
         if wandb is not None:
             wandb.experiment.finish(exit_code=1 if interrupted else 0)
@@ -348,17 +375,17 @@ def _run_claimed(request: StageRequest, run: RunConfiguration, config: dict[str,
         },
         git=git,
         versions=records.versions(),
-        hardware=records.hardware(accelerators),
+        hardware={**records.hardware(accelerators), "peak_memory_gib": peak_memory_gib()},
         precision=str(trainer.precision),
         global_batch=cli.datamodule.batch_size,
         steps=steps,
-        wall_seconds=round(time.monotonic() - clock, 1),
+        wall_seconds=round(clock.seconds, 1),
         started=started.isoformat().replace("+00:00", "Z"),
         data=cli.datamodule.describe(),
         wandb_run_id=wandb.version if wandb is not None else None,
         media=sorted(str(path.relative_to(directory)) for path in media.glob("*")) if media.is_dir() else [],
     )
-    if is_main_process:
+    if main_process:
         records.write_atomically(directory / "record.json", record)
     return record
 
@@ -369,5 +396,6 @@ __all__ = [
     "StageError",
     "StageRequest",
     "finished_record",
+    "is_main_process",
     "run_stage",
 ]

@@ -24,13 +24,13 @@ from common.reporting import records
 from common.reporting.papers import paper_named, project_root
 from common.reporting.tables import StageInstance, expand
 from common.training.configuration import ConfigurationError, RunConfiguration
-from common.training.errors import StageError
+from common.training.errors import Preempted, StageError
 from common.training.runner import Parent, StageRequest, finished_record
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user asked for: scale, seeds, machine, folders, and which part of the tables."""
+    """What the user asked for: scale, seeds, machine, folders, which part of the tables, whether it is a rehearsal."""
 
     scale: str = "mini"
     seeds: tuple[int, ...] = (0,)
@@ -40,6 +40,7 @@ class Selection:
     tables: tuple[str, ...] | None = None
     rows: tuple[str, ...] | None = None
     stages: tuple[str, ...] | None = None
+    rehearsal: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def request_for(
         parents=parents,
         overrides=instance.overrides,
         arguments=tuple(arguments),
+        rehearsal=selection.rehearsal,
     )
 
 
@@ -152,7 +154,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def reproduce(paper: str, selection: Selection, *, jobs: int = 1, say: Callable[[str], None] = print) -> list[str]:
+def reproduce(
+    paper: str,
+    selection: Selection,
+    *,
+    jobs: int = 1,
+    say: Callable[[str], None] = print,
+    finished: Callable[[str, int], None] | None = None,
+) -> list[str]:
     """Run every stage whose record is missing or no longer fits, and say what is skipped and why.
 
     A stage that fails does not stop those that do not start from it.
@@ -162,6 +171,7 @@ def reproduce(paper: str, selection: Selection, *, jobs: int = 1, say: Callable[
         selection: which stages, at which scale, for which seeds.
         jobs: stages to run side by side, each in a process of its own with one thread; 1 runs them in this process.
         say: where the lines go.
+        finished: called in this process with the name and the seed of every stage that ran to its end.
 
     Returns:
         The stages that failed, or could not start because a parent failed; empty when all is done.
@@ -190,7 +200,7 @@ def reproduce(paper: str, selection: Selection, *, jobs: int = 1, say: Callable[
     progress = _Progress(total, jobs)
     failed: dict[tuple[int, str], str] = {}
     running: dict[Future[records.Record], Planned] = {}
-    with _pool(jobs) as pool, _termination_as_interrupt(jobs > 1):
+    with _pool(jobs) as pool, _termination_as_interrupt():
         try:
             while waiting or running:
                 for item in _startable(waiting, running, failed, say)[: jobs - len(running)]:
@@ -209,11 +219,13 @@ def reproduce(paper: str, selection: Selection, *, jobs: int = 1, say: Callable[
                         continue
                     left = progress.finish(record.wall_seconds, [*waiting, *running.values()])
                     say(f"  {_name(item)}: {_headline(record)}  [{duration(record.wall_seconds)}{left}]")
+                    if finished is not None:
+                        finished(item.request.stage, item.request.seed)
         except KeyboardInterrupt as interrupt:
-            if isinstance(interrupt, _Terminated):
+            if isinstance(interrupt, Preempted):
                 # Ctrl-C reaches every process of a terminal, this signal only the one that it was sent to.
                 for worker in multiprocessing.active_children():
-                    os.kill(worker.pid, signal.SIGINT)  # type: ignore[arg-type]
+                    worker.terminate()  # it saves its stage first
             stopped = len(waiting) + len(running) + (jobs == 1)
             say(f"stopped; the same command goes on where it was, {stopped} stages are left")
             pool.shutdown(wait=True, cancel_futures=True)
@@ -245,19 +257,15 @@ def _startable(
     ]
 
 
-class _Terminated(KeyboardInterrupt):
-    """The process was asked to end by SIGTERM."""
-
-
 @contextmanager
-def _termination_as_interrupt(active: bool) -> Iterator[None]:
+def _termination_as_interrupt() -> Iterator[None]:
     """While it lasts, SIGTERM ends a run as Ctrl-C does, so that no worker goes on alone and keeps its stage locked."""
-    if not active or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(number: int, frame: object) -> None:
-        raise _Terminated
+        raise Preempted(number)
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
@@ -337,11 +345,23 @@ def _run(item: Planned) -> records.Record:
         # Another command may have finished it since this one was planned.
         return finished_record(item.request, item.lineage) or run_stage(item.request)
     # Lightning starts the other ranks by running the command line again, so it must be that of this stage alone.
-    done = subprocess.run([sys.executable, "-m", "common.training.main", *fit_arguments(item.request)], check=False)
+    status = _wait_for([sys.executable, "-m", "common.training.main", *fit_arguments(item.request)])
     record = finished_record(item.request, item.lineage)
-    if done.returncode or record is None:
-        raise StageError(f"{item.request.stage} ended with status {done.returncode}; see its messages above")
+    if status or record is None:
+        raise StageError(f"{item.request.stage} ended with status {status}; see its messages above")
     return record
+
+
+def _wait_for(command: Sequence[str]) -> int:
+    """Run a command to its end, also when this process is asked to end: it saves its state first."""
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, Preempted):  # Ctrl-C reached it without us
+                process.send_signal(stop.signal)
+            process.wait()
+            raise
 
 
 def fit_arguments(request: StageRequest) -> list[str]:
@@ -375,23 +395,51 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
     lines = ["#!/bin/sh", "set -e", f"cd {shlex.quote(str(project_root()))}"]
     if form == "shell":
         return "\n".join([*lines, *commands])
+    logs = sorted({item.request.runs / item.request.paper / item.request.scale / "slurm" for item in todo})
+    lines += [f"mkdir -p {shlex.quote(str(folder))}" for folder in logs]
     variables: dict[tuple[int, str], str] = {}
     for number, (item, command) in enumerate(zip(todo, commands), start=1):
         request = item.request
-        trainer = item.run.config["trainer"]
-        nodes, devices = int(trainer.get("num_nodes", 1)), trainer.get("devices", 1)
-        tasks = int(devices) if str(devices).isdigit() else 1
-        gpus = f" --gres=gpu:{tasks}" if trainer.get("accelerator") == "gpu" else ""
         waits = [
             variables[request.seed, p.stage] for p in request.parents.values() if (request.seed, p.stage) in variables
         ]
-        dependency = " --dependency=afterok:" + ":".join(f"${name}" for name in dict.fromkeys(waits)) if waits else ""
         variable = f"stage_{number}"
         variables[request.seed, request.stage] = variable
-        lines.append(
-            f"{variable}=$(sbatch --parsable --requeue --open-mode=append --signal=SIGUSR1@120 "
-            f"--job-name={shlex.quote(f'{request.paper}-{request.stage}-s{request.seed}')} "
-            f"--nodes={nodes} --ntasks-per-node={tasks}{gpus}{dependency} "
-            f"--wrap={shlex.quote(f'srun {command}')})"
-        )
+        lines.append(f"{variable}=$({_submission(item, command, list(dict.fromkeys(waits)))})")
     return "\n".join(lines)
+
+
+def _submission(item: Planned, command: str, waits: Sequence[str]) -> str:
+    """The `sbatch` line of one stage.
+
+    Args:
+        item: the stage.
+        command: what `srun` starts in every process.
+        waits: shell variables with the jobs of its parents.
+    """
+    request, trainer = item.request, item.run.config["trainer"]
+    devices = trainer.get("devices", 1)
+    tasks = int(devices) if str(devices).isdigit() else 1
+    # A task's processes are itself and its loader's workers; with one more, eight tasks would not fit on 64 cores.
+    cpus = max(1, item.run.config["data"]["init_args"].get("num_workers", 0))
+    name = f"{request.paper}-{request.stage}-{request.scale}-s{request.seed}"
+    log = request.runs / request.paper / request.scale / "slurm" / "%x.log"
+    # `singleton`: submitted twice, the second job waits for the first one and then finds its work done.
+    dependency = ",".join([f"afterok:{':'.join(f'${wait}' for wait in waits)}"] * bool(waits) + ["singleton"])
+    options = [
+        f"--job-name={shlex.quote(name)}",
+        f"--output={shlex.quote(str(log))}",
+        "--open-mode=append",
+        f"--nodes={int(trainer.get('num_nodes', 1))}",
+        f"--ntasks-per-node={tasks}",
+        f"--cpus-per-task={cpus}",
+        *([f"--gres=gpu:{tasks}"] if trainer.get("accelerator") == "gpu" else []),
+        # Two minutes to save and to be queued again; the signal goes to the processes, not to the shell around them.
+        "--requeue",
+        "--signal=USR1@120",
+        f"--dependency={dependency}",
+        "--kill-on-invalid-dep=yes",
+    ]
+    # Of its own srun knows nothing of the CPUs of a task, and lets the others wait for one that died.
+    step = f"srun --cpus-per-task={cpus} --kill-on-bad-exit=1 {command}"
+    return f"sbatch --parsable {' '.join(options)} --wrap={shlex.quote(step)}"

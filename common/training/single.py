@@ -15,7 +15,7 @@ from common.reporting.papers import paper_named
 from common.reporting.tables import StageInstance, expand, load
 from common.training.configuration import ConfigurationError, merge, place, recipes_of, resolve
 from common.training.errors import StageError
-from common.training.runner import StageRequest, run_stage
+from common.training.runner import StageRequest, is_main_process, run_stage
 from common.training.schedule import Selection, request_for
 
 if TYPE_CHECKING:
@@ -107,10 +107,12 @@ def run_mode(command: str, request: StageRequest, checkpoint: Path | None) -> in
                 "starts from another stage with --model.warm_start or --model.pretrained"
             )
         ours = request.configuration().describe_ours()
-        if ours:
+        if ours and is_main_process():
             print(f"values that are ours, in no source of the paper: {ours}")
-        _print_metrics(run_stage(request).metrics)
-        print(f"record: {request.directory / 'record.json'}")
+        metrics = run_stage(request).metrics
+        if is_main_process():
+            _print_metrics(metrics)
+            print(f"record: {request.directory / 'record.json'}")
         return 0
     return _use(command, request, checkpoint)
 

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.encoders.heads import ProjectionHead
 from common.metrics.gathering import RowsOncePerSample
+from common.training.optimisers import fused
 from papers.avid_cma import diagnostics
 from papers.avid_cma.checkpoints import load_pretraining
 from papers.avid_cma.data import PretrainingData
@@ -124,8 +125,9 @@ class AVID(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         h: Any = self.hparams
         optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=h.learning_rate, betas=tuple(h.betas), weight_decay=h.weight_decay
-        )
+            self.model.parameters(), lr=h.learning_rate, betas=tuple(h.betas), weight_decay=h.weight_decay,
+            **fused(self, on_cpu=False),
+        )  # fmt: skip
         scheduled = h.lr_warmup_steps > 0 or h.lr_final_share != 1.0
         if h.lr_milestones and scheduled:
             raise ValueError(

@@ -181,8 +181,8 @@ class BankObjective(nn.Module):
         shape = (len(index), self.negatives)
         raw = torch.randint(self.num_items - excluded.shape[1], shape, generator=generator)
         if index.is_cuda:
-            raw = raw.pin_memory().to(index.device, non_blocking=True)
-        return skip_rows(raw.to(index.device), excluded)
+            raw = raw.pin_memory()
+        return skip_rows(raw.to(index.device, non_blocking=True), excluded)
 
     def _draw_seed(self, training: bool) -> int:
         # Counter-based: nothing to save but the step, and every rank draws its own stream. Validation draws the same

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from common.training.optimisers import warm_up_then_inverse_sqrt
+from common.training.optimisers import clip_by_norm, fused, warm_up_then_inverse_sqrt
 from papers.m3p import diagnostics
 from papers.m3p.checkpoints import load_into_model
 from papers.m3p.data import RegionTextData
@@ -33,8 +33,7 @@ def adam(module: pl.LightningModule, learning_rate: float, warmup_steps: int) ->
     Source: specification 7.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    fused: dict[str, Any] = {"fused": True} if module.device.type in {"cpu", "cuda"} else {}
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, **fused)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, **fused(module))
     factor = warm_up_then_inverse_sqrt(warmup_steps, min(1e-7 / learning_rate, 1.0))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -57,6 +56,8 @@ class RegionTextModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return adam(self, self.hparams["learning_rate"], self.hparams["warmup_steps"])
+
+    configure_gradient_clipping = clip_by_norm
 
     # -- start, resume, hand-over --------------------------------------------------------------------------------------
 

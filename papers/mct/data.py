@@ -68,7 +68,7 @@ class ImageData(ShardedDataModule):
 
 
 class CaptionRows(Dataset[Sample]):
-    """The captions of some images, one by one: `tokens`, `index`, `image_index` and `text_id`, equal for equal strings.
+    """The captions of some images, one by one: `tokens`, `index` and `image_index`.
 
     Args:
         captions: of every image.
@@ -79,7 +79,6 @@ class CaptionRows(Dataset[Sample]):
         self.text = [normalise_caption(text) for own in captions for text in own]
         self.image = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
         self.tokenizer = tokenizer
-        self._numbers = {text: number for number, text in enumerate(dict.fromkeys(self.text))}
 
     def __len__(self) -> int:
         return len(self.text)
@@ -89,7 +88,6 @@ class CaptionRows(Dataset[Sample]):
             "tokens": self.tokenizer.encode(self.text[item]),
             "index": torch.tensor(item),
             "image_index": torch.tensor(int(self.image[item])),
-            "text_id": torch.tensor(self._numbers[self.text[item]]),
         }
 
 
@@ -305,13 +303,15 @@ class CaptionData(ImageData):
         return CaptionRows(self.held_out_annotations.captions, self.words)
 
     def test_dataloader(self) -> Any:
-        images = self.evaluation_loader(self.held_out_images, self.held_out_batch_size)
         if self.tokenizer is None:
-            return images
-        captions = self.held_out_captions
+            return self.evaluation_loader(self.held_out_images, self.held_out_batch_size)
+        return self.gallery(self.held_out_images, self.held_out_captions)
+
+    def gallery(self, images: ImageItems, captions: CaptionRows, role: str = "test") -> list[DataLoader[Any]]:
+        """Loaders of images and of captions that are searched by each other."""
         return [
-            images,
-            self.evaluation_loader(captions, self.held_out_batch_size, "captions", collate_fn=self.collate),
+            self.evaluation_loader(images, self.held_out_batch_size, role),
+            self.evaluation_loader(captions, self.held_out_batch_size, f"{role} captions", collate_fn=self.collate),
         ]
 
 
@@ -426,23 +426,62 @@ class SearchData(CaptionData):
         return self.training_loader(pairs, collate_fn=self.collate)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        return self._gallery(self.held_out_split, "validation")
+        return self.gallery(*self._searched(self.held_out_split), "validation")
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        return self._gallery(self.test_split, "test")
-
-    def _gallery(self, split: str, role: str) -> list[DataLoader[Any]]:
-        images, captions = self._searched(split)
-        return [
-            self.evaluation_loader(images, self.held_out_batch_size, role),
-            self.evaluation_loader(captions, self.held_out_batch_size, f"{role} captions", collate_fn=self.collate),
-        ]
+        return self.gallery(*self._searched(self.test_split))
 
     @lru_cache(maxsize=2)  # noqa: B019 - lives as long as the run; every epoch asks for the same two splits
     def _searched(self, split: str) -> tuple[ImageItems, CaptionRows]:
         images = ImageItems(self.dataset.listing(split), **self.options(training=False))
         used = [own[: self.captions_per_image] for own in self.dataset.annotations(split).captions]
         return images, CaptionRows(used, self.words)
+
+
+class BridgeData(CaptionData):
+    """Pairs to train a bridge between two encoders on, pairs to choose its learning rate by, and pairs to judge it by.
+
+    The first two are of the split that the encoders were pre-trained on, and the tokenizer is that of the pre-training.
+
+    Args:
+        held_out_share: share of the images of `split`, evenly spaced, that the learning rate is chosen by.
+        captions_per_image: captions of every image that are used.
+        kwargs: see CaptionData and ImageData.
+    """
+
+    def __init__(
+        self,
+        dataset: COCO | COCOKarpathy,
+        tokenizer: CaptionTokenizer,
+        held_out_share: float = 0.02,
+        captions_per_image: int = 5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dataset, tokenizer, **kwargs)
+        _check_share(held_out_share)
+        self.held_out_share = held_out_share
+        self.captions_per_image = captions_per_image
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        kept_back = evenly_spaced(len(self.listing), self.held_out_share)
+        if not kept_back.any():
+            raise ValueError(f"data.held_out_share={self.held_out_share} keeps none of {len(self.listing)} images back")
+        self.selection_listing = self.listing.subset(np.flatnonzero(kept_back))
+        self.listing = self.listing.subset(np.flatnonzero(~kept_back))
+        self.annotations = self.dataset.annotations(self.split, self.listing)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        pairs = SearchedImages(
+            self.listing, self.annotations, self.words, self.captions_per_image, **self.options(training=True)
+        )
+        return self.training_loader(pairs, collate_fn=self.collate)
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        listing = self.selection_listing
+        images = ImageItems(listing, **self.options(training=False))
+        captions = CaptionRows(self.dataset.annotations(self.split, listing).captions, self.words)
+        return [*self.gallery(images, captions, "selection"), *super().test_dataloader()]
 
 
 # -- labels ------------------------------------------------------------------------------------------------------------
@@ -469,8 +508,7 @@ class ClassificationData(ImageData):
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, **kwargs)
-        if not 0.0 <= held_out_share < 1.0:
-            raise ValueError(f"data.held_out_share must be in [0, 1), got {held_out_share}")
+        _check_share(held_out_share)
         self.train_split = train_split
         self.test_split = test_split
         self.held_out_share = held_out_share
@@ -479,8 +517,7 @@ class ClassificationData(ImageData):
     def setup(self, stage: str) -> None:
         listing = self.dataset.listing(self.train_split)
         # Listings are sorted by class, so evenly spaced images are of all classes.
-        steps = np.floor(np.arange(len(listing) + 1) * self.held_out_share + 0.5)
-        kept_back = np.diff(steps) > 0
+        kept_back = evenly_spaced(len(listing), self.held_out_share)
         if self.held_out_share and not kept_back.any():
             raise ValueError(f"data.held_out_share={self.held_out_share} keeps none of {len(listing)} images back")
         self.held_out_listing = listing.subset(np.flatnonzero(kept_back))
@@ -503,6 +540,16 @@ class ClassificationData(ImageData):
 
         test = loader(self.test_listing, "test")
         return [loader(self.held_out_listing, "held-out training"), test] if self.held_out_share else test
+
+
+def evenly_spaced(count: int, share: float) -> np.ndarray:
+    """Which of so many items a share of them is, spread evenly over all: bool [count]."""
+    return np.diff(np.floor(np.arange(count + 1) * share + 0.5)) > 0
+
+
+def _check_share(held_out_share: float) -> None:
+    if not 0.0 <= held_out_share < 1.0:
+        raise ValueError(f"data.held_out_share must be in [0, 1), got {held_out_share}")
 
 
 class LabelledImages(ImageItems):

@@ -21,13 +21,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor, nn
 
+from common.data.text import text_numbers
 from common.losses.margin import in_batch_hinge
 from common.memory.collective import all_gather_concat, is_distributed, rank, world_size
 from common.metrics.average_precision import average_precisions
 from common.metrics.classification import hits
 from common.metrics.gathering import OncePerSample, RowsOncePerSample
 from common.metrics.linear_svm import ClassVerdict, judge_class
-from common.metrics.retrieval import caption_retrieval
+from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.reporting.atomic import write_text_atomically
 from common.training.optimisers import warm_up_then_cosine
 from papers.mct.checkpoints import load_into_encoder
@@ -55,20 +56,36 @@ class FrozenEncoderModule(pl.LightningModule):
         if stage == "fit":
             self._frozen = None
             if self.pretrained is not None:
-                load_into_encoder(self.image_encoder, self.pretrained, field="pretrained")
+                self.load_pretrained(self.pretrained)
                 # Kept before a resumed run restores its own copy, which must be the same.
-                self._frozen = _copy_of_state(self.image_encoder)
+                self._frozen = self._frozen_state()
+
+    def load_pretrained(self, path: str) -> None:
+        """Load what is judged from a checkpoint."""
+        load_into_encoder(self.image_encoder, path, field="pretrained")
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """The encoders that are left as they are, by name."""
+        return {"image_encoder": self.image_encoder}
+
+    def _frozen_state(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{key}": value.detach().cpu().clone()
+            for name, encoder in self.frozen().items()
+            for key, value in encoder.state_dict().items()
+        }
 
     def train(self, mode: bool = True) -> Self:
         """Switch the mode of everything but the encoder: its batch normalisation never learns statistics."""
         super().train(mode)
-        self.image_encoder.eval()
+        for encoder in self.frozen().values():
+            encoder.eval()
         return self
 
     def on_train_start(self) -> None:
         """Freeze the statistics of the encoder, too, and remember its weights."""
         self.train()
-        self._frozen = self._frozen or _copy_of_state(self.image_encoder)
+        self._frozen = self._frozen or self._frozen_state()
 
     def on_train_end(self) -> None:
         """Make sure that the encoder is what it was.
@@ -79,13 +96,13 @@ class FrozenEncoderModule(pl.LightningModule):
         assert self._frozen is not None
         changed = [
             name
-            for name, value in self.image_encoder.state_dict().items()
+            for name, value in self._frozen_state().items()
             # Half precision rounds the weights once, when training starts.
-            if not _same(value.cpu(), self._frozen[name].to(value.dtype))
+            if not _same(value, self._frozen[name].to(value.dtype))
         ]
         if changed:
             raise RuntimeError(
-                f"image_encoder: {len(changed)} of its tensors changed while it was frozen, the first is {changed[0]}; "
+                f"{len(changed)} tensors of a frozen encoder changed, the first is {changed[0]}; "
                 "the result would not be that of the pre-trained encoder. Does a callback train it or put it into "
                 "training mode?"
             )
@@ -225,7 +242,7 @@ class LinearClassification(FrozenEncoderModule):
         for rate in self.rates:
             metrics[f"test/top1_lr_{rate}"] = 100 * test[f"top1 {rate}"]
             metrics[f"test/validation_top1_lr_{rate}"] = 100 * validation[f"top1 {rate}"]
-        _log_results(self, metrics)
+        log_results(self, metrics)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD with a learning rate of its own for every classifier."""
@@ -310,7 +327,7 @@ class SupervisedClassification(pl.LightningModule):
         """Log the accuracies in percent."""
         means = self.meter.compute(self.device)
         metrics = {"test/top1": 100 * means["top1"], "test/top5": 100 * means["top5"], "test/images": means["count"]}
-        _log_results(self, metrics)
+        log_results(self, metrics)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD."""
@@ -402,7 +419,7 @@ class MultiLabelSVM(FrozenEncoderModule):
         chosen = Counter(verdict.cost for verdict in verdicts if not verdict.left_out)
         for cost in self.hparams["costs"]:
             metrics[f"test/classes_with_C_{cost:g}"] = torch.tensor(float(chosen[float(cost)]))
-        _log_results(self, {**metrics, "test/images": torch.tensor(float(len(test["labels"])))})
+        log_results(self, {**metrics, "test/images": torch.tensor(float(len(test["labels"])))})
 
     def _judge(self, train: Mapping[str, np.ndarray], test: Mapping[str, np.ndarray]) -> list[ClassVerdict]:
         """The verdict on every class; the processes share the classes."""
@@ -515,7 +532,7 @@ class MultiLabelTagging(FrozenEncoderModule):
         average = average_precisions(rows["scores"], rows["labels"])
         notes = [{"left_out": "no positive test sample" if np.isnan(value) else ""} for value in average]
         metrics = _mean_average_precision(self, average, notes)
-        _log_results(self, {**metrics, "test/images": torch.tensor(float(len(rows["labels"])))})
+        log_results(self, {**metrics, "test/images": torch.tensor(float(len(rows["labels"])))})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD on the linear layer."""
@@ -725,7 +742,7 @@ class CrossModalSearch(FrozenEncoderModule):
                 batch["index"],
                 embedding=space.text(tokens, lengths),
                 image_index=batch["image_index"].long(),
-                text=_text_numbers(tokens, lengths),
+                text=text_numbers(tokens, lengths),
             )
 
     def _search(
@@ -735,10 +752,9 @@ class CrossModalSearch(FrozenEncoderModule):
         index, image = tables[0].compute(self.device)
         index = index.long()
         _, caption = tables[1].compute(self.device)
-        row = torch.searchsorted(index, caption["image_index"]).clamp(max=len(index) - 1)
-        known = index[row] == caption["image_index"]  # the file of an image may be broken
+        row, known = owner_rows(index, caption["image_index"])
         text = caption["text"][known] if equal_text else None
-        return caption_retrieval(image["embedding"], caption["embedding"][known], row[known], fold_size, text)
+        return caption_retrieval(image["embedding"], caption["embedding"][known], row, fold_size, text)
 
     # -- test ----------------------------------------------------------------------------------------------------------
 
@@ -759,7 +775,7 @@ class CrossModalSearch(FrozenEncoderModule):
         metrics |= {f"{name}_equal_text": value for name, value in equal.items()}
         selection = {"selected_epoch": self.selected_epoch, "validation_recall_sum": self.selected_recall_sum}
         metrics |= {name: torch.tensor(float(value)) for name, value in selection.items()}
-        _log_results(self, {f"test/{name}": value for name, value in metrics.items()})
+        log_results(self, {f"test/{name}": value for name, value in metrics.items()})
 
 
 def _search_tables() -> list[RowsOncePerSample]:
@@ -773,16 +789,6 @@ def _joined(rows: Tensor) -> Tensor:
     start = rank() * len(rows)
     gathered = all_gather_concat(rows)
     return torch.cat([gathered[:start], rows, gathered[start + len(rows) :]])
-
-
-def _text_numbers(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """A number [B] int64 for every row of tokens [B, L], equal where the tokens within the lengths [B] are equal.
-
-    As a polynomial modulo 2^64, since rows of other batches and processes may have another width.
-    """
-    place = torch.arange(tokens.shape[1], device=tokens.device)
-    numbers = torch.where(place < lengths.to(tokens.device)[:, None], tokens.long() + 1, 0)
-    return (numbers * torch.full_like(place, 6364136223846793005).cumprod(0)).sum(1)
 
 
 def _linear(width: int, classes: int) -> nn.Linear:
@@ -807,10 +813,6 @@ def _sgd(module: pl.LightningModule, groups: list[dict[str, Any]]) -> OptimizerL
         milestones = list(settings["milestones"])
         scheduler, interval = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, settings["gamma"]), "epoch"
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
-
-
-def _copy_of_state(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
 
 
 def _same(left: Tensor, right: Tensor) -> bool:
@@ -864,6 +866,6 @@ def _mean_average_precision(
     }
 
 
-def _log_results(module: pl.LightningModule, metrics: Mapping[str, Tensor]) -> None:
+def log_results(module: pl.LightningModule, metrics: Mapping[str, Tensor]) -> None:
     """Log what all processes have computed alike; averaging over them again could only round it."""
     module.log_dict({name: value.float().to(module.device) for name, value in metrics.items()})

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from common.data.text import text_numbers
 from common.encoders.text import BertEncoder
 from common.metrics.gathering import RowsOncePerSample
-from common.metrics.retrieval import caption_retrieval
-from common.training.optimisers import CombinedOptimizer, cosine_by_epoch
+from common.metrics.retrieval import caption_retrieval, owner_rows
+from common.training.optimisers import CombinedOptimizer, cosine_by_epoch, fused
 from papers.mct import diagnostics
 from papers.mct.data import PretrainingData
 from papers.mct.model import MomentumTower, Tower
@@ -53,7 +54,6 @@ class MCT(pl.LightningModule):
         mask_same_image: entries of the anchor's own image are no negatives.
         momentum: share of a key parameter that an update keeps.
         key_bn_groups: shuffled groups in which one device encodes keys, for their batch normalisation.
-        channels_last: keep images and the image tower's weights in that layout, which is faster on most devices.
         image_learning_rate, image_momentum, image_weight_decay: SGD of the image tower.
         text_learning_rate, text_weight_decay, text_clip_norm: AdamW of the text tower.
         image_warmup_epochs, text_warmup_epochs: length of a linear warm-up; the cosine of MoCo v2 falls every epoch.
@@ -89,7 +89,6 @@ class MCT(pl.LightningModule):
         mask_same_image: bool = True,
         momentum: float = 0.999,
         key_bn_groups: int = 1,
-        channels_last: bool = False,
         image_learning_rate: float = 0.03,
         image_momentum: float = 0.9,
         image_weight_decay: float = 1e-4,
@@ -124,8 +123,6 @@ class MCT(pl.LightningModule):
 
         self.image = tower(image_encoder, weight_ii > 0 or weight_tag > 0)
         self.text = tower(text_encoder, weight_cc > 0) if reads_captions and text_encoder is not None else None
-        if channels_last:
-            self.image.to(memory_format=torch.channels_last)
         self.objective = MultimodalContrast(
             weight_ii=weight_ii, weight_tag=weight_tag, weight_cc=weight_cc, weight_cross=weight_cross,
             intra_dim=intra_dim, inter_dim=inter_dim, temperature=temperature, inter_loss=inter_loss, margin=margin,
@@ -133,23 +130,21 @@ class MCT(pl.LightningModule):
             tag_count=tag_count if weight_tag > 0 else 0, queue_size=queue_size, queue_dtype=queue_dtype,
             queue_warm=queue_warm, mask_same_image=mask_same_image, seed=seed,
         )  # fmt: skip
+        self.to_enqueue: list[tuple[dict[str, Tensor], Tensor, Tensor | None]] = []
 
     # -- training ------------------------------------------------------------------------------------------------------
 
     def queries(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Trained embeddings of one view of every image and caption, by the loss that compares them."""
-        image = self.image.query(self._laid_out(batch["image_query"]))
+        image = self.image.query(batch["image_query"])
         text = {} if self.text is None else self.text.query(batch["tokens_query"])
         return self._named(ii=image.get("intra"), cc=text.get("intra"), ic=image.get("inter"), ci=text.get("inter"))
 
     def keys(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Momentum embeddings of the other view; across modalities an image's key is its caption's, and vice versa."""
-        image = self.image.keys(self._laid_out(batch["image_key"]), groups=self.hparams["key_bn_groups"])
+        image = self.image.keys(batch["image_key"], groups=self.hparams["key_bn_groups"])
         text = {} if self.text is None else self.text.keys(batch["tokens_key"], shuffle=False)
         return self._named(ii=image.get("intra"), cc=text.get("intra"), ic=text.get("inter"), ci=image.get("inter"))
-
-    def _laid_out(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else images
 
     def _named(self, **embeddings: Tensor | None) -> dict[str, Tensor]:
         return {name: value for name, value in embeddings.items() if value is not None}
@@ -165,10 +160,16 @@ class MCT(pl.LightningModule):
         keys = self.keys(batch)
         tags = batch["tags"] if self.hparams["weight_tag"] > 0 else None
         terms = self.objective(queries, keys, batch["image_id"], tags)
-        self.objective.enqueue(keys, batch["image_id"], tags)
+        self.to_enqueue.append((keys, batch["image_id"], tags))
         size = len(batch["image_id"])
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=size)
         return terms["loss"]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Not before: all parts of an accumulated batch meet the same queues.
+        for written in self.to_enqueue:
+            self.objective.enqueue(*written)
+        self.to_enqueue.clear()
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         if self.text is not None:
@@ -187,11 +188,10 @@ class MCT(pl.LightningModule):
         def schedule(warmup_epochs: float) -> Callable[[int], float]:
             return lambda step: cosine(step) * min(1.0, (step + 1) / max(warmup_epochs * per_epoch, 1.0))
 
-        fused: dict[str, Any] = {"fused": True} if self.device.type in {"cpu", "cuda"} else {}
         parts: list[torch.optim.Optimizer] = [
             torch.optim.SGD(
                 self.image.query.parameters(), h.image_learning_rate, h.image_momentum,
-                weight_decay=h.image_weight_decay, **fused,
+                weight_decay=h.image_weight_decay, **fused(self),
             )
         ]  # fmt: skip
         schedules = [schedule(h.image_warmup_epochs)]
@@ -200,7 +200,7 @@ class MCT(pl.LightningModule):
             decayed = [p for p in self.text.query.parameters() if p.ndim > 1]
             others = [p for p in self.text.query.parameters() if p.ndim <= 1]
             groups = [{"params": decayed, "weight_decay": h.text_weight_decay}, {"params": others, "weight_decay": 0.0}]
-            parts.append(torch.optim.AdamW(groups, h.text_learning_rate, **fused))
+            parts.append(torch.optim.AdamW(groups, h.text_learning_rate, **fused(self)))
             schedules += [schedule(h.text_warmup_epochs)] * 2
         optimizer = CombinedOptimizer(parts)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)
@@ -263,7 +263,7 @@ class MCT(pl.LightningModule):
             embeddings = self.text.query(batch["tokens"])
             self._captions.update(
                 batch["index"], embedding=list(embeddings.values())[-1], image=batch["image_index"],
-                text=batch["text_id"],
+                text=text_numbers(batch["tokens"], batch["lengths"]),
             )  # fmt: skip
 
     def on_test_epoch_end(self) -> None:
@@ -280,9 +280,8 @@ class MCT(pl.LightningModule):
             diagnostics.draw_map(self, images["feature"], names, media / "map.png", self.hparams["seed"])
         if self.text is not None and self.hparams["weight_cross"] > 0:
             position, captions = self._captions.compute(self.device)
-            row = torch.searchsorted(index, captions["image"]).clamp(max=len(index) - 1)
-            known = index[row] == captions["image"]  # the file of an image may be broken
-            caption, row, words = captions["embedding"][known], row[known], captions["text"][known]
+            row, known = owner_rows(index, captions["image"])
+            caption, words = captions["embedding"][known], captions["text"][known]
             metrics |= caption_retrieval(images["embedding"], caption, row)
             same_words = caption_retrieval(images["embedding"], caption, row, equal_text=words)
             metrics |= {f"{name}_equal_text": value for name, value in same_words.items()}

@@ -148,7 +148,7 @@ class LanguageModel(nn.Module):
         """
         return self.t5(
             inputs_embeds=embeddings,
-            attention_mask=mask.long(),
+            attention_mask=over_queries(mask),
             decoder_input_ids=self.t5.prepare_decoder_input_ids_from_labels(labels),
             use_cache=False,
         ).logits
@@ -195,6 +195,14 @@ class LanguageModel(nn.Module):
         return ((likelihood * counted).sum(1) / counted.sum(1).clamp(min=1)).view(batch, count)
 
 
+def over_queries(mask: Tensor) -> Tensor:
+    """A mask [B, N] in the form that attention takes, [B, 1, 1, N].
+
+    Given a flat one, transformers asks the device whether anything is masked, and the host waits for the answer.
+    """
+    return mask[:, None, None]
+
+
 class OptionClassifier(LanguageModel):
     """T5's encoder alone: a linear layer on the state at the prompt's last position picks one of several options.
 
@@ -222,7 +230,7 @@ class OptionClassifier(LanguageModel):
             mask: which of them count [B, N].
             labels: not used.
         """
-        states = self.t5(inputs_embeds=embeddings, attention_mask=mask.long()).last_hidden_state
+        states = self.t5(inputs_embeds=embeddings, attention_mask=over_queries(mask)).last_hidden_state
         last = mask.long().cumsum(1).argmax(1)
         return self.head(states[torch.arange(len(last), device=last.device), last])[:, None]
 

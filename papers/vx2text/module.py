@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from common.training.optimisers import warm_up_then_cosine
+from common.training.optimisers import clip_by_norm, fused, warm_up_then_cosine
 from papers.vx2text import diagnostics
 from papers.vx2text.checkpoints import Modality, load_classifier, load_language_model
 from papers.vx2text.data import VideoTextData
@@ -62,7 +62,8 @@ def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: flo
         [
             {"params": parameters, "lr": rates[part], "weight_decay": weight_decay if decays else 0.0}
             for (part, decays), parameters in groups.items()
-        ]
+        ],
+        **fused(module, on_cpu=False),
     )
     total = int(module.trainer.estimated_stepping_batches)
     factor = warm_up_then_cosine(round(warmup_share * total), total)
@@ -89,6 +90,8 @@ class VideoTextModule(pl.LightningModule):
     def learning_rates(self) -> dict[str, float]:
         """Start of a parameter's name to its learning rate; the first that fits counts."""
         return {"": self.hparams["learning_rate"]}
+
+    configure_gradient_clipping = clip_by_norm
 
     # -- start, resume, hand-over --------------------------------------------------------------------------------------
 
@@ -381,7 +384,9 @@ class VX2Text(VideoTextModule):
             if path is not None:
                 load_classifier(tokens.classifier, path, name, f"model.{name}_pretrained")  # type: ignore[arg-type]
             pieces = pieces_of(tokens.classifier.names, tokenizer)
-            tokens.start_table(table_of(pieces.to(self.device), self.language_model))
+            # The module knows its device already, but its weights are moved there only later.
+            device = next(self.language_model.parameters()).device
+            tokens.start_table(table_of(pieces.to(device), self.language_model))
 
     # -- what is measured after training -------------------------------------------------------------------------------
 

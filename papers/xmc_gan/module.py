@@ -46,8 +46,6 @@ class XMCGAN(pl.LightningModule):
         captions_at_once: so many captions are compared at once in the loss of words, for memory; null for all.
         generator_learning_rate, discriminator_learning_rate, betas: of the two Adam optimisers.
         average_momentum: share of the averaged generator that a step keeps; this one is evaluated.
-        channels_last: keep maps in that layout, which is faster on most devices.
-        compiled: compile both networks, which pays after some hundred steps on a GPU.
         seed: seed of the noise.
 
     Raises:
@@ -73,8 +71,6 @@ class XMCGAN(pl.LightningModule):
         discriminator_learning_rate: float = 4e-4,
         betas: Sequence[float] = (0.5, 0.999),
         average_momentum: float = 0.999,
-        channels_last: bool = False,
-        compiled: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -97,8 +93,6 @@ class XMCGAN(pl.LightningModule):
         self.text_encoder = text_encoder
         self.image_network = image_network if weight_image_net > 0 else None
         self.evaluation = evaluation
-        if channels_last:
-            self.to(memory_format=torch.channels_last)
 
     # -- the model -----------------------------------------------------------------------------------------------------
 
@@ -287,15 +281,6 @@ class XMCGAN(pl.LightningModule):
             )
         if self.image_network is not None and self.trainer.ckpt_path is None:
             self.image_network.load_pretrained()  # type: ignore[operator]
-
-    def on_fit_start(self) -> None:
-        if self.hparams["compiled"]:
-            import torch._functorch.config
-
-            # Two gradients of one graph: what the first has read must not be given back before the second.
-            torch._functorch.config.donated_buffer = False
-            self.generator.compile()
-            self.discriminator.compile()
 
     # -- what is measured after training -------------------------------------------------------------------------------
 

@@ -77,7 +77,7 @@ class XMCGAN(TrainedModel):
         # Networks that judge or teach are not needed, and their files may lie on another machine.
         model = with_arguments(
             without_sources(stage.config["model"]),
-            evaluation=None, image_network=None, weight_image_net=0.0, compiled=False,
+            evaluation=None, image_network=None, weight_image_net=0.0,
         )  # fmt: skip
         if model["init_args"]["text_encoder"] is None:
             bert = _bert_of_features(data)

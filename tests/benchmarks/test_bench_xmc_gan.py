@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.training.switches import lay_out_channels_last
 from papers.xmc_gan.model import (
     Discriminator,
     DoublingConv,
@@ -136,7 +137,8 @@ def test_where_the_time_of_a_step_goes(benchmark: Any) -> None:
     torch.manual_seed(0)
     generator = Generator(width=16, channels=[4, 4, 2, 1], cond_size=8, z_dim=16, embedding_dim=48)
     discriminator = Discriminator(width=16, channels=[1, 2, 4, 4], cond_size=8, embedding_dim=48)
-    module = steppable(XMCGAN(generator, discriminator, weight_image_net=0.0, channels_last=True))
+    module = steppable(XMCGAN(generator, discriminator, weight_image_net=0.0))
+    lay_out_channels_last(module)
     words, length = torch.randn(32, 16, 48).tanh(), torch.randint(13, 17, (32,))
     real, z = torch.rand(32, 3, 32, 32), torch.randn(32, 16)
     batch = {"image": real, "words": words, "sentence": words.mean(1), "length": length}

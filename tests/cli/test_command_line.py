@@ -77,13 +77,13 @@ def test_the_slurm_plan_chains_stages(capsys: pytest.CaptureFixture[str], tmp_pa
     )
     lines = capsys.readouterr().out.splitlines()
     submissions = {line.split("--job-name=")[1].split()[0]: line for line in lines if "sbatch" in line}
-    avid = submissions["avid_cma-avid-s0"]
-    cma = submissions["avid_cma-avid_cma-s0"]
-    assert "--nodes=4 --ntasks-per-node=8 --gres=gpu:8" in avid
+    avid = submissions["avid_cma-avid-paper-s0"]
+    cma = submissions["avid_cma-avid_cma-paper-s0"]
+    assert "--nodes=4 --ntasks-per-node=8 --cpus-per-task=8 --gres=gpu:8" in avid
     assert "-m common.training.main fit avid_cma/avid " in avid
-    assert f"--dependency=afterok:${avid.split('=')[0]} " in cma
-    assert f"--dependency=afterok:${cma.split('=')[0]} " in submissions["avid_cma-ucf_1@avid_cma-s0"]
-    assert "--nodes=1 " in submissions["avid_cma-ucf_1@avid_cma-s0"]
+    assert f"--dependency=afterok:${avid.split('=')[0]},singleton " in cma
+    assert f"--dependency=afterok:${cma.split('=')[0]},singleton " in submissions["avid_cma-ucf_1@avid_cma-paper-s0"]
+    assert "--nodes=1 " in submissions["avid_cma-ucf_1@avid_cma-paper-s0"]
     script = tmp_path / "submit.sh"
     script.write_text("\n".join(lines), encoding="utf-8")
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0

@@ -16,7 +16,7 @@ from common.data.datasets.hmdb51 import HMDB51
 from common.data.datasets.kinetics import Kinetics400
 from common.data.datasets.ucf101 import UCF101
 from common.data.listing import DatasetMissing
-from tests.data.layouts import (
+from common.data.worlds.clip_layouts import (
     placeholder,
     video_id,
     write_audioset,

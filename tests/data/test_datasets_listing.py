@@ -19,7 +19,7 @@ from common.data.datasets.audioset import AudioSet
 from common.data.datasets.esc50 import ESC50
 from common.data.datasets.kinetics import Kinetics400
 from common.data.listing import Clip, ClipTable, Listing, cache_folder, write_atomically
-from tests.data.layouts import placeholder, write_audioset, write_esc50, write_kinetics
+from common.data.worlds.clip_layouts import placeholder, write_audioset, write_esc50, write_kinetics
 
 ROOT = Path("/data/set")
 

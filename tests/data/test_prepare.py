@@ -23,8 +23,15 @@ from common.data.datasets.ucf101 import UCF101
 from common.data.datasets.voc import PascalVOC
 from common.data.prepare import check_samples, report, report_files
 from common.data.released_files import look_at
+from common.data.worlds.clip_layouts import (
+    placeholder,
+    write_audioset,
+    write_dcase,
+    write_esc50,
+    write_kinetics,
+    write_ucf101,
+)
 from tests.data.image_layouts import write_coco, write_voc
-from tests.data.layouts import placeholder, write_audioset, write_dcase, write_esc50, write_kinetics, write_ucf101
 from tests.data.media_factory import write_video, write_wav
 
 

@@ -34,10 +34,7 @@ from common.data.listing import DatasetMissing
 from common.data.media import MediaError, MediaFile
 from common.data.prepare import check_samples
 from common.data.shard_writing import ShardReport, file_name, member_name, write_shards
-from common.training.cli import build
-from tests.data.image_layouts import write_coco, write_image, write_imagenet, write_karpathy, write_voc
-from tests.data.language_layouts import write_conceptual_captions, write_multi30k
-from tests.data.layouts import (
+from common.data.worlds.clip_layouts import (
     write_audioset,
     write_dcase,
     write_esc50,
@@ -45,6 +42,9 @@ from tests.data.layouts import (
     write_kinetics,
     write_ucf101,
 )
+from common.training.cli import build
+from tests.data.image_layouts import write_coco, write_image, write_imagenet, write_karpathy, write_voc
+from tests.data.language_layouts import write_conceptual_captions, write_multi30k
 from tests.data.media_factory import write_video, write_wav
 from tests.data.text_layouts import write_tvqa
 from tests.stages import request

@@ -13,6 +13,7 @@ from torch import Tensor
 from common.metrics.gathering import gather_rows
 from papers.mct.evaluation import LinearClassification, MultiLabelSVM, MultiLabelTagging, SupervisedClassification
 from tests.distributed.harness import run_distributed
+from tests.mct.test_bridge import WIDTH, bridged
 from tests.mct.test_evaluation import (
     CLASSES,
     Captioned,
@@ -62,6 +63,31 @@ def test_search_has_the_gradient_of_the_joined_batch(options: dict[str, Any]) ->
         assert shared.keys() == gradients.keys()
         for name, gradient in gradients.items():
             np.testing.assert_allclose(shared[name], gradient.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def gradients_of_bridge(batch: dict[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
+    module = bridged().train()
+    module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    loss = module.training_step(batch, 0)
+    loss.backward()
+    found = {name: p.grad for name, p in module.bridge.named_parameters() if p.grad is not None}
+    return loss.item(), found | dict(module.bridge.named_buffers())
+
+
+def part_of_bridge(rank: int, batch: dict[str, Tensor]) -> Any:
+    return gradients_of_bridge({name: value.chunk(PROCESSES)[rank] for name, value in batch.items()})
+
+
+def test_every_process_trains_the_bridge_on_the_joined_batch() -> None:
+    points = torch.randint(0, 1000, (8, WIDTH), generator=torch.Generator().manual_seed(1))
+    points[5] = points[2]  # an equal caption on the other process
+    batch = {"image": points, "tokens": points, "lengths": torch.full((8,), WIDTH), "image_index": torch.arange(8)}
+    loss, gradients = gradients_of_bridge(batch)
+    for found, shared in run_distributed(part_of_bridge, PROCESSES, 60, batch):
+        assert found == pytest.approx(loss, rel=1e-6)
+        assert shared.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            np.testing.assert_allclose(shared[name], gradient.numpy(), rtol=1e-5, atol=1e-7, err_msg=name)
 
 
 class Saver(pl.Callback):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.training import schedule
+from common.training.errors import Preempted
 from common.training.schedule import Selection, plan
 
 
@@ -31,7 +32,7 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
             time.sleep(0.1)
         process.terminate()
         output, _ = process.communicate(timeout=120)
-        assert process.returncode == 130
+        assert process.returncode == 143
         assert "stopped; the same command goes on where it was" in output
         deadline = time.monotonic() + 30
         while _lives(process.pid):
@@ -64,3 +65,15 @@ def test_what_another_run_finished_meanwhile_is_not_run_again(tmp_path: Path, mo
     assert schedule._run(item) == "the other run's record"
     assert lineages == [item.lineage]
     assert not item.request.directory.exists()
+
+
+def test_a_stage_in_a_process_of_its_own_is_told_and_waited_for(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    # It asks its parent to end, as `kill` would, and takes a second to save.
+    child = (
+        f"trap 'sleep 1; touch {saved}; exit 143' TERM; sleep 1; kill -TERM {os.getpid()}; while :; do sleep 0.1; done"
+    )
+    with pytest.raises(Preempted) as stop, schedule._termination_as_interrupt():
+        schedule._wait_for(["sh", "-c", child])
+    assert stop.value.status == 143
+    assert saved.exists()

@@ -233,6 +233,11 @@ def test_git_state_ignores_results_and_pages_only(tmp_path: Path) -> None:
     assert records.git_state(tmp_path / "papers")["dirty"] is False
     (tmp_path / "new.py").write_text("2")
     assert records.git_state(tmp_path / "papers")["dirty"] is True
+    # A file that looks changed and is not: refreshing the index would lock it against a commit made meanwhile.
+    os.utime(tmp_path / "code.py", (1, 1))
+    index = (tmp_path / ".git" / "index").read_bytes()
+    records.git_state(tmp_path)
+    assert (tmp_path / ".git" / "index").read_bytes() == index
 
 
 def test_machine_and_versions() -> None:

@@ -251,4 +251,7 @@ def test_the_shipped_records_make_a_whole_page(tmp_path: Path) -> None:
         assert paper.name in page.ids
         for table in source.tables:
             assert any(i.startswith(f"{paper.short}-{table.id}-".replace("_", "-")) for i in page.ids if i), table.id
+    curves = [table for paper in existing_papers() for table in load(paper.name).tables if table.curve]
+    assert curves
+    assert text.count('<figure class="figure">') >= len(curves)
     assert len(text) < 3_000_000

@@ -13,6 +13,7 @@ from common.reporting.tables import TablesError, expand, load
 from tests.reporting.conftest import TABLES
 
 SCALES = ("paper", "mini", "smoke")
+CURVE = "curve: {x: a, y: b, points: {%s}}\n    title: Transfer"
 
 
 def ids(instances: list[tables.StageInstance]) -> list[str]:
@@ -45,6 +46,9 @@ def rewritten(project: Path, old: str, new: str) -> None:
         ("  esc: {recipe", "  ucf_1: {recipe", r"key 'ucf_1' stands twice"),
         ("model: better", "model: esc", r"starts from \$row"),
         ("paper: mct", "paper: [mct", r"not valid YAML"),
+        ("title: Transfer", CURVE % "1: ucf, 2: ufc", r"curve\.points: .*'ufc'"),
+        ("title: Transfer", CURVE % "0: ucf, 2: esc", r"number above 0 .*0"),
+        ("title: Transfer", CURVE % "2: esc", r"at least two places"),
     ],
 )  # fmt: skip
 def test_errors_name_the_place(project: Path, old: str, new: str, words: str) -> None:

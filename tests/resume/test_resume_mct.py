@@ -10,6 +10,7 @@ import torch
 
 from common.training.runner import run_stage
 from papers.mct.bicaptioning import VirTex
+from papers.mct.bridge import BridgedRetrieval
 from papers.mct.evaluation import CrossModalSearch, LinearClassification
 from papers.mct.module import MCT
 from tests.resume.test_resume import LAYER, _compare, _kill_at
@@ -34,6 +35,23 @@ def test_mct_with_queues(tmp_path: Path, killed_at: int, workers: int) -> None:
     assert records[0].steps == 12
     state = torch.load(whole.directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert int(state["objective.queues.ii.pointer"]) == 12 * 16 % 24
+
+
+def test_the_bridge_keeps_what_it_was_after_some_steps(tmp_path: Path) -> None:
+    layer: dict[str, Any] = {
+        "trainer": {**LAYER["trainer"], "max_epochs": -1, "max_steps": 9, "callbacks": callbacks(2)},
+        "model": {"init_args": {"lengths": [2, 4, 9]}},
+    }
+    whole = request("mct/bridge", tmp_path / "whole", layer=layer)
+    resumed = request("mct/bridge", tmp_path / "resumed", layer=layer)
+    # The checkpoint of step 4 is written before the bridge of 4 steps is kept, and after that of 2 was.
+    _kill_at(resumed, BridgedRetrieval, 4)
+    records = [run_stage(stage) for stage in (whole, resumed)]
+    _compare(whole, resumed)
+    assert records[0].metrics == records[1].metrics
+    state = torch.load(whole.directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    kept = [state[f"kept.{length}.norms.image.num_batches_tracked"] for length in (2, 4, 9)]
+    assert [int(steps) for steps in kept] == [2, 4, 9]
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,17 @@ class World(ABC):
             description = json.dumps({"version": self.version, **self.parameters}, indent=2, sort_keys=True)
             (self.folder / "world.json").write_text(description + "\n", encoding="utf-8")
 
+    def move_to(self, root: Path, folders: Mapping[str, str]) -> None:
+        """Render data sets and put them where real ones lie; they are then no part of this world's folder any more.
+
+        Args:
+            root: folder that holds data sets.
+            folders: name of a data set -> its folder below `root`.
+        """
+        self.prepare(list(folders))
+        for name, folder in folders.items():
+            shutil.move(self.root_of(name), root / folder)
+
     def _render(self, name: str, progress: Progress) -> None:
         final = self.root_of(name)
         scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=".rendering-"))

@@ -1,0 +1,136 @@
+"""Random pictures in the layouts of COCO, Pascal VOC and ImageNet, with all of their classes: nothing to learn from.
+
+They rehearse recipes, for which the miniature worlds have too few classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from common.data.worlds.layouts import (
+    Annotated,
+    Instance,
+    Vocabulary,
+    imagenet_path,
+    karpathy_folder,
+    karpathy_name,
+    write_class_names,
+    write_coco,
+    write_jpeg,
+    write_karpathy,
+    write_voc,
+)
+
+WIDTH, HEIGHT = 96, 72
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+
+def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
+    """Patches of random colours, uint8 [height, width, 3]."""
+    rng = np.random.default_rng(number)
+    patches = rng.integers(0, 256, (-(-height // 12), -(-width // 12), 3), dtype=np.uint8)
+    return np.repeat(np.repeat(patches, 12, axis=0), 12, axis=1)[:height, :width]
+
+
+def _written(path: Path, number: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_jpeg(path, picture(number))
+    return path
+
+
+def _instances(number: int, classes: int) -> tuple[Instance, ...]:
+    """One object that fills most of the picture, and a small one."""
+    found = []
+    for place, (left, top, right, bottom) in enumerate(((6.0, 4.0, 80.0, 60.0), (10.0, 8.0, 30.0, 28.0))):
+        outline = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+        category = (number + 7 * place) % classes
+        found.append(Instance(category, (left, top, right, bottom), (right - left) * (bottom - top), outline))
+    return tuple(found)
+
+
+def captions_of(number: int, names: Sequence[str]) -> tuple[str, ...]:
+    """Captions of a picture; the first two name what it shows."""
+    shown = [names[(number + 7 * place) % len(names)] for place in range(2)]
+    texts = (
+        "a {} beside a {} .", "one {} and one {}, near to the left .", "something on a table .", "things in a room .",
+        "a photo taken outside .",
+    )  # fmt: skip
+    return tuple(text.format(*shown) for text in texts)
+
+
+def words_of_captions(names: Sequence[str]) -> set[str]:
+    """Every word of the captions of any picture."""
+    texts = (text for number in range(len(names)) for text in captions_of(number, names))
+    return {word.strip(",") for text in texts for word in text.split()}
+
+
+def annotated(
+    folder: Path, numbers: Sequence[int], name_of: Callable[[int], str], names: Sequence[str]
+) -> list[Annotated]:
+    """Write pictures and say what is in them.
+
+    Args:
+        folder: of the pictures.
+        numbers: their ids.
+        name_of: gives a file's name.
+        names: of all categories.
+    """
+    return [
+        Annotated(
+            number, _written(folder / name_of(number), number).name, WIDTH, HEIGHT,
+            captions_of(number, names), _instances(number, len(names)),
+        )
+        for number in numbers
+    ]  # fmt: skip
+
+
+def write_random_coco(root: Path, year: str, train: int, val: int, names: Sequence[str]) -> None:
+    """COCO of one year: pictures, captions and instances of both splits."""
+    vocabulary = Vocabulary("Random pictures", tuple((name, "thing") for name in names), ("none",))
+    for split, first, count in (("train", 1, train), ("val", 5001, val)):
+        prefix = f"COCO_{split}2014_" if year == "2014" else ""
+        file_name = f"{prefix}{{:012d}}.jpg".format
+        images = annotated(root / f"{split}{year}", range(first, first + count), file_name, names)
+        write_coco(root, f"{split}{year}", images, vocabulary)
+
+
+def write_random_karpathy(root: Path, train: int, restval: int, val: int, test: int, names: Sequence[str]) -> None:
+    """COCO 2014 in Karpathy's division."""
+    parts, first = {}, 10001
+    for split, count in (("train", train), ("restval", restval), ("val", val), ("test", test)):
+        numbers = range(first, first + count)
+        parts[split] = annotated(root / karpathy_folder(split), numbers, partial(karpathy_name, split=split), names)
+        first += count
+    write_karpathy(root, parts)
+
+
+def write_random_voc(root: Path, year: str, trainval: int, test: int) -> None:
+    """Pascal VOC of one year with its 20 classes."""
+    folder = root / "VOCdevkit" / f"VOC{year}"
+    prefix = "" if year == "2007" else f"{year}_"
+    images = annotated(
+        folder / "JPEGImages", range(1, trainval + test + 1), lambda number: f"{prefix}{number:06d}.jpg", VOC_CLASSES
+    )
+    rows = list(range(trainval))
+    parts = {"train": rows[::2], "val": rows[1::2], "trainval": rows}
+    if test:
+        parts["test"] = list(range(trainval, trainval + test))
+    write_voc(folder, images, VOC_CLASSES, parts)
+
+
+def write_random_imagenet(root: Path, train: int, val: int, classes: int = 1000) -> None:
+    """ImageNet with the folders of all classes, of which the first have one picture each."""
+    for split, count in (("train", train), ("val", val)):
+        for label in range(classes):
+            path = imagenet_path(root, split, label, label + 1)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if label < count:
+                _written(path, label)
+    write_class_names(root, [f"class {number}" for number in range(classes)])

@@ -1,0 +1,28 @@
+"""BERT with random weights in the layout of the released one, to rehearse recipes with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+VOCABULARY = 30522
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def write_random_bert(folder: Path, words: Iterable[str], layers: int = 12) -> None:
+    """Write `config.json`, `model.safetensors` and `vocab.txt` of bert-base-uncased.
+
+    Args:
+        folder: folder to write.
+        words: what the vocabulary must have, besides single letters; the rest is filled up to its published size.
+        layers: transformer layers.
+    """
+    import torch
+    from transformers import BertConfig, BertForPreTraining
+
+    torch.manual_seed(0)
+    BertForPreTraining(BertConfig(vocab_size=VOCABULARY, num_hidden_layers=layers)).save_pretrained(folder)
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,'-"
+    known = dict.fromkeys((*_SPECIAL, *letters, *(f"##{letter}" for letter in letters), *sorted(set(words))))
+    pieces = [*known, *(f"[unused{number}]" for number in range(VOCABULARY - len(known)))]
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")

@@ -1,0 +1,186 @@
+"""Switches that every stage of every paper has: how its networks compute, not what.
+
+A switch is a field of the model, since it belongs to what was run and stands in its record; no module has it as an
+argument. Any layer of the configuration may set it at its top level, a file of configs/hardware as well as the command
+line: `--compiled true`. `docs/cluster.md` says what stays equal under each.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from common.encoders.audio import ConvBlock
+from common.encoders.panns import PairedConvolutions
+from common.training.configuration import SWITCHES, ConfigurationError
+
+#: Blocks that released weights number one by one, so that no list holds them.
+NAMED_BLOCKS = (ConvBlock, PairedConvolutions)
+
+
+class Switches(NamedTuple):
+    """How the networks of a stage compute.
+
+    Attributes:
+        compiled: compile every block with `torch.compile`; a text names its backend. Training only.
+        channels_last: keep the weights of convolutions, and with them all maps, in the layout that is faster on most
+            devices.
+        gradient_checkpointing: keep only what enters a block and compute the rest again for the gradient: less memory,
+            about a third more time.
+    """
+
+    compiled: bool | str = False
+    channels_last: bool = False
+    gradient_checkpointing: bool = False
+
+
+def take_switches(config: dict[str, Any]) -> tuple[Switches, dict[str, Any]]:
+    """The switches of a merged configuration, and the configuration without them.
+
+    Raises:
+        ConfigurationError: a switch is neither true nor false.
+    """
+    arguments = (config.get("model") or {}).get("init_args") or {}
+    found = {name: arguments[name] for name in SWITCHES if name in arguments}
+    if not found:
+        return Switches(), config
+    for name, value in found.items():
+        if not isinstance(value, bool) and not (name == "compiled" and isinstance(value, str)):
+            also = " or the name of a backend" if name == "compiled" else ""
+            raise ConfigurationError(f"{name} must be true or false{also}, got {value!r}")
+    kept = {name: value for name, value in arguments.items() if name not in found}
+    return Switches(**found), {**config, "model": {**config["model"], "init_args": kept}}
+
+
+class ApplySwitches(Callback):
+    """Turns the switches of a stage on.
+
+    Modules are changed where they stand, so the keys of a checkpoint stay what they are and any run can go on with the
+    checkpoint of any other.
+
+    Args:
+        switches: which of them are on.
+    """
+
+    def __init__(self, switches: Switches) -> None:
+        self.switches = switches
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Before optimisers and DDP look at the weights.
+        if self.switches.channels_last:
+            lay_out_channels_last(pl_module)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        compiled = self.switches.compiled
+        if compiled:
+            import torch._functorch.config
+
+            # One code serves blocks of many sizes, with and without gradient; torch's limit would leave some eager.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+            if not pl_module.automatic_optimization:
+                # Two gradients of one graph: what the first has read must not be given back before the second.
+                torch._functorch.config.donated_buffer = False
+        for block in blocks_of(pl_module):
+            run: Callable[..., Any] = block.forward
+            if compiled:
+                run = torch.compile(run, backend=compiled if isinstance(compiled, str) else "inductor")
+            if self.switches.gradient_checkpointing:
+                run = functools.partial(_checkpointed, block, run)
+            if run != block.forward:
+                block.forward = run
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A test computes as that of a stage which is only opened.
+        for block in blocks_of(pl_module):
+            block.__dict__.pop("forward", None)
+
+
+def blocks_of(network: nn.Module) -> Iterator[nn.Module]:
+    """The blocks that a network repeats: residual blocks, transformer layers.
+
+    They are the members of lists and sequences that have layers of their own. Of a block within a block the outer one
+    counts.
+    """
+    for child in network.children():
+        if isinstance(child, nn.ModuleList | nn.Sequential):
+            for member in child:
+                if _has_layers(member) and not isinstance(member, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+                    yield member
+                else:
+                    yield from blocks_of(member)
+        elif isinstance(child, NAMED_BLOCKS):
+            yield child
+        else:
+            yield from blocks_of(child)
+
+
+def _has_layers(module: nn.Module) -> bool:
+    return any(next(child.parameters(), None) is not None for child in module.children())
+
+
+@torch.no_grad()
+def lay_out_channels_last(network: nn.Module) -> None:
+    """Keep the weights of all convolutions with their channels last; the maps that they make follow."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+        elif isinstance(layer, nn.Conv3d | nn.ConvTranspose3d):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _checkpointed(block: nn.Module, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`run`, with its inner results computed again when the gradient needs them."""
+    if not torch.is_grad_enabled():
+        return run(*args, **kwargs)
+    return checkpoint(run, *args, use_reentrant=False, context_fn=lambda: _buffer_contexts(block), **kwargs)
+
+
+def _buffer_contexts(block: nn.Module) -> tuple[Any, Any]:
+    before: dict[tuple[nn.Module, str], Tensor] = {}
+    return _Remember(block, before), _Return(before)
+
+
+class _Remember:
+    """Around the first pass of a block: keeps its buffers as they were before."""
+
+    def __init__(self, block: nn.Module, before: dict[tuple[nn.Module, str], Tensor]) -> None:
+        self.block, self.before = block, before
+
+    def __enter__(self) -> None:
+        for module in self.block.modules():
+            if module.training:
+                for name, value in module._buffers.items():
+                    if value is not None:
+                        self.before[module, name] = value.clone()
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class _Return:
+    """Around a second pass: it sees the buffers of before the first, and what it writes into them is thrown away.
+
+    Otherwise statistics of batch normalisation would move twice a step, and spectral normalisation would divide by
+    another value than in the first pass. Buffers change places, since a value that autograd has seen may not change.
+    """
+
+    def __init__(self, before: dict[tuple[nn.Module, str], Tensor]) -> None:
+        self.before = before
+        self.now: dict[tuple[nn.Module, str], Tensor | None] = {}
+
+    def __enter__(self) -> None:
+        for (module, name), value in self.before.items():
+            self.now[module, name] = module._buffers[name]
+            module._buffers[name] = value.clone()
+
+    def __exit__(self, *_: object) -> None:
+        for (module, name), value in self.now.items():
+            module._buffers[name] = value
+        self.now.clear()

@@ -1,0 +1,41 @@
+"""Tiny data sets in the layouts of the real ones and BERT with random weights, to rehearse the recipes with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.data.worlds.layouts import imagenet_class
+from common.data.worlds.random_pictures import (
+    words_of_captions,
+    write_random_coco,
+    write_random_imagenet,
+    write_random_karpathy,
+    write_random_voc,
+)
+from common.encoders.random_bert import write_random_bert
+from common.metrics.generation.object_accuracy import CLASSES
+
+
+def write_datasets(root: Path) -> None:
+    """Write every data set that a recipe reads.
+
+    Args:
+        root: folder that `$DATA` stands for.
+    """
+    write_random_coco(root / "coco", "2017", train=12, val=4, names=CLASSES)
+    write_random_karpathy(root / "coco", train=8, restval=2, val=4, test=10, names=CLASSES)
+    for year, test in (("2007", 20), ("2012", 0)):
+        # Every class is there more than once, as the search for the cost of its classifier needs.
+        write_random_voc(root / "voc", year, trainval=80 if year == "2007" else 4, test=test)
+    write_random_imagenet(root / "imagenet", train=200, val=8)
+    listed = "".join(f"{imagenet_class(number)}\n" for number in range(100))
+    (root / "imagenet" / "imagenet100.txt").write_text(listed, encoding="utf-8")
+
+
+def write_weights(root: Path) -> None:
+    """Write BERT, which knows the words of the captions.
+
+    Args:
+        root: folder that `$DATA` stands for.
+    """
+    write_random_bert(root / "bert-base-uncased", words_of_captions(CLASSES), layers=2)

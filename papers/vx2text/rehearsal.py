@@ -1,0 +1,106 @@
+"""Tiny data sets in the layouts of the real ones and random weights in those of the released ones, to rehearse with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.data.worlds.narrated import NarratedWorld, sentences
+
+AUDIO_CLASSES = 527
+#: Part of the released networks' channels; the overlay says the same.
+VIDEO_CHANNELS, VIDEO_STEM = (16, 32, 64, 128), 12
+AUDIO_CHANNELS = (16, 32, 64, 128, 256, 512)
+
+
+def write_datasets(root: Path) -> None:
+    """Write every data set that a recipe reads.
+
+    Args:
+        root: folder that `$DATA` stands for.
+    """
+    world = NarratedWorld(
+        dialogs=3,
+        dialogs_validation=1,
+        dialogs_test=2,
+        turns=2,
+        moments=3,
+        moments_validation=2,
+        moments_test=1,
+        source_clips=1,
+        source_clips_validation=1,
+        source_sounds_per_fold=1,
+        seconds=4.0,
+        size=48,
+        fps=15,
+        sample_rate=16000,
+        root=str(root / ".rendered"),
+    )
+    world.move_to(root, {name: name for name in ("avsd", "tvqa", "tvc")})
+    # No real set says which words are true of a clip.
+    for path in root.glob("*/words.jsonl"):
+        path.unlink()
+
+
+def write_weights(root: Path) -> None:
+    """Write T5, the classifiers of both modalities, and the names of AudioSet's classes.
+
+    Args:
+        root: folder that `$DATA` stands for.
+    """
+    weights = root / "weights"
+    weights.mkdir()
+    lines = ["index,mid,display_name", *(f'{n},/m/{n:05d},"Sound, {n}"' for n in range(AUDIO_CLASSES))]
+    (weights / "class_labels_indices.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for name, heads in (("t5-base", 12), ("t5-small", 8)):
+        _write_t5(weights / name, heads)
+    _write_classifiers(weights)
+
+
+def _write_t5(folder: Path, heads: int) -> None:
+    """Two layers of T5 with the pieces that the tiny texts need, numbered as T5's are."""
+    import torch
+    from sentencepiece import SentencePieceTrainer
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    folder.mkdir()
+    with (folder / "spiece.model").open("wb") as stream:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences()), model_writer=stream, model_type="unigram", vocab_size=32000,
+            hard_vocab_limit=False, character_coverage=1.0, num_threads=1, minloglevel=2,
+            required_chars="abcdefghijklmnopqrstuvwxyz0123456789:?.,'()",
+            pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        )  # fmt: skip
+    torch.manual_seed(0)
+    width = 64 * heads
+    config = T5Config(
+        vocab_size=32128, d_model=width, d_ff=4 * width, d_kv=64, num_heads=heads, num_layers=2, num_decoder_layers=2
+    )
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+
+
+def _write_classifiers(folder: Path) -> None:
+    """R(2+1)D of Kinetics under torchvision's names, CNN14 of AudioSet under PANNs' names.
+
+    Their statistics of batch normalisation, which training leaves alone, are those of noise: with others the
+    activations of a deep random network, and then the gradients, grow beyond all bounds.
+    """
+    import torch
+    from torch import nn
+
+    from common.encoders.kinetics import KineticsR2Plus1D
+    from common.encoders.panns import PANNsCNN14
+
+    torch.manual_seed(0)
+    video = KineticsR2Plus1D(channels=VIDEO_CHANNELS, stem_channels=VIDEO_STEM)
+    for _ in range(3):
+        video(torch.randn(2, 3, 8, 56, 56))
+    head = {f"fc.{name}": value for name, value in nn.Linear(video.feature_dim, 400).state_dict().items()}
+    for frames in (8, 32):
+        torch.save({**video.state_dict(), **head}, folder / f"r2plus1d_34_clip{frames}_ft_kinetics_from_ig65m.pth")
+    audio = PANNsCNN14(channels=AUDIO_CHANNELS)
+    for _ in range(30):
+        audio(20 * torch.randn(2, 1, 64, 64) - 30)
+    head = {
+        f"fc_audioset.{name}": value for name, value in nn.Linear(audio.feature_dim, AUDIO_CLASSES).state_dict().items()
+    }
+    torch.save({"model": {**audio.state_dict(), **head}}, folder / "Cnn14_16k_mAP=0.438.pth")

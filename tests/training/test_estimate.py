@@ -1,0 +1,178 @@
+"""Estimates without storage against the same steps on real tensors, and what is made of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from common.reporting.papers import paper_named
+from common.training import estimate as estimates
+from common.training.configuration import resolve
+from common.training.errors import StageError
+from common.training.estimate import CARDS, Estimate, estimate
+from common.training.main import main
+from common.training.meters import operation_counter
+from common.training.synthetic import Draw, StopAfter, synthetic_training
+
+FOUND = Estimate(
+    parameters=300_000_000,
+    trained=290_000_000,
+    state_bytes=1_200_000_000,
+    optimiser_bytes=2_320_000_000,
+    reduction_bytes=1_160_000_000,
+    peak_bytes=40_000_000_000,
+    convolution_flops=30 * 10**12,
+    other_flops=10 * 10**12,
+    steps=1000,
+    size=8,
+    accumulated=1,
+    devices=8,
+    precision="bf16-mixed",
+)
+
+
+class _Profiled(pl.Callback):
+    """Profiles the memory of the last batch, and counts its operations."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+        self.peak = 0
+        self.flops = 0
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.last:
+            self._counter = operation_counter()
+            self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+            self._profiler.__enter__()
+            self._counter.__enter__()
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx != self.last:
+            return
+        self._counter.__exit__(None, None, None)
+        self._profiler.__exit__(None, None, None)
+        self.flops = self._counter.get_total_flops()
+        now = 0
+        events = self._profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+        allocations = [event for event in events if event.name() == "[memory]"]
+        assert allocations
+        for event in sorted(allocations, key=lambda event: event.start_ns()):
+            now += event.nbytes()
+            self.peak = max(self.peak, now)
+
+
+@pytest.mark.parametrize(
+    ("paper", "recipe", "overrides"),
+    [
+        ("avid_cma", "avid", ("--model.video_encoder.width", "8", "--model.audio_encoder.width", "8")),
+        ("m3p", "fine_tune", ("--model.model.encoder.width", "64", "--model.model.encoder.feed_forward_width", "256")),
+    ],
+)
+def test_memory_and_arithmetic_are_those_of_a_real_step(paper: str, recipe: str, overrides: tuple[str, ...]) -> None:
+    run = resolve(paper, recipe, scale="smoke", arguments=overrides)
+    found = estimate(run, size=8)
+    watched = _Profiled(last=2)
+    # Dropout keeps the CPU from fused attention, which a GPU has with it.
+    training = synthetic_training(run, {"accelerator": "cpu", "callbacks": [watched, StopAfter(3)]}, Draw(), 8)
+    for module in training.module.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    training.run()
+    module, optimisers = training.module, training.trainer.optimizers
+    assert found.parameters == sum(p.numel() for p in module.parameters())
+    state = [*module.parameters(), *module.buffers(), *estimates._tensors([o.state_dict() for o in optimisers])]
+    batch = estimates._bytes(estimates._tensors(training.data.synthetic.batch))
+    assert found.flops == watched.flops
+    # What the step itself takes; the batch was there before.
+    real = watched.peak
+    expected = found.peak_bytes - estimates._bytes(state) - batch
+    print(f"{paper}: {expected / 1e6:.2f} MB estimated, {real / 1e6:.2f} MB by torch's allocator")
+    assert expected == pytest.approx(real, rel=0.05)
+
+
+def test_a_larger_batch_needs_more_of_the_same_state() -> None:
+    run = resolve("mct", "moco_v2", scale="smoke")
+    small, large = estimate(run, size=4), estimate(run, size=8)
+    assert small.parameters == large.parameters
+    assert small.optimiser_bytes == large.optimiser_bytes == 4 * small.trained  # momentum
+    assert small.state_bytes == large.state_bytes
+    assert large.peak_bytes > small.peak_bytes
+    assert 1.9 < large.flops / small.flops < 2.1
+
+
+def test_several_devices_share_the_batch_and_exchange_gradients() -> None:
+    one = resolve("mct", "moco_v2", scale="smoke", arguments=("--data.batch_size", "8"))
+    two = resolve("mct", "moco_v2", scale="smoke", arguments=("--data.batch_size", "8", "--trainer.devices", "2"))
+    alone, together = estimate(one), estimate(two)
+    assert (alone.size, together.size) == (8, 4)
+    assert (alone.reduction_bytes, together.reduction_bytes) == (0, 4 * together.trained)
+    odd = resolve("mct", "moco_v2", scale="smoke", arguments=("--data.batch_size", "9", "--trainer.devices", "2"))
+    with pytest.raises(StageError, match="divisible by 2"):
+        estimate(odd)
+
+
+def test_hours_follow_from_the_card_and_the_precision() -> None:
+    card = CARDS["a100"]
+    seconds = 40e12 / 312e12 / 0.5
+    assert FOUND.hours(card, 0.5) == pytest.approx(seconds * 1000 * 8 / 3600)
+    full = replace(FOUND, precision="32-true")
+    seconds = 30e12 / 156e12 + 10e12 / 19.5e12
+    assert full.hours(card, 1.0) == pytest.approx(seconds * 1000 * 8 / 3600)
+    assert replace(FOUND, steps=None).hours(card, 0.5) is None
+
+
+def test_too_little_memory_is_said() -> None:
+    assert estimates.warning(FOUND, None) is None
+    assert estimates.warning(FOUND, 80 * 10**9) is None
+    assert "41.1 GB on each device, which has 24.0 GB" in str(estimates.warning(FOUND, 24 * 10**9))
+    assert "300 M parameters" in estimates.describe(FOUND)
+
+
+def test_steps_are_whole_epochs_of_the_published_size() -> None:
+    published = paper_named("mct").name
+    run = resolve(published, "mct", scale="paper", hardware="gpu8")
+    assert estimates._steps(run, 118_287 // 256) == 200 * 462
+    limited = resolve(published, "mct", scale="paper", arguments=("--trainer.limit_train_batches", "10"))
+    assert estimates._steps(limited, 462) == 2000
+    accumulating = resolve("m3p", "m3p", scale="paper")
+    assert estimates._steps(accumulating, 833) == 20 * 209
+    assert estimates._steps(run, None) is None
+
+
+def test_the_plan_shows_an_estimate_and_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = ["plan", "mct", "--scale", "smoke", "--stages", "moco_v2", "--estimate", "--card", "a100"]
+    command += ["--runs", str(tmp_path), "--data", str(tmp_path)]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    assert "moco_v2 seed 0" in first
+    assert "h A100 80 GB" in first.splitlines()[0]
+    # The second time it is read.
+    monkeypatch.setattr(estimates, "estimate", lambda *_: pytest.fail("estimated again"))
+    assert main(command) == 0
+    assert capsys.readouterr().out == first
+    assert main([*command, "--utilisation", "3"]) == 2
+    assert main([*command[:-4], "--card", "a1000"]) == 2
+
+
+def test_a_stage_that_cannot_be_estimated_says_why() -> None:
+    with pytest.raises(StageError, match="trains nothing"):
+        estimate(resolve("avid_cma", "esc50_svm", scale="smoke"))
+    run = resolve("mct", "moco_v2", scale="smoke")
+    broken = replace(run, paper="mct", recipe="moco_v2", config={**run.config, "data": {"class_path": "nothing"}})
+    assert "no estimate" in estimates.announce(broken)[0]
+
+
+def test_random_numbers_are_left_as_they_were() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    estimate(resolve("mct", "moco_v2", scale="smoke"), size=4)
+    assert torch.equal(before, torch.get_rng_state())

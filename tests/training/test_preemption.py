@@ -1,0 +1,150 @@
+"""A stage that is asked to end saves after its step, says so, and goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.training import preemption
+from common.training.errors import Preempted
+from common.training.runner import StageRequest, run_stage
+from papers.avid_cma.module import AVID
+from tests.distributed.harness import run_distributed
+from tests.distributed.stages import over
+from tests.distributed.test_training import LAYER
+from tests.resume.test_resume import _compare
+from tests.stages import callbacks, request
+
+#: As `srun` sets them for the one task of a job.
+SLURM = {
+    "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "stage", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1",
+    "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
+}  # fmt: skip
+
+
+def _layer(parts: int = 1) -> dict[str, Any]:
+    """Six batches an epoch; no checkpoint but that of the signal."""
+    trainer = {"max_epochs": 2, "limit_train_batches": 1.0, "log_every_n_steps": 1, "accumulate_grad_batches": parts}
+    return {"trainer": {**trainer, "callbacks": callbacks(1000)}}
+
+
+def _signal_at(number: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send a signal to this process in the middle of a training step; batches are counted over epochs."""
+    original = AVID.training_step
+
+    def training_step(self: AVID, inputs: Any, batch_idx: int) -> Any:
+        if self.trainer.fit_loop.total_batch_idx == batch:
+            os.kill(os.getpid(), number)
+        return original(self, inputs, batch_idx)
+
+    monkeypatch.setattr(AVID, "training_step", training_step)
+
+
+def _run_in_child(stage: StageRequest) -> int:
+    """Run a stage in a process of its own and return its exit status, as the command line gives it."""
+
+    def run() -> None:
+        os.environ["WANDB_MODE"] = "disabled"
+        try:
+            run_stage(stage)
+        except Preempted as stop:
+            os._exit(stop.status)
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(120)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+@pytest.mark.parametrize(("number", "parts", "batch", "steps"), [(signal.SIGTERM, 1, 7, 8), (signal.SIGUSR1, 2, 2, 2)])
+def test_stopped_and_resumed_equals_uninterrupted(
+    number: int,
+    parts: int,
+    batch: int,
+    steps: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    whole, resumed = (request("avid/avid_joint", tmp_path / name, layer=_layer(parts)) for name in ("whole", "resumed"))
+    if number == signal.SIGUSR1:
+        for name, value in SLURM.items():
+            monkeypatch.setenv(name, value)
+        scontrol = tmp_path / "bin" / "scontrol"
+        scontrol.parent.mkdir()
+        scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/scontrol.log\n', encoding="utf-8")
+        scontrol.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    with monkeypatch.context() as patch:
+        _signal_at(number, batch, patch)
+        assert _run_in_child(resumed) == 128 + number
+    path = resumed.directory / "checkpoints" / "last.ckpt"
+    state = torch.load(path, weights_only=True)
+    assert state["global_step"] == steps
+    output = capfd.readouterr().out
+    name = signal.Signals(number).name
+    assert "avid_joint" in output
+    assert f"stopped by {name} after step {steps}, its state is in {path}; the same command goes on" in output
+    assert not (resumed.directory / "record.json").exists()
+    if number == signal.SIGUSR1:
+        assert (tmp_path / "scontrol.log").read_text(encoding="utf-8") == "requeue 4711\n"
+        assert "job 4711 is queued again" in output
+    records = [run_stage(stage) for stage in (whole, resumed)]
+    _compare(whole, resumed)
+    assert records[0].metrics == records[1].metrics
+    # The clock goes on where it was.
+    assert state["wall_seconds"] > 0
+    last = torch.load(path, weights_only=True)["wall_seconds"]
+    assert state["wall_seconds"] < last < records[1].wall_seconds + 0.1
+
+
+def test_a_signal_during_the_test_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = request("avid/avid", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(AVID, "test_step", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        assert _run_in_child(stage) == 143
+    assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert not (stage.directory / "record.json").exists()
+
+
+def _stopped_rank(rank: int, stage: StageRequest) -> int:
+    """As torchrun starts it; the signal comes to rank 1 alone, in step 2 of 8."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
+        TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT="0", WANDB_MODE="disabled",
+    )  # fmt: skip
+    original, AVID_step = AVID.training_step, []
+
+    def training_step(self: AVID, inputs: Any, batch_idx: int) -> Any:
+        AVID_step.append(batch_idx)
+        if rank == 1 and len(AVID_step) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, inputs, batch_idx)
+
+    AVID.training_step = training_step  # type: ignore[method-assign]
+    preemption.Preemption.__init__.__defaults__ = (3,)  # type: ignore[attr-defined]
+    try:
+        run_stage(stage)
+    except Preempted:
+        return len(AVID_step)
+    return -1
+
+
+def test_all_ranks_leave_after_the_same_step(tmp_path: Path) -> None:
+    stage = request("avid/avid_joint", tmp_path, layer=over(LAYER, 2))
+    assert run_distributed(_stopped_rank, 2, 200, stage) == [3, 3]
+    assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_a_job_that_cannot_be_queued_again_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**SLURM, "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3", "PATH": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    assert "job 12_3 could not be queued again" in preemption.requeue()

@@ -1,0 +1,145 @@
+"""The rehearsal of the published recipes: that it reaches all of them, and what it makes of their stages."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+
+import pytest
+
+from common.reporting import records
+from common.reporting.papers import existing_papers, project_root
+from common.reporting.promote import REFUSED, promote
+from common.reporting.tables import expand
+from common.training import rehearse
+from common.training.configuration import (
+    REHEARSAL,
+    ConfigurationError,
+    check_arguments,
+    load_yaml,
+    matches,
+    recipes_of,
+    resolve,
+)
+from common.training.main import main
+from common.training.schedule import Selection, plan
+from common.training.single import datasets_of
+from common.training.switches import take_switches
+
+NAMES = [paper.name for paper in existing_papers()]
+
+
+@pytest.mark.parametrize("paper", NAMES)
+def test_every_recipe_of_a_paper_is_rehearsed(paper: str) -> None:
+    recipes = {instance.recipe for instance in expand(paper, "paper")}
+    for recipe in sorted(recipes):
+        published, rehearsed = (resolve(paper, recipe, scale="paper", rehearsal=own) for own in (False, True))
+        assert records.config_hash(rehearsed.config) != records.config_hash(published.config)
+        assert rehearsed.trains == published.trains
+        assert rehearsed.deviations
+        assert not published.deviations
+        assert rehearsed.config["data"]["init_args"]["batch_size"] < 8
+        check_arguments(take_switches(rehearsed.config)[1], rehearsed.layers)
+    overlay = load_yaml(project_root() / "configs" / paper / f"{REHEARSAL}.yaml")
+    for pattern in overlay["recipes"]:
+        assert [recipe for recipe in recipes_of(paper) if matches(recipe, pattern)], pattern
+
+
+@pytest.mark.parametrize("paper", NAMES)
+def test_every_data_set_of_a_paper_is_written(paper: str, tmp_path: Path) -> None:
+    importlib.import_module(f"papers.{paper}.rehearsal").write_datasets(tmp_path)
+    found = datasets_of(paper, tmp_path)
+    assert found
+    for dataset in found:
+        status = dataset.status()
+        assert status.present, status.problem
+        assert not [note for note in status.notes if "no region features" in note], status.notes
+
+
+def test_only_the_paper_scale_is_rehearsed() -> None:
+    with pytest.raises(ConfigurationError, match="only the scale 'paper' is rehearsed"):
+        resolve("mct", "mct", scale="mini", rehearsal=True)
+    assert REHEARSAL not in recipes_of("mct")
+
+
+def test_changes_are_the_deviations_of_a_rehearsal() -> None:
+    run = resolve("avid_cma", "cma", scale="paper", rehearsal=True)
+    reasons = {entry["field"]: entry["reason"] for entry in run.deviations}
+    assert reasons["data.init_args.batch_size"] == "rehearsal: 1024 -> 2"
+    assert reasons["trainer.limit_train_batches"] == "rehearsal: not set -> 2"
+    assert "model.init_args.negatives" not in reasons
+
+
+def test_a_rehearsal_runs_is_gone_on_with_and_is_never_promoted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["rehearse", "avid", "--stages", "dcase@avid_audioset", "--folder", str(tmp_path), "--jobs", "1"]
+    assert main(command) == 0
+    printed = capfd.readouterr().out
+    assert "data.batch_size: 640 -> 2  [avid_audioset]" in printed
+    assert "AVID-CMA: 2 of 2 stages passed" in printed
+    child, parent = ("dcase@avid_audioset", "avid_audioset")
+    home = tmp_path / "avid_cma" / "paper" / "seed0"
+    record = records.read(home / parent / "record.json")
+    assert (record.steps, record.rehearsal, record.wandb_run_id) == (2, True, None)
+    assert record.hardware["peak_memory_gib"] > 0.2
+    assert not list(home.rglob("*.ckpt")), "no stage starts from them any more"
+
+    # Finished stages are passed over.
+    assert main(command) == 0
+    assert "2 stages, 2 done, 0 to run" in capfd.readouterr().out
+    promoted = promote("avid_cma", ("paper",), tmp_path)
+    assert {(one.action, one.record.stage) for one in promoted} == {(REFUSED, child), (REFUSED, parent)}
+    assert all("it is a rehearsal" in one.reason for one in promoted)
+    assert main(["promote", "avid", "--scale", "paper", "--runs", str(tmp_path)]) == 1
+
+    # A child that has to run again needs the checkpoint that was removed, so its parent runs again, too.
+    (home / child / "record.json").unlink()
+    planned = plan(
+        "avid_cma",
+        Selection(scale="paper", runs=tmp_path, data=tmp_path / "data" / "avid_cma", stages=(child,), rehearsal=True),
+    )
+    rehearse._forget_removed_parents(planned)
+    assert not (home / parent / "record.json").exists()
+
+    # What goes wrong is said, and is the exit status.
+    monkeypatch.setattr(rehearse, "reproduce", lambda *_, **__: [f"{child} (seed 0): no memory (seed 0): left"])
+    assert main(command) == 1
+    printed = capfd.readouterr().out
+    assert "no memory (seed 0): left" in printed
+    assert "did not run" in printed
+    assert "AVID-CMA: 0 of 2 stages passed" in printed
+
+
+def test_a_stage_must_have_measured_what_a_table_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (item,) = plan("mct", Selection(scale="paper", runs=tmp_path, data=tmp_path, stages=("in_sup",), rehearsal=True))
+
+    def judged(metrics: dict[str, float], steps: int, failure: str | None = None) -> rehearse.Rehearsed:
+        monkeypatch.setattr(records, "read", lambda path: _Record(metrics, steps))
+        return rehearse._judged(item, rehearse.load("mct"), failure)
+
+    monkeypatch.setattr(rehearse, "_finished", lambda item: True)
+    monkeypatch.setattr(rehearse, "published_keys", lambda source: {"in_sup": {"test/top1", "test/meteor"}})
+    assert judged({}, 2).problem == "measured nothing that the tables read: test/meteor, test/top1"
+    assert judged({"test/top1": 1.0}, 0).problem == "took no step"
+    assert judged({"test/top1": 1.0}, 2, "broke").problem == "broke"
+    passed = judged({"test/top1": 1.0}, 2)
+    assert (passed.problem, passed.absent) == ("", ("test/meteor",))
+
+
+@dataclasses.dataclass
+class _Record:
+    metrics: dict[str, float]
+    steps: int
+
+
+def test_tables_read_metrics_of_every_kind_of_stage() -> None:
+    keys = rehearse.published_keys(rehearse.load("mct"))
+    assert "test/top1" in keys["imagenet_linear@mct"]
+    assert keys["detection@mct"]
+
+
+def test_stages_belong_to_one_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rehearse", "--stages", "mct"]) == 2
+    assert "name the paper, too" in capsys.readouterr().err

@@ -1,0 +1,294 @@
+"""The switches that every paper has: other ways to compute the same numbers, and the same keys in a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.encoders.audio import AudioConvNet
+from common.encoders.image import ImageResNet
+from common.encoders.kinetics import KineticsR2Plus1D
+from common.encoders.panns import PANNsCNN14
+from common.encoders.text import BertEncoder
+from common.encoders.video import R2Plus1D
+from common.reporting.records import config_hash
+from common.training.cli import build
+from common.training.configuration import ConfigurationError, resolve
+from common.training.switches import ApplySwitches, Switches, blocks_of, lay_out_channels_last, take_switches
+from papers.m3p.model import M3PEncoder
+from papers.vx2text.model import LanguageModel
+from papers.xmc_gan.model import Discriminator, Generator
+from tests.distributed.stages import train
+from tests.distributed.test_mct_training import _layer
+from tests.m3p.stages import region_network
+from tests.stages import request
+
+RECIPES = {"avid_cma": "avid", "mct": "mct", "xmc_gan": "xmc_gan", "m3p": "m3p", "vx2text": "avsd"}
+
+
+class Trained:
+    """A step an epoch of a recipe at the smoke scale: its losses, and the weights, banks and queues after them."""
+
+    def __init__(self, paper: str, *arguments: str, checkpoint: Path | None = None, epochs: int = 1) -> None:
+        folder = _folder()
+        given = {
+            "xmc_gan": ("--model.image_network.pretrained", "null", "--model.evaluation", "null"),
+            "m3p": ("--data.region_network", str(region_network(folder))),
+            # Dropout on maps draws in the order of memory, which the layout changes.
+            "vx2text": ("--model.audio_classifier.encoder.dropout", "0.0"),
+        }
+        run = resolve(paper, RECIPES[paper], scale="smoke", arguments=[*given.get(paper, ()), *arguments])
+        config = run.with_placeholders(DATA=str(folder), RUN=str(folder))
+        # Of the callbacks the seeds alone.
+        config["trainer"] |= {
+            "callbacks": config["trainer"]["callbacks"][:1], "limit_train_batches": 1, "max_epochs": epochs,
+        }  # fmt: skip
+        options = {"default_root_dir": str(folder), "logger": False, "enable_checkpointing": False}
+        self.cli = build(run, config, options)
+        self.losses: list[float] = []
+        step = self.cli.model.training_step
+
+        def noted(*inputs: Any, **named: Any) -> Any:
+            loss = step(*inputs, **named)
+            self.losses.append(loss.item())
+            return loss
+
+        self.cli.model.training_step = noted
+        path = checkpoint and str(checkpoint)
+        self.cli.trainer.fit(self.cli.model, datamodule=self.cli.datamodule, ckpt_path=path, weights_only=True)
+        self.gradient = torch.cat([p.grad.flatten() for p in self.cli.model.parameters() if p.grad is not None])
+        self.state = {name: value for name, value in self.cli.model.state_dict().items() if isinstance(value, Tensor)}
+
+
+@functools.cache
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
+
+
+def _folder() -> Path:
+    return Path(_temporary().name)
+
+
+@functools.cache
+def plain(paper: str) -> Trained:
+    """Without any switch; XMC-GAN's recipe has one on."""
+    return Trained(paper, *(("--channels_last", "false") if paper == "xmc_gan" else ()))
+
+
+def assert_close(found: Trained, expected: Trained, losses: float = 1e-4, gradients: float = 1e-2) -> None:
+    """Equal keys, losses within a relative tolerance, and gradients of the last step within a share of their length.
+
+    Not the weights: Adam makes a whole step of a gradient near zero, whichever sign rounding gave it.
+    """
+    assert found.state.keys() == expected.state.keys()
+    assert found.losses == pytest.approx(expected.losses, rel=losses)
+    assert found.gradient.shape == expected.gradient.shape
+    assert (found.gradient - expected.gradient).norm() < gradients * expected.gradient.norm()
+
+
+@pytest.mark.parametrize("paper", RECIPES)
+def test_gradient_checkpointing_changes_no_bit(paper: str) -> None:
+    other = ("--channels_last", "false") if paper == "xmc_gan" else ()
+    found = Trained(paper, "--gradient_checkpointing", "true", *other)
+    assert found.losses == plain(paper).losses
+    for name, value in plain(paper).state.items():
+        assert torch.equal(found.state[name], value), name
+
+
+@pytest.mark.parametrize("paper", ["avid_cma", "mct", "xmc_gan", "vx2text"])  # M3P has no convolution
+def test_channels_last(paper: str) -> None:
+    found = Trained(paper, "--channels_last", "true")
+    assert_close(found, plain(paper))
+    layouts = [
+        value.is_contiguous(memory_format=torch.channels_last if value.ndim == 4 else torch.channels_last_3d)
+        for name, value in found.state.items()
+        if value.ndim in (4, 5)
+    ]
+    assert len(layouts) > 3
+    assert all(layouts)
+
+
+@pytest.mark.parametrize("paper", RECIPES)
+def test_bfloat16_stays_close_and_criteria_compute_in_float32(paper: str) -> None:
+    # oneDNN's gradient of a three-dimensional convolution in bfloat16 is now and then not a number on a CPU.
+    with torch.backends.mkldnn.flags(enabled=False):
+        found = Trained(paper, "--trainer.precision", "bf16-mixed")
+    assert_close(found, plain(paper), losses=0.05, gradients=0.5)
+    assert found.losses != plain(paper).losses
+    assert {value.dtype for value in found.state.values() if value.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "paper",
+    ["xmc_gan", "m3p", *(pytest.param(name, marks=pytest.mark.slow) for name in ("avid_cma", "mct", "vx2text"))],
+)
+def test_compiled(paper: str) -> None:
+    """With the whole of torch.compile but its last part, which needs a compiler of C++ on the machine."""
+    found = Trained(paper, "--compiled", "aot_eager")
+    assert_close(found, plain(paper))
+
+
+def test_compiled_and_not_go_on_with_each_others_checkpoint() -> None:
+    whole = Trained("avid_cma", epochs=2)
+    for first, second in ((("--compiled", "aot_eager"), ()), ((), ("--compiled", "aot_eager"))):
+        begun = Trained("avid_cma", *first)
+        path = _folder() / f"{len(first)}.ckpt"
+        begun.cli.trainer.save_checkpoint(path)
+        assert not [name for name in begun.state if "_orig_mod" in name]
+        resumed = Trained("avid_cma", *second, checkpoint=path, epochs=2)
+        resumed.losses = begun.losses + resumed.losses
+        assert_close(resumed, whole)
+
+
+# -- accumulation ------------------------------------------------------------------------------------------------------
+
+
+def test_accumulated_batches_of_mct_equal_one(tmp_path: Path) -> None:
+    """Queues, momentum and schedules move once a step, so encoders without batch statistics see no difference."""
+
+    def layer(parts: int) -> dict[str, Any]:
+        built = _layer(queue_size=64)
+        built["trainer"] |= {"accumulate_grad_batches": parts, "limit_train_batches": 3 * parts}
+        return {**built, "data": {"init_args": {"batch_size": 16 // parts}}}
+
+    one, parts = (train(request("mct/mct_tag", tmp_path / str(k), layer=layer(k))) for k in (1, 2))
+    for name, expected in one["state"].items():
+        if isinstance(expected, Tensor):
+            found = parts["state"][name]
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_accumulated_batches_of_avid_equal_one_against_the_same_bank() -> None:
+    from papers.avid_cma.objective import InstanceDiscrimination
+
+    torch.manual_seed(0)
+    criterion = InstanceDiscrimination(40, 8, 16, within_weight=1.0)
+    criterion.normaliser.fill_(3.0)
+    video, audio = (torch.randn(8, 8, requires_grad=True) for _ in range(2))
+    index, negatives = torch.arange(8), torch.randint(8, 40, (8, 16))
+
+    def loss(rows: slice) -> Tensor:
+        return criterion(video[rows], audio[rows], index[rows], negative_index=negatives[rows], update=False)["loss"]
+
+    whole = torch.autograd.grad(loss(slice(0, 8)), [video, audio])
+    parts = torch.autograd.grad((loss(slice(0, 4)) + loss(slice(4, 8))) / 2, [video, audio])
+    torch.testing.assert_close(parts, whole)
+
+
+def test_xmc_gan_refuses_to_accumulate() -> None:
+    with pytest.raises(ConfigurationError, match=r"trainer\.accumulate_grad_batches is 2, but XMCGAN .* Leave it at 1"):
+        Trained("xmc_gan", "--trainer.accumulate_grad_batches", "2")
+
+
+# -- the parts ---------------------------------------------------------------------------------------------------------
+
+
+NETWORKS: dict[str, tuple[nn.Module, int]] = {
+    "video": (R2Plus1D(depth=18, width=4), 8),
+    "audio": (AudioConvNet(width=4), 4),
+    "image": (ImageResNet(layers=(1, 2, 1, 1), channels=(4, 4, 4, 4), stem_channels=4), 5),
+    "kinetics": (KineticsR2Plus1D((1, 2), (4, 8), 4), 3),
+    "panns": (PANNsCNN14((4, 8, 8), 16), 3),
+    "bert": (BertEncoder(None, 32, 8, 3, 2, 16, 8), 3),
+    "m3p": (M3PEncoder(32, 8, 2, 2, 16, 16, 2, 4), 2),
+    "t5": (LanguageModel(32, 8, 2, 2, 4, 16), 4),
+    "generator": (Generator(2, (4, 4, 2, 1), 8, 4, 8), 3),
+    "discriminator": (Discriminator(2, (1, 2, 4, 4), 8, 8), 4),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_blocks_are_residual_blocks_and_transformer_layers(name: str) -> None:
+    network, count = NETWORKS[name]
+    blocks = list(blocks_of(network))
+    assert len(blocks) == count
+    assert not [block for block in blocks if isinstance(block, nn.ModuleList | nn.Sequential)]
+    inside = sum(p.numel() for block in blocks for p in block.parameters())
+    outside = sum(p.numel() for name, p in network.named_parameters() if "embed" not in name and "shared" not in name)
+    assert inside > 0.3 * outside
+
+
+class Counting(nn.Module):
+    """A block with a buffer that its forward pass changes and depends on, as spectral normalisation's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.register_buffer("passes", torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.inner(x)) * self.passes.clone()
+        self.passes.add_(1.0)
+        return nn.functional.dropout(y.tanh(), 0.5, self.training)
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Counting(), Counting()])
+        self.automatic_optimization = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_a_second_pass_leaves_no_trace() -> None:
+    torch.manual_seed(0)
+    one = Network()
+    other, x = copy.deepcopy(one), torch.randn(5, 3)
+    callback = ApplySwitches(Switches(gradient_checkpointing=True))
+    callback.on_fit_start(None, other)  # type: ignore[arg-type]
+    for step in range(2):
+        gradients = []
+        for network in (one, other):
+            torch.manual_seed(step)
+            y = network(x)
+            # Twice, as XMC-GAN asks one graph for two gradients.
+            first = torch.autograd.grad(y.sum(), list(network.parameters()), retain_graph=True)
+            gradients.append([*first, *torch.autograd.grad(y.square().sum(), list(network.parameters()))])
+        for left, right in zip(*gradients):
+            assert torch.equal(left, right)
+        for (name, left), right in zip(one.state_dict().items(), other.state_dict().values()):
+            assert torch.equal(left, right), name
+    assert other.blocks[0].passes == 3.0
+    callback.on_fit_end(None, other)  # type: ignore[arg-type]
+    assert "forward" not in other.blocks[0].__dict__
+
+
+def test_layout_of_convolutions() -> None:
+    network = nn.ModuleList([nn.Conv2d(2, 3, 3), nn.Conv3d(2, 3, 3), nn.Linear(2, 2)])
+    weights = [layer.weight for layer in network]
+    lay_out_channels_last(network)
+    assert [layer.weight for layer in network] == weights  # the very parameters that an optimiser may hold
+    assert weights[0].is_contiguous(memory_format=torch.channels_last)
+    assert weights[1].is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_switches_of_a_layer_and_of_the_command_line(tmp_path: Path) -> None:
+    layer = tmp_path / "fast.yaml"
+    layer.write_text("compiled: true\nchannels_last: true\n", encoding="utf-8")
+    run = resolve("avid", "avid", scale="smoke", arguments=["--config", str(layer), "--compiled", "aot_eager"])
+    switches, config = take_switches(run.config)
+    assert switches == Switches("aot_eager", True, False)
+    assert not set(config["model"]["init_args"]) & {"compiled", "channels_last"}
+    plain = resolve("avid", "avid", scale="smoke").config
+    assert config == plain  # nothing else has changed
+    assert config_hash(run.config) != config_hash(plain)
+    assert take_switches(plain) == (Switches(), plain)
+
+
+def test_a_wrong_switch_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"channels_last must be true or false, got 3"):
+        Trained("mct", "--channels_last", "3")
+    with pytest.raises(ConfigurationError, match=r"unknown key 'compile'.*compiled"):
+        resolve("mct", "mct", scale="smoke", arguments=["--compile", "true"])
