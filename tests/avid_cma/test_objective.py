@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common.losses.info_nce import info_nce
 from common.losses.nce import nce
-from papers.avid_cma.agreement import estimate_cost
+from papers.avid_cma.agreement import Agreement, estimate_cost
 from papers.avid_cma.objective import BankObjective, CrossModalAgreement, InstanceDiscrimination, skip_rows
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma"
@@ -344,14 +344,16 @@ def test_a_small_normaliser_stays_what_it_is() -> None:
     assert objective.normaliser == 0.25
 
 
+@pytest.mark.parametrize("agreement", ["consensus", "video"])
 def test_mining_with_a_bar_says_its_cost_and_finds_the_same(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    agreement: Agreement, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     updates: list[tuple[int, dict[str, int]]] = []
     monkeypatch.setattr("rich.progress.Progress.update", lambda _, task, **fields: updates.append((task, fields)))
-    assert torch.equal(cma(mine=False).mine(progress=True), cma().positive_set)
+    plain, shown = cma(agreement=agreement), cma(mine=False, agreement=agreement)
+    assert torch.equal(shown.mine(progress=True), plain.positive_set)
     captured = capsys.readouterr()
-    assert " ".join(captured.err.split()).startswith(estimate_cost(ITEMS, DIM, 5))
+    assert " ".join(captured.err.split()).startswith(estimate_cost(ITEMS, DIM, 5, agreement=agreement))
     assert not captured.out
     total = updates[-1][1]["total"]
     assert total > 0
