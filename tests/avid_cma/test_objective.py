@@ -322,6 +322,14 @@ def test_restored_objective_continues_bit_for_bit(kind: str, assign: bool) -> No
     assert_equal(state(restored), state(uninterrupted))
 
 
+def test_mining_is_quiet_unless_asked_and_tells_a_listener(capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[tuple[int, int]] = []
+    cma(mine=False).mine()
+    cma(mine=False).mine(lambda done, total: calls.append((done, total)))
+    assert calls[-1][0] == calls[-1][1] > 0
+    assert not capsys.readouterr().err
+
+
 def test_a_single_positive_is_found_in_what_was_saved() -> None:
     sizes = {"num_items": 6, "positives": 1}
     restored = cma(mine=False, **sizes)
@@ -398,6 +406,12 @@ def test_all_that_ranks_share_comes_from_rank_zero(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("papers.avid_cma.objective.broadcast_from_rank_zero", sent.append)
     objective.initialise()
     assert [tensor.shape for tensor in sent] == [(ITEMS, 2, DIM), (), (ITEMS, 5)]
+    run(objective, range(1))
+    objective.normaliser.fill_(-1)  # as rank 0 may not have trained
+    objective.initialise()
+    run(objective, range(1))
+    assert objective.normaliser > 0
+    objective.initialise()
     objective.positive_set.fill_(-1)  # as rank 0 may have nothing mined
     with pytest.raises(RuntimeError, match="mine"):
         run(objective, range(1))
@@ -451,8 +465,11 @@ def test_warm_start_says_what_does_not_fit() -> None:
         cma().load_from_avid(trained_avid_state(30))
     source = trained_avid_state()
     del source["audio_bank.vectors"]
-    with pytest.raises(KeyError, match=r"audio_bank\.vectors"):
+    with pytest.raises(KeyError, match=r"warm_start lacks audio_bank\.vectors"):
         cma().load_from_avid(source)
+    objective = cma()
+    objective.load_from_avid(trained_avid_state() | {"normaliser": torch.tensor(0.25)})
+    assert objective.normaliser == 0.25
     with pytest.raises(ValueError, match="normaliser was never set"):
         cma().load_from_avid(avid().state_dict())
 
