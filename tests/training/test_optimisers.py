@@ -308,7 +308,7 @@ def fit(build: Any, folder: Path, max_steps: int, checkpoint: Path | None = None
         devices=1, default_root_dir=folder, logger=False, callbacks=[keep], enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(model, datamodule=RowsModule(8, 0, 0), ckpt_path=checkpoint, weights_only=True)
+    trainer.fit(model, datamodule=RowsModule(batch_size=8, num_workers=0, seed=0), ckpt_path=checkpoint, weights_only=True)
     assert trainer.global_step == min(max_steps, 6)  # one per step of all parts
     return model
 
