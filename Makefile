@@ -19,7 +19,7 @@ RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data $(DATA)
 export OMP_NUM_THREADS ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: help setup test test-slow lint format bench reproduce rehearse tables check-tables claims report wandb-report gpu-check doctor clean
+.PHONY: help setup test test-slow lint format bench mutation reproduce rehearse tables check-tables claims report wandb-report gpu-check doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
@@ -90,6 +90,15 @@ $(VENV)/.bench: $(STAMP)
 	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
 	  $$UV pip install --quiet --constraint requirements.lock "lightly>=1.5.20,<2" "pycocoevalcap>=1.2" \
 	    && touch $@ || echo "lightly and pycocoevalcap could not be installed: their comparisons are skipped"
+
+mutation: $(STAMP) $(VENV)/.mutation ## Changes to the losses that no test notices (FILE=common/losses/nce.py)
+	$(VENV)/bin/mutmut run --max-children $(TEST_JOBS) $(if $(FILE),"$(subst /,.,$(basename $(FILE))).*")
+	$(VENV)/bin/mutmut results
+
+# No dependency of the suite either.
+$(VENV)/.mutation: $(STAMP)
+	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
+	  $$UV pip install --quiet --constraint requirements.lock "mutmut>=3.8,<4" && touch $@
 
 lint: $(STAMP) ## Style and types
 	$(VENV)/bin/ruff check .

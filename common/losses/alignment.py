@@ -83,7 +83,6 @@ def cosine_costs(words: Tensor, regions: Tensor, word_mask: Tensor, region_mask:
     return torch.where(word_mask[:, :, None] & region_mask[:, None, :], 1 - cosines, 0.0)
 
 
-@torch.no_grad()
 def transport_plan(
     cost: Tensor,
     word_mask: Tensor,
@@ -116,19 +115,20 @@ def transport_plan(
     """
     if not beta > 0 or iterations < 1 or inner < 1:
         raise ValueError(f"beta must be above 0, iterations and inner at least 1; got {beta}, {iterations} and {inner}")
-    both = (region_mask[:, :, None] & word_mask[:, None, :]).to(cost.dtype)
-    kernel = torch.exp(cost.mT / -beta) * both
-    count_words = word_mask.sum(dim=1, dtype=cost.dtype).clamp(min=1)[:, None]
-    count_regions = region_mask.sum(dim=1, dtype=cost.dtype).clamp(min=1)[:, None]
-    # Where all of one side is padded, so is the other: there is nothing to move.
-    padded_words = torch.where(both.any(dim=1), 0.0, _PADDED).to(cost.dtype)
-    padded_regions = torch.where(both.any(dim=2), 0.0, _PADDED).to(cost.dtype)
-    sigma = word_mask.to(cost.dtype) / count_words
-    plan = both
-    for _ in range(iterations):
-        kernel_now = kernel * plan
-        for _ in range(inner):
-            delta = 1 / (count_regions * torch.bmm(kernel_now, sigma[:, :, None])[:, :, 0] + padded_regions)
-            sigma = 1 / (count_words * torch.bmm(delta[:, None], kernel_now)[:, 0] + padded_words)
-        plan = delta[:, :, None] * kernel_now * sigma[:, None, :]
-    return plan
+    with torch.no_grad():
+        both = (region_mask[:, :, None] & word_mask[:, None, :]).to(cost.dtype)
+        kernel = torch.exp(cost.mT / -beta) * both
+        count_words = word_mask.sum(dim=1, dtype=cost.dtype).clamp(min=1)[:, None]
+        count_regions = region_mask.sum(dim=1, dtype=cost.dtype).clamp(min=1)[:, None]
+        # Where all of one side is padded, so is the other: there is nothing to move.
+        padded_words = torch.where(both.any(dim=1), 0.0, _PADDED).to(cost.dtype)
+        padded_regions = torch.where(both.any(dim=2), 0.0, _PADDED).to(cost.dtype)
+        sigma = word_mask.to(cost.dtype) / count_words
+        plan = both
+        for _ in range(iterations):
+            kernel_now = kernel * plan
+            for _ in range(inner):
+                delta = 1 / (count_regions * torch.bmm(kernel_now, sigma[:, :, None])[:, :, 0] + padded_regions)
+                sigma = 1 / (count_words * torch.bmm(delta[:, None], kernel_now)[:, 0] + padded_words)
+            plan = delta[:, :, None] * kernel_now * sigma[:, None, :]
+        return plan

@@ -11,9 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common.losses.info_nce import info_nce
 from common.losses.nce import nce
+from papers.avid_cma.agreement import Agreement, estimate_cost
 from papers.avid_cma.objective import BankObjective, CrossModalAgreement, InstanceDiscrimination, skip_rows
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma"
@@ -35,6 +37,7 @@ def cma(mine: bool = True, **changes: object) -> CrossModalAgreement:
 
 
 KINDS = {"avid": avid, "cma": cma}
+CMA_WEIGHTS = ("instance_cross", "instance_within", "positive_cross", "positive_within")
 
 
 def batch(step: int = 0, size: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -108,16 +111,48 @@ def test_avid_draws_every_other_row_about_equally_often() -> None:
 def test_smallest_possible_bank_works() -> None:
     video, audio, _ = batch(size=2)
     assert torch.isfinite(avid(num_items=2)(video, audio, torch.tensor([0, 1]))["loss"])
-    small = cma(num_items=7)
-    assert torch.isfinite(small(video, audio, torch.tensor([0, 6]))["loss"])
+    for small in (cma(num_items=7), cma(num_items=3, positives=1, negatives=1, within_negatives=1)):
+        assert torch.isfinite(small(video, audio, torch.tensor([0, 2]))["loss"])
+    assert torch.isfinite(cma(within_negatives=16)(*batch())["loss"])
 
 
-def test_draws_follow_from_seed_and_step_alone() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_follow_from_seed_and_step_alone(kind: str) -> None:
     torch.manual_seed(1)
-    first = run(avid(), range(2))
+    objective = KINDS[kind]()
+    first = run(objective, range(2))
+    assert objective.step == 2
     torch.rand(7)  # the global generator plays no part
-    assert_equal(first, run(avid(), range(2)))
-    assert not torch.equal(first[0], run(avid(seed=2), range(1))[0])
+    assert_equal(first, run(KINDS[kind](), range(2)))
+    assert not torch.equal(first[0], run(KINDS[kind](seed=2), range(1))[0])
+
+
+def test_the_streams_are_those_of_earlier_versions() -> None:
+    """Else a run that is resumed with a newer version draws other negatives than it would have drawn."""
+    objective = avid()
+    assert (objective._draw_seed(True), objective._draw_seed(False)) == (32462672406681200, 47296446471056564)
+    objective.step = 3
+    assert (objective._draw_seed(True), objective._draw_seed(False)) == (26767543217503309, 47296446471056564)
+
+
+def test_training_draws_anew_in_every_step_and_validation_never() -> None:
+    losses = {}
+    for update in (True, False):
+        for step in (0, 1):
+            objective = avid()
+            objective.step = step
+            losses[update, step] = objective(*batch(), update=update)["loss"].item()
+    assert losses[False, 0] == losses[False, 1]
+    assert len(set(losses.values())) == 3
+
+
+def test_negatives_are_on_the_device_of_their_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    objective = avid()
+    with FakeTensorMode():  # knows shapes and devices, computes nothing
+        index = torch.empty(3, dtype=torch.long, device="cuda")
+        negatives = objective._draw_negatives(index, index[:, None], None, True)
+        assert (negatives.device.type, negatives.shape) == ("cuda", (3, 16))
 
 
 def test_given_generator_is_used() -> None:
@@ -287,6 +322,58 @@ def test_restored_objective_continues_bit_for_bit(kind: str, assign: bool) -> No
     assert_equal(state(restored), state(uninterrupted))
 
 
+def test_mining_is_quiet_unless_asked_and_tells_a_listener(capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[tuple[int, int]] = []
+    cma(mine=False).mine()
+    cma(mine=False).mine(lambda done, total: calls.append((done, total)))
+    assert calls[-1][0] == calls[-1][1] > 0
+    assert not capsys.readouterr().err
+
+
+def test_a_single_positive_is_found_in_what_was_saved() -> None:
+    sizes = {"num_items": 6, "positives": 1}
+    restored = cma(mine=False, **sizes)
+    restored.load_state_dict(cma(**sizes).state_dict())
+    assert restored._positives(torch.arange(6)).shape == (6, 1)
+
+
+def test_loading_the_untrained_normaliser_estimates_it_anew() -> None:
+    fresh, ran = avid().state_dict(), avid()
+    run(ran, range(1))
+    ran.load_state_dict(fresh)
+    assert_equal(run(ran, range(1)), run(avid(), range(1)))
+    assert ran.normaliser > 0
+
+
+def test_a_small_normaliser_stays_what_it_is() -> None:
+    objective = avid()
+    objective.normaliser.fill_(0.25)
+    run(objective, range(1))
+    assert objective.normaliser == 0.25
+
+
+@pytest.mark.parametrize("agreement", ["consensus", "video"])
+def test_mining_with_a_bar_says_its_cost_and_finds_the_same(
+    agreement: Agreement, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates: list[tuple[int, dict[str, int]]] = []
+    monkeypatch.setattr("rich.progress.Progress.update", lambda _, task, **fields: updates.append((task, fields)))
+    plain, shown = cma(agreement=agreement), cma(mine=False, agreement=agreement)
+    assert torch.equal(shown.mine(progress=True), plain.positive_set)
+    captured = capsys.readouterr()
+    assert " ".join(captured.err.split()).startswith(estimate_cost(ITEMS, DIM, 5, agreement=agreement))
+    assert not captured.out
+    total = updates[-1][1]["total"]
+    assert total > 0
+    assert updates[-1] == (0, {"completed": total, "total": total})
+
+
+def test_positives_are_needed_and_take_four_bytes_each() -> None:
+    assert cma(mine=False).positive_set.dtype == torch.int32
+    with pytest.raises(RuntimeError, match="mine"):
+        run(cma(mine=False), range(1))
+
+
 def test_loading_into_an_objective_that_ran_forgets_what_it_knew() -> None:
     fresh, ran = cma(mine=False).state_dict(), cma()
     run(ran, range(1))
@@ -301,6 +388,33 @@ def test_state_dict_names_and_holds_each_bank_once() -> None:
     buffer = io.BytesIO()
     torch.save(objective.state_dict(), buffer)
     assert buffer.tell() < 2 * 1000 * 32 * 4 * 1.1
+
+
+def test_every_bank_is_compared_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = avid()
+    seen: list[tuple[str, torch.Tensor]] = []
+    monkeypatch.setattr("common.memory.bank.require_equal_over_ranks", lambda value, name: seen.append((name, value)))
+    objective.video_bank.check_replicas("the video bank", 3)
+    objective.audio_bank.check_replicas("the audio bank", 3)
+    objective.check_replicas(3)
+    assert seen[2:] == seen[:2]
+
+
+def test_all_that_ranks_share_comes_from_rank_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = cma()
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr("papers.avid_cma.objective.broadcast_from_rank_zero", sent.append)
+    objective.initialise()
+    assert [tensor.shape for tensor in sent] == [(ITEMS, 2, DIM), (), (ITEMS, 5)]
+    run(objective, range(1))
+    objective.normaliser.fill_(-1)  # as rank 0 may not have trained
+    objective.initialise()
+    run(objective, range(1))
+    assert objective.normaliser > 0
+    objective.initialise()
+    objective.positive_set.fill_(-1)  # as rank 0 may have nothing mined
+    with pytest.raises(RuntimeError, match="mine"):
+        run(objective, range(1))
 
 
 def test_deep_copy_is_independent() -> None:
@@ -351,8 +465,11 @@ def test_warm_start_says_what_does_not_fit() -> None:
         cma().load_from_avid(trained_avid_state(30))
     source = trained_avid_state()
     del source["audio_bank.vectors"]
-    with pytest.raises(KeyError, match=r"audio_bank\.vectors"):
+    with pytest.raises(KeyError, match=r"warm_start lacks audio_bank\.vectors"):
         cma().load_from_avid(source)
+    objective = cma()
+    objective.load_from_avid(trained_avid_state() | {"normaliser": torch.tensor(0.25)})
+    assert objective.normaliser == 0.25
     with pytest.raises(ValueError, match="normaliser was never set"):
         cma().load_from_avid(avid().state_dict())
 
@@ -367,7 +484,7 @@ def test_warm_start_says_what_does_not_fit() -> None:
         ("avid", {"negatives": 0}, "negatives"),
         ("avid", {"temperature": 0.0}, "temperature"),
         ("avid", {"estimator": "softmax"}, "estimator"),
-        ("avid", {"cross_weight": 0.0}, "cross_weight"),
+        ("avid", {"cross_weight": 0.0}, "cross_weight=0.0, within_weight=0.0"),
         ("avid", {"cross_weight": -1.0, "within_weight": 2.0}, "cross_weight"),
         ("avid", {"bank_momentum": 1.1}, "momentum"),
         ("cma", {"num_items": 6}, "num_items=6 is too small for positives=5"),
@@ -376,6 +493,7 @@ def test_warm_start_says_what_does_not_fit() -> None:
         ("cma", {"positives": 0}, "positives"),
         ("cma", {"instance_cross": 0.0, "positive_within": 0.0}, "positive_within"),
         ("cma", {"agreement": "both"}, "agreement"),
+        *(("cma", {name: -0.1}, f"{name}=-0.1") for name in CMA_WEIGHTS),
     ],
 )
 def test_impossible_arguments_are_named(kind: str, changes: dict[str, object], named: str) -> None:

@@ -94,6 +94,32 @@ def test_more_inner_steps_work_and_agree(pairs: tuple[Tensor, ...]) -> None:
     torch.testing.assert_close(one, three, rtol=0, atol=1e-3)
 
 
+def test_inner_steps_reach_the_plan_from_both_losses(pairs: tuple[Tensor, ...]) -> None:
+    cost = cosine_costs(*pairs)
+    expected = (cost.mT * transport_plan(cost, *pairs[2:], 0.5, 2, 3)).sum((1, 2))
+    assert (expected - (cost.mT * transport_plan(cost, *pairs[2:], 0.5, 2, 1)).sum((1, 2))).abs().max() > 1e-4
+    torch.testing.assert_close(word_region_distance(*pairs, 0.5, 2, 3), expected)  # type: ignore[arg-type]
+    # A batch of one pair is divided by one.
+    one = [pair[:1] for pair in pairs]
+    for sign in (1, -1):
+        matched = torch.tensor([sign > 0])
+        torch.testing.assert_close(word_region_alignment(*one, matched, 0.5, 2, 3), sign * expected[0])
+
+
+def test_only_vectors_shorter_than_the_released_bound_count_as_shorter_than_one() -> None:
+    lengths = torch.tensor([1e-6, 1e-4, 0.5])
+    vectors, axis = lengths[None, :, None] * torch.tensor([1.0, 0.0]), torch.tensor([[[2.0, 0.0]]])
+    masks = torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 1, dtype=torch.bool)
+    expected = torch.tensor([0.9, 0.0, 0.0])
+    torch.testing.assert_close(cosine_costs(vectors, axis, *masks)[0, :, 0], expected)
+    torch.testing.assert_close(cosine_costs(axis, vectors, *masks[::-1])[0, 0], expected)
+
+
+def test_many_steps_between_single_things_do_not_overflow() -> None:
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    assert transport_plan(torch.full((1, 1, 1), 0.5), mask, mask, iterations=300).item() == pytest.approx(1)
+
+
 def test_pairs_with_nothing_to_move() -> None:
     words = torch.randn(3, 4, 8, requires_grad=True)
     regions = torch.randn(3, 5, 8, requires_grad=True)

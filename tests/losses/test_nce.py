@@ -122,3 +122,8 @@ def test_scores_that_are_all_zero_cost_what_the_formula_says() -> None:
     # With normaliser 1 and K = 3: -log(1/4) for the positive and 3 * -log(3/4) for the negatives.
     loss = nce(torch.zeros(2, 1), torch.zeros(2, 3), 1.0)
     assert math.isclose(loss.item(), math.log(4) + 3 * math.log(4 / 3), rel_tol=1e-6)
+
+
+def test_a_normaliser_that_is_a_number_has_the_precision_of_the_scores() -> None:
+    zeros = torch.zeros(2, 1, dtype=torch.double)
+    assert math.isclose(nce(zeros, zeros, 0.1).item(), math.log(1.1) + math.log(1 + 1 / 0.1), rel_tol=1e-14)

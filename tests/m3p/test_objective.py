@@ -8,18 +8,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from common.losses.alignment import word_region_alignment
+from common.losses.matching import image_text_matching, in_batch_matching
 from papers.m3p.checkpoints import released_name
+from papers.m3p.model import M3PEncoder, M3PModel
 from papers.m3p.objective import (
     WeightSchedule,
     all_pairs,
     contrast,
     relation_terms,
+    share_of_mean,
     text_terms,
     with_places,
 )
-from tests.m3p.tiny import arrays, tiny_model, valid, values
+from tests.m3p.tiny import arrays, tiny_model, tiny_sizes, valid, values
 
 
 def golden_group() -> dict[str, torch.Tensor]:
@@ -122,6 +127,163 @@ def test_generic_supervisions_train_all_they_should(kind: str) -> None:
     assert model.encoder.region.feature.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("kind", ["t2i", "in_batch"])
+def test_alignment_and_matching_are_of_a_true_and_the_next_pair_of_each_group(kind: str) -> None:
+    model = tiny_model()
+    group = golden_group() if kind == "t2i" else in_batch_group()
+    group["region_mask"] = group["region_mask"].clone()
+    group["region_mask"][1, 3:] = False
+    if kind == "t2i":
+        group["positive"] = torch.tensor([1, 2])
+        true = torch.arange(0, 8, 4) + group["positive"]
+        false = torch.arange(0, 8, 4) + (group["positive"] + 1) % 4
+        images = texts = torch.cat([true, false])
+    else:
+        images, texts = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 1, 2, 1, 2, 0])
+    matched = torch.arange(len(images)) < len(images) // 2
+    image_mask, text_mask = group["region_mask"][images], group["token_mask"][texts]
+    inputs = group["tokens"][texts], text_mask, group["regions"][images], group["boxes"][images], image_mask
+    hidden = model.encoder(*inputs)
+    terms = terms_of(model, kind, group, alignment=True)
+    expected = word_region_alignment(hidden[:, 5:], hidden[:, :5], text_mask, image_mask, matched)
+    torch.testing.assert_close(terms["alignment"], expected, rtol=1e-4, atol=1e-5)
+    yes = model.match(hidden[:, 0])
+    expected = image_text_matching(torch.stack([torch.zeros_like(yes), yes], 1), matched)
+    torch.testing.assert_close(terms["itm"], expected, rtol=1e-4, atol=1e-5)
+    assert {"alignment", "itm"}.isdisjoint(terms_of(model, kind, group))
+
+
+def test_accuracy_is_the_share_of_groups_whose_true_pair_scores_highest() -> None:
+    model, group = tiny_model(), golden_group()
+    hidden = model.encoder(group["tokens"], group["token_mask"], group["regions"], group["boxes"])
+    best = model.match(hidden[:, 0]).view(2, 4).argmax(1)
+    for others, accuracy in (([0, 0], 1.0), ([1, 0], 0.5), ([2, 3], 0.0)):
+        group["positive"] = (best + torch.tensor(others)) % 4
+        assert terms_of(model, "t2i", group)["accuracy"] == accuracy
+
+
+def test_pairs_that_show_the_same_are_no_negatives_and_the_contrast_is_of_the_means() -> None:
+    model, group = tiny_model(), in_batch_group() | {"group": torch.tensor([4, 4, 9])}
+    found = terms_of(model, "in_batch", group, contrast_temperature=0.3)
+    alone = {name: value for name, value in group.items() if name != "group"}
+    images, texts = torch.arange(3).repeat_interleave(3), torch.arange(3).repeat(3)
+    hidden = model.encoder(
+        group["tokens"][texts], group["token_mask"][texts], group["regions"][images], group["boxes"][images]
+    )
+    for name, expected in zip(
+        ("vlm_ce", "vlm_bce"), in_batch_matching(model.match(hidden[:, 0]).view(3, 3), group["group"])
+    ):
+        torch.testing.assert_close(found[name], expected)
+    words = model.encoder.token(group["tokens"])
+    text = torch.stack([rows[mask].mean(0) for rows, mask in zip(words, group["token_mask"])])
+    image = model.encoder.region(group["regions"], group["boxes"]).mean(1)
+    scores = F.cosine_similarity(image[:, None], text[None], dim=2) / 0.3
+    torch.testing.assert_close(found["contrast"], in_batch_matching(scores, group["group"])[0])
+    found = terms_of(model, "in_batch", alone, contrast_temperature=0.3)
+    torch.testing.assert_close(found["contrast"], in_batch_matching(scores)[0])
+    assert "contrast" not in terms_of(model, "in_batch", alone)
+    # A region that does not count is not in the mean.
+    alone["region_mask"] = torch.arange(5).expand(3, 5) < 3
+    image = model.encoder.region(group["regions"], group["boxes"])[:, :3].mean(1)
+    scores = F.cosine_similarity(image[:, None], text[None], dim=2) / 0.3
+    found = terms_of(model, "in_batch", alone, contrast_temperature=0.3)
+    torch.testing.assert_close(found["contrast"], in_batch_matching(scores)[0])
+
+
+def test_what_is_not_predicted_has_no_term() -> None:
+    model, group = tiny_model(), golden_group()
+    assert "mlm" not in terms_of(model, "t2i", group, words=False)
+    assert {"mrm_class", "mrm_regression"}.isdisjoint(terms_of(model, "t2i", group, regions=False))
+    labels = ("word_labels", "region_labels", "region_targets")
+    unlabelled = {name: value for name, value in group.items() if name not in labels}
+    assert terms_of(model, "t2i", unlabelled).keys() == {"vlm_ce", "vlm_bce", "accuracy"}
+
+
+def test_places_stand_instead_of_labels_and_the_first_class_is_one() -> None:
+    group = golden_group()
+    group["word_labels"], group["region_labels"] = torch.full((8, 9), -1), torch.full((8, 5), -1)
+    true = [int(group["positive"][0]), 4 + int(group["positive"][1])]
+    group["word_labels"][true[0], 2], group["word_labels"][true[1], 3] = 0, 7
+    group["region_labels"][true[0], 4], group["region_labels"][true[1], 1] = 0, 6
+    group["region_distributions"] = torch.rand(8, 5, 3)
+    found = with_places({"xmlm": [], "relations": [{"t2i": group}]})["relations"][0]["t2i"]
+    kept = {"tokens", "token_mask", "regions", "boxes", "region_mask", "positive", "true_rows"}
+    words, regions = {"word_places", "word_targets"}, {"region_places", "region_classes", "region_features"}
+    assert found.keys() == kept | words | regions | {"region_distributions"}
+    assert found["word_places"].tolist() == [5 + 2, 14 + 5 + 3]
+    assert found["word_targets"].tolist() == [0, 7]
+    assert found["region_places"].tolist() == [4, 14 + 1]
+    assert found["region_classes"].tolist() == [0, 6]
+    for name, short in (("region_targets", "region_features"), ("region_distributions", "region_distributions")):
+        assert torch.equal(found[short], group[name][true, [4, 1]])
+    # Features of the labelled regions alone stay as they are.
+    short = group | {"region_targets": torch.rand(2, 3)}
+    again = with_places({"xmlm": [], "relations": [{"t2i": short}]})["relations"][0]["t2i"]
+    assert again["region_features"] is short["region_targets"]
+    text = {"tokens": group["tokens"], "labels": group["word_labels"]}
+    found = with_places({"xmlm": [text], "relations": []})["xmlm"][0]
+    assert found.keys() == {"tokens"} | words
+    assert found["word_places"].tolist() == [9 * true[0] + 2, 9 * true[1] + 3]
+    del group["region_labels"], group["word_labels"]
+    found = with_places({"xmlm": [], "relations": [{"t2i": group}]})["relations"][0]["t2i"]
+    assert found.keys() == kept
+
+
+def test_texts_are_read_in_their_languages() -> None:
+    golden, model = arrays("xmlm_loss"), tiny_model()
+    tokens, mask = golden["token_ids_LxB"].T, valid(golden["lengths"], 9)
+    block = {"tokens": tokens, "token_mask": mask, "languages": torch.arange(len(tokens)) % 6}
+    block["labels"] = torch.where(torch.arange(9) == 1, tokens, -1)
+    found = text_terms(model, with_places({"xmlm": [block], "relations": []})["xmlm"][0])["xmlm"]
+    hidden = model.encoder(tokens, mask, languages=block["languages"])
+    torch.testing.assert_close(found, F.cross_entropy(model.words(hidden[:, 1]), tokens[:, 1]))
+    assert (hidden - model.encoder(tokens, mask)).abs().max() > 1e-3
+
+
+def test_means_over_masked_things_are_over_those_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, group = tiny_model(), golden_group()
+    tokens = group["tokens"]
+    block = {"tokens": tokens, "token_mask": group["token_mask"], "labels": group["word_labels"]}
+    found = with_places({"xmlm": [block], "relations": [{"t2i": group}]})
+    text, relation = found["xmlm"][0], found["relations"][0]["t2i"]
+    alone = text_terms(model, text) | relation_terms(model, relation, "t2i")
+    monkeypatch.setattr("papers.m3p.objective.is_distributed", lambda: True)
+    monkeypatch.setattr("papers.m3p.objective.mean_over_ranks", lambda count: count + 1)
+    together = text_terms(model, text) | relation_terms(model, relation, "t2i")
+    words, regions = len(relation["word_places"]), len(relation["region_places"])
+    for name, count in (
+        ("xmlm", len(text["word_places"])), ("mlm", words), ("mrm_class", regions), ("mrm_regression", regions),
+    ):  # fmt: skip
+        torch.testing.assert_close(together[name], alone[name] * count / (count + 1))
+    monkeypatch.setattr("papers.m3p.objective.mean_over_ranks", lambda count: count)
+    assert share_of_mean(0, torch.device("cpu")) == 0
+    assert share_of_mean(1, torch.device("cpu")) == 1
+    monkeypatch.setattr("papers.m3p.objective.mean_over_ranks", lambda count: count / 2)
+    assert share_of_mean(1, torch.device("cpu")) == 2
+
+
+@pytest.mark.parametrize("kind", ["t2i", "in_batch"])
+def test_terms_make_what_they_need_on_the_device_of_their_inputs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mean(count: torch.Tensor) -> torch.Tensor:
+        assert count.device.type == "cuda"
+        return count
+
+    monkeypatch.setattr("papers.m3p.objective.is_distributed", lambda: True)
+    monkeypatch.setattr("papers.m3p.objective.mean_over_ranks", mean)
+    group = golden_group() if kind == "t2i" else in_batch_group()
+    found = with_places({"xmlm": [], "relations": [{kind: group}]})["relations"][0][kind]
+    with FakeTensorMode() as mode:  # knows shapes and devices, computes nothing
+        with torch.device("cuda"):
+            model = M3PModel(M3PEncoder(**tiny_sizes()))
+        there = {name: mode.from_tensor(value).to("cuda") for name, value in found.items()}
+        temperature = 0.1 if kind == "in_batch" else None
+        for term in relation_terms(model, there, kind, alignment=True, contrast_temperature=temperature).values():
+            assert term.device.type == "cuda"
+        block = {"tokens": there["tokens"], "token_mask": there["token_mask"], "word_places": there["word_places"]}
+        block["word_targets"] = there["word_targets"]
+        assert text_terms(model, block)["xmlm"].device.type == "cuda"
+
+
 def test_nothing_masked_costs_nothing_and_keeps_the_graph() -> None:
     model, group = tiny_model(), golden_group()
     group["word_labels"] = torch.full_like(group["word_labels"], -1)
@@ -183,3 +345,8 @@ def test_contrast_finds_the_own_one() -> None:
     assert found == 1
     assert loss < 1e-6
     assert contrast(rows, rows.roll(1, 0), 0.05)[1] == 0
+    group, scores = torch.tensor([0, 0, 1, 2]), rows / 0.5
+    torch.testing.assert_close(contrast(rows, rows, 0.5, group)[0], in_batch_matching(scores, group)[0])
+    with FakeTensorMode():
+        there = torch.empty(3, 2, device="cuda")
+        assert contrast(there, there, 0.5)[1].device.type == "cuda"

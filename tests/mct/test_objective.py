@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.memory.queue import KeyQueue
 from papers.mct.objective import MultimodalContrast, cross_modal_loss, instance_loss, tag_loss
 
 WIDTHS = {"ii": 6, "cc": 6, "ic": 10, "ci": 10}
@@ -166,6 +167,38 @@ def test_keys_of_the_own_image_take_no_part() -> None:
                 expected = instance_loss(positive, negatives, mask).mean()
             torch.testing.assert_close(out[name], expected)
         assert out["positives"] == (3.5 if same_image else 5.0)
+
+
+@pytest.mark.parametrize("same_image", [True, False])
+def test_reports_and_positives_count_the_slots_that_count(same_image: bool) -> None:
+    # Anchor 0 would be beaten by its own image's slot 0; anchor 1 by slot 2, and slot 3 ties with its own key.
+    similar = torch.tensor([[1.0, 0.25, 0.5, 0.0], [0.5, 0.0, 1.0, 0.75]])
+    ids = torch.tensor([5, 6])
+    contrast = full(queue_size=4, margin=0.5, temperature=0.25, mask_same_image=same_image)
+    rows = {name: torch.eye(2, dim) for name, dim in WIDTHS.items()}
+    stored = {name: similar.T @ row for name, row in rows.items()}
+    contrast.enqueue(stored, torch.tensor([5, 7, 6, 7]), torch.tensor([[1, 0, 0, 0]] * 3 + [[0, 1, 0, 0]]))
+    out = contrast(rows, {name: 0.75 * row for name, row in rows.items()}, ids, torch.tensor([[1, 0, 0, 0]] * 2))
+    for name in WIDTHS:
+        assert out[f"accuracy_{name}"] == (0.5 if same_image else 0.0)
+    for name in ("ic", "ci"):  # 0.25 lies on the margin, not within
+        assert out[f"active_{name}"] == (1.5 if same_image else 2.5)
+    mask = torch.tensor([[False, True, True, True], [True, True, False, True]]) if same_image else None
+    related = torch.tensor([[True, True, True, False]]).expand(2, 4)
+    torch.testing.assert_close(out["tag"], tag_loss(torch.full((2,), 3.0), 4 * similar, related, mask).mean())
+
+
+def test_infonce_between_modalities_is_the_instance_loss_at_its_own_temperature() -> None:
+    contrast, stored = objective(inter_loss="infonce", temperature_cross=0.3, queue_size=4), embeddings(4, 2)
+    contrast.enqueue(stored, torch.tensor([5, 7, 8, 9]))
+    queries, keys = embeddings(2), embeddings(2, 1)
+    out = contrast(queries, keys, torch.tensor([5, 6]))
+    mask = torch.tensor([[False, True, True, True], [True, True, True, True]])
+    for name in ("ic", "ci"):
+        scores = (queries[name] * keys[name]).sum(1) / 0.3, queries[name] @ stored[name].T / 0.3
+        torch.testing.assert_close(out[name], instance_loss(*scores, mask).mean())
+        assert torch.equal(cross_modal_loss(*scores, "infonce", mask=mask), instance_loss(*scores, mask))
+        assert f"active_{name}" not in out
 
 
 def test_queues_hold_the_keys_that_their_loss_compares_with() -> None:
@@ -339,6 +372,21 @@ def test_queues_start_from_the_seed_and_differ_from_each_other() -> None:
         assert torch.equal(first.queues[name].vectors, again.queues[name].vectors)
         assert not torch.equal(first.queues[name].vectors, other.queues[name].vectors)
     assert not torch.equal(first.queues["ic"].vectors, first.queues["ci"].vectors)
+    # No two queues of any two seeds are alike, and they are those of earlier versions.
+    for position, queue in enumerate(other.queues.values()):
+        assert torch.equal(queue.vectors, KeyQueue(12, queue.dim, seed=4 * 2 + position).vectors)
+
+
+def test_every_queue_is_compared_under_the_name_of_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    contrast, seen = objective(), []
+    monkeypatch.setattr(
+        "common.memory.queue.require_equal_over_ranks", lambda value, name: seen.append((name, value.tolist()))
+    )
+    for name in WIDTHS:
+        contrast.queues[name].check_replicas(f"the queue of J_{name}", 2)
+    contrast.check_replicas(2)
+    assert seen[4:] == seen[:4]
+    assert seen[0][0] == "the queue of J_ii"
 
 
 # -- impossible input --------------------------------------------------------------------------------------------------
@@ -347,12 +395,14 @@ def test_queues_start_from_the_seed_and_differ_from_each_other() -> None:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"weight_ii": -1.0}, "weight_ii=-1.0"),
+        ({"weight_ii": -1.0}, "weight_ii=-1.0, weight_tag=0.0, weight_cc=1.0, weight_cross=20.0"),
+        ({"weight_tag": -1.0, "tag_count": 4}, "weight_tag=-1.0"),
+        ({"weight_cc": float("inf")}, "weight_cc=inf"),
         ({"weight_ii": 0.0, "weight_cc": 0.0, "weight_cross": 0.0}, "one must be positive"),
         ({"weight_cross": float("nan")}, "weight_cross=nan"),
         ({"weight_tag": 1.0}, "the data have no tags"),
         ({"temperature": 0.0}, "temperature=0.0"),
-        ({"temperature_cross": -0.1}, "temperature_cross=-0.1"),
+        ({"temperature_cross": 0.0}, "temperature_cross=0.0"),
         ({"margin": -0.1}, "margin=-0.1"),
         ({"epsilon": -1.0}, "epsilon=-1.0"),
         ({"inter_loss": "triplet"}, "inter_loss must be one of hinge, infonce"),
@@ -365,6 +415,11 @@ def test_queues_start_from_the_seed_and_differ_from_each_other() -> None:
 def test_impossible_arguments_are_named(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         objective(**fields)
+
+
+def test_margin_and_epsilon_may_be_zero() -> None:
+    out = full(margin=0.0, epsilon=0.0)(embeddings(3), embeddings(3, 1), torch.arange(3), tags_of(3))
+    assert torch.isfinite(out["loss"])
 
 
 def test_input_that_does_not_fit_is_named() -> None:

@@ -22,7 +22,7 @@ from papers.vx2text.model import (
     place,
     table_of,
 )
-from papers.vx2text.objective import per_answer, text_loss, words_loss
+from papers.vx2text.objective import per_answer
 from papers.vx2text.tokeniser import gumbel_noise
 
 NAMES = ["red", "big dog", "cat", "blue sky now"]
@@ -278,29 +278,3 @@ def test_greedy_and_beam_search_stop_at_the_limit() -> None:
     embeddings, mask = torch.randn(3, 4, 8), torch.ones(3, 4, dtype=torch.bool)
     assert model.generate(embeddings, mask, 1, 4).shape[1] <= 5
     assert model.generate(embeddings, mask, 5, 4).shape[1] <= 5
-
-
-# -- losses ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_loss_is_the_mean_over_words_and_not_over_answers() -> None:
-    logits = torch.randn(2, 3, 5, requires_grad=True)
-    labels = torch.tensor([[1, 2, 3], [4, -100, -100]])
-    expected = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
-    torch.testing.assert_close(text_loss(logits, labels), expected)
-    nothing = text_loss(logits, torch.full((2, 3), -100))
-    assert nothing.item() == 0
-    nothing.backward()
-    assert torch.isfinite(logits.grad).all()  # type: ignore[arg-type]
-
-
-def test_words_are_uniform_targets_and_rows_without_any_do_not_count() -> None:
-    logits = torch.randn(3, 4)
-    words = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]], dtype=torch.bool)
-    log = logits.log_softmax(1)
-    expected = (-(log[0, 0] + log[0, 1]) / 2 - log[1, 2]) / 2
-    torch.testing.assert_close(words_loss(logits, words), expected)
-    smooth = 0.8 * expected - 0.2 * log[:2].mean(1).mean()
-    torch.testing.assert_close(words_loss(logits, words, 0.2), smooth)
-    with pytest.raises(ValueError, match="categories"):
-        words_loss(logits, words[:, :3])

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common.losses.adversarial import hinge_discriminator, hinge_generator
 from papers.xmc_gan.model import attend
@@ -77,7 +78,9 @@ def test_hinge_equals_the_official_losses(case: str) -> None:
     torch.testing.assert_close(hinge_generator(fake), golden(f"{case}/hinge_g"), rtol=1e-5, atol=1e-6)
 
 
-def slow_similarity(regions: Tensor, words: Tensor, length: Tensor) -> Tensor:
+def slow_similarity(
+    regions: Tensor, words: Tensor, length: Tensor, gammas: tuple[float, float, float] = (5.0, 5.0, 50.0)
+) -> Tensor:
     """`word_similarity` by the formula, caption by caption, image by image, word by word."""
     rows = []
     for caption, count in zip(words, length.tolist()):
@@ -85,9 +88,9 @@ def slow_similarity(regions: Tensor, words: Tensor, length: Tensor) -> Tensor:
         for image in normalise(regions):
             scores = []
             for word in caption[:count]:
-                attention = (5.0 * image @ normalise(word)).softmax(0)
-                scores.append(5.0 * torch.cosine_similarity(word, attention @ image, dim=0))
-            row.append(10.0 * torch.stack(scores).logsumexp(0))
+                attention = (gammas[0] * image @ normalise(word)).softmax(0)
+                scores.append(gammas[1] * torch.cosine_similarity(word, attention @ image, dim=0))
+            row.append(gammas[2] / gammas[1] * torch.stack(scores).logsumexp(0))
         rows.append(torch.stack(row))
     return torch.stack(rows)
 
@@ -112,6 +115,35 @@ def test_words_equal_the_formula_whatever_stands_in_the_padding(
     (gradient,) = torch.autograd.grad(found.sum(), words)
     assert torch.isfinite(gradient).all()
     assert (gradient[padded] == 0).all()
+
+
+def test_each_sharpness_has_its_own_place() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps, words = torch.randn(3, 4, 5, generator=generator), torch.randn(3, 2, 5, generator=generator)
+    length, gammas = torch.tensor([1, 2, 2]), (2.0, 7.0, 30.0)
+    torch.testing.assert_close(
+        word_similarity(maps, words, length, gammas), slow_similarity(maps, words, length, gammas), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_global_negatives_are_those_of_the_joint_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of two processes, whose other half of every gathered tensor is at hand."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, 4, 5, generator=generator)
+    maps, words = torch.randn(4, 6, 5, generator=generator), torch.randn(4, 3, 5, generator=generator)
+    length, gammas = torch.tensor([1, 2, 3, 3]), (4.0, 6.0, 20.0)
+    others = [normalise(left[2:]), normalise(right[2:]), maps[2:], word_similarity(maps, words[2:], length[2:], gammas)]
+    monkeypatch.setattr("papers.xmc_gan.objective.gather_with_gradient", lambda own: torch.cat([own, others.pop(0)]))
+    torch.testing.assert_close(pair_loss(left[:2], right[:2], negatives="global"), pair_loss(left, right))
+    found = word_loss(maps[:2], words[:2], length[:2], gammas, "global", 1)
+    torch.testing.assert_close(found, word_loss(maps, words, length, gammas))
+    assert not others
+
+
+def test_losses_make_what_they_need_on_the_device_of_their_inputs() -> None:
+    with FakeTensorMode():  # knows shapes and devices, computes nothing
+        maps, words = torch.empty(3, 4, 5, device="cuda"), torch.empty(3, 2, 5, device="cuda")
+        assert word_loss(maps, words, torch.ones(3, dtype=torch.long, device="cuda")).loss.device.type == "cuda"
 
 
 @given(batch=st.integers(2, 6), seed=st.integers(0, 2**16))
