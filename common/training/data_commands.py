@@ -92,8 +92,6 @@ def _size(text: str) -> int:
 
 
 def _data_command(arguments: argparse.Namespace) -> int:
-    import importlib
-    import importlib.util
 
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise StageError(f"--batch-size must be at least 1, got {arguments.batch_size}")
@@ -107,11 +105,11 @@ def _data_command(arguments: argparse.Namespace) -> int:
     if arguments.shard_size is not None and arguments.shards is None:
         raise StageError("--shard-size goes with --shards FOLDER")
     from common.data.prepare import report, report_files
+    from common.training.parts import optional_part
     from common.training.single import datasets_of, files_of
 
     paper, data = paper_named(arguments.paper).name, arguments.data.resolve()
-    name = f"papers.{paper}.prepare"
-    own = importlib.import_module(name) if importlib.util.find_spec(name) else None
+    own = optional_part(paper, "prepare")
     if arguments.text_features:
         if own is None:
             raise StageError(f"--text-features: {paper} stores no text features; xmc_gan does")

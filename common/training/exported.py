@@ -8,7 +8,6 @@ of this suite are built from it, so an export from a stranger cannot run anythin
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from common.encoders.checkpoint_files import differences
 from common.reporting.papers import PAPERS
 from common.training.errors import StageError
 from common.training.finished import FinishedStage, instantiate, open_finished
+from common.training.parts import part
 
 FORMAT = "representation-assemble/model/1"
 WEIGHTS, CONFIGURATION, CARD, RECORD = "model.safetensors", "config.json", "README.md", "record.json"
@@ -250,9 +250,13 @@ class TrainedModel(nn.Module):
 
 
 def trained_model(paper: str) -> type[TrainedModel]:
-    """The class of a paper's trained models."""
-    module: Any = importlib.import_module(f"papers.{paper}.use")
-    return module.MODEL
+    """The class of a paper's trained models.
+
+    Raises:
+        StageError: the paper has none.
+    """
+    model: type[TrainedModel] = part(paper, "use", "has no trained models to use").MODEL
+    return model
 
 
 def nothing_to_read(modality: str, items: Sequence[Any], skipped: Sequence[tuple[int, str]] | None) -> str:

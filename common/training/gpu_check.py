@@ -29,10 +29,9 @@ from common.training.callbacks import StepSeed
 from common.training.configuration import RunConfiguration, resolve
 from common.training.errors import StageError
 from common.training.meters import operation_counter
+from common.training.parts import part
 from common.training.synthetic import Draw, StopAfter, synthetic_training
 
-#: The recipe that stands for each paper.
-RECIPES = {"avid_cma": "avid", "xmc_gan": "xmc_gan", "m3p": "m3p", "vx2text": "avsd", "mct": "mct"}
 #: Parts of the names of kernels that multiply matrices, convolve or attend, in CUDA's libraries and on the CPU.
 BIG_KERNELS = (
     "gemm", "gemv", "cutlass", "xmma", "wgmma", "hmma", "nvjet", "conv", "dgrad", "wgrad", "fprop", "winograd",
@@ -75,7 +74,8 @@ def measure(
     if device == "cuda" and not torch.cuda.is_available():
         raise StageError("--device cuda: torch finds no GPU on this machine; --device cpu --small runs the same code")
     # The layer for eight GPUs sets the share of a device; where the global batch is for fewer, it is taken whole.
-    run = resolve(name, recipe or RECIPES[name], scale=scale, hardware="gpu8", arguments=arguments)
+    recipe = recipe or part(name, "synthetic", "makes no made-up batches").RECIPE
+    run = resolve(name, recipe, scale=scale, hardware="gpu8", arguments=arguments)
     whole = int(run.config["data"]["init_args"]["batch_size"])
     size = size or max(whole // DEVICES, 2)
     profiled = min(steps, 5)

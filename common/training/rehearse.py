@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
-import importlib.util
 import os
 import shutil
 from argparse import Namespace
@@ -25,6 +23,7 @@ from common.reporting.atomic import write_text_atomically
 from common.reporting.papers import PAPERS, existing_papers, paper_named, runs_root
 from common.reporting.tables import Tables, load
 from common.training.errors import StageError
+from common.training.parts import part
 from common.training.schedule import Planned, Selection, duration, plan, reproduce
 
 if TYPE_CHECKING:
@@ -69,10 +68,8 @@ def write_fixtures(paper: str, folder: Path, say: Callable[[str], None] = print)
     Raises:
         StageError: the paper has nothing to rehearse with.
     """
-    specification = importlib.util.find_spec(f"papers.{paper}.rehearsal")
-    if specification is None or specification.origin is None:
-        raise StageError(f"{paper} cannot be rehearsed: papers/{paper}/rehearsal.py does not exist")
-    version = hashlib.sha256(Path(specification.origin).read_bytes()).hexdigest()
+    module = part(paper, "rehearsal", "cannot be rehearsed")
+    version = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
     root = folder / DATA_FOLDER / paper
     mark = root / _WRITTEN
     if mark.is_file() and mark.read_text(encoding="utf-8") == version:
@@ -80,7 +77,6 @@ def write_fixtures(paper: str, folder: Path, say: Callable[[str], None] = print)
     say(f"writing tiny data sets and random weights to {root}")
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    module = importlib.import_module(f"papers.{paper}.rehearsal")
     module.write_datasets(root)
     if hasattr(module, "write_weights"):
         module.write_weights(root)

@@ -6,7 +6,6 @@ estimated before a run, and a step be measured on a machine that holds neither d
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from common.reporting.errors import nearest
 from common.training.cli import build
 from common.training.configuration import RunConfiguration, leaves, merge, place
 from common.training.errors import StageError
+from common.training.parts import part
 
 #: What of a recipe's trainer a synthetic training keeps: precision and what decides when and how a step is made.
 KEPT = ("precision", "max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val")
@@ -179,7 +179,7 @@ def synthetic_training(
     Raises:
         StageError: the paper cannot make batches for this kind of data.
     """
-    own = importlib.import_module(f"papers.{run.paper}.synthetic")
+    own = part(run.paper, "synthetic", "makes no made-up batches")
     size = size_per_device(run) if size is None else size
     config = without_files(run, own.WITHOUT_FILES)
     config["trainer"] = {

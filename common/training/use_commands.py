@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 from common.reporting.errors import nearest
 from common.reporting.papers import PAPERS, existing_papers, paper_named
 from common.training.errors import StageError
+from common.training.parts import optional_part, part
 
 CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
 #: The layout that `TrainedModel.from_export` reads; each paper has further ones for other libraries.
@@ -425,12 +424,12 @@ def _searched_files(model: Any, among: Path, kind: str) -> list[Any]:
 def _special(arguments: argparse.Namespace) -> Any:
     """The function of a paper's package that only some papers have."""
     module, lacks, able = SPECIAL[arguments.command]
-    name = f"papers.{paper_named(arguments.paper).name}.{module}"
-    if importlib.util.find_spec(name) is None:
+    found = optional_part(paper_named(arguments.paper).name, module)
+    if found is None:
         raise StageError(f"{arguments.paper} {lacks}; `assemble {arguments.command}` goes with {able}")
     if not arguments.checkpoint.exists():
         raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give {CHECKPOINT}")
-    return getattr(importlib.import_module(name), arguments.command)
+    return getattr(found, arguments.command)
 
 
 def _tell_command(arguments: argparse.Namespace) -> int:
@@ -452,7 +451,7 @@ def _export_command(arguments: argparse.Namespace) -> int:
     paper = paper_named(arguments.paper).name
     if not arguments.checkpoint.exists():
         raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give checkpoints/last.ckpt of a stage")
-    checkpoints = importlib.import_module(f"papers.{paper}.checkpoints")
+    checkpoints = part(paper, "checkpoints", "has nothing to export")
     layouts = (OWN_LAYOUT, *checkpoints.LAYOUTS)
     if arguments.layout not in layouts:
         raise StageError(

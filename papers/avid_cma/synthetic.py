@@ -11,6 +11,8 @@ from papers.avid_cma.data import AudioVisualData, PretrainingData, VideoClassifi
 from papers.avid_cma.evaluation import ActionRecognition
 from papers.avid_cma.module import AVID, CMA
 
+#: The recipe that stands for the paper where one is measured.
+RECIPE = "avid"
 WITHOUT_FILES: dict[str, Any] = {}
 
 

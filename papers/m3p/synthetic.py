@@ -11,6 +11,8 @@ from common.training.synthetic import Draw, Synthetic, batches_of_epoch, unknown
 from papers.m3p.data import PretrainingData, RegionTextData, RetrievalData
 from papers.m3p.pairs import unit_length
 
+#: The recipe that stands for the paper where one is measured.
+RECIPE = "m3p"
 WITHOUT_FILES: dict[str, Any] = {"model.pretrained": None}
 # Ids of words that every vocabulary has.
 _WORDS = (5, 900)

@@ -12,6 +12,8 @@ from papers.mct.data import BicaptioningData, ClassificationData, MultiLabelData
 from papers.mct.detection import DetectionData
 from papers.mct.evaluation import CrossModalSearch
 
+#: The recipe that stands for the paper where one is measured.
+RECIPE = "mct"
 WITHOUT_FILES: dict[str, Any] = {"model.text_encoder.pretrained": None, "model.word_vectors": None}
 _KNOWN = (PretrainingData, BicaptioningData, SearchData, ClassificationData, MultiLabelData, DetectionData)
 # Ids of words that every vocabulary has.

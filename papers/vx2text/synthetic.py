@@ -9,6 +9,8 @@ import torch
 from common.training.synthetic import Draw, Synthetic, batches_of_epoch, unknown_data
 from papers.vx2text.data import CaptioningData, DialogData, QuestionAnsweringData, VideoTextData
 
+#: The recipe that stands for the paper where one is measured.
+RECIPE = "avsd"
 WITHOUT_FILES: dict[str, Any] = {
     "model.text_pretrained": None,
     "model.video_pretrained": None,

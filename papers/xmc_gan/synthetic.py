@@ -9,6 +9,8 @@ import torch
 from common.training.synthetic import Draw, Synthetic, batches_of_epoch, unknown_data
 from papers.xmc_gan.data import TextToImageData
 
+#: The recipe that stands for the paper where one is measured.
+RECIPE = "xmc_gan"
 WITHOUT_FILES: dict[str, Any] = {"model.image_network.pretrained": None, "model.evaluation": None}
 # Ids of words that every vocabulary has.
 _WORDS = (5, 40)
