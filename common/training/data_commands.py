@@ -92,7 +92,6 @@ def _size(text: str) -> int:
 
 
 def _data_command(arguments: argparse.Namespace) -> int:
-
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise StageError(f"--batch-size must be at least 1, got {arguments.batch_size}")
     if arguments.extract_regions is not None:

@@ -23,11 +23,16 @@ from common.training.configuration import (
     resolve,
 )
 from common.training.main import main
+from common.training.parts import optional_part
 from common.training.schedule import Selection, plan
 from common.training.single import datasets_of
 from common.training.switches import take_switches
 
-NAMES = [paper.name for paper in existing_papers()]
+NAMES = [paper.name for paper in existing_papers() if optional_part(paper.name, "rehearsal")]
+
+
+def test_the_five_papers_can_be_rehearsed() -> None:
+    assert {"avid_cma", "mct", "xmc_gan", "m3p", "vx2text"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("paper", NAMES)
