@@ -426,7 +426,7 @@ def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
     for key in config:
         if key not in _TOP_LEVEL:
             raise ConfigurationError(
-                f"{_origin(key, layers)}: unknown key {key!r}; {nearest(key, (*_TOP_LEVEL, *SWITCHES))}"
+                f"{_origin(key, layers)}: unknown key {key!r}; {nearest(key, (*_TOP_LEVEL, *STACK_KEYS, *SWITCHES))}"
             )
 
 

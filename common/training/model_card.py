@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.reporting.papers import paper_named
 from common.reporting.records import Record
+from common.training.errors import StageError
 
 if TYPE_CHECKING:
     from common.training.exported import TrainedModel
@@ -29,10 +30,19 @@ def model_card(model: type[TrainedModel], record: Record, folder: str) -> str:
         model: class of the trained model.
         record: of the stage that trained it.
         folder: name of the export's folder, for the example.
+
+    Raises:
+        StageError: the docstring of the paper's package has no title, citation and method.
     """
     paper = paper_named(record.paper)
     package = importlib.import_module(f"papers.{paper.name}")
-    title, citation, method, *_ = (inspect.getdoc(package) or "").split("\n\n")
+    paragraphs = (inspect.getdoc(package) or "").split("\n\n")
+    if len(paragraphs) < 3:
+        raise StageError(
+            f"papers/{paper.name}/__init__.py: the card needs a docstring of three paragraphs: a title, the citation, "
+            "and what the method does"
+        )
+    title, citation, method, *_ = paragraphs
     git = record.git
     revision = (
         f"`{git['revision']}`{' with uncommitted changes' if git['dirty'] else ''}" if git["revision"] else "unknown"

@@ -23,7 +23,7 @@ from common.reporting.atomic import write_text_atomically
 from common.reporting.papers import PAPERS, existing_papers, paper_named, runs_root
 from common.reporting.tables import Tables, load
 from common.training.errors import StageError
-from common.training.parts import part
+from common.training.parts import optional_part, part
 from common.training.schedule import Planned, Selection, duration, plan, reproduce
 
 if TYPE_CHECKING:
@@ -276,7 +276,12 @@ def rehearse_command(arguments: Namespace) -> int:
     jobs = arguments.jobs or min(os.cpu_count() or 1, 4)
     folder = arguments.folder or runs_root() / "rehearsal"
     say = functools.partial(print, flush=True)
-    names = [paper_named(name).name for name in arguments.papers] or [paper.name for paper in existing_papers()]
+    names = [paper_named(name).name for name in arguments.papers]
+    if not names:
+        existing = [paper.name for paper in existing_papers()]
+        names = [name for name in existing if optional_part(name, "rehearsal") is not None]
+        for name in sorted(set(existing) - set(names)):
+            say(f"left out: {name}, papers/{name}/rehearsal.py does not exist")
     if arguments.stages and len(names) > 1:
         raise StageError("--stages names stages of one paper: name the paper, too")
     found: dict[str, list[Rehearsed]] = {}

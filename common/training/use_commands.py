@@ -11,7 +11,7 @@ from typing import Any
 from common.reporting.errors import nearest
 from common.reporting.papers import PAPERS, existing_papers, paper_named
 from common.training.errors import StageError
-from common.training.parts import optional_part, part
+from common.training.parts import optional_part
 
 CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
 #: The layout that `TrainedModel.from_export` reads; each paper has further ones for other libraries.
@@ -451,8 +451,9 @@ def _export_command(arguments: argparse.Namespace) -> int:
     paper = paper_named(arguments.paper).name
     if not arguments.checkpoint.exists():
         raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give checkpoints/last.ckpt of a stage")
-    checkpoints = part(paper, "checkpoints", "has nothing to export")
-    layouts = (OWN_LAYOUT, *checkpoints.LAYOUTS)
+    checkpoints = optional_part(paper, "checkpoints")
+    others = () if checkpoints is None else checkpoints.LAYOUTS
+    layouts = (OWN_LAYOUT, *others)
     if arguments.layout not in layouts:
         raise StageError(
             f"--layout {arguments.layout}: {nearest(arguments.layout, layouts)}; the layouts of {paper} are "
@@ -462,8 +463,8 @@ def _export_command(arguments: argparse.Namespace) -> int:
         written = checkpoints.export(arguments.checkpoint, arguments.output, arguments.layout)
     elif arguments.output.suffix in FILE_SUFFIXES:
         raise StageError(
-            f"--output {arguments.output}: the layout {OWN_LAYOUT} is a folder; files are of --layout "
-            f"{', '.join(checkpoints.LAYOUTS)}"
+            f"--output {arguments.output}: the layout {OWN_LAYOUT} is a folder"
+            + (f"; files are of --layout {', '.join(others)}" if others else "")
         )
     else:
         from common.training.exported import trained_model, write_export

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from common.reporting.records import find_promoted
 from common.training.errors import StageError
+from common.training.exported import trained_model
 from common.training.main import main
+from common.training.model_card import model_card
 from common.training.parts import optional_part, part
 
 
@@ -24,3 +29,42 @@ def test_commands_say_which_file_is_missing(
     assert "papers/mct/rehearsal.py does not exist" in capsys.readouterr().err
     assert main(["gpu-check", "mct", "--device", "cpu", "--small"]) == 1
     assert "papers/mct/synthetic.py does not exist" in capsys.readouterr().out
+
+
+def test_a_paper_without_checkpoints_is_exported_in_the_layout_of_this_suite(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("common.training.use_commands.optional_part", lambda paper, name: None)
+    written = []
+    monkeypatch.setattr("common.training.exported.write_export", lambda *arguments: written.append(arguments))
+    checkpoint = tmp_path / "last.ckpt"
+    checkpoint.touch()
+    export = ["export", "mct", "--checkpoint", str(checkpoint), "--output"]
+    assert main([*export, str(tmp_path / "folder")]) == 0
+    assert [arguments[1:3] for arguments in written] == [(checkpoint, tmp_path / "folder")]
+    assert main([*export, str(tmp_path / "x.pkl"), "--layout", "detectron2"]) == 2
+    assert "detectron2" not in capsys.readouterr().err.partition("the layouts of mct are")[2]
+    assert main([*export, str(tmp_path / "x.pkl")]) == 2
+    assert "files are of" not in capsys.readouterr().err
+
+
+def test_a_paper_that_cannot_be_rehearsed_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = optional_part
+    monkeypatch.setattr(
+        "common.training.rehearse.optional_part",
+        lambda paper, name: None if paper == "mct" else found(paper, name),
+    )
+    rehearsed: list[str] = []
+    monkeypatch.setattr("common.training.rehearse.rehearse", lambda paper, *_, **__: rehearsed.append(paper) or [])
+    assert main(["rehearse"]) == 0
+    assert "left out: mct, papers/mct/rehearsal.py does not exist" in capsys.readouterr().out
+    assert set(rehearsed) >= {"avid_cma", "xmc_gan", "m3p", "vx2text"}
+    assert "mct" not in rehearsed
+
+
+def test_a_card_without_a_docstring_to_be_made_of_names_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("papers.mct.__doc__", "A title alone.")
+    with pytest.raises(StageError, match=r"papers/mct/__init__.py: .* docstring of three paragraphs"):
+        model_card(trained_model("mct"), find_promoted("mct")[0], "folder")
