@@ -64,3 +64,18 @@ def test_a_scale_touches_sizes_or_declares_a_deviation(paper: str, scale: str) -
                 assert declared or base.get(path) == value, (
                     f"{scale}.yaml sets {path} for {recipe}: neither a size nor a declared deviation"
                 )
+
+
+@pytest.mark.parametrize("paper", [paper.name for paper in existing_papers()])
+def test_what_is_ours_names_fields(paper: str) -> None:
+    named: set[str] = set()
+    fields: set[str] = set()
+    for recipe in recipes_of(paper):
+        run = resolve(paper, recipe, scale="paper")
+        named.update(run.ours)
+        paths = [path.replace(".init_args", "") for path, _ in leaves(run.config)]
+        # A field may be a class or a list of its own, so what leads to a leaf is a field as well.
+        fields.update(
+            ".".join(parts[:end]) for parts in (path.split(".") for path in paths) for end in range(1, len(parts) + 1)
+        )
+    assert named <= fields, f"ours: no recipe of {paper} has {sorted(named - fields)}"
