@@ -26,7 +26,7 @@ def run_distributed(function: Callable[..., Any], world_size: int = 2, timeout: 
         *args: passed on.
 
     Returns:
-        What the processes returned, in rank order. Tensors come back as plain copies.
+        What the processes returned, in rank order. Tensors come back as NumPy arrays.
 
     Raises:
         AssertionError: when a process raises (with its traceback), dies or is late.

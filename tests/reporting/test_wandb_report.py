@@ -53,7 +53,7 @@ def test_the_report_of_a_paper_has_every_table(paper: Any) -> None:
     grids = blocks(spec, "panel-grid")
     measured = [f for f in filled if f.result.measured]
     assert len(texts) == len(filled)
-    assert len(grids) == len(measured) + 3  # training, media, configurations
+    assert len(grids) == (len(measured) + 3 if records else 0)  # training, media, configurations
     for f, text in zip(filled, texts):
         assert all(claim.claim.text.replace("|", "\\|") in text for claim in f.claims)
         assert all(f"`{d['field']}`" in text for d in f.result.deviations)
@@ -73,7 +73,7 @@ def test_the_report_of_a_paper_has_every_table(paper: Any) -> None:
             operation, stages = found["stage"]
             assert operation == "IN"
             assert set(stages) == {s for m in shown for s in source.instances(table, row, m, scale)}
-    media = {key for panel in panels(grids[-2]) for key in panel["config"].get("mediaKeys", [])}
+    media = {key for grid in grids[-2:-1] for panel in panels(grid) for key in panel["config"].get("mediaKeys", [])}
     names = {Path(name).stem for r in records if r.scale == "mini" for name in r.media if name.endswith(".png")}
     assert media >= names
     # Nothing in it is bound to an account before it is sent.
@@ -84,7 +84,7 @@ def test_the_report_of_all_papers_has_every_claim_of_the_measured_tables() -> No
     papers = [(paper, find_promoted(paper.name)) for paper in existing_papers()]
     spec = wandb_report.specification(wandb_report.overview_report(papers))
     text = json.dumps(spec, ensure_ascii=False)
-    assert len(blocks(spec, "panel-grid")) == len(papers)
+    assert len(blocks(spec, "panel-grid")) == sum(bool(records) for _, records in papers)
     for paper, records in papers:
         assert paper.title in text
         for f in fill_best(load(paper.name), records):
