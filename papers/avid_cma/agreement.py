@@ -102,6 +102,7 @@ def estimate_cost(
     agreement: Agreement = "consensus",
     block: int | None = None,
     world_size: int = 1,
+    device: torch.device | str = "cpu",
 ) -> str:
     """One line on what a search will cost, to print before it starts.
 
@@ -110,10 +111,11 @@ def estimate_cost(
         dim: width of a row.
         k: positives per item.
         agreement: how the two similarities combine.
-        block: items on either side of a tile of scores.
+        block: items on either side of a tile of scores; a size that suits the device when None.
         world_size: processes that share the work.
+        device: where the banks are.
     """
-    block = min(default_block() if block is None else block, num_items)
+    block = min(default_block(device) if block is None else block, num_items)
     products = 2 if agreement in ("consensus", "union") else 1
     part = num_items / world_size
     operations = 2.0 * products * dim * part * (num_items - part / 2)

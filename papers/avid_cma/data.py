@@ -116,6 +116,8 @@ class AudioVisualData(ShardedDataModule):
         dataset, world, batch_size, max_skipped_share, kwargs: see ShardedDataModule.
     """
 
+    require_audio = False
+
     def __init__(
         self,
         dataset: MediaDataset,
@@ -153,6 +155,8 @@ class AudioVisualData(ShardedDataModule):
         if audio.statistics is not None:
             return read_statistics(Path(audio.statistics))
         settings = [audio.sample_rate, audio.duration, audio.fft, audio.frames_per_second, listing.fingerprint()]
+        if self.require_audio:
+            settings.append("only clips with a sound track")
         key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         path = cache_folder() / "audio_statistics" / f"{listing.name}-{key}.npz"
         if not path.is_file() and sounds is not None:
@@ -191,6 +195,8 @@ class PretrainingData(AudioVisualData):
         clips_per_video: clips drawn from each video per epoch.
         split, held_out_split: listings for training and for the diagnostics after it.
         held_out_batch_size: clips per step of the diagnostics, per device.
+        require_audio: a clip without a sound track is skipped and counted; otherwise its sound is silence, as in the
+            released code.
         kwargs: see AudioVisualData and ShardedDataModule.
     """
 
@@ -202,6 +208,7 @@ class PretrainingData(AudioVisualData):
         split: str = "train",
         held_out_split: str = "validation",
         held_out_batch_size: int = 32,
+        require_audio: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, **kwargs)
@@ -210,6 +217,7 @@ class PretrainingData(AudioVisualData):
         self.split = split
         self.held_out_split = held_out_split
         self.held_out_batch_size = held_out_batch_size
+        self.require_audio = require_audio
 
     def prepare_data(self) -> None:
         super().prepare_data()
@@ -220,6 +228,7 @@ class PretrainingData(AudioVisualData):
             self.audio_transform(training=False),
             video_duration=self.video.duration,
             training=False,
+            require_audio=self.require_audio,
             **self.item_options,
         )
         self.audio_statistics(listing, sounds)
@@ -238,6 +247,7 @@ class PretrainingData(AudioVisualData):
             video_fps=self.video.fps,
             jitter=self.jitter_seconds,
             training=training,
+            require_audio=self.require_audio,
             clips_per_video=self.clips_per_video if training else 1,
             **self.item_options,
         )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.data.media import MediaError
 from papers.avid_cma.agreement import Agreement, mine_positives
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def draw_neighbours(
         module: only its loggers are used: a W&B logger gets the picture and a table.
         clips: the held-out clips that `index` counts.
         video, audio: unit embeddings [N, d].
-        index: positions of the rows in `clips` [N].
+        index: positions of the rows in `clips` [N]; a clip whose picture cannot be read is shown in grey.
         path: PNG file to write.
         queries, neighbours: size of the picture.
 
@@ -145,13 +146,14 @@ def draw_neighbours(
 
     names = clips.listing.classes
     labels = clips.listing.labels
-    kinds = {
-        "video to video": video @ video.T,
-        "audio to audio": audio @ audio.T,
-        "video to audio": video @ audio.T,
-    }
     step = max(len(index) // queries, 1)
     rows = list(range(0, len(index), step))[:queries]
+    # Of these rows alone: all pairs of a large held-out set would take gigabytes.
+    kinds = {
+        "video to video": video[rows] @ video.T,
+        "audio to audio": audio[rows] @ audio.T,
+        "video to audio": video[rows] @ audio.T,
+    }
     figure, axes = plt.subplots(
         len(rows) * len(kinds), neighbours + 1, figsize=(1.5 * (neighbours + 1), 1.55 * len(rows) * len(kinds)),
         squeeze=False, layout="constrained",
@@ -162,12 +164,16 @@ def draw_neighbours(
     def frame(position: int) -> np.ndarray:
         item = int(index[position])
         if item not in frames:
-            frames[item] = clips.preview(item)
+            try:
+                frames[item] = clips.preview(item)
+            except MediaError:
+                # Of a damaged file, the clip that was embedded could be read, but the frame in its middle cannot.
+                frames[item] = np.full((1, 1, 3), 127, dtype=np.uint8)
         return frames[item]
 
     for q, row in enumerate(rows):
         for k, (kind, similarity) in enumerate(kinds.items()):
-            scores = similarity[row].clone()
+            scores = similarity[q].clone()
             if kind != "video to audio":
                 scores[row] = -2.0
             best = scores.topk(min(neighbours, len(scores) - 1)).indices.tolist()

@@ -36,7 +36,7 @@ class AVID(pl.LightningModule):
             (specification 3.3).
         negatives: bank rows drawn per anchor, K.
         temperature: T of the scores.
-        bank_momentum: share of the old bank row that an update keeps.
+        bank_momentum: share of the old bank row that an update keeps; a pair gives (video, audio).
         cross_weight, within_weight: Cross (1, 0), Self (0, 1), Joint (1, 1).
         estimator: `nce`, the paper's, or `info_nce`.
         learning_rate, betas, weight_decay: Adam; the weight decay is L2 in the gradient (specification 8).
@@ -66,7 +66,7 @@ class AVID(pl.LightningModule):
         head_output_batch_norm: bool = False,
         negatives: int = 1024,
         temperature: float = 0.07,
-        bank_momentum: float = 0.5,
+        bank_momentum: float | tuple[float, float] = 0.5,
         cross_weight: float = 1.0,
         within_weight: float = 0.0,
         estimator: Literal["nce", "info_nce"] = "nce",

@@ -540,7 +540,8 @@ def _mine_with_progress_bar(video_bank: Tensor, audio_bank: Tensor, k: int, agre
 
     console = Console(stderr=True)
     num_items, dim = video_bank.shape
-    console.print(estimate_cost(num_items, dim, k, agreement=agreement, world_size=world_size()))
+    cost = estimate_cost(num_items, dim, k, agreement=agreement, world_size=world_size(), device=video_bank.device)
+    console.print(cost)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("mining positives", total=None)
         return mine_positives(

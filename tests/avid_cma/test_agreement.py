@@ -129,3 +129,8 @@ def test_cost_is_told_before_the_search() -> None:
     text = estimate_cost(232_067, 128, 32, world_size=4)
     assert "232,067 items" in text
     assert "6.03 Tflop" in text  # 2 products x 2 x d x N/4 x (N - N/8)
+    assert "about 50 MiB" in text  # 2 tiles of 1024 x 1024 scores, and the best 32 of every item
+
+
+def test_cost_counts_the_larger_tiles_of_an_accelerator() -> None:
+    assert "about 554 MiB" in estimate_cost(232_067, 128, 32, world_size=4, device="cuda")

@@ -368,6 +368,18 @@ def test_mining_with_a_bar_says_its_cost_and_finds_the_same(
     assert updates[-1] == (0, {"completed": total, "total": total})
 
 
+def test_the_cost_is_that_of_the_device_of_the_banks(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr("papers.avid_cma.objective.mine_positives", lambda *_, **__: torch.zeros(ITEMS, 5))
+    monkeypatch.setattr(
+        "papers.avid_cma.objective.estimate_cost", lambda *_, device, **__: asked.append(device) or "cost"
+    )
+    with torch.device("meta"):
+        objective = CrossModalAgreement(ITEMS, DIM, negatives=16, within_negatives=4, positives=5)
+    objective.mine(progress=True)
+    assert [device.type for device in asked] == ["meta"]
+
+
 def test_positives_are_needed_and_take_four_bytes_each() -> None:
     assert cma(mine=False).positive_set.dtype == torch.int32
     with pytest.raises(RuntimeError, match="mine"):

@@ -1,0 +1,62 @@
+"""The data module of pre-training on files: clips without a sound track, and the statistics of the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.data.datasets.kinetics import Kinetics400
+from papers.avid_cma.data import AudioInput, PretrainingData, VideoInput
+from tests.data.media_factory import write_video
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
+    for split in ("train", "val"):
+        folder = tmp_path / "kinetics400" / split / "juggling"
+        folder.mkdir(parents=True)
+        for number in range(3):
+            write_video(
+                folder / f"video{number:06d}_000000_000002.mp4",
+                seconds=2.0,
+                fps=8.0,
+                size=(20, 24),
+                audio_rate=8_000,
+                with_audio=number != 1,
+            )
+    return tmp_path / "kinetics400"
+
+
+def data_of(root: Path, **options: bool) -> PretrainingData:
+    data = PretrainingData(
+        Kinetics400(root),
+        clips_per_video=1,
+        batch_size=2,
+        num_workers=0,
+        max_skipped_share=0.5,
+        video=VideoInput(fps=8.0, duration=0.5, crop=16, resize=16),
+        audio=AudioInput(sample_rate=8_000, duration=1.0, fft=256, frames_per_second=40),
+        **options,
+    )
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def test_a_clip_without_a_sound_track_is_silence_or_is_left_out(root: Path) -> None:
+    lenient, strict = data_of(root), data_of(root, require_audio=True)
+    for silent, demanding in (
+        (lenient.training_clips, strict.training_clips),
+        (lenient.held_out_clips, strict.held_out_clips),
+    ):
+        assert [int(silent[item]["index"]) for item in range(3)] == [0, 1, 2]
+        assert silent.skipped.count() == 0
+        assert [int(demanding[item]["index"]) for item in range(3)] == [0, 2, 2]
+        assert demanding.skipped.names() == [demanding.listing.table.name(1)]
+    # Silence counts in the statistics where it is trained on, and both are kept.
+    means = [data.statistics_of_bins["mean"] for data in (lenient, strict)]
+    assert (means[0] < means[1] - 10).all()
+    np.testing.assert_array_equal(data_of(root).statistics_of_bins["mean"], means[0])
