@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -60,7 +61,8 @@ class MCT(pl.LightningModule):
         seed: seed of the queues' first entries.
 
     Raises:
-        ValueError: a loss needs an encoder or tags that are not there, or the data does not fit.
+        ValueError: a loss needs an encoder or tags that are not there, the data does not fit, or the precision freezes
+            the averages.
     """
 
     def __init__(
@@ -214,6 +216,11 @@ class MCT(pl.LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
+        if stage == "fit" and str(self.trainer.precision) in ("bf16-true", "16-true"):
+            raise ValueError(
+                f"trainer.precision {self.trainer.precision} rounds the small steps of the momentum averages to "
+                "nothing, so that the keys never move: use bf16-mixed"
+            )
         if self.hparams["weight_tag"] > 0 and not len(self.data.tag_names):
             raise ValueError(
                 "model.weight_tag is not 0, but the data set has no tags: put instances_*.json beside its captions, or "
@@ -243,6 +250,14 @@ class MCT(pl.LightningModule):
     def on_fit_start(self) -> None:
         if self.trainer.ckpt_path is None:
             self.objective.initialise()
+        alone_on_gpu = self.trainer.world_size == 1 and self.trainer.strategy.root_device.type == "cuda"
+        if alone_on_gpu and self.hparams["key_bn_groups"] == 1:
+            # A single device has no others to exchange keys with (specification 6).
+            rank_zero_warn(
+                "model.key_bn_groups is 1 on a single GPU: batch normalisation sees the same samples in queries "
+                "and keys, which can be told by it; the loss falls and the features are poor. Set "
+                "model.key_bn_groups to 4"
+            )
 
     def check_replicas(self) -> None:
         """Raise when the queues of two ranks differ."""

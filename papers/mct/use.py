@@ -128,6 +128,19 @@ class MCT(TrainedModel):
         rows = [self.tokenizer.encode(normalise_caption(text)) for text in self.read_all("text", texts)]
         return self._of(self.text(pad_tokens(rows, self.tokenizer.pad_id).to(self.device)))
 
+    def compare(self, query_modality: Modality, query: Any, modality: Modality, searched: Any) -> Tensor:
+        """Scores [N] of a query with everything that is searched, the cosine of the embeddings.
+
+        Raises:
+            StageError: an image and a caption are to be compared by embeddings that no loss made comparable.
+        """
+        if query_modality != modality and self.embedding != "inter":
+            raise StageError(
+                f"this model cannot compare {query_modality} with {modality}: its `{self.embedding}` embeddings were "
+                "trained inside each modality alone; give the checkpoint of a stage with weight_cross, such as mct"
+            )
+        return super().compare(query_modality, query, modality, searched)
+
     def _of(self, embeddings: dict[str, Tensor]) -> Tensor:
         if self.embedding not in embeddings:
             raise StageError(f"embedding: {self.embedding!r} is not there, but {', '.join(embeddings)}")

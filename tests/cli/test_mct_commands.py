@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from common.training.main import main
@@ -75,6 +76,23 @@ def test_export_says_which_layouts_there_are(
     assert re.search(message, error)
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+def test_images_and_captions_are_not_compared_by_encoders_that_never_met(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = request("mct/intra_only", tmp_path / "runs")
+    run_stage(stage)
+    found = ["retrieve", "mct", "--checkpoint", str(stage.directory / "checkpoints" / "last.ckpt")]
+    (tmp_path / "texts.txt").write_text("a red circle\ntwo stars\n", encoding="utf-8")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (40, 40), "red").save(pictures / "red.png")
+    for query, among in (("a circle", pictures), (str(pictures / "red.png"), tmp_path / "texts.txt")):
+        assert main([*found, "--query", query, "--among", str(among)]) == 2
+        assert "embeddings were trained inside each modality alone; give the checkpoint" in capsys.readouterr().err
+    for query, among in (("a circle", tmp_path / "texts.txt"), (str(pictures / "red.png"), pictures)):
+        assert main([*found, "--query", query, "--among", str(among)]) == 0
 
 
 def test_export_of_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -286,6 +287,65 @@ def test_statistics_of_the_keys_are_their_own() -> None:
     assert model.image.key.training
 
 
+def test_each_loss_compares_the_views_and_modalities_that_it_is_named_after() -> None:
+    """By hand from the towers (specification 2 and 3), whose averages differ from them here."""
+    model = module(momentum=0.5).eval()
+    assert model.text is not None
+    torch.manual_seed(1)
+    for tower in (model.image, model.text):
+        for parameter in tower.key.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    batch = {name: values[:BATCH] for name, values in Data().rows.items()}
+    image, caption = model.image.query(batch["image_query"]), model.text.query(batch["tokens_query"])
+    image_key, caption_key = model.image.key(batch["image_key"]), model.text.key(batch["tokens_key"])
+    expected = {
+        "ii": (image["intra"], image_key["intra"]),
+        "cc": (caption["intra"], caption_key["intra"]),
+        "ic": (image["inter"], caption_key["inter"]),
+        "ci": (caption["inter"], image_key["inter"]),
+    }
+    queries, keys = model.queries(batch), model.keys(batch)
+    assert set(queries) == set(keys) == set(expected)
+    for name, (query, key) in expected.items():
+        assert torch.equal(queries[name], query), name
+        assert torch.equal(keys[name], key), name
+        assert not keys[name].requires_grad
+
+
+def test_keys_of_the_same_image_are_no_negatives_and_the_queues_know_the_images() -> None:
+    data = Data()
+    data.rows["image_id"] = torch.full((64,), 7)
+    fields = {"weight_tag": 0.0, "queue_warm": "masked"}
+    for terms in train(module(**fields), data, epochs=2).terms:
+        assert [float(terms[name]) for name in ("ii", "cc", "ic", "ci")] == [0, 0, 0, 0]
+    assert float(train(module(**fields, mask_same_image=False), data, epochs=2).terms[-1]["ii"]) > 0
+    data.rows["image_id"] = 100 + torch.arange(64)
+    model = module()
+    train(model, data)
+    for queue in model.objective.queues.values():
+        assert queue.image_id.tolist() == list(range(100, 164))
+
+
+def test_fields_reach_what_they_name() -> None:
+    fields = {
+        "weight_ii": 2.0, "weight_tag": 3.0, "weight_cc": 4.0, "weight_cross": 5.0, "temperature": 0.3,
+        "temperature_cross": 0.4, "margin": 0.6, "epsilon": 1.5, "inter_loss": "infonce", "inter_reduction": "max",
+        "mask_same_image": False, "queue_dtype": "float16", "queue_warm": "masked", "head_hidden_dim": 9, "seed": 3,
+    }  # fmt: skip
+    model, other = module(**fields), module(**{**fields, "seed": 4})
+    objective = model.objective
+    assert objective.weights == {"ii": 2.0, "tag": 3.0, "cc": 4.0, "ic": 5.0, "ci": 5.0}
+    for name in ("temperature", "temperature_cross", "margin", "epsilon", "inter_loss", "inter_reduction"):
+        assert getattr(objective, name) == fields[name], name
+    assert objective.mask_same_image is False
+    for name, queue in objective.queues.items():
+        assert (queue.size, queue.warm, queue.vectors.dtype) == (QUEUE, "masked", torch.float16)
+        assert queue.dim == (5 if name in ("ii", "cc") else 7)
+        assert not torch.equal(queue.vectors, other.objective.queues[name].vectors)
+    for _, tower in _towers(model):
+        assert all(head.projection[0].out_features == 9 for head in tower.query.heads.values())
+
+
 def test_keys_wait_in_the_queue_until_the_next_step() -> None:
     model = module(weight_tag=0.0, weight_cc=0.0, weight_cross=0.0, queue_warm="masked")
     watch = train(model, limit_train_batches=2)
@@ -397,6 +457,28 @@ def test_data_that_do_not_fit() -> None:
         train(module(), Data(vocabulary_size=21))
     with pytest.raises(ValueError, match=r"key_bn_groups=3 does not divide the 16 rows"):
         train(module(key_bn_groups=3))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_a_precision_in_which_the_averages_would_stand_still(precision: str) -> None:
+    with pytest.raises(ValueError, match=rf"trainer.precision {precision} rounds .*use bf16-mixed"):
+        train(module(), precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "groups", "warned"),
+    [("cuda", 1, 1, True), ("cuda", 1, 4, False), ("cuda", 8, 1, False), ("cpu", 1, 1, False)],
+)
+def test_a_single_gpu_without_groups_is_warned_of(
+    device: str, processes: int, groups: int, warned: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = module(key_bn_groups=groups)
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    model._trainer = SimpleNamespace(ckpt_path=None, world_size=processes, strategy=strategy)
+    model.on_fit_start()
+    said = [str(warning.message) for warning in recwarn if "key_bn_groups" in str(warning.message)]
+    assert len(said) == warned
+    assert all("Set model.key_bn_groups to 4" in text for text in said)
 
 
 def test_released_weights_that_are_missing_stop_a_fit_before_its_first_step(tmp_path: Path) -> None:
