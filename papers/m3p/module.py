@@ -71,7 +71,7 @@ class RegionTextModule(pl.LightningModule):
         for name, found, size in (
             ("vocabulary_size", data.vocabulary_size, encoder.vocabulary_size),
             ("languages", len(data.languages), encoder.languages),
-            ("positions", data.region_count + data.tokenizer.max_tokens, encoder.positions),
+            ("positions", data.max_regions + data.tokenizer.max_tokens, encoder.positions),
         ):
             if found > size:
                 raise ValueError(f"the data has {found} for model.model.encoder.{name}, which is {size}; raise it")
@@ -80,6 +80,8 @@ class RegionTextModule(pl.LightningModule):
                 f"region features have {data.feature_dim} dimensions, model.model.encoder.feature_dim is "
                 f"{encoder.feature_dim}: give it that number"
             )
+        if encoder.joint_language_embedding:
+            data.check_languages(encoder.languages)
         path = self.hparams["pretrained"]
         if path is not None and self.trainer.ckpt_path is None:
             self.take_over(path)
