@@ -164,7 +164,7 @@ class M3PPretraining(RegionTextModule):
         super().__init__(model, RetrievalTest(tokens_per_batch, captions_per_image))
         self.save_hyperparameters(ignore=["model"], logger=False)
         self.weights = {
-            name: WeightSchedule(self.hparams[f"weight_{name}"])
+            name: WeightSchedule(self.hparams[f"weight_{name}"], f"model.weight_{name}")
             for name in ("xmlm", "mlm", "mrm_class", "mrm_regression", "t2i", "i2t")
         }
         if not any(weight.ever for weight in self.weights.values()):

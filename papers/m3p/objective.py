@@ -30,6 +30,7 @@ class WeightSchedule:
 
     Args:
         points: a number, or a text such as "0:1,1000:0", which falls from 1 to 0 in a thousand iterations and stays.
+        field: name of the setting, for the message.
 
     Raises:
         ValueError: the text is no such list, or its iterations do not rise.
@@ -37,7 +38,7 @@ class WeightSchedule:
     Source: specification 6.2.
     """
 
-    def __init__(self, points: float | str) -> None:
+    def __init__(self, points: float | str, field: str = "model") -> None:
         try:
             if isinstance(points, str) and ":" in points:
                 pairs = [point.split(":") for point in points.split(",")]
@@ -46,11 +47,12 @@ class WeightSchedule:
                 self.points = [(0, float(points))]
         except ValueError:
             raise ValueError(
-                f"a weight is a number or a list such as '0:1,1000:0' of iterations and weights, got {points!r}"
+                f"{field}: a weight is a number or a list such as '0:1,1000:0' of iterations and weights, "
+                f"got {points!r}"
             ) from None
         iterations = [iteration for iteration, _ in self.points]
         if iterations[0] != 0 or sorted(set(iterations)) != iterations:
-            raise ValueError(f"the iterations of a weight must rise from 0, got {points!r}")
+            raise ValueError(f"{field}: the iterations of a weight must rise from 0, got {points!r}")
 
     @property
     def ever(self) -> bool:

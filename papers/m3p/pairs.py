@@ -507,12 +507,12 @@ class PairCollator:
         """A batch for each kind of group in the samples; row g * N + n is pair n of group g.
 
         Returns:
-            `tokens` int64 [P, L], padded at the end, `token_mask` bool [P, L], and `languages` int64 [P]; `regions` float32 [P, R, F], of
-            length 1 or 0, `boxes` float32 [P, R, 5] and `region_mask` bool [P, R]; `positive` int64 [G], or for pairs
-            in the batch `group` int64 [P]. With masking, `word_labels` int64 [P, L] and `region_labels` int64 [P, R],
-            -1 where nothing is to be guessed and everywhere but in the true pairs; `region_targets` float32 [K, F], the
-            features of the K labelled regions as the detector gave them, row by row, and, where there are any,
-            `region_distributions` [K, C].
+            `tokens` int64 [P, L], padded at the end, `token_mask` bool [P, L], and `languages` int64 [P]; `regions`
+            float32 [P, R, F], of length 1 or 0, `boxes` float32 [P, R, 5] and `region_mask` bool [P, R]; `positive`
+            int64 [G], or for pairs in the batch `group` int64 [P]. With masking, `word_labels` int64 [P, L] and
+            `region_labels` int64 [P, R], -1 where nothing is to be guessed and everywhere but in the true pairs;
+            `region_targets` float32 [K, F], the features of the K labelled regions as the detector gave them, row by
+            row, and, where there are any, `region_distributions` [K, C].
         """
         return {
             name: self._group([sample[name] for sample in samples])

@@ -121,7 +121,7 @@ def test_a_model_without_any_task_is_an_error() -> None:
     names = ("xmlm", "mlm", "mrm_class", "mrm_regression", "t2i", "i2t")
     with pytest.raises(ValueError, match="no task is on"):
         M3PPretraining(model(), **{f"weight_{name}": 0.0 for name in names})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="a weight is a number"):
+    with pytest.raises(ValueError, match=r"model\.weight_mlm: a weight is a number"):
         M3PPretraining(model(), weight_mlm="half")
 
 
