@@ -138,7 +138,8 @@ class RegionFeatures:
     Attributes:
         paths: the files.
         feature_size: F.
-        max_regions: the largest number of regions that a picture can have.
+        max_regions: the largest number of regions that a picture can have; for a folder of MMF that of its first
+            picture, as the script writes the same number for all unless its detector finds fewer.
 
     Raises:
         FileNotFoundError: a file does not exist.
@@ -236,7 +237,9 @@ class RegionFeatures:
                 f"{', '.join(map(str, self.paths[:3]))}: {len(lacking)} of {len(wanted)} pictures have no region "
                 f"features, such as {some}; `assemble data <paper> --extract-regions` makes them"
             )
-        shape = (len(wanted), self.max_regions)
+        found = [self[key] for key in wanted]
+        # Of a folder of MMF only the first picture has been counted.
+        shape = (len(wanted), max([self.max_regions, *map(len, found)]))
         table = RegionTable(
             wanted,
             np.zeros((*shape, self.feature_size), dtype=np.float32),
@@ -244,8 +247,7 @@ class RegionFeatures:
             np.zeros(shape, dtype=np.int64),
             np.zeros(shape, dtype=np.bool_),
         )
-        for row, key in enumerate(wanted):
-            regions = self[key]
+        for row, regions in enumerate(found):
             count = len(regions)
             table.features[row, :count] = regions.features
             table.boxes[row, :count] = regions.box_vectors

@@ -179,7 +179,7 @@ def _loaded(kind: Any, arguments: argparse.Namespace) -> Any:
     if arguments.regions is not None:
         model.regions = _region_features(arguments.regions)
     if arguments.language is not None:
-        if arguments.language not in model.languages:
+        if model.languages and arguments.language not in model.languages:
             raise StageError(f"--language {arguments.language}: {nearest(arguments.language, model.languages)}")
         model.language = arguments.language
     return model

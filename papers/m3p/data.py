@@ -94,7 +94,8 @@ class RegionTextData(ShardedDataModule):
         candidates: N, candidates for each image and each caption in training.
         vlm_candidates: `groups`, N drawn from the whole set; `in_batch`, the other pairs of a batch.
         exclude_siblings: no other caption of an image is a negative of it.
-        max_regions: regions of an image that are used, the first ones.
+        max_regions: regions of an image that are used, the first ones. Text stands behind this many everywhere, also
+            where images have fewer; a smaller number saves time, and is part of what a model has learned.
         distributions: also read the detector's distributions over classes.
         test_split: of the sets.
         test_images: the first so many images of a set are searched; None for all.
@@ -268,16 +269,36 @@ class RegionTextData(ShardedDataModule):
             raise ValueError(f"the region features of the data sets must be of one width, found {sorted(widths)}")
         return widths.pop()
 
-    @cached_property
-    def region_count(self) -> int:
-        """Largest number of regions of an image."""
-        found = [dataset.regions(split).max_regions for dataset, split in self._used_splits()]
-        return min(self.max_regions, max(found))
-
     @property
     def languages(self) -> list[str]:
         """Languages with numbers, sorted; a language's number is its position."""
         return sorted({one.language for one in self.sets.values()})
+
+    def numbers_languages(self, embeddings: int) -> bool:
+        """Whether a language's number here is that of its embedding in an encoder that has so many."""
+        return len(self.languages) == embeddings
+
+    def check_languages(self, embeddings: int) -> None:
+        """Refuse captions whose language has no number, for an encoder that adds language embeddings beside regions.
+
+        Args:
+            embeddings: how many it has.
+
+        Raises:
+            ValueError: there is such a caption, or the numbers are not those of the encoder.
+        """
+        if not self.numbers_languages(embeddings):
+            raise ValueError(
+                f"model.model.encoder.joint_language_embedding: the encoder has {embeddings} languages and the sets "
+                f"have {len(self.languages)}; name those of pre-training in data.languages, in any order"
+            )
+        read = [*self._training_sets(), *(self.sets[name] for name in self.test_sets)]
+        unknown = sorted({one.language for one in read} - set(self.languages))
+        if unknown:
+            raise ValueError(
+                "model.model.encoder.joint_language_embedding adds the embedding of each caption's language, and "
+                f"data.languages lacks {', '.join(unknown)}"
+            )
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -340,6 +361,7 @@ class RegionTextData(ShardedDataModule):
             pictures,
             pool,
             self.tokenizer,
+            self.languages,
             captions_per_image=captions_per_image,
             candidates=self.candidates,
             vlm_candidates=self.vlm_candidates,
@@ -651,6 +673,9 @@ class PretrainingData(RegionTextData):
             self._languages = sorted(self.text.languages) if reads_text else super().languages  # type: ignore[union-attr]
         return self._languages
 
+    def numbers_languages(self, embeddings: int) -> bool:
+        return True  # this training gives the embeddings their meaning
+
     def _texts(self) -> Iterable[str]:
         yield from super()._texts()
         if self.xmlm_steps and self.text is not None:
@@ -720,7 +745,7 @@ class PretrainingData(RegionTextData):
             streams,
             [languages.index(language) for language in probabilities],
             self._relations,
-            PairCollator(self.tokenizer, self.masking),
+            PairCollator(self.tokenizer, self.masking, self.max_regions),
             self.batch_size,
             self.tokenizer,
             self.masking or DEFAULT_MASKING,
@@ -756,6 +781,9 @@ class RetrievalData(RegionTextData):
             of an image that several of them hold are pooled.
         captions_per_image: captions of an image that an epoch shows; drawn anew every epoch where it has more, some of
             them several times where it has fewer.
+        languages: languages that the model was pre-trained with, in any order, where it adds language embeddings beside
+            regions or texts are to be embedded in a language; their numbers are their positions in sorted order. None
+            for those of the sets.
         train_split: of the sets.
         kwargs: see RegionTextData and ShardedDataModule.
 
@@ -769,14 +797,23 @@ class RetrievalData(RegionTextData):
         train_sets: Sequence[str] = (),
         captions_per_image: int = 5,
         train_split: str = "train",
+        languages: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
+        self._languages = None if languages is None else sorted(languages)
         super().__init__(tokenizer, sets, **kwargs)
         if captions_per_image < 1:
             raise ValueError(f"data.captions_per_image must be at least 1, got {captions_per_image}")
         self.train_sets = self._known(train_sets, "train_sets")
         self.captions_per_image = captions_per_image
         self.train_split = train_split
+
+    @property
+    def languages(self) -> list[str]:
+        return super().languages if self._languages is None else self._languages
+
+    def numbers_languages(self, embeddings: int) -> bool:
+        return self._languages is not None or super().numbers_languages(embeddings)
 
     def _training_sets(self) -> list[CaptionSet]:
         return [self.sets[name] for name in self.train_sets]
@@ -797,7 +834,7 @@ class RetrievalData(RegionTextData):
         return self._pairs(self._training_sets(), self.captions_per_image, masked=False)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self.training_loader(self._training_pairs, collate_fn=_RelationStep(self.tokenizer))
+        return self.training_loader(self._training_pairs, collate_fn=_RelationStep(self.tokenizer, self.max_regions))
 
 
 @dataclass
@@ -805,6 +842,7 @@ class _RelationStep:
     """Makes the step of a batch of pairs."""
 
     tokenizer: XLMRTokenizer
+    max_regions: int
 
     def __call__(self, samples: list[Sample]) -> Step:
-        return {"xmlm": [], "relations": [PairCollator(self.tokenizer, None)(samples)]}
+        return {"xmlm": [], "relations": [PairCollator(self.tokenizer, None, self.max_regions)(samples)]}

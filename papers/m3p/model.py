@@ -319,6 +319,9 @@ def at_least_one(mask: Tensor) -> Tensor:
 class MatchHead(nn.Module):
     """Whether image and text belong together: a logit from the hidden state of the first region.
 
+    Also under autocast at the full precision of its weights: rounded to bfloat16, many of the logits that a search
+    compares are equal, and what ties is not found.
+
     Shapes:
         [B, D] -> [B]
 
@@ -335,7 +338,8 @@ class MatchHead(nn.Module):
         return torch.tanh(self.dense(first))
 
     def forward(self, first: Tensor) -> Tensor:
-        return self.score(self.pooled(first))[..., 0]
+        with torch.autocast(first.device.type, enabled=False):
+            return self.score(self.pooled(first.to(self.dense.weight.dtype)))[..., 0]
 
 
 class RegionHeads(nn.Module):

@@ -71,7 +71,7 @@ class RegionTextModule(pl.LightningModule):
         for name, found, size in (
             ("vocabulary_size", data.vocabulary_size, encoder.vocabulary_size),
             ("languages", len(data.languages), encoder.languages),
-            ("positions", data.region_count + data.tokenizer.max_tokens, encoder.positions),
+            ("positions", data.max_regions + data.tokenizer.max_tokens, encoder.positions),
         ):
             if found > size:
                 raise ValueError(f"the data has {found} for model.model.encoder.{name}, which is {size}; raise it")
@@ -80,6 +80,8 @@ class RegionTextModule(pl.LightningModule):
                 f"region features have {data.feature_dim} dimensions, model.model.encoder.feature_dim is "
                 f"{encoder.feature_dim}: give it that number"
             )
+        if encoder.joint_language_embedding:
+            data.check_languages(encoder.languages)
         path = self.hparams["pretrained"]
         if path is not None and self.trainer.ckpt_path is None:
             self.take_over(path)
@@ -162,7 +164,7 @@ class M3PPretraining(RegionTextModule):
         super().__init__(model, RetrievalTest(tokens_per_batch, captions_per_image))
         self.save_hyperparameters(ignore=["model"], logger=False)
         self.weights = {
-            name: WeightSchedule(self.hparams[f"weight_{name}"])
+            name: WeightSchedule(self.hparams[f"weight_{name}"], f"model.weight_{name}")
             for name in ("xmlm", "mlm", "mrm_class", "mrm_regression", "t2i", "i2t")
         }
         if not any(weight.ever for weight in self.weights.values()):

@@ -30,6 +30,7 @@ class WeightSchedule:
 
     Args:
         points: a number, or a text such as "0:1,1000:0", which falls from 1 to 0 in a thousand iterations and stays.
+        field: name of the setting, for the message.
 
     Raises:
         ValueError: the text is no such list, or its iterations do not rise.
@@ -37,7 +38,7 @@ class WeightSchedule:
     Source: specification 6.2.
     """
 
-    def __init__(self, points: float | str) -> None:
+    def __init__(self, points: float | str, field: str = "model") -> None:
         try:
             if isinstance(points, str) and ":" in points:
                 pairs = [point.split(":") for point in points.split(",")]
@@ -46,11 +47,12 @@ class WeightSchedule:
                 self.points = [(0, float(points))]
         except ValueError:
             raise ValueError(
-                f"a weight is a number or a list such as '0:1,1000:0' of iterations and weights, got {points!r}"
+                f"{field}: a weight is a number or a list such as '0:1,1000:0' of iterations and weights, "
+                f"got {points!r}"
             ) from None
         iterations = [iteration for iteration, _ in self.points]
         if iterations[0] != 0 or sorted(set(iterations)) != iterations:
-            raise ValueError(f"the iterations of a weight must rise from 0, got {points!r}")
+            raise ValueError(f"{field}: the iterations of a weight must rise from 0, got {points!r}")
 
     @property
     def ever(self) -> bool:
@@ -143,7 +145,8 @@ def relation_terms(
 
     Args:
         model: encoder and heads.
-        group: pairs and places of `with_places`.
+        group: pairs and places of `with_places`; ``languages`` [P] where the encoder adds their embeddings beside
+            regions, and for pairs in a batch ``group`` [B].
         kind: `t2i` and `i2t` for groups of N candidates, or `in_batch`: B images and B captions, every one of which is
             paired with every other.
         words, regions: whether masked words and masked regions are predicted.
@@ -215,16 +218,29 @@ def _pairs(model: M3PModel, group: Group, kind: str) -> tuple[Tensor, Tensor, Te
     encoder, true = model.encoder, group["true_rows"]
     if kind != IN_BATCH:
         start, mask = encoder.start_joint(
-            group["tokens"], group["token_mask"], group["regions"], group["boxes"], group["region_mask"]
-        )
+            group["tokens"], group["token_mask"], group["regions"], group["boxes"], group["region_mask"],
+            group.get("languages"),
+        )  # fmt: skip
         candidates = len(start) // len(true)
         first = torch.arange(len(true), device=true.device) * candidates
         return start, mask, true, first + (true - first + 1) % candidates
     size = len(group["tokens"])
     image = encoder.start_regions(group["regions"], group["boxes"], group["region_mask"])
-    text = encoder.start_text(group["tokens"], group["token_mask"], image.shape[1])
+    added = group.get("languages") if encoder.joint_language_embedding else None
+    text = encoder.start_text(group["tokens"], group["token_mask"], image.shape[1], added)
     start, mask = all_pairs(image, text), all_pairs(group["region_mask"], group["token_mask"])
-    return start, mask, true * (size + 1), true * size + (true + 1) % size
+    return start, mask, true * (size + 1), true * size + _next_other(true, group.get("group"))
+
+
+def _next_other(true: Tensor, group: Tensor | None) -> Tensor:
+    """For each pair [B] of a batch the next one that does not show the same; the next one at all without any."""
+    size = len(true)
+    following = (true + 1) % size
+    if group is None:
+        return following
+    behind = (true[None, :] - true[:, None]) % size  # how far behind each pair every other one stands
+    behind = behind.masked_fill(group[:, None] == group[None, :], size)
+    return torch.where((behind < size).any(1), behind.argmin(1), following)
 
 
 def all_pairs(left: Tensor, right: Tensor) -> Tensor:

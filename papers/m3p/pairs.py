@@ -235,7 +235,8 @@ class RegionItems(ItemDataset):
 
     Args:
         pictures: the pictures.
-        max_regions: regions of a picture that are used, the first ones.
+        max_regions: regions of a picture that are used, the first ones. Of no picture there need be so many; see
+            `pad_regions`.
         cache_bytes: memory for regions; they are kept when those of all pictures fit in.
         distributions: also read the distribution of classes.
         options: see ItemDataset.
@@ -254,7 +255,7 @@ class RegionItems(ItemDataset):
     ) -> None:
         super().__init__(pictures.listing(), **options)
         self.pictures = pictures
-        self.max_regions = min(max_regions, max(features.max_regions for features in pictures.features))
+        self.max_regions = max_regions
         self.distributions = distributions
         width = pictures.features[0].feature_size
         self._kept: dict[int, RegionArrays] | None = None
@@ -322,12 +323,14 @@ class PairGroup:
 
     Args:
         captions: pieces of one caption, or of N.
+        languages: number of the language of each caption, in which it was before words of it were switched.
         images: regions of one image, or of N.
         positive: position of the true candidate.
         noise: random numbers for masking: `text` [N], `words` [N, tokens, 3], `regions` [N, regions, 2]; empty without.
     """
 
     captions: list[Tokens]
+    languages: list[int]
     images: list[RegionArrays]
     positive: int
     noise: Mapping[str, npt.NDArray[np.float64]]
@@ -349,6 +352,7 @@ class PairItems(RegionItems):
         pictures: the images.
         pool: their captions, row by row.
         tokenizer: whose `max_tokens` cuts captions.
+        languages: languages in the order of their numbers; a caption in another one has the number 0.
         captions_per_image: captions of each image and epoch; one with fewer shows some again.
         candidates: N.
         vlm_candidates: where negatives come from.
@@ -367,6 +371,7 @@ class PairItems(RegionItems):
         pictures: Pictures,
         pool: CaptionPool,
         tokenizer: XLMRTokenizer,
+        languages: Sequence[str] = (),
         captions_per_image: int = 1,
         candidates: int = 4,
         vlm_candidates: Candidates = "groups",
@@ -377,6 +382,7 @@ class PairItems(RegionItems):
     ) -> None:
         super().__init__(pictures, passes=captions_per_image, **options)
         self.pool = pool
+        self.numbers = {language: number for number, language in enumerate(languages)}
         self.max_pieces = tokenizer.max_tokens - 2
         self.candidates = candidates
         self.vlm_candidates: Candidates = vlm_candidates
@@ -400,7 +406,7 @@ class PairItems(RegionItems):
         caption = self._chosen(file, slot, epoch)
         if self.vlm_candidates == "in_batch":
             return {
-                "in_batch": PairGroup([self._pieces(caption, rng)], [own], 0, self._noise(1, rng)),
+                "in_batch": PairGroup(*self._texts([caption], rng), [own], 0, self._noise(1, rng)),
                 "group": torch.tensor(int(self.pool.groups[file])),
             }
         sides: Sample = {}
@@ -411,13 +417,18 @@ class PairItems(RegionItems):
             if side == "t2i":
                 images = [regions for _, _, regions in others if regions is not None]
                 images.insert(positive, own)
-                sides[side] = PairGroup([self._pieces(caption, rng)], images, positive, noise)
+                sides[side] = PairGroup(*self._texts([caption], rng), images, positive, noise)
             else:
-                # Each caption of a group is switched on its own.
-                texts = [self._pieces(number, rng) for _, number, _ in others]
-                texts.insert(positive, self._pieces(caption, rng))
-                sides[side] = PairGroup(texts, [own], positive, noise)
+                texts, languages = self._texts([*(number for _, number, _ in others), caption], rng)
+                texts.insert(positive, texts.pop())
+                languages.insert(positive, languages.pop())
+                sides[side] = PairGroup(texts, languages, [own], positive, noise)
         return sides
+
+    def _texts(self, captions: Sequence[int], rng: np.random.Generator) -> tuple[list[Tokens], list[int]]:
+        """Pieces of some captions, each switched on its own, and the numbers of their languages."""
+        languages = [self.numbers.get(self.pool.caption(number)[0].language, 0) for number in captions]
+        return [self._pieces(number, rng) for number in captions], languages
 
     def _chosen(self, file: int, slot: int, epoch: int) -> int:
         """Number of the caption that an epoch shows of an image in one of its places."""
@@ -484,22 +495,24 @@ class PairCollator:
     Args:
         tokenizer: whose numbers are used.
         masking: what is masked; None masks nothing.
+        max_regions: rows for regions that every batch has at least, see `pad_regions`.
     """
 
-    def __init__(self, tokenizer: XLMRTokenizer, masking: Masking | None) -> None:
+    def __init__(self, tokenizer: XLMRTokenizer, masking: Masking | None, max_regions: int = 0) -> None:
         self.tokenizer = tokenizer
         self.masking = masking
+        self.max_regions = max_regions
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, dict[str, Tensor]]:
         """A batch for each kind of group in the samples; row g * N + n is pair n of group g.
 
         Returns:
-            `tokens` int64 [P, L], padded at the end, and `token_mask` bool [P, L]; `regions` float32 [P, R, F], of
-            length 1 or 0, `boxes` float32 [P, R, 5] and `region_mask` bool [P, R]; `positive` int64 [G], or for pairs
-            in the batch `group` int64 [P]. With masking, `word_labels` int64 [P, L] and `region_labels` int64 [P, R],
-            -1 where nothing is to be guessed and everywhere but in the true pairs; `region_targets` float32 [K, F], the
-            features of the K labelled regions as the detector gave them, row by row, and, where there are any,
-            `region_distributions` [K, C].
+            `tokens` int64 [P, L], padded at the end, `token_mask` bool [P, L], and `languages` int64 [P]; `regions`
+            float32 [P, R, F], of length 1 or 0, `boxes` float32 [P, R, 5] and `region_mask` bool [P, R]; `positive`
+            int64 [G], or for pairs in the batch `group` int64 [P]. With masking, `word_labels` int64 [P, L] and
+            `region_labels` int64 [P, R], -1 where nothing is to be guessed and everywhere but in the true pairs;
+            `region_targets` float32 [K, F], the features of the K labelled regions as the detector gave them, row by
+            row, and, where there are any, `region_distributions` [K, C].
         """
         return {
             name: self._group([sample[name] for sample in samples])
@@ -517,9 +530,11 @@ class PairCollator:
         captions = [caption for group in groups for caption in group.captions]
         images = [image for group in groups for image in group.images]
         tokens, lengths = pad_captions(captions, self.tokenizer)
-        regions = pad_regions(images)
+        languages = np.array([number for group in groups for number in group.languages], dtype=np.int64)
+        regions = pad_regions(images, self.max_regions)
         if len(captions) < len(groups) * pairs:
             tokens, lengths = np.repeat(tokens, pairs, axis=0), np.repeat(lengths, pairs)
+            languages = np.repeat(languages, pairs)
         if len(images) < len(groups) * pairs:
             regions = {name: np.repeat(column, pairs, axis=0) for name, column in regions.items()}
         places = np.arange(tokens.shape[1])
@@ -554,6 +569,7 @@ class PairCollator:
         columns = {
             "tokens": tokens,
             "token_mask": places < lengths[:, None] + 2,
+            "languages": languages,
             "regions": unit_length(features),
             "boxes": regions["boxes"],
             "region_mask": regions["mask"],
@@ -584,15 +600,22 @@ def pad_captions(
     return tokens, lengths
 
 
-def pad_regions(images: Sequence[RegionArrays]) -> dict[str, npt.NDArray[Any]]:
+def pad_regions(images: Sequence[RegionArrays], width: int = 0) -> dict[str, npt.NDArray[Any]]:
     """Regions of several pictures in one array, filled up with zeros.
+
+    Text stands behind the last row for a region. Its position, and so what the encoder makes of it, must not depend on
+    which pictures share a batch, a process or a data set.
+
+    Args:
+        images: the pictures.
+        width: at least so many rows R.
 
     Returns:
         `features` float32 [P, R, F], `boxes` float32 [P, R, 5], `classes` int64 [P, R], `mask` bool [P, R], and
         `distribution` float32 [P, R, C] where the pictures have it.
     """
     counts = np.array([len(image.features) for image in images])
-    mask = np.arange(counts.max()) < counts[:, None]
+    mask = np.arange(max(int(counts.max()), width)) < counts[:, None]
 
     def together(rows: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
         if mask.all():
@@ -621,16 +644,11 @@ def unit_length(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def collate_regions(samples: Sequence[Sample], max_regions: int) -> dict[str, Tensor]:
     """A batch of pictures: `regions` [B, R, F], `boxes` [B, R, 5], `region_mask` [B, R], `index` and `skipped` [B]."""
-    regions = pad_regions([sample["regions"] for sample in samples])
-
-    def widened(column: npt.NDArray[Any]) -> Tensor:
-        more = [(0, 0), (0, max_regions - column.shape[1]), *[(0, 0)] * (column.ndim - 2)]
-        return torch.from_numpy(np.pad(column, more))
-
+    regions = pad_regions([sample["regions"] for sample in samples], max_regions)
     return {
-        "regions": widened(unit_length(regions["features"])),
-        "boxes": widened(regions["boxes"]),
-        "region_mask": widened(regions["mask"]),
+        "regions": torch.from_numpy(unit_length(regions["features"])),
+        "boxes": torch.from_numpy(regions["boxes"]),
+        "region_mask": torch.from_numpy(regions["mask"]),
         **{name: torch.stack([sample[name] for sample in samples]) for name in ("index", "skipped")},
     }
 

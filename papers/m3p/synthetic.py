@@ -27,7 +27,6 @@ def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
         raise unknown_data("m3p", data, (PretrainingData, RetrievalData))
     encoder = module.model.encoder
     facts = {
-        "region_count": data.max_regions,
         "feature_dim": encoder.feature_dim,
         "vocabulary_size": encoder.vocabulary_size,
     }

@@ -38,7 +38,8 @@ class M3P(TrainedModel):
         model: `papers.m3p.model.M3PModel`.
         detector: the miniature's region network, which finds the regions of a picture file; None at paper scale, where
             regions come from files of features.
-        languages: those that have numbers; text may be in any language that the vocabulary knows.
+        languages: those that have numbers; text may be in any language that the vocabulary knows. Empty after a
+            fine-tuning that does not say which languages the embeddings of its start are of.
         language: of the texts, one of these, where the encoder adds language embeddings; None adds none.
         regions: file of region features to look pictures up in, by their names without suffix; None for the detector.
     """
@@ -75,10 +76,11 @@ class M3P(TrainedModel):
         data = stage.data()
         data.prepare_tokenizer()
         weights = renamed(stage.state, model="model")
+        embeddings = len(weights["model.encoder.language.weight"])
         inputs: dict[str, Any] = {
             "tokenizer": with_arguments(stage.config["data"]["init_args"]["tokenizer"], model=None),
             "max_regions": data.max_regions,
-            "languages": data.languages,
+            "languages": data.languages if data.numbers_languages(embeddings) else [],
             "detector": None,
         }
         if data.region_network is not None:
@@ -114,13 +116,14 @@ class M3P(TrainedModel):
 
         read_image(file)  # raises for a picture that cannot be read; the detector passes it over
         ((_, found),) = region_rows(self.detector, [(str(file), Path(file))])
-        return RegionArrays(found.features, found.box_vectors, found.labels)
+        count = self.max_regions
+        return RegionArrays(found.features[:count], found.box_vectors[:count], found.labels[:count])
 
     def _start(self, images: Items) -> tuple[Tensor, Tensor]:
         """Regions as the first block reads them [B, R, D], and which of them count [B, R]."""
         none = torch.tensor(0)
         samples = [{"regions": one, "index": none, "skipped": none} for one in self.read_all("image", images)]
-        batch = collate_regions(samples, max(len(one["regions"].features) for one in samples))
+        batch = collate_regions(samples, self.max_regions)
         mask = batch["region_mask"].to(self.device)
         start = self.model.encoder.start_regions(batch["regions"].to(self.device), batch["boxes"].to(self.device), mask)
         return start, mask
@@ -135,6 +138,11 @@ class M3P(TrainedModel):
     def _language(self) -> int | None:
         if self.language is None:
             return None
+        if not self.languages:
+            raise StageError(
+                f"--language {self.language}: this stage does not say which languages its model was pre-trained with; "
+                "leave the language out, take the stage of pre-training, or fine-tune again with data.languages"
+            )
         if self.language not in self.languages:
             raise StageError(f"--language {self.language}: the model knows {', '.join(self.languages)}")
         return self.languages.index(self.language)

@@ -196,6 +196,14 @@ def test_damaged_rows_name_the_picture(tmp_path: Path, own: Regions, message: st
         found["bad"]
 
 
+def test_the_first_picture_of_mmf_may_have_fewer_regions_than_others(tmp_path: Path) -> None:
+    for number, name in enumerate("ab"):
+        write_mmf(tmp_path, name, regions(number, 1 + 2 * number))
+    table = RegionFeatures(tmp_path).table(["a", "b"])
+    assert table.mask.sum(1).tolist() == [1, 3]
+    np.testing.assert_allclose(table.features[1], regions(1, 3).features)
+
+
 def test_damage_in_a_folder_of_mmf(tmp_path: Path) -> None:
     with pytest.raises(RegionError, match="no folder of MMF"):
         RegionFeatures(tmp_path)

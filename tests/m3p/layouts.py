@@ -118,6 +118,7 @@ class Layouts:
             "steps_per_epoch": 5,
             "test_batch_size": 3,
             "num_workers": 0,
+            "max_regions": 4,
         }
         return attached(PretrainingData(**chosen | options), stage, rank, world_size)
 
@@ -131,6 +132,7 @@ class Layouts:
             "batch_size": 4,
             "test_batch_size": 3,
             "num_workers": 0,
+            "max_regions": 4,
         }
         return attached(RetrievalData(**chosen | options), stage)
 

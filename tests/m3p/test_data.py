@@ -55,7 +55,7 @@ def number_of(text: str) -> int:
 def test_a_step(layouts: Layouts) -> None:
     data = layouts.pretraining()
     assert data.languages == list(LANGUAGES)
-    assert (data.feature_dim, data.region_count) == (WIDTH, 4)
+    assert data.feature_dim == WIDTH
     assert data.vocabulary_size == data.tokenizer.vocabulary_size
     for step in steps(data, 5):
         assert len(step["xmlm"]) == 3
@@ -72,8 +72,9 @@ def test_a_step(layouts: Layouts) -> None:
         assert relation.keys() == {"t2i", "i2t"}
         for group in relation.values():
             assert group["tokens"].shape[0] == 16
-            assert group["regions"].shape == (16, group["region_mask"].shape[1], WIDTH)
-            assert group["boxes"].shape == (*group["region_mask"].shape, 5)
+            assert group["regions"].shape == (16, 4, WIDTH)
+            assert group["boxes"].shape == (16, 4, 5)
+            assert group["region_mask"].shape == (16, 4)
             assert group["positive"].shape == (4,)
             assert group["region_targets"].shape == (int((group["region_labels"] != -1).sum()), WIDTH)
 
@@ -184,8 +185,9 @@ def test_ranks_share_the_schedule_and_divide_the_samples(layouts: Layouts) -> No
                 for rank, half in enumerate(relations[1:]):
                     assert torch.equal(joined["positive"][rank::2], half[side]["positive"])
                     for name in ("tokens", "regions", "word_labels", "boxes"):
-                        width = half[side][name].shape[1]
                         own = joined[name].unflatten(0, (4, 4))[rank::2].flatten(0, 1)
+                        # Captions are padded to the longest of a process, which moves none of them.
+                        width = half[side][name].shape[1] if name in ("tokens", "word_labels") else own.shape[1]
                         assert torch.equal(own[:, :width], half[side][name])
 
 
@@ -300,7 +302,9 @@ def test_a_step_of_fine_tuning(layouts: Layouts) -> None:
         assert step["xmlm"] == []
         (relation,) = step["relations"]
         for group in relation.values():
-            assert group.keys() == {"tokens", "token_mask", "regions", "boxes", "region_mask", "positive"}
+            assert group.keys() == {
+                "tokens", "token_mask", "languages", "regions", "boxes", "region_mask", "positive"
+            }  # fmt: skip
             texts = [number_of(text) // 8 for text in texts_of(group, data)]
             same = torch.tensor([text == picture for text, picture in zip(texts, pictures_of(group))]).view(4, 4)
             # No other caption of an image is a negative of it.
@@ -484,6 +488,39 @@ def test_nothing_but_damaged_regions_to_draw_from(layouts: Layouts) -> None:
     _, pairs = broken_pairs(layouts, {f"train_{number}" for number in range(12)}, 1.0)
     with pytest.raises(MediaError, match=r"no file of multi30k can be used.*damaged"):
         pairs[0, 0]
+
+
+@pytest.mark.parametrize("vlm_candidates", ["groups", "in_batch"])
+def test_text_stands_behind_the_same_number_of_rows_everywhere(
+    layouts: Layouts, tmp_path: Path, vlm_candidates: str
+) -> None:
+    """What is made of a caption must not depend on how many regions the pictures beside it happen to have."""
+    few = Layouts.write(tmp_path / "few", images=12, test_images=1)  # the only picture searched has one region
+    for own, most in ((layouts, 4), (layouts, 7), (few, 4)):
+        options: dict[str, Any] = {"max_regions": most, "vlm_candidates": vlm_candidates, "batch_size": 2}
+        for data in (own.pretraining(**PLAIN, **options), own.retrieval(**options)):
+            found = {group["regions"].shape[1] for step in steps(data, 4) for group in step["relations"][0].values()}
+            assert found == {most}
+            assert {batch["regions"].shape[1] for batch in data.test_dataloader()[0]} == {most}
+
+
+@pytest.mark.parametrize("vlm_candidates", ["groups", "in_batch"])
+def test_captions_tell_their_language(layouts: Layouts, vlm_candidates: str) -> None:
+    options: dict[str, Any] = {"vlm_candidates": vlm_candidates, "code_switching": layouts.switcher(sentence_ratio=1.0)}
+    data = layouts.retrieval(train_sets=[f"multi30k_{one}" for one in WORDS], **options | {"code_switching": None})
+    for step in steps(data, 4):
+        for group in step["relations"][0].values():
+            for text, number in zip(texts_of(group, data), group["languages"].tolist()):
+                assert set(text.split()) <= set(WORDS[LANGUAGES[number]])
+    # A switched caption stays English, and of a longer list an own number is used.
+    switched = layouts.retrieval(**options, languages=["zh", "fr", "en", "de", "cs", "ar"])
+    for step in steps(switched, 2):
+        for group in step["relations"][0].values():
+            assert (group["languages"] == 3).all()
+    assert switched.numbers_languages(100)
+    assert data.numbers_languages(4)
+    assert not data.numbers_languages(100)
+    assert layouts.pretraining().numbers_languages(100)
 
 
 def test_ragged_regions_are_padded() -> None:

@@ -48,11 +48,17 @@ def test_ties_are_never_rewarded(images: int, each: int, kind: str, seed: int) -
         scores = torch.randint(0, 2, scores.shape, generator=generator).float()
     found = score_retrieval(scores, owner)
     own = owner == torch.arange(images)[:, None]
-    for position in range(len(owner)):  # by definition, one by one
-        best = scores[owner[position], position]
-        before = int((~(scores[:, position] < best) & ~own[:, position]).sum())
-        if kind != "two values":
-            assert before == images - 1
+    # By definition, one by one: what is not below the best own one is before it.
+    to_images = [
+        int((~(scores[:, column] < scores[image, column]) & ~own[:, column]).sum())
+        for column, image in enumerate(owner.tolist())
+    ]
+    to_captions = [int((~(scores[row] < scores[row][own[row]].max()) & ~own[row]).sum()) for row in range(images)]
+    for direction, ranks in (("t2i", to_images), ("i2t", to_captions)):
+        for k in (1, 5, 10):
+            # Of fewer items than k not all are found, where the score is no number.
+            hits = [rank < k and kind != "nan" for rank in ranks]
+            assert found[f"{direction}_r{k}"].item() == pytest.approx(100 * sum(hits) / len(hits))
     if kind != "two values":
         assert found["t2i_r1"] == found["i2t_r1"] == 0
 
@@ -115,6 +121,20 @@ def test_tiles_of_any_size_give_the_scores_of_each_pair_alone(budget: int, toget
     model, gallery = model_and_gallery()
     scores = PairScorer(model, budget, together).score(gallery)
     torch.testing.assert_close(scores, one_by_one(model, gallery), rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_makes_no_ties() -> None:
+    """Logits that are rounded to bfloat16 are equal by the hundred, and what ties with the right one is before it."""
+    model, gallery = model_and_gallery()
+    with torch.no_grad():
+        model.match.score.weight.mul_(20.0)
+    expected = PairScorer(model, 10**6).score(gallery)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = PairScorer(model, 10**6).score(gallery)
+    assert scores.dtype == torch.float32
+    assert not torch.equal(scores, scores.bfloat16().float())
+    assert len(scores.unique()) == len(expected.unique())
+    torch.testing.assert_close(scores, expected, rtol=0.05, atol=0.2)
 
 
 def test_language_embeddings_reach_the_score_where_the_encoder_adds_them() -> None:

@@ -121,7 +121,7 @@ def test_a_model_without_any_task_is_an_error() -> None:
     names = ("xmlm", "mlm", "mrm_class", "mrm_regression", "t2i", "i2t")
     with pytest.raises(ValueError, match="no task is on"):
         M3PPretraining(model(), **{f"weight_{name}": 0.0 for name in names})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="a weight is a number"):
+    with pytest.raises(ValueError, match=r"model\.weight_mlm: a weight is a number"):
         M3PPretraining(model(), weight_mlm="half")
 
 
@@ -188,6 +188,24 @@ def test_a_model_too_small_for_the_data_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         trained(M3PRetrieval(model(**changes)), layouts.retrieval(), tmp_path)
+
+
+def test_languages_without_a_number_are_named(layouts: Layouts, tmp_path: Path) -> None:
+    """Where a caption's language embedding is added beside regions, a wrong number would add another language's."""
+    joint = {"joint_language_embedding": True}
+    with pytest.raises(ValueError, match="the encoder has 9 languages and the sets have 4; name those of pre-training"):
+        trained(M3PRetrieval(model(**joint, languages=9)), layouts.retrieval(), tmp_path)
+    few = layouts.retrieval(languages=["en", "de", "fr"])
+    with pytest.raises(ValueError, match=r"data\.languages lacks cs"):
+        trained(M3PRetrieval(model(**joint, languages=9)), few, tmp_path)
+    with pytest.raises(ValueError, match=r"data\.languages lacks cs"):
+        trained(M3PPretraining(model(**joint)), layouts.pretraining(languages=["en", "de", "fr"]), tmp_path)
+    module = M3PRetrieval(model(**joint, languages=9), learning_rate=0.01, warmup_steps=1)
+    before = module.model.encoder.language.weight.detach().clone()
+    data = layouts.retrieval(languages=["en", "de", "fr", "cs", "zh"], train_sets=["multi30k_fr"])
+    trained(module, data, tmp_path)
+    moved = (module.model.encoder.language.weight != before).any(1)
+    assert moved.nonzero().flatten().tolist() == [3]  # cs, de, en, fr
 
 
 def test_missing_weights_are_named_before_training(layouts: Layouts, tmp_path: Path) -> None:

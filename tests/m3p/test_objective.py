@@ -17,6 +17,7 @@ from papers.m3p.checkpoints import released_name
 from papers.m3p.model import M3PEncoder, M3PModel
 from papers.m3p.objective import (
     WeightSchedule,
+    _pairs,
     all_pairs,
     contrast,
     relation_terms,
@@ -62,10 +63,9 @@ def test_losses_and_gradients_are_those_of_the_released_code() -> None:
     total.backward()
     expected = values("pretrain_grad_norms")
     found = {released_name(n): p.grad.norm().item() for n, p in model.named_parameters() if p.grad is not None}
-    for name in found.keys() & expected.keys():
+    assert found.keys() == expected.keys()
+    for name in found:
         assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
-    assert expected.keys() - found.keys() <= {"pred_layer.proj.weight"}  # the table of words under its other name
-    assert found.keys() - expected.keys() <= {"pred_layer.proj.bias"} | set(found)
 
 
 def test_logits_of_all_pairs_are_those_of_the_released_code() -> None:
@@ -151,6 +151,41 @@ def test_alignment_and_matching_are_of_a_true_and_the_next_pair_of_each_group(ki
     expected = image_text_matching(torch.stack([torch.zeros_like(yes), yes], 1), matched)
     torch.testing.assert_close(terms["itm"], expected, rtol=1e-4, atol=1e-5)
     assert {"alignment", "itm"}.isdisjoint(terms_of(model, kind, group))
+
+
+def test_a_false_pair_never_shows_the_same_where_another_does_not() -> None:
+    model, group = tiny_model(), in_batch_group() | {"group": torch.tensor([4, 4, 9])}
+    found = with_places({"xmlm": [], "relations": [{"in_batch": group}]})["relations"][0]["in_batch"]
+    *_, true, false = _pairs(model, found, "in_batch")
+    assert true.tolist() == [0, 4, 8]
+    # Of image 0 the next caption shows the same, so the one after it is false.
+    assert false.tolist() == [0 * 3 + 2, 1 * 3 + 2, 2 * 3 + 0]
+    found["group"] = torch.tensor([4, 4, 4])
+    assert _pairs(model, found, "in_batch")[3].tolist() == [1, 3 + 2, 6 + 0]
+
+
+@pytest.mark.parametrize("kind", ["t2i", "in_batch"])
+def test_languages_are_added_beside_regions_in_training_as_in_the_search(kind: str) -> None:
+    group = golden_group() if kind == "t2i" else in_batch_group()
+    languages = torch.arange(len(group["tokens"])) % 6
+    released, other = tiny_model(), tiny_model(joint_language_embedding=True)
+    plain = terms_of(released, kind, group)
+    for name, value in terms_of(released, kind, group | {"languages": languages}).items():
+        torch.testing.assert_close(value, plain[name])
+    terms = terms_of(other, kind, group | {"languages": languages})
+    images = texts = torch.arange(len(languages))
+    if kind == "in_batch":
+        images, texts = images.repeat_interleave(3), texts.repeat(3)
+    hidden = other.encoder(
+        group["tokens"][texts], group["token_mask"][texts], group["regions"][images], group["boxes"][images], None,
+        languages[texts],
+    )  # fmt: skip
+    scores = other.match(hidden[:, 0]).unflatten(0, (-1, 4 if kind == "t2i" else 3))
+    own = group["positive"] if kind == "t2i" else torch.arange(3)
+    target = F.one_hot(own, scores.shape[1]).float()
+    torch.testing.assert_close(terms["vlm_bce"], F.binary_cross_entropy_with_logits(scores, target))
+    sum(value for name, value in terms.items() if name != "accuracy").backward()  # type: ignore[union-attr]
+    assert other.encoder.language.weight.grad.abs().sum() > 0
 
 
 def test_accuracy_is_the_share_of_groups_whose_true_pair_scores_highest() -> None:

@@ -285,12 +285,19 @@ def test_regions_out_of_a_file(exports: Callable[[str], Path], files: Path, tmp_
     model: Any = trained_model("m3p").from_export(exports("m3p"))
     found = model.read_image(files / "picture.png")
     own = Regions(found.features, np.array([[0, 0, 8, 8]] * 5, dtype=np.float32), found.classes, 8, 8)
-    write_regions(tmp_path / "regions.npz", [("there", own)])
+    few = Regions(own.features[:2], own.boxes[:2], own.labels[:2], 8, 8)
+    write_regions(tmp_path / "regions.npz", [("there", own), ("few", few)])
     model.regions, model.detector = RegionFeatures(tmp_path / "regions.npz"), None
     assert model.match(["there", tmp_path / "there.jpg"], "a cat").shape == (2, 1)
+    # The text stands at the same place, whatever else is searched.
+    together = model.match(["few", "there"], "a cat")[0]
+    torch.testing.assert_close(model.match("few", "a cat")[0], together, rtol=1e-5, atol=1e-6)
     skipped: list[tuple[int, str]] = []
     assert model.searched("image", ["there", "absent"], skipped)[1] == [0]
     assert "absent" in skipped[0][1]
-    model.regions = None
+    model.languages, model.language = [], "de"
+    with pytest.raises(StageError, match=r"--language de: .*fine-tune again with data\.languages"):
+        model.match("there", "a cat")
+    model.language = model.regions = None
     with pytest.raises(StageError, match="--extract-regions"):
         model.match("there", "a cat")
