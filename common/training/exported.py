@@ -128,9 +128,13 @@ class TrainedModel(nn.Module):
             device: where it runs.
 
         Raises:
-            StageError: it is missing, damaged, or of another model.
+            StageError: it is missing, damaged, or of another model; there is no such device.
         """
-        return cls(cls.read(path)).to(device).eval()
+        model = cls(cls.read(path))
+        try:
+            return model.to(device).eval()
+        except (RuntimeError, AssertionError) as error:
+            raise StageError(f"--device {device}: {str(error).splitlines()[0]}") from None
 
     def build(self, trained: Trained) -> Any:
         """The module of the configuration, with random weights; only classes of this suite are built."""

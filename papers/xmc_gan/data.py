@@ -281,6 +281,11 @@ class TextToImageData(ShardedDataModule):
                 "minibatch of at least 2, as the contrastive losses take their negatives from it"
             )
         images = TextToImageItems(self.training_items, self.tokenizer, **self._options(True, self.seed))
+        if self.minibatches * self.batch_size > len(images):
+            raise ValueError(
+                f"data.batch_size is {self.batch_size} and data.minibatches {self.minibatches}: an iteration takes "
+                f"{self.minibatches * self.batch_size} items, data.split {self.split!r} has {len(images)}"
+            )
         return self.training_loader(images, self._collate(self.split), batches_at_once=self.minibatches)
 
     def test_dataloader(self) -> DataLoader[Any]:

@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -342,7 +343,7 @@ class MiniatureEvaluation:
         self.load_pretrained()
         self.device = module.device
         if self.evaluator.pretrained is None:
-            _say(module, "mini_* are left out: evaluation.evaluator.pretrained names no checkpoint of mini_evaluator")
+            _say("mini_* are left out: evaluation.evaluator.pretrained names no checkpoint of mini_evaluator")
             return
         data = module.trainer.datamodule  # type: ignore[attr-defined]
         self.evaluator.to(self.device).eval()
@@ -463,7 +464,7 @@ class GenerationEvaluation:
         self.missing: list[str] = []
 
     def load_pretrained(self) -> None:
-        """Read the networks that are at hand and note which are not.
+        """Read the networks that are at hand and say which are not; before training, when a file can still be fetched.
 
         Raises:
             CheckpointError: a file is there but is damaged or of another network.
@@ -481,9 +482,11 @@ class GenerationEvaluation:
                 self._networks[name] = kind(path)
             except ModuleNotFoundError as error:
                 self.missing.append(f"{metrics} will be left out: {error}")
+        for line in self.missing:
+            _say(line)
 
     def begin(self, module: pl.LightningModule) -> None:
-        """Start anew; say what is missing; look at the real images where their statistics are not in the cache.
+        """Start anew; look at the real images where their statistics are not in the cache.
 
         Args:
             module: its device is used and its trainer's data module; SOA generates images with it.
@@ -491,8 +494,6 @@ class GenerationEvaluation:
         self.load_pretrained()
         assert self._networks is not None
         self.module = module
-        for line in self.missing:
-            _say(module, line)
         for network in self._networks.values():
             network.to(module.device)
         self.data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
@@ -613,7 +614,7 @@ _SPREAD = ("fid", "fid_tv", "inception_score", "r_precision", "soa_c", "soa_i")
 #: Of every network its metrics, and the file or folder that it is read from.
 _JUDGES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
     "inception": (InceptionV3, "fid and inception_score", "inception_v3_google-0cc3c7bd.pth of torchvision"),
-    "inception_tv": (TensorFlowInception, "fid_tv", "pt_inception-2015-12-05-6726825d.pth of torch-fidelity"),
+    "inception_tv": (TensorFlowInception, "fid_tv", "weights-inception-2015-12-05-6726825d.pth of torch-fidelity"),
     "clip": (ClipJudge, "r_precision", "a folder of CLIP with its tokenizer, as save_pretrained writes it"),
     "detector": (ObjectDetector, "soa_c and soa_i", "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth of torchvision"),
 }
@@ -646,6 +647,6 @@ def _number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big")
 
 
-def _say(module: pl.LightningModule, line: str) -> None:
-    if module.trainer.is_global_zero:
-        print(f"  {line}")
+@rank_zero_only
+def _say(line: str) -> None:
+    print(f"  {line}")

@@ -59,11 +59,12 @@ class TensorFlowInception(nn.Module):
     """The Inception of 2015 that most papers' FID uses, in torchmetrics' port; never comparable with this paper's.
 
     Args:
-        path: `pt_inception-2015-12-05-6726825d.pth`, also named `weights-inception-...` by torch-fidelity.
+        path: `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity; pytorch-fid has the same file under another
+            name.
 
     Raises:
         ModuleNotFoundError: torch-fidelity is not installed.
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: the file is missing, damaged or of another network.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -71,7 +72,10 @@ class TensorFlowInception(nn.Module):
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         read_checkpoint(path)  # for the message: the library's own errors do not say which file it is
-        self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)).requires_grad_(False)
+        try:
+            self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)).requires_grad_(False)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: weights of another network: {error}") from None
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [B, 2048]."""

@@ -49,7 +49,7 @@ class XMCGAN(pl.LightningModule):
         seed: seed of the noise.
 
     Raises:
-        ValueError: a loss needs a network that is not there, or sizes do not fit.
+        ValueError: an argument is out of its range, a loss needs a network that is not there, or sizes do not fit.
     """
 
     def __init__(
@@ -77,6 +77,14 @@ class XMCGAN(pl.LightningModule):
         networks = ["generator", "discriminator", "text_encoder", "image_network", "evaluation"]
         self.save_hyperparameters(ignore=networks, logger=False)
         self.automatic_optimization = False
+        for name in ("weight_sentence", "weight_word", "weight_image_d", "weight_image_net"):
+            if self.hparams[name] < 0:
+                raise ValueError(f"model.{name} is {self.hparams[name]}: it must not be below 0")
+        for name, count in (("word_gammas", 3), ("betas", 2)):
+            if len(self.hparams[name]) != count:
+                raise ValueError(f"model.{name} is {list(self.hparams[name])}: {count} numbers are needed")
+        if not 0.0 <= average_momentum <= 1.0:
+            raise ValueError(f"model.average_momentum is {average_momentum}: it must lie in [0, 1]")
         if weight_image_net > 0 and image_network is None:
             raise ValueError(
                 "model.image_network is null, but model.weight_image_net is not 0: it compares its features"
@@ -301,8 +309,9 @@ class XMCGAN(pl.LightningModule):
         self._match(batch, captions)
 
     def _match(self, batch: Batch, captions: Captions) -> None:
-        """How well the discriminator tells held-out pairs apart, in batches as large as in training (5.9)."""
-        seen, size = self.discriminator(batch["image"], captions.sentence), self.data.batch_size
+        """How well the discriminator tells held-out pairs apart (5.9), as many as are trained, or tested, together."""
+        seen = self.discriminator(batch["image"], captions.sentence)
+        size = min(self.data.batch_size, self.data.test_batch_size)
         for part in range(len(captions.length) // size):
             rows = slice(part * size, (part + 1) * size)
             accuracy = {"sentence": pair_loss(seen.pooled[rows], seen.sentence[rows]).accuracy}

@@ -160,6 +160,15 @@ def test_inception_score_of_sure_and_of_blind_classifiers() -> None:
 # -- R-precision -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("width", [3, 8, 64, 512])
+@pytest.mark.parametrize("count", [30, 200, 1000])
+def test_texts_with_one_and_the_same_embedding_are_never_told_apart(count: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(width + count)
+    text = torch.randn(1, width, generator=generator).expand(count, -1).contiguous()
+    for image in (text, torch.randn(count, width, generator=generator)):
+        assert r_precision(image, text)[0] == 0
+
+
 def test_r_precision_of_perfect_random_and_collapsed_embeddings() -> None:
     generator = torch.Generator().manual_seed(0)
     text = torch.randn(3000, 16, generator=generator)

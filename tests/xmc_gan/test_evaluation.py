@@ -416,6 +416,7 @@ def test_what_is_missing_is_left_out_and_said_once(
     judged.begin(module(TinyData(), len(IMAGES)))
     update(judged, IMAGES)
     assert judged.compute() == {}
+    judged.begin(module(TinyData(), len(IMAGES)))  # the test of a run that trained
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert "fid and inception_score will be left out" in lines[0]
@@ -425,13 +426,18 @@ def test_what_is_missing_is_left_out_and_said_once(
         GenerationEvaluation(repeats=0)
 
 
+def test_what_is_missing_is_said_before_training(capsys: pytest.CaptureFixture[str]) -> None:
+    GenerationEvaluation().load_pretrained()
+    assert "fid and inception_score will be left out: evaluation.inception is null" in capsys.readouterr().out
+
+
 def test_the_message_names_the_file_of_every_released_network(capsys: pytest.CaptureFixture[str]) -> None:
     judged = GenerationEvaluation()
     judged.begin(module(TinyData(), 0))
     output = capsys.readouterr().out
     for file in (
         "inception_v3_google",
-        "pt_inception-2015-12-05",
+        "weights-inception-2015-12-05-6726825d.pth",
         "fasterrcnn_resnet50_fpn_v2_coco",
         "save_pretrained",
     ):

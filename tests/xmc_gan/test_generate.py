@@ -101,6 +101,8 @@ def test_what_cannot_make_images_is_refused(stages: Stages, tmp_path: Path) -> N
     torch.save(state, alone)
     with pytest.raises(StageError, match=r"does not fit its configuration: 1 missing: generator.query.weight"):
         XMCGAN.from_export(alone)
+    with pytest.raises(StageError, match="--device nonsense: Expected one of cpu"):
+        XMCGAN.from_export(stages.checkpoint("xmc_gan"), "nonsense")
     with pytest.raises(StageError, match="--number 0"):
         generate(alone, [CAPTION], tmp_path, 0)
     with pytest.raises(StageError, match="is a file: give a folder"):

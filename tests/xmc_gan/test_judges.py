@@ -83,6 +83,16 @@ def test_clip(tmp_path: Path) -> None:
         ClipJudge(tmp_path / "absent")
 
 
+def test_the_other_inception_names_a_file_of_another_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> torch.nn.Module:
+        raise RuntimeError("Missing key(s) in state_dict")  # as load_state_dict of torch-fidelity's network
+
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", refuses)
+    torch.save({"fc.weight": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"other\.pth: weights of another network: Missing key"):
+        TensorFlowInception(tmp_path / "other.pth")
+
+
 def test_the_other_inception_needs_its_file(tmp_path: Path) -> None:
     with pytest.raises((CheckpointError, ModuleNotFoundError)):
         TensorFlowInception(tmp_path / "absent.pth")

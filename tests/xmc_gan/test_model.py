@@ -94,12 +94,19 @@ def test_resampling_is_the_official_one() -> None:
     torch.testing.assert_close(F.avg_pool2d(x, 2), down, rtol=1e-5, atol=1e-6)
 
 
+def check_mean_and_deviation(images: Tensor, key: str) -> None:
+    found = torch.stack([images.mean(), images.std(correction=0)])
+    torch.testing.assert_close(found, tensor("net128", key), rtol=1e-4, atol=1e-5)
+
+
 def test_images_and_statistics_of_the_generator() -> None:
     generator, _ = networks()
     given = captions()
     inputs = [given[name] for name in ("z", "words", "sentence", "length")]
     expected = channels_first(tensor("net128", "fake_eval"))
-    torch.testing.assert_close(generator.eval()(*inputs), expected, rtol=0, atol=1e-4)
+    images = generator.eval()(*inputs)
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
+    check_mean_and_deviation(images, "fake_eval_mean_std")
 
     generator.train()
     with keeping_statistics(generator):
@@ -108,6 +115,7 @@ def test_images_and_statistics_of_the_generator() -> None:
     assert all(torch.equal(value, untouched[name]) for name, value in generator.state_dict().items())
     images = generator(*inputs)
     assert torch.equal(discarded, images)
+    check_mean_and_deviation(images, "fake_train_mean_std")  # of every pixel; the array below has one of sixteen
     torch.testing.assert_close(
         images[:, :, ::4, ::4], channels_first(tensor("net128", "fake_train")), rtol=0, atol=1e-4
     )

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,8 @@ def test_losses_gradients_and_steps_equal_the_official_ones() -> None:
         scale = max(value.abs().max() for value in expected.values())
         error = max((torch.from_numpy(found[name]) - value).abs().max() for name, value in expected.items())
         assert error <= 1e-4 * scale
+        norm = math.sqrt(sum(float(np.square(value).sum()) for value in found.values()))
+        assert norm == pytest.approx(float(tensor("net128", f"{prefix}_norm")), rel=1e-4)
 
     module, batch, z = golden_module()
     before = {name: value.clone() for name, value in module.named_parameters()}
@@ -225,6 +228,14 @@ def test_what_does_not_fit_is_refused() -> None:
         XMCGAN(generator, discriminator, weight_image_net=0.0)
     with pytest.raises(ValueError, match=r"model.image_network is null, but model.weight_image_net is not 0"):
         tiny(weight_image_net=1.0)
+    for options, message in (
+        ({"weight_word": -1.0}, r"model.weight_word is -1.0: it must not be below 0"),
+        ({"word_gammas": (5.0, 5.0)}, r"model.word_gammas is \[5.0, 5.0\]: 3 numbers are needed"),
+        ({"betas": (0.5,)}, r"model.betas is \[0.5\]: 2 numbers are needed"),
+        ({"average_momentum": 1.5}, r"model.average_momentum is 1.5: it must lie in \[0, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tiny(**options)
     batch, _ = tiny_batch()
     del batch["words"]
     with pytest.raises(ValueError, match=r"model.text_encoder is null: give it a class"):
@@ -235,7 +246,9 @@ def test_what_does_not_fit_is_refused() -> None:
     ("arguments", "message"),
     [
         (["--data.batch_size", "1"], "data.batch_size is 1 .* at least 2"),
+        (["--data.batch_size", "20"], "is 20 and data.minibatches 2: an iteration takes 40 items, .* has 32"),
         (["--trainer.precision", "16-true"], "bf16-mixed"),
+        (["--trainer.gradient_clip_val", "1.0"], "XMCGAN steps its optimisers itself and clips no gradients"),
         (["--data.image_size", "64"], "data.image_size is 64, the networks make images of 32"),
     ],
 )
@@ -252,6 +265,12 @@ def test_half_precision_trains_and_its_losses_are_finite(tmp_path: Path) -> None
     state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in state["state_dict"].values())
     assert all(value.dtype == torch.float32 for value in state["state_dict"].values() if value.is_floating_point())
+
+
+def test_pairs_are_matched_also_where_test_batches_are_smaller_than_those_of_training(tmp_path: Path) -> None:
+    sizes = ["--data.batch_size", "8", "--data.test_batch_size", "4"]
+    record = run_stage(request("xmc_gan/s_w", tmp_path, *WITHOUT_PARENTS[2:], *sizes))
+    assert {"test/real_sentence_accuracy", "test/real_word_accuracy"} <= record.metrics.keys()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

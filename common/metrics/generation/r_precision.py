@@ -13,7 +13,8 @@ from torch import Tensor
 
 from common.metrics.gathering import RowsOncePerSample
 
-# Bounds the memory of a draw: so many queries at a time are compared with all texts.
+# Bounds the memory of a draw: so many queries at a time are compared with all texts, and so many values of candidates
+# are multiplied at once.
 _SCORES = 1 << 24
 
 
@@ -41,7 +42,7 @@ def first_ranked(
     count = len(image)
     identity = torch.arange(count) if identity is None else identity.cpu()
     generator = torch.Generator().manual_seed(seed)
-    block = max(_SCORES // max(count, 1), 1)
+    block = max(_SCORES // max(count, min(candidates, count) * image.shape[1], 1), 1)
     hits = []
     for start in range(0, count, block):
         rows = torch.arange(start, min(start + block, count))
@@ -51,9 +52,11 @@ def first_ranked(
         valid = (drawn < 1.5).to(image.device)
         if not bool(valid.any(1).all()):
             raise ValueError("r-precision needs another text for every image, but one text is that of all images")
-        own = (image[start : start + block] * text[start : start + block]).sum(1, keepdim=True)
-        scores = torch.einsum("nd,nkd->nk", image[start : start + block], text[others.to(text.device)])
-        hits.append(((scores < own) | ~valid).all(1))
+        # The own text is scored as one of the candidates, by the same sum in the same order: a product of another kind
+        # rounds in another way, and equal texts would be told apart.
+        compared = torch.cat([rows[:, None], others], dim=1).to(text.device)
+        scores = (image[start : start + block, None] * text[compared]).sum(-1)
+        hits.append(((scores[:, 1:] < scores[:, :1]) | ~valid).all(1))
     return torch.cat(hits)
 
 
