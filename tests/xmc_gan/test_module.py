@@ -236,6 +236,7 @@ def test_what_does_not_fit_is_refused() -> None:
     [
         (["--data.batch_size", "1"], "data.batch_size is 1 .* at least 2"),
         (["--trainer.precision", "16-true"], "bf16-mixed"),
+        (["--model.text_encoder.vocabulary_size", "3"], "pieces, model.text_encoder 3 embeddings"),
         (["--data.image_size", "64"], "data.image_size is 64, the networks make images of 32"),
     ],
 )
