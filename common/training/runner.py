@@ -298,7 +298,7 @@ def _run_claimed(
     import torch
 
     from common.reporting import tables
-    from common.training.callbacks import WallClock
+    from common.training.callbacks import WallClock, WholeCheckpoints
     from common.training.cli import build
     from common.training.loggers import MetricsFile, wandb_logger
     from common.training.memory import peak_memory_gib, reset_peak_memory
@@ -321,6 +321,7 @@ def _run_claimed(
     cli = build(run, config, arguments)
     resolved = cli.resolved()
     trainer = cli.trainer
+    trainer.strategy.checkpoint_io = WholeCheckpoints()
 
     wandb = None
     if main_process:

@@ -212,16 +212,16 @@ def reproduce(
                     try:
                         record = future.result()
                     except BrokenExecutor:
-                        left = len(waiting) + len(running) + 1
+                        unfinished = len(waiting) + len(running) + 1
                         raise StageError(
                             f"a process was killed in {_name(item)} or in a stage beside it, as systems do when memory "
-                            f"runs out; {left} stages are left. The same command goes on where it was; "
+                            f"runs out; {unfinished} stages are left. The same command goes on where it was; "
                             f"`--jobs {max(1, jobs - 1)}` needs less memory"
                         ) from None
                     except Exception as error:  # one stage must not cost the others
                         # Our own errors, and those of files and values, say all there is to say.
-                        ours = type(error).__module__.partition(".")[0] in ("common", "papers")
-                        if not ours and not isinstance(error, OSError | ValueError):
+                        explained = type(error).__module__.partition(".")[0] in ("common", "papers")
+                        if not explained and not isinstance(error, OSError | ValueError):
                             traceback.print_exception(error)
                         failed[item.request.seed, item.request.stage] = str(error)
                         say(f"  FAILED {_name(item)}: {error}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from common.data.items import TooManyBrokenFiles
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.reporting.atomic import AtomicWriteError
+from common.training.callbacks import WholeCheckpoints
 from common.training.configuration import ConfigurationError
 from common.training.errors import NonFiniteLossError, StageError
 from common.training.main import main
@@ -120,6 +122,41 @@ def test_a_full_disk_while_writing_the_record_loses_nothing(tmp_path: Path, monk
     record = run_stage(stage)
     assert record.steps == 2
     assert (stage.directory / "record.json").is_file()
+
+
+def test_a_full_disk_while_writing_a_checkpoint_keeps_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"global_step": 1}, path)
+    # Nothing goes through another folder, which may be on another disk.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    WholeCheckpoints().save_checkpoint({"global_step": 2}, path)
+
+    def full(content: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(StageError, match=r"could not write .*last\.ckpt: No space left on device\. .*unchanged"):
+        WholeCheckpoints().save_checkpoint({"global_step": 3}, path)
+    monkeypatch.undo()
+    assert torch.load(path, weights_only=True) == {"global_step": 2}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_stage_writes_its_checkpoints_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+    genuine = WholeCheckpoints.save_checkpoint
+
+    def noted(self: WholeCheckpoints, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        written.append(Path(path))
+        genuine(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", noted)
+    stage = request("avid/avid", tmp_path)
+    run_stage(stage)
+    assert stage.directory / "checkpoints" / "last.ckpt" in written
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
