@@ -13,7 +13,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 ASSEMBLE := $(VENV)/bin/assemble
 PAPERS := $(notdir $(patsubst %/tables.yaml,%,$(wildcard papers/*/tables.yaml)))
-RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data $(DATA)
+RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data "$(DATA)"
 
 # One thread per process is faster than two on small networks, and what the records state.
 export OMP_NUM_THREADS ?= 1
@@ -50,7 +50,7 @@ rehearse: $(STAMP) ## The same for all papers, one after the other
 	$(ASSEMBLE) rehearse
 
 data-%: $(STAMP) ## What a paper's data sets are, what is there, how to get the rest
-	$(ASSEMBLE) data $* --data $(DATA) $(if $(PREPARE),--prepare) $(if $(SHARDS),--shards $(SHARDS))
+	$(ASSEMBLE) data $* --data "$(DATA)" $(if $(PREPARE),--prepare) $(if $(SHARDS),--shards "$(SHARDS)")
 
 plan-%: $(STAMP) ## The stages of a paper and what is left to run; ESTIMATE=1 for memory and GPU hours
 	$(ASSEMBLE) plan $* $(RUN) $(if $(ESTIMATE),--estimate)
@@ -74,7 +74,7 @@ gpu-check: $(STAMP) ## Measure every paper's training step on this machine's GPU
 	$(ASSEMBLE) gpu-check $(PAPERS)
 
 doctor: $(STAMP) ## What this machine has and lacks
-	$(ASSEMBLE) doctor --data $(DATA)
+	$(ASSEMBLE) doctor --data "$(DATA)"
 
 test: $(STAMP) ## Run the test suite (no network, no GPU)
 	$(VENV)/bin/python -m pytest -n $(TEST_JOBS)

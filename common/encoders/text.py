@@ -106,7 +106,8 @@ class BertEncoder(nn.Module):
 
         Raises:
             FileNotFoundError: see `require_weights`.
-            ValueError: there are more tokens than positions, or the shapes do not fit.
+            ValueError: there are more tokens than positions, the shapes do not fit, or (on the CPU, where it can be
+                told) an id is not below `vocabulary_size`.
         """
         self.require_weights()
         if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.max_tokens:
@@ -120,7 +121,10 @@ class BertEncoder(nn.Module):
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask[:, 1:]], dim=1)
         # In four dimensions transformers takes a mask as it is; it would ask one of two whether it masks anything,
         # which makes the host wait for the accelerator.
-        return self.bert(tokens, attention_mask=mask[:, None, None, :]).last_hidden_state
+        try:
+            return self.bert(tokens, attention_mask=mask[:, None, None, :]).last_hidden_state
+        except IndexError:
+            raise _too_few_embeddings(self.vocabulary_size) from None
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features [B, feature_dim] of tokens [B, L]; see `forward_tokens`."""
@@ -130,6 +134,13 @@ class BertEncoder(nn.Module):
         if any(name.startswith(prefix) for name in state_dict):
             self._missing = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _too_few_embeddings(size: int) -> ValueError:
+    return ValueError(
+        f"tokens: an id is not below vocabulary_size={size}: raise the encoder's vocabulary_size to the number of the "
+        "tokenizer's pieces, or give the encoder the tokenizer that it was made for"
+    )
 
 
 def _released_bert(pretrained: str, sizes: dict[str, Any], options: dict[str, Any]) -> nn.Module:
@@ -225,12 +236,19 @@ class GRUEncoder(nn.Module):
 
         Returns:
             [B, feature_dim], of length 1, in float32 or more.
+
+        Raises:
+            ValueError: on the CPU, where it can be told: an id is not below `vocabulary_size`.
         """
         if lengths is None:
             lengths = (tokens != 0).sum(1)
         # The network only looks back, so padding at the end changes no earlier state. Running over it is cheaper than
         # packing, for which the host would have to wait for the lengths.
-        states, _ = self.rnn(self.embed(tokens))
+        try:
+            embedded = self.embed(tokens)
+        except IndexError:
+            raise _too_few_embeddings(self.vocabulary_size) from None
+        states, _ = self.rnn(embedded)
         last = (lengths.to(tokens.device) - 1).clamp(min=0)
         features = states[torch.arange(len(tokens), device=tokens.device), last]
         with torch.autocast(features.device.type, enabled=False):

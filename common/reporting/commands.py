@@ -115,13 +115,13 @@ def tables_command(args: argparse.Namespace) -> int:
     from common.reporting import render
     from common.reporting.tables import load
 
+    names = _names(args)
     if args.check:
         stale = render.check()
         for path in stale:
             print(f"out of date: {path} (run `assemble tables`)")
         return 1 if stale else 0
     console, runs = _console(), _folder(args)
-    names = _names(args)
     for name in names:
         source, records = load(name), render.records_of(name, runs)
         if args.scale:

@@ -1,4 +1,4 @@
-"""The five papers: names, short names and folders. The one place that knows them."""
+"""The papers: names, short names and folders. The one place that knows them."""
 
 from __future__ import annotations
 

@@ -314,7 +314,11 @@ def read(path: Path) -> Record:
     Raises:
         RecordError: when it is malformed, naming the file and the field.
     """
-    return Record.from_json(Path(path).read_text(encoding="utf-8"), source=str(path))
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: not UTF-8 ({error.reason}); delete it and run the stage again") from None
+    return Record.from_json(text, source=str(path))
 
 
 def run_folder(root: Path, paper: str, scale: str, seed: int, stage: str) -> Path:

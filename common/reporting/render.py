@@ -248,7 +248,7 @@ class OverviewRow:
 
 
 def overview(runs: Path | None = None) -> list[OverviewRow]:
-    """The five papers, one line each."""
+    """The papers, one line each."""
     return [
         overview_row(paper, load(paper.name), records_of(paper.name, runs))
         if paper.exists
@@ -301,7 +301,7 @@ def _headline_value(headline: Headline, source: Tables, filled: Mapping[str, lis
 
 
 def overview_markdown() -> str:
-    """The overview of the five papers as Markdown."""
+    """The overview of the papers as Markdown."""
     lines = [
         "| paper | status | headline | published | measured | claims held |",
         "|---|---|---|---:|---:|---|",

@@ -1,4 +1,7 @@
-"""Callbacks of every stage: counter-based randomness, the stop at a non-finite loss, checks of replicas, the clock."""
+"""Callbacks of every stage: counter-based randomness, the stop at a non-finite loss, checks of replicas, the clock.
+
+And how checkpoints are written.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
-from common.training.errors import NonFiniteLossError
+from common.encoders.checkpoint_files import write_whole
+from common.training.errors import NonFiniteLossError, StageError
 
 
 class StepSeed(Callback):
@@ -138,3 +143,38 @@ class WallClock(Callback):
     ) -> None:
         if trainer.state.fn == TrainerFn.FITTING:  # the test that follows reads what this very session wrote
             self._earlier = checkpoint.get("wall_seconds", 0.0)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside the one that it replaces and then renames it, so that there is a whole one always.
+
+    Lightning's own writes into the machine's folder for temporary files and copies from there, where that is another
+    file system: a process that is killed meanwhile, or a full disk, leaves half a file in place of the last one.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Args:
+            checkpoint: its entries.
+            path: the file; missing folders are made.
+            storage_options: unused, as by the parent.
+
+        Raises:
+            StageError: the disk is full or the folder not writable; an older checkpoint is unchanged.
+        """
+
+        def write(partial: Path) -> None:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+
+        try:
+            write_whole(path, write)
+        except (OSError, RuntimeError) as error:
+            # The archive's writer hides the error of the disk behind one of its own.
+            cause = error if isinstance(error, OSError) else error.__context__
+            reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
+            raise StageError(
+                f"could not write {path}: {reason}. The checkpoint that was there before, if any, is unchanged; free "
+                "space or fix the permissions, and the same command goes on from it"
+            ) from error

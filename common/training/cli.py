@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from common.training.configuration import ConfigurationError, RunConfiguration, check_arguments
 from common.training.switches import ApplySwitches, take_switches
@@ -37,7 +38,7 @@ class StageCLI(LightningCLI):
         try:
             self.config = parser.parse_object(args)
         except Exception as error:
-            raise ConfigurationError(f"the configuration does not fit its classes: {error}") from None
+            raise ConfigurationError(f"the configuration does not fit its classes: {_brief(error)}") from None
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The configured trainer with the stage's folder, loggers and callbacks."""
@@ -46,7 +47,13 @@ class StageCLI(LightningCLI):
         if any(self._switches):
             callbacks.append(ApplySwitches(self._switches))
         trainer_config = {**self._get(self.config_init, "trainer", default={}), **extra, **kwargs}
-        return self._instantiate_trainer(trainer_config, callbacks)
+        try:
+            return self._instantiate_trainer(trainer_config, callbacks)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"trainer: {' '.join(str(error).split())} (devices and accelerator are set by --hardware, a file in "
+                "configs/hardware, and by --trainer.*)"
+            ) from None
 
     def resolved(self) -> dict[str, Any]:
         """The whole configuration with every default filled in, as plain data."""
@@ -56,6 +63,12 @@ class StageCLI(LightningCLI):
         model["init_args"] = {**(model.get("init_args") or {}), **on}
         self.config_dump["trainer"].update(self._limits)
         return self.config_dump
+
+
+def _brief(error: Exception) -> str:
+    """What jsonargparse says, without the whole section that it adds: that would bury which field is wrong."""
+    noise = ("Given value", "- Expected a <class 'NoneType'>")
+    return "\n".join(line for line in str(error).splitlines() if not line.lstrip().startswith(noise))
 
 
 def _whole_limits(trainer: dict[str, Any]) -> dict[str, int]:
@@ -74,7 +87,12 @@ def build(run: RunConfiguration, config: dict[str, Any], trainer_arguments: dict
         ConfigurationError: an unknown field, a value of the wrong type, or fields that do not go together.
     """
     check_arguments(take_switches(config)[1], run.layers)
-    cli = StageCLI(config, trainer_arguments)
+    try:
+        cli = StageCLI(config, trainer_arguments)
+    except ConfigurationError:
+        raise
+    except ValueError as error:
+        raise ConfigurationError(_brief(error)) from error
     if cli.trainer.accumulate_grad_batches != 1 and not cli.model.automatic_optimization:
         raise ConfigurationError(
             f"trainer.accumulate_grad_batches is {cli.trainer.accumulate_grad_batches}, but "

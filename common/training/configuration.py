@@ -109,13 +109,15 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """Read one YAML layer.
 
     Raises:
-        ConfigurationError: the file is missing, is not YAML or does not hold a mapping.
+        ConfigurationError: the file is missing or cannot be read, is not YAML or does not hold a mapping.
     """
     try:
         loaded = load_yaml_text(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigurationError(f"configuration file {path} does not exist") from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise ConfigurationError(f"configuration file {path} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path} is not valid YAML: {error}") from None
     if loaded is None:
         return {}
@@ -304,7 +306,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], li
     """Split `--key value` / `--key=value` and `--config FILE` arguments.
 
     Raises:
-        ConfigurationError: an argument that is neither.
+        ConfigurationError: an argument that is neither, or a value that is no YAML.
     """
     overrides: list[tuple[str, Any]] = []
     files: list[Path] = []
@@ -321,7 +323,11 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], li
         if key in {"config", "c"}:
             files.append(Path(value))
         else:
-            overrides.append((key, load_yaml_text(value)))
+            try:
+                overrides.append((key, load_yaml_text(value)))
+            except yaml.YAMLError as error:
+                problem = getattr(error, "problem", None) or error
+                raise ConfigurationError(f"--{key} {value}: the value is not valid YAML: {problem}") from None
     return overrides, files
 
 
@@ -422,11 +428,15 @@ _TOP_LEVEL = ("seed_everything", "trainer", "model", "data")
 
 
 def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
-    """Refuse unknown top-level keys, naming the layer that set them and the nearest valid key."""
+    """Refuse unknown top-level keys, naming the layer that set them and the nearest valid key, and bare values."""
     for key in config:
         if key not in _TOP_LEVEL:
             raise ConfigurationError(
                 f"{_origin(key, layers)}: unknown key {key!r}; {nearest(key, (*_TOP_LEVEL, *STACK_KEYS, *SWITCHES))}"
+            )
+        if key != "seed_everything" and not isinstance(config[key], dict):
+            raise ConfigurationError(
+                f"{_origin(key, layers)}: {key!r} must hold fields, as in --trainer.max_epochs 3, got {config[key]!r}"
             )
 
 

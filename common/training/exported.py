@@ -25,7 +25,7 @@ from common.encoders.checkpoint_files import differences
 from common.reporting.papers import PAPERS
 from common.training.errors import StageError
 from common.training.finished import FinishedStage, instantiate, open_finished
-from common.training.parts import part
+from common.training.parts import TRAINED, part
 
 FORMAT = "representation-assemble/model/1"
 WEIGHTS, CONFIGURATION, CARD, RECORD = "model.safetensors", "config.json", "README.md", "record.json"
@@ -259,7 +259,7 @@ def trained_model(paper: str) -> type[TrainedModel]:
     Raises:
         StageError: the paper has none.
     """
-    model: type[TrainedModel] = part(paper, "use", "has no trained models to use").MODEL
+    model: type[TrainedModel] = part(paper, *TRAINED).MODEL
     return model
 
 

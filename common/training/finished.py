@@ -67,8 +67,11 @@ def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str
     from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
     from common.training.switches import take_switches
 
-    config = yaml.safe_load(configuration.read_text(encoding="utf-8"))
-    found = str((config.get("model") or {}).get("class_path"))
+    try:
+        config = yaml.safe_load(configuration.read_text(encoding="utf-8"))
+        found = str(config["model"]["class_path"])
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        raise StageError(f"{configuration} is damaged: run the stage again, which writes it anew") from None
     if found not in kinds:
         raise StageError(f"{checkpoint} is of {found}, which {otherwise}")
     try:

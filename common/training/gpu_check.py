@@ -94,7 +94,8 @@ def measure(
             training.run()
     except torch.OutOfMemoryError as error:
         raise StageError(
-            f"{name}/{run.recipe}: {size} samples do not fit into the device's memory; give --batch-size ({error})"
+            f"{name}, recipe {run.recipe}: {size} samples do not fit into the device's memory; give --batch-size "
+            f"({error})"
         ) from None
     finally:
         watch.close()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +27,28 @@ RUN_COMMANDS = {
 }
 
 
+#: Seeds that numpy takes.
+LARGEST_SEED = 2**32 - 1
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that lacks a sign, such as that between a mean and its spread, gets a question mark.
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        try:
+            return _run(argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has gone, as `head` does; the interpreter must not try again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     if "files" in arguments and not any(text.startswith("-") for text in rest):
@@ -44,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"assemble: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        return 141
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         if os.environ.get("ASSEMBLE_TRACEBACK"):
             raise
@@ -61,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     names = ", ".join(paper.short for paper in PAPERS)
     parser = argparse.ArgumentParser(
         prog="assemble",
-        description="Re-run five CVPR 2021 papers on joint representations and regenerate their tables.",
+        description="Re-run CVPR 2021 papers on joint representations and regenerate their tables.",
         epilog=f"Papers: {names}. Scales: smoke (seconds), mini (minutes on a CPU), paper (the published recipe).",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -75,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
         command.add_argument("name", help="<paper>/<stage or recipe>, such as avid_cma/avid or avid/ucf_1@avid_cma")
         _add_run_options(command)
-        command.add_argument("--seed", type=int, default=0, help="seed of weights, order and miniature data")
+        command.add_argument("--seed", type=_seed, default=0, help="seed of weights, order and miniature data")
         command.add_argument("--print_config", action="store_true", help="print the merged configuration and stop")
         command.add_argument("--checkpoint", type=Path, help="weights to use instead of the stage's own")
         command.set_defaults(func=_run_command)
@@ -125,8 +147,19 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", type=Path, default=data_root(), help="folder that holds the data sets")
 
 
+def _seed(text: str) -> int:
+    # Digits alone: int() also takes "1_0" and signs.
+    if not re.fullmatch(r"[0-9]+", text) or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no seed: it is a whole number from 0 to {LARGEST_SEED}; between several stand spaces"
+        )
+    return int(text)
+
+
 def _add_selection(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
+    command.add_argument(
+        "--seeds", type=_seed, nargs="+", default=[0], metavar="SEED", help="with spaces between them; default: 0"
+    )
     command.add_argument("--tables", nargs="+", help="only these tables (ids)")
     command.add_argument("--rows", nargs="+", help="only these rows (labels or models)")
     command.add_argument("--stages", nargs="+", help="only these stages and what they start from")
@@ -153,7 +186,8 @@ def _selection(arguments: argparse.Namespace) -> Any:
 
     return Selection(
         scale=arguments.scale,
-        seeds=tuple(getattr(arguments, "seeds", None) or [arguments.seed]),
+        # One that is given twice is meant once.
+        seeds=tuple(dict.fromkeys(getattr(arguments, "seeds", None) or [arguments.seed])),
         hardware=arguments.hardware,
         runs=arguments.runs.resolve(),
         data=arguments.data.resolve(),
@@ -179,6 +213,8 @@ def _reproduce_command(arguments: argparse.Namespace) -> int:
     from common.training.schedule import reproduce
 
     selection = _selection(arguments)
+    if arguments.jobs < 0:
+        raise StageError(f"--jobs must be at least 1, got {arguments.jobs}")
     jobs = arguments.jobs or (min(os.cpu_count() or 1, 4) if selection.hardware == "cpu" else 1)
     failed = reproduce(arguments.paper, selection, jobs=jobs)
     show_tables(paper_named(arguments.paper).name, selection.scale, selection.runs)

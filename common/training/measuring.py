@@ -62,7 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments=arguments.rest,
             )
         except StageError as error:
-            print(f"{paper.name}: {error}")
+            # A paper that lacks the file for this is named already.
+            told = str(error)
+            print(told if told.startswith(paper.name) else f"{paper.name}: {told}", flush=True)
             failed += 1
             continue
         found.append(step)

@@ -9,6 +9,16 @@ from typing import Any
 from common.training.errors import StageError
 
 
+def has_part(paper: str, name: str) -> bool:
+    """Whether there is a module `papers.<paper>.<name>`; it is not imported.
+
+    Args:
+        paper: package of the paper.
+        name: file without its suffix.
+    """
+    return importlib.util.find_spec(f"papers.{paper}.{name}") is not None
+
+
 def optional_part(paper: str, name: str) -> Any:
     """The module `papers.<paper>.<name>`, or None where the paper has no such file.
 
@@ -16,8 +26,21 @@ def optional_part(paper: str, name: str) -> Any:
         paper: package of the paper.
         name: file without its suffix.
     """
-    full = f"papers.{paper}.{name}"
-    return importlib.import_module(full) if importlib.util.find_spec(full) else None
+    return importlib.import_module(f"papers.{paper}.{name}") if has_part(paper, name) else None
+
+
+#: File of a paper's trained models, and what a paper lacks without it.
+TRAINED = ("use", "has no trained models to use")
+
+
+def check_part(paper: str, name: str, without: str) -> None:
+    """Make sure that a paper has a file, without importing it, which takes seconds; see `part`.
+
+    Raises:
+        StageError: the paper has no such file.
+    """
+    if not has_part(paper, name):
+        raise _missing(paper, name, without)
 
 
 def part(paper: str, name: str, without: str) -> Any:
@@ -33,5 +56,9 @@ def part(paper: str, name: str, without: str) -> Any:
     """
     found = optional_part(paper, name)
     if found is None:
-        raise StageError(f"{paper} {without}: papers/{paper}/{name}.py does not exist (CONTRIBUTING.md, Add a paper)")
+        raise _missing(paper, name, without)
     return found
+
+
+def _missing(paper: str, name: str, without: str) -> StageError:
+    return StageError(f"{paper} {without}: papers/{paper}/{name}.py does not exist (CONTRIBUTING.md, Add a paper)")

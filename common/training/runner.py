@@ -148,6 +148,23 @@ def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: st
     return checkpoint if checkpoint.is_file() else None
 
 
+def _step_of(checkpoint: Path, stage: str) -> int:
+    """Step at which a checkpoint was saved.
+
+    Raises:
+        StageError: the file is damaged.
+    """
+    from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
+
+    try:
+        return int(read_checkpoint(checkpoint)["global_step"])
+    except (CheckpointError, KeyError, TypeError, ValueError) as error:
+        reason = f"{checkpoint}: holds no step" if not isinstance(error, CheckpointError) else str(error)
+        raise StageError(
+            f"{stage} cannot go on from where it was stopped: {reason}. Delete that file, and the stage starts anew"
+        ) from None
+
+
 def _recorded_lineage(identity_path: Path) -> str | None:
     try:
         return str(json.loads(identity_path.read_text(encoding="utf-8"))["lineage_hash"])
@@ -226,8 +243,14 @@ def _claimed(request: StageRequest) -> Iterator[None]:
         yield
         return
     path = request.directory.with_name(f".{request.stage}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise StageError(
+            f"{request.stage} cannot write into {path.parent}: {error.strerror}; --runs names another folder of runs"
+        ) from None
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -275,7 +298,7 @@ def _run_claimed(
     import torch
 
     from common.reporting import tables
-    from common.training.callbacks import WallClock
+    from common.training.callbacks import WallClock, WholeCheckpoints
     from common.training.cli import build
     from common.training.loggers import MetricsFile, wandb_logger
     from common.training.memory import peak_memory_gib, reset_peak_memory
@@ -298,6 +321,7 @@ def _run_claimed(
     cli = build(run, config, arguments)
     resolved = cli.resolved()
     trainer = cli.trainer
+    trainer.strategy.checkpoint_io = WholeCheckpoints()
 
     wandb = None
     if main_process:
@@ -320,7 +344,7 @@ def _run_claimed(
     try:
         if run.trains:
             if resume_from is not None:
-                step = torch.load(resume_from, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+                step = _step_of(resume_from, request.stage)
                 if main_process:
                     print(f"  {request.stage}: goes on from step {step} ({resume_from})")
                     metrics_file.drop_after(step - 1)

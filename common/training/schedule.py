@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 from common.reporting import records
 from common.reporting.papers import paper_named, project_root
 from common.reporting.tables import StageInstance, expand
-from common.training.configuration import ConfigurationError, RunConfiguration
+from common.training.configuration import RunConfiguration
 from common.training.errors import Preempted, StageError
 from common.training.runner import Parent, StageRequest, finished_record
 
@@ -211,8 +211,17 @@ def reproduce(
                     item = running.pop(future)
                     try:
                         record = future.result()
+                    except BrokenExecutor:
+                        unfinished = len(waiting) + len(running) + 1
+                        raise StageError(
+                            f"a process was killed in {_name(item)} or in a stage beside it, as systems do when memory "
+                            f"runs out; {unfinished} stages are left. The same command goes on where it was; "
+                            f"`--jobs {max(1, jobs - 1)}` needs less memory"
+                        ) from None
                     except Exception as error:  # one stage must not cost the others
-                        if not isinstance(error, StageError | ConfigurationError | OSError | ValueError):
+                        # Our own errors, and those of files and values, say all there is to say.
+                        explained = type(error).__module__.partition(".")[0] in ("common", "papers")
+                        if not explained and not isinstance(error, OSError | ValueError):
                             traceback.print_exception(error)
                         failed[item.request.seed, item.request.stage] = str(error)
                         say(f"  FAILED {_name(item)}: {error}")

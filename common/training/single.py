@@ -134,6 +134,13 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
         raise StageError(f"{request.stage} trains nothing: `assemble fit` measures it and writes its record")
     if not weights.is_file():
         raise StageError(f"{weights} does not exist: train the stage first (assemble fit) or give --checkpoint")
+    from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
+
+    try:
+        if "state_dict" not in read_checkpoint(weights):
+            raise CheckpointError(f"{weights}: holds no 'state_dict'; give checkpoints/last.ckpt of a stage")
+    except CheckpointError as error:
+        raise StageError(str(error)) from None
     config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
     for name, parent in request.parents.items():
         # A network that measures is no part of the weights; one that training started from may be gone by now.

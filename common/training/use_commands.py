@@ -11,7 +11,7 @@ from typing import Any
 from common.reporting.errors import nearest
 from common.reporting.papers import PAPERS, existing_papers, paper_named
 from common.training.errors import StageError
-from common.training.parts import optional_part
+from common.training.parts import TRAINED, check_part, has_part, optional_part
 
 CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
 #: The layout that `TrainedModel.from_export` reads; each paper has further ones for other libraries.
@@ -158,17 +158,19 @@ def _kind(arguments: argparse.Namespace, able: Callable[[Any], object], lacks: s
         able: whether a class can do what is asked for.
         lacks: what one that cannot does not do, for the message.
     """
-    from common.training.exported import trained_model
-
     paper = paper_named(arguments.paper)
     for option in ("language", "regions"):
         if getattr(arguments, option) is not None and paper.name != "m3p":
             raise StageError(f"--{option} goes with m3p, and not with {paper.short}")
+    check_part(paper.name, *TRAINED)
     if not arguments.checkpoint.exists():
         raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give {CHECKPOINT}")
+    from common.training.exported import trained_model
+
     kind = trained_model(paper.name)
     if not able(kind):
-        others = [one.short for one in existing_papers() if able(trained_model(one.name))]
+        usable = [one for one in existing_papers() if has_part(one.name, TRAINED[0])]
+        others = [one.short for one in usable if able(trained_model(one.name))]
         raise StageError(f"{paper.short} {lacks}; {', '.join(others)} can")
     return kind
 
@@ -449,6 +451,8 @@ def _generate_command(arguments: argparse.Namespace) -> int:
 
 def _export_command(arguments: argparse.Namespace) -> int:
     paper = paper_named(arguments.paper).name
+    if arguments.layout == OWN_LAYOUT:
+        check_part(paper, *TRAINED)
     if not arguments.checkpoint.exists():
         raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give checkpoints/last.ckpt of a stage")
     checkpoints = optional_part(paper, "checkpoints")

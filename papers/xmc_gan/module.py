@@ -279,6 +279,12 @@ class XMCGAN(pl.LightningModule):
                 f"data.image_size is {self.data.image_size}, the networks make images of {self.generator.image_size}: "
                 "a list of n channels means 4 * 2^(n - 1) pixels"
             )
+        size = getattr(self.text_encoder, "vocabulary_size", None)
+        if size is not None and self.data.vocabulary_size > size:
+            raise ValueError(
+                f"the tokenizer has {self.data.vocabulary_size} pieces, model.text_encoder {size} embeddings; raise "
+                "model.text_encoder.vocabulary_size"
+            )
         if self.evaluation is not None:
             self.evaluation.load_pretrained()
         if stage != "fit":

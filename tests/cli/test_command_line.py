@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -44,6 +45,30 @@ def test_help_plan_and_tables_do_not_import_torch(arguments: list[str]) -> None:
     done = assemble(*arguments, code=LOADED)
     assert done.returncode == 0, done.stderr
     assert "LOADED []" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["plan", "avid", "--scale", "paper"], ["tables", "avid", "--no-write"]]
+)
+def test_a_reader_that_goes_away_ends_a_command_without_a_word(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "common.training.main", *arguments]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=project_root(), check=False)
+    os.close(write)
+    assert done.stderr == ""
+
+
+def test_a_terminal_without_a_sign_gets_another() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "common.training.main", "tables", "mct", "--scale", "mini", "--no-write"],
+        capture_output=True,
+        cwd=project_root(),
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.isascii()
 
 
 def test_help_names_every_command() -> None:

@@ -121,6 +121,12 @@ def test_wrong_shapes(tokens: Tensor, mask: Tensor | None, message: str) -> None
         BertEncoder(**SIZES)(tokens, mask)
 
 
+@pytest.mark.parametrize("encoder", [BertEncoder(**SIZES), GRUEncoder(50, 8, 8)])
+def test_a_token_beyond_the_vocabulary_is_told_apart(encoder: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"not below vocabulary_size=50: raise"):
+        encoder(torch.tensor([[3, 50]]))
+
+
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="attention_heads: 3 do not"):
         BertEncoder(**{**SIZES, "attention_heads": 3})

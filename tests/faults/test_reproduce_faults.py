@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Executor, Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from common.data.items import TooManyBrokenFiles
 from common.training import schedule
-from common.training.errors import Preempted
+from common.training.errors import Preempted, StageError
 from common.training.schedule import Selection, plan
 
 
@@ -65,6 +69,37 @@ def test_what_another_run_finished_meanwhile_is_not_run_again(tmp_path: Path, mo
     assert schedule._run(item) == "the other run's record"
     assert lineages == [item.lineage]
     assert not item.request.directory.exists()
+
+
+class _Broken(Executor):
+    """A pool whose process is killed at its first task, as the kernel does when memory runs out."""
+
+    def submit(self, *_: Any, **__: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_exception(BrokenProcessPool("terminated abruptly"))
+        return future
+
+
+def test_a_worker_that_is_killed_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "_pool", lambda jobs: _Broken())
+    wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path, stages=("moco_v2", "in_sup"))
+    with pytest.raises(StageError, match=r"killed .* memory runs out; 2 stages are left\. .*`--jobs 1`"):
+        schedule.reproduce("mct", wanted, jobs=2)
+
+
+@pytest.mark.parametrize(("error", "shown"), [(TooManyBrokenFiles("2 of 3 files"), False), (KeyError("a bug"), True)])
+def test_only_what_no_message_explains_is_shown_with_its_place(
+    error: Exception, shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(item: object) -> None:
+        raise error
+
+    monkeypatch.setattr(schedule, "_run", fail)
+    wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path, stages=("moco_v2",))
+    assert schedule.reproduce("mct", wanted) == [f"moco_v2 (seed 0): {error}"]
+    told = capsys.readouterr()
+    assert f"FAILED moco_v2 seed 0: {error}" in told.out
+    assert ("Traceback" in told.err) == shown
 
 
 def test_a_stage_in_a_process_of_its_own_is_told_and_waited_for(tmp_path: Path) -> None:

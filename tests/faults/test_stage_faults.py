@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from common.data.items import TooManyBrokenFiles
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.reporting.atomic import AtomicWriteError
+from common.training.callbacks import WholeCheckpoints
 from common.training.configuration import ConfigurationError
 from common.training.errors import NonFiniteLossError, StageError
 from common.training.main import main
@@ -122,6 +124,41 @@ def test_a_full_disk_while_writing_the_record_loses_nothing(tmp_path: Path, monk
     assert (stage.directory / "record.json").is_file()
 
 
+def test_a_full_disk_while_writing_a_checkpoint_keeps_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"global_step": 1}, path)
+    # Nothing goes through another folder, which may be on another disk.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    WholeCheckpoints().save_checkpoint({"global_step": 2}, path)
+
+    def full(content: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(StageError, match=r"could not write .*last\.ckpt: No space left on device\. .*unchanged"):
+        WholeCheckpoints().save_checkpoint({"global_step": 3}, path)
+    monkeypatch.undo()
+    assert torch.load(path, weights_only=True) == {"global_step": 2}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_stage_writes_its_checkpoints_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+    genuine = WholeCheckpoints.save_checkpoint
+
+    def noted(self: WholeCheckpoints, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        written.append(Path(path))
+        genuine(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", noted)
+    stage = request("avid/avid", tmp_path)
+    run_stage(stage)
+    assert stage.directory / "checkpoints" / "last.ckpt" in written
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = AVID.training_step
 
@@ -160,7 +197,16 @@ def test_validation_touches_neither_banks_nor_normaliser(tmp_path: Path) -> None
         (["fit", "avid/avidd", "--scale", "smoke"], "'avid"),
         (["fit", "avid", "--scale", "smoke"], "<paper>/<stage or recipe>"),
         (["test", "avid/avid", "--scale", "smoke", "--checkpoint", "none.ckpt"], "none.ckpt does not exist"),
+        (["fit", "avid/avid", "--scale", "smoke", "--model.temperature", "[1"], "--model.temperature [1: the value"),
+        (["fit", "avid/avid", "--scale", "smoke", "--trainer", "5"], "'trainer' must hold fields"),
+        (["fit", "avid/avid", "--scale", "smoke", "--model", "null"], "'model' must hold fields"),
+        (["fit", "avid/avid", "--scale", "smoke", "--trainer.devices", "many"], "trainer: `devices`"),
+        (["fit", "avid/avid", "--scale", "smoke", "--trainer.devices", "0"], "trainer: `Trainer(devices=0)`"),
+        (["fit", "avid/avid", "--scale", "smoke", "--config", "configs"], "configs cannot be read: Is a directory"),
+        (["fit", "avid/avid", "--scale", "smoke", "--data.batch_size", "0"], "data.batch_size must be at least 1"),
+        (["test", "avid/avid", "--scale", "smoke", "--checkpoint", "README.md"], "README.md: "),
         (["plan", "avidd"], "avid"),
+        (["reproduce", "avid", "--scale", "smoke", "--jobs", "-1"], "--jobs must be at least 1"),
         (["reproduce", "avid", "--scale", "smoke", "--rows", "AVIDD"], "AVID"),
     ],
 )
@@ -171,6 +217,47 @@ def test_the_command_line_says_what_is_wrong(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+    assert "Given value" not in error
+
+
+@pytest.mark.parametrize("seeds", ["0,1,2", "-1", "4294967296", "1_0", "x"])
+def test_what_is_no_seed_is_refused_before_anything_runs(seeds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["plan", "avid", "--scale", "smoke", "--seeds"], ["fit", "avid/avid", "--seed"]):
+        with pytest.raises(SystemExit):
+            main([*arguments, seeds])
+        told = capsys.readouterr().err
+        assert "is no seed" in told or "expected" in told  # argparse takes "-1" for an option where it may be one
+
+
+def test_a_seed_that_is_given_twice_is_run_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    plan = ["plan", "avid", "--scale", "smoke", "--stages", "avid", "--runs", str(tmp_path)]
+    assert main([*plan, "--seeds", "1", "0", "1"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run")]
+    assert [line.split()[2] for line in lines] == ["1", "0"]
+
+
+def test_a_damaged_checkpoint_is_named_and_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = request("avid/avid", tmp_path)
+    run_stage(stage)
+    (stage.directory / "record.json").unlink()
+    checkpoint = stage.directory / "checkpoints" / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:20_000])
+    with pytest.raises(StageError, match=r"avid cannot go on .*last\.ckpt: .*Delete that file"):
+        run_stage(stage)
+    assert main(["embed", "avid", "x.mp4", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "x.npz")]) == 2
+    assert "last.ckpt" in capsys.readouterr().err
+    # So is the configuration beside it.
+    (stage.directory / "config.yaml").write_text("model: [", encoding="utf-8")
+    assert main(["embed", "avid", "x.mp4", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "x.npz")]) == 2
+    assert "config.yaml is damaged" in capsys.readouterr().err
+    checkpoint.unlink()
+    assert run_stage(stage).steps == 2
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StageError, match=r"avid cannot write into .*file.*--runs"):
+        run_stage(request("avid/avid", tmp_path / "file"))
 
 
 def test_a_configuration_error_comes_before_any_data(tmp_path: Path) -> None:

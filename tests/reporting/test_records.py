@@ -144,6 +144,9 @@ def test_broken_files_name_the_file_and_the_field(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(RecordError, match=r"record\.json: not valid JSON"):
         records.read(path)
+    path.write_bytes(b"\xff\xfe{")
+    with pytest.raises(RecordError, match=r"record\.json: not UTF-8"):
+        records.read(path)
     values = json.loads(a_record().to_json())
     path.write_text(json.dumps({**values, "metric": {}}))
     with pytest.raises(RecordError, match="unknown field 'metric': did you mean 'metrics'"):

@@ -11,7 +11,7 @@ from common.training.errors import StageError
 from common.training.exported import trained_model
 from common.training.main import main
 from common.training.model_card import model_card
-from common.training.parts import optional_part, part
+from common.training.parts import has_part, optional_part, part
 
 
 def test_a_part_is_the_module_or_an_error_that_names_the_file() -> None:
@@ -28,7 +28,18 @@ def test_commands_say_which_file_is_missing(
     assert main(["rehearse", "mct"]) == 2
     assert "papers/mct/rehearsal.py does not exist" in capsys.readouterr().err
     assert main(["gpu-check", "mct", "--device", "cpu", "--small"]) == 1
-    assert "papers/mct/synthetic.py does not exist" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert told.startswith("mct makes no made-up batches: papers/mct/synthetic.py does not exist")
+
+
+def test_a_missing_file_of_the_paper_is_said_before_a_missing_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    found = has_part
+    monkeypatch.setattr("common.training.parts.has_part", lambda paper, name: paper != "mct" and found(paper, name))
+    for command in (["embed", "mct", "--text", "a"], ["export", "mct"]):
+        assert main([*command, "--checkpoint", "none.ckpt", "--output", str(tmp_path / "x.npz")]) == 2
+        assert "papers/mct/use.py does not exist" in capsys.readouterr().err
 
 
 def test_a_paper_without_checkpoints_is_exported_in_the_layout_of_this_suite(

@@ -249,6 +249,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (["--data.batch_size", "20"], "is 20 and data.minibatches 2: an iteration takes 40 items, .* has 32"),
         (["--trainer.precision", "16-true"], "bf16-mixed"),
         (["--trainer.gradient_clip_val", "1.0"], "XMCGAN steps its optimisers itself and clips no gradients"),
+        (["--model.text_encoder.vocabulary_size", "3"], "pieces, model.text_encoder 3 embeddings"),
         (["--data.image_size", "64"], "data.image_size is 64, the networks make images of 32"),
     ],
 )
