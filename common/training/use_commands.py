@@ -447,9 +447,9 @@ def _special(arguments: argparse.Namespace) -> Any:
 
 def _tell_command(arguments: argparse.Namespace) -> int:
     tell = _special(arguments)
-    question, more = (), {"speech": arguments.speech}
-    if arguments.command == "answer":
-        question = (arguments.question,)
+    question = (arguments.question,) if arguments.command == "answer" else ()
+    more = {"speech": arguments.speech}
+    if question:
         more |= {"options": arguments.options, "history": arguments.history, "known": arguments.known}
     print(tell(arguments.checkpoint, arguments.clip, *question, device=arguments.device, **more))
     return 0

@@ -48,8 +48,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         apart, weights = 0, 0
         for name, expected in one["state"].items():
             found = torch.as_tensor(rank["state"][name])
-            # Adam turns a gradient that is nearly zero, and so is rounding, into a step: on some processors a few weights of
-            # forty thousand differ by a part of one, 0.01.
+            # Adam turns a gradient that is nearly zero, and so is rounding, into a step: on some processors a few
+            # weights of forty thousand differ by a part of one, 0.01.
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
             apart += int((~torch.isclose(found, expected, rtol=1e-3, atol=2e-5)).sum())
             weights += expected.numel()
