@@ -87,6 +87,19 @@ def add_parsers(commands: Any) -> None:
         command.add_argument("clip", type=Path, help="video file, with or without sound")
         if name == "answer":
             command.add_argument("question", help="in quotes")
+            command.add_argument(
+                "--option", dest="options", action="append", default=[], metavar="TEXT",
+                help="an answer to choose from, for a model that chooses (tvqa): give five",
+            )  # fmt: skip
+            command.add_argument(
+                "--turn", dest="history", action="append", nargs=2, default=[], metavar=("QUESTION", "ANSWER"),
+                help="an earlier question and its answer; may be given several times, in their order",
+            )  # fmt: skip
+            command.add_argument("--known", default="", metavar="TEXT", help="a description of the clip")
+        command.add_argument(
+            "--speech", action="append", default=[], metavar="TEXT",
+            help="a line that is said in the clip; may be given several times, in their order",
+        )  # fmt: skip
         command.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT)
         command.add_argument("--device", default="cpu", help="where it runs: cpu, cuda; default: cpu")
         command.set_defaults(func=_tell_command)
@@ -437,7 +450,10 @@ def _special(arguments: argparse.Namespace) -> Any:
 def _tell_command(arguments: argparse.Namespace) -> int:
     tell = _special(arguments)
     question = (arguments.question,) if arguments.command == "answer" else ()
-    print(tell(arguments.checkpoint, arguments.clip, *question, device=arguments.device))
+    more = {"speech": arguments.speech}
+    if question:
+        more |= {"options": arguments.options, "history": arguments.history, "known": arguments.known}
+    print(tell(arguments.checkpoint, arguments.clip, *question, device=arguments.device, **more))
     return 0
 
 

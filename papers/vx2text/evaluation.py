@@ -166,7 +166,11 @@ class TextTest:
     Args:
         beams, max_tokens: of the generation.
         meteor: whether METEOR is among them.
-        protocols: of the caption metrics. `avsd_1ref` is judged against the original answer alone.
+        protocols: of the caption metrics. `avsd_1ref` is judged against the original answer alone; `avsd7` and `avsd8`
+            leave out samples that have no other reference, since the two scales must not mix.
+
+    Raises:
+        ValueError: `beams` or `max_tokens` is below 1, or a protocol is unknown.
     """
 
     def __init__(
@@ -176,6 +180,9 @@ class TextTest:
         protocols: tuple[str, ...] = (),
         meteor: bool = False,
     ) -> None:
+        for field, value in (("beams", beams), ("max_answer_tokens", max_tokens)):
+            if value < 1:
+                raise ValueError(f"model.{field} must be at least 1, got {value}")
         self.beams = beams
         self.max_tokens = max_tokens
         self.protocols = protocols
@@ -268,7 +275,7 @@ class TextTest:
             scores = meter.compute()
             for name in METRICS:
                 value = scores.corpus[name]
-                if value is not None:
+                if value is not None and scores.ids:
                     found[name if number == 0 else f"{protocol}/{name}"] = value
         return {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in found.items()}
 
@@ -276,6 +283,8 @@ class TextTest:
 def _references(written: Written, protocol: str) -> list[str]:
     if protocol == "avsd_1ref":
         return [written.answer] if written.answer else []
+    if protocol in ("avsd7", "avsd8") and len(written.references) < 2:
+        return []  # the file with the six references is missing
     return list(written.references)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 from papers.vx2text.prompt import AUDIO_PLACE, VIDEO_PLACE
@@ -36,7 +37,7 @@ def category_names(categories: Sequence[str] | str | None) -> list[str]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: there are no names, or some twice.
+        ValueError: there are no names, or some twice, also in other letters; or a table lacks the column of names.
     """
     if categories is None:
         from torchvision.models.video import R2Plus1D_18_Weights
@@ -51,14 +52,21 @@ def category_names(categories: Sequence[str] | str | None) -> list[str]:
             )
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".csv":
-            names = [row["display_name"] for row in csv.DictReader(text.splitlines())]
+            table = csv.DictReader(text.splitlines())
+            if "display_name" not in (table.fieldnames or ()):
+                raise ValueError(
+                    f"model categories: {path} has no column display_name; give class_labels_indices.csv of AudioSet's "
+                    "release, or a text file with one name a line"
+                )
+            names = [row["display_name"] or "" for row in table]
         else:
             names = [line.strip() for line in text.splitlines() if line.strip()]
     else:
         names = list(categories)
+    names = [name.lower() for name in names]
     if not names or len(set(names)) != len(names):
         raise ValueError("model categories: a classifier needs at least one category, and no name twice")
-    return [name.lower() for name in names]
+    return names
 
 
 class ModalityClassifier(nn.Module):
@@ -79,7 +87,28 @@ class ModalityClassifier(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         """Scores [B, C] of the categories before any softmax."""
-        return self.fc(self.encoder(clip))
+        return self.scores(self.encoder(clip))
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Scores [B, C] of the categories from features [B, feature_dim]."""
+        return self.fc(features)
+
+
+class SigmoidClassifier(ModalityClassifier):
+    """A classifier that was trained with a sigmoid for each category, as PANNs are, taken at its word.
+
+    A category's probability is the share of its sigmoid in the sum of all, where `ModalityClassifier` takes the softmax
+    of the scores before it. Weights and parameters are the same.
+
+    Args:
+        encoder, categories: see `ModalityClassifier`.
+
+    Source: specification 3, `sigmoid_normalised`.
+    """
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Logarithms [B, C] of the sigmoids, float32: their softmax is each one's share."""
+        return F.logsigmoid(self.fc(features).float())
 
 
 class LanguageModel(nn.Module):
@@ -349,7 +378,7 @@ class ModalityTokens(nn.Module):
         batch, count = clips.shape[:2]
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
             features = self.classifier.encoder(clips.flatten(0, 1))
-            logits = self.classifier.fc(features)
+            logits = self.classifier.scores(features)
         if self.continuous is not None:
             embeddings = self.continuous(features)
             chosen = torch.zeros(len(features), 0, dtype=torch.int64, device=features.device)

@@ -32,7 +32,7 @@ from papers.vx2text.model import (
     place,
     table_of,
 )
-from papers.vx2text.objective import text_loss, words_loss
+from papers.vx2text.objective import per_answer, text_loss, words_loss
 from papers.vx2text.tokeniser import gumbel_noise
 
 Batch = dict[str, Any]
@@ -202,7 +202,8 @@ class VX2Text(VideoTextModule):
         modalities: which of video and audio are read, as in the data; the classifier of another one is dropped.
         video_tokens, audio_tokens: tokens of each clip, K.
         tokenisation, temperature, table: see `ModalityTokens`.
-        auxiliary_weight: of a classification loss on the true categories, which only a miniature knows.
+        auxiliary_weight: of a classification loss on the true categories, which only a miniature knows; a clip that
+            lacks the modality has none.
         beams, max_answer_tokens: of the generation. Of several options one is picked as data.scoring says.
         protocols: of the caption metrics; those of the first are named without it.
         meteor: whether METEOR is among them, which takes Java and 1.5 GB.
@@ -214,7 +215,8 @@ class VX2Text(VideoTextModule):
         seed: seed of the Gumbel noise.
 
     Raises:
-        ValueError: in setup, when the data brings other modalities or makes room for another number of tokens.
+        ValueError: in setup, when the data brings other modalities or makes room for another number of tokens; in
+            training, when there is a classification loss and the data does not know the true categories.
     """
 
     def __init__(
@@ -317,10 +319,18 @@ class VX2Text(VideoTextModule):
             log_probability = scores.detach().float().log_softmax(-1)
             logs[f"train/{name}_entropy"] = -(log_probability.exp() * log_probability).sum(-1).mean()
             if self.hparams["auxiliary_weight"] > 0:
-                marks = batch[f"{name}_words"]
+                marks = self._true_words(batch, name)
                 loss = loss + self.hparams["auxiliary_weight"] * words_loss(scores.mean(1), marks)
         self.log_dict(logs, batch_size=len(mask))
         return loss
+
+    def _true_words(self, batch: Batch, name: str) -> Tensor:
+        if f"{name}_words" not in batch:
+            raise ValueError(
+                f"model.auxiliary_weight is {self.hparams['auxiliary_weight']}, but the data does not know the true "
+                f"categories of its {name}: set it to 0, or give data.{name}_categories of a miniature"
+            )
+        return batch[f"{name}_words"] & batch[f"{name}_present"][:, None]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -331,8 +341,10 @@ class VX2Text(VideoTextModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         embeddings, mask, _ = self.inputs(batch)
-        loss = text_loss(self.language_model(embeddings, mask, batch["labels"]), batch["labels"])
-        self.log("val/loss", loss, batch_size=len(mask), sync_dist=True)
+        loss, words = per_answer(self.language_model(embeddings, mask, batch["labels"]), batch["labels"])
+        # Weighed by words, and summed over processes at the end alone: one of them may have a batch less.
+        count = words.sum()
+        self.log("val/loss", loss.sum() / count.clamp(min=1.0), batch_size=int(count), sync_dist=True)
 
     def learning_rates(self) -> dict[str, float]:
         h: Any = self.hparams

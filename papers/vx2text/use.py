@@ -13,6 +13,7 @@ from torch import Tensor
 
 from common.data.items import Sample
 from common.data.listing import Clip
+from common.data.media import MediaError
 from common.training.errors import StageError
 from common.training.exported import (
     Items,
@@ -29,6 +30,9 @@ from papers.vx2text.data import CaptioningData, QuestionAnsweringData, Scoring, 
 from papers.vx2text.evaluation import written
 from papers.vx2text.model import category_names
 from papers.vx2text.prompt import Prompt, PromptLimits, PromptText, Task, TextTokenizer
+
+#: Parts of the prompt, as messages call them.
+_NAMES = {"speech": "speech", "caption": "descriptions", "history": "earlier questions", "option": "options"}
 
 
 class VX2Text(TrainedModel):
@@ -126,9 +130,21 @@ class VX2Text(TrainedModel):
             options: answers to choose from.
 
         Raises:
-            MediaError: the clip cannot be read.
+            MediaError: the clip cannot be read, or has nothing that the model sees or hears.
+            StageError: the model was trained without some of the texts that are given, and would not read them.
         """
+        given = {"speech": speech, "caption": known, "history": history, "option": options}
+        for part, content in given.items():
+            if content and not getattr(self.prompt.limits, part):
+                raise StageError(
+                    f"this model was trained without {_NAMES[part]} (data.prompt.{part} was 0) and would not read "
+                    "what is given: leave it out"
+                )
         sample = self._read(clip)
+        if self.model.tokens and not any(sample[f"{name}_present"] for name in self.model.tokens):
+            raise MediaError.of(
+                Path(clip), f"has no {' and no '.join(self.model.tokens)}, and this model reads nothing else"
+            )
         text = PromptText(
             self.task,
             question=question,
@@ -176,9 +192,11 @@ class VX2Text(TrainedModel):
         if self.task == "caption":
             raise StageError("this model learned to describe clips and not to answer: assemble caption vx2text CLIP")
         if self.task == "question" and len(options) != 5:
-            raise StageError(f"this model learned to choose among five options; {len(options)} are given")
+            raise StageError(
+                f"this model learned to choose among five options; {len(options)} are given (--option, five times)"
+            )
         if self.task == "dialog" and options:
-            raise StageError("this model learned to answer freely; leave the options out")
+            raise StageError("this model learned to answer freely; leave the options out (--option)")
         return self.write(clip, question, speech, known, history, options)
 
     def caption(self, clip: str | Path, *, speech: Sequence[str] = ()) -> str:
@@ -222,8 +240,6 @@ class VX2Text(TrainedModel):
         return self._stream("audio", file)
 
     def _stream(self, modality: str, file: str | Path) -> Tensor:
-        from common.data.media import MediaError
-
         if modality not in self.model.tokens:
             raise StageError(f"this model was trained without {modality}")
         sample = self._read(file)

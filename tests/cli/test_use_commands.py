@@ -11,6 +11,7 @@ from PIL import Image
 
 from common.training.exported import trained_model, write_export
 from common.training.main import main
+from papers.vx2text import VX2Text
 from tests.cli.test_command_line import LOADED, assemble
 from tests.data.media_factory import tone, write_video, write_wav
 from tests.trained import checkpoint
@@ -144,6 +145,15 @@ def test_exports_serve_wherever_a_checkpoint_does(run: Run, clips: Path, tmp_pat
     run("export", "vx2text", *last("vx2text"), "--output", tmp_path / "vx2text", "--force")
     question = ("answer", "vx2text", clips / "a.mp4", "what is moving ?", "--checkpoint")
     assert run(*question, tmp_path / "vx2text") == run(*question, checkpoint("vx2text"))
+    more = ("--speech", "hello i am anna", "--speech", "hello", "--turn", "who speaks ?", "it is anna")
+    model = VX2Text.from_export(tmp_path / "vx2text")
+    expected = model.answer(
+        clips / "a.mp4",
+        "what is moving ?",
+        speech=["hello i am anna", "hello"],
+        history=[("who speaks ?", "it is anna")],
+    )
+    assert run(*question, tmp_path / "vx2text", *more) == f"{expected}\n"
     write_export(trained_model("xmc_gan"), checkpoint("xmc_gan"), tmp_path / "xmc_gan")
     pixels = []
     for source in (tmp_path / "xmc_gan", checkpoint("xmc_gan")):
@@ -189,6 +199,11 @@ def test_what_cannot_be_done_is_said_with_who_can(run: Run, clips: Path, picture
         (("export", "mct", *avid, "--output", tmp_path / "e"), "is of papers.avid_cma.module.AVID, which"),
         (("answer", "mct", image, "what?", *mct), "mct writes no text; `assemble answer` goes with vx2text"),
         (("caption", "vx2text", clips / "a.mp4", *vx2text), "learned to answer questions and not to describe"),
+        (
+            ("answer", "vx2text", clips / "a.mp4", "what?", *vx2text, "--option", "a"),
+            "leave the options out (--option)",
+        ),
+        (("answer", "vx2text", clips / "a.mp4", "what?", *vx2text, "--known", "a man"), "without descriptions"),
     ]
     for arguments, message in wrong:
         assert message in run(*arguments, fails=True)

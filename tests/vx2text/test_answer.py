@@ -16,7 +16,7 @@ from common.training.errors import StageError
 from common.training.runner import StageRequest, run_stage
 from papers.vx2text.answer import answer, caption
 from papers.vx2text.diagnostics import listed_categories
-from tests.data.media_factory import tone, write_video
+from tests.data.media_factory import tone, write_video, write_wav
 from tests.stages import request
 
 # One worker runs these tests, as each would train the stages anew.
@@ -69,6 +69,23 @@ def test_one_of_five_options(stages: Any, clip: Path) -> None:
         answer(checkpoint(stages, "tvqa"), clip, "what color is it ?", options=options[:2])
     with pytest.raises(StageError, match="leave the options out"):
         answer(checkpoint(stages, "avsd"), clip, "what color is it ?", options=options)
+
+
+def test_texts_that_the_model_would_not_read_are_refused(stages: Any, clip: Path) -> None:
+    given: tuple[tuple[str, dict[str, Any], str], ...] = (
+        ("avsd", {"known": "a man"}, "without descriptions"),
+        ("tvqa", {"history": [("a", "b")], "options": list("abcde")}, "without earlier questions"),
+    )
+    for name, more, message in given:
+        with pytest.raises(StageError, match=message):
+            answer(checkpoint(stages, name), clip, "what?", **more)
+
+
+def test_a_clip_of_which_the_model_sees_and_hears_nothing_is_refused(stages: Any, clip: Path, tmp_path: Path) -> None:
+    sound = write_wav(tmp_path / "sound.wav", 1.5, 8_000)
+    with pytest.raises(MediaError, match=r"sound\.wav: has no video, and this model reads nothing else"):
+        caption(checkpoint(stages, "tvc"), sound)
+    assert isinstance(answer(checkpoint(stages, "avsd"), sound, "what?"), str)
 
 
 def test_a_description_of_a_file_and_of_a_folder_of_frames(stages: Any, clip: Path, tmp_path: Path) -> None:

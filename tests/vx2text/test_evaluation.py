@@ -122,6 +122,26 @@ def test_withheld_answers_are_generated_and_not_judged() -> None:
     assert "avsd7/bleu_1" in found
 
 
+def test_one_reference_is_not_scored_as_six() -> None:
+    test = TextTest(protocols=("avsd_1ref", "avsd7", "avsd8"))
+    test.update_text(batch([0, 1], ["bc", "cd"]), Writes([[0, 3, 1], [0, 4, 1]]), *prompts(), Letters())
+    found = test.compute(torch.device("cpu"))
+    assert "cider" in found
+    assert not [name for name in found if name.startswith("avsd")]
+
+
+def test_where_every_answer_is_withheld_nothing_is_judged() -> None:
+    test = TextTest(protocols=("coco",))
+    test.update_text(batch([0, 1], ["", ""]), Writes([[0, 3, 1], [0, 4, 1]]), *prompts(), Letters())
+    assert set(test.compute(torch.device("cpu"))) == {"samples", "distinct"}
+
+
+@pytest.mark.parametrize(("field", "message"), [("beams", "model.beams"), ("max_tokens", "model.max_answer_tokens")])
+def test_what_would_fail_after_training_is_refused_before(field: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{message} must be at least 1, got 0"):
+        TextTest(**{field: 0})  # type: ignore[arg-type]
+
+
 def test_the_loss_is_per_word_piece() -> None:
     test = TextTest()
     logits = torch.zeros(2, 2, 4)

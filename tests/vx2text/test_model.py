@@ -16,6 +16,7 @@ from papers.vx2text.model import (
     ModalityClassifier,
     ModalityTokens,
     OptionClassifier,
+    SigmoidClassifier,
     Tokenisation,
     category_names,
     pieces_of,
@@ -97,7 +98,31 @@ def test_category_names_from_lists_files_and_kinetics(tmp_path: Path) -> None:
     assert category_names(str(indices)) == ["speech, human", "dog"]
 
 
-@pytest.mark.parametrize("names", [[], ["a", "a"]])
+def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "classes.csv"
+    path.write_text("index,name\n0,Speech\n")
+    with pytest.raises(ValueError, match=r"classes\.csv has no column display_name"):
+        category_names(str(path))
+
+
+def test_sigmoids_share_what_they_sum_to() -> None:
+    class Scores(nn.Module):
+        feature_dim = 4
+
+        def forward(self, clip: Tensor) -> Tensor:
+            return clip
+
+    plain = ModalityClassifier(Scores(), ["a", "b", "c"])
+    other = SigmoidClassifier(Scores(), ["a", "b", "c"])
+    other.load_state_dict(plain.state_dict())
+    clips = 3 * torch.randn(5, 4)
+    sigmoids = plain(clips).sigmoid()
+    torch.testing.assert_close(other(clips).softmax(1), sigmoids / sigmoids.sum(1, keepdim=True))
+    tokens = ModalityTokens(other, 6, 2)
+    torch.testing.assert_close(tokens(clips[:, None])[2][:, 0], sigmoids.log())
+
+
+@pytest.mark.parametrize("names", [[], ["a", "a"], ["Dog", "dog"]])
 def test_no_names_or_one_twice_is_refused(names: list[str]) -> None:
     with pytest.raises(ValueError, match="no name twice"):
         category_names(names)

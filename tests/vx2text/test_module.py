@@ -30,7 +30,9 @@ def test_the_noise_is_that_of_the_joint_batch_whatever_the_number_of_processes(t
     assert not torch.equal(cli.model.noise(batch)["video"], joint["video"])
 
 
-@pytest.mark.parametrize("recipe", ["avsd", "soft", "independent", "tied", "continuous", "frozen", "nondifferentiable"])
+@pytest.mark.parametrize(
+    "recipe", ["avsd", "soft", "independent", "tied", "sigmoid", "continuous", "frozen", "nondifferentiable"]
+)
 def test_gradients_of_the_first_step(recipe: str, tmp_path: Path) -> None:
     cli = started(recipe, tmp_path)
     module = cli.model.train()
@@ -111,6 +113,28 @@ def test_the_auxiliary_loss_is_added_when_it_is_on(tmp_path: Path) -> None:
         cli = started("avsd", tmp_path, model__auxiliary_weight=weight, model__language_model__dropout=0.0)
         losses.append(cli.model.eval().training_step(batch_of(cli), 0).item())
     assert losses[1] > losses[0] + 0.5
+
+
+def test_the_auxiliary_loss_needs_true_categories_and_leaves_out_absent_modalities(tmp_path: Path) -> None:
+    cli = started("avsd", tmp_path, model__auxiliary_weight=0.5, model__language_model__dropout=0.0)
+    batch = batch_of(cli)
+    batch["audio_present"] = torch.tensor([True, False, False, True])
+    wrong = {**batch, "audio_words": batch["audio_words"].clone()}
+    wrong["audio_words"][1:3] = ~wrong["audio_words"][1:3]
+    module = cli.model.eval()
+    assert module.training_step(batch, 0) == module.training_step(wrong, 0)
+    del batch["video_words"]
+    with pytest.raises(ValueError, match="true categories of its video"):
+        module.training_step(batch, 0)
+
+
+def test_probabilities_of_the_sound_may_be_those_of_its_sigmoids(tmp_path: Path) -> None:
+    cli = started("sigmoid", tmp_path)
+    module = cli.model.train()
+    module.training_step(batch_of(cli), 0).backward()
+    assert type(module.tokens["audio"].classifier).__name__ == "SigmoidClassifier"
+    assert len(module.tokens["audio"].classifier.names) == 5
+    assert gradients(module, "tokens.audio.classifier")
 
 
 def test_tables_start_at_the_mean_of_words(tmp_path: Path) -> None:
