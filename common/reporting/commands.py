@@ -157,7 +157,8 @@ def claims_command(args: argparse.Namespace) -> int:
     console, runs = _console(), _folder(args)
     judged = []
     for name in _names(args):
-        source, records = load(name), render.records_of(name, runs)
+        # A gate must not pass on what is left of the seeds.
+        source, records = load(name), render.records_of(name, runs, strict=args.gate)
         scales = [args.scale] if args.scale else SCALES
         filled = {s: render.fill(source, s, records) for s in scales}
         # Without --scale, a scale at which nothing was measured says nothing, except mini when it gates.
@@ -165,7 +166,7 @@ def claims_command(args: argparse.Namespace) -> int:
         found = [claim for s in shown for f in filled[s] for claim in f.claims]
         judged += found
         console.print(f"\n{paper_named(name).title}", style="bold")
-        console.print(render.rich_claims(found) if found else "nothing measured yet")
+        console.print(render.rich_claims(found, console.width) if found else "nothing measured yet")
     if not args.gate:
         return 0
     failed, missing = gate_failures(judged)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -318,6 +320,8 @@ def read(path: Path) -> Record:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise RecordError(f"{path}: not UTF-8 ({error.reason}); delete it and run the stage again") from None
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror})") from None
     return Record.from_json(text, source=str(path))
 
 
@@ -331,25 +335,49 @@ def promoted_file(paper: Paper, scale: str, seed: int, stage: str) -> Path:
     return paper.results / scale / f"seed{seed}" / f"{stage}.json"
 
 
-def find(root: Path, paper: str | None = None, scale: str | None = None) -> list[Record]:
+def warn(error: RecordError) -> None:
+    """Say on the standard error stream that a record is left out, and why; of one record once."""
+    _warn(str(error))
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    print(f"warning: a record is left out: {text}", file=sys.stderr)
+
+
+def find(
+    root: Path,
+    paper: str | None = None,
+    scale: str | None = None,
+    malformed: Callable[[RecordError], None] | None = None,
+) -> list[Record]:
     """Every record under a folder of runs, ordered by paper, scale, seed and stage.
 
     Args:
         root: folder of runs.
         paper: keep one paper, by package or short name.
         scale: keep one scale.
+        malformed: called with what is wrong with a record, which is then left out (:func:`warn`); None to raise it.
 
     Raises:
-        RecordError: for a malformed record, or one that lies where it does not belong.
+        RecordError: for a malformed record, or one that lies where it does not belong, unless `malformed` is given.
     """
     pattern = (
         f"{paper_named(paper).name if paper else '*'}/{check_scale(scale) if scale else '*'}/seed*/*/{RECORD_FILE}"
     )
     paths = sorted(path for path in Path(root).glob(pattern) if path.parent.suffix != SET_ASIDE)
-    found = [(path, read(path)) for path in paths]
-    for path, record in found:
-        _check_place(path, run_folder(root, record.paper, record.scale, record.seed, record.stage) / RECORD_FILE)
-    return _ordered(record for _, record in found)
+    found = []
+    for path in paths:
+        try:
+            record = read(path)
+            _check_place(path, run_folder(root, record.paper, record.scale, record.seed, record.stage) / RECORD_FILE)
+        except RecordError as error:
+            if malformed is None:
+                raise
+            malformed(error)
+        else:
+            found.append(record)
+    return _ordered(found)
 
 
 def find_promoted(paper: str, scale: str | None = None) -> list[Record]:

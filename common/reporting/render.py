@@ -14,7 +14,7 @@ from common.reporting.atomic import write_text_atomically
 from common.reporting.claims import NOT_RUN, ClaimResult, held, judge
 from common.reporting.errors import ReportingError
 from common.reporting.papers import PAPERS, SCALES, Paper, paper_named, project_root
-from common.reporting.records import Record, find, find_promoted
+from common.reporting.records import Record, find, find_promoted, warn
 from common.reporting.tables import Headline, Metric, Row, Tables, load
 
 if TYPE_CHECKING:
@@ -47,9 +47,15 @@ def fill(source: Tables, scale: str, records: Iterable[Record], tables: Sequence
     return [Filled(result, judge(result)) for result in collect(source, scale, records, tables)]
 
 
-def records_of(paper: str, runs: Path | None = None) -> list[Record]:
-    """The promoted records of a paper, or the fresh ones under a folder of runs."""
-    return find_promoted(paper) if runs is None else find(runs, paper)
+def records_of(paper: str, runs: Path | None = None, strict: bool = False) -> list[Record]:
+    """The promoted records of a paper, or the fresh ones under a folder of runs.
+
+    Args:
+        paper: package or short name.
+        runs: folder of runs.
+        strict: a malformed fresh record is an error, and not left out with a warning. Promoted ones always are.
+    """
+    return find_promoted(paper) if runs is None else find(runs, paper, malformed=None if strict else warn)
 
 
 def fill_best(source: Tables, records: Sequence[Record]) -> list[Filled]:
@@ -439,20 +445,40 @@ def rich_table(filled: Filled) -> RichTable:
     return table
 
 
-def rich_claims(claims: Sequence[ClaimResult]) -> RichTable:
-    """Verdicts on claims for the terminal."""
+WIDE = 120
+"""Columns of a terminal from which a claim, its verdict and its margin fit side by side."""
+
+
+def rich_claims(claims: Sequence[ClaimResult], width: int) -> RichTable:
+    """Verdicts on claims for the terminal, grouped by table.
+
+    Args:
+        claims: the verdicts; those of one table and scale stand together.
+        width: columns of the terminal; below :data:`WIDE` verdict and margin stand under each claim.
+    """
+    from itertools import groupby
+
     from rich import box
     from rich.markup import escape
+    from rich.padding import Padding
     from rich.table import Table as RichTable
 
     colours = {"holds": "green", "fails": "red", "not separable": "yellow", NOT_RUN: "dim"}
-    table = RichTable(box=box.SIMPLE_HEAD)
-    for name in ("claim", "table", "scale", "gate", "verdict", "margin"):
+    wide = width >= WIDE
+    table = RichTable(box=box.SIMPLE_HEAD if wide else None, show_header=wide)
+    for name in ("claim", "gate", "verdict", "margin") if wide else ("claim",):
         table.add_column(name)
-    for c in claims:
-        verdict = f"[{colours[c.verdict]}]{c.label}[/]"
-        gate = c.claim.gate if c.claim.gate != "report" else ""
-        table.add_row(escape(c.claim.text), c.table, c.scale, gate, verdict, escape(c.margin_text))
+    for (name, scale), group in groupby(claims, key=lambda c: (c.table, c.scale)):
+        table.add_row(f"[bold]{escape(f'{name} ({scale})')}[/]")
+        for c in group:
+            verdict, margin = f"[{colours[c.verdict]}]{c.label}[/]", escape(c.margin_text)
+            gate = f"gate {c.claim.gate}" if c.claim.gate != "report" else ""
+            text = Padding(escape(c.claim.text), (0, 0, 0, 2))
+            if wide:
+                table.add_row(text, gate.removeprefix("gate "), verdict, margin)
+            else:
+                table.add_row(text)
+                table.add_row(Padding("  ".join(filter(None, (verdict, margin, gate))), (0, 0, 0, 6)))
     return table
 
 
@@ -465,7 +491,7 @@ def print_tables(filled: Sequence[Filled], console: Console) -> None:
         for d in f.result.deviations:
             console.print(f"deviation at {f.result.scale}: {d['field']}: {d['reason']}", markup=False, style="dim")
         if f.claims:
-            console.print(rich_claims(f.claims))
+            console.print(rich_claims(f.claims, console.width))
         console.print(f"provenance: {provenance(f.result.records)}\n", markup=False, style="dim")
 
 

@@ -24,7 +24,7 @@ from common.reporting.papers import (
     project_root,
     runs_root,
 )
-from common.reporting.records import RECORD_FILE, Record, find, find_promoted, promoted_file, run_folder
+from common.reporting.records import RECORD_FILE, Record, find, find_promoted, promoted_file, run_folder, warn
 from common.reporting.tables import Row, Tables, load
 
 VERDICTS = (HOLDS, FAILS, NOT_SEPARABLE, NOT_RUN)
@@ -97,7 +97,7 @@ class _Section:
     def __init__(self, paper: Paper, scales: Sequence[str], runs: Path) -> None:
         self.paper, self.scales, self.runs = paper, scales, runs
         self.source: Tables = load(paper.name)
-        self.fresh = [r for r in (find(runs, paper.name) if runs.is_dir() else []) if r.scale in scales]
+        self.fresh = [r for r in (find(runs, paper.name, malformed=warn) if runs.is_dir() else []) if r.scale in scales]
         promoted = [r for r in find_promoted(paper.name) if r.scale in scales]
         self.records = [*promoted, *self.fresh]
         self.files = {id(r): promoted_file(paper, r.scale, r.seed, r.stage) for r in promoted}

@@ -70,12 +70,20 @@ def _run(argv: Sequence[str] | None) -> int:
     except (OSError, ValueError, RuntimeError) as error:
         if os.environ.get("ASSEMBLE_TRACEBACK"):
             raise
-        print(f"assemble: {error}\n(ASSEMBLE_TRACEBACK=1 shows where)", file=sys.stderr)
+        hint = "" if _explained(error) else "\n(ASSEMBLE_TRACEBACK=1 shows where)"
+        print(f"assemble: {error}{hint}", file=sys.stderr)
         return 1
     except Preempted as stop:
         return stop.status
     except KeyboardInterrupt:
         return 130
+
+
+def _explained(error: Exception) -> bool:
+    """Whether an error was worded by this code for its user, such as a missing data set: then where adds nothing."""
+    own = type(error).__module__.partition(".")[0] in ("common", "papers")
+    # Those of the system have a number.
+    return own or (isinstance(error, OSError) and error.errno is None)
 
 
 def build_parser() -> argparse.ArgumentParser:

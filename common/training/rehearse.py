@@ -24,6 +24,7 @@ from common.reporting.papers import PAPERS, existing_papers, paper_named, runs_r
 from common.reporting.tables import Tables, load
 from common.training.errors import StageError
 from common.training.parts import optional_part, part
+from common.training.runner import finished_record
 from common.training.schedule import Planned, Selection, duration, plan, reproduce
 
 if TYPE_CHECKING:
@@ -154,8 +155,7 @@ def _children(planned: Sequence[Planned]) -> Mapping[str, list[Planned]]:
 
 
 def _finished(item: Planned) -> bool:
-    path = item.request.directory / records.RECORD_FILE
-    return path.is_file() and records.read(path).lineage_hash == item.lineage
+    return finished_record(item.request, item.lineage) is not None
 
 
 def _remove_spent(planned: Sequence[Planned], children: Mapping[str, list[Planned]]) -> None:

@@ -110,11 +110,14 @@ class StageRequest:
 
 
 def finished_record(request: StageRequest, lineage: str) -> records.Record | None:
-    """The record of this very stage, or None when it has not finished or was made by another configuration."""
+    """The record of this very stage, or None without one: not finished, of another configuration, or malformed."""
     path = request.directory / "record.json"
     if not path.is_file():
         return None
-    record = records.read(path)
+    try:
+        record = records.read(path)
+    except records.RecordError:
+        return None
     return record if record.lineage_hash == lineage else None
 
 

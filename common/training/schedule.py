@@ -122,7 +122,12 @@ def _state(request: StageRequest, lineage: str) -> tuple[bool, str]:
     record = finished_record(request, lineage)
     if record is not None:
         return True, f"done {record.started[:16].replace('T', ' ')} in {duration(record.wall_seconds)}"
-    if (request.directory / "record.json").is_file():
+    if (path := request.directory / "record.json").is_file():
+        try:
+            records.read(path)
+        except records.RecordError as error:
+            records.warn(error)
+            return False, "its record is malformed"
         return False, "its configuration or that of a stage it starts from changed"
     if (request.directory / "checkpoints" / "last.ckpt").is_file():
         return False, "was stopped, goes on from its last checkpoint"
@@ -134,7 +139,8 @@ def expected_seconds(planned: Sequence[Planned]) -> float | None:
     if not planned:
         return 0.0
     request = planned[0].request
-    known = [*records.find(request.runs, request.paper, request.scale), *records.find_promoted(request.paper)]
+    fresh = records.find(request.runs, request.paper, request.scale, malformed=records.warn)
+    known = [*fresh, *records.find_promoted(request.paper)]
     total, missing = 0.0, 0
     for item in planned:
         seconds = records.expected_seconds(known, item.request.scale, item.request.stage)
