@@ -27,6 +27,9 @@ CHECKED_SECONDS = 0.5
 CHECKED_FRAME_RATE = 16.0
 CHECKED_SAMPLE_RATE = 16_000
 
+# Columns of a terminal below which the seven columns of a table hold no whole word.
+NARROW = 100
+
 
 @dataclass(frozen=True)
 class SampleCheck:
@@ -86,7 +89,7 @@ def report(
                 with console.status(f"Reading region features of {dataset.title}"):
                     notes += dataset.check_regions(samples, seed)
         statuses.append(replace(status, notes=(*status.notes, *notes)))
-    console.print(_table(statuses))
+    _print_table(console, _table(statuses))
     for status in statuses:
         _print_details(console, status, prepare)
     if not (prepare or verify) and any(status.counts for status in statuses):
@@ -128,7 +131,7 @@ def report_files(statuses: Sequence[FileStatus], console: Console | None = None)
         facts = (str(status.path), file.size, file.licence, names)
         # Text and not markup: a path may hold square brackets.
         table.add_row(Text(file.title), state, *(Text(fact) for fact in facts))
-    console.print(table)
+    _print_table(console, table)
     for status in statuses:
         if status.present and not status.problem:
             continue
@@ -275,6 +278,20 @@ def _table(statuses: Sequence[DatasetStatus]) -> Table:
             Text(status.licence),
         )
     return table
+
+
+def _print_table(console: Console, table: Table) -> None:
+    """Print a table of texts; where its columns would break every word, each row as lines of its own."""
+    if console.width >= NARROW:
+        console.print(table)
+        return
+    console.print(Text(str(table.title), style="italic"))
+    for name, *cells in zip(*(column.cells for column in table.columns)):
+        console.print(Text.assemble(name, style="bold"))
+        for column, cell in zip(table.columns[1:], cells):
+            if cell.plain != "-":
+                line = Text.assemble(f"  {column.header}: ", Text(", ").join(cell.split("\n")))
+                console.print(line, overflow="fold")
 
 
 def _print_details(console: Console, status: DatasetStatus, prepared: bool) -> None:

@@ -26,7 +26,16 @@ RECORD_FILE = "record.json"
 SET_ASIDE = ".previous"
 """Ending of the folder of an earlier run that another configuration replaced; its record no longer counts."""
 
-IGNORED_KEYS = frozenset(
+MACHINE_KEYS = frozenset(
+    {
+        # Configs state the global batch, so the result does not depend on how many devices share it.
+        "devices", "num_nodes", "accelerator", "strategy", "plugins",
+        "num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "cache_bytes",
+    }
+)  # fmt: skip
+"""Configuration keys, at any depth, that say on what a stage runs."""
+
+IGNORED_KEYS = MACHINE_KEYS | frozenset(
     {
         # Where things lie on this machine. The identity of a parent's checkpoint is in the lineage hash, the
         # identity of the data in the record's `data`.
@@ -35,9 +44,6 @@ IGNORED_KEYS = frozenset(
         "statistics", "config",
         # What is written about the run.
         "logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "profiler",
-        # On what it runs: configs state the global batch, so the result does not depend on it.
-        "devices", "num_nodes", "accelerator", "strategy", "plugins",
-        "num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "cache_bytes",
     }
 )  # fmt: skip
 """Configuration keys, at any depth, that do not change a stage's result. The seed is not among them."""

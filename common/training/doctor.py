@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from common.data.listing import cache_folder
@@ -60,12 +61,15 @@ def examine(data: Path, papers: list[str]) -> int:
 
     for paper in papers:
         console.print(
-            f"\n[bold]{paper}[/bold]: data sets of the scale paper, looked for in {data} (--data, ASSEMBLE_DATA)"
+            f"\n[bold]{paper}[/bold]: data sets of the scale paper, looked for in {escape(str(data))} "
+            "(--data, ASSEMBLE_DATA)",
+            soft_wrap=True,
         )
         for dataset in datasets_of(paper, data):
             status = dataset.status()
             mark = "[green]present[/green]" if status.present else "[yellow]missing[/yellow]"
-            console.print(f"  {mark}  {status.title}: {status.path}")
+            # A path is copied whole.
+            console.print(f"  {mark}  {escape(f'{status.title}: {status.path}')}", soft_wrap=True)
         console.print(f"  `assemble data {paper}` says how to get them; smoke and mini need none")
     if missing:
         console.print(f"\n[red]missing packages: {', '.join(missing)}[/red]; run `make setup`")

@@ -233,6 +233,12 @@ def run_stage(request: StageRequest) -> records.Record:
                 if stop.signal == REQUEUE_SIGNAL:
                     print(f"  {requeue()}", flush=True)
             raise
+        except KeyboardInterrupt:
+            if is_main_process():
+                saved = (request.directory / "checkpoints" / "last.ckpt").is_file()
+                where = "goes on from its last checkpoint" if saved else "starts anew: no checkpoint was saved yet"
+                print(f"  {request.stage}: interrupted; the same command {where}", flush=True)
+            raise
         finally:
             # Trainer, model and optimiser refer to each other: without this they stay in memory, also that of the
             # accelerator, while this process runs its next stage.

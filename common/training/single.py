@@ -12,6 +12,7 @@ import yaml
 
 from common.reporting.errors import nearest
 from common.reporting.papers import paper_named
+from common.reporting.records import MACHINE_KEYS
 from common.reporting.tables import StageInstance, expand, load
 from common.training.configuration import ConfigurationError, merge, place, recipes_of, resolve
 from common.training.errors import StageError
@@ -29,7 +30,7 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
     """The stage that `<paper>/<name>` means: an instance of the paper's tables, a stage of it, or a bare recipe.
 
     A run with overrides is another run than the table's: it gets a folder of its own, so that trying something never
-    costs a finished record.
+    costs a finished record. Overrides that only say on what it runs, such as the number of devices, are none.
 
     Raises:
         ConfigurationError: nothing has that name; the message has the nearest.
@@ -54,7 +55,8 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
         job = next((stage.job for stage in tables.stages.values() if stage.recipe == wanted), "pretrain")
         instances[wanted] = StageInstance(wanted, wanted, job, None)
     instance = instances[wanted]
-    if arguments:
+    given = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
+    if any(field.rpartition(".")[2] not in MACHINE_KEYS for field in given):
         digest = hashlib.sha256("\0".join(arguments).encode()).hexdigest()[:6]
         instance = StageInstance(
             f"{instance.id}+{digest}", instance.recipe, instance.job, instance.row, instance.parents, instance.overrides
@@ -73,7 +75,6 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
         lineage(parent)
     request = request_for(paper, instance, selection, seed, lineages, arguments)
     # A parent given on the command line replaces that of the table.
-    given = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
     kept = {
         field: parent
         for field, parent in request.parents.items()

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from common.data.listing import DatasetMissing
 from common.reporting.papers import project_root
 from common.training.main import main
-from common.training.schedule import duration
+from common.training.schedule import Selection, duration
+from common.training.single import find_request
 
 
 def assemble(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
@@ -128,6 +130,43 @@ def test_reproduce_skips_what_is_done_and_says_why(capsys: pytest.CaptureFixture
     assert time.monotonic() - clock < 10
     tables = (tmp_path / "avid_cma" / "smoke" / "tables.md").read_text(encoding="utf-8")
     assert "ESC-50" in tables
+    # One whose record is malformed counts as not finished, and the others stay.
+    broken = tmp_path / "avid_cma" / "smoke" / "seed0" / "esc@avid" / "record.json"
+    broken.write_text("{")
+    assert main(["plan", *arguments[1:]]) == 0
+    planned = capsys.readouterr()
+    assert [line.split()[:4] for line in planned.out.splitlines()[:2]] == [
+        ["done", "seed", "0", "avid"],
+        ["run", "seed", "0", "esc@avid"],
+    ]
+    assert "its record is malformed" in planned.out
+    assert planned.err.startswith(f"warning: a record is left out: {broken}: not valid JSON")
+    assert planned.err.count("\n") == 1
+    assert main(arguments) == 0
+    assert "2 stages, 1 done, 1 to run" in capsys.readouterr().out
+    assert main(arguments) == 0
+    assert "2 stages, 2 done, 0 to run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (DatasetMissing("nothing at data/coco"), False),
+        (FileNotFoundError("weights: put the file there"), False),
+        (FileNotFoundError(2, "No such file or directory", "weights"), True),
+        (ValueError("not enough values to unpack"), True),
+    ],
+)
+def test_the_place_of_an_error_is_offered_where_no_message_explains_it(
+    error: Exception, hint: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> int:
+        raise error
+
+    monkeypatch.delenv("ASSEMBLE_TRACEBACK", raising=False)
+    monkeypatch.setattr("common.training.doctor.examine", fail)
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err == f"assemble: {error}\n" + "(ASSEMBLE_TRACEBACK=1 shows where)\n" * hint
 
 
 def test_a_failed_stage_leaves_its_children_out_and_the_status_says_so(
@@ -183,6 +222,16 @@ def test_an_override_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     (folder,) = (path for path in (tmp_path / "avid_cma" / "smoke" / "seed0").iterdir() if path.is_dir())
     assert folder.name.startswith("avid+")
     assert "temperature: 0.1" in (folder / "config.yaml").read_text(encoding="utf-8")
+
+
+def test_on_what_a_stage_runs_is_no_override(tmp_path: Path) -> None:
+    table = find_request("avid/avid", Selection(scale="smoke", runs=tmp_path))
+    machine = ["--trainer.devices", "2", "--trainer.num_nodes=1", "--data.num_workers", "3"]
+    request = find_request("avid/avid", Selection(scale="smoke", runs=tmp_path), machine)
+    assert request.directory == table.directory
+    assert request.lineage_hash() == table.lineage_hash()
+    assert request.configuration().config["trainer"]["devices"] == 2
+    assert find_request("avid/avid", Selection(runs=tmp_path), [*machine, "--model.temperature", "1"]).stage != "avid"
 
 
 def test_data_lists_all_six_sets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from common.data.worlds.clip_layouts import (
     write_kinetics,
     write_ucf101,
 )
+from common.training.single import files_of
 from tests.data.image_layouts import write_coco, write_voc
 from tests.data.media_factory import write_video, write_wav
 
@@ -54,6 +55,19 @@ def printed(*datasets, width: int = 220, **options) -> tuple[str, list]:
     stream = io.StringIO()
     statuses = report(list(datasets), Console(file=stream, width=width), **options)
     return stream.getvalue(), statuses
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_narrow_terminal_gets_lines_and_whole_paths(tmp_path: Path, width: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    stream = io.StringIO()
+    report([COCO("data of mine/coco")], Console(file=stream, width=width))
+    report_files([files_of("mct", tmp_path)[0]], Console(file=stream, width=width))
+    lines = stream.getvalue().splitlines()
+    assert "  State: missing" in lines
+    assert "  Path: data of mine/coco" in lines
+    assert any(line.startswith("  Read by: ") for line in lines)
+    assert "│" not in stream.getvalue()
 
 
 def test_report_shows_present_incomplete_and_missing(tmp_path: Path):

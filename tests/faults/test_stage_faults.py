@@ -15,11 +15,12 @@ import torch
 from common.data.items import TooManyBrokenFiles
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.reporting.atomic import AtomicWriteError
+from common.training import runner
 from common.training.callbacks import WholeCheckpoints
 from common.training.configuration import ConfigurationError
 from common.training.errors import NonFiniteLossError, StageError
 from common.training.main import main
-from common.training.runner import run_stage
+from common.training.runner import StageRequest, run_stage
 from papers.avid_cma.module import AVID
 from tests.stages import request
 
@@ -263,3 +264,19 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_configuration_error_comes_before_any_data(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError):
         run_stage(request("avid/avid", tmp_path, "--data.clips_per_vid", "2", layer=REAL))
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_an_interrupted_stage_says_where_it_goes_on(
+    saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(stage: StageRequest, *_: Any) -> None:
+        if saved:
+            (stage.directory / "checkpoints").mkdir(parents=True)
+            (stage.directory / "checkpoints" / "last.ckpt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "_run_claimed", interrupted)
+    assert main(["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path)]) == 130
+    where = "goes on from its last checkpoint" if saved else "starts anew: no checkpoint was saved yet"
+    assert f"avid: interrupted; the same command {where}\n" in capsys.readouterr().out

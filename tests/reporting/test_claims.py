@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from common.reporting import records
 from common.reporting.aggregate import Cell, TableResult
 from common.reporting.claims import gate_failures, held, judge
 from common.reporting.predicates import PredicateError, parse
+from common.reporting.render import rich_claims
 from common.reporting.tables import Claim, Metric, Row, Table
 
 ROWS = ("AVID", "AVID-CMA", "AVID continued", "Top (8)", "8")
@@ -81,11 +85,12 @@ def filled(
     when: str | None = None,
     gate: str = "mini",
     scale: str = "mini",
+    text: str = "text",
 ) -> TableResult:
     scales = ("paper", "mini", "smoke")
     metric = Metric("x", "x", {}, "x", "up", 1, "", True, False)
     rows = tuple(Row(label, None, {}, "", False, False, scales, None) for label in "AB")
-    claim = Claim("c", "text", parse(holds, "AB", "x"), parse(when, "AB", "x") if when else None, gate, scales)
+    claim = Claim("c", text, parse(holds, "AB", "x"), parse(when, "AB", "x") if when else None, gate, scales)
     table = Table("t", "T", "s", scales, (metric,), rows, (claim,), (), False)
     return TableResult(table, scale, {("A", "x"): Cell(values=a), ("B", "x"): Cell(values=b)}, ())
 
@@ -157,3 +162,28 @@ def test_gate_exit_status(
     assert "transfer.helps fails at mini scale: -0.5" in capsys.readouterr().err
     save(make_record("ucf_1@better", 0, 60.0))
     assert run("claims", "mct", "--gate", "--runs", str(project / "runs")) == 0
+    # A gate does not pass on what is left of the records.
+    (save(make_record("ucf_1@base", 1, 50.0)) / records.RECORD_FILE).write_text("{")
+    assert run("claims", "mct", "--gate", "--runs", str(project / "runs")) == 2
+    assert "seed1/ucf_1@base/record.json: not valid JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_claims_are_readable_at_every_width(width: int) -> None:
+    text = "Found by captions and by sounds better than what was trained for as long without any"
+    judged = judge(filled("A.x > B.x", {0: 50.0, 1: 52.0}, {0: 2.0, 1: 3.0}, text=text))
+    stream = io.StringIO()
+    console = Console(file=stream, width=width)
+    console.print(rich_claims(judged, width))
+    lines = [line.strip() for line in stream.getvalue().splitlines()]
+    assert f"{judged[0].table} (mini)" in lines
+    first = next(n for n, line in enumerate(lines) if line.startswith("Found"))
+    told = next(n for n, line in enumerate(lines) if "holds" in line)
+    if width == 200:
+        assert told == first
+        assert lines[first].startswith(text)
+        assert lines[first].endswith(judged[0].margin_text)
+    else:
+        assert " ".join(lines[first:told]) == text
+        assert told - first <= len(text) / (width - 12) + 1
+        assert " ".join(lines[told:]).split() == f"holds {judged[0].margin_text} gate mini".split()

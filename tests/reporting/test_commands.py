@@ -57,6 +57,26 @@ def test_errors_are_one_line(project: Path, capsys: pytest.CaptureFixture[str]) 
     assert "did you mean 'transfer'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["tables", "claims", "report", "wandb-report"])
+def test_one_malformed_record_is_left_out_and_named(
+    command: str,
+    project: Path,
+    save: Callable[[Record], Path],
+    make_record: Callable[..., Record],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save(make_record("esc@base", 0, 12.5))
+    broken = save(make_record("esc@base", 1, 13.5)) / records.RECORD_FILE
+    broken.write_text("{")
+    assert run(command, "mct", "--runs", str(project / "runs"), *["--offline"] * (command == "wandb-report")) == 0
+    error = capsys.readouterr().err
+    assert error.startswith(f"warning: a record is left out: {broken}: not valid JSON")
+    assert error.count("\n") == 1
+    # What is kept for good is not chosen by chance.
+    assert run("promote", "mct", "--runs", str(project / "runs")) == 2
+    assert str(broken) in capsys.readouterr().err
+
+
 def test_promote(
     project: Path,
     save: Callable[[Record], Path],

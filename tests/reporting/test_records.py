@@ -198,6 +198,16 @@ def test_find_checks_places_and_skips_what_was_set_aside(
     folder.rename(folder.with_name("esc@better"))
     with pytest.raises(RecordError, match="by its content this record belongs at"):
         records.find(project / "runs")
+    unreadable = save(make_record("esc@base", 3)) / records.RECORD_FILE
+    unreadable.unlink()
+    unreadable.mkdir()
+    (save(make_record("esc@base", 4)) / records.RECORD_FILE).write_text("{")
+    left_out: list[RecordError] = []
+    found = records.find(project / "runs", "mct", malformed=left_out.append)
+    assert [(r.scale, r.seed) for r in found] == [("mini", 0), ("smoke", 0)]
+    for error, words in zip(left_out, ("belongs at", "cannot be read", "not valid JSON"), strict=True):
+        assert words in str(error)
+        assert "record.json" in str(error)
 
 
 def test_expected_seconds_is_the_median() -> None:
