@@ -103,23 +103,36 @@ def import_official(path: str | Path, model: nn.Module | None = None) -> Importe
     )
 
 
-def load_pretraining(path: str | Path, model: nn.Module | None = None) -> ImportedCheckpoint:
+def load_pretraining(
+    path: str | Path, model: nn.Module | None = None, field: str = "model.warm_start"
+) -> ImportedCheckpoint:
     """Read a pre-training checkpoint, ours or a released one, as the start of a further stage.
 
     Args:
         path: A Lightning checkpoint of ``AVID`` or ``CMA``, or a released file.
         model: The network that the weights are for; checked when given (always for a released file).
+        field: Name of the setting that gave ``path``, for the message.
 
     Raises:
         CheckpointError: The file is missing, unreadable, of another kind, or does not fit ``model``.
     """
+    try:
+        return _read_pretraining(path, model)
+    except CheckpointError as error:
+        raise CheckpointError(f"{field}: {error}") from error
+
+
+def _read_pretraining(path: str | Path, model: nn.Module | None) -> ImportedCheckpoint:
     content = read_checkpoint(path, NEEDED)
     if "state_dict" not in content:
         return import_official(path, model)
     state = named_tensors(content["state_dict"])
     weights = below(state, "model.")
     if not weights:
-        raise CheckpointError(f"{path}: no weights of an audio-visual model; its entries are {first_of(list(state))}")
+        raise CheckpointError(
+            f"{path}: no weights of an audio-visual model; its entries are {first_of(list(state))}. Give the "
+            "checkpoint of a pre-training, such as avid"
+        )
     if model is not None:
         problem = differences(model.state_dict(), weights)
         if problem:
@@ -171,7 +184,9 @@ def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, T
     return backbone
 
 
-def load_into_encoder(encoder: nn.Module, path: str | Path, modality: Modality, field: str = "pretrained") -> None:
+def load_into_encoder(
+    encoder: nn.Module, path: str | Path, modality: Modality, field: str = "model.pretrained"
+) -> None:
     """Give an encoder the weights of a checkpoint, or say which setting does not fit.
 
     Args:

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from common.data.clips import AudioVisualClips, DenseVideoClips, SoundWindows, VideoClips
+from common.data.datasets.audioset import AudioSet
 from common.data.datasets.base import MediaDataset
 from common.data.listing import Listing, cache_folder
 from common.data.transforms import AudioTransform, VideoTransform, compute_audio_statistics
@@ -116,8 +117,6 @@ class AudioVisualData(ShardedDataModule):
         dataset, world, batch_size, max_skipped_share, kwargs: see ShardedDataModule.
     """
 
-    require_audio = False
-
     def __init__(
         self,
         dataset: MediaDataset,
@@ -129,6 +128,8 @@ class AudioVisualData(ShardedDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, world, batch_size=batch_size, max_skipped_share=max_skipped_share, **kwargs)
+        if world is not None and isinstance(dataset, AudioSet):
+            dataset.clip_list = None  # it names real clips, and all of the world's stand for them
         self.video = video
         self.audio = audio
 
@@ -139,6 +140,10 @@ class AudioVisualData(ShardedDataModule):
     def audio_transform(self, training: bool, statistics: dict[str, np.ndarray] | None = None) -> AudioTransform:
         """The audio pipeline of specification 2.3; in plain decibels without statistics."""
         return self.audio.transform(training, statistics)
+
+    def sounds_of_statistics(self) -> dict[str, Any]:
+        """What chooses the sounds in the files that statistics are of; other choices are kept apart."""
+        return {}
 
     def audio_statistics(self, listing: Listing, sounds: Dataset[Any] | None = None) -> dict[str, np.ndarray]:
         """Mean and deviation [F] of each bin: from `audio.statistics`, or computed once from the clips and kept.
@@ -154,9 +159,10 @@ class AudioVisualData(ShardedDataModule):
         audio = self.audio
         if audio.statistics is not None:
             return read_statistics(Path(audio.statistics))
-        settings = [audio.sample_rate, audio.duration, audio.fft, audio.frames_per_second, listing.fingerprint()]
-        if self.require_audio:
-            settings.append("only clips with a sound track")
+        settings = [
+            audio.sample_rate, audio.duration, audio.fft, audio.frames_per_second, listing.fingerprint(),
+            self.sounds_of_statistics(),
+        ]  # fmt: skip
         key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         path = cache_folder() / "audio_statistics" / f"{listing.name}-{key}.npz"
         if not path.is_file() and sounds is not None:
@@ -218,6 +224,10 @@ class PretrainingData(AudioVisualData):
         self.held_out_split = held_out_split
         self.held_out_batch_size = held_out_batch_size
         self.require_audio = require_audio
+
+    def sounds_of_statistics(self) -> dict[str, Any]:
+        """A sound clip of every file at a time drawn by the seed, with room for the picture's clip around it."""
+        return {"seed": self.seed, "video_duration": self.video.duration, "require_audio": self.require_audio}
 
     def prepare_data(self) -> None:
         super().prepare_data()
@@ -387,6 +397,10 @@ class SoundClassificationData(AudioVisualData):
         self.wrap_seconds = wrap_seconds
         self.excerpt_seconds = excerpt_seconds
         self.file_batch_size = file_batch_size
+
+    def sounds_of_statistics(self) -> dict[str, Any]:
+        """Windows spread evenly over every file, whatever the seed."""
+        return {"windows": self.test_windows, "wrap_seconds": self.wrap_seconds}
 
     def prepare_data(self) -> None:
         super().prepare_data()

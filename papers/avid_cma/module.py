@@ -296,8 +296,10 @@ class CMA(AVID):
     def setup(self, stage: str) -> None:
         if stage == "fit" and not self.hparams["warm_start"]:
             raise ValueError(
-                "CMA starts from a trained AVID: set model.warm_start to its checkpoint, or run the stage through "
-                "`assemble reproduce avid`, which trains AVID first"
+                "CMA starts from a trained AVID: set model.warm_start to its checkpoint. `assemble reproduce avid` trains "
+                "AVID first for the stages of the tables, such as avid_cma. Any other recipe is given one by hand: train "
+                "the AVID that the comment on top of its file names, and start with --model.warm_start FOLDER/checkpoints/"
+                "last.ckpt (for ablation_cma: `assemble fit avid/ablation_cross`, and its epoch74.ckpt at paper scale)"
             )
         super().setup(stage)
 

@@ -123,7 +123,7 @@ class BridgedRetrieval(FrozenEncoderModule):
     def load_pretrained(self, path: str) -> None:
         """Load both encoders."""
         super().load_pretrained(path)
-        load_into_text_encoder(self.text_encoder, path, field="pretrained")
+        load_into_text_encoder(self.text_encoder, path, field="model.pretrained")
 
     def frozen(self) -> dict[str, nn.Module]:
         """Both encoders."""

@@ -102,7 +102,7 @@ def load_backbone(path: str | Path) -> dict[str, Tensor]:
     )
 
 
-def load_into_encoder(encoder: nn.Module, path: str | Path, field: str = "pretrained") -> None:
+def load_into_encoder(encoder: nn.Module, path: str | Path, field: str = "model.pretrained") -> None:
     """Give an image encoder the weights of a checkpoint, or say which setting does not fit.
 
     Args:
@@ -126,7 +126,7 @@ def load_into_encoder(encoder: nn.Module, path: str | Path, field: str = "pretra
     encoder.load_state_dict(backbone, strict=False)
 
 
-def load_into_text_encoder(encoder: nn.Module, path: str | Path, field: str = "pretrained") -> None:
+def load_into_text_encoder(encoder: nn.Module, path: str | Path, field: str = "model.pretrained") -> None:
     """Give a text encoder the weights of a pre-training that read captions.
 
     Args:

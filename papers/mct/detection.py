@@ -202,7 +202,7 @@ class Detection(pl.LightningModule):
         if found != own:
             raise ValueError(f"num_classes: the model has {own}, but the data have {found}; set it to {found}")
         if stage == "fit" and self.hparams["pretrained"] is not None:
-            load_into_encoder(self.image_encoder, self.hparams["pretrained"], field="pretrained")
+            load_into_encoder(self.image_encoder, self.hparams["pretrained"], field="model.pretrained")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum of the losses of proposals and of detections."""

@@ -62,7 +62,7 @@ class FrozenEncoderModule(pl.LightningModule):
 
     def load_pretrained(self, path: str) -> None:
         """Load what is judged from a checkpoint."""
-        load_into_encoder(self.image_encoder, path, field="pretrained")
+        load_into_encoder(self.image_encoder, path, field="model.pretrained")
 
     def frozen(self) -> dict[str, nn.Module]:
         """The encoders that are left as they are, by name."""
@@ -298,7 +298,7 @@ class SupervisedClassification(pl.LightningModule):
         """Check the classes and, before training only, load the encoder to start from."""
         _check_num_classes(self.trainer, self.hparams["num_classes"])
         if stage == "fit" and self.hparams["pretrained"] is not None:
-            load_into_encoder(self.image_encoder, self.hparams["pretrained"], field="pretrained")
+            load_into_encoder(self.image_encoder, self.hparams["pretrained"], field="model.pretrained")
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, num_classes] of images [B, 3, H, W], at full precision also under autocast."""
@@ -381,7 +381,7 @@ class MultiLabelSVM(FrozenEncoderModule):
     def setup(self, stage: str) -> None:
         """Load the pre-trained encoder."""
         if self.pretrained is not None:
-            load_into_encoder(self.image_encoder, self.pretrained, field="pretrained")
+            load_into_encoder(self.image_encoder, self.pretrained, field="model.pretrained")
 
     def configure_optimizers(self) -> None:
         """None: nothing here is learnt by gradients."""

@@ -173,7 +173,7 @@ def test_names_of_a_compiled_model(tmp_path: Path) -> None:
 
 
 def test_another_architecture_names_the_setting(own_file: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"^pretrained: the video encoder in .* video_encoder"):
+    with pytest.raises(CheckpointError, match=r"^model.pretrained: the video encoder in .* video_encoder"):
         load_into_encoder(R2Plus1D(depth=18, width=2, stem_pool=False), own_file, "video")
 
 

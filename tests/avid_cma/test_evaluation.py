@@ -245,9 +245,9 @@ class TestActionRecognition:
 
     def test_mistakes_stop_before_training_and_name_the_field(self, tmp_path: Path, pretrained: str) -> None:
         other = R2Plus1D(depth=10, width=4, stem_pool=False, stem_kernel=3)
-        with pytest.raises(CheckpointError, match=r"pretrained: .*video_encoder"):
+        with pytest.raises(CheckpointError, match=r"^model.pretrained: .*video_encoder"):
             trainer(tmp_path, max_epochs=1).fit(ActionRecognition(other, CLASSES, pretrained), loader(Videos(4)))
-        with pytest.raises(CheckpointError, match=r"pretrained: .*nowhere\.ckpt"):
+        with pytest.raises(CheckpointError, match=r"^model.pretrained: .*nowhere\.ckpt"):
             trainer(tmp_path, max_epochs=1).fit(
                 ActionRecognition(video_encoder(), CLASSES, "nowhere.ckpt"), loader(Videos(4))
             )

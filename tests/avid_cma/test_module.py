@@ -10,6 +10,16 @@ from common.training.runner import run_stage
 from tests.stages import request
 
 
+def test_the_ablation_setting_runs_on_the_miniature(tmp_path: Path) -> None:
+    # At paper scale it reads a list of real clips, which the miniature has none of.
+    cross = request("avid/ablation_cross", tmp_path)
+    run_stage(cross)
+    start = str(cross.directory / "checkpoints" / "last.ckpt")
+    record = run_stage(request("avid/ablation_cma", tmp_path, "--model.warm_start", start))
+    assert record.data["training (audioset)"]["samples"] == 48
+    assert record.steps == 2
+
+
 def test_each_bank_may_have_its_own_momentum(tmp_path: Path) -> None:
     stage = request("avid/avid", tmp_path, "--model.bank_momentum", "[1.0, 0.5]")
     run_stage(stage)

@@ -14,6 +14,7 @@ import torch
 
 from common.data.items import TooManyBrokenFiles
 from common.data.worlds.audiovisual import AudioVisualWorld
+from common.encoders.checkpoint_files import CheckpointError
 from common.reporting.atomic import AtomicWriteError
 from common.training import runner
 from common.training.callbacks import WholeCheckpoints
@@ -73,8 +74,19 @@ def test_a_batch_larger_than_the_data(tmp_path: Path) -> None:
 def test_cma_without_avid(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"starts from stage avid .*run that stage first: assemble fit avid_cma/avid"):
         run_stage(request("avid/avid_cma", tmp_path))
-    with pytest.raises(ValueError, match=r"CMA starts from a trained AVID: set model.warm_start"):
-        run_stage(request("avid/cma", tmp_path))
+    for recipe in ("avid/cma", "avid/ablation_cma"):  # no stages of the tables: no command trains AVID for them
+        with pytest.raises(ValueError, match=r"(?s)CMA starts from a trained AVID: set model.warm_start.*by hand"):
+            run_stage(request(recipe, tmp_path))
+
+
+def test_a_warm_start_that_is_none_names_its_field(tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent.ckpt")
+    with pytest.raises(CheckpointError, match=r"^model.warm_start: .*absent\.ckpt: no such checkpoint file"):
+        run_stage(request("avid/cma", tmp_path, "--model.warm_start", absent))
+    downstream = tmp_path / "fine_tuned.ckpt"
+    torch.save({"state_dict": {"video_encoder.conv1.0.weight": torch.zeros(1)}}, downstream)
+    with pytest.raises(CheckpointError, match=r"^model.warm_start: .*no weights of an audio-visual model.*such as avid"):
+        run_stage(request("avid/cma", tmp_path, "--model.warm_start", str(downstream)))
 
 
 def test_banks_of_another_listing(tmp_path: Path) -> None:

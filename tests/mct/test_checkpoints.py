@@ -239,7 +239,7 @@ def test_another_architecture_names_the_setting_and_changes_nothing(tmp_path: Pa
     assert "12 missing: layer1.1.conv1.weight" in message
     assert "layer4.0.conv1.weight [8, 8, 3, 3] instead of [16, 8, 3, 3]" in message
     require_equal(dict(encoder.state_dict()), before)
-    with pytest.raises(CheckpointError, match=r"^pretrained: .*no such checkpoint file"):
+    with pytest.raises(CheckpointError, match=r"^model.pretrained: .*no such checkpoint file"):
         load_into_encoder(encoder, tmp_path / "absent.ckpt")
 
 

@@ -362,7 +362,7 @@ class TestSupervisedClassification:
         ):
             trainer(tmp_path, max_epochs=1).fit(probe, loader(Pictures(4, tags=isinstance(probe, MultiLabelTagging))))
             assert_same(module.image_encoder.state_dict(), probe.image_encoder)
-        with pytest.raises(CheckpointError, match=r"pretrained: .*nowhere\.ckpt"):
+        with pytest.raises(CheckpointError, match=r"^model.pretrained: .*nowhere\.ckpt"):
             results_of(trainer(tmp_path), MultiLabelSVM(encoder(), "nowhere.ckpt"), [loader(Pictures(4, tags=True))])
 
 
