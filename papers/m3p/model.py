@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.losses.info_nce import at_least_float32
+
 #: Token id that fills rows up (specification 2).
 PADDING = 1
 #: Every LayerNorm's; XLM-R has 1e-5 (specification 3).
@@ -319,8 +321,8 @@ def at_least_one(mask: Tensor) -> Tensor:
 class MatchHead(nn.Module):
     """Whether image and text belong together: a logit from the hidden state of the first region.
 
-    Also under autocast at the full precision of its weights: rounded to bfloat16, many of the logits that a search
-    compares are equal, and what ties is not found.
+    In float32 also where the rest computes in half precision, by autocast or with weights of it: rounded to bfloat16,
+    many of the logits that a search compares are equal, and what ties is not found.
 
     Shapes:
         [B, D] -> [B]
@@ -334,12 +336,19 @@ class MatchHead(nn.Module):
         self.score = nn.Linear(width, 1)
 
     def pooled(self, first: Tensor) -> Tensor:
-        """[B, D] of the hidden state [B, D] of the first position."""
-        return torch.tanh(self.dense(first))
+        """[B, D], float32 at least, of the hidden state [B, D] of the first position."""
+        with torch.autocast(first.device.type, enabled=False):
+            return torch.tanh(_in_full_precision(self.dense, first))
 
     def forward(self, first: Tensor) -> Tensor:
         with torch.autocast(first.device.type, enabled=False):
-            return self.score(self.pooled(first.to(self.dense.weight.dtype)))[..., 0]
+            return _in_full_precision(self.score, self.pooled(first))[..., 0]
+
+
+def _in_full_precision(layer: nn.Linear, x: Tensor) -> Tensor:
+    """What a layer makes of x, whose half precision, and that of the layer's weights, is raised to float32."""
+    weight = at_least_float32(layer.weight)
+    return F.linear(x.to(weight.dtype), weight, at_least_float32(layer.bias))
 
 
 class RegionHeads(nn.Module):

@@ -135,7 +135,7 @@ class M3PPretraining(RegionTextModule):
         tokens_per_batch, captions_per_image: of the test, see `RetrievalTest`.
 
     Raises:
-        ValueError: a weight is no schedule, or no task is on.
+        ValueError: a weight is no schedule, no task is on, or the temperature is not positive.
     """
 
     def __init__(
@@ -163,6 +163,8 @@ class M3PPretraining(RegionTextModule):
     ) -> None:
         super().__init__(model, RetrievalTest(tokens_per_batch, captions_per_image))
         self.save_hyperparameters(ignore=["model"], logger=False)
+        if contrast_temperature <= 0:
+            raise ValueError(f"model.contrast_temperature is {contrast_temperature}: it must be positive")
         self.weights = {
             name: WeightSchedule(self.hparams[f"weight_{name}"], f"model.weight_{name}")
             for name in ("xmlm", "mlm", "mrm_class", "mrm_regression", "t2i", "i2t")
@@ -283,6 +285,9 @@ class WarmStart(RegionTextModule):
         pretrained: checkpoint of another stage; None starts from random weights.
         learning_rate, warmup_steps: see `adam`.
         captions_per_image: of the test, see `RetrievalTest`.
+
+    Raises:
+        ValueError: the temperature is not positive.
     """
 
     def __init__(
@@ -296,6 +301,8 @@ class WarmStart(RegionTextModule):
     ) -> None:
         super().__init__(model.requires_grad_(False), RetrievalTest(1, captions_per_image, by_means=True))
         self.save_hyperparameters(ignore=["model"], logger=False)
+        if temperature <= 0:
+            raise ValueError(f"model.temperature is {temperature}: it must be positive")
         model.encoder.token.requires_grad_(True)
         model.encoder.region.requires_grad_(True)
 

@@ -37,11 +37,8 @@ def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
         batches: int | None = data.steps_per_epoch
     else:
         rows, blocks, groups = 0, 0, 1
-        # Pooled sets are of the same images where they are of one name.
-        datasets: list[Any] = [one.dataset for one in data._training_sets()]
-        counts = {dataset.name: _published(dataset, data.train_split) for dataset in datasets}
-        known = [count for count in counts.values() if count is not None]
-        items = sum(known) * data.captions_per_image if len(known) == len(counts) else None
+        images = images_of_an_epoch(data)
+        items = None if images is None else images * data.captions_per_image
         batches = batches_of_epoch(items, data.batch_size)
     batch = {
         "xmlm": [_text(data, rows, draw) for _ in range(blocks)],
@@ -50,9 +47,21 @@ def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
     return Synthetic(batch, batches, facts)
 
 
-def _published(dataset: Any, split: str) -> int | None:
-    count: int | None = dataset.published_count(split)
-    return count
+def images_of_an_epoch(data: RetrievalData) -> int | None:
+    """Published number of images that an epoch of fine-tuning shows; None where that of a set is not known.
+
+    Sets are pooled by image. Those of one name show the same images, and those with captions of COCO's images show a
+    part of COCO's.
+    """
+    counts: dict[str, int] = {}
+    for one in data._training_sets():
+        dataset: Any = one.dataset
+        count: int | None = dataset.published_count(data.train_split)
+        if count is None:
+            return None
+        images = getattr(dataset, "coco", dataset).name
+        counts[images] = max(counts.get(images, 0), count)
+    return sum(counts.values())
 
 
 def _every(share: float, *shape: int) -> Tensor:

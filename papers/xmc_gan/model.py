@@ -29,6 +29,17 @@ def image_side(channels: Sequence[int]) -> int:
     return FIRST_SIDE * 2 ** (len(channels) - 1)
 
 
+def require_positive(network: str, **sizes: float) -> None:
+    """Refuse sizes of a network that are not above 0.
+
+    Raises:
+        ValueError: one is not, by its field.
+    """
+    for name, size in sizes.items():
+        if size <= 0:
+            raise ValueError(f"model.{network}.{name} is {size}: it must be positive")
+
+
 class Captions(NamedTuple):
     """Text of a batch: word vectors [B, T, E], sentence vectors [B, E], and how many words count [B]."""
 
@@ -261,7 +272,7 @@ class Generator(nn.Module):
         batch_norm: over the batch of one device (`local`) or of all (`sync`).
 
     Raises:
-        ValueError: `cond_size` is not the side of one of the maps.
+        ValueError: a size is below 1, or `cond_size` is not the side of one of the maps.
 
     Source: specification 3.
     """
@@ -277,6 +288,7 @@ class Generator(nn.Module):
         batch_norm: Literal["local", "sync"] = "local",
     ) -> None:
         super().__init__()
+        require_positive("generator", width=width, z_dim=z_dim, embedding_dim=embedding_dim, gamma=gamma)
         self.z_dim, self.gamma = z_dim, gamma
         self.image_size = image_side(channels)
         sides = [FIRST_SIDE * 2**level for level in range(len(channels))]
@@ -497,7 +509,7 @@ class Discriminator(nn.Module):
         embedding_dim: width of word and sentence vectors (E).
 
     Raises:
-        ValueError: `cond_size` is not the side of one of the maps.
+        ValueError: a size is below 1, or `cond_size` is not the side of one of the maps.
 
     Source: specification 4.
     """
@@ -510,6 +522,7 @@ class Discriminator(nn.Module):
         embedding_dim: int = 768,
     ) -> None:
         super().__init__()
+        require_positive("discriminator", width=width, embedding_dim=embedding_dim)
         self.image_size = image_side(channels)
         sides = [self.image_size // 2 ** (level + 1) for level in range(len(channels) - 1)]
         if cond_size not in sides:

@@ -83,6 +83,12 @@ class XMCGAN(pl.LightningModule):
         for name, count in (("word_gammas", 3), ("betas", 2)):
             if len(self.hparams[name]) != count:
                 raise ValueError(f"model.{name} is {list(self.hparams[name])}: {count} numbers are needed")
+        if min(word_gammas) <= 0:
+            raise ValueError(f"model.word_gammas is {list(word_gammas)}: all three must be positive")
+        if temperature <= 0:
+            raise ValueError(f"model.temperature is {temperature}: it must be positive")
+        if captions_at_once is not None and captions_at_once < 1:
+            raise ValueError(f"model.captions_at_once is {captions_at_once}: at least 1, or null for all")
         if not 0.0 <= average_momentum <= 1.0:
             raise ValueError(f"model.average_momentum is {average_momentum}: it must lie in [0, 1]")
         if weight_image_net > 0 and image_network is None:
@@ -292,6 +298,10 @@ class XMCGAN(pl.LightningModule):
         if str(self.trainer.precision).startswith("16"):
             raise ValueError(
                 "trainer.precision 16 needs scaled losses, which one graph for two does not have: bf16-mixed"
+            )
+        if str(self.trainer.precision) == "bf16-true":
+            raise ValueError(
+                "trainer.precision bf16-true rounds away the small steps of the averaged generator: take bf16-mixed"
             )
         if self.image_network is not None and self.trainer.ckpt_path is None:
             self.image_network.load_pretrained()  # type: ignore[operator]

@@ -105,7 +105,9 @@ class XMCGAN(TrainedModel):
             StageError: there is no word, or none that the model knows.
         """
         tokenizer, learned, notes = self.tokenizer, self.learned_words, []
-        words = WORD.findall(normalise_caption(caption))
+        pieces = WORD.findall(normalise_caption(caption))
+        # Marks are read like words, but a caption says nothing else without one.
+        words = [piece for piece in pieces if any(letter.isalnum() for letter in piece)]
         if not words:
             raise StageError("there is no caption: say in quotes what is to be seen")
         if learned is not None:
@@ -119,10 +121,10 @@ class XMCGAN(TrainedModel):
             if len(unknown) == len(set(words)):
                 raise StageError(f"{caption!r}: {line}")
             notes.append(line)
-        pieces = 2 + sum(len(tokenizer.encode(word)) - 2 for word in words)
-        if pieces > tokenizer.max_tokens:
+        count = 2 + sum(len(tokenizer.encode(piece)) - 2 for piece in pieces)
+        if count > tokenizer.max_tokens:
             read = tokenizer.decode(tokenizer.encode(caption))
-            notes.append(f"too long by {pieces - tokenizer.max_tokens} tokens; what the model reads is {read!r}")
+            notes.append(f"too long by {count - tokenizer.max_tokens} tokens; what the model reads is {read!r}")
         return notes
 
     def vectors(self, captions: Sequence[str]) -> Captions:
@@ -134,14 +136,20 @@ class XMCGAN(TrainedModel):
     # -- images --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def generate(self, captions: Sequence[str], number: int = 1, seed: int = 0) -> Tensor:
+    def generate(self, captions: str | Sequence[str], number: int = 1, seed: int = 0) -> Tensor:
         """Images [captions, number, 3, S, S] in [0, 1] on the CPU.
 
         Args:
-            captions: what is to be seen.
+            captions: what is to be seen, in one caption or several.
             number: images of each, with different noise.
             seed: of the noise; the n-th image of every caption has the same.
+
+        Raises:
+            ValueError: there is no caption, or `number` is below 1.
         """
+        captions = [captions] if isinstance(captions, str) else list(captions)  # a text is no list of letters
+        if not captions or number < 1:
+            raise ValueError(f"got {len(captions)} captions and number={number}: at least one of each is needed")
         noise = noise_of(torch.arange(number), self.generator.z_dim, seed).to(self.device)
         vectors, rows = self.vectors(captions), []
         for row in range(len(captions)):

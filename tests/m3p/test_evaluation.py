@@ -135,6 +135,12 @@ def test_half_precision_makes_no_ties() -> None:
     assert not torch.equal(scores, scores.bfloat16().float())
     assert len(scores.unique()) == len(expected.unique())
     torch.testing.assert_close(scores, expected, rtol=0.05, atol=0.2)
+    # The same where the weights themselves are of half precision, as with bf16-true.
+    half = Gallery(**{**gallery.__dict__, "image": gallery.image.bfloat16()})
+    scores = PairScorer(model.bfloat16(), 10**6).score(half)
+    assert not torch.equal(scores, scores.bfloat16().float())
+    assert len(scores.unique()) == len(expected.unique())
+    torch.testing.assert_close(scores, expected, rtol=0.05, atol=0.4)
 
 
 def test_language_embeddings_reach_the_score_where_the_encoder_adds_them() -> None:

@@ -10,9 +10,14 @@ import pytest
 import torch
 
 from common.encoders.checkpoint_files import CheckpointError
+from common.reporting.tables import load
+from common.training.configuration import resolve
+from common.training.finished import instantiate
 from common.training.optimisers import warm_up_then_inverse_sqrt
+from papers.m3p.data import RetrievalData
 from papers.m3p.model import M3PEncoder, M3PModel
 from papers.m3p.module import M3PPretraining, M3PRetrieval, WarmStart, adam
+from papers.m3p.synthetic import images_of_an_epoch
 from tests.m3p.layouts import WIDTH, Layouts
 from tests.m3p.tiny import tiny_sizes, values
 
@@ -123,6 +128,28 @@ def test_a_model_without_any_task_is_an_error() -> None:
         M3PPretraining(model(), **{f"weight_{name}": 0.0 for name in names})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"model\.weight_mlm: a weight is a number"):
         M3PPretraining(model(), weight_mlm="half")
+
+
+def test_temperatures_must_be_positive() -> None:
+    with pytest.raises(ValueError, match=r"model\.contrast_temperature is 0: it must be positive"):
+        M3PPretraining(model(), contrast_temperature=0)
+    with pytest.raises(ValueError, match=r"model\.temperature is -1: it must be positive"):
+        WarmStart(model(), temperature=-1)
+
+
+def test_fine_tuning_is_as_long_as_published() -> None:
+    """150 epochs of 3,125 iterations, whatever the set: an epoch here is a pass over it."""
+    found = {}
+    for name, stage in load("m3p").stages.items():
+        if stage.job == "fine_tune" and "paper" in stage.scales:
+            run = resolve("m3p", stage.recipe, scale="paper", stage_overrides=stage.overrides)
+            config = run.with_placeholders(DATA="data", RUN="run", SEED="0")
+            data = instantiate(config["data"], RetrievalData)
+            images = images_of_an_epoch(data)
+            assert images is not None
+            found[name] = images * data.captions_per_image // data.batch_size * config["trainer"]["max_epochs"]
+    assert len(found) == 9
+    assert found == pytest.approx(dict.fromkeys(found, 150 * 3125), rel=1e-3)
 
 
 def test_a_weight_moves_with_the_iterations(layouts: Layouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

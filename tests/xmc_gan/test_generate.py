@@ -76,10 +76,22 @@ def test_unknown_words_and_long_captions_are_told(painter: XMCGAN) -> None:
     notes = painter.notes(" ".join(["a red circle left"] * 5))
     assert len(notes) == 1
     assert notes[0].startswith("too long by 6 tokens; what the model reads is 'a red circle left a red circle left a")
+    assert painter.notes("RED!!") == []  # a mark is no word that one could miss
+    assert painter.notes("a red, purple circle.")[0].startswith("the model does not know purple; it learned from a,")
+    for nothing in ("?!", "zebra !"):
+        with pytest.raises(StageError, match=r"there is no caption|does not know zebra;"):
+            painter.notes(nothing)
     with pytest.raises(StageError, match="does not know zebra"):
         painter.notes("zebra")
     with pytest.raises(StageError, match="there is no caption"):
         painter.notes("  ")
+
+
+def test_one_caption_is_not_taken_for_its_letters(painter: XMCGAN) -> None:
+    assert torch.equal(painter.generate(CAPTION, 2), painter.generate([CAPTION], 2))
+    for captions, number in (([], 1), ([CAPTION], 0)):
+        with pytest.raises(ValueError, match="at least one of each is needed"):
+            painter.generate(captions, number)
 
 
 def test_what_cannot_make_images_is_refused(stages: Stages, tmp_path: Path) -> None:

@@ -233,9 +233,17 @@ def test_what_does_not_fit_is_refused() -> None:
         ({"word_gammas": (5.0, 5.0)}, r"model.word_gammas is \[5.0, 5.0\]: 3 numbers are needed"),
         ({"betas": (0.5,)}, r"model.betas is \[0.5\]: 2 numbers are needed"),
         ({"average_momentum": 1.5}, r"model.average_momentum is 1.5: it must lie in \[0, 1\]"),
+        ({"word_gammas": (5.0, 0.0, 50.0)}, r"model.word_gammas is \[5.0, 0.0, 50.0\]: all three must be positive"),
+        ({"temperature": 0.0}, r"model.temperature is 0.0: it must be positive"),
+        ({"captions_at_once": 0}, r"model.captions_at_once is 0: at least 1, or null"),
     ):
         with pytest.raises(ValueError, match=message):
             tiny(**options)
+    for name in ("width", "z_dim", "embedding_dim"):
+        with pytest.raises(ValueError, match=rf"model.generator.{name} is 0: it must be positive"):
+            Generator(**{name: 0})
+    with pytest.raises(ValueError, match=r"model.discriminator.width is 0: it must be positive"):
+        Discriminator(width=0)
     batch, _ = tiny_batch()
     del batch["words"]
     with pytest.raises(ValueError, match=r"model.text_encoder is null: give it a class"):
