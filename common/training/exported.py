@@ -96,6 +96,11 @@ class TrainedModel(nn.Module):
     usage: ClassVar[str]
 
     @classmethod
+    def usage_of(cls, trained: Trained) -> str:
+        """The line of Python for the card of one model; `usage` unless it cannot do what that shows."""
+        return cls.usage
+
+    @classmethod
     @abstractmethod
     def gather(cls, stage: FinishedStage) -> Trained:
         """What of a finished stage is needed to use its model; without its record."""
@@ -377,7 +382,7 @@ def write_export(model: type[TrainedModel], checkpoint: str | Path, output: str 
             },
         }
         (partial / CONFIGURATION).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (partial / CARD).write_text(model_card(model, record, output.name), encoding="utf-8")
+        (partial / CARD).write_text(model_card(model, record, output.name, model.usage_of(trained)), encoding="utf-8")
         for path in partial.rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:

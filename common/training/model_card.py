@@ -23,13 +23,14 @@ SCALES = {
 }
 
 
-def model_card(model: type[TrainedModel], record: Record, folder: str) -> str:
+def model_card(model: type[TrainedModel], record: Record, folder: str, usage: str | None = None) -> str:
     """Markdown of the card.
 
     Args:
         model: class of the trained model.
         record: of the stage that trained it.
         folder: name of the export's folder, for the example.
+        usage: line of Python that uses `model`; that of the class without it.
 
     Raises:
         StageError: the docstring of the paper's package has no title, citation and method.
@@ -76,7 +77,7 @@ def model_card(model: type[TrainedModel], record: Record, folder: str) -> str:
         "```python",
         f"from papers.{paper.name} import {model.__name__}",
         f'model = {model.__name__}.from_export("{folder}")',
-        model.usage,
+        usage or model.usage,
         "```",
         "",
         "## What was measured",

@@ -265,6 +265,8 @@ def _embed_command(arguments: argparse.Namespace) -> int:
     texts = [*arguments.text, *(_lines(arguments.captions) if arguments.captions else [])]
     if not arguments.files and not texts:
         raise StageError("there is nothing to embed: give files, --text or --captions")
+    if not all(text.strip() for text in texts):
+        raise StageError("--text is empty: give a text")
     wanted = ("text",) if texts else ()
     of_paper = _kind(arguments, lambda kind: set(wanted) <= set(kind.embeds), "cannot embed text")
     kinds = [kind for kind in of_paper.embeds if kind != "text"]
@@ -460,6 +462,8 @@ def _tell_command(arguments: argparse.Namespace) -> int:
 def _generate_command(arguments: argparse.Namespace) -> int:
     generate = _special(arguments)
     a = arguments
+    if not all(caption.strip() for caption in a.captions):
+        raise StageError("a caption is empty: say what is to be seen")
     for path in generate(a.checkpoint, a.captions, a.output, a.number, a.seed, a.device):
         print(f"written to {path}")
     return 0

@@ -296,10 +296,10 @@ class CMA(AVID):
     def setup(self, stage: str) -> None:
         if stage == "fit" and not self.hparams["warm_start"]:
             raise ValueError(
-                "CMA starts from a trained AVID: set model.warm_start to its checkpoint. `assemble reproduce avid` trains "
-                "AVID first for the stages of the tables, such as avid_cma. Any other recipe is given one by hand: train "
-                "the AVID that the comment on top of its file names, and start with --model.warm_start FOLDER/checkpoints/"
-                "last.ckpt (for ablation_cma: `assemble fit avid/ablation_cross`, and its epoch74.ckpt at paper scale)"
+                "CMA starts from a trained AVID: set model.warm_start to its checkpoint. `assemble reproduce avid` "
+                "trains AVID first for stages of the tables, such as avid_cma. For another recipe train the AVID that "
+                "the comment on top of its file names by hand, and give --model.warm_start .../checkpoints/last.ckpt "
+                "of that run (for ablation_cma: `assemble fit avid/ablation_cross`, at paper scale its epoch74.ckpt)"
             )
         super().setup(stage)
 

@@ -320,7 +320,7 @@ class PretrainingData(CaptionData):
 
     Args:
         caption_views: `sibling`, two captions of the image; `backtranslate`, a caption and its back-translation; `eda`,
-            a caption and a copy with words dropped and swapped; `same`.
+            a caption and a copy with words dropped and swapped (not replaced: no list of synonyms is shipped); `same`.
         word_dropout: share of words left out of both views.
         back_translations: JSON of annotation id -> back-translated caption.
         swap_sides: exchange left and right in captions of flipped images.

@@ -64,10 +64,10 @@ def tag_loss(
     Source: specification 4.
     """
     positive, negatives = at_least_float32(positive), at_least_float32(negatives)
+    if mask is not None:
+        related, negatives = related & mask, negatives.masked_fill(~mask, 0.0)  # zero times NaN would be NaN
     if instance is None:
         instance = instance_loss(positive, negatives, mask)
-    if mask is not None:
-        related = related & mask
     chosen = related.to(negatives.dtype)
     count = chosen.sum(dim=1)
     # A product of vectors: `where` would write two more matrices of that size, here and in its gradient.

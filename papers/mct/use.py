@@ -35,7 +35,8 @@ class MCT(TrainedModel):
     Attributes:
         image, text: `papers.mct.model.Tower`; text is None where the stage read no captions.
         embedding: which head's embeddings are given: `inter`, those that compare images with captions, or `intra`,
-            those that compare images with images; the first that there is when loaded.
+            those that compare images with images; the first that there is when loaded. One vector of an image then
+            serves every search; between images alone, `intra` is what J_ii and J_tag trained (specification 3).
     """
 
     paper = "mct"
@@ -47,8 +48,9 @@ class MCT(TrainedModel):
         ("text", "image"), ("image", "text"), ("image", "image"), ("text", "text"),
     )  # fmt: skip
     limits = (
-        "For research on learning from images and their captions: features of images, and search of images and "
-        "captions by each other. What it knows of the world is what its captions said, with their errors and biases. "
+        "For research on learning from images and their captions: features of images, and search of images by images "
+        "and, where it was trained across them (weight_cross above 0), of images and captions by each other. What it "
+        "knows of the world is what its images and captions showed and said, with their errors and biases. "
         "It is not made to recognise persons or to decide about them. The method is covered by US patent 12,223,439."
     )
     usage = 'model.embed_image("picture.jpg") @ model.embed_text("a dog on a sofa").T'
@@ -65,6 +67,12 @@ class MCT(TrainedModel):
             self.tokenizer = instantiate(trained.inputs["tokenizer"], CaptionTokenizer)
             self.tokenizer.read(trained.file(self.tokenizer.file_name))
         self.fill(trained)
+
+    @classmethod
+    def usage_of(cls, trained: Trained) -> str:
+        if trained.model["init_args"].get("weight_cross") == 0:  # no loss made images and captions comparable
+            return 'model.embed_image("picture.jpg") @ model.embed_image("another.jpg").T'
+        return cls.usage
 
     @classmethod
     def gather(cls, stage: FinishedStage) -> Trained:

@@ -176,6 +176,7 @@ def test_what_cannot_be_done_is_said_with_who_can(run: Run, clips: Path, picture
     wrong: list[tuple[tuple[object, ...], str]] = [
         (("embed", "avid", *avid, clips, "--text", "a dog", "--output", x), "avid cannot embed text; xmcgan, m3p, mct"),
         (("embed", "mct", *mct, "--output", x), "there is nothing to embed: give files, --text or --captions"),
+        (("embed", "mct", *mct, "--text", " ", "--output", x), "--text is empty: give a text"),
         (("embed", "mct", *mct, image, "--output", "x.csv"), "the file must end in .npz"),
         (("embed", "mct", *mct, image, "--output", x, "--batch-size", "0"), "--batch-size must be at least 1"),
         (

@@ -85,7 +85,9 @@ def test_a_warm_start_that_is_none_names_its_field(tmp_path: Path) -> None:
         run_stage(request("avid/cma", tmp_path, "--model.warm_start", absent))
     downstream = tmp_path / "fine_tuned.ckpt"
     torch.save({"state_dict": {"video_encoder.conv1.0.weight": torch.zeros(1)}}, downstream)
-    with pytest.raises(CheckpointError, match=r"^model.warm_start: .*no weights of an audio-visual model.*such as avid"):
+    with pytest.raises(
+        CheckpointError, match=r"^model.warm_start: .*no weights of an audio-visual model.*such as avid"
+    ):
         run_stage(request("avid/cma", tmp_path, "--model.warm_start", str(downstream)))
 
 

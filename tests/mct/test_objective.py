@@ -121,6 +121,20 @@ def test_tag_loss_is_the_written_formula(batch: int, size: int, masked: bool, se
     torch.testing.assert_close(loss, torch.tensor(expected, dtype=torch.double))
 
 
+def test_a_slot_that_does_not_count_may_hold_anything() -> None:
+    positive, negatives = torch.randn(2, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 3)
+    related, mask = torch.tensor([[True, True, False]] * 2), torch.tensor([[True, False, True]] * 2)
+    expected = tag_loss(positive, negatives, related, mask)
+    for value in (torch.nan, torch.inf, 7.0):
+        odd = negatives.masked_fill(~mask, value).requires_grad_()
+        loss = tag_loss(positive, odd, related, mask)
+        torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+        loss.sum().backward()
+        assert odd.grad is not None
+        assert odd.grad.isfinite().all()
+        assert not odd.grad[~mask].any()
+
+
 def test_gradients_of_the_losses_equal_finite_differences() -> None:
     generator = torch.Generator().manual_seed(1)
     positive = torch.randn(3, generator=generator, dtype=torch.double).requires_grad_()

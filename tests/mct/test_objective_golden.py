@@ -75,6 +75,8 @@ def test_cross_modal_loss(golden: dict[str, torch.Tensor], name: str, margin: fl
     if reduction == "sum":
         loss.backward()
         close(query.grad, golden[f"grad_q_ic_hinge_sum_{name}"])
+    active = negatives.detach() > (positive.detach() - margin)[:, None]
+    assert torch.equal(active.sum(1), golden[f"hinge_active_{name}"].long())
     if reduction != "max":
         filled = golden["queue_valid"][None]
         loss = cross_modal_loss(positive, negatives, "hinge", margin, reduction, filled).mean()
