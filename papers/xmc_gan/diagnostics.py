@@ -1,6 +1,6 @@
 """Pictures for people: what a generator makes of the same captions in every stage, and how it gets there.
 
-The paper shows generated images beside those of other models; these figures are ours. All are drawn by the averaged
+The paper shows generated images beside those of other models; these figures are ours. All are drawn by the measured
 generator from the first captions of the test, with noise that is the same in every stage, so that stages can be
 compared picture by picture: `captions.row.png` is one row of such a comparison, which the report puts together.
 """
@@ -177,7 +177,7 @@ def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, fol
     """Write `attention.png`: how much the regions of the generator's map attend to each word.
 
     Args:
-        module: its averaged generator attends, and its loggers are used.
+        module: its measured generator attends, and its loggers are used.
         shown, captions: texts and vectors of the captions.
         images: generated with the first noise vector [N, S, S, 3].
         folder: where the file goes.
@@ -185,7 +185,7 @@ def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, fol
     plt = _pyplot()
     lines = min(ATTENDED, len(shown.texts))
     own = type(captions)(*(value[:lines] for value in captions))
-    weights = module.average.attention(_noise(module, len(shown.texts), 0)[:lines], *own).float().cpu().numpy()
+    weights = module.measured.attention(_noise(module, len(shown.texts), 0)[:lines], *own).float().cpu().numpy()
     words = [words_of(text, module.trainer.datamodule.tokenizer) for text in shown.texts[:lines]]
     rows, labels = [], []
     for image, maps, spoken in zip(images, weights, words):

@@ -7,7 +7,7 @@ generator and discriminator gives both losses, and both networks step at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -45,7 +45,8 @@ class XMCGAN(pl.LightningModule):
         negatives: `local`, those of the device's batch, or `global`, those of all devices.
         captions_at_once: so many captions are compared at once in the loss of words, for memory; null for all.
         generator_learning_rate, discriminator_learning_rate, betas: of the two Adam optimisers.
-        average_momentum: share of the averaged generator that a step keeps; this one is evaluated.
+        average_momentum: share of the averaged generator that a step keeps.
+        evaluated: which generator the test measures: `average`, or `trained`, with its weights as the last step left them.
         seed: seed of the noise.
 
     Raises:
@@ -71,6 +72,7 @@ class XMCGAN(pl.LightningModule):
         discriminator_learning_rate: float = 4e-4,
         betas: Sequence[float] = (0.5, 0.999),
         average_momentum: float = 0.999,
+        evaluated: Literal["average", "trained"] = "average",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -91,6 +93,8 @@ class XMCGAN(pl.LightningModule):
             raise ValueError(f"model.captions_at_once is {captions_at_once}: at least 1, or null for all")
         if not 0.0 <= average_momentum <= 1.0:
             raise ValueError(f"model.average_momentum is {average_momentum}: it must lie in [0, 1]")
+        if evaluated not in ("average", "trained"):
+            raise ValueError(f"model.evaluated is {evaluated!r}: it is average or trained")
         if weight_image_net > 0 and image_network is None:
             raise ValueError(
                 "model.image_network is null, but model.weight_image_net is not 0: it compares its features"
@@ -117,8 +121,13 @@ class XMCGAN(pl.LightningModule):
 
     @property
     def average(self) -> Generator:
-        """The moving average of the generator, with the statistics of the trained one: what is evaluated and used."""
+        """The moving average of the generator, with the statistics of the trained one: what is used."""
         return self.generators.key  # type: ignore[return-value]
+
+    @property
+    def measured(self) -> Generator:
+        """The generator whose images the test measures and shows."""
+        return self.generator if self.hparams["evaluated"] == "trained" else self.average
 
     def captions(self, batch: Batch) -> Captions:
         """Vectors of the captions: from the data, or made here from their tokens."""
@@ -309,8 +318,8 @@ class XMCGAN(pl.LightningModule):
     # -- what is measured after training -------------------------------------------------------------------------------
 
     def generate(self, captions: Captions, z: Tensor) -> Tensor:
-        """Images [B, 3, S, S] in [0, 1] of captions by the averaged generator, which must be in evaluation mode."""
-        return self.average(z, *captions)
+        """Images [B, 3, S, S] in [0, 1] of captions by the measured generator, which must be in evaluation mode."""
+        return self.measured(z, *captions)
 
     def on_test_start(self) -> None:
         self._matched = OncePerSample(*(["sentence"] if self.discriminator.regions is None else ["sentence", "word"]))

@@ -234,6 +234,7 @@ def test_what_does_not_fit_is_refused() -> None:
         ({"betas": (0.5,)}, r"model.betas is \[0.5\]: 2 numbers are needed"),
         ({"average_momentum": 1.5}, r"model.average_momentum is 1.5: it must lie in \[0, 1\]"),
         ({"word_gammas": (5.0, 0.0, 50.0)}, r"model.word_gammas is \[5.0, 0.0, 50.0\]: all three must be positive"),
+        ({"evaluated": "raw"}, r"model.evaluated is 'raw': it is average or trained"),
         ({"temperature": 0.0}, r"model.temperature is 0.0: it must be positive"),
         ({"captions_at_once": 0}, r"model.captions_at_once is 0: at least 1, or null"),
     ):
