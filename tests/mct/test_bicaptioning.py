@@ -275,17 +275,21 @@ def test_written_captions_take_the_most_probable_tokens() -> None:
 
 
 class Squares(Dataset[dict[str, Any]]):
-    """Images of one colour, whose caption names it."""
+    """Images of one colour, whose caption names it and says `thing` where the lower half is bright; with `noise`, others.
 
-    def __init__(self, size: int, tokenizer: WordVocabulary) -> None:
-        self.size, self.tokenizer = size, tokenizer
+    The image decides every word, so the loss can fall to zero.
+    """
+
+    def __init__(self, size: int, tokenizer: WordVocabulary, noise: int = 0) -> None:
+        self.size, self.tokenizer, self.noise = size, tokenizer, noise
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        image = 0.1 * torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(item))
+        image = 0.1 * torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(1000 * self.noise + item))
         image[item % 3] += 1.0
+        image[:, 8:] += item % 2
         extra = " thing" * (item % 2)
         tokens = self.tokenizer.encode(f"a {COLOURS[item % 3]} square{extra}")
         return {"image": image, "tokens": tokens, "index": item}
@@ -309,14 +313,14 @@ class SquareData(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         self.tokenizer.prepare(f"a {colour} square thing" for colour in COLOURS)
 
-    def loader(self, size: int) -> DataLoader[Any]:
-        return DataLoader(Squares(size, self.tokenizer), batch_size=self.batch_size, collate_fn=collate)
+    def loader(self, size: int, noise: int = 0) -> DataLoader[Any]:
+        return DataLoader(Squares(size, self.tokenizer, noise), batch_size=self.batch_size, collate_fn=collate)
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self.loader(24)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self.loader(7)
+        return self.loader(7, noise=1)
 
 
 def trainer(folder: Path, steps: int, **options: Any) -> pl.Trainer:
@@ -333,23 +337,33 @@ def quick(**options: Any) -> VirTex:
 
 
 def test_it_learns_to_name_what_is_there(tmp_path: Path) -> None:
-    module, data = quick(samples=5, hidden_size=32, learning_rate=0.3, image_learning_rate=0.02), SquareData()
-    run = trainer(tmp_path, 400)
+    torch.manual_seed(0)
+    encoder = ImageResNet(
+        layers=(1, 1, 1, 1), bottleneck=False, channels=(8, 8, 16, 16), stem_channels=8, stem_kernel=3, stem_pool=False
+    )
+    options = {**SMALL, "layers": 1, "hidden_size": 32, "dropout": 0.0, "samples": 5}
+    module = VirTex(encoder, **options, image_learning_rate=0.05, learning_rate=0.05, warmup_steps=4)
+    for parameter in (*module.textual.parameters(), *module.backward_textual.transformer.parameters()):
+        # Weights of 0.02 suit a width of 2048. At 32 the words hardly see the image: training stays at guessing the
+        # colour, and leaves that only at rates where rounding decides whether it diverges.
+        if parameter.ndim > 1:
+            nn.init.xavier_uniform_(parameter)
+    data, run = SquareData(), trainer(tmp_path, 300)
     run.fit(module, datamodule=data)
     assert run.callback_metrics["train/loss"] == pytest.approx(
         float(run.callback_metrics["train/forward_loss"] + run.callback_metrics["train/backward_loss"]), rel=1e-5
     )
     (metrics,) = run.test(module, datamodule=data, verbose=False)
     assert metrics["test/captions"] == 7
-    # Guessing the colour alone would cost log(3) / 4.4 tokens in each direction, half a nat together.
-    assert metrics["test/caption_loss"] < 0.4
+    # Guessing the colour alone would cost log(3) / 4.4 tokens in each direction, half a nat together. Over six seeds, with
+    # and without oneDNN and AVX, 0.005 to 0.014 were found.
+    assert metrics["test/caption_loss"] < 0.1
     assert metrics["test/caption_loss"] == pytest.approx(metrics["test/forward_loss"] + metrics["test/backward_loss"])
     assert metrics["test/perplexity"] == pytest.approx(math.exp(metrics["test/forward_loss"]), rel=1e-5)
     rows = json.loads((tmp_path / "media" / "captions.json").read_text(encoding="utf-8"))
     assert [row["index"] for row in rows] == [0, 1, 2, 3, 4]
     assert [row["caption"] for row in rows][:3] == ["a red square", "a green square thing", "a blue square"]
-    named = [COLOURS[row["index"] % 3] in row["written"].split() for row in rows]
-    assert sum(named) >= 4
+    assert [row["written"] for row in rows] == [row["caption"] for row in rows]
 
 
 def test_the_test_weighs_tokens_and_counts_a_repeated_caption_once(tmp_path: Path) -> None:
