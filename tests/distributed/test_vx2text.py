@@ -50,7 +50,7 @@ def _request(runs: Path, devices: int) -> StageRequest:
 
 @pytest.mark.timeout(300)
 def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Plain steps without clipping: AdamW and a clipped norm take no notice of a gradient that is twice what it should be.
+    # Plain steps without clipping: AdamW and a clipped norm take no notice of a gradient that is twice too large.
     monkeypatch.setattr(torch.optim, "AdamW", torch.optim.SGD)
     one = train(_request(tmp_path / "one", 1))
     ranks = train_on_two(_request(tmp_path / "two", 2))

@@ -275,7 +275,7 @@ def test_written_captions_take_the_most_probable_tokens() -> None:
 
 
 class Squares(Dataset[dict[str, Any]]):
-    """Images of one colour, whose caption names it and says `thing` where the lower half is bright; with `noise`, others.
+    """Images of one colour; the caption names it and says `thing` where the lower half is bright. `noise` draws others.
 
     The image decides every word, so the loss can fall to zero.
     """
@@ -355,8 +355,8 @@ def test_it_learns_to_name_what_is_there(tmp_path: Path) -> None:
     )
     (metrics,) = run.test(module, datamodule=data, verbose=False)
     assert metrics["test/captions"] == 7
-    # Guessing the colour alone would cost log(3) / 4.4 tokens in each direction, half a nat together. Over six seeds, with
-    # and without oneDNN and AVX, 0.005 to 0.014 were found.
+    # Guessing the colour alone would cost log(3) / 4.4 tokens in each direction, half a nat together. Over six seeds,
+    # with and without oneDNN and AVX, 0.005 to 0.014 were found.
     assert metrics["test/caption_loss"] < 0.1
     assert metrics["test/caption_loss"] == pytest.approx(metrics["test/forward_loss"] + metrics["test/backward_loss"])
     assert metrics["test/perplexity"] == pytest.approx(math.exp(metrics["test/forward_loss"]), rel=1e-5)
