@@ -284,7 +284,8 @@ class TextToImageData(ShardedDataModule):
         if self.minibatches * self.batch_size > len(images):
             raise ValueError(
                 f"data.batch_size is {self.batch_size} and data.minibatches {self.minibatches}: an iteration takes "
-                f"{self.minibatches * self.batch_size} items, data.split {self.split!r} has {len(images)}"
+                f"{self.minibatches * self.batch_size} items, data.split {self.split!r} has {len(images)}; "
+                "lower data.batch_size"
             )
         return self.training_loader(images, self._collate(self.split), batches_at_once=self.minibatches)
 

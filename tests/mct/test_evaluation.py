@@ -243,11 +243,11 @@ class TestLinearClassification:
         module = LinearClassification(encoder(), CLASSES, "some.ckpt", learning_rates=[0.03, 0.3, 3], milestones=[15])
         run = trainer(tmp_path, max_epochs=20)
         run.fit(module, loader(Pictures(24), 8, shuffle=True))
-        assert loaded == ["pretrained"]
+        assert loaded == ["model.pretrained"]
         assert_same(encoder(7).state_dict(), module.image_encoder)
         held_out, test = Pictures(9, noise=1), Pictures(13, noise=2)
         metrics = results_of(run, module, [loader(held_out), loader(test)])
-        assert loaded == ["pretrained"]  # not once more, for then the weights come from the checkpoint
+        assert loaded == ["model.pretrained"]  # not once more, for then the weights come from the checkpoint
         assert metrics["test/top1"] > 80
         assert metrics["test/top5"] == 100
         repeated = [loader(Subset(part, [0, 0, *range(len(part)), 3])) for part in (held_out, test)]
@@ -347,7 +347,7 @@ class TestSupervisedClassification:
     def test_starts_from_a_checkpoint_when_asked(self, tmp_path: Path, loaded: list[str]) -> None:
         module = SupervisedClassification(encoder(), CLASSES, pretrained="some.ckpt", learning_rate=1e-9)
         trainer(tmp_path, max_epochs=1).fit(module, loader(Pictures(4)))
-        assert loaded == ["pretrained"]
+        assert loaded == ["model.pretrained"]
         torch.testing.assert_close(module.image_encoder.conv1.weight, encoder(7).conv1.weight)
 
     def test_others_start_from_its_checkpoint(self, tmp_path: Path) -> None:
@@ -379,7 +379,7 @@ class TestMultiLabelSVM:
         test = Relabelled(Pictures(23, 2, tags=True), labels[:23])
         module = MultiLabelSVM(encoder(), "some.ckpt", pool=pool, costs=[0.1, 1])
         metrics = results_of(trainer(tmp_path), module, [loader(train, 7), loader(test, 5)])
-        assert loaded == ["pretrained"]
+        assert loaded == ["model.pretrained"]
 
         def features(part: Relabelled) -> np.ndarray:
             with torch.no_grad():
@@ -459,7 +459,7 @@ class TestMultiLabelTagging:
         module = MultiLabelTagging(encoder(), CLASSES, "some.ckpt", learning_rate=0.3, milestones=[15])
         run = trainer(tmp_path, max_epochs=20)
         run.fit(module, loader(Pictures(24, tags=True), 8, shuffle=True))
-        assert loaded == ["pretrained"]
+        assert loaded == ["model.pretrained"]
         assert_same(encoder(7).state_dict(), module.image_encoder)
         test = Pictures(21, 1, tags=True)
         metrics = results_of(run, module, loader(Subset(test, [0, 0, *range(21), 5])))
@@ -604,7 +604,7 @@ class TestCrossModalSearch:
         before = results_of(trainer(tmp_path), module, SearchData())
         run = trainer(tmp_path, max_epochs=12, use_distributed_sampler=False)
         run.fit(module, datamodule=SearchData(train=24))
-        assert loaded == ["pretrained"]
+        assert loaded == ["model.pretrained"]
         assert_same(encoder(7).state_dict(), module.image_encoder)
         metrics = results_of(run, module, SearchData())
         directions = [f"{d}_{name}" for d in ("i2t", "t2i") for name in ("r1", "r5", "r10", "medr", "meanr")]
