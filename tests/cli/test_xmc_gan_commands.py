@@ -77,7 +77,7 @@ def test_the_weights_without_the_average_are_measured_on_request(
     stages: Stages, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["test", "xmc_gan/baseline", "--scale", "smoke", "--runs", str(stages.runs)]
-    assert main([*command, "--model.evaluated", "trained"]) == 0
+    assert main([*command, "--model.evaluated", "trained", "--checkpoint", str(stages.checkpoint("baseline"))]) == 0
     output = capsys.readouterr().out
     metrics = stages.records["baseline"].metrics
     assert f"{'test/mini_fd':<40} {metrics['test/mini_fd']:.4f}" not in output
