@@ -46,7 +46,7 @@ class XMCGAN(pl.LightningModule):
         captions_at_once: so many captions are compared at once in the loss of words, for memory; null for all.
         generator_learning_rate, discriminator_learning_rate, betas: of the two Adam optimisers.
         average_momentum: share of the averaged generator that a step keeps.
-        evaluated: which generator the test measures: `average`, or `trained`, with its weights as the last step left them.
+        evaluated: which generator the test measures: `average`, or `trained`, as the last step left it.
         seed: seed of the noise.
 
     Raises:
