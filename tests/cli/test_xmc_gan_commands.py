@@ -73,18 +73,6 @@ def test_a_stage_is_measured_again_with_what_measured_it(stages: Stages, capsys:
     assert "test/mini_fd" in output
 
 
-def test_the_weights_without_the_average_are_measured_on_request(
-    stages: Stages, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["test", "xmc_gan/baseline", "--scale", "smoke", "--runs", str(stages.runs)]
-    assert main([*command, "--model.evaluated", "trained"]) == 0
-    output = capsys.readouterr().out
-    metrics = stages.records["baseline"].metrics
-    assert f"{'test/mini_fd':<40} {metrics['test/mini_fd']:.4f}" not in output
-    # What says nothing of the generator stays.
-    assert f"{'test/mini_fd_floor':<40} {metrics['test/mini_fd_floor']:.4f}" in output
-
-
 def test_the_configuration_of_the_paper_names_its_judges(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["fit", "xmc_gan/xmc_gan", "--scale", "paper", "--runs", str(tmp_path), "--print_config"]) == 0
     output = capsys.readouterr().out

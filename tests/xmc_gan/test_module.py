@@ -221,6 +221,19 @@ def test_a_text_encoder_that_learns_learns_with_the_discriminator(trained: bool)
     assert torch.equal(after_one, encoder.table.weight) != trained
 
 
+def test_the_weights_without_the_average_are_measured_on_request() -> None:
+    batch, z = tiny_batch()
+    for evaluated, other in (("average", "trained"), ("trained", "average")):
+        module = tiny(evaluated=evaluated).eval()
+        networks = {"average": module.average, "trained": module.generator}
+        captions = module.captions(batch)
+        before = module.generate(captions, z)
+        torch.nn.init.ones_(networks[other].image.weight)
+        assert module.generate(captions, z).equal(before)
+        torch.nn.init.ones_(networks[evaluated].image.weight)
+        assert not module.generate(captions, z).equal(before)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     generator = Generator(width=4, channels=[4, 4, 2], cond_size=8, z_dim=5, embedding_dim=6)
     discriminator = Discriminator(width=4, channels=[1, 2, 4, 4], cond_size=8, embedding_dim=6)
