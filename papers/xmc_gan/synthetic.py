@@ -35,7 +35,9 @@ def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
         batch |= {"words": draw.normal(count, length, width), "sentence": draw.normal(count, width)}
     narratives = getattr(data.dataset, "published_narratives", {}) if data.items == "captions" else {}
     items = narratives.get(data.split, data.dataset.published_count(data.split))
-    return Synthetic(batch, batches_of_epoch(items, data.batch_size * data.minibatches))
+    # Of a vocabulary that no caption was read for, the ids above are all.
+    facts = {"vocabulary_size": _WORDS[1]}
+    return Synthetic(batch, batches_of_epoch(items, data.batch_size * data.minibatches), facts)
 
 
 def prepare(module: Any) -> None:
