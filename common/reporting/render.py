@@ -472,13 +472,14 @@ def rich_claims(claims: Sequence[ClaimResult], width: int) -> RichTable:
         table.add_row(f"[bold]{escape(f'{name} ({scale})')}[/]")
         for c in group:
             verdict, margin = f"[{colours[c.verdict]}]{c.label}[/]", escape(c.margin_text)
-            gate = f"gate {c.claim.gate}" if c.claim.gate != "report" else ""
+            gate = c.claim.gate if c.claim.gate != "report" else ""
             text = Padding(escape(c.claim.text), (0, 0, 0, 2))
             if wide:
-                table.add_row(text, gate.removeprefix("gate "), verdict, margin)
+                table.add_row(text, gate, verdict, margin)
             else:
                 table.add_row(text)
-                table.add_row(Padding("  ".join(filter(None, (verdict, margin, gate))), (0, 0, 0, 6)))
+                told = filter(None, (verdict, margin, gate and f"gate {gate}"))
+                table.add_row(Padding("  ".join(told), (0, 0, 0, 6)))
     return table
 
 

@@ -26,3 +26,8 @@ class Preempted(KeyboardInterrupt):
     def status(self) -> int:
         """Exit status that shells give to such an end."""
         return 128 + self.signal
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an error is of a class of this suite, whose message is worded for its user: then where adds nothing."""
+    return type(error).__module__.partition(".")[0] in ("common", "papers")

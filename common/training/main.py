@@ -15,7 +15,7 @@ from common.reporting.errors import ReportingError
 from common.reporting.papers import PAPERS, SCALES, existing_papers, paper_named, project_root
 from common.training.data_commands import add_parsers as add_data_parsers
 from common.training.data_commands import data_root
-from common.training.errors import Preempted, StageError
+from common.training.errors import Preempted, StageError, is_ours
 from common.training.rehearse import add_parsers as add_rehearse_parsers
 from common.training.use_commands import add_parsers as add_use_parsers
 
@@ -80,10 +80,9 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _explained(error: Exception) -> bool:
-    """Whether an error was worded by this code for its user, such as a missing data set: then where adds nothing."""
-    own = type(error).__module__.partition(".")[0] in ("common", "papers")
+    """Whether an error was worded by this code for its user, such as a missing data set."""
     # Those of the system have a number.
-    return own or (isinstance(error, OSError) and error.errno is None)
+    return is_ours(error) or (isinstance(error, OSError) and error.errno is None)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -24,7 +24,7 @@ from common.reporting import records
 from common.reporting.papers import paper_named, project_root
 from common.reporting.tables import StageInstance, expand
 from common.training.configuration import RunConfiguration
-from common.training.errors import Preempted, StageError
+from common.training.errors import Preempted, StageError, is_ours
 from common.training.runner import Parent, StageRequest, finished_record
 
 
@@ -226,8 +226,7 @@ def reproduce(
                         ) from None
                     except Exception as error:  # one stage must not cost the others
                         # Our own errors, and those of files and values, say all there is to say.
-                        explained = type(error).__module__.partition(".")[0] in ("common", "papers")
-                        if not explained and not isinstance(error, OSError | ValueError):
+                        if not is_ours(error) and not isinstance(error, OSError | ValueError):
                             traceback.print_exception(error)
                         failed[item.request.seed, item.request.stage] = str(error)
                         say(f"  FAILED {_name(item)}: {error}")
