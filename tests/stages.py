@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from common.training.runner import StageRequest
-from common.training.schedule import Selection
-from common.training.single import find_request
+from common.stages.plan import Selection
+from common.stages.run import StageRequest
+from common.stages.single import find_request
 
 
 def request(

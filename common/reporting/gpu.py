@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from common.reporting.atomic import write_text_atomically
-from common.reporting.errors import ReportingError
+from common.errors import ReportingError
+from common.files import write_text_atomically
 from common.reporting.papers import PAPERS, paper_named, project_root
 from common.reporting.render import between_markers, update_between_markers
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.reporting.errors import ReportingError
+from common.errors import ReportingError
 from common.reporting.records import Record, run_folder
 
 MEBIBYTE = 2**20

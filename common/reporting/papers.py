@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.reporting.errors import ReportingError, nearest
+from common.errors import ReportingError, nearest
 
 SCALES = ("paper", "mini", "smoke")
 

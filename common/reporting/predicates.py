@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
-from common.reporting.errors import ReportingError, nearest
+from common.errors import ReportingError, nearest
 
 _PLACEHOLDER = "cell_of_table_"
 _OPERATORS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}

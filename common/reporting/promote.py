@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.reporting.errors import ReportingError
+from common.errors import ReportingError
 from common.reporting.papers import check_scale, paper_named, project_root, runs_root
 from common.reporting.records import Record, find, portable, promoted_file, read, write_atomically
 

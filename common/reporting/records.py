@@ -16,8 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from common.reporting.atomic import write_text_atomically
-from common.reporting.errors import ReportingError, nearest
+from common.errors import ReportingError, nearest
+from common.files import write_text_atomically
 from common.reporting.papers import SCALES, Paper, check_scale, paper_named
 
 SCHEMA = 1
@@ -268,7 +268,12 @@ def config_hash(config: Mapping[str, Any], ignored: Iterable[str] = IGNORED_KEYS
 
 def _without(value: Any, ignored: frozenset[str]) -> Any:
     if isinstance(value, dict):
-        return {key: _without(item, ignored) for key, item in value.items() if key not in ignored}
+        # A class counts by its name: moving it to another module is not a new experiment.
+        return {
+            key: item.rpartition(".")[2] if key == "class_path" and isinstance(item, str) else _without(item, ignored)
+            for key, item in value.items()
+            if key not in ignored
+        }
     if isinstance(value, list):
         return [_without(item, ignored) for item in value]
     return value

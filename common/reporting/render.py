@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.errors import ReportingError
+from common.files import write_text_atomically
 from common.reporting import figures
 from common.reporting.aggregate import Cell, TableResult, collect
-from common.reporting.atomic import write_text_atomically
 from common.reporting.claims import NOT_RUN, ClaimResult, held, judge
-from common.reporting.errors import ReportingError
 from common.reporting.papers import PAPERS, SCALES, Paper, paper_named, project_root
 from common.reporting.records import Record, find, find_promoted, warn
 from common.reporting.tables import Headline, Metric, Row, Tables, load

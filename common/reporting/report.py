@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.files import write_text_atomically
 from common.reporting import charts, figures, render
 from common.reporting.aggregate import Cell, TableResult
-from common.reporting.atomic import write_text_atomically
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, ClaimResult
 from common.reporting.curves import importance, read_curves
 from common.reporting.media import Budget, Gallery, comparisons, gallery

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.reporting.errors import ReportingError, nearest
+from common.errors import ReportingError, nearest
 from common.reporting.papers import SCALES, check_scale, paper_named
 from common.reporting.predicates import Predicate, PredicateError, parse
 from common.reporting.records import JOBS

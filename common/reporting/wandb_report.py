@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from common.errors import ReportingError
+from common.files import write_text_atomically
 from common.reporting import render
-from common.reporting.atomic import write_text_atomically
 from common.reporting.claims import ClaimResult
-from common.reporting.errors import ReportingError
 from common.reporting.papers import Paper
 from common.reporting.records import Record
 from common.reporting.tables import Tables, load

@@ -20,7 +20,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
 from common.encoders.checkpoint_files import write_whole
-from common.training.errors import NonFiniteLossError, StageError
+from common.errors import NonFiniteLossError, StageError
 
 
 class StepSeed(Callback):

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from common.encoders.audio import ConvBlock
 from common.encoders.panns import PairedConvolutions
-from common.training.configuration import SWITCHES, ConfigurationError
+from common.stages.configuration import SWITCHES, ConfigurationError
 
 #: Blocks that released weights number one by one, so that no list holds them.
 NAMED_BLOCKS = (ConvBlock, PairedConvolutions)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.data.media import MediaError
 from common.metrics.retrieval import match_ranks
-from papers.avid_cma.agreement import Agreement, mine_positives
+from papers.avid_cma.mining import Agreement, mine_positives
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from common.metrics.classification import hits, mean_clip_probability
 from common.metrics.gathering import OncePerSample, first_occurrences, gather_rows
 from common.metrics.linear_svm import classify_windowed
-from papers.avid_cma.checkpoints import load_into_encoder
+from papers.avid_cma.weights import load_into_encoder
 
 Batch = dict[str, Tensor]
 

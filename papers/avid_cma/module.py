@@ -21,10 +21,10 @@ from common.encoders.heads import ProjectionHead
 from common.metrics.gathering import RowsOncePerSample
 from common.training.optimisers import fused
 from papers.avid_cma import diagnostics
-from papers.avid_cma.checkpoints import load_pretraining
 from papers.avid_cma.data import PretrainingData
+from papers.avid_cma.loss import BankObjective, CrossModalAgreement, InstanceDiscrimination
 from papers.avid_cma.model import AudioVisualModel
-from papers.avid_cma.objective import BankObjective, CrossModalAgreement, InstanceDiscrimination
+from papers.avid_cma.weights import load_pretraining
 
 
 class AVID(pl.LightningModule):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from common.training.synthetic import Draw, Synthetic, batches_of_epoch, unknown_data
+from common.stages.synthetic import Draw, Synthetic, batches_of_epoch, unknown_data
 from papers.avid_cma.data import AudioVisualData, PretrainingData, VideoClassificationData
 from papers.avid_cma.evaluation import ActionRecognition
 from papers.avid_cma.module import AVID, CMA
@@ -30,7 +30,7 @@ class _Clips:
 
 
 def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
-    """Batches as those of a data module; see `common.training.synthetic`."""
+    """Batches as those of a data module; see `common.stages.synthetic`."""
     if not isinstance(data, PretrainingData | VideoClassificationData):
         raise unknown_data("avid_cma", data, (PretrainingData, VideoClassificationData))
     split = data.split if isinstance(data, PretrainingData) else data.train_split

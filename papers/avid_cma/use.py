@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from common.data.media import MediaError, MediaFile
 from common.data.windows import Limits, frame_count, wrapping_indices
-from common.training.exported import Items, Modality, Trained, TrainedModel, arguments_of, renamed, without_sources
-from common.training.finished import FinishedStage
+from common.stages.export import Items, Modality, Trained, TrainedModel, arguments_of, renamed, without_sources
+from common.stages.finished import FinishedStage
 from papers.avid_cma.data import AudioInput, VideoInput
 
 
@@ -23,7 +23,7 @@ class AVID(TrainedModel):
     """Trained encoders of video and sound.
 
     Args:
-        trained: see `common.training.exported.Trained`; `AVID.from_export(path)` reads it.
+        trained: see `common.stages.export.Trained`; `AVID.from_export(path)` reads it.
 
     Attributes:
         model: `papers.avid_cma.model.AudioVisualModel`.

@@ -25,8 +25,8 @@ from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, w
 from common.memory.collective import rank, world_size
 from common.metrics.gathering import RowsOncePerSample, gather_rows
 from common.metrics.retrieval import score_retrieval
+from papers.m3p.loss import all_pairs
 from papers.m3p.model import M3PModel
-from papers.m3p.objective import all_pairs
 
 #: Captions that are read together; they are padded to the longest of them.
 CAPTIONS_TOGETHER = 64

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from common.training.optimisers import clip_by_norm, fused, warm_up_then_inverse_sqrt
 from papers.m3p import diagnostics
-from papers.m3p.checkpoints import load_into_model
 from papers.m3p.data import RegionTextData
 from papers.m3p.evaluation import RetrievalTest
+from papers.m3p.loss import WeightSchedule, embedding_contrast, relation_terms, text_terms, with_places
 from papers.m3p.model import M3PModel
-from papers.m3p.objective import WeightSchedule, embedding_contrast, relation_terms, text_terms, with_places
+from papers.m3p.weights import load_into_model
 
 Batch = dict[str, Any]
 Weight = float | str

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.training.synthetic import Draw, Synthetic, batches_of_epoch, unknown_data
+from common.stages.synthetic import Draw, Synthetic, batches_of_epoch, unknown_data
 from papers.m3p.data import PretrainingData, RegionTextData, RetrievalData
 from papers.m3p.pairs import unit_length
 
@@ -19,7 +19,7 @@ _WORDS = (5, 900)
 
 
 def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
-    """Batches as those of a data module, captions and pictures of the greatest length; see `common.training.synthetic`.
+    """Batches as those of a data module, captions and pictures of the greatest length; see `common.stages.synthetic`.
 
     Which words and regions are masked follows no chance, so that every estimate is the same.
     """

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from common.data.regions import RegionFeatures
 from common.data.text import CaptionTokenizer, XLMRTokenizer
-from common.training.errors import StageError
-from common.training.exported import (
+from common.errors import StageError
+from common.stages.export import (
     Items,
     Modality,
     Trained,
@@ -22,7 +22,7 @@ from common.training.exported import (
     with_arguments,
     without_sources,
 )
-from common.training.finished import FinishedStage, instantiate
+from common.stages.finished import FinishedStage, instantiate
 from papers.m3p.evaluation import Gallery, PairScorer
 from papers.m3p.pairs import RegionArrays, collate_regions
 from papers.m3p.regions import RegionNetwork, read_region_network, region_rows
@@ -32,7 +32,7 @@ class M3P(TrainedModel):
     """A trained encoder of regions and of text in many languages.
 
     Args:
-        trained: see `common.training.exported.Trained`; `M3P.from_export(path)` reads it.
+        trained: see `common.stages.export.Trained`; `M3P.from_export(path)` reads it.
 
     Attributes:
         model: `papers.m3p.model.M3PModel`.

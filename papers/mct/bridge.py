@@ -24,8 +24,8 @@ from common.losses.info_nce import at_least_float32, info_nce_per_anchor
 from common.memory.collective import all_gather_concat
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
-from papers.mct.checkpoints import load_into_text_encoder
 from papers.mct.evaluation import Batch, FrozenEncoderModule, log_results
+from papers.mct.weights import load_into_text_encoder
 
 Modality = Literal["image", "text"]
 

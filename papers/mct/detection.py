@@ -47,8 +47,8 @@ from common.metrics.detection import (
     coco_average_precision,
     voc07_average_precision,
 )
-from papers.mct.checkpoints import load_into_encoder
 from papers.mct.data import ImageData
+from papers.mct.weights import load_into_encoder
 
 Batch = dict[str, Any]
 Objects = dict[str, Tensor]

@@ -22,6 +22,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor, nn
 
 from common.data.text import text_numbers
+from common.files import write_text_atomically
 from common.losses.margin import in_batch_hinge
 from common.memory.collective import all_gather_concat, is_distributed, rank, world_size
 from common.metrics.average_precision import average_precisions
@@ -29,9 +30,8 @@ from common.metrics.classification import hits
 from common.metrics.gathering import OncePerSample, RowsOncePerSample
 from common.metrics.linear_svm import ClassVerdict, judge_class
 from common.metrics.retrieval import caption_retrieval, owner_rows
-from common.reporting.atomic import write_text_atomically
 from common.training.optimisers import warm_up_then_cosine
-from papers.mct.checkpoints import load_into_encoder
+from papers.mct.weights import load_into_encoder
 
 Batch = dict[str, Tensor]
 Schedule = Literal["steps", "cosine"]

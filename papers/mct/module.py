@@ -28,8 +28,8 @@ from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.training.optimisers import CombinedOptimizer, cosine_by_epoch, fused
 from papers.mct import diagnostics
 from papers.mct.data import PretrainingData
+from papers.mct.loss import MultimodalContrast
 from papers.mct.model import MomentumTower, Tower
-from papers.mct.objective import MultimodalContrast
 
 
 class MCT(pl.LightningModule):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.training.synthetic import Draw, Synthetic, batches_of_epoch, unknown_data
+from common.stages.synthetic import Draw, Synthetic, batches_of_epoch, unknown_data
 from papers.mct.data import BicaptioningData, ClassificationData, MultiLabelData, PretrainingData, SearchData
 from papers.mct.detection import DetectionData
 from papers.mct.evaluation import CrossModalSearch
@@ -21,7 +21,7 @@ _WORDS = (5, 40)
 
 
 def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
-    """Batches as those of a data module, captions of the greatest length; see `common.training.synthetic`."""
+    """Batches as those of a data module, captions of the greatest length; see `common.stages.synthetic`."""
     if not isinstance(data, _KNOWN):
         raise unknown_data("mct", data, _KNOWN)
     h: Any = module.hparams

@@ -12,8 +12,8 @@ from torch import Tensor
 from common.data.image_transforms import ImageTransform
 from common.data.images import read_image
 from common.data.text import CaptionTokenizer, normalise_caption, pad_tokens
-from common.training.errors import StageError
-from common.training.exported import (
+from common.errors import StageError
+from common.stages.export import (
     Items,
     Modality,
     Trained,
@@ -23,14 +23,14 @@ from common.training.exported import (
     with_arguments,
     without_sources,
 )
-from common.training.finished import FinishedStage, instantiate
+from common.stages.finished import FinishedStage, instantiate
 
 
 class MCT(TrainedModel):
     """Trained encoders of images and captions.
 
     Args:
-        trained: see `common.training.exported.Trained`; `MCT.from_export(path)` reads it.
+        trained: see `common.stages.export.Trained`; `MCT.from_export(path)` reads it.
 
     Attributes:
         image, text: `papers.mct.model.Tower`; text is None where the stage read no captions.

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from common.metrics.captioning.meter import gather_objects
-from papers.vx2text.checkpoints import load_classifier
 from papers.vx2text.model import ModalityClassifier
+from papers.vx2text.weights import load_classifier
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

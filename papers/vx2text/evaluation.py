@@ -11,8 +11,8 @@ from torch import Tensor
 from common.metrics.captioning import METRICS, CaptionMeter, Protocol
 from common.metrics.captioning.meter import gather_objects
 from common.metrics.gathering import OncePerSample
+from papers.vx2text.loss import per_answer
 from papers.vx2text.model import LanguageModel
-from papers.vx2text.objective import per_answer
 
 
 @dataclass(frozen=True)

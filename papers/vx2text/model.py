@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 
+from papers.vx2text.gumbel import DifferentiableTokeniser
 from papers.vx2text.prompt import AUDIO_PLACE, VIDEO_PLACE
-from papers.vx2text.tokeniser import DifferentiableTokeniser
 
 #: Reserved ids that a prompt holds in the places of modality tokens: this for the first token, one less for each next.
 PLACES = {"video": VIDEO_PLACE, "audio": AUDIO_PLACE}
 
-#: What makes the tokens: an estimator of `papers.vx2text.tokeniser` that trains the classifier; or `frozen` (the most
+#: What makes the tokens: an estimator of `papers.vx2text.gumbel` that trains the classifier; or `frozen` (the most
 #: probable categories of a frozen classifier), `nondifferentiable` (sampled as by `st_topk`, no gradient comes
 #: back) or `continuous` (projected features of a trained encoder).
 Tokenisation = Literal[
@@ -114,7 +114,7 @@ class SigmoidClassifier(ModalityClassifier):
 class LanguageModel(nn.Module):
     """T5: its encoder takes embeddings, its decoder writes text.
 
-    Built with random weights; `papers.vx2text.checkpoints.load_language_model` gives it released ones.
+    Built with random weights; `papers.vx2text.weights.load_language_model` gives it released ones.
 
     Args:
         vocabulary_size, width, layers, attention_heads, key_width, feed_forward_width, dropout: by default those of

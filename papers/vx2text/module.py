@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from common.training.optimisers import clip_by_norm, fused, warm_up_then_cosine
 from papers.vx2text import diagnostics
-from papers.vx2text.checkpoints import Modality, load_classifier, load_language_model
 from papers.vx2text.data import VideoTextData
 from papers.vx2text.evaluation import TextTest, WordsTest
+from papers.vx2text.gumbel import gumbel_noise
+from papers.vx2text.loss import per_answer, text_loss, words_loss
 from papers.vx2text.model import (
     PLACES,
     LanguageModel,
@@ -32,8 +33,7 @@ from papers.vx2text.model import (
     place,
     table_of,
 )
-from papers.vx2text.objective import per_answer, text_loss, words_loss
-from papers.vx2text.tokeniser import gumbel_noise
+from papers.vx2text.weights import Modality, load_classifier, load_language_model
 
 Batch = dict[str, Any]
 

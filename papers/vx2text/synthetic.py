@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from common.training.synthetic import Draw, Synthetic, batches_of_epoch, unknown_data
+from common.stages.synthetic import Draw, Synthetic, batches_of_epoch, unknown_data
 from papers.vx2text.data import CaptioningData, DialogData, QuestionAnsweringData, VideoTextData
 
 #: The recipe that stands for the paper where one is measured.
@@ -36,7 +36,7 @@ class _Words:
 
 
 def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
-    """Batches as those of a data module, prompts of the greatest length; see `common.training.synthetic`."""
+    """Batches as those of a data module, prompts of the greatest length; see `common.stages.synthetic`."""
     if not isinstance(data, VideoTextData):
         raise unknown_data("vx2text", data, (DialogData, QuestionAnsweringData, CaptioningData))
     limits = data.prompt.limits

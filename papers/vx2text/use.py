@@ -14,8 +14,8 @@ from torch import Tensor
 from common.data.items import Sample
 from common.data.listing import Clip
 from common.data.media import MediaError
-from common.training.errors import StageError
-from common.training.exported import (
+from common.errors import StageError
+from common.stages.export import (
     Items,
     Modality,
     Trained,
@@ -24,7 +24,7 @@ from common.training.exported import (
     with_arguments,
     without_sources,
 )
-from common.training.finished import FinishedStage
+from common.stages.finished import FinishedStage
 from papers.vx2text.clips import AudioInput, ClipReader, VideoInput
 from papers.vx2text.data import CaptioningData, QuestionAnsweringData, Scoring, collate, option_targets
 from papers.vx2text.evaluation import written
@@ -39,7 +39,7 @@ class VX2Text(TrainedModel):
     """Trained classifiers of video and sound, and the language model that reads what they name.
 
     Args:
-        trained: see `common.training.exported.Trained`; `VX2Text.from_export(path)` reads it.
+        trained: see `common.stages.export.Trained`; `VX2Text.from_export(path)` reads it.
 
     Attributes:
         model: `papers.vx2text.module.VX2Text`.

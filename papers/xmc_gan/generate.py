@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.training.errors import StageError
+from common.errors import StageError
 
 #: Letters and digits of a caption in the name of its files, at most.
 NAME_LENGTH = 60

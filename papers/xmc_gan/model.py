@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from common.encoders.checkpoint_files import CheckpointError, differences, named_tensors, read_checkpoint
 from common.memory.collective import sum_with_gradient, world_size
-from papers.xmc_gan.objective import normalise
+from papers.xmc_gan.loss import normalise
 
 #: Side of the map that a generator starts from and a discriminator ends with.
 FIRST_SIDE = 4

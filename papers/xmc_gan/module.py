@@ -20,8 +20,8 @@ from common.metrics.gathering import OncePerSample
 from papers.xmc_gan import diagnostics
 from papers.xmc_gan.data import TextToImageData
 from papers.xmc_gan.evaluation import noise_of
+from papers.xmc_gan.loss import Matching, Negatives, pair_loss, word_loss
 from papers.xmc_gan.model import Captions, Discriminator, Generator, Judgement, keeping_statistics
-from papers.xmc_gan.objective import Matching, Negatives, pair_loss, word_loss
 
 Batch = dict[str, Any]
 

@@ -16,8 +16,8 @@ from rich.text import Text
 from common.data.annotations import TextRows
 from common.data.listing import DatasetMissing
 from common.data.text import CaptionTokenizer
-from common.training.configuration import recipes_of, resolve
-from common.training.errors import StageError
+from common.errors import StageError
+from common.stages.configuration import recipes_of, resolve
 from papers.xmc_gan.text import BertText, StoredFeatures, bert_digest, make_store
 
 PAPER = "xmc_gan"

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from common.training.synthetic import Draw, Synthetic, batches_of_epoch, unknown_data
+from common.stages.synthetic import Draw, Synthetic, batches_of_epoch, unknown_data
 from papers.xmc_gan.data import TextToImageData
 
 #: The recipe that stands for the paper where one is measured.
@@ -17,7 +17,7 @@ _WORDS = (5, 40)
 
 
 def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
-    """Batches as those of a data module, captions of the greatest length; see `common.training.synthetic`."""
+    """Batches as those of a data module, captions of the greatest length; see `common.stages.synthetic`."""
     if not isinstance(data, TextToImageData):
         raise unknown_data("xmc_gan", data, (TextToImageData,))
     count, length = data.minibatches * size, data.tokenizer.max_tokens

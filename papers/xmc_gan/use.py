@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from common.data.image_transforms import SquashTransform
 from common.data.images import read_image
 from common.data.text import WORD, CaptionTokenizer, normalise_caption
-from common.training.errors import StageError
-from common.training.exported import Items, Modality, Trained, TrainedModel, renamed, with_arguments, without_sources
-from common.training.finished import FinishedStage, instantiate
+from common.errors import StageError
+from common.stages.export import Items, Modality, Trained, TrainedModel, renamed, with_arguments, without_sources
+from common.stages.finished import FinishedStage, instantiate
 from papers.xmc_gan.evaluation import noise_of
 from papers.xmc_gan.model import Captions
 from papers.xmc_gan.text import BertText, encode_texts
@@ -29,7 +29,7 @@ class XMCGAN(TrainedModel):
     """The averaged generator, the discriminator, and what reads captions for both.
 
     Args:
-        trained: see `common.training.exported.Trained`; `XMCGAN.from_export(path)` reads it.
+        trained: see `common.stages.export.Trained`; `XMCGAN.from_export(path)` reads it.
 
     Attributes:
         generator, discriminator: see `papers.xmc_gan.model`.

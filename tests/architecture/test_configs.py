@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.reporting.papers import SCALES, existing_papers, project_root
-from common.training.configuration import SCALE_FIELDS, leaves, load_yaml, matches, recipes_of, resolve
+from common.stages.configuration import SCALE_FIELDS, leaves, load_yaml, matches, recipes_of, resolve
 
 
 def names_a_class(paper: str, recipe: str) -> bool:
@@ -28,7 +28,7 @@ OVERLAYS = [(p.name, scale) for p in existing_papers() for scale in SCALES if sc
 
 @pytest.mark.parametrize(("paper", "recipe", "scale"), CASES)
 def test_a_recipe_instantiates(paper: str, recipe: str, scale: str, tmp_path: object) -> None:
-    from common.training.cli import build
+    from common.stages.cli import build
 
     # The names of AudioSet's classes decide the size of a network, so the file is read when the network is built.
     names = Path(str(tmp_path)) / "weights" / "class_labels_indices.csv"

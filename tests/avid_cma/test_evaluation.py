@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from common.encoders.audio import AudioConvNet
 from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
-from papers.avid_cma.checkpoints import CheckpointError, export
 from papers.avid_cma.evaluation import ActionRecognition, LinearProbes, Probe, SoundSVM
 from papers.avid_cma.model import AudioVisualModel
+from papers.avid_cma.weights import CheckpointError, export
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma" / "probe_and_dense_eval.npz"
 CLASSES = 3

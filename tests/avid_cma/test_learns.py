@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.training.runner import run_stage
+from common.stages.run import run_stage
 from tests.stages import request
 
 #: Half of the miniature's steps: enough to leave the plateau.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from common.training.runner import run_stage
+from common.stages.run import run_stage
 from tests.stages import request
 
 

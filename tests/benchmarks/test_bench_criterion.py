@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.losses.nce import nce
-from papers.avid_cma.objective import BankObjective, CrossModalAgreement, InstanceDiscrimination, skip_rows
+from papers.avid_cma.loss import BankObjective, CrossModalAgreement, InstanceDiscrimination, skip_rows
 
 ITEMS, DIM, NEGATIVES, BATCH, POSITIVES, WITHIN = 240_000, 128, 1024, 32, 32, 64
 SETTINGS = ["cross", "joint", "cma"]

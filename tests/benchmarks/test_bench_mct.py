@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from common.encoders.image import ImageResNet
 from common.encoders.text import BertEncoder
 from common.training.optimisers import CombinedOptimizer
+from papers.mct.loss import MultimodalContrast
 from papers.mct.module import MCT
-from papers.mct.objective import MultimodalContrast
 
 BATCH, PIXELS, TOKENS, TAGS, QUEUE = 16, 96, 30, 80, 65_536
 WARM_UP, ROUNDS = 2, 8

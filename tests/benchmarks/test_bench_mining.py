@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from papers.avid_cma.agreement import mine_positives
+from papers.avid_cma.mining import mine_positives
 
 DIM, POSITIVES = 128, 32
 

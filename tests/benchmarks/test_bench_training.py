@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from common.training.cli import StageCLI, build
-from common.training.runner import stage_configuration
+from common.stages.cli import StageCLI, build
+from common.stages.run import stage_configuration
 from tests.distributed.harness import run_distributed
 from tests.stages import request
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.training.switches import lay_out_channels_last
+from papers.xmc_gan.loss import matching, normalise, word_loss
 from papers.xmc_gan.model import (
     Discriminator,
     DoublingConv,
@@ -24,7 +25,6 @@ from papers.xmc_gan.model import (
     SpatialConditionalBatchNorm,
 )
 from papers.xmc_gan.module import XMCGAN
-from papers.xmc_gan.objective import matching, normalise, word_loss
 from tests.xmc_gan.stub import steppable
 
 WARM_UP = 1

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
+from common.commands.main import main
 from common.data.listing import DatasetMissing
 from common.reporting.papers import project_root
-from common.training.main import main
-from common.training.schedule import Selection, duration
-from common.training.single import find_request
+from common.stages.plan import Selection, duration
+from common.stages.single import find_request
 
 
 def assemble(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own; `code` runs after it, in the same process."""
-    program = f"import sys; from common.training.main import main; sys.argv = ['assemble', *{list(arguments)!r}]\n"
+    program = f"import sys; from common.commands.main import main; sys.argv = ['assemble', *{list(arguments)!r}]\n"
     program += f"try:\n    status = main()\nexcept SystemExit as end:\n    status = end.code\n{code}\nsys.exit(status)"
     return subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=project_root(), timeout=120, check=False
@@ -55,7 +55,7 @@ def test_help_plan_and_tables_do_not_import_torch(arguments: list[str]) -> None:
 def test_a_reader_that_goes_away_ends_a_command_without_a_word(arguments: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "common.training.main", *arguments]
+    command = [sys.executable, "-m", "common.commands.main", *arguments]
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=project_root(), check=False)
     os.close(write)
     assert done.stderr == ""
@@ -63,7 +63,7 @@ def test_a_reader_that_goes_away_ends_a_command_without_a_word(arguments: list[s
 
 def test_a_terminal_without_a_sign_gets_another() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "common.training.main", "tables", "mct", "--scale", "mini", "--no-write"],
+        [sys.executable, "-m", "common.commands.main", "tables", "mct", "--scale", "mini", "--no-write"],
         capture_output=True,
         cwd=project_root(),
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
@@ -107,7 +107,7 @@ def test_the_slurm_plan_chains_stages(capsys: pytest.CaptureFixture[str], tmp_pa
     avid = submissions["avid_cma-avid-paper-s0"]
     cma = submissions["avid_cma-avid_cma-paper-s0"]
     assert "--nodes=4 --ntasks-per-node=8 --cpus-per-task=8 --gres=gpu:8" in avid
-    assert "-m common.training.main fit avid_cma/avid " in avid
+    assert "-m common.commands.main fit avid_cma/avid " in avid
     assert f"--dependency=afterok:${avid.split('=')[0]},singleton " in cma
     assert f"--dependency=afterok:${cma.split('=')[0]},singleton " in submissions["avid_cma-ucf_1@avid_cma-paper-s0"]
     assert "--nodes=1 " in submissions["avid_cma-ucf_1@avid_cma-paper-s0"]
@@ -164,7 +164,7 @@ def test_the_place_of_an_error_is_offered_where_no_message_explains_it(
         raise error
 
     monkeypatch.delenv("ASSEMBLE_TRACEBACK", raising=False)
-    monkeypatch.setattr("common.training.doctor.examine", fail)
+    monkeypatch.setattr("common.commands.doctor.examine", fail)
     assert main(["doctor"]) == 1
     assert capsys.readouterr().err == f"assemble: {error}\n" + "(ASSEMBLE_TRACEBACK=1 shows where)\n" * hint
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from common.commands.main import main
 from common.data.datasets.coco import COCO
 from common.data.datasets.tvc import TVC
 from common.data.prepare import report
 from common.data.released_files import RELEASED
 from common.reporting.papers import existing_papers
-from common.training.main import main
-from common.training.single import files_of
+from common.stages.single import files_of
 from tests.data.image_layouts import write_coco
 from tests.data.text_layouts import write_tvc, write_tvqa
 

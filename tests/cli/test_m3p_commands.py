@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.commands.main import main
 from common.reporting import records
-from common.training.main import main
-from papers.m3p.checkpoints import load_into_model
 from papers.m3p.model import M3PEncoder, M3PModel
+from papers.m3p.weights import load_into_model
 from tests.m3p.stages import region_network
 
 # The encoder of the smoke scale.

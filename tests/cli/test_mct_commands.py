@@ -13,8 +13,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from common.training.main import main
-from common.training.runner import run_stage
+from common.commands.main import main
+from common.stages.run import run_stage
 from tests.cli.test_command_line import LOADED, assemble
 from tests.stages import request
 

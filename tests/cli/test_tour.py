@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from common.commands.main import main
 from common.data.worlds.base import World
 from common.reporting.papers import paper_named, project_root
-from common.training.finished import instantiate
-from common.training.main import main
+from common.stages.finished import instantiate
 from tests.trained import checkpoint
 
 # One worker runs these tests, as each would train the stages anew.

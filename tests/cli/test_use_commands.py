@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.training.exported import trained_model, write_export
-from common.training.main import main
+from common.commands.main import main
+from common.stages.export import trained_model, write_export
 from papers.vx2text import VX2Text
 from tests.cli.test_command_line import LOADED, assemble
 from tests.data.media_factory import tone, write_video, write_wav

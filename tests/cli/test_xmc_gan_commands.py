@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.training.main import main
+from common.commands.main import main
 from tests.cli.test_command_line import LOADED, assemble
 from tests.xmc_gan.stages import Stages, finished
 

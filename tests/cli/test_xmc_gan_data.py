@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.training.main import main
+from common.commands.main import main
 from papers.xmc_gan.text import FeatureStore
 from tests.data.test_localized_narratives import write_coco_2014
 

@@ -13,10 +13,10 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
+from common.commands.main import main
 from common.data import region_extraction
 from common.data.region_extraction import RegionExtractor, extract_regions, load_detector
 from common.data.regions import RegionFeatures
-from common.training.main import main
 from tests.data.image_layouts import write_image
 
 CLASSES = 4

@@ -42,7 +42,7 @@ from common.data.worlds.clip_layouts import (
     write_kinetics,
     write_ucf101,
 )
-from common.training.cli import build
+from common.stages.cli import build
 from tests.data.image_layouts import write_coco, write_image, write_imagenet, write_karpathy, write_voc
 from tests.data.language_layouts import write_conceptual_captions, write_multi30k
 from tests.data.media_factory import write_video, write_wav

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from common.training.runner import StageRequest, run_stage
+from common.stages.run import StageRequest, run_stage
 from tests.distributed.harness import run_distributed
 
 

@@ -10,9 +10,9 @@ import torch
 
 from common.memory.bank import MemoryBank
 from common.memory.collective import all_gather_concat, broadcast_from_rank_zero, mean_over_ranks, rank, world_size
-from papers.avid_cma.agreement import mine_positives
-from papers.avid_cma.objective import BankObjective, CrossModalAgreement, InstanceDiscrimination
-from tests.avid_cma.test_objective_golden import CMA_TERMS, close, load, tensor
+from papers.avid_cma.loss import BankObjective, CrossModalAgreement, InstanceDiscrimination
+from papers.avid_cma.mining import mine_positives
+from tests.avid_cma.test_loss_golden import CMA_TERMS, close, load, tensor
 from tests.distributed.harness import run_distributed
 
 

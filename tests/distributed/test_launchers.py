@@ -16,13 +16,13 @@ import torch
 import yaml
 from torch import Tensor
 
+from common.commands.main import main
 from common.reporting.papers import PAPERS, project_root
-from common.training.main import main
 from tests.distributed.stages import over, train
 from tests.distributed.test_mct_training import _layer
 from tests.stages import request
 
-MODULE = "common.training.main"
+MODULE = "common.commands.main"
 
 
 def _environment(**more: str) -> dict[str, str]:

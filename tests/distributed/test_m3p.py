@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.training.runner import StageRequest
+from common.stages.run import StageRequest
 from tests.distributed.stages import over, train, train_on_two
 from tests.m3p.stages import stage
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.memory.collective import all_gather_concat
+from papers.mct.loss import MultimodalContrast
 from papers.mct.model import MomentumTower, Tower, batch_shuffle, batch_unshuffle
-from papers.mct.objective import MultimodalContrast
 from tests.distributed.harness import run_distributed
 
 STEPS, BATCH = 4, 8

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.training.runner import StageRequest
-from papers.avid_cma.objective import BankObjective
+from common.stages.run import StageRequest
+from papers.avid_cma.loss import BankObjective
 from tests.distributed.stages import over, train, train_on_two
 from tests.stages import request
 

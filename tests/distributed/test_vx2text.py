@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.training.runner import StageRequest
-from papers.vx2text.objective import text_loss
+from common.stages.run import StageRequest
+from papers.vx2text.loss import text_loss
 from tests.distributed.harness import run_distributed
 from tests.distributed.stages import over, train, train_on_two
 from tests.stages import request

@@ -12,7 +12,7 @@ import pytest
 
 from common.data.items import TooManyBrokenFiles
 from common.data.worlds.shapes import ShapesWorld
-from common.training.runner import run_stage
+from common.stages.run import run_stage
 from papers.mct.module import MCT
 from tests.stages import request
 

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from common.data.items import TooManyBrokenFiles
-from common.training import schedule
-from common.training.errors import Preempted, StageError
-from common.training.schedule import Selection, plan
+from common.errors import Preempted, StageError
+from common.stages import plan as schedule
+from common.stages.plan import Selection, plan
 
 
 def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
     """SIGTERM, which a scheduler or `kill` sends to one process alone, ends the stages that run beside each other."""
-    command = [sys.executable, "-m", "common.training.main", "reproduce", "mct", "--scale", "smoke", "--jobs", "2"]
+    command = [sys.executable, "-m", "common.commands.main", "reproduce", "mct", "--scale", "smoke", "--jobs", "2"]
     options = ["--stages", "moco_v2", "mct", "--runs", str(tmp_path)]
     process = subprocess.Popen(
         [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
+from common.commands.main import main
 from common.data.items import TooManyBrokenFiles
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.encoders.checkpoint_files import CheckpointError
-from common.reporting.atomic import AtomicWriteError
-from common.training import runner
+from common.errors import NonFiniteLossError, StageError
+from common.files import AtomicWriteError
+from common.stages import run as runner
+from common.stages.configuration import ConfigurationError
+from common.stages.run import StageRequest, run_stage
 from common.training.callbacks import WholeCheckpoints
-from common.training.configuration import ConfigurationError
-from common.training.errors import NonFiniteLossError, StageError
-from common.training.main import main
-from common.training.runner import StageRequest, run_stage
 from papers.avid_cma.module import AVID
 from tests.stages import request
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from common.training.runner import StageRequest
+from common.stages.run import StageRequest
 from papers.m3p.regions import RegionClassifier
 from tests.stages import request
 

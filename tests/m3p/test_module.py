@@ -11,8 +11,8 @@ import torch
 
 from common.encoders.checkpoint_files import CheckpointError
 from common.reporting.tables import load
-from common.training.configuration import resolve
-from common.training.finished import instantiate
+from common.stages.configuration import resolve
+from common.stages.finished import instantiate
 from common.training.optimisers import warm_up_then_inverse_sqrt
 from papers.m3p.data import RetrievalData
 from papers.m3p.model import M3PEncoder, M3PModel

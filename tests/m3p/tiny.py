@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from papers.m3p.checkpoints import released_name
 from papers.m3p.model import M3PEncoder, M3PModel
+from papers.m3p.weights import released_name
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "m3p"
 

@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 from common.data.datasets.coco import COCO
 from common.data.text import WordVocabulary
 from common.reporting.papers import SCALES
-from common.training.configuration import resolve
+from common.stages.configuration import resolve
+from common.stages.loggers import MetricsFile, read_metrics
 from common.training.data_module import ShardedDataModule
-from common.training.loggers import MetricsFile, read_metrics
 from papers.mct.bridge import BridgedRetrieval, convergence
-from papers.mct.checkpoints import CheckpointError, load_into_text_encoder
 from papers.mct.data import BridgeData
+from papers.mct.weights import CheckpointError, load_into_text_encoder
 from tests.mct.test_data import SMALL, attached, coco
 from tests.mct.test_evaluation import results_of, trainer
 

@@ -27,7 +27,6 @@ from common.metrics.detection import (
     voc07_average_precision,
 )
 from common.training.callbacks import StepSeed
-from papers.mct.checkpoints import CheckpointError, load_backbone
 from papers.mct.detection import (
     BoxTransform,
     Detection,
@@ -36,6 +35,7 @@ from papers.mct.detection import (
     pad_together,
     recompute_batch_statistics,
 )
+from papers.mct.weights import CheckpointError, load_backbone
 from tests.distributed.harness import run_distributed
 
 DETECTRON2 = Path(__file__).parents[2] / "papers" / "mct" / "detectron2"

@@ -19,15 +19,14 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from common.data.text import text_numbers
 from common.encoders.image import ImageResNet
 from common.encoders.text import GRUEncoder
+from common.errors import NonFiniteLossError
 from common.losses.margin import in_batch_hinge
 from common.metrics.average_precision import average_precision
 from common.metrics.linear_svm import judge_class
+from common.stages.loggers import MetricsFile, read_metrics
 from common.training.callbacks import StepSeed, StopOnNonFiniteLoss
 from common.training.data_module import ShardedDataModule
-from common.training.errors import NonFiniteLossError
-from common.training.loggers import MetricsFile, read_metrics
 from papers.mct import evaluation
-from papers.mct.checkpoints import CheckpointError
 from papers.mct.evaluation import (
     CrossModalSearch,
     LinearClassification,
@@ -35,6 +34,7 @@ from papers.mct.evaluation import (
     MultiLabelTagging,
     SupervisedClassification,
 )
+from papers.mct.weights import CheckpointError
 
 CLASSES = 3
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from papers.mct.loss import MultimodalContrast
 from papers.mct.model import MomentumTower, Tower
-from papers.mct.objective import MultimodalContrast
 from tests.distributed.harness import run_distributed
-from tests.mct.test_objective_golden import close, load
+from tests.mct.test_loss_golden import close, load
 
 
 class Encoder(nn.Module):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from common.encoders.text import BertEncoder
-from common.training.cli import build
-from common.training.runner import stage_configuration
+from common.stages.cli import build
+from common.stages.run import stage_configuration
 from papers.mct.model import MomentumTower
 from papers.mct.module import MCT
 from tests.stages import request

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from common.commands.reports import add_parsers
 from common.reporting import records
-from common.reporting.commands import add_parsers
 from common.reporting.promote import promote
 from common.reporting.records import Record
 
@@ -119,7 +119,7 @@ def test_promote_refuses_what_cannot_be_reproduced(
 
 def test_no_torch_and_quick() -> None:
     code = (
-        "import sys, argparse, common.reporting.commands as c, common.reporting.render as r, common.reporting.report;"
+        "import sys, argparse, common.commands.reports as c, common.reporting.render as r, common.reporting.report;"
         "p = argparse.ArgumentParser(); c.add_parsers(p.add_subparsers());"
         "a = p.parse_args(['tables', 'avid', '--scale', 'paper', '--no-write']); s = a.func(a);"
         "bad = [m for m in ('torch', 'lightning', 'numpy', 'matplotlib') if m in sys.modules];"
@@ -131,6 +131,6 @@ def test_no_torch_and_quick() -> None:
 
 
 def test_importing_the_commands_is_lazy() -> None:
-    code = "import sys, common.reporting.commands; sys.exit(str([m for m in ('yaml', 'rich') if m in sys.modules]))"
+    code = "import sys, common.commands.reports; sys.exit(str([m for m in ('yaml', 'rich') if m in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stderr.strip() == "[]"

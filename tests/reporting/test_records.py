@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.files import AtomicWriteError, write_text_atomically
 from common.reporting import records
-from common.reporting.atomic import AtomicWriteError, write_text_atomically
 from common.reporting.records import IGNORED_KEYS, Record, RecordError, config_hash, lineage_hash
 
 KEYS = st.text(st.characters(codec="ascii", categories=["Ll"]), min_size=1, max_size=6).filter(

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import ReportingError
 from common.reporting import charts, media
 from common.reporting.curves import MAX_POINTS, importance, read_curves
-from common.reporting.errors import ReportingError
 from common.reporting.papers import existing_papers
 from common.reporting.promote import promote
 from common.reporting.records import Record

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import ReportingError
 from common.reporting import tables
-from common.reporting.errors import ReportingError
 from common.reporting.papers import PAPERS, paper_named
 from common.reporting.tables import TablesError, expand, load
 from tests.reporting.conftest import TABLES

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from common.errors import ReportingError
 from common.reporting import wandb_report
-from common.reporting.errors import ReportingError
 from common.reporting.papers import existing_papers, paper_named
 from common.reporting.records import Record, find_promoted
 from common.reporting.render import fill_best, row_text

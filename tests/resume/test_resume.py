@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.training.runner import StageRequest, run_stage
+from common.stages.run import StageRequest, run_stage
 from papers.avid_cma.evaluation import ActionRecognition, LinearProbes
 from papers.avid_cma.module import AVID, CMA
 from tests.stages import callbacks, request

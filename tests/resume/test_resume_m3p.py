@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.training.runner import run_stage
+from common.stages.run import run_stage
 from papers.m3p.module import M3PPretraining, M3PRetrieval
 from tests.m3p.stages import stage
 from tests.resume.test_resume import _compare, _kill_at

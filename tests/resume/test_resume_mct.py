@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from common.training.runner import run_stage
-from papers.mct.bicaptioning import VirTex
+from common.stages.run import run_stage
 from papers.mct.bridge import BridgedRetrieval
 from papers.mct.evaluation import CrossModalSearch, LinearClassification
 from papers.mct.module import MCT
+from papers.mct.virtex import VirTex
 from tests.resume.test_resume import LAYER, _compare, _kill_at
 from tests.stages import callbacks, request
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.training.runner import run_stage
+from common.stages.run import run_stage
 from papers.vx2text.module import TextPretraining, VX2Text
 from tests.resume.test_resume import _compare, _kill_at
 from tests.stages import callbacks, request

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from common.training.runner import run_stage
+from common.stages.run import run_stage
 from papers.xmc_gan.module import XMCGAN
 from tests.resume.test_resume import _compare, _kill_at
 from tests.stages import callbacks, request

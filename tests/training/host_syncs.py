@@ -22,9 +22,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from common.stages.configuration import resolve
+from common.stages.synthetic import Draw, StopAfter, synthetic_training
 from common.training.callbacks import StepSeed, StopOnNonFiniteLoss
-from common.training.configuration import resolve
-from common.training.synthetic import Draw, StopAfter, synthetic_training
 
 ROOT = Path(__file__).parents[2]
 META = torch.device("meta")

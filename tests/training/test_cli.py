@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.training.cli import build
-from common.training.configuration import resolve
+from common.stages.cli import build
+from common.stages.configuration import resolve
 
 
 def test_one_batch_is_not_a_whole_epoch(tmp_path: Path) -> None:

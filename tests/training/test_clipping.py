@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from common.training.configuration import resolve
-from common.training.synthetic import Draw, StopAfter, synthetic_training
+from common.stages.configuration import resolve
+from common.stages.synthetic import Draw, StopAfter, synthetic_training
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.training.configuration import (
+from common.stages.configuration import (
     ConfigurationError,
     check_arguments,
     leaves,

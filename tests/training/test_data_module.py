@@ -15,7 +15,7 @@ from common.data.image_transforms import ImageTransform
 from common.data.images import ImageCache, ImageItems
 from common.data.listing import Clip, Listing
 from common.data.samplers import EpochSampler
-from common.training import single
+from common.stages import single
 from common.training.data_module import ShardedDataModule
 from tests.data.image_layouts import write_image
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from common.commands.main import main
+from common.errors import StageError
 from common.reporting.papers import paper_named
-from common.training import estimate as estimates
-from common.training.configuration import resolve
-from common.training.errors import StageError
-from common.training.estimate import CARDS, Estimate, estimate
-from common.training.main import main
-from common.training.meters import operation_counter
-from common.training.synthetic import Draw, StopAfter, synthetic_training
+from common.stages import estimate as estimates
+from common.stages.configuration import resolve
+from common.stages.estimate import CARDS, Estimate, estimate
+from common.stages.meters import operation_counter
+from common.stages.synthetic import Draw, StopAfter, synthetic_training
 
 FOUND = Estimate(
     parameters=300_000_000,

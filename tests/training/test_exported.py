@@ -19,9 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from common.errors import StageError
 from common.reporting.records import Record
-from common.training.errors import StageError
-from common.training.exported import TrainedModel, trained_model, write_export
+from common.stages.export import TrainedModel, trained_model, write_export
 from tests.data.media_factory import tone, write_video
 from tests.trained import checkpoint
 
@@ -224,7 +224,7 @@ def test_an_export_that_fails_leaves_what_was_there(
     def full(*_: Any) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("common.training.model_card.model_card", full)
+    monkeypatch.setattr("common.stages.model_card.model_card", full)
     before = (damaged / "config.json").read_bytes()
     for output in (damaged, tmp_path / "new"):
         with pytest.raises(OSError, match="No space left"):
@@ -265,7 +265,7 @@ def test_embeddings_of_sounds_and_pictures(exports: Callable[[str], Path], files
 
 
 def test_a_model_of_images_alone_says_so(tmp_path: Path, files: Path) -> None:
-    from common.training.runner import run_stage
+    from common.stages.run import run_stage
     from tests.stages import request
 
     stage = request("mct/moco_v2", tmp_path)

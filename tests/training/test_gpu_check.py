@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from common.commands.main import main
+from common.errors import ReportingError
 from common.reporting import gpu
-from common.reporting.errors import ReportingError
-from common.training.gpu_check import is_big
-from common.training.main import main
+from common.stages.gpu_check import is_big
 
 
 def test_a_step_is_measured_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.training.synthetic import NOWHERE
+from common.stages.synthetic import NOWHERE
 from tests.training.host_syncs import Steps, _Made, _Operations, training_on_meta
 
 # What a step may ask of the host all the same, by the line that does it, and why.

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from common.commands.main import main
+from common.errors import StageError
 from common.reporting.records import find_promoted
-from common.training.errors import StageError
-from common.training.exported import trained_model
-from common.training.main import main
-from common.training.model_card import model_card
-from common.training.parts import has_part, optional_part, part
+from common.stages.export import trained_model
+from common.stages.model_card import model_card
+from common.stages.parts import has_part, optional_part, part
 
 
 def test_a_part_is_the_module_or_an_error_that_names_the_file() -> None:
@@ -24,9 +24,9 @@ def test_a_part_is_the_module_or_an_error_that_names_the_file() -> None:
 def test_commands_say_which_file_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("common.training.parts.optional_part", lambda paper, name: None)
+    monkeypatch.setattr("common.stages.parts.optional_part", lambda paper, name: None)
     assert main(["rehearse", "mct"]) == 2
-    assert "papers/mct/rehearsal.py does not exist" in capsys.readouterr().err
+    assert "rehearsals/mct.py does not exist" in capsys.readouterr().err
     assert main(["gpu-check", "mct", "--device", "cpu", "--small"]) == 1
     told = capsys.readouterr().out
     assert told.startswith("mct makes no made-up batches: papers/mct/synthetic.py does not exist")
@@ -36,7 +36,7 @@ def test_a_missing_file_of_the_paper_is_said_before_a_missing_checkpoint(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     found = has_part
-    monkeypatch.setattr("common.training.parts.has_part", lambda paper, name: paper != "mct" and found(paper, name))
+    monkeypatch.setattr("common.stages.parts.has_part", lambda paper, name: paper != "mct" and found(paper, name))
     for command in (["embed", "mct", "--text", "a"], ["export", "mct"]):
         assert main([*command, "--checkpoint", "none.ckpt", "--output", str(tmp_path / "x.npz")]) == 2
         assert "papers/mct/use.py does not exist" in capsys.readouterr().err
@@ -45,9 +45,9 @@ def test_a_missing_file_of_the_paper_is_said_before_a_missing_checkpoint(
 def test_a_paper_without_checkpoints_is_exported_in_the_layout_of_this_suite(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("common.training.use_commands.optional_part", lambda paper, name: None)
+    monkeypatch.setattr("common.commands.models.optional_part", lambda paper, name: None)
     written = []
-    monkeypatch.setattr("common.training.exported.write_export", lambda *arguments: written.append(arguments))
+    monkeypatch.setattr("common.stages.export.write_export", lambda *arguments: written.append(arguments))
     checkpoint = tmp_path / "last.ckpt"
     checkpoint.touch()
     export = ["export", "mct", "--checkpoint", str(checkpoint), "--output"]
@@ -64,13 +64,13 @@ def test_a_paper_that_cannot_be_rehearsed_does_not_stop_the_others(
 ) -> None:
     found = optional_part
     monkeypatch.setattr(
-        "common.training.rehearse.optional_part",
+        "common.stages.rehearse.optional_part",
         lambda paper, name: None if paper == "mct" else found(paper, name),
     )
     rehearsed: list[str] = []
-    monkeypatch.setattr("common.training.rehearse.rehearse", lambda paper, *_, **__: rehearsed.append(paper) or [])
+    monkeypatch.setattr("common.stages.rehearse.rehearse", lambda paper, *_, **__: rehearsed.append(paper) or [])
     assert main(["rehearse"]) == 0
-    assert "left out: mct, papers/mct/rehearsal.py does not exist" in capsys.readouterr().out
+    assert "left out: mct, rehearsals/mct.py does not exist" in capsys.readouterr().out
     assert set(rehearsed) >= {"avid_cma", "xmc_gan", "m3p", "vx2text"}
     assert "mct" not in rehearsed
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from common.training import preemption
-from common.training.errors import Preempted
-from common.training.runner import StageRequest, run_stage
+from common.errors import Preempted
+from common.stages import preempt as preemption
+from common.stages.run import StageRequest, run_stage
 from papers.avid_cma.module import AVID
 from tests.distributed.harness import run_distributed
 from tests.distributed.stages import over

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from common.commands.main import main
 from common.reporting import records
 from common.reporting.papers import existing_papers, project_root
 from common.reporting.promote import REFUSED, promote
 from common.reporting.tables import expand
-from common.training import rehearse
-from common.training.configuration import (
+from common.stages import rehearse
+from common.stages.configuration import (
     REHEARSAL,
     ConfigurationError,
     check_arguments,
@@ -22,10 +23,9 @@ from common.training.configuration import (
     recipes_of,
     resolve,
 )
-from common.training.main import main
-from common.training.parts import optional_part
-from common.training.schedule import Selection, plan
-from common.training.single import datasets_of
+from common.stages.parts import optional_part
+from common.stages.plan import Selection, plan
+from common.stages.single import datasets_of
 from common.training.switches import take_switches
 
 NAMES = [paper.name for paper in existing_papers() if optional_part(paper.name, "rehearsal")]

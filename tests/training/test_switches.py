@@ -19,8 +19,8 @@ from common.encoders.panns import PANNsCNN14
 from common.encoders.text import BertEncoder
 from common.encoders.video import R2Plus1D
 from common.reporting.records import config_hash
-from common.training.cli import build
-from common.training.configuration import ConfigurationError, resolve
+from common.stages.cli import build
+from common.stages.configuration import ConfigurationError, resolve
 from common.training.switches import ApplySwitches, Switches, blocks_of, lay_out_channels_last, take_switches
 from papers.m3p.model import M3PEncoder
 from papers.vx2text.model import LanguageModel
@@ -166,7 +166,7 @@ def test_accumulated_batches_of_mct_equal_one(tmp_path: Path) -> None:
 
 
 def test_accumulated_batches_of_avid_equal_one_against_the_same_bank() -> None:
-    from papers.avid_cma.objective import InstanceDiscrimination
+    from papers.avid_cma.loss import InstanceDiscrimination
 
     torch.manual_seed(0)
     criterion = InstanceDiscrimination(40, 8, 16, within_weight=1.0)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from common.training.loggers import MetricsFile, read_metrics, wandb_mode
-from common.training.runner import run_stage
+from common.stages.loggers import MetricsFile, read_metrics, wandb_mode
+from common.stages.run import run_stage
 from tests.stages import request
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from common.training.cli import build
-from common.training.configuration import resolve
+from common.stages.cli import build
+from common.stages.configuration import resolve
 from papers.vx2text.data import collate
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from common.data.media import MediaError
+from common.errors import StageError
 from common.reporting.records import Record
-from common.training.errors import StageError
-from common.training.runner import StageRequest, run_stage
+from common.stages.run import StageRequest, run_stage
 from papers.vx2text.answer import answer, caption
 from papers.vx2text.diagnostics import listed_categories
 from tests.data.media_factory import tone, write_video, write_wav

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from papers.vx2text.gumbel import gumbel_noise
+from papers.vx2text.loss import per_answer
 from papers.vx2text.model import (
     LanguageModel,
     ModalityClassifier,
@@ -23,8 +25,6 @@ from papers.vx2text.model import (
     place,
     table_of,
 )
-from papers.vx2text.objective import per_answer
-from papers.vx2text.tokeniser import gumbel_noise
 
 NAMES = ["red", "big dog", "cat", "blue sky now"]
 

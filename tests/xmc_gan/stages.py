@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.reporting.records import Record
-from common.training.runner import run_stage
+from common.stages.run import run_stage
 from tests.stages import request
 
 NAMES = ("mini_evaluator", "mini_image_network", "real_images", "xmc_gan", "baseline")

@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from common.training.errors import StageError
+from common.errors import StageError
 from papers.xmc_gan import XMCGAN
 from papers.xmc_gan.generate import generate
 from tests.xmc_gan.stages import Stages, finished

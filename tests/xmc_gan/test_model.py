@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from papers.xmc_gan.checkpoints import from_official, to_official
+from papers.xmc_gan.loss import pair_loss, word_loss
 from papers.xmc_gan.model import (
     ConditionalBatchNorm,
     Discriminator,
@@ -19,7 +19,7 @@ from papers.xmc_gan.model import (
     SpectralLinear,
     keeping_statistics,
 )
-from papers.xmc_gan.objective import pair_loss, word_loss
+from papers.xmc_gan.weights import from_official, to_official
 from tests.xmc_gan.golden import below, captions, channels_first, networks, tensor
 
 SPATIAL = ("sn_conv3", "sn_conv1", "cbn", "lcbn", "d_opt_block", "d_block_down", "d_block_same")

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.training.errors import NonFiniteLossError
-from common.training.runner import run_stage
-from papers.xmc_gan.checkpoints import to_official
+from common.errors import NonFiniteLossError
+from common.stages.run import run_stage
 from papers.xmc_gan.model import Discriminator, Generator
 from papers.xmc_gan.module import XMCGAN
+from papers.xmc_gan.weights import to_official
 from tests.stages import request
 from tests.xmc_gan.golden import captions, networks, tensor
 from tests.xmc_gan.stub import steppable, tiny, tiny_batch

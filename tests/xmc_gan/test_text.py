@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from common.data.annotations import TextRows
 from common.data.listing import DatasetMissing
 from common.data.text import WordPieceTokenizer
-from common.training.errors import StageError
+from common.errors import StageError
 from papers.xmc_gan import prepare
 from papers.xmc_gan import text as text_module
 from papers.xmc_gan.text import (

@@ -1,0 +1,269 @@
+"""The `assemble` command. Parsing and help import neither torch nor lightning."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.commands.data import add_parsers as add_data_parsers
+from common.commands.data import data_root
+from common.commands.models import add_parsers as add_use_parsers
+from common.errors import Preempted, ReportingError, StageError, is_ours
+from common.reporting.papers import PAPERS, SCALES, existing_papers, paper_named, project_root
+from common.stages.rehearse import add_parsers as add_rehearse_parsers
+
+RUN_COMMANDS = {
+    "fit": "run one stage: train it (where it trains), test it, write its record",
+    "validate": "loss of a trained stage on its validation data",
+    "test": "measure a trained stage again",
+    "predict": "write a trained stage's outputs for its held-out data",
+}
+
+
+#: Seeds that numpy takes.
+LARGEST_SEED = 2**32 - 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that lacks a sign, such as that between a mean and its spread, gets a question mark.
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        try:
+            return _run(argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has gone, as `head` does; the interpreter must not try again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if "files" in arguments and not any(text.startswith("-") for text in rest):
+        # Before Python 3.12.7, files that come after an option are left over.
+        arguments.files += [Path(text) for text in rest]
+        rest = []
+    if rest and arguments.command not in {*RUN_COMMANDS, "gpu-check"}:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.rest = rest
+    from common.stages.configuration import ConfigurationError
+
+    try:
+        return int(arguments.func(arguments) or 0)
+    except (ConfigurationError, StageError, ReportingError) as error:
+        print(f"assemble: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        if os.environ.get("ASSEMBLE_TRACEBACK"):
+            raise
+        hint = "" if _explained(error) else "\n(ASSEMBLE_TRACEBACK=1 shows where)"
+        print(f"assemble: {error}{hint}", file=sys.stderr)
+        return 1
+    except Preempted as stop:
+        return stop.status
+    except KeyboardInterrupt:
+        return 130
+
+
+def _explained(error: Exception) -> bool:
+    """Whether an error was worded by this code for its user, such as a missing data set."""
+    # Those of the system have a number.
+    return is_ours(error) or (isinstance(error, OSError) and error.errno is None)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every subcommand."""
+    names = ", ".join(paper.short for paper in PAPERS)
+    parser = argparse.ArgumentParser(
+        prog="assemble",
+        description="Re-run CVPR 2021 papers on joint representations and regenerate their tables.",
+        epilog=f"Papers: {names}. Scales: smoke (seconds), mini (minutes on a CPU), paper (the published recipe).",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    for name, text in RUN_COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}. Any further --key value overrides the configuration, such as "
+            "--trainer.max_epochs 3 or --model.temperature 0.1; --config FILE adds a layer.",
+        )
+        command.add_argument("name", help="<paper>/<stage or recipe>, such as avid_cma/avid or avid/ucf_1@avid_cma")
+        _add_run_options(command)
+        command.add_argument("--seed", type=_seed, default=0, help="seed of weights, order and miniature data")
+        command.add_argument("--print_config", action="store_true", help="print the merged configuration and stop")
+        command.add_argument("--checkpoint", type=Path, help="weights to use instead of the stage's own")
+        command.set_defaults(func=_run_command)
+
+    command = commands.add_parser("reproduce", help="run all stages of a paper that have not run, print its tables")
+    command.add_argument("paper", help=names)
+    _add_run_options(command)
+    _add_selection(command)
+    command.add_argument(
+        "--jobs",
+        type=int,
+        default=0,
+        help="stages side by side, one thread each; default: the cores, at most 4, on the CPU, and 1 on GPUs",
+    )
+    command.set_defaults(func=_reproduce_command)
+
+    command = commands.add_parser("plan", help="print the stages and what is left, also as shell or SLURM lines")
+    command.add_argument("paper", help=names)
+    _add_run_options(command)
+    _add_selection(command)
+    command.add_argument("--format", choices=("text", "shell", "slurm"), default="text")
+    _add_estimate(command)
+    command.set_defaults(func=_plan_command)
+
+    from common.commands.measure import add_parsers as add_measuring_parsers
+    from common.commands.reports import add_parsers
+
+    add_parsers(commands)
+    add_measuring_parsers(commands)
+
+    add_data_parsers(commands)
+
+    add_use_parsers(commands)
+
+    add_rehearse_parsers(commands)
+
+    command = commands.add_parser("doctor", help="what this machine has and lacks: devices, keys, data, versions")
+    command.add_argument("--data", type=Path, default=data_root(), help="folder that holds the data sets")
+    command.set_defaults(func=_doctor_command)
+    return parser
+
+
+def _add_run_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--scale", choices=SCALES, default="mini", help="default: mini")
+    command.add_argument("--hardware", default="cpu", help="a file in configs/hardware: cpu, gpu1, gpu8, slurm")
+    command.add_argument("--runs", type=Path, default=project_root() / "runs", help="folder of the runs")
+    command.add_argument("--data", type=Path, default=data_root(), help="folder that holds the data sets")
+
+
+def _seed(text: str) -> int:
+    # Digits alone: int() also takes "1_0" and signs.
+    if not re.fullmatch(r"[0-9]+", text) or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no seed: it is a whole number from 0 to {LARGEST_SEED}; between several stand spaces"
+        )
+    return int(text)
+
+
+def _add_selection(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--seeds", type=_seed, nargs="+", default=[0], metavar="SEED", help="with spaces between them; default: 0"
+    )
+    command.add_argument("--tables", nargs="+", help="only these tables (ids)")
+    command.add_argument("--rows", nargs="+", help="only these rows (labels or models)")
+    command.add_argument("--stages", nargs="+", help="only these stages and what they start from")
+
+
+def _add_estimate(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--estimate", action="store_true", help="memory, arithmetic, steps and GPU hours of every stage, without a GPU"
+    )
+    command.add_argument(
+        "--card", nargs="+", default=["a100", "h100"], help="v100, rtx4090, a100, h100, h200; default: a100 h100"
+    )
+    command.add_argument(
+        "--utilisation", type=float, default=0.3, help="share of a card's matrix rate that is reached; default: 0.3"
+    )
+
+
+def _selection(arguments: argparse.Namespace) -> Any:
+    from common.stages.plan import Selection
+
+    def chosen(name: str) -> tuple[str, ...] | None:
+        values = getattr(arguments, name, None)
+        return tuple(values) if values else None
+
+    return Selection(
+        scale=arguments.scale,
+        # One that is given twice is meant once.
+        seeds=tuple(dict.fromkeys(getattr(arguments, "seeds", None) or [arguments.seed])),
+        hardware=arguments.hardware,
+        runs=arguments.runs.resolve(),
+        data=arguments.data.resolve(),
+        tables=chosen("tables"),
+        rows=chosen("rows"),
+        stages=chosen("stages"),
+    )
+
+
+def _run_command(arguments: argparse.Namespace) -> int:
+    from common.stages.single import find_request, print_configuration, run_mode
+
+    request = find_request(arguments.name, _selection(arguments), arguments.rest)
+    if arguments.print_config:
+        print_configuration(request)
+        return 0
+    if arguments.checkpoint is not None and not arguments.checkpoint.is_file():
+        raise StageError(f"--checkpoint {arguments.checkpoint} does not exist")
+    return run_mode(arguments.command, request, arguments.checkpoint)
+
+
+def _reproduce_command(arguments: argparse.Namespace) -> int:
+    from common.stages.plan import reproduce
+
+    selection = _selection(arguments)
+    if arguments.jobs < 0:
+        raise StageError(f"--jobs must be at least 1, got {arguments.jobs}")
+    jobs = arguments.jobs or (min(os.cpu_count() or 1, 4) if selection.hardware == "cpu" else 1)
+    failed = reproduce(arguments.paper, selection, jobs=jobs)
+    show_tables(paper_named(arguments.paper).name, selection.scale, selection.runs)
+    return 1 if failed else 0
+
+
+def show_tables(paper: str, scale: str, runs: Path) -> None:
+    """Print a paper's tables from the records in `runs`, and write them to `runs/<paper>/<scale>/tables.md`."""
+    from rich.console import Console
+
+    from common.files import write_text_atomically
+    from common.reporting import render
+    from common.reporting.tables import load
+
+    filled = [f for f in render.fill(load(paper), scale, render.records_of(paper, runs)) if f.result.measured]
+    console = Console()
+    render.print_tables(filled, console if console.is_terminal else Console(width=200))
+    path = runs / paper / scale / "tables.md"
+    write_text_atomically(path, "\n\n".join(render.table_markdown(f) for f in filled) + "\n")
+    print(f"written to {path}; `assemble report` makes a page of it, `assemble promote {paper}` keeps the records")
+
+
+def _plan_command(arguments: argparse.Namespace) -> int:
+    from common.stages.plan import plan, render_plan
+
+    if arguments.estimate:
+        from common.stages.estimate import chosen_cards, estimate_lines
+
+        if not 0 < arguments.utilisation <= 1:
+            raise StageError(f"--utilisation is a share of the card's rate, from 0 to 1, got {arguments.utilisation}")
+        cards = chosen_cards(arguments.card)
+        for line in estimate_lines(plan(arguments.paper, _selection(arguments)), cards, arguments.utilisation):
+            print(line, flush=True)
+        return 0
+    print(render_plan(plan(arguments.paper, _selection(arguments)), arguments.format))
+    return 0
+
+
+def _doctor_command(arguments: argparse.Namespace) -> int:
+    from common.commands.doctor import examine
+
+    return examine(arguments.data.resolve(), [paper.name for paper in existing_papers()])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,497 @@
+"""The commands that use trained models: embed, retrieve, generate, answer, caption and export."""
+
+from __future__ import annotations
+
+import argparse
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import StageError, nearest
+from common.reporting.papers import PAPERS, existing_papers, paper_named
+from common.stages.parts import TRAINED, check_part, has_part, optional_part
+
+CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
+#: The layout that `TrainedModel.from_export` reads; each paper has further ones for other libraries.
+OWN_LAYOUT = "safetensors"
+#: What a command asks of a paper's package, and what one that lacks it does not do.
+SPECIAL = {
+    "answer": ("answer", "writes no text", "vx2text"),
+    "caption": ("answer", "writes no text", "vx2text"),
+    "generate": ("generate", "makes no images", "xmc_gan"),
+}
+#: Skipped files that are named; the others are counted.
+NAMED = 10
+#: Rows of an embedding that are shown.
+SHOWN = 20
+#: Files of region features, besides .npz.
+REGION_SUFFIXES = frozenset({".h5", ".hdf5"})
+#: Suffixes of files of weights, which a folder's name will not have.
+FILE_SUFFIXES = frozenset({".pth", ".pt", ".pkl", ".bin", ".ckpt", ".safetensors"})
+#: A query that is longer than this is a text.
+LONGEST_PATH = 4096
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the commands to the parser of `assemble`."""
+    names = ", ".join(paper.short for paper in PAPERS)
+
+    command = commands.add_parser(
+        "embed",
+        help="vectors of files and texts, by a trained model",
+        description="Write what a trained model makes of files and texts as vectors, one row each, into an .npz file. "
+        "A file that cannot be read is passed over, counted and named.",
+        epilog="avid: video, audio; mct, m3p, xmcgan: image, text; vx2text: the probabilities of what it sees and "
+        "hears, as video, audio. For each of these the file has two arrays: `video`, the vectors, and `video_names`.",
+    )
+    _add_model(command, names)
+    command.add_argument("files", nargs="*", type=Path, metavar="FILE", help="files, or folders of them")
+    command.add_argument(
+        "--text", action="append", default=[], metavar="TEXT", help="a text; may be given several times"
+    )
+    command.add_argument("--captions", type=Path, metavar="FILE", help="a text file with one text a line")
+    command.add_argument("--output", type=Path, required=True, metavar="FILE", help=".npz file to write")
+    command.add_argument("--batch-size", type=int, default=16, metavar="N", help="rows at a time; default: 16")
+    _add_text_and_regions(command)
+    command.set_defaults(func=_embed_command)
+
+    command = commands.add_parser(
+        "retrieve",
+        help="search files or texts by a file or a text, with a trained model",
+        description="Rank what is searched by how well it fits a query.",
+        epilog="avid: sounds for a picture in motion and the other way round; mct, m3p, xmcgan: images for a text, "
+        "texts for an image.",
+    )
+    _add_model(command, names)
+    command.add_argument("--query", required=True, metavar="FILE|TEXT", help="a file, or a text in quotes")
+    command.add_argument(
+        "--among",
+        type=Path,
+        required=True,
+        metavar="FOLDER|FILE",
+        help="what is searched: a folder of files, a text file with one text a line, an .npz file of `assemble embed`, "
+        "or, by m3p, a file of region features",
+    )
+    command.add_argument("--top", type=int, default=5, metavar="N", help="so many are shown; default: 5")
+    kinds = ("video", "audio", "image", "text")
+    command.add_argument("--from", dest="query_kind", choices=kinds, help="what of the query is compared")
+    command.add_argument("--to", dest="kind", choices=kinds, help="what it is compared with; default: by the paper")
+    _add_text_and_regions(command)
+    command.set_defaults(func=_retrieve_command)
+
+    for name, text in (("answer", "answer a question about a clip"), ("caption", "describe a clip")):
+        command = commands.add_parser(name, help=f"{text} with a trained model", description=f"{text.capitalize()}.")
+        command.add_argument("paper", help="vx2text")
+        command.add_argument("clip", type=Path, help="video file, with or without sound")
+        if name == "answer":
+            command.add_argument("question", help="in quotes")
+            command.add_argument(
+                "--option", dest="options", action="append", default=[], metavar="TEXT",
+                help="an answer to choose from, for a model that chooses (tvqa): give five",
+            )  # fmt: skip
+            command.add_argument(
+                "--turn", dest="history", action="append", nargs=2, default=[], metavar=("QUESTION", "ANSWER"),
+                help="an earlier question and its answer; may be given several times, in their order",
+            )  # fmt: skip
+            command.add_argument("--known", default="", metavar="TEXT", help="a description of the clip")
+        command.add_argument(
+            "--speech", action="append", default=[], metavar="TEXT",
+            help="a line that is said in the clip; may be given several times, in their order",
+        )  # fmt: skip
+        command.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT)
+        command.add_argument("--device", default="cpu", help="where it runs: cpu, cuda; default: cpu")
+        command.set_defaults(func=_tell_command)
+
+    command = commands.add_parser(
+        "generate",
+        help="make images of captions with a trained model",
+        description="Make images of captions and write them as PNG files.",
+        epilog='assemble generate xmc_gan "a red circle left of a blue square" --checkpoint '
+        "runs/xmc_gan/mini/seed0/xmc_gan/checkpoints/last.ckpt --number 4",
+    )
+    command.add_argument("paper", help="xmc_gan")
+    command.add_argument(
+        "captions", nargs="+", metavar="caption", help="what is to be seen, in quotes; several may be given"
+    )
+    command.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT)
+    command.add_argument(
+        "--output", type=Path, default=Path("generated"), help="folder for the files; default: generated"
+    )
+    command.add_argument(
+        "--number", type=int, default=1, help="images of each caption, with different noise; default: 1"
+    )
+    command.add_argument("--seed", type=int, default=0, help="seed of the noise; default: 0")
+    command.add_argument("--device", default="cpu", help="where it runs: cpu, cuda; default: cpu")
+    command.set_defaults(func=_generate_command)
+
+    command = commands.add_parser(
+        "export",
+        help="write a trained model as a folder of its own, or its backbone as a file for other code",
+        description="Write a trained model as a folder that needs nothing else: weights (safetensors), configuration, "
+        "vocabularies, the record, and a model card; without queues, banks or optimiser. Other layouts write the "
+        "backbone alone, as other libraries read it.",
+    )
+    command.add_argument("paper", help=names)
+    command.add_argument(
+        "--checkpoint", type=Path, required=True, help="checkpoints/last.ckpt of a stage; other layouts also read a "
+        "released file",
+    )  # fmt: skip
+    command.add_argument(
+        "--layout", default=OWN_LAYOUT, help=f"default: {OWN_LAYOUT}, the folder; a wrong name lists the others"
+    )
+    command.add_argument("--output", type=Path, required=True, help="folder, or file of another layout, to write")
+    command.add_argument("--force", action="store_true", help="replace an export that is there")
+    command.set_defaults(func=_export_command)
+
+
+def _add_model(command: argparse.ArgumentParser, names: str) -> None:
+    command.add_argument("paper", help=names)
+    command.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT)
+    command.add_argument("--device", default="cpu", help="where it runs: cpu, cuda; default: cpu")
+
+
+def _add_text_and_regions(command: argparse.ArgumentParser) -> None:
+    own = command.add_argument_group("m3p alone")
+    own.add_argument("--language", metavar="CODE", help="language of the texts, such as de")
+    own.add_argument(
+        "--regions", type=Path, metavar="FILE", help="region features of the pictures, for a model without a detector"
+    )
+
+
+# -- the model ---------------------------------------------------------------------------------------------------------
+
+
+def _kind(arguments: argparse.Namespace, able: Callable[[Any], object], lacks: str) -> Any:
+    """The class of a paper's trained models, after cheap checks of the command line.
+
+    Args:
+        arguments: of the command line.
+        able: whether a class can do what is asked for.
+        lacks: what one that cannot does not do, for the message.
+    """
+    paper = paper_named(arguments.paper)
+    for option in ("language", "regions"):
+        if getattr(arguments, option) is not None and paper.name != "m3p":
+            raise StageError(f"--{option} goes with m3p, and not with {paper.short}")
+    check_part(paper.name, *TRAINED)
+    if not arguments.checkpoint.exists():
+        raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give {CHECKPOINT}")
+    from common.stages.export import trained_model
+
+    kind = trained_model(paper.name)
+    if not able(kind):
+        usable = [one for one in existing_papers() if has_part(one.name, TRAINED[0])]
+        others = [one.short for one in usable if able(trained_model(one.name))]
+        raise StageError(f"{paper.short} {lacks}; {', '.join(others)} can")
+    return kind
+
+
+def _loaded(kind: Any, arguments: argparse.Namespace) -> Any:
+    """The trained model, with what the command line sets of it."""
+    model = kind.from_export(arguments.checkpoint, arguments.device)
+    if arguments.regions is not None:
+        model.regions = _region_features(arguments.regions)
+    if arguments.language is not None:
+        if model.languages and arguments.language not in model.languages:
+            raise StageError(f"--language {arguments.language}: {nearest(arguments.language, model.languages)}")
+        model.language = arguments.language
+    return model
+
+
+def _region_features(path: Path) -> Any:
+    from common.data.regions import RegionFeatures
+
+    return RegionFeatures(path)
+
+
+def _suffixes(kind: str) -> frozenset[str]:
+    from common.data.datasets.base import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
+
+    return {"image": IMAGE_SUFFIXES, "video": VIDEO_SUFFIXES, "audio": AUDIO_SUFFIXES | VIDEO_SUFFIXES}[kind]
+
+
+def _found(paths: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
+    """Files, and the files below folders that can be of one of the kinds, sorted by name."""
+    suffixes = frozenset[str]().union(*(_suffixes(kind) for kind in kinds))
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            below = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+            if not below:
+                raise StageError(f"{path} holds no file that can be read as {' or '.join(kinds)}")
+            files += below
+        else:
+            files.append(path)
+    return files
+
+
+def _lines(path: Path) -> list[str]:
+    """The texts of a file, one a line."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StageError(f"{path} cannot be read as text: {error}") from None
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise StageError(f"{path} holds no text: one is expected a line")
+    return texts
+
+
+def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]]) -> None:
+    if skipped:
+        reasons = list(dict.fromkeys(reason for _, reason in skipped))  # each kind reads a file anew
+        files = len({place for place, _ in skipped})
+        print(f"{files} of {len(items)} {'texts' if items and isinstance(items[0], str) else 'files'} passed over:")
+        for reason in reasons[:NAMED]:
+            print(f"  {reason}")
+        if len(reasons) > NAMED:
+            print(f"  and {len(reasons) - NAMED} more")
+
+
+# -- embed -------------------------------------------------------------------------------------------------------------
+
+
+def _embed_command(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from common.encoders.checkpoint_files import write_whole
+
+    if arguments.output.suffix != ".npz":
+        raise StageError(f"--output {arguments.output}: the file must end in .npz")
+    if arguments.batch_size < 1:
+        raise StageError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+    texts = [*arguments.text, *(_lines(arguments.captions) if arguments.captions else [])]
+    if not arguments.files and not texts:
+        raise StageError("there is nothing to embed: give files, --text or --captions")
+    if not all(text.strip() for text in texts):
+        raise StageError("--text is empty: give a text")
+    wanted = ("text",) if texts else ()
+    of_paper = _kind(arguments, lambda kind: set(wanted) <= set(kind.embeds), "cannot embed text")
+    kinds = [kind for kind in of_paper.embeds if kind != "text"]
+    files = _found(arguments.files, kinds)
+    model = _loaded(of_paper, arguments)
+    columns: dict[str, Any] = {}
+    rows: dict[str, dict[str, int]] = {}
+    skipped: list[tuple[int, str]] = []
+    for kind, items in [*((kind, files) for kind in kinds if files), *((kind, texts) for kind in wanted)]:
+        missed: list[tuple[int, str]] = []
+        try:
+            vectors, kept = model.embed(kind, items, missed, arguments.batch_size)
+        except StageError:
+            if not missed or (kind == kinds[-1] and not columns):
+                raise
+            skipped += missed
+            continue
+        skipped += missed
+        names = [str(items[place]) for place in kept]
+        columns |= {kind: vectors.numpy(), f"{kind}_names": np.array(names)}
+        rows[kind] = {name: row for row, name in enumerate(names)}
+        told = model.captions(kind, vectors)
+        if told is not None:
+            columns[f"{kind}_words"] = np.array(told)
+    _print_rows([*map(str, files), *texts], rows, columns)
+    _tell_skipped(files, skipped)
+    columns["model"] = np.array(model.fingerprint())
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, **columns)
+
+    write_whole(arguments.output, write)
+    shapes = ", ".join(f"{kind} {list(columns[kind].shape)}" for kind in rows)
+    print(f"written to {arguments.output}: {shapes}")
+    return 0
+
+
+def _print_rows(names: Sequence[str], rows: dict[str, dict[str, int]], columns: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("file or text", overflow="fold")
+    worded = [kind for kind in rows if f"{kind}_words" in columns]
+    for kind in rows:
+        table.add_column(f"row of {kind}", justify="right")
+    for kind in worded:
+        table.add_column(f"words of {kind}", overflow="fold")
+    several = list(dict.fromkeys(names))
+    for name in several[:SHOWN]:
+        places = [rows[kind].get(name) for kind in rows]
+        words = [str(columns[f"{kind}_words"][rows[kind][name]]) if name in rows[kind] else "" for kind in worded]
+        table.add_row(name, *("-" if place is None else str(place) for place in places), *words)
+    _console().print(table)
+    if len(several) > SHOWN:
+        print(f"and {len(several) - SHOWN} more, in the order of the file's `..._names`")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(width=200, highlight=False, markup=False)
+
+
+# -- retrieve ----------------------------------------------------------------------------------------------------------
+
+
+def _retrieve_command(arguments: argparse.Namespace) -> int:
+    if arguments.top < 1:
+        raise StageError(f"--top must be at least 1, got {arguments.top}")
+    among = arguments.among
+    if not among.exists():
+        raise StageError(f"--among {among} does not exist: give a folder, a text file or an .npz file")
+    if not arguments.query.strip():
+        raise StageError("--query is empty: give a file or a text")
+    of_paper = _kind(arguments, lambda kind: kind.retrieves, "cannot compare anything")
+    query_kind, kind = _pair(of_paper, arguments)
+    query = arguments.query if query_kind == "text" else Path(arguments.query)
+    model = _loaded(of_paper, arguments)
+    skipped: list[tuple[int, str]] = []
+    items: Sequence[Any]
+    if among.suffix == ".npz" and _is_embedded(among):
+        searched, items = _embedded(among, kind, model)
+        kept = list(range(len(items)))
+    else:
+        items = _lines(among) if kind == "text" else _searched_files(model, among, kind)
+        searched, kept = model.searched(kind, items, skipped)
+    scores = model.compare(query_kind, query, kind, searched)
+    order = scores.argsort(descending=True, stable=True)[: arguments.top].tolist()
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column(f"{kind} for {arguments.query} ({query_kind})", overflow="fold")
+    for rank, place in enumerate(order, start=1):
+        table.add_row(str(rank), f"{scores[place]:.3f}", str(items[kept[place]]))
+    _console().print(table)
+    _tell_skipped(items, skipped)
+    return 0
+
+
+def _pair(of_paper: Any, arguments: argparse.Namespace) -> tuple[str, str]:
+    """What of the query is compared with what: as asked for, or the first that the files allow."""
+    path, among = Path(arguments.query), arguments.among
+    is_file = len(arguments.query) < LONGEST_PATH and path.is_file()
+
+    def fits(query_kind: str, kind: str) -> bool:
+        if query_kind != (arguments.query_kind or query_kind) or kind != (arguments.kind or kind):
+            return False
+        if (query_kind == "text") == is_file or (is_file and path.suffix.lower() not in _suffixes(query_kind)):
+            return False
+        if among.suffix == ".npz":
+            return True
+        return (kind != "text") == (among.is_dir() or among.suffix in REGION_SUFFIXES)
+
+    found = [pair for pair in of_paper.retrieves if fits(*pair)]
+    if not found:
+        known = ", ".join(f"--from {query_kind} --to {kind}" for query_kind, kind in of_paper.retrieves)
+        what = f"the file {path}" if is_file else f"the text {arguments.query!r} (no file has that name)"
+        raise StageError(
+            f"{of_paper.paper} cannot search {among} by {what}. It does {known}; --among takes a folder for files and "
+            "a text file for texts"
+        )
+    return found[0]
+
+
+def _is_embedded(path: Path) -> bool:
+    """Whether an .npz file is of `assemble embed`; others may hold region features."""
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return "model" in content.files
+    except Exception as error:  # Damaged archives make the reader raise whatever its parsing meets.
+        raise StageError(f"{path} cannot be read: {error}; write it again with `assemble embed`") from None
+
+
+def _embedded(path: Path, kind: str, model: Any) -> tuple[Any, list[str]]:
+    """Vectors and names out of a file of `assemble embed`."""
+    import numpy as np
+    import torch
+
+    if not model.compares_vectors:
+        raise StageError(f"{model.paper} reads every pair anew and cannot search {path}: give the folder of the files")
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            if kind not in content.files:
+                there = [name for name in content.files if f"{name}_names" in content.files]
+                raise StageError(f"{path} holds no {kind}, but {', '.join(there)}")
+            found, vectors, names = str(content["model"]), content[kind], content[f"{kind}_names"].tolist()
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise StageError(f"{path} cannot be read: {error}; write it again with `assemble embed`") from None
+    if found != model.fingerprint():
+        raise StageError(f"{path} was embedded by another model: embed the files again with this one")
+    return torch.from_numpy(vectors), names
+
+
+def _searched_files(model: Any, among: Path, kind: str) -> list[Any]:
+    if among.is_dir():
+        return _found([among], [kind])
+    if not hasattr(model, "regions"):
+        raise StageError(f"--among {among} is no file of `assemble embed`: give one, or a folder of files")
+    model.regions = _region_features(among)
+    return list(model.regions.keys)
+
+
+# -- the others --------------------------------------------------------------------------------------------------------
+
+
+def _special(arguments: argparse.Namespace) -> Any:
+    """The function of a paper's package that only some papers have."""
+    module, lacks, able = SPECIAL[arguments.command]
+    found = optional_part(paper_named(arguments.paper).name, module)
+    if found is None:
+        raise StageError(f"{arguments.paper} {lacks}; `assemble {arguments.command}` goes with {able}")
+    if not arguments.checkpoint.exists():
+        raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give {CHECKPOINT}")
+    return getattr(found, arguments.command)
+
+
+def _tell_command(arguments: argparse.Namespace) -> int:
+    tell = _special(arguments)
+    question = (arguments.question,) if arguments.command == "answer" else ()
+    more = {"speech": arguments.speech}
+    if question:
+        more |= {"options": arguments.options, "history": arguments.history, "known": arguments.known}
+    print(tell(arguments.checkpoint, arguments.clip, *question, device=arguments.device, **more))
+    return 0
+
+
+def _generate_command(arguments: argparse.Namespace) -> int:
+    generate = _special(arguments)
+    a = arguments
+    if not all(caption.strip() for caption in a.captions):
+        raise StageError("a caption is empty: say what is to be seen")
+    for path in generate(a.checkpoint, a.captions, a.output, a.number, a.seed, a.device):
+        print(f"written to {path}")
+    return 0
+
+
+def _export_command(arguments: argparse.Namespace) -> int:
+    paper = paper_named(arguments.paper).name
+    if arguments.layout == OWN_LAYOUT:
+        check_part(paper, *TRAINED)
+    if not arguments.checkpoint.exists():
+        raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give checkpoints/last.ckpt of a stage")
+    weights = optional_part(paper, "weights")
+    others = () if weights is None else weights.LAYOUTS
+    layouts = (OWN_LAYOUT, *others)
+    if arguments.layout not in layouts:
+        raise StageError(
+            f"--layout {arguments.layout}: {nearest(arguments.layout, layouts)}; the layouts of {paper} are "
+            f"{', '.join(layouts)}"
+        )
+    if arguments.layout != OWN_LAYOUT:
+        written = weights.export(arguments.checkpoint, arguments.output, arguments.layout)
+    elif arguments.output.suffix in FILE_SUFFIXES:
+        raise StageError(
+            f"--output {arguments.output}: the layout {OWN_LAYOUT} is a folder"
+            + (f"; files are of --layout {', '.join(others)}" if others else "")
+        )
+    else:
+        from common.stages.export import trained_model, write_export
+
+        written = write_export(trained_model(paper), arguments.checkpoint, arguments.output, arguments.force)
+    print(f"written to {written}")
+    return 0

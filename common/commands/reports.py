@@ -1,0 +1,239 @@
+"""The commands ``assemble tables | claims | report | wandb-report | promote``: thin, and quick to start."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import ReportingError
+from common.reporting.papers import PAPERS, SCALES, existing_papers, paper_named, project_root, runs_root
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from common.reporting.render import Filled
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the reporting commands to a command line; each sets ``func`` to its function.
+
+    Args:
+        subparsers: what ``ArgumentParser.add_subparsers`` returned.
+    """
+    names = ", ".join(f"{p.short} ({p.name})" if p.short != p.name else p.name for p in PAPERS)
+
+    def add(name: str, function: Command, text: str) -> argparse.ArgumentParser:
+        parser = subparsers.add_parser(name, help=text, description=text)
+        parser.add_argument("papers", nargs="*", metavar="paper", help=f"{names}; default: all that exist")
+        parser.set_defaults(func=function)
+        return parser
+
+    tables = add("tables", tables_command, "Render the tables from stored records; never trains.")
+    tables.add_argument("--scale", choices=SCALES, help="print this scale only")
+    tables.add_argument("--table", action="append", metavar="ID", help="print this table only; may be repeated")
+    tables.add_argument("--check", action="store_true", help="write nothing; exit with 1 when a README is out of date")
+    tables.add_argument("--no-write", action="store_true", help="print only")
+    _add_runs(tables, "print the tables of fresh records instead of the promoted ones; READMEs are not touched")
+
+    claims = add("claims", claims_command, "Judge the papers' claims over the stored records.")
+    claims.add_argument("--scale", choices=SCALES, help="this scale only")
+    claims.add_argument(
+        "--gate", action="store_true", help="exit with 1 when a gated mini claim fails, with 2 when one was not run"
+    )
+    _add_runs(claims, "judge fresh records instead of the promoted ones")
+
+    report = add("report", report_command, "Write one static HTML page: claims, tables, charts, curves, media.")
+    report.add_argument("--scale", choices=SCALES, help="this scale only")
+    report.add_argument("--output", type=Path, help="the file; default: runs/report.html")
+    report.add_argument("--runs", type=Path, help="folder of runs; default: runs")
+
+    dashboard = add(
+        "wandb-report",
+        wandb_report_command,
+        "Make a W&B report of each paper and, when no paper is named, one of all; without a key, write it to a file.",
+    )
+    dashboard.add_argument("--offline", action="store_true", help="write the files only, send nothing")
+    dashboard.add_argument("--entity", default="", help="user or team on W&B; default: the key's own")
+    _add_runs(dashboard, "tables of fresh records instead of the promoted ones")
+
+    promote = add("promote", promote_command, "Copy the records of clean revisions into the papers' results.")
+    promote.add_argument("--scale", choices=SCALES, action="append", help="may be repeated; default: paper and mini")
+    promote.add_argument("--stage", action="append", help="this stage or instance only; may be repeated")
+    promote.add_argument("--runs", type=Path, help="folder of runs; default: runs")
+
+
+def _add_runs(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--runs", type=Path, nargs="?", const=runs_root(), metavar="FOLDER", help=text)
+
+
+def _names(args: argparse.Namespace) -> list[str]:
+    """The papers asked for; all that exist when none was."""
+    chosen = [paper_named(name) for name in args.papers] or existing_papers()
+    for paper in chosen:
+        if not paper.exists:
+            raise ReportingError(f"{paper.name} has no tables yet: {paper.tables_file} not found")
+    return [paper.name for paper in chosen]
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    # Piped into a file or a log, a table must not be squeezed into 80 columns.
+    return console if console.is_terminal else Console(width=200)
+
+
+def _guarded(command: Command) -> Command:
+    """Turn an error that is the user's to fix into one line and exit status 2."""
+
+    def run(args: argparse.Namespace) -> int:
+        try:
+            return command(args)
+        except (ReportingError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
+
+
+def _folder(args: argparse.Namespace) -> Path | None:
+    runs: Path | None = args.runs
+    if runs is not None and not runs.is_dir():
+        raise ReportingError(f"--runs {runs}: no such folder")
+    return runs
+
+
+@_guarded
+def tables_command(args: argparse.Namespace) -> int:
+    """Print the tables and write them into the READMEs; with ``--check`` only say which READMEs are out of date."""
+    from common.reporting import render
+    from common.reporting.tables import load
+
+    names = _names(args)
+    if args.check:
+        stale = render.check()
+        for path in stale:
+            print(f"out of date: {path} (run `assemble tables`)")
+        return 1 if stale else 0
+    console, runs = _console(), _folder(args)
+    for name in names:
+        source, records = load(name), render.records_of(name, runs)
+        if args.scale:
+            filled = render.fill(source, args.scale, records, args.table)
+        elif runs is not None:
+            filled = [f for s in SCALES for f in render.fill(source, s, records, args.table) if f.result.measured]
+        else:
+            filled = [f for f in render.fill_best(source, records) if not args.table or f.result.table.id in args.table]
+            for table in args.table or ():
+                source.table(table)
+        render.print_tables(filled, console)
+        if not filled:
+            console.print(f"{name}: no record under {runs}" if runs else f"{name}: nothing to show", markup=False)
+    if args.no_write or runs is not None:
+        return 0
+    for name in names:
+        _say(render.render_paper(name), paper_named(name).readme)
+    _say(render.render_overview(), project_root() / "README.md")
+    return 0
+
+
+def _say(changed: bool, path: Path) -> None:
+    print(f"{'wrote' if changed else 'up to date'}: {path}")
+
+
+@_guarded
+def claims_command(args: argparse.Namespace) -> int:
+    """Print the verdicts; with ``--gate`` exit with 1 on a failed gated mini claim, with 2 on one not run."""
+    from common.reporting import render
+    from common.reporting.claims import gate_failures
+    from common.reporting.tables import load
+
+    console, runs = _console(), _folder(args)
+    judged = []
+    for name in _names(args):
+        # A gate must not pass on what is left of the seeds.
+        source, records = load(name), render.records_of(name, runs, strict=args.gate)
+        scales = [args.scale] if args.scale else SCALES
+        filled = {s: render.fill(source, s, records) for s in scales}
+        # Without --scale, a scale at which nothing was measured says nothing, except mini when it gates.
+        shown = [s for s in scales if args.scale or (s == "mini" and args.gate) or _measured(filled[s])]
+        found = [claim for s in shown for f in filled[s] for claim in f.claims]
+        judged += found
+        console.print(f"\n{paper_named(name).title}", style="bold")
+        console.print(render.rich_claims(found, console.width) if found else "nothing measured yet")
+    if not args.gate:
+        return 0
+    failed, missing = gate_failures(judged)
+    for claim in failed:
+        print(f"gate: {claim.table}.{claim.claim.id} fails at mini scale: {claim.margin_text}", file=sys.stderr)
+    for claim in missing:
+        print(f"gate: {claim.table}.{claim.claim.id} was not run at mini scale: {claim.detail}", file=sys.stderr)
+    return 1 if failed else 2 if missing else 0
+
+
+def _measured(filled: Sequence[Filled]) -> bool:
+    return any(f.result.measured for f in filled)
+
+
+@_guarded
+def report_command(args: argparse.Namespace) -> int:
+    """Write the report page and say where it is."""
+    from common.reporting.report import build
+
+    output = args.output or runs_root() / "report.html"
+    path = build(output, _names(args), args.scale, _folder(args))
+    print(f"wrote: {path} ({path.stat().st_size / 2**20:.1f} MB)")
+    return 0
+
+
+@_guarded
+def wandb_report_command(args: argparse.Namespace) -> int:
+    """Write the specifications of the reports, then send them where there is a key."""
+    from common.reporting import render
+    from common.reporting.wandb_server import has_key, why_unreachable
+
+    names, runs = _names(args), _folder(args)
+    sending = has_key() and not args.offline
+    if sending and (reason := why_unreachable()):
+        raise ReportingError(f"W&B: {reason}; `--offline` writes the reports to files instead")
+    from common.reporting import wandb_report
+
+    entity = (args.entity or wandb_report.default_entity()) if sending else args.entity
+    papers = [(paper_named(name), render.records_of(name, runs)) for name in names]
+    reports = [
+        (wandb_report.paper_report(paper, records, entity), runs_root() / paper.name / "wandb-report.json")
+        for paper, records in papers
+    ]
+    if not args.papers:
+        reports.append((wandb_report.overview_report(papers, entity), runs_root() / "wandb-report.json"))
+    for report, path in reports:
+        wandb_report.write(report, path)
+        print(f"wrote: {path}")
+        if sending:
+            print(f"sent: {wandb_report.send(report)}")
+    if not sending:
+        why = "--offline" if args.offline else "no key (WANDB_API_KEY or `wandb login`)"
+        again = " ".join(["assemble wandb-report", *args.papers])
+        print(f"not sent: {why}; with a key, `{again}` sends them")
+    return 0
+
+
+@_guarded
+def promote_command(args: argparse.Namespace) -> int:
+    """Promote records and say what happened to each; exit with 1 when one was refused."""
+    from common.reporting.promote import REFUSED, promote
+
+    scales = tuple(args.scale) if args.scale else ("paper", "mini")
+    done = [p for name in _names(args) for p in promote(name, scales, _folder(args), args.stage)]
+    for p in done:
+        where = f"{p.record.paper}/{p.record.scale}/seed{p.record.seed}/{p.record.stage}"
+        print(f"{p.action}: {where}" + (f": {p.reason}" if p.reason else ""))
+    if not done:
+        print(f"no record at {' or '.join(scales)} scale under {args.runs or runs_root()}")
+    return 1 if any(p.action == REFUSED for p in done) else 0

@@ -1,0 +1,56 @@
+"""Errors that are the user's to fix, which end in a message and not in a traceback, and the wording they share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ReportingError(ValueError):
+    """A record, a tables file or a request is wrong; the message says where and what to do."""
+
+
+class StageError(RuntimeError):
+    """A stage cannot run or go on; the message says why and what to do."""
+
+
+class NonFiniteLossError(StageError):
+    """The loss became infinite or not a number."""
+
+
+class Preempted(KeyboardInterrupt):
+    """A signal asked the process to end; the stage goes on where it was when it is started again.
+
+    Args:
+        signal: number of the signal.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+    @property
+    def status(self) -> int:
+        """Exit status that shells give to such an end."""
+        return 128 + self.signal
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an error is of a class of this suite, whose message is worded for its user: then where adds nothing."""
+    return type(error).__module__.partition(".")[0] in ("common", "papers")
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Words that point from a misspelt name to the nearest valid one.
+
+    Args:
+        name: what was written.
+        valid: the names that would have been accepted.
+
+    Returns:
+        ``"did you mean 'x'? valid: ..."``, or only the valid names when none is near.
+    """
+    names = sorted(set(valid))
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}valid: {', '.join(names) if names else '(none)'}"

@@ -1,0 +1,108 @@
+"""LightningCLI over a configuration that the stack has merged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from common.stages.configuration import ConfigurationError, RunConfiguration, check_arguments
+from common.training.switches import ApplySwitches, take_switches
+
+
+class StageCLI(LightningCLI):
+    """Builds trainer, model and data of one stage; does not run anything.
+
+    Args:
+        config: mapping with `seed_everything`, `trainer`, `model`, `data`, placeholders already replaced.
+        trainer_arguments: what the stage sets beyond the config: default_root_dir, loggers, more callbacks.
+    """
+
+    def __init__(self, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> None:
+        self._limits = _whole_limits(config.get("trainer") or {})
+        self._trainer_arguments = {**self._limits, **(trainer_arguments or {})}
+        self._switches, without = take_switches(config)
+        super().__init__(
+            args=without,
+            run=False,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_kwargs={"exit_on_error": False},
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the mapping; unlike the parent, without a warning about what stands in sys.argv."""
+        try:
+            self.config = parser.parse_object(args)
+        except Exception as error:
+            raise ConfigurationError(f"the configuration does not fit its classes: {_brief(error)}") from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The configured trainer with the stage's folder, loggers and callbacks."""
+        extra = dict(self._trainer_arguments)
+        callbacks = list(extra.pop("callbacks", []))
+        if any(self._switches):
+            callbacks.append(ApplySwitches(self._switches))
+        trainer_config = {**self._get(self.config_init, "trainer", default={}), **extra, **kwargs}
+        try:
+            return self._instantiate_trainer(trainer_config, callbacks)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"trainer: {' '.join(str(error).split())} (devices and accelerator are set by --hardware, a file in "
+                "configs/hardware, and by --trainer.*)"
+            ) from None
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole configuration with every default filled in, as plain data."""
+        self._dump_config()
+        on = {name: value for name, value in self._switches._asdict().items() if value}
+        model = self.config_dump["model"]
+        model["init_args"] = {**(model.get("init_args") or {}), **on}
+        self.config_dump["trainer"].update(self._limits)
+        return self.config_dump
+
+
+def _brief(error: Exception) -> str:
+    """What jsonargparse says, without the whole section that it adds: that would bury which field is wrong."""
+    noise = ("Given value", "- Expected a <class 'NoneType'>")
+    return "\n".join(line for line in str(error).splitlines() if not line.lstrip().startswith(noise))
+
+
+def _whole_limits(trainer: dict[str, Any]) -> dict[str, int]:
+    """Limits given as numbers of batches: jsonargparse makes floats of them, and 1.0 is a whole epoch."""
+    return {
+        name: value
+        for name, value in trainer.items()
+        if name.startswith("limit_") and isinstance(value, int) and not isinstance(value, bool)
+    }
+
+
+def build(run: RunConfiguration, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> StageCLI:
+    """Check every key of the merged configuration, then build trainer, model and data.
+
+    Raises:
+        ConfigurationError: an unknown field, a value of the wrong type, or fields that do not go together.
+    """
+    check_arguments(take_switches(config)[1], run.layers)
+    try:
+        cli = StageCLI(config, trainer_arguments)
+    except ConfigurationError:
+        raise
+    except ValueError as error:
+        raise ConfigurationError(_brief(error)) from error
+    if cli.trainer.accumulate_grad_batches != 1 and not cli.model.automatic_optimization:
+        raise ConfigurationError(
+            f"trainer.accumulate_grad_batches is {cli.trainer.accumulate_grad_batches}, but "
+            f"{type(cli.model).__name__} compares the samples of a batch with each other and steps its optimisers "
+            "itself: the losses of parts would not be that of the whole. Leave it at 1; gradient_checkpointing, "
+            "precision bf16-mixed and more devices save memory"
+        )
+    if cli.trainer.gradient_clip_val and not cli.model.automatic_optimization:
+        raise ConfigurationError(
+            f"trainer.gradient_clip_val is {cli.trainer.gradient_clip_val}, but {type(cli.model).__name__} steps its "
+            "optimisers itself and clips no gradients: leave it at null"
+        )
+    return cli

@@ -1,0 +1,514 @@
+"""The configuration stack: which YAML files make one run, in which order, and what they merge to.
+
+A run is `paper` + `recipe` + `scale` + `hardware` + `seed` + command-line overrides. The layers are, later wins:
+
+    configs/trainer.yaml
+    configs/hardware/<hardware>.yaml
+    configs/<paper>/base.yaml
+    configs/<paper>/<recipe>.yaml        (after the recipes that it `extends`)
+    configs/<paper>/<scale>.yaml         (none for the scale `paper`; `rehearsal.yaml` in a rehearsal of it)
+    --config FILE, then --key value      from the command line
+
+The merge is done here and not by jsonargparse for two reasons. Planning, skipping and hashing must not import torch;
+and jsonargparse keeps the init arguments of the old class when a layer changes `class_path`, silently. Types are
+still checked by jsonargparse, when LightningCLI gets the merged result.
+
+This module imports neither torch nor lightning.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import nearest
+from common.reporting.papers import SCALES, paper_named, project_root
+
+#: Keys of a YAML layer that steer the stack itself and are not handed to LightningCLI.
+STACK_KEYS = ("extends", "deviations", "trains", "start_from", "ours")
+
+#: Keys of a YAML layer, and of the command line, that are fields of every model (see common/training/switches.py).
+SWITCHES = ("compiled", "channels_last", "gradient_checkpointing")
+
+#: Overlay over the recipes of the scale `paper` that lets them run on tiny data; see common/stages/rehearse.py.
+REHEARSAL = "rehearsal"
+#: Files in configs/<paper>/ that are no recipes.
+_NO_RECIPES = frozenset({"base", REHEARSAL, *SCALES})
+
+#: Leaf names that a scale overlay may set without declaring a deviation (DESIGN section 4, rule 5): sizes, steps,
+#: batch, data, encoder width and depth, workers, learning rate.
+SCALE_FIELDS = frozenset(
+    """
+    max_epochs max_steps lengths limit_train_batches batch_size clips_per_video warmup_epochs milestones refresh_every
+    log_every_n_steps
+    held_out_batch_size test_batch_size file_batch_size
+    world num_workers cache_bytes num_classes training_windows test_windows test_clips clip_accuracy_clips wrap_seconds
+    crop resize fps duration sample_rate fft frames_per_second jitter_seconds
+    width depth stem_pool stem_stride small hidden_dim out_dim layers channels stem_channels
+    hidden_size intermediate_size feedforward_size attention_heads embedding_dim vocabulary_size max_tokens
+    intra_dim inter_dim tag_count fold_size min_count held_out_share sizes test_size max_size
+    anchor_sizes anchor_ratios proposals_per_map_training proposals_per_map_test proposals_training proposals_test
+    anchors_per_image crops_per_image crop_size detections_per_image precise_bn_batches
+    negatives within_negatives positives mined queue_size image_size captions_per_image test_samples reference_samples
+    key_width feed_forward_width mel_bins max_answer_tokens frames seconds window hop high clips
+    learning_rate learning_rates image_learning_rate text_learning_rate video_learning_rate audio_learning_rate
+    table_learning_rate generator_learning_rate discriminator_learning_rate warmup_steps z_dim cond_size
+    feature_dim region_classes positions languages max_regions bptt text_batch_size steps_per_epoch tokens_per_batch
+    accumulate_grad_batches test_images test_captions test_sets classes side
+    """.split()  # noqa: SIM905 - easier to read and to sort
+)
+
+
+class ConfigurationError(ValueError):
+    """A configuration that cannot run; the message names the file, the field and what to do."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads `2e-4` as a number, as YAML 1.2 does and PyYAML does not."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*(?:[eE][-+]?[0-9]+)|[0-9][0-9_]*\.[0-9_]*|\.[0-9_]+"
+        r"(?:[eE][-+]?[0-9]+)?|\.inf|\.nan)$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def _mapping(loader: Any, node: Any, deep: bool = False) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} stands here twice; the first would be lost", key_node.start_mark
+            )
+        seen.add(key)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+_Loader.add_constructor(
+    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, lambda loader, node: _mapping(loader, node, deep=True)
+)
+
+
+def load_yaml_text(text: str) -> Any:
+    """Parse YAML text with numbers such as `2e-4` read as floats; a key that stands twice is an error."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML layer.
+
+    Raises:
+        ConfigurationError: the file is missing or cannot be read, is not YAML or does not hold a mapping.
+    """
+    try:
+        loaded = load_yaml_text(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"configuration file {path} does not exist") from None
+    except OSError as error:
+        raise ConfigurationError(f"configuration file {path} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{path} is not valid YAML: {error}") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigurationError(f"{path} must hold a mapping at its top level, not {type(loaded).__name__}")
+    return loaded
+
+
+def merge(base: Any, layer: Any) -> Any:
+    """Merge `layer` over `base` without changing either.
+
+    Mappings merge key by key; anything else replaces. A mapping whose `class_path` differs from the one below it
+    replaces it whole, so that no init argument of the old class survives. A key `name+` appends to the list `name`.
+    """
+    if not (isinstance(base, dict) and isinstance(layer, dict)):
+        return layer
+    if "class_path" in layer and layer["class_path"] != base.get("class_path"):
+        return layer
+    merged = dict(base)
+    for key, value in layer.items():
+        if isinstance(key, str) and key.endswith("+"):
+            name = key[:-1]
+            present = merged.get(name) or []
+            merged[name] = [*present, *(value if isinstance(value, list) else [value])]
+        else:
+            merged[key] = merge(merged.get(key), value)
+    return merged
+
+
+def leaves(tree: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """All (dotted path, value) pairs of a nested mapping; lists and empty mappings are leaves."""
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One part of the stack: where it came from and what it sets."""
+
+    name: str
+    content: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunConfiguration:
+    """The merged configuration of one run.
+
+    Attributes:
+        paper, recipe, scale, hardware, seed: what was asked for.
+        layers: the parts in the order they were merged.
+        config: the merged mapping for LightningCLI (`seed_everything`, `trainer`, `model`, `data`), with the
+            placeholders `$DATA`, `$RUN` still in it so that it does not depend on where things lie.
+        deviations: what the scale changes beyond sizes, each `{field, reason}`.
+        trains: whether the run has a fit (evaluation recipes such as the SVM only test).
+        start_from: which of its parents' checkpoints the run starts from, `last` or the name of a kept one.
+        ours: fields whose values are decisions of this suite, since no source of the paper gives them (the key `ours`
+            of a recipe or base: a list of dotted fields).
+    """
+
+    paper: str
+    recipe: str
+    scale: str
+    hardware: str
+    seed: int
+    layers: tuple[Layer, ...]
+    config: dict[str, Any]
+    deviations: tuple[dict[str, str], ...]
+    trains: bool
+    start_from: str = "last"
+    ours: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """The stack in one line, in the order of merging."""
+        return " < ".join(layer.name for layer in self.layers)
+
+    def describe_ours(self) -> str:
+        """The values that are ours in one line, `field=value, ...`; empty when there are none."""
+        found = dict(leaves(self.config))
+        short = {path.replace(".init_args", ""): value for path, value in found.items()}
+        return ", ".join(f"{name}={short[name]}" for name in self.ours if name in short)
+
+    def with_placeholders(self, **values: str) -> dict[str, Any]:
+        """The config with `$NAME` replaced; see `substitute`."""
+        return substitute(self.config, {"SEED": str(self.seed), **values})
+
+
+def substitute(tree: Any, values: dict[str, str]) -> Any:
+    """Replace `$NAME` in every string of a nested structure; a string that is just `$SEED` becomes an int."""
+    if isinstance(tree, dict):
+        return {key: substitute(value, values) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [substitute(value, values) for value in tree]
+    if isinstance(tree, str) and "$" in tree:
+        if tree == "$SEED":
+            return int(values["SEED"])
+        for name, value in values.items():
+            tree = tree.replace(f"${name}", value)
+    return tree
+
+
+def recipes_of(paper: str) -> list[str]:
+    """Names of the recipes of a paper: its YAML files that are neither the base nor an overlay."""
+    folder = project_root() / "configs" / paper_named(paper).name
+    return sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in _NO_RECIPES)
+
+
+def hardware_names() -> list[str]:
+    """Names of the hardware layers that exist."""
+    return sorted(path.stem for path in (project_root() / "configs" / "hardware").glob("*.yaml"))
+
+
+def _recipe_layers(paper: str, recipe: str) -> list[Layer]:
+    """The recipe's own layer after those that it extends, oldest first."""
+    folder = project_root() / "configs" / paper
+    chain: list[Layer] = []
+    name: str | None = recipe
+    while name is not None:
+        path = folder / f"{name}.yaml"
+        if name in _NO_RECIPES or not path.is_file():
+            where = f"recipe {recipe!r} extends" if chain else "there is no recipe"
+            raise ConfigurationError(f"{where} {name!r} in configs/{paper}: {nearest(name, recipes_of(paper))}")
+        content = load_yaml(path)
+        layer = Layer(f"configs/{paper}/{name}.yaml", content)
+        if any(other.name == layer.name for other in chain):
+            raise ConfigurationError(f"configs/{paper}/{recipe}.yaml extends itself through {name!r}")
+        chain.insert(0, layer)
+        name = content.get("extends")
+    return chain
+
+
+def _overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], list[dict[str, str]]]:
+    """The overlay of a scale or of the rehearsal for one recipe, and the deviations that apply to it.
+
+    An overlay file has three keys: `all` (every recipe), `recipes` (a mapping of shell patterns, alternatives
+    separated by `|`, to settings; later patterns win) and `deviations` (a list of `{field, reason, recipes}`).
+    """
+    if name == "paper":
+        return [], []
+    path = project_root() / "configs" / paper / f"{name}.yaml"
+    overlay = load_yaml(path)
+    unknown = set(overlay) - {"all", "recipes", "deviations"}
+    if unknown:
+        raise ConfigurationError(f"{path}: unknown key {sorted(unknown)[0]!r}; an overlay has all, recipes, deviations")
+    layers = [Layer(f"configs/{paper}/{name}.yaml", overlay.get("all") or {})]
+    for pattern, content in (overlay.get("recipes") or {}).items():
+        if matches(recipe, pattern):
+            layers.append(Layer(f"configs/{paper}/{name}.yaml [{pattern}]", content or {}))
+    deviations = [
+        {"field": entry["field"], "reason": " ".join(str(entry["reason"]).split())}
+        for entry in overlay.get("deviations") or []
+        if matches(recipe, entry.get("recipes", "*"))
+    ]
+    return layers, deviations
+
+
+def matches(recipe: str, pattern: str) -> bool:
+    """Whether a recipe's name matches one of the shell patterns separated by `|`."""
+    return any(fnmatch.fnmatchcase(recipe, part.strip()) for part in pattern.split("|"))
+
+
+def place(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """A nested mapping that sets `dotted` to `value`, with `init_args` put in where the config has a class.
+
+    `--model.temperature 0.1` therefore means `model.init_args.temperature`, as with LightningCLI.
+    """
+    parts = dotted.split(".")
+    path: list[str] = []
+    node: Any = config
+    for part in parts:
+        if isinstance(node, dict) and "class_path" in node and part not in {"class_path", "init_args", "dict_kwargs"}:
+            path.append("init_args")
+            node = node.get("init_args")
+        path.append(part)
+        node = node.get(part) if isinstance(node, dict) else None
+    nested: Any = value
+    for part in reversed(path):
+        nested = {part: nested}
+    # Keep the class when only its arguments are overridden: merge() sees no class_path here, so it is kept.
+    return nested
+
+
+def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], list[Path]]:
+    """Split `--key value` / `--key=value` and `--config FILE` arguments.
+
+    Raises:
+        ConfigurationError: an argument that is neither, or a value that is no YAML.
+    """
+    overrides: list[tuple[str, Any]] = []
+    files: list[Path] = []
+    pending = list(arguments)
+    while pending:
+        argument = pending.pop(0)
+        if not argument.startswith("--"):
+            raise ConfigurationError(f"unexpected argument {argument!r}; overrides look like --model.temperature 0.1")
+        key, equals, value = argument[2:].partition("=")
+        if not equals:
+            if not pending or (pending[0].startswith("--") and len(pending[0]) > 2):
+                raise ConfigurationError(f"--{key} needs a value")
+            value = pending.pop(0)
+        if key in {"config", "c"}:
+            files.append(Path(value))
+        else:
+            try:
+                overrides.append((key, load_yaml_text(value)))
+            except yaml.YAMLError as error:
+                problem = getattr(error, "problem", None) or error
+                raise ConfigurationError(f"--{key} {value}: the value is not valid YAML: {problem}") from None
+    return overrides, files
+
+
+def resolve(
+    paper: str,
+    recipe: str,
+    *,
+    scale: str = "mini",
+    hardware: str = "cpu",
+    seed: int = 0,
+    stage_overrides: dict[str, Any] | None = None,
+    arguments: Sequence[str] = (),
+    rehearsal: bool = False,
+) -> RunConfiguration:
+    """Build the configuration of one run from its layers.
+
+    Args:
+        paper: package or short name.
+        recipe: name of a file in configs/<paper>/.
+        scale: smoke, mini or paper.
+        hardware: name of a file in configs/hardware/.
+        seed: of weights, order, augmentation and, for a miniature, of the data.
+        stage_overrides: dotted fields that the stage sets (`set:` and parents in tables.yaml).
+        arguments: what is left of the command line: `--config FILE`, `--dotted.key value`.
+        rehearsal: put `rehearsal.yaml` over the recipe; whatever differs through it is a deviation.
+
+    Raises:
+        ConfigurationError: an unknown paper, recipe, scale, hardware or key, naming it and the nearest valid one.
+    """
+    paper = paper_named(paper).name
+    if scale not in SCALES:
+        raise ConfigurationError(f"unknown scale {scale!r}; {nearest(scale, SCALES)}")
+    if hardware not in hardware_names():
+        raise ConfigurationError(f"there is no configs/hardware/{hardware}.yaml; {nearest(hardware, hardware_names())}")
+    root = project_root() / "configs"
+    layers = [
+        Layer("configs/trainer.yaml", load_yaml(root / "trainer.yaml")),
+        Layer(f"configs/hardware/{hardware}.yaml", load_yaml(root / "hardware" / f"{hardware}.yaml")),
+        Layer(f"configs/{paper}/base.yaml", load_yaml(root / paper / "base.yaml")),
+        *_recipe_layers(paper, recipe),
+    ]
+    if rehearsal and scale != "paper":
+        raise ConfigurationError(f"only the scale 'paper' is rehearsed; the scale {scale!r} is small enough to be run")
+    overlay_layers, deviations = _overlay_layers(paper, recipe, REHEARSAL if rehearsal else scale)
+    layers += overlay_layers
+    overrides, files = parse_overrides(arguments)
+    layers += [Layer(str(path), load_yaml(path)) for path in files]
+
+    config: dict[str, Any] = {}
+    for layer in layers:
+        config = merge(config, layer.content)
+    for name, pairs in (("tables.yaml", (stage_overrides or {}).items()), ("command line", overrides)):
+        for key, value in pairs:
+            placed = place(config, key, value)
+            layers.append(Layer(f"{name} {key}", placed))
+            config = merge(config, placed)
+    config["seed_everything"] = seed
+    for switch in SWITCHES:
+        if switch in config:
+            config = merge(config, {"model": {"init_args": {switch: config.pop(switch)}}})
+    trains, start_from = bool(config.get("trains", True)), str(config.get("start_from", "last"))
+    ours = tuple(config.get("ours") or ())
+    for key in STACK_KEYS:
+        config.pop(key, None)
+    check_keys(config, layers)
+    if rehearsal:
+        published = resolve(
+            paper, recipe, scale=scale, hardware=hardware, seed=seed, stage_overrides=stage_overrides,
+            arguments=arguments,
+        )  # fmt: skip
+        deviations = _changes(published.config, config)
+    return RunConfiguration(
+        paper=paper,
+        recipe=recipe,
+        scale=scale,
+        hardware=hardware,
+        seed=seed,
+        layers=tuple(layers),
+        config=config,
+        deviations=tuple(deviations),
+        trains=trains,
+        start_from=start_from,
+        ours=ours,
+    )
+
+
+def _changes(published: dict[str, Any], rehearsed: dict[str, Any]) -> list[dict[str, str]]:
+    """Every field that a rehearsal changes, as deviations whose reason is the change."""
+    before, after = dict(leaves(published)), dict(leaves(rehearsed))
+    return [
+        {"field": field, "reason": f"rehearsal: {before.get(field, 'not set')} -> {after.get(field, 'not set')}"}
+        for field in sorted({**before, **after})
+        if before.get(field, ...) != after.get(field, ...)
+    ]
+
+
+_TOP_LEVEL = ("seed_everything", "trainer", "model", "data")
+
+
+def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
+    """Refuse unknown top-level keys, naming the layer that set them and the nearest valid key, and bare values."""
+    for key in config:
+        if key not in _TOP_LEVEL:
+            raise ConfigurationError(
+                f"{_origin(key, layers)}: unknown key {key!r}; {nearest(key, (*_TOP_LEVEL, *STACK_KEYS, *SWITCHES))}"
+            )
+        if key != "seed_everything" and not isinstance(config[key], dict):
+            raise ConfigurationError(
+                f"{_origin(key, layers)}: {key!r} must hold fields, as in --trainer.max_epochs 3, got {config[key]!r}"
+            )
+
+
+def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> None:
+    """Refuse init arguments that a class does not take, before anything is built. Imports the classes.
+
+    Raises:
+        ConfigurationError: naming the field, the layer that set it, and the nearest valid name.
+    """
+    import importlib
+    import inspect
+
+    def parameters(cls: Any) -> set[str] | None:
+        names: set[str] = set()
+        for ancestor in inspect.getmro(cls) if inspect.isclass(cls) else (cls,):
+            if ancestor is object:
+                continue
+            initialiser = ancestor.__dict__.get("__init__") if inspect.isclass(ancestor) else ancestor
+            if initialiser is None:
+                continue
+            signature = inspect.signature(initialiser)
+            names |= {name for name in signature.parameters if name != "self"}
+            if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+                return names
+        return None if "kwargs" in names else names
+
+    def visit(node: Any, path: str) -> None:
+        if isinstance(node, list):
+            for position, value in enumerate(node):
+                visit(value, f"{path}.{position}")
+        elif isinstance(node, dict):
+            if "class_path" in node:
+                module, _, name = str(node["class_path"]).rpartition(".")
+                try:
+                    cls = getattr(importlib.import_module(module), name)
+                except (ImportError, AttributeError, ValueError) as error:
+                    raise ConfigurationError(
+                        f"{_origin(path, layers)}: {path}.class_path {node['class_path']!r} cannot be imported: {error}"
+                    ) from None
+                valid = parameters(cls)
+                for argument in node.get("init_args") or {}:
+                    if valid is not None and argument not in valid:
+                        field_path = f"{path}.init_args.{argument}"
+                        raise ConfigurationError(
+                            f"{_origin(field_path, layers)}: unknown field {field_path!r} of {node['class_path']}; "
+                            f"{nearest(argument, valid)}"
+                        )
+            for key, value in node.items():
+                visit(value, f"{path}.{key}" if path else str(key))
+
+    from lightning.pytorch import Trainer
+
+    valid_trainer = set(inspect.signature(Trainer.__init__).parameters) - {"self"}
+    for key in config.get("trainer") or {}:
+        if key not in valid_trainer:
+            raise ConfigurationError(
+                f"{_origin(f'trainer.{key}', layers)}: unknown field 'trainer.{key}'; {nearest(key, valid_trainer)}"
+            )
+    visit(config, "")
+
+
+def _origin(dotted: str, layers: Sequence[Layer]) -> str:
+    """Name of the last layer that sets a dotted path."""
+    for layer in reversed(layers):
+        node: Any = layer.content
+        for part in dotted.split("."):
+            if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+                node = node[int(part)]
+            elif isinstance(node, dict) and part in node:
+                node = node[part]
+            else:
+                break
+        else:
+            return layer.name
+    return "configuration"

@@ -1,0 +1,382 @@
+"""What a stage will need: parameters, memory of each device, arithmetic of a step, number of steps, hours.
+
+One batch of the stage's own training runs on tensors without storage (torch's FakeTensorMode), so that it takes
+seconds, no GPU and hardly any memory. What is counted:
+
+- memory: every tensor that is alive at once, of a step like any after the first, as PyTorch frees them. Not counted
+  are the CUDA context and the workspaces of libraries, about a gigabyte, nor what the allocator cannot use.
+- arithmetic: multiplications of matrices, convolutions and attention, forward and backward, by torch's FlopCounterMode.
+- steps: from the published sizes of the data sets.
+
+Hours are arithmetic by the rate of a card by a utilisation that is given, not measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from common.errors import StageError
+from common.files import write_text_atomically
+from common.reporting.papers import project_root
+from common.reporting.records import IGNORED_KEYS, SEED_KEYS, config_hash
+from common.stages.configuration import RunConfiguration
+
+if TYPE_CHECKING:
+    from common.stages.plan import Planned
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU by its data sheet: memory in 10^9 bytes, and dense matrix rates in 10^12 operations per second."""
+
+    name: str
+    memory: float
+    bfloat16: float
+    tensor_float32: float
+    float32: float
+
+
+#: Data sheets of the makers; rates without sparsity, at the highest clock.
+CARDS = {
+    "v100": Card("V100 32 GB", 34.4, 125.0, 15.7, 15.7),  # half precision in the place of bfloat16
+    "rtx4090": Card("RTX 4090", 25.8, 165.2, 82.6, 82.6),
+    "a100": Card("A100 80 GB", 85.9, 312.0, 156.0, 19.5),
+    "h100": Card("H100 SXM", 85.9, 989.0, 495.0, 67.0),
+    "h200": Card("H200 SXM", 151.4, 989.0, 495.0, 67.0),
+}
+#: Share of a card's rate that a training is taken to reach: from hard to feed to well fed.
+UTILISATION = (0.2, 0.4)
+#: What CUDA and its libraries take beside tensors, in bytes.
+CONTEXT_BYTES = 1 << 30
+_CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage needs.
+
+    Attributes:
+        parameters, trained: number of parameters, and of those that learn.
+        state_bytes: parameters and buffers of one device, memory banks and queues among them.
+        optimiser_bytes: state of the optimisers.
+        reduction_bytes: copies of the gradients that several devices exchange; 0 with one.
+        peak_bytes: most memory of all tensors at once, `reduction_bytes` among it.
+        convolution_flops, other_flops: operations of an optimiser step on one device, two for a multiplication with
+            an addition.
+        steps: optimiser steps of the whole training; None where the size of the data is not published.
+        size: samples of a batch on one device.
+        accumulated: batches of an optimiser step.
+        devices: of the whole training.
+        precision: of the trainer.
+    """
+
+    parameters: int
+    trained: int
+    state_bytes: int
+    optimiser_bytes: int
+    reduction_bytes: int
+    peak_bytes: int
+    convolution_flops: int
+    other_flops: int
+    steps: int | None
+    size: int
+    accumulated: int
+    devices: int
+    precision: str
+
+    @property
+    def flops(self) -> int:
+        """Operations of an optimiser step on one device."""
+        return self.convolution_flops + self.other_flops
+
+    def hours(self, card: Card, utilisation: float) -> float | None:
+        """Hours of all devices together; None where the number of steps is not known."""
+        if self.steps is None:
+            return None
+        if self.precision.startswith(("bf16", "16")):
+            seconds = self.flops / (card.bfloat16 * 1e12)
+        else:
+            # torch lets convolutions take TF32 and keeps products of matrices in float32.
+            seconds = self.convolution_flops / (card.tensor_float32 * 1e12) + self.other_flops / (card.float32 * 1e12)
+        return seconds / utilisation * self.steps * self.devices / 3600
+
+
+# -- estimating --------------------------------------------------------------------------------------------------------
+
+
+def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
+    """Estimate one stage that trains.
+
+    Args:
+        run: its configuration.
+        size: samples of a batch on one device; None for its share of the recipe's batch.
+
+    Raises:
+        StageError: it does not train, its data cannot be made up, or its steps depend on values of tensors.
+    """
+    if not run.trains:
+        raise StageError(f"{run.recipe} trains nothing")
+    import lightning.pytorch  # noqa: F401 - sets the level of its loggers
+    import torch
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        FakeTensorMode,
+    )
+
+    from common.stages import meters
+    from common.stages.synthetic import Draw, StopAfter, devices_of, synthetic_training
+
+    accumulated = int(run.config["trainer"].get("accumulate_grad_batches", 1))
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    meter, counter = meters.MemoryMeter(), meters.operation_counter()
+    arguments = {
+        "strategy": meters.FakeDevice(),
+        "callbacks": [meters.WithoutStorage(mode, meter), StopAfter(1)],
+        "accumulate_grad_batches": 1,
+    }
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        with meters.Unfilled():
+            training = synthetic_training(run, arguments, Draw(empty=True), size)
+        module, trainer = training.module, training.trainer
+        meters.take_storage_away(module, mode, meter)
+        with meters.deep_copies_without_storage(), meters.FusedAttention(), mode, meter, counter:
+            try:
+                training.run()
+            except (DataDependentOutputException, DynamicOutputShapeException) as error:
+                raise StageError(f"{run.recipe}: its steps depend on values of tensors ({error.func})") from error
+            state = [tensor for optimiser in trainer.optimizers for tensor in _tensors(optimiser.state_dict())]
+    parameters = list(module.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    devices = devices_of(run)
+    gradients = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    reduction = gradients if devices > 1 else 0
+    # Gradients of earlier batches wait through the forward pass of a later one.
+    waiting = gradients if accumulated > 1 else 0
+    counts = counter.get_flop_counts().get("Global", {})
+    convolution = sum(count for kind, count in counts.items() if "conv" in str(kind))
+    return Estimate(
+        parameters=sum(p.numel() for p in parameters),
+        trained=trained,
+        state_bytes=_bytes([*parameters, *module.buffers()]),
+        optimiser_bytes=_bytes(state),
+        reduction_bytes=reduction,
+        peak_bytes=meter.peak + reduction + waiting,
+        convolution_flops=convolution * accumulated,
+        other_flops=(sum(counts.values()) - convolution) * accumulated,
+        steps=_steps(run, training.data.synthetic.batches),
+        size=training.size,
+        accumulated=accumulated,
+        devices=devices,
+        precision=str(run.config["trainer"].get("precision", "32-true")),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """While it lasts, Lightning says nothing of devices and seeds that are not those of a run."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
+
+
+def _tensors(tree: Any) -> Iterable[Any]:
+    from torch.utils._pytree import tree_leaves
+
+    return [leaf for leaf in tree_leaves(tree) if hasattr(leaf, "untyped_storage")]
+
+
+def _bytes(tensors: Iterable[Any]) -> int:
+    """Memory of some tensors, storages that several of them share counted once."""
+    return sum({id(s := t.untyped_storage()): s.nbytes() for t in tensors}.values())
+
+
+def _steps(run: RunConfiguration, batches: int | None) -> int | None:
+    trainer = run.config["trainer"]
+    most, epochs = int(trainer.get("max_steps", -1)), int(trainer.get("max_epochs") or -1)
+    limit = trainer.get("limit_train_batches")
+    if isinstance(limit, int) and batches is not None:
+        batches = min(batches, limit)
+    if batches is None or epochs < 0:
+        return most if most > 0 else None
+    steps = epochs * -(-batches // int(trainer.get("accumulate_grad_batches", 1)))
+    return min(steps, most) if most > 0 else steps
+
+
+# -- kept estimates ----------------------------------------------------------------------------------------------------
+
+
+def kept_estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
+    """`estimate`, or what an earlier call found for the same configuration and the same code.
+
+    Raises:
+        StageError: see `estimate`.
+    """
+    import torch
+
+    from common.data.listing import cache_folder
+    from common.stages.synthetic import devices_of
+
+    configured = config_hash(run.config, IGNORED_KEYS | SEED_KEYS)
+    parts = [str(_CACHE_VERSION), torch.__version__, configured, str(devices_of(run)), str(size), _code_hash(run)]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+    path = cache_folder() / "estimates" / f"{run.paper}-{run.recipe}-{key}.json"
+    try:
+        return Estimate(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        found = estimate(run, size)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(path, json.dumps(asdict(found), indent=1, sort_keys=True) + "\n")
+    except OSError:
+        pass  # a cache that cannot be written costs seconds, no more
+    return found
+
+
+def _code_hash(run: RunConfiguration) -> str:
+    state = hashlib.sha256()
+    for folder in (project_root() / "papers" / run.paper, project_root() / "common"):
+        for path in sorted(folder.rglob("*.py")):
+            state.update(path.read_bytes())
+    return state.hexdigest()
+
+
+# -- showing -----------------------------------------------------------------------------------------------------------
+
+
+def size_text(count: float) -> str:
+    """`512 MB` or `31.4 GB`, in powers of 1000."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def hours_text(hours: float | None) -> str:
+    """`0.4`, `12` or `1,530`; a dash for what is not known."""
+    if hours is None:
+        return "-"
+    return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
+
+
+def describe(found: Estimate, cards: Iterable[Card] = (CARDS["a100"], CARDS["h100"])) -> str:
+    """An estimate in one line."""
+    low, high = UTILISATION
+    hours = "; ".join(
+        f"{card.name} {hours_text(found.hours(card, high))} to {hours_text(found.hours(card, low))}" for card in cards
+    )
+    steps = "an unknown number of" if found.steps is None else f"{found.steps:,}"
+    return (
+        f"{found.parameters / 1e6:.0f} M parameters, {size_text(found.peak_bytes + CONTEXT_BYTES)} on each of "
+        f"{found.devices} devices with {found.size} samples, {found.flops / 1e12:.3g} TFLOP a step, {steps} steps; "
+        f"GPU hours at {high:.0%} to {low:.0%} of a card's rate: {hours}"
+    )
+
+
+def warning(found: Estimate, memory: int | None) -> str | None:
+    """What to say when a device has too little memory; None when it has enough or is not known.
+
+    Args:
+        found: the estimate.
+        memory: of one device, in bytes.
+    """
+    needed = found.peak_bytes + CONTEXT_BYTES
+    if memory is None or needed <= memory:
+        return None
+    return (
+        f"needs about {size_text(needed)} on each device, which has {size_text(memory)}: take more devices, a smaller "
+        "data.batch_size with trainer.accumulate_grad_batches, or trainer.precision bf16-mixed"
+    )
+
+
+def device_memory() -> int | None:
+    """Memory of this machine's first GPU in bytes; None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
+def announce(run: RunConfiguration) -> list[str]:
+    """Lines to print before a stage starts: what it will need, and a warning where that is too much.
+
+    Nothing where it trains nothing or cannot be estimated; an estimate must never stop a run.
+    """
+    if not run.trains:
+        return []
+    try:
+        found = kept_estimate(run)
+    except Exception as error:
+        return [f"  no estimate: {str(error).splitlines()[0] if str(error) else type(error).__name__}"]
+    memory = device_memory() if run.config["trainer"].get("accelerator") in {"gpu", "cuda", "auto"} else None
+    too_much = warning(found, memory)
+    return [f"  estimate: {describe(found)}", *([f"  WARNING: {too_much}"] if too_much else [])]
+
+
+HEADS = ("batch/GPU", "GPUs", "parameters", "memory/GPU", "TFLOP/step", "steps")
+
+
+def estimate_lines(planned: Sequence[Planned], cards: Sequence[Card], utilisation: float) -> Iterator[str]:
+    """A table of the stages of a plan, line by line as they are found; stages that are alike are estimated once.
+
+    Args:
+        planned: the stages.
+        cards: whose hours are shown.
+        utilisation: share of a card's rate that is taken to be reached.
+    """
+    names = [f"{item.request.stage} seed {item.request.seed}" for item in planned]
+    width = max(map(len, names), default=0)
+
+    def line(name: str, values: Iterable[str]) -> str:
+        return "  ".join([name.ljust(width), *(value.rjust(12) for value in values)])
+
+    yield line("stage", [*HEADS, *(f"h {card.name}" for card in cards)])
+    totals = dict.fromkeys(cards, 0.0)
+    for name, item in zip(names, planned):
+        try:
+            found = kept_estimate(item.run)
+        except StageError as error:
+            yield f"{name.ljust(width)}  {error}"
+            continue
+        hours = {card: found.hours(card, utilisation) for card in cards}
+        for card, value in hours.items():
+            totals[card] += value or 0.0
+        batches = f" x {found.accumulated}" if found.accumulated > 1 else ""
+        values = [
+            f"{found.size}{batches}", str(found.devices), f"{found.parameters / 1e6:.1f} M",
+            size_text(found.peak_bytes + CONTEXT_BYTES), f"{found.flops / 1e12:.3g}",
+            "-" if found.steps is None else f"{found.steps:,}",
+        ]  # fmt: skip
+        yield line(name, [*values, *map(hours_text, hours.values())])
+    yield line("all", [*[""] * len(HEADS), *map(hours_text, totals.values())])
+    yield (
+        f"GPU hours of training alone, at {utilisation:.0%} of a card's matrix rate; memory with 1.1 GB for CUDA; an "
+        "estimate, not a measurement"
+    )
+
+
+def chosen_cards(names: Iterable[str]) -> list[Card]:
+    """Cards by name.
+
+    Raises:
+        StageError: there is none of a name.
+    """
+    from common.errors import nearest
+
+    unknown: Mapping[str, str] = {name: nearest(name, CARDS) for name in names if name not in CARDS}
+    for name, hint in unknown.items():
+        raise StageError(f"--card {name}: {hint}; known are {', '.join(CARDS)}")
+    return [CARDS[name] for name in names]

@@ -1,0 +1,493 @@
+"""Trained models to use: out of a finished stage, or out of a folder that can be given away and read anywhere.
+
+An export is a folder that needs nothing else: the weights (safetensors), the configuration of model and inputs, the
+vocabularies, the record of the stage, and a model card. Only tensors, text and plain data are in it, and only classes
+of this suite are built from it, so an export from a stranger cannot run anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.encoders.checkpoint_files import differences
+from common.errors import StageError
+from common.reporting.papers import PAPERS
+from common.stages.finished import FinishedStage, instantiate, open_finished
+from common.stages.parts import TRAINED, part
+
+FORMAT = "representation-assemble/model/1"
+WEIGHTS, CONFIGURATION, CARD, RECORD = "model.safetensors", "config.json", "README.md", "record.json"
+#: Arguments of classes that name files which training started from; what was learned since stands in the weights.
+SOURCES = frozenset(
+    {"pretrained", "warm_start", "text_pretrained", "video_pretrained", "audio_pretrained", "statistics"}
+)
+
+Modality = Literal["video", "audio", "image", "text"]
+#: One or several files or texts, or what was read of them.
+Items = str | Path | Sequence[Any] | Tensor
+
+
+@dataclass(frozen=True)
+class Trained:
+    """All that it takes to use a trained model.
+
+    Attributes:
+        model: `class_path` and `init_args` of the module, plain data.
+        inputs: how files and texts become inputs of the model, plain data.
+        weights: tensors under the names of the usable model's state dict.
+        files: vocabularies and the like by name; their content, or where they lie.
+        record: what the stage recorded, as the text of its JSON file; None before it is finished.
+        origin: checkpoint or folder, for messages.
+    """
+
+    model: dict[str, Any]
+    inputs: dict[str, Any]
+    weights: dict[str, Tensor]
+    files: dict[str, bytes | Path] = field(default_factory=dict)
+    record: str | None = None
+    origin: str = ""
+
+    def file(self, name: str) -> bytes:
+        """Content of one of the files."""
+        found = self.files[name]
+        return found.read_bytes() if isinstance(found, Path) else found
+
+
+class TrainedModel(nn.Module):
+    """A trained model with methods for its use; each paper has one such class.
+
+    `embed_<modality>` of a class takes what its `read_<modality>` reads, one by one, and gives one row for each.
+
+    Args:
+        trained: see `Trained`; `from_export` reads it.
+
+    Attributes:
+        paper: package of the paper.
+        kinds: import paths of the modules whose checkpoints can be used.
+        example: a stage that can be used, as `<paper>/<scale>/seed<k>/<stage>`.
+        otherwise: what other modules cannot do.
+        embeds: what can be embedded.
+        retrieves: what can be compared: the query, and what is searched.
+        compares_vectors: whether that is done by the vectors of `embed`.
+        limits: what the model is for and what it cannot do, for its card.
+        usage: a line of Python that uses `model`, for its card.
+    """
+
+    paper: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]]
+    example: ClassVar[str]
+    otherwise: ClassVar[str]
+    embeds: ClassVar[tuple[Modality, ...]] = ()
+    retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = ()
+    compares_vectors: ClassVar[bool] = True
+    limits: ClassVar[str]
+    usage: ClassVar[str]
+
+    @classmethod
+    def usage_of(cls, trained: Trained) -> str:
+        """The line of Python for the card of one model; `usage` unless it cannot do what that shows."""
+        return cls.usage
+
+    @classmethod
+    @abstractmethod
+    def gather(cls, stage: FinishedStage) -> Trained:
+        """What of a finished stage is needed to use its model; without its record."""
+
+    @classmethod
+    def read(cls, path: str | Path) -> Trained:
+        """Everything that it takes to use a model, out of a finished stage or an export.
+
+        Args:
+            path: folder of an export, or `checkpoints/last.ckpt` of a stage.
+
+        Raises:
+            StageError: it is missing, damaged, or of another model.
+        """
+        path = Path(path)
+        if path.is_dir():
+            return read_export(path, cls.paper)
+        stage = open_finished(path, cls.kinds, cls.otherwise, cls.example)
+        found = cls.gather(stage)
+        record = stage.folder / RECORD
+        text = record.read_text(encoding="utf-8") if record.is_file() else None
+        return Trained(found.model, found.inputs, found.weights, found.files, text, str(path))
+
+    @classmethod
+    def from_export(cls, path: str | Path, device: str = "cpu") -> Self:
+        """A trained model, ready to use, in evaluation mode.
+
+        Args:
+            path: folder of an export, or `checkpoints/last.ckpt` of a finished stage.
+            device: where it runs.
+
+        Raises:
+            StageError: it is missing, damaged, or of another model; there is no such device.
+        """
+        model = cls(cls.read(path))
+        try:
+            return model.to(device).eval()
+        except (RuntimeError, AssertionError) as error:
+            raise StageError(f"--device {device}: {str(error).splitlines()[0]}") from None
+
+    def build(self, trained: Trained) -> Any:
+        """The module of the configuration, with random weights; only classes of this suite are built."""
+        import lightning.pytorch as pl
+
+        for name in _class_paths(trained.model):
+            if not name.startswith(("common.", f"papers.{self.paper}.")):
+                raise StageError(
+                    f"{trained.origin}: its configuration asks for {name}, which is no class of this suite"
+                )
+        return instantiate(trained.model, pl.LightningModule)
+
+    def fill(self, trained: Trained) -> None:
+        """Take the weights over.
+
+        Raises:
+            StageError: they do not fit.
+        """
+        problem = differences(self.state_dict(), trained.weights)
+        if problem:
+            raise StageError(f"{trained.origin} does not fit its configuration: {problem}")
+        self.load_state_dict(trained.weights)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.parameters()).device
+
+    def fingerprint(self) -> str:
+        """Hash of the weights, which tells vectors of different models apart."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:24]
+
+    # -- embedding -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def embed(
+        self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None, at_once: int = 16
+    ) -> tuple[Tensor, list[int]]:
+        """Embeddings of files or texts.
+
+        Args:
+            modality: one of `embeds`.
+            items: paths, or texts.
+            skipped: gets the position and the reason of every item that cannot be read; None raises instead.
+            at_once: items that go through the network together.
+
+        Returns:
+            Embeddings on the CPU, one row for each item that could be read, and the positions of these.
+
+        Raises:
+            StageError: nothing could be read.
+        """
+        embed = getattr(self, f"embed_{modality}")
+        rows: list[Tensor] = []
+        kept: list[int] = []
+        held: list[Any] = []
+        for place, sample in self.samples(modality, items, skipped):
+            held.append(sample)
+            kept.append(place)
+            if len(held) == at_once:
+                rows.append(embed(held).cpu())
+                held = []
+        if held:
+            rows.append(embed(held).cpu())
+        if not rows:
+            raise StageError(nothing_to_read(modality, items, skipped))
+        return torch.cat(rows), kept
+
+    def samples(
+        self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """What `read_<modality>` makes of every item that can be read, with its position; see `embed`."""
+        from common.data.media import MediaError
+        from common.data.regions import RegionError
+
+        read: Callable[[Any], Any] = getattr(self, f"read_{modality}")
+        for place, item in enumerate(items):
+            try:
+                yield place, read(item)
+            except (MediaError, RegionError) as error:
+                if skipped is None:
+                    raise
+                skipped.append((place, str(error)))
+
+    def read_all(self, modality: Modality, items: Items) -> list[Any]:
+        """What `read_<modality>` makes of one or several files or texts; what was read already stays as it is."""
+        read: Callable[[Any], Any] = getattr(self, f"read_{modality}")
+        several = [items] if isinstance(items, str | Path) else list(items)
+        if not several:
+            raise ValueError(f"there is no {modality} to embed")
+        return [read(one) if isinstance(one, str | Path) else one for one in several]
+
+    def read_text(self, text: str) -> str:
+        """A text as `embed_text` takes it."""
+        return text
+
+    def captions(self, modality: Modality, embeddings: Tensor) -> list[str] | None:
+        """What embeddings [N, ...] say in words, one line for each; None where they say nothing."""
+        return None
+
+    # -- retrieval -----------------------------------------------------------------------------------------------------
+
+    def searched(
+        self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None
+    ) -> tuple[Any, list[int]]:
+        """What is searched, as `compare` takes it, and the positions of the items that could be read."""
+        return self.embed(modality, items, skipped)
+
+    def compare(self, query_modality: Modality, query: Any, modality: Modality, searched: Any) -> Tensor:
+        """Scores [N] of a query with everything that is searched; here the cosine of the embeddings."""
+        found = self.embed(query_modality, [query])[0]
+        return (F.normalize(searched.float(), dim=-1) @ F.normalize(found.float(), dim=-1)[0]).cpu()
+
+
+def trained_model(paper: str) -> type[TrainedModel]:
+    """The class of a paper's trained models.
+
+    Raises:
+        StageError: the paper has none.
+    """
+    model: type[TrainedModel] = part(paper, *TRAINED).MODEL
+    return model
+
+
+def nothing_to_read(modality: str, items: Sequence[Any], skipped: Sequence[tuple[int, str]] | None) -> str:
+    """The message where nothing could be read."""
+    if not items:
+        return f"there is no {modality} to read"
+    return f"none of the {len(items)} can be read as {modality}; the first: {skipped[0][1] if skipped else items[0]}"
+
+
+# -- configurations ----------------------------------------------------------------------------------------------------
+
+
+def without_sources(config: Any) -> Any:
+    """A configuration without the files that training started from."""
+    if isinstance(config, Mapping):
+        return {name: None if name in SOURCES else without_sources(value) for name, value in config.items()}
+    return [without_sources(value) for value in config] if isinstance(config, list) else config
+
+
+def with_arguments(config: Mapping[str, Any], **arguments: Any) -> dict[str, Any]:
+    """The configuration of an object with some of its arguments replaced."""
+    return {**config, "init_args": {**config["init_args"], **arguments}}
+
+
+def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a data class out of JSON, where tuples are lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
+def renamed(state: Mapping[str, Tensor], **prefixes: str) -> dict[str, Tensor]:
+    """Tensors below some parts of a module, under new names.
+
+    Args:
+        state: of the module.
+        prefixes: new name of a part to its old name.
+    """
+    return {
+        f"{new}.{name.removeprefix(f'{old}.')}": value
+        for new, old in prefixes.items()
+        for name, value in state.items()
+        if name.startswith(f"{old}.")
+    }
+
+
+def _class_paths(config: Any) -> Iterator[str]:
+    if isinstance(config, Mapping):
+        if "class_path" in config:
+            yield str(config["class_path"])
+        config = list(config.values())
+    if isinstance(config, list):
+        for value in config:
+            yield from _class_paths(value)
+
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+def write_export(model: type[TrainedModel], checkpoint: str | Path, output: str | Path, force: bool = False) -> Path:
+    """Write a trained model as a folder of its own; it appears whole or not at all.
+
+    Args:
+        model: its class.
+        checkpoint: `checkpoints/last.ckpt` of a finished stage.
+        output: the folder.
+        force: replace an export that is there.
+
+    Returns:
+        `output`.
+
+    Raises:
+        StageError: the stage is missing, not finished or of another model, or the folder is taken.
+    """
+    from safetensors.torch import save_file
+
+    from common.reporting.records import Record
+    from common.stages.model_card import model_card
+
+    output = Path(output)
+    _check_free(output, force)
+    trained = model.read(checkpoint)
+    if trained.record is None:
+        raise StageError(f"{checkpoint}: the stage has no record yet, which an export carries; let it finish first")
+    record = Record.from_json(trained.record, f"record of {checkpoint}")
+    # Built once, so that no folder is written that cannot be read.
+    model(trained)
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    old = output.with_name(f".{output.name}.{os.getpid()}.old")
+    try:
+        partial.mkdir(parents=True)
+        tensors, shared = _stored_once(trained.weights)
+        metadata = {"format": "pt", "config_hash": record.config_hash, "shared": json.dumps(shared, sort_keys=True)}
+        save_file(tensors, partial / WEIGHTS, metadata=metadata)
+        (partial / WEIGHTS).chmod(0o644)  # it is written for its owner alone, an export is there to be shared
+        (partial / RECORD).write_text(trained.record, encoding="utf-8")
+        for name, content in trained.files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, Path):
+                shutil.copyfile(content, partial / name)
+            else:
+                (partial / name).write_bytes(content)
+        config = {
+            "format": FORMAT,
+            "paper": model.paper,
+            "use": f"papers.{model.paper}.{model.__name__}",
+            "stage": record.stage,
+            "scale": record.scale,
+            "seed": record.seed,
+            "config_hash": record.config_hash,
+            "model": trained.model,
+            "inputs": trained.inputs,
+            "files": {
+                name: {"bytes": (partial / name).stat().st_size, "sha256": _digest(partial / name)}
+                for name in (WEIGHTS, RECORD, *sorted(trained.files))
+            },
+        }
+        (partial / CONFIGURATION).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (partial / CARD).write_text(model_card(model, record, output.name, model.usage_of(trained)), encoding="utf-8")
+        for path in partial.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if output.exists():
+            output.replace(old)
+        partial.replace(output)
+    finally:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return output
+
+
+def _check_free(output: Path, force: bool) -> None:
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise StageError(f"--output {output} is a file: give a folder")
+    if not any(output.iterdir()):
+        return
+    ours = (output / CONFIGURATION).is_file() and FORMAT in (output / CONFIGURATION).read_text(errors="replace")
+    if not ours:
+        raise StageError(f"--output {output} holds something else and is not touched: give another folder")
+    if not force:
+        raise StageError(f"--output {output} holds an export already: give another folder, or --force to replace it")
+
+
+def read_export(folder: str | Path, paper: str) -> Trained:
+    """Read the folder of an export, and check that it is whole.
+
+    Args:
+        folder: the folder.
+        paper: package whose model it must be.
+
+    Raises:
+        StageError: it is no export, of another paper, or damaged; the message names the file.
+    """
+    from safetensors import safe_open
+
+    folder = Path(folder)
+    path = folder / CONFIGURATION
+    if not path.is_file():
+        raise StageError(
+            f"{folder} is no export, it holds no {CONFIGURATION}: give a folder of `assemble export`, or "
+            "checkpoints/last.ckpt of a finished stage"
+        )
+    try:
+        config = json.loads(path.read_bytes())
+        stated, found, files = config["format"], config["paper"], config["files"]
+        model, inputs, config_hash = config["model"], config["inputs"], config["config_hash"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StageError(f"{path} is damaged ({error}): export the model again") from None
+    if stated != FORMAT:
+        raise StageError(f"{path} has the format {stated!r}; this version reads {FORMAT!r}: export the model again")
+    if found != paper:
+        short = {one.name: one.short for one in PAPERS}
+        raise StageError(f"{folder} is a model of {short.get(found, found)} and not of {short[paper]}")
+    for name, expected in files.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise StageError(f"{path}: {name} lies outside of the export")
+        _check_file(folder / name, expected)
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+    except Exception as error:  # The reader raises nothing more special.
+        raise StageError(f"{folder / WEIGHTS} cannot be read: {error}") from None
+    if metadata.get("config_hash") != config_hash:
+        raise StageError(
+            f"{folder / WEIGHTS} is of the configuration {metadata.get('config_hash')}, but {CONFIGURATION} of "
+            f"{config_hash}: the files of two exports are mixed; export the model again"
+        )
+    for name, other in json.loads(metadata.get("shared", "{}")).items():
+        weights[name] = weights[other]
+    kept: dict[str, bytes | Path] = {name: folder / name for name in files if name not in (WEIGHTS, RECORD)}
+    return Trained(model, inputs, weights, kept, (folder / RECORD).read_text(encoding="utf-8"), str(folder))
+
+
+def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        raise StageError(f"{path} is missing from the export: copy the whole folder, or export the model again")
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        what = "was cut off" if size < expected["bytes"] else "is longer than it was"
+        raise StageError(
+            f"{path} {what}: it has {size:,} of {expected['bytes']:,} bytes; copy it again, or export the model again"
+        )
+    if _digest(path) != expected["sha256"]:
+        raise StageError(f"{path} was changed: its SHA-256 is not the one in {CONFIGURATION}; export the model again")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _stored_once(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors that can be stored side by side, and the further names of those that go by several."""
+    first: dict[tuple[Any, ...], str] = {}
+    tensors: dict[str, Tensor] = {}
+    shared: dict[str, str] = {}
+    for name, value in weights.items():
+        known = first.setdefault((value.data_ptr(), value.dtype, value.shape, value.stride()), name)
+        if known == name or value.numel() == 0:
+            tensors[name] = value.detach().cpu().contiguous().clone()
+        else:
+            shared[name] = known
+    return tensors, shared

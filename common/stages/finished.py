@@ -1,0 +1,104 @@
+"""A finished stage, opened for use without a trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import StageError
+
+
+@dataclass(frozen=True)
+class FinishedStage:
+    """What a finished stage left in its folder.
+
+    Attributes:
+        checkpoint: its file.
+        config: the resolved configuration, plain data.
+        content: entries of the checkpoint, on the CPU; its weights are `content["state_dict"]`.
+    """
+
+    checkpoint: Path
+    config: dict[str, Any]
+    content: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the stage, where its record lies."""
+        return self.checkpoint.parent.parent
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Weights and other tensors of the module by name."""
+        return self.content["state_dict"]
+
+    def data(self) -> Any:
+        """The data module as the configuration builds it; nothing is prepared yet."""
+        import lightning.pytorch as pl
+
+        return instantiate(self.config["data"], pl.LightningDataModule)
+
+
+def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str, example: str) -> FinishedStage:
+    """Read the configuration and the checkpoint of a finished stage.
+
+    Args:
+        checkpoint: `checkpoints/last.ckpt` of the stage; `config.yaml` lies in the folder above.
+        kinds: import paths of the LightningModules of which it may be.
+        otherwise: what another kind cannot do, and which stages can; stands in the message.
+        example: a stage, as `<paper>/<scale>/seed<k>/<stage>`; stands in the message.
+
+    Raises:
+        StageError: the checkpoint or its configuration is missing or damaged, or it is of another kind.
+    """
+    checkpoint = Path(checkpoint)
+    configuration = checkpoint.parent.parent / "config.yaml"
+    for path in (checkpoint, configuration):
+        if not path.is_file():
+            raise StageError(
+                f"{path} does not exist: give checkpoints/last.ckpt in the folder of a finished stage of "
+                f"{example.split('/')[0]}, such as runs/{example}/checkpoints/last.ckpt, or the folder of an export"
+            )
+    # Heavy imports only now: whoever mistypes a path need not wait for them.
+    import yaml
+
+    from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
+    from common.training.switches import take_switches
+
+    try:
+        config = yaml.safe_load(configuration.read_text(encoding="utf-8"))
+        found = str(config["model"]["class_path"])
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        raise StageError(f"{configuration} is damaged: run the stage again, which writes it anew") from None
+    if found not in kinds:
+        raise StageError(f"{checkpoint} is of {found}, which {otherwise}")
+    try:
+        content = read_checkpoint(checkpoint)
+        _ = content["state_dict"]
+    except (CheckpointError, KeyError) as error:
+        raise StageError(f"{checkpoint} cannot be read: {error}") from None
+    # No module has the switches as arguments.
+    return FinishedStage(checkpoint, take_switches(config)[1], content)
+
+
+def instantiate(config: dict[str, Any], base: type) -> Any:
+    """Build an object from plain data, with types checked.
+
+    Args:
+        config: `class_path` and `init_args`, nested ones included.
+        base: class that it must be of.
+
+    Raises:
+        StageError: an argument does not fit its class.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base, "built", required=True)
+    try:
+        parsed = parser.parse_object({"built": config})
+    except Exception as error:
+        raise StageError(f"the configuration does not fit its classes: {error}") from None
+    return parser.instantiate_classes(parsed).built

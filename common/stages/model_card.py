@@ -1,0 +1,162 @@
+"""The card of an exported model: what it is, how to use it, what was measured, what it was made of, and its limits."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from common.errors import StageError
+from common.reporting.papers import paper_named
+from common.reporting.records import Record
+
+if TYPE_CHECKING:
+    from common.stages.export import TrainedModel
+
+SCALES = {
+    "paper": "It was trained at the paper's scale.",
+    "mini": "**It is a miniature**: a small network, trained for minutes on a small stand-in of the data. It shows how "
+    "the method works and is of no use on real data; its numbers are not comparable with published ones.",
+    "smoke": "**It is a smoke test**: a tiny network after a few steps, which checks that everything runs. It has "
+    "learned nothing.",
+}
+
+
+def model_card(model: type[TrainedModel], record: Record, folder: str, usage: str | None = None) -> str:
+    """Markdown of the card.
+
+    Args:
+        model: class of the trained model.
+        record: of the stage that trained it.
+        folder: name of the export's folder, for the example.
+        usage: line of Python that uses `model`; that of the class without it.
+
+    Raises:
+        StageError: the docstring of the paper's package has no title, citation and method.
+    """
+    paper = paper_named(record.paper)
+    package = importlib.import_module(f"papers.{paper.name}")
+    paragraphs = (inspect.getdoc(package) or "").split("\n\n")
+    if len(paragraphs) < 3:
+        raise StageError(
+            f"papers/{paper.name}/__init__.py: the card needs a docstring of three paragraphs: a title, the citation, "
+            "and what the method does"
+        )
+    title, citation, method, *_ = paragraphs
+    git = record.git
+    revision = (
+        f"`{git['revision']}`{' with uncommitted changes' if git['dirty'] else ''}" if git["revision"] else "unknown"
+    )
+    machine = record.hardware
+    accelerators = ", ".join(machine.get("accelerators") or []) or f"{machine.get('cpu')}, {machine.get('cores')} cores"
+    facts = [
+        ("stage", f"{record.stage} ({record.job.replace('_', '-')}, recipe {record.recipe})"),
+        ("scale", record.scale),
+        ("seed", str(record.seed)),
+        ("configuration", f"`{record.config_hash}`, lineage `{record.lineage_hash}`"),
+        ("starts from", ", ".join(sorted({f"{one['stage']}" for one in record.parents.values()})) or "random weights"),
+        ("steps", f"{record.steps:,} of {record.global_batch} samples, {record.precision}"),
+        ("trained", f"{record.started}, {record.wall_seconds:,.0f} s on {accelerators}"),
+        ("revision", revision),
+        ("weights measured", record.selection),
+    ]
+    lines = [
+        f"# {paper.title}: {record.stage}, {record.scale}, seed {record.seed}",
+        "",
+        f"{title} {SCALES[record.scale]}",
+        "",
+        citation,
+        "",
+        method,
+        "",
+        "This is a re-implementation and not a release of the authors.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        f"from papers.{paper.name} import {model.__name__}",
+        f'model = {model.__name__}.from_export("{folder}")',
+        usage or model.usage,
+        "```",
+        "",
+        "## What was measured",
+        "",
+        *_table(("metric", "value"), ((name, _number(value)) for name, value in sorted(record.metrics.items()))),
+        "",
+        "## How it was trained",
+        "",
+        *_table(("", ""), facts),
+        "",
+        "`record.json` holds the whole record, with the resolved configuration and the versions of all packages.",
+        "",
+        "## Deviations from the paper",
+        "",
+        *([f"- `{one['field']}`: {one['reason']}" for one in record.deviations] or ["None beyond sizes are declared."]),
+        "",
+        "## Data",
+        "",
+        *_data(record),
+        "",
+        "## Intended use and limits",
+        "",
+        model.limits,
+        "",
+        "The code is under the Apache License 2.0. What the terms of the data above ask of those who share a model "
+        "that was trained on them has to be met as well.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _data(record: Record) -> Iterator[str]:
+    """Terms of the data sets, or of the world whose files stood in for them, and what was read of each."""
+    data = record.config.get("data") or {}
+    world = (data.get("init_args") or {}).get("world")
+    if world:
+        kind = _class(world["class_path"])
+        yield (
+            f"Files of the {kind.title}, in the layouts of real data sets of which no sample was used. "
+            f"{kind.credit or 'They are generated and have no licence of their own.'}"
+        )
+    else:
+        found: dict[str, Any] = {}
+        for path in _datasets(data):
+            found.setdefault(path, _class(path))
+        yield from (
+            f"- {getattr(kind, 'title', kind.__name__)}: {kind.licence}. {getattr(kind, 'source', '')}".rstrip()
+            for kind in found.values()
+        )
+    yield ""
+    rows = (
+        (name, str(entry.get("version", "")), f"{entry.get('samples', 0):,}", f"{entry.get('skipped', 0):,}")
+        for name, entry in sorted(record.data.items())
+    )
+    yield from _table(("read", "version", "samples", "skipped"), rows)
+
+
+def _datasets(config: Any) -> Iterator[str]:
+    """Import paths of the data sets in a configuration."""
+    if isinstance(config, Mapping):
+        path = str(config.get("class_path", ""))
+        if path.startswith("common.data.datasets."):
+            yield path
+        config = list(config.values())
+    if isinstance(config, list):
+        for value in config:
+            yield from _datasets(value)
+
+
+def _class(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _table(head: tuple[str, ...], rows: Any) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'|'.join('---' for _ in head)}|"
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"

@@ -1,0 +1,70 @@
+"""The files that a paper has or has not, beside those that it needs to be trained."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+from common.errors import StageError
+
+
+def _module(paper: str, name: str) -> str:
+    """Import path of a part; what a rehearsal writes stands apart from the papers."""
+    return f"rehearsals.{paper}" if name == "rehearsal" else f"papers.{paper}.{name}"
+
+
+def has_part(paper: str, name: str) -> bool:
+    """Whether there is a module `papers.<paper>.<name>`; it is not imported.
+
+    Args:
+        paper: package of the paper.
+        name: file without its suffix.
+    """
+    return importlib.util.find_spec(_module(paper, name)) is not None
+
+
+def optional_part(paper: str, name: str) -> Any:
+    """The module `papers.<paper>.<name>`, or None where the paper has no such file.
+
+    Args:
+        paper: package of the paper.
+        name: file without its suffix.
+    """
+    return importlib.import_module(_module(paper, name)) if has_part(paper, name) else None
+
+
+#: File of a paper's trained models, and what a paper lacks without it.
+TRAINED = ("use", "has no trained models to use")
+
+
+def check_part(paper: str, name: str, without: str) -> None:
+    """Make sure that a paper has a file, without importing it, which takes seconds; see `part`.
+
+    Raises:
+        StageError: the paper has no such file.
+    """
+    if not has_part(paper, name):
+        raise _missing(paper, name, without)
+
+
+def part(paper: str, name: str, without: str) -> Any:
+    """The module `papers.<paper>.<name>`.
+
+    Args:
+        paper: package of the paper.
+        name: file without its suffix.
+        without: what the paper is or cannot do without it, as `cannot be rehearsed`; stands in the message.
+
+    Raises:
+        StageError: the paper has no such file.
+    """
+    found = optional_part(paper, name)
+    if found is None:
+        raise _missing(paper, name, without)
+    return found
+
+
+def _missing(paper: str, name: str, without: str) -> StageError:
+    file = _module(paper, name).replace(".", "/")
+    return StageError(f"{paper} {without}: {file}.py does not exist (CONTRIBUTING.md, Add a paper)")

@@ -1,0 +1,459 @@
+"""Which stages a paper needs, which of them are done, and running the rest in order.
+
+Imports neither torch nor lightning: planning and skipping are instant.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import Preempted, StageError, is_ours
+from common.reporting import records
+from common.reporting.papers import paper_named, project_root
+from common.reporting.tables import StageInstance, expand
+from common.stages.configuration import RunConfiguration
+from common.stages.run import Parent, StageRequest, finished_record
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the user asked for: scale, seeds, machine, folders, which part of the tables, whether it is a rehearsal."""
+
+    scale: str = "mini"
+    seeds: tuple[int, ...] = (0,)
+    hardware: str = "cpu"
+    runs: Path = Path("runs")
+    data: Path = Path("data")
+    tables: tuple[str, ...] | None = None
+    rows: tuple[str, ...] | None = None
+    stages: tuple[str, ...] | None = None
+    rehearsal: bool = False
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage with what has to be done about it.
+
+    Attributes:
+        request: the stage.
+        run: its merged configuration.
+        lineage: hash of the configuration and of all that it descends from.
+        done: whether its record is there and still fits.
+        reason: why it runs or is skipped, for people.
+    """
+
+    request: StageRequest
+    run: RunConfiguration
+    lineage: str
+    done: bool
+    reason: str
+
+
+def plan(paper: str, selection: Selection, arguments: Sequence[str] = ()) -> list[Planned]:
+    """All stages of a paper in the order in which they can run, for every seed.
+
+    Raises:
+        ConfigurationError, TablesError: before anything runs.
+    """
+    name = paper_named(paper).name
+    instances = expand(name, selection.scale, selection.tables, selection.rows, selection.stages)
+    planned: list[Planned] = []
+    for seed in selection.seeds:
+        lineages: dict[str, str] = {}
+        for instance in instances:
+            request = request_for(name, instance, selection, seed, lineages, arguments)
+            run = request.configuration()
+            lineage = request.lineage_hash(run)
+            lineages[instance.id] = lineage
+            done, reason = _state(request, lineage)
+            planned.append(Planned(request, run, lineage, done, reason))
+    return planned
+
+
+def request_for(
+    paper: str,
+    instance: StageInstance,
+    selection: Selection,
+    seed: int,
+    lineages: dict[str, str],
+    arguments: Sequence[str] = (),
+) -> StageRequest:
+    """The request of one stage instance; `lineages` holds those of its parents."""
+    parents = {
+        field: Parent(
+            parent,
+            records.run_folder(selection.runs, paper, selection.scale, seed, parent),
+            lineages[parent],
+        )
+        for field, parent in instance.parents.items()
+    }
+    return StageRequest(
+        paper=paper,
+        stage=instance.id,
+        recipe=instance.recipe,
+        job=instance.job,
+        row=instance.row,
+        scale=selection.scale,
+        hardware=selection.hardware,
+        seed=seed,
+        runs=selection.runs,
+        data=selection.data,
+        parents=parents,
+        overrides=instance.overrides,
+        arguments=tuple(arguments),
+        rehearsal=selection.rehearsal,
+    )
+
+
+def _state(request: StageRequest, lineage: str) -> tuple[bool, str]:
+    record = finished_record(request, lineage)
+    if record is not None:
+        return True, f"done {record.started[:16].replace('T', ' ')} in {duration(record.wall_seconds)}"
+    if (path := request.directory / "record.json").is_file():
+        try:
+            records.read(path)
+        except records.RecordError as error:
+            records.warn(error)
+            return False, "its record is malformed"
+        return False, "its configuration or that of a stage it starts from changed"
+    if (request.directory / "checkpoints" / "last.ckpt").is_file():
+        return False, "was stopped, goes on from its last checkpoint"
+    return False, "not run yet"
+
+
+def expected_seconds(planned: Sequence[Planned]) -> float | None:
+    """Expected time of the stages that are left, from earlier records of the same kind; None without any."""
+    if not planned:
+        return 0.0
+    request = planned[0].request
+    fresh = records.find(request.runs, request.paper, request.scale, malformed=records.warn)
+    known = [*fresh, *records.find_promoted(request.paper)]
+    total, missing = 0.0, 0
+    for item in planned:
+        seconds = records.expected_seconds(known, item.request.scale, item.request.stage)
+        if seconds is None:
+            missing += 1
+        else:
+            total += seconds
+    if missing == len(planned):
+        return None
+    return total * len(planned) / (len(planned) - missing)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3.2 min` or `38.0 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def reproduce(
+    paper: str,
+    selection: Selection,
+    *,
+    jobs: int = 1,
+    say: Callable[[str], None] = print,
+    finished: Callable[[str, int], None] | None = None,
+) -> list[str]:
+    """Run every stage whose record is missing or no longer fits, and say what is skipped and why.
+
+    A stage that fails does not stop those that do not start from it.
+
+    Args:
+        paper: package or short name.
+        selection: which stages, at which scale, for which seeds.
+        jobs: stages to run side by side, each in a process of its own with one thread; 1 runs them in this process.
+        say: where the lines go.
+        finished: called in this process with the name and the seed of every stage that ran to its end.
+
+    Returns:
+        The stages that failed, or could not start because a parent failed; empty when all is done.
+    """
+    planned = plan(paper, selection)
+    waiting = [item for item in planned if not item.done]
+    total = len(waiting)
+    say(
+        f"{paper_named(paper).title} at scale {selection.scale}: {len(planned)} stages"
+        + (f" over seeds {', '.join(map(str, selection.seeds))}" if len(selection.seeds) > 1 else "")
+        + f", {len(planned) - total} done, {total} to run"
+    )
+    ours = max((item.run.describe_ours() for item in planned), key=len, default="")
+    if ours:
+        say(f"  values that are ours, in no source of the paper (marked in configs/{planned[0].request.paper}): {ours}")
+    for item in planned:
+        if item.done:
+            say(f"  skip  {_name(item)}: {item.reason}")
+    if not waiting:
+        return []
+    jobs = max(1, min(jobs, total))
+    estimate = expected_seconds(waiting)
+    expected = "unknown, no earlier record of this scale" if estimate is None else duration(estimate / jobs)
+    say(f"  expected: {expected}" + (f", {jobs} stages side by side" if jobs > 1 else ""))
+
+    progress = _Progress(total, jobs)
+    failed: dict[tuple[int, str], str] = {}
+    running: dict[Future[records.Record], Planned] = {}
+    with _pool(jobs) as pool, _termination_as_interrupt():
+        try:
+            while waiting or running:
+                for item in _startable(waiting, running, failed, say)[: jobs - len(running)]:
+                    waiting.remove(item)
+                    say(f"[{progress.start()}/{total}] {_name(item)} ({item.reason})")
+                    running[pool.submit(_run, item)] = item
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    item = running.pop(future)
+                    try:
+                        record = future.result()
+                    except BrokenExecutor:
+                        unfinished = len(waiting) + len(running) + 1
+                        raise StageError(
+                            f"a process was killed in {_name(item)} or in a stage beside it, as systems do when memory "
+                            f"runs out; {unfinished} stages are left. The same command goes on where it was; "
+                            f"`--jobs {max(1, jobs - 1)}` needs less memory"
+                        ) from None
+                    except Exception as error:  # one stage must not cost the others
+                        # Our own errors, and those of files and values, say all there is to say.
+                        if not is_ours(error) and not isinstance(error, OSError | ValueError):
+                            traceback.print_exception(error)
+                        failed[item.request.seed, item.request.stage] = str(error)
+                        say(f"  FAILED {_name(item)}: {error}")
+                        continue
+                    left = progress.finish(record.wall_seconds, [*waiting, *running.values()])
+                    say(f"  {_name(item)}: {_headline(record)}  [{duration(record.wall_seconds)}{left}]")
+                    if finished is not None:
+                        finished(item.request.stage, item.request.seed)
+        except KeyboardInterrupt as interrupt:
+            if isinstance(interrupt, Preempted):
+                # Ctrl-C reaches every process of a terminal, this signal only the one that it was sent to.
+                for worker in multiprocessing.active_children():
+                    worker.terminate()  # it saves its stage first
+            stopped = len(waiting) + len(running) + (jobs == 1)
+            say(f"stopped; the same command goes on where it was, {stopped} stages are left")
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    if failed:
+        say(f"{len(failed)} of {total} stages failed; the others are done. Run the same command again to retry.")
+    return [f"{stage} (seed {seed}): {reason}" for (seed, stage), reason in failed.items()]
+
+
+def _startable(
+    waiting: list[Planned],
+    running: dict[Future[records.Record], Planned],
+    failed: dict[tuple[int, str], str],
+    say: Callable[[str], None],
+) -> list[Planned]:
+    """Stages whose parents are finished, in order; those of failed parents are struck off the list."""
+    for item in list(waiting):
+        seed = item.request.seed
+        blocked = [p.stage for p in item.request.parents.values() if (seed, p.stage) in failed]
+        if blocked:
+            failed[seed, item.request.stage] = f"starts from {blocked[0]}, which failed"
+            waiting.remove(item)
+            say(f"  {_name(item)}: left out, it {failed[seed, item.request.stage]}")
+    unfinished = {(item.request.seed, item.request.stage) for item in [*waiting, *running.values()]}
+    return [
+        item
+        for item in waiting
+        if not any((item.request.seed, p.stage) in unfinished for p in item.request.parents.values())
+    ]
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """While it lasts, SIGTERM ends a run as Ctrl-C does, so that no worker goes on alone and keeps its stage locked."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Preempted(number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Here(Executor):
+    """Runs what is submitted at once, in this process."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def _pool(jobs: int) -> Executor:
+    if jobs == 1:
+        return _Here()
+    # Started afresh and not forked: a worker imports torch once and keeps its decoded files for its next stages.
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+
+
+class _Progress:
+    """Counts stages and estimates what is left, from earlier records or from the stages of this call."""
+
+    def __init__(self, total: int, jobs: int) -> None:
+        self.total, self.jobs = total, jobs
+        self._started = 0
+        self._seconds: list[float] = []
+
+    def start(self) -> int:
+        """Number of the stage that starts."""
+        self._started += 1
+        return self._started
+
+    def finish(self, seconds: float, left: Sequence[Planned]) -> str:
+        """Text about the time that the stages left will take."""
+        self._seconds.append(seconds)
+        if not left:
+            return ""
+        expected = expected_seconds(left)
+        if expected is None:
+            expected = sum(self._seconds) / len(self._seconds) * len(left)
+        return f", about {duration(expected / self.jobs)} left"
+
+
+def _name(item: Planned) -> str:
+    return f"{item.request.stage} seed {item.request.seed}"
+
+
+def _headline(record: records.Record) -> str:
+    """The few metrics that say most about a stage."""
+    telling = ("test/best_top1", "test/video_top1", "test/retrieval_r1", "test/mining_precision_consensus")
+    names = [name for name in telling if name in record.metrics] or list(record.metrics)[:3]
+    values = {name: record.metrics[name] for name in names}
+    return ", ".join(f"{n.removeprefix('test/')} {v:.1f}" for n, v in values.items() if v is not None)
+
+
+def _run(item: Planned) -> records.Record:
+    """Run a stage in this process, or in its own where Lightning must start several."""
+    trainer: dict[str, Any] = item.run.config["trainer"]
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    if str(nodes) != "1" and "SLURM_JOB_ID" not in os.environ:
+        raise StageError(
+            f"{item.request.stage} wants {nodes} nodes, which one command cannot start; submit the stages with "
+            f"`assemble plan {item.request.paper} --scale {item.request.scale} --hardware {item.request.hardware} "
+            "--format slurm`"
+        )
+    if str(devices) in {"1", "auto"} and str(nodes) == "1":
+        from common.stages.run import run_stage
+
+        # Another command may have finished it since this one was planned.
+        return finished_record(item.request, item.lineage) or run_stage(item.request)
+    # Lightning starts the other ranks by running the command line again, so it must be that of this stage alone.
+    status = _wait_for([sys.executable, "-m", "common.commands.main", *fit_arguments(item.request)])
+    record = finished_record(item.request, item.lineage)
+    if status or record is None:
+        raise StageError(f"{item.request.stage} ended with status {status}; see its messages above")
+    return record
+
+
+def _wait_for(command: Sequence[str]) -> int:
+    """Run a command to its end, also when this process is asked to end: it saves its state first."""
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt as stop:
+            if isinstance(stop, Preempted):  # Ctrl-C reached it without us
+                process.send_signal(stop.signal)
+            process.wait()
+            raise
+
+
+def fit_arguments(request: StageRequest) -> list[str]:
+    """Command line after `assemble` that runs one stage."""
+    return [
+        "fit", f"{request.paper}/{request.stage}", "--scale", request.scale, "--seed", str(request.seed),
+        "--hardware", request.hardware, "--runs", str(request.runs), "--data", str(request.data), *request.arguments,
+    ]  # fmt: skip
+
+
+def render_plan(planned: Sequence[Planned], form: str) -> str:
+    """The plan as text, as a shell script or as SLURM submissions with dependencies.
+
+    Args:
+        planned: the stages in order.
+        form: text, shell or slurm.
+    """
+    if form == "text":
+        lines = [
+            f"{'done' if item.done else 'run ':4}  seed {item.request.seed}  {item.request.stage:<34} "
+            f"{item.request.recipe:<28} {item.reason}"
+            for item in planned
+        ]
+        seconds = expected_seconds([item for item in planned if not item.done])
+        lines.append(f"expected time of what is left: {'unknown' if seconds is None else duration(seconds)}")
+        return "\n".join(lines)
+    todo = [item for item in planned if not item.done]
+    # This very interpreter: a job may start without an activated environment.
+    program = [sys.executable, "-m", "common.commands.main"]
+    commands = [shlex.join([*program, *fit_arguments(item.request)]) for item in todo]
+    lines = ["#!/bin/sh", "set -e", f"cd {shlex.quote(str(project_root()))}"]
+    if form == "shell":
+        return "\n".join([*lines, *commands])
+    logs = sorted({item.request.runs / item.request.paper / item.request.scale / "slurm" for item in todo})
+    lines += [f"mkdir -p {shlex.quote(str(folder))}" for folder in logs]
+    variables: dict[tuple[int, str], str] = {}
+    for number, (item, command) in enumerate(zip(todo, commands), start=1):
+        request = item.request
+        waits = [
+            variables[request.seed, p.stage] for p in request.parents.values() if (request.seed, p.stage) in variables
+        ]
+        variable = f"stage_{number}"
+        variables[request.seed, request.stage] = variable
+        lines.append(f"{variable}=$({_submission(item, command, list(dict.fromkeys(waits)))})")
+    return "\n".join(lines)
+
+
+def _submission(item: Planned, command: str, waits: Sequence[str]) -> str:
+    """The `sbatch` line of one stage.
+
+    Args:
+        item: the stage.
+        command: what `srun` starts in every process.
+        waits: shell variables with the jobs of its parents.
+    """
+    request, trainer = item.request, item.run.config["trainer"]
+    devices = trainer.get("devices", 1)
+    tasks = int(devices) if str(devices).isdigit() else 1
+    # A task's processes are itself and its loader's workers; with one more, eight tasks would not fit on 64 cores.
+    cpus = max(1, item.run.config["data"]["init_args"].get("num_workers", 0))
+    name = f"{request.paper}-{request.stage}-{request.scale}-s{request.seed}"
+    log = request.runs / request.paper / request.scale / "slurm" / "%x.log"
+    # `singleton`: submitted twice, the second job waits for the first one and then finds its work done.
+    dependency = ",".join([f"afterok:{':'.join(f'${wait}' for wait in waits)}"] * bool(waits) + ["singleton"])
+    options = [
+        f"--job-name={shlex.quote(name)}",
+        f"--output={shlex.quote(str(log))}",
+        "--open-mode=append",
+        f"--nodes={int(trainer.get('num_nodes', 1))}",
+        f"--ntasks-per-node={tasks}",
+        f"--cpus-per-task={cpus}",
+        *([f"--gres=gpu:{tasks}"] if trainer.get("accelerator") == "gpu" else []),
+        # Two minutes to save and to be queued again; the signal goes to the processes, not to the shell around them.
+        "--requeue",
+        "--signal=USR1@120",
+        f"--dependency={dependency}",
+        "--kill-on-invalid-dep=yes",
+    ]
+    # Of its own srun knows nothing of the CPUs of a task, and lets the others wait for one that died.
+    step = f"srun --cpus-per-task={cpus} --kill-on-bad-exit=1 {command}"
+    return f"sbatch --parsable {' '.join(options)} --wrap={shlex.quote(step)}"

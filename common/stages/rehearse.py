@@ -1,0 +1,298 @@
+"""`assemble rehearse`: every stage of a paper at the scale `paper`, on tiny data in the layouts of the real sets.
+
+What runs is `reproduce` itself. Only two things are put under it: what `papers/<paper>/rehearsal.py` writes in place of
+real data and weights, and the overlay `configs/<paper>/rehearsal.yaml`, which is printed field by field.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import StageError
+from common.files import write_text_atomically
+from common.reporting import records
+from common.reporting.papers import PAPERS, existing_papers, paper_named, runs_root
+from common.reporting.tables import Tables, load
+from common.stages.parts import optional_part, part
+from common.stages.plan import Planned, Selection, duration, plan, reproduce
+from common.stages.run import finished_record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+SCALE = "paper"
+DATA_FOLDER = "data"
+_WRITTEN = ".written"
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What came of one stage.
+
+    Attributes:
+        stage: its name.
+        record: what it wrote; None when it failed.
+        problem: why it does not count as passed; empty when it does.
+        absent: metrics with a published value that a table reads from it and it did not measure, such as METEOR where
+            Java is missing.
+    """
+
+    stage: str
+    record: records.Record | None
+    problem: str = ""
+    absent: tuple[str, ...] = ()
+
+
+def write_fixtures(paper: str, folder: Path, say: Callable[[str], None] = print) -> Path:
+    """The tiny data sets and random weights of a paper, written unless they are there.
+
+    Args:
+        paper: package of the paper.
+        folder: folder of the rehearsal.
+        say: where the lines go.
+
+    Returns:
+        Folder that `$DATA` stands for.
+
+    Raises:
+        StageError: the paper has nothing to rehearse with.
+    """
+    module = part(paper, "rehearsal", "cannot be rehearsed")
+    version = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
+    root = folder / DATA_FOLDER / paper
+    mark = root / _WRITTEN
+    if mark.is_file() and mark.read_text(encoding="utf-8") == version:
+        return root
+    say(f"writing tiny data sets and random weights to {root}")
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    module.write_datasets(root)
+    if hasattr(module, "write_weights"):
+        module.write_weights(root)
+    write_text_atomically(mark, version)
+    return root
+
+
+def rehearse(
+    paper: str,
+    folder: Path,
+    *,
+    stages: Sequence[str] | None = None,
+    jobs: int = 1,
+    keep: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[Rehearsed]:
+    """Run every stage of a paper at the scale `paper` on tiny data; finished ones are passed over.
+
+    Args:
+        paper: package or short name.
+        folder: where data, runs and cache lie.
+        stages: only these and what they start from.
+        jobs: stages to run side by side.
+        keep: keep the checkpoints; otherwise each goes as soon as no stage starts from it any more.
+        say: where the lines go.
+
+    Returns:
+        One entry per stage, in order.
+    """
+    name = paper_named(paper).name
+    folder = folder.resolve()
+    with _surroundings(folder):
+        data = write_fixtures(name, folder, say)
+        selection = Selection(
+            scale=SCALE, runs=folder, data=data, stages=tuple(stages) if stages else None, rehearsal=True
+        )
+        planned = plan(name, selection)
+        for line in describe_reductions(planned):
+            say(line)
+        _forget_removed_parents(planned)
+        children = _children(planned)
+
+        def finished(stage: str, seed: int) -> None:
+            if not keep:
+                _remove_spent(planned, children)
+
+        failures = reproduce(name, selection, jobs=jobs, say=say, finished=finished)
+    reasons = dict(failure.split(f" (seed {selection.seeds[0]}): ", 1) for failure in failures)
+    source = load(name)
+    return [_judged(item, source, reasons.get(item.request.stage)) for item in planned]
+
+
+@contextmanager
+def _surroundings(folder: Path) -> Iterator[None]:
+    """A cache of its own, and no W&B run: a rehearsal measures nothing that a dashboard should hold."""
+    wanted = {"ASSEMBLE_CACHE": str(folder / "cache"), "WANDB_MODE": "disabled"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _children(planned: Sequence[Planned]) -> Mapping[str, list[Planned]]:
+    children: dict[str, list[Planned]] = defaultdict(list)
+    for item in planned:
+        for parent in item.request.parents.values():
+            children[parent.stage].append(item)
+    return children
+
+
+def _finished(item: Planned) -> bool:
+    return finished_record(item.request, item.lineage) is not None
+
+
+def _remove_spent(planned: Sequence[Planned], children: Mapping[str, list[Planned]]) -> None:
+    """Remove the checkpoints of finished stages from which no unfinished one starts."""
+    done = {item.request.stage for item in planned if _finished(item)}
+    for item in planned:
+        if item.request.stage in done and all(child.request.stage in done for child in children[item.request.stage]):
+            shutil.rmtree(item.request.directory / "checkpoints", ignore_errors=True)
+
+
+def _forget_removed_parents(planned: Sequence[Planned]) -> None:
+    """Let stages run again whose checkpoint was removed and is needed after all, since a child of theirs changed."""
+    needed: set[str] = set()
+    for item in reversed(planned):
+        if item.done and item.request.stage not in needed:
+            continue
+        for parent in item.request.parents.values():
+            if not parent.checkpoint(item.run.start_from).is_file():
+                needed.add(parent.stage)
+                (parent.directory / records.RECORD_FILE).unlink(missing_ok=True)
+
+
+def describe_reductions(planned: Sequence[Planned]) -> list[str]:
+    """Lines that say what the overlay changes, each with the recipes that it changes it for."""
+    recipes: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for item in planned:
+        for entry in item.run.deviations:
+            own = recipes[entry["field"], entry["reason"].removeprefix("rehearsal: ")]
+            if item.run.recipe not in own:
+                own.append(item.run.recipe)
+    every = {item.run.recipe for item in planned}
+    lines = []
+    for (field, change), own in sorted(recipes.items()):
+        where = "all recipes" if set(own) == every else ", ".join(own)
+        lines.append(f"  {field.replace('.init_args', '')}: {change}  [{where}]")
+    return ["reduced for the rehearsal:", *lines] if lines else []
+
+
+def _judged(item: Planned, source: Tables, failure: str | None) -> Rehearsed:
+    stage = item.request.stage
+    path = item.request.directory / records.RECORD_FILE
+    if failure is not None or not _finished(item):
+        return Rehearsed(stage, None, failure or "did not run")
+    record = records.read(path)
+    wanted = published_keys(source).get(stage, set())
+    absent = tuple(sorted(wanted - set(record.metrics)))
+    if wanted and len(absent) == len(wanted):
+        return Rehearsed(stage, record, f"measured nothing that the tables read: {', '.join(absent)}")
+    if item.run.trains and not record.steps:
+        return Rehearsed(stage, record, "took no step")
+    return Rehearsed(stage, record, absent=absent)
+
+
+def published_keys(source: Tables) -> dict[str, set[str]]:
+    """The metrics with published values that the tables of a paper read from each stage at the scale `paper`."""
+    keys: dict[str, set[str]] = defaultdict(set)
+    for table in source.tables:
+        for row in table.rows:
+            for metric in table.metrics:
+                for stage in source.instances(table, row, metric, SCALE) if metric.published else ():
+                    keys[stage].add(metric.key)
+    return keys
+
+
+def table_of(title: str, rehearsed: Collection[Rehearsed]) -> Table:
+    """What ran, how long, with how much memory, and what came of it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"Rehearsal of {title}", title_justify="left")
+    for heading in ("Stage", "Steps", "Tested", "Seconds", "Peak GiB"):
+        table.add_column(heading, justify="left" if heading == "Stage" else "right")
+    table.add_column("Verdict", overflow="fold")
+    for entry in rehearsed:
+        without = f", without {', '.join(entry.absent)}" if entry.absent else ""
+        verdict = Text(entry.problem or f"passed{without}", style="red" if entry.problem else "green")
+        if entry.record is None:
+            table.add_row(Text(entry.stage), "-", "-", "-", "-", verdict)
+            continue
+        record = entry.record
+        null = sum(value is None for value in record.metrics.values())
+        tested = f"{len(record.metrics)} metrics" + (f", {null} not finite" if null else "")
+        memory = record.hardware.get("peak_memory_gib")
+        table.add_row(
+            Text(entry.stage), str(record.steps), tested, f"{record.wall_seconds:.0f}",
+            "-" if memory is None else f"{memory:.1f}", verdict,
+        )  # fmt: skip
+    return table
+
+
+def add_parsers(commands: Any) -> None:
+    """Add `rehearse` to the commands of `assemble`."""
+    names = ", ".join(paper.short for paper in PAPERS)
+    command = commands.add_parser(
+        "rehearse",
+        help="run every stage of the published recipes on tiny data in the layouts of the real sets",
+        description="Run every stage of the scale paper on tiny data in the layouts of the real sets, with random "
+        "weights in those of the released ones: it shows whether the published recipes would run. What is smaller than "
+        "published is printed. Finished stages are passed over.",
+    )
+    command.add_argument("papers", nargs="*", metavar="paper", help=f"{names}; default: all")
+    command.add_argument("--stages", nargs="+", help="only these stages and what they start from")
+    command.add_argument("--folder", type=Path, help="where data and runs lie; default: runs/rehearsal")
+    command.add_argument("--keep", action="store_true", help="keep all checkpoints, tens of gigabytes")
+    command.add_argument(
+        "--jobs", type=int, default=0, help="stages side by side, one thread each; default: the cores, at most 4"
+    )
+    command.set_defaults(func=rehearse_command)
+
+
+def rehearse_command(arguments: Namespace) -> int:
+    """Rehearse papers and print one table for each; exit with 1 when a stage did not pass."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    jobs = arguments.jobs or min(os.cpu_count() or 1, 4)
+    folder = arguments.folder or runs_root() / "rehearsal"
+    say = functools.partial(print, flush=True)
+    names = [paper_named(name).name for name in arguments.papers]
+    if not names:
+        existing = [paper.name for paper in existing_papers()]
+        names = [name for name in existing if optional_part(name, "rehearsal") is not None]
+        for name in sorted(set(existing) - set(names)):
+            say(f"left out: {name}, rehearsals/{name}.py does not exist")
+    if arguments.stages and len(names) > 1:
+        raise StageError("--stages names stages of one paper: name the paper, too")
+    found: dict[str, list[Rehearsed]] = {}
+    for name in names:
+        found[name] = rehearse(name, folder, stages=arguments.stages, jobs=jobs, keep=arguments.keep, say=say)
+        console.print(table_of(paper_named(name).title, found[name]))
+    failed = 0
+    for name, entries in found.items():
+        problems = sum(bool(entry.problem) for entry in entries)
+        seconds = sum(entry.record.wall_seconds for entry in entries if entry.record is not None)
+        passed = f"{len(entries) - problems} of {len(entries)} stages passed"
+        print(f"{paper_named(name).title}: {passed}, {duration(seconds)} in all")
+        failed += problems
+    return 1 if failed else 0

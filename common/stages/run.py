@@ -1,0 +1,434 @@
+"""Runs one stage: build, fit (from its last checkpoint when it was stopped), test, record.
+
+A stage's folder `runs/<paper>/<scale>/seed<k>/<stage>/` holds `identity.json` (what the folder is a run of),
+`config.yaml` (the resolved configuration), `checkpoints/last.ckpt`, `metrics.csv`, `media/`, `wandb/` and, when it is
+finished, `record.json`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from common.errors import Preempted, StageError
+from common.files import write_text_atomically
+from common.reporting import records
+from common.reporting.papers import project_root
+from common.stages.configuration import ConfigurationError, RunConfiguration, merge, place, resolve, substitute
+
+if TYPE_CHECKING:
+    from common.stages.preempt import Preemption
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The finished stage that a field of this stage starts from."""
+
+    stage: str
+    directory: Path
+    lineage_hash: str
+
+    def checkpoint(self, name: str) -> Path:
+        """File of one of its checkpoints."""
+        return self.directory / "checkpoints" / f"{name}.ckpt"
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """One stage to run.
+
+    Attributes:
+        paper, stage, recipe, job, row: identity as in tables.yaml; `row` is the model of the row that it evaluates.
+        scale, hardware, seed: as on the command line.
+        parents: dotted field -> stage that fills it with its checkpoint.
+        overrides: dotted fields that tables.yaml sets for this stage.
+        arguments: overrides from the command line.
+        runs: folder of all runs.
+        data: folder that `$DATA` in configs stands for.
+        rehearsal: whether it is a stage of the scale `paper` on tiny data.
+    """
+
+    paper: str
+    stage: str
+    recipe: str
+    job: str
+    row: str | None
+    scale: str
+    hardware: str
+    seed: int
+    runs: Path
+    data: Path
+    parents: Mapping[str, Parent] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Sequence[str] = ()
+    rehearsal: bool = False
+
+    @property
+    def directory(self) -> Path:
+        """Folder of this stage's run."""
+        return records.run_folder(self.runs, self.paper, self.scale, self.seed, self.stage)
+
+    def configuration(self) -> RunConfiguration:
+        """The merged configuration, without the parents' paths."""
+        return resolve(
+            self.paper,
+            self.recipe,
+            scale=self.scale,
+            hardware=self.hardware,
+            seed=self.seed,
+            # Only pre-training is spread over nodes: the downstream protocols have small batches (specification 10).
+            stage_overrides={**self.overrides, **({} if self.job == "pretrain" else {"trainer.num_nodes": 1})},
+            arguments=self.arguments,
+            rehearsal=self.rehearsal,
+        )
+
+    def lineage_hash(self, run: RunConfiguration | None = None) -> str:
+        """Hash of this configuration and of all that it descends from."""
+        run = run or self.configuration()
+        return records.lineage_hash(
+            records.config_hash(run.config),
+            {
+                name: parent.lineage_hash if run.start_from == "last" else f"{parent.lineage_hash}/{run.start_from}"
+                for name, parent in self.parents.items()
+            },
+        )
+
+
+def finished_record(request: StageRequest, lineage: str) -> records.Record | None:
+    """The record of this very stage, or None without one: not finished, of another configuration, or malformed."""
+    path = request.directory / "record.json"
+    if not path.is_file():
+        return None
+    try:
+        record = records.read(path)
+    except records.RecordError:
+        return None
+    return record if record.lineage_hash == lineage else None
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that manages folders: not one that Lightning, torchrun or SLURM started beside it."""
+    return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+
+
+def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: str) -> Path | None:
+    """Make the stage's folder its own; returns the checkpoint to go on from, if there is one.
+
+    A folder that another configuration left behind is moved to `<stage>.previous`, never overwritten.
+    """
+    directory = request.directory
+    identity = {"lineage_hash": lineage, "stack": run.describe(), "arguments": list(request.arguments)}
+    identity_path = directory / "identity.json"
+    checkpoint = directory / "checkpoints" / "last.ckpt"
+    if is_main_process():
+        known = _recorded_lineage(identity_path)
+        if directory.exists() and known != lineage and any(directory.iterdir()):
+            previous = directory.with_name(directory.name + ".previous")
+            shutil.rmtree(previous, ignore_errors=True)
+            directory.rename(previous)
+            print(f"  {request.stage}: the configuration changed; the earlier run is kept in {previous}")
+        directory.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(identity_path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
+        # A folder named by the stage may be started anew after its record was made by other parents.
+        (directory / "record.json").unlink(missing_ok=True)
+    else:
+        _wait_for_main_process(identity_path, lineage, request.stage)
+    return checkpoint if checkpoint.is_file() else None
+
+
+def _step_of(checkpoint: Path, stage: str) -> int:
+    """Step at which a checkpoint was saved.
+
+    Raises:
+        StageError: the file is damaged.
+    """
+    from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
+
+    try:
+        return int(read_checkpoint(checkpoint)["global_step"])
+    except (CheckpointError, KeyError, TypeError, ValueError) as error:
+        reason = f"{checkpoint}: holds no step" if not isinstance(error, CheckpointError) else str(error)
+        raise StageError(
+            f"{stage} cannot go on from where it was stopped: {reason}. Delete that file, and the stage starts anew"
+        ) from None
+
+
+def _recorded_lineage(identity_path: Path) -> str | None:
+    try:
+        return str(json.loads(identity_path.read_text(encoding="utf-8"))["lineage_hash"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _wait_for_main_process(identity_path: Path, lineage: str, stage: str) -> None:
+    """Under `srun` all ranks start at once: none may look at a folder that rank 0 is about to move."""
+    deadline = time.monotonic() + 300
+    while _recorded_lineage(identity_path) != lineage:
+        if time.monotonic() > deadline:
+            raise StageError(f"{stage}: rank 0 did not prepare {identity_path.parent} within five minutes")
+        time.sleep(0.1)
+
+
+def _quiet_lightning() -> None:
+    """Silence what Lightning says about itself at every start; errors and our own lines stay.
+
+    After its import, since that sets the level of its loggers.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*is smaller than the logging interval.*",
+        ".*LeafSpec.*is deprecated.*",
+        ".*have no .validation_step.*",  # judged by the module itself, see papers/mct/evaluation.py
+        ".*module.s. in eval mode.*",  # frozen encoders are meant to be
+        ".*ModelCheckpoint with manual optimization.*",  # weights after the step are what is wanted
+        ".*overridden .on_before_batch_transfer. in .LightningModule.*",  # meant, see papers/m3p/module.py
+        ".*dataloader is not resumable.*",  # ours is: the sampler starts at the step of the checkpoint
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def run_stage(request: StageRequest) -> records.Record:
+    """Run a stage to its end and write its record.
+
+    Args:
+        request: what to run.
+
+    Returns:
+        The record, already on disk.
+
+    Raises:
+        ConfigurationError: the configuration is wrong; nothing was started.
+        StageError: the stage cannot go on; its folder holds what it had reached.
+        Preempted: a signal asked the process to end.
+    """
+    run, config = stage_configuration(request)
+    # Heavy imports only now: help, plans and skipped stages do not pay for them.
+    from common.stages.preempt import REQUEUE_SIGNAL, Preemption, requeue
+
+    preemption = Preemption(request.directory / "checkpoints" / "last.ckpt")
+    with _claimed(request), preemption.listening():
+        try:
+            return _run_claimed(request, run, config, preemption)
+        except Preempted as stop:
+            if is_main_process():
+                print(f"  {preemption.describe(request.stage)}", flush=True)
+                if stop.signal == REQUEUE_SIGNAL:
+                    print(f"  {requeue()}", flush=True)
+            raise
+        except KeyboardInterrupt:
+            if is_main_process():
+                saved = (request.directory / "checkpoints" / "last.ckpt").is_file()
+                where = "goes on from its last checkpoint" if saved else "starts anew: no checkpoint was saved yet"
+                print(f"  {request.stage}: interrupted; the same command {where}", flush=True)
+            raise
+        finally:
+            # Trainer, model and optimiser refer to each other: without this they stay in memory, also that of the
+            # accelerator, while this process runs its next stage.
+            gc.collect()
+
+
+@contextmanager
+def _claimed(request: StageRequest) -> Iterator[None]:
+    """Hold the stage's folder for this process, so that two commands cannot write into it at once."""
+    if not is_main_process():
+        yield
+        return
+    path = request.directory.with_name(f".{request.stage}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise StageError(
+            f"{request.stage} cannot write into {path.parent}: {error.strerror}; --runs names another folder of runs"
+        ) from None
+    with opened as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StageError(
+                f"{request.stage} (seed {request.seed}) is being run by another process, which holds {path}; wait for "
+                "it, or stop it"
+            ) from None
+        yield
+
+
+def stage_configuration(request: StageRequest) -> tuple[RunConfiguration, dict[str, Any]]:
+    """The merged configuration of a stage, and the same with parents' checkpoints and all paths filled in.
+
+    Raises:
+        StageError: a parent has no checkpoint yet.
+    """
+    run = request.configuration()
+    config = run.config
+    for name, parent in request.parents.items():
+        path = parent.checkpoint(run.start_from)
+        if not path.is_file():
+            raise StageError(
+                f"{request.stage} starts from stage {parent.stage} ({name}), but {path} does not exist; run that stage "
+                f"first: assemble fit {request.paper}/{parent.stage} --scale {request.scale} --seed {request.seed}"
+            )
+        finished = parent.directory / "record.json"
+        if not finished.is_file() or records.read(finished).lineage_hash != parent.lineage_hash:
+            raise StageError(
+                f"{request.stage} starts from stage {parent.stage} ({name}), which has not finished with this "
+                f"configuration; run it first: assemble fit {request.paper}/{parent.stage} --scale {request.scale} "
+                f"--seed {request.seed}"
+            )
+        config = merge(config, place(config, name, str(path)))
+    values = {"SEED": str(request.seed), "DATA": str(request.data), "RUN": str(request.directory)}
+    return run, substitute(config, values)
+
+
+def _run_claimed(
+    request: StageRequest, run: RunConfiguration, config: dict[str, Any], preemption: Preemption
+) -> records.Record:
+    directory = request.directory
+    config_hash = records.config_hash(run.config)
+    lineage = request.lineage_hash(run)
+    resume_from = _prepare_directory(request, run, lineage)
+    import torch
+
+    from common.reporting import tables
+    from common.stages.cli import build
+    from common.stages.loggers import MetricsFile, wandb_logger
+    from common.stages.memory import peak_memory_gib, reset_peak_memory
+    from common.training.callbacks import WallClock, WholeCheckpoints
+
+    _quiet_lightning()
+    if run.config["trainer"].get("accelerator") == "cpu":
+        # Small networks lose more to waiting threads than they gain; stages run side by side instead.
+        torch.set_num_threads(1)
+    reset_peak_memory()
+    started = datetime.now(UTC).replace(microsecond=0)
+    clock = WallClock()
+    main_process = is_main_process()
+    if main_process and request.scale == "paper" and not request.rehearsal:
+        from common.stages.estimate import announce
+
+        print("\n".join(announce(run)))
+    git = records.git_state(project_root())
+    metrics_file = MetricsFile(directory / "metrics.csv")
+    arguments = {"default_root_dir": str(directory), "logger": [metrics_file], "callbacks": [clock, preemption]}
+    cli = build(run, config, arguments)
+    resolved = cli.resolved()
+    trainer = cli.trainer
+    trainer.strategy.checkpoint_io = WholeCheckpoints()
+
+    wandb = None
+    if main_process:
+        write_text_atomically(directory / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        wandb = wandb_logger(
+            directory=directory,
+            run_id=f"{request.paper}-{request.scale}-s{request.seed}-{request.stage.replace('@', '-')}-{lineage[:8]}",
+            name=f"{request.stage}-{request.scale}-s{request.seed}",
+            group=f"{request.paper}/{request.scale}",
+            job_type=request.job,
+            tags=[request.scale, *([request.row] if request.row else []), (git.get("revision") or "unknown")[:12]],
+            # Beside the configuration itself, so that the dashboard can take a table's rows apart.
+            config={**resolved, "stage": request.stage, "row": request.row or request.stage},
+            notes="\n".join(filter(None, (run.describe(), run.describe_ours() and f"ours: {run.describe_ours()}"))),
+        )
+        if wandb is not None:
+            trainer.loggers = [metrics_file, wandb]
+    last = directory / "checkpoints" / "last.ckpt"
+    interrupted = True
+    try:
+        if run.trains:
+            if resume_from is not None:
+                step = _step_of(resume_from, request.stage)
+                if main_process:
+                    print(f"  {request.stage}: goes on from step {step} ({resume_from})")
+                    metrics_file.drop_after(step - 1)
+            else:
+                metrics_file.drop_after(-1)
+            trainer.fit(
+                cli.model, datamodule=cli.datamodule, ckpt_path=resume_from and str(resume_from), weights_only=True
+            )
+            trainer.save_checkpoint(last)
+            preemption.training_ended()
+        steps = trainer.global_step
+        weights = str(last) if run.trains else None
+        trainer.test(cli.model, datamodule=cli.datamodule, verbose=False, ckpt_path=weights, weights_only=True)
+        metrics: dict[str, float | None] = {
+            name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith("test/")
+        }
+        if wandb is not None:
+            source = tables.load(request.paper)
+            for key, value in {**metrics, **tables.summary(source, request.stage, request.scale, metrics)}.items():
+                wandb.experiment.summary[key] = value
+        interrupted = False
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        # Lightning turns Ctrl-C into an exit and stays deaf to a second one.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise (KeyboardInterrupt() if preemption.received is None else Preempted(preemption.received)) from None
+    finally:
+        if wandb is not None:
+            wandb.experiment.finish(exit_code=1 if interrupted else 0)
+
+    media = directory / "media"
+    device = trainer.strategy.root_device
+    accelerators = [torch.cuda.get_device_name(device)] * trainer.world_size if device.type == "cuda" else []
+    record = records.Record(
+        paper=request.paper,
+        stage=request.stage,
+        recipe=request.recipe,
+        job=request.job,
+        row=request.row,
+        scale=request.scale,
+        seed=request.seed,
+        metrics=metrics,
+        selection="last",
+        config_hash=config_hash,
+        lineage_hash=lineage,
+        config=run.config,
+        deviations=[dict(entry) for entry in run.deviations],
+        parents={
+            name: {"stage": parent.stage, "lineage_hash": parent.lineage_hash}
+            for name, parent in request.parents.items()
+        },
+        git=git,
+        versions=records.versions(),
+        hardware={**records.hardware(accelerators), "peak_memory_gib": peak_memory_gib()},
+        precision=str(trainer.precision),
+        global_batch=cli.datamodule.batch_size,
+        steps=steps,
+        wall_seconds=round(clock.seconds, 1),
+        started=started.isoformat().replace("+00:00", "Z"),
+        data=cli.datamodule.describe(),
+        wandb_run_id=wandb.version if wandb is not None else None,
+        media=sorted(str(path.relative_to(directory)) for path in media.glob("*")) if media.is_dir() else [],
+    )
+    if main_process:
+        records.write_atomically(directory / "record.json", record)
+    return record
+
+
+__all__ = [
+    "ConfigurationError",
+    "Parent",
+    "StageError",
+    "StageRequest",
+    "finished_record",
+    "is_main_process",
+    "run_stage",
+]

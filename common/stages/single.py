@@ -1,0 +1,250 @@
+"""One stage from the command line: find it, show its configuration, run, validate or predict with it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from common.errors import StageError, nearest
+from common.reporting.papers import paper_named
+from common.reporting.records import MACHINE_KEYS
+from common.reporting.tables import StageInstance, expand, load
+from common.stages.configuration import ConfigurationError, merge, place, recipes_of, resolve
+from common.stages.plan import Selection, request_for
+from common.stages.run import StageRequest, is_main_process, run_stage
+
+if TYPE_CHECKING:
+    from common.data.datasets.base import MediaDataset
+    from common.data.released_files import FileStatus
+
+_DATA = "$DATA/"
+
+
+def find_request(name: str, selection: Selection, arguments: Sequence[str] = ()) -> StageRequest:
+    """The stage that `<paper>/<name>` means: an instance of the paper's tables, a stage of it, or a bare recipe.
+
+    A run with overrides is another run than the table's: it gets a folder of its own, so that trying something never
+    costs a finished record. Overrides that only say on what it runs, such as the number of devices, are none.
+
+    Raises:
+        ConfigurationError: nothing has that name; the message has the nearest.
+    """
+    paper_name, _, wanted = name.partition("/")
+    if not wanted:
+        raise ConfigurationError(f"{name!r} names no stage: write <paper>/<stage or recipe>, such as avid_cma/avid")
+    paper = paper_named(paper_name).name
+    tables = load(paper)
+    instances = {instance.id: instance for instance in expand(tables, selection.scale)}
+    seed = selection.seeds[0]
+    if wanted not in instances and wanted in tables.stages:
+        try:
+            for instance in expand(tables, selection.scale, stages=[wanted]):
+                instances.setdefault(instance.id, instance)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from None
+    if wanted not in instances:
+        if wanted not in recipes_of(paper):
+            known = {*instances, *tables.stages, *recipes_of(paper)}
+            raise ConfigurationError(f"{paper} has no stage or recipe {wanted!r}; {nearest(wanted, known)}")
+        job = next((stage.job for stage in tables.stages.values() if stage.recipe == wanted), "pretrain")
+        instances[wanted] = StageInstance(wanted, wanted, job, None)
+    instance = instances[wanted]
+    given = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
+    if any(field.rpartition(".")[2] not in MACHINE_KEYS for field in given):
+        digest = hashlib.sha256("\0".join(arguments).encode()).hexdigest()[:6]
+        instance = StageInstance(
+            f"{instance.id}+{digest}", instance.recipe, instance.job, instance.row, instance.parents, instance.overrides
+        )
+    lineages: dict[str, str] = {}
+
+    def lineage(identity: str) -> str:
+        if identity not in lineages:
+            parent = instances[identity]
+            for ancestor in parent.parents.values():
+                lineage(ancestor)
+            lineages[identity] = request_for(paper, parent, selection, seed, lineages).lineage_hash()
+        return lineages[identity]
+
+    for parent in instance.parents.values():
+        lineage(parent)
+    request = request_for(paper, instance, selection, seed, lineages, arguments)
+    # A parent given on the command line replaces that of the table.
+    kept = {
+        field: parent
+        for field, parent in request.parents.items()
+        if field not in given and field.replace(".init_args", "") not in given
+    }
+    return StageRequest(**{**request.__dict__, "parents": kept})
+
+
+def print_configuration(request: StageRequest) -> None:
+    """Print the stack, the deviations of the scale and the merged configuration."""
+    run = request.configuration()
+    print("# " + " < ".join(layer.name for layer in run.layers))
+    for deviation in run.deviations:
+        print(f"# deviation of scale {run.scale}: {deviation['field']}: {deviation['reason']}")
+    if run.describe_ours():
+        print(f"# ours, in no source of the paper: {run.describe_ours()}")
+    for field, parent in request.parents.items():
+        print(f"# {field} <- stage {parent.stage}: {parent.checkpoint(run.start_from)}")
+    print(yaml.safe_dump(run.config, sort_keys=False), end="")
+
+
+def run_mode(command: str, request: StageRequest, checkpoint: Path | None) -> int:
+    """`fit`, `test`, `validate` or `predict` for one stage; prints what came out.
+
+    Only `fit` writes a record: the others look at a trained stage without changing it.
+    """
+    if command == "fit":
+        if checkpoint is not None:
+            raise StageError(
+                "--checkpoint goes with test, validate and predict; a fit goes on from its own folder, or "
+                "starts from another stage with --model.warm_start or --model.pretrained"
+            )
+        ours = request.configuration().describe_ours()
+        if ours and is_main_process():
+            print(f"values that are ours, in no source of the paper: {ours}")
+        metrics = run_stage(request).metrics
+        if is_main_process():
+            _print_metrics(metrics)
+            print(f"record: {request.directory / 'record.json'}")
+        return 0
+    return _use(command, request, checkpoint)
+
+
+def _print_metrics(metrics: Mapping[str, float | None]) -> None:
+    for name, value in metrics.items():
+        print(f"{name:<40} {value if value is None else format(value, '.4f')}")
+
+
+def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
+    import torch
+    from lightning.pytorch.utilities.model_helpers import is_overridden
+
+    from common.stages.cli import build
+
+    run = request.configuration()
+    weights = checkpoint or request.directory / "checkpoints" / "last.ckpt"
+    if not run.trains:
+        raise StageError(f"{request.stage} trains nothing: `assemble fit` measures it and writes its record")
+    if not weights.is_file():
+        raise StageError(f"{weights} does not exist: train the stage first (assemble fit) or give --checkpoint")
+    from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
+
+    try:
+        if "state_dict" not in read_checkpoint(weights):
+            raise CheckpointError(f"{weights}: holds no 'state_dict'; give checkpoints/last.ckpt of a stage")
+    except CheckpointError as error:
+        raise StageError(str(error)) from None
+    config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
+    for name, parent in request.parents.items():
+        # A network that measures is no part of the weights; one that training started from may be gone by now.
+        if parent.checkpoint(run.start_from).is_file():
+            config = merge(config, place(config, name, str(parent.checkpoint(run.start_from))))
+    config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in {"limit_val_batches", "callbacks"}}
+    # The pictures of a test go beside the record's, not over them.
+    folder = request.directory / command
+    cli = build(run, config, {"default_root_dir": str(folder), "logger": False})
+    loader = {"validate": "val", "test": "test", "predict": "predict"}[command] + "_dataloader"
+    if not is_overridden(loader, cli.datamodule):
+        raise StageError(f"{request.stage} has no data to {command} with; `assemble test` measures it")
+    use = getattr(cli.trainer, command)
+    outputs = use(
+        cli.model,
+        datamodule=cli.datamodule,
+        ckpt_path=str(weights),
+        weights_only=True,
+        **({} if command == "predict" else {"verbose": False}),
+    )
+    if command != "predict":
+        _print_metrics({name: float(value) for name, value in sorted(cli.trainer.callback_metrics.items())})
+        return 0
+    path = folder / "predictions.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(outputs, path)
+    print(f"written to {path}")
+    return 0
+
+
+def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
+    """Every data set that a paper's recipes read at the scale `paper`, and those that it can read, once each.
+
+    The latter are named by `OPTIONAL_DATASETS` in the paper's package; they lie in a folder of their own name. Recipes
+    of which the paper's tables know only stages in miniature are left out.
+    """
+    found: dict[tuple[str, str], Any] = {}
+    for recipe in _published_recipes(paper):
+        config = resolve(paper, recipe, scale="paper").with_placeholders(DATA=str(data), RUN="")
+        for entry in _dataset_entries(config.get("data")):
+            arguments = entry.get("init_args") or {}
+            key = (entry["class_path"], str(arguments))
+            if key not in found:
+                module, _, name = entry["class_path"].rpartition(".")
+                found[key] = getattr(importlib.import_module(module), name)(**arguments)
+    for path in getattr(importlib.import_module(f"papers.{paper}"), "OPTIONAL_DATASETS", ()):
+        module, _, name = path.rpartition(".")
+        dataset = getattr(importlib.import_module(module), name)
+        found[path, ""] = dataset(data / dataset.name)
+    return list(found.values())
+
+
+def files_of(paper: str, data: Path, verify: bool = False) -> list[FileStatus]:
+    """Every file and folder that a paper's recipes read at the scale `paper` beside data sets: weights, lists, ...
+
+    Args:
+        paper: package name.
+        data: folder of the data sets.
+        verify: also compare published checksums.
+    """
+    from common.data.released_files import look_at
+
+    recipes: dict[str, list[str]] = {}
+    roots: set[str] = set()
+    for recipe in _published_recipes(paper):
+        config = resolve(paper, recipe, scale="paper").config
+        for entry in _dataset_entries(config.get("data")):
+            # Folders of data sets; a file that chooses a part of one is listed.
+            roots.update(path for path in _data_paths(entry) if not Path(path).suffix)
+        for path in _data_paths(config):
+            recipes.setdefault(path, []).append(recipe)
+    return [
+        look_at(path, data, tuple(dict.fromkeys(own)), verify)
+        for path, own in sorted(recipes.items())
+        if path not in roots
+    ]
+
+
+def _published_recipes(paper: str) -> list[str]:
+    """Recipes of a paper but those of which its tables know only stages in miniature."""
+    stages = load(paper).stages.values()
+    miniature = {stage.recipe for stage in stages} - {stage.recipe for stage in stages if "paper" in stage.scales}
+    return [recipe for recipe in recipes_of(paper) if recipe not in miniature]
+
+
+def _data_paths(section: object) -> Iterator[str]:
+    """Every path below the folder of the data sets in a section of a configuration, relative to it."""
+    if isinstance(section, Mapping):
+        for value in section.values():
+            yield from _data_paths(value)
+    elif isinstance(section, list):
+        for value in section:
+            yield from _data_paths(value)
+    elif isinstance(section, str) and section.startswith(_DATA):
+        yield section.removeprefix(_DATA)
+
+
+def _dataset_entries(section: object) -> Iterator[Mapping[str, Any]]:
+    """Every mapping in a section of a configuration that names a data set, wherever a recipe keeps it."""
+    if isinstance(section, Mapping):
+        if str(section.get("class_path", "")).startswith("common.data.datasets."):
+            yield section
+        for value in section.values():
+            yield from _dataset_entries(value)
+    elif isinstance(section, list):
+        for value in section:
+            yield from _dataset_entries(value)

@@ -1,0 +1,220 @@
+"""Training without data: a stage's own module and optimiser on made-up batches of the shapes that its data has.
+
+Each paper's `synthetic.py` makes the batches and says what stands in the places of files. Memory and time can then be
+estimated before a run, and a step be measured on a machine that holds neither data nor released weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from common.errors import StageError, nearest
+from common.stages.cli import build
+from common.stages.configuration import RunConfiguration, leaves, merge, place
+from common.stages.parts import part
+
+#: What of a recipe's trainer a synthetic training keeps: precision and what decides when and how a step is made.
+KEPT = ("precision", "max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val")
+#: Stands for the folders of data and runs, which are never opened.
+NOWHERE = "/nonexistent"
+
+
+class Draw:
+    """Made-up tensors on the CPU.
+
+    Args:
+        seed: of the numbers.
+        empty: numbers are all alike, for shapes alone: what is never read then takes no memory either.
+    """
+
+    def __init__(self, seed: int = 0, empty: bool = False) -> None:
+        self.empty = empty
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal float32."""
+        return torch.zeros(shape) if self.empty else torch.randn(shape, generator=self._generator)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform float32 in [0, 1)."""
+        return torch.zeros(shape) if self.empty else torch.rand(shape, generator=self._generator)
+
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
+        """Uniform int64 in [low, high)."""
+        return torch.randint(low, max(high, low + 1), shape, generator=self._generator)
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """What stands in for a data module in training.
+
+    Attributes:
+        batch: of one device, as the collate function makes it.
+        batches: of an epoch, by the published size of the data set; None where that is not known.
+        facts: what a data module knows after setup and a module asks of it.
+    """
+
+    batch: Any
+    batches: int | None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class SyntheticData(pl.LightningDataModule):
+    """The same batch again and again; all else is that of the data module in whose place it stands.
+
+    Args:
+        data: the configured data module, never set up.
+        synthetic: what stands in for its data.
+    """
+
+    def __init__(self, data: pl.LightningDataModule, synthetic: Synthetic) -> None:
+        super().__init__()
+        self.data = data
+        self.synthetic = synthetic
+
+    def __getattr__(self, name: str) -> Any:
+        found = self.__dict__
+        if "synthetic" not in found or name.startswith("__"):
+            raise AttributeError(name)
+        return found["synthetic"].facts[name] if name in found["synthetic"].facts else getattr(found["data"], name)
+
+    def train_dataloader(self) -> _SameBatch:
+        batch = self.synthetic.batch
+        if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
+            # As a loader for a GPU does it; from other memory a copy takes several times as long.
+            batch = tree_map_only(Tensor, Tensor.pin_memory, batch)
+        # An epoch must not end within a measurement.
+        return _SameBatch(batch, max(self.synthetic.batches or 0, 1000))
+
+
+@dataclass
+class _SameBatch:
+    """A loader; not torch's, whose iterator draws a number and asks for its value."""
+
+    batch: Any
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(self.length):
+            yield self.batch
+
+
+class StopAfter(pl.Callback):
+    """Ends a training after some batches, by an exception: nothing that follows a training is wanted."""
+
+    class Enough(Exception):
+        """The wanted number of batches is done."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.fit_loop.total_batch_idx + 1 >= self.batches:
+            raise self.Enough
+
+
+@dataclass(frozen=True)
+class SyntheticTraining:
+    """A stage that is ready to train on made-up batches.
+
+    Attributes:
+        trainer, module, data: what `run` brings together.
+        size: samples of a batch on one device.
+    """
+
+    trainer: pl.Trainer
+    module: pl.LightningModule
+    data: SyntheticData
+    size: int
+
+    def run(self) -> None:
+        """Train until a `StopAfter` ends it."""
+        try:
+            self.trainer.fit(self.module, datamodule=self.data)
+        except StopAfter.Enough:
+            return
+
+
+def devices_of(run: RunConfiguration) -> int:
+    """Processes of a run: devices of a node times nodes; 1 where their number is left to the machine."""
+    trainer = run.config["trainer"]
+    devices, nodes = str(trainer.get("devices", 1)), str(trainer.get("num_nodes", 1))
+    return (int(devices) if devices.isdigit() else 1) * (int(nodes) if nodes.isdigit() else 1)
+
+
+def size_per_device(run: RunConfiguration) -> int:
+    """Samples of a batch on one device.
+
+    Raises:
+        StageError: the global batch cannot be divided.
+    """
+    whole, devices = int(run.config["data"]["init_args"]["batch_size"]), devices_of(run)
+    if whole % devices:
+        raise StageError(f"data.batch_size ({whole}) is the global batch and must be divisible by {devices} devices")
+    return whole // devices
+
+
+def synthetic_training(
+    run: RunConfiguration, trainer_arguments: Mapping[str, Any], draw: Draw, size: int | None = None
+) -> SyntheticTraining:
+    """Build a stage's module and optimiser with random weights, and made-up batches for them.
+
+    Args:
+        run: the stage's configuration.
+        trainer_arguments: over those of the recipe: accelerator or strategy, callbacks, precision.
+        draw: source of the numbers.
+        size: samples of a batch; None for the share of a device in the recipe's batch.
+
+    Raises:
+        StageError: the paper cannot make batches for this kind of data.
+    """
+    own = part(run.paper, "synthetic", "makes no made-up batches")
+    size = size_per_device(run) if size is None else size
+    config = without_files(run, own.WITHOUT_FILES)
+    config["trainer"] = {
+        **{name: value for name, value in config["trainer"].items() if name in KEPT},
+        "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0,
+        "num_sanity_val_steps": 0, "use_distributed_sampler": False, "log_every_n_steps": 20,
+    }  # fmt: skip
+    quiet = {"logger": False, "enable_checkpointing": False, "default_root_dir": NOWHERE}
+    cli = build(run, config, {**quiet, **trainer_arguments})
+    made = own.synthetic(cli.model, cli.datamodule, size, draw)
+    own.prepare(cli.model)
+    return SyntheticTraining(cli.trainer, cli.model, SyntheticData(cli.datamodule, made), size)
+
+
+def without_files(run: RunConfiguration, instead: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with something else in the places of files.
+
+    Args:
+        run: the stage's configuration.
+        instead: dotted fields, without `init_args`, and what they become where the configuration has them.
+    """
+    config = run.with_placeholders(DATA=NOWHERE, RUN=NOWHERE)
+    present = {path.replace(".init_args", "") for path, _ in leaves(config)}
+    for name, value in instead.items():
+        if any(path == name or path.startswith(f"{name}.") for path in present):
+            config = merge(config, place(config, name, value))
+    return config
+
+
+def unknown_data(paper: str, data: Any, known: tuple[type, ...]) -> StageError:
+    """The error for a data module that a paper makes no batches for."""
+    names = [kind.__name__ for kind in known]
+    name = type(data).__name__
+    return StageError(f"papers/{paper}/synthetic.py makes no batches as those of {name}; {nearest(name, names)}")
+
+
+def batches_of_epoch(items: int | None, global_batch: int) -> int | None:
+    """Whole batches that some items give; None when their number is not known."""
+    return None if items is None else max(items // global_batch, 1)

@@ -1,0 +1,368 @@
+"""VirTex, the baseline that learns images by captioning them: its network and its training.
+
+A convolutional network makes a grid of features, and two transformer decoders read it: one writes the caption forwards,
+the other backwards. Only the convolutional network is of use afterwards.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.files import write_text_atomically
+from common.metrics.gathering import OncePerSample
+from common.training.optimisers import Lookahead, warm_up_then_cosine
+
+#: Token id of padding, and of unknown pieces, on which there is no loss (specification 11).
+PAD = 0
+
+
+class CaptionEmbedding(nn.Module):
+    """Sum of a word and a position embedding, normalised; zero for padding.
+
+    Args:
+        vocabulary_size: number of token ids.
+        hidden_size: width.
+        max_tokens: number of positions.
+        dropout: share of values dropped.
+
+    Shapes:
+        tokens int64 [B, L] -> [B, L, hidden_size]
+    """
+
+    def __init__(self, vocabulary_size: int, hidden_size: int, max_tokens: int, dropout: float) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocabulary_size, hidden_size, padding_idx=PAD)
+        self.positions = nn.Embedding(max_tokens, hidden_size)
+        self.layer_norm = nn.LayerNorm(hidden_size, eps=1e-8)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Embeddings of tokens.
+
+        Raises:
+            ValueError: there are more tokens than positions.
+        """
+        length, positions = tokens.shape[1], self.positions.num_embeddings
+        if length > positions:
+            raise ValueError(f"model.max_tokens: there are {positions} positions, the captions have {length} tokens")
+        embeddings = self.dropout(self.layer_norm(self.words(tokens) + self.positions.weight[:length]))
+        return embeddings * (tokens != PAD).unsqueeze(-1)
+
+
+class CaptionDecoder(nn.Module):
+    """Transformer that predicts every token of a caption from the image and the tokens before it.
+
+    Args:
+        feature_dim: channels of the image's grid.
+        vocabulary_size: number of token ids.
+        hidden_size: width of the transformer.
+        layers: transformer layers, with normalisation after every sum, and GELU.
+        attention_heads: of a layer.
+        feedforward_size: width of the feed-forward layers.
+        dropout: of embeddings, attention and hidden states.
+        max_tokens: longest caption.
+
+    Shapes:
+        grid [B, feature_dim, h, w], tokens int64 [B, L] -> logits of the next token [B, L, vocabulary_size]
+
+    Raises:
+        ValueError: the heads do not divide the width.
+
+    Source: specification 11; parameter names are those of VirTex.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        vocabulary_size: int,
+        hidden_size: int,
+        layers: int,
+        attention_heads: int,
+        feedforward_size: int,
+        dropout: float,
+        max_tokens: int,
+    ) -> None:
+        super().__init__()
+        if hidden_size % attention_heads:
+            raise ValueError(f"model.attention_heads: {attention_heads} do not divide a hidden_size of {hidden_size}")
+        self.max_tokens = max_tokens
+        self.visual_projection = nn.Linear(feature_dim, hidden_size)
+        self.embedding = CaptionEmbedding(vocabulary_size, hidden_size, max_tokens, dropout)
+        layer = nn.TransformerDecoderLayer(
+            hidden_size, attention_heads, feedforward_size, dropout, activation=F.gelu, batch_first=True
+        )
+        self.transformer = nn.TransformerDecoder(layer, layers)
+        self.output = nn.Linear(hidden_size, vocabulary_size)
+        self.output.weight = self.embedding.words.weight
+        self.apply(self._initialise)
+
+    @staticmethod
+    @torch.no_grad()
+    def _initialise(module: nn.Module) -> None:
+        """Weights as BERT's, from N(0, 0.02); biases stay as torch makes them (VirTex)."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.normal_(0.0, 0.02)
+        elif isinstance(module, nn.MultiheadAttention):
+            module.in_proj_weight.normal_(0.0, 0.02)
+        elif isinstance(module, CaptionDecoder):
+            module.embedding.words.weight[PAD].zero_()
+
+    def forward(self, grid: Tensor, tokens: Tensor) -> Tensor:
+        """Logits [B, L, vocabulary_size] of the token that follows each of the tokens [B, L].
+
+        Padding needs no mask: it stands at the end, where no earlier token looks.
+        """
+        image = self.visual_projection(grid.flatten(2).transpose(1, 2))
+        length = tokens.shape[1]
+        future = torch.ones(length, length, dtype=torch.bool, device=tokens.device).triu(1)
+        hidden = self.transformer(self.embedding(tokens), image, tgt_mask=future, tgt_is_causal=True)
+        return self.output(hidden)
+
+
+def reversed_twin(decoder: CaptionDecoder) -> CaptionDecoder:
+    """The decoder of the other direction: it shares the projection of the image, the embeddings and the output, and has
+    a transformer of its own, which starts from the same weights.
+
+    Source: specification 11.
+    """
+    twin = copy.deepcopy(decoder)
+    twin.visual_projection, twin.embedding, twin.output = decoder.visual_projection, decoder.embedding, decoder.output
+    return twin
+
+
+@torch.no_grad()
+def write_captions(decoder: CaptionDecoder, grid: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Captions that take, at every place, the most probable token.
+
+    Args:
+        decoder: of the forward direction.
+        grid: features of the images, [B, C, h, w].
+        start: token id to start from, [B].
+        end: token id that ends a caption, [B].
+
+    Returns:
+        Token ids [B, L] with both boundary tokens, padded at the end; a caption that finds no end has none.
+    """
+    tokens, done = start[:, None], torch.zeros_like(start, dtype=torch.bool)
+    while tokens.shape[1] < decoder.max_tokens and not bool(done.all()):
+        logits = decoder(grid, tokens)[:, -1]
+        logits[:, PAD] = float("-inf")
+        best = logits.argmax(1).masked_fill(done, PAD)
+        tokens = torch.cat([tokens, best[:, None]], dim=1)
+        done = done | (best == end)
+    return tokens
+
+
+def token_losses(decoder: CaptionDecoder, grid: Tensor, tokens: Tensor) -> Tensor:
+    """Cross entropy of every token given those before it.
+
+    Args:
+        decoder: predicts the tokens.
+        grid: features of the images, [B, C, h, w].
+        tokens: captions, int64 [B, L].
+
+    Returns:
+        [B, L - 1], 0 where the token is padding; float32 or more.
+
+    Raises:
+        ValueError: there are not at least two tokens.
+    """
+    if tokens.ndim != 2 or tokens.shape[1] < 2:
+        raise ValueError(f"tokens: expected [B, L] with L of at least 2, a start and an end, got {list(tokens.shape)}")
+    logits, targets = decoder(grid, tokens[:, :-1]), tokens[:, 1:]
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+        losses = F.cross_entropy(logits, targets.flatten(), ignore_index=PAD, reduction="none")
+    return losses.view_as(targets)
+
+
+class VirTex(pl.LightningModule):
+    """Pre-training by bicaptioning (specification 11).
+
+    The loss is the cross entropy of the forward captions plus that of the backward ones, each a mean over the tokens
+    that are not padding.
+
+    Tested on held-out captions: `test/caption_loss`, that sum over all of them, its parts `test/forward_loss` and
+    `test/backward_loss`, `test/perplexity` of the forward captions, and `test/captions`, their number. A few written
+    captions go to `media/captions.json` and to W&B.
+
+    The tensors of the state dict are named as in VirTex's checkpoints: `visual.cnn.*`, `textual.*`,
+    `backward_textual.*`.
+
+    Args:
+        image_encoder: backbone with `forward_map` and `feature_dim`; the one that transfers.
+        vocabulary_size: number of token ids; the tokenizer may have fewer.
+        hidden_size: width of the decoders; 2048 is the model of the paper's tables, 1024 VirTex's usual one.
+        layers, attention_heads, feedforward_size: of the decoders' transformers; 16 and 4096 go with a width of 1024.
+        dropout: of the decoders.
+        max_tokens: longest caption, boundary tokens included.
+        image_learning_rate: of the image encoder.
+        learning_rate: of everything else.
+        momentum: of SGD.
+        weight_decay: not of normalisations and biases in the decoders' embeddings and transformers.
+        lookahead_steps, lookahead_alpha: of Lookahead; 0 steps for plain SGD.
+        warmup_steps: linear warm-up, followed by half a cosine to zero.
+        clip_norm: largest norm of the gradient.
+        samples: captions to write in the test.
+
+    Shapes:
+        Batch: `image` [B, 3, H, W], `tokens` and `tokens_reversed` int64 [B, L], `index` [B].
+
+    Raises:
+        ValueError: in setup, when the tokenizer of the data module has more or longer output than the model allows.
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        vocabulary_size: int = 10000,
+        hidden_size: int = 2048,
+        layers: int = 1,
+        attention_heads: int = 32,
+        feedforward_size: int = 8192,
+        dropout: float = 0.1,
+        max_tokens: int = 30,
+        image_learning_rate: float = 0.2,
+        learning_rate: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        lookahead_steps: int = 5,
+        lookahead_alpha: float = 0.5,
+        warmup_steps: int = 10000,
+        clip_norm: float = 10.0,
+        samples: int = 8,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["image_encoder"], logger=False)
+        width: Any = image_encoder.feature_dim
+        self.visual = nn.ModuleDict({"cnn": image_encoder})
+        self.textual = CaptionDecoder(
+            width, vocabulary_size, hidden_size, layers, attention_heads, feedforward_size, dropout, max_tokens
+        )
+        self.backward_textual = reversed_twin(self.textual)
+
+    def setup(self, stage: str) -> None:
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        for name in ("vocabulary_size", "max_tokens"):
+            needed = getattr(tokenizer, name, 0)
+            if needed > self.hparams[name]:
+                raise ValueError(
+                    f"model.{name} is {self.hparams[name]}, but the tokenizer's is {needed}; set model.{name} to at "
+                    "least that"
+                )
+
+    def grid(self, images: Tensor) -> Tensor:
+        """Feature grid [B, feature_dim, h, w] of images [B, 3, H, W]; 7 x 7 for 224 pixels."""
+        return self.visual["cnn"].forward_map(images)  # type: ignore[operator]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        tokens, tokens_reversed = batch["tokens"], batch["tokens_reversed"]
+        grid = self.grid(batch["image"])
+        forward = token_losses(self.textual, grid, tokens)
+        backward = token_losses(self.backward_textual, grid, tokens_reversed)
+        forward_loss = forward.sum() / predicted(tokens).sum().clamp(min=1)
+        backward_loss = backward.sum() / predicted(tokens_reversed).sum().clamp(min=1)
+        loss = forward_loss + backward_loss
+        parts = {"loss": loss, "forward_loss": forward_loss, "backward_loss": backward_loss}
+        self.log_dict({f"train/{name}": value.detach() for name, value in parts.items()}, batch_size=len(tokens))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        h: Any = self.hparams
+        image: list[nn.Parameter] = []
+        decayed: list[nn.Parameter] = []
+        undecayed: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            tower, part, *_ = name.split(".")
+            if tower == "visual":
+                image.append(parameter)
+            else:
+                # One-dimensional are biases and normalisations.
+                spared = part in {"embedding", "transformer"} and parameter.ndim == 1
+                (undecayed if spared else decayed).append(parameter)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            [
+                {"params": image, "lr": h.image_learning_rate},
+                {"params": decayed},
+                {"params": undecayed, "weight_decay": 0.0},
+            ],
+            h.learning_rate,
+            h.momentum,
+            weight_decay=h.weight_decay,
+        )
+        if h.lookahead_steps:
+            optimizer = Lookahead(optimizer, h.lookahead_steps, h.lookahead_alpha)
+        factor = warm_up_then_cosine(h.warmup_steps, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        self.clip_gradients(optimizer, self.hparams["clip_norm"], "norm")
+
+    # -- what is measured after training -------------------------------------------------------------------------------
+
+    def on_test_start(self) -> None:
+        self._meter = OncePerSample("forward", "forward_tokens", "backward", "backward_tokens")
+        self._written: list[dict[str, int | str]] = []
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        tokens, tokens_reversed = batch["tokens"], batch["tokens_reversed"]
+        grid = self.grid(batch["image"])
+        forward = token_losses(self.textual, grid, tokens)
+        backward = token_losses(self.backward_textual, grid, tokens_reversed)
+        self._meter.update(
+            batch["index"],
+            forward=forward.sum(1),
+            forward_tokens=predicted(tokens).sum(1),
+            backward=backward.sum(1),
+            backward_tokens=predicted(tokens_reversed).sum(1),
+        )
+        left = self.hparams["samples"] - len(self._written)
+        if self.trainer.is_global_zero and left > 0:
+            first = slice(left)
+            written = write_captions(self.textual, grid[first], tokens[first, 0], tokens_reversed[first, 0])
+            self._written += [
+                {"index": int(index), "caption": self._text(caption), "written": self._text(own)}
+                for index, caption, own in zip(batch["index"][first], tokens[first], written)
+            ]
+
+    def _text(self, tokens: Tensor) -> str:
+        """The words of tokens, or their numbers where no tokenizer is known."""
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        return " ".join(map(str, tokens.tolist())) if tokenizer is None else tokenizer.decode(tokens.tolist())
+
+    def on_test_epoch_end(self) -> None:
+        means = self._meter.compute(self.device)
+        # A caption weighs by its tokens, as in the loss of a batch.
+        forward, backward = (means[side] / means[f"{side}_tokens"] for side in ("forward", "backward"))
+        metrics = {
+            "caption_loss": forward + backward, "forward_loss": forward, "backward_loss": backward,
+            "perplexity": forward.exp(), "captions": means["count"],
+        }  # fmt: skip
+        self.log_dict({f"test/{name}": value.float().to(self.device) for name, value in metrics.items()})
+        if self._written:
+            self._show_captions()
+
+    def _show_captions(self) -> None:
+        from lightning.pytorch.loggers import WandbLogger
+
+        path = Path(self.trainer.default_root_dir) / "media" / "captions.json"
+        write_text_atomically(path, json.dumps(self._written, indent=1, ensure_ascii=False) + "\n")
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                columns = ["index", "caption", "written"]
+                rows = [[row[name] for name in columns] for row in self._written]
+                logger.log_table("captions", columns=columns, data=rows)
+
+
+def predicted(tokens: Tensor) -> Tensor:
+    """Which of the tokens that a decoder predicts count, bool [B, L - 1] for tokens [B, L]."""
+    return tokens[:, 1:] != PAD

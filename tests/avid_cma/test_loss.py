@@ -1,0 +1,511 @@
+"""The objectives' behaviour beyond the golden numbers: negatives, precision, validation, saving, warm start."""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from common.losses.info_nce import info_nce
+from common.losses.nce import nce
+from papers.avid_cma.loss import BankObjective, CrossModalAgreement, InstanceDiscrimination, skip_rows
+from papers.avid_cma.mining import Agreement, estimate_cost
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma"
+ITEMS, DIM = 40, 8
+
+
+def avid(**changes: object) -> InstanceDiscrimination:
+    torch.manual_seed(0)
+    return InstanceDiscrimination(**{"num_items": ITEMS, "dim": DIM, "negatives": 16, "seed": 1, **changes})  # type: ignore[arg-type]
+
+
+def cma(mine: bool = True, **changes: object) -> CrossModalAgreement:
+    torch.manual_seed(0)
+    settings = {"num_items": ITEMS, "dim": DIM, "negatives": 16, "within_negatives": 4, "positives": 5, "seed": 1}
+    objective = CrossModalAgreement(**{**settings, **changes})  # type: ignore[arg-type]
+    if mine:
+        objective.mine()
+    return objective
+
+
+KINDS = {"avid": avid, "cma": cma}
+CMA_WEIGHTS = ("instance_cross", "instance_within", "positive_cross", "positive_within")
+
+
+def batch(step: int = 0, size: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(100 + step)
+    video, audio = (torch.randn(size, DIM, generator=generator) for _ in range(2))
+    return video.requires_grad_(), audio.requires_grad_(), torch.randperm(ITEMS, generator=generator)[:size]
+
+
+def run(objective: BankObjective, steps: range) -> list[torch.Tensor]:
+    results = []
+    for step in steps:
+        video, audio, index = batch(step)
+        loss = objective(video, audio, index)["loss"]
+        results += [loss.detach(), *torch.autograd.grad(loss, [video, audio])]
+    return results
+
+
+def state(objective: BankObjective) -> list[torch.Tensor]:
+    banks = objective.video_bank.vectors, objective.audio_bank.vectors
+    return [tensor.clone() for tensor in (*banks, objective.normaliser, torch.tensor(objective.step))]
+
+
+def assert_equal(here: list[torch.Tensor], there: list[torch.Tensor]) -> None:
+    assert len(here) == len(there)
+    assert all(torch.equal(a, b) for a, b in zip(here, there))
+
+
+# -- negatives ---------------------------------------------------------------------------------------------------------
+
+
+def test_negative_mapping_equals_the_released_code() -> None:
+    with np.load(GOLDEN / "negative_mapping.npz", allow_pickle=False) as golden:
+        arrays = {key: torch.from_numpy(golden[key].astype(np.int64)) for key in golden.files}
+    assert torch.equal(skip_rows(arrays["avid_raw"], arrays["avid_y"][:, None]), arrays["avid_neg"])
+    positives = arrays["cma_positive_set"][arrays["cma_y"]]
+    assert torch.equal(positives, arrays["cma_pos"])
+    assert torch.equal(skip_rows(arrays["cma_raw"], positives), arrays["cma_neg"])
+
+
+@given(num_items=st.integers(2, 30), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_skipping_rows_hits_every_other_row_exactly_once(num_items: int, data: st.DataObject) -> None:
+    excluded = sorted(data.draw(st.sets(st.integers(0, num_items - 1), max_size=num_items - 1)))
+    raw = torch.arange(num_items - len(excluded))[None]
+    mapped = skip_rows(raw, torch.tensor([excluded], dtype=torch.long))
+    assert mapped[0].tolist() == [row for row in range(num_items) if row not in excluded]
+
+
+@pytest.mark.parametrize("quirks", [False, True])
+def test_cma_never_draws_a_positive_and_itself_only_with_the_quirk(quirks: bool) -> None:
+    objective = cma(official_quirks=quirks, negatives=500)
+    index = torch.arange(ITEMS)
+    positives = objective._positives(index)
+    negatives = objective._draw_negatives(index, positives, None, training=True)
+    assert negatives.shape == (ITEMS, 500)  # K may exceed the number of items
+    assert not (negatives[:, :, None] == positives[:, None, :]).any()
+    assert bool((negatives == index[:, None]).any()) is quirks
+    for row in range(ITEMS):
+        assert len(negatives[row].unique()) == ITEMS - 5 - (not quirks)
+
+
+def test_avid_draws_every_other_row_about_equally_often() -> None:
+    objective = avid(num_items=10, negatives=20000)
+    index = torch.arange(10)
+    counts = torch.stack([row.bincount(minlength=10) for row in objective._draw_negatives(index, index, None, True)])
+    assert (counts.diagonal() == 0).all()
+    others = counts[~torch.eye(10, dtype=torch.bool)].float()
+    assert (others / 20000 * 9 - 1).abs().max() < 0.1
+
+
+def test_smallest_possible_bank_works() -> None:
+    video, audio, _ = batch(size=2)
+    assert torch.isfinite(avid(num_items=2)(video, audio, torch.tensor([0, 1]))["loss"])
+    for small in (cma(num_items=7), cma(num_items=3, positives=1, negatives=1, within_negatives=1)):
+        assert torch.isfinite(small(video, audio, torch.tensor([0, 2]))["loss"])
+    assert torch.isfinite(cma(within_negatives=16)(*batch())["loss"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_draws_follow_from_seed_and_step_alone(kind: str) -> None:
+    torch.manual_seed(1)
+    objective = KINDS[kind]()
+    first = run(objective, range(2))
+    assert objective.step == 2
+    torch.rand(7)  # the global generator plays no part
+    assert_equal(first, run(KINDS[kind](), range(2)))
+    assert not torch.equal(first[0], run(KINDS[kind](seed=2), range(1))[0])
+
+
+def test_the_streams_are_those_of_earlier_versions() -> None:
+    """Else a run that is resumed with a newer version draws other negatives than it would have drawn."""
+    objective = avid()
+    assert (objective._draw_seed(True), objective._draw_seed(False)) == (32462672406681200, 47296446471056564)
+    objective.step = 3
+    assert (objective._draw_seed(True), objective._draw_seed(False)) == (26767543217503309, 47296446471056564)
+
+
+def test_training_draws_anew_in_every_step_and_validation_never() -> None:
+    losses = {}
+    for update in (True, False):
+        for step in (0, 1):
+            objective = avid()
+            objective.step = step
+            losses[update, step] = objective(*batch(), update=update)["loss"].item()
+    assert losses[False, 0] == losses[False, 1]
+    assert len(set(losses.values())) == 3
+
+
+def test_negatives_are_on_the_device_of_their_anchors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    objective = avid()
+    with FakeTensorMode():  # knows shapes and devices, computes nothing
+        index = torch.empty(3, dtype=torch.long, device="cuda")
+        negatives = objective._draw_negatives(index, index[:, None], None, True)
+        assert (negatives.device.type, negatives.shape) == ("cuda", (3, 16))
+
+
+def test_given_generator_is_used() -> None:
+    results = [avid()(*batch(), generator=torch.Generator().manual_seed(seed))["loss"] for seed in (3, 3, 4)]
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+# -- the written formulas ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ["nce", "info_nce"])
+def test_loss_is_the_written_formula(estimator: str) -> None:
+    weights = {"instance_cross": 1.0, "instance_within": 0.5, "positive_cross": 2.0, "positive_within": 3.0}
+    objective = cma(estimator=estimator, **weights)
+    objective.normaliser.fill_(2.2)
+    video, audio, index = batch()
+    negative_index = torch.randint(ITEMS, (6, 16), generator=torch.Generator().manual_seed(2))
+    banks = {"v": objective.video_bank.vectors.clone(), "a": objective.audio_bank.vectors.clone()}
+    embeddings = {"v": video / video.norm(dim=1, keepdim=True), "a": audio / audio.norm(dim=1, keepdim=True)}
+    own, positives, near = index[:, None], objective.positive_set[index].long(), negative_index[:, :4]
+
+    def term(embedding: str, bank: str, positive_rows: torch.Tensor, negative_rows: torch.Tensor) -> torch.Tensor:
+        scores = [
+            torch.einsum("bd,bkd->bk", embeddings[embedding], banks[bank][rows]) / 0.07
+            for rows in (positive_rows, negative_rows)
+        ]
+        return nce(*scores, 2.2) if estimator == "nce" else info_nce(*scores)
+
+    expected = {
+        "instance_v2a": term("v", "a", own, negative_index),
+        "instance_a2v": term("a", "v", own, negative_index),
+        "instance_v2v": term("v", "v", own, near),
+        "instance_a2a": term("a", "a", own, near),
+        "positive_v2a": term("v", "a", positives, negative_index),
+        "positive_a2v": term("a", "v", positives, negative_index),
+        "positive_v2v": term("v", "v", positives, near),
+        "positive_a2a": term("a", "a", positives, near),
+    }
+    pairs = list(expected.values())
+    loss = sum(w * (x + y) / 2 for w, x, y in zip(weights.values(), pairs[0::2], pairs[1::2])) / 6.5
+    assert isinstance(loss, torch.Tensor)
+    out = objective(video, audio, index, negative_index=negative_index)
+    torch.testing.assert_close(out["loss"], loss)
+    assert set(out) == {"loss", *expected}
+    for name, value in expected.items():
+        torch.testing.assert_close(out[name], value.detach())
+        assert not out[name].requires_grad
+    for ours, reference in zip(
+        torch.autograd.grad(out["loss"], [video, audio]), torch.autograd.grad(loss, [video, audio])
+    ):
+        torch.testing.assert_close(ours, reference)
+
+
+def test_within_weight_that_is_zero_adds_no_term() -> None:
+    assert set(avid()(*batch())) == {"loss", "v2a", "a2v"}
+    assert set(avid(cross_weight=0, within_weight=1)(*batch())) == {"loss", "v2v", "a2a"}
+    assert set(cma()(*batch())) == {"loss", "instance_v2a", "instance_a2v", "positive_v2v", "positive_a2a"}
+
+
+def test_video_and_audio_may_have_their_own_momentum() -> None:
+    objective = avid(bank_momentum=(1.0, 0.0))
+    before = state(objective)
+    video, audio, index = batch()
+    objective(video, audio, index)
+    torch.testing.assert_close(objective.video_bank.vectors, before[0])
+    torch.testing.assert_close(
+        objective.audio_bank.vectors[index], torch.nn.functional.normalize(audio, dim=1).detach()
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_starts_near_its_known_value_and_banks_stay_unit(kind: str) -> None:
+    torch.manual_seed(0)
+    objective: BankObjective = InstanceDiscrimination(2000) if kind == "avid" else CrossModalAgreement(2000)
+    if isinstance(objective, CrossModalAgreement):
+        objective.mine()
+    losses = []
+    for step in range(3):
+        index = torch.randperm(2000)[:32]
+        losses.append(objective(torch.randn(32, 128), torch.randn(32, 128), index)["loss"].item())
+        if step == 0:
+            frozen = objective.normaliser.clone()
+    if kind == "avid":
+        assert 8.3 < losses[0] < 9.1
+        assert 2.0 < frozen < 2.5
+    assert torch.equal(objective.normaliser, frozen)
+    for bank in (objective.video_bank, objective.audio_bank):
+        torch.testing.assert_close(bank.vectors.norm(dim=1), torch.ones(2000))
+
+
+# -- precision ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_changes_nothing(kind: str) -> None:
+    plain = run(KINDS[kind](), range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = run(KINDS[kind](), range(2))
+    assert_equal(plain, cast)
+
+
+def test_half_precision_embeddings_get_half_precision_gradients() -> None:
+    video, audio, index = batch()
+    low = [tensor.detach().bfloat16().requires_grad_() for tensor in (video, audio)]
+    loss = avid()(*low, index)["loss"]
+    assert loss.dtype == torch.float32
+    for tensor, gradient in zip(low, torch.autograd.grad(loss, low)):
+        assert gradient.dtype == tensor.dtype
+        assert torch.isfinite(gradient).all()
+
+
+def test_perfectly_aligned_embeddings_stay_finite() -> None:
+    """Every score is 1 / 0.07: its exponential is 1.6e6."""
+    objective = avid(negatives=2000)
+    direction = torch.nn.functional.normalize(torch.ones(ITEMS, DIM), dim=1)
+    objective.video_bank.vectors.copy_(direction)
+    objective.audio_bank.vectors.copy_(direction)
+    aligned = torch.ones(4, DIM, requires_grad=True)
+    loss = objective(aligned, aligned, torch.arange(4))["loss"]
+    (gradient,) = torch.autograd.grad(loss, aligned)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+
+
+def test_only_embeddings_get_a_gradient() -> None:
+    objective = avid()
+    assert not list(objective.parameters())
+    objective(*batch())["loss"].backward()
+    assert all(buffer.grad is None and not buffer.requires_grad for buffer in objective.buffers())
+
+
+# -- validation --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("trained", [False, True])
+def test_validation_touches_nothing(kind: str, trained: bool) -> None:
+    objective, untouched = KINDS[kind](), KINDS[kind]()
+    if trained:
+        run(objective, range(2))
+        run(untouched, range(2))
+    before = state(objective)
+    with torch.inference_mode():
+        first = objective(*batch(7), update=False)["loss"]
+        second = objective(*batch(7), update=False)["loss"]
+    assert torch.equal(first, second)
+    assert_equal(state(objective), before)
+    assert_equal(run(objective, range(2, 4)), run(untouched, range(2, 4)))
+
+
+# -- saving ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("assign", [False, True])
+def test_restored_objective_continues_bit_for_bit(kind: str, assign: bool) -> None:
+    uninterrupted = KINDS[kind]()
+    run(uninterrupted, range(2))
+    buffer = io.BytesIO()
+    torch.save(uninterrupted.state_dict(), buffer)
+    buffer.seek(0)
+    restored = KINDS[kind](False) if kind == "cma" else avid()
+    restored.load_state_dict(torch.load(buffer, weights_only=True), assign=assign)
+    assert_equal(state(restored), state(uninterrupted))
+    assert_equal(run(restored, range(2, 5)), run(uninterrupted, range(2, 5)))
+    assert_equal(state(restored), state(uninterrupted))
+
+
+def test_mining_is_quiet_unless_asked_and_tells_a_listener(capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[tuple[int, int]] = []
+    cma(mine=False).mine()
+    cma(mine=False).mine(lambda done, total: calls.append((done, total)))
+    assert calls[-1][0] == calls[-1][1] > 0
+    assert not capsys.readouterr().err
+
+
+def test_a_single_positive_is_found_in_what_was_saved() -> None:
+    sizes = {"num_items": 6, "positives": 1}
+    restored = cma(mine=False, **sizes)
+    restored.load_state_dict(cma(**sizes).state_dict())
+    assert restored._positives(torch.arange(6)).shape == (6, 1)
+
+
+def test_loading_the_untrained_normaliser_estimates_it_anew() -> None:
+    fresh, ran = avid().state_dict(), avid()
+    run(ran, range(1))
+    ran.load_state_dict(fresh)
+    assert_equal(run(ran, range(1)), run(avid(), range(1)))
+    assert ran.normaliser > 0
+
+
+def test_a_small_normaliser_stays_what_it_is() -> None:
+    objective = avid()
+    objective.normaliser.fill_(0.25)
+    run(objective, range(1))
+    assert objective.normaliser == 0.25
+
+
+@pytest.mark.parametrize("agreement", ["consensus", "video"])
+def test_mining_with_a_bar_says_its_cost_and_finds_the_same(
+    agreement: Agreement, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates: list[tuple[int, dict[str, int]]] = []
+    monkeypatch.setattr("rich.progress.Progress.update", lambda _, task, **fields: updates.append((task, fields)))
+    plain, shown = cma(agreement=agreement), cma(mine=False, agreement=agreement)
+    assert torch.equal(shown.mine(progress=True), plain.positive_set)
+    captured = capsys.readouterr()
+    assert " ".join(captured.err.split()).startswith(estimate_cost(ITEMS, DIM, 5, agreement=agreement))
+    assert not captured.out
+    total = updates[-1][1]["total"]
+    assert total > 0
+    assert updates[-1] == (0, {"completed": total, "total": total})
+
+
+def test_the_cost_is_that_of_the_device_of_the_banks(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+    monkeypatch.setattr("papers.avid_cma.loss.mine_positives", lambda *_, **__: torch.zeros(ITEMS, 5))
+    monkeypatch.setattr("papers.avid_cma.loss.estimate_cost", lambda *_, device, **__: asked.append(device) or "cost")
+    with torch.device("meta"):
+        objective = CrossModalAgreement(ITEMS, DIM, negatives=16, within_negatives=4, positives=5)
+    objective.mine(progress=True)
+    assert [device.type for device in asked] == ["meta"]
+
+
+def test_positives_are_needed_and_take_four_bytes_each() -> None:
+    assert cma(mine=False).positive_set.dtype == torch.int32
+    with pytest.raises(RuntimeError, match="mine"):
+        run(cma(mine=False), range(1))
+
+
+def test_loading_into_an_objective_that_ran_forgets_what_it_knew() -> None:
+    fresh, ran = cma(mine=False).state_dict(), cma()
+    run(ran, range(1))
+    ran.load_state_dict(fresh)
+    with pytest.raises(RuntimeError, match="mine"):
+        run(ran, range(1))
+
+
+def test_state_dict_names_and_holds_each_bank_once() -> None:
+    assert set(avid().state_dict()) == {"video_bank.vectors", "audio_bank.vectors", "normaliser", "_extra_state"}
+    objective = InstanceDiscrimination(1000, 32)
+    buffer = io.BytesIO()
+    torch.save(objective.state_dict(), buffer)
+    assert buffer.tell() < 2 * 1000 * 32 * 4 * 1.1
+
+
+def test_every_bank_is_compared_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = avid()
+    seen: list[tuple[str, torch.Tensor]] = []
+    monkeypatch.setattr("common.memory.bank.require_equal_over_ranks", lambda value, name: seen.append((name, value)))
+    objective.video_bank.check_replicas("the video bank", 3)
+    objective.audio_bank.check_replicas("the audio bank", 3)
+    objective.check_replicas(3)
+    assert seen[2:] == seen[:2]
+
+
+def test_all_that_ranks_share_comes_from_rank_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = cma()
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr("papers.avid_cma.loss.broadcast_from_rank_zero", sent.append)
+    objective.initialise()
+    assert [tensor.shape for tensor in sent] == [(ITEMS, 2, DIM), (), (ITEMS, 5)]
+    run(objective, range(1))
+    objective.normaliser.fill_(-1)  # as rank 0 may not have trained
+    objective.initialise()
+    run(objective, range(1))
+    assert objective.normaliser > 0
+    objective.initialise()
+    objective.positive_set.fill_(-1)  # as rank 0 may have nothing mined
+    with pytest.raises(RuntimeError, match="mine"):
+        run(objective, range(1))
+
+
+def test_deep_copy_is_independent() -> None:
+    objective = avid()
+    clone = copy.deepcopy(objective)
+    before = state(objective)
+    run(clone, range(2))
+    assert_equal(state(objective), before)
+    assert_equal(run(objective, range(2)), run(avid(), range(2)))
+
+
+def test_conversion_and_back_keeps_training_the_same_banks() -> None:
+    objective = avid()
+    objective.double().float()
+    assert_equal(run(objective, range(2)), run(avid(), range(2)))
+
+
+# -- warm start --------------------------------------------------------------------------------------------------------
+
+
+def trained_avid_state(num_items: int = ITEMS) -> dict[str, torch.Tensor]:
+    objective = avid(num_items=num_items)
+    video, audio, _ = batch()
+    objective(video, audio, torch.arange(6))
+    return objective.state_dict()
+
+
+@pytest.mark.parametrize("prefix", ["", "criterion."])
+def test_warm_start_takes_banks_and_normaliser_but_not_the_step(prefix: str) -> None:
+    source = trained_avid_state()
+    objective = cma()
+    run(objective, range(1))
+    objective.step = 0
+    objective.load_from_avid({prefix + key: value for key, value in source.items()})
+    assert torch.equal(objective.video_bank.vectors, source["video_bank.vectors"])
+    assert torch.equal(objective.audio_bank.vectors, source["audio_bank.vectors"])
+    assert torch.equal(objective.normaliser, source["normaliser"])
+    assert objective.step == 0
+    with pytest.raises(RuntimeError, match="mine"):
+        run(objective, range(1))  # the old positives belong to the old banks
+    objective.mine()
+    run(objective, range(1))
+    assert torch.equal(objective.normaliser, source["normaliser"])
+
+
+def test_warm_start_says_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"video_bank.vectors is \(30, 8\).*listing"):
+        cma().load_from_avid(trained_avid_state(30))
+    source = trained_avid_state()
+    del source["audio_bank.vectors"]
+    with pytest.raises(KeyError, match=r"warm_start lacks audio_bank\.vectors"):
+        cma().load_from_avid(source)
+    objective = cma()
+    objective.load_from_avid(trained_avid_state() | {"normaliser": torch.tensor(0.25)})
+    assert objective.normaliser == 0.25
+    with pytest.raises(ValueError, match="normaliser was never set"):
+        cma().load_from_avid(avid().state_dict())
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "named"),
+    [
+        ("avid", {"num_items": 1}, "num_items"),
+        ("avid", {"negatives": 0}, "negatives"),
+        ("avid", {"temperature": 0.0}, "temperature"),
+        ("avid", {"estimator": "softmax"}, "estimator"),
+        ("avid", {"cross_weight": 0.0}, "cross_weight=0.0, within_weight=0.0"),
+        ("avid", {"cross_weight": -1.0, "within_weight": 2.0}, "cross_weight"),
+        ("avid", {"bank_momentum": 1.1}, "momentum"),
+        ("cma", {"num_items": 6}, "num_items=6 is too small for positives=5"),
+        ("cma", {"within_negatives": 17}, "within_negatives=17"),
+        ("cma", {"within_negatives": 0}, "within_negatives=0"),
+        ("cma", {"positives": 0}, "positives"),
+        ("cma", {"instance_cross": 0.0, "positive_within": 0.0}, "positive_within"),
+        ("cma", {"agreement": "both"}, "agreement"),
+        *(("cma", {name: -0.1}, f"{name}=-0.1") for name in CMA_WEIGHTS),
+    ],
+)
+def test_impossible_arguments_are_named(kind: str, changes: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        KINDS[kind](**changes)

@@ -1,0 +1,220 @@
+"""Released checkpoints, our own ones and exported backbones. The released files are imitated from their layout."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.encoders.audio import AudioConvNet
+from common.encoders.heads import ProjectionHead
+from common.encoders.video import R2Plus1D
+from papers.avid_cma.loss import CrossModalAgreement
+from papers.avid_cma.model import AudioVisualModel
+from papers.avid_cma.weights import (
+    CheckpointError,
+    export,
+    import_official,
+    load_backbone,
+    load_into_encoder,
+    load_pretraining,
+)
+
+LAYOUT = json.loads(
+    (Path(__file__).parents[1] / "golden" / "avid_cma" / "official_state_dict.json").read_text(encoding="utf-8")
+)
+
+
+def official(score: Tensor, positives: Tensor | None = None) -> dict[str, Any]:
+    """A checkpoint in the released layout with few rows in its banks."""
+    generator = torch.Generator().manual_seed(0)
+    model = {
+        LAYOUT["model_prefix"] + key: torch.tensor(7) if not shape else torch.randn(shape, generator=generator)
+        for key, shape in LAYOUT["model"].items()
+    }
+    criterion = {
+        "nce_average.view1_mem": torch.randn(20, 128, generator=generator),
+        "nce_average.view2_mem": torch.randn(20, 128, generator=generator),
+        "criterion.avg_exp_score": score,
+    }
+    if positives is not None:
+        criterion["nce_average.positive_set"] = positives
+    optimizer = {"state": {}, "param_groups": [{"lr": 2e-4, "betas": (0.9, 0.999)}]}
+    return {"epoch": 30, "model": model, "optimizer": optimizer, "train_criterion": criterion}
+
+
+@pytest.fixture(scope="module")
+def official_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("official") / "AVID_CMA_Kinetics.pth.tar"
+    positives = torch.arange(20 * 3, dtype=torch.int32).view(20, 3)
+    torch.save(official(torch.tensor([2.25]), positives), path)
+    return path
+
+
+def small_model() -> AudioVisualModel:
+    torch.manual_seed(1)
+    return AudioVisualModel(
+        R2Plus1D(depth=10, width=2, stem_pool=False),
+        AudioConvNet(width=2),
+        ProjectionHead(16, 8, 4),
+        ProjectionHead(16, 8, 4),
+    )
+
+
+@pytest.fixture
+def own_file(tmp_path: Path) -> Path:
+    state = {f"model.{key}": value for key, value in small_model().state_dict().items()}
+    state["criterion.video_bank.vectors"] = torch.ones(5, 4)
+    state["criterion.audio_bank.vectors"] = torch.zeros(5, 4)
+    state["criterion.normaliser"] = torch.tensor(2.5)
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": state, "epoch": 3, "global_step": 9, "listing_fingerprint": "abc"}, path)
+    return path
+
+
+def test_official_checkpoint(official_file: Path) -> None:
+    imported = import_official(official_file)
+    assert set(imported.model) == set(LAYOUT["model"])
+    model = AudioVisualModel(R2Plus1D(), AudioConvNet(), ProjectionHead(), ProjectionHead())
+    model.load_state_dict(imported.model, strict=True)
+    assert imported.video_bank is not None
+    assert imported.video_bank.shape == (20, 128)
+    assert imported.audio_bank is not None
+    assert not torch.equal(imported.video_bank, imported.audio_bank)
+    assert imported.normaliser.item() == 2.25
+    assert imported.normaliser.shape == ()
+    assert imported.positive_set is not None
+    assert imported.positive_set.dtype == torch.int32
+    assert imported.epoch == 30
+    assert imported.listing_fingerprint is None
+
+
+def test_official_checkpoint_of_the_old_file_format(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth.tar"
+    torch.save(official(torch.tensor(2.0)), path, _use_new_zipfile_serialization=False)
+    imported = import_official(path)
+    assert imported.normaliser.item() == 2.0
+    assert imported.positive_set is None
+
+
+def test_official_weights_end_in_the_right_tower(official_file: Path) -> None:
+    content = torch.load(official_file, weights_only=True)["model"]
+    video, audio = R2Plus1D(), AudioConvNet()
+    load_into_encoder(video, official_file, "video")
+    load_into_encoder(audio, official_file, "audio")
+    assert torch.equal(video.conv5x[1].tmp_conv2.weight, content["module.video_model.conv5x.1.tmp_conv2.weight"])
+    assert torch.equal(audio.block4.bn2.running_var, content["module.audio_model.block4.bn2.running_var"])
+
+
+def test_differences_are_listed(tmp_path: Path) -> None:
+    content = official(torch.tensor(2.0))
+    del content["model"]["module.video_model.conv1.0.weight"]
+    content["model"]["module.surprise.weight"] = torch.zeros(1)
+    content["model"]["module.audio_proj.projection.4.bias"] = torch.zeros(64)
+    path = tmp_path / "odd.pth.tar"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError) as caught:
+        import_official(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "1 missing: video_model.conv1.0.weight" in message
+    assert "1 unexpected: surprise.weight" in message
+    assert "audio_proj.projection.4.bias [64] instead of [128]" in message
+
+
+def test_own_checkpoint_as_a_start(own_file: Path) -> None:
+    model = small_model()
+    start = load_pretraining(own_file, model)
+    model.load_state_dict(start.model, strict=True)
+    assert start.video_bank is not None
+    assert start.video_bank.shape == (5, 4)
+    assert start.normaliser.item() == 2.5
+    assert start.listing_fingerprint == "abc"
+    with pytest.raises(CheckpointError, match="other shape"):
+        load_pretraining(own_file, AudioVisualModel(R2Plus1D(10, 4), AudioConvNet(2), nn.Identity(), nn.Identity()))
+
+
+def test_memory_is_handed_over_to_the_next_objective(official_file: Path, tmp_path: Path) -> None:
+    state = load_pretraining(official_file).objective
+    criterion = CrossModalAgreement(num_items=20, negatives=4, within_negatives=2, positives=3)
+    criterion.load_from_avid(state)
+    assert torch.equal(criterion.video_bank.vectors, state["video_bank.vectors"])
+    assert criterion.normaliser.item() == 2.25
+    torch.save({"state_dict": {"model.conv.weight": torch.zeros(1)}}, tmp_path / "bare.ckpt")
+    assert set(load_pretraining(tmp_path / "bare.ckpt").objective) == {"normaliser"}
+
+
+def test_a_start_can_be_official(official_file: Path) -> None:
+    assert load_pretraining(official_file).normaliser.item() == 2.25
+
+
+@pytest.mark.parametrize("modality", ["video", "audio"])
+def test_exported_backbone_is_the_same_and_small(own_file: Path, tmp_path: Path, modality: Any) -> None:
+    output = export(own_file, tmp_path / "exported" / "backbone.pt", modality)
+    expected = getattr(small_model(), f"{modality}_model").state_dict()
+    for path in (own_file, output):
+        state = load_backbone(path, modality)
+        assert set(state) == set(expected)
+        assert all(torch.equal(state[key], expected[key]) for key in expected)
+    assert [file.name for file in output.parent.iterdir()] == ["backbone.pt"]
+    other = "audio" if modality == "video" else "video"
+    with pytest.raises(CheckpointError, match=f"holds the {modality} backbone"):
+        load_backbone(output, other)  # type: ignore[arg-type]
+
+
+def test_names_of_a_compiled_model(tmp_path: Path) -> None:
+    expected = small_model().video_model.state_dict()
+    state = {f"model._orig_mod.video_model.{key}": value for key, value in expected.items()}
+    torch.save({"state_dict": state}, tmp_path / "compiled.ckpt")
+    assert set(load_backbone(tmp_path / "compiled.ckpt", "video")) == set(expected)
+
+
+def test_another_architecture_names_the_setting(own_file: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"^model.pretrained: the video encoder in .* video_encoder"):
+        load_into_encoder(R2Plus1D(depth=18, width=2, stem_pool=False), own_file, "video")
+
+
+class Malice:
+    """Runs something when unpickled."""
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return (exec, ("raise SystemExit('ran')",))
+
+
+def test_unusable_files_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such checkpoint file"):
+        load_backbone(tmp_path / "absent.ckpt")
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes(b"PK\x03\x04 not really")
+    with pytest.raises(CheckpointError, match=r"damaged\.ckpt"):
+        load_backbone(damaged)
+    (tmp_path / "empty.ckpt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"empty\.ckpt"):
+        load_backbone(tmp_path / "empty.ckpt")
+    with (tmp_path / "malice.ckpt").open("wb") as file:
+        pickle.dump(Malice(), file)
+    with pytest.raises(CheckpointError, match="safety"):
+        load_backbone(tmp_path / "malice.ckpt")
+    torch.save({"weights": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(CheckpointError, match="found weights"):
+        load_backbone(tmp_path / "foreign.ckpt")
+    with pytest.raises(CheckpointError, match="train_criterion"):
+        import_official(tmp_path / "foreign.ckpt")
+    torch.save({"state_dict": {"layer.weight": torch.zeros(1)}}, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match=r"no audio encoder.*layer\.weight"):
+        load_backbone(tmp_path / "other.ckpt", "audio")
+    truncated = tmp_path / "truncated.ckpt"
+    torch.save({"state_dict": {"a": torch.zeros(10000)}}, truncated)
+    truncated.write_bytes(truncated.read_bytes()[:20000])
+    with pytest.raises(CheckpointError, match=r"truncated\.ckpt"):
+        load_backbone(truncated)
+
+
+def test_loaded_tensors_do_not_hang_on_the_file(own_file: Path) -> None:
+    state = load_backbone(own_file, "video")
+    before = {key: value.clone() for key, value in state.items()}
+    own_file.write_bytes(b"\0" * own_file.stat().st_size)
+    assert all(torch.equal(state[key], before[key]) for key in before)

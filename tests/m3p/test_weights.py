@@ -1,0 +1,162 @@
+"""Weights of released checkpoints, of XLM-R and of our own stages, and of what is none of these."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.encoders.checkpoint_files import CheckpointError
+from papers.m3p.model import M3PEncoder, M3PModel
+from papers.m3p.weights import LAYOUTS, export, load_into_model, released_name
+from tests.m3p.tiny import tiny_model, tiny_sizes, values
+
+IGNORED = (
+    "refine_embeddings", "cross_alignment", "layer_norm15", "encoder_attn", "latent_transforms", "original_transforms",
+    "pooled_layer2", "seq_relationship2", "image_embeddings.image_distbution_embeddings",
+)  # fmt: skip
+
+
+def fresh(**changes: Any) -> M3PModel:
+    torch.manual_seed(3)
+    return M3PModel(M3PEncoder(**tiny_sizes(**changes)))
+
+
+def same(one: M3PModel, other: M3PModel) -> bool:
+    return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+def test_names_and_shapes_are_those_of_the_released_checkpoint() -> None:
+    official = values("official_state_dict")["tensors"]
+    assert len(official) == 475
+    with torch.device("meta"):
+        state = M3PModel(M3PEncoder()).state_dict()
+    for name, value in state.items():
+        assert official[released_name(name)] == list(value.shape), name
+    used = {released_name(name) for name in state} | {"pred_layer.proj.weight"}
+    assert all(name.startswith(IGNORED) for name in official.keys() - used)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_released_checkpoint_loads_and_names_what_it_leaves(prefix: str, tmp_path: Path) -> None:
+    source, path = tiny_model(), tmp_path / "checkpoint.pth"
+    state = {prefix + released_name(name): value for name, value in source.state_dict().items()}
+    state |= {
+        f"{prefix}refine_embeddings.norm.weight": torch.ones(3),
+        f"{prefix}pooled_layer2.dense.bias": torch.ones(2),
+    }
+    state[f"{prefix}pred_layer.proj.weight"] = state[f"{prefix}embeddings.weight"]
+    torch.save({"model": state, "epoch": 22}, path)
+    model = fresh()
+    left = load_into_model(model, path)
+    assert left == ["pooled_layer2.dense.bias", "refine_embeddings.norm.weight"]
+    assert same(model, source)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_an_exported_checkpoint_comes_back(suffix: str, tmp_path: Path) -> None:
+    source = tiny_model()
+    torch.save({"state_dict": {f"model.{n}": v for n, v in source.state_dict().items()}}, tmp_path / "last.ckpt")
+    path = export(tmp_path / "last.ckpt", tmp_path / f"m3p{suffix}", "m3p")
+    model = fresh()
+    assert load_into_model(model, path) == []
+    assert same(model, source)
+    model = fresh()
+    assert load_into_model(model, tmp_path / "last.ckpt") == []
+    assert same(model, source)
+
+
+def xlm_r(**changes: Any) -> Any:
+    from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
+
+    torch.manual_seed(1)
+    sizes = {
+        "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+        "max_position_embeddings": 34, "type_vocab_size": 1, "layer_norm_eps": 1e-12, "pad_token_id": 1,
+    }  # fmt: skip
+    network = XLMRobertaForMaskedLM(XLMRobertaConfig(**(sizes | changes))).eval()
+    for parameter in network.parameters():  # norms and biases other than 1 and 0
+        torch.nn.init.normal_(parameter, std=0.5)
+    return network
+
+
+def test_xlm_r_reads_text_as_it_did(tmp_path: Path) -> None:
+    network = xlm_r()
+    network.save_pretrained(tmp_path / "xlm-roberta-base")
+    model = fresh(languages=1).eval()
+    match, regions = model.match.dense.weight.clone(), model.encoder.region.feature.weight.clone()
+    left = load_into_model(model, tmp_path / "xlm-roberta-base")
+    assert all(name.startswith("lm_head.") for name in left)
+    assert any("dense" in name for name in left)
+    tokens = torch.tensor([[0, 7, 9, 2, 1], [0, 30, 2, 1, 1]])
+    mask = tokens != 1
+    expected = network.roberta(tokens, attention_mask=mask.long()).last_hidden_state
+    torch.testing.assert_close(model.encoder(tokens, mask)[mask], expected[mask], rtol=1e-4, atol=1e-4)
+    assert torch.equal(model.vocabulary.bias, network.lm_head.bias)
+    assert torch.equal(model.match.dense.weight, match)
+    assert torch.equal(model.encoder.region.feature.weight, regions)
+    other = fresh(languages=1)
+    load_into_model(other, tmp_path / "xlm-roberta-base", position_offset=0)
+    assert torch.equal(other.encoder.position.weight[2:], model.encoder.position.weight[:30])
+
+
+def test_rows_of_positions_that_xlm_r_lacks_keep_their_start(tmp_path: Path) -> None:
+    network = xlm_r(max_position_embeddings=32)
+    network.save_pretrained(tmp_path)
+    model = fresh()
+    before = model.encoder.position.weight.clone()
+    load_into_model(model, tmp_path)
+    assert torch.equal(model.encoder.position.weight[30:], before[30:])
+
+
+def test_the_text_encoder_goes_back_to_transformers(tmp_path: Path) -> None:
+    from transformers import XLMRobertaConfig, XLMRobertaModel
+
+    source = tiny_model(languages=6)
+    torch.save({"state_dict": {f"model.{n}": v for n, v in source.state_dict().items()}}, tmp_path / "last.ckpt")
+    path = export(tmp_path / "last.ckpt", tmp_path / "text.pt", "xlm_roberta")
+    config = XLMRobertaConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=34, type_vocab_size=1, layer_norm_eps=1e-12, pad_token_id=1,
+    )  # fmt: skip
+    network = XLMRobertaModel(config, add_pooling_layer=False).eval()
+    network.load_state_dict(torch.load(path, weights_only=True))
+    tokens = torch.tensor([[0, 7, 9, 2]])
+    found = network(tokens).last_hidden_state
+    torch.testing.assert_close(found, source.encoder(tokens, tokens != 1), rtol=1e-4, atol=1e-4)
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    source = tiny_model()
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {f"model.{n}": v for n, v in source.state_dict().items()}}, path)
+    model = fresh(languages=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(
+        CheckpointError, match=r"model.pretrained: .*encoder.language.weight \[6, 16\] instead of \[3, 16"
+    ):
+        load_into_model(model, path, "model.pretrained")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(CheckpointError, match="no such checkpoint file"):
+        load_into_model(model, tmp_path / "nothing.pth")
+    with pytest.raises(CheckpointError, match="hf download"):
+        load_into_model(model, tmp_path)
+    torch.save({"model": {"conv1.weight": torch.ones(2)}}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"no weights of M3P or XLM-R.*found conv1.weight"):
+        load_into_model(model, tmp_path / "other.pth")
+    (tmp_path / "broken.pth").write_bytes(path.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match=r"broken\.pth: "):
+        load_into_model(model, tmp_path / "broken.pth")
+
+
+def test_export_checks_what_is_asked_of_it(tmp_path: Path) -> None:
+    assert LAYOUTS == ("m3p", "xlm_roberta")
+    with pytest.raises(ValueError, match="layout"):
+        export(tmp_path / "a", tmp_path / "b.pth", "timm")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must end in"):
+        export(tmp_path / "a", tmp_path / "b.bin")
+    torch.save({"state_dict": {"x": torch.ones(1)}}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match="no model of M3P"):
+        export(tmp_path / "a.ckpt", tmp_path / "b.pth")

@@ -1,0 +1,458 @@
+"""MCT's losses and queues: combinations of losses, masks, tags, first steps, precision, restore, impossible input."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.memory.queue import KeyQueue
+from papers.mct.loss import MultimodalContrast, cross_modal_loss, instance_loss, tag_loss
+
+WIDTHS = {"ii": 6, "cc": 6, "ic": 10, "ci": 10}
+
+
+def embeddings(batch: int, seed: int = 0, names: tuple[str, ...] = tuple(WIDTHS)) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    made = {name: F.normalize(torch.randn(batch, dim, generator=generator), dim=1) for name, dim in WIDTHS.items()}
+    return {name: made[name] for name in names}
+
+
+def objective(**changes: Any) -> MultimodalContrast:
+    fields: dict[str, Any] = {"queue_size": 12, "intra_dim": 6, "inter_dim": 10, "temperature": 0.2}
+    return MultimodalContrast(**{**fields, **changes})
+
+
+def full(**changes: Any) -> MultimodalContrast:
+    return objective(**{"weight_tag": 1.0, "tag_count": 4, **changes})
+
+
+def tags_of(batch: int, seed: int = 0) -> Tensor:
+    return torch.rand(batch, 4, generator=torch.Generator().manual_seed(seed)) < 0.4
+
+
+# -- which losses are on -----------------------------------------------------------------------------------------------
+
+
+FIELDS = {"ii": "weight_ii", "tag": "weight_tag", "cc": "weight_cc", "ic": "weight_cross", "ci": "weight_cross"}
+
+
+@pytest.mark.parametrize(
+    "on",
+    [
+        (*intra, *inter)
+        for number in range(4)
+        for intra in itertools.combinations(("ii", "tag", "cc"), number)
+        for inter in ((), ("ic", "ci"))
+        if intra or inter
+    ],
+)
+def test_every_combination_builds_and_reports_only_what_is_on(on: tuple[str, ...]) -> None:
+    contrast = objective(**{field: float(name in on) for name, field in FIELDS.items()}, tag_count=4)
+    names = tuple(name for name in WIDTHS if name in on or (name == "ii" and "tag" in on))
+    assert tuple(contrast.queues) == names
+    assert ("queues.ii.tags" in contrast.state_dict()) == ("tag" in on)
+    queries, keys = embeddings(3, 0, names), embeddings(3, 1, names)
+    for query in queries.values():
+        query.requires_grad_()
+    for step in range(5):
+        ids = torch.arange(3) + 3 * step
+        out = contrast(queries, keys, ids, tags_of(3))
+        contrast.enqueue(keys, ids, tags_of(3))
+        assert all(torch.isfinite(value) and value.shape == () for value in out.values())
+    out["loss"].backward()
+    for query in queries.values():
+        assert query.grad is not None
+        assert query.grad.isfinite().all()
+        assert query.grad.any()
+    assert {*out} & {*FIELDS} == {*on}
+    assert not any(out[name].requires_grad for name in on)
+    torch.testing.assert_close(out["loss"].detach(), torch.stack([out[name] for name in on]).sum())
+    assert out["queue_fill"] == 1
+
+
+def test_bounds_of_the_losses() -> None:
+    contrast = full(inter_reduction="sum")
+    out = contrast(embeddings(5), embeddings(5, 1), torch.arange(5), tags_of(5))
+    assert 0 <= out["ii"] <= math.log(13) + 2 / 0.2
+    assert 0 <= out["ic"] <= 12 * 2.2
+
+
+# -- what each loss means ----------------------------------------------------------------------------------------------
+
+
+def test_without_tags_the_tag_loss_is_the_instance_loss_to_the_last_bit() -> None:
+    contrast = full()
+    for step in range(6):
+        queries, keys = embeddings(3, step), embeddings(3, step + 50)
+        ids = torch.arange(3) + 3 * step
+        out = contrast(queries, keys, ids, torch.zeros(3, 4))
+        assert torch.equal(out["tag"], out["ii"])
+        assert out["positives"] == 1
+        contrast.enqueue(keys, ids, tags_of(3, step))
+    # The own key is a positive also where epsilon exceeds what any image has.
+    out = full(epsilon=4.0)(queries, keys, ids, torch.ones(3, 4))
+    assert torch.equal(out["tag"], out["ii"])
+
+
+@given(batch=st.integers(1, 4), size=st.integers(1, 10), masked=st.booleans(), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_tag_loss_is_the_written_formula(batch: int, size: int, masked: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    positive = 3 * torch.randn(batch, generator=generator, dtype=torch.double)
+    negatives = 3 * torch.randn(batch, size, generator=generator, dtype=torch.double)
+    related = torch.rand(batch, size, generator=generator) < 0.5
+    mask = torch.rand(batch, size, generator=generator) < (0.6 if masked else 2.0)
+    expected = []
+    for anchor in range(batch):
+        counted = [float(positive[anchor]), *negatives[anchor][mask[anchor]].tolist()]
+        chosen = [float(positive[anchor]), *negatives[anchor][mask[anchor] & related[anchor]].tolist()]
+        log_sum = math.log(sum(map(math.exp, counted)))
+        expected.append(-sum(score - log_sum for score in chosen) / len(chosen))
+    loss = tag_loss(positive, negatives, related, mask if masked else None)
+    torch.testing.assert_close(loss, torch.tensor(expected, dtype=torch.double))
+
+
+def test_a_slot_that_does_not_count_may_hold_anything() -> None:
+    positive, negatives = torch.randn(2, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 3)
+    related, mask = torch.tensor([[True, True, False]] * 2), torch.tensor([[True, False, True]] * 2)
+    expected = tag_loss(positive, negatives, related, mask)
+    for value in (torch.nan, torch.inf, 7.0):
+        odd = negatives.masked_fill(~mask, value).requires_grad_()
+        loss = tag_loss(positive, odd, related, mask)
+        torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+        loss.sum().backward()
+        assert odd.grad is not None
+        assert odd.grad.isfinite().all()
+        assert not odd.grad[~mask].any()
+
+
+def test_gradients_of_the_losses_equal_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(1)
+    positive = torch.randn(3, generator=generator, dtype=torch.double).requires_grad_()
+    negatives = torch.randn(3, 5, generator=generator, dtype=torch.double).requires_grad_()
+    related, mask = (torch.rand(3, 5, generator=generator) < 0.5 for _ in range(2))
+    for function in (
+        lambda p, n: instance_loss(p, n, mask),
+        lambda p, n: tag_loss(p, n, related, mask),
+        lambda p, n: cross_modal_loss(p, n, "hinge", 0.5, "mean", mask),
+        lambda p, n: cross_modal_loss(p, n, "infonce", mask=mask),
+    ):
+        assert torch.autograd.gradcheck(function, (positive, negatives))
+
+
+def test_keys_of_related_images_are_pulled_and_others_pushed() -> None:
+    contrast = objective(
+        weight_ii=0.0, weight_tag=1.0, weight_cc=0.0, weight_cross=0.0, tag_count=2, queue_warm="masked"
+    )
+    stored = F.normalize(torch.eye(6)[:3], dim=1)
+    contrast.enqueue({"ii": stored}, torch.tensor([1, 2, 3]), torch.tensor([[1, 0], [0, 1], [1, 1]]))
+    query = torch.eye(6)[5:].requires_grad_()
+    out = contrast({"ii": query}, {"ii": torch.eye(6)[4:5]}, torch.tensor([9]), torch.tensor([[1, 0]]))
+    out["loss"].backward()
+    assert query.grad is not None
+    assert [bool(value < 0) for value in query.grad[0, :3]] == [True, False, True]
+    assert out["positives"] == 3
+
+
+def test_keys_of_the_own_image_take_no_part() -> None:
+    queries, keys = embeddings(2), embeddings(2, 1)
+    stored = embeddings(4, 2)
+    ids, tags = torch.tensor([5, 6]), torch.ones(2, 4)
+    for same_image in (True, False):
+        contrast = full(queue_size=4, mask_same_image=same_image)
+        contrast.enqueue(stored, torch.tensor([5, 5, 7, 6]), torch.ones(4, 4))
+        out = contrast(queries, keys, ids, tags)
+        kept = torch.tensor([[False, False, True, True], [True, True, True, False]])
+        for name, scale in (("ii", 0.2), ("cc", 0.2), ("ic", 1.0), ("ci", 1.0)):
+            positive, negatives = (queries[name] * keys[name]).sum(1) / scale, queries[name] @ stored[name].T / scale
+            mask = kept if same_image else None
+            if scale == 1.0:
+                expected = cross_modal_loss(positive, negatives, mask=mask).mean()
+            else:
+                expected = instance_loss(positive, negatives, mask).mean()
+            torch.testing.assert_close(out[name], expected)
+        assert out["positives"] == (3.5 if same_image else 5.0)
+
+
+@pytest.mark.parametrize("same_image", [True, False])
+def test_reports_and_positives_count_the_slots_that_count(same_image: bool) -> None:
+    # Anchor 0 would be beaten by its own image's slot 0; anchor 1 by slot 2, and slot 3 ties with its own key.
+    similar = torch.tensor([[1.0, 0.25, 0.5, 0.0], [0.5, 0.0, 1.0, 0.75]])
+    ids = torch.tensor([5, 6])
+    contrast = full(queue_size=4, margin=0.5, temperature=0.25, mask_same_image=same_image)
+    rows = {name: torch.eye(2, dim) for name, dim in WIDTHS.items()}
+    stored = {name: similar.T @ row for name, row in rows.items()}
+    contrast.enqueue(stored, torch.tensor([5, 7, 6, 7]), torch.tensor([[1, 0, 0, 0]] * 3 + [[0, 1, 0, 0]]))
+    out = contrast(rows, {name: 0.75 * row for name, row in rows.items()}, ids, torch.tensor([[1, 0, 0, 0]] * 2))
+    for name in WIDTHS:
+        assert out[f"accuracy_{name}"] == (0.5 if same_image else 0.0)
+    for name in ("ic", "ci"):  # 0.25 lies on the margin, not within
+        assert out[f"active_{name}"] == (1.5 if same_image else 2.5)
+    mask = torch.tensor([[False, True, True, True], [True, True, False, True]]) if same_image else None
+    related = torch.tensor([[True, True, True, False]]).expand(2, 4)
+    torch.testing.assert_close(out["tag"], tag_loss(torch.full((2,), 3.0), 4 * similar, related, mask).mean())
+
+
+def test_infonce_between_modalities_is_the_instance_loss_at_its_own_temperature() -> None:
+    contrast, stored = objective(inter_loss="infonce", temperature_cross=0.3, queue_size=4), embeddings(4, 2)
+    contrast.enqueue(stored, torch.tensor([5, 7, 8, 9]))
+    queries, keys = embeddings(2), embeddings(2, 1)
+    out = contrast(queries, keys, torch.tensor([5, 6]))
+    mask = torch.tensor([[False, True, True, True], [True, True, True, True]])
+    for name in ("ic", "ci"):
+        scores = (queries[name] * keys[name]).sum(1) / 0.3, queries[name] @ stored[name].T / 0.3
+        torch.testing.assert_close(out[name], instance_loss(*scores, mask).mean())
+        assert torch.equal(cross_modal_loss(*scores, "infonce", mask=mask), instance_loss(*scores, mask))
+        assert f"active_{name}" not in out
+
+
+def test_queues_hold_the_keys_that_their_loss_compares_with() -> None:
+    contrast = objective()
+    keys = embeddings(3, 1)
+    contrast.enqueue(keys, torch.arange(3))
+    for name, key in keys.items():
+        torch.testing.assert_close(contrast.queues[name].vectors[:3], key)
+    # A query that equals a stored key of another image finds it as its hardest negative.
+    out = contrast(keys, embeddings(3, 7), torch.arange(3) + 9)
+    assert [float(out[f"accuracy_{name}"]) for name in WIDTHS] == [0.0] * 4
+
+
+def test_keys_of_a_step_are_no_negatives_of_that_step() -> None:
+    contrast = objective(queue_warm="masked")
+    keys = embeddings(3)
+    out = contrast(keys, keys, torch.arange(3))
+    assert out["ii"] == 0
+    assert out["accuracy_ii"] == 1
+
+
+def test_duplicate_images_in_a_batch_are_stored_once_each() -> None:
+    contrast, keys = objective(queue_warm="masked"), embeddings(4, 1)
+    ids = torch.tensor([3, 3, 3, 8])
+    contrast.enqueue(keys, ids)
+    assert contrast.queues["ii"].image_id[:5].tolist() == [3, 3, 3, 8, -1]
+    queries = embeddings(4)
+    out = contrast(queries, keys, ids)
+    kept = torch.tensor([[False, False, False, True]] * 3 + [[True, True, True, False]])
+    positive, negatives = (queries["ii"] * keys["ii"]).sum(1) / 0.2, queries["ii"] @ keys["ii"].T / 0.2
+    torch.testing.assert_close(out["ii"], instance_loss(positive, negatives, kept).mean())
+
+
+def test_a_batch_larger_than_the_queue_keeps_the_last_keys() -> None:
+    contrast, keys = full(queue_size=3), embeddings(8, 1)
+    contrast(embeddings(8), keys, torch.arange(8), tags_of(8))
+    contrast.enqueue(keys, torch.arange(8), tags_of(8))
+    queue = contrast.queues["ii"]
+    order = [6, 7, 5]  # the pointer stands at 8 % 3
+    assert queue.image_id.tolist() == order
+    torch.testing.assert_close(queue.vectors, keys["ii"][order])
+    assert torch.equal(queue.tags, tags_of(8)[order])
+    assert queue.pointer == 2
+
+
+# -- the first steps ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inter_loss", ["hinge", "infonce"])
+@pytest.mark.parametrize("reduction", ["sum", "mean", "max"])
+def test_masked_queues_give_a_first_step_without_loss_or_gradient(inter_loss: Any, reduction: Any) -> None:
+    contrast = full(queue_warm="masked", inter_loss=inter_loss, inter_reduction=reduction)
+    queries = {name: query.requires_grad_() for name, query in embeddings(3).items()}
+    keys = embeddings(3, 1)
+    out = contrast(queries, keys, torch.arange(3), tags_of(3))
+    out["loss"].backward()
+    assert out["loss"] == 0
+    assert all(torch.equal(query.grad, torch.zeros_like(query)) for query in queries.values())  # type: ignore[arg-type]
+    assert out["queue_fill"] == 0
+    assert out["positives"] == 1
+    contrast.enqueue(keys, torch.arange(3), tags_of(3))
+    out = contrast(queries, keys, torch.arange(3) + 3, tags_of(3))
+    assert out["loss"] > 0
+    assert out["queue_fill"] == 0.25
+
+
+def test_random_queues_count_from_the_first_step() -> None:
+    out = full()(embeddings(3), embeddings(3, 1), torch.arange(3), torch.ones(3, 4))
+    assert out["ii"] > 0
+    assert out["positives"] == 1  # but what was never written shares no tag
+
+
+# -- precision and layout ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queue_dtype", ["float32", "float16"])
+def test_autocast_and_half_precision_embeddings_are_computed_in_float32(queue_dtype: Any) -> None:
+    contrast = full(queue_dtype=queue_dtype)
+    queries, keys = embeddings(3), embeddings(3, 1)
+    half_queries = {name: query.bfloat16().requires_grad_() for name, query in queries.items()}
+    half_keys = {name: key.bfloat16() for name, key in keys.items()}
+    reference = contrast(
+        {name: query.detach().float() for name, query in half_queries.items()},
+        {name: key.float() for name, key in half_keys.items()},
+        torch.arange(3),
+        tags_of(3),
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        out = contrast(half_queries, half_keys, torch.arange(3), tags_of(3))
+        contrast.enqueue(half_keys, torch.arange(3), tags_of(3))
+    for name, value in out.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, reference[name])
+    out["loss"].backward()
+    assert all(query.grad is not None for query in half_queries.values())
+
+
+def test_half_precision_queues_halve_the_memory_and_hardly_change_the_losses() -> None:
+    exact, half = full(), full(queue_dtype="float16")
+    sizes = [sum(queue.vectors.nbytes for queue in each.queues.values()) for each in (exact, half)]
+    assert sizes[0] == 2 * sizes[1] == 4 * 12 * (6 + 6 + 10 + 10)
+    arguments = embeddings(3), embeddings(3, 1), torch.arange(3), tags_of(3)
+    for name, value in exact(*arguments).items():
+        torch.testing.assert_close(half(*arguments)[name], value, atol=1e-2, rtol=1e-3)
+
+
+def test_non_contiguous_embeddings_and_numbers_as_tags() -> None:
+    contrast, queries, keys = full(), embeddings(3), embeddings(3, 1)
+    strided = {name: query.T.contiguous().T for name, query in queries.items()}
+    reference = contrast(queries, keys, torch.arange(3), tags_of(3))
+    for tags in (tags_of(3).long(), tags_of(3).float(), tags_of(3).T.contiguous().T):
+        out = contrast(strided, keys, torch.arange(3, dtype=torch.int32), tags)
+        torch.testing.assert_close(out, reference)
+
+
+def test_gradient_flows_to_queries_only_and_reading_changes_nothing() -> None:
+    contrast = full()
+    before = {name: value.clone() for name, value in contrast.state_dict().items()}
+    queries = {name: query.requires_grad_() for name, query in embeddings(3).items()}
+    keys = {name: key.requires_grad_() for name, key in embeddings(3, 1).items()}
+    arguments = queries, keys, torch.arange(3), tags_of(3)
+    with torch.inference_mode():  # a validation step may come first
+        validated = contrast(*arguments)
+    out = contrast(*arguments)
+    out["loss"].backward()
+    torch.testing.assert_close(validated["loss"], out["loss"].detach())
+    assert all(query.grad is not None for query in queries.values())
+    assert all(key.grad is None for key in keys.values())
+    assert all(torch.equal(before[name], value) for name, value in contrast.state_dict().items())
+    contrast.enqueue(*arguments[1:])
+    assert not any(torch.equal(before[name], value) for name, value in contrast.state_dict().items())
+
+
+def test_the_gradient_is_that_of_the_loss() -> None:
+    contrast = full(weight_ii=0.7, weight_tag=0.3, weight_cc=2.0, weight_cross=5.0).double()
+    keys = {name: key.double() for name, key in embeddings(3, 1).items()}
+    names = list(WIDTHS)
+    contrast.enqueue(keys, torch.arange(3), tags_of(3))
+
+    def loss(*queries: Tensor) -> Tensor:
+        return contrast(dict(zip(names, queries)), keys, torch.arange(3) + 2, tags_of(3, 1))["loss"]
+
+    assert torch.autograd.gradcheck(loss, tuple(q.double().requires_grad_() for q in embeddings(3).values()))
+
+
+# -- restore -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_restored_objective_goes_on_exactly() -> None:
+    def run(contrast: MultimodalContrast, steps: range) -> list[Tensor]:
+        losses = []
+        for step in steps:
+            keys, ids, tags = embeddings(5, step + 100), torch.arange(5) + 5 * step, tags_of(5, step)
+            losses.append(contrast(embeddings(5, step), keys, ids, tags)["loss"])
+            contrast.enqueue(keys, ids, tags)
+        return losses
+
+    whole = run(full(queue_warm="masked"), range(8))
+    first, second = full(queue_warm="masked"), full(queue_warm="masked", seed=3)
+    losses = run(first, range(4))
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(torch.stack(losses + run(second, range(4, 8))), torch.stack(whole))
+
+
+def test_queues_start_from_the_seed_and_differ_from_each_other() -> None:
+    first, again, other = full(seed=1), full(seed=1), full(seed=2)
+    for name in WIDTHS:
+        assert torch.equal(first.queues[name].vectors, again.queues[name].vectors)
+        assert not torch.equal(first.queues[name].vectors, other.queues[name].vectors)
+    assert not torch.equal(first.queues["ic"].vectors, first.queues["ci"].vectors)
+    # No two queues of any two seeds are alike, and they are those of earlier versions.
+    for position, queue in enumerate(other.queues.values()):
+        assert torch.equal(queue.vectors, KeyQueue(12, queue.dim, seed=4 * 2 + position).vectors)
+
+
+def test_every_queue_is_compared_under_the_name_of_its_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    contrast, seen = objective(), []
+    monkeypatch.setattr(
+        "common.memory.queue.require_equal_over_ranks", lambda value, name: seen.append((name, value.tolist()))
+    )
+    for name in WIDTHS:
+        contrast.queues[name].check_replicas(f"the queue of J_{name}", 2)
+    contrast.check_replicas(2)
+    assert seen[4:] == seen[:4]
+    assert seen[0][0] == "the queue of J_ii"
+
+
+# -- impossible input --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"weight_ii": -1.0}, "weight_ii=-1.0, weight_tag=0.0, weight_cc=1.0, weight_cross=20.0"),
+        ({"weight_tag": -1.0, "tag_count": 4}, "weight_tag=-1.0"),
+        ({"weight_cc": float("inf")}, "weight_cc=inf"),
+        ({"weight_ii": 0.0, "weight_cc": 0.0, "weight_cross": 0.0}, "one must be positive"),
+        ({"weight_cross": float("nan")}, "weight_cross=nan"),
+        ({"weight_tag": 1.0}, "the data have no tags"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"temperature_cross": 0.0}, "temperature_cross=0.0"),
+        ({"margin": -0.1}, "margin=-0.1"),
+        ({"epsilon": -1.0}, "epsilon=-1.0"),
+        ({"inter_loss": "triplet"}, "inter_loss must be one of hinge, infonce"),
+        ({"inter_reduction": "median"}, "inter_reduction must be one of sum, mean, max"),
+        ({"queue_size": 0}, "size=0"),
+        ({"queue_dtype": "int8"}, "dtype must be one of"),
+        ({"queue_warm": "cold"}, "warm must be one of"),
+    ],
+)
+def test_impossible_arguments_are_named(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        objective(**fields)
+
+
+def test_margin_and_epsilon_may_be_zero() -> None:
+    out = full(margin=0.0, epsilon=0.0)(embeddings(3), embeddings(3, 1), torch.arange(3), tags_of(3))
+    assert torch.isfinite(out["loss"])
+
+
+def test_input_that_does_not_fit_is_named() -> None:
+    contrast, ids, tags = full(), torch.arange(3), tags_of(3)
+    queries, keys = embeddings(3), embeddings(3, 1)
+    cases: list[tuple[tuple[Any, ...], type[Exception], str]] = [
+        ((embeddings(3, names=("ii", "cc", "ic")), keys, ids, tags), KeyError, "queries lack 'ci'"),
+        ((queries, embeddings(3, names=("cc", "ic", "ci")), ids, tags), KeyError, "keys lack 'ii'"),
+        ((queries, keys, None, tags), ValueError, "mask_same_image needs image_id"),
+        ((queries, keys, ids, None), ValueError, "the batch has no tags"),
+        ((queries, keys, ids, tags[:, :3]), ValueError, r"tags must be \[3, 4\]"),
+        ((queries, keys, ids[:2], tags), ValueError, r"image_id must be \[3\]"),
+        (({**queries, "cc": queries["ic"]}, keys, ids, tags), ValueError, r"cc: queries are \(3, 10\)"),
+        ((embeddings(2), keys, ids, tags), ValueError, r"ii: queries are \(2, 6\), keys \(3, 6\)"),
+        ((embeddings(0), embeddings(0), ids[:0], tags[:0]), ValueError, "at least one sample"),
+    ]
+    for arguments, error, named in cases:
+        with pytest.raises(error, match=named):
+            contrast(*arguments)
+    assert not contrast.queues["ii"].valid.any()
+    with pytest.raises(ValueError, match="the batch has no tags"):
+        contrast.enqueue(keys, ids)

@@ -1,0 +1,421 @@
+"""Backbones out of released and own checkpoints, and into other libraries' layouts; names are the released files'."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickle
+import pickletools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from common.encoders.checkpoint_files import CheckpointError, first_of, named_tensors, write_whole
+from common.encoders.heads import ProjectionHead
+from common.encoders.image import ImageResNet
+from papers.mct.model import MomentumTower, Tower
+from papers.mct.weights import (
+    LAYOUTS,
+    SUFFIXES,
+    detectron2_name,
+    export,
+    import_moco,
+    import_virtex,
+    load_backbone,
+    load_into_encoder,
+)
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "mct" / "ckpt_layout.json").read_text(encoding="utf-8"))
+MOCO, VIRTEX = GOLDEN["moco_v2_resnet50"], GOLDEN["virtex_bicaptioning_R50_L1_H1024"]
+# (torchvision's name, detectron2's name, shape) of every tensor of a ResNet-50 without classifier
+RESNET50 = [(ours, theirs, shape) for _, ours, theirs, shape in MOCO["rows"] if ours is not None]
+
+
+def filled(shape: list[int], value: float = 1.0) -> Tensor:
+    """A tensor of any size that takes four bytes, in memory and in a file."""
+    return torch.full((1,) * len(shape), float(value)).expand(shape) if shape else torch.tensor(int(value))
+
+
+def moco(**changes: Any) -> dict[str, Any]:
+    """A checkpoint in the released layout; tensor i of the query encoder is filled with i, of the momentum one, -i."""
+    state = {name: filled(shape, position) for position, (name, _, _, shape) in enumerate(MOCO["rows"])}
+    state |= {
+        name.replace("encoder_q", "encoder_k"): filled(shape, -position)
+        for position, (name, _, _, shape) in enumerate(MOCO["rows"])
+    }
+    state["module.queue"] = torch.arange(128 * 64.0).view(128, 64)
+    state["module.queue_ptr"] = torch.tensor([5])
+    optimizer = {"state": {}, "param_groups": [{"lr": 0.03}]}
+    return {"epoch": 200, "arch": "resnet50", "state_dict": state | changes, "optimizer": optimizer}
+
+
+def virtex() -> dict[str, Any]:
+    model = {name: filled(shape, position) for position, (name, _, _, shape) in enumerate(VIRTEX["visual"])}
+    model |= {name: filled(shape, 0.5) for name, shape in VIRTEX["text"].items()}
+    return {"model": model, "optimizer": {}, "scheduler": {}, "scaler": {}, "iteration": 500_000}
+
+
+def saved(path: Path, content: Any, **options: Any) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+def small(seed: int = 1, **options: Any) -> ImageResNet:
+    torch.manual_seed(seed)
+    miniature: dict[str, Any] = {"layers": (1, 1, 1, 1), "bottleneck": False, "channels": (4, 4, 8, 8)}
+    return ImageResNet(**{**miniature, "stem_channels": 4, "stem_kernel": 3, "stem_pool": False, **options})
+
+
+def state_of(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in module.state_dict().items()}
+
+
+def require_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@pytest.fixture(scope="module")
+def moco_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("moco") / "moco_v2_200ep_pretrain.pth.tar", moco())
+
+
+# -- released files ----------------------------------------------------------------------------------------------------
+
+
+def test_moco_backbone_has_every_name_and_shape(moco_file: Path) -> None:
+    backbone = load_backbone(moco_file)
+    assert {name: list(value.shape) for name, value in backbone.items()} == {ours: s for ours, _, s in RESNET50}
+    for position, (_, ours, _, _) in enumerate(MOCO["rows"]):
+        assert ours is None or backbone[ours].flatten()[0] == position
+
+
+def test_moco_gives_what_its_training_goes_on_with(moco_file: Path) -> None:
+    imported = import_moco(moco_file)
+    assert (imported.pointer, imported.epoch) == (5, 200)
+    assert torch.equal(imported.queue, torch.arange(128 * 64.0).view(128, 64).T)
+    assert imported.queue.is_contiguous()
+    with torch.device("meta"):
+        tower = MomentumTower(Tower(ImageResNet(), intra_dim=128, inter_dim=None))
+    head = tower.query.heads["intra"]
+    assert isinstance(head, ProjectionHead)
+    tower.query.backbone.load_state_dict(imported.query, strict=True, assign=True)
+    tower.key.backbone.load_state_dict(imported.key, strict=True, assign=True)
+    head.projection.load_state_dict(imported.query_head, strict=True, assign=True)
+    assert set(imported.key_head) == set(imported.query_head)
+    assert imported.key["conv1.weight"].flatten()[0] == 0
+    assert imported.key["bn1.weight"].flatten()[0] == -1
+    assert imported.key_head["2.bias"].flatten()[0] == -(len(MOCO["rows"]) - 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"module.queue": torch.zeros(3)}, r"queue \[d, K\]"),
+        ({"module.queue_ptr": torch.tensor([64])}, "pointer of"),
+        ({"module.encoder_k.conv1.weight": torch.zeros(1)}, "momentum encoder differs"),
+    ],
+)
+def test_inconsistent_moco_files_are_refused(tmp_path: Path, changes: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        import_moco(saved(tmp_path / "odd.pth.tar", moco(**changes)))
+
+
+def test_moco_file_without_a_queue_still_has_a_backbone(tmp_path: Path) -> None:
+    content = moco()
+    del content["state_dict"]["module.queue"]
+    path = saved(tmp_path / "pruned.pth.tar", content)
+    assert len(load_backbone(path)) == len(RESNET50)
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of MoCo.*module\.queue"):
+        import_moco(path)
+
+
+def test_virtex(tmp_path: Path) -> None:
+    path = saved(tmp_path / "bicaptioning_R_50_L1_H1024.pth", virtex())
+    imported = import_virtex(path)
+    assert imported.iteration == 500_000
+    assert {name: list(value.shape) for name, value in imported.textual.items()} == VIRTEX["text"]
+    expected = {ours: shape for _, ours, _, shape in VIRTEX["visual"]}
+    for backbone in (imported.visual, load_backbone(path)):
+        assert {name: list(value.shape) for name, value in backbone.items()} == expected
+    hub = saved(tmp_path / "hub.pth", {name: filled(shape) for name, shape in expected.items()})
+    assert set(load_backbone(hub)) == set(expected)
+    with pytest.raises(CheckpointError, match="not a whole model of VirTex"):
+        import_virtex(hub)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_bare_state_dicts_with_and_without_classifier(tmp_path: Path, new_format: bool) -> None:
+    encoder = small()
+    state = encoder.state_dict() | {"fc.weight": torch.zeros(5, 8), "fc.bias": torch.zeros(5)}
+    path = saved(tmp_path / "bare.pth", state, _use_new_zipfile_serialization=new_format)
+    require_equal(load_backbone(path), encoder.state_dict())
+    require_equal(load_backbone(saved(tmp_path / "model.pth", {"model": state, "epoch": 1})), encoder.state_dict())
+
+
+def test_weights_of_before_the_step_counters_load(tmp_path: Path) -> None:
+    state = {name: value for name, value in small().state_dict().items() if "num_batches" not in name}
+    require_equal(load_backbone(saved(tmp_path / "old.pth", state)), small().state_dict())
+
+
+# -- own files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "image.query.backbone.",
+        "image_encoder.",
+        "image_encoder._orig_mod.",
+        "_orig_mod.image.query.backbone.",
+        "module.image_encoder.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+    ],
+)
+def test_own_checkpoints_however_they_were_wrapped(tmp_path: Path, prefix: str) -> None:
+    state = state_of(small(), prefix)
+    if "image" in prefix:
+        state |= {"text.query.backbone.word.weight": torch.zeros(2), "objective.queues.ii.vectors": torch.zeros(3, 4)}
+    path = saved(tmp_path / "last.ckpt", {"state_dict": state, "epoch": 1, "hyper_parameters": {"seed": 0}})
+    require_equal(load_backbone(path), small().state_dict())
+
+
+def test_the_query_encoder_is_taken_not_the_momentum_encoder(tmp_path: Path) -> None:
+    tower = MomentumTower(Tower(small(), intra_dim=4, inter_dim=4))
+    with torch.no_grad():
+        for parameter in tower.key.parameters():
+            parameter.zero_()
+    path = saved(tmp_path / "last.ckpt", {"state_dict": state_of(tower, "image.")})
+    require_equal(load_backbone(path), tower.query.backbone.state_dict())
+
+
+def test_loaded_tensors_do_not_hang_on_the_file(tmp_path: Path) -> None:
+    encoder = small()
+    for path in (saved(tmp_path / "a.pth", encoder.state_dict()), tmp_path / "a.safetensors"):
+        if path.suffix == ".safetensors":
+            save_file(encoder.state_dict(), path)
+        state = load_backbone(path)
+        path.write_bytes(b"\0" * path.stat().st_size)
+        require_equal(state, encoder.state_dict())
+
+
+def test_an_encoder_takes_the_weights(tmp_path: Path) -> None:
+    path = saved(tmp_path / "last.ckpt", {"state_dict": state_of(small(1), "image.query.backbone.")})
+    encoder = small(2)
+    load_into_encoder(encoder, path)
+    require_equal(dict(encoder.state_dict()), small(1).state_dict())
+
+
+def test_a_classifier_keeps_its_weights(tmp_path: Path, moco_file: Path) -> None:
+    encoder = small(2)
+    encoder.fc = nn.Linear(8, 3)
+    before = encoder.fc.weight.clone()
+    load_into_encoder(encoder, saved(tmp_path / "a.pth", small(1).state_dict()))
+    assert torch.equal(encoder.fc.weight, before)
+    assert torch.equal(encoder.conv1.weight, small(1).conv1.weight)
+
+
+def test_another_architecture_names_the_setting_and_changes_nothing(tmp_path: Path) -> None:
+    path = saved(tmp_path / "last.ckpt", {"state_dict": state_of(small(), "image.query.backbone.")})
+    encoder = small(2, layers=(2, 1, 1, 1), channels=(4, 4, 8, 16))
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        load_into_encoder(encoder, path, field="model.pretrained")
+    message = str(caught.value)
+    assert message.startswith("model.pretrained: ")
+    assert str(path) in message
+    assert "image_encoder" in message
+    assert "12 missing: layer1.1.conv1.weight" in message
+    assert "layer4.0.conv1.weight [8, 8, 3, 3] instead of [16, 8, 3, 3]" in message
+    require_equal(dict(encoder.state_dict()), before)
+    with pytest.raises(CheckpointError, match=r"^model.pretrained: .*no such checkpoint file"):
+        load_into_encoder(encoder, tmp_path / "absent.ckpt")
+
+
+# -- export ------------------------------------------------------------------------------------------------------------
+
+
+def test_detectron2_names_are_the_reference_ones() -> None:
+    for rows in (MOCO["rows"], VIRTEX["visual"]):
+        for _, ours, theirs, _ in rows:
+            assert ours is None or detectron2_name(ours) == theirs
+
+
+@pytest.fixture(scope="module")
+def resnet50() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {name: torch.randn(shape) if shape else torch.tensor(3) for name, _, shape in RESNET50}
+
+
+@pytest.fixture(scope="module")
+def resnet50_file(tmp_path_factory: pytest.TempPathFactory, resnet50: dict[str, Tensor]) -> Path:
+    state = {f"image.query.backbone.{name}": value for name, value in resnet50.items()}
+    return saved(tmp_path_factory.mktemp("own") / "last.ckpt", {"state_dict": state})
+
+
+def test_torchvision_takes_the_export(resnet50_file: Path, resnet50: dict[str, Tensor], tmp_path: Path) -> None:
+    path = export(resnet50_file, tmp_path / "new" / "resnet50.pth", "torchvision")
+    model = torchvision.models.resnet50()
+    result = model.load_state_dict(torch.load(path, weights_only=True), strict=False)
+    assert (result.missing_keys, result.unexpected_keys) == (["fc.weight", "fc.bias"], [])
+    assert torch.equal(model.layer3[5].conv2.weight, resnet50["layer3.5.conv2.weight"])
+    require_equal(load_backbone(path), resnet50)
+    assert [file.name for file in path.parent.iterdir()] == ["resnet50.pth"]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_timm_takes_the_export(resnet50_file: Path, resnet50: dict[str, Tensor], tmp_path: Path, suffix: str) -> None:
+    path = export(resnet50_file, tmp_path / f"resnet50{suffix}", "timm")
+    model = timm.create_model("resnet50", num_classes=0, checkpoint_path=str(path))
+    require_equal(dict(model.state_dict()), resnet50)
+    require_equal(load_backbone(path), resnet50)
+
+
+def test_detectron2_export(resnet50_file: Path, resnet50: dict[str, Tensor], tmp_path: Path) -> None:
+    path = export(resnet50_file, tmp_path / "resnet50.pkl", "detectron2")
+    raw = path.read_bytes()
+    content = pickle.loads(raw)
+    assert set(content) == {"model", "__author__", "matching_heuristics"}
+    assert content["matching_heuristics"] is True
+    assert {name: list(value.shape) for name, value in content["model"].items()} == {
+        theirs: shape for _, theirs, shape in RESNET50
+    }
+    for ours, theirs, _ in RESNET50:
+        assert torch.equal(torch.from_numpy(content["model"][theirs]), resnet50[ours])
+    # Older numpy must be able to read it.
+    named = {text for _, text, _ in pickletools.genops(raw) if isinstance(text, str) and "numpy" in text}
+    assert named == {"numpy"}
+
+
+def test_own_encoder_survives_every_readable_layout(tmp_path: Path) -> None:
+    encoder = small().to(memory_format=torch.channels_last)
+    source = saved(tmp_path / "last.ckpt", {"state_dict": state_of(encoder, "image_encoder.")})
+    for layout in LAYOUTS:
+        for suffix in SUFFIXES[layout]:
+            path = export(source, tmp_path / f"{layout}{suffix}", layout)
+            if layout == "detectron2":
+                with pytest.raises(CheckpointError, match="not opened for safety"):
+                    load_backbone(path)
+            else:
+                require_equal(load_backbone(path), encoder.state_dict())
+
+
+def test_half_precision_can_be_exported(tmp_path: Path) -> None:
+    source = saved(tmp_path / "last.ckpt", {"state_dict": state_of(small().bfloat16(), "image_encoder.")})
+    content = pickle.loads(export(source, tmp_path / "half.pkl", "detectron2").read_bytes())
+    assert content["model"]["stem.conv1.weight"].dtype == "float32"
+    exported = load_backbone(export(source, tmp_path / "half.safetensors", "timm"))
+    assert exported["conv1.weight"].dtype == torch.bfloat16
+
+
+def test_export_refuses_what_it_cannot_write(tmp_path: Path) -> None:
+    source = saved(tmp_path / "last.ckpt", {"state_dict": state_of(small(), "image_encoder.")})
+    with pytest.raises(ValueError, match=r"layout detectron2 ends in \.pkl"):
+        export(source, tmp_path / "a.pth", "detectron2")
+    with pytest.raises(ValueError, match="torchvision, timm, detectron2"):
+        export(source, tmp_path / "a.pth", "keras")  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="no such checkpoint file"):
+        export(tmp_path / "absent.ckpt", tmp_path / "a.pth")
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    output = tmp_path / "kept.pth"
+    output.write_text("old")
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(output, fail)
+    assert output.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["kept.pth"]
+
+
+# -- files of no use ---------------------------------------------------------------------------------------------------
+
+
+class Malice:
+    """Runs something when unpickled."""
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return (exec, ("raise SystemExit('ran')",))
+
+
+def test_unusable_files_are_explained(tmp_path: Path) -> None:
+    for name, content in {
+        "empty.ckpt": b"",
+        "text.ckpt": b"hello world, this is text",
+        "zip.ckpt": b"PK\x03\x04 no",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=name):
+            load_backbone(tmp_path / name)
+    with pytest.raises(CheckpointError, match="no such checkpoint file"):
+        load_backbone(tmp_path)
+    buffer = io.BytesIO()
+    pickle.dump(Malice(), buffer, protocol=2)
+    (tmp_path / "malice.ckpt").write_bytes(buffer.getvalue())
+    for path in (tmp_path / "malice.ckpt", saved(tmp_path / "hidden.ckpt", {"state_dict": Malice()})):
+        with pytest.raises(CheckpointError, match="'state_dict' or 'model' alone"):
+            load_backbone(path)
+    with pytest.raises(CheckpointError, match="found a list"):
+        load_backbone(saved(tmp_path / "list.ckpt", [torch.zeros(1)]))
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({}, "found nothing"),
+        ({"weights": {}, "epoch": 3}, "found weights, epoch"),
+        ({"state_dict": {"layer.weight": torch.zeros(1)}}, r"found layer\.weight"),
+        ({"state_dict": {"image_encoder.conv1.weight": 3.0}}, "found state_dict"),
+        ({"state_dict": None, "epoch": 1}, "found state_dict, epoch"),
+        ({"state_dict": {f"a{i}": torch.zeros(1) for i in range(9)}}, "a5, and 3 more"),
+    ],
+)
+def test_what_a_foreign_file_holds_is_listed(tmp_path: Path, content: dict[str, Any], found: str) -> None:
+    path = saved(tmp_path / "foreign.ckpt", content)
+    with pytest.raises(CheckpointError, match=rf"foreign\.ckpt: no image backbone: expected one of .*{found}"):
+        load_backbone(path)
+    for function in (import_moco, import_virtex):
+        with pytest.raises(CheckpointError, match=rf"foreign\.ckpt: not a .*{found}"):
+            function(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), suffix=st.sampled_from([".pth", ".old.pth", ".safetensors"]))
+def test_damage_never_ends_in_another_error(tmp_path_factory: Any, data: st.DataObject, suffix: str) -> None:
+    path = tmp_path_factory.mktemp("damage") / f"file{suffix}"
+    state = {"conv1.weight": torch.arange(40.0), "bn1.running_var": torch.ones(3)}
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=suffix == ".pth")
+    raw = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        raw = raw[: data.draw(st.integers(0, len(raw) - 1))]
+    for _ in range(data.draw(st.integers(0, 3)) if raw else 0):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw)
+    with contextlib.suppress(CheckpointError):
+        assert all(isinstance(value, Tensor) for value in load_backbone(path).values())
+
+
+def test_names_are_cut_and_cleaned() -> None:
+    assert first_of([]) == "nothing"
+    assert first_of(["a", 3]) == "a, 3"
+    assert named_tensors({3: torch.zeros(1), "module._orig_mod.a": torch.zeros(1), "b": "text"}).keys() == {"3", "a"}
+    assert named_tensors("text") == {}

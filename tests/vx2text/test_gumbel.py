@@ -1,0 +1,122 @@
+"""The differentiable tokeniser against numbers derived from the poster's formula, and its properties."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from papers.vx2text.gumbel import DifferentiableTokeniser, choose, gumbel_noise
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "vx2text" / "gumbel_tokenizer.json").read_text())
+MODES = {
+    "soft_independent": "soft",
+    "st_independent": "st_independent",
+    "st_topk": "st_topk",
+    "st_topk_selected": "st_topk_selected",
+    "eval_topk": "st_topk",
+}
+
+
+def tensor(values: Any) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: str(case["id"]))
+def test_golden_values_and_gradients(case: dict[str, Any], mode: str) -> None:
+    expected = case["outputs"][mode]
+    logits, table = tensor(case["logits"]).requires_grad_(), tensor(case["table"]).requires_grad_()
+    noise = None if mode == "eval_topk" else tensor(case["gumbel_noise"])
+    tokens, chosen = choose(logits, table, case["K"], MODES[mode], case["tau"], noise)  # type: ignore[arg-type]
+    torch.testing.assert_close(tokens, tensor(expected["tokens"]), atol=1e-10, rtol=0)
+    if "indices" in expected and expected["indices"] is not None:
+        assert chosen.tolist() == expected["indices"]
+    tokens.backward(tensor(case["upstream"]))
+    gradient = torch.zeros_like(logits) if logits.grad is None else logits.grad
+    torch.testing.assert_close(gradient, tensor(expected["grad_logits"]), atol=1e-10, rtol=0)
+    if "grad_table" in expected and expected["grad_table"] is not None:
+        torch.testing.assert_close(table.grad, tensor(expected["grad_table"]), atol=1e-10, rtol=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 1000), st.sampled_from(["st_topk", "st_independent"]))
+def test_hard_tokens_are_rows_and_gradients_sum_to_zero(batch: int, k: int, seed: int, estimator: Any) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(batch, 6, generator=generator).requires_grad_()
+    table = torch.randn(6, 3, generator=generator)
+    noise = gumbel_noise(batch, k, 6, generator=generator)
+    tokens, chosen = choose(logits, table, k, estimator, 1.0, noise)
+    assert torch.equal(tokens, table[chosen])
+    tokens.pow(2).sum().backward()
+    torch.testing.assert_close(logits.grad.sum(1), torch.zeros(batch), atol=1e-5, rtol=0)  # type: ignore[union-attr]
+    if estimator == "st_topk":
+        assert all(len(set(row)) == k for row in chosen.tolist())
+
+
+def test_one_token_of_both_estimators_is_the_same() -> None:
+    logits, table, noise = torch.randn(4, 7), torch.randn(7, 2), gumbel_noise(4, 1, 7)
+    assert torch.equal(
+        choose(logits, table, 1, "st_topk", 1.0, noise)[0], choose(logits, table, 1, "st_independent", 1.0, noise)[0]
+    )
+
+
+def test_draws_follow_the_probabilities() -> None:
+    check = GOLDEN["meta"]["sampling_check"]
+    probability = torch.tensor(check["p"])
+    draws = 40_000
+    noise = gumbel_noise(draws, 1, 4, generator=torch.Generator().manual_seed(0))
+    _, chosen = choose(probability.log().expand(draws, 4), torch.eye(4), 2, "st_topk", 1.0, noise)
+    first = torch.bincount(chosen[:, 0], minlength=4) / draws
+    torch.testing.assert_close(first, probability, atol=0.012, rtol=0)
+    for pair, share in check["ordered_pair_without_replacement"].items():
+        a, b = map(int, pair)
+        measured = ((chosen[:, 0] == a) & (chosen[:, 1] == b)).float().mean().item()
+        assert measured == pytest.approx(share, abs=0.012), pair
+
+
+def test_without_noise_it_is_deterministic_and_gives_no_gradient_to_the_scores() -> None:
+    tokeniser = DifferentiableTokeniser(torch.randn(5, 3), tokens=2)
+    logits = torch.randn(4, 5, requires_grad=True)
+    tokens, chosen = tokeniser(logits)
+    assert torch.equal(tokens, tokeniser(logits)[0])
+    assert torch.equal(chosen, logits.topk(2).indices)
+    tokens.sum().backward()
+    assert logits.grad is None
+    assert tokeniser.table.grad is not None
+
+
+def test_ties_go_to_the_lower_category() -> None:
+    assert choose(torch.zeros(1, 6), torch.eye(6), 3)[1].tolist() == [[0, 1, 2]]
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    logits = (torch.randn(3, 8) * 20).bfloat16()
+    table = torch.randn(8, 4)
+    noise = gumbel_noise(3, 1, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tokens, _ = choose(logits, table, 2, "st_topk", 1.0, noise)
+    assert tokens.dtype == torch.float32
+
+
+def test_noise_is_finite_at_the_ends() -> None:
+    assert torch.isfinite(gumbel_noise(1000, 1000)).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tokens": 9}, "9 tokens"),
+        ({"tokens": 0}, "0 tokens"),
+        ({"tokens": 2, "estimator": "st_top"}, "estimator"),
+        ({"tokens": 2, "noise": torch.zeros(3, 5, 4)}, "noise"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose(torch.zeros(3, 4), torch.zeros(4, 2), **arguments)

@@ -1,0 +1,191 @@
+"""Released files and our own stages as a start; single parts out again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from common.encoders.checkpoint_files import CheckpointError
+from common.encoders.kinetics import KineticsR2Plus1D
+from common.encoders.panns import PANNsCNN14
+from papers.vx2text.model import LanguageModel, ModalityClassifier, ModalityTokens
+from papers.vx2text.weights import LAYOUTS, export, load_classifier, load_language_model
+
+
+def video(categories: int = 4, width: int = 4) -> ModalityClassifier:
+    encoder = KineticsR2Plus1D((1, 1), (width, 8), stem_channels=3)
+    return ModalityClassifier(encoder, [f"action {n}" for n in range(categories)])
+
+
+def audio() -> ModalityClassifier:
+    return ModalityClassifier(PANNsCNN14((4, 8), mel_bins=8), ["beep", "buzz"])
+
+
+def language(**sizes: Any) -> LanguageModel:
+    small = {"vocabulary_size": 24, "width": 8, "layers": 2, "attention_heads": 2, "key_width": 4}
+    return LanguageModel(**{**small, **sizes})
+
+
+def same(left: nn.Module, right: nn.Module) -> bool:
+    other = right.state_dict()
+    return all(torch.equal(value, other[name]) for name, value in left.state_dict().items())
+
+
+@pytest.fixture
+def kinetics_file(tmp_path: Path) -> tuple[ModalityClassifier, Path]:
+    """As R(2+1)D weights are released: torchvision's names with the head `fc`."""
+    source = video()
+    state = OrderedDict((name.removeprefix("encoder."), value) for name, value in source.state_dict().items())
+    torch.save(state, tmp_path / "r2plus1d_34.pth")
+    return source, tmp_path / "r2plus1d_34.pth"
+
+
+@pytest.fixture
+def panns_file(tmp_path: Path) -> tuple[ModalityClassifier, Path]:
+    """As PANNs releases it: under `model`, with the filters of the spectrogram, and the head `fc_audioset`."""
+    source = audio()
+    state = {
+        name.removeprefix("encoder.") if name.startswith("encoder.") else name.replace("fc.", "fc_audioset."): value
+        for name, value in source.state_dict().items()
+    }
+    state["spectrogram_extractor.stft.conv_real.weight"] = torch.zeros(5, 1, 8)
+    state["logmel_extractor.melW"] = torch.zeros(5, 8)
+    torch.save({"iteration": 600000, "model": state}, tmp_path / "Cnn14.pth")
+    return source, tmp_path / "Cnn14.pth"
+
+
+def test_a_released_video_network(kinetics_file: tuple[ModalityClassifier, Path]) -> None:
+    source, path = kinetics_file
+    target = video()
+    assert not same(source, target)
+    load_classifier(target, path, "video", "model.video_pretrained")
+    assert same(source, target)
+
+
+def test_a_released_audio_network(panns_file: tuple[ModalityClassifier, Path]) -> None:
+    source, path = panns_file
+    target = audio()
+    load_classifier(target, path, "audio", "model.audio_pretrained")
+    assert same(source, target)
+
+
+def test_counters_of_batch_normalisation_may_be_missing(kinetics_file: tuple[ModalityClassifier, Path]) -> None:
+    source, path = kinetics_file
+    state = {k: v for k, v in torch.load(path, weights_only=True).items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, path)
+    target = video()
+    load_classifier(target, path, "video", "model.video_pretrained")
+    assert same(source, target)
+
+
+@pytest.mark.parametrize("prefix", ["classifier.", "tokens.audio.classifier."])
+def test_our_own_stages(prefix: str, tmp_path: Path) -> None:
+    source, target = audio(), audio()
+    state = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
+    torch.save({"state_dict": state, "global_step": 3}, tmp_path / "last.ckpt")
+    load_classifier(target, tmp_path / "last.ckpt", "audio", "model.audio_pretrained")
+    assert same(source, target)
+
+
+def test_what_does_not_fit_is_named(
+    kinetics_file: tuple[ModalityClassifier, Path], panns_file: tuple[ModalityClassifier, Path], tmp_path: Path
+) -> None:
+    cases: list[tuple[ModalityClassifier, Path, Any, str]] = [
+        (video(5), kinetics_file[1], "video", r"has 4 categories, model.video_classifier 5"),
+        (video(width=6), kinetics_file[1], "video", r"do not fit model.video_classifier: .*other shape"),
+        (video(), panns_file[1], "video", r"do not fit model.video_classifier: .*missing"),
+        (video(), tmp_path / "absent.pth", "video", r"model.video_pretrained: .*no such checkpoint file"),
+    ]
+    damaged = tmp_path / "damaged.pth"
+    damaged.write_bytes(kinetics_file[1].read_bytes()[:500])
+    cases.append((video(), damaged, "video", "model.video_pretrained: .*damaged"))
+    for target, path, modality, message in cases:
+        with pytest.raises(CheckpointError, match=message):
+            load_classifier(target, path, modality, f"model.{modality}_pretrained")
+
+
+class Trouble:
+    """An object that a weights-only reader refuses."""
+
+
+def test_a_file_with_more_than_tensors_is_not_opened(tmp_path: Path) -> None:
+    torch.save({"model": {}, "sampler": Trouble()}, tmp_path / "Cnn14.pth")
+    with pytest.raises(CheckpointError, match=r"not opened for safety.*'model'"):
+        load_classifier(audio(), tmp_path / "Cnn14.pth", "audio", "model.audio_pretrained")
+
+
+# -- the language model ------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_t5(tmp_path: Path) -> None:
+    source, target = language(), language()
+    source.t5.save_pretrained(tmp_path / "t5")
+    load_language_model(target, tmp_path / "t5")
+    assert same(source, target)
+    assert target.t5.lm_head.weight is target.t5.shared.weight
+
+
+def test_an_old_file_of_t5_with_an_unused_bias(tmp_path: Path) -> None:
+    source, target = language(), language()
+    source.t5.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.zeros(32, 2)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    load_language_model(target, tmp_path)
+    assert same(source, target)
+
+
+def test_our_own_stage_with_a_language_model(tmp_path: Path) -> None:
+    source, target = language(), language()
+    state = {f"language_model.{name}": value for name, value in source.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+    load_language_model(target, tmp_path / "last.ckpt")
+    assert same(source, target)
+
+
+def test_language_models_that_do_not_fit(tmp_path: Path) -> None:
+    language(layers=1).t5.save_pretrained(tmp_path / "t5")
+    with pytest.raises(CheckpointError, match=r"text_pretrained: the weights .* do not fit model.language_model"):
+        load_language_model(language(), tmp_path / "t5")
+    with pytest.raises(CheckpointError, match="Nothing is downloaded"):
+        load_language_model(language(), tmp_path / "t5-base")
+    torch.save({"state_dict": {"classifier.fc.weight": torch.zeros(1)}}, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match="holds no language model"):
+        load_language_model(language(), tmp_path / "last.ckpt")
+
+
+# -- export ------------------------------------------------------------------------------------------------------------
+
+
+def test_exported_parts_load_again(tmp_path: Path) -> None:
+    parts = {"video": video(), "audio": audio()}
+    text = language()
+    state = {f"language_model.{name}": value for name, value in text.state_dict().items()}
+    for name, classifier in parts.items():
+        tokens = ModalityTokens(classifier, 8, 1)
+        state |= {f"tokens.{name}.{key}": value for key, value in tokens.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+    written = {layout: export(tmp_path / "last.ckpt", tmp_path / "out" / f"{layout}.pth", layout) for layout in LAYOUTS}
+    for name, layout, fresh in (("video", "kinetics", video()), ("audio", "panns", audio())):
+        load_classifier(fresh, written[layout], name, "field")  # type: ignore[index, arg-type]
+        assert same(parts[name], fresh)
+    assert "fc_audioset.weight" in torch.load(written["panns"], weights_only=True)["model"]
+    folder = tmp_path / "t5"
+    folder.mkdir()
+    written["t5"].rename(folder / "pytorch_model.bin")
+    again = language()
+    load_language_model(again, folder)
+    assert same(text, again)
+
+
+def test_a_part_that_is_not_there(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"language_model.t5.shared.weight": torch.zeros(2, 2)}}, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match="holds no audio"):
+        export(tmp_path / "last.ckpt", tmp_path / "out.pth", "panns")

@@ -1,0 +1,190 @@
+"""The losses of XMC-GAN against the official code's, and what must hold of them on any input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from common.losses.adversarial import hinge_discriminator, hinge_generator
+from papers.xmc_gan.loss import Matching, normalise, pair_loss, word_loss, word_similarity
+from papers.xmc_gan.model import attend
+from tests.xmc_gan.golden import tensor
+
+CASES = ("a", "b")
+
+
+def golden(key: str) -> Tensor:
+    return tensor("losses", key)
+
+
+def check(found: Matching, case: str, name: str, inputs: list[Tensor]) -> None:
+    """Loss, accuracy, entropy and both gradients."""
+    torch.testing.assert_close(found.loss, golden(f"{case}/{name}_loss"), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.accuracy, golden(f"{case}/{name}_acc"), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.entropy, golden(f"{case}/{name}_ent"), rtol=1e-4, atol=1e-6)
+    for number, gradient in enumerate(torch.autograd.grad(found.loss, inputs)):
+        expected = golden(f"{case}/{name}_grad{number}")
+        assert (gradient - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("con", {}), ("con_t05", {"temperature": 0.5}), ("con_nol2", {"temperature": 1.0, "l2_normalise": False})],
+)
+def test_pairs_equal_the_official_loss(case: str, name: str, options: dict[str, object]) -> None:
+    inputs = [golden(f"{case}/img").requires_grad_(), golden(f"{case}/cond").requires_grad_()]
+    check(pair_loss(*inputs, **options), case, name, inputs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("name", "gammas"), [("word", (5.0, 5.0, 50.0)), ("word_g4_4_10", (4.0, 4.0, 10.0))])
+@pytest.mark.parametrize("captions_at_once", [None, 2])
+def test_words_equal_the_official_loss(
+    case: str, name: str, gammas: tuple[float, float, float], captions_at_once: int | None
+) -> None:
+    inputs = [golden(f"{case}/region").requires_grad_(), golden(f"{case}/word").requires_grad_()]
+    length = golden(f"{case}/max_len")[:, 0].long()
+    check(word_loss(*inputs, length, gammas, captions_at_once=captions_at_once), case, name, inputs)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_similarity_of_words_is_the_official_one(case: str) -> None:
+    length = golden(f"{case}/max_len")[:, 0].long()
+    found = word_similarity(golden(f"{case}/region"), golden(f"{case}/word"), length)
+    torch.testing.assert_close(found, golden(f"{case}/word_sim_caption_by_image"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_attention_of_the_generator_is_the_official_one(case: str) -> None:
+    region, word, length = golden(f"{case}/region"), golden(f"{case}/word"), golden(f"{case}/max_len")[:, 0].long()
+    for key, found in (
+        ("g_context", attend(region, word, length, 15.0)[0]),
+        ("g_attn", attend(region, word, length, 15.0)[1]),
+        ("g_context_nomask", attend(region, word, None, 15.0)[0]),
+        ("g_context_gamma1", attend(region, word, length, 1.0)[0]),
+    ):
+        torch.testing.assert_close(found, golden(f"{case}/{key}"), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_hinge_equals_the_official_losses(case: str) -> None:
+    real, fake = golden(f"{case}/real_logit"), golden(f"{case}/fake_logit")
+    torch.testing.assert_close(hinge_discriminator(real, fake), golden(f"{case}/hinge_d"), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(hinge_generator(fake), golden(f"{case}/hinge_g"), rtol=1e-5, atol=1e-6)
+
+
+def slow_similarity(
+    regions: Tensor, words: Tensor, length: Tensor, gammas: tuple[float, float, float] = (5.0, 5.0, 50.0)
+) -> Tensor:
+    """`word_similarity` by the formula, caption by caption, image by image, word by word."""
+    rows = []
+    for caption, count in zip(words, length.tolist()):
+        row = []
+        for image in normalise(regions):
+            scores = []
+            for word in caption[:count]:
+                attention = (gammas[0] * image @ normalise(word)).softmax(0)
+                scores.append(gammas[1] * torch.cosine_similarity(word, attention @ image, dim=0))
+            row.append(gammas[2] / gammas[1] * torch.stack(scores).logsumexp(0))
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+@given(
+    batch=st.integers(2, 5), regions=st.integers(1, 9), width=st.integers(2, 8), longest=st.integers(1, 6),
+    seed=st.integers(0, 2**16), padding=st.sampled_from([0.0, 1e6]),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_words_equal_the_formula_whatever_stands_in_the_padding(
+    batch: int, regions: int, width: int, longest: int, seed: int, padding: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(batch, regions, width, generator=generator)
+    words = torch.randn(batch, longest, width, generator=generator)
+    length = torch.randint(1, longest + 1, (batch,), generator=generator)
+    padded = torch.arange(longest)[None] >= length[:, None]
+    expected = slow_similarity(maps, words, length)
+    words = words.masked_fill(padded[:, :, None], padding).requires_grad_()
+    found = word_similarity(maps, words, length)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    (gradient,) = torch.autograd.grad(found.sum(), words)
+    assert torch.isfinite(gradient).all()
+    assert (gradient[padded] == 0).all()
+
+
+def test_each_sharpness_has_its_own_place() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps, words = torch.randn(3, 4, 5, generator=generator), torch.randn(3, 2, 5, generator=generator)
+    length, gammas = torch.tensor([1, 2, 2]), (2.0, 7.0, 30.0)
+    torch.testing.assert_close(
+        word_similarity(maps, words, length, gammas), slow_similarity(maps, words, length, gammas), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_global_negatives_are_those_of_the_joint_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of two processes, whose other half of every gathered tensor is at hand."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, 4, 5, generator=generator)
+    maps, words = torch.randn(4, 6, 5, generator=generator), torch.randn(4, 3, 5, generator=generator)
+    length, gammas = torch.tensor([1, 2, 3, 3]), (4.0, 6.0, 20.0)
+    others = [normalise(left[2:]), normalise(right[2:]), maps[2:], word_similarity(maps, words[2:], length[2:], gammas)]
+    monkeypatch.setattr("papers.xmc_gan.loss.gather_with_gradient", lambda own: torch.cat([own, others.pop(0)]))
+    torch.testing.assert_close(pair_loss(left[:2], right[:2], negatives="global"), pair_loss(left, right))
+    found = word_loss(maps[:2], words[:2], length[:2], gammas, "global", 1)
+    torch.testing.assert_close(found, word_loss(maps, words, length, gammas))
+    assert not others
+
+
+def test_losses_make_what_they_need_on_the_device_of_their_inputs() -> None:
+    with FakeTensorMode():  # knows shapes and devices, computes nothing
+        maps, words = torch.empty(3, 4, 5, device="cuda"), torch.empty(3, 2, 5, device="cuda")
+        assert word_loss(maps, words, torch.ones(3, dtype=torch.long, device="cuda")).loss.device.type == "cuda"
+
+
+@given(batch=st.integers(2, 6), seed=st.integers(0, 2**16))
+@settings(max_examples=25, deadline=None)
+def test_losses_do_not_depend_on_the_order_of_the_batch(batch: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    left, right = torch.randn(2, batch, 7, generator=generator)
+    maps, words = torch.randn(batch, 4, 5, generator=generator), torch.randn(batch, 3, 5, generator=generator)
+    length = torch.randint(1, 4, (batch,), generator=generator)
+    order = torch.randperm(batch, generator=generator)
+    for one, other in (
+        (pair_loss(left, right), pair_loss(left[order], right[order])),
+        (word_loss(maps, words, length), word_loss(maps[order], words[order], length[order])),
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        assert 0.0 <= one.accuracy <= 1.0
+        assert one.loss >= 0
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
+def test_half_precision_is_raised_and_zero_padding_gives_no_nan(precision: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(4, 16, 8, generator=generator).to(precision).requires_grad_()
+    words = torch.randn(4, 6, 8, generator=generator)
+    words[:, 3:] = 0
+    length = torch.tensor([1, 2, 3, 3])
+    with torch.autocast("cpu", dtype=precision):
+        found = word_loss(maps, words.to(precision), length)
+        pairs = pair_loss(maps[:, 0], words[:, 0].to(precision))
+        context, _ = attend(maps, words.to(precision), length, 15.0)
+    wide = word_loss(maps.float(), words.to(precision).float(), length)
+    assert found.loss.dtype == pairs.loss.dtype == context.dtype == torch.float32
+    torch.testing.assert_close(found.loss, wide.loss)
+    (gradient,) = torch.autograd.grad(found.loss + pairs.loss + context.sum(), maps)
+    assert torch.isfinite(gradient).all()
+
+
+def test_a_batch_of_one_has_nothing_to_contrast() -> None:
+    for call in (
+        lambda: pair_loss(torch.ones(1, 4), torch.ones(1, 4)),
+        lambda: word_loss(torch.ones(1, 2, 4), torch.ones(1, 3, 4), torch.tensor([2])),
+    ):
+        with pytest.raises(ValueError, match="at least 2 pairs"):
+            call()
