@@ -10,7 +10,7 @@ from typing import Any
 
 from common.errors import StageError, nearest
 from common.reporting.papers import PAPERS, existing_papers, paper_named
-from common.stages.parts import TRAINED, check_part, has_part, optional_part
+from common.stages.parts import TRAINED, check_part, has_part, optional_part, trained_part
 
 CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
 #: The layout that `TrainedModel.from_export` reads; each paper has further ones for other libraries.
@@ -174,14 +174,14 @@ def _kind(arguments: argparse.Namespace, able: Callable[[Any], object], lacks: s
     for option in ("language", "regions"):
         if getattr(arguments, option) is not None and paper.name != "m3p":
             raise StageError(f"--{option} goes with m3p, and not with {paper.short}")
-    check_part(paper.name, *TRAINED)
+    check_part(paper.name, trained_part(paper.name), TRAINED[1])
     if not arguments.checkpoint.exists():
         raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give {CHECKPOINT}")
     from common.stages.export import trained_model
 
     kind = trained_model(paper.name)
     if not able(kind):
-        usable = [one for one in existing_papers() if has_part(one.name, TRAINED[0])]
+        usable = [one for one in existing_papers() if has_part(one.name, trained_part(one.name))]
         others = [one.short for one in usable if able(trained_model(one.name))]
         raise StageError(f"{paper.short} {lacks}; {', '.join(others)} can")
     return kind
@@ -471,7 +471,7 @@ def _generate_command(arguments: argparse.Namespace) -> int:
 def _export_command(arguments: argparse.Namespace) -> int:
     paper = paper_named(arguments.paper).name
     if arguments.layout == OWN_LAYOUT:
-        check_part(paper, *TRAINED)
+        check_part(paper, trained_part(paper), TRAINED[1])
     if not arguments.checkpoint.exists():
         raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give checkpoints/last.ckpt of a stage")
     weights = optional_part(paper, "weights")

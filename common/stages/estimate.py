@@ -132,7 +132,8 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     )
 
     from common.stages import meters
-    from common.stages.synthetic import Draw, StopAfter, devices_of, synthetic_training
+    from common.stages.synthetic import StopAfter, devices_of, synthetic_training
+    from common.training.examples import Draw
 
     accumulated = int(run.config["trainer"].get("accumulate_grad_batches", 1))
     mode = FakeTensorMode(allow_non_fake_inputs=True)

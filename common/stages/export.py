@@ -25,7 +25,7 @@ from common.encoders.checkpoint_files import differences
 from common.errors import StageError
 from common.reporting.papers import PAPERS
 from common.stages.finished import FinishedStage, instantiate, open_finished
-from common.stages.parts import TRAINED, part
+from common.stages.parts import TRAINED, part, trained_part
 
 FORMAT = "representation-assemble/model/1"
 WEIGHTS, CONFIGURATION, CARD, RECORD = "model.safetensors", "config.json", "README.md", "record.json"
@@ -135,18 +135,24 @@ class TrainedModel(nn.Module):
         Raises:
             StageError: it is missing, damaged, or of another model; there is no such device.
         """
-        model = cls(cls.read(path))
+        model = cls.of(cls.read(path))
         try:
             return model.to(device).eval()
         except (RuntimeError, AssertionError) as error:
             raise StageError(f"--device {device}: {str(error).splitlines()[0]}") from None
 
-    def build(self, trained: Trained) -> Any:
+    @classmethod
+    def of(cls, trained: Trained) -> Self:
+        """The model with its weights, and what reads files for it."""
+        return cls(trained)
+
+    @classmethod
+    def build(cls, trained: Trained) -> Any:
         """The module of the configuration, with random weights; only classes of this suite are built."""
         import lightning.pytorch as pl
 
         for name in _class_paths(trained.model):
-            if not name.startswith(("common.", f"papers.{self.paper}.")):
+            if not name.startswith(("common.", f"papers.{cls.paper}.")):
                 raise StageError(
                     f"{trained.origin}: its configuration asks for {name}, which is no class of this suite"
                 )
@@ -264,7 +270,7 @@ def trained_model(paper: str) -> type[TrainedModel]:
     Raises:
         StageError: the paper has none.
     """
-    model: type[TrainedModel] = part(paper, *TRAINED).MODEL
+    model: type[TrainedModel] = part(paper, trained_part(paper), TRAINED[1]).MODEL
     return model
 
 
@@ -350,7 +356,7 @@ def write_export(model: type[TrainedModel], checkpoint: str | Path, output: str 
         raise StageError(f"{checkpoint}: the stage has no record yet, which an export carries; let it finish first")
     record = Record.from_json(trained.record, f"record of {checkpoint}")
     # Built once, so that no folder is written that cannot be read.
-    model(trained)
+    model.of(trained)
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     old = output.with_name(f".{output.name}.{os.getpid()}.old")
     try:

@@ -29,8 +29,9 @@ from common.reporting.papers import paper_named, project_root
 from common.stages.configuration import RunConfiguration, resolve
 from common.stages.meters import operation_counter
 from common.stages.parts import part
-from common.stages.synthetic import Draw, StopAfter, synthetic_training
+from common.stages.synthetic import StopAfter, synthetic_training
 from common.training.callbacks import StepSeed
+from common.training.examples import Draw
 
 #: Parts of the names of kernels that multiply matrices, convolve or attend, in CUDA's libraries and on the CPU.
 BIG_KERNELS = (

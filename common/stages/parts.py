@@ -38,6 +38,11 @@ def optional_part(paper: str, name: str) -> Any:
 TRAINED = ("use", "has no trained models to use")
 
 
+def trained_part(paper: str) -> str:
+    """The file of a paper's trained models: `use.py`, or `model.py` where the model itself is what people use."""
+    return "use" if has_part(paper, "use") else "model"
+
+
 def check_part(paper: str, name: str, without: str) -> None:
     """Make sure that a paper has a file, without importing it, which takes seconds; see `part`.
 

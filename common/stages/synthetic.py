@@ -7,11 +7,10 @@ estimated before a run, and a step be measured on a machine that holds neither d
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -19,51 +18,12 @@ from common.errors import StageError, nearest
 from common.stages.cli import build
 from common.stages.configuration import RunConfiguration, leaves, merge, place
 from common.stages.parts import part
+from common.training.examples import Draw, Example
 
 #: What of a recipe's trainer a synthetic training keeps: precision and what decides when and how a step is made.
 KEPT = ("precision", "max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val")
 #: Stands for the folders of data and runs, which are never opened.
 NOWHERE = "/nonexistent"
-
-
-class Draw:
-    """Made-up tensors on the CPU.
-
-    Args:
-        seed: of the numbers.
-        empty: numbers are all alike, for shapes alone: what is never read then takes no memory either.
-    """
-
-    def __init__(self, seed: int = 0, empty: bool = False) -> None:
-        self.empty = empty
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal float32."""
-        return torch.zeros(shape) if self.empty else torch.randn(shape, generator=self._generator)
-
-    def uniform(self, *shape: int) -> Tensor:
-        """Uniform float32 in [0, 1)."""
-        return torch.zeros(shape) if self.empty else torch.rand(shape, generator=self._generator)
-
-    def integers(self, low: int, high: int, *shape: int) -> Tensor:
-        """Uniform int64 in [low, high)."""
-        return torch.randint(low, max(high, low + 1), shape, generator=self._generator)
-
-
-@dataclass(frozen=True)
-class Synthetic:
-    """What stands in for a data module in training.
-
-    Attributes:
-        batch: of one device, as the collate function makes it.
-        batches: of an epoch, by the published size of the data set; None where that is not known.
-        facts: what a data module knows after setup and a module asks of it.
-    """
-
-    batch: Any
-    batches: int | None
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class SyntheticData(pl.LightningDataModule):
@@ -74,7 +34,7 @@ class SyntheticData(pl.LightningDataModule):
         synthetic: what stands in for its data.
     """
 
-    def __init__(self, data: pl.LightningDataModule, synthetic: Synthetic) -> None:
+    def __init__(self, data: pl.LightningDataModule, synthetic: Example) -> None:
         super().__init__()
         self.data = data
         self.synthetic = synthetic
@@ -178,9 +138,8 @@ def synthetic_training(
     Raises:
         StageError: the paper cannot make batches for this kind of data.
     """
-    own = part(run.paper, "synthetic", "makes no made-up batches")
     size = size_per_device(run) if size is None else size
-    config = without_files(run, own.WITHOUT_FILES)
+    config = without_files(run, part(run.paper, "synthetic", "makes no made-up batches").WITHOUT_FILES)
     config["trainer"] = {
         **{name: value for name, value in config["trainer"].items() if name in KEPT},
         "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0,
@@ -188,8 +147,14 @@ def synthetic_training(
     }  # fmt: skip
     quiet = {"logger": False, "enable_checkpointing": False, "default_root_dir": NOWHERE}
     cli = build(run, config, {**quiet, **trainer_arguments})
-    made = own.synthetic(cli.model, cli.datamodule, size, draw)
-    own.prepare(cli.model)
+    if hasattr(cli.datamodule, "example_batch"):
+        made = cli.datamodule.example_batch(cli.model, size, draw)
+        if hasattr(cli.model, "start_without_files"):
+            cli.model.start_without_files()
+    else:
+        own = part(run.paper, "synthetic", "makes no made-up batches")
+        made = own.synthetic(cli.model, cli.datamodule, size, draw)
+        own.prepare(cli.model)
     return SyntheticTraining(cli.trainer, cli.model, SyntheticData(cli.datamodule, made), size)
 
 
@@ -213,8 +178,3 @@ def unknown_data(paper: str, data: Any, known: tuple[type, ...]) -> StageError:
     names = [kind.__name__ for kind in known]
     name = type(data).__name__
     return StageError(f"papers/{paper}/synthetic.py makes no batches as those of {name}; {nearest(name, names)}")
-
-
-def batches_of_epoch(items: int | None, global_batch: int) -> int | None:
-    """Whole batches that some items give; None when their number is not known."""
-    return None if items is None else max(items // global_batch, 1)

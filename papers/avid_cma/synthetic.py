@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from common.stages.synthetic import Draw, Synthetic, batches_of_epoch, unknown_data
+from common.stages.synthetic import unknown_data
+from common.training.examples import Draw, Example, batches_of_epoch
 from papers.avid_cma.data import AudioVisualData, PretrainingData, VideoClassificationData
 from papers.avid_cma.evaluation import ActionRecognition
 from papers.avid_cma.module import AVID, CMA
@@ -29,7 +30,7 @@ class _Clips:
         return "synthetic"
 
 
-def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
+def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Example:
     """Batches as those of a data module; see `common.stages.synthetic`."""
     if not isinstance(data, PretrainingData | VideoClassificationData):
         raise unknown_data("avid_cma", data, (PretrainingData, VideoClassificationData))
@@ -45,7 +46,7 @@ def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
     if isinstance(data, PretrainingData):
         batch["audio"] = _sounds(data, size, draw)
     known = None if published is None else published * data.clips_per_video
-    return Synthetic(batch, batches_of_epoch(known, data.batch_size), facts)
+    return Example(batch, batches_of_epoch(known, data.batch_size), facts)
 
 
 def _sounds(data: AudioVisualData, size: int, draw: Draw) -> torch.Tensor:

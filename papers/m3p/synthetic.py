@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.stages.synthetic import Draw, Synthetic, batches_of_epoch, unknown_data
+from common.stages.synthetic import unknown_data
+from common.training.examples import Draw, Example, batches_of_epoch
 from papers.m3p.data import PretrainingData, RegionTextData, RetrievalData
 from papers.m3p.pairs import unit_length
 
@@ -18,7 +19,7 @@ WITHOUT_FILES: dict[str, Any] = {"model.pretrained": None}
 _WORDS = (5, 900)
 
 
-def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
+def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Example:
     """Batches as those of a data module, captions and pictures of the greatest length; see `common.stages.synthetic`.
 
     Which words and regions are masked follows no chance, so that every estimate is the same.
@@ -44,7 +45,7 @@ def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
         "xmlm": [_text(data, rows, draw) for _ in range(blocks)],
         "relations": [_relation(data, module, size, draw) for _ in range(groups)],
     }
-    return Synthetic(batch, batches, facts)
+    return Example(batch, batches, facts)
 
 
 def images_of_an_epoch(data: RetrievalData) -> int | None:

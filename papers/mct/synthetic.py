@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.stages.synthetic import Draw, Synthetic, batches_of_epoch, unknown_data
+from common.stages.synthetic import unknown_data
+from common.training.examples import Draw, Example, batches_of_epoch
 from papers.mct.data import BicaptioningData, ClassificationData, MultiLabelData, PretrainingData, SearchData
 from papers.mct.detection import DetectionData
 from papers.mct.evaluation import CrossModalSearch
@@ -20,7 +21,7 @@ _KNOWN = (PretrainingData, BicaptioningData, SearchData, ClassificationData, Mul
 _WORDS = (5, 40)
 
 
-def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
+def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Example:
     """Batches as those of a data module, captions of the greatest length; see `common.stages.synthetic`."""
     if not isinstance(data, _KNOWN):
         raise unknown_data("mct", data, _KNOWN)
@@ -32,7 +33,7 @@ def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
     facts: dict[str, Any] = {"vocabulary_size": 0, "num_classes": h.get("num_classes")}
     if isinstance(data, DetectionData):
         facts["num_classes"] = h.num_classes
-        return Synthetic(_detection(data, size, draw), batches_of_epoch(items, data.batch_size), facts)
+        return Example(_detection(data, size, draw), batches_of_epoch(items, data.batch_size), facts)
     names = ("image_query", "image_key") if isinstance(data, PretrainingData) else ("image",)
     batch |= {name: draw.normal(size, 3, data.image.crop, data.image.crop) for name in names}
     if isinstance(data, PretrainingData):
@@ -53,7 +54,7 @@ def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
     else:
         batch["label"] = draw.integers(0, h.num_classes, size)
         items = None if items is None else round(items * (1 - data.held_out_share))
-    return Synthetic(batch, batches_of_epoch(items, data.batch_size), facts)
+    return Example(batch, batches_of_epoch(items, data.batch_size), facts)
 
 
 def _captions(data: Any, size: int, draw: Draw) -> Tensor:

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from common.stages.synthetic import Draw, Synthetic, batches_of_epoch, unknown_data
+from common.stages.synthetic import unknown_data
+from common.training.examples import Draw, Example, batches_of_epoch
 from papers.vx2text.data import CaptioningData, DialogData, QuestionAnsweringData, VideoTextData
 
 #: The recipe that stands for the paper where one is measured.
@@ -35,7 +36,7 @@ class _Words:
         return [5]
 
 
-def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
+def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Example:
     """Batches as those of a data module, prompts of the greatest length; see `common.stages.synthetic`."""
     if not isinstance(data, VideoTextData):
         raise unknown_data("vx2text", data, (DialogData, QuestionAnsweringData, CaptioningData))
@@ -62,7 +63,7 @@ def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
         if name in data.categories:
             batch[f"{name}_words"] = draw.integers(0, 4, size, len(data.categories[name])) < 1
     facts = {} if data.tokenizer.pretrained is None else {"tokenizer": _Words()}
-    return Synthetic(batch, batches_of_epoch(_items(data), data.batch_size), facts)
+    return Example(batch, batches_of_epoch(_items(data), data.batch_size), facts)
 
 
 def _items(data: VideoTextData) -> int | None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from common.stages.synthetic import Draw, Synthetic, batches_of_epoch, unknown_data
+from common.stages.synthetic import unknown_data
+from common.training.examples import Draw, Example, batches_of_epoch
 from papers.xmc_gan.data import TextToImageData
 
 #: The recipe that stands for the paper where one is measured.
@@ -16,7 +17,7 @@ WITHOUT_FILES: dict[str, Any] = {"model.image_network.pretrained": None, "model.
 _WORDS = (5, 40)
 
 
-def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
+def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Example:
     """Batches as those of a data module, captions of the greatest length; see `common.stages.synthetic`."""
     if not isinstance(data, TextToImageData):
         raise unknown_data("xmc_gan", data, (TextToImageData,))
@@ -37,7 +38,7 @@ def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Synthetic:
     items = narratives.get(data.split, data.dataset.published_count(data.split))
     # Of a vocabulary that no caption was read for, the ids above are all.
     facts = {"vocabulary_size": _WORDS[1]}
-    return Synthetic(batch, batches_of_epoch(items, data.batch_size * data.minibatches), facts)
+    return Example(batch, batches_of_epoch(items, data.batch_size * data.minibatches), facts)
 
 
 def prepare(module: Any) -> None:

@@ -23,8 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from common.stages.configuration import resolve
-from common.stages.synthetic import Draw, StopAfter, synthetic_training
+from common.stages.synthetic import StopAfter, synthetic_training
 from common.training.callbacks import StepSeed, StopOnNonFiniteLoss
+from common.training.examples import Draw
 
 ROOT = Path(__file__).parents[2]
 META = torch.device("meta")

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from common.stages.configuration import resolve
-from common.stages.synthetic import Draw, StopAfter, synthetic_training
+from common.stages.synthetic import StopAfter, synthetic_training
+from common.training.examples import Draw
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])

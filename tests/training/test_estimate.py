@@ -18,7 +18,8 @@ from common.stages import estimate as estimates
 from common.stages.configuration import resolve
 from common.stages.estimate import CARDS, Estimate, estimate
 from common.stages.meters import operation_counter
-from common.stages.synthetic import Draw, StopAfter, synthetic_training
+from common.stages.synthetic import StopAfter, synthetic_training
+from common.training.examples import Draw
 
 FOUND = Estimate(
     parameters=300_000_000,

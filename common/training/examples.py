@@ -1,0 +1,55 @@
+"""Made-up batches, which a data module's `example_batch` makes for estimates and measurements without data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Draw:
+    """Made-up tensors on the CPU.
+
+    Args:
+        seed: of the numbers.
+        empty: numbers are all alike, for shapes alone: what is never read then takes no memory either.
+    """
+
+    def __init__(self, seed: int = 0, empty: bool = False) -> None:
+        self.empty = empty
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal float32."""
+        return torch.zeros(shape) if self.empty else torch.randn(shape, generator=self._generator)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform float32 in [0, 1)."""
+        return torch.zeros(shape) if self.empty else torch.rand(shape, generator=self._generator)
+
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
+        """Uniform int64 in [low, high)."""
+        return torch.randint(low, max(high, low + 1), shape, generator=self._generator)
+
+
+@dataclass(frozen=True)
+class Example:
+    """What stands in for a data module in training.
+
+    Attributes:
+        batch: of one device, as the collate function makes it.
+        batches: of an epoch, by the published size of the data set; None where that is not known.
+        facts: what a data module knows after setup and a module asks of it.
+    """
+
+    batch: Any
+    batches: int | None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def batches_of_epoch(items: int | None, global_batch: int) -> int | None:
+    """Whole batches that some items give; None when their number is not known."""
+    return None if items is None else max(items // global_batch, 1)

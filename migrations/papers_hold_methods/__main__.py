@@ -1,0 +1,68 @@
+"""Rewrite records of before the move: `python -m migrations.papers_hold_methods [FOLDER ...]`.
+
+Without folders, the published records of all papers. A record that was rewritten already is left as it is.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from common.files import write_text_atomically
+from common.reporting.papers import existing_papers
+from common.reporting.records import config_hash, lineage_hash
+
+NAME = "papers_hold_methods"
+
+
+def migrated(records: dict[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
+    """The records of one folder with the configurations, hashes and parents of the new code.
+
+    Args:
+        records: path of the file to its content.
+    """
+    new_lineage: dict[tuple[str, str, int, str], str] = {}
+    done: dict[Path, dict[str, Any]] = {}
+    left = {path: record for path, record in records.items() if not record.get("former")}
+    while left:
+        ready = {path: record for path, record in left.items() if _known(record, left, new_lineage)}
+        if not ready:
+            raise ValueError(f"{next(iter(left))}: its parents are not among the records of its folder")
+        for path, record in ready.items():
+            new = _new(record, new_lineage)
+            new_lineage[_key(record, record["stage"], record["lineage_hash"])] = new["lineage_hash"]
+            done[path] = new
+            del left[path]
+    return done
+
+
+def _key(record: dict[str, Any], stage: str, lineage: str) -> tuple[str, str, int, str]:
+    return record["paper"], stage, record["seed"], lineage
+
+
+def _known(record: dict[str, Any], left: dict[Path, dict[str, Any]], new: dict[Any, str]) -> bool:
+    return all(_key(record, p["stage"], p["lineage_hash"]) in new for p in record["parents"].values())
+
+
+def _new(record: dict[str, Any], new_lineage: dict[Any, str]) -> dict[str, Any]:
+    name = f"{__package__}.{record['paper']}"
+    own = importlib.import_module(name) if importlib.util.find_spec(name) else None
+    config = own.migrate(record["config"]) if own is not None else record["config"]
+    parents = {
+        field: {**parent, "lineage_hash": new_lineage[_key(record, parent["stage"], parent["lineage_hash"])]}
+        for field, parent in record["parents"].items()
+    }
+    own_hash = config_hash(config)
+    return {
+        **record,
+        "config": config,
+        "config_hash": own_hash,
+        "parents": parents,
+        "former": [
+            {"config_hash": record["config_hash"], "lineage_hash": record["lineage_hash"], "migration": NAME},
+        ],
+        "lineage_hash": lineage_hash(own_hash, {field: parent["lineage_hash"] for field, parent in parents.items()}),
+    }
