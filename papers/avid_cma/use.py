@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.data.clip_inputs import AudioInput, VideoInput
 from common.data.media import MediaError, MediaFile
 from common.data.windows import Limits, frame_count, wrapping_indices
 from common.stages.export import Items, Modality, Trained, TrainedModel, arguments_of, renamed, without_sources
 from common.stages.finished import FinishedStage
-from papers.avid_cma.data import AudioInput, VideoInput
 
 
 class AVID(TrainedModel):

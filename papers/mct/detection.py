@@ -49,7 +49,7 @@ from common.metrics.detection import (
     voc07_average_precision,
 )
 from common.protocols.base import PREFIXES
-from papers.mct.data import ImageData
+from common.protocols.data import ImageData
 
 Batch = dict[str, Any]
 Objects = dict[str, Tensor]

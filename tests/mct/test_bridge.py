@@ -19,8 +19,9 @@ from common.stages.loggers import MetricsFile, read_metrics
 from common.training.data_module import ShardedDataModule
 from papers.mct.bridge import BridgedRetrieval, convergence
 from papers.mct.data import BridgeData
-from tests.mct.test_data import SMALL, attached, coco
-from tests.mct.test_evaluation import results_of, trainer
+from tests.mct.test_data import coco
+from tests.protocols.parts import results_of, trainer
+from tests.protocols.test_data import SMALL, attached
 
 WIDTH, HIDDEN_WIDTH = 6, 8
 
