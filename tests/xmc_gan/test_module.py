@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.training.errors import NonFiniteLossError
 from common.training.runner import run_stage
+from common.training.switches import lay_out_channels_last
 from papers.xmc_gan.checkpoints import to_official
 from papers.xmc_gan.model import Discriminator, Generator
 from papers.xmc_gan.module import XMCGAN
@@ -87,6 +88,34 @@ def test_losses_gradients_and_steps_equal_the_official_ones() -> None:
         assert found == pytest.approx(float(tensor("net128", f"dstep_then_2gdstep/{key}")), rel=1e-2), key
     mean = module.generator.blocks[0].norm1.norm.running_mean  # type: ignore[union-attr]
     torch.testing.assert_close(mean, tensor("net128", "dstep_then_2gdstep/bn_mean_first"), rtol=1e-3, atol=1e-5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_weights_move_as_by_plain_adam_in_either_layout(channels_last: bool) -> None:
+    """A fused step takes for granted that weights and gradients lie in memory alike, and says nothing if not."""
+    module, batch, z = golden_module()
+    if channels_last:
+        lay_out_channels_last(module)
+    twins: list[tuple[str, nn.Parameter, Tensor, Tensor]] = []
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    for optimizer in module.optimizers():  # type: ignore[union-attr]
+        (group,) = optimizer.param_groups
+        assert group["fused"]
+        copies = [parameter.detach().clone(memory_format=torch.contiguous_format) for parameter in group["params"]]
+        twins += [(names[p], p, copy, copy.clone()) for p, copy in zip(group["params"], copies)]
+        plain = torch.optim.Adam(copies, group["lr"], group["betas"], foreach=False)
+
+        def step(_: Any, *arguments: Any, copies: Any = copies, group: Any = group, plain: Any = plain) -> None:
+            for copy, parameter in zip(copies, group["params"]):
+                copy.grad = parameter.grad.clone(memory_format=torch.contiguous_format)
+            plain.step()
+
+        optimizer.register_step_pre_hook(step)
+    module.discriminator_step(batch, z)
+    for _ in range(3):
+        module.joint_step(batch, z)
+    for name, parameter, copy, start in twins:
+        assert (parameter - copy).norm() < 1e-3 * (copy - start).norm(), name
 
 
 def test_a_step_of_the_discriminator_leaves_the_generator_as_it_is() -> None:
