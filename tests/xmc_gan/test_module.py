@@ -44,7 +44,7 @@ def expect_losses(module: XMCGAN, name: str) -> None:
         "c_loss_d": of("real_sentence_loss", "real_word_loss"),
         "c_loss_g": of("fake_sentence_loss", "fake_word_loss", "image_d_loss"),
     }.items():
-        torch.testing.assert_close(found, tensor("net128", f"{name}/{key}"), rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
+        torch.testing.assert_close(found, tensor("net128", f"{name}/{key}"), rtol=6e-6, atol=0, msg=f"{name} {key}")
 
 
 def deltas(network: nn.Module, start: dict[str, Tensor]) -> float:
@@ -65,9 +65,9 @@ def test_losses_gradients_and_steps_equal_the_official_ones() -> None:
         expected = {name: tensor("net128", f"{prefix}/{name.removeprefix('params/')}") for name in found}
         scale = max(value.abs().max() for value in expected.values())
         error = max((torch.from_numpy(found[name]) - value).abs().max() for name, value in expected.items())
-        assert error <= 1e-4 * scale
+        assert error <= 3e-5 * scale
         norm = math.sqrt(sum(float(np.square(value).sum()) for value in found.values()))
-        assert norm == pytest.approx(float(tensor("net128", f"{prefix}_norm")), rel=1e-4)
+        assert norm == pytest.approx(float(tensor("net128", f"{prefix}_norm")), rel=5e-6)
 
     module, batch, z = golden_module()
     before = {name: value.clone() for name, value in module.named_parameters()}
@@ -80,14 +80,14 @@ def test_losses_gradients_and_steps_equal_the_official_ones() -> None:
     module.generators.update(0.999)
     expect_losses(module, "dstep_then_2gdstep")
     own = {name.removeprefix("discriminator."): value for name, value in before.items()}
-    for key, found in {
-        "G_param_delta_l2": deltas(module.generator, start),
-        "D_param_delta_l2": deltas(module.discriminator, own),
-        "EMA_delta_l2": deltas(module.average, start),
-    }.items():
-        assert found == pytest.approx(float(tensor("net128", f"dstep_then_2gdstep/{key}")), rel=1e-2), key
+    for key, found, tolerance in (
+        ("G_param_delta_l2", deltas(module.generator, start), 1e-4),
+        ("D_param_delta_l2", deltas(module.discriminator, own), 5e-5),
+        ("EMA_delta_l2", deltas(module.average, start), 1e-2),  # moves by 1e-7, where float32 has few digits
+    ):
+        assert found == pytest.approx(float(tensor("net128", f"dstep_then_2gdstep/{key}")), rel=tolerance), key
     mean = module.generator.blocks[0].norm1.norm.running_mean  # type: ignore[union-attr]
-    torch.testing.assert_close(mean, tensor("net128", "dstep_then_2gdstep/bn_mean_first"), rtol=1e-3, atol=1e-5)  # type: ignore[arg-type]
+    torch.testing.assert_close(mean, tensor("net128", "dstep_then_2gdstep/bn_mean_first"), rtol=0, atol=1e-6)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
