@@ -20,7 +20,7 @@ from common.metrics.gathering import OncePerSample
 from common.training.optimisers import fused
 from papers.xmc_gan import diagnostics
 from papers.xmc_gan.data import TextToImageData
-from papers.xmc_gan.evaluation import noise_of
+from papers.xmc_gan.evaluation import Evaluation, noise_of
 from papers.xmc_gan.loss import Matching, Negatives, pair_loss, word_loss
 from papers.xmc_gan.model import Captions, Discriminator, Generator, Judgement, keeping_statistics
 
@@ -60,7 +60,7 @@ class XMCGAN(pl.LightningModule):
         discriminator: Discriminator,
         text_encoder: nn.Module | None = None,
         image_network: nn.Module | None = None,
-        evaluation: Any | None = None,
+        evaluation: Evaluation | None = None,
         weight_sentence: float = 1.0,
         weight_word: float = 1.0,
         weight_image_d: float = 1.0,
