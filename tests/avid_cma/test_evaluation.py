@@ -16,7 +16,7 @@ from common.encoders.audio import AudioConvNet
 from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
 from papers.avid_cma.evaluation import ActionRecognition, LinearProbes, Probe, SoundSVM
-from papers.avid_cma.model import AudioVisualModel
+from papers.avid_cma.model import AVID
 from papers.avid_cma.weights import CheckpointError, export
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma" / "probe_and_dense_eval.npz"
@@ -100,7 +100,7 @@ def audio_encoder() -> AudioConvNet:
 def pretrained(tmp_path: Path) -> str:
     """A pre-training checkpoint with towers like those above but other weights."""
     torch.manual_seed(7)
-    model = AudioVisualModel(
+    model = AVID(
         R2Plus1D(depth=10, width=2, stem_pool=False, stem_kernel=3),
         AudioConvNet(width=2, small=True),
         ProjectionHead(16, 4, 4),

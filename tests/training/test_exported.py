@@ -187,11 +187,11 @@ def test_weights_that_do_not_fit_are_named(damaged: Path) -> None:
     with safe_open(path, framework="pt") as opened:
         metadata = opened.metadata()
     weights = load_file(path)
-    weights["model.audio_proj.extra"] = weights.pop("model.audio_proj.projection.0.bias")
+    weights["audio_proj.extra"] = weights.pop("audio_proj.projection.0.bias")
     save_file(weights, path, metadata=metadata)
     entry = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     changed(damaged, lambda config: config["files"].update({"model.safetensors": entry}))
-    refused(damaged, r"does not fit its configuration: 1 missing: model.audio_proj.projection.0.bias; 1 unexpected")
+    refused(damaged, r"does not fit its configuration: 1 missing: audio_proj.projection.0.bias; 1 unexpected")
 
 
 def test_an_export_builds_no_class_of_others(damaged: Path) -> None:
