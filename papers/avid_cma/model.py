@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,8 +14,12 @@ from torch.nn import functional as F
 
 from common.data.media import MediaError, MediaFile
 from common.data.windows import Limits, frame_count, wrapping_indices
+from common.encoders.audio import AudioConvNet
 from common.encoders.checkpoint_files import below
-from common.stages.export import Items, Modality, Trained, TrainedModel, arguments_of, without_sources
+from common.encoders.heads import ProjectionHead
+from common.encoders.video import R2Plus1D
+from common.stages.allowed import Builder, path_of
+from common.stages.export import Items, Modality, Trained, TrainedModel
 from common.stages.finished import FinishedStage
 from papers.avid_cma.data import AudioInput, VideoInput
 
@@ -39,6 +43,7 @@ class AVID(TrainedModel):
 
     paper = "avid_cma"
     kinds = ("papers.avid_cma.module.AVIDModule",)
+    classes: ClassVar[tuple[type, ...]] = (R2Plus1D, AudioConvNet, ProjectionHead)
     example = "avid_cma/mini/seed0/avid"
     otherwise = "compares no videos with sounds: give the checkpoint of a stage that does, such as avid or avid_cma"
     embeds: ClassVar[tuple[Modality, ...]] = ("video", "audio")
@@ -75,20 +80,38 @@ class AVID(TrainedModel):
 
     @classmethod
     def gather(cls, stage: FinishedStage) -> Trained:
-        data = stage.data()
+        data, arguments, weights = stage.data(), stage.config["model"]["init_args"], below(stage.state, "model.")
         inputs = {
             "video": asdict(data.video),
             "audio": asdict(replace(data.audio, statistics=None)),
             "audio_statistics": {name: value.tolist() for name, value in stage.content["audio_statistics"].items()},
         }
-        return Trained(without_sources(stage.config["model"]), inputs, below(stage.state, "model."))
+
+        def head(name: str) -> dict[str, Any]:
+            built = {
+                "in_dim": weights[f"{name}.projection.0.weight"].shape[1],
+                "hidden_dim": arguments["hidden_dim"],
+                "out_dim": arguments["out_dim"],
+                "layers": arguments["head_layers"],
+                "batch_norm": arguments["head_batch_norm"],
+                "output_batch_norm": arguments["head_output_batch_norm"],
+            }
+            return {"class_path": path_of(ProjectionHead), "init_args": built}
+
+        parts = {
+            "video_model": arguments["video_encoder"],
+            "audio_model": arguments["audio_encoder"],
+            "video_proj": head("video_proj"),
+            "audio_proj": head("audio_proj"),
+        }
+        return Trained({"class_path": path_of(cls), "init_args": parts}, inputs, weights)
 
     @classmethod
     def of(cls, trained: Trained) -> Self:
-        model: Self = cls.build(trained).model
-        statistics = {name: np.array(values) for name, values in trained.inputs["audio_statistics"].items()}
-        video, audio = (arguments_of(trained.inputs[name]) for name in ("video", "audio"))
-        model.read_as(VideoInput(**video), AudioInput(**audio), statistics)
+        model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
+        video, audio = cls.input(trained, "video", VideoInput), cls.input(trained, "audio", AudioInput)
+        statistics = cls.input(trained, "audio_statistics", dict[str, list[float]])
+        model.read_as(video, audio, {name: np.array(values) for name, values in statistics.items()})
         model.fill(trained)
         return model
 
