@@ -21,7 +21,7 @@ from common.memory.bank import MemoryBank
 from common.memory.collective import broadcast_from_rank_zero, mean_over_ranks, rank
 from papers.avid_cma.mining import Agreement, mine_positives, mine_with_progress_bar
 
-CROSS, WITHIN = ("v2a", "a2v"), ("v2v", "a2a")  # the embedding of video or audio against the bank of video or audio
+WITHIN = ("v2v", "a2a")  # the embedding of a modality against the bank of the same one
 
 
 class BankLoss(nn.Module):
@@ -72,21 +72,21 @@ class BankLoss(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        groups = {
-            "instance_cross": instance_cross, "instance_within": instance_within,
-            "positive_cross": positive_cross, "positive_within": positive_within,
+        weights = {
+            "instance_v2a": instance_cross, "instance_a2v": instance_cross,
+            "instance_v2v": instance_within, "instance_a2a": instance_within,
+            "positive_v2a": positive_cross, "positive_a2v": positive_cross,
+            "positive_v2v": positive_within, "positive_a2a": positive_within,
         }  # fmt: skip
-        given = ", ".join(f"{name}={weight}" for name, weight in groups.items())
-        if min(groups.values()) < 0 or not any(groups.values()):
+        given = f"{instance_cross=}, {instance_within=}, {positive_cross=}, {positive_within=}"
+        if min(weights.values()) < 0 or not any(weights.values()):
             raise ValueError(f"weights must not be negative and one must be positive: {given}")
         if positives < 0 or (positives == 0 and (positive_cross or positive_within)):
-            raise ValueError(f"positives={positives} does not go with {given}: mine at least one, or weigh them 0")
+            raise ValueError(f"{positives=} does not go with {given}: mine at least one, or weigh them 0")
         if negatives < 1:
             raise ValueError(f"negatives must be at least 1, got {negatives}")
         if within_negatives is not None and not 1 <= within_negatives <= negatives:
-            raise ValueError(
-                f"within_negatives={within_negatives} must lie in 1..negatives={negatives}, or be null for all of them"
-            )
+            raise ValueError(f"{within_negatives=} must lie in 1..{negatives=}, or be null for all of them")
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         if estimator not in ("nce", "info_nce"):
@@ -95,12 +95,7 @@ class BankLoss(nn.Module):
         self.agreement, self.temperature, self.estimator = agreement, temperature, estimator
         self.bank_momentum = bank_momentum if isinstance(bank_momentum, tuple | list) else (bank_momentum,) * 2
         self.official_quirks, self.seed = official_quirks, seed
-        self.weights = {
-            f"{group.split('_')[0]}_{direction}": weight
-            for group, weight in groups.items()
-            for direction in (CROSS if group.endswith("cross") else WITHIN)
-            if weight
-        }
+        self.weights = {name: weight for name, weight in weights.items() if weight}
         self.num_items = 0
         self.step = 0  # training steps so far; with seed and rank it determines the next negatives
         self.register_buffer("normalizer", torch.tensor(-1.0))  # Z of NCE; -1 until the first training step sets it
