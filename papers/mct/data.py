@@ -20,9 +20,6 @@ from torch.utils.data import DataLoader, Dataset
 from common.data.annotations import ImageAnnotations
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
-from common.data.datasets.imagenet import ImageNet
-from common.data.datasets.voc import PascalVOC
-from common.data.image_transforms import ImageTransform
 from common.data.images import ImageItems
 from common.data.items import Sample
 from common.data.listing import Listing
@@ -36,33 +33,7 @@ from common.data.text import (
     read_back_translations,
     swap_left_right,
 )
-from common.data.worlds.base import World
-from common.training.data_module import ShardedDataModule
-
-
-class ImageData(ShardedDataModule):
-    """What the data modules share: the data set or its stand-in from a world, and the transform.
-
-    Args:
-        image: what an image becomes; its `training` is set here. None for the views of MoCo v2.
-        dataset, world, batch_size, kwargs: see ShardedDataModule.
-    """
-
-    def __init__(
-        self,
-        dataset: COCO | COCOKarpathy | ImageNet | PascalVOC,
-        world: World | None = None,
-        image: ImageTransform | None = None,
-        batch_size: int = 256,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(dataset, world, batch_size=batch_size, **kwargs)
-        self.image = image or ImageTransform()
-
-    def options(self, training: bool) -> dict[str, Any]:
-        """Arguments that all map-style data sets of this module take."""
-        return {"transform": self.image, "training": training, **self.item_options}
-
+from common.protocols.data import ImageData, check_fraction, evenly_spaced
 
 # -- captions ----------------------------------------------------------------------------------------------------------
 
@@ -458,7 +429,7 @@ class BridgeData(CaptionData):
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, tokenizer, **kwargs)
-        _check_share(held_out_share)
+        check_fraction(held_out_share)
         self.held_out_share = held_out_share
         self.captions_per_image = captions_per_image
 
@@ -482,145 +453,3 @@ class BridgeData(CaptionData):
         images = ImageItems(listing, **self.options(training=False))
         captions = CaptionRows(self.dataset.annotations(self.split, listing).captions, self.words)
         return [*self.gallery(images, captions, "selection"), *super().test_dataloader()]
-
-
-# -- labels ------------------------------------------------------------------------------------------------------------
-
-
-class ClassificationData(ImageData):
-    """Images of one class each, for linear classifiers and for training with labels (specification 9).
-
-    Args:
-        train_split, test_split: names of the listings.
-        held_out_share: share of the training images, evenly spaced over classes, that is kept back to choose a
-            learning rate with; the test then has two loaders, these images and the test images. 0 for none.
-        test_batch_size: images per test step, per device.
-        kwargs: see ImageData and ShardedDataModule.
-    """
-
-    def __init__(
-        self,
-        dataset: ImageNet,
-        train_split: str = "train",
-        test_split: str = "validation",
-        held_out_share: float = 0.01,
-        test_batch_size: int = 256,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(dataset, **kwargs)
-        _check_share(held_out_share)
-        self.train_split = train_split
-        self.test_split = test_split
-        self.held_out_share = held_out_share
-        self.test_batch_size = test_batch_size
-
-    def setup(self, stage: str) -> None:
-        listing = self.dataset.listing(self.train_split)
-        # Listings are sorted by class, so evenly spaced images are of all classes.
-        kept_back = evenly_spaced(len(listing), self.held_out_share)
-        if self.held_out_share and not kept_back.any():
-            raise ValueError(f"data.held_out_share={self.held_out_share} keeps none of {len(listing)} images back")
-        self.held_out_listing = listing.subset(np.flatnonzero(kept_back))
-        self.listing = listing.subset(np.flatnonzero(~kept_back))
-        self.test_listing = self.dataset.listing(self.test_split)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the listing; known after setup."""
-        return len(self.listing.classes)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self.training_loader(ImageItems(self.listing, **self.options(training=True)))
-
-    def test_dataloader(self) -> Any:
-        def loader(listing: Listing, role: str) -> DataLoader[Any]:
-            return self.evaluation_loader(
-                ImageItems(listing, **self.options(training=False)), self.test_batch_size, role
-            )
-
-        test = loader(self.test_listing, "test")
-        return [loader(self.held_out_listing, "held-out training"), test] if self.held_out_share else test
-
-
-def evenly_spaced(count: int, share: float) -> np.ndarray:
-    """Which of so many items a share of them is, spread evenly over all: bool [count]."""
-    return np.diff(np.floor(np.arange(count + 1) * share + 0.5)) > 0
-
-
-def _check_share(held_out_share: float) -> None:
-    if not 0.0 <= held_out_share < 1.0:
-        raise ValueError(f"data.held_out_share must be in [0, 1), got {held_out_share}")
-
-
-class LabelledImages(ImageItems):
-    """Images with several labels each: `labels` int8 [C], 1 present, 0 absent, -1 not counted.
-
-    Args:
-        listing, labels: the images and their labels [N, C].
-        options: see ImageItems.
-    """
-
-    def __init__(self, listing: Listing, labels: np.ndarray, **options: Any) -> None:
-        super().__init__(listing, **options)
-        self.labels = labels
-
-    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
-        labels = torch.from_numpy(self.labels[item].astype(np.int8))
-        return {**super()._sample(item, image, rng), "labels": labels}
-
-
-class MultiLabelData(ImageData):
-    """Images with several labels each: Pascal VOC, or the categories of COCO's instances (specification 9).
-
-    Args:
-        train_split, test_split: names of the listings.
-        fit: whether a trainer fits on the training images; else the test has two loaders, training and test images.
-        test_batch_size: images per test step, per device.
-        kwargs: see ImageData and ShardedDataModule.
-    """
-
-    def __init__(
-        self,
-        dataset: PascalVOC | COCO,
-        train_split: str = "trainval",
-        test_split: str = "test",
-        fit: bool = False,
-        test_batch_size: int = 128,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(dataset, **kwargs)
-        self.train_split = train_split
-        self.test_split = test_split
-        self.fit = fit
-        self.test_batch_size = test_batch_size
-
-    @property
-    def num_classes(self) -> int:
-        """Number of labels."""
-        return len(self.class_names)
-
-    @cached_property
-    def class_names(self) -> Sequence[str]:
-        """Names of the labels."""
-        if isinstance(self.dataset, PascalVOC):
-            return self.dataset.listing(self.train_split).classes
-        return self.dataset.annotations(self.train_split).tag_names
-
-    def images(self, split: str, training: bool) -> LabelledImages:
-        """The labelled images of a split."""
-        listing = self.dataset.listing(split)
-        if isinstance(self.dataset, PascalVOC):
-            labels = self.dataset.labels(split, listing)
-        else:
-            labels = self.dataset.annotations(split, listing).tags
-        return LabelledImages(listing, labels, **self.options(training))
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self.training_loader(self.images(self.train_split, training=True))
-
-    def test_dataloader(self) -> Any:
-        test = self.evaluation_loader(self.images(self.test_split, training=False), self.test_batch_size)
-        if self.fit:
-            return test
-        train = self.images(self.train_split, training=False)
-        return [self.evaluation_loader(train, self.test_batch_size, "training"), test]

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from common.stages.synthetic import unknown_data
 from common.training.examples import Draw, Example, batches_of_epoch
-from papers.mct.data import BicaptioningData, ClassificationData, MultiLabelData, PretrainingData, SearchData
+from papers.mct.data import BicaptioningData, PretrainingData, SearchData
 from papers.mct.detection import DetectionData
 from papers.mct.evaluation import CrossModalSearch
 
 #: The recipe that stands for the paper where one is measured.
 RECIPE = "mct"
 WITHOUT_FILES: dict[str, Any] = {"model.text_encoder.pretrained": None, "model.word_vectors": None}
-_KNOWN = (PretrainingData, BicaptioningData, SearchData, ClassificationData, MultiLabelData, DetectionData)
+_KNOWN = (PretrainingData, BicaptioningData, SearchData, DetectionData)
 # Ids of words that every vocabulary has.
 _WORDS = (5, 40)
 
@@ -26,11 +26,11 @@ def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Example:
     if not isinstance(data, _KNOWN):
         raise unknown_data("mct", data, _KNOWN)
     h: Any = module.hparams
-    split = data.split if isinstance(data, PretrainingData | BicaptioningData | SearchData) else data.train_split
+    split = data.train_split if isinstance(data, DetectionData) else data.split
     items = data.dataset.published_count(split)
     batch: dict[str, Any] = {"index": torch.arange(size)}
     # Without a tokenizer, or where its vocabulary need not fit the model's, nothing is compared.
-    facts: dict[str, Any] = {"vocabulary_size": 0, "num_classes": h.get("num_classes")}
+    facts: dict[str, Any] = {"vocabulary_size": 0}
     if isinstance(data, DetectionData):
         facts["num_classes"] = h.num_classes
         return Example(_detection(data, size, draw), batches_of_epoch(items, data.batch_size), facts)
@@ -45,15 +45,10 @@ def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Example:
     elif isinstance(data, BicaptioningData):
         facts["tokenizer"] = None
         batch |= {name: _captions(data, size, draw) for name in ("tokens", "tokens_reversed")}
-    elif isinstance(data, SearchData):
+    else:
         tokens = _captions(data, size, draw)
         batch |= {"tokens": tokens, "lengths": torch.full((size,), tokens.shape[1]), "image_index": torch.arange(size)}
         items = None if items is None else items * data.captions_per_image
-    elif isinstance(data, MultiLabelData):
-        batch["labels"] = draw.integers(-1, 2, size, h.num_classes).to(torch.int8)
-    else:
-        batch["label"] = draw.integers(0, h.num_classes, size)
-        items = None if items is None else round(items * (1 - data.held_out_share))
     return Example(batch, batches_of_epoch(items, data.batch_size), facts)
 
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -14,8 +13,6 @@ from PIL import Image
 
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
-from common.data.datasets.imagenet import ImageNet
-from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import ImageTransform
 from common.data.items import TooManyBrokenFiles
 from common.data.text import CaptionTokenizer, WordVocabulary
@@ -24,8 +21,6 @@ from papers.mct.data import (
     BicaptioningData,
     CaptionedViews,
     CaptionRows,
-    ClassificationData,
-    MultiLabelData,
     PretrainingData,
     SearchData,
 )
@@ -34,22 +29,12 @@ from tests.data.image_layouts import (
     instances_document,
     write_coco,
     write_image,
-    write_imagenet,
     write_json,
     write_karpathy,
-    write_voc,
 )
+from tests.protocols.test_data import SMALL, attached
 
-SMALL = ImageTransform(crop=8, resize=8)
 SIDED = ("A ball left of the bright box.", "The left ball, no box on the right.", "Only a ball.")
-
-
-def attached(data: Any) -> Any:
-    """A data module as a trainer uses it."""
-    data.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    data.prepare_data()
-    data.setup("fit")
-    return data
 
 
 class Sentences(CaptionTokenizer):
@@ -437,70 +422,7 @@ def test_fewer_captions_of_each_image(tmp_path: Path) -> None:
     assert len(data.test_dataloader()[1].dataset) == 6
 
 
-# -- labels ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.1, 3), (0.2, 6), (0.5, 15)])
-def test_held_back_images_are_evenly_spaced_and_never_trained_on(tmp_path: Path, share: float, kept: int) -> None:
-    write_imagenet(tmp_path, train=10, val=2)
-    options: dict[str, Any] = {"image": SMALL, "batch_size": 5, "num_workers": 0, "test_batch_size": 4}
-    data = attached(ClassificationData(ImageNet(tmp_path), held_out_share=share, **options))
-    trained = {clip.path for clip in data.listing.clips}
-    held = {clip.path for clip in data.held_out_listing.clips}
-    assert len(held) == kept
-    assert not trained & held
-    assert len(trained | held) == 30
-    per_class = np.bincount(data.held_out_listing.labels, minlength=3)
-    assert per_class.tolist() == [kept // 3] * 3
-    assert data.num_classes == 3
-    loaders = data.test_dataloader()
-    if share:
-        assert [len(loader.dataset) for loader in loaders] == [kept, 6]
-    else:
-        assert len(loaders.dataset) == 6
-    batch = next(iter(data.train_dataloader()))
-    assert batch["image"].shape == (5, 3, 8, 8)
-    assert batch["label"].dtype == torch.int64
-
-
-def test_shares_that_cannot_be_held_back(tmp_path: Path) -> None:
-    write_imagenet(tmp_path, train=2)
-    for share in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=r"data.held_out_share must be in \[0, 1\)"):
-            ClassificationData(ImageNet(tmp_path), held_out_share=share)
-    data = ClassificationData(ImageNet(tmp_path), held_out_share=0.01, image=SMALL)
-    with pytest.raises(ValueError, match=r"data.held_out_share=0.01 keeps none of 6 images back"):
-        attached(data)
-
-
-@pytest.mark.parametrize("fit", [True, False])
-def test_labels_of_voc(tmp_path: Path, fit: bool) -> None:
-    write_voc(tmp_path)
-    dataset = PascalVOC(tmp_path, years=("2007",))
-    data = attached(MultiLabelData(dataset, fit=fit, image=SMALL, batch_size=2, num_workers=0))
-    assert data.num_classes == 3
-    assert list(data.class_names) == ["aeroplane", "bicycle", "train"]
-    loaders = data.test_dataloader()
-    if fit:
-        assert len(loaders.dataset) == 3
-        assert len(data.train_dataloader().dataset) == 5
-        return
-    assert [len(loader.dataset) for loader in loaders] == [5, 3]
-    for loader, split in zip(loaders, ("trainval", "test")):
-        labels = torch.cat([batch["labels"] for batch in loader])
-        assert labels.dtype == torch.int8
-        np.testing.assert_array_equal(labels, dataset.labels(split))
-        assert set(labels.unique().tolist()) == {-1, 0, 1}
-
-
-def test_labels_of_coco_are_its_categories(tmp_path: Path) -> None:
-    write_coco(tmp_path, train=4, val=3)
-    data = attached(MultiLabelData(COCO(tmp_path), "train", "val", fit=True, image=SMALL, batch_size=2, num_workers=0))
-    assert list(data.class_names) == ["person", "dog", "car"]
-    labels = torch.cat([batch["labels"] for batch in data.test_dataloader()])
-    # Image k has the first k categories.
-    assert labels.tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0]]
-    assert {tuple(batch["image"].shape) for batch in data.train_dataloader()} == {(2, 3, 8, 8)}
+# -- files -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_world_stands_in_for_the_root(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from common.protocols.classification import LinearClassification
 from common.stages.run import run_stage
 from papers.mct.bridge import BridgedRetrieval
-from papers.mct.evaluation import CrossModalSearch, LinearClassification
+from papers.mct.evaluation import CrossModalSearch
 from papers.mct.module import MCT
 from papers.mct.virtex import VirTex
 from tests.resume.test_resume import LAYER, _compare, _kill_at

@@ -249,7 +249,7 @@ def asking(path: str, **arguments: Any) -> dict[str, Any]:
             asking("common.stages.export.part"),
             ".class_path asks",
         ),
-        ("avid_cma", "model.class_path", "papers.avid_cma.evaluation.SoundSVM", " asks for"),
+        ("avid_cma", "model.class_path", "common.protocols.svm.SoundSVM", " asks for"),
         ("avid_cma", "model.init_args.warm_start", "/proc/self/environ", " is no argument of AVID"),
         ("avid_cma", "inputs.audio.statistics", "/proc/self/environ", " names a file"),
         ("vx2text", "model.init_args.video_classifier.init_args.categories", "/proc/self/environ", " names a file"),
