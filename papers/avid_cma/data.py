@@ -15,6 +15,7 @@ from common.data.clips import AudioVisualClips
 from common.data.datasets.base import MediaDataset
 from common.data.listing import Listing
 from common.protocols.data import AudioVisualData
+from common.training.examples import Draw, Example, batches_of_epoch
 
 
 class PretrainingData(AudioVisualData):
@@ -109,3 +110,31 @@ class PretrainingData(AudioVisualData):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.test_dataloader()
+
+    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+        """A made-up batch, and what the module asks of the data; see `common.training.examples`."""
+        published = self.dataset.published_count(self.split, None)
+        items = 1000 if self.world is not None or published is None else published
+        spectrogram = self.audio_transform(training=False)
+        batch = {
+            "video": draw.normal(size, 3, self.video.frames, self.video.crop, self.video.crop),
+            "audio": draw.normal(size, 1, spectrogram.num_frames, spectrogram.num_bins),
+            "index": draw.integers(0, items, size),
+        }
+        known = None if published is None else published * self.clips_per_video
+        return Example(
+            batch, batches_of_epoch(known, self.batch_size), {"listing": NoListing(items), "statistics_of_bins": {}}
+        )
+
+
+class NoListing:
+    """Stands for a listing where there are no files: how many clips there are is all that a training step asks."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def fingerprint(self) -> str:
+        return "made up"

@@ -73,7 +73,7 @@ def test_changes_are_the_deviations_of_a_rehearsal() -> None:
     reasons = {entry["field"]: entry["reason"] for entry in run.deviations}
     assert reasons["data.init_args.batch_size"] == "rehearsal: 1024 -> 2"
     assert reasons["trainer.limit_train_batches"] == "rehearsal: not set -> 2"
-    assert "model.init_args.negatives" not in reasons
+    assert not [field for field in reasons if "negatives" in field]
 
 
 def test_a_rehearsal_runs_is_gone_on_with_and_is_never_promoted(

@@ -198,16 +198,16 @@ def test_accumulated_batches_of_mct_equal_one(tmp_path: Path) -> None:
 
 
 def test_accumulated_batches_of_avid_equal_one_against_the_same_bank() -> None:
-    from papers.avid_cma.loss import InstanceDiscrimination
+    from papers.avid_cma.loss import BankLoss
 
     torch.manual_seed(0)
-    criterion = InstanceDiscrimination(40, 8, 16, within_weight=1.0)
-    criterion.normaliser.fill_(3.0)
+    loss_of = BankLoss(16, instance_within=1.0).allocate(40, 8)
+    loss_of.normalizer.fill_(3.0)
     video, audio = (torch.randn(8, 8, requires_grad=True) for _ in range(2))
     index, negatives = torch.arange(8), torch.randint(8, 40, (8, 16))
 
     def loss(rows: slice) -> Tensor:
-        return criterion(video[rows], audio[rows], index[rows], negative_index=negatives[rows], update=False)["loss"]
+        return loss_of(video[rows], audio[rows], index[rows], negative_index=negatives[rows], update=False)["loss"]
 
     whole = torch.autograd.grad(loss(slice(0, 8)), [video, audio])
     parts = torch.autograd.grad((loss(slice(0, 4)) + loss(slice(4, 8))) / 2, [video, audio])
