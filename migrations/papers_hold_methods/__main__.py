@@ -6,13 +6,9 @@ Without folders, the published records of all papers. A record that was rewritte
 from __future__ import annotations
 
 import importlib.util
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from common.files import write_text_atomically
-from common.reporting.papers import existing_papers
 from common.reporting.records import config_hash, lineage_hash
 
 NAME = "papers_hold_methods"

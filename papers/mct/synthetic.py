@@ -37,7 +37,7 @@ def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Example:
     names = ("image_query", "image_key") if isinstance(data, PretrainingData) else ("image",)
     batch |= {name: draw.normal(size, 3, data.image.crop, data.image.crop) for name in names}
     if isinstance(data, PretrainingData):
-        tags = h.tag_count
+        tags = module.loss.tag_count
         facts["tag_names"] = [str(number) for number in range(tags)]
         batch |= {"image_id": torch.arange(size), "tags": draw.integers(0, 40, size, tags) < 1}
         if data.tokenizer is not None:

@@ -33,8 +33,8 @@ SUFFIXES: dict[Layout, tuple[str, ...]] = {
     "detectron2": (".pkl",),
 }
 #: Where a backbone lies in a state dict: pre-trained by MCT, trained in any other way of ours, MoCo, VirTex, alone.
-PREFIXES = ("image.query.backbone.", "image_encoder.", "encoder_q.", "visual.cnn.", "")
-TEXT_PREFIX = "text.query.backbone."
+PREFIXES = ("model.image.backbone.", "image_encoder.", "encoder_q.", "visual.cnn.", "")
+TEXT_PREFIX = "model.text.backbone."
 NEEDED = "'state_dict' or 'model'"
 
 
