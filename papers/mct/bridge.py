@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.data.text import text_numbers
+from common.encoders.checkpoint_files import load_encoder
 from common.encoders.heads import ProjectionHead
 from common.encoders.text import BertEncoder
 from common.losses.info_nce import at_least_float32, info_nce_per_anchor
 from common.memory.collective import all_gather_concat
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
-from papers.mct.evaluation import Batch, FrozenEncoderModule, log_results
-from papers.mct.weights import load_into_text_encoder
+from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results
 
 Modality = Literal["image", "text"]
 
@@ -59,7 +59,7 @@ class Bridge(nn.Module):
         return F.normalize(at_least_float32(torch.stack(projected)), dim=2)
 
 
-class BridgedRetrieval(FrozenEncoderModule):
+class BridgedRetrieval(EncoderModule):
     """Search for captions by images and for images by captions through a bridge between frozen encoders.
 
     The bridge learns by symmetric InfoNCE over the global batch; captions with the same tokens are no negatives of each
@@ -79,7 +79,8 @@ class BridgedRetrieval(FrozenEncoderModule):
     Args:
         image_encoder: encoder with ``feature_dim`` features.
         text_encoder: encoder of tokens [B, L] with ``feature_dim`` features.
-        pretrained: checkpoint of MCT with both encoders; None judges the initial weights.
+        pretrained: checkpoint with both encoders; None judges the initial weights.
+        encoder_prefixes, text_encoder_prefixes: where each lies in that file; see `load_encoder`.
         embedding_dim: width of the common space.
         hidden_dim: units of a hidden layer of the bridge; None for a linear one.
         temperature: of the similarities.
@@ -99,13 +100,15 @@ class BridgedRetrieval(FrozenEncoderModule):
         image_encoder: nn.Module,
         text_encoder: nn.Module,
         pretrained: str | None = None,
+        encoder_prefixes: Sequence[str] = PREFIXES,
+        text_encoder_prefixes: Sequence[str] = ("text_encoder.",),
         embedding_dim: int = 256,
         hidden_dim: int | None = None,
         temperature: float = 0.1,
         learning_rates: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
         lengths: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
     ) -> None:
-        super().__init__(image_encoder, pretrained)
+        super().__init__(image_encoder, pretrained, encoder_prefixes)
         self.save_hyperparameters(ignore=["image_encoder", "text_encoder"], logger=False)
         if not lengths or min(lengths) < 1 or sorted(set(lengths)) != list(lengths):
             raise ValueError(f"lengths: expected ascending numbers of steps from 1, got {list(lengths)}")
@@ -123,7 +126,7 @@ class BridgedRetrieval(FrozenEncoderModule):
     def load_pretrained(self, path: str) -> None:
         """Load both encoders."""
         super().load_pretrained(path)
-        load_into_text_encoder(self.text_encoder, path, field="model.pretrained")
+        load_encoder(self.text_encoder, path, self.hparams["text_encoder_prefixes"])
 
     def frozen(self) -> dict[str, nn.Module]:
         """Both encoders."""
@@ -141,6 +144,11 @@ class BridgedRetrieval(FrozenEncoderModule):
                 f"the tokenizer has {needed} pieces, model.text_encoder {size} embeddings; raise "
                 "model.text_encoder.vocabulary_size"
             )
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Features [B, feature_dim] of images [B, 3, H, W]."""
+        return self.encoder(images)
 
     @torch.no_grad()
     def text_features(self, tokens: Tensor) -> Tensor:

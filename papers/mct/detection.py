@@ -40,6 +40,7 @@ from common.data.items import Sample
 from common.data.listing import Listing
 from common.data.samplers import EpochSampler
 from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from common.encoders.checkpoint_files import load_encoder
 from common.encoders.image import ImageResNet
 from common.metrics.detection import (
     DetectedImage,
@@ -47,8 +48,8 @@ from common.metrics.detection import (
     coco_average_precision,
     voc07_average_precision,
 )
+from common.protocols.base import PREFIXES
 from papers.mct.data import ImageData
-from papers.mct.weights import load_into_encoder
 
 Batch = dict[str, Any]
 Objects = dict[str, Tensor]
@@ -71,6 +72,7 @@ class Detection(pl.LightningModule):
         image_encoder: its weights are replaced by those of `pretrained`.
         num_classes: kinds of objects, without the background.
         pretrained: checkpoint with the pre-trained encoder; None trains from the initial weights.
+        encoder_prefixes: where the encoder lies in that file; see `load_encoder`.
         anchor_sizes, anchor_ratios: sides in pixels, and height over width, of the boxes around every place of the map.
         proposals_per_map_training, proposals_per_map_test: how many of the best are looked at.
         proposals_training, proposals_test: how many of these are left without overlap.
@@ -104,6 +106,7 @@ class Detection(pl.LightningModule):
         image_encoder: ImageResNet,
         num_classes: int,
         pretrained: str | None = None,
+        encoder_prefixes: Sequence[str] = PREFIXES,
         anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
         anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
         proposals_per_map_training: int = 12000,
@@ -202,7 +205,7 @@ class Detection(pl.LightningModule):
         if found != own:
             raise ValueError(f"num_classes: the model has {own}, but the data have {found}; set it to {found}")
         if stage == "fit" and self.hparams["pretrained"] is not None:
-            load_into_encoder(self.image_encoder, self.hparams["pretrained"], field="model.pretrained")
+            load_encoder(self.image_encoder, self.hparams["pretrained"], self.hparams["encoder_prefixes"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum of the losses of proposals and of detections."""

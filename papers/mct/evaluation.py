@@ -30,10 +30,10 @@ from common.metrics.classification import hits
 from common.metrics.gathering import OncePerSample, RowsOncePerSample
 from common.metrics.linear_svm import ClassVerdict, judge_class
 from common.metrics.retrieval import caption_retrieval, owner_rows
+from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results
 from common.training.optimisers import warm_up_then_cosine
 from papers.mct.weights import load_into_encoder
 
-Batch = dict[str, Tensor]
 Schedule = Literal["steps", "cosine"]
 
 
@@ -567,7 +567,7 @@ class SearchSpace(nn.Module):
         return F.normalize(self.text_encoder(tokens, lengths).float(), dim=1)
 
 
-class CrossModalSearch(FrozenEncoderModule):
+class CrossModalSearch(EncoderModule):
     """Search for captions by images and for images by captions, on frozen image features (the recipe of VSE++).
 
     A linear layer maps the features into a common space with the captions' encoder. Whoever is in the batch is a
@@ -588,6 +588,7 @@ class CrossModalSearch(FrozenEncoderModule):
         image_encoder: Encoder with ``feature_dim`` features; its weights are replaced by those of ``pretrained``.
         text_encoder: From tokens [B, L] and lengths [B] to [B, embedding_dim].
         pretrained: Checkpoint with the pre-trained encoder; None judges the initial weights.
+        encoder_prefixes: Where the encoder lies in that file; see `load_encoder`.
         embedding_dim: Width of the common space.
         margin: By how much a pair must beat its negatives.
         hardest: Only the hardest negative of every image and caption counts, instead of all of them.
@@ -614,6 +615,7 @@ class CrossModalSearch(FrozenEncoderModule):
         image_encoder: nn.Module,
         text_encoder: nn.Module,
         pretrained: str | None = None,
+        encoder_prefixes: Sequence[str] = PREFIXES,
         embedding_dim: int = 1024,
         margin: float = 0.2,
         hardest: bool = True,
@@ -623,7 +625,7 @@ class CrossModalSearch(FrozenEncoderModule):
         gamma: float = 0.1,
         fold_size: int | None = 1000,
     ) -> None:
-        super().__init__(image_encoder, pretrained)
+        super().__init__(image_encoder, pretrained, encoder_prefixes)
         self.save_hyperparameters(ignore=["image_encoder", "text_encoder"], logger=False)
         width = getattr(text_encoder, "feature_dim", embedding_dim)
         if width != embedding_dim:
@@ -652,6 +654,11 @@ class CrossModalSearch(FrozenEncoderModule):
             )
         if stage == "fit" and getattr(self.trainer, "datamodule", None) is None:
             raise ValueError("data: CrossModalSearch selects its weights by the val_dataloader of a data module")
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Features [B, feature_dim] of images [B, 3, H, W]."""
+        return self.encoder(images)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Hinge loss of the pairs of the global batch."""
@@ -864,8 +871,3 @@ def _mean_average_precision(
         "test/map": torch.tensor(100 * float(average[judged].mean())),
         "test/classes": torch.tensor(float(judged.sum())),
     }
-
-
-def log_results(module: pl.LightningModule, metrics: Mapping[str, Tensor]) -> None:
-    """Log what all processes have computed alike; averaging over them again could only round it."""
-    module.log_dict({name: value.float().to(module.device) for name, value in metrics.items()})

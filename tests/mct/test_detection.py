@@ -584,7 +584,7 @@ METRICS = {f"test/{rules}{name}" for rules in ("", "coco_") for name in ("ap", "
 def test_fit_and_test(voc: Path, tmp_path: Path) -> None:
     start = tmp_path / "pretrained.ckpt"
     torch.save({"state_dict": {f"image.query.backbone.{k}": v for k, v in encoder(5).state_dict().items()}}, start)
-    module = detector(pretrained=str(start), learning_rate=0.0)
+    module = detector(pretrained=str(start), encoder_prefixes=["image.query.backbone."], learning_rate=0.0)
     run = trainer(tmp_path, max_steps=5)
     run.fit(module, datamodule=data(voc))
     assert run.global_step == 5

@@ -23,6 +23,7 @@ from common.errors import NonFiniteLossError
 from common.losses.margin import in_batch_hinge
 from common.metrics.average_precision import average_precision
 from common.metrics.linear_svm import judge_class
+from common.protocols import base
 from common.stages.loggers import MetricsFile, read_metrics
 from common.training.callbacks import StepSeed, StopOnNonFiniteLoss
 from common.training.data_module import ShardedDataModule
@@ -142,6 +143,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         image_encoder.load_state_dict(encoder(7).state_dict())
 
     monkeypatch.setattr(evaluation, "load_into_encoder", load)
+    monkeypatch.setattr(base, "load_encoder", lambda encoder, path, prefixes: load(encoder, path, "model.pretrained"))
     return fields
 
 
@@ -605,7 +607,7 @@ class TestCrossModalSearch:
         run = trainer(tmp_path, max_epochs=12, use_distributed_sampler=False)
         run.fit(module, datamodule=SearchData(train=24))
         assert loaded == ["model.pretrained"]
-        assert_same(encoder(7).state_dict(), module.image_encoder)
+        assert_same(encoder(7).state_dict(), module.encoder)
         metrics = results_of(run, module, SearchData())
         directions = [f"{d}_{name}" for d in ("i2t", "t2i") for name in ("r1", "r5", "r10", "medr", "meanr")]
         expected = {f"test/{name}{ending}" for name in directions for ending in ("", "_equal_text")}
@@ -677,7 +679,7 @@ class TestCrossModalSearch:
         class Watch(pl.Callback):
             def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
                 assert pl_module.space.training
-                assert not pl_module.image_encoder.training
+                assert not pl_module.encoder.training
                 draws.append(torch.rand(()).item())
 
         results = []
