@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +12,32 @@ from torch.nn import functional as F
 
 from common.data.image_transforms import ImageTransform
 from common.data.images import read_image
-from common.data.text import CaptionTokenizer, normalise_caption, pad_tokens
+from common.data.text import (
+    CaptionTokenizer,
+    SentencePieceTokenizer,
+    WordPieceTokenizer,
+    WordVocabulary,
+    normalise_caption,
+    pad_tokens,
+)
 from common.encoders.heads import ProjectionHead
+from common.encoders.image import ImageResNet
+from common.encoders.text import BertEncoder, GRUEncoder
 from common.errors import StageError
 from common.losses.info_nce import at_least_float32
 from common.memory.collective import all_gather_concat, broadcast_from_rank_zero, is_distributed, rank, world_size
+from common.stages.allowed import Builder, path_of
 from common.stages.export import (
     Items,
     Modality,
     Trained,
     TrainedModel,
-    arguments_of,
     renamed,
     with_arguments,
     without_sources,
 )
 from common.stages.finished import FinishedStage, instantiate
+from papers.mct.loss import MultimodalContrast
 
 
 @dataclass(frozen=True)
@@ -140,6 +150,9 @@ class MCT(TrainedModel):
 
     paper = "mct"
     kinds = ("papers.mct.module.MCTModule",)
+    classes: ClassVar[tuple[type, ...]] = (
+        Tower, ImageResNet, BertEncoder, GRUEncoder, WordPieceTokenizer, SentencePieceTokenizer, WordVocabulary,
+    )  # fmt: skip
     example = "mct/mini/seed0/mct"
     otherwise = "has no embeddings of images and captions: give the checkpoint of a pre-training, such as mct"
     embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
@@ -163,17 +176,17 @@ class MCT(TrainedModel):
 
     @classmethod
     def of(cls, trained: Trained) -> Self:
-        model = cls.build(trained).model
-        model.pixels = ImageTransform(**arguments_of(trained.inputs["image"])).with_training(False)
+        model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
+        model.pixels = cls.input(trained, "image", ImageTransform).with_training(False)
         if model.text is not None:
-            model.tokenizer = instantiate(trained.inputs["tokenizer"], CaptionTokenizer)
+            model.tokenizer = cls.input(trained, "tokenizer", CaptionTokenizer)
             model.tokenizer.read(trained.file(model.tokenizer.file_name))
         model.fill(trained)
         return model
 
     @classmethod
     def usage_of(cls, trained: Trained) -> str:
-        if trained.model["init_args"]["loss"]["init_args"].get("weight_cross") == 0:
+        if trained.model["init_args"]["image"]["init_args"]["inter_dim"] is None:
             # No loss made images and captions comparable.
             return 'model.embed_image("picture.jpg") @ model.embed_image("another.jpg").T'
         return cls.usage
@@ -181,18 +194,25 @@ class MCT(TrainedModel):
     @classmethod
     def gather(cls, stage: FinishedStage) -> Trained:
         data = stage.data()
-        model = without_sources(stage.config["model"])
-        # No queue is needed to use the model, and those of the configuration may take gigabytes.
-        model = with_arguments(model, loss=with_arguments(model["init_args"]["loss"], queue_size=1))
+        arguments = without_sources(stage.config["model"])["init_args"]
+        # For its widths alone; the queues of the configuration may take gigabytes.
+        loss = instantiate(with_arguments(arguments["loss"], queue_size=1), MultimodalContrast)
+
+        def tower(modality: Literal["image", "text"]) -> dict[str, Any]:
+            built = {"backbone": arguments[f"{modality}_encoder"], **loss.widths(modality), "heads": arguments["heads"]}
+            return {"class_path": path_of(Tower), "init_args": built}
+
         weights = renamed(stage.state, image="model.image", text="model.text")
+        reads_captions = any(name.startswith("text.") for name in weights)
+        towers = {"image": tower("image"), "text": tower("text") if reads_captions else None}
         inputs: dict[str, Any] = {"image": asdict(data.image), "tokenizer": None}
         files: dict[str, bytes | Path] = {}
-        if data.tokenizer is not None and any(name.startswith("text.") for name in weights):
+        if data.tokenizer is not None and reads_captions:
             data.prepare_data()
             field = data.tokenizer.field
             inputs["tokenizer"] = with_arguments(stage.config["data"]["init_args"]["tokenizer"], **{field: None})
             files[data.tokenizer.file_name] = data.tokenizer.content
-        return Trained(model, inputs, weights, files)
+        return Trained({"class_path": path_of(cls), "init_args": towers}, inputs, weights, files)
 
     def read_image(self, file: str | Path) -> Tensor:
         """An image as the encoder reads it, float32 [3, S, S].
