@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
+from common.files import write_text_atomically
+from common.reporting.papers import existing_papers
 from common.reporting.records import config_hash, lineage_hash
 from common.stages.configuration import resolve
 

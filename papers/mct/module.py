@@ -24,6 +24,7 @@ from common.encoders.text import BertEncoder
 from common.memory.momentum import update_average
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
+from common.protocols.captions import check_vocabulary
 from common.training.optimisers import CombinedOptimizer, cosine_by_epoch, fused
 from papers.mct import diagnostics
 from papers.mct.data import PretrainingData
@@ -194,12 +195,7 @@ class MCTModule(pl.LightningModule):
             raise ValueError("data.tokenizer is null, but weight_cc or weight_cross reads captions: give it a class")
         if isinstance(encoder, BertEncoder) and stage == "fit" and self.trainer.ckpt_path is None:
             encoder.require_weights()
-        size: Any = getattr(encoder, "vocabulary_size", None)
-        if size is not None and self.data.vocabulary_size > size:
-            raise ValueError(
-                f"the tokenizer has {self.data.vocabulary_size} pieces, model.text_encoder {size} embeddings; raise "
-                "model.text_encoder.vocabulary_size"
-            )
+        check_vocabulary(self, encoder)
 
     def on_fit_start(self) -> None:
         if self.trainer.ckpt_path is None:
