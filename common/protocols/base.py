@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from common.encoders.checkpoint_files import load_encoder
+from common.files import write_text_atomically
 
 Batch = dict[str, Tensor]
 
@@ -124,3 +129,35 @@ def require_two_test_loaders(module: pl.LightningModule, expected: str) -> None:
 def log_results(module: pl.LightningModule, metrics: Mapping[str, Tensor]) -> None:
     """Log what all processes have computed alike; averaging over them again could only round it."""
     module.log_dict({name: value.float().to(module.device) for name, value in metrics.items()})
+
+
+def mean_average_precision(
+    module: pl.LightningModule, average: np.ndarray, details: Sequence[Mapping[str, Any]]
+) -> dict[str, Tensor]:
+    """Mean over the classes that could be judged, in percent; every class goes into a file, and is named if left out.
+
+    Args:
+        module: its trainer says where the file goes; its data module may give the `class_names`.
+        average: average precision of every class [C], NaN for those left out.
+        details: more about every class; `left_out` says why.
+
+    Raises:
+        ValueError: no class could be judged.
+    """
+    judged = ~np.isnan(average)
+    names = getattr(getattr(module.trainer, "datamodule", None), "class_names", None) or range(len(average))
+    left_out = {str(name): detail["left_out"] for name, detail in zip(names, details) if detail["left_out"]}
+    if not judged.any():
+        raise ValueError(f"labels: no class can be judged; {next(iter(left_out.values()), 'there is none')}")
+    if left_out:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:5])
+        rank_zero_warn(f"{len(left_out)} of {len(average)} classes are left out of the mean ({listed})")
+    if module.trainer.is_global_zero:
+        classes = [
+            {"class": str(name), **detail, "average_precision": None if np.isnan(value) else 100 * float(value)}
+            for name, detail, value in zip(names, details, average)
+        ]
+        path = Path(module.trainer.default_root_dir) / "media" / "average_precision.json"
+        write_text_atomically(path, json.dumps(classes, indent=1) + "\n")
+    mean, classes_judged = 100 * float(average[judged].mean()), float(judged.sum())
+    return {"test/map": torch.tensor(mean), "test/classes": torch.tensor(classes_judged)}

@@ -8,8 +8,7 @@ import torch
 
 from common.stages.synthetic import unknown_data
 from common.training.examples import Draw, Example, batches_of_epoch
-from papers.avid_cma.data import AudioVisualData, PretrainingData, VideoClassificationData
-from papers.avid_cma.evaluation import ActionRecognition
+from papers.avid_cma.data import PretrainingData
 from papers.avid_cma.module import AVID, CMA
 
 #: The recipe that stands for the paper where one is measured.
@@ -32,32 +31,28 @@ class _Clips:
 
 def synthetic(module: Any, data: Any, size: int, draw: Draw) -> Example:
     """Batches as those of a data module; see `common.stages.synthetic`."""
-    if not isinstance(data, PretrainingData | VideoClassificationData):
-        raise unknown_data("avid_cma", data, (PretrainingData, VideoClassificationData))
-    split = data.split if isinstance(data, PretrainingData) else data.train_split
-    published = data.dataset.published_count(split, getattr(data, "fold", None))
+    if not isinstance(data, PretrainingData):
+        raise unknown_data("avid_cma", data, (PretrainingData,))
+    published = data.dataset.published_count(data.split, None)
     items = 1000 if data.world is not None or published is None else published
     batch = {
         "video": draw.normal(size, 3, data.video.frames, data.video.crop, data.video.crop),
         "index": draw.integers(0, items, size),
-        "label": draw.integers(0, getattr(module, "num_classes", 1), size),
+        "label": draw.integers(0, 1, size),
+        "audio": _sounds(data, size, draw),
     }
-    facts: dict[str, Any] = {"num_classes": None, "listing": _Clips(items), "statistics_of_bins": {}}
-    if isinstance(data, PretrainingData):
-        batch["audio"] = _sounds(data, size, draw)
+    facts: dict[str, Any] = {"listing": _Clips(items), "statistics_of_bins": {}}
     known = None if published is None else published * data.clips_per_video
     return Example(batch, batches_of_epoch(known, data.batch_size), facts)
 
 
-def _sounds(data: AudioVisualData, size: int, draw: Draw) -> torch.Tensor:
+def _sounds(data: PretrainingData, size: int, draw: Draw) -> torch.Tensor:
     transform = data.audio_transform(training=False)
     return draw.normal(size, 1, transform.num_frames, transform.num_bins)
 
 
 def prepare(module: Any) -> None:
     """Let a stage start without the checkpoint that it starts from, in the state of its later steps."""
-    if isinstance(module, ActionRecognition):
-        module.warmup_epochs = 0  # the longer part, in which the encoder learns
     if not isinstance(module, AVID):
         return
     started = module.on_fit_start

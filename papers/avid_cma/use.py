@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.data.clip_inputs import AudioInput, VideoInput
 from common.data.media import MediaError, MediaFile
 from common.data.windows import Limits, frame_count, wrapping_indices
 from common.encoders.audio import AudioConvNet
@@ -19,7 +20,6 @@ from common.encoders.video import R2Plus1D
 from common.stages.export import Items, Modality, Trained, TrainedModel, renamed, without_sources
 from common.stages.finished import FinishedStage
 from papers.avid_cma import module
-from papers.avid_cma.data import AudioInput, VideoInput
 
 
 class AVID(TrainedModel):

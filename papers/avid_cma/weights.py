@@ -184,33 +184,6 @@ def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, T
     return backbone
 
 
-def load_into_encoder(
-    encoder: nn.Module, path: str | Path, modality: Modality, field: str = "model.pretrained"
-) -> None:
-    """Give an encoder the weights of a checkpoint, or say which setting does not fit.
-
-    Args:
-        encoder: The encoder, changed in place.
-        path: See ``load_backbone``.
-        modality: Which encoder of the checkpoint.
-        field: Name of the setting that gave ``path``, for the message.
-
-    Raises:
-        CheckpointError: As ``load_backbone``, or names or shapes differ from the encoder's.
-    """
-    try:
-        backbone = load_backbone(path, modality)
-    except CheckpointError as error:
-        raise CheckpointError(f"{field}: {error}") from error
-    problem = differences(encoder.state_dict(), backbone)
-    if problem:
-        raise CheckpointError(
-            f"{field}: the {modality} encoder in {path} has another architecture than {modality}_encoder: {problem}. "
-            f"Give {modality}_encoder the depth, width and stem it was pre-trained with."
-        )
-    encoder.load_state_dict(backbone)
-
-
 def export(checkpoint: str | Path, output: str | Path, layout: Modality = "video") -> Path:
     """Write one encoder of a checkpoint as a small file of its own: no head, no bank, no optimiser.
 

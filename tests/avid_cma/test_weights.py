@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from common.encoders.audio import AudioConvNet
+from common.encoders.checkpoint_files import load_encoder
 from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
+from common.stages.configuration import resolve
 from papers.avid_cma.loss import CrossModalAgreement
 from papers.avid_cma.model import AudioVisualModel
 from papers.avid_cma.weights import (
@@ -19,13 +21,17 @@ from papers.avid_cma.weights import (
     export,
     import_official,
     load_backbone,
-    load_into_encoder,
     load_pretraining,
 )
 
 LAYOUT = json.loads(
     (Path(__file__).parents[1] / "golden" / "avid_cma" / "official_state_dict.json").read_text(encoding="utf-8")
 )
+
+
+def prefixes_of(recipe: str) -> list[str]:
+    """Where a recipe looks for its encoder."""
+    return list(resolve("avid_cma", recipe, scale="paper").config["model"]["init_args"]["encoder_prefixes"])
 
 
 def official(score: Tensor, positives: Tensor | None = None) -> dict[str, Any]:
@@ -103,8 +109,8 @@ def test_official_checkpoint_of_the_old_file_format(tmp_path: Path) -> None:
 def test_official_weights_end_in_the_right_tower(official_file: Path) -> None:
     content = torch.load(official_file, weights_only=True)["model"]
     video, audio = R2Plus1D(), AudioConvNet()
-    load_into_encoder(video, official_file, "video")
-    load_into_encoder(audio, official_file, "audio")
+    for encoder, recipe in ((video, "ucf101_fine_tune"), (audio, "esc50_svm")):
+        load_encoder(encoder, official_file, prefixes_of(recipe))
     assert torch.equal(video.conv5x[1].tmp_conv2.weight, content["module.video_model.conv5x.1.tmp_conv2.weight"])
     assert torch.equal(audio.block4.bn2.running_var, content["module.audio_model.block4.bn2.running_var"])
 
@@ -172,9 +178,20 @@ def test_names_of_a_compiled_model(tmp_path: Path) -> None:
     assert set(load_backbone(tmp_path / "compiled.ckpt", "video")) == set(expected)
 
 
-def test_another_architecture_names_the_setting(own_file: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"^model.pretrained: the video encoder in .* video_encoder"):
-        load_into_encoder(R2Plus1D(depth=18, width=2, stem_pool=False), own_file, "video")
+@pytest.mark.parametrize(("modality", "recipe"), [("video", "kinetics_linear"), ("audio", "dcase_svm")])
+def test_protocols_read_whatever_holds_the_encoder(own_file: Path, tmp_path: Path, modality: Any, recipe: str) -> None:
+    expected = getattr(small_model(), f"{modality}_model")
+    protocol = tmp_path / "protocol.ckpt"
+    torch.save({"state_dict": {f"encoder.{name}": value for name, value in expected.state_dict().items()}}, protocol)
+    for path in (own_file, export(own_file, tmp_path / "exported.pt", modality), protocol):
+        torch.manual_seed(2)
+        encoder = R2Plus1D(depth=10, width=2, stem_pool=False) if modality == "video" else AudioConvNet(width=2)
+        load_encoder(encoder, path, prefixes_of(recipe))
+        for name, value in expected.state_dict().items():
+            assert torch.equal(encoder.state_dict()[name], value), name
+        other = R2Plus1D(depth=18, width=2, stem_pool=False) if modality == "audio" else AudioConvNet(width=2)
+        with pytest.raises(CheckpointError, match=r"^model\.pretrained: "):
+            load_encoder(other, path, prefixes_of(recipe))
 
 
 class Malice:

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from common.encoders.checkpoint_files import CheckpointError, first_of, named_tensors, write_whole
+from common.encoders.checkpoint_files import CheckpointError, first_of, load_encoder, named_tensors, write_whole
 from common.encoders.heads import ProjectionHead
 from common.encoders.image import ImageResNet
+from common.stages.configuration import resolve
 from papers.mct.model import Tower
 from papers.mct.weights import (
     LAYOUTS,
@@ -31,7 +32,6 @@ from papers.mct.weights import (
     import_moco,
     import_virtex,
     load_backbone,
-    load_into_encoder,
 )
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "mct" / "ckpt_layout.json").read_text(encoding="utf-8"))
@@ -208,37 +208,22 @@ def test_loaded_tensors_do_not_hang_on_the_file(tmp_path: Path) -> None:
         require_equal(state, encoder.state_dict())
 
 
-def test_an_encoder_takes_the_weights(tmp_path: Path) -> None:
-    path = saved(tmp_path / "last.ckpt", {"state_dict": state_of(small(1), "model.image.backbone.")})
-    encoder = small(2)
-    load_into_encoder(encoder, path)
-    require_equal(dict(encoder.state_dict()), small(1).state_dict())
+RECIPES = ["imagenet_linear", "in_sup", "voc07_svm", "coco_tagging", "cross_modal_search", "bridge", "voc_detection"]
 
 
-def test_a_classifier_keeps_its_weights(tmp_path: Path, moco_file: Path) -> None:
-    encoder = small(2)
-    encoder.fc = nn.Linear(8, 3)
-    before = encoder.fc.weight.clone()
-    load_into_encoder(encoder, saved(tmp_path / "a.pth", small(1).state_dict()))
-    assert torch.equal(encoder.fc.weight, before)
-    assert torch.equal(encoder.conv1.weight, small(1).conv1.weight)
-
-
-def test_another_architecture_names_the_setting_and_changes_nothing(tmp_path: Path) -> None:
-    path = saved(tmp_path / "last.ckpt", {"state_dict": state_of(small(), "model.image.backbone.")})
-    encoder = small(2, layers=(2, 1, 1, 1), channels=(4, 4, 8, 16))
-    before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    with pytest.raises(CheckpointError) as caught:
-        load_into_encoder(encoder, path, field="model.pretrained")
-    message = str(caught.value)
-    assert message.startswith("model.pretrained: ")
-    assert str(path) in message
-    assert "image_encoder" in message
-    assert "12 missing: layer1.1.conv1.weight" in message
-    assert "layer4.0.conv1.weight [8, 8, 3, 3] instead of [16, 8, 3, 3]" in message
-    require_equal(dict(encoder.state_dict()), before)
-    with pytest.raises(CheckpointError, match=r"^model.pretrained: .*no such checkpoint file"):
-        load_into_encoder(encoder, tmp_path / "absent.ckpt")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_protocols_read_whatever_holds_the_encoder(tmp_path: Path, recipe: str, moco_file: Path) -> None:
+    prefixes = resolve("mct", recipe, scale="paper").config["model"]["init_args"]["encoder_prefixes"]
+    tower = {"state_dict": state_of(Tower(small(), intra_dim=4, inter_dim=4), "model.image.")}
+    own = [{"state_dict": state_of(small(), prefix)} for prefix in ("image_encoder.", "encoder.", "")]
+    for number, content in enumerate((tower, *own, small().state_dict())):
+        encoder = small(2)
+        load_encoder(encoder, saved(tmp_path / f"{number}.ckpt", content), prefixes)
+        require_equal(dict(encoder.state_dict()), small().state_dict())
+    encoder = ImageResNet()
+    for path in (moco_file, saved(tmp_path / "virtex.pth", virtex())):
+        load_encoder(encoder, path, prefixes)
+        require_equal(dict(encoder.state_dict()), load_backbone(path))
 
 
 # -- export ------------------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from common.protocols.classification import ActionRecognition, LinearProbes
 from common.stages.run import StageRequest, run_stage
-from papers.avid_cma.evaluation import ActionRecognition, LinearProbes
 from papers.avid_cma.module import AVID, CMA
 from tests.stages import callbacks, request
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from common.protocols.bridge import BridgedRetrieval
+from common.protocols.classification import LinearClassification
+from common.protocols.search import CrossModalSearch
 from common.stages.run import run_stage
-from papers.mct.bridge import BridgedRetrieval
-from papers.mct.evaluation import CrossModalSearch, LinearClassification
 from papers.mct.module import MCTModule
 from papers.mct.virtex import VirTex
 from tests.resume.test_resume import LAYER, _compare, _kill_at
