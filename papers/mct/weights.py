@@ -33,7 +33,7 @@ SUFFIXES: dict[Layout, tuple[str, ...]] = {
     "detectron2": (".pkl",),
 }
 #: Where a backbone lies in a state dict: pre-trained by MCT, trained in any other way of ours, MoCo, VirTex, alone.
-PREFIXES = ("image.query.backbone.", "image_encoder.", "encoder_q.", "visual.cnn.", "")
+PREFIXES = ("model.image.backbone.", "encoder.", "image_encoder.", "encoder_q.", "visual.cnn.", "")
 NEEDED = "'state_dict' or 'model'"
 
 

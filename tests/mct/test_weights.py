@@ -23,7 +23,7 @@ from common.encoders.checkpoint_files import CheckpointError, first_of, load_enc
 from common.encoders.heads import ProjectionHead
 from common.encoders.image import ImageResNet
 from common.stages.configuration import resolve
-from papers.mct.model import MomentumTower, Tower
+from papers.mct.model import Tower
 from papers.mct.weights import (
     LAYOUTS,
     SUFFIXES,
@@ -106,11 +106,11 @@ def test_moco_gives_what_its_training_goes_on_with(moco_file: Path) -> None:
     assert torch.equal(imported.queue, torch.arange(128 * 64.0).view(128, 64).T)
     assert imported.queue.is_contiguous()
     with torch.device("meta"):
-        tower = MomentumTower(Tower(ImageResNet(), intra_dim=128, inter_dim=None))
-    head = tower.query.heads["intra"]
+        tower = Tower(ImageResNet(), intra_dim=128, inter_dim=None)
+    head = tower.heads["intra"]
     assert isinstance(head, ProjectionHead)
-    tower.query.backbone.load_state_dict(imported.query, strict=True, assign=True)
-    tower.key.backbone.load_state_dict(imported.key, strict=True, assign=True)
+    for state in (imported.query, imported.key):
+        tower.backbone.load_state_dict(state, strict=True, assign=True)
     head.projection.load_state_dict(imported.query_head, strict=True, assign=True)
     assert set(imported.key_head) == set(imported.query_head)
     assert imported.key["conv1.weight"].flatten()[0] == 0
@@ -174,10 +174,10 @@ def test_weights_of_before_the_step_counters_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "prefix",
     [
-        "image.query.backbone.",
+        "model.image.backbone.",
         "image_encoder.",
         "image_encoder._orig_mod.",
-        "_orig_mod.image.query.backbone.",
+        "_orig_mod.model.image.backbone.",
         "module.image_encoder.",
         "module._orig_mod.",
         "_orig_mod.module.",
@@ -186,18 +186,16 @@ def test_weights_of_before_the_step_counters_load(tmp_path: Path) -> None:
 def test_own_checkpoints_however_they_were_wrapped(tmp_path: Path, prefix: str) -> None:
     state = state_of(small(), prefix)
     if "image" in prefix:
-        state |= {"text.query.backbone.word.weight": torch.zeros(2), "objective.queues.ii.vectors": torch.zeros(3, 4)}
+        state |= {"model.text.backbone.word.weight": torch.zeros(2), "loss.queues.ii.vectors": torch.zeros(3, 4)}
     path = saved(tmp_path / "last.ckpt", {"state_dict": state, "epoch": 1, "hyper_parameters": {"seed": 0}})
     require_equal(load_backbone(path), small().state_dict())
 
 
 def test_the_query_encoder_is_taken_not_the_momentum_encoder(tmp_path: Path) -> None:
-    tower = MomentumTower(Tower(small(), intra_dim=4, inter_dim=4))
-    with torch.no_grad():
-        for parameter in tower.key.parameters():
-            parameter.zero_()
-    path = saved(tmp_path / "last.ckpt", {"state_dict": state_of(tower, "image.")})
-    require_equal(load_backbone(path), tower.query.backbone.state_dict())
+    tower = Tower(small(), intra_dim=4, inter_dim=4)
+    average = {name: torch.zeros_like(value) for name, value in state_of(tower, "average.image.").items()}
+    path = saved(tmp_path / "last.ckpt", {"state_dict": {**average, **state_of(tower, "model.image.")}})
+    require_equal(load_backbone(path), tower.backbone.state_dict())
 
 
 def test_loaded_tensors_do_not_hang_on_the_file(tmp_path: Path) -> None:
@@ -216,7 +214,7 @@ RECIPES = ["imagenet_linear", "in_sup", "voc07_svm", "coco_tagging", "cross_moda
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_protocols_read_whatever_holds_the_encoder(tmp_path: Path, recipe: str, moco_file: Path) -> None:
     prefixes = resolve("mct", recipe, scale="paper").config["model"]["init_args"]["encoder_prefixes"]
-    tower = {"state_dict": state_of(MomentumTower(Tower(small(), intra_dim=4, inter_dim=4)), "image.")}
+    tower = {"state_dict": state_of(Tower(small(), intra_dim=4, inter_dim=4), "model.image.")}
     own = [{"state_dict": state_of(small(), prefix)} for prefix in ("image_encoder.", "encoder.", "")]
     for number, content in enumerate((tower, *own, small().state_dict())):
         encoder = small(2)
@@ -245,7 +243,7 @@ def resnet50() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def resnet50_file(tmp_path_factory: pytest.TempPathFactory, resnet50: dict[str, Tensor]) -> Path:
-    state = {f"image.query.backbone.{name}": value for name, value in resnet50.items()}
+    state = {f"model.image.backbone.{name}": value for name, value in resnet50.items()}
     return saved(tmp_path_factory.mktemp("own") / "last.ckpt", {"state_dict": state})
 
 

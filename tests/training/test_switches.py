@@ -186,7 +186,7 @@ def test_accumulated_batches_of_mct_equal_one(tmp_path: Path) -> None:
     """Queues, momentum and schedules move once a step, so encoders without batch statistics see no difference."""
 
     def layer(parts: int) -> dict[str, Any]:
-        built = _layer(queue_size=64)
+        built = _layer({"queue_size": 64})
         built["trainer"] |= {"accumulate_grad_batches": parts, "limit_train_batches": 3 * parts}
         return {**built, "data": {"init_args": {"batch_size": 16 // parts}}}
 

@@ -3,21 +3,24 @@
 The encoders of both modalities stay as they are, and a small bridge is trained on pairs to map their features into a
 common space. The same bridge is given the same steps on encoders that were trained together and on encoders that were
 trained apart; what differs is how well, and how soon, an image is found by its caption and a caption by its image.
-
-This comparison is ours and no table of the paper.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from common.data.text import text_numbers
+from common.data.datasets.coco import COCO
+from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.images import ImageItems
+from common.data.text import CaptionTokenizer, text_numbers
 from common.encoders.checkpoint_files import load_encoder
 from common.encoders.heads import ProjectionHead
 from common.encoders.text import BertEncoder
@@ -26,6 +29,8 @@ from common.memory.collective import all_gather_concat
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results
+from common.protocols.captions import CaptionRows, PairData, check_vocabulary
+from common.protocols.data import check_fraction, evenly_spaced
 
 Modality = Literal["image", "text"]
 
@@ -137,13 +142,7 @@ class BridgedRetrieval(EncoderModule):
         super().setup(stage)
         if isinstance(self.text_encoder, BertEncoder) and stage == "fit":
             self.text_encoder.require_weights()
-        size = getattr(self.text_encoder, "vocabulary_size", None)
-        needed = getattr(getattr(self.trainer, "datamodule", None), "vocabulary_size", 0)
-        if size is not None and needed > size:
-            raise ValueError(
-                f"the tokenizer has {needed} pieces, model.text_encoder {size} embeddings; raise "
-                "model.text_encoder.vocabulary_size"
-            )
+        check_vocabulary(self, self.text_encoder)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -310,3 +309,36 @@ def convergence(curve: dict[int, Tensor], share: float = 0.9) -> dict[str, Tenso
 
 def _size(*modules: nn.Module) -> Tensor:
     return torch.tensor(float(sum(parameter.numel() for module in modules for parameter in module.parameters())))
+
+
+class BridgeData(PairData):
+    """Pairs to train a bridge between two encoders on, pairs to choose its learning rate by, and pairs to judge it by.
+
+    The first two are of the split that the encoders were pre-trained on, and the tokenizer is that of the pre-training.
+
+    Args:
+        held_out_share: share of the images of `split`, evenly spaced, that the learning rate is chosen by.
+        kwargs: see PairData, CaptionData and ImageData.
+    """
+
+    def __init__(
+        self, dataset: COCO | COCOKarpathy, tokenizer: CaptionTokenizer, held_out_share: float = 0.02, **kwargs: Any
+    ) -> None:
+        super().__init__(dataset, tokenizer, **kwargs)
+        check_fraction(held_out_share)
+        self.held_out_share = held_out_share
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        kept_back = evenly_spaced(len(self.listing), self.held_out_share)
+        if not kept_back.any():
+            raise ValueError(f"data.held_out_share={self.held_out_share} keeps none of {len(self.listing)} images back")
+        self.selection_listing = self.listing.subset(np.flatnonzero(kept_back))
+        self.listing = self.listing.subset(np.flatnonzero(~kept_back))
+        self.annotations = self.dataset.annotations(self.split, self.listing)
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        listing = self.selection_listing
+        images = ImageItems(listing, **self.options(training=False))
+        captions = CaptionRows(self.dataset.annotations(self.split, listing).captions, self.words)
+        return [*self.gallery(images, captions, "selection"), *super().test_dataloader()]

@@ -1,31 +1,39 @@
-"""Cross-modal search on frozen image features."""
+"""Search for captions by images and for images by captions, on frozen image features (the recipe of VSE++)."""
+
+from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from common.data.text import text_numbers
+from common.data.datasets.coco import COCO
+from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.images import ImageItems
+from common.data.text import CaptionTokenizer, text_numbers
 from common.losses.margin import in_batch_hinge
 from common.memory.collective import all_gather_concat, is_distributed, rank, world_size
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results, require_two_test_loaders
+from common.protocols.captions import CaptionRows, PairData, check_vocabulary
 
 
 class SearchSpace(nn.Module):
     """The common space of images and captions: unit vectors, compared by their inner product.
 
     Args:
-        feature_dim: Width of the image features.
-        text_encoder: From tokens [B, L] and lengths [B] to [B, embedding_dim].
-        embedding_dim: Width of the space.
+        feature_dim: width of the image features.
+        text_encoder: from tokens [B, L] and lengths [B] to [B, embedding_dim].
+        embedding_dim: width of the space.
 
-    Source: specification 9, cross-modal search.
+    Source: Faghri et al., "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", BMVC 2018.
     """
 
     def __init__(self, feature_dim: int, text_encoder: nn.Module, embedding_dim: int) -> None:
@@ -46,46 +54,46 @@ class SearchSpace(nn.Module):
 
 
 class CrossModalSearch(EncoderModule):
-    """Search for captions by images and for images by captions, on frozen image features (the recipe of VSE++).
+    """A linear layer on frozen image features, and a text encoder, into a common space.
 
-    A linear layer maps the features into a common space with the captions' encoder. Whoever is in the batch is a
-    negative; under several processes the batches are joined, so that a global batch means the same for any number.
+    Every pair in the batch is a negative of the others; under several processes the batches are joined, so that a
+    global batch means the same for any number.
 
-    After every epoch the weights are judged by the sum of the six recalls on the validation split, and the best ones
-    are tested. They are part of the module, ``selected``, and so of every checkpoint: the record of a run says that the
-    last checkpoint is tested, and this one holds the selection. Judging is not left to Lightning's validation loop,
-    which a run resumed at the end of an epoch would skip: it happens before the first step of the next epoch, or at the
-    end, and whether it did is in the checkpoint as well.
+    After every epoch the weights are compared by the sum of the six recalls on the validation split, and the best ones
+    are tested. They are part of the module, `selected`, and so of every checkpoint: the record of a run says that the
+    last checkpoint is tested, and this one holds the selection. This is not Lightning's validation loop, which a run
+    resumed at the end of an epoch would skip: it happens before the first step of the next epoch, or at the end, and
+    whether it did is in the checkpoint as well.
 
-    The data module's ``val_dataloader`` and ``test_dataloader`` give two loaders each, images and captions. Logged are
-    ``test/i2t_r1``, ``_r5``, ``_r10``, ``_medr`` and ``_meanr`` for images as queries, the same as ``test/t2i_...``
-    for captions, all once more with the ending ``_equal_text``, where captions with the same tokens as an own one
-    count as own ones, and ``test/selected_epoch`` and ``test/validation_recall_sum``.
+    The data module's `val_dataloader` and `test_dataloader` give two loaders each, images and captions. Logged are
+    `test/i2t_r1`, `_r5`, `_r10`, `_medr` and `_meanr` for images as queries, the same as `test/t2i_...` for captions,
+    all once more with the ending `_equal_text`, where captions with the same tokens as an own one count as own ones,
+    and `test/selected_epoch` and `test/validation_recall_sum`.
 
     Args:
-        image_encoder: Encoder with ``feature_dim`` features; its weights are replaced by those of ``pretrained``.
-        text_encoder: From tokens [B, L] and lengths [B] to [B, embedding_dim].
-        pretrained: Checkpoint with the pre-trained encoder; None judges the initial weights.
-        encoder_prefixes: Where the encoder lies in that file; see `load_encoder`.
-        embedding_dim: Width of the common space.
-        margin: By how much a pair must beat its negatives.
-        hardest: Only the hardest negative of every image and caption counts, instead of all of them.
-        mask_same_image: Captions of the same image in a batch are no negatives. A batch drawn by images has none.
-        learning_rate: Of Adam.
-        milestones: Epochs at which the learning rate falls.
-        gamma: Factor of the learning rate at every milestone.
-        fold_size: Images that are searched at a time in the test; None for all of them. Validation searches all.
+        image_encoder: encoder with `feature_dim` features; its weights are replaced by those of `pretrained`.
+        text_encoder: from tokens [B, L] and lengths [B] to [B, embedding_dim].
+        pretrained: checkpoint with the pre-trained encoder; None searches with the initial weights.
+        encoder_prefixes: where the encoder lies in that file; see `load_encoder`.
+        embedding_dim: width of the common space.
+        margin: by how much a pair must beat its negatives.
+        hardest: only the hardest negative of every image and caption counts, instead of all of them.
+        mask_same_image: captions of the same image in a batch are no negatives. A batch drawn by images has none.
+        learning_rate: of Adam.
+        milestones: epochs at which the learning rate falls.
+        gamma: factor of the learning rate at every milestone.
+        fold_size: images that are searched at a time in the test; None for all of them. Validation searches all.
 
     Shapes:
-        Training batch: ``image`` [B, 3, H, W], ``tokens`` [B, L], ``lengths`` [B], ``image_index`` [B]. Batch of
-        images: ``image``, ``index`` [B]. Batch of captions: ``tokens``, ``lengths``, ``index`` [B], and ``image_index``
-        [B], the ``index`` of the caption's image.
+        Training batch: `image` [B, 3, H, W], `tokens` [B, L], `lengths` [B], `image_index` [B]. Batch of
+        images: `image`, `index` [B]. Batch of captions: `tokens`, `lengths`, `index` [B], and `image_index`
+        [B], the `index` of the caption's image.
 
     Raises:
-        ValueError: In the constructor when ``text_encoder`` says that it has another ``feature_dim``; in setup when
+        ValueError: in the constructor when `text_encoder` says that it has another `feature_dim`; in setup when
             there is no data module to select by.
 
-    Source: specification 9, cross-modal search.
+    Source: Faghri et al., "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", BMVC 2018.
     """
 
     def __init__(
@@ -116,20 +124,15 @@ class CrossModalSearch(EncoderModule):
         # Plain numbers, not buffers: half precision would round the sum that later epochs are compared with.
         self.selected_epoch = 0
         self.selected_recall_sum = -1.0
-        self.judged_step = 0
+        self.compared_step = 0
+        self._compares = True
 
     # -- training ------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Before training only, load the pre-trained encoder and make sure that there is something to select by."""
         super().setup(stage)
-        size = getattr(self.space.text_encoder, "vocabulary_size", None)
-        needed = getattr(getattr(self.trainer, "datamodule", None), "vocabulary_size", 0)
-        if size is not None and needed > size:
-            raise ValueError(
-                f"the tokenizer has {needed} words, model.text_encoder {size} embeddings; raise "
-                "model.text_encoder.vocabulary_size"
-            )
+        check_vocabulary(self, self.space.text_encoder)
         if stage == "fit" and getattr(self.trainer, "datamodule", None) is None:
             raise ValueError("data: CrossModalSearch selects its weights by the val_dataloader of a data module")
 
@@ -155,15 +158,19 @@ class CrossModalSearch(EncoderModule):
         return loss * world_size()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Judge the epoch that is over."""
-        if batch_idx == 0 and self.global_step > self.judged_step:
-            self._judge(self.global_step)
+        """Compare the weights of the epoch that is over."""
+        if batch_idx == 0 and self.global_step > self.compared_step:
+            self.select(self.global_step)
 
     def on_train_end(self) -> None:
-        """Judge the last epoch, and make sure that the encoder is what it was."""
-        if self.global_step > self.judged_step:
-            self._judge(self.global_step - 1)
+        """Compare those of the last epoch, and make sure that the encoder is what it was."""
+        if self.global_step > self.compared_step:
+            self.select(self.global_step - 1)
         super().on_train_end()
+
+    def start_without_files(self) -> None:
+        """Train on made-up batches: there is no validation split to compare weights on."""
+        self._compares = False
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam; the learning rate falls at the milestones."""
@@ -175,47 +182,50 @@ class CrossModalSearch(EncoderModule):
     # -- selection -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _judge(self, log_at: int) -> None:
-        """Keep the current weights if they are the best so far on the validation split."""
-        tables = _search_tables()
-        strategy = self.trainer.strategy
+    def select(self, log_at: int) -> None:
+        """Keep the current weights if they are the best so far on the validation split.
+
+        Args:
+            log_at: step that the recalls are logged at.
+        """
+        if not self._compares:
+            return
+        loaders = self.trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        if not isinstance(loaders, list | tuple) or len(loaders) != 2:
+            raise ValueError("val_dataloader: CrossModalSearch needs two loaders, images and captions")
+        strategy, tables = self.trainer.strategy, _tables()
+        precision = strategy.precision_plugin
         self.eval()
-        # Loaders draw a seed for their workers: training must not depend on whether it was judged in between.
-        with torch.random.fork_rng(devices=[]), strategy.precision_plugin.forward_context():
-            for kind, loader in enumerate(self._validation_loaders()):
+        # Loaders draw a seed for their workers: training must not depend on whether this happened in between.
+        with torch.random.fork_rng(devices=[]), precision.forward_context():
+            for kind, loader in enumerate(loaders):
                 for batch in loader:
-                    batch = strategy.batch_to_device(strategy.precision_plugin.convert_input(batch))
-                    self._collect(self.space, tables, kind, batch)
+                    self._collect(self.space, tables, kind, strategy.batch_to_device(precision.convert_input(batch)))
         self.train()
-        values = {name: float(value) for name, value in self._search(tables).items()}
-        recall_sum = sum(values[f"{direction}_r{k}"] for direction in ("i2t", "t2i") for k in (1, 5, 10))
+        recalls = {name: float(value) for name, value in self._search(tables).items()}
+        recall_sum = sum(recalls[f"{direction}_r{k}"] for direction in ("i2t", "t2i") for k in (1, 5, 10))
         if recall_sum > self.selected_recall_sum:
             self.selected.load_state_dict(self.space.state_dict())
             self.selected_recall_sum, self.selected_epoch = recall_sum, self.current_epoch
-        self.judged_step = self.global_step
+        self.compared_step = self.global_step
         for logger in self.loggers:
-            logger.log_metrics({f"val/{name}": v for name, v in {**values, "recall_sum": recall_sum}.items()}, log_at)
+            logger.log_metrics(
+                {**{f"val/{name}": r for name, r in recalls.items()}, "val/recall_sum": recall_sum}, log_at
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which weights are the selected ones, and how far was judged."""
+        """Note which weights are the selected ones, and up to which step they were compared."""
         checkpoint["selection"] = {
             "epoch": self.selected_epoch,
             "recall_sum": self.selected_recall_sum,
-            "judged_step": self.judged_step,
+            "compared_step": self.compared_step,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on from there."""
         selection = checkpoint["selection"]
         self.selected_epoch, self.selected_recall_sum = selection["epoch"], selection["recall_sum"]
-        self.judged_step = selection["judged_step"]
-
-    def _validation_loaders(self) -> Iterable[Iterable[Batch]]:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        loaders = data.val_dataloader()
-        if not isinstance(loaders, list | tuple) or len(loaders) != 2:
-            raise ValueError("val_dataloader: CrossModalSearch needs two loaders, images and captions")
-        return loaders
+        self.compared_step = selection["compared_step"]
 
     def _collect(self, space: SearchSpace, tables: Sequence[RowsOncePerSample], kind: int, batch: Batch) -> None:
         """Embed a few images (kind 0) or captions (kind 1)."""
@@ -246,7 +256,7 @@ class CrossModalSearch(EncoderModule):
     def on_test_epoch_start(self) -> None:
         """Start collecting anew."""
         require_two_test_loaders(self, "images, then captions")
-        self.tables = _search_tables()
+        self.tables = _tables()
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Embed a few images or captions with the selected weights."""
@@ -263,7 +273,7 @@ class CrossModalSearch(EncoderModule):
         log_results(self, {f"test/{name}": value for name, value in metrics.items()})
 
 
-def _search_tables() -> list[RowsOncePerSample]:
+def _tables() -> list[RowsOncePerSample]:
     return [RowsOncePerSample("embedding"), RowsOncePerSample("embedding", "image_index", "text")]
 
 
@@ -274,3 +284,30 @@ def _joined(rows: Tensor) -> Tensor:
     start = rank() * len(rows)
     gathered = all_gather_concat(rows)
     return torch.cat([gathered[:start], rows, gathered[start + len(rows) :]])
+
+
+class SearchData(PairData):
+    """Images and captions to be found by each other: trained on one split, selected on another, tested on a third.
+
+    Args:
+        test_split: listing to test on; `held_out_split` is the one to select on.
+        kwargs: see PairData, CaptionData and ImageData.
+    """
+
+    def __init__(
+        self, dataset: COCO | COCOKarpathy, tokenizer: CaptionTokenizer, test_split: str = "test", **kwargs: Any
+    ) -> None:
+        super().__init__(dataset, tokenizer, **kwargs)
+        self.test_split = test_split
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        return self.gallery(*self._searched(self.held_out_split), "validation")
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        return self.gallery(*self._searched(self.test_split))
+
+    @lru_cache(maxsize=2)  # noqa: B019 - lives as long as the run; every epoch asks for the same two splits
+    def _searched(self, split: str) -> tuple[ImageItems, CaptionRows]:
+        images = ImageItems(self.dataset.listing(split), **self.options(training=False))
+        used = [own[: self.captions_per_image] for own in self.dataset.annotations(split).captions]
+        return images, CaptionRows(used, self.words)

@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from common.data.text import text_numbers
 from common.encoders.text import GRUEncoder
 from common.losses.margin import in_batch_hinge
+from common.protocols.search import CrossModalSearch
 from common.stages.loggers import MetricsFile, read_metrics
 from common.training.callbacks import StepSeed
 from common.training.data_module import ShardedDataModule
-from papers.mct.evaluation import CrossModalSearch
 from tests.protocols.parts import (
     CLASSES,
     Pictures,
@@ -207,7 +207,7 @@ class TestCrossModalSearch:
         assert steps == [s for s in (3, 6, 9) if s >= step]
         assert again == curves
         assert_same(whole.state_dict(), resumed)
-        for name in ("selected_epoch", "selected_recall_sum", "judged_step"):
+        for name in ("selected_epoch", "selected_recall_sum", "compared_step"):
             assert getattr(whole, name) == getattr(resumed, name)
 
     def test_judging_leaves_modes_and_random_numbers_alone(self, tmp_path: Path) -> None:
@@ -226,6 +226,16 @@ class TestCrossModalSearch:
             )
             results.append(draws)
         assert results[0] == results[1]
+
+    def test_made_up_batches_have_no_split_to_compare_weights_on(self, tmp_path: Path) -> None:
+        class Nothing(SearchData):
+            def val_dataloader(self) -> Any:
+                raise AssertionError("there are no files")
+
+        module = search()
+        module.start_without_files()
+        trainer(tmp_path, max_epochs=2, use_distributed_sampler=False).fit(module, datamodule=Nothing())
+        assert (module.selected_epoch, module.compared_step) == (0, 0)
 
     def test_loss_is_that_of_the_batch(self) -> None:
         module = search(mask_same_image=False)
@@ -315,7 +325,7 @@ def test_the_module_is_built_from_a_config_and_keeps_plain_hyper_parameters(tmp_
     parser = ArgumentParser()
     parser.add_subclass_arguments(pl.LightningModule, "model")
     arguments = {"image_encoder": IMAGE, "text_encoder": TEXT, "fold_size": None, "milestones": [15]}
-    config = {"model": {"class_path": "papers.mct.evaluation.CrossModalSearch", "init_args": arguments}}
+    config = {"model": {"class_path": "common.protocols.search.CrossModalSearch", "init_args": arguments}}
     module = parser.instantiate_classes(parser.parse_object(config)).model
     assert not any(name in module.hparams for name in ("image_encoder", "text_encoder"))
     path = tmp_path / "hyper.pt"

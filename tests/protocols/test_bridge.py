@@ -13,14 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 from common.data.datasets.coco import COCO
 from common.data.text import WordVocabulary
 from common.encoders.checkpoint_files import CheckpointError
-from common.reporting.papers import SCALES
-from common.stages.configuration import resolve
+from common.protocols.bridge import BridgeData, BridgedRetrieval, convergence
 from common.stages.loggers import MetricsFile, read_metrics
 from common.training.data_module import ShardedDataModule
-from papers.mct.bridge import BridgedRetrieval, convergence
-from papers.mct.data import BridgeData
-from tests.mct.test_data import coco
 from tests.protocols.parts import results_of, trainer
+from tests.protocols.test_captions import coco
 from tests.protocols.test_data import SMALL, attached
 
 WIDTH, HIDDEN_WIDTH = 6, 8
@@ -204,24 +201,3 @@ def test_pairs_that_choose_are_never_trained_on(tmp_path: Path) -> None:
     assert seen == [2, len(data.annotations.captions[0]) * 2, 3, len(data.held_out_captions)]
     with pytest.raises(ValueError, match=r"data.held_out_share=0.01 keeps none of 8 images back"):
         attached(BridgeData(COCO(tmp_path), words, held_out_share=0.01, **options))
-
-
-# -- fairness ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_rows_differ_in_the_losses_alone(scale: str) -> None:
-    joint = resolve("mct", "mct", scale=scale).config
-    for recipe in ("intra_only", "inter_only", "intra_only_tag", "mct_tag"):
-        other = resolve("mct", recipe, scale=scale).config
-        assert other["trainer"] == joint["trainer"]
-        assert other["data"] == joint["data"]
-        arguments, expected = other["model"]["init_args"], joint["model"]["init_args"]
-        changed = {name for name in expected if arguments[name] != expected[name]}
-        assert changed <= {"weight_ii", "weight_tag", "weight_cc", "weight_cross"}
-    # The bridge stands on the very same encoders, reads the same images and captions, and by the same words.
-    bridge = resolve("mct", "bridge", scale=scale).config
-    for name in ("image_encoder", "text_encoder"):
-        assert bridge["model"]["init_args"][name] == joint["model"]["init_args"][name]
-    for name in ("dataset", "world", "tokenizer", "split", "held_out_split", "batch_size"):
-        assert bridge["data"]["init_args"][name] == joint["data"]["init_args"][name]
