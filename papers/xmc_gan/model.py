@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -46,6 +47,12 @@ class Captions(NamedTuple):
     words: Tensor
     sentence: Tensor
     length: Tensor
+
+
+def noise_of(index: Tensor, size: int, seed: int) -> Tensor:
+    """Noise [B, size] of samples [B]: a function of seed and sample alone, whatever process and batch they are in."""
+    rows = [np.random.default_rng((seed, number)).standard_normal(size, dtype=np.float32) for number in index.tolist()]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, size)
 
 
 # -- normalisation -----------------------------------------------------------------------------------------------------

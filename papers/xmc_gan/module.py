@@ -17,11 +17,11 @@ from common.losses.adversarial import hinge_discriminator, hinge_generator
 from common.memory.collective import average_in_place
 from common.memory.momentum import MomentumPair
 from common.metrics.gathering import OncePerSample
+from common.protocols.generation import ImageEvaluation
 from papers.xmc_gan import diagnostics
 from papers.xmc_gan.data import TextToImageData
-from papers.xmc_gan.evaluation import noise_of
 from papers.xmc_gan.loss import Matching, Negatives, pair_loss, word_loss
-from papers.xmc_gan.model import Captions, Discriminator, Generator, Judgement, keeping_statistics
+from papers.xmc_gan.model import Captions, Discriminator, Generator, Judgement, keeping_statistics, noise_of
 
 Batch = dict[str, Any]
 
@@ -59,7 +59,7 @@ class XMCGAN(pl.LightningModule):
         discriminator: Discriminator,
         text_encoder: nn.Module | None = None,
         image_network: nn.Module | None = None,
-        evaluation: Any | None = None,
+        evaluation: ImageEvaluation | None = None,
         weight_sentence: float = 1.0,
         weight_word: float = 1.0,
         weight_image_d: float = 1.0,
@@ -321,17 +321,22 @@ class XMCGAN(pl.LightningModule):
         """Images [B, 3, S, S] in [0, 1] of captions by the measured generator, which must be in evaluation mode."""
         return self.measured(z, *captions)
 
+    def images_of(self, batch: Batch, seed: int) -> Tensor:
+        """Images of a batch's captions, with noise that follows from the seed and the samples."""
+        z = noise_of(batch["index"], self.generator.z_dim, seed).to(self.device)
+        return self.generate(self.captions(batch), z)
+
     def on_test_start(self) -> None:
         self._matched = OncePerSample(*(["sentence"] if self.discriminator.regions is None else ["sentence", "word"]))
         if self.evaluation is not None:
             self.evaluation.begin(self)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        captions = self.captions(batch)
-        for repeat in range(0 if self.evaluation is None else self.evaluation.repeats):
-            z = noise_of(batch["index"], self.generator.z_dim, self.hparams["seed"] + (repeat << 32)).to(self.device)
-            self.evaluation.update(self.generate(captions, z), batch, repeat)  # type: ignore[union-attr]
-        self._match(batch, captions)
+        if self.evaluation is not None:
+            for repeat in range(self.evaluation.repeats):
+                generated = self.images_of(batch, self.hparams["seed"] + (repeat << 32))
+                self.evaluation.update(generated, batch, repeat)
+        self._match(batch, self.captions(batch))
 
     def _match(self, batch: Batch, captions: Captions) -> None:
         """How well the discriminator tells held-out pairs apart (5.9), as many as are trained, or tested, together."""

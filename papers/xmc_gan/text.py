@@ -156,51 +156,6 @@ def _bert_sizes(folder: Path) -> dict[str, int]:
         return {}
 
 
-class NGramText(nn.Module):
-    """Frozen random features of n-grams, which stand in for BERT in the miniature.
-
-    A word vector is the tanh of a sum of random vectors, one for each token in a window around it. The window keeps
-    together which colour, shape and side belong to one object, and the tanh keeps part of that in the mean.
-
-    Args:
-        vocabulary_size: number of token ids, at least.
-        width: E.
-        radius: tokens to either side that a word vector knows.
-        seed: seed of the vectors. It is part of the features as weights are part of BERT: the same in every run.
-
-    Shapes:
-        tokens int64 [n, T], length int64 [n] -> words [n, T, E] in (-1, 1), sentence [n, E]
-
-    Source: specification 14.2.
-    """
-
-    def __init__(self, vocabulary_size: int = 256, width: int = 48, radius: int = 3, seed: int = 0) -> None:
-        super().__init__()
-        for name, value in (("vocabulary_size", vocabulary_size), ("width", width)):
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
-        if radius < 0:
-            raise ValueError(f"radius must not be below 0, got {radius}")
-        self.feature_dim = width
-        self.vocabulary_size = vocabulary_size
-        self.radius = radius
-        generator = torch.Generator().manual_seed(seed)
-        table = torch.randn(2 * radius + 1, vocabulary_size, width, generator=generator)
-        table[torch.arange(2 * radius + 1) != radius] *= 0.7
-        table[:, 0] = 0.0  # padding says nothing
-        self.table: Tensor
-        self.register_buffer("table", table)
-
-    @torch.no_grad()
-    def forward(self, tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        mask = valid_mask(length, tokens.shape[1])
-        padded = nn.functional.pad(tokens * mask, (self.radius, self.radius))
-        windows = padded.unfold(1, 2 * self.radius + 1, 1)  # [n, T, window]
-        offsets = torch.arange(2 * self.radius + 1, device=tokens.device)
-        words = torch.tanh(self.table[offsets, windows].sum(2) / 1.5) * mask[..., None]
-        return words, pool_sentence(words, length, "masked_mean")
-
-
 class TransformerText(nn.Module):
     """A small text encoder that learns with the networks that read it.
 

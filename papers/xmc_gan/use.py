@@ -16,8 +16,7 @@ from common.data.text import WORD, CaptionTokenizer, normalise_caption
 from common.errors import StageError
 from common.stages.export import Items, Modality, Trained, TrainedModel, renamed, with_arguments, without_sources
 from common.stages.finished import FinishedStage, instantiate
-from papers.xmc_gan.evaluation import noise_of
-from papers.xmc_gan.model import Captions
+from papers.xmc_gan.model import Captions, noise_of
 from papers.xmc_gan.text import BertText, encode_texts
 
 BERT = "papers.xmc_gan.text.BertText"

@@ -18,6 +18,7 @@ from papers.xmc_gan.model import (
     SpectralConv,
     SpectralLinear,
     keeping_statistics,
+    noise_of,
 )
 from papers.xmc_gan.weights import from_official, to_official
 from tests.xmc_gan.golden import below, captions, channels_first, networks, tensor
@@ -289,3 +290,12 @@ def test_the_network_of_imagenet_reaches_the_images(network: str, features: str,
     assert not encoder.network.training
     assert torch.autograd.grad(found.sum(), images)[0].abs().sum() > 0
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_noise_depends_on_seed_and_sample_alone() -> None:
+    noise = noise_of(torch.arange(2000), 8, 5)
+    assert noise[[7, 3]].equal(noise_of(torch.tensor([7, 3]), 8, 5))
+    assert not noise.equal(noise_of(torch.arange(2000), 8, 6))
+    assert abs(float(noise.mean())) < 0.03
+    assert float(noise.std()) == pytest.approx(1, abs=0.03)
+    assert noise_of(torch.arange(0), 8, 0).shape == (0, 8)

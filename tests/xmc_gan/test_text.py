@@ -22,12 +22,12 @@ from common.data.text import WordPieceTokenizer
 from common.errors import StageError
 from papers.xmc_gan import prepare
 from papers.xmc_gan import text as text_module
+from papers.xmc_gan.miniature import NGramText
 from papers.xmc_gan.text import (
     BertText,
     FeaturesMissing,
     FeaturesStale,
     FeatureStore,
-    NGramText,
     StoredFeatures,
     TransformerText,
     bert_digest,

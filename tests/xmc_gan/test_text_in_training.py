@@ -13,9 +13,10 @@ from torch import nn
 from common.data.text import WordPieceTokenizer
 from common.data.worlds.two_objects import TwoObjectsWorld
 from papers.xmc_gan.data import TextToImageData
+from papers.xmc_gan.miniature import NGramText
 from papers.xmc_gan.model import Discriminator, Generator
 from papers.xmc_gan.module import XMCGAN
-from papers.xmc_gan.text import BertText, NGramText, TransformerText
+from papers.xmc_gan.text import BertText, TransformerText
 from tests.xmc_gan.test_data import T, bert, mini, stored, world  # noqa: F401 - fixtures
 
 
