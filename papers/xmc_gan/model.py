@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from common.encoders.checkpoint_files import CheckpointError, differences, named_tensors, read_checkpoint
 from common.memory.collective import sum_with_gradient, world_size
-from papers.xmc_gan.loss import normalise
 
 #: Side of the map that a generator starts from and a discriminator ends with.
 FIRST_SIDE = 4
@@ -49,21 +48,29 @@ class Captions(NamedTuple):
     length: Tensor
 
 
+def normalize(x: Tensor) -> Tensor:
+    """x divided by its length along the last dimension; a vector of zeros stays zero, also in its gradient.
+
+    Source: specification 3.4.
+    """
+    return x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True).clamp(min=1e-12))
+
+
 def noise_of(index: Tensor, size: int, seed: int) -> Tensor:
     """Noise [B, size] of samples [B]: a function of seed and sample alone, whatever process and batch they are in."""
     rows = [np.random.default_rng((seed, number)).standard_normal(size, dtype=np.float32) for number in index.tolist()]
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, size)
 
 
-# -- normalisation -----------------------------------------------------------------------------------------------------
+# -- normalization -----------------------------------------------------------------------------------------------------
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation without weights of its own, whose running variance is the biased one.
+    """Batch normalization without weights of its own, whose running variance is the biased one.
 
     Args:
         channels: of the maps.
-        synchronised: normalise by the statistics of all ranks' batches together.
+        synchronized: normalize by the statistics of all ranks' batches together.
 
     Attributes:
         updating: whether training moves the running statistics; see `keeping_statistics`.
@@ -77,9 +84,9 @@ class BatchNorm(nn.Module):
     running_mean: Tensor
     running_variance: Tensor
 
-    def __init__(self, channels: int, synchronised: bool = False) -> None:
+    def __init__(self, channels: int, synchronized: bool = False) -> None:
         super().__init__()
-        self.synchronised = synchronised
+        self.synchronized = synchronized
         self.momentum, self.epsilon = 0.1, 1e-5
         self.updating = True
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -88,7 +95,7 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_variance, eps=self.epsilon)
-        if self.synchronised and world_size() > 1:
+        if self.synchronized and world_size() > 1:
             return self._over_all_ranks(x)
         if not self.updating:
             return F.batch_norm(x, None, None, training=True, eps=self.epsilon)
@@ -117,7 +124,7 @@ class BatchNorm(nn.Module):
 
 @contextmanager
 def keeping_statistics(network: nn.Module) -> Iterator[None]:
-    """While it lasts, batches are normalised as in training, but the running statistics stay as they are.
+    """While it lasts, batches are normalized as in training, but the running statistics stay as they are.
 
     Source: specification 6.1: the images of a step of the discriminator alone do not count.
     """
@@ -132,7 +139,7 @@ def keeping_statistics(network: nn.Module) -> Iterator[None]:
 
 
 def _two_layers_in_one(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    """Initialise each half of a layer, which computes scale and shift, as a layer of its own."""
+    """Initialize each half of a layer, which computes scale and shift, as a layer of its own."""
     for half in layer.weight.chunk(2):
         nn.init.xavier_normal_(half)
     assert layer.bias is not None
@@ -141,12 +148,12 @@ def _two_layers_in_one(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Batch normalisation whose scale and shift are computed from a vector: BN(x) * (1 + gamma(c)) + beta(c).
+    """Batch normalization whose scale and shift are computed from a vector: BN(x) * (1 + gamma(c)) + beta(c).
 
     Args:
         channels: of the maps.
         conditions: width of the vector.
-        synchronised: see `BatchNorm`.
+        synchronized: see `BatchNorm`.
 
     Shapes:
         x [B, C, H, W], condition [B, K] -> [B, C, H, W]
@@ -154,9 +161,9 @@ class ConditionalBatchNorm(nn.Module):
     Source: specification 3.3.
     """
 
-    def __init__(self, channels: int, conditions: int, synchronised: bool = False) -> None:
+    def __init__(self, channels: int, conditions: int, synchronized: bool = False) -> None:
         super().__init__()
-        self.norm = BatchNorm(channels, synchronised)
+        self.norm = BatchNorm(channels, synchronized)
         self.modulation = _two_layers_in_one(nn.Linear(conditions, 2 * channels))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -165,7 +172,7 @@ class ConditionalBatchNorm(nn.Module):
 
 
 class SpatialConditionalBatchNorm(nn.Module):
-    """Batch normalisation whose scale and shift are computed at every place from a map of conditions.
+    """Batch normalization whose scale and shift are computed at every place from a map of conditions.
 
     The map may be smaller than x by a whole factor: scale and shift of a place are then those of the nearest place of
     the map, as if the map had been enlarged first.
@@ -173,7 +180,7 @@ class SpatialConditionalBatchNorm(nn.Module):
     Args:
         channels: of the maps.
         conditions: channels of the conditions.
-        synchronised: see `BatchNorm`.
+        synchronized: see `BatchNorm`.
 
     Shapes:
         x [B, C, k * h, k * w], condition [B, K, h, w] -> [B, C, k * h, k * w]
@@ -181,9 +188,9 @@ class SpatialConditionalBatchNorm(nn.Module):
     Source: specification 3.6 and the speed-up of 3.7.
     """
 
-    def __init__(self, channels: int, conditions: int, synchronised: bool = False) -> None:
+    def __init__(self, channels: int, conditions: int, synchronized: bool = False) -> None:
         super().__init__()
-        self.norm = BatchNorm(channels, synchronised)
+        self.norm = BatchNorm(channels, synchronized)
         self.modulation = _two_layers_in_one(nn.Conv2d(conditions, 2 * channels, 1))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -238,9 +245,9 @@ class GeneratorBlock(nn.Module):
 
     Args:
         inputs, outputs: channels.
-        conditions: width of the condition of its two normalisations.
+        conditions: width of the condition of its two normalizations.
         spatial: whether these see a map of conditions or one vector.
-        synchronised: see `BatchNorm`.
+        synchronized: see `BatchNorm`.
 
     Shapes:
         x [B, inputs, H, W] -> [B, outputs, 2 H, 2 W]
@@ -248,12 +255,12 @@ class GeneratorBlock(nn.Module):
     Source: specification 3.2 and 3.6.
     """
 
-    def __init__(self, inputs: int, outputs: int, conditions: int, spatial: bool, synchronised: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, conditions: int, spatial: bool, synchronized: bool = False) -> None:
         super().__init__()
         norm = SpatialConditionalBatchNorm if spatial else ConditionalBatchNorm
-        self.norm1 = norm(inputs, conditions, synchronised)
+        self.norm1 = norm(inputs, conditions, synchronized)
         self.conv1 = DoublingConv(inputs, outputs)
-        self.norm2 = norm(outputs, conditions, synchronised)
+        self.norm2 = norm(outputs, conditions, synchronized)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.shortcut = nn.Conv2d(inputs, outputs, 1)
 
@@ -301,21 +308,21 @@ class Generator(nn.Module):
         sides = [FIRST_SIDE * 2**level for level in range(len(channels))]
         if cond_size not in sides:
             raise ValueError(f"generator.cond_size is {cond_size}, the maps of these channels have sides {sides}")
-        synchronised = batch_norm == "sync"
+        synchronized = batch_norm == "sync"
         widths = [width * multiple for multiple in channels]
         vector, places = 2 * z_dim, 2 * z_dim + embedding_dim
         self.sentence = nn.Linear(embedding_dim, z_dim)
         self.start = nn.Linear(z_dim, FIRST_SIDE**2 * widths[0])
         blocks = [
-            GeneratorBlock(inputs, outputs, places if side >= cond_size else vector, side >= cond_size, synchronised)
+            GeneratorBlock(inputs, outputs, places if side >= cond_size else vector, side >= cond_size, synchronized)
             for side, inputs, outputs in zip(sides, widths, widths[1:])
         ]
         self.blocks = nn.ModuleList(blocks[: sides.index(cond_size)])
         self.query = nn.Conv2d(widths[sides.index(cond_size)], embedding_dim, 1)
         self.spatial_blocks = nn.ModuleList(blocks[sides.index(cond_size) :])
-        self.norm = SpatialConditionalBatchNorm(widths[-1], places, synchronised)
+        self.norm = SpatialConditionalBatchNorm(widths[-1], places, synchronized)
         self.image = nn.Conv2d(widths[-1], 3, 3, padding=1)
-        initialise(self)
+        initialize(self)
 
     def forward(self, z: Tensor, words: Tensor, sentence: Tensor, length: Tensor) -> Tensor:
         """Images of captions.
@@ -364,7 +371,7 @@ class Generator(nn.Module):
 
 
 def attend(query: Tensor, words: Tensor, length: Tensor | None, gamma: float) -> tuple[Tensor, Tensor]:
-    """Attention of regions over words: a softmax of scaled cosines, over normalised words.
+    """Attention of regions over words: a softmax of scaled cosines, over normalized words.
 
     Args:
         query: of the regions.
@@ -376,13 +383,13 @@ def attend(query: Tensor, words: Tensor, length: Tensor | None, gamma: float) ->
         query [B, R, E], words [B, T, E], length [B] -> [B, R, E], [B, R, T]
 
     Returns:
-        Mixes of normalised words, and their weights; computed in float32.
+        Mixes of normalized words, and their weights; computed in float32.
 
     Source: specification 3.4.
     """
     with torch.autocast(query.device.type, enabled=False):
-        words = normalise(words.float())
-        scores = gamma * normalise(query.float()) @ words.transpose(1, 2)
+        words = normalize(words.float())
+        scores = gamma * normalize(query.float()) @ words.transpose(1, 2)
         if length is not None:
             padded = torch.arange(words.shape[1], device=words.device) >= length[:, None]
             scores = scores.masked_fill(padded[:, None], -torch.inf)
@@ -390,7 +397,7 @@ def attend(query: Tensor, words: Tensor, length: Tensor | None, gamma: float) ->
         return weights @ words, weights
 
 
-def initialise(network: nn.Module) -> None:
+def initialize(network: nn.Module) -> None:
     """Glorot's normal weights and no biases for every layer but those that compute a scale and a shift."""
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and not name.endswith("modulation"):
@@ -415,7 +422,7 @@ class _SpectralNorm:
     u: Tensor
     training: bool
 
-    def normalised_weight(self) -> Tensor:
+    def normalized_weight(self) -> Tensor:
         """The weight [out, ...] divided by its singular value."""
         with torch.autocast(self.weight.device.type, enabled=False):
             matrix = self.weight.flatten(1)
@@ -433,18 +440,18 @@ def _unit(vector: Tensor) -> Tensor:
 
 
 class SpectralLinear(_SpectralNorm, nn.Linear):
-    """Linear layer with spectral normalisation; see `_SpectralNorm`."""
+    """Linear layer with spectral normalization; see `_SpectralNorm`."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         nn.Linear.__init__(self, inputs, outputs)
         self.register_buffer("u", 0.01 * torch.randn(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.normalised_weight(), self.bias)
+        return F.linear(x, self.normalized_weight(), self.bias)
 
 
 class SpectralConv(_SpectralNorm, nn.Conv2d):
-    """Convolution with spectral normalisation; see `_SpectralNorm`.
+    """Convolution with spectral normalization; see `_SpectralNorm`.
 
     Args:
         inputs, outputs: channels.
@@ -459,8 +466,8 @@ class SpectralConv(_SpectralNorm, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.halve:
-            return convolve_then_halve(x, self.normalised_weight(), self.bias)
-        return F.conv2d(x, self.normalised_weight(), self.bias, padding=self.padding)
+            return convolve_then_halve(x, self.normalized_weight(), self.bias)
+        return F.conv2d(x, self.normalized_weight(), self.bias, padding=self.padding)
 
 
 class DiscriminatorBlock(nn.Module):
@@ -490,7 +497,7 @@ class DiscriminatorBlock(nn.Module):
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 
-class Judgement(NamedTuple):
+class DiscriminatorOutput(NamedTuple):
     """What the discriminator makes of N images and the B sentences that they repeat.
 
     Attributes:
@@ -543,14 +550,14 @@ class Discriminator(nn.Module):
         self.regions: SpectralConv | None = SpectralConv(widths[self._region_level], embedding_dim, 1)
         self.logit = SpectralLinear(widths[-1], 1)
         self.sentence = SpectralLinear(embedding_dim, widths[-1])
-        initialise(self)
+        initialize(self)
 
     def drop_region_head(self) -> None:
         """Leave out what only the losses of words need."""
         self.regions = None
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features of images [N, 3, S, S], as a whole [N, P] and of their places [N, R, E]; see `Judgement`."""
+        """Features of images [N, 3, S, S], as a whole [N, P] and of their places [N, R, E]."""
         x, regions = images, None
         for level, block in enumerate(self.blocks):
             x = block(x)
@@ -558,8 +565,8 @@ class Discriminator(nn.Module):
                 regions = self.regions(x).flatten(2).transpose(1, 2)
         return F.relu(x).sum((2, 3)), regions
 
-    def forward(self, images: Tensor, sentence: Tensor) -> Judgement:
-        """Judge images.
+    def forward(self, images: Tensor, sentence: Tensor) -> DiscriminatorOutput:
+        """Score images under sentences.
 
         Args:
             images: values in [0, 1]; all images of the sentences once, then all of them again (real, then generated).
@@ -572,7 +579,7 @@ class Discriminator(nn.Module):
         condition = self.sentence(sentence)
         repeats = len(images) // len(sentence)
         logit = self.logit(pooled)[:, 0] + (pooled * condition.repeat(repeats, 1)).sum(1)
-        return Judgement(logit, pooled, condition, regions)
+        return DiscriminatorOutput(logit, pooled, condition, regions)
 
 
 # -- the frozen network of the loss between images ---------------------------------------------------------------------
@@ -594,7 +601,7 @@ class ImageNetFeatures(nn.Module):
     """
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -611,7 +618,7 @@ class ImageNetFeatures(nn.Module):
         self._last = "fc" if network == "resnet50" else "classifier.6"
         self._pooled = features == "pooled"
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
-        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
         self.requires_grad_(False).eval()
 
     def load_pretrained(self) -> None:
@@ -642,15 +649,15 @@ class ImageNetFeatures(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         size = (self.size, self.size)
         resized = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-        normalised = (resized - self.mean) / self.deviation
+        normalized = (resized - self.mean) / self.std
         if not self._pooled:
-            return self.network(normalised)
+            return self.network(normalized)
         seen: list[Tensor] = []
         hook = self.network.get_submodule(self._last).register_forward_pre_hook(
             lambda _, inputs: seen.append(inputs[0])
         )
         try:
-            self.network(normalised)
+            self.network(normalized)
         finally:
             hook.remove()
         return seen[0]

@@ -37,7 +37,7 @@ class XMCGAN(TrainedModel):
     """
 
     paper = "xmc_gan"
-    kinds = ("papers.xmc_gan.module.XMCGAN",)
+    kinds = ("papers.xmc_gan.module.XMCGANModule",)
     example = "xmc_gan/mini/seed0/xmc_gan"
     otherwise = "makes no images: give the checkpoint of a stage that does, such as xmc_gan"
     embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
@@ -73,11 +73,10 @@ class XMCGAN(TrainedModel):
         else:
             data.tokenizer.prepare()
         weights = renamed(stage.state, generator="generators.key", discriminator="discriminator")
-        # Networks that judge or teach are not needed, and their files may lie on another machine.
-        model = with_arguments(
-            without_sources(stage.config["model"]),
-            evaluation=None, image_network=None, weight_image_net=0.0,
-        )  # fmt: skip
+        # Networks that measure or teach are not needed, and their files may lie on another machine.
+        model = without_sources(stage.config["model"])
+        loss = with_arguments(model["init_args"]["loss"], weight_image_net=0.0)
+        model = with_arguments(model, loss=loss, evaluation=None, image_network=None)
         if model["init_args"]["text_encoder"] is None:
             bert = _bert_of_features(data)
             weights |= {f"text_encoder.{name}": value for name, value in bert.state_dict().items()}

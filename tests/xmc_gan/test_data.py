@@ -19,11 +19,11 @@ from common.data.items import TooManyBrokenFiles
 from common.data.text import WordPieceTokenizer
 from common.data.worlds.two_objects import TwoObjectsWorld
 from papers.xmc_gan.data import TextToImageData
+from papers.xmc_gan.miniature import NGramText
 from papers.xmc_gan.text import (
     BertText,
     FeaturesMissing,
     FeaturesStale,
-    NGramText,
     StoredFeatures,
     bert_digest,
     make_store,
