@@ -28,11 +28,15 @@ from common.data.listing import Listing
 from common.data.text import CaptionTokenizer
 from common.data.worlds.base import World
 from common.training.data_module import ShardedDataModule
+from common.training.examples import Draw, Example, batches_of_epoch
 from papers.xmc_gan.text import FeatureStore, SentencePool, StoredFeatures, checked_pool, encode_texts
 
 Items = Literal["images", "captions"]
 CaptionChoice = Literal["random", "shortest"]
 Role = Literal["train", "test", "reference"]
+
+#: First and last id of words that every vocabulary has, for made-up captions.
+COMMON_TOKENS = (5, 40)
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,7 +327,34 @@ class TextToImageData(ShardedDataModule):
     def _collate(self, split: str) -> TextCollate:
         return TextCollate(self._items[split].texts, self.tokenizer, self.stores.get(split), self.sentence_pool)
 
-    # -- what others ask -----------------------------------------------------------------------------------------------
+    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+        """Made-up minibatches with captions of the greatest length, as many as an iteration takes; see `Example`.
+
+        Args:
+            module: the width of its word vectors is that of stored features.
+            size: samples of a minibatch on one device.
+            draw: source of the numbers.
+        """
+        count, length = self.minibatches * size, self.tokenizer.max_tokens
+        batch = {
+            "image": draw.uniform(count, 3, self.image_size, self.image_size),
+            "index": torch.arange(count),
+            "caption": torch.arange(count),
+            "skipped": torch.zeros(count, dtype=torch.int64),
+            "length": torch.full((count,), length),
+        }
+        if self.text_features is None:
+            batch["tokens"] = draw.integers(*COMMON_TOKENS, count, length)
+        else:
+            width = module.generator.sentence.in_features
+            batch |= {"words": draw.normal(count, length, width), "sentence": draw.normal(count, width)}
+        narratives = getattr(self.dataset, "published_narratives", {}) if self.items == "captions" else {}
+        items = narratives.get(self.split, self.dataset.published_count(self.split))
+        # Of a vocabulary that no caption was read for, the ids above are all.
+        facts = {"vocabulary_size": COMMON_TOKENS[1]}
+        return Example(batch, batches_of_epoch(items, self.batch_size * self.minibatches), facts)
+
+    # -- captions and what is known of them ----------------------------------------------------------------------------
 
     @property
     def vocabulary_size(self) -> int:

@@ -20,8 +20,9 @@ from common.protocols.generation import ImageEvaluation
 from common.training.optimisers import fused
 from papers.xmc_gan import diagnostics
 from papers.xmc_gan.data import TextToImageData
+from papers.xmc_gan.layers import keeping_statistics
 from papers.xmc_gan.loss import XMCGANLoss, pair_loss
-from papers.xmc_gan.model import Captions, Discriminator, Generator, keeping_statistics, noise_of
+from papers.xmc_gan.model import Captions, Discriminator, Generator, noise_of
 
 Batch = dict[str, Any]
 

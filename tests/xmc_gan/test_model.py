@@ -7,19 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from papers.xmc_gan.loss import pair_loss, word_loss
-from papers.xmc_gan.model import (
+from papers.xmc_gan.layers import (
     ConditionalBatchNorm,
-    Discriminator,
-    DiscriminatorBlock,
-    Generator,
-    ImageNetFeatures,
     SpatialConditionalBatchNorm,
     SpectralConv,
     SpectralLinear,
     keeping_statistics,
-    noise_of,
 )
+from papers.xmc_gan.loss import pair_loss, word_loss
+from papers.xmc_gan.model import Discriminator, DiscriminatorBlock, Generator, ImageNetFeatures, noise_of
 from papers.xmc_gan.weights import from_official, to_official
 from tests.xmc_gan.golden import below, captions, channels_first, networks, tensor
 
