@@ -26,10 +26,18 @@ from common.data.images import ImageItems
 from common.data.items import Sample
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer
+from common.data.text_features import (
+    FeaturesMissing,
+    FeaturesStale,
+    FeatureStore,
+    SentencePool,
+    StoredFeatures,
+    checked_pool,
+    encode_texts,
+)
 from common.data.worlds.base import World
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
-from papers.xmc_gan.text import FeatureStore, SentencePool, StoredFeatures, checked_pool, encode_texts
 
 Items = Literal["images", "captions"]
 CaptionChoice = Literal["random", "shortest"]
@@ -138,7 +146,7 @@ class TextToImageData(ShardedDataModule):
         tokenizer: makes tokens of captions; its `max_tokens` is T. A vocabulary of its own is made from the training
             captions.
         text_features: the store of BERT's features; None delivers tokens, for a text encoder in the model.
-        sentence_pool: which pooled sentence of the store, see `papers.xmc_gan.text.pool_sentence`.
+        sentence_pool: which pooled sentence of the store, see `common.data.text_features.pool_sentence`.
         image_size: S, side of the square that images are squashed to.
         flip: probability of the horizontal flip; "left" and "right" in captions stay.
         official_quirks: images are flipped in evaluation, too, as the official code does.
@@ -237,10 +245,17 @@ class TextToImageData(ShardedDataModule):
         }
         if self.text_features is not None:
             # Both at once: a missing store of the test split must not show after days of training.
-            self.stores = {
-                split: self.text_features.open(self.dataset.name, split, items.texts, self.tokenizer)
-                for split, items in self._items.items()
-            }
+            try:
+                self.stores = {
+                    split: self.text_features.open(self.dataset.name, split, items.texts, self.tokenizer)
+                    for split, items in self._items.items()
+                }
+            except (FeaturesMissing, FeaturesStale) as error:
+                raise type(error)(
+                    f"data.text_features: {error}. Make it once with `assemble data xmc_gan --text-features` (it goes "
+                    "on where it was interrupted), or set data.text_features to null and give the model a "
+                    "text_encoder that computes the features while it trains"
+                ) from None
 
     def _fit_tokenizer(self, annotations: ImageAnnotations) -> None:
         self.tokenizer.prepare(text for own in annotations.captions for text in own)

@@ -50,7 +50,7 @@ def draw(module: Any) -> None:
     """Write all figures into the folder `media` of the run, and give them to a W&B logger; rank 0 alone draws.
 
     Args:
-        module: an `XMCGAN` at the end of its test, in evaluation mode.
+        module: an `XMCGANModule` at the end of its test, in evaluation mode.
     """
     if not module.trainer.is_global_zero:
         return

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.data.text_features import pool_sentence, valid_mask
 from common.data.worlds.two_objects import ATTRIBUTE_SIZES
 from common.encoders.checkpoint_files import CheckpointError, below, differences, read_checkpoint
 from common.metrics.gathering import OncePerSample, RowsOncePerSample
 from common.metrics.generation import FeatureStatistics, Moments, first_ranked, frechet_distance, object_accuracy
 from common.protocols.generation import ImageEvaluation, print_once, without_substitutes
 from common.training.optimisers import warm_up_then_cosine
-from papers.xmc_gan.text import pool_sentence, valid_mask
 
 Batch = dict[str, Any]
 Task = Literal["pairs", "crops", "untrained"]

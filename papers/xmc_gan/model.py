@@ -24,6 +24,7 @@ from common.data.text import (
     WordVocabulary,
     normalise_caption,
 )
+from common.data.text_features import encode_texts
 from common.encoders.checkpoint_files import CheckpointError, differences, named_tensors, read_checkpoint
 from common.errors import StageError
 from common.stages.allowed import Builder, path_of
@@ -38,7 +39,7 @@ from papers.xmc_gan.layers import (
     initialize,
 )
 from papers.xmc_gan.miniature import NGramText
-from papers.xmc_gan.text import BertText, TransformerText, encode_texts
+from papers.xmc_gan.text import BertText, TransformerText
 
 #: Side of the map that a generator starts from and a discriminator ends with.
 FIRST_SIDE = 4
