@@ -393,8 +393,10 @@ class ImageNetFeatures(nn.Module):
 
         self.pretrained, self.size = pretrained, size
         self.network = getattr(torchvision.models, network)(weights=None)
-        self._last = "fc" if network == "resnet50" else "classifier.6"
-        self._pooled = features == "pooled"
+        self._left_out = ""
+        if features == "pooled":
+            self._left_out = "fc" if network == "resnet50" else "classifier.6"
+            self.network.set_submodule(self._left_out, nn.Identity())
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
         self.requires_grad_(False).eval()
@@ -412,13 +414,15 @@ class ImageNetFeatures(nn.Module):
         if not path.is_file():
             raise CheckpointError(
                 f"{field}: {path} does not exist. Nothing is downloaded: put torchvision's weights there, or set "
-                "model.weight_image_net to 0"
+                "model.loss.weight_image_net to 0"
             )
-        found = named_tensors(read_checkpoint(path, "the weights of torchvision"))
-        problem = differences(self.network.state_dict(), found)
+        weights = named_tensors(read_checkpoint(path, "the weights of torchvision"))
+        if self._left_out:
+            weights = {name: value for name, value in weights.items() if not name.startswith(f"{self._left_out}.")}
+        problem = differences(self.network.state_dict(), weights)
         if problem:
             raise CheckpointError(f"{field}: {path} holds another network: {problem}")
-        self.network.load_state_dict(found)
+        self.network.load_state_dict(weights)
 
     def train(self, mode: bool = True) -> ImageNetFeatures:
         """Stays in evaluation mode."""
@@ -427,18 +431,7 @@ class ImageNetFeatures(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         size = (self.size, self.size)
         resized = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-        normalized = (resized - self.mean) / self.std
-        if not self._pooled:
-            return self.network(normalized)
-        seen: list[Tensor] = []
-        hook = self.network.get_submodule(self._last).register_forward_pre_hook(
-            lambda _, inputs: seen.append(inputs[0])
-        )
-        try:
-            self.network(normalized)
-        finally:
-            hook.remove()
-        return seen[0]
+        return self.network((resized - self.mean) / self.std)
 
 
 # -- the trained model -------------------------------------------------------------------------------------------------

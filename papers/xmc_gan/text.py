@@ -73,14 +73,14 @@ class BertText(nn.Module):
 def _bert_sizes(folder: Path) -> dict[str, int]:
     """Sizes that the configuration beside the weights states; none where it is missing or damaged."""
     try:
-        found = json.loads((folder / "config.json").read_bytes())
+        stated = json.loads((folder / "config.json").read_bytes())
         return {
-            "vocabulary_size": found["vocab_size"],
-            "hidden_size": found["hidden_size"],
-            "layers": found["num_hidden_layers"],
-            "attention_heads": found["num_attention_heads"],
-            "intermediate_size": found["intermediate_size"],
-            "max_tokens": found["max_position_embeddings"],
+            "vocabulary_size": stated["vocab_size"],
+            "hidden_size": stated["hidden_size"],
+            "layers": stated["num_hidden_layers"],
+            "attention_heads": stated["num_attention_heads"],
+            "intermediate_size": stated["intermediate_size"],
+            "max_tokens": stated["max_position_embeddings"],
         }
     except (OSError, ValueError, KeyError, TypeError):
         # The encoder, which reads the files next, tells what is wrong with them.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -286,6 +288,15 @@ def test_the_network_of_imagenet_reaches_the_images(network: str, features: str,
     assert not encoder.network.training
     assert torch.autograd.grad(found.sum(), images)[0].abs().sum() > 0
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_pooled_features_of_imagenet_go_into_the_last_layer(tmp_path: Path) -> None:
+    logits = ImageNetFeatures("resnet50", "logits", size=32)
+    torch.save(logits.network.state_dict(), tmp_path / "resnet50.pth")
+    pooled = ImageNetFeatures("resnet50", "pooled", str(tmp_path / "resnet50.pth"), size=32)
+    pooled.load_pretrained()
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(logits.network.fc(pooled(images)), logits(images))
 
 
 def test_noise_depends_on_seed_and_sample_alone() -> None:
