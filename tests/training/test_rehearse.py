@@ -53,7 +53,7 @@ def test_every_recipe_of_a_paper_is_rehearsed(paper: str) -> None:
 
 @pytest.mark.parametrize("paper", NAMES)
 def test_every_data_set_of_a_paper_is_written(paper: str, tmp_path: Path) -> None:
-    importlib.import_module(f"papers.{paper}.rehearsal").write_datasets(tmp_path)
+    importlib.import_module(f"rehearsals.{paper}").write_datasets(tmp_path)
     found = datasets_of(paper, tmp_path)
     assert found
     for dataset in found:
