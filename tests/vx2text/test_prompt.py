@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data.worlds.narrated import AUDIO_WORDS, VIDEO_WORDS, sentences
-from papers.vx2text.model import PLACES
 from papers.vx2text.prompt import (
     AUDIO_PLACE,
     LETTERS,
@@ -21,6 +20,7 @@ from papers.vx2text.prompt import (
     PromptText,
     TextTokenizer,
 )
+from papers.vx2text.tokens import PLACES
 
 TEXT = [
     "answer the question : continue the dialog : describe the video : video : audio : speech : caption : history :",
