@@ -14,19 +14,23 @@ from torch import Tensor, nn
 from common.data.items import Sample
 from common.data.listing import Clip
 from common.data.media import MediaError
+from common.encoders.kinetics import KineticsR2Plus1D
+from common.encoders.panns import PANNsCNN14
 from common.errors import StageError
-from common.stages.export import Items, Trained, TrainedModel, arguments_of, with_arguments, without_sources
+from common.stages.allowed import Builder
+from common.stages.export import SOURCES, Items, Trained, TrainedModel, with_arguments
 from common.stages.export import Modality as AnyModality
 from common.stages.finished import FinishedStage
 from papers.vx2text.clips import AudioInput, ClipReader, Modality, VideoInput
 from papers.vx2text.data import CaptioningData, QuestionAnsweringData, Scoring, collate, option_targets, prompt_for
 from papers.vx2text.gumbel import largest
-from papers.vx2text.language_model import LanguageModel, first_largest
+from papers.vx2text.language_model import LanguageModel, OptionClassifier, first_largest
 from papers.vx2text.prompt import Prompt, PromptLimits, PromptText, Task, TextTokenizer
 from papers.vx2text.tokens import (
     PLACES,
     ModalityClassifier,
     ModalityTokens,
+    SigmoidClassifier,
     Table,
     Tokenization,
     category_names,
@@ -61,6 +65,7 @@ class VX2Text(TrainedModel):
 
     paper = "vx2text"
     kinds = ("papers.vx2text.module.VX2TextModule",)
+    no_files = SOURCES | {"categories"}
     example = "vx2text/mini/seed0/avsd"
     otherwise = (
         "writes no text about clips: give the checkpoint of a stage that answers or describes, such as avsd, tvqa or "
@@ -181,15 +186,22 @@ class VX2Text(TrainedModel):
     # -- a trained model -----------------------------------------------------------------------------------------------
 
     @classmethod
+    def build(cls, trained: Trained) -> VX2Text:
+        """The model of the configuration, with random weights; see `TrainedModel.build`."""
+        return Builder(trained.where, cls.classes, cls.no_files).value(trained.model, cls, "model")
+
+    @classmethod
     def of(cls, trained: Trained) -> VX2Text:
-        model: VX2Text = cls.build(trained).model
-        inputs = trained.inputs
-        video = None if inputs["video"] is None else VideoInput(**arguments_of(inputs["video"]))
-        audio = None if inputs["audio"] is None else AudioInput(**inputs["audio"])
-        model.task, model.scoring = inputs["task"], inputs["scoring"]
-        ((name, _),) = trained.files.items()
-        model.tokenizer = TextTokenizer(None, inputs["vocabulary_size"]).read(name, trained.file(name))
-        model.prompt = prompt_for(model.tokenizer, PromptLimits(**inputs["prompt"]), video, audio)
+        model = cls.build(trained)
+        model.task, model.scoring = cls.input(trained, "task", Task), cls.input(trained, "scoring", Scoring)
+        video = cls.input(trained, "video", VideoInput | None)
+        audio = cls.input(trained, "audio", AudioInput | None)
+        limits = cls.input(trained, "prompt", PromptLimits)
+        if len(trained.files) != 1:
+            raise StageError(f"{trained.where}: files holds {len(trained.files)} vocabularies, not one")
+        (name,) = trained.files
+        model.tokenizer = TextTokenizer(None, cls.input(trained, "vocabulary_size", int)).read(name, trained.file(name))
+        model.prompt = prompt_for(model.tokenizer, limits, video, audio)
         model.reader = ClipReader(video, audio, training=False)
         model.fill(trained)
         model.tie_tables(model.tokenizer)
@@ -198,13 +210,13 @@ class VX2Text(TrainedModel):
     @classmethod
     def gather(cls, stage: FinishedStage) -> Trained:
         data = stage.data()
-        module = without_sources(stage.config["model"])
-        model = module["init_args"]["model"]["init_args"]
+        model = stage.config["model"]["init_args"]["model"]
         for name in ("video_classifier", "audio_classifier"):
-            if model[name] is not None:
+            classifier = model["init_args"][name]
+            if classifier is not None:
                 # Names may lie in a file, which must not be needed.
-                names = category_names(model[name]["init_args"]["categories"])
-                model[name] = with_arguments(model[name], categories=names)
+                names = category_names(classifier["init_args"]["categories"])
+                model = with_arguments(model, **{name: with_arguments(classifier, categories=names)})
         tasks = {QuestionAnsweringData: "question", CaptioningData: "caption"}
         inputs = {
             "task": next((task for kind, task in tasks.items() if isinstance(data, kind)), "dialog"),
@@ -216,7 +228,7 @@ class VX2Text(TrainedModel):
         }
         name, content = data.tokenizer.content
         weights = {name.removeprefix("model."): value for name, value in stage.state.items()}
-        return Trained(module, inputs, weights, {name: content})
+        return Trained(model, inputs, weights, {name: content})
 
     @torch.no_grad()
     def write(
@@ -396,4 +408,8 @@ class VX2Text(TrainedModel):
         return [" ".join(tokens.classifier.names[number] for number in row) for row in chosen.tolist()]
 
 
+#: An export holds this model, without the module that trained it.
+VX2Text.classes = (
+    VX2Text, LanguageModel, OptionClassifier, ModalityClassifier, SigmoidClassifier, KineticsR2Plus1D, PANNsCNN14,
+)  # fmt: skip
 MODEL = VX2Text
