@@ -1,13 +1,13 @@
-"""Data modules of VX2TEXT: questions, dialogues and descriptions of clips, and clips to learn categories from.
+"""Data modules of VX2TEXT: questions, dialogues and descriptions of clips.
 
-The miniature uses the very same classes: its world writes files in the layouts of TVQA, AVSD, TVC, Kinetics and ESC-50,
-and the data sets are pointed there.
+The miniature uses the very same classes: its world writes files in the layouts of TVQA, AVSD and TVC, and the data sets
+are pointed there.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -40,6 +40,7 @@ from papers.vx2text.clips import (
     made_up_clips,
 )
 from papers.vx2text.loss import IGNORED
+from papers.vx2text.miniature import KnownWords
 from papers.vx2text.prompt import DEFAULT_LIMITS, LETTERS, TASKS, Prompt, PromptLimits, PromptText, TextTokenizer
 
 #: Subtitles this many seconds around a marked part count as part of it (specification 10).
@@ -49,7 +50,6 @@ TURNS = 10
 #: Of made-up prompts: ids of words that every vocabulary has, and how many words name the parts of a prompt.
 MADE_UP_IDS, WORDS_OF_PROMPT = (5, 90), 24
 
-TrueWords = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
 #: What a question with options is answered by: the letter of one; its text, judged by likelihood; or its position, for
 #: a model without a decoder.
 Scoring = Literal["label", "loglik", "position"]
@@ -202,8 +202,7 @@ class VideoTextItems(ItemDataset):
         examples: the texts, row by row.
         prompt: writes what the model reads.
         reader: cuts pictures and sounds; None puts true words into the places of modality tokens instead.
-        words: true categories of the clips, where they are known.
-        categories: of the classifier of each modality, in its order, to mark the true ones.
+        known: true categories of the clips, where they are known.
         scoring: see `Scoring`.
         replaced: share of the true words that another word of the same modality takes the place of.
         options: see ItemDataset.
@@ -221,8 +220,7 @@ class VideoTextItems(ItemDataset):
         examples: Examples,
         prompt: Prompt,
         reader: ClipReader | None,
-        words: TrueWords,
-        categories: Mapping[Modality, Sequence[str]],
+        known: KnownWords,
         scoring: Scoring = "label",
         replaced: float = 0.15,
         **options: Any,
@@ -233,16 +231,10 @@ class VideoTextItems(ItemDataset):
         self.examples = examples
         self.prompt = prompt
         self.reader = reader
-        self.words = words
+        self.known = known
         self.scoring: Scoring = scoring
         self.replaced = replaced
-        self.pools = [sorted({word for own in words.values() for word in own[side]}) for side in (0, 1)]
-        self.numbers = {
-            name: category_numbers(categories[name], pool, f"data.{name}_categories")
-            for name, pool in zip(MODALITIES, self.pools)
-            if name in categories and pool
-        }
-        if reader is None and not words:
+        if reader is None and not known.words:
             raise ValueError(
                 f"data.slots is words, but {listing.name} has no words.jsonl with the true categories of its clips; "
                 "only the miniature knows them, so pre-train on text there alone"
@@ -250,17 +242,13 @@ class VideoTextItems(ItemDataset):
 
     def _make(self, file: int, rng: np.random.Generator) -> Sample:
         example = self.examples[file]
-        true = self.words.get(example.clip, ((), ()))
         sample: Sample = {}
         if self.reader is not None:
             sample |= self.reader.read(self.listing[file], rng)
             ids = self.prompt.encode(example.text)
         else:
             places = (len(self.prompt.video), len(self.prompt.audio))
-            filled = [
-                noisy_words(own, count, pool, self.replaced, rng) for own, count, pool in zip(true, places, self.pools)
-            ]
-            ids = self.prompt.encode(example.text, *filled)
+            ids = self.prompt.encode(example.text, *self.known.noisy(example.clip, places, self.replaced, rng))
         sample |= {
             "input_ids": ids,
             "labels": self._labels(example),
@@ -269,15 +257,11 @@ class VideoTextItems(ItemDataset):
             "item_id": example.item_id,
             "question_text": example.text.question,
             # Real data may ask in the same words, but knows no kinds.
-            "kind": kind_of(example.text.question) if self.words else "",
+            "kind": kind_of(example.text.question) if self.known.words else "",
             "answer_text": example.answer or "",
             "references": list(example.references),
+            **self.known.marks(example.clip),
         }
-        for name, own in zip(MODALITIES, true):
-            if name in self.numbers:
-                marks = torch.zeros(len(self.numbers[name]), dtype=torch.bool)
-                marks[[self.numbers[name][word] for word in own]] = True
-                sample[f"{name}_words"] = marks
         if example.text.options:
             sample["options"] = list(example.text.options)
             sample |= option_targets(self.prompt, example.text.options, self.scoring)
@@ -317,39 +301,6 @@ def option_targets(prompt: Prompt, options: Sequence[str], scoring: Scoring) -> 
     if scoring == "position":
         return {"answer_options": torch.arange(len(options))}
     return {"option_labels": [prompt.answer(option) for option in options]}
-
-
-def category_numbers(categories: Sequence[str], words: Sequence[str], field: str) -> dict[str, int]:
-    """Number of every category; each of the words must be one."""
-    numbers = {name.lower(): place for place, name in enumerate(categories)}
-    unknown = [word for word in words if word not in numbers]
-    if unknown:
-        raise ValueError(f"{field} lacks {', '.join(unknown)}; give the categories of the classifier, in its order")
-    return numbers
-
-
-def noisy_words(
-    words: Sequence[str], count: int, pool: Sequence[str], replaced: float, rng: np.random.Generator
-) -> list[str]:
-    """What a classifier might say about a clip: its true words in any order, some of them wrong.
-
-    Args:
-        words: the true ones.
-        count: number of words wanted; where there are fewer true ones, others follow.
-        pool: all words of the modality.
-        replaced: share of words to replace by any of the pool.
-        rng: source of the draws.
-
-    Source: specification 14, step 2.
-    """
-    if not pool:
-        return []
-    others = rng.integers(len(pool), size=count)
-    kept = rng.random(count) >= replaced
-    true = rng.permutation(len(words))[:count].tolist()
-    return [
-        words[true[place]] if place < len(true) and kept[place] else pool[int(others[place])] for place in range(count)
-    ]
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -484,8 +435,7 @@ class VideoTextData(ShardedDataModule):
             examples,
             self.prompt,
             reader,
-            self.dataset.words(),
-            self.categories,
+            KnownWords(self.dataset.words(), self.categories),
             self.scoring,
             self.replaced,
             seed=self.seed,

@@ -7,7 +7,7 @@ Kinetics and AudioSet; a language model that learns to answer from true words (`
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -28,8 +28,16 @@ from common.protocols.text import TextTest
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.training.optimisers import adamw, clip_by_norm
-from papers.vx2text.clips import DEFAULT_AUDIO, ONE_CLIP, AudioInput, ClipReader, Modality, VideoInput, made_up_clips
-from papers.vx2text.data import category_numbers
+from papers.vx2text.clips import (
+    DEFAULT_AUDIO,
+    MODALITIES,
+    ONE_CLIP,
+    AudioInput,
+    ClipReader,
+    Modality,
+    VideoInput,
+    made_up_clips,
+)
 from papers.vx2text.language_model import LanguageModel
 from papers.vx2text.loss import per_answer, text_loss, words_loss
 from papers.vx2text.tokens import ModalityClassifier
@@ -156,6 +164,79 @@ def words_found(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     loss = -(logits.float().log_softmax(1) * words).sum(1) / number
     rank = logits.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (words * (rank < number[:, None])).sum(1) / number, loss
+
+
+def category_numbers(categories: Sequence[str], words: Sequence[str], field: str) -> dict[str, int]:
+    """Number of every category; each of the words must be one."""
+    numbers = {name.lower(): number for number, name in enumerate(categories)}
+    unknown = [word for word in words if word not in numbers]
+    if unknown:
+        raise ValueError(f"{field} lacks {', '.join(unknown)}; give the categories of the classifier, in its order")
+    return numbers
+
+
+class KnownWords:
+    """The categories that are true of every clip of a data set; real sets know none.
+
+    Args:
+        words: true words of the video and of the sound of every clip.
+        categories: of the classifier of each modality, in its order, to mark the true ones.
+
+    Raises:
+        ValueError: a word is no category.
+    """
+
+    def __init__(
+        self,
+        words: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]],
+        categories: Mapping[Modality, Sequence[str]],
+    ) -> None:
+        self.words = words
+        #: All words of each modality.
+        self.pools = [sorted({word for true in words.values() for word in true[side]}) for side in (0, 1)]
+        self._numbers = {
+            name: category_numbers(categories[name], pool, f"data.{name}_categories")
+            for name, pool in zip(MODALITIES, self.pools)
+            if name in categories and pool
+        }
+
+    def marks(self, clip: str) -> dict[str, Tensor]:
+        """Which categories are true of a clip, as `<modality>_words` bool [C]."""
+        found = {}
+        for name, true in zip(MODALITIES, self.words.get(clip, ((), ()))):
+            if name in self._numbers:
+                found[f"{name}_words"] = torch.zeros(len(self._numbers[name]), dtype=torch.bool)
+                found[f"{name}_words"][[self._numbers[name][word] for word in true]] = True
+        return found
+
+    def noisy(self, clip: str, counts: Sequence[int], replaced: float, rng: np.random.Generator) -> list[list[str]]:
+        """So many words of video and of sound as classifiers might say of a clip; see `noisy_words`."""
+        true = self.words.get(clip, ((), ()))
+        return [noisy_words(own, count, pool, replaced, rng) for own, count, pool in zip(true, counts, self.pools)]
+
+
+def noisy_words(
+    words: Sequence[str], count: int, pool: Sequence[str], replaced: float, rng: np.random.Generator
+) -> list[str]:
+    """What a classifier might say about a clip: its true words in any order, some of them wrong.
+
+    Args:
+        words: the true ones.
+        count: number of words wanted; where there are fewer true ones, others follow.
+        pool: all words of the modality.
+        replaced: share of words to replace by any of the pool.
+        rng: source of the draws.
+
+    Source: specification 14, step 2.
+    """
+    if not pool:
+        return []
+    others = rng.integers(len(pool), size=count)
+    kept = rng.random(count) >= replaced
+    true = rng.permutation(len(words))[:count].tolist()
+    return [
+        words[true[place]] if place < len(true) and kept[place] else pool[int(others[place])] for place in range(count)
+    ]
 
 
 class TokenPrecision:

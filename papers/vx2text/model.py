@@ -80,7 +80,7 @@ class VX2Text(TrainedModel):
     )
     usage = 'model.words("clip.mp4")  # what it sees and hears; then model.write("clip.mp4", "what is moving?")'
 
-    tokens: Mapping[str, ModalityTokens]
+    tokens: Mapping[Modality, ModalityTokens]
     # Of a trained model: what it learned, and what reads files and texts for it.
     task: Task
     scoring: Scoring

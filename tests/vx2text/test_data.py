@@ -29,12 +29,11 @@ from papers.vx2text.data import (
     QuestionAnsweringData,
     VideoTextData,
     collate,
-    noisy_words,
     padded,
     spoken,
 )
-from papers.vx2text.miniature import CategoryData, class_marks
-from papers.vx2text.prompt import PromptLimits, TextTokenizer
+from papers.vx2text.miniature import CategoryData, class_marks, noisy_words
+from papers.vx2text.prompt import PromptLimits, TextTokenizer, word_model
 from tests.data.media_factory import numbered_frames, tone, write_video, write_wav
 from tests.data.text_layouts import (
     CLIPS,
@@ -500,7 +499,7 @@ def test_wrong_settings_and_missing_data(world: NarratedWorld, tokenizer: TextTo
     for change in ({"high": 9000.0}, {"low": 100.0, "high": 50.0}, {"seconds": 0.01}):
         with pytest.raises(ValueError, match=r"data\.audio"):
             AudioInput(**change)
-    letters = TextTokenizer(vocabulary_size=16).fit(["who speaks"])
+    letters = TextTokenizer().read("spiece.model", word_model(["who speaks"]))
     data = QuestionAnsweringData(TVQA("x"), letters, world=world, video=FRAMES)
     with pytest.raises(ValueError, match=r"data\.scoring: loglik"):
         data.setup("fit")
