@@ -133,7 +133,7 @@ class VX2Text(TrainedModel):
         """
         ids = batch["input_ids"]
         embeddings, mask = self.language_model.embed(ids), ids != 0
-        named = {}
+        named: dict[str, tuple[Tensor, Tensor]] = {}
         for name, tokens in self.tokens.items():
             clips = batch[name] if name == "video" else batch[name][:, None]
             table = None if tokens.pieces is None else table_of(tokens.pieces, self.language_model)
@@ -341,7 +341,7 @@ class VX2Text(TrainedModel):
         sample = self._read(clip)
         embed = {"video": self.embed_video, "audio": self.embed_audio}
         return {
-            name: self.captions(name, embed[name]([sample[name]]))[0]  # type: ignore[arg-type]
+            name: self.captions(name, embed[name]([sample[name]]))[0]
             for name in self.tokens
             if sample[f"{name}_present"]
         }
@@ -403,7 +403,7 @@ class VX2Text(TrainedModel):
 
     def captions(self, modality: AnyModality, embeddings: Tensor) -> list[str]:
         """The tokens that each file brings into the prompt: the most probable categories of each of its clips."""
-        tokens = self.tokens[modality]
+        tokens = self.tokens[modality]  # type: ignore[index]
         chosen = largest(embeddings, tokens.tokens).flatten(1)
         return [" ".join(tokens.classifier.names[number] for number in row) for row in chosen.tolist()]
 
