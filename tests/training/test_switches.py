@@ -24,7 +24,7 @@ from common.stages.cli import build
 from common.stages.configuration import ConfigurationError, resolve
 from common.training.switches import ApplySwitches, Switches, blocks_of, lay_out_channels_last, take_switches
 from papers.m3p.model import M3PEncoder
-from papers.vx2text.model import LanguageModel
+from papers.vx2text.language_model import LanguageModel
 from papers.xmc_gan.model import Discriminator, Generator
 from tests.distributed.stages import train
 from tests.distributed.test_mct_training import _layer
@@ -43,7 +43,7 @@ class Trained:
             "xmc_gan": ("--model.image_network.pretrained", "null", "--model.evaluation", "null"),
             "m3p": ("--data.region_network", str(region_network(folder))),
             # Dropout on maps draws in the order of memory, which the layout changes.
-            "vx2text": ("--model.audio_classifier.encoder.dropout", "0.0"),
+            "vx2text": ("--model.model.audio_classifier.encoder.dropout", "0.0"),
         }
         run = resolve(paper, RECIPES[paper], scale="smoke", arguments=[*given.get(paper, ()), *arguments])
         config = run.with_placeholders(DATA=str(folder), RUN=str(folder))
