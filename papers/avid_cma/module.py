@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common.encoders.heads import ProjectionHead
 from common.metrics.gathering import RowsOncePerSample
 from common.training.optimisers import fused
-from papers.avid_cma import diagnostics
+from papers.avid_cma import monitoring
 from papers.avid_cma.data import PretrainingData
 from papers.avid_cma.loss import BankObjective, CrossModalAgreement, InstanceDiscrimination
 from papers.avid_cma.model import AudioVisualModel
@@ -92,7 +92,7 @@ class AVID(pl.LightningModule):
         self.criterion = None
         self._listing_fingerprint = ""
         self.mined = mined
-        self.progress = diagnostics.Progress()
+        self.progress = monitoring.Progress()
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -246,13 +246,13 @@ class AVID(pl.LightningModule):
         index, rows = self._held_out.compute(self.device)
         video, audio = rows["video"], rows["audio"]
         banks = self.criterion.video_bank.vectors, self.criterion.audio_bank.vectors
-        metrics = diagnostics.cross_modal_retrieval(video, audio)
-        metrics |= diagnostics.bank_agreement(*banks, self.data.listing.labels, self.mined)
-        metrics |= self.progress.compute(self.criterion.normaliser) | diagnostics.bank_norms(*banks)
+        metrics = monitoring.cross_modal_retrieval(video, audio)
+        metrics |= monitoring.bank_agreement(*banks, self.data.listing.labels, self.mined)
+        metrics |= self.progress.compute(self.criterion.normaliser) | monitoring.bank_norms(*banks)
         self.log_dict({f"test/{name}": torch.as_tensor(value) for name, value in metrics.items()})
         if self.trainer.is_global_zero:
             path = Path(self.trainer.default_root_dir) / "media" / "neighbours.png"
-            diagnostics.draw_neighbours(self, self.data.held_out_clips, video, audio, index, path)
+            monitoring.draw_neighbours(self, self.data.held_out_clips, video, audio, index, path)
 
 
 class CMA(AVID):

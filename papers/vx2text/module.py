@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.training.optimisers import clip_by_norm, fused, warm_up_then_cosine
-from papers.vx2text import diagnostics
+from papers.vx2text import monitoring
 from papers.vx2text.data import VideoTextData
 from papers.vx2text.evaluation import TextTest, WordsTest
 from papers.vx2text.gumbel import gumbel_noise
@@ -404,7 +404,7 @@ class VX2Text(VideoTextModule):
 
     def on_test_start(self) -> None:
         super().on_test_start()
-        self.shift = diagnostics.TokenShift(self)
+        self.shift = monitoring.TokenShift(self)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         embeddings, mask, found = self.inputs(batch)
