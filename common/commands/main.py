@@ -239,7 +239,7 @@ def show_tables(paper: str, scale: str, runs: Path) -> None:
     console = Console()
     render.print_tables(filled, console if console.is_terminal else Console(width=200))
     path = runs / paper / scale / "tables.md"
-    write_text_atomically(path, "\n\n".join(render.table_markdown(f) for f in filled) + "\n")
+    write_text_atomically(path, render.tables_markdown(filled) + "\n")
     print(f"written to {path}; `assemble report` makes a page of it, `assemble promote {paper}` keeps the records")
 
 
