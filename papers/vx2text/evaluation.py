@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from common.metrics.captioning import METRICS, CaptionMeter, Protocol
-from common.metrics.captioning.meter import gather_objects
-from common.metrics.gathering import OncePerSample
+from common.metrics.gathering import OncePerSample, gather_objects
 from papers.vx2text.loss import per_answer
 from papers.vx2text.model import LanguageModel
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.metrics.captioning.meter import gather_objects
+from common.metrics.gathering import gather_objects
 from common.monitoring.figures import WRONG, Described, chart, described_images, plain, save_figure
 from common.monitoring.media import keep_clips, media_folder, write_table
 from papers.vx2text.model import ModalityClassifier

@@ -224,16 +224,11 @@ def asking(path: str, **arguments: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("paper", "field", "value", "told"),
     [
-        (
-            "xmc_gan",
-            "model.init_args.evaluation",
-            asking(SYSTEM, command="touch {}"),
-            r"\.class_path asks for 'com",
-        ),
+        ("xmc_gan", "model.init_args.evaluation", asking(SYSTEM, command="touch {}"), " is no argument of XMCGAN"),
         ("xmc_gan", "model", asking(SYSTEM, command="touch {}"), r"\.class_path asks for"),
         ("xmc_gan", "model.init_args.text_encoder", asking(SYSTEM, command="touch {}"), r"\.class_path asks for"),
-        ("xmc_gan", "model.init_args.word_gammas", [asking(SYSTEM, command="touch {}")] * 3, r"\.0 is"),
-        ("xmc_gan", "inputs.image_size", asking(SYSTEM, command="touch {}"), " is "),
+        ("xmc_gan", "model.init_args.generator.init_args.channels", [asking(SYSTEM, command="touch {}")], r"\.0 is"),
+        ("xmc_gan", "model.init_args.regions", asking(SYSTEM, command="touch {}"), " is "),
         ("xmc_gan", "inputs.tokenizer", asking(SYSTEM, command="touch {}"), r"\.class_path asks for"),
         ("mct", "inputs.tokenizer", asking("strangers_module.Tokenizer"), r"\.class_path asks for 'strangers_module"),
         ("mct", "inputs.tokenizer", "strangers_module.Tokenizer", " is 'strangers_module"),
@@ -282,14 +277,14 @@ def test_no_command_that_uses_an_export_runs_what_it_names(
 ) -> None:
     marker = tmp_path / "it_ran"
     folder = shutil.copytree(exports("xmc_gan"), tmp_path / "export")
-    evaluation = asking(SYSTEM, command=f"touch {marker}")
-    changed(folder, lambda config: at(config, "model.init_args.evaluation", evaluation))
+    encoder = asking(SYSTEM, command=f"touch {marker}")
+    changed(folder, lambda config: at(config, "model.init_args.text_encoder", encoder))
     for command in (
         ["generate", "xmcgan", CAPTION, "--output", str(tmp_path / "out")],
         ["embed", "xmcgan", str(files / "picture.png"), "--output", str(tmp_path / "out.npz")],
     ):
         assert main([*command, "--checkpoint", str(folder)]) == 2
-        assert "model.init_args.evaluation.class_path asks for" in capsys.readouterr().err
+        assert "model.init_args.text_encoder.class_path asks for" in capsys.readouterr().err
         assert not marker.exists()
 
 
@@ -321,7 +316,7 @@ def test_no_command_that_uses_an_export_runs_what_it_names(
         ("avid_cma", "inputs.audio_statistics", {"colour": [1.0]}, "does not fit"),
         ("xmc_gan", "inputs.tokenizer", ..., "inputs.tokenizer is missing"),
         ("xmc_gan", "inputs.tokenizer", None, "inputs.tokenizer is None"),
-        ("xmc_gan", "inputs.image_size", "large", "inputs.image_size is 'large', which is no int"),
+        ("xmc_gan", "model.init_args.regions", "none", "model.init_args.regions is 'none', which is no bool"),
         ("xmc_gan", "files", {}, "files has no model.safetensors"),
         ("xmc_gan", "files/vocab.txt", ..., "files has no vocab.txt"),
         ("mct", "inputs.image.crop", 0, "inputs.image does not fit ImageTransform: crop must be positive"),

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common.losses.adversarial import hinge_discriminator, hinge_generator
-from papers.xmc_gan.loss import Matching, normalise, pair_loss, word_loss, word_similarity
-from papers.xmc_gan.model import attend
+from papers.xmc_gan.loss import Contrast, pair_loss, word_loss, word_similarity
+from papers.xmc_gan.model import attend, normalize
 from tests.xmc_gan.golden import tensor
 
 CASES = ("a", "b")
@@ -21,7 +21,7 @@ def golden(key: str) -> Tensor:
     return tensor("losses", key)
 
 
-def check(found: Matching, case: str, name: str, inputs: list[Tensor]) -> None:
+def check(found: Contrast, case: str, name: str, inputs: list[Tensor]) -> None:
     """Loss, accuracy, entropy and both gradients."""
     torch.testing.assert_close(found.loss, golden(f"{case}/{name}_loss"), rtol=3e-6, atol=5e-7)
     torch.testing.assert_close(found.accuracy, golden(f"{case}/{name}_acc"), rtol=1e-6, atol=0)
@@ -34,7 +34,7 @@ def check(found: Matching, case: str, name: str, inputs: list[Tensor]) -> None:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("con", {}), ("con_t05", {"temperature": 0.5}), ("con_nol2", {"temperature": 1.0, "l2_normalise": False})],
+    [("con", {}), ("con_t05", {"temperature": 0.5}), ("con_nol2", {"temperature": 1.0, "l2_normalize": False})],
 )
 def test_pairs_equal_the_official_loss(case: str, name: str, options: dict[str, object]) -> None:
     inputs = [golden(f"{case}/img").requires_grad_(), golden(f"{case}/cond").requires_grad_()]
@@ -85,10 +85,10 @@ def slow_similarity(
     rows = []
     for caption, count in zip(words, length.tolist()):
         row = []
-        for image in normalise(regions):
+        for image in normalize(regions):
             scores = []
             for word in caption[:count]:
-                attention = (gammas[0] * image @ normalise(word)).softmax(0)
+                attention = (gammas[0] * image @ normalize(word)).softmax(0)
                 scores.append(gammas[1] * torch.cosine_similarity(word, attention @ image, dim=0))
             row.append(gammas[2] / gammas[1] * torch.stack(scores).logsumexp(0))
         rows.append(torch.stack(row))
@@ -132,7 +132,7 @@ def test_global_negatives_are_those_of_the_joint_batch(monkeypatch: pytest.Monke
     left, right = torch.randn(2, 4, 5, generator=generator)
     maps, words = torch.randn(4, 6, 5, generator=generator), torch.randn(4, 3, 5, generator=generator)
     length, gammas = torch.tensor([1, 2, 3, 3]), (4.0, 6.0, 20.0)
-    others = [normalise(left[2:]), normalise(right[2:]), maps[2:], word_similarity(maps, words[2:], length[2:], gammas)]
+    others = [normalize(left[2:]), normalize(right[2:]), maps[2:], word_similarity(maps, words[2:], length[2:], gammas)]
     monkeypatch.setattr("papers.xmc_gan.loss.gather_with_gradient", lambda own: torch.cat([own, others.pop(0)]))
     torch.testing.assert_close(pair_loss(left[:2], right[:2], negatives="global"), pair_loss(left, right))
     found = word_loss(maps[:2], words[:2], length[:2], gammas, "global", 1)
