@@ -6,10 +6,10 @@ A figure is made by `chart`, `image_grid`, `described_images` or `embedding_map`
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -180,9 +180,8 @@ def plain(text: str, longest: int = 200) -> str:
     """Text as a figure can show it: one line, cut, without formulas, and `NO_FONT` for what no font here has."""
     text = " ".join(text.split())
     text = text if len(text) <= longest else text[: longest - 3] + "..."
-    known = _characters()
-    runs = groupby(text, key=lambda character: ord(character) in known)
-    return "".join("".join(run) if drawn else NO_FONT for drawn, run in runs).replace("$", r"\$")
+    drawn = "".join(character if ord(character) in _characters() else "\0" for character in text)
+    return re.sub("\0( ?\0)*", NO_FONT, drawn).replace("$", r"\$")
 
 
 def _canvas(width: float, height: float, title: str) -> tuple[Figure, Any]:

@@ -114,7 +114,7 @@ def no_asian_font(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.filterwarnings("error:Glyph")
 @pytest.mark.usefixtures("no_asian_font")
 def test_without_a_font_the_figure_says_so_once(tmp_path: Path) -> None:
-    assert plain("ein 红色的圆形 und 犬") == f"ein {NO_FONT} und {NO_FONT}"
+    assert plain("ein 红色的 圆形 und 犬") == f"ein {NO_FONT} und {NO_FONT}"
     figure = image_grid([Row("赤い丸", [Cell(picture(), "犬")]), Row("a red circle", [Cell(picture())])], "Found")
     saved(figure, tmp_path / "found.png", "Pictures: nobody")
     assert texts(figure).count(NO_FONT) == 2
