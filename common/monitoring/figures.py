@@ -131,7 +131,7 @@ def described_images(items: Sequence[Described], title: str = "", columns: int =
         left, top = width * (number % columns), number // columns
         _place(axis, item.image, left, top, 1)
         for line, (text, color) in enumerate(item.lines):
-            axis.text(left + 1.05, top + 0.05 + TEXT_LINE * line, plain(text, 70), fontsize=6, va="top", color=color)
+            axis.text(left + 1.05, top + 0.05 + TEXT_LINE * line, plain(text, 85), fontsize=6, va="top", color=color)
     return figure
 
 
