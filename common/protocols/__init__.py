@@ -1,1 +1,1 @@
-"""Protocols: what is done to any trained model to measure it. They know no paper."""
+"""What is done to any trained encoder: classification, SVMs, search, a bridge, detection. They know no paper."""
