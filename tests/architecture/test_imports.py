@@ -56,10 +56,9 @@ def test_no_forbidden_import(path: Path) -> None:
             assert top[0] != "papers" or top[1:2] in ([], [parts[1]]), (
                 f"{name_of(path)} imports another paper: {module}"
             )
-            # Detection, VirTex and region features are whole protocols: network, training and data of another
+            # Detection, VirTex and stand-ins for downloads are whole protocols: network, training and data of another
             # paper's method.
-            allowed = {"module.py", "data.py", "evaluation.py", "miniature.py"}
-            allowed |= {"detection.py", "virtex.py", "regions.py"}
+            allowed = {"module.py", "data.py", "evaluation.py", "miniature.py", "virtex.py"}
             now = [m for m, immediate in imported(path) if immediate and m.split(".")[0] == "lightning"]
             assert parts[2] in allowed or not now, f"{name_of(path)} imports lightning; only {sorted(allowed)} may"
 
