@@ -17,13 +17,13 @@ from torch import Tensor
 from common.metrics.gathering import gather_objects
 from common.monitoring.figures import WRONG, Described, chart, described_images, plain, save_figure
 from common.monitoring.media import keep_clips, media_folder, write_table
-from papers.vx2text.model import ModalityClassifier
+from papers.vx2text.tokens import ModalityClassifier
 from papers.vx2text.weights import load_classifier
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from papers.vx2text.evaluation import TextTest, Written
+    from common.protocols.text import GeneratedText, TextTest
 
 #: Samples shown to people: 16 as pictures and in tables.
 SHOWN = 16
@@ -38,7 +38,7 @@ class TokenShift:
     classifier did not learn, there is no before.
 
     Args:
-        module: a `VX2Text`.
+        module: a `VX2TextModule`.
     """
 
     def __init__(self, module: Any) -> None:
@@ -48,10 +48,10 @@ class TokenShift:
         self.before: dict[str, ModalityClassifier] = {}
         # Category of every token by sample: before (empty without) and after.
         self.chosen: dict[str, dict[int, tuple[list[int], list[int]]]] = {}
-        for name, tokens in module.tokens.items():
+        for name, tokens in module.model.tokens.items():
             self.names[name], self.tokens[name], self.chosen[name] = tokens.classifier.names, tokens.tokens, {}
             path = module.hparams[f"{name}_pretrained"]
-            if tokens.tokeniser is not None and tokens.learns and path is not None and Path(path).is_file():
+            if tokens.projection is None and tokens.learns and path is not None and Path(path).is_file():
                 earlier = copy.deepcopy(tokens.classifier)
                 load_classifier(earlier, path, name, f"model.{name}_pretrained")
                 self.before[name] = earlier.eval()
@@ -87,12 +87,12 @@ class TokenShift:
             name: {item: tuple([self.names[name][c] for c in tokens] for tokens in both) for item, both in rows.items()}
             for name, rows in gathered.items()
         }
-        items = sorted(test.written)
+        items = sorted(test.texts)
         # Always the same ones, and not at equal steps: kinds of questions may come in turns.
         shown = [items[place] for place in sorted(np.random.default_rng(0).permutation(len(items))[:SHOWN].tolist())]
         if shown:
             dataset = self.module.trainer.test_dataloaders.dataset
-            written = {item: test.written[item] for item in shown}
+            written = {item: test.texts[item] for item in shown}
             draw_samples(self.module, dataset, written, named, folder)
             said = ((Path(dataset.listing[i].path), f"{w.question} {w.text}".strip()) for i, w in written.items())
             keep_clips(self.module, said, folder)
@@ -152,7 +152,7 @@ def draw_shift(
 def draw_samples(
     module: pl.LightningModule,
     dataset: Any,
-    written: dict[int, Written],
+    written: dict[int, GeneratedText],
     tokens: dict[str, dict[int, tuple[list[str], ...]]],
     folder: Path,
 ) -> None:

@@ -137,7 +137,7 @@ def test_only_the_parts_that_learn_have_moved(stages: Any) -> None:
     moved = {
         name
         for name, value in before.items()
-        if not torch.equal(value, after[f"tokens.video.{name}"]) and not name.endswith("num_batches_tracked")
+        if not torch.equal(value, after[f"model.tokens.video.{name}"]) and not name.endswith("num_batches_tracked")
     }
     assert "classifier.fc.weight" in moved
     assert not any(name.endswith(("running_mean", "running_var")) for name in moved)
