@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from common.metrics.captioning import METRICS, CaptionMeter
-from common.metrics.captioning.meter import gather_objects
-from common.metrics.gathering import OncePerSample
+from common.metrics.gathering import OncePerSample, gather_objects
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.metrics.captioning.meter import gather_objects
+from common.metrics.gathering import gather_objects
 from papers.vx2text.tokens import ModalityClassifier
 from papers.vx2text.weights import load_classifier
 

@@ -22,8 +22,7 @@ from common.data.items import ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.media import MediaError
 from common.data.worlds.base import World
-from common.metrics.captioning.meter import gather_objects
-from common.metrics.gathering import OncePerSample
+from common.metrics.gathering import OncePerSample, gather_objects
 from common.protocols.text import TextTest
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch

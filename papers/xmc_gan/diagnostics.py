@@ -8,26 +8,33 @@ compared picture by picture: `captions.row.png` is one row of such a comparison,
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
-from papers.xmc_gan.evaluation import noise_of
+from common.monitoring.image_rows import (
+    GAP,
+    SHOWN_SIDE,
+    Pixels,
+    Shown,
+    first_captions,
+    log_picture,
+    media_folder,
+    pixels,
+    side_by_side,
+    write_row,
+)
+from papers.xmc_gan.model import noise_of
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-Pixels = npt.NDArray[np.uint8]
-
-#: Captions shown, and noise vectors for each.
-CAPTIONS = 8
+#: Noise vectors for each caption.
 NOISES = 4
 #: Captions whose images are followed along a path between two noise vectors, and the images on it.
 PATHS = 4
@@ -36,16 +43,6 @@ STEPS = 8
 ATTENDED = 3
 #: Seed of the noise of all figures, whatever the stage's own.
 SEED = 0
-#: Smallest side at which a picture is shown, and the white between two, in pixels.
-SHOWN_SIDE = 96
-GAP = 4
-
-
-class Shown(NamedTuple):
-    """What the figures are drawn of: captions, and the batch that holds them."""
-
-    texts: list[str]
-    batch: dict[str, Any]
 
 
 @torch.no_grad()
@@ -53,41 +50,20 @@ def draw(module: Any) -> None:
     """Write all figures into the folder `media` of the run, and give them to a W&B logger; rank 0 alone draws.
 
     Args:
-        module: an `XMCGAN` at the end of its test, in evaluation mode.
+        module: an `XMCGANModule` at the end of its test, in evaluation mode.
     """
     if not module.trainer.is_global_zero:
         return
-    folder = _folder(module)
+    folder = media_folder(module)
     shown = first_captions(module)
     captions = module.captions(shown.batch)
     count = len(shown.texts)
     images = [module.generate(captions, _noise(module, count, number)) for number in range(NOISES)]
     draw_grid(module, shown, [pixels(part) for part in images], folder)
-    _log(module, write_row(shown.texts, pixels(images[0]), folder))
+    log_picture(module, write_row(shown.texts, pixels(images[0]), folder))
     draw_interpolation(module, shown, captions, folder)
     draw_attention(module, shown, captions, pixels(images[0]), folder)
     draw_curves(module, Path(module.trainer.default_root_dir) / "metrics.csv", folder)
-
-
-def draw_real(module: pl.LightningModule) -> None:
-    """Write the row of the captions' real images; rank 0 alone draws."""
-    if module.trainer.is_global_zero:
-        shown = first_captions(module)
-        _log(module, write_row(shown.texts, pixels(shown.batch["image"]), _folder(module)))
-
-
-def first_captions(module: pl.LightningModule, count: int = CAPTIONS) -> Shown:
-    """The first captions of the test, on the module's device."""
-    loader: Any = module.trainer.test_dataloaders
-    samples = [loader.dataset[number] for number in range(min(count, len(loader.dataset)))]
-    batch = {name: value.to(module.device) for name, value in loader.collate_fn(samples).items()}
-    return Shown(module.trainer.datamodule.texts("test", batch["caption"]), batch)  # type: ignore[attr-defined]
-
-
-def pixels(images: Tensor) -> Pixels:
-    """Images [B, 3, S, S] in [0, 1] as they are shown [B, S, S, 3]."""
-    values = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return values.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def slerp(start: Tensor, end: Tensor, steps: int) -> Tensor:
@@ -122,33 +98,7 @@ def draw_grid(module: pl.LightningModule, shown: Shown, generated: Sequence[Pixe
     _write(plt, figure, path)
     cells = [[text, real[n], *(part[n] for part in generated)] for n, text in enumerate(shown.texts)]
     names = ["caption", "real", *(f"generated {number + 1}" for number in range(len(generated)))]
-    _log(module, path, names, cells)
-
-
-def write_row(texts: Sequence[str], images: Pixels, folder: Path) -> Path:
-    """Write `captions.row.png`, the images side by side, and their captions beside it: a row that stages share.
-
-    Args:
-        texts: the captions.
-        images: one for each [N, S, S, 3].
-        folder: where both files go.
-
-    Returns:
-        The picture.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "captions.row.png"
-    Image.fromarray(side_by_side(images)).save(path)
-    path.with_suffix(".json").write_text(json.dumps(list(texts), ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
-
-
-def side_by_side(images: Pixels) -> Pixels:
-    """Images [N, S, S, 3] as one, with white between them; small ones are enlarged to at least `SHOWN_SIDE`."""
-    scale = -(-SHOWN_SIDE // images.shape[1])
-    large = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    gap = np.full((large.shape[1], GAP, 3), 255, dtype=np.uint8)
-    return np.concatenate([part for image in large for part in (image, gap)][:-1], axis=1)
+    log_picture(module, path, names, cells)
 
 
 def draw_interpolation(module: Any, shown: Shown, captions: Any, folder: Path) -> None:
@@ -170,7 +120,7 @@ def draw_interpolation(module: Any, shown: Shown, captions: Any, folder: Path) -
     figure = _lines(plt, rows, shown.texts, [[]] * lines, title)
     path = folder / "interpolation.png"
     _write(plt, figure, path)
-    _log(module, path)
+    log_picture(module, path)
 
 
 def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, folder: Path) -> None:
@@ -199,7 +149,7 @@ def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, fol
     figure = _lines(plt, rows, shown.texts, labels, title)
     path = folder / "attention.png"
     _write(plt, figure, path)
-    _log(module, path)
+    log_picture(module, path)
 
 
 def words_of(text: str, tokenizer: Any) -> list[str]:
@@ -260,11 +210,7 @@ def draw_curves(module: pl.LightningModule, metrics: Path, folder: Path) -> None
         axis.legend(fontsize=6)
     path = folder / "curves.png"
     _write(plt, figure, path)
-    _log(module, path)
-
-
-def _folder(module: pl.LightningModule) -> Path:
-    return Path(module.trainer.default_root_dir) / "media"
+    log_picture(module, path)
 
 
 def _noise(module: Any, count: int, number: int) -> Tensor:
@@ -326,19 +272,3 @@ def _write(plt: Any, figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def _log(
-    module: pl.LightningModule, path: Path, columns: list[str] | None = None, cells: list[list[Any]] | None = None
-) -> None:
-    """Give a picture, and a table with pictures in it, to a W&B logger where there is one."""
-    from lightning.pytorch.loggers import WandbLogger
-
-    for logger in module.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(path.stem, [str(path)])
-            if columns is not None and cells is not None:
-                import wandb
-
-                rows = [[cell if isinstance(cell, str) else wandb.Image(cell) for cell in row] for row in cells]
-                logger.log_table(f"{path.stem}_table", columns=columns, data=rows)

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from common.data.text import WordPieceTokenizer
+from common.monitoring.image_rows import Shown, write_row
 from common.reporting.report import build
 from papers.xmc_gan import diagnostics
-from papers.xmc_gan.diagnostics import draw_curves, slerp, words_of, write_row
+from papers.xmc_gan.diagnostics import draw_curves, slerp, words_of
 from tests.xmc_gan.stages import Stages, finished
 
 # One worker runs these tests, as each would train the stages anew.
@@ -111,7 +112,7 @@ def test_a_logger_of_w_and_b_gets_pictures_and_a_table(tmp_path: Path, monkeypat
     logger = WandbLogger.__new__(WandbLogger)
     monkeypatch.setattr(WandbLogger, "log_image", lambda self, key, images: got.update({key: images}))
     monkeypatch.setattr(WandbLogger, "log_table", lambda self, key, columns, data: got.update({key: (columns, data)}))
-    shown = diagnostics.Shown(["a $1 circle", "b"], {"image": torch.rand(2, 3, 8, 8)})
+    shown = Shown(["a $1 circle", "b"], {"image": torch.rand(2, 3, 8, 8)})
     generated = [np.zeros((2, 8, 8, 3), dtype=np.uint8)] * 2
     module: Any = SimpleNamespace(loggers=[logger])
     diagnostics.draw_grid(module, shown, generated, tmp_path)

@@ -3,29 +3,34 @@
 The encoders of both modalities stay as they are, and a small bridge is trained on pairs to map their features into a
 common space. The same bridge is given the same steps on encoders that were trained together and on encoders that were
 trained apart; what differs is how well, and how soon, an image is found by its caption and a caption by its image.
-
-This comparison is ours and no table of the paper.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from common.data.text import text_numbers
+from common.data.datasets.coco import COCO
+from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.images import ImageItems
+from common.data.text import CaptionTokenizer, text_numbers
+from common.encoders.checkpoint_files import load_encoder
 from common.encoders.heads import ProjectionHead
 from common.encoders.text import BertEncoder
 from common.losses.info_nce import at_least_float32, info_nce_per_anchor
 from common.memory.collective import all_gather_concat
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
-from papers.mct.evaluation import Batch, FrozenEncoderModule, log_results
-from papers.mct.weights import load_into_text_encoder
+from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results
+from common.protocols.captions import CaptionRows, PairData, check_vocabulary
+from common.protocols.data import check_fraction, evenly_spaced
 
 Modality = Literal["image", "text"]
 
@@ -59,7 +64,7 @@ class Bridge(nn.Module):
         return F.normalize(at_least_float32(torch.stack(projected)), dim=2)
 
 
-class BridgedRetrieval(FrozenEncoderModule):
+class BridgedRetrieval(EncoderModule):
     """Search for captions by images and for images by captions through a bridge between frozen encoders.
 
     The bridge learns by symmetric InfoNCE over the global batch; captions with the same tokens are no negatives of each
@@ -79,7 +84,8 @@ class BridgedRetrieval(FrozenEncoderModule):
     Args:
         image_encoder: encoder with ``feature_dim`` features.
         text_encoder: encoder of tokens [B, L] with ``feature_dim`` features.
-        pretrained: checkpoint of MCT with both encoders; None judges the initial weights.
+        pretrained: checkpoint with both encoders; None judges the initial weights.
+        encoder_prefixes, text_encoder_prefixes: where each lies in that file; see `load_encoder`.
         embedding_dim: width of the common space.
         hidden_dim: units of a hidden layer of the bridge; None for a linear one.
         temperature: of the similarities.
@@ -99,13 +105,15 @@ class BridgedRetrieval(FrozenEncoderModule):
         image_encoder: nn.Module,
         text_encoder: nn.Module,
         pretrained: str | None = None,
+        encoder_prefixes: Sequence[str] = PREFIXES,
+        text_encoder_prefixes: Sequence[str] = ("text_encoder.",),
         embedding_dim: int = 256,
         hidden_dim: int | None = None,
         temperature: float = 0.1,
         learning_rates: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
         lengths: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
     ) -> None:
-        super().__init__(image_encoder, pretrained)
+        super().__init__(image_encoder, pretrained, encoder_prefixes)
         self.save_hyperparameters(ignore=["image_encoder", "text_encoder"], logger=False)
         if not lengths or min(lengths) < 1 or sorted(set(lengths)) != list(lengths):
             raise ValueError(f"lengths: expected ascending numbers of steps from 1, got {list(lengths)}")
@@ -123,7 +131,7 @@ class BridgedRetrieval(FrozenEncoderModule):
     def load_pretrained(self, path: str) -> None:
         """Load both encoders."""
         super().load_pretrained(path)
-        load_into_text_encoder(self.text_encoder, path, field="model.pretrained")
+        load_encoder(self.text_encoder, path, self.hparams["text_encoder_prefixes"])
 
     def frozen(self) -> dict[str, nn.Module]:
         """Both encoders."""
@@ -134,13 +142,12 @@ class BridgedRetrieval(FrozenEncoderModule):
         super().setup(stage)
         if isinstance(self.text_encoder, BertEncoder) and stage == "fit":
             self.text_encoder.require_weights()
-        size = getattr(self.text_encoder, "vocabulary_size", None)
-        needed = getattr(getattr(self.trainer, "datamodule", None), "vocabulary_size", 0)
-        if size is not None and needed > size:
-            raise ValueError(
-                f"the tokenizer has {needed} pieces, model.text_encoder {size} embeddings; raise "
-                "model.text_encoder.vocabulary_size"
-            )
+        check_vocabulary(self, self.text_encoder)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Features [B, feature_dim] of images [B, 3, H, W]."""
+        return self.encoder(images)
 
     @torch.no_grad()
     def text_features(self, tokens: Tensor) -> Tensor:
@@ -302,3 +309,36 @@ def convergence(curve: dict[int, Tensor], share: float = 0.9) -> dict[str, Tenso
 
 def _size(*modules: nn.Module) -> Tensor:
     return torch.tensor(float(sum(parameter.numel() for module in modules for parameter in module.parameters())))
+
+
+class BridgeData(PairData):
+    """Pairs to train a bridge between two encoders on, pairs to choose its learning rate by, and pairs to judge it by.
+
+    The first two are of the split that the encoders were pre-trained on, and the tokenizer is that of the pre-training.
+
+    Args:
+        held_out_share: share of the images of `split`, evenly spaced, that the learning rate is chosen by.
+        kwargs: see PairData, CaptionData and ImageData.
+    """
+
+    def __init__(
+        self, dataset: COCO | COCOKarpathy, tokenizer: CaptionTokenizer, held_out_share: float = 0.02, **kwargs: Any
+    ) -> None:
+        super().__init__(dataset, tokenizer, **kwargs)
+        check_fraction(held_out_share)
+        self.held_out_share = held_out_share
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        kept_back = evenly_spaced(len(self.listing), self.held_out_share)
+        if not kept_back.any():
+            raise ValueError(f"data.held_out_share={self.held_out_share} keeps none of {len(self.listing)} images back")
+        self.selection_listing = self.listing.subset(np.flatnonzero(kept_back))
+        self.listing = self.listing.subset(np.flatnonzero(~kept_back))
+        self.annotations = self.dataset.annotations(self.split, self.listing)
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        listing = self.selection_listing
+        images = ImageItems(listing, **self.options(training=False))
+        captions = CaptionRows(self.dataset.annotations(self.split, listing).captions, self.words)
+        return [*self.gallery(images, captions, "selection"), *super().test_dataloader()]

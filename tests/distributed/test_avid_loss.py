@@ -1,4 +1,4 @@
-"""AVID and CMA objectives in two processes: golden numbers, and equality with one process on the joined batch."""
+"""The loss of AVID and CMA in two processes: golden numbers, and equality with one process on the joined batch."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import torch
 
 from common.memory.bank import MemoryBank
 from common.memory.collective import all_gather_concat, broadcast_from_rank_zero, mean_over_ranks, rank, world_size
-from papers.avid_cma.loss import BankObjective, CrossModalAgreement, InstanceDiscrimination
+from papers.avid_cma.loss import BankLoss
 from papers.avid_cma.mining import mine_positives
-from tests.avid_cma.test_loss_golden import CMA_TERMS, close, load, tensor
+from tests.avid_cma.test_loss_golden import TERMS, close, load, tensor
 from tests.distributed.harness import run_distributed
 
 
-def avid_objective(golden: dict[str, np.ndarray]) -> BankObjective:
-    objective = InstanceDiscrimination(40, 16, negatives=10)
+def avid_objective(golden: dict[str, np.ndarray]) -> BankLoss:
+    objective = BankLoss(negatives=10).allocate(40, 16)
     objective.video_bank.vectors.copy_(tensor(golden["bank_v_init"]))
     objective.audio_bank.vectors.copy_(tensor(golden["bank_a_init"]))
     return objective
 
 
-def cma_objective(golden: dict[str, np.ndarray]) -> BankObjective:
-    objective = CrossModalAgreement(60, 16, negatives=12, within_negatives=5, positives=4)
+def cma_objective(golden: dict[str, np.ndarray]) -> BankLoss:
+    objective = BankLoss(negatives=12, within_negatives=5, positives=4, positive_within=1.0).allocate(60, 16)
     objective.video_bank.vectors.copy_(tensor(golden["bank_v_init"]))
     objective.audio_bank.vectors.copy_(tensor(golden["bank_a_init"]))
     return objective
 
 
-def steps_of(rank: int, objective: BankObjective, golden: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def steps_of(rank: int, objective: BankLoss, golden: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Every golden step on this rank's part of the data."""
     # Only rank 0 starts from the golden banks: the others get them from it.
     if rank > 0:
         objective.video_bank.vectors.mul_(-1)
         objective.audio_bank.vectors.zero_()
-    objective.initialise()
-    if isinstance(objective, CrossModalAgreement):
+    objective.synchronize()
+    if objective.positives:
         objective.mine()
     history = []
     for step in range(2):
@@ -47,9 +47,9 @@ def steps_of(rank: int, objective: BankObjective, golden: dict[str, np.ndarray])
         out = objective(video, audio, index, negative_index=tensor(golden["neg_idx"][step, rank]))
         out["loss"].backward()
         banks = (objective.video_bank.vectors.clone(), objective.audio_bank.vectors.clone())
-        state = {"grad_v": video.grad, "grad_a": audio.grad, "Z": objective.normaliser.clone(), "banks": banks}
+        state = {"grad_v": video.grad, "grad_a": audio.grad, "Z": objective.normalizer.clone(), "banks": banks}
         history.append({**out, **state})
-    if isinstance(objective, CrossModalAgreement):
+    if objective.positives:
         history[-1]["positive_set"] = objective.positive_set
     objective.check_replicas()
     return history
@@ -71,7 +71,7 @@ def test_two_processes_equal_the_released_code(name: str) -> None:
             for key in golden:
                 kind, _, pair = key.removeprefix("term_").rpartition("-")
                 if key.startswith("term_") and not key.endswith("Modal"):
-                    close(out[f"{CMA_TERMS[kind]}_{pair}" if kind else pair], golden[key][step, rank_])
+                    close(out[f"{TERMS[kind]}_{pair}"], golden[key][step, rank_])
     if name == "cma":
         np.testing.assert_array_equal(histories[0][-1]["positive_set"], golden["positive_set"])
     for here, there in zip(*[history[-1]["banks"] for history in histories]):
@@ -90,19 +90,18 @@ def random_batch(
     return video, audio, index, torch.randint(num_items, (steps, batch, negatives), generator=generator)
 
 
-def seeded_objective(kind: str) -> BankObjective:
-    torch.manual_seed(5)
-    objective: BankObjective
+def seeded_objective(kind: str) -> BankLoss:
     if kind == "avid":
-        objective = InstanceDiscrimination(30, 8, negatives=7, within_weight=0.5)
+        objective = BankLoss(negatives=7, instance_within=0.5, seed=5).allocate(30, 8)
     else:
-        objective = CrossModalAgreement(30, 8, negatives=7, within_negatives=3, positives=4, positive_cross=0.5)
+        weights = {"positive_cross": 0.5, "positive_within": 1.0}
+        objective = BankLoss(negatives=7, within_negatives=3, positives=4, seed=5, **weights).allocate(30, 8)
         objective.mine()
-    objective.normaliser.fill_(2.5)
+    objective.normalizer.fill_(2.5)
     return objective
 
 
-def train(objective: BankObjective, data: tuple[torch.Tensor, ...], part: slice) -> tuple[list[torch.Tensor], Any]:
+def train(objective: BankLoss, data: tuple[torch.Tensor, ...], part: slice) -> tuple[list[torch.Tensor], Any]:
     """Gradients of every step, and the banks at the end, on a part of each batch."""
     gradients = []
     for video, audio, index, negatives in zip(*data):
@@ -133,10 +132,11 @@ def test_ranks_draw_different_negatives_and_repeat_them_after_a_restart() -> Non
     def draws(rank: int) -> list[torch.Tensor]:
         objective = seeded_objective("avid")
         index = torch.arange(4)
-        first = objective._draw_negatives(index, index[:, None], None, training=True)
-        again = seeded_objective("avid")._draw_negatives(index, index[:, None], None, training=True)
+        positives = objective.positives_of(index)
+        first = objective.draw_negatives(index, positives, training=True)
+        again = seeded_objective("avid").draw_negatives(index, positives, training=True)
         objective.step += 1
-        return [first, again, objective._draw_negatives(index, index[:, None], None, training=True)]
+        return [first, again, objective.draw_negatives(index, positives, training=True)]
 
     here, there = run_distributed(draws)
     np.testing.assert_array_equal(here[0], here[1])
@@ -196,10 +196,10 @@ def test_collectives_keep_rank_order() -> None:
 def test_validation_on_different_numbers_of_batches_does_not_wait() -> None:
     def validate(rank: int) -> float:
         torch.manual_seed(rank)
-        objective = InstanceDiscrimination(30, 8, negatives=7)
+        objective = BankLoss(negatives=7).allocate(30, 8)
         for _ in range(rank + 1):
             objective(torch.randn(2, 8), torch.randn(2, 8), torch.tensor([0, 1]), update=False)
-        return objective.normaliser.item()
+        return objective.normalizer.item()
 
     assert run_distributed(validate, 2, 20) == [-1.0, -1.0]
 

@@ -1,4 +1,4 @@
-"""Frozen released networks that judge generated images at paper scale, each from a local file or folder.
+"""Frozen released networks whose outputs generated images are measured by, each from a local file or folder.
 
 Nothing is downloaded. All take images [B, 3, S, S] in [0, 1].
 """
@@ -13,26 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.data.datasets.coco import CLASSES
 from common.encoders.checkpoint_files import CheckpointError, differences, named_tensors, read_checkpoint
-from common.metrics.generation import CLASSES
 
 # torchvision's detectors count 91 ids, as COCO does, of which these are not used.
 _UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 
 
 class InceptionV3(nn.Module):
-    """Inception V3 of ImageNet: the features and classes of FID and inception score as XMC-GAN measures them.
+    """Inception V3 of ImageNet: the features and classes of FID and inception score.
 
-    The architecture is that of Keras, whose weights the official evaluation uses; torchvision's come from the same
-    authors by way of another conversion. Scores are close to the official ones but not equal to the digit.
+    The architecture is that of Keras. torchvision's weights come from the same authors by way of another conversion:
+    scores are close to those with Keras' weights but not equal to the digit.
 
     Args:
         path: `inception_v3_google-0cc3c7bd.pth` of torchvision.
 
     Raises:
         CheckpointError: the file is missing, damaged or of another network.
-
-    Source: specification 9.1.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -56,7 +54,7 @@ class InceptionV3(nn.Module):
 
 
 class TensorFlowInception(nn.Module):
-    """The Inception of 2015 that most papers' FID uses, in torchmetrics' port; never comparable with this paper's.
+    """The Inception of 2015 that most papers' FID uses, in torchmetrics' port; it compares with no other network.
 
     Args:
         path: `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity; pytorch-fid has the same file under another
@@ -82,11 +80,10 @@ class TensorFlowInception(nn.Module):
         return self.network((images.float() * 255).round().clamp(0, 255).to(torch.uint8))
 
 
-class ClipJudge(nn.Module):
+class ClipEmbeddings(nn.Module):
     """CLIP's embeddings of images and texts, for R-precision.
 
-    The paper's encoder was trained on Conceptual Captions and never published: numbers with CLIP show an order and
-    cannot be compared with the tables.
+    Papers train encoders of their own for it: numbers with CLIP show an order and cannot be compared with theirs.
 
     Args:
         folder: model and tokenizer, as `save_pretrained` writes them.
@@ -96,7 +93,7 @@ class ClipJudge(nn.Module):
     """
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
@@ -111,13 +108,13 @@ class ClipJudge(nn.Module):
         self.size = int(model.config.vision_config.image_size)
         # Of the images that CLIP was trained on.
         self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None])
-        self.register_buffer("deviation", torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None])
+        self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None])
         self.eval().requires_grad_(False)
 
     def images(self, images: Tensor) -> Tensor:
         """Embeddings [B, d]."""
         resized = F.interpolate(images.float(), (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
-        pixels = (resized - self.mean) / self.deviation
+        pixels = (resized - self.mean) / self.std
         return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -140,7 +137,7 @@ class ObjectDetector(nn.Module):
     Raises:
         CheckpointError: the file is missing, damaged or of another network.
 
-    Source: confidence 0.5, non-maximum suppression 0.4: specification 9.3.
+    Source: confidence 0.5 and non-maximum suppression 0.4, as in the public tool.
     """
 
     numbers: Tensor
@@ -161,15 +158,15 @@ class ObjectDetector(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Whether each class is found [B, 80]."""
-        found = torch.zeros(len(images), len(CLASSES) + 1, dtype=torch.bool, device=images.device)
-        for row, detected in zip(found, self.network(list(images.float()))):
-            row[self.numbers[detected["labels"]]] = True  # -1, no class of ours, is the last column
-        return found[:, :-1]
+        present = torch.zeros(len(images), len(CLASSES) + 1, dtype=torch.bool, device=images.device)
+        for row, detected in zip(present, self.network(list(images.float()))):
+            row[self.numbers[detected["labels"]]] = True  # -1, none of the 80 classes, is the last column
+        return present[:, :-1]
 
 
 def _fill(network: nn.Module, path: str | Path) -> None:
-    found = named_tensors(read_checkpoint(path))
-    problem = differences(network.state_dict(), found)
+    weights = named_tensors(read_checkpoint(path))
+    problem = differences(network.state_dict(), weights)
     if problem:
         raise CheckpointError(f"{path}: weights of another network: {problem}")
-    network.load_state_dict(found)
+    network.load_state_dict(weights)

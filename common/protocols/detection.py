@@ -1,8 +1,7 @@
 """Object detection on Pascal VOC as a transfer protocol: Faster R-CNN on the fourth stage of the image encoder.
 
 The parts are torchvision's: region proposals, RoI heads and their losses. The data module is here as well, since
-nothing else reads boxes. Instance segmentation on COCO runs in detectron2, on an exported backbone: see
-`checkpoints.py` and the folder `detectron2`.
+nothing else reads boxes.
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ from common.data.items import Sample
 from common.data.listing import Listing
 from common.data.samplers import EpochSampler
 from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from common.encoders.checkpoint_files import load_encoder
 from common.encoders.image import ImageResNet
 from common.metrics.detection import (
     DetectedImage,
@@ -47,8 +47,9 @@ from common.metrics.detection import (
     coco_average_precision,
     voc07_average_precision,
 )
-from papers.mct.data import ImageData
-from papers.mct.weights import load_into_encoder
+from common.protocols.base import PREFIXES
+from common.protocols.data import ImageData
+from common.training.examples import Draw, Example, batches_of_epoch
 
 Batch = dict[str, Any]
 Objects = dict[str, Tensor]
@@ -71,6 +72,7 @@ class Detection(pl.LightningModule):
         image_encoder: its weights are replaced by those of `pretrained`.
         num_classes: kinds of objects, without the background.
         pretrained: checkpoint with the pre-trained encoder; None trains from the initial weights.
+        encoder_prefixes: where the encoder lies in that file; see `load_encoder`.
         anchor_sizes, anchor_ratios: sides in pixels, and height over width, of the boxes around every place of the map.
         proposals_per_map_training, proposals_per_map_test: how many of the best are looked at.
         proposals_training, proposals_test: how many of these are left without overlap.
@@ -94,9 +96,9 @@ class Detection(pl.LightningModule):
         ValueError: an argument is out of range; before training, when the data have another number of classes; before
             the test, when there are no training batches for the statistics.
 
-    Source: specification 9. What it leaves open is detectron2's default: the numbers of proposals in training, the
-    thresholds, the start of the warm-up, no weight decay of batch normalisation. Its box losses are L1, torchvision's
-    are smooth below a ninth.
+    Source: Faster R-CNN R50-C4 as detectron2 trains it on VOC, its defaults included: the numbers of proposals in
+    training, the thresholds, the start of the warm-up, no weight decay of batch normalization. Its box losses are L1,
+    torchvision's are smooth below a ninth.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Detection(pl.LightningModule):
         image_encoder: ImageResNet,
         num_classes: int,
         pretrained: str | None = None,
+        encoder_prefixes: Sequence[str] = PREFIXES,
         anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
         anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
         proposals_per_map_training: int = 12000,
@@ -202,7 +205,7 @@ class Detection(pl.LightningModule):
         if found != own:
             raise ValueError(f"num_classes: the model has {own}, but the data have {found}; set it to {found}")
         if stage == "fit" and self.hparams["pretrained"] is not None:
-            load_into_encoder(self.image_encoder, self.hparams["pretrained"], field="model.pretrained")
+            load_encoder(self.image_encoder, self.hparams["pretrained"], self.hparams["encoder_prefixes"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum of the losses of proposals and of detections."""
@@ -321,7 +324,7 @@ def recompute_batch_statistics(module: nn.Module, batches: Iterable[Sequence[Any
     Raises:
         ValueError: there is no batch.
 
-    Source: specification 9 ("precise BN").
+    Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm" ("precise BN").
     """
     norms: list[Any] = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
@@ -380,8 +383,6 @@ class BoxTransform:
 
     Raises:
         ValueError: a number is out of range.
-
-    Source: specification 9.
     """
 
     sizes: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
@@ -543,6 +544,20 @@ class DetectionData(ImageData):
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self.training_loader(self.training_images, collate_fn=collate_detection)
+
+    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+        """A made-up batch of `size` images of the largest size, with two boxes each."""
+        image = cast(BoxTransform, self.image)
+        side = max(image.sizes)
+        boxes = torch.tensor([[0.1, 0.1, 0.5, 0.6], [0.4, 0.3, 0.9, 0.9]]) * side
+        objects = {"boxes": boxes, "labels": torch.tensor([1, 2]), "difficult": torch.zeros(2, dtype=torch.bool)}
+        batch = {
+            "images": [draw.normal(3, side, min(side * 4 // 3, image.max_size)) for _ in range(size)],
+            "targets": [dict(objects) for _ in range(size)],
+            "index": torch.arange(size),
+        }
+        batches = batches_of_epoch(self.dataset.published_count(self.train_split), self.batch_size)
+        return Example(batch, batches, {"num_classes": module.hparams["num_classes"]})
 
     def statistics_dataloader(self) -> DataLoader[Any]:
         """Training batches in the order of the first epoch, the same ones whenever it is called."""

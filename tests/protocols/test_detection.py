@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from common.data.datasets.voc import PascalVOC
+from common.encoders.checkpoint_files import CheckpointError, load_encoder
 from common.encoders.image import ImageResNet
 from common.metrics.detection import (
     OVERLAPS,
@@ -26,8 +27,7 @@ from common.metrics.detection import (
     coco_average_precision,
     voc07_average_precision,
 )
-from common.training.callbacks import StepSeed
-from papers.mct.detection import (
+from common.protocols.detection import (
     BoxTransform,
     Detection,
     DetectionData,
@@ -35,7 +35,7 @@ from papers.mct.detection import (
     pad_together,
     recompute_batch_statistics,
 )
-from papers.mct.weights import CheckpointError, load_backbone
+from common.training.callbacks import StepSeed
 from tests.distributed.harness import run_distributed
 
 DETECTRON2 = Path(__file__).parents[2] / "papers" / "mct" / "detectron2"
@@ -583,15 +583,17 @@ METRICS = {f"test/{rules}{name}" for rules in ("", "coco_") for name in ("ap", "
 
 def test_fit_and_test(voc: Path, tmp_path: Path) -> None:
     start = tmp_path / "pretrained.ckpt"
-    torch.save({"state_dict": {f"image.query.backbone.{k}": v for k, v in encoder(5).state_dict().items()}}, start)
-    module = detector(pretrained=str(start), learning_rate=0.0)
+    torch.save({"state_dict": {f"image.{k}": v for k, v in encoder(5).state_dict().items()}}, start)
+    module = detector(pretrained=str(start), encoder_prefixes=["image."], learning_rate=0.0)
     run = trainer(tmp_path, max_steps=5)
     run.fit(module, datamodule=data(voc))
     assert run.global_step == 5
     # Nothing was learnt at that rate, so the weights are still those of the file.
     assert torch.equal(module.image_encoder.conv1.weight, encoder(5).conv1.weight)
     run.save_checkpoint(tmp_path / "last.ckpt")
-    assert torch.equal(load_backbone(tmp_path / "last.ckpt")["conv1.weight"], encoder(5).conv1.weight)
+    again = encoder(6)
+    load_encoder(again, tmp_path / "last.ckpt", ["image_encoder."])
+    assert torch.equal(again.conv1.weight, encoder(5).conv1.weight)
     first = run.test(module, datamodule=data(voc), verbose=False)[0]
     assert set(first) == METRICS
     assert first["test/images"] == 7

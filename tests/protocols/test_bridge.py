@@ -12,15 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.data.datasets.coco import COCO
 from common.data.text import WordVocabulary
-from common.reporting.papers import SCALES
-from common.stages.configuration import resolve
+from common.encoders.checkpoint_files import CheckpointError
+from common.protocols.bridge import BridgeData, BridgedRetrieval, convergence
 from common.stages.loggers import MetricsFile, read_metrics
 from common.training.data_module import ShardedDataModule
-from papers.mct.bridge import BridgedRetrieval, convergence
-from papers.mct.data import BridgeData
-from papers.mct.weights import CheckpointError, load_into_text_encoder
-from tests.mct.test_data import SMALL, attached, coco
-from tests.mct.test_evaluation import results_of, trainer
+from tests.protocols.parts import results_of, trainer
+from tests.protocols.test_captions import coco
+from tests.protocols.test_data import SMALL, attached
 
 WIDTH, HIDDEN_WIDTH = 6, 8
 
@@ -152,18 +150,18 @@ def test_the_training_must_end_with_the_last_length(tmp_path: Path) -> None:
         run.fit(bridged(), datamodule=PointData())
 
 
-def test_the_text_encoder_is_found_in_a_checkpoint(tmp_path: Path) -> None:
-    encoder, other = Linear(3), Linear(4)
-    state = {f"text.query.backbone.{name}": value for name, value in encoder.state_dict().items()}
-    torch.save({"state_dict": {**state, "text.key.backbone.weight": other.weight.detach()}}, tmp_path / "both.ckpt")
-    load_into_text_encoder(other, tmp_path / "both.ckpt")
-    assert torch.equal(other.weight, encoder.weight)
-    torch.save({"state_dict": {"image.query.backbone.conv1.weight": torch.ones(1)}}, tmp_path / "image.ckpt")
-    with pytest.raises(CheckpointError, match=r"^model.pretrained: no text backbone in .*pre-trained without captions"):
-        load_into_text_encoder(other, tmp_path / "image.ckpt")
-    torch.save({"state_dict": {"text.query.backbone.weight": torch.ones(2, 2)}}, tmp_path / "small.ckpt")
-    with pytest.raises(CheckpointError, match="has another architecture than text_encoder"):
-        load_into_text_encoder(other, tmp_path / "small.ckpt")
+def test_both_encoders_are_read_from_one_checkpoint(tmp_path: Path) -> None:
+    shape = (WIDTH, HIDDEN_WIDTH)
+    state = {"image.weight": torch.ones(shape), "text.weight": torch.zeros(shape)}
+    path = tmp_path / "both.ckpt"
+    torch.save({"state_dict": state}, path)
+    module = bridged(encoder_prefixes=["image."], text_encoder_prefixes=["text."])
+    module.load_pretrained(str(path))
+    assert torch.equal(module.encoder.weight, state["image.weight"])
+    assert torch.equal(module.text_encoder.weight, state["text.weight"])
+    torch.save({"state_dict": {"image.weight": torch.ones(shape)}}, path)
+    with pytest.raises(CheckpointError, match=r"^model.pretrained: no encoder in .* text\.weight; found image\.weight"):
+        module.load_pretrained(str(path))
 
 
 # -- how soon ----------------------------------------------------------------------------------------------------------
@@ -203,24 +201,3 @@ def test_pairs_that_choose_are_never_trained_on(tmp_path: Path) -> None:
     assert seen == [2, len(data.annotations.captions[0]) * 2, 3, len(data.held_out_captions)]
     with pytest.raises(ValueError, match=r"data.held_out_share=0.01 keeps none of 8 images back"):
         attached(BridgeData(COCO(tmp_path), words, held_out_share=0.01, **options))
-
-
-# -- fairness ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_rows_differ_in_the_losses_alone(scale: str) -> None:
-    joint = resolve("mct", "mct", scale=scale).config
-    for recipe in ("intra_only", "inter_only", "intra_only_tag", "mct_tag"):
-        other = resolve("mct", recipe, scale=scale).config
-        assert other["trainer"] == joint["trainer"]
-        assert other["data"] == joint["data"]
-        arguments, expected = other["model"]["init_args"], joint["model"]["init_args"]
-        changed = {name for name in expected if arguments[name] != expected[name]}
-        assert changed <= {"weight_ii", "weight_tag", "weight_cc", "weight_cross"}
-    # The bridge stands on the very same encoders, reads the same images and captions, and by the same words.
-    bridge = resolve("mct", "bridge", scale=scale).config
-    for name in ("image_encoder", "text_encoder"):
-        assert bridge["model"]["init_args"][name] == joint["model"]["init_args"][name]
-    for name in ("dataset", "world", "tokenizer", "split", "held_out_split", "batch_size"):
-        assert bridge["data"]["init_args"][name] == joint["data"]["init_args"][name]

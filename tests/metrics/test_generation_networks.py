@@ -1,4 +1,4 @@
-"""The released networks that judge at paper scale, with random weights in files of the released names and layouts."""
+"""The released networks that generated images are measured by, with random weights in the released layouts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.data.datasets.coco import CLASSES
 from common.encoders.checkpoint_files import CheckpointError
-from common.metrics.generation import CLASSES
-from papers.xmc_gan.judges import ClipJudge, InceptionV3, ObjectDetector, TensorFlowInception
+from common.metrics.generation.networks import ClipEmbeddings, InceptionV3, ObjectDetector, TensorFlowInception
 
 
 def test_inception(tmp_path: Path) -> None:
@@ -19,16 +19,16 @@ def test_inception(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = inception_v3(weights=None, init_weights=False, aux_logits=True, transform_input=True).eval()
     torch.save(network.state_dict(), tmp_path / "inception.pth")
-    judge = InceptionV3(tmp_path / "inception.pth")
+    inception = InceptionV3(tmp_path / "inception.pth")
     images = torch.rand(2, 3, 32, 32)
-    features, probabilities = judge(images)
+    features, probabilities = inception(images)
     assert features.shape == (2, 2048)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
     # torchvision's own preprocessing of images that are normalised by ImageNet's statistics.
-    mean, deviation = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     resized = torch.nn.functional.interpolate(images, (299, 299), mode="bilinear", antialias=True)
     with torch.no_grad():
-        expected = network((resized - mean) / deviation).softmax(1)
+        expected = network((resized - mean) / std).softmax(1)
     torch.testing.assert_close(probabilities, expected, rtol=1e-3, atol=1e-6)
     torch.save({"fc.weight": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="weights of another network"):
@@ -41,19 +41,19 @@ def test_detector(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
     torch.save(network.state_dict(), tmp_path / "detector.pth")
-    judge = ObjectDetector(tmp_path / "detector.pth", size=64)
+    detector = ObjectDetector(tmp_path / "detector.pth", size=64)
     names = FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1.meta["categories"]
-    assert {names[label]: CLASSES[number] for label, number in enumerate(judge.numbers[:91]) if number >= 0} == {
+    assert {names[label]: CLASSES[number] for label, number in enumerate(detector.numbers[:91]) if number >= 0} == {
         name: name for name in CLASSES
     }
-    found = judge(torch.rand(2, 3, 64, 64))
+    found = detector(torch.rand(2, 3, 64, 64))
     assert found.shape == (2, 80)
 
     def detected(images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         return [{"labels": torch.tensor([18, 1, 12])}, {"labels": torch.tensor([], dtype=torch.int64)}]
 
-    judge.network.forward = detected  # type: ignore[method-assign]
-    found = judge(torch.rand(2, 3, 64, 64))
+    detector.network.forward = detected  # type: ignore[method-assign]
+    found = detector(torch.rand(2, 3, 64, 64))
     assert [CLASSES[number] for number in found[0].nonzero().flatten()] == ["person", "dog"]
     assert not found[1].any()
 
@@ -74,13 +74,13 @@ def test_clip(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
-    judge = ClipJudge(tmp_path)
-    assert judge.images(torch.rand(3, 3, 20, 20)).shape == (3, 8)
-    texts = judge.texts(["a red dog", "a cat " * 30])
+    clip = ClipEmbeddings(tmp_path)
+    assert clip.images(torch.rand(3, 3, 20, 20)).shape == (3, 8)
+    texts = clip.texts(["a red dog", "a cat " * 30])
     assert texts.shape == (2, 8)
-    torch.testing.assert_close(judge.texts(["a red dog"]), texts[:1])
+    torch.testing.assert_close(clip.texts(["a red dog"]), texts[:1])
     with pytest.raises(CheckpointError, match="holds no CLIP model"):
-        ClipJudge(tmp_path / "absent")
+        ClipEmbeddings(tmp_path / "absent")
 
 
 def test_the_other_inception_names_a_file_of_another_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
