@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
+from common.encoders.checkpoint_files import write_whole
+from common.files import write_text_atomically
+from common.monitoring.figures import Pixels
+from common.monitoring.media import log_image, media_folder
+
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-
-Pixels = npt.NDArray[np.uint8]
 
 #: Captions in a row.
 CAPTIONS = 8
@@ -32,11 +34,6 @@ class Shown(NamedTuple):
     batch: dict[str, Any]
 
 
-def media_folder(module: pl.LightningModule) -> Path:
-    """Folder of a run's pictures."""
-    return Path(module.trainer.default_root_dir) / "media"
-
-
 def first_captions(module: pl.LightningModule, count: int = CAPTIONS) -> Shown:
     """The first captions of the test, on the module's device."""
     loader: Any = module.trainer.test_dataloaders
@@ -49,7 +46,7 @@ def draw_real_row(module: pl.LightningModule) -> None:
     """Write the row of the captions' real images; rank 0 alone draws."""
     if module.trainer.is_global_zero:
         shown = first_captions(module)
-        log_picture(module, write_row(shown.texts, pixels(shown.batch["image"]), media_folder(module)))
+        log_image(module, write_row(shown.texts, pixels(shown.batch["image"]), media_folder(module)))
 
 
 def pixels(images: Tensor) -> Pixels:
@@ -69,10 +66,9 @@ def write_row(texts: Sequence[str], images: Pixels, folder: Path) -> Path:
     Returns:
         The picture.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "captions.row.png"
-    Image.fromarray(side_by_side(images)).save(path)
-    path.with_suffix(".json").write_text(json.dumps(list(texts), ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(path, lambda partial: Image.fromarray(side_by_side(images)).save(partial, "PNG"))
+    write_text_atomically(path.with_suffix(".json"), json.dumps(list(texts), ensure_ascii=False) + "\n")
     return path
 
 
@@ -82,19 +78,3 @@ def side_by_side(images: Pixels) -> Pixels:
     large = images.repeat(scale, axis=1).repeat(scale, axis=2)
     gap = np.full((large.shape[1], GAP, 3), 255, dtype=np.uint8)
     return np.concatenate([part for image in large for part in (image, gap)][:-1], axis=1)
-
-
-def log_picture(
-    module: pl.LightningModule, path: Path, columns: list[str] | None = None, cells: list[list[Any]] | None = None
-) -> None:
-    """Give a picture, and a table with pictures in it, to a W&B logger where there is one."""
-    from lightning.pytorch.loggers import WandbLogger
-
-    for logger in module.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(path.stem, [str(path)])
-            if columns is not None and cells is not None:
-                import wandb
-
-                rows = [[cell if isinstance(cell, str) else wandb.Image(cell) for cell in row] for row in cells]
-                logger.log_table(f"{path.stem}_table", columns=columns, data=rows)

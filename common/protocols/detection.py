@@ -21,6 +21,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from matplotlib import colormaps
+from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -47,6 +49,7 @@ from common.metrics.detection import (
     coco_average_precision,
     voc07_average_precision,
 )
+from common.monitoring.figures import chart, plain, save_figure
 from common.protocols.base import PREFIXES
 from common.protocols.data import ImageData
 from common.training.examples import Draw, Example, batches_of_epoch
@@ -593,31 +596,24 @@ def draw_detections(
     path: Path,
     least_score: float = 0.5,
 ) -> None:
-    """Draw images with what is there (dashed, white) and what was found (coloured by class, with scores).
+    """Draw images with what is there (dashed, white) and what was found (colored by class, with scores).
 
     Args:
-        module: only its loggers are used: a W&B logger gets the picture.
+        module: only its loggers are used.
         images: the images that the keys of `found` count.
         found: the images to draw.
         path: PNG file to write.
         least_score: detections below it are left out.
     """
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    import matplotlib.pyplot as plt
-    from lightning.pytorch.loggers import WandbLogger
-
     columns = min(3, len(found))
     rows = math.ceil(len(found) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3 * rows), squeeze=False, layout="constrained")
-    colours = plt.get_cmap("tab20")
+    figure, axes = chart(rows, columns, size=(3 * columns, 3 * rows))
     for axis in axes.flat:
         axis.set_axis_off()
 
     def frame(axis: Any, box: np.ndarray, **options: Any) -> None:
         left, top, right, bottom = box.tolist()
-        axis.add_patch(plt.Rectangle((left, top), right - left, bottom - top, fill=False, **options))
+        axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, **options))
 
     for axis, (item, image) in zip(axes.flat, found.items()):
         pixels = images.preview(item)
@@ -629,14 +625,9 @@ def draw_detections(
         for box, label, score in zip(image.boxes, image.labels.tolist(), image.scores.tolist()):
             if score < least_score:
                 continue
-            colour = colours(label % 20)
-            frame(axis, box, edgecolor=colour, linewidth=1.5)
-            name = f"{images.listing.classes[label - 1]} {score:.2f}"
-            axis.text(box[0], box[1], name, fontsize=6, color="white", backgroundcolor=colour)
-        axis.set_title(images.name(item), fontsize=6)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    for logger in module.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image("detections", [str(path)])
+            color = colormaps["tab20"](label % 20)
+            frame(axis, box, edgecolor=color, linewidth=1.5)
+            name = plain(f"{images.listing.classes[label - 1]} {score:.2f}")
+            axis.text(box[0], box[1], name, fontsize=6, color="white", backgroundcolor=color)
+        axis.set_title(plain(images.name(item)), fontsize=6)
+    save_figure(module, figure, path)

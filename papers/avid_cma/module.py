@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common.encoders.heads import ProjectionHead
 from common.metrics.gathering import RowsOncePerSample
 from common.training.optimisers import fused
-from papers.avid_cma import diagnostics
+from papers.avid_cma import monitoring
 from papers.avid_cma.data import PretrainingData
 from papers.avid_cma.loss import BankLoss
 from papers.avid_cma.model import AVID
@@ -79,7 +79,7 @@ class AVIDModule(pl.LightningModule):
 
         self.model = AVID(video_encoder, audio_encoder, head(video_encoder), head(audio_encoder))
         self.loss = loss
-        self.progress = diagnostics.Progress()
+        self.progress = monitoring.Progress()
         self._listing_fingerprint = ""
         self._without_files = False
 
@@ -232,12 +232,12 @@ class AVIDModule(pl.LightningModule):
         index, rows = self._held_out.compute(self.device)
         video, audio = rows["video"], rows["audio"]
         banks = self.loss.video_bank.vectors, self.loss.audio_bank.vectors
-        metrics = diagnostics.cross_modal_retrieval(video, audio)
-        metrics |= diagnostics.bank_agreement(
+        metrics = monitoring.cross_modal_retrieval(video, audio)
+        metrics |= monitoring.bank_agreement(
             *banks, self.data.listing.labels, self.loss.positives or self.hparams["mined"]
         )
-        metrics |= self.progress.compute(self.loss.normalizer) | diagnostics.bank_norms(*banks)
+        metrics |= self.progress.compute(self.loss.normalizer) | monitoring.bank_norms(*banks)
         self.log_dict({f"test/{name}": torch.as_tensor(value) for name, value in metrics.items()})
         if self.trainer.is_global_zero:
             path = Path(self.trainer.default_root_dir) / "media" / "neighbours.png"
-            diagnostics.draw_neighbours(self, self.data.held_out_clips, video, audio, index, path)
+            monitoring.draw_neighbours(self, self.data.held_out_clips, video, audio, index, path)

@@ -26,7 +26,7 @@ from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.protocols.captions import check_vocabulary
 from common.training.optimisers import CombinedOptimizer, cosine_by_epoch, fused
-from papers.mct import diagnostics
+from papers.mct import monitoring
 from papers.mct.data import PretrainingData
 from papers.mct.loss import MultimodalContrast
 from papers.mct.model import MCT, SEPARATE, Heads, Tower, encode_keys
@@ -237,12 +237,12 @@ class MCTModule(pl.LightningModule):
         rows = index.cpu().numpy()
         tags = torch.from_numpy(data.held_out_annotations.tags[rows]).to(self.device)
         metrics = {
-            "neighbours_with_a_tag": diagnostics.tagged_neighbours(images["feature"], tags),
-            "uniformity": diagnostics.uniformity(images["embedding"]),
+            "neighbours_with_a_tag": monitoring.tagged_neighbours(images["feature"], tags),
+            "uniformity": monitoring.uniformity(images["embedding"]),
         }
         if self.trainer.is_global_zero:
             names = [data.tag_names[row.argmax()] if row.any() else "no tag" for row in tags.cpu().numpy()]
-            diagnostics.draw_map(self, images["feature"], names, media / "map.png", self.loss.seed)
+            monitoring.draw_map(self, images["feature"], names, media / "map.png", self.loss.seed)
         if self.model.text is not None and self.model.embedding == "inter":
             position, captions = self._captions.compute(self.device)
             row, known = owner_rows(index, captions["image"])
@@ -253,7 +253,7 @@ class MCTModule(pl.LightningModule):
             metrics["t2i_chance_medr"] = torch.tensor(len(index) / 2)
             if self.trainer.is_global_zero:
                 text = [data.held_out_captions.text[place] for place in position[known].tolist()]
-                diagnostics.draw_retrieval(
+                monitoring.draw_retrieval(
                     self, images["embedding"], caption, row, lambda i: data.held_out_images.preview(int(rows[i])),
                     text, media, data.credit,
                 )  # fmt: skip

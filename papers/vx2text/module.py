@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.protocols.text import TextTest
 from common.training.optimisers import adamw, clip_by_norm
-from papers.vx2text import diagnostics
+from papers.vx2text import monitoring
 from papers.vx2text.data import VideoTextData
 from papers.vx2text.gumbel import gumbel_noise
 from papers.vx2text.language_model import OptionClassifier
@@ -186,7 +186,7 @@ class VX2TextModule(pl.LightningModule):
     def on_test_start(self) -> None:
         self.test.reset()
         self.token_precision = TokenPrecision()
-        self.shift = diagnostics.TokenShift(self)
+        self.shift = monitoring.TokenShift(self)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         index = batch["index"]

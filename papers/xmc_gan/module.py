@@ -18,7 +18,7 @@ from common.memory.momentum import MomentumPair
 from common.metrics.gathering import OncePerSample
 from common.protocols.generation import ImageEvaluation
 from common.training.optimisers import fused
-from papers.xmc_gan import diagnostics
+from papers.xmc_gan import monitoring
 from papers.xmc_gan.data import TextToImageData
 from papers.xmc_gan.layers import keeping_statistics
 from papers.xmc_gan.loss import XMCGANLoss, pair_loss
@@ -280,4 +280,4 @@ class XMCGANModule(pl.LightningModule):
             self.log_dict({f"test/real_{name}_accuracy": value.float() for name, value in matched.items()})
         if self.evaluation is not None:
             self.log_dict({f"test/{name}": value for name, value in self.evaluation.compute().items()})
-        diagnostics.draw(self)
+        monitoring.draw(self)

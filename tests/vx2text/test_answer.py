@@ -15,7 +15,7 @@ from common.errors import StageError
 from common.reporting.records import Record
 from common.stages.run import StageRequest, run_stage
 from papers.vx2text.answer import answer, caption
-from papers.vx2text.diagnostics import listed_categories
+from papers.vx2text.monitoring import listed_categories
 from tests.data.media_factory import tone, write_video, write_wav
 from tests.stages import request
 

@@ -1,6 +1,6 @@
-"""Pictures for people: what a generator makes of the same captions in every stage, and how it gets there.
+"""What a generator makes of the same captions in every stage, and how it gets there.
 
-The paper shows generated images beside those of other models; these figures are ours. All are drawn by the measured
+The paper shows generated images beside those of other models; these figures are our own. All are drawn by the measured
 generator from the first captions of the test, with noise that is the same in every stage, so that stages can be
 compared picture by picture: `captions.row.png` is one row of such a comparison, which the report puts together.
 """
@@ -14,21 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from matplotlib import colormaps
 from torch import Tensor
 
-from common.monitoring.image_rows import (
-    GAP,
-    SHOWN_SIDE,
-    Pixels,
-    Shown,
-    first_captions,
-    log_picture,
-    media_folder,
-    pixels,
-    side_by_side,
-    write_row,
-)
+from common.monitoring.figures import Cell, Pixels, Row, chart, image_grid, save_figure
+from common.monitoring.image_rows import Shown, first_captions, pixels, write_row
+from common.monitoring.media import log_image, log_table, media_folder
 from papers.xmc_gan.model import noise_of
 
 if TYPE_CHECKING:
@@ -47,7 +38,7 @@ SEED = 0
 
 @torch.no_grad()
 def draw(module: Any) -> None:
-    """Write all figures into the folder `media` of the run, and give them to a W&B logger; rank 0 alone draws.
+    """Write all figures into the folder `media` of the run; rank 0 alone draws.
 
     Args:
         module: an `XMCGANModule` at the end of its test, in evaluation mode.
@@ -60,7 +51,7 @@ def draw(module: Any) -> None:
     count = len(shown.texts)
     images = [module.generate(captions, _noise(module, count, number)) for number in range(NOISES)]
     draw_grid(module, shown, [pixels(part) for part in images], folder)
-    log_picture(module, write_row(shown.texts, pixels(images[0]), folder))
+    log_image(module, write_row(shown.texts, pixels(images[0]), folder))
     draw_interpolation(module, shown, captions, folder)
     draw_attention(module, shown, captions, pixels(images[0]), folder)
     draw_curves(module, Path(module.trainer.default_root_dir) / "metrics.csv", folder)
@@ -89,16 +80,16 @@ def draw_grid(module: pl.LightningModule, shown: Shown, generated: Sequence[Pixe
         generated: for each noise vector the images of all captions [N, S, S, 3].
         folder: where the file goes.
     """
-    plt = _pyplot()
     real = pixels(shown.batch["image"])
-    lines = [np.stack([real[n], *(part[n] for part in generated)]) for n in range(len(shown.texts))]
-    columns = ["real", *(f"noise {number + 1}" for number in range(len(generated)))]
-    figure = _lines(plt, lines, shown.texts, [columns] * len(lines), "The real image of a caption, then generated ones")
-    path = folder / "caption_grid.png"
-    _write(plt, figure, path)
-    cells = [[text, real[n], *(part[n] for part in generated)] for n, text in enumerate(shown.texts)]
-    names = ["caption", "real", *(f"generated {number + 1}" for number in range(len(generated)))]
-    log_picture(module, path, names, cells)
+    rows = [
+        Row(text, [Cell(real[n], "real"), *(Cell(part[n], f"noise {k + 1}") for k, part in enumerate(generated))])
+        for n, text in enumerate(shown.texts)
+    ]
+    figure = image_grid(rows, "The real image of a caption, then generated ones")
+    save_figure(module, figure, folder / "caption_grid.png")
+    table = [[text, real[n], *(part[n] for part in generated)] for n, text in enumerate(shown.texts)]
+    columns = ["caption", "real", *(f"generated {number + 1}" for number in range(len(generated)))]
+    log_table(module, "caption_grid_table", columns, table)
 
 
 def draw_interpolation(module: Any, shown: Shown, captions: Any, folder: Path) -> None:
@@ -109,18 +100,15 @@ def draw_interpolation(module: Any, shown: Shown, captions: Any, folder: Path) -
         shown, captions: texts and vectors of the captions.
         folder: where the file goes.
     """
-    plt = _pyplot()
     lines = min(PATHS, len(shown.texts))
     start, end = (_noise(module, lines, number) for number in (0, 1))
     rows = []
     for line in range(lines):
         own = type(captions)(*(value[line : line + 1].expand(STEPS, *value.shape[1:]) for value in captions))
-        rows.append(pixels(module.generate(own, slerp(start[line], end[line], STEPS))))
-    title = "Noise turns from one vector to another, the caption stays"
-    figure = _lines(plt, rows, shown.texts, [[]] * lines, title)
-    path = folder / "interpolation.png"
-    _write(plt, figure, path)
-    log_picture(module, path)
+        images = pixels(module.generate(own, slerp(start[line], end[line], STEPS)))
+        rows.append(Row(shown.texts[line], [Cell(image) for image in images]))
+    figure = image_grid(rows, "Noise turns from one vector to another, the caption stays")
+    save_figure(module, figure, folder / "interpolation.png")
 
 
 def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, folder: Path) -> None:
@@ -132,24 +120,19 @@ def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, fol
         images: generated with the first noise vector [N, S, S, 3].
         folder: where the file goes.
     """
-    plt = _pyplot()
     lines = min(ATTENDED, len(shown.texts))
     own = type(captions)(*(value[:lines] for value in captions))
     weights = module.measured.attention(_noise(module, len(shown.texts), 0)[:lines], *own).float().cpu().numpy()
     words = [words_of(text, module.trainer.datamodule.tokenizer) for text in shown.texts[:lines]]
-    rows, labels = [], []
-    for image, maps, spoken in zip(images, weights, words):
+    rows = []
+    for text, image, maps, spoken in zip(shown.texts, images, weights, words):
         tops = maps.max(axis=(1, 2))
-        side = -(-SHOWN_SIDE // maps.shape[1]) * maps.shape[1]
         shades = maps[: len(spoken)] / tops[: len(spoken), None, None].clip(min=1e-9)
-        coloured = (plt.get_cmap("viridis")(shades)[..., :3] * 255).astype(np.uint8)
-        rows.append(np.stack([_resized(own, side) for own in (image, *coloured)]))
-        labels.append(["", *(f"{_plain(word, 12)}\nup to {top:.2f}" for word, top in zip(spoken, tops))])
-    title = "Attention of regions over words: brighter regions attend more; scaled for each word"
-    figure = _lines(plt, rows, shown.texts, labels, title)
-    path = folder / "attention.png"
-    _write(plt, figure, path)
-    log_picture(module, path)
+        colored = (colormaps["viridis"](shades)[..., :3] * 255).astype(np.uint8)
+        texts = (f"{word[:12]}\nup to {top:.2f}" for word, top in zip(spoken, tops))
+        rows.append(Row(text, [Cell(image), *(Cell(shade, below) for shade, below in zip(colored, texts))]))
+    figure = image_grid(rows, "Attention of regions over words: brighter regions attend more; scaled for each word")
+    save_figure(module, figure, folder / "attention.png")
 
 
 def words_of(text: str, tokenizer: Any) -> list[str]:
@@ -199,8 +182,7 @@ def draw_curves(module: pl.LightningModule, metrics: Path, folder: Path) -> None
     panels = {title: names for title, names in panels.items() if names}
     if not panels:
         return
-    plt = _pyplot()
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3), squeeze=False, layout="constrained")
+    figure, axes = chart(1, len(panels), size=(4 * len(panels), 3))
     for axis, (title, names) in zip(axes[0], panels.items()):
         for name in names:
             steps, values = zip(*curves[name])
@@ -208,67 +190,10 @@ def draw_curves(module: pl.LightningModule, metrics: Path, folder: Path) -> None
         axis.set_title(title, fontsize=8)
         axis.set_xlabel("step", fontsize=7)
         axis.legend(fontsize=6)
-    path = folder / "curves.png"
-    _write(plt, figure, path)
-    log_picture(module, path)
+    save_figure(module, figure, folder / "curves.png")
 
 
 def _noise(module: Any, count: int, number: int) -> Tensor:
     """The noise that all stages share: of the first captions [count, Z], the `number`-th vector of each."""
     index = torch.arange(count) * NOISES + number
     return noise_of(index, module.generator.z_dim, SEED).to(module.device)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _plain(text: str, longest: int) -> str:
-    """Text as it is, without the sign with which matplotlib begins a formula, cut where there is no more room."""
-    cut = text if len(text) <= longest else text[: longest - 3] + "..."
-    return cut.replace("$", r"\$")
-
-
-def _lines(
-    plt: Any, lines: Sequence[Pixels], titles: Sequence[str], labels: Sequence[Sequence[str]], title: str
-) -> Any:
-    """A figure of lines of images, each line as one picture: many small axes would take seconds to lay out.
-
-    Args:
-        lines: images of each line [N, S, S, 3].
-        titles: text over each line.
-        labels: texts under its images; none for none.
-        title: over all.
-    """
-    strips = [side_by_side(line) for line in lines]
-    widest = max(strip.shape[1] for strip in strips)
-    # An inch for each image, however many pixels it has.
-    inches = (widest / strips[0].shape[0], 1.45 * len(lines) + 0.3)
-    figure, axes = plt.subplots(len(lines), 1, figsize=inches, squeeze=False, layout="constrained")
-    for axis, strip, line, text, own in zip(axes[:, 0], strips, lines, titles, labels):
-        axis.imshow(strip)
-        axis.set_xlim(0, widest)
-        side = (strip.shape[1] + GAP) / len(line)
-        axis.set_xticks([(n + 0.5) * side for n in range(len(own))], own, fontsize=6)
-        axis.set_yticks([])
-        axis.tick_params(length=0)
-        axis.set_frame_on(False)
-        axis.set_title(_plain(text, 130), fontsize=7, loc="left")
-    figure.set_facecolor("gainsboro")  # pictures may be white
-    figure.suptitle(title, fontsize=8)
-    return figure
-
-
-def _resized(image: Pixels, side: int) -> Pixels:
-    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST))
-
-
-def _write(plt: Any, figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

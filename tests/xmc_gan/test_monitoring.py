@@ -16,8 +16,9 @@ from PIL import Image
 from common.data.text import WordPieceTokenizer
 from common.monitoring.image_rows import Shown, write_row
 from common.reporting.report import build
-from papers.xmc_gan import diagnostics
-from papers.xmc_gan.diagnostics import draw_curves, slerp, words_of
+from papers.xmc_gan import monitoring
+from papers.xmc_gan.monitoring import draw_curves, slerp, words_of
+from tests.monitoring.loggers import Kept
 from tests.xmc_gan.stages import Stages, finished
 
 # One worker runs these tests, as each would train the stages anew.
@@ -56,10 +57,10 @@ def test_all_stages_show_the_same_captions(stages: Stages) -> None:
 
 def test_the_noise_of_the_figures_is_that_of_every_stage() -> None:
     module = SimpleNamespace(generator=SimpleNamespace(z_dim=6), device=torch.device("cpu"), hparams={"seed": 3})
-    first = diagnostics._noise(module, 4, 0)
+    first = monitoring._noise(module, 4, 0)
     assert first.shape == (4, 6)
-    assert first[:2].equal(diagnostics._noise(module, 2, 0))
-    assert len({tuple(row) for number in range(4) for row in diagnostics._noise(module, 4, number).tolist()}) == 16
+    assert first[:2].equal(monitoring._noise(module, 2, 0))
+    assert len({tuple(row) for number in range(4) for row in monitoring._noise(module, 4, number).tolist()}) == 16
 
 
 def test_the_page_puts_stages_side_by_side(stages: Stages, tmp_path: Path) -> None:
@@ -105,19 +106,14 @@ def test_no_curves_without_anything_to_draw(tmp_path: Path, rows: list[str]) -> 
     assert not (tmp_path / "media").exists()
 
 
-def test_a_logger_of_w_and_b_gets_pictures_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning.pytorch.loggers import WandbLogger
-
-    got: dict[str, Any] = {}
-    logger = WandbLogger.__new__(WandbLogger)
-    monkeypatch.setattr(WandbLogger, "log_image", lambda self, key, images: got.update({key: images}))
-    monkeypatch.setattr(WandbLogger, "log_table", lambda self, key, columns, data: got.update({key: (columns, data)}))
+def test_a_logger_of_w_and_b_gets_pictures_and_a_table(tmp_path: Path) -> None:
+    logger = Kept()
     shown = Shown(["a $1 circle", "b"], {"image": torch.rand(2, 3, 8, 8)})
     generated = [np.zeros((2, 8, 8, 3), dtype=np.uint8)] * 2
     module: Any = SimpleNamespace(loggers=[logger])
-    diagnostics.draw_grid(module, shown, generated, tmp_path)
-    assert got["caption_grid"] == [str(tmp_path / "caption_grid.png")]
-    columns, data = got["caption_grid_table"]
+    monitoring.draw_grid(module, shown, generated, tmp_path)
+    assert logger.images == ["caption_grid"]
+    columns, data = logger.tables["caption_grid_table"]
     assert columns == ["caption", "real", "generated 1", "generated 2"]
     assert data[0][0] == "a $1 circle"
     assert [type(cell).__name__ for cell in data[1][1:]] == ["Image"] * 3

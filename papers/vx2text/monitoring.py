@@ -1,13 +1,11 @@
-"""What the tokens mean: categories chosen before and after end-to-end training, and pictures of samples for people.
+"""What the tokens mean: categories chosen before and after end-to-end training, and samples with what was written.
 
-The paper shows such a figure for video tokens; its details are not known, so these are ours.
+The paper shows such a figure for video tokens; its details are not known, so these are our own.
 """
 
 from __future__ import annotations
 
 import copy
-import csv
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,8 @@ import torch
 from torch import Tensor
 
 from common.metrics.gathering import gather_objects
+from common.monitoring.figures import WRONG, Described, chart, described_images, plain, save_figure
+from common.monitoring.media import keep_clips, media_folder, write_table
 from papers.vx2text.tokens import ModalityClassifier
 from papers.vx2text.weights import load_classifier
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 SHOWN = 16
 #: Categories listed: the most frequent ones, and those whose frequency changed most.
 LISTED = 10
-#: Clips kept with the run, and the largest that is kept [bytes]: the miniature's take kilobytes, films take gigabytes.
-KEPT_CLIPS, LARGEST_CLIP = 3, 2**20
 
 
 class TokenShift:
@@ -79,7 +77,7 @@ class TokenShift:
         gathered = {name: dict(gather_objects(sorted(chosen.items()))) for name, chosen in self.chosen.items()}
         if not self.module.trainer.is_global_zero:
             return
-        folder = Path(self.module.trainer.default_root_dir) / "media"
+        folder = media_folder(self.module)
         shifts = {
             name: (self.names[name], *_counts(rows, len(self.names[name]))) for name, rows in gathered.items() if rows
         }
@@ -96,7 +94,8 @@ class TokenShift:
             dataset = self.module.trainer.test_dataloaders.dataset
             written = {item: test.texts[item] for item in shown}
             draw_samples(self.module, dataset, written, named, folder)
-            keep_clips(self.module, dataset, written, folder)
+            said = ((Path(dataset.listing[i].path), f"{w.question} {w.text}".strip()) for i, w in written.items())
+            keep_clips(self.module, said, folder)
 
 
 def _counts(rows: dict[int, tuple[list[int], list[int]]], categories: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,35 +125,28 @@ def draw_shift(
     """Write `token_shift.csv` with every category that was chosen, and `token_shift.png` with the telling ones.
 
     Args:
-        module: only its loggers are used: a W&B logger gets the picture and the table.
+        module: only its loggers are used.
         shifts: modality -> names of its categories, and how often each was chosen before and after training.
         folder: where the files go.
     """
-    plt = _pyplot()
-    folder.mkdir(parents=True, exist_ok=True)
     rows = [
         [modality, names[c], int(before[c]), int(after[c])]
         for modality, (names, before, after) in shifts.items()
         for c in np.argsort(-after, kind="stable").tolist()
         if before[c] or after[c]
     ]
-    columns = ["modality", "category", "before", "after"]
-    with (folder / "token_shift.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *rows])
-    figure, axes = plt.subplots(1, len(shifts), figsize=(4.5 * len(shifts), 4), squeeze=False, layout="constrained")
+    write_table(module, folder / "token_shift.csv", ["modality", "category", "before", "after"], rows)
+    figure, axes = chart(1, len(shifts), size=(4.5 * len(shifts), 4))
     for axis, (modality, (names, before, after)) in zip(axes[0], shifts.items()):
         chosen = listed_categories(before, after)[::-1]
         places = np.arange(len(chosen))
         if before.any():
             axis.barh(places + 0.2, before[chosen], 0.4, label="before end-to-end training", color="tab:gray")
         axis.barh(places - 0.2, after[chosen], 0.4, label="after", color="tab:blue")
-        axis.set_yticks(places, [names[c] for c in chosen], fontsize=7)
+        axis.set_yticks(places, [plain(names[c]) for c in chosen], fontsize=7)
         axis.set_title(f"{modality}: how often a category is chosen", fontsize=8)
         axis.legend(fontsize=7)
-    path = folder / "token_shift.png"
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    _log(module, "token_shift", path, columns, rows)
+    save_figure(module, figure, folder / "token_shift.png")
 
 
 def draw_samples(
@@ -167,94 +159,28 @@ def draw_samples(
     """Write `samples.png` and `samples.csv`: frame, tokens before and after, question, generated text, original.
 
     Args:
-        module: only its loggers are used: a W&B logger gets the picture and the table.
+        module: only its loggers are used.
         dataset: has `preview(item)` and `name(item)`.
         written: what the model wrote, by item.
         tokens: modality -> item -> names of the categories before and after.
         folder: where the files go.
     """
-    plt = _pyplot()
-    folder.mkdir(parents=True, exist_ok=True)
     columns = ["clip", "question", "written", "original"]
     columns += [f"{name} tokens {when}" for name in tokens for when in ("before", "after")]
     table: list[list[str]] = []
-    lines = -(-len(written) // 2)
-    figure, axes = plt.subplots(
-        lines, 4, figsize=(11, 1.3 * lines), squeeze=False, width_ratios=(1, 3.5, 1, 3.5), layout="constrained"
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    for number, (item, own) in enumerate(written.items()):
-        picture, text = axes[number // 2, 2 * (number % 2) : 2 * (number % 2) + 2]
-        picture.imshow(dataset.preview(item))
+    items: list[Described] = []
+    for item, own in written.items():
         found = {name: rows.get(item, ([], [])) for name, rows in tokens.items()}
         described = [
             f"{name}: " + " -> ".join(", ".join(words) for words in both if words) for name, both in found.items()
         ]
         content = [own.question, f"written: {own.text}", f"original: {own.answer}", *described]
-        right = own.matches or not own.answer
-        # Texts may hold the sign with which matplotlib begins a formula.
-        shown = "\n".join(line[:70].replace("$", r"\$") for line in content if line)
-        text.text(0, 1, shown, fontsize=6.5, va="top", color="black" if right else "tab:red")
+        color = "black" if own.matches or not own.answer else WRONG
+        items.append(Described(dataset.preview(item), [(line, color) for line in content if line]))
         table.append(
             [dataset.name(item), own.question, own.text, own.answer]
             + [", ".join(words) for both in found.values() for words in both]
         )
-    figure.suptitle(
-        "Categories before -> after end-to-end training, and what was written; red: not the original", fontsize=8
-    )
-    path = folder / "samples.png"
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    with (folder / "samples.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *table])
-    _log(module, "samples", path, columns, table)
-
-
-def keep_clips(
-    module: pl.LightningModule, dataset: Any, written: Mapping[int, GeneratedText], folder: Path
-) -> list[Path]:
-    """Copy the files of some samples as `clip_<number>`, to be seen and heard beside what was written about them.
-
-    Args:
-        module: only its loggers are used: a W&B logger gets the clips, too.
-        dataset: has a `listing` of clips.
-        written: what the model wrote, by item.
-        folder: where the files go.
-
-    Returns:
-        The copies: of the first `KEPT_CLIPS` files that a browser plays and that are not larger than `LARGEST_CLIP`.
-    """
-    kept: dict[Path, tuple[Path, str]] = {}
-    for item, own in written.items():
-        source = Path(dataset.listing[item].path)
-        playable = source.suffix.lower() in (".mp4", ".webm") and source.is_file()
-        if len(kept) < KEPT_CLIPS and source not in kept and playable and source.stat().st_size <= LARGEST_CLIP:
-            copied = folder / f"clip_{len(kept) + 1}{source.suffix.lower()}"
-            shutil.copyfile(source, copied)
-            kept[source] = copied, f"{own.question} {own.text}".strip()
-    from lightning.pytorch.loggers import WandbLogger
-
-    for logger in module.loggers if kept else ():
-        if isinstance(logger, WandbLogger):
-            paths, captions = zip(*kept.values())
-            logger.log_video("clip", [str(path) for path in paths], caption=list(captions))
-    return [path for path, _ in kept.values()]
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _log(module: pl.LightningModule, name: str, path: Path, columns: list[str], rows: list[list[Any]]) -> None:
-    from lightning.pytorch.loggers import WandbLogger
-
-    for logger in module.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(name, [str(path)])
-            logger.log_table(f"{name}_table", columns=columns, data=rows)
+    title = "Categories before -> after end-to-end training, and what was written; red: not the original"
+    save_figure(module, described_images(items, title, columns=2), folder / "samples.png")
+    write_table(module, folder / "samples.csv", columns, table)

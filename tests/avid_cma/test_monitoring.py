@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.data.media import MediaError
-from papers.avid_cma import diagnostics
+from papers.avid_cma import monitoring
 
 
 def unit(rows: int, dim: int = 8, seed: int = 0) -> torch.Tensor:
@@ -37,7 +37,7 @@ class Clips:
 def draw(path: Path, video: torch.Tensor, audio: torch.Tensor, index: torch.Tensor) -> list[list[str]]:
     module: Any = SimpleNamespace(loggers=[])
     clips: Any = Clips()
-    return diagnostics.draw_neighbours(module, clips, video, audio, index, path, queries=3, neighbours=2)
+    return monitoring.draw_neighbours(module, clips, video, audio, index, path, queries=3, neighbours=2)
 
 
 def test_neighbours_are_the_nearest_other_clips(tmp_path: Path) -> None:
@@ -72,18 +72,18 @@ def test_a_single_held_out_clip_has_no_neighbours(tmp_path: Path) -> None:
 
 def test_retrieval_counts_ties_against_the_model() -> None:
     video = torch.eye(10)
-    found = diagnostics.cross_modal_retrieval(video, video)
+    found = monitoring.cross_modal_retrieval(video, video)
     assert (found["retrieval_r1"].item(), found["retrieval_r5"].item()) == (100.0, 100.0)
     assert found["retrieval_chance"].item() == pytest.approx(10.0)
     # Rank 1 for the first five; the sounds of the others are exchanged with their neighbour's, which is rank 10.
     swapped = video[[0, 1, 2, 3, 4, 6, 5, 8, 7, 9]]
-    assert diagnostics.cross_modal_retrieval(video, swapped)["retrieval_r1"].item() == pytest.approx(60.0)
+    assert monitoring.cross_modal_retrieval(video, swapped)["retrieval_r1"].item() == pytest.approx(60.0)
     alike = torch.ones(10, 4) / 2
-    assert diagnostics.cross_modal_retrieval(alike, alike)["retrieval_r5"].item() == 0.0
+    assert monitoring.cross_modal_retrieval(alike, alike)["retrieval_r5"].item() == 0.0
 
 
 def test_retrieval_of_embeddings_that_are_not_finite_is_no_success() -> None:
-    found = diagnostics.cross_modal_retrieval(torch.full((10, 4), torch.nan), torch.eye(10, 4))
+    found = monitoring.cross_modal_retrieval(torch.full((10, 4), torch.nan), torch.eye(10, 4))
     assert (found["retrieval_r1"].item(), found["retrieval_r5"].item()) == (0.0, 0.0)
 
 
@@ -105,7 +105,7 @@ def test_retrieval_never_holds_the_scores_of_all_pairs() -> None:
     similarity = video.double() @ audio.double().T
     rank = (similarity >= similarity.diagonal()[:, None]).sum(1)
     with Products() as products:
-        found = diagnostics.cross_modal_retrieval(video.double(), audio.double())
+        found = monitoring.cross_modal_retrieval(video.double(), audio.double())
     assert found["retrieval_r1"].item() == pytest.approx(100 * (rank <= 1).double().mean().item())
     assert found["retrieval_r5"].item() == pytest.approx(100 * (rank <= 5).double().mean().item())
     assert max(products.sizes) < 3000 * 3000 / 2
@@ -116,25 +116,25 @@ def test_mining_precision_is_the_share_of_positives_of_the_same_class() -> None:
     centre = torch.eye(3).repeat_interleave(4, dim=0)
     video = F.normalize(centre + 0.1 * unit(12, 3), dim=1)
     sound = F.normalize(torch.eye(3)[torch.arange(12) % 3] + 0.1 * unit(12, 3, seed=1), dim=1)
-    found = diagnostics.bank_agreement(video, sound, labels, 3)
+    found = monitoring.bank_agreement(video, sound, labels, 3)
     assert found["mining_precision_video"].item() == 100.0
     assert found["mining_precision_audio"].item() < 60.0
     assert set(found) == {f"mining_precision_{kind}" for kind in ("consensus", "union", "video", "audio")}
-    assert not diagnostics.bank_agreement(video, sound, np.full(12, -1), 3)
-    assert not diagnostics.bank_agreement(video, sound, labels, 11)
+    assert not monitoring.bank_agreement(video, sound, np.full(12, -1), 3)
+    assert not monitoring.bank_agreement(video, sound, labels, 11)
 
 
 def test_large_banks_are_judged_on_evenly_spaced_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnostics, "LARGEST_BANK", 6)
+    monkeypatch.setattr(monitoring, "LARGEST_BANK", 6)
     bank, labels = unit(11), np.arange(11) % 2
     every_second = bank[::2]
-    found = diagnostics.bank_agreement(bank, bank, labels, 2)
-    assert found == diagnostics.bank_agreement(every_second, every_second, labels[::2], 2)
+    found = monitoring.bank_agreement(bank, bank, labels, 2)
+    assert found == monitoring.bank_agreement(every_second, every_second, labels[::2], 2)
     assert found["mining_precision_video"].item() == 100.0  # the even rows are all of class 0
 
 
 def test_progress_keeps_the_start_and_the_drift_of_the_normaliser() -> None:
-    progress = diagnostics.Progress(steps=2)
+    progress = monitoring.Progress(steps=2)
     assert progress.compute(torch.tensor(2.0)) == {}
     for loss, normaliser in ((8.0, 2.0), (6.0, 2.0), (3.0, 2.5)):
         progress.update(torch.tensor(loss), torch.tensor(normaliser))

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import WandbLogger
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor
 
-from papers.mct import diagnostics
-from papers.mct.diagnostics import draw_map, draw_retrieval, tagged_neighbours, uniformity
+from papers.mct import monitoring
+from papers.mct.monitoring import draw_map, draw_retrieval, tagged_neighbours, uniformity
+from tests.monitoring.loggers import Kept
 
 QUIET: Any = SimpleNamespace(loggers=[])
 
@@ -58,8 +59,8 @@ def test_neighbours_of_other_types(dtype: torch.dtype) -> None:
 
 
 def test_large_sets_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnostics, "LARGEST_SEARCH", 3)
-    monkeypatch.setattr(diagnostics, "LARGEST_MAP", 2)
+    monkeypatch.setattr(monitoring, "LARGEST_SEARCH", 3)
+    monkeypatch.setattr(monitoring, "LARGEST_UNIFORMITY", 2)
     features = on_a_circle(0, 10, 90, 91)
     tags = torch.tensor([[1], [0], [1], [1]]).bool()
     assert float(tagged_neighbours(features, tags, 1)) == 0
@@ -91,13 +92,11 @@ def embeddings(images: int, each: int, seed: int = 0) -> tuple[Tensor, Tensor, T
 
 
 def draw(folder: Path, text: Sequence[str], images: int, each: int, module: Any = QUIET, **fields: Any) -> None:
-    before = plt.get_fignums()
     draw_retrieval(module, *embeddings(images, each), picture, text, folder, **fields)
     for name in ("image_to_captions.png", "caption_to_images.png"):
         with Image.open(folder / name) as image:
             image.load()
             assert min(image.size) > 100
-    assert plt.get_fignums() == before  # figures that stay open would add up
 
 
 @pytest.mark.parametrize("images", range(1, 9))
@@ -110,43 +109,27 @@ def test_more_images_than_are_drawn(tmp_path: Path) -> None:
 
 
 def test_equal_captions_are_right_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    colours: list[list[str]] = []
+    named = {to_rgb(color): color for color in ("tab:green", "tab:red")}
+    colors: list[list[str]] = []
 
-    def keep(figure: Any, axes: Any, *args: Any) -> None:
-        found = [[t.get_color() for t in axis.texts] for axis in axes.flat]
-        found += [
-            ["tab:green" if p.get_edgecolor()[1] > 0.5 else "tab:red" for p in axis.patches] for axis in axes.flat
-        ]
-        colours.append([colour for own in found for colour in own])
+    def keep(module: Any, figure: Any, *args: Any) -> None:
+        found = [to_rgb(text.get_color()) for text in figure.findobj(Text)]
+        found += [to_rgb(frame.get_edgecolor()) for frame in figure.findobj(Rectangle)]
+        colors.append([named[color] for color in found if color in named])
 
-    monkeypatch.setattr(diagnostics, "_finish", keep)
-    draw(tmp_path, ["a dog", "a dog", "a cat"], 3, 1, found=3)
+    monkeypatch.setattr(monitoring, "save_figure", keep)
+    draw_retrieval(QUIET, *embeddings(3, 1), picture, ["a dog", "a dog", "a cat"], tmp_path, found=3)
     # An image of a dog finds both captions of dogs, one of a cat its own; the order does not matter.
-    assert sorted(colours[0]) == ["tab:green"] * 5 + ["tab:red"] * 4
-    assert sorted(colours[1]) == ["tab:green"] * 5 + ["tab:red"] * 4
+    assert sorted(colors[0]) == ["tab:green"] * 5 + ["tab:red"] * 4
+    assert sorted(colors[1]) == ["tab:green"] * 5 + ["tab:red"] * 4
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.filterwarnings("error:Glyph")
 @pytest.mark.parametrize(
     "text", ["costs $5_$ or less", "100 % {of} \\it", "", "红色的圆形 🙂", "a_b ^ c", "line\nbreak"]
 )
 def test_any_caption_can_be_drawn(tmp_path: Path, text: str) -> None:
     draw(tmp_path, [text, "a dog"], 2, 1)
-
-
-class Kept(WandbLogger):
-    """What a logger of Weights & Biases is given."""
-
-    def __init__(self) -> None:
-        self.images: list[str] = []
-        self.tables: dict[str, tuple[list[str], list[list[Any]]]] = {}
-
-    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
-        assert all(Path(image).is_file() for image in images)
-        self.images.append(key)
-
-    def log_table(self, key: str, columns: Any = None, data: Any = None, *args: Any, **kwargs: Any) -> None:
-        self.tables[key] = (columns, data)
 
 
 def test_pictures_and_tables_go_to_weights_and_biases(tmp_path: Path) -> None:
@@ -165,34 +148,6 @@ def test_pictures_and_tables_go_to_weights_and_biases(tmp_path: Path) -> None:
     assert logger.images[-1] == "map"
 
 
-@pytest.mark.parametrize("images", range(1, 9))
-def test_a_map_needs_eight_images(tmp_path: Path, images: int) -> None:
-    features = torch.randn(images, 5, generator=torch.Generator().manual_seed(0))
-    draw_map(QUIET, features, [str(n % 3) for n in range(images)], tmp_path / "map.png")
-    assert (tmp_path / "map.png").is_file() == (images >= 8)
-
-
-@pytest.mark.parametrize("dim", [4, 60])
-def test_a_map_of_more_classes_than_colours(tmp_path: Path, dim: int) -> None:
-    features = torch.randn(64, dim, generator=torch.Generator().manual_seed(0))
-    paths = [tmp_path / "one.png", tmp_path / "two.png"]
-    for path in paths:
-        draw_map(QUIET, features.half(), [str(n % 30) for n in range(64)], path)
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-
-
-@pytest.mark.parametrize("features", [torch.ones(12, 4), torch.full((12, 4), math.nan)], ids=["equal", "nan"])
-def test_a_map_of_a_collapsed_encoder(tmp_path: Path, features: Tensor) -> None:
-    """In a process of its own: some versions of t-SNE end the process when all points fall together."""
-    process = multiprocessing.get_context("fork").Process(
-        target=draw_map, args=(QUIET, features, ["no tag"] * 12, tmp_path / "map.png")
-    )
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0
-
-
-def test_class_names_are_drawn_as_they_are(tmp_path: Path) -> None:
-    features = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
-    draw_map(QUIET, features, ["$a_$", "_hidden", "b"] * 3, tmp_path / "map.png")
-    assert (tmp_path / "map.png").is_file()
+def test_no_map_without_enough_images(tmp_path: Path) -> None:
+    draw_map(QUIET, torch.randn(7, 5), list("abcabca"), tmp_path / "map.png")
+    assert not (tmp_path / "map.png").exists()
