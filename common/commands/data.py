@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import StageError
-from common.reporting.papers import PAPERS, paper_named, project_root
+from common.reporting.papers import names_of_papers, paper_named, project_root
 
 if TYPE_CHECKING:
     from common.data.datasets.base import MediaDataset
@@ -34,7 +34,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     """
     text = "what a paper's data sets and weights are, what is there, how to get the rest"
     command = commands.add_parser("data", help=text, description=f"{text[0].upper()}{text[1:]}. Nothing is downloaded.")
-    command.add_argument("paper", help=", ".join(paper.short for paper in PAPERS))
+    command.add_argument("paper", help=names_of_papers())
     command.add_argument("--data", type=Path, default=data_root(), help="folder that holds the data sets")
     command.add_argument(
         "--prepare", action="store_true", help="index what is there, decode a sample of files, compare checksums"

@@ -15,7 +15,7 @@ from common.commands.data import add_parsers as add_data_parsers
 from common.commands.data import data_root
 from common.commands.models import add_parsers as add_use_parsers
 from common.errors import Preempted, ReportingError, StageError, is_ours
-from common.reporting.papers import PAPERS, SCALES, existing_papers, paper_named, project_root
+from common.reporting.papers import SCALES, existing_papers, names_of_papers, paper_named, project_root
 from common.stages.rehearse import add_parsers as add_rehearse_parsers
 
 RUN_COMMANDS = {
@@ -86,7 +86,7 @@ def _explained(error: Exception) -> bool:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with every subcommand."""
-    names = ", ".join(paper.short for paper in PAPERS)
+    names = names_of_papers()
     parser = argparse.ArgumentParser(
         prog="assemble",
         description="Re-run CVPR 2021 papers on joint representations and regenerate their tables.",

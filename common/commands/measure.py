@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import StageError
-from common.reporting.papers import PAPERS, existing_papers, paper_named
+from common.reporting.papers import existing_papers, names_of_papers, paper_named
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to a command line."""
-    names = ", ".join(paper.short for paper in PAPERS)
+    names = names_of_papers()
     command = commands.add_parser(
         "gpu-check",
         help="measure every paper's training step on this machine's GPU, without data",

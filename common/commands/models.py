@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import StageError, nearest
-from common.reporting.papers import PAPERS, existing_papers, paper_named
+from common.reporting.papers import existing_papers, names_of_papers, paper_named
 from common.stages.parts import TRAINED, check_part, has_part, optional_part, trained_part
 
 CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
@@ -35,7 +35,7 @@ LONGEST_PATH = 4096
 
 def add_parsers(commands: Any) -> None:
     """Add the commands to the parser of `assemble`."""
-    names = ", ".join(paper.short for paper in PAPERS)
+    names = names_of_papers()
 
     command = commands.add_parser(
         "embed",

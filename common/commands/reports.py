@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import ReportingError
-from common.reporting.papers import PAPERS, SCALES, existing_papers, paper_named, project_root, runs_root
+from common.reporting.papers import SCALES, existing_papers, paper_named, project_root, runs_root
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +25,8 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     Args:
         subparsers: what ``ArgumentParser.add_subparsers`` returned.
     """
-    names = ", ".join(f"{p.short} ({p.name})" if p.short != p.name else p.name for p in PAPERS)
+    known = existing_papers()
+    names = ", ".join(f"{p.short} ({p.name})" if p.short != p.name else p.name for p in known)
 
     def add(name: str, function: Command, text: str) -> argparse.ArgumentParser:
         parser = subparsers.add_parser(name, help=text, description=text)
@@ -73,11 +74,7 @@ def _add_runs(parser: argparse.ArgumentParser, text: str) -> None:
 
 def _names(args: argparse.Namespace) -> list[str]:
     """The papers asked for; all that exist when none was."""
-    chosen = [paper_named(name) for name in args.papers] or existing_papers()
-    for paper in chosen:
-        if not paper.exists:
-            raise ReportingError(f"{paper.name} has no tables yet: {paper.tables_file} not found")
-    return [paper.name for paper in chosen]
+    return [paper.name for paper in [paper_named(name) for name in args.papers] or existing_papers()]
 
 
 def _console() -> Console:

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.errors import ReportingError
 from common.files import write_text_atomically
-from common.reporting.papers import PAPERS, paper_named, project_root
+from common.reporting.papers import existing_papers, paper_named, project_root
 from common.reporting.render import between_markers, update_between_markers
 
 MARKERS = "gpu"
@@ -107,7 +107,7 @@ def read(path: Path) -> MeasuredStep:
 
 def find(where: Path | None = None) -> list[MeasuredStep]:
     """All measurements of a folder, in the order of the papers."""
-    order = {paper.name: number for number, paper in enumerate(PAPERS)}
+    order = {paper.name: number for number, paper in enumerate(existing_papers())}
     steps = [read(path) for path in sorted((where or folder()).glob("*.json"))]
     return sorted(steps, key=lambda step: (order.get(step.paper, len(order)), step.card, step.recipe, step.precision))
 
@@ -140,8 +140,8 @@ def markdown(steps: Iterable[MeasuredStep]) -> str:
     lines = ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
     lines += ["| " + " | ".join(cells(step)) + " |" for step in kept]
     measured = {step.paper for step in kept}
-    for paper in PAPERS:
-        if paper.exists and paper.name not in measured:
+    for paper in existing_papers():
+        if paper.name not in measured:
             lines.append("| " + " | ".join([paper.title, "not measured yet", *["-"] * (len(HEADS) - 2)]) + " |")
     for step in kept:
         lines += ["", f"{paper_named(step.paper).title}, {step.card}, kernels that take most time:", ""]

@@ -13,7 +13,7 @@ from common.files import write_text_atomically
 from common.reporting import figures
 from common.reporting.aggregate import Cell, TableResult, collect
 from common.reporting.claims import NOT_RUN, ClaimResult, held, judge
-from common.reporting.papers import PAPERS, SCALES, Paper, paper_named, project_root
+from common.reporting.papers import SCALES, Paper, existing_papers, paper_named, project_root
 from common.reporting.records import Record, find, find_promoted, warn
 from common.reporting.tables import Headline, Metric, Row, Tables, load
 
@@ -255,12 +255,7 @@ class OverviewRow:
 
 def overview(runs: Path | None = None) -> list[OverviewRow]:
     """The papers, one line each."""
-    return [
-        overview_row(paper, load(paper.name), records_of(paper.name, runs))
-        if paper.exists
-        else OverviewRow(paper, "not built yet")
-        for paper in PAPERS
-    ]
+    return [overview_row(paper, load(paper.name), records_of(paper.name, runs)) for paper in existing_papers()]
 
 
 def overview_row(paper: Paper, source: Tables, records: Sequence[Record]) -> OverviewRow:
@@ -313,7 +308,7 @@ def overview_markdown() -> str:
         "|---|---|---|---:|---:|---|",
     ]
     for row in overview():
-        name = f"[{row.paper.title}](papers/{row.paper.name}/README.md)" if row.paper.exists else row.paper.title
+        name = f"[{row.paper.title}](papers/{row.paper.name}/README.md)"
         cells = [name, row.status, row.headline, row.published, row.measured, row.claims]
         lines.append("| " + " | ".join(_escape(cell) for cell in cells) + " |")
     lines += [
@@ -407,7 +402,7 @@ def render_overview() -> bool:
 
 def check() -> list[Path]:
     """The README files and figures that rendering would change (or that lack the markers)."""
-    pages = [(p.readme, "tables", paper_markdown(p.name)) for p in PAPERS if p.exists]
+    pages = [(p.readme, "tables", paper_markdown(p.name)) for p in existing_papers()]
     pages.append((project_root() / "README.md", "overview", overview_markdown()))
     stale = []
     for path, name, text in pages:
@@ -418,7 +413,7 @@ def check() -> list[Path]:
             continue
         if old != new:
             stale.append(path)
-    return [*stale, *(path for p in PAPERS if p.exists for path in _changed_figures(p.name))]
+    return [*stale, *(path for p in existing_papers() for path in _changed_figures(p.name))]
 
 
 # ---- terminal

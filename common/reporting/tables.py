@@ -331,8 +331,6 @@ def load(paper: str, path: Path | None = None) -> Tables:
     if not file.is_file():
         raise TablesError(f"{file}: not found; {entry.name} has no tables yet")
     top = _Node(_read_yaml(file), file, "", ("paper", "headline", "stages", "tables"))
-    if top.text("paper") != entry.name:
-        raise top.error(f"expected {entry.name!r}, got {top.values['paper']!r}", "paper")
     stages = {name: _stage(value, file, name) for name, value in top.mapping("stages").items()}
     _check_graph(stages, file)
     tables = tuple(_table(value, file, i, stages) for i, value in enumerate(top.sequence("tables")))

@@ -36,33 +36,12 @@ STACK_KEYS = ("extends", "deviations", "trains", "start_from", "ours")
 #: Keys of a YAML layer, and of the command line, that are fields of every model (see common/training/switches.py).
 SWITCHES = ("compiled", "channels_last", "gradient_checkpointing")
 
+#: Keys of an overlay file; see `_overlay_layers`.
+_OVERLAY_KEYS = ("all", "recipes", "sizes", "deviations")
 #: Overlay over the recipes of the scale `paper` that lets them run on tiny data; see common/stages/rehearse.py.
 REHEARSAL = "rehearsal"
 #: Files in configs/<paper>/ that are no recipes.
 _NO_RECIPES = frozenset({"base", REHEARSAL, *SCALES})
-
-#: Leaf names that a scale overlay may set without declaring a deviation (DESIGN section 4, rule 5): sizes, steps,
-#: batch, data, encoder width and depth, workers, learning rate.
-SCALE_FIELDS = frozenset(
-    """
-    max_epochs max_steps lengths limit_train_batches batch_size clips_per_video warmup_epochs milestones refresh_every
-    log_every_n_steps
-    held_out_batch_size test_batch_size file_batch_size
-    world num_workers cache_bytes num_classes training_windows test_windows test_clips clip_accuracy_clips wrap_seconds
-    crop resize fps duration sample_rate fft frames_per_second jitter_seconds
-    width depth stem_pool stem_stride small hidden_dim out_dim layers channels stem_channels
-    hidden_size intermediate_size feedforward_size attention_heads embedding_dim vocabulary_size max_tokens
-    intra_dim inter_dim tag_count fold_size min_count held_out_share sizes test_size max_size
-    anchor_sizes anchor_ratios proposals_per_map_training proposals_per_map_test proposals_training proposals_test
-    anchors_per_image crops_per_image crop_size detections_per_image precise_bn_batches
-    negatives within_negatives positives mined queue_size image_size captions_per_image test_samples reference_samples
-    key_width feed_forward_width mel_bins max_answer_tokens frames seconds window hop high clips
-    learning_rate learning_rates image_learning_rate text_learning_rate video_learning_rate audio_learning_rate
-    table_learning_rate generator_learning_rate discriminator_learning_rate warmup_steps z_dim cond_size
-    feature_dim region_classes positions languages max_regions bptt text_batch_size steps_per_epoch tokens_per_batch
-    accumulate_grad_batches test_images test_captions test_sets classes side
-    """.split()  # noqa: SIM905 - easier to read and to sort
-)
 
 
 class ConfigurationError(ValueError):
@@ -254,16 +233,17 @@ def _recipe_layers(paper: str, recipe: str) -> list[Layer]:
 def _overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], list[dict[str, str]]]:
     """The overlay of a scale or of the rehearsal for one recipe, and the deviations that apply to it.
 
-    An overlay file has three keys: `all` (every recipe), `recipes` (a mapping of shell patterns, alternatives
-    separated by `|`, to settings; later patterns win) and `deviations` (a list of `{field, reason, recipes}`).
+    An overlay file has four keys: `all` (every recipe), `recipes` (a mapping of shell patterns, alternatives separated
+    by `|`, to settings; later patterns win), `sizes` (names of the fields that it may set, being sizes, steps, data or
+    learning rates) and `deviations` (for all others, a list of `{field, reason, recipes}`).
     """
     if name == "paper":
         return [], []
     path = project_root() / "configs" / paper / f"{name}.yaml"
     overlay = load_yaml(path)
-    unknown = set(overlay) - {"all", "recipes", "deviations"}
-    if unknown:
-        raise ConfigurationError(f"{path}: unknown key {sorted(unknown)[0]!r}; an overlay has all, recipes, deviations")
+    for key in overlay:
+        if key not in _OVERLAY_KEYS:
+            raise ConfigurationError(f"{path}: unknown key {key!r}; {nearest(key, _OVERLAY_KEYS)}")
     layers = [Layer(f"configs/{paper}/{name}.yaml", overlay.get("all") or {})]
     for pattern, content in (overlay.get("recipes") or {}).items():
         if matches(recipe, pattern):

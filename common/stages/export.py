@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from common.encoders.checkpoint_files import differences
 from common.errors import StageError
-from common.reporting.papers import PAPERS
+from common.reporting.papers import existing_papers
 from common.stages.finished import FinishedStage, instantiate, open_finished
 from common.stages.parts import TRAINED, part, trained_part
 
@@ -444,7 +444,7 @@ def read_export(folder: str | Path, paper: str) -> Trained:
     if stated != FORMAT:
         raise StageError(f"{path} has the format {stated!r}; this version reads {FORMAT!r}: export the model again")
     if found != paper:
-        short = {one.name: one.short for one in PAPERS}
+        short = {one.name: one.short for one in existing_papers()}
         raise StageError(f"{folder} is a model of {short.get(found, found)} and not of {short[paper]}")
     for name, expected in files.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import StageError
 from common.files import write_text_atomically
 from common.reporting import records
-from common.reporting.papers import PAPERS, existing_papers, paper_named, runs_root
+from common.reporting.papers import existing_papers, names_of_papers, paper_named, runs_root
 from common.reporting.tables import Tables, load
 from common.stages.parts import optional_part, part
 from common.stages.plan import Planned, Selection, duration, plan, reproduce
@@ -248,7 +248,7 @@ def table_of(title: str, rehearsed: Collection[Rehearsed]) -> Table:
 
 def add_parsers(commands: Any) -> None:
     """Add `rehearse` to the commands of `assemble`."""
-    names = ", ".join(paper.short for paper in PAPERS)
+    names = names_of_papers()
     command = commands.add_parser(
         "rehearse",
         help="run every stage of the published recipes on tiny data in the layouts of the real sets",

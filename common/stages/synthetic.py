@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from common.errors import StageError, nearest
+from common.reporting.papers import paper_named
 from common.stages.cli import build
 from common.stages.configuration import RunConfiguration, leaves, merge, place
 from common.stages.parts import part
@@ -139,7 +140,7 @@ def synthetic_training(
         StageError: the paper cannot make batches for this kind of data.
     """
     size = size_per_device(run) if size is None else size
-    config = without_files(run, part(run.paper, "synthetic", "makes no made-up batches").WITHOUT_FILES)
+    config = without_files(run, paper_named(run.paper).without_files)
     config["trainer"] = {
         **{name: value for name, value in config["trainer"].items() if name in KEPT},
         "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0,
@@ -163,12 +164,15 @@ def without_files(run: RunConfiguration, instead: Mapping[str, Any]) -> dict[str
 
     Args:
         run: the stage's configuration.
-        instead: dotted fields, without `init_args`, and what they become where the configuration has them.
+        instead: dotted fields, without `init_args`, and what they become where the configuration has them; see
+            `Paper.without_files`.
     """
     config = run.with_placeholders(DATA=NOWHERE, RUN=NOWHERE)
     present = {path.replace(".init_args", "") for path, _ in leaves(config)}
     for name, value in instead.items():
         if any(path == name or path.startswith(f"{name}.") for path in present):
+            if isinstance(value, dict):
+                value = [f"{value['named']} {number}" for number in range(value["count"])]
             config = merge(config, place(config, name, value))
     return config
 

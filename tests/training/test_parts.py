@@ -15,7 +15,7 @@ from common.stages.parts import has_part, optional_part, part
 
 
 def test_a_part_is_the_module_or_an_error_that_names_the_file() -> None:
-    assert part("mct", "synthetic", "makes no batches").RECIPE == "mct"
+    assert part("mct", "loss", "learns nothing").__name__ == "papers.mct.loss"
     assert optional_part("mct", "prepare") is None
     with pytest.raises(StageError, match=r"mct cannot fly: papers/mct/wings.py does not exist"):
         part("mct", "wings", "cannot fly")
@@ -39,7 +39,7 @@ def test_a_missing_file_of_the_paper_is_said_before_a_missing_checkpoint(
     monkeypatch.setattr("common.stages.parts.has_part", lambda paper, name: paper != "mct" and found(paper, name))
     for command in (["embed", "mct", "--text", "a"], ["export", "mct"]):
         assert main([*command, "--checkpoint", "none.ckpt", "--output", str(tmp_path / "x.npz")]) == 2
-        assert "papers/mct/use.py does not exist" in capsys.readouterr().err
+        assert "papers/mct/model.py does not exist" in capsys.readouterr().err
 
 
 def test_a_paper_without_checkpoints_is_exported_in_the_layout_of_this_suite(
