@@ -12,6 +12,7 @@ This module imports neither torch nor a decoder.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import re
@@ -459,7 +460,7 @@ class _MmfFolder(_File):
             height, width = int(info["image_height"]), int(info["image_width"])
         except FileNotFoundError as error:
             raise RegionError(f"{error.filename}: missing beside {name}{_INFO}") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, EOFError, pickle.UnpicklingError) as error:
             raise RegionError(f"{path}: it or its {_INFO} is damaged ({error!r})") from error
         if features.ndim != 2 or boxes.shape != (len(features), 4) or labels.shape != (len(features),):
             raise RegionError(f"{path}: {features.shape} features for boxes {boxes.shape} and objects {labels.shape}")
@@ -473,28 +474,131 @@ class _MmfFolder(_File):
         )
 
 
+class _StandIn:
+    """What a pickle gets in place of something of NumPy's.
+
+    A pickle may set any attribute of what has no `__setstate__`, so each of these has one.
+    """
+
+    held: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it sets what cannot be set")
+
+
+class _Kind(_StandIn):
+    """A dtype: one of numbers, or that of the object that `np.save` wraps a dictionary in."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        if not isinstance(code, str) or code not in _CODES:
+            raise pickle.UnpicklingError(f"it holds an array of {code!r:.40}, which is not opened for safety")
+        self.code, self.order = code, "<"
+
+    def __setstate__(self, state: Any) -> None:
+        # (version, byte order, and what records and objects have); nothing but the order is taken.
+        if not (isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|")):
+            raise pickle.UnpicklingError("it holds a damaged type of an array")
+        self.order = ">" if state[1] == ">" else "<"
+
+
+class _Array(_StandIn):
+    """An array that is made empty and filled by its state, of which a new one is made here."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        if not (isinstance(state, tuple) and len(state) == 5):
+            raise pickle.UnpicklingError("it holds a damaged array")
+        _, shape, kind, fortran, content = state
+        if isinstance(content, list) and len(content) == 1 and shape == ():
+            self.held = content[0]  # the wrapped dictionary; no array is made
+        else:
+            self.held = _numbers(content, kind, shape, "F" if fortran else "C")
+
+
+class _Buffer(_StandIn):
+    """An array out of a buffer, as newer pickles have it."""
+
+    def __init__(self, content: Any, kind: Any, shape: Any, order: Any = "C") -> None:
+        self.held = _numbers(content, kind, shape, order)
+
+
+class _Number(_StandIn):
+    """A number of NumPy's."""
+
+    def __init__(self, kind: Any, content: Any) -> None:
+        self.held = _numbers(content, kind, ())[()]
+
+
+class _Bytes(_StandIn):
+    """Bytes as old pickles write them: as text in Latin-1."""
+
+    def __new__(cls, text: Any, _: Any = None) -> Any:
+        if not isinstance(text, str):
+            raise pickle.UnpicklingError("it holds damaged bytes")
+        return text.encode("latin1")
+
+
+#: Codes of numbers, and of an object on machines of 64 and 32 bits.
+_CODES = frozenset({"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "O8", "O4"})
+#: All that MMF's files name, with NumPy 1 and 2, and what they get for it. Nothing is looked up.
+_STAND_INS: dict[tuple[str, str], type] = {
+    ("numpy", "dtype"): _Kind,
+    ("numpy", "ndarray"): _Array,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.multiarray", "scalar"): _Number,
+    ("numpy._core.multiarray", "scalar"): _Number,
+    ("numpy.core.numeric", "_frombuffer"): _Buffer,
+    ("numpy._core.numeric", "_frombuffer"): _Buffer,
+    ("_codecs", "encode"): _Bytes,
+}
+
+
+def _numbers(content: Any, kind: Any, shape: Any, order: Any = "C") -> npt.NDArray[Any]:
+    """A new array of numbers out of bytes, after a look at every part."""
+    if not (isinstance(content, bytes | bytearray) and isinstance(kind, _Kind) and order in ("C", "F")):
+        raise pickle.UnpicklingError("it holds a damaged array")
+    if kind.code.startswith("O"):
+        raise pickle.UnpicklingError("it holds an array of objects, which is not opened for safety")
+    if not (isinstance(shape, tuple) and len(shape) <= 8 and all(type(one) is int and one >= 0 for one in shape)):
+        raise pickle.UnpicklingError("it holds an array of a damaged shape")
+    numbers = np.dtype(kind.order + kind.code)
+    if math.prod(shape) * numbers.itemsize != len(content):
+        raise pickle.UnpicklingError(f"it holds {len(content)} bytes for an array of {shape!r:.80}")
+    return np.frombuffer(bytes(content), dtype=numbers).reshape(shape, order=order)
+
+
 class _PlainUnpickler(pickle.Unpickler):
-    """Makes arrays and plain data; a file from a stranger cannot run anything."""
+    """Makes plain data and arrays of numbers; a file from a stranger can neither run nor import anything.
+
+    NumPy's own hooks are not called: their state, which the file chooses, can hold raw pointers.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        package = module.partition(".")[0]
-        if package == "numpy" and name in {"_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer"}:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it holds a {module}.{name}, which is not opened for safety")
+        if (module, name) not in _STAND_INS:
+            raise pickle.UnpicklingError(f"it holds a {module}.{name}, which is not opened for safety")
+        return _STAND_INS[module, name]
 
 
 def _plain_object(path: Path) -> dict[str, Any]:
+    """The dictionary of a file, with arrays and numbers as values; other values are left out."""
     with path.open("rb") as stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         _, _, kind = read(stream)
         if not kind.hasobject:
             raise ValueError("an array of numbers where a dictionary is expected")
-        held = _PlainUnpickler(stream).load()
-    found = held.item() if isinstance(held, np.ndarray) else held
+        try:
+            found = _PlainUnpickler(stream).load()
+        except (AttributeError, LookupError, RecursionError, OverflowError, MemoryError) as error:
+            raise pickle.UnpicklingError(f"no plain data: {error!r}") from None
+    found = found.held if isinstance(found, _Array) else found
     if not isinstance(found, dict):
         raise ValueError(f"a {type(found).__name__} where a dictionary is expected")
-    return found
+    values = {name: value.held if isinstance(value, _StandIn) else value for name, value in found.items()}
+    return {name: value for name, value in values.items() if isinstance(value, np.ndarray | np.generic | int | float)}
 
 
 # ---------------------------------------------------------------------------------------------------- writing

@@ -43,9 +43,7 @@ class StageCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The configured trainer with the stage's folder, loggers and callbacks."""
         extra = dict(self._trainer_arguments)
-        callbacks = list(extra.pop("callbacks", []))
-        if any(self._switches):
-            callbacks.append(ApplySwitches(self._switches))
+        callbacks = [*extra.pop("callbacks", []), ApplySwitches(self._switches)]
         trainer_config = {**self._get(self.config_init, "trainer", default={}), **extra, **kwargs}
         try:
             return self._instantiate_trainer(trainer_config, callbacks)

@@ -1,8 +1,9 @@
 """Trained models to use: out of a finished stage, or out of a folder that can be given away and read anywhere.
 
 An export is a folder that needs nothing else: the weights (safetensors), the configuration of model and inputs, the
-vocabularies, the record of the stage, and a model card. Only tensors, text and plain data are in it, and only classes
-of this suite are built from it, so an export from a stranger cannot run anything.
+vocabularies, the record of the stage, and a model card. Only tensors, text and plain data are in it, and nothing that
+it names is looked up: each paper lists the classes that its models are made of, so an export from a stranger cannot
+run anything (SECURITY.md).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from torch.nn import functional as F
 from common.encoders.checkpoint_files import differences
 from common.errors import StageError
 from common.reporting.papers import existing_papers
-from common.stages.finished import FinishedStage, instantiate, open_finished
+from common.stages.allowed import Builder
+from common.stages.finished import FinishedStage, open_finished
 from common.stages.parts import TRAINED, part, trained_part
 
 FORMAT = "representation-assemble/model/1"
@@ -59,8 +61,20 @@ class Trained:
     record: str | None = None
     origin: str = ""
 
+    @property
+    def where(self) -> str:
+        """The file of the configuration, for messages."""
+        path = Path(self.origin)
+        return str(path / CONFIGURATION if path.is_dir() else path.parent.parent / "config.yaml")
+
     def file(self, name: str) -> bytes:
-        """Content of one of the files."""
+        """Content of one of the files.
+
+        Raises:
+            StageError: there is no such file.
+        """
+        if name not in self.files:
+            raise StageError(f"{self.where}: files has no {name}, which the model needs; export the model again")
         found = self.files[name]
         return found.read_bytes() if isinstance(found, Path) else found
 
@@ -76,6 +90,9 @@ class TrainedModel(nn.Module):
     Attributes:
         paper: package of the paper.
         kinds: import paths of the modules whose checkpoints can be used.
+        classes: all classes that a trained model is made of: its modules, their networks, what reads its inputs. No
+            other is built, whatever a configuration asks for.
+        no_files: arguments that are files where they are text; what was in them stands in the weights or beside them.
         example: a stage that can be used, as `<paper>/<scale>/seed<k>/<stage>`.
         otherwise: what other modules cannot do.
         embeds: what can be embedded.
@@ -87,6 +104,8 @@ class TrainedModel(nn.Module):
 
     paper: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]]
+    classes: ClassVar[tuple[type, ...]]
+    no_files: ClassVar[frozenset[str]] = SOURCES
     example: ClassVar[str]
     otherwise: ClassVar[str]
     embeds: ClassVar[tuple[Modality, ...]] = ()
@@ -135,7 +154,12 @@ class TrainedModel(nn.Module):
         Raises:
             StageError: it is missing, damaged, or of another model; there is no such device.
         """
-        model = cls.of(cls.read(path))
+        trained = cls.read(path)
+        try:
+            model = cls.of(trained)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            told = f"{type(error).__name__}: {error}"
+            raise StageError(f"{trained.where}: the configuration does not fit the files beside it ({told})") from error
         try:
             return model.to(device).eval()
         except (RuntimeError, AssertionError) as error:
@@ -148,15 +172,25 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def build(cls, trained: Trained) -> Any:
-        """The module of the configuration, with random weights; only classes of this suite are built."""
+        """The module of the configuration, with random weights.
+
+        Raises:
+            StageError: it is made of other classes than `classes`, or of arguments that do not fit them.
+        """
         import lightning.pytorch as pl
 
-        for name in _class_paths(trained.model):
-            if not name.startswith(("common.", f"papers.{cls.paper}.")):
-                raise StageError(
-                    f"{trained.origin}: its configuration asks for {name}, which is no class of this suite"
-                )
-        return instantiate(trained.model, pl.LightningModule)
+        return Builder(trained.where, cls.classes, cls.no_files).value(trained.model, pl.LightningModule, "model")
+
+    @classmethod
+    def input(cls, trained: Trained, name: str, kind: Any) -> Any:
+        """One of `Trained.inputs` as the type that it must have; see `common.stages.allowed.Builder.value`.
+
+        Raises:
+            StageError: it is missing or of another type; the message names it.
+        """
+        if name not in trained.inputs:
+            raise StageError(f"{trained.where}: inputs.{name} is missing; export the model again")
+        return Builder(trained.where, cls.classes, cls.no_files).value(trained.inputs[name], kind, f"inputs.{name}")
 
     def fill(self, trained: Trained) -> None:
         """Take the weights over.
@@ -296,11 +330,6 @@ def with_arguments(config: Mapping[str, Any], **arguments: Any) -> dict[str, Any
     return {**config, "init_args": {**config["init_args"], **arguments}}
 
 
-def arguments_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a data class out of JSON, where tuples are lists."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-
-
 def renamed(state: Mapping[str, Tensor], **prefixes: str) -> dict[str, Tensor]:
     """Tensors below some parts of a module, under new names.
 
@@ -314,16 +343,6 @@ def renamed(state: Mapping[str, Tensor], **prefixes: str) -> dict[str, Tensor]:
         for name, value in state.items()
         if name.startswith(f"{old}.")
     }
-
-
-def _class_paths(config: Any) -> Iterator[str]:
-    if isinstance(config, Mapping):
-        if "class_path" in config:
-            yield str(config["class_path"])
-        config = list(config.values())
-    if isinstance(config, list):
-        for value in config:
-            yield from _class_paths(value)
 
 
 # -- the folder --------------------------------------------------------------------------------------------------------
@@ -416,6 +435,14 @@ def _check_free(output: Path, force: bool) -> None:
         raise StageError(f"--output {output} holds an export already: give another folder, or --force to replace it")
 
 
+@dataclass(frozen=True)
+class _Content:
+    """What the configuration says of a file."""
+
+    bytes: int
+    sha256: str
+
+
 def read_export(folder: str | Path, paper: str) -> Trained:
     """Read the folder of an export, and check that it is whole.
 
@@ -436,16 +463,27 @@ def read_export(folder: str | Path, paper: str) -> Trained:
             "checkpoints/last.ckpt of a finished stage"
         )
     try:
-        config = json.loads(path.read_bytes())
-        stated, found, files = config["format"], config["paper"], config["files"]
-        model, inputs, config_hash = config["model"], config["inputs"], config["config_hash"]
-    except (ValueError, KeyError, TypeError) as error:
+        config = dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
         raise StageError(f"{path} is damaged ({error}): export the model again") from None
+
+    def field(name: str, kind: Any) -> Any:
+        if name not in config:
+            raise StageError(f"{path} is damaged, it has no field {name}: export the model again")
+        return Builder(str(path)).value(config[name], kind, name)
+
+    stated = field("format", str)
     if stated != FORMAT:
         raise StageError(f"{path} has the format {stated!r}; this version reads {FORMAT!r}: export the model again")
+    found, config_hash = field("paper", str), field("config_hash", str)
+    model, inputs = field("model", dict[str, Any]), field("inputs", dict[str, Any])
     if found != paper:
         short = {one.name: one.short for one in existing_papers()}
         raise StageError(f"{folder} is a model of {short.get(found, found)} and not of {short[paper]}")
+    files = field("files", dict[str, _Content])
+    for name in (WEIGHTS, RECORD):
+        if name not in files:
+            raise StageError(f"{path}: files has no {name}, which every export holds; export the model again")
     for name, expected in files.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise StageError(f"{path}: {name} lies outside of the export")
@@ -454,29 +492,34 @@ def read_export(folder: str | Path, paper: str) -> Trained:
         with safe_open(folder / WEIGHTS, framework="pt") as opened:
             metadata = opened.metadata() or {}
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-    except Exception as error:  # The reader raises nothing more special.
+        shared = Builder(str(folder / WEIGHTS)).value(
+            json.loads(metadata.get("shared", "{}")), dict[str, str], "shared"
+        )
+        weights |= {name: weights[other] for name, other in shared.items()}
+        record = (folder / RECORD).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise StageError(f"{folder / RECORD} cannot be read: {error}") from None
+    except Exception as error:  # The reader of weights raises nothing more special.
         raise StageError(f"{folder / WEIGHTS} cannot be read: {error}") from None
     if metadata.get("config_hash") != config_hash:
         raise StageError(
             f"{folder / WEIGHTS} is of the configuration {metadata.get('config_hash')}, but {CONFIGURATION} of "
             f"{config_hash}: the files of two exports are mixed; export the model again"
         )
-    for name, other in json.loads(metadata.get("shared", "{}")).items():
-        weights[name] = weights[other]
     kept: dict[str, bytes | Path] = {name: folder / name for name in files if name not in (WEIGHTS, RECORD)}
-    return Trained(model, inputs, weights, kept, (folder / RECORD).read_text(encoding="utf-8"), str(folder))
+    return Trained(model, inputs, weights, kept, record, str(folder))
 
 
-def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
+def _check_file(path: Path, expected: _Content) -> None:
     if not path.is_file():
         raise StageError(f"{path} is missing from the export: copy the whole folder, or export the model again")
     size = path.stat().st_size
-    if size != expected["bytes"]:
-        what = "was cut off" if size < expected["bytes"] else "is longer than it was"
+    if size != expected.bytes:
+        what = "was cut off" if size < expected.bytes else "is longer than it was"
         raise StageError(
-            f"{path} {what}: it has {size:,} of {expected['bytes']:,} bytes; copy it again, or export the model again"
+            f"{path} {what}: it has {size:,} of {expected.bytes:,} bytes; copy it again, or export the model again"
         )
-    if _digest(path) != expected["sha256"]:
+    if _digest(path) != expected.sha256:
         raise StageError(f"{path} was changed: its SHA-256 is not the one in {CONFIGURATION}; export the model again")
 
 

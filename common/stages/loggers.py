@@ -82,7 +82,7 @@ def wandb_mode() -> str:
     """`online`, `offline` or `disabled`, from the environment and what the network allows.
 
     `WANDB_MODE` decides when it is set. Otherwise: offline, and one line says so. Online needs a key and a server that
-    answers within a few seconds; where it does not, the run goes on offline.
+    answers within a few seconds; where it does not, the run goes on offline, and so does the rest of the process.
     """
     mode = os.environ.get("WANDB_MODE", "").lower()
     if mode in {"disabled", "dryrun", "offline"}:
@@ -124,6 +124,10 @@ def wandb_logger(
     mode = wandb_mode()
     if mode == "disabled":
         return None
+    if mode == "offline":
+        # For all of the process and those that it starts, and before the import: W&B's own telemetry and its reports of
+        # errors ask the environment, not the run, and would look for their servers.
+        os.environ.update(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false")
     import wandb
 
     directory.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,21 @@ def fused(module: pl.LightningModule, on_cpu: bool = True) -> dict[str, Any]:
     return {"fused": True} if module.device.type in devices and not _scales_its_loss(module) else {}
 
 
+@torch.no_grad()
+def lay_out_state(optimizer: Optimizer) -> None:
+    """Give what an optimiser keeps of each parameter the parameter's layout in memory.
+
+    A fused step takes for granted that both lie in memory alike, but loading keeps the layout of whoever saved.
+
+    Args:
+        optimizer: its state is changed in place.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def _scales_its_loss(module: pl.LightningModule) -> bool:
     """Whether the trainer works with float16; a module without a trainer does not."""
     try:

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from common.encoders.audio import ConvBlock
 from common.encoders.panns import PairedConvolutions
 from common.stages.configuration import SWITCHES, ConfigurationError
+from common.training.optimisers import lay_out_state
 
 #: Blocks that released weights number one by one, so that no list holds them.
 NAMED_BLOCKS = (ConvBlock, PairedConvolutions)
@@ -95,6 +96,11 @@ class ApplySwitches(Callback):
                 run = functools.partial(_checkpointed, block, run)
             if run != block.forward:
                 block.forward = run
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # The checkpoint may be of a run with another layout.
+        for optimizer in trainer.optimizers:
+            lay_out_state(optimizer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A test computes as that of a stage which is only opened.

@@ -5,6 +5,7 @@ Without folders, the published records of all papers. A record that was rewritte
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 from common.files import write_text_atomically
 from common.reporting.papers import existing_papers
 from common.reporting.records import config_hash, lineage_hash
+from common.stages.configuration import resolve
 
 NAME = "papers_hold_methods"
 
@@ -56,6 +58,10 @@ def _new(record: dict[str, Any], new_lineage: dict[Any, str]) -> dict[str, Any]:
         for field, parent in record["parents"].items()
     }
     own_hash = config_hash(config)
+    # Not the last checkpoint of its parents, for some recipes: then the name of that checkpoint counts, too.
+    start_from = resolve(record["paper"], record["recipe"], scale=record["scale"]).start_from
+    suffix = "" if start_from == "last" else f"/{start_from}"
+    lineages = {field: parent["lineage_hash"] + suffix for field, parent in parents.items()}
     return {
         **record,
         "config": config,
@@ -64,5 +70,26 @@ def _new(record: dict[str, Any], new_lineage: dict[Any, str]) -> dict[str, Any]:
         "former": [
             {"config_hash": record["config_hash"], "lineage_hash": record["lineage_hash"], "migration": NAME},
         ],
-        "lineage_hash": lineage_hash(own_hash, {field: parent["lineage_hash"] for field, parent in parents.items()}),
+        "lineage_hash": lineage_hash(own_hash, lineages),
     }
+
+
+def main(folders: list[Path]) -> int:
+    """Rewrite the records below some folders; each folder must hold the parents of its records."""
+    rewritten = 0
+    for folder in folders or [paper.results for paper in existing_papers()]:
+        found = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.json"))}
+        records = {path: content for path, content in found.items() if _is_record(content)}
+        for path, record in migrated(records).items():
+            write_text_atomically(path, json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False) + "\n")
+            rewritten += 1
+    print(f"{rewritten} records rewritten")
+    return 0
+
+
+def _is_record(content: Any) -> bool:
+    return isinstance(content, dict) and {"paper", "stage", "recipe", "config_hash", "lineage_hash"} <= content.keys()
+
+
+if __name__ == "__main__":
+    sys.exit(main([Path(folder) for folder in sys.argv[1:]]))

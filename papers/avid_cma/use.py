@@ -14,8 +14,11 @@ from torch.nn import functional as F
 
 from common.data.media import MediaError, MediaFile
 from common.data.windows import Limits, frame_count, wrapping_indices
-from common.stages.export import Items, Modality, Trained, TrainedModel, arguments_of, renamed, without_sources
+from common.encoders.audio import AudioConvNet
+from common.encoders.video import R2Plus1D
+from common.stages.export import Items, Modality, Trained, TrainedModel, renamed, without_sources
 from common.stages.finished import FinishedStage
+from papers.avid_cma import module
 from papers.avid_cma.data import AudioInput, VideoInput
 
 
@@ -33,6 +36,7 @@ class AVID(TrainedModel):
 
     paper = "avid_cma"
     kinds = ("papers.avid_cma.module.AVID", "papers.avid_cma.module.CMA")
+    classes: ClassVar[tuple[type, ...]] = (module.AVID, module.CMA, R2Plus1D, AudioConvNet)
     example = "avid_cma/mini/seed0/avid"
     otherwise = "compares no pictures with sounds: give the checkpoint of a stage that does, such as avid or avid_cma"
     embeds: ClassVar[tuple[Modality, ...]] = ("video", "audio")
@@ -49,10 +53,11 @@ class AVID(TrainedModel):
     def __init__(self, trained: Trained) -> None:
         super().__init__()
         self.model = self.build(trained).model
-        self.video = VideoInput(**arguments_of(trained.inputs["video"]))
-        self.audio = AudioInput(**arguments_of(trained.inputs["audio"]))
+        self.video: VideoInput = self.input(trained, "video", VideoInput)
+        self.audio: AudioInput = self.input(trained, "audio", AudioInput)
         self.clips = 1
-        statistics = {name: np.array(values) for name, values in trained.inputs["audio_statistics"].items()}
+        stated = self.input(trained, "audio_statistics", dict[str, list[float]])
+        statistics = {name: np.array(values) for name, values in stated.items()}
         frames = frame_count(self.video.duration, self.video.fps)
         self._pixels = self.video.transform(training=False).adapted(False, frames)
         self._spectrogram = self.audio.transform(training=False, statistics=statistics)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.data.regions import RegionFeatures
-from common.data.text import CaptionTokenizer, XLMRTokenizer
+from common.data.text import XLMRTokenizer
 from common.errors import StageError
 from common.stages.export import (
     Items,
@@ -22,8 +22,10 @@ from common.stages.export import (
     with_arguments,
     without_sources,
 )
-from common.stages.finished import FinishedStage, instantiate
+from common.stages.finished import FinishedStage
+from papers.m3p import module
 from papers.m3p.evaluation import Gallery, PairScorer
+from papers.m3p.model import M3PEncoder, M3PModel
 from papers.m3p.pairs import RegionArrays, collate_regions
 from papers.m3p.regions import RegionNetwork, read_region_network, region_rows
 
@@ -46,6 +48,9 @@ class M3P(TrainedModel):
 
     paper = "m3p"
     kinds = ("papers.m3p.module.M3PPretraining", "papers.m3p.module.M3PRetrieval")
+    classes: ClassVar[tuple[type, ...]] = (
+        module.M3PPretraining, module.M3PRetrieval, M3PModel, M3PEncoder, RegionNetwork, XLMRTokenizer
+    )  # fmt: skip
     example = "m3p/mini/seed0/m3p"
     otherwise = "matches no images with captions: give the checkpoint of a stage that does, such as m3p"
     embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
@@ -61,12 +66,11 @@ class M3P(TrainedModel):
     def __init__(self, trained: Trained) -> None:
         super().__init__()
         self.model = self.build(trained).model
-        inputs = trained.inputs
-        self.detector = None if inputs["detector"] is None else RegionNetwork(**inputs["detector"])
-        self.tokenizer: XLMRTokenizer = instantiate(inputs["tokenizer"], CaptionTokenizer)
+        self.detector: RegionNetwork | None = self.input(trained, "detector", RegionNetwork | None)
+        self.tokenizer: XLMRTokenizer = self.input(trained, "tokenizer", XLMRTokenizer)
         self.tokenizer.read(trained.file(XLMRTokenizer.file_name))
-        self.max_regions: int = inputs["max_regions"]
-        self.languages: list[str] = inputs["languages"]
+        self.max_regions: int = self.input(trained, "max_regions", int)
+        self.languages: list[str] = self.input(trained, "languages", list[str])
         self.language: str | None = None
         self.regions: RegionFeatures | None = None
         self.fill(trained)

@@ -11,19 +11,28 @@ from torch import Tensor
 
 from common.data.image_transforms import ImageTransform
 from common.data.images import read_image
-from common.data.text import CaptionTokenizer, normalise_caption, pad_tokens
+from common.data.text import (
+    CaptionTokenizer,
+    SentencePieceTokenizer,
+    WordPieceTokenizer,
+    WordVocabulary,
+    normalise_caption,
+    pad_tokens,
+)
+from common.encoders.image import ImageResNet
+from common.encoders.text import BertEncoder, GRUEncoder
 from common.errors import StageError
 from common.stages.export import (
     Items,
     Modality,
     Trained,
     TrainedModel,
-    arguments_of,
     renamed,
     with_arguments,
     without_sources,
 )
-from common.stages.finished import FinishedStage, instantiate
+from common.stages.finished import FinishedStage
+from papers.mct import module
 
 
 class MCT(TrainedModel):
@@ -41,6 +50,10 @@ class MCT(TrainedModel):
 
     paper = "mct"
     kinds = ("papers.mct.module.MCT",)
+    classes: ClassVar[tuple[type, ...]] = (
+        module.MCT, ImageResNet, BertEncoder, GRUEncoder,
+        WordPieceTokenizer, SentencePieceTokenizer, WordVocabulary,
+    )  # fmt: skip
     example = "mct/mini/seed0/mct"
     otherwise = "has no embeddings of images and captions: give the checkpoint of a pre-training, such as mct"
     embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
@@ -57,14 +70,14 @@ class MCT(TrainedModel):
 
     def __init__(self, trained: Trained) -> None:
         super().__init__()
-        module = self.build(trained)
-        self.image = module.image.query
-        self.text = None if module.text is None else module.text.query
-        self.embedding = "intra" if module.hparams["weight_cross"] == 0 else "inter"
-        self._pixels = ImageTransform(**arguments_of(trained.inputs["image"])).with_training(False)
+        built = self.build(trained)
+        self.image = built.image.query
+        self.text = None if built.text is None else built.text.query
+        self.embedding = "intra" if built.hparams["weight_cross"] == 0 else "inter"
+        self._pixels = self.input(trained, "image", ImageTransform).with_training(False)
         self.tokenizer: CaptionTokenizer | None = None
         if self.text is not None:
-            self.tokenizer = instantiate(trained.inputs["tokenizer"], CaptionTokenizer)
+            self.tokenizer = self.input(trained, "tokenizer", CaptionTokenizer)
             self.tokenizer.read(trained.file(self.tokenizer.file_name))
         self.fill(trained)
 

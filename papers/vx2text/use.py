@@ -14,21 +14,30 @@ from torch import Tensor
 from common.data.items import Sample
 from common.data.listing import Clip
 from common.data.media import MediaError
+from common.encoders.kinetics import KineticsR2Plus1D
+from common.encoders.panns import PANNsCNN14
 from common.errors import StageError
 from common.stages.export import (
+    SOURCES,
     Items,
     Modality,
     Trained,
     TrainedModel,
-    arguments_of,
     with_arguments,
     without_sources,
 )
 from common.stages.finished import FinishedStage
+from papers.vx2text import module
 from papers.vx2text.clips import AudioInput, ClipReader, VideoInput
 from papers.vx2text.data import CaptioningData, QuestionAnsweringData, Scoring, collate, option_targets
 from papers.vx2text.evaluation import written
-from papers.vx2text.model import category_names
+from papers.vx2text.model import (
+    LanguageModel,
+    ModalityClassifier,
+    OptionClassifier,
+    SigmoidClassifier,
+    category_names,
+)
 from papers.vx2text.prompt import Prompt, PromptLimits, PromptText, Task, TextTokenizer
 
 #: Parts of the prompt, as messages call them.
@@ -48,6 +57,11 @@ class VX2Text(TrainedModel):
 
     paper = "vx2text"
     kinds = ("papers.vx2text.module.VX2Text",)
+    classes: ClassVar[tuple[type, ...]] = (
+        module.VX2Text, LanguageModel, OptionClassifier, ModalityClassifier, SigmoidClassifier,
+        KineticsR2Plus1D, PANNsCNN14,
+    )  # fmt: skip
+    no_files = SOURCES | {"categories"}
     example = "vx2text/mini/seed0/avsd"
     otherwise = (
         "writes no text about clips: give the checkpoint of a stage that answers or describes, such as avsd, tvqa or "
@@ -64,15 +78,16 @@ class VX2Text(TrainedModel):
 
     def __init__(self, trained: Trained) -> None:
         super().__init__()
-        inputs = trained.inputs
         self.model = self.build(trained)
-        self.task: Task = inputs["task"]
-        self.scoring: Scoring = inputs["scoring"]
-        video = None if inputs["video"] is None else VideoInput(**arguments_of(inputs["video"]))
-        audio = None if inputs["audio"] is None else AudioInput(**inputs["audio"])
-        limits = PromptLimits(**inputs["prompt"])
-        self.tokenizer = TextTokenizer(None, inputs["vocabulary_size"])
-        ((name, _),) = trained.files.items()
+        self.task: Task = self.input(trained, "task", Task)
+        self.scoring: Scoring = self.input(trained, "scoring", Scoring)
+        video: VideoInput | None = self.input(trained, "video", VideoInput | None)
+        audio: AudioInput | None = self.input(trained, "audio", AudioInput | None)
+        limits: PromptLimits = self.input(trained, "prompt", PromptLimits)
+        self.tokenizer = TextTokenizer(None, self.input(trained, "vocabulary_size", int))
+        if len(trained.files) != 1:
+            raise StageError(f"{trained.where}: files holds {len(trained.files)} vocabularies, not one")
+        (name,) = trained.files
         self.tokenizer.read(name, trained.file(name))
         self.prompt = Prompt(
             self.tokenizer,

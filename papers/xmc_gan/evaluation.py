@@ -269,7 +269,7 @@ class RealImages(pl.LightningModule):
         evaluation: `MiniatureEvaluation` or `GenerationEvaluation`.
     """
 
-    def __init__(self, evaluation: Any) -> None:
+    def __init__(self, evaluation: Evaluation) -> None:
         super().__init__()
         self.evaluation = evaluation
 
@@ -618,6 +618,10 @@ _JUDGES: dict[str, tuple[Callable[[str], nn.Module], str, str]] = {
     "clip": (ClipJudge, "r_precision", "a folder of CLIP with its tokenizer, as save_pretrained writes it"),
     "detector": (ObjectDetector, "soa_c and soa_i", "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth of torchvision"),
 }
+
+
+#: What measures generated images.
+Evaluation = MiniatureEvaluation | GenerationEvaluation
 
 
 def noise_of(index: Tensor, size: int, seed: int) -> Tensor:

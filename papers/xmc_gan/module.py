@@ -17,9 +17,10 @@ from common.losses.adversarial import hinge_discriminator, hinge_generator
 from common.memory.collective import average_in_place
 from common.memory.momentum import MomentumPair
 from common.metrics.gathering import OncePerSample
+from common.training.optimisers import fused
 from papers.xmc_gan import diagnostics
 from papers.xmc_gan.data import TextToImageData
-from papers.xmc_gan.evaluation import noise_of
+from papers.xmc_gan.evaluation import Evaluation, noise_of
 from papers.xmc_gan.loss import Matching, Negatives, pair_loss, word_loss
 from papers.xmc_gan.model import Captions, Discriminator, Generator, Judgement, keeping_statistics
 
@@ -59,7 +60,7 @@ class XMCGAN(pl.LightningModule):
         discriminator: Discriminator,
         text_encoder: nn.Module | None = None,
         image_network: nn.Module | None = None,
-        evaluation: Any | None = None,
+        evaluation: Evaluation | None = None,
         weight_sentence: float = 1.0,
         weight_word: float = 1.0,
         weight_image_d: float = 1.0,
@@ -244,7 +245,8 @@ class XMCGAN(pl.LightningModule):
         gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph)
         average_in_place(list(gradients))
         for parameter, gradient in zip(parameters, gradients):
-            parameter.grad = gradient
+            # As `backward` does it: a fused step takes for granted that both lie in memory alike.
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
     def _minibatches(self, batch: Batch) -> list[tuple[Batch, Tensor]]:
         """The minibatches of one iteration and their noise.
@@ -275,10 +277,9 @@ class XMCGAN(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         h: Any = self.hparams
         betas = (h.betas[0], h.betas[1])
-        fused = self.device.type in {"cpu", "cuda"}
         return [
-            torch.optim.Adam(self.generator.parameters(), h.generator_learning_rate, betas, fused=fused),
-            torch.optim.Adam(self.discriminator_parameters(), h.discriminator_learning_rate, betas, fused=fused),
+            torch.optim.Adam(self.generator.parameters(), h.generator_learning_rate, betas, **fused(self)),
+            torch.optim.Adam(self.discriminator_parameters(), h.discriminator_learning_rate, betas, **fused(self)),
         ]
 
     # -- start, resume, hand-over --------------------------------------------------------------------------------------

@@ -12,15 +12,23 @@ from torch.nn import functional as F
 
 from common.data.image_transforms import SquashTransform
 from common.data.images import read_image
-from common.data.text import WORD, CaptionTokenizer, normalise_caption
+from common.data.text import (
+    WORD,
+    CaptionTokenizer,
+    SentencePieceTokenizer,
+    WordPieceTokenizer,
+    WordVocabulary,
+    normalise_caption,
+)
 from common.errors import StageError
+from common.stages.allowed import path_of
 from common.stages.export import Items, Modality, Trained, TrainedModel, renamed, with_arguments, without_sources
-from common.stages.finished import FinishedStage, instantiate
+from common.stages.finished import FinishedStage
+from papers.xmc_gan import module
 from papers.xmc_gan.evaluation import noise_of
-from papers.xmc_gan.model import Captions
-from papers.xmc_gan.text import BertText, encode_texts
+from papers.xmc_gan.model import Captions, Discriminator, Generator
+from papers.xmc_gan.text import BertText, NGramText, TransformerText, encode_texts
 
-BERT = "papers.xmc_gan.text.BertText"
 #: Words of a small vocabulary that a message lists, at most.
 LISTED_WORDS = 60
 
@@ -39,6 +47,10 @@ class XMCGAN(TrainedModel):
 
     paper = "xmc_gan"
     kinds = ("papers.xmc_gan.module.XMCGAN",)
+    classes: ClassVar[tuple[type, ...]] = (
+        module.XMCGAN, Generator, Discriminator, BertText, NGramText, TransformerText,
+        WordPieceTokenizer, SentencePieceTokenizer, WordVocabulary,
+    )  # fmt: skip
     example = "xmc_gan/mini/seed0/xmc_gan"
     otherwise = "makes no images: give the checkpoint of a stage that does, such as xmc_gan"
     embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
@@ -54,15 +66,15 @@ class XMCGAN(TrainedModel):
 
     def __init__(self, trained: Trained) -> None:
         super().__init__()
-        module = self.build(trained)
-        self.generator = module.average
-        self.discriminator = module.discriminator
-        self.text_encoder = module.text_encoder
-        self.tokenizer: CaptionTokenizer = instantiate(trained.inputs["tokenizer"], CaptionTokenizer)
+        built = self.build(trained)
+        self.generator = built.average
+        self.discriminator = built.discriminator
+        self.text_encoder = built.text_encoder
+        self.tokenizer: CaptionTokenizer = self.input(trained, "tokenizer", CaptionTokenizer)
         self.tokenizer.read(trained.file(self.tokenizer.file_name))
-        words = trained.inputs["learned_words"]
+        words = self.input(trained, "learned_words", list[str] | None)
         self.learned_words = None if words is None else frozenset(words)
-        self._pixels = SquashTransform(trained.inputs["image_size"], 0.0, training=False)
+        self._pixels = SquashTransform(self.input(trained, "image_size", int), 0.0, training=False)
         self.fill(trained)
 
     @classmethod
@@ -83,7 +95,7 @@ class XMCGAN(TrainedModel):
             bert = _bert_of_features(data)
             weights |= {f"text_encoder.{name}": value for name, value in bert.state_dict().items()}
             arguments = {"pretrained": None, "sentence_pool": data.sentence_pool, "sizes": bert.sizes}
-            model["init_args"]["text_encoder"] = {"class_path": BERT, "init_args": arguments}
+            model["init_args"]["text_encoder"] = {"class_path": path_of(BertText), "init_args": arguments}
         else:
             weights |= renamed(stage.state, text_encoder="text_encoder")
         inputs: dict[str, Any] = {

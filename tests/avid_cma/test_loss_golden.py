@@ -26,7 +26,7 @@ def tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def close(actual: Any, expected: Any) -> None:
-    np.testing.assert_allclose(np.asarray(actual), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=1e-6, atol=5e-7)
 
 
 def fill_banks(objective: BankObjective, video: np.ndarray, audio: np.ndarray) -> None:

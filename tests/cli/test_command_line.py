@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -249,23 +251,68 @@ def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "W&B key" in output
 
 
-def test_a_run_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Name resolution and every connection off this machine fail; a smoke run does not notice."""
-    genuine = socket.socket.connect
+#: Runs a command and writes down every name that is looked up and every connection to another machine.
+WATCHED = """
+import os, socket, sys
 
-    def connect(self: socket.socket, address: Any) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
-            raise AssertionError(f"tried to connect to {address}")
-        genuine(self, address)
+def note(what):
+    with open(os.environ["SEEN"], "a") as file:
+        print(what, file=file)
 
-    def resolve(host: Any, *args: Any, **kwargs: Any) -> Any:
-        raise AssertionError(f"tried to resolve {host!r}")
+def resolve(host, *args, **kwargs):
+    if host not in LOCAL:
+        note(f"looked up {host}")
+        raise OSError("no network")
+    return genuine_resolve(host, *args, **kwargs)
 
-    monkeypatch.setattr(socket.socket, "connect", connect)
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(socket, "gethostbyname", resolve)
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert main(["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path), "--seed", "3"]) == 0
+def connect(self, address):
+    if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in LOCAL:
+        note(f"connected to {address}")
+        raise OSError("no network")
+    return genuine_connect(self, address)
+
+LOCAL = ("127.0.0.1", "::1", "localhost")
+genuine_resolve, genuine_connect = socket.getaddrinfo, socket.socket.connect
+socket.getaddrinfo, socket.socket.connect = resolve, connect
+from common.commands.main import main
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+def test_nothing_leaves_the_machine(tmp_path: Path) -> None:
+    """A stage with W&B as users have it, in a process of its own: no thread and no child of it looks for a server.
+
+    Python's sockets are watched. Other programs, W&B's own among them, go through the proxy of the environment, and so
+    does `requests`: a server of ours, which counts who asks.
+    """
+    (tmp_path / "home").mkdir()
+    seen = tmp_path / "seen"
+    asked: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen() -> None:
+            with contextlib.suppress(OSError):  # closed at the end
+                while True:
+                    one, _ = server.accept()
+                    with one:
+                        asked.append(one.recv(200))
+
+        threading.Thread(target=listen, daemon=True).start()
+        proxy = f"http://127.0.0.1:{server.getsockname()[1]}"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        environment |= {f"{kind}_proxy": proxy for kind in ("http", "https", "all")}
+        environment |= {f"{kind}_PROXY": proxy for kind in ("HTTP", "HTTPS", "ALL")}
+        environment |= {"HOME": str(tmp_path / "home"), "SEEN": str(seen), "WANDB_API_KEY": "0" * 40, "NO_PROXY": ""}
+        command = ["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path), "--seed", "3"]
+        done = subprocess.run(
+            [sys.executable, "-c", WATCHED, *command],
+            cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        server.shutdown(socket.SHUT_RDWR)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.rglob("*.wandb"))  # W&B had a part in it
+    assert not seen.exists(), seen.read_text()
+    assert not asked
 
 
 def test_durations() -> None:

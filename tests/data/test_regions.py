@@ -5,6 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +243,93 @@ def test_a_file_from_a_stranger_runs_nothing(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", image_id=np.array([Harmful()], dtype=object))
     with pytest.raises(RegionError, match="damaged"):
         RegionFeatures(tmp_path / "c.npz")
+
+
+def pickled(folder: Path, content: bytes) -> Path:
+    """A folder of MMF with one picture, `a`, whose dictionary is this pickle."""
+    write_mmf(folder, "a", regions(0))
+    with (folder / "a_info.npy").open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "|O", "fortran_order": False, "shape": ()})
+        stream.write(content)
+    return folder
+
+
+# Opcodes of a pickle that NumPy's own hooks would follow.
+EMPTY_ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntC\x01btR"
+OBJECTS_WITHOUT_FLAGS = b"cnumpy\ndtype\n(X\x02\x00\x00\x00O8I0\nI1\ntR(I3\nX\x01\x00\x00\x00|NNNI-1\nI-1\nI0\ntb"
+POINTER = b"(I1\n(I1\nt" + OBJECTS_WITHOUT_FLAGS + b"I00\nC\x08AAAAAAAAtb"
+
+ATTACKS = {
+    "raw pointers": (EMPTY_ARRAY + POINTER + b".", "an array of objects|damaged array"),
+    "raw pointers as a value": (b"}X\x04\x00\x00\x00bbox" + EMPTY_ARRAY + POINTER + b"s.", "damaged array|of objects"),
+    "raw pointers as a scalar": (
+        b"cnumpy.core.multiarray\nscalar\n(" + OBJECTS_WITHOUT_FLAGS + b"C\x08AAAAAAAAtR.",
+        "an array of objects",
+    ),
+    "raw pointers in a buffer": (
+        b"cnumpy.core.numeric\n_frombuffer\n(C\x08AAAAAAAA" + OBJECTS_WITHOUT_FLAGS + b"(I1\ntX\x01\x00\x00\x00CtR.",
+        "an array of objects",
+    ),
+    "a module that is run when imported": (b"cnumpy.f2py.__main__\ndtype\n.", "numpy.f2py.__main__.dtype"),
+    "a module with a known name": (b"cnumpy.testing\nndarray\n.", "numpy.testing.ndarray"),
+    "a name with dots": (b"\x80\x04\x8c\x05numpy\x8c\x0bdtype.names\x93.", "numpy.dtype.names"),
+    "a command": (b"cos\nsystem\n(X\x06\x00\x00\x00exit 3tR.", "os.system"),
+    "records": (b"cnumpy\ndtype\n(X\x02\x00\x00\x00V8I0\nI1\ntR.", "an array of 'V8'"),
+    "more than there is": (
+        EMPTY_ARRAY + b"(I1\n(I999999999\nI999999999\ntcnumpy\ndtype\n(X\x02\x00\x00\x00f8tRI00\nC\x00tb.",
+        "0 bytes for an array",
+    ),
+    "a negative shape": (
+        EMPTY_ARRAY + b"(I1\n(I-1\nI-1\ntcnumpy\ndtype\n(X\x02\x00\x00\x00u1tRI00\nC\x01Atb.",
+        "damaged shape",
+    ),
+    "attributes of a class": (b"cnumpy\ndtype\nN(X\x04\x00\x00\x00codeX\x02\x00\x00\x00O8d\x86b.", "damaged"),
+    "attributes of a reader": (b"c_codecs\nencode\nN}X\x04\x00\x00\x00heldI1\ns\x86b.", "damaged"),
+    "a dictionary that holds itself": (b"}q\x00X\x04\x00\x00\x00bboxh\x00s.", "'bbox'"),
+    "endless nesting": (b"}X\x04\x00\x00\x00bbox" + b"]" * 100_000 + b"a" * 99_999 + b"s.", "'bbox'"),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_dictionary_from_a_stranger_can_do_nothing(attack: str, tmp_path: Path) -> None:
+    """Read in a process of its own: what gets through would end it, or print."""
+    content, told = ATTACKS[attack]
+    folder = pickled(tmp_path / "mmf", content)
+    code = (
+        "import sys\nfrom common.data.regions import RegionError, RegionFeatures\nbefore = set(sys.modules)\n"
+        "try:\n    print('read', RegionFeatures(sys.argv[1])['a'])\n"
+        "except RegionError as error:\n    print('refused:', error)\n"
+        "print('imported:', [name for name in set(sys.modules) - before if name.startswith('numpy.')])\n"
+    )
+    root = Path(__file__).parents[2]
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], cwd=root, capture_output=True, text=True, timeout=60
+    )
+    assert found.returncode == 0, found.stderr
+    refused, imported = found.stdout.splitlines()
+    assert refused.startswith(f"refused: {folder / 'a.npy'}: ")
+    assert re.search(told, refused)
+    assert imported == "imported: []"
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("package", ["core", "_core"])
+def test_dictionaries_of_all_times_are_read(protocol: int, package: str, tmp_path: Path) -> None:
+    """Pickles of every protocol and of NumPy 1 and 2, other byte orders and layouts of memory."""
+    own = regions(0)
+    info = {
+        "bbox": np.asfortranarray(own.boxes.astype(">f8")),
+        "objects": own.labels.astype(np.int16),
+        "num_boxes": np.int64(len(own)),
+        "image_width": own.width,
+        "image_height": np.float32(own.height),
+        "cls_prob": np.zeros((3, 4), np.float16),
+        "note": "made elsewhere",
+    }
+    content = pickle.dumps(np.array(info, dtype=object), protocol=protocol)
+    if protocol < 4:  # names stand with their lengths in later ones
+        content = content.replace(b"numpy._core.", f"numpy.{package}.".encode())
+    equal(RegionFeatures(pickled(tmp_path, content))["a"], own)
 
 
 def test_files_of_different_width_and_unknown_kind(tmp_path: Path) -> None:

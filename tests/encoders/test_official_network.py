@@ -113,9 +113,9 @@ def clips() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(video), torch.from_numpy(audio)
 
 
-def assert_close(actual: torch.Tensor, expected: np.ndarray) -> None:
+def assert_close(actual: torch.Tensor, expected: np.ndarray, share: float = 1e-5) -> None:
     scale = np.abs(expected).max()
-    np.testing.assert_allclose(actual.detach().numpy(), expected, rtol=0, atol=1e-3 * scale)
+    np.testing.assert_allclose(actual.detach().numpy(), expected, rtol=0, atol=share * scale)
 
 
 def test_features_and_embeddings(
@@ -147,7 +147,7 @@ def test_every_stage(
                 continue
             assert list(x.shape) == golden[f"{tower}_{stage}_shape"].tolist()
             stats = torch.stack([x.mean(), x.abs().mean(), x.max(), x.square().mean().sqrt()])
-            np.testing.assert_allclose(stats.numpy(), golden[f"{tower}_{stage}_stats"], rtol=1e-4)
+            np.testing.assert_allclose(stats.numpy(), golden[f"{tower}_{stage}_stats"], rtol=1e-5)
             checked += 1
     assert checked == 11
 
@@ -160,5 +160,6 @@ def test_embeddings_with_batch_statistics(
     with torch.no_grad():
         video, audio = weighted_model(*clips)
     weighted_model.load_state_dict(before)
-    assert_close(video, golden["video_emb_trainmode"])
+    # Statistics of so few values magnify rounding.
+    assert_close(video, golden["video_emb_trainmode"], share=3e-4)
     assert_close(audio, golden["audio_emb_trainmode"])

@@ -32,7 +32,7 @@ def test_distances_equal_the_released_code(
     golden: dict[str, Tensor], pairs: tuple[Tensor, ...], beta: float, iterations: int
 ) -> None:
     found = word_region_distance(*pairs, beta, iterations)  # type: ignore[arg-type]
-    torch.testing.assert_close(found, golden[f"dist_beta{beta}_it{iterations}_k1"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, golden[f"dist_beta{beta}_it{iterations}_k1"], rtol=0, atol=1e-6)
 
 
 def test_costs_and_plan_equal_the_released_code(golden: dict[str, Tensor], pairs: tuple[Tensor, ...]) -> None:
@@ -46,10 +46,10 @@ def test_loss_and_gradients_equal_the_released_code(golden: dict[str, Tensor], p
     words, regions = (pair.clone().requires_grad_() for pair in pairs[:2])
     loss = word_region_alignment(words, regions, *pairs[2:], golden["itm_labels"])  # type: ignore[arg-type]
     loss.backward()
-    assert loss.item() == pytest.approx(float(golden["ot_loss"]), abs=1e-6)
-    assert 0.1 * loss.item() == pytest.approx(float(golden["ot_loss_weighted_0p1"]), abs=1e-7)
-    torch.testing.assert_close(words.grad, golden["grad_txt"], rtol=0, atol=1e-6)
-    torch.testing.assert_close(regions.grad, golden["grad_img"], rtol=0, atol=1e-6)
+    assert loss.item() == pytest.approx(float(golden["ot_loss"]), abs=3e-7)
+    assert 0.1 * loss.item() == pytest.approx(float(golden["ot_loss_weighted_0p1"]), abs=3e-8)
+    torch.testing.assert_close(words.grad, golden["grad_txt"], rtol=0, atol=1e-7)
+    torch.testing.assert_close(regions.grad, golden["grad_img"], rtol=0, atol=1e-7)
 
 
 @given(

@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from common.commands.main import main
 from common.errors import StageError
 from common.reporting.records import Record
 from common.stages.export import TrainedModel, trained_model, write_export
@@ -196,9 +198,150 @@ def test_weights_that_do_not_fit_are_named(damaged: Path) -> None:
 
 def test_an_export_builds_no_class_of_others(damaged: Path) -> None:
     changed(damaged, lambda config: config["model"]["init_args"]["video_encoder"].update(class_path="subprocess.Popen"))
-    refused(damaged, "asks for subprocess.Popen, which is no class of this suite")
+    refused(damaged, r"config.json: model.init_args.video_encoder.class_path asks for 'subprocess.Popen'")
     changed(damaged, lambda config: config["files"].update({"../outside": {"bytes": 1, "sha256": ""}}))
     refused(damaged, r"\.\./outside lies outside of the export")
+
+
+SYSTEM = "common.files.os.system"
+
+
+def at(config: dict[str, Any], field: str, value: Any) -> None:
+    """Set a field of a configuration, named with dots, a slash before a file; `...` takes it away."""
+    *above, last = field.split("/") if "/" in field else field.split(".")
+    for name in above:
+        config = config[name]
+    if value is ...:
+        del config[last]
+    else:
+        config[last] = value
+
+
+def asking(path: str, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": path, "init_args": arguments}
+
+
+@pytest.mark.parametrize(
+    ("paper", "field", "value", "told"),
+    [
+        (
+            "xmc_gan",
+            "model.init_args.evaluation",
+            asking(SYSTEM, command="touch {}"),
+            r"\.class_path asks for 'com",
+        ),
+        ("xmc_gan", "model", asking(SYSTEM, command="touch {}"), r"\.class_path asks for"),
+        ("xmc_gan", "model.init_args.text_encoder", asking(SYSTEM, command="touch {}"), r"\.class_path asks for"),
+        ("xmc_gan", "model.init_args.word_gammas", [asking(SYSTEM, command="touch {}")] * 3, r"\.0 is"),
+        ("xmc_gan", "inputs.image_size", asking(SYSTEM, command="touch {}"), " is "),
+        ("xmc_gan", "inputs.tokenizer", asking(SYSTEM, command="touch {}"), r"\.class_path asks for"),
+        ("mct", "inputs.tokenizer", asking("strangers_module.Tokenizer"), r"\.class_path asks for 'strangers_module"),
+        ("mct", "inputs.tokenizer", "strangers_module.Tokenizer", " is 'strangers_module"),
+        ("m3p", "inputs.tokenizer", json.dumps(asking(SYSTEM, command="touch {}")), " is '"),
+        ("m3p", "inputs.detector", asking(SYSTEM, command="touch {}"), r"\.class_path asks for"),
+        ("m3p", "model.init_args.model.init_args.encoder", asking("strangers_module.M"), r"\.class_path asks for"),
+        ("avid_cma", "model.init_args.video_encoder", json.dumps(asking("timm.create_model", model_name="a")), " is '"),
+        ("avid_cma", "model.init_args.video_encoder", "torch.nn.Identity", " is 'torch.nn.Identity', which is no Modu"),
+        ("avid_cma", "model.init_args.video_encoder", asking("common.encoders.video.nn.Identity"), ".class_path asks"),
+        (
+            "avid_cma",
+            "model.init_args.video_encoder",
+            asking("common.stages.export.part"),
+            ".class_path asks",
+        ),
+        ("avid_cma", "model.class_path", "papers.avid_cma.evaluation.SoundSVM", " asks for"),
+        ("avid_cma", "model.init_args.warm_start", "/proc/self/environ", " names a file"),
+        ("avid_cma", "inputs.audio.statistics", "/proc/self/environ", " names a file"),
+        ("vx2text", "model.init_args.video_classifier.init_args.categories", "/proc/self/environ", " names a file"),
+        ("vx2text", "model.init_args.language_model", asking("strangers_module.M"), r"\.class_path asks for"),
+    ],
+)
+def test_an_export_from_a_stranger_runs_nothing(
+    paper: str,
+    field: str,
+    value: Any,
+    told: str,
+    exports: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every way to name code is refused with the field, before the command runs or the module is imported."""
+    marker = tmp_path / "it_ran"
+    (tmp_path / "strangers_module.py").write_text(f"open({str(marker)!r}, 'w')\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = shutil.copytree(exports(paper), tmp_path / "export")
+    value = json.loads(json.dumps(value).replace("touch {}", f"touch {marker}"))
+    changed(folder, lambda config: at(config, field, value))
+    refused(folder, rf"config.json: {re.escape(field)}{told}", paper)
+    assert not marker.exists()
+    assert "strangers_module" not in sys.modules
+
+
+def test_no_command_that_uses_an_export_runs_what_it_names(
+    exports: Callable[[str], Path], files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker = tmp_path / "it_ran"
+    folder = shutil.copytree(exports("xmc_gan"), tmp_path / "export")
+    evaluation = asking(SYSTEM, command=f"touch {marker}")
+    changed(folder, lambda config: at(config, "model.init_args.evaluation", evaluation))
+    for command in (
+        ["generate", "xmcgan", CAPTION, "--output", str(tmp_path / "out")],
+        ["embed", "xmcgan", str(files / "picture.png"), "--output", str(tmp_path / "out.npz")],
+    ):
+        assert main([*command, "--checkpoint", str(folder)]) == 2
+        assert "model.init_args.evaluation.class_path asks for" in capsys.readouterr().err
+        assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("paper", "field", "value", "told"),
+    [
+        ("avid_cma", "files", [], "files is .., which is no dict"),
+        ("avid_cma", "files", {}, "files has no model.safetensors"),
+        ("avid_cma", "files", ..., "has no field files"),
+        ("avid_cma", "files/model.safetensors", {"bytes": 1}, "files.model.safetensors does not fit"),
+        (
+            "avid_cma",
+            "files/model.safetensors",
+            {"bytes": "1", "sha256": ""},
+            "safetensors.bytes is '1', which is no int",
+        ),
+        ("avid_cma", "files/record.json", None, "files.record.json is None"),
+        ("avid_cma", "model", [], "model is .., which is no dict"),
+        ("avid_cma", "model", {}, "model has no class_path"),
+        ("avid_cma", "model.init_args", [1], "model.init_args does not hold arguments"),
+        ("avid_cma", "model.init_args.video_encoder", ..., "model.init_args does not fit AVID: .*video_encoder"),
+        ("avid_cma", "model.init_args.out_dim", "many", "model.init_args.out_dim is 'many', which is no int"),
+        ("avid_cma", "model.init_args.colour", 1, "model.init_args.colour is no argument of AVID"),
+        ("avid_cma", "paper", 5, "paper is 5, which is no str"),
+        ("avid_cma", "inputs", [], "inputs is .., which is no dict"),
+        ("avid_cma", "inputs", {}, "inputs.video is missing"),
+        ("avid_cma", "inputs.video.depth", 3, "inputs.video.depth is no argument of VideoInput"),
+        ("avid_cma", "inputs.video.fps", None, "inputs.video.fps is None, which is no float"),
+        ("avid_cma", "inputs.audio_statistics", {"colour": [1.0]}, "does not fit"),
+        ("xmc_gan", "inputs.tokenizer", ..., "inputs.tokenizer is missing"),
+        ("xmc_gan", "inputs.tokenizer", None, "inputs.tokenizer is None"),
+        ("xmc_gan", "inputs.image_size", "large", "inputs.image_size is 'large', which is no int"),
+        ("xmc_gan", "files", {}, "files has no model.safetensors"),
+        ("xmc_gan", "files/vocab.txt", ..., "files has no vocab.txt"),
+        ("mct", "inputs.image.crop", 0, "inputs.image does not fit ImageTransform: crop must be positive"),
+        ("m3p", "inputs.languages", "de", "inputs.languages is 'de'"),
+        ("vx2text", "inputs.task", "dance", "inputs.task is 'dance'"),
+        ("vx2text", "files/spiece.model", ..., "files holds 0 vocabularies"),
+    ],
+)
+def test_a_damaged_configuration_is_named_with_its_field(
+    paper: str, field: str, value: Any, told: str, exports: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(exports(paper), tmp_path / "export")
+    changed(folder, lambda config: at(config, field, value))
+    refused(folder, told, paper)
+
+
+def test_a_configuration_that_is_no_plain_json_is_named(damaged: Path) -> None:
+    for content in (b"[]", b"5", b"\xff", b"[" * 100_000):
+        (damaged / "config.json").write_bytes(content)
+        refused(damaged, "config.json is damaged")
 
 
 def test_a_folder_is_only_replaced_when_asked_for(damaged: Path, tmp_path: Path) -> None:

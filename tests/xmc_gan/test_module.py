@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from common.errors import NonFiniteLossError
 from common.stages.run import run_stage
+from common.training.switches import lay_out_channels_last
 from papers.xmc_gan.model import Discriminator, Generator
 from papers.xmc_gan.module import XMCGAN
 from papers.xmc_gan.weights import to_official
@@ -43,7 +44,7 @@ def expect_losses(module: XMCGAN, name: str) -> None:
         "c_loss_d": of("real_sentence_loss", "real_word_loss"),
         "c_loss_g": of("fake_sentence_loss", "fake_word_loss", "image_d_loss"),
     }.items():
-        torch.testing.assert_close(found, tensor("net128", f"{name}/{key}"), rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
+        torch.testing.assert_close(found, tensor("net128", f"{name}/{key}"), rtol=6e-6, atol=0, msg=f"{name} {key}")
 
 
 def deltas(network: nn.Module, start: dict[str, Tensor]) -> float:
@@ -64,9 +65,9 @@ def test_losses_gradients_and_steps_equal_the_official_ones() -> None:
         expected = {name: tensor("net128", f"{prefix}/{name.removeprefix('params/')}") for name in found}
         scale = max(value.abs().max() for value in expected.values())
         error = max((torch.from_numpy(found[name]) - value).abs().max() for name, value in expected.items())
-        assert error <= 1e-4 * scale
+        assert error <= 3e-5 * scale
         norm = math.sqrt(sum(float(np.square(value).sum()) for value in found.values()))
-        assert norm == pytest.approx(float(tensor("net128", f"{prefix}_norm")), rel=1e-4)
+        assert norm == pytest.approx(float(tensor("net128", f"{prefix}_norm")), rel=5e-6)
 
     module, batch, z = golden_module()
     before = {name: value.clone() for name, value in module.named_parameters()}
@@ -79,14 +80,42 @@ def test_losses_gradients_and_steps_equal_the_official_ones() -> None:
     module.generators.update(0.999)
     expect_losses(module, "dstep_then_2gdstep")
     own = {name.removeprefix("discriminator."): value for name, value in before.items()}
-    for key, found in {
-        "G_param_delta_l2": deltas(module.generator, start),
-        "D_param_delta_l2": deltas(module.discriminator, own),
-        "EMA_delta_l2": deltas(module.average, start),
-    }.items():
-        assert found == pytest.approx(float(tensor("net128", f"dstep_then_2gdstep/{key}")), rel=1e-2), key
+    for key, found, tolerance in (
+        ("G_param_delta_l2", deltas(module.generator, start), 1e-4),
+        ("D_param_delta_l2", deltas(module.discriminator, own), 5e-5),
+        ("EMA_delta_l2", deltas(module.average, start), 1e-2),  # moves by 1e-7, where float32 has few digits
+    ):
+        assert found == pytest.approx(float(tensor("net128", f"dstep_then_2gdstep/{key}")), rel=tolerance), key
     mean = module.generator.blocks[0].norm1.norm.running_mean  # type: ignore[union-attr]
-    torch.testing.assert_close(mean, tensor("net128", "dstep_then_2gdstep/bn_mean_first"), rtol=1e-3, atol=1e-5)  # type: ignore[arg-type]
+    torch.testing.assert_close(mean, tensor("net128", "dstep_then_2gdstep/bn_mean_first"), rtol=0, atol=1e-6)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_weights_move_as_by_plain_adam_in_either_layout(channels_last: bool) -> None:
+    """A fused step takes for granted that weights and gradients lie in memory alike, and says nothing if not."""
+    module, batch, z = golden_module()
+    if channels_last:
+        lay_out_channels_last(module)
+    twins: list[tuple[str, nn.Parameter, Tensor, Tensor]] = []
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    for optimizer in module.optimizers():  # type: ignore[union-attr]
+        (group,) = optimizer.param_groups
+        assert group["fused"]
+        copies = [parameter.detach().clone(memory_format=torch.contiguous_format) for parameter in group["params"]]
+        twins += [(names[p], p, copy, copy.clone()) for p, copy in zip(group["params"], copies)]
+        plain = torch.optim.Adam(copies, group["lr"], group["betas"], foreach=False)
+
+        def step(_: Any, *arguments: Any, copies: Any = copies, group: Any = group, plain: Any = plain) -> None:
+            for copy, parameter in zip(copies, group["params"]):
+                copy.grad = parameter.grad.clone(memory_format=torch.contiguous_format)
+            plain.step()
+
+        optimizer.register_step_pre_hook(step)
+    module.discriminator_step(batch, z)
+    for _ in range(3):
+        module.joint_step(batch, z)
+    for name, parameter, copy, start in twins:
+        assert (parameter - copy).norm() < 1e-3 * (copy - start).norm(), name
 
 
 def test_a_step_of_the_discriminator_leaves_the_generator_as_it_is() -> None:

@@ -81,7 +81,7 @@ def test_the_official_pooling_is_the_official_codes(case: str) -> None:
     arrays = np.load(GOLDEN)
     words, length = (torch.from_numpy(arrays[f"{case}/{name}"]) for name in ("word", "max_len"))
     found = pool_sentence(words, length[:, 0].long(), "official")
-    np.testing.assert_allclose(found.numpy(), arrays[f"{case}/sentence_from_words"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.numpy(), arrays[f"{case}/sentence_from_words"], rtol=1e-6, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=30)

@@ -1,0 +1,138 @@
+"""Objects out of plain data that a stranger may have written.
+
+The parser of configurations looks up what an import path names, and so runs whatever that is. Here nothing is looked
+up: a path is compared with those of the classes in a list, which are at hand, and text is never read as anything else.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from common.errors import StageError
+
+
+class _WrongType(StageError):
+    """A value is not of the type that it must have; another type of a union may fit."""
+
+
+def path_of(found: type) -> str:
+    """Import path of a class: where it is defined, and not where else it can be found."""
+    return f"{found.__module__}.{found.__qualname__}"
+
+
+def arguments_of(found: type) -> dict[str, Any]:
+    """Types of a class's arguments by name, those that it passes on to its bases included."""
+    if is_dataclass(found):
+        hints = get_type_hints(found)
+        return {one.name: hints[one.name] for one in fields(found) if one.init}
+    known: dict[str, Any] = {}
+    for one in reversed(found.__mro__):
+        if one.__module__.startswith(("common.", "papers.")) and "__init__" in vars(one):
+            known |= get_type_hints(vars(one)["__init__"])
+    return {name: kind for name, kind in known.items() if name not in ("args", "kwargs", "return")}
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Makes objects of plain data, with types checked.
+
+    Args:
+        where: the file that holds the data; stands in messages.
+        classes: all classes that `class_path` may name.
+        no_files: arguments that are files where they are text, which is refused.
+    """
+
+    where: str
+    classes: tuple[type, ...] = ()
+    no_files: frozenset[str] = frozenset()
+
+    def value(self, stated: Any, kind: Any, field: str) -> Any:
+        """What a field states, as its type.
+
+        Args:
+            stated: plain data.
+            kind: a type as annotations have it. A class is built of `class_path` and `init_args`; a data class, or one
+                of `classes`, of its arguments alone, too.
+            field: its name, for messages.
+
+        Raises:
+            StageError: it is of another type, or asks for a class that is not listed; the message names the field.
+        """
+        origin, parts = get_origin(kind), get_args(kind)
+        if origin in (Union, types.UnionType):
+            return self._one_of(stated, kind, field)
+        if kind is Any or (kind in (None, types.NoneType) and stated is None):
+            return stated
+        if origin is Literal and any(stated == one and type(stated) is type(one) for one in parts):
+            return stated
+        if origin is tuple and isinstance(stated, list | tuple):
+            each = parts[:1] * len(stated) if parts[-1] is Ellipsis else parts
+            if len(each) == len(stated):
+                return tuple(self._each(zip(stated, each), field))
+        if origin in (list, Sequence) and isinstance(stated, list | tuple):
+            return list(self._each(((one, parts[0]) for one in stated), field))
+        if origin in (dict, Mapping) and isinstance(stated, Mapping) and all(isinstance(name, str) for name in stated):
+            return {name: self.value(one, parts[1], f"{field}.{name}") for name, one in stated.items()}
+        if isinstance(kind, type) and origin is None:
+            if issubclass(kind, bool | str) and isinstance(stated, kind):
+                return stated
+            if issubclass(kind, int | float) and kind is not bool and type(stated) in (int, kind, kind.__base__):
+                return self._made(kind, [stated], {}, field)
+            if isinstance(stated, Mapping) and not issubclass(kind, str | int | float):
+                return self._object(stated, kind, field)
+        name = kind.__name__ if isinstance(kind, type) and origin is None else kind
+        raise _WrongType(f"{self.where}: {field} is {stated!r:.80}, which is no {name}")
+
+    def refuse(self, field: str, why: str) -> NoReturn:
+        """End with a message that names the file and the field."""
+        raise StageError(f"{self.where}: {field} {why}")
+
+    def _one_of(self, stated: Any, kind: Any, field: str) -> Any:
+        options = [one for one in get_args(kind) if one is not types.NoneType or stated is None]
+        for one in sorted(options, key=lambda one: one is float):  # an int stays one where both are allowed
+            try:
+                return self.value(stated, one, field)
+            except _WrongType:
+                if len(options) == 1:
+                    raise
+        raise _WrongType(f"{self.where}: {field} is {stated!r:.80}, which is no {kind}")
+
+    def _each(self, pairs: Any, field: str) -> list[Any]:
+        return [self.value(one, kind, f"{field}.{place}") for place, (one, kind) in enumerate(pairs)]
+
+    def _object(self, stated: Mapping[str, Any], kind: type, field: str) -> Any:
+        if "class_path" not in stated:
+            if is_dataclass(kind) or kind in self.classes:
+                return self._built(kind, stated, field)
+            self.refuse(field, "has no class_path")
+        path = stated["class_path"]
+        found = next((one for one in self.classes if path == path_of(one)), None)
+        if found is None:
+            self.refuse(f"{field}.class_path", f"asks for {path!r:.80}, which no trained model is made of")
+        if not issubclass(found, kind):
+            raise _WrongType(f"{self.where}: {field} is a {path}, which is no {kind.__name__}")
+        for name in stated.keys() - {"class_path", "init_args"}:
+            self.refuse(f"{field}.{name}", "is unknown beside class_path and init_args")
+        return self._built(found, stated.get("init_args", {}), f"{field}.init_args")
+
+    def _built(self, found: type, arguments: Any, field: str) -> Any:
+        if not isinstance(arguments, Mapping):
+            self.refuse(field, f"does not hold arguments of {found.__name__} by name")
+        kinds = arguments_of(found)
+        built = {}
+        for name, stated in arguments.items():
+            if name not in kinds:
+                self.refuse(f"{field}.{name}", f"is no argument of {found.__name__}")
+            if name in self.no_files and isinstance(stated, str):
+                self.refuse(f"{field}.{name}", "names a file; a trained model carries all that it needs")
+            built[name] = self.value(stated, kinds[name], f"{field}.{name}")
+        return self._made(found, [], built, field)
+
+    def _made(self, found: type, arguments: list[Any], named: dict[str, Any], field: str) -> Any:
+        try:
+            return found(*arguments, **named)
+        except Exception as error:  # Whatever a constructor says of arguments that it was not made for.
+            raise StageError(f"{self.where}: {field} does not fit {found.__name__}: {error}") from error

@@ -1,0 +1,129 @@
+"""Objects out of plain data: types, listed classes, and what is refused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from torch import nn
+
+from common.encoders.audio import AudioConvNet
+from common.encoders.image import ImageResNet
+from common.errors import StageError
+from common.reporting.papers import PAPERS
+from common.stages.allowed import Builder, arguments_of, path_of
+from common.stages.export import trained_model
+
+NETWORK = "common.encoders.audio.AudioConvNet"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    width: int = 3
+    betas: tuple[float, float] = (0.9, 0.99)
+
+
+class Rate(float):
+    """A number with a range, as types of configurations are."""
+
+    def __new__(cls, value: float) -> Rate:
+        if not 0 <= value <= 1:
+            raise ValueError(f"{value} is not in [0, 1]")
+        return super().__new__(cls, value)
+
+
+builder = Builder("config.json", (AudioConvNet,), frozenset({"pretrained"}))
+
+
+@pytest.mark.parametrize(
+    ("stated", "kind", "expected"),
+    [
+        (1, int, 1),
+        (1, float, 1.0),
+        (True, bool, True),
+        ("a", str, "a"),
+        (None, int | None, None),
+        (3, float | str, 3.0),
+        ("const:0", float | str, "const:0"),
+        (2, float | int, 2),
+        ([1, 2], tuple[float, float], (1.0, 2.0)),
+        ([1, 2, 3], tuple[int, ...], (1, 2, 3)),
+        ([1, 2], Sequence[int], [1, 2]),
+        ([0.5, 0.9], float | tuple[float, float], (0.5, 0.9)),
+        ({"a": [1]}, dict[str, list[float]], {"a": [1.0]}),
+        ({"a": 1}, Mapping[str, Any], {"a": 1}),
+        ("mean", Literal["mean", "sum"], "mean"),
+        ({"width": 4, "betas": [0, 1]}, Sizes, Sizes(4, (0.0, 1.0))),
+        (0.5, Rate, Rate(0.5)),
+    ],
+)
+def test_values_come_as_their_types(stated: Any, kind: Any, expected: Any) -> None:
+    found = builder.value(stated, kind, "x")
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("stated", "kind", "message"),
+    [
+        ("1", int, "x is '1', which is no int"),
+        (1.5, int, "x is 1.5, which is no int"),
+        (True, int, "x is True, which is no int"),
+        (1, bool, "x is 1, which is no bool"),
+        (None, str, "x is None, which is no str"),
+        ([1], tuple[int, int], "x is .1., which is no tuple"),
+        ([1, "a"], list[int], "x.1 is 'a', which is no int"),
+        ({1: 2}, dict[str, int], "x is {1: 2}, which is no dict"),
+        ("max", Literal["mean", "sum"], "x is 'max', which is no .*Literal"),
+        (2.0, Rate, r"x does not fit Rate: 2.0 is not in \[0, 1\]"),
+        ({"depth": 1}, Sizes, "x.depth is no argument of Sizes"),
+        ({"width": "a"}, Sizes, "x.width is 'a', which is no int"),
+        ("torch.nn.Identity", nn.Module, "x is 'torch.nn.Identity', which is no Module"),
+        ("Identity", nn.Module | None, "x is 'Identity', which is no Module"),
+        (f'{{"class_path": "{NETWORK}"}}', nn.Module, "x is .*, which is no Module"),
+        ({"width": 4}, nn.Module, "x has no class_path"),
+        ({"class_path": "torch.nn.Identity"}, nn.Module, "x.class_path asks for 'torch.nn.Identity'"),
+        ({"class_path": "AudioConvNet"}, nn.Module, "x.class_path asks for 'AudioConvNet'"),
+        ({"class_path": ["os.system"]}, nn.Module, "x.class_path asks for"),
+        ({"class_path": "common.encoders.audio.nn.Linear"}, nn.Module, "x.class_path asks for"),
+        ({"class_path": "common.files.os.system"}, nn.Module | None, "x.class_path asks for"),
+        ({"class_path": path_of(ImageResNet)}, nn.Module, "x.class_path asks for"),
+        ({"class_path": NETWORK}, ImageResNet, "x is a common.encoders.audio.AudioConvNet, which is no ImageResNet"),
+        ({"class_path": NETWORK, "dict_kwargs": {}}, nn.Module, "x.dict_kwargs is unknown"),
+        ({"class_path": NETWORK, "init_args": [1]}, nn.Module, "x.init_args does not hold arguments"),
+        ({"class_path": NETWORK, "init_args": {"wide": 1}}, nn.Module, "x.init_args.wide is no argument"),
+        ({"class_path": NETWORK, "init_args": {"pretrained": "/a"}}, nn.Module, "x.init_args.pretrained is no argu"),
+        ({"class_path": NETWORK, "init_args": {"width": -1}}, nn.Module, "x.init_args does not fit AudioConvNet"),
+    ],
+)
+def test_what_is_refused(stated: Any, kind: Any, message: str) -> None:
+    with pytest.raises(StageError, match=f"^config.json: {message}"):
+        builder.value(stated, kind, "x")
+
+
+def test_nothing_is_imported_that_a_path_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "strangers_module.py").write_text("raise SystemExit('it was imported')\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for path in ("strangers_module.Network", "strangers_module"):
+        with pytest.raises(StageError, match="asks for"):
+            builder.value({"class_path": path, "init_args": {}}, nn.Module, "x")
+    assert "strangers_module" not in sys.modules
+
+
+@pytest.mark.parametrize("paper", [one.name for one in PAPERS])
+def test_the_classes_of_trained_models_are_known(paper: str) -> None:
+    """Defined where their path says, with types that are understood, and with every module that can be used."""
+    model = trained_model(paper)
+    paths = {path_of(one) for one in model.classes}
+    assert set(model.kinds) <= paths
+    for one in model.classes:
+        assert isinstance(one, type)
+        assert one.__module__.startswith(("common.", f"papers.{paper}."))
+        assert getattr(sys.modules[one.__module__], one.__name__) is one
+        assert arguments_of(one)
+        for name, kind in arguments_of(one).items():
+            assert kind is not Any, f"{one.__name__}.{name} could be anything"
