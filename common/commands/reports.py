@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common import files
 from common.errors import ReportingError
 from common.reporting.papers import SCALES, existing_papers, paper_named, project_root, runs_root
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from common.reporting.render import Filled
 
 Command = Callable[[argparse.Namespace], int]
@@ -77,14 +76,6 @@ def _names(args: argparse.Namespace) -> list[str]:
     return [paper.name for paper in [paper_named(name) for name in args.papers] or existing_papers()]
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console()
-    # Piped into a file or a log, a table must not be squeezed into 80 columns.
-    return console if console.is_terminal else Console(width=200)
-
-
 def _guarded(command: Command) -> Command:
     """Turn an error that is the user's to fix into one line and exit status 2."""
 
@@ -118,7 +109,7 @@ def tables_command(args: argparse.Namespace) -> int:
         for path in stale:
             print(f"out of date: {path} (run `assemble tables`)")
         return 1 if stale else 0
-    console, runs = _console(), _folder(args)
+    console, runs = files.console(), _folder(args)
     for name in names:
         source, records = load(name), render.records_of(name, runs)
         if args.scale:
@@ -151,7 +142,7 @@ def claims_command(args: argparse.Namespace) -> int:
     from common.reporting.claims import gate_failures
     from common.reporting.tables import load
 
-    console, runs = _console(), _folder(args)
+    console, runs = files.console(), _folder(args)
     judged = []
     for name in _names(args):
         # A gate must not pass on what is left of the seeds.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,30 +93,6 @@ def first_of(names: Sequence[Any], limit: int = 6) -> str:
     """The first of some names, and how many more there are."""
     listed = ", ".join(str(name) for name in names[:limit]) or "nothing"
     return listed if len(names) <= limit else f"{listed}, and {len(names) - limit} more"
-
-
-def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
-    """Write a file so that it appears whole or not at all.
-
-    Args:
-        output: the file; missing folders are made, an older file is replaced.
-        write: writes to the path that it is given.
-
-    Returns:
-        `output`.
-    """
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(output)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-    return output
 
 
 def _is_safetensors(path: Path) -> bool:

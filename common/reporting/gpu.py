@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ReportingError
-from common.files import write_text_atomically
+from common.files import write_atomically
 from common.reporting.papers import existing_papers, paper_named, project_root
 from common.reporting.render import between_markers, update_between_markers
 
@@ -85,7 +85,7 @@ def write(step: MeasuredStep, where: Path) -> Path:
     """Write a measurement into a folder; one of the same paper, recipe, precision and card is replaced."""
     path = where / step.file_name
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(path, json.dumps(asdict(step), indent=1, sort_keys=True) + "\n")
+    write_atomically(path, json.dumps(asdict(step), indent=1, sort_keys=True) + "\n")
     return path
 
 

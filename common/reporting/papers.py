@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ReportingError, nearest
+from common.files import parse_yaml
 
 SCALES = ("paper", "mini", "smoke")
 
@@ -84,19 +85,22 @@ def names_of_papers() -> str:
     return ", ".join(paper.short for paper in existing_papers())
 
 
+def example_stage() -> str:
+    """A paper and its main recipe as the command line takes them, for help and messages."""
+    return next((f"{paper.short}/{paper.recipe}" for paper in existing_papers()), "PAPER/RECIPE")
+
+
 @functools.lru_cache(maxsize=64)
 def _headed(file: Path, changed: int) -> Paper:
     """Read the head of a tables file.
 
     The block alone is parsed: the whole file takes fifty times as long, and every command asks for the papers.
     """
-    import yaml
-
     block = re.search(r"^paper:.*\n(?:[ #].*\n|\n)*", file.read_text(encoding="utf-8"), re.MULTILINE)
     try:
-        head = yaml.safe_load(block[0])["paper"] if block else None
-    except yaml.YAMLError as error:
-        raise ReportingError(f"{file}: paper: not valid YAML: {error}") from None
+        head = parse_yaml(block[0])["paper"] if block else None
+    except ValueError as error:
+        raise ReportingError(f"{file}: paper: {error}") from None
     valid = {one.name: one for one in fields(Paper) if one.name != "name"}
     if not isinstance(head, dict):
         raise ReportingError(f"{file}: paper: expected a block with {', '.join(valid)}")

@@ -16,8 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from common import files
 from common.errors import ReportingError, nearest
-from common.files import write_text_atomically
 from common.reporting.papers import SCALES, Paper, check_scale, paper_named
 
 SCHEMA = 1
@@ -318,7 +318,7 @@ def write_atomically(path: Path, record: Record) -> None:
     Raises:
         AtomicWriteError: when the disk is full or the folder not writable; an older record stays intact.
     """
-    write_text_atomically(Path(path), record.to_json())
+    files.write_atomically(Path(path), record.to_json())
 
 
 def read(path: Path) -> Record:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import ReportingError
-from common.files import write_text_atomically
+from common.files import write_atomically
 from common.reporting import figures
 from common.reporting.aggregate import Cell, TableResult, collect
 from common.reporting.claims import NOT_RUN, ClaimResult, held, judge
@@ -366,7 +366,7 @@ def update_between_markers(path: Path, name: str, text: str) -> bool:
     old, new = _updated(path, name, text)
     if new == old:
         return False
-    write_text_atomically(path, new)
+    write_atomically(path, new)
     return True
 
 
@@ -385,7 +385,7 @@ def render_paper(paper: str) -> bool:
     """
     changed = update_between_markers(paper_named(paper).readme, "tables", paper_markdown(paper))
     for path, text in _changed_figures(paper).items():
-        write_text_atomically(path, text)
+        write_atomically(path, text)
         changed = True
     return changed
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ReportingError, nearest
+from common.files import read_yaml
 from common.reporting.papers import SCALES, check_scale, paper_named
 from common.reporting.predicates import Predicate, PredicateError, parse
 from common.reporting.records import JOBS
@@ -330,7 +331,7 @@ def load(paper: str, path: Path | None = None) -> Tables:
     file = Path(path) if path is not None else entry.tables_file
     if not file.is_file():
         raise TablesError(f"{file}: not found; {entry.name} has no tables yet")
-    top = _Node(_read_yaml(file), file, "", ("paper", "headline", "stages", "tables"))
+    top = _Node(read_yaml(file, TablesError), file, "", ("paper", "headline", "stages", "tables"))
     stages = {name: _stage(value, file, name) for name, value in top.mapping("stages").items()}
     _check_graph(stages, file)
     tables = tuple(_table(value, file, i, stages) for i, value in enumerate(top.sequence("tables")))
@@ -339,27 +340,6 @@ def load(paper: str, path: Path | None = None) -> Tables:
     if "headline" not in top.values:
         return result
     return Tables(entry.name, file, stages, tables, _headline(top.values["headline"], result))
-
-
-def _read_yaml(path: Path) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Refuses repeated keys, of which plain YAML silently keeps the last."""
-
-    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = {key for key in keys if keys.count(key) > 1}
-        if repeated:
-            line = node.start_mark.line + 1
-            raise TablesError(f"{path}: line {line}: key {sorted(map(str, repeated))[0]!r} stands twice")
-        return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except yaml.YAMLError as error:
-        raise TablesError(f"{path}: not valid YAML: {error}") from None
 
 
 def _stage(value: Any, path: Path, name: str) -> Stage:

@@ -19,15 +19,14 @@ This module imports neither torch nor lightning.
 from __future__ import annotations
 
 import fnmatch
-import re
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from common.errors import nearest
+from common.files import parse_yaml, read_yaml, stamp_of
 from common.reporting.papers import SCALES, paper_named, project_root
 
 #: Keys of a YAML layer that steer the stack itself and are not handed to LightningCLI.
@@ -48,56 +47,18 @@ class ConfigurationError(ValueError):
     """A configuration that cannot run; the message names the file, the field and what to do."""
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `2e-4` as a number, as YAML 1.2 does and PyYAML does not."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*(?:[eE][-+]?[0-9]+)|[0-9][0-9_]*\.[0-9_]*|\.[0-9_]+"
-        r"(?:[eE][-+]?[0-9]+)?|\.inf|\.nan)$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def _mapping(loader: Any, node: Any, deep: bool = False) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} stands here twice; the first would be lost", key_node.start_mark
-            )
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep)
-
-
-_Loader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, lambda loader, node: _mapping(loader, node, deep=True)
-)
-
-
-def load_yaml_text(text: str) -> Any:
-    """Parse YAML text with numbers such as `2e-4` read as floats; a key that stands twice is an error."""
-    return yaml.load(text, Loader=_Loader)
-
-
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML layer.
+    """Read one YAML layer. A plan reads the same few files for every stage, so they are kept: do not change the result.
 
     Raises:
         ConfigurationError: the file is missing or cannot be read, is not YAML or does not hold a mapping.
     """
-    try:
-        loaded = load_yaml_text(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigurationError(f"configuration file {path} does not exist") from None
-    except OSError as error:
-        raise ConfigurationError(f"configuration file {path} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{path} is not valid YAML: {error}") from None
+    return _loaded(path, tuple(stamp_of(path)))
+
+
+@functools.lru_cache(maxsize=512)
+def _loaded(path: Path, stamp: tuple[int, ...]) -> dict[str, Any]:
+    loaded = read_yaml(path, ConfigurationError)
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -304,10 +265,9 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], li
             files.append(Path(value))
         else:
             try:
-                overrides.append((key, load_yaml_text(value)))
-            except yaml.YAMLError as error:
-                problem = getattr(error, "problem", None) or error
-                raise ConfigurationError(f"--{key} {value}: the value is not valid YAML: {problem}") from None
+                overrides.append((key, parse_yaml(value)))
+            except ValueError as error:
+                raise ConfigurationError(f"--{key} {value}: the value is {error}") from None
     return overrides, files
 
 
@@ -372,6 +332,7 @@ def resolve(
     ours = tuple(config.get("ours") or ())
     for key in STACK_KEYS:
         config.pop(key, None)
+    config = _copied(config)
     check_keys(config, layers)
     if rehearsal:
         published = resolve(
@@ -392,6 +353,13 @@ def resolve(
         start_from=start_from,
         ours=ours,
     )
+
+
+def _copied(tree: Any) -> Any:
+    """A configuration that shares nothing with the layers that it was merged from."""
+    if isinstance(tree, dict):
+        return {key: _copied(value) for key, value in tree.items()}
+    return [_copied(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def _changes(published: dict[str, Any], rehearsed: dict[str, Any]) -> list[dict[str, str]]:

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from common.errors import StageError
-from common.files import write_text_atomically
+from common.files import write_atomically
 from common.reporting.papers import project_root
 from common.reporting.records import IGNORED_KEYS, SEED_KEYS, config_hash
 from common.stages.configuration import RunConfiguration
@@ -230,7 +230,7 @@ def kept_estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     """
     import torch
 
-    from common.data.listing import cache_folder
+    from common.files import cache_folder
     from common.stages.synthetic import devices_of
 
     configured = config_hash(run.config, IGNORED_KEYS | SEED_KEYS)
@@ -243,7 +243,7 @@ def kept_estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
         found = estimate(run, size)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(path, json.dumps(asdict(found), indent=1, sort_keys=True) + "\n")
+        write_atomically(path, json.dumps(asdict(found), indent=1, sort_keys=True) + "\n")
     except OSError:
         pass  # a cache that cannot be written costs seconds, no more
     return found

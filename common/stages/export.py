@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from common.encoders.checkpoint_files import differences
 from common.errors import StageError
+from common.files import sweep, temporary_of
 from common.reporting.papers import existing_papers
 from common.stages.allowed import Builder
 from common.stages.finished import FinishedStage, open_finished
@@ -98,6 +99,8 @@ class TrainedModel(nn.Module):
         embeds: what can be embedded.
         retrieves: what can be compared: the query, and what is searched.
         compares_vectors: whether that is done by the vectors of `embed`.
+        options: what of the model the command line may set: `language`, `regions`. A class has the method `answer`,
+            `caption` or `generate` where the command of that name goes with it; one that generates has `notes`, too.
         limits: what the model is for and what it cannot do, for its card.
         usage: a line of Python that uses `model`, for its card.
     """
@@ -111,6 +114,7 @@ class TrainedModel(nn.Module):
     embeds: ClassVar[tuple[Modality, ...]] = ()
     retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = ()
     compares_vectors: ClassVar[bool] = True
+    options: ClassVar[tuple[Literal["language", "regions"], ...]] = ()
     limits: ClassVar[str]
     usage: ClassVar[str]
 
@@ -376,8 +380,8 @@ def write_export(model: type[TrainedModel], checkpoint: str | Path, output: str 
     record = Record.from_json(trained.record, f"record of {checkpoint}")
     # Built once, so that no folder is written that cannot be read.
     model.of(trained)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    old = output.with_name(f".{output.name}.{os.getpid()}.old")
+    partial, old = temporary_of(output), temporary_of(output.with_name(f"{output.name}-old"))
+    sweep(output.parent)
     try:
         partial.mkdir(parents=True)
         tensors, shared = _stored_once(trained.weights)

@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from common.data.clips import AudioVisualClips, DenseVideoClips, SoundWindows, VideoClips
 from common.data.datasets.audioset import AudioSet
 from common.data.datasets.base import MediaDataset
-from common.data.listing import Listing, cache_folder
+from common.data.listing import Listing
 from common.data.transforms import AudioTransform, VideoTransform, compute_audio_statistics
 from common.data.worlds.audiovisual import AudioVisualWorld
+from common.files import cache_folder
 from common.training.data_module import ShardedDataModule
 
 #: Training clips that fresh audio statistics are computed from (specification 2.3).

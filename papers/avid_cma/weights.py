@@ -16,10 +16,10 @@ from common.encoders.checkpoint_files import (
     first_of,
     named_tensors,
     read_checkpoint,
-    write_whole,
 )
 from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
+from common.files import write_whole
 from papers.avid_cma.model import AudioVisualModel
 
 Modality = Literal["video", "audio"]

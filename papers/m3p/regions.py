@@ -25,11 +25,11 @@ from common.data.datasets.captioned import LanguageCaptioned
 from common.data.datasets.imagenet import ImageNet
 from common.data.image_transforms import ImageTransform
 from common.data.images import ImageError, ImageItems, read_image
-from common.data.listing import cache_folder, exclusive, write_atomically
 from common.data.regions import RegionError, RegionFeatures, Regions, write_regions
 from common.data.worlds.base import World
 from common.encoders.checkpoint_files import CheckpointError, named_tensors, read_checkpoint
 from common.encoders.image import ImageResNet
+from common.files import cache_folder, exclusive, write_atomically
 from common.metrics.classification import hits
 from common.training.data_module import ShardedDataModule
 from common.training.optimisers import warm_up_then_cosine

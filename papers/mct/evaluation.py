@@ -22,7 +22,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor, nn
 
 from common.data.text import text_numbers
-from common.files import write_text_atomically
+from common.files import write_atomically
 from common.losses.margin import in_batch_hinge
 from common.memory.collective import all_gather_concat, is_distributed, rank, world_size
 from common.metrics.average_precision import average_precisions
@@ -859,7 +859,7 @@ def _mean_average_precision(
             for name, detail, value in zip(names, details, average)
         ]
         path = Path(module.trainer.default_root_dir) / "media" / "average_precision.json"
-        write_text_atomically(path, json.dumps(classes, indent=1) + "\n")
+        write_atomically(path, json.dumps(classes, indent=1) + "\n")
     return {
         "test/map": torch.tensor(100 * float(average[judged].mean())),
         "test/classes": torch.tensor(float(judged.sum())),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.files import write_text_atomically
+from common.files import write_atomically
 from common.metrics.gathering import OncePerSample
 from common.training.optimisers import Lookahead, warm_up_then_cosine
 
@@ -355,7 +355,7 @@ class VirTex(pl.LightningModule):
         from lightning.pytorch.loggers import WandbLogger
 
         path = Path(self.trainer.default_root_dir) / "media" / "captions.json"
-        write_text_atomically(path, json.dumps(self._written, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(path, json.dumps(self._written, indent=1, ensure_ascii=False) + "\n")
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):
                 columns = ["index", "caption", "written"]

@@ -15,8 +15,8 @@ from common.encoders.checkpoint_files import (
     first_of,
     named_tensors,
     read_checkpoint,
-    write_whole,
 )
+from common.files import write_whole
 from papers.vx2text.model import LanguageModel, ModalityClassifier
 
 Modality = Literal["video", "audio"]

@@ -21,9 +21,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import track
 from torch import Tensor, nn
 
-from common.data.listing import cache_folder
 from common.data.worlds.two_objects import ATTRIBUTE_SIZES
 from common.encoders.checkpoint_files import CheckpointError, below, differences, read_checkpoint
+from common.files import cache_folder
 from common.metrics.captioning.meter import gather_objects
 from common.metrics.gathering import OncePerSample, RowsOncePerSample
 from common.metrics.generation import (

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from common.data.annotations import Rows
-from common.data.listing import exclusive, write_atomically
 from common.data.text import CaptionTokenizer
 from common.encoders.text import BertEncoder
+from common.files import exclusive, write_atomically
 
 SentencePool = Literal["official", "masked_mean"]
 

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from common.encoders.checkpoint_files import CheckpointError, first_of, named_tensors, write_whole
+from common.encoders.checkpoint_files import CheckpointError, first_of, named_tensors
 from common.encoders.heads import ProjectionHead
 from common.encoders.image import ImageResNet
+from common.files import write_whole
 from papers.mct.model import MomentumTower, Tower
 from papers.mct.weights import (
     LAYOUTS,

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.files import AtomicWriteError, write_text_atomically
+from common.files import AtomicWriteError, write_atomically
 from common.reporting import records
 from common.reporting.records import IGNORED_KEYS, Record, RecordError, config_hash, lineage_hash
 
@@ -180,7 +180,7 @@ def test_interruption_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_text_atomically(tmp_path / "page", "text")
+        write_atomically(tmp_path / "page", "text")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -42,7 +42,7 @@ def rewritten(project: Path, old: str, new: str) -> None:
         ("scales: [mini]", "scales: [minni]", r"scales: unknown scale 'minni': did you mean 'mini'"),
         ("row: New-One", "row: New-Two", r"headline\.row: unknown value 'New-Two'"),
         ("label: New-One", "label: New", r"label 'New' stands twice"),
-        ("  esc: {recipe", "  ucf_1: {recipe", r"key 'ucf_1' stands twice"),
+        ("  esc: {recipe", "  ucf_1: {recipe", r"key 'ucf_1' stands here twice"),
         ("model: better", "model: esc", r"starts from \$row"),
         ("title: Transfer", CURVE % "1: ucf, 2: ufc", r"curve\.points: .*'ufc'"),
         ("title: Transfer", CURVE % "0: ucf, 2: esc", r"number above 0 .*0"),
