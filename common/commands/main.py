@@ -249,7 +249,9 @@ def _plan_command(arguments: argparse.Namespace) -> int:
         if not 0 < arguments.utilisation <= 1:
             raise StageError(f"--utilisation is a share of the card's rate, from 0 to 1, got {arguments.utilisation}")
         cards = chosen_cards(arguments.card)
-        for line in estimate_lines(plan(arguments.paper, _selection(arguments)), cards, arguments.utilisation):
+        planned = plan(arguments.paper, _selection(arguments))
+        runs = {f"{item.request.stage} seed {item.request.seed}": item.run for item in planned}
+        for line in estimate_lines(runs, cards, arguments.utilisation):
             print(line, flush=True)
         return 0
     print(render_plan(plan(arguments.paper, _selection(arguments)), arguments.format))

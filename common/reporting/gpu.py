@@ -12,7 +12,7 @@ from typing import Any
 from common.errors import ReportingError
 from common.files import write_atomically
 from common.reporting.papers import existing_papers, paper_named, project_root
-from common.reporting.render import between_markers, update_between_markers
+from common.reporting.render import update_between_markers
 
 MARKERS = "gpu"
 
@@ -153,9 +153,3 @@ def markdown(steps: Iterable[MeasuredStep]) -> str:
 def render() -> bool:
     """Bring the page up to date; says whether it changed."""
     return update_between_markers(page(), MARKERS, markdown(find()))
-
-
-def is_stale() -> bool:
-    """Whether the page does not show what the files hold."""
-    text = page().read_text(encoding="utf-8")
-    return between_markers(text, MARKERS, markdown(find()), str(page())) != text

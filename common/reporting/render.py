@@ -127,14 +127,6 @@ def row_text(row: Row) -> str:
     return f"{row.label} (ours, not in the paper)" if row.ours else row.label
 
 
-def cell_provenance(cell: Cell) -> str:
-    """One line on where a measured cell comes from: the values, stages, configurations and revisions."""
-    if not cell.records:
-        return ""
-    values = ", ".join(f"seed {seed}: {value:.4g}" for seed, value in sorted(cell.values.items()))
-    return f"{values}; {provenance(cell.records)}"
-
-
 def provenance(records: Sequence[Record]) -> str:
     """One line on a set of records: seeds, configurations, hardware, dates, revisions."""
     if not records:

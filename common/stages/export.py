@@ -411,7 +411,8 @@ def write_export(model: type[TrainedModel], checkpoint: str | Path, output: str 
             },
         }
         (partial / CONFIGURATION).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (partial / CARD).write_text(model_card(model, record, output.name, model.usage_of(trained)), encoding="utf-8")
+        card = model_card(record, output.name, model.__name__, model.usage_of(trained), model.limits)
+        (partial / CARD).write_text(card, encoding="utf-8")
         for path in partial.rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:

@@ -68,15 +68,6 @@ class MetricsFile(Logger):
         """The configuration is kept beside the file by the stage, not in it."""
 
 
-def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Curves of a metrics file: name -> [(step, value), ...]."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            curves.setdefault(row["name"], []).append((int(row["step"]), float(row["value"])))
-    return curves
-
-
 def wandb_mode() -> str:
     """`online`, `offline` or `disabled`, from the environment and what the network allows.
 

@@ -14,13 +14,14 @@ from common.data.datasets.coco import COCO
 from common.data.text import WordVocabulary
 from common.reporting.papers import SCALES
 from common.stages.configuration import resolve
-from common.stages.loggers import MetricsFile, read_metrics
+from common.stages.loggers import MetricsFile
 from common.training.data_module import ShardedDataModule
 from papers.mct.bridge import BridgedRetrieval, convergence
 from papers.mct.data import BridgeData
 from papers.mct.weights import CheckpointError, load_into_text_encoder
 from tests.mct.test_data import SMALL, attached, coco
 from tests.mct.test_evaluation import results_of, trainer
+from tests.stages import read_metrics
 
 WIDTH, HIDDEN_WIDTH = 6, 8
 

@@ -23,7 +23,7 @@ from common.errors import NonFiniteLossError
 from common.losses.margin import in_batch_hinge
 from common.metrics.average_precision import average_precision
 from common.metrics.linear_svm import judge_class
-from common.stages.loggers import MetricsFile, read_metrics
+from common.stages.loggers import MetricsFile
 from common.training.callbacks import StepSeed, StopOnNonFiniteLoss
 from common.training.data_module import ShardedDataModule
 from papers.mct import evaluation
@@ -35,6 +35,7 @@ from papers.mct.evaluation import (
     SupervisedClassification,
 )
 from papers.mct.weights import CheckpointError
+from tests.stages import read_metrics
 
 CLASSES = 3
 

@@ -153,7 +153,7 @@ def test_a_number_of_the_miniature_stands_in_for_a_headline_that_nothing_has_mea
     assert "| New-One, UCF (%) | 82.0 | 60.0 (n=1), mini |" in top.read_text()
 
     tables.write_text(text.replace("metric: ucf}", "metric: ucf, mini: {table: transfer, row: Newer, metric: esc}}", 1))
-    with pytest.raises(TablesError, match=r"headline\.mini\.row: unknown value 'Newer'"):
+    with pytest.raises(TablesError, match=r"unknown headline\.mini\.row 'Newer'"):
         render.overview()
 
 
