@@ -40,6 +40,11 @@ def is_ours(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] in ("common", "papers")
 
 
+def printable(text: str) -> str:
+    """A text of others, such as the name of a file, without signs that a terminal would obey."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Words that point from a misspelt name to the nearest valid one.
 

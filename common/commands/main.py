@@ -14,7 +14,7 @@ from typing import Any
 from common.commands.data import add_parsers as add_data_parsers
 from common.commands.data import data_root
 from common.commands.models import add_parsers as add_use_parsers
-from common.errors import Preempted, ReportingError, StageError, is_ours
+from common.errors import Preempted, ReportingError, StageError, is_ours, printable
 from common.reporting.papers import SCALES, example_stage, existing_papers, names_of_papers, paper_named, project_root
 from common.stages.rehearse import add_parsers as add_rehearse_parsers
 
@@ -62,7 +62,7 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         return int(arguments.func(arguments) or 0)
     except (ConfigurationError, StageError, ReportingError) as error:
-        print(f"assemble: {error}", file=sys.stderr)
+        print(f"assemble: {printable(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         raise
@@ -70,7 +70,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if os.environ.get("ASSEMBLE_TRACEBACK"):
             raise
         hint = "" if _explained(error) else "\n(ASSEMBLE_TRACEBACK=1 shows where)"
-        print(f"assemble: {error}{hint}", file=sys.stderr)
+        print(f"assemble: {printable(str(error))}{hint}", file=sys.stderr)
         return 1
     except Preempted as stop:
         return stop.status
@@ -236,7 +236,7 @@ def show_tables(paper: str, scale: str, runs: Path) -> None:
     filled = [f for f in render.fill(load(paper), scale, render.records_of(paper, runs)) if f.result.measured]
     render.print_tables(filled, console())
     path = runs / paper / scale / "tables.md"
-    write_atomically(path, "\n\n".join(render.table_markdown(f) for f in filled) + "\n")
+    write_atomically(path, render.tables_markdown(filled) + "\n")
     print(f"written to {path}; `assemble report` makes a page of it, `assemble promote {paper}` keeps the records")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common import files
-from common.errors import StageError, nearest
+from common.errors import StageError, nearest, printable
 from common.reporting.papers import existing_papers, names_of_papers, paper_named
 from common.stages.parts import TRAINED, check_part, has_part, optional_part, trained_part
 
@@ -249,7 +249,7 @@ def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]]) -> N
         files = len({place for place, _ in skipped})
         print(f"{files} of {len(items)} {'texts' if items and isinstance(items[0], str) else 'files'} passed over:")
         for reason in reasons[:NAMED]:
-            print(f"  {reason}")
+            print(f"  {printable(reason)}")
         if len(reasons) > NAMED:
             print(f"  and {len(reasons) - NAMED} more")
 
@@ -323,7 +323,7 @@ def _print_rows(names: Sequence[str], rows: dict[str, dict[str, int]], columns: 
     for name in several[:SHOWN]:
         places = [rows[kind].get(name) for kind in rows]
         words = [str(columns[f"{kind}_words"][rows[kind][name]]) if name in rows[kind] else "" for kind in worded]
-        table.add_row(name, *("-" if place is None else str(place) for place in places), *words)
+        table.add_row(printable(name), *("-" if place is None else str(place) for place in places), *words)
     files.console(highlight=False, markup=False).print(table)
     if len(several) > SHOWN:
         print(f"and {len(several) - SHOWN} more, in the order of the file's `..._names`")
@@ -359,9 +359,9 @@ def _retrieve_command(arguments: argparse.Namespace) -> int:
     table = Table(box=None, pad_edge=False)
     table.add_column("", justify="right")
     table.add_column("score", justify="right")
-    table.add_column(f"{kind} for {arguments.query} ({query_kind})", overflow="fold")
+    table.add_column(f"{kind} for {printable(arguments.query)} ({query_kind})", overflow="fold")
     for rank, place in enumerate(order, start=1):
-        table.add_row(str(rank), f"{scores[place]:.3f}", str(items[kept[place]]))
+        table.add_row(str(rank), f"{scores[place]:.3f}", printable(str(items[kept[place]])))
     files.console(highlight=False, markup=False).print(table)
     _tell_skipped(items, skipped)
     return 0

@@ -159,7 +159,7 @@ def claims_command(args: argparse.Namespace) -> int:
         return 0
     failed, missing = gate_failures(judged)
     for claim in failed:
-        print(f"gate: {claim.table}.{claim.claim.id} fails at mini scale: {claim.margin_text}", file=sys.stderr)
+        print(f"gate: {claim.table}.{claim.claim.id} fails at mini scale: {claim.outcome}", file=sys.stderr)
     for claim in missing:
         print(f"gate: {claim.table}.{claim.claim.id} was not run at mini scale: {claim.detail}", file=sys.stderr)
     return 1 if failed else 2 if missing else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,24 @@ def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str,
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a checkpoint with named entries, found a {type(content).__name__}")
     return content
+
+
+def require_intact(path: str | Path) -> None:
+    """Compare the checksums that the archive format keeps of its parts, which a mapped file is read without.
+
+    Raises:
+        CheckpointError: a part is damaged; the message names it.
+    """
+    path = Path(path)
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged, the checksum of its part {damaged} is another")
 
 
 def named_tensors(entries: Any) -> dict[str, Tensor]:

@@ -1,9 +1,14 @@
-"""Claims: whether the orderings that a paper asserts hold over the measured cells, seed by seed."""
+"""Claims: whether the orderings that a paper asserts hold over the measured cells, draw by draw.
+
+A claim compares its rows in every draw. It holds when the 95 % interval of the mean difference (Student's t) lies
+beyond its threshold, fails when the interval lies on the other side, else it is not separable. One draw has none.
+"""
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from common.reporting.aggregate import TableResult
@@ -14,7 +19,9 @@ HOLDS = "holds"
 FAILS = "fails"
 NOT_SEPARABLE = "not separable"
 NOT_RUN = "not run"
+VERDICTS = (HOLDS, FAILS, NOT_SEPARABLE, NOT_RUN)
 _WORST_FIRST = (FAILS, NOT_RUN, NOT_SEPARABLE, HOLDS)
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -26,9 +33,9 @@ class ClaimResult:
         table: id of its table.
         scale: the scale.
         verdict: ``holds``, ``fails``, ``not separable`` or ``not run``.
-        margin: mean over seeds by which the deciding comparison holds (positive) or fails (negative).
-        spread: sample standard deviation of the paired margin; None below two seeds.
-        seeds: the seeds for which every cell of the deciding comparison was measured.
+        margin: mean over draws by which the deciding comparison lies above its threshold (positive) or below it.
+        interval: where the mean lies with 95 % confidence; None below two draws.
+        seeds: the draws for which every cell of the deciding comparison was measured.
         detail: why it was not run, if so.
         conditional: whether the claim's ``when`` was measured and not met.
     """
@@ -38,42 +45,42 @@ class ClaimResult:
     scale: str
     verdict: str
     margin: float | None = None
-    spread: float | None = None
+    interval: tuple[float, float] | None = None
     seeds: tuple[int, ...] = ()
     detail: str = ""
     conditional: bool = False
 
     @property
     def label(self) -> str:
-        """The verdict in words; says so when it rests on one seed."""
-        return f"{self.verdict} (1 seed)" if len(self.seeds) == 1 and self.verdict != NOT_RUN else self.verdict
+        """The verdict in words; says so when it rests on one draw."""
+        return f"{self.verdict} (1 draw)" if len(self.seeds) == 1 and self.verdict != NOT_RUN else self.verdict
 
     @property
-    def margin_text(self) -> str:
-        """The margin, and how many times the spread it is."""
+    def outcome(self) -> str:
+        """What came out: by how much the claim's threshold was passed or missed, the interval, the number of draws."""
         if self.margin is None:
             return self.detail or "–"
-        text = f"{self.margin:+.3g}"
-        if self.spread is None:
-            return text
-        if self.spread == 0:
-            return f"{text} (spread 0, n={len(self.seeds)})"
-        return f"{text} = {self.margin / self.spread:+.1f} spreads (n={len(self.seeds)})"
+        draws = f"{len(self.seeds)} draw{'s' if len(self.seeds) > 1 else ''}"
+        told = f"{abs(self.margin):.3g} {'above' if self.margin >= 0 else 'below'} what is claimed"
+        if self.interval is None:
+            return f"{told} ({draws})"
+        low, high = self.interval
+        return f"{told} (95 %: {low:+.3g} to {high:+.3g}; {draws})"
 
 
 @dataclass(frozen=True)
 class _Outcome:
     verdict: str
     margin: float | None = None
-    spread: float | None = None
+    interval: tuple[float, float] | None = None
     seeds: tuple[int, ...] = ()
     detail: str = ""
 
     @property
     def badness(self) -> tuple[int, float]:
-        """Orders outcomes: the worst verdict first, then the smallest margin in units of spread."""
+        """Orders outcomes: the worst verdict first, then the lowest end of the interval."""
         margin = self.margin if self.margin is not None else 0.0
-        return _WORST_FIRST.index(self.verdict), margin / self.spread if self.spread else margin
+        return _WORST_FIRST.index(self.verdict), self.interval[0] if self.interval else margin
 
 
 def judge(result: TableResult) -> list[ClaimResult]:
@@ -89,7 +96,7 @@ def _judge(claim: Claim, result: TableResult) -> ClaimResult:
                 return ClaimResult(claim, result.table.id, result.scale, NOT_RUN, detail=reason, conditional=measured)
     worst = min((_compare(comparison, result) for comparison in claim.holds.comparisons), key=lambda o: o.badness)
     return ClaimResult(
-        claim, result.table.id, result.scale, worst.verdict, worst.margin, worst.spread, worst.seeds, worst.detail
+        claim, result.table.id, result.scale, worst.verdict, worst.margin, worst.interval, worst.seeds, worst.detail
     )
 
 
@@ -125,13 +132,21 @@ def _compare(comparison: Comparison, result: TableResult) -> _Outcome:
         ]
     except ZeroDivisionError:
         return _Outcome(NOT_RUN, detail="divides by zero")
-    margin = statistics.fmean(margins)
-    spread = statistics.stdev(margins) if len(margins) > 1 else None
-    if spread is not None and abs(margin) < spread:
-        verdict = NOT_SEPARABLE
-    else:
-        verdict = HOLDS if comparison.accepts(margin) else FAILS
-    return _Outcome(verdict, margin, spread, tuple(seeds))
+    margin, interval = statistics.fmean(margins), interval_of(margins)
+    low, high = interval or (-math.inf, math.inf)
+    verdict = HOLDS if comparison.accepts(low) else NOT_SEPARABLE if comparison.accepts(high) else FAILS
+    return _Outcome(verdict, margin, interval, tuple(seeds))
+
+
+def interval_of(values: Sequence[float]) -> tuple[float, float] | None:
+    """Where the mean of a normal variable lies with 95 % confidence, by Student's t; None below two values."""
+    if len(values) < 2:
+        return None
+    from scipy.special import stdtrit
+
+    mean = statistics.fmean(values)
+    half = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean - half, mean + half
 
 
 def _missing(comparison: Comparison, result: TableResult) -> str:
@@ -149,9 +164,3 @@ def gate_failures(results: Iterable[ClaimResult]) -> tuple[list[ClaimResult], li
         [r for r in gated if r.verdict == FAILS],
         [r for r in gated if r.verdict == NOT_RUN and not r.conditional],
     )
-
-
-def held(results: Iterable[ClaimResult]) -> tuple[int, int]:
-    """How many claims hold, of how many."""
-    judged = list(results)
-    return sum(r.verdict == HOLDS for r in judged), len(judged)

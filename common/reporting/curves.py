@@ -6,7 +6,11 @@ import csv
 import math
 from pathlib import Path
 
+from common.reporting.records import warn_of
+
 MAX_POINTS = 200
+LARGEST = 1e300
+"""Values from here on would overflow where they are drawn, and count as not finite."""
 
 
 def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
@@ -18,10 +22,18 @@ def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
 
     Returns:
         Metric to (step, value) points, sorted by step, thinned to at most ``MAX_POINTS``. Metrics with fewer than
-        two finite points are left out; so is a file that does not exist.
+        two finite points are left out; so is a file that does not exist, or that is damaged, which is said.
     """
     if not path.is_file():
         return {}
+    try:
+        return _curves(path)
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        warn_of(f"{path} holds no curves that can be read ({error})")
+        return {}
+
+
+def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, list[tuple[float, float]]] = {}
     with open(path, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
@@ -46,7 +58,7 @@ def _number(text: str | None) -> float | None:
         value = float(text) if text else math.nan
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) < LARGEST else None  # also without what is not a number
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.errors import ReportingError
-from common.reporting.records import Record, run_folder
+from common.reporting.records import Record, run_folder, warn_of
 
 MEBIBYTE = 2**20
 MAX_FILE_BYTES = 2 * MEBIBYTE
@@ -100,10 +99,13 @@ def gallery(folder: Path, record: Record, budget: Budget) -> Gallery:
         suffix = path.suffix.lower()
         if name.endswith((_ROW, _ROW_CONTENT)):
             continue
-        if not path.is_file():
+        if not _is_own(path, folder):
             found.left_out.append(f"{path.name} (not in the run's folder)")
         elif suffix == ".csv":
-            found.sheets.append(_sheet(path))
+            try:
+                found.sheets.append(_sheet(path))
+            except (csv.Error, OSError) as error:
+                found.left_out.append(f"{path.name} (cannot be read: {error})")
         elif suffix not in _IMAGES | _VIDEOS:
             found.left_out.append(f"{path.name} (no picture)")
         elif len(found.media) == MAX_FILES_PER_RUN:
@@ -133,10 +135,10 @@ def comparisons(records: Sequence[Record], runs: Path, order: Sequence[str], bud
         folder = run_folder(runs, record.paper, record.scale, record.seed, record.stage)
         for name in record.media:
             path = folder / name
-            if not name.endswith(_ROW) or not path.is_file():
+            if not name.endswith(_ROW) or not _is_own(path, folder):
                 continue
             beside = path.with_suffix(".json")
-            text = _columns(beside) if beside.is_file() else "[]"
+            text = _columns(beside) if _is_own(beside, folder) else "[]"
             rows = found.setdefault((record.scale, path.name.removesuffix(_ROW), text), [])
             if record.stage not in [stage for stage, _, _ in rows]:
                 rows.append((record.stage, path, record))
@@ -152,17 +154,22 @@ def comparisons(records: Sequence[Record], runs: Path, order: Sequence[str], bud
     return shown
 
 
+def _is_own(path: Path, folder: Path) -> bool:
+    """Whether a file lies in a run's folder, links followed: a record of others must not show what lies elsewhere."""
+    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+
+
 def _columns(path: Path) -> str:
-    text = path.read_text(encoding="utf-8")
+    """What the pictures of a row show, as JSON text; an empty list where the file is damaged, which is said."""
     try:
-        valid = isinstance(json.loads(text), list)
-    except ValueError:
-        valid = False
-    if not valid:
-        raise ReportingError(
-            f"{path}: expected a JSON list of what the pictures show; delete it or run the stage again"
-        )
-    return text
+        text = path.read_text(encoding="utf-8")
+        if isinstance(json.loads(text), list):
+            return text
+        problem = "expected a list"
+    except (ValueError, OSError, RecursionError) as error:
+        problem = str(error)
+    warn_of(f"{path} does not say what the pictures show ({problem}); run the stage again")
+    return "[]"
 
 
 def _embedded(path: Path, record: Record) -> Medium:

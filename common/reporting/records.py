@@ -118,7 +118,7 @@ def _entry(*keys: str) -> AfterValidator:
 
 def _finite(value: float | None) -> float | None:
     # A diverged diagnostic must not cost the record of a long run: it is kept, as missing.
-    return value if value is not None and math.isfinite(value) else None
+    return value if value is not None and abs(value) < 1e300 else None
 
 
 _Name = Annotated[StrictStr, Field(min_length=1)]
@@ -223,7 +223,7 @@ class Record:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # among them numbers of too many digits and endless brackets
             raise RecordError(f"{source}: not valid JSON ({error}); delete it and run the stage again") from None
         if not isinstance(values, dict):
             raise RecordError(f"{source}: expected a JSON object")
@@ -373,12 +373,13 @@ def promoted_file(paper: Paper, scale: str, seed: int, stage: str) -> Path:
 
 def warn(error: RecordError) -> None:
     """Say on the standard error stream that a record is left out, and why; of one record once."""
-    _warn(str(error))
+    warn_of(f"a record is left out: {error}")
 
 
 @functools.cache
-def _warn(text: str) -> None:
-    print(f"warning: a record is left out: {text}", file=sys.stderr)
+def warn_of(text: str) -> None:
+    """Say on the standard error stream what was left out of a page, and why; the same thing once."""
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def find(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +12,10 @@ from common.errors import ReportingError
 from common.files import write_atomically
 from common.reporting import figures
 from common.reporting.aggregate import Cell, TableResult, collect
-from common.reporting.claims import NOT_RUN, ClaimResult, held, judge
+from common.reporting.claims import FAILS, HOLDS, NOT_RUN, VERDICTS, ClaimResult, judge
 from common.reporting.papers import SCALES, Paper, existing_papers, paper_named, project_root
 from common.reporting.records import Record, find, find_promoted, warn
-from common.reporting.tables import Headline, Metric, Row, Tables, load
+from common.reporting.tables import Metric, Row, Tables, load
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 DASH = "–"
 README_SCALES = ("paper", "mini")  # smoke numbers mean nothing: they only show that a stage runs
-_SCALE_WORDS = {
-    "paper": "Measured at paper scale: the published recipe on the published data.",
-    "mini": "Measured at **mini** scale: a miniature of data and model, not comparable with the published numbers.",
-    "smoke": "Measured at **smoke** scale: a few steps on a few samples; these numbers mean nothing.",
+_PLURAL = {HOLDS: "hold", FAILS: "fail"}
+_MEANINGS = {
+    "paper": "the published recipe on the published data",
+    "mini": "a miniature of data and model, whose numbers cannot be compared with published ones",
+    "smoke": "a few steps on a few samples, whose numbers mean nothing",
 }
 
 
@@ -81,11 +82,8 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """Label, unit, kind of value and, below paper scale, the scale."""
-        unit = f" ({self.metric.unit})" if self.metric.unit else ""
-        down = " ↓" if self.metric.better == "down" else ""
-        kind = "published" if self.published else f"measured at {self.scale}"
-        return f"{self.metric.label}{unit}{down}, {kind}"
+        """Label, unit and kind of value."""
+        return f"{heading(self.metric)}, {'published' if self.published else f'measured at {self.scale}'}"
 
 
 def columns(result: TableResult) -> list[Column]:
@@ -94,17 +92,24 @@ def columns(result: TableResult) -> list[Column]:
     return [
         Column(metric, published, result.scale)
         for metric, published in kinds
-        if not published or (metric.published and not result.table.ours)
+        if not published or is_paired(result, metric)
     ]
 
 
-def measured_text(cell: Cell, decimals: int) -> str:
-    """``mean ± spread (n=seeds)``; without a spread for one seed; a dash without a value."""
+def measured_text(cell: Cell, decimals: int, usual: int = 0) -> str:
+    """`mean ± standard deviation (n=draws)`; without a deviation for one draw; a dash without a value.
+
+    Args:
+        cell: the cell.
+        decimals: of both numbers.
+        usual: number of draws that goes without saying.
+    """
     mean, spread = cell.mean, cell.spread
     if mean is None:
         return DASH
     deviation = f" ± {spread:.{decimals}f}" if spread is not None else ""
-    return f"{mean:.{decimals}f}{deviation} (n={len(cell.values)})"
+    draws = "" if len(cell.values) == usual else f" (n={len(cell.values)})"
+    return f"{mean:.{decimals}f}{deviation}{draws}"
 
 
 def published_text(cell: Cell, decimals: int) -> str:
@@ -120,6 +125,33 @@ def cell_text(result: TableResult, row: Row, column: Column) -> str:
     cell = result.cells[row.label, column.metric.id]
     render = published_text if column.published else measured_text
     return render(cell, column.metric.decimals)
+
+
+def usual_draws(result: TableResult) -> int:
+    """The number of draws that most cells of a table have; 0 where nothing is measured."""
+    counts = [len(cell.values) for cell in result.cells.values() if cell.values]
+    return max(set(counts), key=lambda n: (counts.count(n), n)) if counts else 0
+
+
+def heading(metric: Metric) -> str:
+    """Label and unit of a metric, with an arrow where less is better."""
+    unit = f" ({metric.unit})" if metric.unit else ""
+    return f"{metric.label}{unit}{' ↓' if metric.better == 'down' else ''}"
+
+
+def is_paired(result: TableResult, metric: Metric) -> bool:
+    """Whether the cells of a metric hold published values beside the measured ones."""
+    return metric.published and not result.table.ours
+
+
+def pair_text(result: TableResult, row: Row, metric: Metric) -> str:
+    """Published and measured value of a cell, `81.5 / 50.0 ± 1.4`; one dash where there is neither."""
+    cell = result.cells[row.label, metric.id]
+    measured = measured_text(cell, metric.decimals, usual_draws(result))
+    if not is_paired(result, metric):
+        return measured
+    published = published_text(cell, metric.decimals)
+    return DASH if published == measured == DASH else f"{published} / {measured}"
 
 
 def row_text(row: Row) -> str:
@@ -160,31 +192,50 @@ def revision_text(record: Record) -> str:
 
 
 def table_markdown(filled: Filled) -> str:
-    """A table as Markdown: caption, cells, notes, deviations, claims, provenance."""
+    """A table as Markdown: caption, cells, notes, claims, provenance. Deviations stand once, below all tables."""
     result = filled.result
-    heading = result.table.title if result.scale == "paper" else f"{result.table.title} ({result.scale})"
-    lines = [f"### {heading}", "", caption(result), ""]
-    shown = columns(result)
-    lines.append("| | " + " | ".join(_escape(column.heading) for column in shown) + " |")
-    lines.append("|---|" + "---:|" * len(shown))
+    title = result.table.title if result.scale == "paper" else f"{result.table.title} ({result.scale})"
+    lines = [f"### {title}", "", caption(result), ""]
+    metrics = [metric for metric in result.table.metrics if not metric.hidden]
+    lines.append("| | " + " | ".join(_escape(heading(metric)) for metric in metrics) + " |")
+    lines.append("|---|" + "---:|" * len(metrics))
     for row in result.rows:
-        cells = " | ".join(_escape(cell_text(result, row, column)) for column in shown)
+        cells = " | ".join(_escape(pair_text(result, row, metric)) for metric in metrics)
         lines.append(f"| {_escape(row_text(row))} | {cells} |")
     if figures.curve(result):
         assert result.table.curve is not None
-        text = f"{result.table.curve.y} against {result.table.curve.x}; the bands are standard deviations over seeds"
+        text = f"{result.table.curve.y} against {result.table.curve.x}; the bands are standard deviations over draws"
         lines += ["", f"![{_escape(text)}]({_figure_name(result)})"]
     notes = notes_of(result)
     if notes:
         lines += ["", *[f"- {note}" for note in notes]]
-    if result.deviations:
-        lines += ["", f"Deviations from the paper at {result.scale} scale, besides sizes:", ""]
-        lines += [f"- `{d['field']}`: {d['reason']}" for d in result.deviations]
-    if filled.claims:
-        lines += ["", f"| claim ({result.scale}) | verdict | margin |", "|---|---|---|"]
-        lines += [f"| {_escape(c.claim.text)} | {c.label} | {_escape(c.margin_text)} |" for c in filled.claims]
+    lines += claims_markdown(filled.claims)
     lines += ["", f"<sub>Provenance: {html.escape(provenance(result.records), quote=False)}.</sub>"]
     return "\n".join(lines)
+
+
+def claims_markdown(claims: Sequence[ClaimResult]) -> list[str]:
+    """What was claimed, the verdict, and what came out; claims that were not run in one line."""
+    run = [c for c in claims if c.verdict != NOT_RUN]
+    lines = []
+    if run:
+        lines += ["", "| claimed | verdict | came out |", "|---|---|---|"]
+        lines += [f"| {_escape(c.claim.text)} | {c.label} | {_escape(c.outcome)} |" for c in run]
+    if len(run) < len(claims):
+        left = "; ".join(f"{c.claim.text} ({c.outcome})" for c in claims if c.verdict == NOT_RUN)
+        lines += ["", f"Claims that were not run: {left}."]
+    return lines
+
+
+def deviations_markdown(filled: Sequence[Filled]) -> str:
+    """What the scales change beyond sizes, each once for all tables; empty where nothing is."""
+    parts = []
+    for scale in SCALES:
+        found = {(d["field"], d["reason"]) for f in filled if f.result.scale == scale for d in f.result.deviations}
+        if found:
+            lines = [f"- `{field}`: {reason}" for field, reason in sorted(found)]
+            parts.append("\n".join([f"### Deviations from the paper at {scale} scale, besides sizes", "", *lines]))
+    return "\n\n".join(parts)
 
 
 def _figure_name(result: TableResult) -> str:
@@ -202,10 +253,17 @@ def figures_of(paper: str) -> dict[Path, str]:
 
 
 def caption(result: TableResult) -> str:
-    """What the table shows and where its published values come from."""
-    origin = "Ours, not in the paper" if result.table.ours else "Published values"
-    state = "" if result.measured else " Not measured yet."
-    return f"{_SCALE_WORDS[result.scale]}{state} {origin}: {result.table.source}."
+    """How the cells read, what the scale is, and where the published values come from."""
+    draws = usual_draws(result)
+    spread = f" (mean ± standard deviation of {draws} draws)" if draws > 1 else " (one draw)" if draws else ""
+    measured = f"measured at **{result.scale}** scale{spread}: {_MEANINGS[result.scale]}"
+    if not any(is_paired(result, metric) for metric in result.table.metrics if not metric.hidden):
+        return f"{measured[0].upper()}{measured[1:]}. {_origin(result)}."
+    return f"Cells are *published / measured*, {measured}. {_origin(result)}."
+
+
+def _origin(result: TableResult) -> str:
+    return f"{'Ours, not in the paper' if result.table.ours else 'Published values'}: {result.table.source}"
 
 
 def notes_of(result: TableResult) -> list[str]:
@@ -219,9 +277,18 @@ def _escape(text: str) -> str:
 
 
 def paper_markdown(paper: str, runs: Path | None = None) -> str:
-    """All tables of a paper as Markdown."""
-    filled = fill_best(load(paper), records_of(paper, runs))
-    return "\n\n".join(table_markdown(f) for f in filled)
+    """All tables of a paper as Markdown, then its deviations, then what was not measured at any scale."""
+    return tables_markdown(fill_best(load(paper), records_of(paper, runs)))
+
+
+def tables_markdown(filled: Sequence[Filled]) -> str:
+    """Tables as Markdown; deviations stand once, and a table that nothing fills is a line."""
+    parts = [table_markdown(f) for f in filled if f.result.measured]
+    parts.append(deviations_markdown(filled))
+    waiting = [f"*{f.result.table.title}* ({_origin(f.result)})" for f in filled if not f.result.measured]
+    if waiting:
+        parts.append(f"Not measured at any scale yet: {'; '.join(waiting)}.")
+    return "\n\n".join(filter(None, parts))
 
 
 @dataclass(frozen=True)
@@ -233,8 +300,8 @@ class OverviewRow:
         status: how far it is.
         headline: what its headline number is.
         published: the published value.
-        measured: the measured value, with the scale.
-        claims: claims held, with the scale.
+        measured: the value measured at paper scale.
+        claims: verdicts on the claims, with the scale.
     """
 
     paper: Paper
@@ -258,24 +325,22 @@ def overview_row(paper: Paper, source: Tables, records: Sequence[Record]) -> Ove
     claims = DASH
     if measured:
         judged = [claim for f in filled[measured[0]] for claim in f.claims]
-        k, n = held(judged)
-        not_run = sum(claim.verdict == NOT_RUN for claim in judged)
-        claims = f"{k} of {n}" + (f", {not_run} not run" if not_run else "") + f" ({measured[0]})"
+        counts = {verdict: sum(claim.verdict == verdict for claim in judged) for verdict in VERDICTS}
+        told = ", ".join(f"{count} {_PLURAL.get(verdict, verdict)}" for verdict, count in counts.items() if count)
+        claims = f"{told} ({measured[0]})"
     if source.headline is None:
         return OverviewRow(paper, status, claims=claims)
     headline, metric = source.headline, source.table(source.headline.table).metric(source.headline.metric)
     published = Cell(source.table(headline.table).row(headline.row).published.get(metric.id))
-    measured_value = _headline_value(headline, source, filled)
-    if measured_value is None and headline.mini is not None:
-        value = _headline_value(headline.mini, source, filled)
-        name = _metric_name(source.table(headline.mini.table).metric(headline.mini.metric))
-        measured_value = None if value is None else f"{headline.mini.row}, {name}: {value}"
+    # A number of the miniature never stands beside a published one.
+    own = next((f.result for f in filled["paper"] if f.result.table.id == headline.table), None)
+    cell = own.cells.get((headline.row, headline.metric), Cell()) if own is not None else Cell()
     return OverviewRow(
         paper,
         status,
         f"{headline.row}, {_metric_name(metric)}",
         published_text(published, metric.decimals),
-        measured_value or DASH,
+        measured_text(cell, metric.decimals),
         claims,
     )
 
@@ -284,19 +349,10 @@ def _metric_name(metric: Metric) -> str:
     return f"{metric.label} ({metric.unit})" if metric.unit else metric.label
 
 
-def _headline_value(headline: Headline, source: Tables, filled: Mapping[str, list[Filled]]) -> str | None:
-    """The measured value of the best scale that has one, with the scale."""
-    table = source.table(headline.table)
-    results = {s: f.result for s in README_SCALES for f in filled[s] if f.result.table.id == table.id}
-    cells = {s: r.cells.get((headline.row, headline.metric), Cell()) for s, r in results.items()}
-    best = next((s for s in README_SCALES if s in cells and cells[s].values), None)
-    return None if best is None else f"{measured_text(cells[best], table.metric(headline.metric).decimals)}, {best}"
-
-
 def overview_markdown() -> str:
     """The overview of the papers as Markdown."""
     lines = [
-        "| paper | status | headline | published | measured | claims held |",
+        "| paper | status | headline | published | measured at paper scale | claims |",
         "|---|---|---|---:|---:|---|",
     ]
     for row in overview():
@@ -305,8 +361,8 @@ def overview_markdown() -> str:
         lines.append("| " + " | ".join(_escape(cell) for cell in cells) + " |")
     lines += [
         "",
-        "A number marked mini was measured on a miniature of data and model: it shows whether the paper's "
-        "orderings hold, and is not comparable with the published number.",
+        "The scale mini is a miniature of data and model. It shows whether the orderings of a paper hold; its numbers "
+        "cannot be compared with published ones and stand on the papers' pages alone.",
     ]
     return "\n".join(lines)
 
@@ -433,7 +489,7 @@ def rich_table(filled: Filled) -> RichTable:
 
 
 WIDE = 120
-"""Columns of a terminal from which a claim, its verdict and its margin fit side by side."""
+"""Columns of a terminal from which a claim, its verdict and what came out fit side by side."""
 
 
 def rich_claims(claims: Sequence[ClaimResult], width: int) -> RichTable:
@@ -441,7 +497,7 @@ def rich_claims(claims: Sequence[ClaimResult], width: int) -> RichTable:
 
     Args:
         claims: the verdicts; those of one table and scale stand together.
-        width: columns of the terminal; below :data:`WIDE` verdict and margin stand under each claim.
+        width: columns of the terminal; below :data:`WIDE` verdict and outcome stand under each claim.
     """
     from itertools import groupby
 
@@ -453,12 +509,12 @@ def rich_claims(claims: Sequence[ClaimResult], width: int) -> RichTable:
     colours = {"holds": "green", "fails": "red", "not separable": "yellow", NOT_RUN: "dim"}
     wide = width >= WIDE
     table = RichTable(box=box.SIMPLE_HEAD if wide else None, show_header=wide)
-    for name in ("claim", "gate", "verdict", "margin") if wide else ("claim",):
+    for name in ("claim", "gate", "verdict", "came out") if wide else ("claim",):
         table.add_column(name)
     for (name, scale), group in groupby(claims, key=lambda c: (c.table, c.scale)):
         table.add_row(f"[bold]{escape(f'{name} ({scale})')}[/]")
         for c in group:
-            verdict, margin = f"[{colours[c.verdict]}]{c.label}[/]", escape(c.margin_text)
+            verdict, margin = f"[{colours[c.verdict]}]{c.label}[/]", escape(c.outcome)
             gate = c.claim.gate if c.claim.gate != "report" else ""
             text = Padding(escape(c.claim.text), (0, 0, 0, 2))
             if wide:
@@ -476,12 +532,13 @@ def print_tables(filled: Sequence[Filled], console: Console) -> None:
         console.print(rich_table(f))
         for note in notes_of(f.result):
             console.print(f"- {note}", markup=False, style="dim")
-        for d in f.result.deviations:
-            console.print(f"deviation at {f.result.scale}: {d['field']}: {d['reason']}", markup=False, style="dim")
         if f.claims:
             console.print(rich_claims(f.claims, console.width))
         console.print(f"provenance: {provenance(f.result.records)}\n", markup=False, style="dim")
+    told = {(f.result.scale, d["field"], d["reason"]) for f in filled for d in f.result.deviations}
+    for scale, field, reason in sorted(told):
+        console.print(f"deviation at {scale}: {field}: {reason}", markup=False, style="dim")
 
 
 def _plain(text: str) -> str:
-    return text.replace("**", "")
+    return text.replace("*", "")

@@ -12,7 +12,7 @@ from typing import Any
 from common.files import write_atomically
 from common.reporting import charts, figures, render
 from common.reporting.aggregate import Cell, TableResult
-from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, ClaimResult
+from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, ClaimResult
 from common.reporting.curves import importance, read_curves
 from common.reporting.media import Budget, Gallery, comparisons, gallery
 from common.reporting.papers import (
@@ -27,7 +27,6 @@ from common.reporting.papers import (
 from common.reporting.records import RECORD_FILE, Record, find, find_promoted, promoted_file, run_folder, warn
 from common.reporting.tables import Row, Tables, load
 
-VERDICTS = (HOLDS, FAILS, NOT_SEPARABLE, NOT_RUN)
 MARKS = {HOLDS: "✓", FAILS: "✗", NOT_SEPARABLE: "≈", NOT_RUN: "–"}
 MOST_OPEN_CHARTS = 6
 """A table with more charts than this shows them on demand, unless its `chart: true` asks for them."""
@@ -150,7 +149,7 @@ class _Section:
             "gate": claim.claim.gate == "mini",
             "verdict": claim.verdict,
             "label": claim.label,
-            "margin": claim.margin_text,
+            "margin": claim.outcome,
             "size": _size(claim),
         }
 
@@ -166,7 +165,7 @@ class _Section:
             "title": table.title,
             "scale": result.scale,
             "measured": result.measured,
-            "caption": render.caption(result).replace("**", ""),
+            "caption": ("" if result.measured else "Not measured yet. ") + render.caption(result).replace("*", ""),
             "groups": [
                 {
                     "label": f"{m.label} ({m.unit})" if m.unit else m.label,
@@ -306,10 +305,11 @@ def _anchor(paper: Paper, table: str, scale: str) -> str:
 
 
 def _size(claim: ClaimResult) -> float:
-    """The margin in units of its spread, to sort by: huge without a spread, lowest without a margin."""
+    """The margin in half widths of its interval, to sort by: huge without a width, lowest without a margin."""
     if claim.margin is None:
         return -1e9
-    return claim.margin / claim.spread if claim.spread else 1e6 * claim.margin
+    low, high = claim.interval or (0.0, 0.0)
+    return claim.margin / ((high - low) / 2) if high > low else 1e6 * claim.margin
 
 
 def _deviations(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -323,7 +323,7 @@ class Headline(Part):
 
     Args:
         table, row, metric: where it stands.
-        mini: the number to show while this one is measured at no scale: of a table that the miniature alone has.
+        mini: the number that a report shows while this one is measured at no scale: of a table of the miniature alone.
     """
 
     table: StrictStr

@@ -55,6 +55,9 @@ def paper_report(paper: Paper, records: Sequence[Record], entity: str = "") -> R
         blocks += [wr.H2(heading.removeprefix("### ")), wr.MarkdownBlock(text=body.strip())]
         if f.result.measured:
             blocks.append(_table_panels(source, f))
+    deviations = render.deviations_markdown(filled)
+    if deviations:
+        blocks.append(wr.MarkdownBlock(text=deviations))
     scales = list(dict.fromkeys(f.result.scale for f in filled if f.result.measured))
     if scales:
         blocks += [wr.H2("Training"), _training_panels(paper, scales)]
@@ -103,7 +106,7 @@ def _headline_tables(source: Tables) -> set[str]:
 
 
 def _overview(papers: Sequence[tuple[Paper, Sequence[Record]]]) -> str:
-    lines = ["| paper | headline | published | measured | claims held |", "|---|---|---:|---:|---|"]
+    lines = ["| paper | headline | published | measured at paper scale | claims |", "|---|---|---:|---:|---|"]
     for paper, records in papers:
         row = render.overview_row(paper, load(paper.name), records)
         lines.append(f"| {paper.title} | {row.headline} | {row.published} | {row.measured} | {row.claims} |")
@@ -111,7 +114,7 @@ def _overview(papers: Sequence[tuple[Paper, Sequence[Record]]]) -> str:
 
 
 def _claim(claim: ClaimResult) -> str:
-    return f"{claim.label} at {claim.scale}: {claim.claim.text} (margin {claim.margin_text})"
+    return f"{claim.label} at {claim.scale}: {claim.claim.text} ({claim.outcome})"
 
 
 def _runset(name: str, group: str, stages: Sequence[str] = (), columns: Sequence[str] = ()) -> Runset:

@@ -314,6 +314,8 @@ def resolve(
     overlay_layers, deviations = _overlay_layers(paper, recipe, REHEARSAL if rehearsal else scale)
     layers += overlay_layers
     overrides, files = parse_overrides(arguments)
+    if any(key == "seed_everything" for key, _ in overrides):
+        raise ConfigurationError("--seed_everything is set by --seed, which also names the run's folder: use that one")
     layers += [Layer(str(path), load_yaml(path)) for path in files]
 
     config: dict[str, Any] = {}

@@ -157,9 +157,10 @@ def _step_of(checkpoint: Path, stage: str) -> int:
     Raises:
         StageError: the file is damaged.
     """
-    from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
+    from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, require_intact
 
     try:
+        require_intact(checkpoint)
         return int(read_checkpoint(checkpoint)["global_step"])
     except (CheckpointError, KeyError, TypeError, ValueError) as error:
         reason = f"{checkpoint}: holds no step" if not isinstance(error, CheckpointError) else str(error)
@@ -330,7 +331,7 @@ def _run_claimed(
     cli = build(run, config, arguments)
     resolved = cli.resolved()
     trainer = cli.trainer
-    trainer.strategy.checkpoint_io = WholeCheckpoints()
+    trainer.strategy.checkpoint_io = WholeCheckpoints(type(cli.model).__name__)
 
     wandb = None
     if main_process:

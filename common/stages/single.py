@@ -135,10 +135,18 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
     if not weights.is_file():
         raise StageError(f"{weights} does not exist: train the stage first (assemble fit) or give --checkpoint")
     from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
+    from common.files import write_whole
 
     try:
-        if "state_dict" not in read_checkpoint(weights):
+        content = read_checkpoint(weights)
+        if "state_dict" not in content:
             raise CheckpointError(f"{weights}: holds no 'state_dict'; give checkpoints/last.ckpt of a stage")
+        own = str(run.config["model"]["class_path"]).rpartition(".")[2]
+        if content.get("module", own) != own:
+            raise CheckpointError(
+                f"{weights} is of {content['module']}, and {request.stage} is of {own}: give a checkpoint of such a "
+                "stage"
+            )
     except CheckpointError as error:
         raise StageError(str(error)) from None
     config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
@@ -165,8 +173,7 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
         _print_metrics({name: float(value) for name, value in sorted(cli.trainer.callback_metrics.items())})
         return 0
     path = folder / "predictions.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(outputs, path)
+    write_whole(path, lambda whole: torch.save(outputs, whole))
     print(f"written to {path}")
     return 0
 

@@ -150,7 +150,13 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     Lightning's own writes into the machine's folder for temporary files and copies from there, where that is another
     file system: a process that is killed meanwhile, or a full disk, leaves half a file in place of the last one.
+
+    Args:
+        module: class of the module that is saved, which the checkpoint names.
     """
+
+    def __init__(self, module: str) -> None:
+        self.module = module
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint.
@@ -166,7 +172,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
         def write(partial: Path) -> None:
             with partial.open("wb") as file:
-                torch.save(checkpoint, file)
+                torch.save({**checkpoint, "module": self.module}, file)
 
         try:
             write_whole(path, write)

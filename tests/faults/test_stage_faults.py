@@ -143,10 +143,10 @@ def test_a_full_disk_while_writing_a_checkpoint_keeps_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "checkpoints" / "last.ckpt"
-    WholeCheckpoints().save_checkpoint({"global_step": 1}, path)
+    WholeCheckpoints("AVID").save_checkpoint({"global_step": 1}, path)
     # Nothing goes through another folder, which may be on another disk.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    WholeCheckpoints().save_checkpoint({"global_step": 2}, path)
+    WholeCheckpoints("AVID").save_checkpoint({"global_step": 2}, path)
 
     def full(content: Any, file: Any) -> None:
         file.write(b"half")
@@ -154,9 +154,9 @@ def test_a_full_disk_while_writing_a_checkpoint_keeps_the_one_before(
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(StageError, match=r"could not write .*last\.ckpt: No space left on device\. .*unchanged"):
-        WholeCheckpoints().save_checkpoint({"global_step": 3}, path)
+        WholeCheckpoints("AVID").save_checkpoint({"global_step": 3}, path)
     monkeypatch.undo()
-    assert torch.load(path, weights_only=True) == {"global_step": 2}
+    assert torch.load(path, weights_only=True) == {"global_step": 2, "module": "AVID"}
     assert list(path.parent.iterdir()) == [path]
 
 

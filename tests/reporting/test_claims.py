@@ -11,7 +11,7 @@ from rich.console import Console
 
 from common.reporting import records
 from common.reporting.aggregate import Cell, TableResult
-from common.reporting.claims import gate_failures, held, judge
+from common.reporting.claims import gate_failures, interval_of, judge
 from common.reporting.predicates import PredicateError, parse
 from common.reporting.render import rich_claims
 from common.reporting.tables import Claim, Metric, Row, Table
@@ -104,8 +104,9 @@ def filled(
         ({0: 5.0, 1: 6.0, 2: 7.0}, {0: 1.0, 1: 2.5, 2: 2.0}, "holds"),
         ({0: 1.0, 1: 2.5, 2: 2.0}, {0: 5.0, 1: 6.0, 2: 7.0}, "fails"),
         ({0: 1.0, 1: 5.0}, {0: 2.0, 1: 3.0}, "not separable"),
-        ({0: 2.0}, {0: 1.0}, "holds (1 seed)"),
-        ({0: 1.0}, {0: 2.0}, "fails (1 seed)"),
+        # Ahead by 1, 2 and 3: two standard deviations, but the interval of three draws reaches below zero.
+        ({0: 2.0, 1: 4.0, 2: 6.0}, {0: 1.0, 1: 2.0, 2: 3.0}, "not separable"),
+        ({0: 2.0}, {0: 1.0}, "not separable (1 draw)"),
         ({}, {0: 2.0}, "not run"),
         ({1: 1.0}, {0: 2.0}, "not run"),
         ({0: 2.0, 1: 2.0}, {0: 2.0, 1: 2.0}, "holds"),
@@ -115,19 +116,30 @@ def test_verdicts(a: dict[int, float], b: dict[int, float], verdict: str) -> Non
     assert judge(filled("A.x >= B.x", a, b))[0].label == verdict
 
 
-def test_margin_is_paired_and_in_units_of_spread() -> None:
+def test_margin_is_paired_and_comes_with_its_interval() -> None:
     # The seeds differ by 10 points, the pairs only by a little: pairing is what separates them.
     result = judge(filled("A.x >= B.x + 1", {0: 13.0, 1: 23.5, 2: 33.0, 7: 0.0}, {0: 10.0, 1: 20.0, 2: 30.0}))[0]
     assert result.seeds == (0, 1, 2)
     assert result.margin == pytest.approx(13 / 6)
-    assert result.spread == pytest.approx(0.288675, abs=1e-5)
-    assert result.margin_text == "+2.17 = +7.5 spreads (n=3)"
+    # 4.302653 is the two-sided 95 % point of Student's t with two degrees of freedom.
+    half = 4.302653 * 0.288675 / 3**0.5
+    assert result.interval == pytest.approx((13 / 6 - half, 13 / 6 + half), abs=1e-5)
+    assert result.outcome == "2.17 above what is claimed (95 %: +1.45 to +2.88; 3 draws)"
     assert judge(filled("A.x < B.x", {0: 1.0}, {0: 4.0}))[0].margin == 3.0
 
 
+def test_the_interval_is_that_of_scipy() -> None:
+    from scipy import stats
+
+    values = [1.0, 2.5, 2.0, 7.0, -1.0]
+    expected = stats.t.interval(0.95, len(values) - 1, sum(values) / len(values), stats.sem(values))
+    assert interval_of(values) == pytest.approx(expected, rel=1e-12)
+    assert interval_of([1.0]) is None
+
+
 def test_strict_comparison_and_worst_part_decide() -> None:
-    assert judge(filled("A.x > B.x", {0: 1.0}, {0: 1.0}))[0].verdict == "fails"
-    result = judge(filled("A.x > B.x and A.x > B.x + 5", {0: 3.0}, {0: 1.0}))[0]
+    assert judge(filled("A.x > B.x", {0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0}))[0].verdict == "fails"
+    result = judge(filled("A.x > B.x and A.x > B.x + 5", {0: 3.0, 1: 3.0}, {0: 1.0, 1: 1.0}))[0]
     assert (result.verdict, result.margin) == ("fails", -3.0)
     assert judge(filled("A.x / B.x > 1", {0: 1.0}, {0: 0.0}))[0].detail == "divides by zero"
 
@@ -136,20 +148,19 @@ def test_condition() -> None:
     unmet = judge(filled("A.x > B.x", {0: 1.0}, {0: 2.0}, when="A.x >= 40"))
     assert (unmet[0].verdict, unmet[0].conditional) == ("not run", True)
     assert gate_failures(unmet) == ([], [])
-    assert judge(filled("A.x > B.x", {0: 50.0}, {0: 2.0}, when="A.x >= 40"))[0].verdict == "holds"
+    assert judge(filled("A.x > B.x", {0: 50.0, 1: 51.0}, {0: 2.0, 1: 3.0}, when="A.x >= 40"))[0].verdict == "holds"
     missing = judge(filled("A.x > B.x", {}, {0: 2.0}, when="A.x >= 40"))
     assert gate_failures(missing) == ([], missing)
 
 
 def test_gate_counts_mini_only() -> None:
     def failing(**more: str) -> list:
-        return judge(filled("A.x > B.x", {0: 1.0}, {0: 2.0}, **more))
+        return judge(filled("A.x > B.x", {0: 1.0, 1: 1.0}, {0: 2.0, 1: 2.0}, **more))
 
     assert gate_failures(failing())[0]
     assert gate_failures(failing(gate="report")) == ([], [])
     assert gate_failures(failing(scale="smoke")) == ([], [])
     assert gate_failures(failing(scale="paper")) == ([], [])
-    assert held(failing()) == (0, 1)
 
 
 def test_gate_exit_status(
@@ -161,9 +172,12 @@ def test_gate_exit_status(
     assert "transfer.helps was not run" in capsys.readouterr().err
     save(make_record("ucf_1@base", 0, 50.0))
     save(make_record("ucf_1@better", 0, 50.5))
+    save(make_record("ucf_1@base", 1, 50.0))
+    save(make_record("ucf_1@better", 1, 50.5))
     assert run("claims", "mct", "--gate", "--runs", str(project / "runs")) == 1
-    assert "transfer.helps fails at mini scale: -0.5" in capsys.readouterr().err
+    assert "transfer.helps fails at mini scale: 0.5 below" in capsys.readouterr().err
     save(make_record("ucf_1@better", 0, 60.0))
+    save(make_record("ucf_1@better", 1, 60.5))
     assert run("claims", "mct", "--gate", "--runs", str(project / "runs")) == 0
     # A gate does not pass on what is left of the records.
     (save(make_record("ucf_1@base", 1, 50.0)) / records.RECORD_FILE).write_text("{")
@@ -185,8 +199,8 @@ def test_claims_are_readable_at_every_width(width: int) -> None:
     if width == 200:
         assert told == first
         assert lines[first].startswith(text)
-        assert lines[first].endswith(judged[0].margin_text)
+        assert lines[first].endswith(judged[0].outcome)
     else:
         assert " ".join(lines[first:told]) == text
         assert told - first <= len(text) / (width - 12) + 1
-        assert " ".join(lines[told:]).split() == f"holds {judged[0].margin_text} gate mini".split()
+        assert " ".join(lines[told:]).split() == f"holds {judged[0].outcome} gate mini".split()

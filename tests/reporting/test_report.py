@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -10,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ReportingError
 from common.reporting import charts, media
 from common.reporting.curves import MAX_POINTS, importance, read_curves
 from common.reporting.papers import existing_papers
 from common.reporting.promote import promote
-from common.reporting.records import Record
+from common.reporting.records import Record, RecordError
 from common.reporting.render import fill
 from common.reporting.report import build
 from common.reporting.tables import load
@@ -171,9 +171,60 @@ def test_rows_of_pictures_stand_side_by_side(project: Path, save: Save, make_rec
     assert text.count("Words: stages side by side") == 2
     assert text.index("<tr><td>esc@base</td>") < text.index("<tr><td>esc@better</td>")
     assert text.count("<li>a cat</li>") == 1
-    (folder / "media" / "words.row.json").write_text("{")
-    with pytest.raises(ReportingError, match=r"words\.row\.json: expected a JSON list"):
-        written(project)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"{", b'{"a": 1}', b"\xff\xfe", b"[" * 100_000], ids=["cut", "mapping", "bytes", "deep"]
+)
+def test_a_damaged_list_of_what_is_shown_is_named_and_left_out(
+    project: Path, save: Save, make_record: MakeRecord, damage: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save(make_record("esc@base", media=["media/words.row.png", "media/words.row.json"]))
+    (folder / "media").mkdir()
+    (folder / "media" / "words.row.png").write_bytes(PIXEL)
+    (folder / "media" / "words.row.json").write_bytes(damage)
+    assert "Words: stages side by side" in written(project)
+    assert "words.row.json does not say what the pictures show" in capsys.readouterr().err
+
+
+def test_a_page_shows_nothing_from_outside_of_a_run(project: Path, save: Save, make_record: MakeRecord) -> None:
+    secret = project / "secret.csv"
+    secret.write_text("user,password\nroot,hunter2\n")
+    picture = project / "picture.png"
+    picture.write_bytes(PIXEL)
+    names = ["media/a.csv", "media/b.png", "media/c.row.png", "media/d.png", "media/e.csv"]
+    folder = save(make_record("esc@base", media=names))
+    (folder / "media").mkdir()
+    for name, target in zip(names, (secret, picture, picture), strict=False):
+        (folder / name).symlink_to(target)
+    (folder / "media" / "d.png").symlink_to("/dev/zero")
+    os.mkfifo(folder / "media" / "e.csv")
+    text = written(project)
+    assert "hunter2" not in text
+    assert "<img" not in text
+    assert all(f"{Path(name).name} (not in the run&#39;s folder)" in text for name in names if "row" not in name)
+
+
+def test_damaged_tables_and_curves_do_not_end_the_page(
+    project: Path, save: Save, make_record: MakeRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save(make_record("esc@base", media=["media/long.csv"]))
+    (folder / "media").mkdir()
+    (folder / "media" / "long.csv").write_text("a\n" + "x" * 200_000)
+    (folder / "metrics.csv").write_text("step,name,value\n0,train/loss," + "1" * 200_000)
+    assert "long.csv (cannot be read: field larger than field limit" in written(project)
+    assert "metrics.csv holds no curves that can be read" in capsys.readouterr().err
+    (folder / "metrics.csv").write_bytes(b"step,name,value\n0,train/\xff,1\n")
+    written(project)
+    assert "metrics.csv holds no curves that can be read ('utf-8'" in capsys.readouterr().err
+    (folder / "metrics.csv").write_text("step,name,value\n0,loss,1e308\n1,loss,-1e308\n2,loss,1\n")
+    written(project)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"seed": ' + "9" * 5000 + "}"], ids=["deep", "long number"])
+def test_a_record_that_json_cannot_read_is_named(tmp_path: Path, text: str) -> None:
+    with pytest.raises(RecordError, match=r"a\.json: not valid JSON"):
+        Record.from_json(text, "a.json")
 
 
 def test_curves_of_the_file_that_runs_write(tmp_path: Path) -> None:

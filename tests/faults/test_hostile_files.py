@@ -1,0 +1,68 @@
+"""Files that are damaged, of another model, or no files at all, and names that a terminal would obey."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.commands.main import main
+from common.data.images import read_image
+from common.data.media import MediaError, MediaFile
+from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, require_intact
+from common.errors import StageError, printable
+from common.stages.run import _step_of
+from common.training.callbacks import WholeCheckpoints
+
+
+def saved(path: Path, module: str = "AVIDModule") -> Path:
+    content = {"global_step": 3, "state_dict": {"weight": torch.arange(4000.0)}}
+    WholeCheckpoints(module).save_checkpoint(content, path)
+    return path
+
+
+def test_a_flipped_byte_is_noticed_before_a_stage_goes_on(tmp_path: Path) -> None:
+    path = saved(tmp_path / "last.ckpt")
+    assert _step_of(path, "avid") == 3
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    # The tensors are mapped, and this alone does not look at their checksums.
+    assert read_checkpoint(path)["global_step"] == 3
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: damaged, the checksum of its part .*data/0 is another"):
+        require_intact(path)
+    with pytest.raises(StageError, match=r"avid cannot go on .*last\.ckpt: damaged.*Delete that file"):
+        _step_of(path, "avid")
+
+
+def test_a_checkpoint_of_another_module_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(tmp_path / "last.ckpt", "SomethingElse")
+    arguments = ["test", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path / "runs"), "--checkpoint", str(path)]
+    assert main(arguments) == 2
+    assert f"{path} is of SomethingElse, and avid is of AVID" in capsys.readouterr().err
+
+
+def test_the_seed_has_one_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path), "--seed_everything", "5"]
+    assert main(arguments) == 2
+    assert "--seed_everything is set by --seed" in capsys.readouterr().err
+
+
+def test_a_pipe_in_place_of_a_file_does_not_hang_its_reader(tmp_path: Path) -> None:
+    for name, read in (("a.mp4", MediaFile), ("a.png", read_image)):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(MediaError, match=rf"{name}: .*is no file"):
+            read(tmp_path / name)
+
+
+def test_the_name_of_a_file_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    assert printable("a\x1b[2J\x07b\r\x9b.mp4\n") == "a\\x1b[2J\\x07b\\r\\x9b.mp4\n"
+    command = [sys.executable, "-m", "common.commands.main", "embed", "avid", "a.mp4", "--output", "o.npz"]
+    run = subprocess.run([*command, "--checkpoint", "evil\x1b[2J.ckpt"], capture_output=True, check=False)
+    assert run.returncode == 2
+    assert b"\x1b" not in run.stderr
+    assert b"evil\\x1b[2J.ckpt does not exist" in run.stderr
