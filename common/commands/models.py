@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import zipfile
 from collections.abc import Callable, Sequence
@@ -187,9 +188,14 @@ def _kind(arguments: argparse.Namespace, able: Callable[[Any], object], lacks: s
         raise StageError(f"{paper.short} {lacks}; {others(able)} can")
     for option in OPTIONS:
         if getattr(arguments, option, None) is not None and option not in kind.options:
-            able_to = others(lambda one, option=option: option in one.options)
+            able_to = others(functools.partial(_takes, option))
             raise StageError(f"--{option} goes with {able_to}, not with {paper.short}")
     return kind
+
+
+def _takes(option: str, kind: Any) -> bool:
+    """Whether a class of trained models has an option of the command line."""
+    return option in kind.options
 
 
 def _loaded(kind: Any, arguments: argparse.Namespace) -> Any:
