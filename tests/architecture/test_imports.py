@@ -26,6 +26,8 @@ LIBRARY = (
     "common.data.datasets", "common.data.worlds", "common.encoders", "common.losses", "common.memory", "common.metrics",
     "common.protocols",
 )  # fmt: skip
+#: Parts that one paper uses and that know nothing of it: a store of the vectors of any frozen text encoder.
+WAITING = {"common.data.text_features"}
 #: Lines of code that one reads in a sitting.
 SITTING = 260
 
@@ -100,7 +102,7 @@ def test_common_holds_what_two_papers_use() -> None:
     lonely = [
         file_of(module)
         for module, tree in modules().items()
-        if module.startswith("common.") and len(tree.body) > 1 and module not in served
+        if module.startswith("common.") and len(tree.body) > 1 and module not in {*served, *WAITING}
         if sum(module in own for own in used) < 2
     ]
     assert not lonely, f"fewer than two papers use {', '.join(lonely)}: move it to the paper, or delete it"
