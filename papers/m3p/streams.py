@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.data.listing import cache_folder, settled, stamp_of
 from common.data.text import XLMRTokenizer
+from common.files import cache_folder, settled, stamp_of
 
 Ints = npt.NDArray[np.int64]
 # Texts are made into tokens this many at a time.

@@ -18,8 +18,8 @@ from common.encoders.checkpoint_files import (
     first_of,
     named_tensors,
     read_checkpoint,
-    write_whole,
 )
+from common.files import write_whole
 from papers.m3p.model import M3P
 
 Layout = Literal["m3p", "xlm_roberta"]
