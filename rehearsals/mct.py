@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.data.datasets.coco import CLASSES
 from common.data.worlds.layouts import imagenet_class
 from common.data.worlds.random_pictures import (
     words_of_captions,
@@ -13,7 +14,6 @@ from common.data.worlds.random_pictures import (
     write_random_voc,
 )
 from common.encoders.random_bert import write_random_bert
-from common.metrics.generation.object_accuracy import CLASSES
 
 
 def write_datasets(root: Path) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.data.datasets.coco import CLASSES
 from common.data.worlds.layouts import coco_name
 from common.data.worlds.random_pictures import annotated, words_of_captions, write_random_coco
 from common.encoders.random_bert import write_random_bert
-from common.metrics.generation.object_accuracy import CLASSES
 
 TRAIN, TEST = 8, 4
 
@@ -30,7 +30,7 @@ def write_datasets(root: Path) -> None:
 
 
 def write_weights(root: Path) -> None:
-    """Write BERT and its features of all captions, the frozen image networks, and those that judge.
+    """Write BERT and its features of all captions, the frozen image networks, and those of the metrics.
 
     Args:
         root: folder that `$DATA` stands for.

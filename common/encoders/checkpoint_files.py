@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+
+#: What the classifiers of networks of torchvision and timm are called: no part of an encoder.
+CLASSIFIERS = ("fc.", "classifier.", "head.")
 
 
 class CheckpointError(RuntimeError):
@@ -114,6 +117,56 @@ def first_of(names: Sequence[Any], limit: int = 6) -> str:
     """The first of some names, and how many more there are."""
     listed = ", ".join(str(name) for name in names[:limit]) or "nothing"
     return listed if len(names) <= limit else f"{listed}, and {len(names) - limit} more"
+
+
+def load_encoder(
+    encoder: nn.Module, path: str | Path, prefixes: Sequence[str], field: str = "model.pretrained"
+) -> None:
+    """Give an encoder the weights that a checkpoint holds for it.
+
+    A classifier in the file that the encoder lacks is left out; everything else has to fit.
+
+    Args:
+        encoder: changed in place, and only if all of it is found.
+        path: a checkpoint of Lightning, a released one, or a state dict alone: the tensors may lie under `state_dict`,
+            under `model` or at the top, in a file of `torch.save` or of safetensors.
+        prefixes: what the names of the encoder's tensors may start with in the file; `""` where they are the
+            encoder's own. The first under which one of them is found counts.
+        field: setting that gave `path`, for the message.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not safe to open or holds no such encoder, or names or shapes
+            differ from the encoder's.
+    """
+    try:
+        content = read_checkpoint(path, "'state_dict' or 'model'")
+    except CheckpointError as error:
+        raise CheckpointError(f"{field}: {error}") from error
+    state = named_tensors(content.get("state_dict", content.get("model", content)))
+    expected = encoder.state_dict()
+    places = [prefix for prefix in prefixes if any(prefix + name in state for name in expected)]
+    if not places:
+        listed = ", ".join(f"{prefix}{next(iter(expected), '*')}" for prefix in prefixes)
+        raise CheckpointError(
+            f"{field}: no encoder in {path}: expected names as one of {listed}; found "
+            f"{first_of(list(state) or list(content))}. If it lies elsewhere, add its prefix to encoder_prefixes."
+        )
+    prefix = places[0]
+    found = {
+        name.removeprefix(prefix): value
+        for name, value in state.items()
+        if name.startswith(prefix)
+        and (name.removeprefix(prefix) in expected or not name.removeprefix(prefix).startswith(CLASSIFIERS))
+    }
+    for name in [name for name in found if name.endswith(".running_var")]:
+        # Files of before PyTorch 0.4.1 do not count the steps of batch normalisation.
+        found.setdefault(f"{name.removesuffix('running_var')}num_batches_tracked", torch.tensor(0))
+    if problem := differences(expected, found):
+        raise CheckpointError(
+            f"{field}: the encoder in {path} (names below {prefix!r}) has another architecture than the configured "
+            f"{type(encoder).__name__}: {problem}. Give the encoder the sizes that it was pre-trained with."
+        )
+    encoder.load_state_dict(found)
 
 
 def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:

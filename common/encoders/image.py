@@ -1,10 +1,11 @@
-"""Image encoder: a residual network with the parameter names of torchvision and timm."""
+"""Image encoders: a residual network with the parameter names of torchvision and timm, and any network of timm."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import timm
 from timm.models.resnet import BasicBlock, Bottleneck, make_blocks
 from torch import Tensor, nn
 
@@ -85,3 +86,21 @@ class ImageResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Average of the last map over all places, [B, feature_dim]."""
         return self.forward_map(images).mean((2, 3))
+
+
+def timm_encoder(name: str, options: dict[str, Any] | None = None) -> nn.Module:
+    """A network of timm without its classifier, with random weights; nothing is downloaded.
+
+    Its tensors have timm's names, so `load_encoder` reads a file of timm's weights with the prefix `""`.
+
+    Args:
+        name: see `timm.list_models()`.
+        options: of `timm.create_model`, such as `{img_size: 64}` for a transformer.
+
+    Returns:
+        The network, with `feature_dim` features. Of a convolutional one `forward_map` gives the last map.
+    """
+    encoder: Any = timm.create_model(name, pretrained=False, num_classes=0, **(options or {}))
+    encoder.feature_dim = encoder.head_hidden_size
+    encoder.forward_map = encoder.forward_features
+    return encoder

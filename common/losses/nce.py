@@ -9,43 +9,43 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def nce(positives: Tensor, negatives: Tensor, normaliser: Tensor | float) -> Tensor:
+def nce(positives: Tensor, negatives: Tensor, normalizer: Tensor | float) -> Tensor:
     """Binary noise-contrastive loss of scores against uniformly drawn negatives.
 
-    With `c = K * normaliser`, a positive score `p` costs `-log(exp(p) / (exp(p) + c))` and a negative score `n`
+    With `c = K * normalizer`, a positive score `p` costs `-log(exp(p) / (exp(p) + c))` and a negative score `n`
     costs `-log(c / (exp(n) + c))`. Positives are averaged, negatives are summed, and the batch is averaged.
 
     Args:
         positives: scores of the positives, already divided by the temperature.
         negatives: scores of the negatives, already divided by the temperature.
-        normaliser: partition constant of the model; no gradient flows through it.
+        normalizer: partition constant of the model; no gradient flows through it.
 
     Shapes:
-        positives [B, P]; negatives [B, K]; normaliser []
+        positives [B, P]; negatives [B, K]; normalizer []
 
     Returns:
         Scalar loss in nats.
 
     Source: specification 6.
     """
-    return nce_per_anchor(positives, negatives, normaliser).mean()
+    return nce_per_anchor(positives, negatives, normalizer).mean()
 
 
-def nce_per_anchor(positives: Tensor, negatives: Tensor, normaliser: Tensor | float) -> Tensor:
+def nce_per_anchor(positives: Tensor, negatives: Tensor, normalizer: Tensor | float) -> Tensor:
     """`nce` before the average over the batch.
 
     Both logarithms are evaluated as softplus, so no score can overflow; half precision is raised to float32.
 
     Shapes:
-        positives [..., P]; negatives [..., K]; normaliser [] -> [...]
+        positives [..., P]; negatives [..., K]; normalizer [] -> [...]
     """
     positives, negatives = _at_least_float32(positives), _at_least_float32(negatives)
-    normaliser = torch.as_tensor(normaliser, dtype=positives.dtype, device=positives.device).detach()
-    log_noise = normaliser.log() + math.log(negatives.shape[-1])  # log(K * normaliser)
+    normalizer = torch.as_tensor(normalizer, dtype=positives.dtype, device=positives.device).detach()
+    log_noise = normalizer.log() + math.log(negatives.shape[-1])  # log(K * normalizer)
     return F.softplus(log_noise - positives).mean(dim=-1) + F.softplus(negatives - log_noise).sum(dim=-1)
 
 
-def estimate_normaliser(negatives: Tensor) -> Tensor:
+def estimate_normalizer(negatives: Tensor) -> Tensor:
     """Mean exponentiated negative score: the partition constant of the first step.
 
     Args:

@@ -94,7 +94,7 @@ def require_equal_over_ranks(checksum: Tensor, what: str) -> None:
     if differing:
         raise RuntimeError(
             f"{what} differs between ranks: rank(s) {differing} disagree with rank 0. Every rank must start from the "
-            "same state (call initialise(), or restore the same checkpoint) and see the same updates in the same order."
+            "same state (synchronize(), or the same checkpoint restored) and see the same updates in the same order."
         )
 
 

@@ -1,8 +1,8 @@
-"""Queue of keys: embeddings of earlier batches as negatives of later ones, and losses against all of them."""
+"""Queue of keys: embeddings of earlier batches as negatives of later ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,9 +12,6 @@ from common.memory.collective import all_gather_concat, broadcast_from_rank_zero
 
 QueueDtype = Literal["float32", "float16"]
 Warm = Literal["random", "masked"]
-Terms = dict[str, Tensor]
-# (similarities with the own keys [B], similarities with the queue [B, K]) -> (scalar loss, what else to report)
-ScoreLoss = Callable[[Tensor, Tensor], tuple[Tensor, Terms]]
 
 _BLOCK_BYTES = 4 << 20  # of rows that a CPU multiplies at once, so that they stay in its cache
 
@@ -154,6 +151,23 @@ class KeyQueue(nn.Module):
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
+    def scores(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Dot products of queries with their own keys and with the whole queue.
+
+        Gradient flows to the queries only. The queue must not be written before the backward pass, which reads it.
+
+        Args:
+            queries: float32 or float64; divide them by a temperature to get scores instead of similarities.
+            keys: the own key of every query, of the same type.
+
+        Shapes:
+            queries [B, d]; keys [B, d]
+
+        Returns:
+            (with the own keys [B], with the queue [B, K]).
+        """
+        return _Scores.apply(queries, keys, self.vectors)
+
     def negatives_mask(self, image_id: Tensor | None = None) -> Tensor | None:
         """Which slots are negatives of which anchor.
 
@@ -209,7 +223,7 @@ class KeyQueue(nn.Module):
     # -- state ---------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def initialise(self) -> None:
+    def synchronize(self) -> None:
         """Give every rank the queue of rank 0. Call once, before the first step."""
         for buffer in self.buffers():
             broadcast_from_rank_zero(buffer.view(torch.uint8) if buffer.dtype == torch.bool else buffer)
@@ -274,60 +288,28 @@ def _checksum(values: Tensor) -> Tensor:
     return (values * (2 * torch.arange(values.numel(), device=values.device) + 1)).sum()
 
 
-def queue_loss(queries: Tensor, keys: Tensor, vectors: Tensor, loss: ScoreLoss) -> tuple[Tensor, Terms]:
-    """Loss of queries against their own keys and a whole queue, differentiable once, in the queries only.
+class _Scores(torch.autograd.Function):
+    """Products of queries with their own keys and with a queue, differentiable in the queries only.
 
-    The gradient of the queries is computed right away, so the queue may be written between this call and the backward
-    pass, no copy of it is made, and nothing but that small gradient is kept.
-
-    Args:
-        queries: float32 or float64; divide them by a temperature to get scores instead of similarities.
-        keys: the own key of every query.
-        vectors: the queue, of any floating type; rows of another type are converted block by block.
-        loss: takes the dot products, [B] with the own keys and [B, K] with the queue.
-
-    Shapes:
-        queries [B, d]; keys [B, d]; vectors [K, d]
-
-    Returns:
-        (scalar loss, what the loss reports, without gradient).
+    The queue is read block by block, so that one of half precision is never copied whole.
     """
-    with torch.autocast(queries.device.type, enabled=False):
-        if queries.requires_grad and torch.is_grad_enabled():
-            return _QueueLoss.apply(queries, keys, vectors, loss)
-        with torch.no_grad():
-            return loss(_own(queries, keys), _similarities(queries, vectors))
 
-
-class _QueueLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, queries, keys, vectors, loss):
-        scores = _own(queries, keys).requires_grad_(), _similarities(queries, vectors).requires_grad_()
-        with torch.enable_grad():
-            total, terms = loss(*scores)
-            own, others = torch.autograd.grad(total, scores)
-        gradient = own[:, None] * keys
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(keys, vectors)
+        scores = queries.new_empty(len(queries), len(vectors))
         for rows, block in _blocks(vectors, queries.dtype):
-            gradient.addmm_(others[:, rows], block)
-        ctx.save_for_backward(gradient)
-        return total.detach(), {name: term.detach() for name, term in terms.items()}
+            torch.mm(queries, block.T, out=scores[:, rows])
+        return (queries * keys).sum(dim=1), scores
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, total_gradient, _):
-        (gradient,) = ctx.saved_tensors
-        return gradient * total_gradient, None, None, None
-
-
-def _own(queries: Tensor, keys: Tensor) -> Tensor:
-    return (queries * keys).sum(dim=1)
-
-
-def _similarities(queries: Tensor, vectors: Tensor) -> Tensor:
-    scores = queries.new_empty(len(queries), len(vectors))
-    for rows, block in _blocks(vectors, queries.dtype):
-        torch.mm(queries, block.T, out=scores[:, rows])
-    return scores
+    def backward(ctx: Any, own: Tensor, others: Tensor) -> tuple[Tensor, None, None]:
+        keys, vectors = ctx.saved_tensors
+        gradient = own[:, None] * keys
+        for rows, block in _blocks(vectors, keys.dtype):
+            gradient.addmm_(others[:, rows], block)
+        return gradient, None, None
 
 
 def _blocks(rows: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

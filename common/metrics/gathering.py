@@ -31,6 +31,23 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return torch.cat([part[:length] for part, length in zip(parts, lengths)])
 
 
+def gather_objects(values: list[Any], group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Values of all processes in rank order; every process may bring another number of them, also none.
+
+    Args:
+        values: Anything that can be pickled.
+        group: Processes that take part; by default all.
+
+    Returns:
+        The joined list on every process; `values` itself when there is one process.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+        return values
+    parts: list[list[Any]] = [[] for _ in range(dist.get_world_size(group))]
+    dist.all_gather_object(parts, values, group=group)
+    return [value for part in parts for value in part]
+
+
 def first_occurrences(index: Tensor) -> Tensor:
     """Positions [m] of the first occurrence of every value in ``index`` [n], in ascending order of the value."""
     ordered, position = torch.sort(index, stable=True)

@@ -42,6 +42,8 @@ IGNORED_KEYS = MACHINE_KEYS | frozenset(
         "root", "cache", "cache_dir", "cache_folder", "data_dir", "default_root_dir", "dirpath", "save_dir",
         "checkpoint_dir", "output_dir", "ckpt_path", "checkpoint", "checkpoint_path", "warm_start", "pretrained",
         "statistics", "config",
+        # Where in such a file an encoder lies.
+        "encoder_prefixes", "text_encoder_prefixes",
         # What is written about the run.
         "logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "profiler",
     }

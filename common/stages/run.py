@@ -197,7 +197,7 @@ def _quiet_lightning() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*is smaller than the logging interval.*",
         ".*LeafSpec.*is deprecated.*",
-        ".*have no .validation_step.*",  # judged by the module itself, see papers/mct/evaluation.py
+        ".*have no .validation_step.*",  # the module does it itself, see common/protocols/search.py
         ".*module.s. in eval mode.*",  # frozen encoders are meant to be
         ".*ModelCheckpoint with manual optimization.*",  # weights after the step are what is wanted
         ".*overridden .on_before_batch_transfer. in .LightningModule.*",  # meant, see papers/m3p/module.py

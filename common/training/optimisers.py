@@ -75,6 +75,33 @@ def clip_by_norm(
         nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
 
+def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: float, warmup_share: float) -> Any:
+    """A module's `configure_optimizers`: AdamW with a rate for each part, a linear warm-up, then half a cosine.
+
+    Args:
+        module: its trained parameters are taken.
+        rates: start of a parameter's name to its learning rate; the first that fits counts.
+        weight_decay: of matrices; norms and biases have none.
+        warmup_share: share of the steps that the warm-up takes.
+    """
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            part = next(prefix for prefix in rates if name.startswith(prefix))
+            groups.setdefault((part, parameter.ndim > 1), []).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": parameters, "lr": rates[part], "weight_decay": weight_decay if decays else 0.0}
+            for (part, decays), parameters in groups.items()
+        ],
+        **fused(module, on_cpu=False),
+    )
+    total = int(module.trainer.estimated_stepping_batches)
+    factor = warm_up_then_cosine(round(warmup_share * total), total)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
 class WrappedOptimizer(Optimizer):
     """What optimisers made of other optimisers share: one list of parameter groups and one view of the state.
 

@@ -7,25 +7,13 @@ A video encoder and an audio encoder are trained on videos with sound and withou
 many, the memory of its own instance in the *other* modality (AVID). Then every instance gets further positives, those
 that are similar to it in *both* modalities (CMA). The encoders are judged by fine-tuning on action recognition, by
 linear probes, and by linear support vector machines on sound classification.
-
-``AVID.from_export`` loads a trained model. What trains one lives in ``module`` (AVID, CMA), ``model``
-(AudioVisualModel), ``objective``, ``data``, ``evaluation`` and ``checkpoints``; import them from there, so that
-importing this package costs nothing.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from papers.avid_cma.use import AVID
-
-__all__ = ["AVID"]
+from importlib import import_module
+from typing import Any
 
 
-def __getattr__(name: str) -> Any:
-    if name != "AVID":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from papers.avid_cma.use import AVID
-
-    return AVID
+def __getattr__(name: str) -> Any:  # importing the package alone costs nothing
+    if name == "AVID":
+        return import_module("papers.avid_cma.model").AVID
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -89,6 +89,24 @@ def mine_positives(
     return all_gather_concat(mined)[:num_items]
 
 
+def mine_with_progress_bar(video_bank: Tensor, audio_bank: Tensor, k: int, agreement: Agreement) -> Tensor:
+    """`mine_positives` that tells its cost before, and shows a bar while it searches."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    num_items, dim = video_bank.shape
+    device, processes = video_bank.device, current_world_size()
+    console.print(estimate_cost(num_items, dim, k, agreement=agreement, world_size=processes, device=device))
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("mining positives", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return mine_positives(video_bank, audio_bank, k, agreement, progress=show)
+
+
 def default_block(device: torch.device | str = "cpu") -> int:
     """Items on either side of a tile: the scores should stay in a CPU's cache, and should keep an accelerator busy."""
     return 1024 if torch.device(device).type == "cpu" else 8192

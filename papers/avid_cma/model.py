@@ -1,21 +1,61 @@
-"""The two-tower network of AVID-CMA."""
+"""The network of AVID-CMA, which is also what one uses once it is trained: video and audio embeddings in one space."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.data.clip_inputs import AudioInput, VideoInput
+from common.data.media import MediaError, MediaFile
+from common.data.windows import Limits, frame_count, wrapping_indices
+from common.encoders.audio import AudioConvNet
+from common.encoders.checkpoint_files import below
+from common.encoders.heads import ProjectionHead
+from common.encoders.video import R2Plus1D
+from common.stages.allowed import Builder, path_of
+from common.stages.export import Items, Modality, Trained, TrainedModel
+from common.stages.finished import FinishedStage
 
 
-class AudioVisualModel(nn.Module):
+class AVID(TrainedModel):
     """One encoder and one projection head for each modality.
 
     The names of the four parts are those of the released checkpoints, so that these load without renaming.
+    `AVID.from_export(path)` reads a trained one, which embeds files.
 
     Args:
-        video_model: Encoder from videos to features.
-        audio_model: Encoder from spectrograms to features.
-        video_proj: Head from video features to embeddings.
-        audio_proj: Head from audio features to embeddings.
+        video_model: encoder from videos to features.
+        audio_model: encoder from spectrograms to features.
+        video_proj, audio_proj: heads from features to embeddings.
+
+    Attributes:
+        clips: clips of each file, evenly spaced over it, whose embeddings are averaged; 1, the middle, when loaded.
 
     Source: specification 3; 21,286,784 parameters with the paper's parts.
     """
+
+    paper = "avid_cma"
+    kinds = ("papers.avid_cma.module.AVIDModule",)
+    classes: ClassVar[tuple[type, ...]] = (R2Plus1D, AudioConvNet, ProjectionHead)
+    example = "avid_cma/mini/seed0/avid"
+    otherwise = "compares no videos with sounds: give the checkpoint of a stage that does, such as avid or avid_cma"
+    embeds: ClassVar[tuple[Modality, ...]] = ("video", "audio")
+    retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = (
+        ("video", "audio"), ("audio", "video"), ("video", "video"), ("audio", "audio"),
+    )  # fmt: skip
+    limits = (
+        "For research on what is seen and heard together: features of videos and sounds, and search of one by the "
+        "other. It was trained without labels on what happened to be in the videos, so it names nothing, and it "
+        "inherits their biases. It is not made to recognise persons or to decide about them."
+    )
+    usage = 'model.embed_video("clip.mp4") @ model.embed_audio("clip.mp4").T'
 
     def __init__(
         self, video_model: nn.Module, audio_model: nn.Module, video_proj: nn.Module, audio_proj: nn.Module
@@ -25,23 +65,142 @@ class AudioVisualModel(nn.Module):
         self.audio_model = audio_model
         self.video_proj = video_proj
         self.audio_proj = audio_proj
-
-    def embed_video(self, video: Tensor) -> Tensor:
-        """Embeddings [B, d] of videos [B, 3, T, H, W], not normalised."""
-        return self.video_proj(self.video_model(video))
-
-    def embed_audio(self, audio: Tensor) -> Tensor:
-        """Embeddings [B, d] of spectrograms [B, 1, T, F], not normalised."""
-        return self.audio_proj(self.audio_model(audio))
+        self.clips = 1
+        self.read_as(VideoInput(), AudioInput())
 
     def forward(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of both modalities.
+        """Embeddings of both modalities, not normalized: the loss does that.
+
+        Shapes:
+            video [B, 3, T, H, W]; audio [B, 1, T, F] -> two of [B, d]
+        """
+        return self.video_proj(self.video_model(video)), self.audio_proj(self.audio_model(audio))
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def gather(cls, stage: FinishedStage) -> Trained:
+        data, arguments, weights = stage.data(), stage.config["model"]["init_args"], below(stage.state, "model.")
+        inputs = {
+            "video": asdict(data.video),
+            "audio": asdict(replace(data.audio, statistics=None)),
+            "audio_statistics": {name: value.tolist() for name, value in stage.content["audio_statistics"].items()},
+        }
+
+        def head(name: str) -> dict[str, Any]:
+            built = {
+                "in_dim": weights[f"{name}.projection.0.weight"].shape[1],
+                "hidden_dim": arguments["hidden_dim"],
+                "out_dim": arguments["out_dim"],
+                "layers": arguments["head_layers"],
+                "batch_norm": arguments["head_batch_norm"],
+                "output_batch_norm": arguments["head_output_batch_norm"],
+            }
+            return {"class_path": path_of(ProjectionHead), "init_args": built}
+
+        parts = {
+            "video_model": arguments["video_encoder"],
+            "audio_model": arguments["audio_encoder"],
+            "video_proj": head("video_proj"),
+            "audio_proj": head("audio_proj"),
+        }
+        return Trained({"class_path": path_of(cls), "init_args": parts}, inputs, weights)
+
+    @classmethod
+    def of(cls, trained: Trained) -> Self:
+        model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
+        video, audio = cls.input(trained, "video", VideoInput), cls.input(trained, "audio", AudioInput)
+        statistics = cls.input(trained, "audio_statistics", dict[str, list[float]])
+        model.read_as(video, audio, {name: np.array(values) for name, values in statistics.items()})
+        model.fill(trained)
+        return model
+
+    def read_as(self, video: VideoInput, audio: AudioInput, statistics: dict[str, np.ndarray] | None = None) -> None:
+        """Set what a clip is; by default what it is in the paper.
 
         Args:
-            video: [B, 3, T, H, W].
-            audio: [B, 1, T, F].
+            video, audio: sizes of a clip.
+            statistics: mean and deviation [F] of each frequency bin; None leaves plain decibels.
+        """
+        self.video, self.audio = video, audio
+        self._pixels = video.transform(training=False).adapted(False, frame_count(video.duration, video.fps))
+        self._spectrogram = audio.transform(training=False, statistics=statistics)
+
+    def read_video(self, file: str | Path) -> Tensor:
+        """The clips of a file, float32 [clips, 3, T, crop, crop].
+
+        Raises:
+            MediaError: it cannot be read, or has no video stream.
+        """
+        with MediaFile(file) as media:
+            clips = []
+            for start, duration in self._windows(media, "video", self.video.duration):
+                frames, _ = media.read_video(start, duration, self.video.fps)
+                clips.append(self._pixels(frames))
+        return torch.stack(clips)
+
+    def read_audio(self, file: str | Path) -> Tensor:
+        """Windows of a file's sound as spectrograms, float32 [clips, 1, frames, bins]; a short sound begins anew.
+
+        Raises:
+            MediaError: it cannot be read, or has no sound.
+        """
+        rate, count = self._spectrogram.sample_rate, self._spectrogram.num_samples
+        with MediaFile(file) as media:
+            windows = []
+            for start, duration in self._windows(media, "audio", self.audio.duration):
+                samples = media.read_audio(start, duration, rate)
+                if not len(samples):
+                    raise MediaError.of(media.path, f"no sound could be decoded at {start:.3f} s")
+                if len(samples) < count:
+                    samples = samples[torch.from_numpy(wrapping_indices(len(samples), 0, count))]
+                windows.append(self._spectrogram(samples))
+        return torch.stack(windows)
+
+    def _windows(self, media: MediaFile, stream: str, seconds: float) -> Iterator[tuple[float, float]]:
+        limits: Limits | None = media.video_limits if stream == "video" else media.audio_limits
+        if limits is None:
+            raise MediaError.of(media.path, f"has no {stream} stream")
+        duration = min(seconds, limits[1] - limits[0])
+        for place in (np.arange(self.clips) + 0.5) / self.clips:
+            yield limits[0] + float(place) * (limits[1] - limits[0] - duration), duration
+
+    # -- embeddings ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def embed_video(self, videos: Items) -> Tensor:
+        """Embeddings of videos.
+
+        Args:
+            videos: a file, some files, or what `read_video` gives of them.
 
         Returns:
-            Video and audio embeddings [B, d] each, not normalised: the objective does that.
+            Unit vectors [B, d] on the model's device.
+
+        Raises:
+            MediaError: a file cannot be read, or has no video stream.
         """
-        return self.embed_video(video), self.embed_audio(audio)
+        return self._means(lambda clips: self.video_proj(self.video_model(clips)), self.read_all("video", videos))
+
+    @torch.no_grad()
+    def embed_audio(self, sounds: Items) -> Tensor:
+        """Embeddings of sounds; they can be compared with those of `embed_video`.
+
+        Args:
+            sounds: a file, video or sound alone, some files, or what `read_audio` gives of them.
+
+        Returns:
+            Unit vectors [B, d] on the model's device.
+
+        Raises:
+            MediaError: a file cannot be read, or has no sound.
+        """
+        return self._means(lambda clips: self.audio_proj(self.audio_model(clips)), self.read_all("audio", sounds))
+
+    def _means(self, encode: Callable[[Tensor], Tensor], samples: list[Tensor]) -> Tensor:
+        rows = F.normalize(encode(torch.cat(samples).to(self.device)).float(), dim=1)
+        means = [clips.mean(0) for clips in rows.split([len(sample) for sample in samples])]
+        return F.normalize(torch.stack(means), dim=1)
+
+
+MODEL = AVID

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from common.training.optimisers import clip_by_norm, fused, warm_up_then_inverse_sqrt
-from papers.m3p import diagnostics
+from papers.m3p import monitoring
 from papers.m3p.data import RegionTextData, check_sizes
 from papers.m3p.evaluation import RetrievalTest
 from papers.m3p.loss import WeightSchedule, relation_terms, text_terms, with_places
@@ -176,7 +176,7 @@ class M3PModule(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self.log_dict({f"test/{name}": value for name, value in self.test.compute(self.model).items()})
-        diagnostics.draw(self, self.test)
+        monitoring.draw(self, self.test)
 
 
 def adam(module: pl.LightningModule, learning_rate: float, warmup_steps: int) -> Any:

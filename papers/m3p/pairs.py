@@ -288,9 +288,8 @@ class PairCollator:
         )
         # Of a pair either words are masked or regions, and only the true pair of a group is guessed.
         masks_words = noise["text"] < masking.text_share
-        is_true = np.zeros((len(groups), len(groups[0])), dtype=np.bool_)
-        is_true[np.arange(len(groups)), [group.positive for group in groups]] = True
-        true = is_true.reshape(-1)
+        true = np.zeros(len(groups) * len(groups[0]), dtype=np.bool_)
+        true[np.arange(len(groups)) * len(groups[0]) + [group.positive for group in groups]] = True
         region_labels[masks_words | ~true] = NO_LABEL
         labeled = region_labels != NO_LABEL
         labels = {

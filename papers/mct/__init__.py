@@ -7,25 +7,15 @@ An image encoder and a text encoder are trained on images with captions, and tag
 modality a view has to pick, out of a queue of momentum keys, the key of another view of the same item, or of items
 that share its tags; across modalities an image has to be closer to its caption, and a caption to its image, than to
 every key of a queue by a margin. The two kinds of contrast share the encoders but not the projection heads. The image
-encoder is judged by linear probes, detection, and cross-modal search. The method is covered by US patent 12,223,439.
-
-``MCT.from_export`` loads a trained model. What trains one lives in ``module``, ``model``, ``objective``, ``data``,
-``evaluation`` and ``checkpoints``; import them from there, so that importing this package costs nothing.
+encoder is evaluated by linear probes, detection, and cross-modal search. The method is covered by US patent 12,223,439.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from papers.mct.use import MCT
-
-__all__ = ["MCT"]
+from typing import Any
 
 
 def __getattr__(name: str) -> Any:
     if name != "MCT":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from papers.mct.use import MCT
+    from papers.mct.model import MCT
 
     return MCT

@@ -1,28 +1,23 @@
-"""Data modules of MCT: captioned images to pre-train on, and what the transfer protocols read.
+"""Captioned and tagged images to pre-train MCT on.
 
-The miniature uses the very same classes: its worlds write files in the layouts of COCO, Karpathy's split, Pascal VOC
-and ImageNet, and the data sets are pointed there.
+The miniature uses the very same classes: its worlds write files in COCO's layout, and the data set is pointed there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from common.data.annotations import ImageAnnotations
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
-from common.data.datasets.imagenet import ImageNet
-from common.data.datasets.voc import PascalVOC
-from common.data.image_transforms import ImageTransform
 from common.data.images import ImageItems
 from common.data.items import Sample
 from common.data.listing import Listing
@@ -32,63 +27,11 @@ from common.data.text import (
     CaptionViews,
     caption_views,
     normalise_caption,
-    pad_tokens,
     read_back_translations,
     swap_left_right,
 )
-from common.data.worlds.base import World
-from common.training.data_module import ShardedDataModule
-
-
-class ImageData(ShardedDataModule):
-    """What the data modules share: the data set or its stand-in from a world, and the transform.
-
-    Args:
-        image: what an image becomes; its `training` is set here. None for the views of MoCo v2.
-        dataset, world, batch_size, kwargs: see ShardedDataModule.
-    """
-
-    def __init__(
-        self,
-        dataset: COCO | COCOKarpathy | ImageNet | PascalVOC,
-        world: World | None = None,
-        image: ImageTransform | None = None,
-        batch_size: int = 256,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(dataset, world, batch_size=batch_size, **kwargs)
-        self.image = image or ImageTransform()
-
-    def options(self, training: bool) -> dict[str, Any]:
-        """Arguments that all map-style data sets of this module take."""
-        return {"transform": self.image, "training": training, **self.item_options}
-
-
-# -- captions ----------------------------------------------------------------------------------------------------------
-
-
-class CaptionRows(Dataset[Sample]):
-    """The captions of some images, one by one: `tokens`, `index` and `image_index`.
-
-    Args:
-        captions: of every image.
-        tokenizer: makes tokens of them.
-    """
-
-    def __init__(self, captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer) -> None:
-        self.text = [normalise_caption(text) for own in captions for text in own]
-        self.image = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
-        self.tokenizer = tokenizer
-
-    def __len__(self) -> int:
-        return len(self.text)
-
-    def __getitem__(self, item: int) -> Sample:
-        return {
-            "tokens": self.tokenizer.encode(self.text[item]),
-            "index": torch.tensor(item),
-            "image_index": torch.tensor(int(self.image[item])),
-        }
+from common.protocols.captions import CaptionData
+from common.training.examples import Draw, Example, batches_of_epoch
 
 
 class CaptionedViews(ImageItems):
@@ -163,158 +106,6 @@ class CaptionedViews(ImageItems):
             return image
 
 
-class BicaptionedImages(ImageItems):
-    """An image with one of its captions, forwards and backwards, as VirTex reads them (specification 11).
-
-    Args:
-        listing, annotations: the images and their captions.
-        tokenizer: makes tokens of captions.
-        options: see ImageItems.
-    """
-
-    def __init__(
-        self, listing: Listing, annotations: ImageAnnotations, tokenizer: CaptionTokenizer, **options: Any
-    ) -> None:
-        super().__init__(listing, **options)
-        self.annotations = annotations
-        self.tokenizer = tokenizer
-
-    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
-        captions = self.annotations.captions[item]
-        view, flipped = self.transform(image, rng)
-        text = normalise_caption(captions[int(rng.integers(len(captions))) if self.training else 0])
-        tokens = self.tokenizer.encode(swap_left_right(text) if flipped else text)
-        return {"image": view, "tokens": tokens, "tokens_reversed": tokens[::-1]}
-
-
-class SearchedImages(ImageItems):
-    """Pairs of an image and one of its captions; an epoch shows an image as often as it has captions (specification 9).
-
-    Args:
-        listing, annotations: the images and their captions.
-        tokenizer: makes tokens of captions.
-        captions_per_image: captions of each image that are used; one with fewer shows some twice.
-        options: see ImageItems.
-    """
-
-    def __init__(
-        self,
-        listing: Listing,
-        annotations: ImageAnnotations,
-        tokenizer: CaptionTokenizer,
-        captions_per_image: int = 5,
-        **options: Any,
-    ) -> None:
-        super().__init__(listing, **options)
-        self.passes = captions_per_image
-        self.annotations = annotations
-        self.tokenizer = tokenizer
-
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        number = (key[1] if isinstance(key, tuple) else key) // len(self.listing)
-
-        def pair(file: int, rng: np.random.Generator) -> Sample:
-            captions = self.annotations.captions[file]
-            text = normalise_caption(captions[number % len(captions)])
-            image = self.transform(self.image(file), rng)[0]
-            return {"image": image, "tokens": self.tokenizer.encode(text), "image_index": torch.tensor(file)}
-
-        return self._usable(key, pair)
-
-
-class CaptionData(ImageData):
-    """Images with captions, and the tokenizer of these.
-
-    Args:
-        tokenizer: makes tokens of captions; a vocabulary of its own is made from the training captions. None leaves
-            captions out.
-        split, held_out_split: listings to train on and to measure on.
-        held_out_batch_size: images or captions per step of that, per device.
-        kwargs: see ImageData and ShardedDataModule.
-    """
-
-    def __init__(
-        self,
-        dataset: COCO | COCOKarpathy,
-        tokenizer: CaptionTokenizer | None,
-        split: str = "train",
-        held_out_split: str = "val",
-        held_out_batch_size: int = 64,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(dataset, **kwargs)
-        self.tokenizer = tokenizer
-        self.split = split
-        self.held_out_split = held_out_split
-        self.held_out_batch_size = held_out_batch_size
-
-    def prepare_data(self) -> None:
-        super().prepare_data()
-        if self.tokenizer is not None:
-            self._fit_tokenizer(self.dataset.annotations(self.split))
-
-    def setup(self, stage: str) -> None:
-        self.listing = self.dataset.listing(self.split)
-        self.annotations = self.dataset.annotations(self.split, self.listing)
-        self.held_out_listing = self.dataset.listing(self.held_out_split)
-        self.held_out_annotations = self.dataset.annotations(self.held_out_split, self.held_out_listing)
-        if self.tokenizer is not None:
-            self._fit_tokenizer(self.annotations)
-
-    def _fit_tokenizer(self, annotations: ImageAnnotations) -> None:
-        self.words.prepare(text for own in annotations.captions for text in own)
-
-    @property
-    def words(self) -> CaptionTokenizer:
-        """The tokenizer.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if self.tokenizer is None:
-            raise ValueError("data.tokenizer is null, but the model reads captions: give it a class")
-        return self.tokenizer
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Pieces of the tokenizer, 0 without one; known after setup."""
-        return 0 if self.tokenizer is None else self.tokenizer.vocabulary_size
-
-    def collate(self, samples: list[Sample]) -> dict[str, Tensor]:
-        """Stack a batch; tokens are padded to the longest caption in it, and `lengths` [B] kept."""
-        batch: dict[str, Tensor] = {}
-        for name in samples[0]:
-            rows = [sample[name] for sample in samples]
-            if name.startswith("tokens"):
-                batch[name] = pad_tokens(rows, self.words.pad_id)
-                batch[f"lengths{name.removeprefix('tokens')}"] = torch.tensor([len(row) for row in rows])
-            else:
-                batch[name] = torch.stack(rows)
-        return batch
-
-    @cached_property
-    def held_out_images(self) -> ImageItems:
-        """Images that training never sees, without augmentation."""
-        return ImageItems(self.held_out_listing, **self.options(training=False))
-
-    @cached_property
-    def held_out_captions(self) -> CaptionRows:
-        """Their captions."""
-        return CaptionRows(self.held_out_annotations.captions, self.words)
-
-    def test_dataloader(self) -> Any:
-        if self.tokenizer is None:
-            return self.evaluation_loader(self.held_out_images, self.held_out_batch_size)
-        return self.gallery(self.held_out_images, self.held_out_captions)
-
-    def gallery(self, images: ImageItems, captions: CaptionRows, role: str = "test") -> list[DataLoader[Any]]:
-        """Loaders of images and of captions that are searched by each other."""
-        return [
-            self.evaluation_loader(images, self.held_out_batch_size, role),
-            self.evaluation_loader(captions, self.held_out_batch_size, f"{role} captions", collate_fn=self.collate),
-        ]
-
-
 class PretrainingData(CaptionData):
     """Captioned and tagged images to pre-train MCT on (specification 8).
 
@@ -383,244 +174,16 @@ class PretrainingData(CaptionData):
     def train_dataloader(self) -> DataLoader[Any]:
         return self.training_loader(self.training_images, collate_fn=self.collate)
 
-
-class BicaptioningData(CaptionData):
-    """Images with a caption forwards and backwards, to pre-train VirTex on (specification 11)."""
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self.training_loader(self._images(self.listing, self.annotations, True), collate_fn=self.collate)
-
-    def test_dataloader(self) -> Any:
-        images = self._images(self.held_out_listing, self.held_out_annotations, False)
-        return self.evaluation_loader(images, self.held_out_batch_size, collate_fn=self.collate)
-
-    def _images(self, listing: Listing, annotations: ImageAnnotations, training: bool) -> BicaptionedImages:
-        return BicaptionedImages(listing, annotations, self.words, **self.options(training))
-
-
-class SearchData(CaptionData):
-    """Images and captions to be found by each other: trained on one split, selected on another, tested on a third.
-
-    Args:
-        test_split: listing to test on; `held_out_split` is the one to select on.
-        captions_per_image: captions of every image that are used.
-        kwargs: see CaptionData, ImageData and ShardedDataModule.
-    """
-
-    def __init__(
-        self,
-        dataset: COCO | COCOKarpathy,
-        tokenizer: CaptionTokenizer,
-        test_split: str = "test",
-        captions_per_image: int = 5,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(dataset, tokenizer, **kwargs)
-        self.test_split = test_split
-        self.captions_per_image = captions_per_image
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        pairs = SearchedImages(
-            self.listing, self.annotations, self.words, self.captions_per_image, **self.options(training=True)
-        )
-        return self.training_loader(pairs, collate_fn=self.collate)
-
-    def val_dataloader(self) -> list[DataLoader[Any]]:
-        return self.gallery(*self._searched(self.held_out_split), "validation")
-
-    def test_dataloader(self) -> list[DataLoader[Any]]:
-        return self.gallery(*self._searched(self.test_split))
-
-    @lru_cache(maxsize=2)  # noqa: B019 - lives as long as the run; every epoch asks for the same two splits
-    def _searched(self, split: str) -> tuple[ImageItems, CaptionRows]:
-        images = ImageItems(self.dataset.listing(split), **self.options(training=False))
-        used = [own[: self.captions_per_image] for own in self.dataset.annotations(split).captions]
-        return images, CaptionRows(used, self.words)
-
-
-class BridgeData(CaptionData):
-    """Pairs to train a bridge between two encoders on, pairs to choose its learning rate by, and pairs to judge it by.
-
-    The first two are of the split that the encoders were pre-trained on, and the tokenizer is that of the pre-training.
-
-    Args:
-        held_out_share: share of the images of `split`, evenly spaced, that the learning rate is chosen by.
-        captions_per_image: captions of every image that are used.
-        kwargs: see CaptionData and ImageData.
-    """
-
-    def __init__(
-        self,
-        dataset: COCO | COCOKarpathy,
-        tokenizer: CaptionTokenizer,
-        held_out_share: float = 0.02,
-        captions_per_image: int = 5,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(dataset, tokenizer, **kwargs)
-        _check_share(held_out_share)
-        self.held_out_share = held_out_share
-        self.captions_per_image = captions_per_image
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        kept_back = evenly_spaced(len(self.listing), self.held_out_share)
-        if not kept_back.any():
-            raise ValueError(f"data.held_out_share={self.held_out_share} keeps none of {len(self.listing)} images back")
-        self.selection_listing = self.listing.subset(np.flatnonzero(kept_back))
-        self.listing = self.listing.subset(np.flatnonzero(~kept_back))
-        self.annotations = self.dataset.annotations(self.split, self.listing)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        pairs = SearchedImages(
-            self.listing, self.annotations, self.words, self.captions_per_image, **self.options(training=True)
-        )
-        return self.training_loader(pairs, collate_fn=self.collate)
-
-    def test_dataloader(self) -> list[DataLoader[Any]]:
-        listing = self.selection_listing
-        images = ImageItems(listing, **self.options(training=False))
-        captions = CaptionRows(self.dataset.annotations(self.split, listing).captions, self.words)
-        return [*self.gallery(images, captions, "selection"), *super().test_dataloader()]
-
-
-# -- labels ------------------------------------------------------------------------------------------------------------
-
-
-class ClassificationData(ImageData):
-    """Images of one class each, for linear classifiers and for training with labels (specification 9).
-
-    Args:
-        train_split, test_split: names of the listings.
-        held_out_share: share of the training images, evenly spaced over classes, that is kept back to choose a
-            learning rate with; the test then has two loaders, these images and the test images. 0 for none.
-        test_batch_size: images per test step, per device.
-        kwargs: see ImageData and ShardedDataModule.
-    """
-
-    def __init__(
-        self,
-        dataset: ImageNet,
-        train_split: str = "train",
-        test_split: str = "validation",
-        held_out_share: float = 0.01,
-        test_batch_size: int = 256,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(dataset, **kwargs)
-        _check_share(held_out_share)
-        self.train_split = train_split
-        self.test_split = test_split
-        self.held_out_share = held_out_share
-        self.test_batch_size = test_batch_size
-
-    def setup(self, stage: str) -> None:
-        listing = self.dataset.listing(self.train_split)
-        # Listings are sorted by class, so evenly spaced images are of all classes.
-        kept_back = evenly_spaced(len(listing), self.held_out_share)
-        if self.held_out_share and not kept_back.any():
-            raise ValueError(f"data.held_out_share={self.held_out_share} keeps none of {len(listing)} images back")
-        self.held_out_listing = listing.subset(np.flatnonzero(kept_back))
-        self.listing = listing.subset(np.flatnonzero(~kept_back))
-        self.test_listing = self.dataset.listing(self.test_split)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the listing; known after setup."""
-        return len(self.listing.classes)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self.training_loader(ImageItems(self.listing, **self.options(training=True)))
-
-    def test_dataloader(self) -> Any:
-        def loader(listing: Listing, role: str) -> DataLoader[Any]:
-            return self.evaluation_loader(
-                ImageItems(listing, **self.options(training=False)), self.test_batch_size, role
-            )
-
-        test = loader(self.test_listing, "test")
-        return [loader(self.held_out_listing, "held-out training"), test] if self.held_out_share else test
-
-
-def evenly_spaced(count: int, share: float) -> np.ndarray:
-    """Which of so many items a share of them is, spread evenly over all: bool [count]."""
-    return np.diff(np.floor(np.arange(count + 1) * share + 0.5)) > 0
-
-
-def _check_share(held_out_share: float) -> None:
-    if not 0.0 <= held_out_share < 1.0:
-        raise ValueError(f"data.held_out_share must be in [0, 1), got {held_out_share}")
-
-
-class LabelledImages(ImageItems):
-    """Images with several labels each: `labels` int8 [C], 1 present, 0 absent, -1 not counted.
-
-    Args:
-        listing, labels: the images and their labels [N, C].
-        options: see ImageItems.
-    """
-
-    def __init__(self, listing: Listing, labels: np.ndarray, **options: Any) -> None:
-        super().__init__(listing, **options)
-        self.labels = labels
-
-    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
-        labels = torch.from_numpy(self.labels[item].astype(np.int8))
-        return {**super()._sample(item, image, rng), "labels": labels}
-
-
-class MultiLabelData(ImageData):
-    """Images with several labels each: Pascal VOC, or the categories of COCO's instances (specification 9).
-
-    Args:
-        train_split, test_split: names of the listings.
-        fit: whether a trainer fits on the training images; else the test has two loaders, training and test images.
-        test_batch_size: images per test step, per device.
-        kwargs: see ImageData and ShardedDataModule.
-    """
-
-    def __init__(
-        self,
-        dataset: PascalVOC | COCO,
-        train_split: str = "trainval",
-        test_split: str = "test",
-        fit: bool = False,
-        test_batch_size: int = 128,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(dataset, **kwargs)
-        self.train_split = train_split
-        self.test_split = test_split
-        self.fit = fit
-        self.test_batch_size = test_batch_size
-
-    @property
-    def num_classes(self) -> int:
-        """Number of labels."""
-        return len(self.class_names)
-
-    @cached_property
-    def class_names(self) -> Sequence[str]:
-        """Names of the labels."""
-        if isinstance(self.dataset, PascalVOC):
-            return self.dataset.listing(self.train_split).classes
-        return self.dataset.annotations(self.train_split).tag_names
-
-    def images(self, split: str, training: bool) -> LabelledImages:
-        """The labelled images of a split."""
-        listing = self.dataset.listing(split)
-        if isinstance(self.dataset, PascalVOC):
-            labels = self.dataset.labels(split, listing)
-        else:
-            labels = self.dataset.annotations(split, listing).tags
-        return LabelledImages(listing, labels, **self.options(training))
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self.training_loader(self.images(self.train_split, training=True))
-
-    def test_dataloader(self) -> Any:
-        test = self.evaluation_loader(self.images(self.test_split, training=False), self.test_batch_size)
-        if self.fit:
-            return test
-        train = self.images(self.train_split, training=False)
-        return [self.evaluation_loader(train, self.test_batch_size, "training"), test]
+    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+        """A made-up batch of `size` images with tags, and captions where the model reads them."""
+        tags = module.loss.tag_count
+        views = {f"image_{view}": self.example_images(size, draw)["image"] for view in ("query", "key")}
+        batch = views | {
+            "index": torch.arange(size), "image_id": torch.arange(size), "tags": draw.integers(0, 40, size, tags) < 1,
+        }  # fmt: skip
+        if self.tokenizer is not None:
+            batch |= {f"tokens_{view}": self.example_captions(size, draw) for view in ("query", "key")}
+        batches = batches_of_epoch(self.dataset.published_count(self.split), self.batch_size)
+        # The vocabulary need not fit the model's here.
+        facts = {"vocabulary_size": 0, "tag_names": [str(number) for number in range(tags)]}
+        return Example(batch, batches, facts)

@@ -1,10 +1,12 @@
-"""The losses of MCT and the queues that they need."""
+"""The losses of MCT: contrast inside images, inside captions and across them, against queues of momentum keys.
+
+MoCo v2 is this objective with the image loss alone.
+"""
 
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +14,18 @@ from torch import Tensor, nn
 from common.losses.info_nce import at_least_float32, info_nce_per_anchor
 from common.losses.margin import Reduction, queue_hinge
 from common.memory.collective import all_gather_concat
-from common.memory.queue import KeyQueue, QueueDtype, Terms, Warm, gather_flags, queue_loss
+from common.memory.queue import KeyQueue, QueueDtype, Warm, gather_flags
 
 InterLoss = Literal["hinge", "infonce"]
+Modality = Literal["image", "text"]
+Head = Literal["intra", "inter"]
+#: What every contrast compares: the modality that asks, the modality of its keys, and the head that embeds both.
+CONTRASTS: dict[str, tuple[Modality, Modality, Head]] = {
+    "ii": ("image", "image", "intra"),
+    "cc": ("text", "text", "intra"),
+    "ic": ("image", "text", "inter"),
+    "ci": ("text", "image", "inter"),
+}
 
 
 def instance_loss(positive: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -107,21 +118,13 @@ def cross_modal_loss(
 
 
 class MultimodalContrast(nn.Module):
-    """All losses of MCT against their queues of momentum keys.
+    """Weighted sum of the losses of MCT, each against its queue of momentum keys.
 
         J = weight_ii J_ii + weight_tag J_tag + weight_cc J_cc + weight_cross (J_ic + J_ci)
 
-    A weight of zero switches a loss off, and its queue is not built. A step calls the objective, which reads the
-    queues as they are, and then `enqueue`; the backward pass may come before or after that.
-
-    Queries and keys are unit vectors, named after the loss that uses them:
-
-    | name | query | key and queue | width |
-    |---|---|---|---|
-    | ii (and tag) | image | image | intra_dim |
-    | cc | text | text | intra_dim |
-    | ic | image | text | inter_dim |
-    | ci | text | image | inter_dim |
+    A weight of zero switches a loss off, and its queue is not built. Queries and keys are unit vectors, named after the
+    contrast that uses them (`CONTRASTS`); J_tag uses those of J_ii. A step computes the losses against the queues as
+    they are, goes backward, and then writes its keys with `enqueue`.
 
     Everything is computed in float32 at least, also under autocast.
 
@@ -139,7 +142,7 @@ class MultimodalContrast(nn.Module):
         queue_warm: `random`: the random initial entries count as negatives, as in MoCo; `masked`: they do not.
         mask_same_image: leave keys of the anchor's own image out, as negatives and as positives of J_tag: its own key
             stands for them.
-        intra_dim, inter_dim: widths of the embeddings.
+        intra_dim, inter_dim: widths of the embeddings inside a modality and across.
         tag_count: number of tags; 0 when the data have none.
         seed: of the initial queues.
 
@@ -171,15 +174,12 @@ class MultimodalContrast(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        weights = {
-            "weight_ii": weight_ii,
-            "weight_tag": weight_tag,
-            "weight_cc": weight_cc,
-            "weight_cross": weight_cross,
-        }
-        if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
-            given = ", ".join(f"{name}={weight}" for name, weight in weights.items())
-            raise ValueError(f"weights must not be negative and one must be positive: {given}")
+        self.weights = {"ii": weight_ii, "tag": weight_tag, "cc": weight_cc, "ic": weight_cross, "ci": weight_cross}
+        if not all(0 <= weight < math.inf for weight in self.weights.values()) or not any(self.weights.values()):
+            raise ValueError(
+                f"weights must not be negative and one must be positive: weight_ii={weight_ii}, "
+                f"weight_tag={weight_tag}, weight_cc={weight_cc}, weight_cross={weight_cross}"
+            )
         if not (temperature > 0 and temperature_cross > 0):
             raise ValueError(
                 f"temperatures must be positive, got temperature={temperature}, temperature_cross={temperature_cross}"
@@ -197,31 +197,25 @@ class MultimodalContrast(nn.Module):
                 f"weight_tag={weight_tag} switches J_tag on, but the data have no tags (tag_count=0): give the data "
                 "set its tags (for COCO the instances annotations), or set weight_tag to 0"
             )
-        self.weights = {"ii": weight_ii, "tag": weight_tag, "cc": weight_cc, "ic": weight_cross, "ci": weight_cross}
-        self.temperature = temperature
-        self.temperature_cross = temperature_cross
-        self.margin = margin
-        self.epsilon = epsilon
+        self.temperature, self.temperature_cross = temperature, temperature_cross
+        self.margin, self.epsilon = margin, epsilon
         self.inter_loss: InterLoss = inter_loss
         self.inter_reduction: Reduction = inter_reduction
         self.mask_same_image = mask_same_image
-        wanted = {"ii": weight_ii or weight_tag, "cc": weight_cc, "ic": weight_cross, "ci": weight_cross}
-        self.queues = nn.ModuleDict(
-            {
-                name: KeyQueue(
-                    queue_size,
-                    intra_dim if name in ("ii", "cc") else inter_dim,
-                    tag_count if name == "ii" and weight_tag else 0,
-                    queue_dtype,
-                    queue_warm,
-                    seed=4 * seed + position,
+        self.tag_count, self.seed = tag_count, seed
+        self.dims = {"intra": intra_dim, "inter": inter_dim}
+        self.queues = nn.ModuleDict()
+        for position, (name, (_, _, head)) in enumerate(CONTRASTS.items()):
+            if self.weights[name] or (name == "ii" and weight_tag):
+                tags = tag_count if name == "ii" and weight_tag else 0
+                self.queues[name] = KeyQueue(
+                    queue_size, self.dims[head], tags, queue_dtype, queue_warm, seed=4 * seed + position
                 )
-                for position, (name, weight) in enumerate(wanted.items())
-                if weight
-            }
-        )
 
-    # -- a step --------------------------------------------------------------------------------------------------------
+    def widths(self, modality: Modality) -> dict[str, int | None]:
+        """Widths `intra_dim` and `inter_dim` of the embeddings of a modality; None where no loss compares them."""
+        needed = {head for name in self.queues for *sides, head in [CONTRASTS[name]] if modality in sides}
+        return {f"{head}_dim": dim if head in needed else None for head, dim in self.dims.items()}
 
     def forward(
         self,
@@ -229,7 +223,7 @@ class MultimodalContrast(nn.Module):
         keys: dict[str, Tensor],
         image_id: Tensor | None = None,
         tags: Tensor | None = None,
-    ) -> Terms:
+    ) -> dict[str, Tensor]:
         """Losses of a batch against the queues as they are. Gradient flows to the queries only.
 
         Args:
@@ -251,48 +245,38 @@ class MultimodalContrast(nn.Module):
             ValueError: when a shape does not fit, or image ids or tags are missing.
         """
         self._require(queries, keys, image_id, tags)
-        total: Tensor | float = 0.0
-        reported: Terms = {}
-        for name, queue in self._queues():
-            mask = queue.negatives_mask(image_id if self.mask_same_image else None)
-            query, key = at_least_float32(queries[name]), at_least_float32(keys[name]).detach()
-            if name in ("ic", "ci"):
-                if self.inter_loss == "infonce":
+        terms: dict[str, Tensor] = {}
+        reported: dict[str, Tensor] = {}
+        with torch.autocast(next(iter(keys.values())).device.type, enabled=False):
+            for name, queue in self._queues():
+                mask = queue.negatives_mask(image_id if self.mask_same_image else None)
+                query, key = at_least_float32(queries[name]), at_least_float32(keys[name]).detach()
+                if name in ("ii", "cc"):
+                    query = query / self.temperature
+                elif self.inter_loss == "infonce":
                     query = query / self.temperature_cross
-                loss = partial(self._inter, name, mask)
-            else:
-                query = query / self.temperature
-                related = queue.shared_tags(tags, self.epsilon) if queue.tag_count and tags is not None else None
-                loss = partial(self._intra, name, mask, related)
-            value, terms = queue_loss(query, key, queue.vectors, loss)
-            total = total + value
-            reported |= terms
-        reported["queue_fill"] = queue.fill_share()
-        assert isinstance(total, Tensor)
-        return {"loss": total, **reported}
-
-    def _intra(
-        self, name: str, mask: Tensor | None, related: Tensor | None, positive: Tensor, negatives: Tensor
-    ) -> tuple[Tensor, Terms]:
-        instance = instance_loss(positive, negatives, mask)
-        losses = {name: instance}
-        reported = {f"accuracy_{name}": _accuracy(positive, negatives, mask)}
-        if related is not None:
-            losses["tag"] = tag_loss(positive, negatives, related, mask, instance)
-            reported["positives"] = 1 + _per_anchor(related, mask)
-        terms = {name: loss.mean() for name, loss in losses.items() if self.weights[name]}
-        return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum(), {**terms, **reported}
-
-    def _inter(self, name: str, mask: Tensor | None, positive: Tensor, negatives: Tensor) -> tuple[Tensor, Terms]:
-        loss = cross_modal_loss(positive, negatives, self.inter_loss, self.margin, self.inter_reduction, mask).mean()
-        terms = {name: loss, f"accuracy_{name}": _accuracy(positive, negatives, mask)}
-        if self.inter_loss == "hinge":
-            terms[f"active_{name}"] = _per_anchor(negatives > (positive - self.margin)[:, None], mask)
-        return self.weights[name] * loss, terms
+                own, others = queue.scores(query, key)
+                reported[f"accuracy_{name}"] = _accuracy(own, others, mask)
+                if name in ("ii", "cc"):
+                    instance = instance_loss(own, others, mask)
+                    terms[name] = instance.mean()
+                    if queue.tag_count and tags is not None:
+                        related = queue.shared_tags(tags, self.epsilon)
+                        terms["tag"] = tag_loss(own, others, related, mask, instance).mean()
+                        reported["positives"] = 1 + _per_anchor(related, mask)
+                else:
+                    across = cross_modal_loss(own, others, self.inter_loss, self.margin, self.inter_reduction, mask)
+                    terms[name] = across.mean()
+                    if self.inter_loss == "hinge":
+                        reported[f"active_{name}"] = _per_anchor(others > (own - self.margin)[:, None], mask)
+            reported["queue_fill"] = queue.fill_share()
+            terms = {name: term for name, term in terms.items() if self.weights[name]}
+            loss: Any = sum(self.weights[name] * term for name, term in terms.items())
+        return {"loss": loss, **{name: value.detach() for name, value in {**terms, **reported}.items()}}
 
     @torch.no_grad()
     def enqueue(self, keys: dict[str, Tensor], image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
-        """Write the keys of a step into the queues, after its losses. All ranks must call it together.
+        """Write the keys of a step into the queues, after its backward pass. All ranks must call it together.
 
         Args, Shapes, Raises: as for `forward`.
         """
@@ -323,10 +307,10 @@ class MultimodalContrast(nn.Module):
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
-    def initialise(self) -> None:
+    def synchronize(self) -> None:
         """Give every rank the queues of rank 0. Call once, before the first step."""
         for _, queue in self._queues():
-            queue.initialise()
+            queue.synchronize()
 
     def check_replicas(self, rows: int = 1024) -> None:
         """Raise unless all ranks agree, bit for bit, on a sample of keys and on all else that a queue holds.

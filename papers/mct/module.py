@@ -2,18 +2,16 @@
 
 One image backbone and one text backbone are trained by contrast inside each modality (momentum contrast on two views of
 an image and of a caption, and a variant whose positives share tags) and across them (a margin loss between an image and
-its caption). Keys come from momentum encoders and wait in queues. Which terms are on decides what the method is: the
-image term alone is MoCo v2, without tags it is MCT, with them MCT (with tag).
-
-The other pre-training of the paper's tables, VirTex, is in `bicaptioning.py`; what is trained with labels, in
-`evaluation.py`.
+its caption). Keys come from momentum encoders and wait in queues. Which terms of the loss are on decides what the
+method is: the image term alone is MoCo v2, without tags it is MCT, with them MCT (with tag).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -23,42 +21,30 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.data.text import text_numbers
 from common.encoders.text import BertEncoder
+from common.memory.momentum import update_average
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
+from common.protocols.captions import check_vocabulary
 from common.training.optimisers import CombinedOptimizer, cosine_by_epoch, fused
-from papers.mct import diagnostics
+from papers.mct import monitoring
 from papers.mct.data import PretrainingData
 from papers.mct.loss import MultimodalContrast
-from papers.mct.model import MomentumTower, Tower
+from papers.mct.model import MCT, SEPARATE, Heads, Tower, encode_keys
 
 
-class MCT(pl.LightningModule):
-    """Multimodal contrastive training (specification 1 to 6). A weight of 0 switches a loss and its modules off.
+class MCTModule(pl.LightningModule):
+    """Multimodal contrastive training (specification 1 to 6).
 
     Args:
         image_encoder: backbone with `feature_dim`; the one that transfers.
-        text_encoder: backbone of the captions; null when no loss reads them.
-        weight_ii, weight_tag, weight_cc, weight_cross: weights of the image, tag, caption and image-caption losses.
-        heads: `separate` heads inside and across modalities, the paper's, or one `shared` hidden layer.
-        intra_dim, inter_dim: widths of the two embeddings.
-        head_hidden_dim: width of the hidden layer of every head; null for that of its backbone.
-        head_batch_norm: normalise that layer over the batch; the method does not.
-        temperature: of the losses inside a modality.
-        inter_loss: `hinge`, the margin loss, or `infonce`.
-        margin: alpha of the hinge.
-        inter_reduction: over the negatives: `mean`, `sum` (the formula as printed) or `max`.
-        temperature_cross: of the image-caption loss when it is `infonce`.
-        epsilon: two images are positives of the tag loss when they share more tags than this.
-        tag_count: tags of the data set.
-        queue_size, queue_dtype: entries of each queue, and their precision (`float16` halves the memory).
-        queue_warm: `random` entries count as negatives until they are overwritten (MoCo), or are `masked`.
-        mask_same_image: entries of the anchor's own image are no negatives.
+        loss: which contrasts there are, and how wide the embeddings are; what no contrast needs is not built.
+        text_encoder: backbone of the captions; null when no contrast reads them.
+        heads: the projection heads of both backbones.
         momentum: share of a key parameter that an update keeps.
-        key_bn_groups: shuffled groups in which one device encodes keys, for their batch normalisation.
+        key_bn_groups: shuffled groups in which one device encodes image keys, for their batch normalization.
         image_learning_rate, image_momentum, image_weight_decay: SGD of the image tower.
         text_learning_rate, text_weight_decay, text_clip_norm: AdamW of the text tower.
         image_warmup_epochs, text_warmup_epochs: length of a linear warm-up; the cosine of MoCo v2 falls every epoch.
-        seed: seed of the queues' first entries.
 
     Raises:
         ValueError: a loss needs an encoder or tags that are not there, the data does not fit, or the precision freezes
@@ -68,27 +54,9 @@ class MCT(pl.LightningModule):
     def __init__(
         self,
         image_encoder: nn.Module,
+        loss: MultimodalContrast,
         text_encoder: nn.Module | None = None,
-        weight_ii: float = 1.0,
-        weight_tag: float = 1.0,
-        weight_cc: float = 1.0,
-        weight_cross: float = 20.0,
-        heads: Literal["separate", "shared"] = "separate",
-        intra_dim: int = 128,
-        inter_dim: int = 1024,
-        head_hidden_dim: int | None = None,
-        head_batch_norm: bool = False,
-        temperature: float = 0.07,
-        inter_loss: Literal["hinge", "infonce"] = "hinge",
-        margin: float = 0.2,
-        inter_reduction: Literal["mean", "sum", "max"] = "mean",
-        temperature_cross: float = 0.07,
-        epsilon: float = 0.5,
-        tag_count: int = 80,
-        queue_size: int = 65536,
-        queue_dtype: Literal["float32", "float16"] = "float32",
-        queue_warm: Literal["random", "masked"] = "random",
-        mask_same_image: bool = True,
+        heads: Heads = SEPARATE,
         momentum: float = 0.999,
         key_bn_groups: int = 1,
         image_learning_rate: float = 0.03,
@@ -99,83 +67,67 @@ class MCT(pl.LightningModule):
         text_clip_norm: float = 1.0,
         image_warmup_epochs: float = 0.0,
         text_warmup_epochs: float = 1.0,
-        seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["image_encoder", "text_encoder"], logger=False)
-        if not (weight_ii > 0 or weight_tag > 0 or weight_cross > 0):
+        self.save_hyperparameters(ignore=["image_encoder", "text_encoder", "loss", "heads"], logger=False)
+        if not any(loss.widths("image").values()):
             raise ValueError(
                 "no loss trains the image encoder: one of weight_ii, weight_tag, weight_cross must not be 0"
             )
-        reads_captions = weight_cc > 0 or weight_cross > 0
-        if reads_captions and text_encoder is None:
+        if not any(loss.widths("text").values()):
+            text_encoder = None
+        elif text_encoder is None:
             raise ValueError("model.text_encoder is null, but weight_cc or weight_cross is not 0: both read captions")
-
-        def tower(backbone: nn.Module, intra: bool) -> MomentumTower:
-            return MomentumTower(
-                Tower(
-                    backbone,
-                    intra_dim=intra_dim if intra else None,
-                    inter_dim=inter_dim if weight_cross > 0 else None,
-                    hidden_dim=head_hidden_dim,
-                    shared=heads == "shared",
-                    batch_norm=head_batch_norm,
-                )
-            )
-
-        self.image = tower(image_encoder, weight_ii > 0 or weight_tag > 0)
-        self.text = tower(text_encoder, weight_cc > 0) if reads_captions and text_encoder is not None else None
-        self.objective = MultimodalContrast(
-            weight_ii=weight_ii, weight_tag=weight_tag, weight_cc=weight_cc, weight_cross=weight_cross,
-            intra_dim=intra_dim, inter_dim=inter_dim, temperature=temperature, inter_loss=inter_loss, margin=margin,
-            inter_reduction=inter_reduction, temperature_cross=temperature_cross, epsilon=epsilon,
-            tag_count=tag_count if weight_tag > 0 else 0, queue_size=queue_size, queue_dtype=queue_dtype,
-            queue_warm=queue_warm, mask_same_image=mask_same_image, seed=seed,
-        )  # fmt: skip
+        self.model = MCT(
+            Tower(image_encoder, **loss.widths("image"), heads=heads),
+            None if text_encoder is None else Tower(text_encoder, **loss.widths("text"), heads=heads),
+        )
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self.loss = loss
         self.to_enqueue: list[tuple[dict[str, Tensor], Tensor, Tensor | None]] = []
 
     # -- training ------------------------------------------------------------------------------------------------------
 
     def queries(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Trained embeddings of one view of every image and caption, by the loss that compares them."""
-        image = self.image.query(batch["image_query"])
-        text = {} if self.text is None else self.text.query(batch["tokens_query"])
-        return self._named(ii=image.get("intra"), cc=text.get("intra"), ic=image.get("inter"), ci=text.get("inter"))
+        image = self.model.image(batch["image_query"])
+        text = {} if self.model.text is None else self.model.text(batch["tokens_query"])
+        return _present(ii=image.get("intra"), cc=text.get("intra"), ic=image.get("inter"), ci=text.get("inter"))
 
     def keys(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Momentum embeddings of the other view; across modalities an image's key is its caption's, and vice versa."""
-        image = self.image.keys(batch["image_key"], groups=self.hparams["key_bn_groups"])
-        text = {} if self.text is None else self.text.keys(batch["tokens_key"], shuffle=False)
-        return self._named(ii=image.get("intra"), cc=text.get("intra"), ic=text.get("inter"), ci=image.get("inter"))
-
-    def _named(self, **embeddings: Tensor | None) -> dict[str, Tensor]:
-        return {name: value for name, value in embeddings.items() if value is not None}
+        average = self.average
+        image = encode_keys(average.image, batch["image_key"], groups=self.hparams["key_bn_groups"])
+        text = {} if average.text is None else encode_keys(average.text, batch["tokens_key"], shuffle=False)
+        return _present(ii=image.get("intra"), cc=text.get("intra"), ic=text.get("inter"), ci=image.get("inter"))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         # The order is the algorithm's (specification 6): keys by the average of the query parameters before this step's
         # update, losses against the queues before this step's keys.
         queries = self.queries(batch)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            for tower in (self.image, self.text):
-                if tower is not None:
-                    tower.update(self.hparams["momentum"])
+            self.update_average()
         keys = self.keys(batch)
-        tags = batch["tags"] if self.hparams["weight_tag"] > 0 else None
-        terms = self.objective(queries, keys, batch["image_id"], tags)
+        tags = batch["tags"] if self.loss.weights["tag"] else None
+        terms = self.loss(queries, keys, batch["image_id"], tags)
         self.to_enqueue.append((keys, batch["image_id"], tags))
         size = len(batch["image_id"])
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=size)
         return terms["loss"]
 
+    def update_average(self) -> None:
+        """Move the momentum encoders; their batch normalization keeps the statistics of its own batches."""
+        update_average(self.average.parameters(), self.model.parameters(), self.hparams["momentum"])
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Not before: all parts of an accumulated batch meet the same queues.
         for written in self.to_enqueue:
-            self.objective.enqueue(*written)
+            self.loss.enqueue(*written)
         self.to_enqueue.clear()
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        if self.text is not None:
-            nn.utils.clip_grad_norm_(self.text.query.parameters(), self.hparams["text_clip_norm"])
+        if self.model.text is not None:
+            nn.utils.clip_grad_norm_(self.model.text.parameters(), self.hparams["text_clip_norm"])
 
     def configure_optimizers(self) -> Any:
         h: Any = self.hparams
@@ -192,15 +144,15 @@ class MCT(pl.LightningModule):
 
         parts: list[torch.optim.Optimizer] = [
             torch.optim.SGD(
-                self.image.query.parameters(), h.image_learning_rate, h.image_momentum,
+                self.model.image.parameters(), h.image_learning_rate, h.image_momentum,
                 weight_decay=h.image_weight_decay, **fused(self),
             )
         ]  # fmt: skip
         schedules = [schedule(h.image_warmup_epochs)]
-        if self.text is not None:
-            # One-dimensional are biases and normalisations.
-            decayed = [p for p in self.text.query.parameters() if p.ndim > 1]
-            others = [p for p in self.text.query.parameters() if p.ndim <= 1]
+        if self.model.text is not None:
+            # One-dimensional are biases and normalizations.
+            decayed = [p for p in self.model.text.parameters() if p.ndim > 1]
+            others = [p for p in self.model.text.parameters() if p.ndim <= 1]
             groups = [{"params": decayed, "weight_decay": h.text_weight_decay}, {"params": others, "weight_decay": 0.0}]
             parts.append(torch.optim.AdamW(groups, h.text_learning_rate, **fused(self)))
             schedules += [schedule(h.text_warmup_epochs)] * 2
@@ -208,7 +160,7 @@ class MCT(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    # -- start, resume, hand-over --------------------------------------------------------------------------------------
+    # -- start and resume ----------------------------------------------------------------------------------------------
 
     @property
     def data(self) -> PretrainingData:
@@ -221,47 +173,45 @@ class MCT(pl.LightningModule):
                 f"trainer.precision {self.trainer.precision} rounds the small steps of the momentum averages to "
                 "nothing, so that the keys never move: use bf16-mixed"
             )
-        if self.hparams["weight_tag"] > 0 and not len(self.data.tag_names):
+        if self.loss.weights["tag"] and not len(self.data.tag_names):
             raise ValueError(
-                "model.weight_tag is not 0, but the data set has no tags: put instances_*.json beside its captions, or "
-                "set model.weight_tag to 0"
+                "model.loss.weight_tag is not 0, but the data set has no tags: put instances_*.json beside its "
+                "captions, or set model.loss.weight_tag to 0"
             )
-        if self.hparams["weight_tag"] > 0 and len(self.data.tag_names) != self.hparams["tag_count"]:
+        if self.loss.weights["tag"] and len(self.data.tag_names) != self.loss.tag_count:
             raise ValueError(
-                f"model.tag_count is {self.hparams['tag_count']}, the data set has {len(self.data.tag_names)} tags; "
-                "set model.tag_count to that number"
+                f"model.loss.tag_count is {self.loss.tag_count}, the data set has {len(self.data.tag_names)} tags; "
+                "set model.loss.tag_count to that number"
             )
-        if self.text is not None and getattr(self.data, "tokenizer", self.text) is None:
-            raise ValueError("data.tokenizer is null, but weight_cc or weight_cross reads captions: give it a class")
-        text_encoder = getattr(getattr(self.text, "query", None), "backbone", None)
-        if isinstance(text_encoder, BertEncoder) and stage == "fit" and self.trainer.ckpt_path is None:
-            text_encoder.require_weights()
-        size = getattr(text_encoder, "vocabulary_size", None)
-        if size is not None and self.data.vocabulary_size > size:
-            raise ValueError(
-                f"the tokenizer has {self.data.vocabulary_size} pieces, model.text_encoder {size} embeddings; raise "
-                "model.text_encoder.vocabulary_size"
-            )
+        if self.model.text is not None:
+            self._check_text(self.model.text.backbone, stage)
         # DDP would broadcast every buffer at every step: 0.6 GB of queues that are equal already.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-            self, [name for name, _ in self.named_buffers() if name.startswith("objective.")]
+            self, [name for name, _ in self.named_buffers() if name.startswith("loss.")]
         )
+
+    def _check_text(self, encoder: nn.Module, stage: str) -> None:
+        if getattr(self.data, "tokenizer", encoder) is None:
+            raise ValueError("data.tokenizer is null, but weight_cc or weight_cross reads captions: give it a class")
+        if isinstance(encoder, BertEncoder) and stage == "fit" and self.trainer.ckpt_path is None:
+            encoder.require_weights()
+        check_vocabulary(self, encoder)
 
     def on_fit_start(self) -> None:
         if self.trainer.ckpt_path is None:
-            self.objective.initialise()
+            self.loss.synchronize()
         alone_on_gpu = self.trainer.world_size == 1 and self.trainer.strategy.root_device.type == "cuda"
         if alone_on_gpu and self.hparams["key_bn_groups"] == 1:
             # A single device has no others to exchange keys with (specification 6).
             rank_zero_warn(
-                "model.key_bn_groups is 1 on a single GPU: batch normalisation sees the same samples in queries "
+                "model.key_bn_groups is 1 on a single GPU: batch normalization sees the same samples in queries "
                 "and keys, which can be told by it; the loss falls and the features are poor. Set "
                 "model.key_bn_groups to 4"
             )
 
     def check_replicas(self) -> None:
         """Raise when the queues of two ranks differ."""
-        self.objective.check_replicas()
+        self.loss.check_replicas()
 
     # -- what is measured after training -------------------------------------------------------------------------------
 
@@ -271,11 +221,11 @@ class MCT(pl.LightningModule):
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         if dataloader_idx == 0:
-            feature = self.image.query.features(batch["image"])
-            embeddings = self.image.query.project(feature)
+            feature = self.model.image.features(batch["image"])
+            embeddings = self.model.image.project(feature)
             self._images.update(batch["index"], feature=feature.float(), embedding=list(embeddings.values())[-1])
-        elif self.text is not None:
-            embeddings = self.text.query(batch["tokens"])
+        elif self.model.text is not None:
+            embeddings = self.model.text(batch["tokens"])
             self._captions.update(
                 batch["index"], embedding=list(embeddings.values())[-1], image=batch["image_index"],
                 text=text_numbers(batch["tokens"], batch["lengths"]),
@@ -287,13 +237,13 @@ class MCT(pl.LightningModule):
         rows = index.cpu().numpy()
         tags = torch.from_numpy(data.held_out_annotations.tags[rows]).to(self.device)
         metrics = {
-            "neighbours_with_a_tag": diagnostics.tagged_neighbours(images["feature"], tags),
-            "uniformity": diagnostics.uniformity(images["embedding"]),
+            "neighbours_with_a_tag": monitoring.tagged_neighbours(images["feature"], tags),
+            "uniformity": monitoring.uniformity(images["embedding"]),
         }
         if self.trainer.is_global_zero:
             names = [data.tag_names[row.argmax()] if row.any() else "no tag" for row in tags.cpu().numpy()]
-            diagnostics.draw_map(self, images["feature"], names, media / "map.png", self.hparams["seed"])
-        if self.text is not None and self.hparams["weight_cross"] > 0:
+            monitoring.draw_map(self, images["feature"], names, media / "map.png", self.loss.seed)
+        if self.model.text is not None and self.model.embedding == "inter":
             position, captions = self._captions.compute(self.device)
             row, known = owner_rows(index, captions["image"])
             caption, words = captions["embedding"][known], captions["text"][known]
@@ -303,8 +253,12 @@ class MCT(pl.LightningModule):
             metrics["t2i_chance_medr"] = torch.tensor(len(index) / 2)
             if self.trainer.is_global_zero:
                 text = [data.held_out_captions.text[place] for place in position[known].tolist()]
-                diagnostics.draw_retrieval(
+                monitoring.draw_retrieval(
                     self, images["embedding"], caption, row, lambda i: data.held_out_images.preview(int(rows[i])),
                     text, media, data.credit,
                 )  # fmt: skip
         self.log_dict({f"test/{name}": value.to(self.device, torch.float32) for name, value in metrics.items()})
+
+
+def _present(**embeddings: Tensor | None) -> dict[str, Tensor]:
+    return {name: value for name, value in embeddings.items() if value is not None}

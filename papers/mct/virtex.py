@@ -1,4 +1,4 @@
-"""VirTex, the baseline that learns images by captioning them: its network and its training.
+"""VirTex, the baseline that learns images by captioning them: its network, its data and its training.
 
 A convolutional network makes a grid of features, and two transformer decoders read it: one writes the caption forwards,
 the other backwards. Only the convolutional network is of use afterwards.
@@ -12,12 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
+from common.data.annotations import ImageAnnotations
+from common.data.images import ImageItems
+from common.data.items import Sample
+from common.data.listing import Listing
+from common.data.text import CaptionTokenizer, normalise_caption, swap_left_right
 from common.files import write_text_atomically
 from common.metrics.gathering import OncePerSample
+from common.protocols.captions import CaptionData
+from common.training.examples import Draw, Example, batches_of_epoch
 from common.training.optimisers import Lookahead, warm_up_then_cosine
 
 #: Token id of padding, and of unknown pieces, on which there is no loss (specification 11).
@@ -102,11 +112,11 @@ class CaptionDecoder(nn.Module):
         self.transformer = nn.TransformerDecoder(layer, layers)
         self.output = nn.Linear(hidden_size, vocabulary_size)
         self.output.weight = self.embedding.words.weight
-        self.apply(self._initialise)
+        self.apply(self._initialize)
 
     @staticmethod
     @torch.no_grad()
-    def _initialise(module: nn.Module) -> None:
+    def _initialize(module: nn.Module) -> None:
         """Weights as BERT's, from N(0, 0.02); biases stay as torch makes them (VirTex)."""
         if isinstance(module, nn.Linear | nn.Embedding):
             module.weight.normal_(0.0, 0.02)
@@ -182,6 +192,51 @@ def token_losses(decoder: CaptionDecoder, grid: Tensor, tokens: Tensor) -> Tenso
         logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
         losses = F.cross_entropy(logits, targets.flatten(), ignore_index=PAD, reduction="none")
     return losses.view_as(targets)
+
+
+class BicaptionedImages(ImageItems):
+    """An image with one of its captions, forwards and backwards, as VirTex reads them (specification 11).
+
+    Args:
+        listing, annotations: the images and their captions.
+        tokenizer: makes tokens of captions.
+        options: see ImageItems.
+    """
+
+    def __init__(
+        self, listing: Listing, annotations: ImageAnnotations, tokenizer: CaptionTokenizer, **options: Any
+    ) -> None:
+        super().__init__(listing, **options)
+        self.annotations = annotations
+        self.tokenizer = tokenizer
+
+    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
+        captions = self.annotations.captions[item]
+        view, flipped = self.transform(image, rng)
+        text = normalise_caption(captions[int(rng.integers(len(captions))) if self.training else 0])
+        tokens = self.tokenizer.encode(swap_left_right(text) if flipped else text)
+        return {"image": view, "tokens": tokens, "tokens_reversed": tokens[::-1]}
+
+
+class BicaptioningData(CaptionData):
+    """Images with a caption forwards and backwards, to pre-train VirTex on (specification 11)."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.training_loader(self._images(self.listing, self.annotations, True), collate_fn=self.collate)
+
+    def test_dataloader(self) -> Any:
+        images = self._images(self.held_out_listing, self.held_out_annotations, False)
+        return self.evaluation_loader(images, self.held_out_batch_size, collate_fn=self.collate)
+
+    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+        """A made-up batch of `size` images with a caption in both directions."""
+        batch = self.example_images(size, draw)
+        batch |= {name: self.example_captions(size, draw) for name in ("tokens", "tokens_reversed")}
+        batches = batches_of_epoch(self.dataset.published_count(self.split), self.batch_size)
+        return Example(batch, batches, {"tokenizer": None})
+
+    def _images(self, listing: Listing, annotations: ImageAnnotations, training: bool) -> BicaptionedImages:
+        return BicaptionedImages(listing, annotations, self.words, **self.options(training))
 
 
 class VirTex(pl.LightningModule):

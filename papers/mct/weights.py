@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.encoders.checkpoint_files import (
     CheckpointError,
@@ -33,8 +33,7 @@ SUFFIXES: dict[Layout, tuple[str, ...]] = {
     "detectron2": (".pkl",),
 }
 #: Where a backbone lies in a state dict: pre-trained by MCT, trained in any other way of ours, MoCo, VirTex, alone.
-PREFIXES = ("image.query.backbone.", "image_encoder.", "encoder_q.", "visual.cnn.", "")
-TEXT_PREFIX = "text.query.backbone."
+PREFIXES = ("model.image.backbone.", "encoder.", "image_encoder.", "encoder_q.", "visual.cnn.", "")
 NEEDED = "'state_dict' or 'model'"
 
 
@@ -100,61 +99,6 @@ def load_backbone(path: str | Path) -> dict[str, Tensor]:
     raise CheckpointError(
         f"{path}: no image backbone: expected one of {places}, found {first_of(list(state) or list(content))}"
     )
-
-
-def load_into_encoder(encoder: nn.Module, path: str | Path, field: str = "model.pretrained") -> None:
-    """Give an image encoder the weights of a checkpoint, or say which setting does not fit.
-
-    Args:
-        encoder: the encoder, changed in place; a classifier `fc` that it may have keeps its weights.
-        path: see `load_backbone`.
-        field: name of the setting that gave `path`, for the message.
-
-    Raises:
-        CheckpointError: as `load_backbone`, or names or shapes differ from the encoder's, which then stays unchanged.
-    """
-    try:
-        backbone = load_backbone(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"{field}: {error}") from error
-    problem = differences(_without_classifier(encoder.state_dict()), backbone)
-    if problem:
-        raise CheckpointError(
-            f"{field}: the image backbone in {path} has another architecture than image_encoder: {problem}. "
-            "Give image_encoder the layers, channels and stem that it was pre-trained with."
-        )
-    encoder.load_state_dict(backbone, strict=False)
-
-
-def load_into_text_encoder(encoder: nn.Module, path: str | Path, field: str = "model.pretrained") -> None:
-    """Give a text encoder the weights of a pre-training that read captions.
-
-    Args:
-        encoder: the encoder, changed in place.
-        path: a Lightning checkpoint of MCT.
-        field: name of the setting that gave `path`, for the message.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, not safe to open or holds no text backbone, or names or shapes
-            differ from the encoder's, which then stays unchanged.
-    """
-    try:
-        content = read_checkpoint(path, NEEDED)
-    except CheckpointError as error:
-        raise CheckpointError(f"{field}: {error}") from error
-    backbone = below(_tensors(content), TEXT_PREFIX)
-    if not backbone:
-        raise CheckpointError(
-            f"{field}: no text backbone in {path}: expected {TEXT_PREFIX}*, found {first_of(list(content))}; was it "
-            "pre-trained without captions?"
-        )
-    problem = differences(encoder.state_dict(), backbone)
-    if problem:
-        raise CheckpointError(
-            f"{field}: the text backbone in {path} has another architecture than text_encoder: {problem}. Give "
-            "text_encoder the sizes that it was pre-trained with."
-        )
-    encoder.load_state_dict(backbone)
 
 
 def import_moco(path: str | Path) -> ImportedMoCo:

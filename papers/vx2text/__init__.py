@@ -6,25 +6,17 @@ Video-Based Text Generation From Multimodal Inputs", CVPR 2021, arXiv 2101.12059
 Video and sound go through classifiers, and the names of the most probable categories become tokens beside the words of
 speech, history and question; a text encoder-decoder reads them all and writes the answer or the caption. Choosing
 categories is made differentiable by a Gumbel-softmax relaxation, so the classifiers learn from the text that is wanted.
-
-``VX2Text.from_export`` loads a trained model. What trains one lives in ``module`` (VX2Text and what prepares it),
-``model``, ``tokeniser``, ``data``, ``evaluation``, ``answer`` and ``checkpoints``; import them from there, so that
-importing this package costs nothing.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from papers.vx2text.use import VX2Text
+from typing import Any
 
 __all__ = ["VX2Text"]
 
 
 def __getattr__(name: str) -> Any:
+    """The model, imported when it is asked for: importing the package costs nothing."""
     if name != "VX2Text":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from papers.vx2text.use import VX2Text
+    from papers.vx2text.model import VX2Text
 
     return VX2Text

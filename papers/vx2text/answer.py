@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from papers.vx2text.use import VX2Text
+from papers.vx2text.model import VX2Text
 
 
 def answer(checkpoint: str | Path, clip: str | Path, question: str, *, device: str = "cpu", **more: Any) -> str:

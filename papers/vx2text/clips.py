@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,10 @@ from common.data.listing import Clip, Listing
 from common.data.media import MediaError, MediaFile, TooShortError
 from common.data.transforms import VideoTransform
 from common.data.windows import Limits, restrict
+from common.training.examples import Draw
+
+Modality = Literal["video", "audio"]
+MODALITIES: tuple[Modality, ...] = ("video", "audio")
 
 
 @dataclass(frozen=True)
@@ -249,6 +254,16 @@ class ClipReader:
         if not len(samples):
             raise MediaError.of(clip.path, f"no sound could be decoded at {begin:.3f} s")
         return samples
+
+
+def made_up_clips(video: VideoInput | None, audio: AudioInput | None, size: int, draw: Draw) -> dict[str, Tensor]:
+    """Made-up clips [B, S, 3, T, H, W] and spectrograms [B, 1, frames, bands], as a batch of read ones has them."""
+    clips: dict[str, Tensor] = {}
+    if video is not None:
+        clips["video"] = draw.normal(size, video.clips, 3, video.frames, video.crop, video.crop)
+    if audio is not None:
+        clips["audio"] = draw.normal(size, 1, audio.samples // audio.hop + 1, audio.mel_bins)
+    return clips
 
 
 def _limits(stream: Limits | None, clip: Clip) -> Limits:

@@ -1,16 +1,15 @@
-"""Data modules of VX2TEXT: questions, dialogues and descriptions of clips, and clips to learn categories from.
+"""Data modules of VX2TEXT: questions, dialogues and descriptions of clips.
 
-The miniature uses the very same classes: its world writes files in the layouts of TVQA, AVSD, TVC, Kinetics and ESC-50,
-and the data sets are pointed there.
+The miniature uses the very same classes: its world writes files in the layouts of TVQA, AVSD and TVC, and the data sets
+are pointed there.
 """
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,32 +18,42 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from common.data.datasets.avsd import AVSD, Dialog
-from common.data.datasets.base import MediaDataset
 from common.data.datasets.tvc import TVC, Moment
 from common.data.datasets.tvqa import TVQA, Questions, Subtitle, Subtitles
 from common.data.items import ItemDataset, Sample
 from common.data.listing import Listing
-from common.data.media import MediaError
 from common.data.sequences import MadeOnDemand
 from common.data.windows import Limits
 from common.data.worlds.base import World
 from common.data.worlds.narrated import kind_of
 from common.training.data_module import ShardedDataModule
-from papers.vx2text.clips import DEFAULT_AUDIO, DEFAULT_VIDEO, ONE_CLIP, AudioInput, ClipReader, VideoInput
-from papers.vx2text.prompt import DEFAULT_LIMITS, TASKS, Prompt, PromptLimits, PromptText, TextTokenizer
+from common.training.examples import Draw, batches_of_epoch
+from common.training.examples import Example as ExampleBatch
+from papers.vx2text.clips import (
+    DEFAULT_AUDIO,
+    DEFAULT_VIDEO,
+    MODALITIES,
+    AudioInput,
+    ClipReader,
+    Modality,
+    VideoInput,
+    made_up_clips,
+)
+from papers.vx2text.loss import IGNORED
+from papers.vx2text.miniature import KnownWords
+from papers.vx2text.prompt import DEFAULT_LIMITS, LETTERS, TASKS, Prompt, PromptLimits, PromptText, TextTokenizer
 
-#: What stands in a batch where there is no piece of an answer; losses leave it out.
-IGNORED = -100
 #: Subtitles this many seconds around a marked part count as part of it (specification 10).
 SPAN_MARGIN = 5.0
+#: Turns of a dialogue of AVSD.
+TURNS = 10
+#: Of made-up prompts: ids of words that every vocabulary has, and how many words name the parts of a prompt.
+MADE_UP_IDS, WORDS_OF_PROMPT = (5, 90), 24
 
-TrueWords = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
 #: What a question with options is answered by: the letter of one; its text, judged by likelihood; or its position, for
 #: a model without a decoder.
 Scoring = Literal["label", "loglik", "position"]
 Slots = Literal["media", "words"]
-Modality = Literal["video", "audio"]
-MODALITIES: tuple[Modality, ...] = ("video", "audio")
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------
@@ -193,8 +202,7 @@ class VideoTextItems(ItemDataset):
         examples: the texts, row by row.
         prompt: writes what the model reads.
         reader: cuts pictures and sounds; None puts true words into the places of modality tokens instead.
-        words: true categories of the clips, where they are known.
-        categories: of the classifier of each modality, in its order, to mark the true ones.
+        known: true categories of the clips, where they are known.
         scoring: see `Scoring`.
         replaced: share of the true words that another word of the same modality takes the place of.
         options: see ItemDataset.
@@ -212,8 +220,7 @@ class VideoTextItems(ItemDataset):
         examples: Examples,
         prompt: Prompt,
         reader: ClipReader | None,
-        words: TrueWords,
-        categories: Mapping[Modality, Sequence[str]],
+        known: KnownWords,
         scoring: Scoring = "label",
         replaced: float = 0.15,
         **options: Any,
@@ -224,16 +231,10 @@ class VideoTextItems(ItemDataset):
         self.examples = examples
         self.prompt = prompt
         self.reader = reader
-        self.words = words
+        self.known = known
         self.scoring: Scoring = scoring
         self.replaced = replaced
-        self.pools = [sorted({word for own in words.values() for word in own[side]}) for side in (0, 1)]
-        self.numbers = {
-            name: _numbers(categories[name], pool, f"data.{name}_categories")
-            for name, pool in zip(MODALITIES, self.pools)
-            if name in categories and pool
-        }
-        if reader is None and not words:
+        if reader is None and not known.words:
             raise ValueError(
                 f"data.slots is words, but {listing.name} has no words.jsonl with the true categories of its clips; "
                 "only the miniature knows them, so pre-train on text there alone"
@@ -241,17 +242,13 @@ class VideoTextItems(ItemDataset):
 
     def _make(self, file: int, rng: np.random.Generator) -> Sample:
         example = self.examples[file]
-        true = self.words.get(example.clip, ((), ()))
         sample: Sample = {}
         if self.reader is not None:
             sample |= self.reader.read(self.listing[file], rng)
             ids = self.prompt.encode(example.text)
         else:
             places = (len(self.prompt.video), len(self.prompt.audio))
-            filled = [
-                noisy_words(own, count, pool, self.replaced, rng) for own, count, pool in zip(true, places, self.pools)
-            ]
-            ids = self.prompt.encode(example.text, *filled)
+            ids = self.prompt.encode(example.text, *self.known.noisy(example.clip, places, self.replaced, rng))
         sample |= {
             "input_ids": ids,
             "labels": self._labels(example),
@@ -260,15 +257,11 @@ class VideoTextItems(ItemDataset):
             "item_id": example.item_id,
             "question_text": example.text.question,
             # Real data may ask in the same words, but knows no kinds.
-            "kind": kind_of(example.text.question) if self.words else "",
+            "kind": kind_of(example.text.question) if self.known.words else "",
             "answer_text": example.answer or "",
             "references": list(example.references),
+            **self.known.marks(example.clip),
         }
-        for name, own in zip(MODALITIES, true):
-            if name in self.numbers:
-                marks = torch.zeros(len(self.numbers[name]), dtype=torch.bool)
-                marks[[self.numbers[name][word] for word in own]] = True
-                sample[f"{name}_words"] = marks
         if example.text.options:
             sample["options"] = list(example.text.options)
             sample |= option_targets(self.prompt, example.text.options, self.scoring)
@@ -293,6 +286,14 @@ class VideoTextItems(ItemDataset):
         return self.reader.preview(self.listing[item])
 
 
+def prompt_for(
+    tokenizer: TextTokenizer, limits: PromptLimits, video: VideoInput | None, audio: AudioInput | None
+) -> Prompt:
+    """What writes prompts with places for the tokens of each clip and of the sound."""
+    video_places = 0 if video is None else video.clips * limits.video_tokens
+    return Prompt(tokenizer, limits, video_places, 0 if audio is None else limits.audio_tokens)
+
+
 def option_targets(prompt: Prompt, options: Sequence[str], scoring: Scoring) -> Sample:
     """What stands for each option where one is picked: `answer_options`, an id, or `option_labels`, its pieces."""
     if scoring == "label":
@@ -300,39 +301,6 @@ def option_targets(prompt: Prompt, options: Sequence[str], scoring: Scoring) -> 
     if scoring == "position":
         return {"answer_options": torch.arange(len(options))}
     return {"option_labels": [prompt.answer(option) for option in options]}
-
-
-def _numbers(categories: Sequence[str], words: Sequence[str], field: str) -> dict[str, int]:
-    """Number of every category; each of the words must be one."""
-    numbers = {name.lower(): place for place, name in enumerate(categories)}
-    unknown = [word for word in words if word not in numbers]
-    if unknown:
-        raise ValueError(f"{field} lacks {', '.join(unknown)}; give the categories of the classifier, in its order")
-    return numbers
-
-
-def noisy_words(
-    words: Sequence[str], count: int, pool: Sequence[str], replaced: float, rng: np.random.Generator
-) -> list[str]:
-    """What a classifier might say about a clip: its true words in any order, some of them wrong.
-
-    Args:
-        words: the true ones.
-        count: number of words wanted; where there are fewer true ones, others follow.
-        pool: all words of the modality.
-        replaced: share of words to replace by any of the pool.
-        rng: source of the draws.
-
-    Source: specification 14, step 2.
-    """
-    if not pool:
-        return []
-    others = rng.integers(len(pool), size=count)
-    kept = rng.random(count) >= replaced
-    true = rng.permutation(len(words))[:count].tolist()
-    return [
-        words[true[place]] if place < len(true) and kept[place] else pool[int(others[place])] for place in range(count)
-    ]
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -390,9 +358,14 @@ class VideoTextData(ShardedDataModule):
         test_batch_size: samples per evaluation step, per device.
         dataset, world, batch_size, max_skipped_share, kwargs: see ShardedDataModule.
 
+    Attributes:
+        options: of a question.
+
     Raises:
         ValueError: sound is to be read from a data set that has none, or there are too many tokens.
     """
+
+    options: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -441,12 +414,7 @@ class VideoTextData(ShardedDataModule):
         self.test_split = test_split
         self.test_batch_size = test_batch_size
         self.scoring: Scoring = "label"
-        self.prompt = Prompt(
-            tokenizer,
-            prompt,
-            0 if self.video is None else video.clips * prompt.video_tokens,
-            0 if self.audio is None else prompt.audio_tokens,
-        )
+        self.prompt = prompt_for(tokenizer, prompt, self.video, self.audio)
 
     @abstractmethod
     def examples(self, split: str, training: bool) -> tuple[Listing, Examples]:
@@ -467,8 +435,7 @@ class VideoTextData(ShardedDataModule):
             examples,
             self.prompt,
             reader,
-            self.dataset.words(),
-            self.categories,
+            KnownWords(self.dataset.words(), self.categories),
             self.scoring,
             self.replaced,
             seed=self.seed,
@@ -486,6 +453,44 @@ class VideoTextData(ShardedDataModule):
         items = self.items(self.test_split, training=False)
         return self.evaluation_loader(items, self.test_batch_size, collate_fn=collate)
 
+    # -- without data --------------------------------------------------------------------------------------------------
+
+    def published_items(self) -> int | None:
+        """Samples of the published training set; None where their number is not known."""
+        return self.dataset.published_counts.get(self.train_split)
+
+    def example_batch(self, module: Any, size: int, draw: Draw) -> ExampleBatch:
+        """A made-up batch with prompts of the greatest length, for estimates and measurements without data."""
+        limits = self.prompt.limits
+        places = [*self.prompt.video, *self.prompt.audio]
+        words = limits.speech + limits.caption + limits.history + limits.question + self.options * limits.option
+        ids = draw.integers(*MADE_UP_IDS, size, len(places) + words + WORDS_OF_PROMPT)
+        ids[:, : len(places)] = torch.tensor(places, dtype=torch.int64)
+        short = self.options > 0 and self.scoring != "loglik"
+        answer = {"label": 2, "position": 1}[self.scoring] if short else limits.answer
+        batch: dict[str, Any] = {
+            "input_ids": ids,
+            "labels": draw.integers(*((0, self.options) if short else MADE_UP_IDS), size, answer),
+            "index": torch.arange(size),
+            **made_up_clips(self.video, self.audio, size, draw),
+        }
+        for name in self.modalities:
+            batch[f"{name}_present"] = torch.ones(size, dtype=torch.bool)
+            if name in self.categories:
+                batch[f"{name}_words"] = draw.integers(0, 4, size, len(self.categories[name])) < 1
+        facts = {} if self.tokenizer.pretrained is None else {"tokenizer": AnyTokenizer()}
+        return ExampleBatch(batch, batches_of_epoch(self.published_items(), self.batch_size), facts)
+
+
+class AnyTokenizer:
+    """Stands for a tokenizer where its vocabulary is a file that is not there: every text is one piece."""
+
+    pad_id, eos_id, letter_ids = 0, 1, (5, 6, 7, 8, 9)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text."""
+        return [5]
+
 
 class QuestionAnsweringData(VideoTextData):
     """TVQA: questions with five options (specification 7 and 10). Its test split is withheld; test on `val`.
@@ -495,6 +500,8 @@ class QuestionAnsweringData(VideoTextData):
             `position`, its place among them, for a model without a decoder.
         kwargs: see VideoTextData and ShardedDataModule.
     """
+
+    options = len(LETTERS)
 
     def __init__(
         self,
@@ -553,6 +560,10 @@ class DialogData(VideoTextData):
         listing = self.dataset.listing(split).subset(rows[:, 0])
         return listing, DialogExamples(dialogs, rows, self.subtitles(), self.with_summary)
 
+    def published_items(self) -> int | None:
+        dialogs = super().published_items()
+        return dialogs if dialogs is None or not self.every_turn else dialogs * TURNS
+
 
 class CaptioningData(VideoTextData):
     """TVC: descriptions of moments, each of them in training, all of one moment as references else (specification 10).
@@ -583,126 +594,3 @@ class CaptioningData(VideoTextData):
         rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
         listing = self.dataset.listing(split).subset(rows[:, 0])
         return listing, CaptionExamples(moments, rows, self.subtitles())
-
-
-# -- categories --------------------------------------------------------------------------------------------------------
-
-
-class CategoryItems(ItemDataset):
-    """Clips or sounds with the categories that are true of them: `video` or `audio`, and marks `words` bool [C].
-
-    Args:
-        listing: the files; the name of a class is a category, or words that are.
-        categories: all categories, in the order of the classifier.
-        reader: cuts one modality.
-        options: see ItemDataset.
-
-    Raises:
-        ValueError: a word of a class is no category.
-    """
-
-    def __init__(self, listing: Listing, categories: Sequence[str], reader: ClipReader, **options: Any) -> None:
-        super().__init__(listing, **options)
-        self.reader = reader
-        self.marks = class_marks(listing.classes, categories)
-
-    def _make(self, file: int, rng: np.random.Generator) -> Sample:
-        clip = self.listing[file]
-        sample = self.reader.read(clip, rng)
-        name = "audio" if self.reader.video is None else "video"
-        if not sample[f"{name}_present"]:
-            raise MediaError.of(clip.path, f"has no {name} stream")
-        # One clip is cut from each file: its axis is dropped.
-        return {name: sample[name] if name == "audio" else sample[name][0], "words": self.marks[clip.label]}
-
-    def fill_cache(self) -> None:
-        self.reader.fill_cache(self.listing)
-
-    def preview(self, item: int) -> npt.NDArray[np.uint8]:
-        return self.reader.preview(self.listing[item])
-
-
-def class_marks(classes: Sequence[str], categories: Sequence[str]) -> Tensor:
-    """True categories of every class: the one that has its name, else those that its words name.
-
-    Returns:
-        bool [classes, categories].
-
-    Raises:
-        ValueError: a word of a class is no category.
-    """
-    known = {name.lower() for name in categories}
-    words = [[name.lower()] if name.lower() in known else re.split(r"[\s_]+", name.lower().strip()) for name in classes]
-    numbers = _numbers(categories, sorted({word for own in words for word in own}), "data.categories")
-    marks = torch.zeros(len(classes), len(categories), dtype=torch.bool)
-    for row, own in enumerate(words):
-        marks[row, [numbers[word] for word in own]] = True
-    return marks
-
-
-class CategoryData(ShardedDataModule):
-    """Labelled clips or sounds to train a classifier of categories on (specification 14, step 1).
-
-    Args:
-        categories: of the classifier, in its order.
-        modality: whose categories are learned.
-        video, audio: what a clip is; one is cut from each file.
-        fold: official division, where the data set has them.
-        train_split, test_split: names of the listings.
-        test_batch_size: files per test step, per device.
-        dataset, world, batch_size, max_skipped_share, kwargs: see ShardedDataModule.
-
-    Raises:
-        ValueError: the data set does not have the modality, or several clips of a file are asked for.
-    """
-
-    def __init__(
-        self,
-        dataset: MediaDataset,
-        categories: Sequence[str],
-        modality: Modality,
-        world: World | None = None,
-        video: VideoInput = ONE_CLIP,
-        audio: AudioInput = DEFAULT_AUDIO,
-        fold: int | None = None,
-        train_split: str = "train",
-        test_split: str = "validation",
-        batch_size: int = 64,
-        test_batch_size: int = 64,
-        max_skipped_share: float = 0.05,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(dataset, world, batch_size=batch_size, max_skipped_share=max_skipped_share, **kwargs)
-        if modality not in dataset.streams:
-            raise ValueError(
-                f"data.modality is {modality}, but {dataset.title} has {' and '.join(dataset.streams)} alone"
-            )
-        if modality == "video" and video.clips != 1:
-            raise ValueError(f"data.video.clips: a classifier is trained on one clip of each file, got {video.clips}")
-        self.categories = categories
-        self.modality: Modality = modality
-        self.video = video if modality == "video" else None
-        self.audio = audio if modality == "audio" else None
-        self.fold = fold
-        self.train_split = train_split
-        self.test_split = test_split
-        self.test_batch_size = test_batch_size
-
-    def items(self, split: str, training: bool) -> CategoryItems:
-        """The samples of a split."""
-        return CategoryItems(
-            self.dataset.listing(split, self.fold),
-            self.categories,
-            ClipReader(self.video, self.audio, training, self.cache_bytes),
-            seed=self.seed,
-            max_skipped_share=self.max_skipped_share,
-        )
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self.training_loader(self.items(self.train_split, training=True))
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self.evaluation_loader(self.items(self.test_split, training=False), self.test_batch_size, "validation")
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self.evaluation_loader(self.items(self.test_split, training=False), self.test_batch_size)

@@ -1,7 +1,7 @@
-"""The differentiable tokeniser: from the scores of a classifier to a few word-like tokens, with a gradient.
+"""Differentiable word tokens: from the scores of a classifier to the embeddings of a few of its categories.
 
 A modality's classifier says how probable each category is; the most probable ones, perturbed by Gumbel noise in
-training, become tokens. Choosing is not differentiable, so the gradient is that of the softmax of the perturbed
+training, become tokens. Choosing has no gradient, so the gradient is that of the softmax of the perturbed
 log-probabilities.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 Estimator = Literal["st_topk", "st_independent", "soft", "st_topk_selected"]
@@ -33,6 +33,11 @@ def gumbel_noise(*shape: int, generator: torch.Generator | None = None, device: 
     return -torch.log(-torch.log(uniform))
 
 
+def draws_of(estimator: Estimator, tokens: int) -> int:
+    """Draws of noise that an estimator takes per clip: one for all tokens, or one for each."""
+    return 1 if estimator.startswith("st_topk") else tokens
+
+
 def choose(
     logits: Tensor,
     table: Tensor,
@@ -50,8 +55,8 @@ def choose(
     | `soft` | softmax of draw k times the table | through that softmax |
     | `st_topk_selected` | as `st_topk` | of the chosen category's probability alone; for comparison, it learns worse |
 
-    Without noise the K most probable categories are chosen and the scores get no gradient: the evaluation, and the
-    frozen tokeniser. Of equal scores the lower category comes first. Computed in float32 at least, also under autocast.
+    Without noise the K most probable categories are chosen and the scores get no gradient: in evaluation, and from a
+    frozen classifier. Of equal scores the lower category comes first. At least float32 is used, also under autocast.
 
     Args:
         logits: scores of the categories before the softmax.
@@ -69,89 +74,38 @@ def choose(
 
     Source: specification 4.
     """
+    batch, categories = logits.shape
     if estimator not in get_args(Estimator):
         raise ValueError(f"estimator must be one of {', '.join(get_args(Estimator))}, got {estimator!r}")
-    categories = logits.shape[1]
     if not 1 <= tokens <= categories:
         raise ValueError(f"{tokens} tokens cannot be chosen from {categories} categories")
+    draws = draws_of(estimator, tokens)
+    if noise is not None and noise.shape not in {(batch, draws, categories), (batch, tokens, categories)}:
+        raise ValueError(f"noise must be [{batch}, {draws}, {categories}] for {estimator}, got {list(noise.shape)}")
     with torch.autocast(logits.device.type, enabled=False):
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
         log_probability = F.log_softmax(logits.to(wide), dim=1)
         if noise is None:
-            chosen = _largest(log_probability.detach(), tokens)
+            chosen = largest(log_probability.detach(), tokens)
             return F.embedding(chosen, table), chosen
-        draws = 1 if estimator.startswith("st_topk") else tokens
-        if noise.shape not in {(len(logits), draws, categories), (len(logits), tokens, categories)}:
-            raise ValueError(
-                f"noise must be [{len(logits)}, {draws}, {categories}] for {estimator}, got {list(noise.shape)}"
-            )
-        perturbed = (log_probability[:, None] + noise[:, :draws].to(wide)) / temperature
-        relaxed = perturbed.softmax(dim=2)
         values = table.to(wide)
+        perturbed = (log_probability[:, None] + noise[:, :draws].to(wide)) / temperature  # [B, draws, C]
+        relaxed = perturbed.softmax(dim=2)
         if estimator == "soft":
             return relaxed @ values, relaxed.detach().argmax(dim=2)
         if estimator == "st_independent":
-            chosen = torch.cat([_largest(draw, 1) for draw in perturbed.detach().unbind(1)], dim=1)
+            chosen = largest(perturbed.detach(), 1)[:, :, 0]
         else:
-            chosen = _largest(perturbed.detach()[:, 0], tokens)
+            chosen = largest(perturbed.detach()[:, 0], tokens)
         rows = F.embedding(chosen, values)
         if estimator == "st_topk_selected":
-            own = relaxed[:, 0].gather(1, chosen)[:, :, None]
-            return rows * (1 + own - own.detach()), chosen
+            probability = relaxed[:, 0].gather(1, chosen)[:, :, None]
+            return rows * (1 + probability - probability.detach()), chosen
         # The value is that of the rows alone, to the bit; adding and subtracting the relaxed vector would round it.
         soft = relaxed @ values.detach()
         return rows + (soft - soft.detach()), chosen
 
 
-def _largest(scores: Tensor, count: int) -> Tensor:
-    """Positions [B, count] of the largest scores [B, C], the lower one first where they tie."""
-    return scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
-
-
-class DifferentiableTokeniser(nn.Module):
-    """Categories of one modality as tokens of the language model's width.
-
-    Args:
-        table: first embedding of every category [C, D], trained from there as a parameter of its own; None where every
-            call brings one.
-        tokens: tokens per clip, K.
-        estimator: of the gradient; see `choose`.
-        temperature: tau.
-
-    Source: specification 4.
-    """
-
-    table: nn.Parameter | None
-
-    def __init__(
-        self,
-        table: Tensor | None,
-        tokens: int,
-        estimator: Estimator = "st_topk",
-        temperature: float = 1.0,
-    ) -> None:
-        super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        if tokens < 1 or (table is not None and tokens > len(table)):
-            raise ValueError(
-                f"{tokens} tokens cannot be chosen from {'any number of' if table is None else len(table)} categories"
-            )
-        self.tokens = tokens
-        self.estimator: Estimator = estimator
-        self.temperature = temperature
-        self.table = None if table is None else nn.Parameter(table.detach().clone())
-
-    @property
-    def draws(self) -> int:
-        """Draws of noise per sample."""
-        return 1 if self.estimator.startswith("st_topk") else self.tokens
-
-    def forward(
-        self, logits: Tensor, noise: Tensor | None = None, table: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens [B, K, D] and their categories [B, K] of scores [B, C]; without noise the most probable categories."""
-        rows = self.table if table is None else table
-        if rows is None:
-            raise ValueError("a tokeniser without a table of its own needs one at every call")
-        return choose(logits, rows, self.tokens, self.estimator, self.temperature, noise)
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Positions [..., count] of the largest scores [..., C], the lower one first where they tie."""
+    return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]

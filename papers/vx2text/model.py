@@ -1,444 +1,410 @@
-"""The networks of VX2TEXT: modality classifiers, the language model, and what joins them."""
+"""VX2TEXT, the model: what it sees and hears becomes word tokens, and a language model reads them and writes."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 
-from papers.vx2text.gumbel import DifferentiableTokeniser
-from papers.vx2text.prompt import AUDIO_PLACE, VIDEO_PLACE
+from common.data.items import Sample
+from common.data.listing import Clip
+from common.data.media import MediaError
+from common.encoders.kinetics import KineticsR2Plus1D
+from common.encoders.panns import PANNsCNN14
+from common.errors import StageError
+from common.stages.allowed import Builder
+from common.stages.export import SOURCES, Items, Trained, TrainedModel, with_arguments
+from common.stages.export import Modality as AnyModality
+from common.stages.finished import FinishedStage
+from papers.vx2text.clips import AudioInput, ClipReader, Modality, VideoInput
+from papers.vx2text.data import CaptioningData, QuestionAnsweringData, Scoring, collate, option_targets, prompt_for
+from papers.vx2text.gumbel import largest
+from papers.vx2text.language_model import LanguageModel, OptionClassifier, first_largest
+from papers.vx2text.prompt import Prompt, PromptLimits, PromptText, Task, TextTokenizer
+from papers.vx2text.tokens import (
+    PLACES,
+    ModalityClassifier,
+    ModalityTokens,
+    SigmoidClassifier,
+    Table,
+    Tokenization,
+    category_names,
+    pieces_of,
+    place,
+    table_of,
+)
 
-#: Reserved ids that a prompt holds in the places of modality tokens: this for the first token, one less for each next.
-PLACES = {"video": VIDEO_PLACE, "audio": AUDIO_PLACE}
-
-#: What makes the tokens: an estimator of `papers.vx2text.gumbel` that trains the classifier; or `frozen` (the most
-#: probable categories of a frozen classifier), `nondifferentiable` (sampled as by `st_topk`, no gradient comes
-#: back) or `continuous` (projected features of a trained encoder).
-Tokenisation = Literal[
-    "st_topk", "st_independent", "soft", "st_topk_selected", "frozen", "nondifferentiable", "continuous"
-]
-#: Embeddings of categories: a parameter that starts at the mean of their names' word embeddings, or that mean itself.
-Table = Literal["learned", "tied"]
+#: Parts of the prompt, as messages call them.
+_PARTS = {"speech": "speech", "caption": "descriptions", "history": "earlier questions", "option": "options"}
 
 
-def category_names(categories: Sequence[str] | str | None) -> list[str]:
-    """Names of a classifier's categories, lower-cased.
+class VX2Text(TrainedModel):
+    """Text from video, sound, speech and history (specification 1 to 8).
+
+    `VX2Text.from_export(path)` reads a trained model, which answers, describes, and says what it sees and hears.
 
     Args:
-        categories: the names; or a file with one name a line, or AudioSet's `class_labels_indices.csv`; None for the
-            400 actions of Kinetics, in the order of torchvision's weights.
+        language_model: T5.
+        video_classifier, audio_classifier: networks whose categories become tokens.
+        modalities: which of video and audio are read, as in the data; the classifier of another one is dropped.
+        video_tokens, audio_tokens: tokens of each clip, K.
+        tokenization, temperature, table: see `ModalityTokens`.
+        beams, max_answer_tokens: of the generation. Of several options one is picked as data.scoring says.
+
+    Attributes:
+        task: what a trained model learned: `question` (one of five options), `dialog` or `caption`.
 
     Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: there are no names, or some twice, also in other letters; or a table lacks the column of names.
-    """
-    if categories is None:
-        from torchvision.models.video import R2Plus1D_18_Weights
-
-        names = list(R2Plus1D_18_Weights.KINETICS400_V1.meta["categories"])
-    elif isinstance(categories, str):
-        path = Path(categories)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"model categories: {path} does not exist; for AudioSet it is class_labels_indices.csv of its release, "
-                "else a text file with one name a line"
-            )
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".csv":
-            table = csv.DictReader(text.splitlines())
-            if "display_name" not in (table.fieldnames or ()):
-                raise ValueError(
-                    f"model categories: {path} has no column display_name; give class_labels_indices.csv of AudioSet's "
-                    "release, or a text file with one name a line"
-                )
-            names = [row["display_name"] or "" for row in table]
-        else:
-            names = [line.strip() for line in text.splitlines() if line.strip()]
-    else:
-        names = list(categories)
-    names = [name.lower() for name in names]
-    if not names or len(set(names)) != len(names):
-        raise ValueError("model categories: a classifier needs at least one category, and no name twice")
-    return names
-
-
-class ModalityClassifier(nn.Module):
-    """A classifier whose categories are the words of its modality.
-
-    Args:
-        encoder: network with `feature_dim` features.
-        categories: see `category_names`.
-
-    Source: specification 3.
+        ValueError: a modality has no classifier; beams or max_answer_tokens is below 1.
     """
 
-    def __init__(self, encoder: nn.Module, categories: Sequence[str] | str | None = None) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.names = category_names(categories)
-        self.fc = nn.Linear(int(encoder.feature_dim), len(self.names))  # type: ignore[arg-type]
+    paper = "vx2text"
+    kinds = ("papers.vx2text.module.VX2TextModule",)
+    classes: ClassVar[tuple[type, ...]] = (
+        LanguageModel, OptionClassifier, ModalityClassifier, SigmoidClassifier, KineticsR2Plus1D, PANNsCNN14,
+    )  # fmt: skip
+    no_files = SOURCES | {"categories"}
+    example = "vx2text/mini/seed0/avsd"
+    otherwise = (
+        "writes no text about clips: give the checkpoint of a stage that answers or describes, such as avsd, tvqa or "
+        "tvc"
+    )
+    embeds: ClassVar[tuple[AnyModality, ...]] = ("video", "audio")
+    limits = (
+        "For research on text about videos: answers to questions and descriptions. What it writes is likely text and "
+        "may be wrong; do not act on it unchecked. It inherits the biases of its clips and of its language model, "
+        "and is not made to recognise persons or to decide about them. The method is covered by US patents, see the "
+        "paper's page."
+    )
+    usage = 'model.words("clip.mp4")  # what it sees and hears; then model.write("clip.mp4", "what is moving?")'
 
-    def forward(self, clip: Tensor) -> Tensor:
-        """Scores [B, C] of the categories before any softmax."""
-        return self.scores(self.encoder(clip))
-
-    def scores(self, features: Tensor) -> Tensor:
-        """Scores [B, C] of the categories from features [B, feature_dim]."""
-        return self.fc(features)
-
-
-class SigmoidClassifier(ModalityClassifier):
-    """A classifier that was trained with a sigmoid for each category, as PANNs are, taken at its word.
-
-    A category's probability is the share of its sigmoid in the sum of all, where `ModalityClassifier` takes the softmax
-    of the scores before it. Weights and parameters are the same.
-
-    Args:
-        encoder, categories: see `ModalityClassifier`.
-
-    Source: specification 3, `sigmoid_normalised`.
-    """
-
-    def scores(self, features: Tensor) -> Tensor:
-        """Logarithms [B, C] of the sigmoids, float32: their softmax is each one's share."""
-        return F.logsigmoid(self.fc(features).float())
-
-
-class LanguageModel(nn.Module):
-    """T5: its encoder takes embeddings, its decoder writes text.
-
-    Built with random weights; `papers.vx2text.weights.load_language_model` gives it released ones.
-
-    Args:
-        vocabulary_size, width, layers, attention_heads, key_width, feed_forward_width, dropout: by default those of
-            T5-base (222,903,552 parameters).
-        embedding_scale: fresh embeddings have deviation 1, too much for a small network.
-
-    Source: specification 6.
-    """
+    tokens: Mapping[Modality, ModalityTokens]
+    # Of a trained model: what it learned, and what reads files and texts for it.
+    task: Task
+    scoring: Scoring
+    tokenizer: TextTokenizer
+    prompt: Prompt
+    reader: ClipReader
 
     def __init__(
         self,
-        vocabulary_size: int = 32128,
-        width: int = 768,
-        layers: int = 12,
-        attention_heads: int = 12,
-        key_width: int = 64,
-        feed_forward_width: int = 3072,
-        dropout: float = 0.1,
-        embedding_scale: float = 1.0,
+        language_model: LanguageModel,
+        video_classifier: ModalityClassifier | None = None,
+        audio_classifier: ModalityClassifier | None = None,
+        modalities: Sequence[Modality] = ("video", "audio"),
+        video_tokens: int = 3,
+        audio_tokens: int = 3,
+        tokenization: Tokenization = "st_topk",
+        temperature: float = 1.0,
+        table: Table = "learned",
+        beams: int = 5,
+        max_answer_tokens: int = 30,
     ) -> None:
         super().__init__()
-        config = T5Config(
-            vocab_size=vocabulary_size,
-            d_model=width,
-            d_kv=key_width,
-            d_ff=feed_forward_width,
-            num_layers=layers,
-            num_heads=attention_heads,
-            dropout_rate=dropout,
-            decoder_start_token_id=0,
-        )  # type: ignore[call-arg]
-        self.t5: Any = self._network(config)
-        with torch.no_grad():
-            self.t5.shared.weight.mul_(embedding_scale)
+        for field, value in (("beams", beams), ("max_answer_tokens", max_answer_tokens)):
+            if value < 1:
+                raise ValueError(f"model.model.{field} must be at least 1, got {value}")
+        self.beams = beams
+        self.max_answer_tokens = max_answer_tokens
+        self.language_model = language_model
+        parts = {"video": (video_classifier, video_tokens), "audio": (audio_classifier, audio_tokens)}
+        self.tokens = nn.ModuleDict()  # type: ignore[assignment]
+        for name, (classifier, count) in parts.items():
+            if name in modalities:
+                if classifier is None:
+                    raise ValueError(f"model.model.modalities has {name}, but model.model.{name}_classifier is null")
+                made = ModalityTokens(classifier, language_model.width, count, tokenization, temperature, table)
+                self.tokens[name] = made  # type: ignore[index]
 
-    def _network(self, config: T5Config) -> Any:
-        return T5ForConditionalGeneration(config)
-
-    @property
-    def width(self) -> int:
-        """Width of an embedding, D."""
-        return int(self.t5.config.d_model)
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of word embeddings."""
-        return int(self.t5.config.vocab_size)
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Embeddings [..., D] of word pieces; negative ids, the places of modality tokens, give any value."""
-        return self.t5.shared(tokens.clamp(min=0))
-
-    def forward(self, embeddings: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """Scores [B, M, V] of the next word at every place of the answer, the answer so far given.
+    def forward(
+        self, batch: Mapping[str, Any], noise: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """What the language model reads: the words of the prompts, with the tokens of video and sound in their places.
 
         Args:
-            embeddings: of the encoder's input [B, N, D].
-            mask: which of them count [B, N].
-            labels: word pieces of the answer [B, M]; -100 where there is none.
+            batch: prompts and clips, as `collate` makes it.
+            noise: Gumbel noise of every modality; without it the most probable categories are chosen.
+
+        Returns:
+            Embeddings [B, N, D], which of them count [B, N], and for every modality its categories [B, S * K] and
+            scores [B, S, C].
         """
-        return self.t5(
-            inputs_embeds=embeddings,
-            attention_mask=over_queries(mask),
-            decoder_input_ids=self.t5.prepare_decoder_input_ids_from_labels(labels),
-            use_cache=False,
-        ).logits
+        ids = batch["input_ids"]
+        embeddings, mask = self.language_model.embed(ids), ids != 0
+        named: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, tokens in self.tokens.items():
+            clips = batch[name] if name == "video" else batch[name][:, None]
+            table = None if tokens.pieces is None else table_of(tokens.pieces, self.language_model)
+            rows, chosen, scores = tokens(clips, (noise or {}).get(name), table)
+            embeddings = place(embeddings, ids, rows, name)
+            # A clip without this modality has no tokens, rather than invented ones.
+            absent = ~batch[f"{name}_present"][:, None] & (ids <= PLACES[name]) & (ids > PLACES[name] - rows.shape[1])
+            mask = mask & ~absent
+            named[name] = chosen, scores
+        return embeddings, mask, named
+
+    def tie_tables(self, tokenizer: Any) -> None:
+        """Look up the word pieces of the categories whose embeddings are tied to those of words."""
+        for tokens in self.tokens.values():
+            if tokens.tied:
+                tokens.pieces = pieces_of(tokens.classifier.names, tokenizer).to(self.device)
+
+    def start_tables(self, tokenizer: Any) -> None:
+        """Let learned embeddings of categories start at the mean of those of their names' word pieces."""
+        for tokens in self.tokens.values():
+            pieces = pieces_of(tokens.classifier.names, tokenizer).to(self.device)
+            tokens.start_table(table_of(pieces, self.language_model))
 
     @torch.no_grad()
-    def generate(self, embeddings: Tensor, mask: Tensor, beams: int = 5, max_tokens: int = 30) -> Tensor:
-        """Word pieces [B, <= max_tokens + 1] by beam search, or greedily with one beam.
+    def texts(
+        self, batch: Mapping[str, Any], embeddings: Tensor, mask: Tensor, tokenizer: Any
+    ) -> tuple[list[str], Tensor | None]:
+        """Write a text for every sample; where there are options, pick one: by its letter or by its likelihood.
+
+        Args:
+            batch: brings `options` and `answer_options` or `option_labels`, where there are any.
+            embeddings, mask: as `forward` gives them.
+            tokenizer: decodes word pieces.
+
+        Returns:
+            The texts, and the positions of the picked options [B]; of equal ones the first.
 
         Source: specification 7.
         """
-        return self.t5.generate(
-            inputs_embeds=embeddings,
-            attention_mask=mask.long(),
-            num_beams=beams,
-            do_sample=False,
-            max_new_tokens=max_tokens,
-            length_penalty=1.0,
-        )
+        if "options" not in batch:
+            rows = self.language_model.generate(embeddings, mask, self.beams, self.max_answer_tokens)
+            return [tokenizer.decode(row) for row in rows.tolist()], None
+        if "answer_options" in batch:
+            scores = self.language_model.letter_scores(embeddings, mask, batch["answer_options"])
+        else:
+            scores = self.language_model.option_scores(embeddings, mask, batch["option_labels"])
+        picked = first_largest(scores)
+        return [options[number] for options, number in zip(batch["options"], picked.tolist())], picked
+
+    # -- a trained model -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def of(cls, trained: Trained) -> Self:
+        # An export holds this model, without the module that trained it.
+        model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
+        model.task, model.scoring = cls.input(trained, "task", Task), cls.input(trained, "scoring", Scoring)
+        video = cls.input(trained, "video", VideoInput | None)
+        audio = cls.input(trained, "audio", AudioInput | None)
+        limits = cls.input(trained, "prompt", PromptLimits)
+        if len(trained.files) != 1:
+            raise StageError(f"{trained.where}: files holds {len(trained.files)} vocabularies, not one")
+        (name,) = trained.files
+        model.tokenizer = TextTokenizer(None, cls.input(trained, "vocabulary_size", int)).read(name, trained.file(name))
+        model.prompt = prompt_for(model.tokenizer, limits, video, audio)
+        model.reader = ClipReader(video, audio, training=False)
+        model.fill(trained)
+        model.tie_tables(model.tokenizer)
+        return model
+
+    @classmethod
+    def gather(cls, stage: FinishedStage) -> Trained:
+        data = stage.data()
+        model = stage.config["model"]["init_args"]["model"]
+        for name in ("video_classifier", "audio_classifier"):
+            classifier = model["init_args"][name]
+            if classifier is not None:
+                # Names may lie in a file, which must not be needed.
+                names = category_names(classifier["init_args"]["categories"])
+                model = with_arguments(model, **{name: with_arguments(classifier, categories=names)})
+        tasks = {QuestionAnsweringData: "question", CaptioningData: "caption"}
+        inputs = {
+            "task": next((task for kind, task in tasks.items() if isinstance(data, kind)), "dialog"),
+            "scoring": data.scoring,
+            "video": None if data.video is None else asdict(data.video),
+            "audio": None if data.audio is None else asdict(data.audio),
+            "prompt": asdict(data.prompt.limits),
+            "vocabulary_size": data.tokenizer.vocabulary_size,
+        }
+        name, content = data.tokenizer.content
+        weights = {name.removeprefix("model."): value for name, value in stage.state.items()}
+        return Trained(model, inputs, weights, {name: content})
 
     @torch.no_grad()
-    def option_scores(self, embeddings: Tensor, mask: Tensor, options: Tensor) -> Tensor:
-        """Mean log-likelihood of each answer; the encoder runs once.
-
-        Args:
-            embeddings, mask: of the encoder's input [B, N, D] and [B, N].
-            options: word pieces of the answers [B, O, M]; -100 where there is none.
-
-        Returns:
-            [B, O] in nats per token.
-
-        Source: specification 7, `loglik`.
-        """
-        batch, count, length = options.shape
-        encoded = self.t5.encoder(inputs_embeds=embeddings, attention_mask=mask.long()).last_hidden_state
-        flat = options.reshape(batch * count, length)
-        logits = self.t5(
-            encoder_outputs=(encoded.repeat_interleave(count, dim=0),),
-            attention_mask=mask.long().repeat_interleave(count, dim=0),
-            decoder_input_ids=self.t5.prepare_decoder_input_ids_from_labels(flat),
-            use_cache=False,
-        ).logits
-        counted = flat != -100
-        likelihood = logits.float().log_softmax(-1).gather(2, flat.clamp(min=0)[:, :, None])[:, :, 0]
-        return ((likelihood * counted).sum(1) / counted.sum(1).clamp(min=1)).view(batch, count)
-
-
-def over_queries(mask: Tensor) -> Tensor:
-    """A mask [B, N] in the form that attention takes, [B, 1, 1, N].
-
-    Given a flat one, transformers asks the device whether anything is masked, and the host waits for the answer.
-    """
-    return mask[:, None, None]
-
-
-class OptionClassifier(LanguageModel):
-    """T5's encoder alone: a linear layer on the state at the prompt's last position picks one of several options.
-
-    The discriminative counterpart to a model that writes its answer; it cannot write.
-
-    Args:
-        options: how many a question has.
-        kwargs: see LanguageModel.
-
-    Source: specification 9, `no_decoder`.
-    """
-
-    def __init__(self, options: int = 5, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.head = nn.Linear(self.width, options)
-
-    def _network(self, config: T5Config) -> nn.Module:
-        return T5EncoderModel(config)
-
-    def forward(self, embeddings: Tensor, mask: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Scores [B, 1, options] of the options, in the place of those of an answer's only word.
-
-        Args:
-            embeddings: of the encoder's input [B, N, D].
-            mask: which of them count [B, N].
-            labels: not used.
-        """
-        states = self.t5(inputs_embeds=embeddings, attention_mask=over_queries(mask)).last_hidden_state
-        last = mask.long().cumsum(1).argmax(1)
-        return self.head(states[torch.arange(len(last), device=last.device), last])[:, None]
-
-    def generate(self, *_: Any, **__: Any) -> Tensor:
-        raise TypeError("an option classifier has no decoder: it writes no text")
-
-    def option_scores(self, *_: Any, **__: Any) -> Tensor:
-        raise TypeError("an option classifier has no decoder: it tells no likelihood of a text")
-
-
-class ContinuousTokens(nn.Module):
-    """The alternative that the paper argues against: the pooled feature, mapped to embeddings, without categories.
-
-    Source: specification 9, `continuous`.
-    """
-
-    def __init__(self, feature_dim: int, width: int, tokens: int) -> None:
-        super().__init__()
-        self.tokens = tokens
-        self.linear = nn.Linear(feature_dim, tokens * width)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, tokens, D] of features [B, feature_dim]."""
-        return self.linear(features).view(len(features), self.tokens, -1)
-
-
-class ModalityTokens(nn.Module):
-    """A modality's classifier and tokeniser: from clips to embeddings that the language model reads as words.
-
-    Batch normalisation of the classifier keeps its statistics, in training too. A classifier that does not learn is in
-    evaluation mode altogether.
-
-    Args:
-        classifier: of the modality.
-        width: of an embedding, D.
-        tokens: per clip, K.
-        tokenisation: see `Tokenisation`.
-        temperature: tau.
-        table: see `Table`; a learned one is zero until `start_table` or a checkpoint fills it.
-
-    Source: specification 4, 8 and 9.
-    """
-
-    def __init__(
+    def write(
         self,
-        classifier: ModalityClassifier,
-        width: int,
-        tokens: int,
-        tokenisation: Tokenisation = "st_topk",
-        temperature: float = 1.0,
-        table: Table = "learned",
-    ) -> None:
-        super().__init__()
-        if tokenisation not in get_args(Tokenisation):
-            raise ValueError(
-                f"model.tokenisation must be one of {', '.join(get_args(Tokenisation))}, got {tokenisation!r}"
-            )
-        self.classifier = classifier
-        self.tokens = tokens
-        self.learns = tokenisation not in ("frozen", "nondifferentiable")
-        self.sampled = tokenisation not in ("frozen", "continuous")
-        self.tokeniser: DifferentiableTokeniser | None = None
-        self.continuous: ContinuousTokens | None = None
-        if tokenisation == "continuous":
-            self.continuous = ContinuousTokens(int(classifier.encoder.feature_dim), width, tokens)  # type: ignore[arg-type]
-            # Without a use here it would be a parameter without gradient, which distributed training refuses.
-            classifier.fc.requires_grad_(False)
-        else:
-            estimator: Any = tokenisation if self.learns else "st_topk"
-            categories = len(classifier.names)
-            self.tokeniser = DifferentiableTokeniser(
-                torch.zeros(categories, width) if table == "learned" else None, tokens, estimator, temperature
-            )
-            if tokens > categories:
-                raise ValueError(f"{tokens} tokens cannot be chosen from {categories} categories")
-        if not self.learns:
-            classifier.requires_grad_(False)
-        # Lightning leaves modules in the mode in which it finds them, so this must not wait for its call.
-        self.train()
-
-    def train(self, mode: bool = True) -> ModalityTokens:
-        super().train(mode)
-        if not self.learns:
-            self.classifier.eval()
-        for module in self.classifier.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-        return self
-
-    def start_table(self, rows: Tensor) -> None:
-        """Let a learned table start from the embeddings of the categories' names [C, D]."""
-        if self.tokeniser is not None and self.tokeniser.table is not None:
-            with torch.no_grad():
-                self.tokeniser.table.copy_(rows)
-
-    def noise_shape(self, clips: int) -> tuple[int, int, int] | None:
-        """Shape of the Gumbel noise of one sample, [clips, draws, C]; None where none is needed."""
-        if self.tokeniser is None or not self.sampled:
-            return None
-        return clips, self.tokeniser.draws, len(self.classifier.names)
-
-    def forward(
-        self, clips: Tensor, noise: Tensor | None = None, table: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings, categories and scores of the clips of every sample.
+        clip: str | Path,
+        question: str = "",
+        speech: Sequence[str] = (),
+        known: str = "",
+        history: Sequence[tuple[str, str]] = (),
+        options: Sequence[str] = (),
+    ) -> str:
+        """Text about a clip, as the task wants it.
 
         Args:
-            clips: [B, S, ...], S clips each.
-            noise: Gumbel noise [B, S, draws, C]; None chooses without.
-            table: embeddings of the categories [C, D] in place of learned ones.
+            clip: a video file, or a folder of numbered frames; the sound may be missing, and so may the picture.
+            question: what is asked; none for a description.
+            speech: what is said in the clip, line by line.
+            known: a description of the clip.
+            history: earlier questions and answers.
+            options: answers to choose from.
 
-        Returns:
-            Embeddings [B, S * K, D] in the order of the clips, categories [B, S * K] (empty when continuous), scores
-            [B, S, C].
+        Raises:
+            MediaError: the clip cannot be read, or has nothing that the model sees or hears.
+            StageError: the model was trained without some of the texts that are given, and would not read them.
         """
-        batch, count = clips.shape[:2]
-        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
-            features = self.classifier.encoder(clips.flatten(0, 1))
-            logits = self.classifier.scores(features)
-        if self.continuous is not None:
-            embeddings = self.continuous(features)
-            chosen = torch.zeros(len(features), 0, dtype=torch.int64, device=features.device)
-        else:
-            assert self.tokeniser is not None
-            embeddings, chosen = self.tokeniser(logits, None if noise is None else noise.flatten(0, 1), table)
-        return (
-            embeddings.reshape(batch, count * self.tokens, -1),
-            chosen.reshape(batch, -1),
-            logits.view(batch, count, -1),
+        given = {"speech": speech, "caption": known, "history": history, "option": options}
+        for part, content in given.items():
+            if content and not getattr(self.prompt.limits, part):
+                raise StageError(
+                    f"this model was trained without {_PARTS[part]} (data.prompt.{part} was 0) and would not read "
+                    "what is given: leave it out"
+                )
+        sample = self._read(clip)
+        if self.tokens and not any(sample[f"{name}_present"] for name in self.tokens):
+            raise MediaError.of(Path(clip), f"has no {' and no '.join(self.tokens)}, and this model reads nothing else")
+        text = PromptText(
+            self.task,
+            question=question,
+            speech=tuple(speech),
+            caption=known,
+            history=tuple(history),
+            options=tuple(options),
         )
+        sample |= {"input_ids": self.prompt.encode(text)}
+        if options:
+            sample |= {"options": list(options), **option_targets(self.prompt, options, self.scoring)}
+        batch = {
+            name: value.to(self.device) if isinstance(value, Tensor) else value
+            for name, value in collate([sample]).items()
+        }
+        embeddings, mask, _ = self(batch)
+        return self.texts(batch, embeddings, mask, self.tokenizer)[0][0]
+
+    def answer(
+        self,
+        clip: str | Path,
+        question: str,
+        *,
+        speech: Sequence[str] = (),
+        known: str = "",
+        history: Sequence[tuple[str, str]] = (),
+        options: Sequence[str] = (),
+    ) -> str:
+        """The answer to a question about a clip.
+
+        Args:
+            clip, question, speech, known, history, options: see `write`.
+
+        Raises:
+            StageError: there is no question, or the model cannot answer it.
+            MediaError: the clip cannot be read.
+        """
+        if not question.strip():
+            raise StageError(
+                "there is no question to answer; to have the clip described: assemble caption vx2text CLIP"
+            )
+        if self.task == "caption":
+            raise StageError("this model learned to describe clips and not to answer: assemble caption vx2text CLIP")
+        if self.task == "question" and len(options) != 5:
+            raise StageError(
+                f"this model learned to choose among five options; {len(options)} are given (--option, five times)"
+            )
+        if self.task == "dialog" and options:
+            raise StageError("this model learned to answer freely; leave the options out (--option)")
+        return self.write(clip, question, speech, known, history, options)
+
+    def caption(self, clip: str | Path, *, speech: Sequence[str] = ()) -> str:
+        """A description of a clip.
+
+        Args:
+            clip, speech: see `write`.
+
+        Raises:
+            StageError: the model cannot describe.
+            MediaError: the clip cannot be read.
+        """
+        if self.task != "caption":
+            raise StageError(
+                "this model learned to answer questions and not to describe; ask it what happens: "
+                'assemble answer vx2text CLIP "what happens ?"'
+            )
+        return self.write(clip, speech=speech)
+
+    def words(self, clip: str | Path) -> dict[str, str]:
+        """The tokens of each modality that a clip brings into the prompt; a modality that it lacks is left out.
+
+        Raises:
+            MediaError: the clip cannot be read.
+        """
+        sample = self._read(clip)
+        embed = {"video": self.embed_video, "audio": self.embed_audio}
+        return {
+            name: self.captions(name, embed[name]([sample[name]]))[0]
+            for name in self.tokens
+            if sample[f"{name}_present"]
+        }
+
+    def _read(self, clip: str | Path) -> Sample:
+        return dict(self.reader.read(Clip(Path(clip), -1), np.random.default_rng(0)))
+
+    def _read_stream(self, modality: Modality, file: str | Path) -> Tensor:
+        if modality not in self.tokens:
+            raise StageError(f"this model was trained without {modality}")
+        sample = self._read(file)
+        if not sample[f"{modality}_present"]:
+            raise MediaError.of(Path(file), f"has no {modality} stream")
+        return sample[modality]
+
+    def read_video(self, file: str | Path) -> Tensor:
+        """The clips of a video, float32 [S, 3, T, H, W].
+
+        Raises:
+            MediaError: it cannot be read, or has no picture.
+            StageError: the model reads no video.
+        """
+        return self._read_stream("video", file)
+
+    def read_audio(self, file: str | Path) -> Tensor:
+        """A window of a file's sound, float32 [1, frames, bands].
+
+        Raises:
+            MediaError: it cannot be read, or has no sound.
+            StageError: the model reads no sound.
+        """
+        return self._read_stream("audio", file)
+
+    @torch.no_grad()
+    def embed_video(self, videos: Items) -> Tensor:
+        """Probabilities [B, S, C] of the categories of video for each of S clips.
+
+        Args:
+            videos: a file, some files, or what `read_video` gives of them.
+
+        Raises:
+            MediaError, StageError: see `read_video`.
+        """
+        clips = torch.stack(self.read_all("video", videos)).to(self.device)
+        return self.tokens["video"](clips)[2].float().softmax(-1)
+
+    @torch.no_grad()
+    def embed_audio(self, sounds: Items) -> Tensor:
+        """Probabilities [B, 1, C] of the categories of sound.
+
+        Args:
+            sounds: a file, some files, or what `read_audio` gives of them.
+
+        Raises:
+            MediaError, StageError: see `read_audio`.
+        """
+        windows = torch.stack(self.read_all("audio", sounds)).to(self.device)
+        return self.tokens["audio"](windows[:, None])[2].float().softmax(-1)
+
+    def captions(self, modality: AnyModality, embeddings: Tensor) -> list[str]:
+        """The tokens that each file brings into the prompt: the most probable categories of each of its clips."""
+        tokens = self.tokens[modality]  # type: ignore[index]
+        chosen = largest(embeddings, tokens.tokens).flatten(1)
+        return [" ".join(tokens.classifier.names[number] for number in row) for row in chosen.tolist()]
 
 
-def place(embeddings: Tensor, ids: Tensor, tokens: Tensor, modality: str) -> Tensor:
-    """Put modality tokens into their places among the words.
-
-    Args:
-        embeddings: of the words [B, N, D].
-        ids: of the prompt, with reserved ids in the places of modality tokens [B, N].
-        tokens: of the modality [B, T, D].
-        modality: `video` or `audio`.
-
-    Returns:
-        [B, N, D].
-
-    Raises:
-        ValueError: the modality is unknown.
-    """
-    if modality not in PLACES:
-        raise ValueError(f"modality must be one of {', '.join(PLACES)}, got {modality!r}")
-    number = PLACES[modality] - ids
-    here = (number >= 0) & (number < tokens.shape[1])
-    row = number.clamp(0, tokens.shape[1] - 1)[:, :, None].expand(-1, -1, tokens.shape[2])
-    return torch.where(here[:, :, None], tokens.to(embeddings.dtype).gather(1, row), embeddings)
-
-
-def pieces_of(names: Sequence[str], tokenizer: Any) -> Tensor:
-    """Word pieces of every name, padded with -1 [C, P].
-
-    Args:
-        names: of the categories.
-        tokenizer: has `encode(text) -> ids`, with or without the token that ends a text.
-    """
-    special = (tokenizer.pad_id, tokenizer.eos_id)
-    # A name without a piece of its own would have no mean; the end of a text stands in.
-    rows = [[piece for piece in tokenizer.encode(name) if piece not in special] or [tokenizer.eos_id] for name in names]
-    pieces = torch.full((len(rows), max(map(len, rows))), -1)
-    for row, found in zip(pieces, rows):
-        row[: len(found)] = torch.tensor(found)
-    return pieces
-
-
-def table_of(pieces: Tensor, language_model: LanguageModel) -> Tensor:
-    """Embedding of every category: the mean of the embeddings of its name's word pieces [C, D].
-
-    Args:
-        pieces: as `pieces_of` makes them [C, P].
-        language_model: whose word embeddings are taken; a gradient flows to them.
-
-    Source: specification 4.
-    """
-    counted = (pieces >= 0)[:, :, None]
-    return (language_model.embed(pieces) * counted).sum(1) / counted.sum(1)
+MODEL = VX2Text

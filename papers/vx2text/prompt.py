@@ -5,7 +5,7 @@ Everything about wording, order and limits is here; the model only replaces rese
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,21 +79,6 @@ class TextTokenizer:
         self.__dict__.pop("_pieces", None)
         return self
 
-    def fit(self, texts: Iterable[str]) -> TextTokenizer:
-        """Make a vocabulary of the whole words of some texts, the most frequent ones where there are too many.
-
-        Returns:
-            This tokenizer.
-
-        Raises:
-            ValueError: the texts hold no word.
-        """
-        lines = [line for text in texts if (line := _clean(text))]
-        words = {word for line in lines for word in line.split()}
-        if not words:
-            raise ValueError("no vocabulary can be made: the texts hold no word")
-        return self.read(_MODEL_FILE, _word_model(lines, min(len(words) + 3, self.vocabulary_size)))
-
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without an end.
 
@@ -138,7 +123,7 @@ class TextTokenizer:
         elif self.pretrained is None:
             from common.data.worlds.narrated import sentences
 
-            name, content = _MODEL_FILE, _word_model([*sentences(), *LETTERS, *_prompt_words()], None)
+            name, content = _MODEL_FILE, word_model([*sentences(), *LETTERS, *_prompt_words()])
         else:
             folder = Path(self.pretrained)
             found = next((name for name in (_MODEL_FILE, _TOKENIZER_FILE) if (folder / name).is_file()), None)
@@ -216,20 +201,18 @@ def _clean(text: str) -> str:
     return " ".join(text.encode("utf-8", "ignore").decode().split())
 
 
-def _word_model(lines: Sequence[str], size: int | None) -> bytes:
-    """A model of SentencePiece whose pieces are whole words in small letters; None = every word."""
+def word_model(lines: Sequence[str]) -> bytes:
+    """A model of SentencePiece whose pieces are the words of some lines in small letters; no line is empty."""
     import io
 
     import sentencepiece
 
-    if size is None:
-        size = len({word for line in lines for word in line.casefold().split()}) + 3
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
         model_writer=model,
         model_type="word",
-        vocab_size=size,
+        vocab_size=len({word for line in lines for word in line.casefold().split()}) + 3,
         hard_vocab_limit=False,
         character_coverage=1.0,
         pad_id=TextTokenizer.pad_id,

@@ -17,9 +17,10 @@ from common.encoders.checkpoint_files import (
     read_checkpoint,
     write_whole,
 )
-from papers.vx2text.model import LanguageModel, ModalityClassifier
+from papers.vx2text.clips import Modality
+from papers.vx2text.language_model import LanguageModel
+from papers.vx2text.tokens import ModalityClassifier
 
-Modality = Literal["video", "audio"]
 Layout = Literal["kinetics", "panns", "t5"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 #: Which part each layout is of.
@@ -49,23 +50,21 @@ def load_classifier(classifier: ModalityClassifier, path: str | Path, modality: 
     Source: specification 3.
     """
     state = _named(path, field)
-    found = next(
-        (own for prefix in (f"tokens.{modality}.classifier.", "classifier.") if (own := below(state, prefix))), None
-    ) or _released(state, modality)
+    found = _trained(state, modality) or _released(state, modality)
     expected = classifier.state_dict()
     # Files older than PyTorch 1.0 lack the counters of batch normalisation, which nothing reads here.
     found |= {name: value for name, value in expected.items() if name.endswith(_COUNTER) and name not in found}
     head, own_head = found.get("fc.weight"), expected["fc.weight"]
     if head is not None and head.shape[:1] != own_head.shape[:1]:
         raise CheckpointError(
-            f"{field}: the classifier in {path} has {len(head)} categories, model.{modality}_classifier "
+            f"{field}: the classifier in {path} has {len(head)} categories, model.model.{modality}_classifier "
             f"{len(own_head)}: give it the list that the weights were trained with"
         )
     problem = differences(expected, found)
     if problem:
         raise CheckpointError(
-            f"{field}: the weights in {path} do not fit model.{modality}_classifier: {problem}. Give its encoder the "
-            "layers and widths that they were trained with."
+            f"{field}: the weights in {path} do not fit model.model.{modality}_classifier: {problem}. Give its encoder "
+            "the layers and widths that they were trained with."
         )
     classifier.load_state_dict(found)
 
@@ -85,7 +84,7 @@ def load_language_model(language_model: LanguageModel, path: str | Path, field: 
     """
     path = Path(path)
     if path.is_file():
-        found = below(_named(path, field), "language_model.t5.")
+        found = _trained(_named(path, field), "language_model")
         if not found:
             raise CheckpointError(
                 f"{field}: {path} holds no language model; give the checkpoint of a stage that has one"
@@ -107,9 +106,9 @@ def load_language_model(language_model: LanguageModel, path: str | Path, field: 
     problem = differences(expected, found)
     if problem:
         raise CheckpointError(
-            f"{field}: the weights in {path} do not fit model.language_model: {problem}. Its vocabulary_size, width, "
-            "layers, attention_heads, key_width and feed_forward_width must be those of the weights; T5 v1.1 has "
-            "another feed-forward network and does not fit."
+            f"{field}: the weights in {path} do not fit model.model.language_model: {problem}. Its vocabulary_size, "
+            "width, layers, attention_heads, key_width and feed_forward_width must be those of the weights; T5 v1.1 "
+            "has another feed-forward network and does not fit."
         )
     language_model.t5.load_state_dict(found)
 
@@ -141,13 +140,11 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "kinetic
     """
     state = _named(checkpoint, "--checkpoint")
     part = _PART_OF[layout]
-    if layout == "t5":
-        found = below(state, "language_model.t5.")
-    else:
-        own = below(state, f"tokens.{part}.classifier.") or below(state, "classifier.")
+    found = _trained(state, part)
+    if part in _HEADS:
         found = {
             name.replace("fc.", _HEADS[part], 1) if name.startswith("fc.") else name.removeprefix("encoder."): value
-            for name, value in own.items()
+            for name, value in found.items()
         }
     if not found:
         raise CheckpointError(f"--checkpoint: {checkpoint} holds no {part}; its entries are {first_of(list(state))}")
@@ -165,6 +162,13 @@ def _named(path: str | Path, field: str) -> dict[str, Tensor]:
         if isinstance(content.get(entry), dict):
             return named_tensors(content[entry])
     return named_tensors(content)
+
+
+def _trained(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """A part of one of our stages: of the whole model, or of one that trains this part alone; else nothing."""
+    name = "language_model.t5." if part == "language_model" else "classifier."
+    whole = f"model.{name}" if part == "language_model" else f"model.tokens.{part}.{name}"
+    return below(state, whole) or below(state, name)
 
 
 def _released(state: dict[str, Tensor], modality: Modality) -> dict[str, Tensor]:

@@ -26,13 +26,25 @@ from common.data.images import ImageItems
 from common.data.items import Sample
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer
+from common.data.text_features import (
+    FeaturesMissing,
+    FeaturesStale,
+    FeatureStore,
+    SentencePool,
+    StoredFeatures,
+    checked_pool,
+    encode_texts,
+)
 from common.data.worlds.base import World
 from common.training.data_module import ShardedDataModule
-from papers.xmc_gan.text import FeatureStore, SentencePool, StoredFeatures, checked_pool, encode_texts
+from common.training.examples import Draw, Example, batches_of_epoch
 
 Items = Literal["images", "captions"]
 CaptionChoice = Literal["random", "shortest"]
 Role = Literal["train", "test", "reference"]
+
+#: First and last id of words that every vocabulary has, for made-up captions.
+COMMON_TOKENS = (5, 40)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +146,7 @@ class TextToImageData(ShardedDataModule):
         tokenizer: makes tokens of captions; its `max_tokens` is T. A vocabulary of its own is made from the training
             captions.
         text_features: the store of BERT's features; None delivers tokens, for a text encoder in the model.
-        sentence_pool: which pooled sentence of the store, see `papers.xmc_gan.text.pool_sentence`.
+        sentence_pool: which pooled sentence of the store, see `common.data.text_features.pool_sentence`.
         image_size: S, side of the square that images are squashed to.
         flip: probability of the horizontal flip; "left" and "right" in captions stay.
         official_quirks: images are flipped in evaluation, too, as the official code does.
@@ -233,10 +245,17 @@ class TextToImageData(ShardedDataModule):
         }
         if self.text_features is not None:
             # Both at once: a missing store of the test split must not show after days of training.
-            self.stores = {
-                split: self.text_features.open(self.dataset.name, split, items.texts, self.tokenizer)
-                for split, items in self._items.items()
-            }
+            try:
+                self.stores = {
+                    split: self.text_features.open(self.dataset.name, split, items.texts, self.tokenizer)
+                    for split, items in self._items.items()
+                }
+            except (FeaturesMissing, FeaturesStale) as error:
+                raise type(error)(
+                    f"data.text_features: {error}. Make it once with `assemble data xmc_gan --text-features` (it goes "
+                    "on where it was interrupted), or set data.text_features to null and give the model a "
+                    "text_encoder that computes the features while it trains"
+                ) from None
 
     def _fit_tokenizer(self, annotations: ImageAnnotations) -> None:
         self.tokenizer.prepare(text for own in annotations.captions for text in own)
@@ -323,7 +342,34 @@ class TextToImageData(ShardedDataModule):
     def _collate(self, split: str) -> TextCollate:
         return TextCollate(self._items[split].texts, self.tokenizer, self.stores.get(split), self.sentence_pool)
 
-    # -- what others ask -----------------------------------------------------------------------------------------------
+    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+        """Made-up minibatches with captions of the greatest length, as many as an iteration takes; see `Example`.
+
+        Args:
+            module: the width of its word vectors is that of stored features.
+            size: samples of a minibatch on one device.
+            draw: source of the numbers.
+        """
+        count, length = self.minibatches * size, self.tokenizer.max_tokens
+        batch = {
+            "image": draw.uniform(count, 3, self.image_size, self.image_size),
+            "index": torch.arange(count),
+            "caption": torch.arange(count),
+            "skipped": torch.zeros(count, dtype=torch.int64),
+            "length": torch.full((count,), length),
+        }
+        if self.text_features is None:
+            batch["tokens"] = draw.integers(*COMMON_TOKENS, count, length)
+        else:
+            width = module.generator.sentence.in_features
+            batch |= {"words": draw.normal(count, length, width), "sentence": draw.normal(count, width)}
+        narratives = getattr(self.dataset, "published_narratives", {}) if self.items == "captions" else {}
+        items = narratives.get(self.split, self.dataset.published_count(self.split))
+        # Of a vocabulary that no caption was read for, the ids above are all.
+        facts = {"vocabulary_size": COMMON_TOKENS[1]}
+        return Example(batch, batches_of_epoch(items, self.batch_size * self.minibatches), facts)
+
+    # -- captions and what is known of them ----------------------------------------------------------------------------
 
     @property
     def vocabulary_size(self) -> int:

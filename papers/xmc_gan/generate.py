@@ -44,7 +44,7 @@ def generate(
     output = Path(output)
     if output.exists() and not output.is_dir():
         raise StageError(f"--output {output} is a file: give a folder")
-    from papers.xmc_gan.use import XMCGAN
+    from papers.xmc_gan.model import XMCGAN
 
     model = XMCGAN.from_export(checkpoint, device)
     for caption in captions:

@@ -1,37 +1,33 @@
-"""The contrastive losses of XMC-GAN as pure functions, in float32 whatever the precision of their inputs.
+"""The losses of XMC-GAN: hinge, and three contrastive losses S, W and I, each with its weight.
 
-All three compare the pairs of a batch: what belongs together stands on the diagonal of a matrix of similarities, and
-every row and every column is a classification of its own entry against all others.
+All contrastive losses compare the pairs of a batch: what belongs together stands on the diagonal of a matrix of
+similarities, and every row and every column is a classification of its own entry against all others. `XMCGANLoss` is
+what the networks train by; the functions below it are what it is made of, in float32 whatever their inputs.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.losses.adversarial import hinge_discriminator, hinge_generator
 from common.memory.collective import gather_with_gradient
+from papers.xmc_gan.model import Captions, DiscriminatorOutput, normalize
 
 #: Which pairs are negatives: those of the device's batch, or those of all devices.
 Negatives = Literal["local", "global"]
 
 
-def normalise(x: Tensor) -> Tensor:
-    """x divided by its length along the last dimension; a vector of zeros stays zero, also in its gradient.
-
-    Source: specification 3.4.
-    """
-    return x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True).clamp(min=1e-12))
-
-
-class Matching(NamedTuple):
+class Contrast(NamedTuple):
     """A contrastive loss and how well the pairs are told apart.
 
     Attributes:
         loss: sum of the cross entropies of rows and columns, in nats; 2 ln B at chance.
-        accuracy: share of the pairs that are the largest of their row, or column, averaged over both [0, 1].
+        accuracy: fraction of the pairs that are the largest of their row, or column, averaged over both [0, 1].
         entropy: of the distributions over a row, or column, averaged over both, in nats.
     """
 
@@ -40,7 +36,141 @@ class Matching(NamedTuple):
     entropy: Tensor
 
 
-def matching(logits: Tensor) -> Matching:
+class Loss(NamedTuple):
+    """The loss of one network.
+
+    Attributes:
+        total: what it trains by, with gradient.
+        logs: the total and every term by name, detached.
+    """
+
+    total: Tensor
+    logs: dict[str, Tensor]
+
+
+class XMCGANLoss:
+    """Losses of discriminator and generator: hinge, plus a weighted sum of contrastive terms. A weight of 0 is off.
+
+    | weight | loss | compares | term of the discriminator | terms of the generator |
+    |---|---|---|---|---|
+    | `weight_sentence` | S | images and sentences | `real_sentence` | `fake_sentence` |
+    | `weight_word` | W | regions and words | `real_word` | `fake_word` |
+    | `weight_image_d` | I | generated and real images, features of the discriminator | | `image_d` |
+    | `weight_image_net` | I | generated and real images, features of a frozen network | | `image_net` |
+
+    Args:
+        weight_sentence, weight_word, weight_image_d, weight_image_net: see the table.
+        temperature: of all contrastive losses but W.
+        word_gammas: sharpness in W: of the attention over regions, of the maximum over words, and the inverse
+            temperature.
+        negatives: `local`, those of the device's batch, or `global`, those of all devices.
+        captions_at_once: so many captions are compared at once in W, for memory; null for all.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Source: specification 5.7.
+    """
+
+    def __init__(
+        self,
+        weight_sentence: float = 1.0,
+        weight_word: float = 1.0,
+        weight_image_d: float = 1.0,
+        weight_image_net: float = 1.0,
+        temperature: float = 0.1,
+        word_gammas: Sequence[float] = (5.0, 5.0, 50.0),
+        negatives: Negatives = "local",
+        captions_at_once: int | None = None,
+    ) -> None:
+        weights = {
+            "sentence": weight_sentence,
+            "word": weight_word,
+            "image_d": weight_image_d,
+            "image_net": weight_image_net,
+        }
+        for name, weight in weights.items():
+            if weight < 0:
+                raise ValueError(f"model.loss.weight_{name} is {weight}: it must not be below 0")
+        if temperature <= 0:
+            raise ValueError(f"model.loss.temperature is {temperature}: it must be positive")
+        if len(word_gammas) != 3:
+            raise ValueError(f"model.loss.word_gammas is {list(word_gammas)}: 3 numbers are needed")
+        if min(word_gammas) <= 0:
+            raise ValueError(f"model.loss.word_gammas is {list(word_gammas)}: all three must be positive")
+        if negatives not in get_args(Negatives):
+            raise ValueError(f"model.loss.negatives is {negatives!r}: it is local or global")
+        if captions_at_once is not None and captions_at_once < 1:
+            raise ValueError(f"model.loss.captions_at_once is {captions_at_once}: at least 1, or null for all")
+        self.weights = {
+            "real_sentence": weight_sentence,
+            "fake_sentence": weight_sentence,
+            "real_word": weight_word,
+            "fake_word": weight_word,
+            "image_d": weight_image_d,
+            "image_net": weight_image_net,
+        }
+        self.temperature = temperature
+        self.word_gammas = (word_gammas[0], word_gammas[1], word_gammas[2])
+        self.negatives = negatives
+        self.captions_at_once = captions_at_once
+
+    def discriminator(self, output: DiscriminatorOutput, captions: Captions) -> Loss:
+        """Loss of the discriminator: real images alone enter the contrastive terms.
+
+        Args:
+            output: of all real, then of all generated images.
+            captions: of the real images.
+        """
+        n = len(captions.length)
+        terms = {}
+        if self.weights["real_sentence"] > 0:
+            terms["real_sentence"] = self.pairs(output.pooled[:n], output.sentence)
+        if self.weights["real_word"] > 0 and output.regions is not None:
+            terms["real_word"] = self.words(output.regions[:n], captions)
+        return self.total("discriminator", hinge_discriminator(output.logit[:n], output.logit[n:]), terms)
+
+    def generator(
+        self, output: DiscriminatorOutput, captions: Captions, features: tuple[Tensor, Tensor] | None = None
+    ) -> Loss:
+        """Loss of the generator.
+
+        Args:
+            output: of all real, then of all generated images.
+            captions: of the real images.
+            features: of the real and of the generated images, by the frozen network [B, F]; None where its weight is 0.
+        """
+        n = len(captions.length)
+        terms = {}
+        if self.weights["fake_sentence"] > 0:
+            terms["fake_sentence"] = self.pairs(output.pooled[n:], output.sentence)
+        if self.weights["fake_word"] > 0 and output.regions is not None:
+            terms["fake_word"] = self.words(output.regions[n:], captions)
+        if self.weights["image_d"] > 0:
+            terms["image_d"] = self.pairs(output.pooled[n:], output.pooled[:n])
+        if self.weights["image_net"] > 0 and features is not None:
+            terms["image_net"] = self.pairs(*features)
+        return self.total("generator", hinge_generator(output.logit[n:]), terms)
+
+    def pairs(self, left: Tensor, right: Tensor) -> Contrast:
+        """S and I: two vectors of every sample."""
+        return pair_loss(left, right, self.temperature, negatives=self.negatives)
+
+    def words(self, regions: Tensor, captions: Captions, negatives: Negatives | None = None) -> Contrast:
+        """W: regions of images and words of captions; `negatives` in place of the configured ones."""
+        negatives = negatives or self.negatives
+        return word_loss(regions, captions.words, captions.length, self.word_gammas, negatives, self.captions_at_once)
+
+    def total(self, network: str, hinge: Tensor, terms: Mapping[str, Contrast]) -> Loss:
+        """Hinge loss plus the weighted contrastive terms."""
+        total = sum((self.weights[name] * term.loss for name, term in terms.items()), hinge)
+        logs = {f"{network}_loss": total.detach(), f"{network}_hinge": hinge.detach()}
+        for name, term in terms.items():
+            logs |= {f"{name}_{part}": value.detach() for part, value in term._asdict().items()}
+        return Loss(total, logs)
+
+
+def contrast(logits: Tensor) -> Contrast:
     """Cross entropies of the rows and of the columns of a matrix whose diagonal holds the pairs.
 
     Args:
@@ -57,7 +187,7 @@ def matching(logits: Tensor) -> Matching:
     if len(logits) < 2:
         raise ValueError(
             "a contrastive loss needs at least 2 pairs, got 1: raise data.batch_size (it is divided by the devices), "
-            "or set model.negatives to global"
+            "or set model.loss.negatives to global"
         )
     target = torch.arange(len(logits), device=logits.device)
     loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
@@ -66,22 +196,22 @@ def matching(logits: Tensor) -> Matching:
         accuracy = (both.argmax(dim=-1) == target).float().mean()
         probability = both.softmax(dim=-1)
         entropy = -(probability * torch.log(probability + 1e-8)).sum(dim=-1).mean()
-    return Matching(loss, accuracy, entropy)
+    return Contrast(loss, accuracy, entropy)
 
 
 def pair_loss(
     left: Tensor,
     right: Tensor,
     temperature: float = 0.1,
-    l2_normalise: bool = True,
+    l2_normalize: bool = True,
     negatives: Negatives = "local",
-) -> Matching:
+) -> Contrast:
     """Contrast of two vectors of every sample: image and sentence, or generated and real image.
 
     Args:
         left, right: one row for each sample.
         temperature: the cosines are divided by it.
-        l2_normalise: compare directions alone.
+        l2_normalize: compare directions alone.
         negatives: see `Negatives`; with `global` every rank returns the loss of the joint batch.
 
     Shapes:
@@ -94,11 +224,11 @@ def pair_loss(
     """
     with torch.autocast(left.device.type, enabled=False):
         left, right = left.float(), right.float()
-        if l2_normalise:
-            left, right = normalise(left), normalise(right)
+        if l2_normalize:
+            left, right = normalize(left), normalize(right)
         if negatives == "global":
             left, right = gather_with_gradient(left), gather_with_gradient(right)
-        return matching(left @ right.T / temperature)
+        return contrast(left @ right.T / temperature)
 
 
 def word_similarity(
@@ -126,7 +256,7 @@ def word_similarity(
     Source: specification 5.6 (gamma1, gamma2, gamma3).
     """
     with torch.autocast(regions.device.type, enabled=False):
-        regions, words = normalise(regions.float()), normalise(words.float())
+        regions, words = normalize(regions.float()), normalize(words.float())
         size = captions_at_once or len(words)
         parts = [
             _word_similarity(regions, some, count, gammas) for some, count in zip(words.split(size), length.split(size))
@@ -135,7 +265,7 @@ def word_similarity(
 
 
 def _word_similarity(regions: Tensor, words: Tensor, length: Tensor, gammas: tuple[float, float, float]) -> Tensor:
-    """`word_similarity` of normalised regions and words."""
+    """`word_similarity` of normalized regions and words."""
     flat = words.flatten(0, 1)
     attention = (flat @ (gammas[0] * regions).transpose(1, 2)).softmax(dim=-1)
     context = attention @ regions
@@ -152,7 +282,7 @@ def word_loss(
     gammas: tuple[float, float, float] = (5.0, 5.0, 50.0),
     negatives: Negatives = "local",
     captions_at_once: int | None = None,
-) -> Matching:
+) -> Contrast:
     """Contrast of captions and images by `word_similarity`.
 
     Args:
@@ -170,5 +300,5 @@ def word_loss(
     """
     if negatives == "global":
         own = word_similarity(gather_with_gradient(regions.float()), words, length, gammas, captions_at_once)
-        return matching(gather_with_gradient(own))
-    return matching(word_similarity(regions, words, length, gammas, captions_at_once))
+        return contrast(gather_with_gradient(own))
+    return contrast(word_similarity(regions, words, length, gammas, captions_at_once))

@@ -1,27 +1,50 @@
-"""Networks of XMC-GAN: the generator with attentional self-modulation, and the discriminator that encodes images.
+"""XMC-GAN: the generator with attentional self-modulation, the discriminator that encodes images, and both together.
 
-Images are channels-first. Convolutions are arranged for speed, with the results of the order in the specification: 1x1
-convolutions commute with a change of resolution, so they are done where the maps are small, and a 3x3 convolution next
-to such a change becomes one convolution of 4x4 with stride 2.
+Images are channels-first, [B, 3, S, S] with values in [0, 1].
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.data.image_transforms import SquashTransform
+from common.data.images import read_image
+from common.data.text import (
+    WORD,
+    CaptionTokenizer,
+    SentencePieceTokenizer,
+    WordPieceTokenizer,
+    WordVocabulary,
+    normalise_caption,
+)
+from common.data.text_features import encode_texts
 from common.encoders.checkpoint_files import CheckpointError, differences, named_tensors, read_checkpoint
-from common.memory.collective import sum_with_gradient, world_size
-from papers.xmc_gan.loss import normalise
+from common.errors import StageError
+from common.stages.allowed import Builder, path_of
+from common.stages.export import Items, Modality, Trained, TrainedModel, renamed, with_arguments, without_sources
+from common.stages.finished import FinishedStage
+from papers.xmc_gan.layers import (
+    ConditionalBatchNorm,
+    DoublingConv,
+    SpatialConditionalBatchNorm,
+    SpectralConv,
+    SpectralLinear,
+    initialize,
+)
+from papers.xmc_gan.miniature import NGramText
+from papers.xmc_gan.text import BertText, TransformerText
 
 #: Side of the map that a generator starts from and a discriminator ends with.
 FIRST_SIDE = 4
+#: Words of a small vocabulary that a message lists, at most.
+LISTED_WORDS = 60
 
 
 def image_side(channels: Sequence[int]) -> int:
@@ -48,179 +71,18 @@ class Captions(NamedTuple):
     length: Tensor
 
 
-# -- normalisation -----------------------------------------------------------------------------------------------------
+def normalize(x: Tensor) -> Tensor:
+    """x divided by its length along the last dimension; a vector of zeros stays zero, also in its gradient.
 
-
-class BatchNorm(nn.Module):
-    """Batch normalisation without weights of its own, whose running variance is the biased one.
-
-    Args:
-        channels: of the maps.
-        synchronised: normalise by the statistics of all ranks' batches together.
-
-    Attributes:
-        updating: whether training moves the running statistics; see `keeping_statistics`.
-
-    Shapes:
-        [B, C, H, W] -> [B, C, H, W]
-
-    Source: specification 3.3 and 6.4.
+    Source: specification 3.4.
     """
-
-    running_mean: Tensor
-    running_variance: Tensor
-
-    def __init__(self, channels: int, synchronised: bool = False) -> None:
-        super().__init__()
-        self.synchronised = synchronised
-        self.momentum, self.epsilon = 0.1, 1e-5
-        self.updating = True
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_variance", torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_variance, eps=self.epsilon)
-        if self.synchronised and world_size() > 1:
-            return self._over_all_ranks(x)
-        if not self.updating:
-            return F.batch_norm(x, None, None, training=True, eps=self.epsilon)
-        # Into copies, since its backward pass would object to a change of what it was given.
-        mean, variance = self.running_mean.clone(), self.running_variance.clone()
-        y = F.batch_norm(x, mean, variance, training=True, momentum=self.momentum, eps=self.epsilon)
-        count = x.numel() // x.shape[1]
-        # PyTorch has added the unbiased variance, which is count / (count - 1) times the biased one.
-        kept = self.running_variance * (1.0 - self.momentum)
-        self.running_variance.copy_(kept + (variance - kept) * ((count - 1) / count))
-        self.running_mean.copy_(mean)
-        return y
-
-    def _over_all_ranks(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        count = wide.numel() // wide.shape[1] * world_size()
-        sums = sum_with_gradient(torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))]))
-        mean, square = sums / count
-        variance = (square - mean.square()).clamp(min=0.0)
-        if self.updating:
-            self.running_mean.lerp_(mean.detach(), self.momentum)
-            self.running_variance.lerp_(variance.detach(), self.momentum)
-        scale = torch.rsqrt(variance + self.epsilon)[:, None, None]
-        return ((wide - mean[:, None, None]) * scale).to(x.dtype)
+    return x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True).clamp(min=1e-12))
 
 
-@contextmanager
-def keeping_statistics(network: nn.Module) -> Iterator[None]:
-    """While it lasts, batches are normalised as in training, but the running statistics stay as they are.
-
-    Source: specification 6.1: the images of a step of the discriminator alone do not count.
-    """
-    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
-    for norm in norms:
-        norm.updating = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.updating = True
-
-
-def _two_layers_in_one(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    """Initialise each half of a layer, which computes scale and shift, as a layer of its own."""
-    for half in layer.weight.chunk(2):
-        nn.init.xavier_normal_(half)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-class ConditionalBatchNorm(nn.Module):
-    """Batch normalisation whose scale and shift are computed from a vector: BN(x) * (1 + gamma(c)) + beta(c).
-
-    Args:
-        channels: of the maps.
-        conditions: width of the vector.
-        synchronised: see `BatchNorm`.
-
-    Shapes:
-        x [B, C, H, W], condition [B, K] -> [B, C, H, W]
-
-    Source: specification 3.3.
-    """
-
-    def __init__(self, channels: int, conditions: int, synchronised: bool = False) -> None:
-        super().__init__()
-        self.norm = BatchNorm(channels, synchronised)
-        self.modulation = _two_layers_in_one(nn.Linear(conditions, 2 * channels))
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        gamma, beta = self.modulation(condition)[:, :, None, None].chunk(2, dim=1)
-        return torch.addcmul(beta, self.norm(x), 1.0 + gamma)
-
-
-class SpatialConditionalBatchNorm(nn.Module):
-    """Batch normalisation whose scale and shift are computed at every place from a map of conditions.
-
-    The map may be smaller than x by a whole factor: scale and shift of a place are then those of the nearest place of
-    the map, as if the map had been enlarged first.
-
-    Args:
-        channels: of the maps.
-        conditions: channels of the conditions.
-        synchronised: see `BatchNorm`.
-
-    Shapes:
-        x [B, C, k * h, k * w], condition [B, K, h, w] -> [B, C, k * h, k * w]
-
-    Source: specification 3.6 and the speed-up of 3.7.
-    """
-
-    def __init__(self, channels: int, conditions: int, synchronised: bool = False) -> None:
-        super().__init__()
-        self.norm = BatchNorm(channels, synchronised)
-        self.modulation = _two_layers_in_one(nn.Conv2d(conditions, 2 * channels, 1))
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        modulation = self.modulation(condition)
-        if modulation.shape[-2:] != x.shape[-2:]:
-            modulation = F.interpolate(modulation, x.shape[-2:], mode="nearest")
-        gamma, beta = modulation.chunk(2, dim=1)
-        return torch.addcmul(beta, self.norm(x), 1.0 + gamma)
-
-
-# -- convolutions that change the resolution ---------------------------------------------------------------------------
-
-
-def convolve_then_halve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 3x3 convolution and then the mean of every 2x2 places, as one convolution with 4/9 of the products.
-
-    Shapes:
-        x [B, inputs, H, W], weight [outputs, inputs, 3, 3] -> [B, outputs, H / 2, W / 2]
-    """
-    return F.conv2d(x, _means_of_shifts(weight), bias, stride=2, padding=1)
-
-
-def double_then_convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Every place repeated 2x2 times and then a 3x3 convolution, as one transposed one with 4/9 of the products.
-
-    Shapes:
-        x [B, inputs, H, W], weight [outputs, inputs, 3, 3] -> [B, outputs, 2 H, 2 W]
-    """
-    return F.conv_transpose2d(x, 4.0 * _means_of_shifts(weight).flip(2, 3).transpose(0, 1), bias, stride=2, padding=1)
-
-
-def _means_of_shifts(weight: Tensor) -> Tensor:
-    """The mean of a 3x3 kernel shifted by 0 or 1 in both directions, [..., 4, 4]."""
-    return F.avg_pool2d(F.pad(weight, (1, 1, 1, 1)), 2, stride=1)
-
-
-class DoublingConv(nn.Conv2d):
-    """Nearest enlargement by 2 and a 3x3 convolution; see `double_then_convolve`."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return double_then_convolve(x, self.weight, self.bias)
+def noise_of(index: Tensor, size: int, seed: int) -> Tensor:
+    """Noise [B, size] of samples [B]: a function of seed and sample alone, whatever process and batch they are in."""
+    rows = [np.random.default_rng((seed, number)).standard_normal(size, dtype=np.float32) for number in index.tolist()]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, size)
 
 
 # -- generator ---------------------------------------------------------------------------------------------------------
@@ -231,9 +93,9 @@ class GeneratorBlock(nn.Module):
 
     Args:
         inputs, outputs: channels.
-        conditions: width of the condition of its two normalisations.
+        conditions: width of the condition of its two normalizations.
         spatial: whether these see a map of conditions or one vector.
-        synchronised: see `BatchNorm`.
+        synchronized: see `BatchNorm`.
 
     Shapes:
         x [B, inputs, H, W] -> [B, outputs, 2 H, 2 W]
@@ -241,12 +103,12 @@ class GeneratorBlock(nn.Module):
     Source: specification 3.2 and 3.6.
     """
 
-    def __init__(self, inputs: int, outputs: int, conditions: int, spatial: bool, synchronised: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, conditions: int, spatial: bool, synchronized: bool = False) -> None:
         super().__init__()
         norm = SpatialConditionalBatchNorm if spatial else ConditionalBatchNorm
-        self.norm1 = norm(inputs, conditions, synchronised)
+        self.norm1 = norm(inputs, conditions, synchronized)
         self.conv1 = DoublingConv(inputs, outputs)
-        self.norm2 = norm(outputs, conditions, synchronised)
+        self.norm2 = norm(outputs, conditions, synchronized)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.shortcut = nn.Conv2d(inputs, outputs, 1)
 
@@ -294,21 +156,21 @@ class Generator(nn.Module):
         sides = [FIRST_SIDE * 2**level for level in range(len(channels))]
         if cond_size not in sides:
             raise ValueError(f"generator.cond_size is {cond_size}, the maps of these channels have sides {sides}")
-        synchronised = batch_norm == "sync"
+        synchronized = batch_norm == "sync"
         widths = [width * multiple for multiple in channels]
         vector, places = 2 * z_dim, 2 * z_dim + embedding_dim
         self.sentence = nn.Linear(embedding_dim, z_dim)
         self.start = nn.Linear(z_dim, FIRST_SIDE**2 * widths[0])
         blocks = [
-            GeneratorBlock(inputs, outputs, places if side >= cond_size else vector, side >= cond_size, synchronised)
+            GeneratorBlock(inputs, outputs, places if side >= cond_size else vector, side >= cond_size, synchronized)
             for side, inputs, outputs in zip(sides, widths, widths[1:])
         ]
         self.blocks = nn.ModuleList(blocks[: sides.index(cond_size)])
         self.query = nn.Conv2d(widths[sides.index(cond_size)], embedding_dim, 1)
         self.spatial_blocks = nn.ModuleList(blocks[sides.index(cond_size) :])
-        self.norm = SpatialConditionalBatchNorm(widths[-1], places, synchronised)
+        self.norm = SpatialConditionalBatchNorm(widths[-1], places, synchronized)
         self.image = nn.Conv2d(widths[-1], 3, 3, padding=1)
-        initialise(self)
+        initialize(self)
 
     def forward(self, z: Tensor, words: Tensor, sentence: Tensor, length: Tensor) -> Tensor:
         """Images of captions.
@@ -357,7 +219,7 @@ class Generator(nn.Module):
 
 
 def attend(query: Tensor, words: Tensor, length: Tensor | None, gamma: float) -> tuple[Tensor, Tensor]:
-    """Attention of regions over words: a softmax of scaled cosines, over normalised words.
+    """Attention of regions over words: a softmax of scaled cosines, over normalized words.
 
     Args:
         query: of the regions.
@@ -369,13 +231,13 @@ def attend(query: Tensor, words: Tensor, length: Tensor | None, gamma: float) ->
         query [B, R, E], words [B, T, E], length [B] -> [B, R, E], [B, R, T]
 
     Returns:
-        Mixes of normalised words, and their weights; computed in float32.
+        Mixes of normalized words, and their weights; computed in float32.
 
     Source: specification 3.4.
     """
     with torch.autocast(query.device.type, enabled=False):
-        words = normalise(words.float())
-        scores = gamma * normalise(query.float()) @ words.transpose(1, 2)
+        words = normalize(words.float())
+        scores = gamma * normalize(query.float()) @ words.transpose(1, 2)
         if length is not None:
             padded = torch.arange(words.shape[1], device=words.device) >= length[:, None]
             scores = scores.masked_fill(padded[:, None], -torch.inf)
@@ -383,77 +245,7 @@ def attend(query: Tensor, words: Tensor, length: Tensor | None, gamma: float) ->
         return weights @ words, weights
 
 
-def initialise(network: nn.Module) -> None:
-    """Glorot's normal weights and no biases for every layer but those that compute a scale and a shift."""
-    for name, layer in network.named_modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear) and not name.endswith("modulation"):
-            nn.init.xavier_normal_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-
-
 # -- discriminator -----------------------------------------------------------------------------------------------------
-
-
-class _SpectralNorm:
-    """A weight divided by an estimate of its largest singular value, one step of power iteration at every pass.
-
-    The step is also made in evaluation, where its result is not kept. PyTorch's own version makes none there and takes
-    another epsilon.
-
-    Source: specification 4.1.
-    """
-
-    weight: Tensor
-    u: Tensor
-    training: bool
-
-    def normalised_weight(self) -> Tensor:
-        """The weight [out, ...] divided by its singular value."""
-        with torch.autocast(self.weight.device.type, enabled=False):
-            matrix = self.weight.flatten(1)
-            with torch.no_grad():
-                v = _unit(self.u @ matrix)
-                u = _unit(matrix @ v)
-                if self.training:
-                    self.u.copy_(u)
-            sigma = u @ (matrix @ v)
-            return self.weight / (sigma + 1e-10)
-
-
-def _unit(vector: Tensor) -> Tensor:
-    return vector * torch.rsqrt(vector.square().sum() + 1e-10)
-
-
-class SpectralLinear(_SpectralNorm, nn.Linear):
-    """Linear layer with spectral normalisation; see `_SpectralNorm`."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        nn.Linear.__init__(self, inputs, outputs)
-        self.register_buffer("u", 0.01 * torch.randn(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.normalised_weight(), self.bias)
-
-
-class SpectralConv(_SpectralNorm, nn.Conv2d):
-    """Convolution with spectral normalisation; see `_SpectralNorm`.
-
-    Args:
-        inputs, outputs: channels.
-        kernel: its side.
-        halve: take the mean of every 2x2 places afterwards; for a kernel of 3.
-    """
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, halve: bool = False) -> None:
-        nn.Conv2d.__init__(self, inputs, outputs, kernel, padding=kernel // 2)
-        self.halve = halve
-        self.register_buffer("u", 0.01 * torch.randn(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.halve:
-            return convolve_then_halve(x, self.normalised_weight(), self.bias)
-        return F.conv2d(x, self.normalised_weight(), self.bias, padding=self.padding)
 
 
 class DiscriminatorBlock(nn.Module):
@@ -483,7 +275,7 @@ class DiscriminatorBlock(nn.Module):
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 
-class Judgement(NamedTuple):
+class DiscriminatorOutput(NamedTuple):
     """What the discriminator makes of N images and the B sentences that they repeat.
 
     Attributes:
@@ -536,14 +328,14 @@ class Discriminator(nn.Module):
         self.regions: SpectralConv | None = SpectralConv(widths[self._region_level], embedding_dim, 1)
         self.logit = SpectralLinear(widths[-1], 1)
         self.sentence = SpectralLinear(embedding_dim, widths[-1])
-        initialise(self)
+        initialize(self)
 
     def drop_region_head(self) -> None:
         """Leave out what only the losses of words need."""
         self.regions = None
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features of images [N, 3, S, S], as a whole [N, P] and of their places [N, R, E]; see `Judgement`."""
+        """Features of images [N, 3, S, S], as a whole [N, P] and of their places [N, R, E]."""
         x, regions = images, None
         for level, block in enumerate(self.blocks):
             x = block(x)
@@ -551,8 +343,8 @@ class Discriminator(nn.Module):
                 regions = self.regions(x).flatten(2).transpose(1, 2)
         return F.relu(x).sum((2, 3)), regions
 
-    def forward(self, images: Tensor, sentence: Tensor) -> Judgement:
-        """Judge images.
+    def forward(self, images: Tensor, sentence: Tensor) -> DiscriminatorOutput:
+        """Score images under sentences.
 
         Args:
             images: values in [0, 1]; all images of the sentences once, then all of them again (real, then generated).
@@ -565,7 +357,7 @@ class Discriminator(nn.Module):
         condition = self.sentence(sentence)
         repeats = len(images) // len(sentence)
         logit = self.logit(pooled)[:, 0] + (pooled * condition.repeat(repeats, 1)).sum(1)
-        return Judgement(logit, pooled, condition, regions)
+        return DiscriminatorOutput(logit, pooled, condition, regions)
 
 
 # -- the frozen network of the loss between images ---------------------------------------------------------------------
@@ -587,7 +379,7 @@ class ImageNetFeatures(nn.Module):
     """
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -601,10 +393,12 @@ class ImageNetFeatures(nn.Module):
 
         self.pretrained, self.size = pretrained, size
         self.network = getattr(torchvision.models, network)(weights=None)
-        self._last = "fc" if network == "resnet50" else "classifier.6"
-        self._pooled = features == "pooled"
+        self._left_out = ""
+        if features == "pooled":
+            self._left_out = "fc" if network == "resnet50" else "classifier.6"
+            self.network.set_submodule(self._left_out, nn.Identity())
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
-        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
         self.requires_grad_(False).eval()
 
     def load_pretrained(self) -> None:
@@ -620,13 +414,15 @@ class ImageNetFeatures(nn.Module):
         if not path.is_file():
             raise CheckpointError(
                 f"{field}: {path} does not exist. Nothing is downloaded: put torchvision's weights there, or set "
-                "model.weight_image_net to 0"
+                "model.loss.weight_image_net to 0"
             )
-        found = named_tensors(read_checkpoint(path, "the weights of torchvision"))
-        problem = differences(self.network.state_dict(), found)
+        weights = named_tensors(read_checkpoint(path, "the weights of torchvision"))
+        if self._left_out:
+            weights = {name: value for name, value in weights.items() if not name.startswith(f"{self._left_out}.")}
+        problem = differences(self.network.state_dict(), weights)
         if problem:
             raise CheckpointError(f"{field}: {path} holds another network: {problem}")
-        self.network.load_state_dict(found)
+        self.network.load_state_dict(weights)
 
     def train(self, mode: bool = True) -> ImageNetFeatures:
         """Stays in evaluation mode."""
@@ -635,15 +431,208 @@ class ImageNetFeatures(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         size = (self.size, self.size)
         resized = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-        normalised = (resized - self.mean) / self.deviation
-        if not self._pooled:
-            return self.network(normalised)
-        seen: list[Tensor] = []
-        hook = self.network.get_submodule(self._last).register_forward_pre_hook(
-            lambda _, inputs: seen.append(inputs[0])
+        return self.network((resized - self.mean) / self.std)
+
+
+# -- the trained model -------------------------------------------------------------------------------------------------
+
+
+class XMCGAN(TrainedModel):
+    """The averaged generator, the discriminator, and what reads captions for both.
+
+    Images and captions are embedded in the space of the loss between images and sentences.
+
+    Args:
+        generator, discriminator: the networks.
+        text_encoder: from tokens and lengths to word and sentence vectors.
+        regions: whether the discriminator keeps its region head.
+
+    Attributes:
+        tokenizer: cuts captions; `from_export` sets it, as the next one.
+        learned_words: words of the training captions, where the vocabulary was made of these; None else.
+    """
+
+    paper = "xmc_gan"
+    kinds = ("papers.xmc_gan.module.XMCGANModule",)
+    classes: ClassVar[tuple[type, ...]] = (
+        Generator, Discriminator, BertText, NGramText, TransformerText,
+        WordPieceTokenizer, SentencePieceTokenizer, WordVocabulary,
+    )  # fmt: skip
+    example = "xmc_gan/mini/seed0/xmc_gan"
+    otherwise = "makes no images: give the checkpoint of a stage that does, such as xmc_gan"
+    embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
+    retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = (
+        ("text", "image"), ("image", "text"), ("image", "image"), ("text", "text"),
+    )  # fmt: skip
+    limits = (
+        "For research on making images of captions. It draws what pictures with such captions looked like, with their "
+        "biases, and shows nothing that exists: say so wherever an image is shown, and do not use it to deceive or to "
+        "picture real persons."
+    )
+    usage = 'images = model.generate(["a red circle left of a blue square"], number=4)'
+
+    tokenizer: CaptionTokenizer
+    learned_words: frozenset[str] | None
+
+    def __init__(
+        self, generator: Generator, discriminator: Discriminator, text_encoder: nn.Module, regions: bool = True
+    ) -> None:
+        super().__init__()
+        if not regions:
+            discriminator.drop_region_head()
+        self.generator = generator
+        self.discriminator = discriminator
+        self.text_encoder = text_encoder
+        self._pixels = SquashTransform(generator.image_size, 0.0, training=False)
+
+    @classmethod
+    def gather(cls, stage: FinishedStage) -> Trained:
+        data = stage.data()
+        if data.tokenizer.file is None:
+            # The vocabulary was made of the training captions, which the miniature's world writes.
+            data.prepare_data()
+        else:
+            data.tokenizer.prepare()
+        weights = renamed(stage.state, generator="generators.key", discriminator="discriminator")
+        trained = without_sources(stage.config["model"]["init_args"])
+        arguments = {name: trained[name] for name in ("generator", "discriminator", "text_encoder")}
+        arguments["regions"] = any(name.startswith("discriminator.regions.") for name in weights)
+        if arguments["text_encoder"] is None:
+            bert = _bert_of_features(data)
+            weights |= {f"text_encoder.{name}": value for name, value in bert.state_dict().items()}
+            sizes = {"pretrained": None, "sentence_pool": data.sentence_pool, "sizes": bert.sizes}
+            arguments["text_encoder"] = {"class_path": path_of(BertText), "init_args": sizes}
+        else:
+            weights |= renamed(stage.state, text_encoder="text_encoder")
+        inputs: dict[str, Any] = {
+            "tokenizer": with_arguments(stage.config["data"]["init_args"]["tokenizer"], **{data.tokenizer.field: None}),
+            "learned_words": sorted(_words(data)) if data.tokenizer.file is None else None,
+        }
+        model = {"class_path": path_of(cls), "init_args": arguments}
+        return Trained(model, inputs, weights, {data.tokenizer.file_name: data.tokenizer.content})
+
+    @classmethod
+    def of(cls, trained: Trained) -> Self:
+        model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
+        model.tokenizer = cls.input(trained, "tokenizer", CaptionTokenizer)
+        model.tokenizer.read(trained.file(model.tokenizer.file_name))
+        words = cls.input(trained, "learned_words", list[str] | None)
+        model.learned_words = None if words is None else frozenset(words)
+        model.fill(trained)
+        return model
+
+    # -- captions ------------------------------------------------------------------------------------------------------
+
+    def notes(self, caption: str) -> list[str]:
+        """What a user should know about a caption: words that the model does not know, and what is cut off.
+
+        Args:
+            caption: what is to be shown.
+
+        Raises:
+            StageError: there is no word, or none that the model knows.
+        """
+        tokenizer, learned, notes = self.tokenizer, self.learned_words, []
+        pieces = WORD.findall(normalise_caption(caption))
+        # Marks are read like words, but a caption says nothing else without one.
+        words = [piece for piece in pieces if any(letter.isalnum() for letter in piece)]
+        if not words:
+            raise StageError("there is no caption: say in quotes what is to be seen")
+        if learned is not None:
+            unknown = [word for word in dict.fromkeys(words) if word not in learned]
+        else:
+            unknown = [word for word in dict.fromkeys(words) if "[UNK]" in tokenizer.decode(tokenizer.encode(word))]
+        if unknown:
+            known = sorted(word for word in learned or () if word.isalnum())
+            some = f"; it learned from {', '.join(known)}" if 0 < len(known) <= LISTED_WORDS else ""
+            line = f"the model does not know {', '.join(unknown)}{some}"
+            if len(unknown) == len(set(words)):
+                raise StageError(f"{caption!r}: {line}")
+            notes.append(line)
+        count = 2 + sum(len(tokenizer.encode(piece)) - 2 for piece in pieces)
+        if count > tokenizer.max_tokens:
+            read = tokenizer.decode(tokenizer.encode(caption))
+            notes.append(f"too long by {count - tokenizer.max_tokens} tokens; what the model reads is {read!r}")
+        return notes
+
+    def vectors(self, captions: Sequence[str]) -> Captions:
+        """Word vectors [B, T, E], sentence vectors [B, E] and lengths [B] of captions."""
+        tokens, length = (value.to(self.device) for value in encode_texts(captions, self.tokenizer))
+        words, sentence = self.text_encoder(tokens, length)
+        return Captions(words, sentence, length)
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, captions: str | Sequence[str], number: int = 1, seed: int = 0) -> Tensor:
+        """Images [captions, number, 3, S, S] in [0, 1] on the CPU.
+
+        Args:
+            captions: what is to be seen, in one caption or several.
+            number: images of each, with different noise.
+            seed: of the noise; the n-th image of every caption has the same.
+
+        Raises:
+            ValueError: there is no caption, or `number` is below 1.
+        """
+        captions = [captions] if isinstance(captions, str) else list(captions)  # a text is no list of letters
+        if not captions or number < 1:
+            raise ValueError(f"got {len(captions)} captions and number={number}: at least one of each is needed")
+        noise = noise_of(torch.arange(number), self.generator.z_dim, seed).to(self.device)
+        vectors, rows = self.vectors(captions), []
+        for row in range(len(captions)):
+            own = (value[row : row + 1].expand(number, *value.shape[1:]) for value in vectors)
+            rows.append(self.generator(noise, *own).float().clamp(0, 1).cpu())
+        return torch.stack(rows)
+
+    # -- embeddings ----------------------------------------------------------------------------------------------------
+
+    def read_image(self, file: str | Path) -> Tensor:
+        """A picture as the discriminator sees it, float32 [3, S, S] in [0, 1].
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return self._pixels(read_image(file))[0]
+
+    @torch.no_grad()
+    def embed_image(self, images: Items) -> Tensor:
+        """The discriminator's features of images as unit vectors [B, P].
+
+        Args:
+            images: a file, some files, or what `read_image` or `generate` gives.
+
+        Raises:
+            ImageError: a file cannot be read.
+        """
+        pictures = torch.stack(self.read_all("image", images)).to(self.device)
+        return F.normalize(self.discriminator.features(pictures)[0].float(), dim=1)
+
+    @torch.no_grad()
+    def embed_text(self, texts: Items) -> Tensor:
+        """Captions in the space of the discriminator's features as unit vectors [B, P].
+
+        Args:
+            texts: one caption or several.
+        """
+        vectors = self.vectors(self.read_all("text", texts))
+        return F.normalize(self.discriminator.sentence(vectors.sentence).float(), dim=1)
+
+
+def _bert_of_features(data: Any) -> BertText:
+    """BERT, which made the features that the stage was trained with."""
+    folder = Path(data.text_features.bert)
+    if not folder.is_dir():
+        raise StageError(
+            f"{folder} does not exist: put bert-base-uncased there, as save_pretrained of transformers writes it. The "
+            "stage learned from its features, so captions must be read with it"
         )
-        try:
-            self.network(normalised)
-        finally:
-            hook.remove()
-        return seen[0]
+    return BertText(str(folder), data.sentence_pool)
+
+
+def _words(data: Any) -> set[str]:
+    captions = data.dataset.annotations(data.split).captions
+    return {word for own in captions for text in own for word in WORD.findall(normalise_caption(text))}
+
+
+MODEL = XMCGAN

@@ -16,9 +16,10 @@ from rich.text import Text
 from common.data.annotations import TextRows
 from common.data.listing import DatasetMissing
 from common.data.text import CaptionTokenizer
+from common.data.text_features import StoredFeatures, bert_digest, make_store
 from common.errors import StageError
 from common.stages.configuration import recipes_of, resolve
-from papers.xmc_gan.text import BertText, StoredFeatures, bert_digest, make_store
+from papers.xmc_gan.text import BertText
 
 PAPER = "xmc_gan"
 COMMAND = "assemble data xmc_gan --text-features"

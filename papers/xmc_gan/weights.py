@@ -145,12 +145,12 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "generat
         CheckpointError: the file is missing, unreadable, or holds no such network.
     """
     state = named_tensors(read_checkpoint(checkpoint).get("state_dict"))
-    found = below(state, "discriminator." if layout == "discriminator" else "generators.key.")
-    if not found:
+    weights = below(state, "discriminator." if layout == "discriminator" else "generators.key.")
+    if not weights:
         raise CheckpointError(f"--checkpoint: {checkpoint} holds no {layout}: is it of a stage that trains XMC-GAN?")
     if layout == "official":
-        return write_whole(output, lambda path: _save_arrays(path, to_official(found, discriminator=False)))
-    return write_whole(output, lambda path: torch.save(found, path))
+        return write_whole(output, lambda path: _save_arrays(path, to_official(weights, discriminator=False)))
+    return write_whole(output, lambda path: torch.save(weights, path))
 
 
 def _save_arrays(path: Path, arrays: Arrays) -> None:

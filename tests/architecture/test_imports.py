@@ -58,7 +58,7 @@ def test_no_forbidden_import(path: Path) -> None:
             )
             # Detection, VirTex and stand-ins for downloads are whole protocols: network, training and data of another
             # paper's method.
-            allowed = {"module.py", "data.py", "evaluation.py", "detection.py", "virtex.py", "miniature.py"}
+            allowed = {"module.py", "data.py", "evaluation.py", "miniature.py", "virtex.py"}
             now = [m for m, immediate in imported(path) if immediate and m.split(".")[0] == "lightning"]
             assert parts[2] in allowed or not now, f"{name_of(path)} imports lightning; only {sorted(allowed)} may"
 

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.data.datasets.esc50 import ESC50
+from common.data.clip_inputs import AudioInput, VideoInput
 from common.data.datasets.kinetics import Kinetics400
-from common.data.worlds.audiovisual import AudioVisualWorld
-from papers.avid_cma.data import AudioInput, PretrainingData, SoundClassificationData, VideoInput
+from papers.avid_cma.data import PretrainingData
 from tests.data.media_factory import write_video
 
 
@@ -76,29 +75,3 @@ def test_statistics_do_not_depend_on_which_seed_was_computed_first(
     for seed in (0, 1):
         np.testing.assert_array_equal(one[seed], other[seed])
     assert not np.array_equal(one[0], one[1])
-
-
-def test_statistics_of_windows_are_kept_apart_by_how_these_are_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
-    world = AudioVisualWorld(seed=3, esc_clips_per_fold=1)
-    world.prepare(["esc50"])
-
-    def means(**options: Any) -> np.ndarray:
-        data = SoundClassificationData(
-            ESC50(world.root_of("esc50")),
-            train_split="all",
-            test_split="all",
-            num_workers=0,
-            audio=AudioInput(sample_rate=8_000, duration=0.5, fft=256, frames_per_second=40),
-            **options,
-        )
-        data.prepare_data()
-        data.setup("test")
-        return data.statistics_of_bins["mean"]
-
-    first = means(test_windows=3)
-    np.testing.assert_array_equal(means(test_windows=3, seed=1), first)  # nothing of these windows is drawn
-    assert not np.array_equal(means(test_windows=5), first)
-    assert not np.array_equal(means(test_windows=3, wrap_seconds=3.0), first)

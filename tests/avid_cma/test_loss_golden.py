@@ -1,4 +1,4 @@
-"""The objectives against numbers that the authors' released code produced (see golden/avid_cma/README.md)."""
+"""The loss against numbers that the authors' released code produced (see golden/avid_cma/README.md)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from papers.avid_cma.loss import BankObjective, CrossModalAgreement, InstanceDiscrimination
+from papers.avid_cma.loss import BankLoss
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma"
-CMA_TERMS = {"inst": "instance", "pos": "positive"}
+TERMS = {"": "instance", "inst": "instance", "pos": "positive"}
 
 
 def load(name: str) -> dict[str, np.ndarray]:
@@ -29,13 +29,13 @@ def close(actual: Any, expected: Any) -> None:
     np.testing.assert_allclose(np.asarray(actual), expected, rtol=1e-6, atol=5e-7)
 
 
-def fill_banks(objective: BankObjective, video: np.ndarray, audio: np.ndarray) -> None:
+def fill_banks(objective: BankLoss, video: np.ndarray, audio: np.ndarray) -> None:
     objective.video_bank.vectors.copy_(tensor(video))
     objective.audio_bank.vectors.copy_(tensor(audio))
 
 
-def check_step(objective: BankObjective, golden: dict[str, np.ndarray], step: int) -> None:
-    """One step with the golden inputs; compares loss, terms, normaliser and gradients."""
+def check_step(objective: BankLoss, golden: dict[str, np.ndarray], step: int) -> None:
+    """One step with the golden inputs; compares loss, terms, normalizer and gradients."""
     video = tensor(golden["emb_v"][step]).requires_grad_()
     audio = tensor(golden["emb_a"][step]).requires_grad_()
     out = objective(
@@ -44,7 +44,7 @@ def check_step(objective: BankObjective, golden: dict[str, np.ndarray], step: in
     out["loss"].backward()
     close(out["loss"].detach(), golden["loss"][step])
     if "Z" in golden:
-        close(objective.normaliser, golden["Z"][step])
+        close(objective.normalizer, golden["Z"][step])
     if "grad_v" in golden:
         close(video.grad, golden["grad_v"][step])
         close(audio.grad, golden["grad_a"][step])
@@ -55,7 +55,7 @@ def check_step(objective: BankObjective, golden: dict[str, np.ndarray], step: in
             continue
         name = key.removeprefix("term_")
         kind, _, pair = name.rpartition("-")
-        name = f"{CMA_TERMS[kind]}_{pair}" if kind else name
+        name = f"{TERMS[kind]}_{pair}"
         seen.add(name)
         close(out[name], values[step])
     assert terms == seen
@@ -64,7 +64,7 @@ def check_step(objective: BankObjective, golden: dict[str, np.ndarray], step: in
 @pytest.mark.parametrize(("name", "cross", "within"), [("cross", 1, 0), ("self", 0, 1), ("joint", 1, 1)])
 def test_avid_variants_equal_the_released_code(name: str, cross: float, within: float) -> None:
     golden = load(f"avid_{name}")
-    objective = InstanceDiscrimination(50, 16, negatives=12, cross_weight=cross, within_weight=within)
+    objective = BankLoss(negatives=12, instance_cross=cross, instance_within=within).allocate(50, 16)
     fill_banks(objective, golden["bank_v_init"], golden["bank_a_init"])
     for step in range(3):
         check_step(objective, golden, step)
@@ -77,7 +77,7 @@ def test_avid_at_the_paper_widths_equals_the_released_code() -> None:
     rng = np.random.RandomState(150)
     banks = [rng.standard_normal((2000, 128)) for _ in range(2)]
     video, audio = ((bank / np.linalg.norm(bank, axis=1, keepdims=True)).astype(np.float32) for bank in banks)
-    objective = InstanceDiscrimination(2000, 128, negatives=1024)
+    objective = BankLoss(negatives=1024).allocate(2000, 128)
     fill_banks(objective, video, audio)
     for step in range(2):
         check_step(objective, golden, step)
@@ -93,16 +93,14 @@ def test_avid_at_the_paper_widths_equals_the_released_code() -> None:
         ("cma_paper_warm", (1, 0, 0, 1), 16),
         ("cma_xpos", (1, 0, 1, 0), 16),
         ("cma_xwpos", (1, 0, 1, 1), 16),
-        ("cma_wpos3_full", (1, 0, 0, 3), -1),
+        ("cma_wpos3_full", (1, 0, 0, 3), None),
     ],
 )
 def test_cma_variants_equal_the_released_code(
-    name: str, coefficients: tuple[float, float, float, float], within_negatives: int
+    name: str, coefficients: tuple[float, float, float, float], within_negatives: int | None
 ) -> None:
     golden, clusters = load(name), load("cma_positives")
-    objective = CrossModalAgreement(
-        500,
-        16,
+    objective = BankLoss(
         negatives=64,
         within_negatives=within_negatives,
         positives=8,
@@ -110,10 +108,10 @@ def test_cma_variants_equal_the_released_code(
         instance_within=coefficients[1],
         positive_cross=coefficients[2],
         positive_within=coefficients[3],
-    )
+    ).allocate(500, 16)
     fill_banks(objective, clusters["bank_v"], clusters["bank_a"])
     if golden["Z_preset"] > 0:
-        objective.normaliser.fill_(float(golden["Z_preset"]))
+        objective.normalizer.fill_(float(golden["Z_preset"]))
     np.testing.assert_array_equal(objective.mine(), golden["positive_set"])
     for step in range(2):
         check_step(objective, golden, step)
@@ -124,13 +122,13 @@ def test_cma_variants_equal_the_released_code(
         np.testing.assert_array_equal(objective.mine(), golden["positive_set_after_refresh"])
 
 
-def test_cma_takes_over_banks_and_normaliser_from_avid() -> None:
+def test_cma_takes_over_banks_and_normalizer_from_avid() -> None:
     golden = load("warm_start")
-    avid = InstanceDiscrimination(40, 8, negatives=4)
+    avid = BankLoss(negatives=4).allocate(40, 8)
     fill_banks(avid, golden["bank_v"], golden["bank_a"])
-    avid.normaliser.fill_(float(golden["Z"]))
-    cma = CrossModalAgreement(40, 8, negatives=4, within_negatives=2, positives=3)
-    cma.load_from_avid({f"criterion.{key}": value for key, value in avid.state_dict().items()})
+    avid.normalizer.fill_(float(golden["Z"]))
+    cma = BankLoss(negatives=4, within_negatives=2, positives=3, positive_within=1.0).allocate(40, 8)
+    cma.load_banks(avid.state_dict())
     np.testing.assert_array_equal(cma.mine(), golden["positive_set"])
-    close(cma.normaliser, golden["Z"])
+    close(cma.normalizer, golden["Z"])
     np.testing.assert_array_equal(F.normalize(cma.video_bank.vectors), F.normalize(tensor(golden["bank_v"])))

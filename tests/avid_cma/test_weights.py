@@ -10,22 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from common.encoders.audio import AudioConvNet
+from common.encoders.checkpoint_files import load_encoder
 from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
-from papers.avid_cma.loss import CrossModalAgreement
-from papers.avid_cma.model import AudioVisualModel
+from common.stages.configuration import resolve
+from papers.avid_cma.loss import BankLoss
+from papers.avid_cma.model import AVID
 from papers.avid_cma.weights import (
     CheckpointError,
     export,
-    import_official,
     load_backbone,
-    load_into_encoder,
     load_pretraining,
 )
 
 LAYOUT = json.loads(
     (Path(__file__).parents[1] / "golden" / "avid_cma" / "official_state_dict.json").read_text(encoding="utf-8")
 )
+
+
+def prefixes_of(recipe: str) -> list[str]:
+    """Where a recipe looks for its encoder."""
+    return list(resolve("avid_cma", recipe, scale="paper").config["model"]["init_args"]["encoder_prefixes"])
 
 
 def official(score: Tensor, positives: Tensor | None = None) -> dict[str, Any]:
@@ -54,9 +59,14 @@ def official_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def small_model() -> AudioVisualModel:
+def paper_model() -> AVID:
+    with torch.device("meta"):
+        return AVID(R2Plus1D(), AudioConvNet(), ProjectionHead(), ProjectionHead())
+
+
+def small_model() -> AVID:
     torch.manual_seed(1)
-    return AudioVisualModel(
+    return AVID(
         R2Plus1D(depth=10, width=2, stem_pool=False),
         AudioConvNet(width=2),
         ProjectionHead(16, 8, 4),
@@ -67,44 +77,37 @@ def small_model() -> AudioVisualModel:
 @pytest.fixture
 def own_file(tmp_path: Path) -> Path:
     state = {f"model.{key}": value for key, value in small_model().state_dict().items()}
-    state["criterion.video_bank.vectors"] = torch.ones(5, 4)
-    state["criterion.audio_bank.vectors"] = torch.zeros(5, 4)
-    state["criterion.normaliser"] = torch.tensor(2.5)
+    state["loss.video_bank.vectors"] = torch.ones(5, 4)
+    state["loss.audio_bank.vectors"] = torch.zeros(5, 4)
+    state["loss.normalizer"] = torch.tensor(2.5)
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": state, "epoch": 3, "global_step": 9, "listing_fingerprint": "abc"}, path)
     return path
 
 
 def test_official_checkpoint(official_file: Path) -> None:
-    imported = import_official(official_file)
-    assert set(imported.model) == set(LAYOUT["model"])
-    model = AudioVisualModel(R2Plus1D(), AudioConvNet(), ProjectionHead(), ProjectionHead())
-    model.load_state_dict(imported.model, strict=True)
-    assert imported.video_bank is not None
-    assert imported.video_bank.shape == (20, 128)
-    assert imported.audio_bank is not None
-    assert not torch.equal(imported.video_bank, imported.audio_bank)
-    assert imported.normaliser.item() == 2.25
-    assert imported.normaliser.shape == ()
-    assert imported.positive_set is not None
-    assert imported.positive_set.dtype == torch.int32
-    assert imported.epoch == 30
-    assert imported.listing_fingerprint is None
+    found = load_pretraining(official_file, paper_model())
+    assert set(found.model) == set(LAYOUT["model"])
+    AVID(R2Plus1D(), AudioConvNet(), ProjectionHead(), ProjectionHead()).load_state_dict(found.model, strict=True)
+    video, audio = found.memory["video_bank.vectors"], found.memory["audio_bank.vectors"]
+    assert video.shape == audio.shape == (20, 128)
+    assert not torch.equal(video, audio)
+    assert found.memory["normalizer"].item() == 2.25
+    assert found.memory["normalizer"].shape == ()
+    assert found.listing_fingerprint is None
 
 
 def test_official_checkpoint_of_the_old_file_format(tmp_path: Path) -> None:
     path = tmp_path / "old.pth.tar"
     torch.save(official(torch.tensor(2.0)), path, _use_new_zipfile_serialization=False)
-    imported = import_official(path)
-    assert imported.normaliser.item() == 2.0
-    assert imported.positive_set is None
+    assert load_pretraining(path, paper_model()).memory["normalizer"].item() == 2.0
 
 
 def test_official_weights_end_in_the_right_tower(official_file: Path) -> None:
     content = torch.load(official_file, weights_only=True)["model"]
     video, audio = R2Plus1D(), AudioConvNet()
-    load_into_encoder(video, official_file, "video")
-    load_into_encoder(audio, official_file, "audio")
+    for encoder, recipe in ((video, "ucf101_fine_tune"), (audio, "esc50_svm")):
+        load_encoder(encoder, official_file, prefixes_of(recipe))
     assert torch.equal(video.conv5x[1].tmp_conv2.weight, content["module.video_model.conv5x.1.tmp_conv2.weight"])
     assert torch.equal(audio.block4.bn2.running_var, content["module.audio_model.block4.bn2.running_var"])
 
@@ -117,7 +120,7 @@ def test_differences_are_listed(tmp_path: Path) -> None:
     path = tmp_path / "odd.pth.tar"
     torch.save(content, path)
     with pytest.raises(CheckpointError) as caught:
-        import_official(path)
+        load_pretraining(path, paper_model())
     message = str(caught.value)
     assert str(path) in message
     assert "1 missing: video_model.conv1.0.weight" in message
@@ -129,26 +132,37 @@ def test_own_checkpoint_as_a_start(own_file: Path) -> None:
     model = small_model()
     start = load_pretraining(own_file, model)
     model.load_state_dict(start.model, strict=True)
-    assert start.video_bank is not None
-    assert start.video_bank.shape == (5, 4)
-    assert start.normaliser.item() == 2.5
+    assert start.memory["video_bank.vectors"].shape == (5, 4)
+    assert start.memory["normalizer"].item() == 2.5
     assert start.listing_fingerprint == "abc"
-    with pytest.raises(CheckpointError, match="other shape"):
-        load_pretraining(own_file, AudioVisualModel(R2Plus1D(10, 4), AudioConvNet(2), nn.Identity(), nn.Identity()))
+    with pytest.raises(CheckpointError, match=r"^model.warm_start: .*other shape"):
+        load_pretraining(own_file, AVID(R2Plus1D(10, 4), AudioConvNet(2), nn.Identity(), nn.Identity()))
 
 
-def test_memory_is_handed_over_to_the_next_objective(official_file: Path, tmp_path: Path) -> None:
-    state = load_pretraining(official_file).objective
-    criterion = CrossModalAgreement(num_items=20, negatives=4, within_negatives=2, positives=3)
-    criterion.load_from_avid(state)
-    assert torch.equal(criterion.video_bank.vectors, state["video_bank.vectors"])
-    assert criterion.normaliser.item() == 2.25
-    torch.save({"state_dict": {"model.conv.weight": torch.zeros(1)}}, tmp_path / "bare.ckpt")
-    assert set(load_pretraining(tmp_path / "bare.ckpt").objective) == {"normaliser"}
+def test_memory_under_its_earlier_names(own_file: Path) -> None:
+    content = torch.load(own_file, weights_only=True)
+    state = {
+        name.replace("loss.", "criterion.").replace("normalizer", "normaliser"): value
+        for name, value in content["state_dict"].items()
+    }
+    expected = load_pretraining(own_file, small_model()).memory
+    torch.save({**content, "state_dict": state}, own_file)
+    memory = load_pretraining(own_file, small_model()).memory
+    assert set(memory) == set(expected) == {"video_bank.vectors", "audio_bank.vectors", "normalizer"}
+    assert all(torch.equal(memory[name], expected[name]) for name in expected)
 
 
-def test_a_start_can_be_official(official_file: Path) -> None:
-    assert load_pretraining(official_file).normaliser.item() == 2.25
+def test_memory_is_handed_over_to_the_next_loss(official_file: Path, tmp_path: Path) -> None:
+    memory = load_pretraining(official_file, paper_model()).memory
+    loss = BankLoss(negatives=4, within_negatives=2, positives=3, positive_within=1.0).allocate(20, 128)
+    loss.load_banks(memory)
+    assert torch.equal(loss.video_bank.vectors, memory["video_bank.vectors"])
+    assert loss.normalizer.item() == 2.25
+    bare = tmp_path / "bare.ckpt"
+    torch.save({"state_dict": {"model.weight": torch.zeros(2, 1), "model.bias": torch.zeros(2)}}, bare)
+    without = load_pretraining(bare, nn.Linear(1, 2)).memory
+    with pytest.raises(ValueError, match="3 missing"):
+        loss.load_banks(without)
 
 
 @pytest.mark.parametrize("modality", ["video", "audio"])
@@ -172,9 +186,20 @@ def test_names_of_a_compiled_model(tmp_path: Path) -> None:
     assert set(load_backbone(tmp_path / "compiled.ckpt", "video")) == set(expected)
 
 
-def test_another_architecture_names_the_setting(own_file: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"^model.pretrained: the video encoder in .* video_encoder"):
-        load_into_encoder(R2Plus1D(depth=18, width=2, stem_pool=False), own_file, "video")
+@pytest.mark.parametrize(("modality", "recipe"), [("video", "kinetics_linear"), ("audio", "dcase_svm")])
+def test_protocols_read_whatever_holds_the_encoder(own_file: Path, tmp_path: Path, modality: Any, recipe: str) -> None:
+    expected = getattr(small_model(), f"{modality}_model")
+    protocol = tmp_path / "protocol.ckpt"
+    torch.save({"state_dict": {f"encoder.{name}": value for name, value in expected.state_dict().items()}}, protocol)
+    for path in (own_file, export(own_file, tmp_path / "exported.pt", modality), protocol):
+        torch.manual_seed(2)
+        encoder = R2Plus1D(depth=10, width=2, stem_pool=False) if modality == "video" else AudioConvNet(width=2)
+        load_encoder(encoder, path, prefixes_of(recipe))
+        for name, value in expected.state_dict().items():
+            assert torch.equal(encoder.state_dict()[name], value), name
+        other = R2Plus1D(depth=18, width=2, stem_pool=False) if modality == "audio" else AudioConvNet(width=2)
+        with pytest.raises(CheckpointError, match=r"^model\.pretrained: "):
+            load_encoder(other, path, prefixes_of(recipe))
 
 
 class Malice:
@@ -202,7 +227,7 @@ def test_unusable_files_are_explained(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="found weights"):
         load_backbone(tmp_path / "foreign.ckpt")
     with pytest.raises(CheckpointError, match="train_criterion"):
-        import_official(tmp_path / "foreign.ckpt")
+        load_pretraining(tmp_path / "foreign.ckpt", paper_model())
     torch.save({"state_dict": {"layer.weight": torch.zeros(1)}}, tmp_path / "other.ckpt")
     with pytest.raises(CheckpointError, match=r"no audio encoder.*layer\.weight"):
         load_backbone(tmp_path / "other.ckpt", "audio")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from papers.vx2text.model import LanguageModel
+from papers.vx2text.language_model import LanguageModel
 
 PROMPTS, LENGTH, WORDS, BEAMS = 32, 27, 12, 5
 

@@ -20,7 +20,7 @@ from common.encoders.image import ImageResNet
 from common.encoders.text import BertEncoder
 from common.training.optimisers import CombinedOptimizer
 from papers.mct.loss import MultimodalContrast
-from papers.mct.module import MCT
+from papers.mct.module import MCTModule
 
 BATCH, PIXELS, TOKENS, TAGS, QUEUE = 16, 96, 30, 80, 65_536
 WARM_UP, ROUNDS = 2, 8
@@ -38,13 +38,13 @@ def _batch() -> dict[str, Tensor]:
     }
 
 
-def _optimiser(module: MCT) -> CombinedOptimizer:
+def _optimiser(module: MCTModule) -> CombinedOptimizer:
     """As the module makes them, without a trainer that knows the number of steps."""
     parts: list[torch.optim.Optimizer] = [
-        torch.optim.SGD(module.image.query.parameters(), 0.03, 0.9, weight_decay=1e-4, fused=True)
+        torch.optim.SGD(module.model.image.parameters(), 0.03, 0.9, weight_decay=1e-4, fused=True)
     ]
-    if module.text is not None:
-        parts.append(torch.optim.AdamW(module.text.query.parameters(), 4e-5, fused=True))
+    if module.model.text is not None:
+        parts.append(torch.optim.AdamW(module.model.text.parameters(), 4e-5, fused=True))
     return CombinedOptimizer(parts)
 
 
@@ -67,9 +67,10 @@ def test_a_step_against_its_bare_encoder_passes(benchmark: Any) -> None:
     of two long times is as uncertain as these are.
     """
     torch.manual_seed(0)
-    module = MCT(ImageResNet(), BertEncoder(), queue_size=QUEUE, tag_count=TAGS)
+    loss = MultimodalContrast(weight_tag=1.0, queue_size=QUEUE, tag_count=TAGS)
+    module = MCTModule(ImageResNet(), loss, BertEncoder())
     optimiser = _optimiser(module)
-    text = module.text
+    text = module.model.text
     assert text is not None
     batch = _batch()
     inside: list[float] = []
@@ -77,7 +78,7 @@ def test_a_step_against_its_bare_encoder_passes(benchmark: Any) -> None:
     def learn(loss: Tensor) -> None:
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(text.query.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(text.parameters(), 1.0)
         optimiser.step()
 
     def bare() -> None:
@@ -88,15 +89,16 @@ def test_a_step_against_its_bare_encoder_passes(benchmark: Any) -> None:
     def whole() -> None:
         queries = module.queries(batch)
         start = time.process_time()
-        for tower in (module.image, text):
-            tower.update(0.999)
+        module.update_average()
         spent = time.process_time() - start
         keys = module.keys(batch)
         start = time.process_time()
-        loss = module.objective(queries, keys, batch["image_id"], batch["tags"])["loss"]
-        module.objective.enqueue(keys, batch["image_id"], batch["tags"])
-        inside.append(spent + time.process_time() - start)
+        loss = module.loss(queries, keys, batch["image_id"], batch["tags"])["loss"]
+        spent += time.process_time() - start
         learn(loss)
+        start = time.process_time()
+        module.loss.enqueue(keys, batch["image_id"], batch["tags"])
+        inside.append(spent + time.process_time() - start)
 
     seconds = benchmark.pedantic(_in_turns, args=({"bare": bare, "whole": whole},), rounds=1)
     ours = statistics.median(inside[WARM_UP:])
@@ -112,19 +114,21 @@ def test_a_step_against_its_bare_encoder_passes(benchmark: Any) -> None:
 
 
 def _image_step() -> Step:
-    module = MCT(ImageResNet(), weight_tag=0.0, weight_cc=0.0, weight_cross=0.0, temperature=0.2, queue_size=QUEUE)
+    module = MCTModule(
+        ImageResNet(), MultimodalContrast(weight_cc=0.0, weight_cross=0.0, temperature=0.2, queue_size=QUEUE)
+    )
     optimiser = _optimiser(module)
 
     def step() -> None:
         batch = _batch()
         queries = module.queries(batch)
-        module.image.update(0.999)
+        module.update_average()
         keys = module.keys(batch)
-        loss = module.objective(queries, keys, batch["image_id"])["loss"]
-        module.objective.enqueue(keys, batch["image_id"])
+        loss = module.loss(queries, keys, batch["image_id"])["loss"]
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        module.loss.enqueue(keys, batch["image_id"])
 
     return step
 

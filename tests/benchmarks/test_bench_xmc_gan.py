@@ -16,15 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.training.switches import lay_out_channels_last
-from papers.xmc_gan.loss import matching, normalise, word_loss
-from papers.xmc_gan.model import (
-    Discriminator,
-    DoublingConv,
-    Generator,
-    GeneratorBlock,
-    SpatialConditionalBatchNorm,
-)
-from papers.xmc_gan.module import XMCGAN
+from papers.xmc_gan.layers import DoublingConv, SpatialConditionalBatchNorm
+from papers.xmc_gan.loss import XMCGANLoss, contrast, word_loss
+from papers.xmc_gan.model import Discriminator, Generator, GeneratorBlock, normalize
+from papers.xmc_gan.module import XMCGANModule
 from tests.xmc_gan.stub import steppable
 
 WARM_UP = 1
@@ -100,15 +95,15 @@ def test_the_generator_against_the_official_order(benchmark: Any) -> None:
 
 def _one_caption_after_the_other(regions: Tensor, words: Tensor, length: Tensor) -> Tensor:
     """The loss of words with a loop over captions, as its formula reads."""
-    regions = normalise(regions)
+    regions = normalize(regions)
     rows = []
     for caption, count in zip(words, length.tolist()):
-        word = normalise(caption[:count])
+        word = normalize(caption[:count])
         attention = (5.0 * regions @ word.T).softmax(dim=1)
         context = attention.transpose(1, 2) @ regions
         aligned = F.cosine_similarity(context, word[None], dim=-1)
         rows.append(10.0 * (5.0 * aligned).logsumexp(dim=-1))
-    return matching(torch.stack(rows)).loss
+    return contrast(torch.stack(rows)).loss
 
 
 def test_the_loss_of_words_against_a_loop_over_captions(benchmark: Any) -> None:
@@ -137,7 +132,7 @@ def test_where_the_time_of_a_step_goes(benchmark: Any) -> None:
     torch.manual_seed(0)
     generator = Generator(width=16, channels=[4, 4, 2, 1], cond_size=8, z_dim=16, embedding_dim=48)
     discriminator = Discriminator(width=16, channels=[1, 2, 4, 4], cond_size=8, embedding_dim=48)
-    module = steppable(XMCGAN(generator, discriminator, weight_image_net=0.0))
+    module = steppable(XMCGANModule(generator, discriminator, XMCGANLoss(weight_image_net=0.0)))
     lay_out_channels_last(module)
     words, length = torch.randn(32, 16, 48).tanh(), torch.randint(13, 17, (32,))
     real, z = torch.rand(32, 3, 32, 32), torch.randn(32, 16)

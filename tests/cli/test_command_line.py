@@ -174,12 +174,12 @@ def test_the_place_of_an_error_is_offered_where_no_message_explains_it(
 def test_a_failed_stage_leaves_its_children_out_and_the_status_says_so(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from papers.avid_cma.module import AVID
+    from papers.avid_cma.module import AVIDModule
 
     def broken(self: Any, batch: Any, batch_idx: int) -> None:
         raise ValueError("made to fail")
 
-    monkeypatch.setattr(AVID, "training_step", broken)
+    monkeypatch.setattr(AVIDModule, "training_step", broken)
     arguments = ["reproduce", "avid", "--scale", "smoke", "--runs", str(tmp_path), "--stages", "esc@avid"]
     assert main([*arguments, "--jobs", "1"]) == 1  # in this process, where the module is broken
     output = capsys.readouterr().out
@@ -220,7 +220,8 @@ def test_print_config_shows_the_stack(capsys: pytest.CaptureFixture[str], tmp_pa
 
 
 def test_an_override_gets_a_folder_of_its_own(tmp_path: Path) -> None:
-    assert main(["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path), "--model.temperature", "0.1"]) == 0
+    where = ["--scale", "smoke", "--runs", str(tmp_path)]
+    assert main(["fit", "avid/avid", *where, "--model.loss.temperature", "0.1"]) == 0
     (folder,) = (path for path in (tmp_path / "avid_cma" / "smoke" / "seed0").iterdir() if path.is_dir())
     assert folder.name.startswith("avid+")
     assert "temperature: 0.1" in (folder / "config.yaml").read_text(encoding="utf-8")
@@ -233,7 +234,8 @@ def test_on_what_a_stage_runs_is_no_override(tmp_path: Path) -> None:
     assert request.directory == table.directory
     assert request.lineage_hash() == table.lineage_hash()
     assert request.configuration().config["trainer"]["devices"] == 2
-    assert find_request("avid/avid", Selection(runs=tmp_path), [*machine, "--model.temperature", "1"]).stage != "avid"
+    changed = [*machine, "--model.loss.temperature", "1"]
+    assert find_request("avid/avid", Selection(runs=tmp_path), changed).stage != "avid"
 
 
 def test_data_lists_all_six_sets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

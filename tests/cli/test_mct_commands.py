@@ -37,7 +37,7 @@ def test_export_in_the_layouts_of_other_libraries(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    prefix = "image.query.backbone."
+    prefix = "model.image.backbone."
     trained = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
     assert export(checkpoint, tmp_path / "named.pth", "--layout", "torchvision") == 0
@@ -136,8 +136,9 @@ def test_print_config(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
         assert field in ours
     config = yaml.safe_load(output)
     model = config["model"]["init_args"]
-    assert config["model"]["class_path"] == "papers.mct.module.MCT"
-    assert (model["weight_tag"], model["heads"], model["queue_size"]) == (0.0, "separate", 64)
+    assert config["model"]["class_path"] == "papers.mct.module.MCTModule"
+    loss = model["loss"]["init_args"]
+    assert (loss["weight_tag"], model["heads"]["shared"], loss["queue_size"]) == (0.0, False, 64)
     assert not list(tmp_path.iterdir())
 
 
@@ -148,9 +149,10 @@ def test_the_configuration_of_the_paper_has_its_values(capsys: pytest.CaptureFix
     model = yaml.safe_load(output)["model"]["init_args"]
     expected = {
         "weight_tag": 1.0, "weight_cross": 20.0, "intra_dim": 128, "inter_dim": 1024, "temperature": 0.07,
-        "margin": 0.2, "queue_size": 65536, "momentum": 0.999, "queue_warm": "random", "inter_reduction": "mean",
+        "margin": 0.2, "queue_size": 65536, "queue_warm": "random", "inter_reduction": "mean",
     }  # fmt: skip
-    assert {name: model[name] for name in expected} == expected
+    assert {name: model["loss"]["init_args"][name] for name in expected} == expected
+    assert model["momentum"] == 0.999
 
 
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:

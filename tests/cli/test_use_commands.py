@@ -196,8 +196,8 @@ def test_what_cannot_be_done_is_said_with_who_can(run: Run, clips: Path, picture
         (("retrieve", "mct", *mct, "--query", "a", "--among", other), "was embedded by another model"),
         (("retrieve", "mct", *mct, "--query", "a", "--among", other, "--to", "text"), "holds no text, but image"),
         (("retrieve", "mct", *mct, "--query", "a", "--among", tmp_path / "torn.npz"), "torn.npz cannot be read"),
-        (("retrieve", "mct", *avid, "--query", image, "--among", texts), "is of papers.avid_cma.module.AVID, which"),
-        (("export", "mct", *avid, "--output", tmp_path / "e"), "is of papers.avid_cma.module.AVID, which"),
+        (("retrieve", "mct", *avid, "--query", image, "--among", texts), "papers.avid_cma.module.AVIDModule, which"),
+        (("export", "mct", *avid, "--output", tmp_path / "e"), "is of papers.avid_cma.module.AVIDModule, which"),
         (("answer", "mct", image, "what?", *mct), "mct writes no text; `assemble answer` goes with vx2text"),
         (("caption", "vx2text", clips / "a.mp4", *vx2text), "learned to answer questions and not to describe"),
         (

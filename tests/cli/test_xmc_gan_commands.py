@@ -78,7 +78,7 @@ def test_the_configuration_of_the_paper_names_its_judges(capsys: pytest.CaptureF
     output = capsys.readouterr().out
     assert "# deviation" not in output
     evaluation = yaml.safe_load(output)["model"]["init_args"]["evaluation"]
-    assert evaluation["class_path"] == "papers.xmc_gan.evaluation.GenerationEvaluation"
+    assert evaluation["class_path"] == "common.protocols.generation.GenerationEvaluation"
     arguments = evaluation["init_args"]
     assert arguments["inception"].endswith("inception_v3_google-0cc3c7bd.pth")
     expected = {"repeats": 3, "splits": 1, "candidates": 100, "folds": 10, "object_copies": 3, "person_captions": 30000}

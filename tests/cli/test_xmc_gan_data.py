@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.commands.main import main
-from papers.xmc_gan.text import FeatureStore
+from common.data.text_features import FeatureStore
 from tests.data.test_localized_narratives import write_coco_2014
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "image", "caption", ",", ".", "0", "1")

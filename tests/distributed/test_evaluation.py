@@ -12,13 +12,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common.metrics.gathering import OncePerSample, RowsOncePerSample, gather_rows
-from papers.avid_cma.evaluation import ActionRecognition, LinearProbes, SoundSVM
-from tests.avid_cma.test_evaluation import (
+from common.protocols.classification import (
+    ActionRecognition,
+    LinearClassification,
+    LinearProbes,
+    MultiLabelTagging,
+    SupervisedClassification,
+)
+from tests.protocols.parts import (
     CLASSES,
-    Sounds,
+    Pictures,
     Videos,
-    audio_encoder,
     copy_of,
+    image_encoder,
     loader,
     results_of,
     trainer,
@@ -104,11 +110,11 @@ class WarmUpWatch(pl.Callback):
         self.start: dict[str, Tensor] = {}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.start = copy_of(pl_module.video_encoder)  # type: ignore[arg-type]
+        self.start = copy_of(pl_module.encoder)  # type: ignore[arg-type]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, ActionRecognition)
-        for name, value in pl_module.video_encoder.named_parameters():
+        for name, value in pl_module.encoder.named_parameters():
             assert torch.equal(value, self.start[name]) == (trainer.current_epoch == 0), name
         for value in pl_module.parameters():
             copies = gather_rows(value.detach().flatten()[None])
@@ -133,12 +139,40 @@ def test_probes_are_tested_alike(tmp_path: Path) -> None:
     assert two == pytest.approx(one)
 
 
-def test_sound_machines_are_fitted_alike(tmp_path: Path) -> None:
-    module = SoundSVM(audio_encoder(), layers={"conv5x": 2, "conv4x": 2, "conv2x": 3}, folds=3)
-    # The last file is broken in the training windows, so that its neighbour comes twice.
-    train = Sounds(19, 2, 3, noise=1, repeat={18: 0})
-    loaders = [loader(train, 3), loader(Sounds(19, 2, 3, noise=2), 2)]
-    one = results_of(trainer(tmp_path), module, loaders)
-    two = results_of(distributed_trainer(tmp_path), module, loaders)
-    assert one["test/files"] == 19
+class SameOnAll(pl.Callback):
+    """Checks at the end of training that all processes hold the same weights."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name, value in pl_module.state_dict().items():
+            copies = gather_rows(value.detach().double().flatten()[None])
+            assert torch.equal(copies[0], copies[1]), name
+
+
+def test_linear_classifiers_are_tested_alike(tmp_path: Path) -> None:
+    module = LinearClassification(image_encoder(), CLASSES, learning_rates=[0.1, 1.0, 10.0])
+    loaders = [loader(Pictures(5), 2), loader(Pictures(9, 1), 2)]
+    one, two = (results_of(start(tmp_path), module, loaders) for start in (trainer, distributed_trainer))
+    assert one["test/validation_images"] == 5
+    assert one["test/images"] == 9
+    assert two == pytest.approx(one)
+
+
+def test_linear_classifiers_are_trained_alike(tmp_path: Path) -> None:
+    module = LinearClassification(image_encoder(), CLASSES, learning_rates=[0.1, 3e38])
+    run = distributed_trainer(tmp_path, max_epochs=2, callbacks=[SameOnAll()])
+    run.fit(module, loader(Pictures(8), 2))
+
+
+def test_supervised_classification_is_tested_alike(tmp_path: Path) -> None:
+    module = SupervisedClassification(image_encoder(), CLASSES)
+    one, two = (results_of(start(tmp_path), module, loader(Pictures(9), 2)) for start in (trainer, distributed_trainer))
+    assert one["test/images"] == 9
+    assert two == pytest.approx(one)
+
+
+def test_tags_are_judged_alike(tmp_path: Path) -> None:
+    module = MultiLabelTagging(image_encoder(), CLASSES)
+    loaders = loader(Pictures(11, tags=True), 2)
+    one, two = (results_of(start(tmp_path), module, loaders) for start in (trainer, distributed_trainer))
+    assert one["test/images"] == 11
     assert two == pytest.approx(one)

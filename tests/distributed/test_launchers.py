@@ -58,9 +58,9 @@ def _torchrun(command: list[str]) -> list[tuple[list[str], dict[str, str]]]:
 
 @pytest.mark.timeout(600)
 def test_torchrun_and_srun_equal_one_process(tmp_path: Path) -> None:
-    one = train(request("mct/mct_tag", tmp_path / "one", layer=over(_layer(queue_size=64), 1)))
+    one = train(request("mct/mct_tag", tmp_path / "one", layer=over(_layer({"queue_size": 64}), 1)))
     layer = tmp_path / "two.yaml"
-    layer.write_text(yaml.safe_dump(over(_layer(queue_size=64), 2)), encoding="utf-8")
+    layer.write_text(yaml.safe_dump(over(_layer({"queue_size": 64}), 2)), encoding="utf-8")
     for launcher in (_torchrun, _srun):
         runs = tmp_path / launcher.__name__
         options = ["--scale", "smoke", "--runs", str(runs), "--config", str(layer)]
@@ -77,7 +77,7 @@ def test_torchrun_and_srun_equal_one_process(tmp_path: Path) -> None:
         state = torch.load(next(runs.rglob("last.ckpt")), weights_only=True)["state_dict"]
         for name, expected in one["state"].items():
             # Rows of a batch stand in another order in the queues.
-            if isinstance(expected, Tensor) and not name.startswith("objective."):
+            if isinstance(expected, Tensor) and not name.startswith("loss."):
                 torch.testing.assert_close(
                     state[name], expected, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}"
                 )

@@ -11,22 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common.metrics.gathering import gather_rows
-from papers.mct.evaluation import LinearClassification, MultiLabelSVM, MultiLabelTagging, SupervisedClassification
 from tests.distributed.harness import run_distributed
 from tests.mct.test_bridge import WIDTH, bridged
-from tests.mct.test_evaluation import (
-    CLASSES,
-    Captioned,
-    Pictures,
-    Relabelled,
-    SearchData,
-    average_precisions_of,
-    encoder,
-    loader,
-    results_of,
-    search,
-    trainer,
-)
+from tests.mct.test_evaluation import Captioned, SearchData, search
+from tests.protocols.parts import results_of, trainer
 
 PROCESSES = 2
 
@@ -131,50 +119,4 @@ def test_search_is_tested_alike(tmp_path: Path) -> None:
     module = search(fold_size=3)
     one = results_of(trainer(tmp_path, use_distributed_sampler=False), module, SearchData(test=9))
     two = results_of(distributed_trainer(tmp_path, use_distributed_sampler=False), module, SearchData(test=9))
-    assert two == pytest.approx(one)
-
-
-def test_linear_classifiers_are_tested_alike(tmp_path: Path) -> None:
-    module = LinearClassification(encoder(), CLASSES, learning_rates=[0.1, 1.0, 10.0])
-    loaders = [loader(Pictures(5), 2), loader(Pictures(9, 1), 2)]
-    one, two = (results_of(start(tmp_path), module, loaders) for start in (trainer, distributed_trainer))
-    assert one["test/validation_images"] == 5
-    assert one["test/images"] == 9
-    assert two == pytest.approx(one)
-
-
-def test_linear_classifiers_are_trained_alike(tmp_path: Path) -> None:
-    module = LinearClassification(encoder(), CLASSES, learning_rates=[0.1, 3e38])
-    run = distributed_trainer(tmp_path, max_epochs=2, callbacks=[SameOnAll()])
-    run.fit(module, loader(Pictures(8), 2))
-
-
-def test_supervised_classification_is_tested_alike(tmp_path: Path) -> None:
-    module = SupervisedClassification(encoder(), CLASSES)
-    one, two = (results_of(start(tmp_path), module, loader(Pictures(9), 2)) for start in (trainer, distributed_trainer))
-    assert one["test/images"] == 9
-    assert two == pytest.approx(one)
-
-
-# With three images to judge, the second process has a single one.
-@pytest.mark.parametrize("judged", [23, 3])
-def test_support_vector_machines_are_fitted_alike(tmp_path: Path, judged: int) -> None:
-    module = MultiLabelSVM(encoder(), costs=[0.1, 1.0])
-    labels = torch.stack([Pictures(25, tags=True)[item]["labels"] for item in range(25)])
-    labels[:, 1] = 0  # a class that is left out, on the process that has only this one
-    train = Relabelled(Pictures(25, 1, tags=True), labels)
-    loaders = [loader(train, 3), loader(Pictures(judged, 2, tags=True), 2)]
-    one = results_of(trainer(tmp_path), module, loaders)
-    listed = average_precisions_of(tmp_path)
-    two = results_of(distributed_trainer(tmp_path), module, loaders)
-    assert one["test/images"] == judged
-    assert two == pytest.approx(one)
-    assert average_precisions_of(tmp_path) == listed
-
-
-def test_tags_are_judged_alike(tmp_path: Path) -> None:
-    module = MultiLabelTagging(encoder(), CLASSES)
-    loaders = loader(Pictures(11, tags=True), 2)
-    one, two = (results_of(start(tmp_path), module, loaders) for start in (trainer, distributed_trainer))
-    assert one["test/images"] == 11
     assert two == pytest.approx(one)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.memory.collective import all_gather_concat
+from common.memory.momentum import MomentumPair
 from papers.mct.loss import MultimodalContrast
-from papers.mct.model import MomentumTower, Tower, batch_shuffle, batch_unshuffle
+from papers.mct.model import Tower, batch_shuffle, batch_unshuffle, encode_keys
 from tests.distributed.harness import run_distributed
 
 STEPS, BATCH = 4, 8
@@ -39,12 +40,12 @@ class Model(nn.Module):
     def __init__(self, rank: int = 0, **changes: Any) -> None:
         super().__init__()
         torch.manual_seed(rank)  # ranks start apart: rank 0's state must reach the others
-        self.image = MomentumTower(Tower(Backbone(6, nn.BatchNorm1d(7)), intra_dim=4, inter_dim=5))
-        self.text = MomentumTower(Tower(Backbone(3, nn.LayerNorm(7)), intra_dim=4, inter_dim=5))
+        self.image = MomentumPair(Tower(Backbone(6, nn.BatchNorm1d(7)), intra_dim=4, inter_dim=5))
+        self.text = MomentumPair(Tower(Backbone(3, nn.LayerNorm(7)), intra_dim=4, inter_dim=5))
         fields: dict[str, Any] = {"queue_size": 13, "intra_dim": 4, "inter_dim": 5, "tag_count": 3, "weight_tag": 0.5}
         self.objective = MultimodalContrast(**{**fields, **changes}, seed=rank)
         self.double()
-        self.objective.initialise()
+        self.objective.synchronize()
 
     def forward(self, batch: dict[str, Tensor], permutation: Tensor | None, halves: int) -> dict[str, Tensor]:
         parts = [self.image(part) for part in batch["image_query"].chunk(halves)]
@@ -52,13 +53,12 @@ class Model(nn.Module):
         text = self.text(batch["text_query"])
         for tower in (self.image, self.text):
             tower.update(0.9)
-        image_key = self.image.keys(batch["image_key"], groups=halves, permutation=permutation)
-        text_key = self.text.keys(batch["text_key"], shuffle=False)
+        image_key = encode_keys(self.image.key, batch["image_key"], groups=halves, permutation=permutation)
+        text_key = encode_keys(self.text.key, batch["text_key"], shuffle=False)
         queries = {"ii": image["intra"], "ic": image["inter"], "cc": text["intra"], "ci": text["inter"]}
         keys = {"ii": image_key["intra"], "ic": text_key["inter"], "cc": text_key["intra"], "ci": image_key["inter"]}
-        out = self.objective(queries, keys, batch["image_id"], batch["tags"])
-        self.objective.enqueue(keys, batch["image_id"], batch["tags"])
-        return out
+        self.written = keys, batch["image_id"], batch["tags"]
+        return self.objective(queries, *self.written)
 
 
 def joined_batch(step: int) -> dict[str, Tensor]:
@@ -88,6 +88,7 @@ def train(model: nn.Module, inner: Model, rank: int, world_size: int) -> dict[st
         out["loss"].backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in trained if parameter.grad is not None]))
         optimizer.step()
+        inner.objective.enqueue(*inner.written)
         losses.append({name: value.detach() for name, value in out.items()})
     inner.objective.check_replicas()
     # Running statistics are those of rank 0's rows, and of both groups in one process.
@@ -149,7 +150,7 @@ def test_groups_within_ranks_equal_more_groups_in_one_process() -> None:
     def keys(rank: int, world_size: int = 2) -> dict[str, Tensor]:
         batch = joined_batch(0)
         local = batch["image_key"].chunk(world_size)[rank]
-        return Model().image.keys(local, groups=4 // world_size, permutation=batch["permutation"])
+        return encode_keys(Model().image.key, local, groups=4 // world_size, permutation=batch["permutation"])
 
     alone = keys(0, 1)
     ranks = run_distributed(keys)

@@ -42,7 +42,7 @@ class MeanOfWords(nn.Module):
         return (self.embedding(tokens) * words).sum(1) / words.sum(1)
 
 
-def _layer(**model: Any) -> dict[str, Any]:
+def _layer(loss: dict[str, Any], **model: Any) -> dict[str, Any]:
     return {
         "trainer": {"max_epochs": 2, "limit_train_batches": STEPS // 2, "log_every_n_steps": 1},
         "model": {
@@ -52,6 +52,7 @@ def _layer(**model: Any) -> dict[str, Any]:
                 "text_learning_rate": 0.01,
                 "image_learning_rate": 0.01,
                 "momentum": 0.7,
+                "loss": {"init_args": loss},
                 **model,
             }
         },
@@ -81,16 +82,16 @@ def _rank_major(size: int) -> Tensor:
     "model",
     [
         # Four batches to a queue, so a slot holds the same global batch in both runs.
-        {"queue_size": 64, "queue_warm": "masked"},
+        {"loss": {"queue_size": 64, "queue_warm": "masked"}},
         # More than was written, random entries stay.
-        {"queue_size": 200, "inter_loss": "infonce", "heads": "shared"},
+        {"loss": {"queue_size": 200, "inter_loss": "infonce"}, "heads": {"shared": True}},
     ],
-    ids=lambda model: str(model["queue_size"]),
+    ids=lambda model: str(model["loss"]["queue_size"]),
 )
 def test_two_processes_equal_one(tmp_path: Path, model: dict[str, Any]) -> None:
     one = train(request("mct/mct_tag", tmp_path / "one", layer=over(_layer(**model), 1)))
     ranks = train_on_two(request("mct/mct_tag", tmp_path / "two", layer=over(_layer(**model), 2)))
-    size = model["queue_size"]
+    size = model["loss"]["queue_size"]
     place = _rank_major(size) % size
     queues = {name for name in one["state"] if name.endswith((".vectors", ".image_id", ".tags", ".valid"))}
     assert len(queues) == 4 * 3 + 1
@@ -107,7 +108,7 @@ def test_two_processes_equal_one(tmp_path: Path, model: dict[str, Any]) -> None:
                 found = found[place]
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
     assert moved  # else the order would be no matter of this test
-    assert int(one["state"]["objective.queues.ii.pointer"]) == STEPS * BATCH % size
+    assert int(one["state"]["loss.queues.ii.pointer"]) == STEPS * BATCH % size
     # Ranks jump where two similarities are equal but for rounding; that every sample counts once is tested elsewhere.
     assert ranks[0]["metrics"].keys() == one["metrics"].keys()
     assert ranks[0]["metrics"] == ranks[1]["metrics"]
@@ -124,7 +125,7 @@ def test_two_processes_with_queues_that_a_batch_does_not_divide(tmp_path: Path) 
     Two processes lose other samples of that one batch than one process does. Everything newer must be there in both
     runs, and both ranks must agree to the bit, with the shuffled key batch and an encoder with batch statistics too.
     """
-    layer = _layer(queue_size=24, key_bn_groups=2)
+    layer = _layer({"queue_size": 24}, key_bn_groups=2)
     del layer["model"]["init_args"]["image_encoder"]
     del layer["model"]["init_args"]["text_encoder"]
     layer["trainer"]["max_epochs"] = 1
@@ -139,9 +140,9 @@ def test_two_processes_with_queues_that_a_batch_does_not_divide(tmp_path: Path) 
     written = STEPS // 2 * BATCH
     newest = torch.arange(written - BATCH, written) % 24
     for name in ("ii", "cc", "ic", "ci"):
-        ids = [torch.as_tensor(s[f"objective.queues.{name}.image_id"])[newest] for s in (states[0], one["state"])]
+        ids = [torch.as_tensor(s[f"loss.queues.{name}.image_id"])[newest] for s in (states[0], one["state"])]
         assert torch.equal(ids[0].sort().values, ids[1].sort().values)
-        assert int(states[0][f"objective.queues.{name}.pointer"]) == written % 24
+        assert int(states[0][f"loss.queues.{name}.pointer"]) == written % 24
 
 
 def test_the_order_of_the_queue_by_hand() -> None:

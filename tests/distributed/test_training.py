@@ -1,4 +1,4 @@
-"""Two processes train AVID to the same weights, banks and normaliser as one process with the joined batch."""
+"""Two processes train AVID to the same weights, banks and normalizer as one process with the joined batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.stages.run import StageRequest
-from papers.avid_cma.loss import BankObjective
+from papers.avid_cma.loss import BankLoss
 from tests.distributed.stages import over, train, train_on_two
 from tests.stages import request
 
@@ -47,9 +47,7 @@ LAYER: dict[str, Any] = {
 }
 
 
-def _negatives_by_anchor(
-    self: BankObjective, index: Tensor, positives: Tensor, generator: Any, training: bool
-) -> Tensor:
+def _negatives_by_anchor(self: BankLoss, index: Tensor, positives: Tensor, training: bool) -> Tensor:
     """The same negatives for an anchor in whichever process it is."""
     rows = torch.arange(self.negatives)[None] * 7 + index[:, None] * 3 + self.step
     return (index[:, None] + 1 + rows % (self.num_items - 1)) % self.num_items
@@ -61,7 +59,7 @@ def _request(runs: Path, devices: int) -> StageRequest:
 
 @pytest.mark.timeout(300)
 def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BankObjective, "_draw_negatives", _negatives_by_anchor)
+    monkeypatch.setattr(BankLoss, "draw_negatives", _negatives_by_anchor)
     one = train(_request(tmp_path / "one", 1))
     ranks = train_on_two(_request(tmp_path / "two", 2))
     for name, expected in one["state"].items():

@@ -29,8 +29,12 @@ LAYER: dict[str, Any] = {
     },
     "model": {
         "init_args": {
-            "language_model": {"init_args": {"dropout": 0.0}},
-            "audio_classifier": {"init_args": {"encoder": {"init_args": {"dropout": 0.0}}}},
+            "model": {
+                "init_args": {
+                    "language_model": {"init_args": {"dropout": 0.0}},
+                    "audio_classifier": {"init_args": {"encoder": {"init_args": {"dropout": 0.0}}}},
+                }
+            },
             "learning_rate": 0.01,
             "video_learning_rate": 0.01,
             "audio_learning_rate": 0.01,

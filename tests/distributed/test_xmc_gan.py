@@ -69,7 +69,7 @@ def test_global_negatives_equal_one_process_with_the_joint_batch(joint: bool) ->
 WITHOUT_PARENTS = ["--model.image_network.pretrained", "null", "--model.evaluation.evaluator.pretrained", "null"]
 LAYER = {
     "trainer": {"limit_train_batches": 2},
-    "model": {"init_args": {"negatives": "global"}},
+    "model": {"init_args": {"loss": {"init_args": {"negatives": "global"}}}},
     "data": {"init_args": {"test_samples": 11, "test_batch_size": 5}},  # one rank has a whole batch more to match
 }
 

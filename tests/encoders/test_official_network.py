@@ -11,7 +11,7 @@ from torch import nn
 from common.encoders.audio import AudioConvNet
 from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
-from papers.avid_cma.model import AudioVisualModel
+from papers.avid_cma.model import AVID
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma"
 
@@ -20,8 +20,8 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def paper_model() -> AudioVisualModel:
-    return AudioVisualModel(R2Plus1D(), AudioConvNet(), ProjectionHead(), ProjectionHead())
+def paper_model() -> AVID:
+    return AVID(R2Plus1D(), AudioConvNet(), ProjectionHead(), ProjectionHead())
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def paper_model() -> AudioVisualModel:
         (ProjectionHead(layers=1), 65_664),
         (paper_model(), 21_286_784),
         (
-            AudioVisualModel(
+            AVID(
                 R2Plus1D(depth=10, stem_pool=False),
                 AudioConvNet(small=True),
                 ProjectionHead(layers=1),
@@ -80,7 +80,7 @@ def golden() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def weighted_model() -> AudioVisualModel:
+def weighted_model() -> AVID:
     """The model with the reproducible weights that the golden outputs were made with."""
     official = json.loads((GOLDEN / "official_state_dict.json").read_text())["model"]
     state: dict[str, torch.Tensor] = {}
@@ -119,7 +119,7 @@ def assert_close(actual: torch.Tensor, expected: np.ndarray, share: float = 1e-5
 
 
 def test_features_and_embeddings(
-    weighted_model: AudioVisualModel, clips: tuple[torch.Tensor, torch.Tensor], golden: dict[str, np.ndarray]
+    weighted_model: AVID, clips: tuple[torch.Tensor, torch.Tensor], golden: dict[str, np.ndarray]
 ) -> None:
     weighted_model.eval()
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_features_and_embeddings(
 
 
 def test_every_stage(
-    weighted_model: AudioVisualModel, clips: tuple[torch.Tensor, torch.Tensor], golden: dict[str, np.ndarray]
+    weighted_model: AVID, clips: tuple[torch.Tensor, torch.Tensor], golden: dict[str, np.ndarray]
 ) -> None:
     weighted_model.eval()
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_every_stage(
 
 
 def test_embeddings_with_batch_statistics(
-    weighted_model: AudioVisualModel, clips: tuple[torch.Tensor, torch.Tensor], golden: dict[str, np.ndarray]
+    weighted_model: AVID, clips: tuple[torch.Tensor, torch.Tensor], golden: dict[str, np.ndarray]
 ) -> None:
     before = {key: value.clone() for key, value in weighted_model.state_dict().items()}
     weighted_model.train()

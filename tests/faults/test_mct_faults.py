@@ -13,7 +13,7 @@ import pytest
 from common.data.items import TooManyBrokenFiles
 from common.data.worlds.shapes import ShapesWorld
 from common.stages.run import run_stage
-from papers.mct.module import MCT
+from papers.mct.module import MCTModule
 from tests.stages import request
 
 SMALL = {"train": 32, "val": 6}
@@ -23,10 +23,10 @@ SMALL = {"train": 32, "val": 6}
 def before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is wrong must be said before the first step."""
 
-    def step(self: MCT, batch: Any, batch_idx: int) -> None:
+    def step(self: MCTModule, batch: Any, batch_idx: int) -> None:
         raise AssertionError("training has begun")
 
-    monkeypatch.setattr(MCT, "training_step", step)
+    monkeypatch.setattr(MCTModule, "training_step", step)
 
 
 @pytest.fixture
@@ -127,8 +127,7 @@ def test_released_bert_is_missing_at_the_scale_of_the_paper(coco: Path, tmp_path
     layer = with_root(coco)
     layer["model"] = {
         "init_args": {
-            "queue_size": 16,
-            "weight_tag": 0.0,
+            "loss": {"init_args": {"queue_size": 16, "weight_tag": 0.0}},
             "image_encoder": {"init_args": {"layers": [1, 1, 1, 1], "channels": [4, 4, 4, 4]}},
             "text_encoder": {"init_args": {"vocabulary_size": 64, "hidden_size": 8, "layers": 1, "attention_heads": 2}},
         }
@@ -173,7 +172,7 @@ def test_a_tokenizer_larger_than_the_embeddings(coco: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model.tag_count", "80"), r"model.tag_count is 80, the data set has 16 tags"),
+        (("--model.loss.tag_count", "80"), r"model.loss.tag_count is 80, the data set has 16 tags"),
         (("--data.batch_size", "65"), r"data.batch_size \(65\) is larger than the 64 samples"),
         (("--model.image_encoder.layers", "[1, 1, 1]"), r"layers and channels need four entries"),
     ],

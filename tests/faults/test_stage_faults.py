@@ -22,7 +22,7 @@ from common.stages import run as runner
 from common.stages.configuration import ConfigurationError
 from common.stages.run import StageRequest, run_stage
 from common.training.callbacks import WholeCheckpoints
-from papers.avid_cma.module import AVID
+from papers.avid_cma.module import AVIDModule
 from tests.stages import request
 
 REAL = {"data": {"init_args": {"world": None}}}
@@ -114,7 +114,7 @@ def test_a_checkpoint_is_loaded_without_pickle(tmp_path: Path) -> None:
     run_stage(stage)
     state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)
     banks = [key for key in state["state_dict"] if key.endswith("_bank.vectors")]
-    assert sorted(banks) == ["criterion.audio_bank.vectors", "criterion.video_bank.vectors"]
+    assert sorted(banks) == ["loss.audio_bank.vectors", "loss.video_bank.vectors"]
     assert state["num_items"] == 48
     assert set(state["audio_statistics"]) == {"mean", "std"}
 
@@ -175,13 +175,13 @@ def test_a_stage_writes_its_checkpoints_whole(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = AVID.training_step
+    original = AVIDModule.training_step
 
-    def broken(self: AVID, batch: Any, batch_idx: int) -> Any:
+    def broken(self: AVIDModule, batch: Any, batch_idx: int) -> Any:
         loss = original(self, batch, batch_idx)
         return loss * float("nan") if batch_idx == 1 else loss
 
-    monkeypatch.setattr(AVID, "training_step", broken)
+    monkeypatch.setattr(AVIDModule, "training_step", broken)
     stage = request("avid/avid", tmp_path)
     with pytest.raises(
         NonFiniteLossError, match=r"not finite at batch 1 .*samples of that batch: \d+, .*non_finite.ckpt"
@@ -191,7 +191,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_samples(tmp_path: Path, m
     assert not (stage.directory / "checkpoints" / "last.ckpt").exists()
 
 
-def test_validation_touches_neither_banks_nor_normaliser(tmp_path: Path) -> None:
+def test_validation_touches_neither_banks_nor_normalizer(tmp_path: Path) -> None:
     layer = {"trainer": {"limit_val_batches": 1.0, "val_check_interval": 1}}
     plain = request("avid/avid_joint", tmp_path / "plain")
     validated = request("avid/avid_joint", tmp_path / "validated", layer=layer)
@@ -207,8 +207,8 @@ def test_validation_touches_neither_banks_nor_normaliser(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fit", "avid/avid", "--scale", "smoke", "--model.temprature", "1"], "'temperature'"),
-        (["fit", "avid/avid", "--scale", "smoke", "--model.temperature", "hot"], "temperature"),
+        (["fit", "avid/avid", "--scale", "smoke", "--model.loss.temprature", "1"], "'temperature'"),
+        (["fit", "avid/avid", "--scale", "smoke", "--model.loss.temperature", "hot"], "temperature"),
         (["fit", "avid/avidd", "--scale", "smoke"], "'avid"),
         (["fit", "avid", "--scale", "smoke"], "<paper>/<stage or recipe>"),
         (["test", "avid/avid", "--scale", "smoke", "--checkpoint", "none.ckpt"], "none.ckpt does not exist"),

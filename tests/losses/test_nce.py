@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.losses.info_nce import info_nce, info_nce_per_anchor
-from common.losses.nce import estimate_normaliser, nce, nce_per_anchor
+from common.losses.nce import estimate_normalizer, nce, nce_per_anchor
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma" / "nce_core.npz"
 
@@ -22,12 +22,12 @@ def test_nce_equals_the_released_code(call: int) -> None:
     with np.load(GOLDEN, allow_pickle=False) as golden:
         positives = torch.from_numpy(golden[f"pos_{call}"]).requires_grad_()
         negatives = torch.from_numpy(golden[f"neg_{call}"]).requires_grad_()
-        # Calls 0 and 4 estimate the normaliser, 1 and 2 go on with that of call 0, 3 has it preset.
+        # Calls 0 and 4 estimate the normalizer, 1 and 2 go on with that of call 0, 3 has it preset.
         source = golden["neg_0"] if call < 3 else golden[f"neg_{call}"]
-        normaliser = estimate_normaliser(torch.from_numpy(source)) if call != 3 else torch.tensor(2.5)
-        loss = nce(positives, negatives, normaliser)
+        normalizer = estimate_normalizer(torch.from_numpy(source)) if call != 3 else torch.tensor(2.5)
+        loss = nce(positives, negatives, normalizer)
         loss.backward()
-        np.testing.assert_allclose(float(normaliser), golden[f"Z_{call}"], rtol=1e-6, atol=2e-7)
+        np.testing.assert_allclose(float(normalizer), golden[f"Z_{call}"], rtol=1e-6, atol=2e-7)
         np.testing.assert_allclose(loss.item(), golden[f"loss_{call}"], rtol=1e-6, atol=2e-7)
         np.testing.assert_allclose(np.asarray(positives.grad), golden[f"grad_pos_{call}"], rtol=1e-6, atol=2e-7)
         np.testing.assert_allclose(np.asarray(negatives.grad), golden[f"grad_neg_{call}"], rtol=1e-6, atol=2e-7)
@@ -36,17 +36,17 @@ def test_nce_equals_the_released_code(call: int) -> None:
 sizes = st.integers(1, 5)
 
 
-@given(batch=sizes, num_positives=sizes, num_negatives=sizes, normaliser=st.floats(0.01, 100), seed=st.integers(0, 99))
+@given(batch=sizes, num_positives=sizes, num_negatives=sizes, normalizer=st.floats(0.01, 100), seed=st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_nce_is_the_written_formula(
-    batch: int, num_positives: int, num_negatives: int, normaliser: float, seed: int
+    batch: int, num_positives: int, num_negatives: int, normalizer: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     positives, negatives = rng.normal(size=(batch, num_positives)) * 3, rng.normal(size=(batch, num_negatives)) * 3
-    noise = num_negatives * normaliser
+    noise = num_negatives * normalizer
     positive_loss = -np.log(np.exp(positives) / (np.exp(positives) + noise)).mean(axis=1)
     negative_loss = -np.log(noise / (np.exp(negatives) + noise)).sum(axis=1)
-    loss = nce(torch.from_numpy(positives), torch.from_numpy(negatives), normaliser)
+    loss = nce(torch.from_numpy(positives), torch.from_numpy(negatives), normalizer)
     np.testing.assert_allclose(loss.item(), (positive_loss + negative_loss).mean(), rtol=1e-6)
 
 
@@ -81,10 +81,10 @@ def test_half_precision_scores_neither_overflow_nor_lose_the_sum(dtype: torch.dt
     # exp(1 / 0.07) is 1.6e6, beyond float16; 1024 equal addends are beyond bfloat16.
     positives = torch.tensor([[1 / 0.07], [-1 / 0.07]], dtype=dtype)
     negatives = torch.full((2, 1024), 1 / 0.07, dtype=dtype)
-    normaliser = estimate_normaliser(negatives)
-    assert torch.isfinite(normaliser)
+    normalizer = estimate_normalizer(negatives)
+    assert torch.isfinite(normalizer)
     for loss, reference in [
-        (nce(positives, negatives, normaliser), nce(positives.float(), negatives.float(), normaliser)),
+        (nce(positives, negatives, normalizer), nce(positives.float(), negatives.float(), normalizer)),
         (info_nce(positives, negatives), info_nce(positives.float(), negatives.float())),
     ]:
         assert loss.dtype == torch.float32
@@ -99,13 +99,13 @@ def test_no_score_makes_the_loss_infinite() -> None:
         assert torch.isfinite(gradient).all()
 
 
-def test_no_gradient_flows_through_the_normaliser() -> None:
-    normaliser = torch.tensor(2.0, requires_grad=True)
+def test_no_gradient_flows_through_the_normalizer() -> None:
+    normalizer = torch.tensor(2.0, requires_grad=True)
     positives = torch.zeros(1, 1, requires_grad=True)
-    nce(positives, torch.zeros(1, 3), normaliser).backward()
-    assert normaliser.grad is None
+    nce(positives, torch.zeros(1, 3), normalizer).backward()
+    assert normalizer.grad is None
     negatives = torch.zeros(1, 3, requires_grad=True)
-    assert not estimate_normaliser(negatives).requires_grad
+    assert not estimate_normalizer(negatives).requires_grad
 
 
 def test_per_anchor_losses_take_leading_dimensions() -> None:
@@ -119,11 +119,11 @@ def test_per_anchor_losses_take_leading_dimensions() -> None:
 
 
 def test_scores_that_are_all_zero_cost_what_the_formula_says() -> None:
-    # With normaliser 1 and K = 3: -log(1/4) for the positive and 3 * -log(3/4) for the negatives.
+    # With normalizer 1 and K = 3: -log(1/4) for the positive and 3 * -log(3/4) for the negatives.
     loss = nce(torch.zeros(2, 1), torch.zeros(2, 3), 1.0)
     assert math.isclose(loss.item(), math.log(4) + 3 * math.log(4 / 3), rel_tol=1e-6)
 
 
-def test_a_normaliser_that_is_a_number_has_the_precision_of_the_scores() -> None:
+def test_a_normalizer_that_is_a_number_has_the_precision_of_the_scores() -> None:
     zeros = torch.zeros(2, 1, dtype=torch.double)
     assert math.isclose(nce(zeros, zeros, 0.1).item(), math.log(1.1) + math.log(1 + 1 / 0.1), rel_tol=1e-14)

@@ -1,85 +1,29 @@
-"""Data modules of MCT: which caption follows which flip, caption views, tags, labels, and what is held back."""
+"""The data of MCT's pre-training: which caption follows which flip, caption views, and tags."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from common.data.datasets.coco import COCO
-from common.data.datasets.coco_karpathy import COCOKarpathy
-from common.data.datasets.imagenet import ImageNet
-from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import ImageTransform
 from common.data.items import TooManyBrokenFiles
 from common.data.text import CaptionTokenizer, WordVocabulary
 from common.data.worlds.shapes import ShapesWorld
-from papers.mct.data import (
-    BicaptioningData,
-    CaptionedViews,
-    CaptionRows,
-    ClassificationData,
-    MultiLabelData,
-    PretrainingData,
-    SearchData,
-)
+from papers.mct.data import CaptionedViews, PretrainingData
 from tests.data.image_layouts import (
     captions_document,
     instances_document,
-    write_coco,
     write_image,
-    write_imagenet,
     write_json,
-    write_karpathy,
-    write_voc,
 )
-
-SMALL = ImageTransform(crop=8, resize=8)
-SIDED = ("A ball left of the bright box.", "The left ball, no box on the right.", "Only a ball.")
-
-
-def attached(data: Any) -> Any:
-    """A data module as a trainer uses it."""
-    data.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    data.prepare_data()
-    data.setup("fit")
-    return data
-
-
-class Sentences(CaptionTokenizer):
-    """Numbers that name the whole text, so that a test can read them back."""
-
-    file_name = "none"
-
-    def __init__(self) -> None:
-        super().__init__(None, 30)
-        self.texts: list[str] = []
-        self._size = 1
-
-    def prepare(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def encode(self, text: str) -> list[int]:
-        self.texts.append(text)
-        return [len(self.texts)]
-
-    def decode(self, tokens: Any) -> str:
-        return self.texts[int(tokens[0]) - 1]
-
-    def _settings(self) -> str:
-        return ""
-
-    def _learn(self, texts: Any) -> bytes:
-        return b""
-
-    def _read(self, content: bytes) -> None:
-        pass
+from tests.protocols.test_captions import SIDED, Sentences, coco
+from tests.protocols.test_data import SMALL, attached
 
 
 class Spy:
@@ -95,21 +39,6 @@ class Spy:
     def __call__(self, image: Image.Image, rng: Any) -> tuple[torch.Tensor, bool]:
         self.seen.append(image)
         return torch.tensor(np.array(image)).permute(2, 0, 1).float(), self.flips.pop(0)
-
-
-def coco(root: Path, captions: tuple[str, ...] = SIDED, train: int = 6, groups: tuple[int, ...] = ()) -> COCO:
-    """COCO with given captions, the same for every image, and groups of images."""
-    write_coco(root, train=train, val=3)
-    document = captions_document(train, 0)
-    for number, group in enumerate(groups):
-        document["images"][number]["group_id"] = group
-    document["annotations"] = [
-        {"id": 100 * entry["id"] + place, "image_id": entry["id"], "caption": text}
-        for entry in document["images"]
-        for place, text in enumerate(captions)
-    ]
-    write_json(root / "annotations" / "captions_train2017.json", document)
-    return COCO(root)
 
 
 def items(dataset: COCO, **options: Any) -> CaptionedViews:
@@ -317,16 +246,6 @@ def test_without_instances_there_are_no_tags(tmp_path: Path) -> None:
     assert next(iter(data.train_dataloader()))["tags"].shape == (4, 0)
 
 
-def test_collate_pads_to_the_longest_caption() -> None:
-    data = PretrainingData(COCO("none"), WordVocabulary(), image=SMALL)
-    rows = [[1, 2], [1, 5, 6, 2], [1]]
-    batch = data.collate([{"tokens": row, "index": torch.tensor(n)} for n, row in enumerate(rows)])
-    assert batch["tokens"].tolist() == [[1, 2, 0, 0], [1, 5, 6, 2], [1, 0, 0, 0]]
-    assert batch["lengths"].tolist() == [2, 4, 1]
-    assert batch["index"].tolist() == [0, 1, 2]
-    assert set(data.collate([{"tokens_reversed": [3, 1]}])) == {"tokens_reversed", "lengths_reversed"}
-
-
 def test_back_translations(tmp_path: Path) -> None:
     dataset = coco(tmp_path / "coco")
     ids = [number for own in dataset.annotations("train").caption_ids for number in own]
@@ -368,139 +287,7 @@ def test_the_tokenizer_learns_from_the_training_captions_alone(tmp_path: Path) -
     assert data.words.encode("purple ball") == [1, 3, data.words.encode("ball")[1], 2]
 
 
-# -- captions as rows --------------------------------------------------------------------------------------------------
-
-
-def test_captions_know_their_images() -> None:
-    tokenizer = Sentences()
-    rows = CaptionRows([("A dog.", "a  DOG."), (), ("A cat.",), ("a dog.", "a dog")], tokenizer)
-    assert len(rows) == 5
-    samples = [rows[item] for item in range(5)]
-    assert [int(sample["image_index"]) for sample in samples] == [0, 0, 2, 3, 3]
-    assert [int(sample["index"]) for sample in samples] == [0, 1, 2, 3, 4]
-    assert len(CaptionRows([], tokenizer)) == 0
-
-
-def test_bicaptioning_reads_forwards_and_backwards(tmp_path: Path) -> None:
-    coco(tmp_path)
-    data = BicaptioningData(
-        COCO(tmp_path), WordVocabulary(min_count=1), image=SMALL, batch_size=6, num_workers=0, held_out_batch_size=2
-    )
-    (batch,) = attached(data).train_dataloader()
-    assert torch.equal(batch["lengths"], batch["lengths_reversed"])
-    for row, other, length in zip(batch["tokens"], batch["tokens_reversed"], batch["lengths"]):
-        assert row[:length].tolist() == other[:length].flip(0).tolist()
-        assert (row[0], other[0]) == (1, 2)
-    held_out = data.test_dataloader().dataset
-    # The first caption, without flips: the same every time.
-    assert held_out[1]["tokens"] == held_out[1]["tokens"] == data.words.encode("Image 5007, caption 0.")
-
-
-# -- search ------------------------------------------------------------------------------------------------------------
-
-
-def test_every_caption_is_searched_once_an_epoch(tmp_path: Path) -> None:
-    write_karpathy(tmp_path, train=4, val=2, test=3)
-    path = tmp_path / "dataset_coco.json"
-    document = json.loads(path.read_text())
-    for entry in document["images"]:
-        number = entry["cocoid"]
-        entry["sentences"] = [{"raw": f"image {number} says {c}", "sentid": 10 * number + c} for c in range(5)]
-        entry["sentids"] = [sentence["sentid"] for sentence in entry["sentences"]]
-    write_json(path, document)
-    data = SearchData(COCOKarpathy(tmp_path), WordVocabulary(min_count=1), image=SMALL, batch_size=4, num_workers=0)
-    loader = attached(data).train_dataloader()
-    for _ in range(2):
-        seen = [
-            (int(image), data.words.decode(row.tolist()))
-            for batch in loader
-            for image, row in zip(batch["image_index"], batch["tokens"])
-        ]
-        captions = data.dataset.annotations("train").captions
-        assert sorted(seen) == sorted((n, text) for n, own in enumerate(captions) for text in own)
-    for gallery, images in ((data.val_dataloader(), 2), (data.test_dataloader(), 3)):
-        assert [len(loader.dataset) for loader in gallery] == [images, 5 * images]
-    assert data.test_dataloader()[1].dataset is data.test_dataloader()[1].dataset
-
-
-def test_fewer_captions_of_each_image(tmp_path: Path) -> None:
-    coco(tmp_path)
-    data = attached(
-        SearchData(
-            COCO(tmp_path), WordVocabulary(min_count=1), test_split="val", captions_per_image=2, image=SMALL,
-            batch_size=6, num_workers=0,
-        )
-    )  # fmt: skip
-    assert len(data.train_dataloader().dataset) == 12
-    texts = {data.words.decode(row.tolist()) for batch in data.train_dataloader() for row in batch["tokens"]}
-    assert len(texts) == 2
-    assert len(data.test_dataloader()[1].dataset) == 6
-
-
-# -- labels ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.1, 3), (0.2, 6), (0.5, 15)])
-def test_held_back_images_are_evenly_spaced_and_never_trained_on(tmp_path: Path, share: float, kept: int) -> None:
-    write_imagenet(tmp_path, train=10, val=2)
-    options: dict[str, Any] = {"image": SMALL, "batch_size": 5, "num_workers": 0, "test_batch_size": 4}
-    data = attached(ClassificationData(ImageNet(tmp_path), held_out_share=share, **options))
-    trained = {clip.path for clip in data.listing.clips}
-    held = {clip.path for clip in data.held_out_listing.clips}
-    assert len(held) == kept
-    assert not trained & held
-    assert len(trained | held) == 30
-    per_class = np.bincount(data.held_out_listing.labels, minlength=3)
-    assert per_class.tolist() == [kept // 3] * 3
-    assert data.num_classes == 3
-    loaders = data.test_dataloader()
-    if share:
-        assert [len(loader.dataset) for loader in loaders] == [kept, 6]
-    else:
-        assert len(loaders.dataset) == 6
-    batch = next(iter(data.train_dataloader()))
-    assert batch["image"].shape == (5, 3, 8, 8)
-    assert batch["label"].dtype == torch.int64
-
-
-def test_shares_that_cannot_be_held_back(tmp_path: Path) -> None:
-    write_imagenet(tmp_path, train=2)
-    for share in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=r"data.held_out_share must be in \[0, 1\)"):
-            ClassificationData(ImageNet(tmp_path), held_out_share=share)
-    data = ClassificationData(ImageNet(tmp_path), held_out_share=0.01, image=SMALL)
-    with pytest.raises(ValueError, match=r"data.held_out_share=0.01 keeps none of 6 images back"):
-        attached(data)
-
-
-@pytest.mark.parametrize("fit", [True, False])
-def test_labels_of_voc(tmp_path: Path, fit: bool) -> None:
-    write_voc(tmp_path)
-    dataset = PascalVOC(tmp_path, years=("2007",))
-    data = attached(MultiLabelData(dataset, fit=fit, image=SMALL, batch_size=2, num_workers=0))
-    assert data.num_classes == 3
-    assert list(data.class_names) == ["aeroplane", "bicycle", "train"]
-    loaders = data.test_dataloader()
-    if fit:
-        assert len(loaders.dataset) == 3
-        assert len(data.train_dataloader().dataset) == 5
-        return
-    assert [len(loader.dataset) for loader in loaders] == [5, 3]
-    for loader, split in zip(loaders, ("trainval", "test")):
-        labels = torch.cat([batch["labels"] for batch in loader])
-        assert labels.dtype == torch.int8
-        np.testing.assert_array_equal(labels, dataset.labels(split))
-        assert set(labels.unique().tolist()) == {-1, 0, 1}
-
-
-def test_labels_of_coco_are_its_categories(tmp_path: Path) -> None:
-    write_coco(tmp_path, train=4, val=3)
-    data = attached(MultiLabelData(COCO(tmp_path), "train", "val", fit=True, image=SMALL, batch_size=2, num_workers=0))
-    assert list(data.class_names) == ["person", "dog", "car"]
-    labels = torch.cat([batch["labels"] for batch in data.test_dataloader()])
-    # Image k has the first k categories.
-    assert labels.tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0]]
-    assert {tuple(batch["image"].shape) for batch in data.train_dataloader()} == {(2, 3, 8, 8)}
+# -- files -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_world_stands_in_for_the_root(tmp_path: Path) -> None:

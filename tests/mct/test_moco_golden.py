@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from common.memory.momentum import MomentumPair
 from papers.mct.loss import MultimodalContrast
-from papers.mct.model import MomentumTower, Tower
+from papers.mct.model import Tower, encode_keys
 from tests.distributed.harness import run_distributed
 from tests.mct.test_loss_golden import close, load
 
@@ -34,7 +35,7 @@ class Step(nn.Module):
 
     def __init__(self, golden: dict[str, Tensor]) -> None:
         super().__init__()
-        self.tower = MomentumTower(Tower(Encoder(), intra_dim=6, inter_dim=None))
+        self.tower = MomentumPair(Tower(Encoder(), intra_dim=6, inter_dim=None))
         self.objective = MultimodalContrast(
             weight_cc=0.0, weight_cross=0.0, temperature=0.2, queue_size=32, mask_same_image=False, intra_dim=6
         )
@@ -45,10 +46,13 @@ class Step(nn.Module):
     def forward(self, views: Tensor, permutation: Tensor | None = None) -> Tensor:
         query = self.tower(views[0])["intra"]
         self.tower.update(0.99)
-        self.keys = self.tower.keys(views[1], permutation=permutation)["intra"]
-        loss = self.objective({"ii": query}, {"ii": self.keys})["loss"]
-        self.objective.enqueue({"ii": self.keys})  # before the backward pass, as in MoCo
-        return loss
+        self.keys = encode_keys(self.tower.key, views[1], permutation=permutation)["intra"]
+        return self.objective({"ii": query}, {"ii": self.keys})["loss"]
+
+    def enqueue(self) -> None:
+        """MoCo does it before the backward pass, on a copy of the queue that it was compared with."""
+        assert self.keys is not None
+        self.objective.enqueue({"ii": self.keys})
 
 
 def renamed(golden: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -89,6 +93,7 @@ def test_six_training_steps_equal_momentum_contrast() -> None:
         sgd.zero_grad()
         loss.backward()
         sgd.step()
+        step.enqueue()
     assert check_state(step.state_dict(), golden, "final/") == 24
 
 
@@ -102,6 +107,7 @@ def train_rank(rank: int, golden: dict[str, Tensor]) -> dict[str, Any]:
         sgd.zero_grad()
         loss.backward()
         sgd.step()
+        step.enqueue()
         losses.append(loss.detach())
         keys.append(step.keys)
         queues.append(step.objective.queues["ii"].vectors.T.clone())

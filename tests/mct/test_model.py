@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from common.encoders.image import ImageResNet
-from papers.mct.model import MomentumTower, Tower, batch_shuffle, batch_unshuffle
+from common.memory.momentum import MomentumPair
+from papers.mct.model import Heads, Tower, batch_shuffle, batch_unshuffle, encode_keys
 
 
 class Backbone(nn.Module):
@@ -28,7 +29,8 @@ class Backbone(nn.Module):
 
 def tower(seed: int = 0, **fields: Any) -> Tower:
     torch.manual_seed(seed)
-    return Tower(Backbone(), **{"intra_dim": 3, "inter_dim": 6, **fields})
+    dims = {name: fields.pop(name, default) for name, default in (("intra_dim", 3), ("inter_dim", 6))}
+    return Tower(Backbone(), **dims, heads=Heads(**fields))
 
 
 # -- heads -------------------------------------------------------------------------------------------------------------
@@ -89,10 +91,10 @@ def test_a_residual_network_is_a_backbone() -> None:
     backbone = ImageResNet(
         (1, 1, 1, 1), bottleneck=False, channels=(4, 4, 8, 8), stem_channels=4, stem_kernel=3, stem_pool=False
     )
-    model = MomentumTower(Tower(backbone, intra_dim=3, inter_dim=None)).to(memory_format=torch.channels_last)
+    model = MomentumPair(Tower(backbone, intra_dim=3, inter_dim=None)).to(memory_format=torch.channels_last)
     images = torch.randn(4, 3, 16, 16).to(memory_format=torch.channels_last)
     assert model.query.features(images).shape == (4, 8)
-    keys = model.keys(images, groups=2)["intra"]
+    keys = encode_keys(model.key, images, groups=2)["intra"]
     assert keys.shape == (4, 3)
     assert not keys.requires_grad
 
@@ -101,10 +103,10 @@ def test_a_residual_network_is_a_backbone() -> None:
 
 
 def test_keys_follow_the_average_and_have_no_gradient() -> None:
-    pair = MomentumTower(tower())
+    pair = MomentumPair(tower())
     rows = torch.randn(6, 5)
     expected = copy.deepcopy(pair.key)(rows)
-    keys = pair.keys(rows)
+    keys = encode_keys(pair.key, rows)
     for name, key in keys.items():
         assert torch.equal(key, expected[name])
         assert not key.requires_grad
@@ -114,10 +116,10 @@ def test_keys_follow_the_average_and_have_no_gradient() -> None:
 @pytest.mark.parametrize("groups", [1, 2, 3, 6])
 def test_groups_are_encoded_by_themselves_and_put_back_in_order(groups: int) -> None:
     torch.manual_seed(0)
-    pair = MomentumTower(Tower(Backbone(normalised=groups < 6), intra_dim=3, inter_dim=6))
+    pair = MomentumPair(Tower(Backbone(normalised=groups < 6), intra_dim=3, inter_dim=6))
     rows, scale = torch.randn(6, 5), torch.rand(6) + 1
     permutation = torch.tensor([3, 0, 5, 1, 4, 2])
-    keys = pair.keys(rows, scale, groups=groups, permutation=permutation)
+    keys = encode_keys(pair.key, rows, scale, groups=groups, permutation=permutation)
     for group in permutation.view(groups, -1):
         alone = pair.key(rows[group], scale[group]) if groups > 1 else pair.key(rows, scale)
         for name, key in keys.items():
@@ -125,27 +127,27 @@ def test_groups_are_encoded_by_themselves_and_put_back_in_order(groups: int) -> 
 
 
 def test_groups_are_drawn_anew_from_the_global_generator_and_not_without_shuffling() -> None:
-    pair, rows = MomentumTower(tower()), torch.randn(8, 5)
+    pair, rows = MomentumPair(tower()), torch.randn(8, 5)
     draws = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        draws.append(pair.keys(rows, groups=2)["intra"])
+        draws.append(encode_keys(pair.key, rows, groups=2)["intra"])
     torch.testing.assert_close(draws[0], draws[1])
     assert not torch.allclose(draws[0], draws[2])
-    plain = pair.keys(rows, shuffle=False, groups=2)["intra"]
+    plain = encode_keys(pair.key, rows, shuffle=False, groups=2)["intra"]
     torch.testing.assert_close(plain, torch.cat([pair.key(half)["intra"] for half in rows.chunk(2)]))
 
 
 @pytest.mark.parametrize("groups", [0, -1, 4, 7])
 def test_groups_must_divide_the_batch(groups: int) -> None:
     with pytest.raises(ValueError, match=f"key_bn_groups={groups} does not divide the 6 rows"):
-        MomentumTower(tower()).keys(torch.randn(6, 5), groups=groups)
+        encode_keys(tower(), torch.randn(6, 5), groups=groups)
 
 
 def test_the_query_sees_no_other_statistics_because_of_groups() -> None:
-    pair = MomentumTower(tower())
+    pair = MomentumPair(tower())
     query, key = pair.query.backbone.bn, pair.key.backbone.bn  # type: ignore[union-attr]
-    pair.keys(torch.randn(8, 5), groups=4)
+    encode_keys(pair.key, torch.randn(8, 5), groups=4)
     assert query.num_batches_tracked == 0  # type: ignore[union-attr]
     assert key.num_batches_tracked == 4  # type: ignore[union-attr]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from pathlib import Path
@@ -18,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from common.encoders.text import BertEncoder
 from common.stages.cli import build
 from common.stages.run import stage_configuration
-from papers.mct.model import MomentumTower
-from papers.mct.module import MCT
+from papers.mct.loss import MultimodalContrast
+from papers.mct.model import Heads
+from papers.mct.module import MCTModule
 from tests.stages import request
 
 QUEUE, BATCH, TAGS, VOCABULARY = 64, 16, 4, 20
@@ -92,20 +94,22 @@ class Data(pl.LightningDataModule):
         return DataLoader(Rows(self.rows), batch_size=BATCH)
 
 
-def module(**fields: Any) -> MCT:
+def module(**fields: Any) -> MCTModule:
     torch.manual_seed(0)
-    small: dict[str, Any] = {
+    # The loss does not draw from the generator that the encoders are initialized by.
+    loss = {
+        "weight_tag": 1.0,
         "intra_dim": 5,
         "inter_dim": 7,
         "tag_count": TAGS,
         "queue_size": QUEUE,
-        "momentum": 0.75,
         "temperature": 0.2,
-        "image_learning_rate": 0.05,
-        "text_learning_rate": 0.01,
     }
-    image, text = fields.pop("image_encoder", None), fields.pop("text_encoder", Texts())
-    return MCT(image or Images(), text, **{**small, **fields})
+    of_loss = inspect.signature(MultimodalContrast).parameters
+    loss |= {name: fields.pop(name) for name in list(fields) if name in of_loss}
+    small: dict[str, Any] = {"momentum": 0.75, "image_learning_rate": 0.05, "text_learning_rate": 0.01}
+    text = fields.pop("text_encoder", Texts())
+    return MCTModule(Images(), MultimodalContrast(**loss), text, **{**small, **fields})
 
 
 class Watch(Callback):
@@ -114,12 +118,12 @@ class Watch(Callback):
     def __init__(self) -> None:
         self.terms: list[dict[str, Tensor]] = []
         self.rates: list[list[float]] = []
-        self.counts = {"update": 0, "enqueue": 0, "optimiser": 0}
+        self.counts = {"update_average": 0, "enqueue": 0, "optimiser": 0}
         self.norms: list[dict[str, dict[str, float]]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        pl_module.objective.register_forward_hook(self._keep)
-        for owner, name in ((pl_module.image, "update"), (pl_module.objective, "enqueue")):
+        pl_module.loss.register_forward_hook(self._keep)
+        for owner, name in ((pl_module, "update_average"), (pl_module.loss, "enqueue")):
             setattr(owner, name, self._counted(getattr(owner, name), name))
 
     def _keep(self, objective: nn.Module, given: Any, out: dict[str, Tensor]) -> None:
@@ -146,7 +150,7 @@ class Watch(Callback):
         for name, tower in _towers(pl_module):
             query, key = self.before[name]
             share = 1 - pl_module.hparams["momentum"]
-            for (parameter, value), old_query, old_key in zip(tower.key.named_parameters(), query, key):
+            for (parameter, value), old_query, old_key in zip(tower[1].named_parameters(), query, key):
                 moved = old_key + share * (old_query - old_key)
                 torch.testing.assert_close(value, moved, rtol=1e-6, atol=1e-7, msg=f"{name} {parameter}")
                 assert value.grad is None
@@ -161,27 +165,30 @@ class Accumulating(Watch):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             return
         for name, tower in _towers(pl_module):
-            for value, kept in zip(tower.key.parameters(), self.before[name][1]):
+            for value, kept in zip(tower[1].parameters(), self.before[name][1]):
                 assert torch.equal(value, kept)
 
 
-def _towers(pl_module: MCT) -> list[tuple[str, MomentumTower]]:
-    named = (("image", pl_module.image), ("text", pl_module.text))
-    return [(name, tower) for name, tower in named if tower is not None]
+def _towers(pl_module: MCTModule) -> list[tuple[str, tuple[nn.Module, nn.Module]]]:
+    """Each tower and its average."""
+    named = ((name, getattr(pl_module.model, name), getattr(pl_module.average, name)) for name in ("image", "text"))
+    return [(name, (query, key)) for name, query, key in named if query is not None]
 
 
-def _state(tower: MomentumTower) -> list[list[Tensor]]:
-    return [[p.detach().clone() for p in part.parameters()] for part in (tower.query, tower.key)]
+def _state(tower: tuple[nn.Module, nn.Module]) -> list[list[Tensor]]:
+    return [[p.detach().clone() for p in part.parameters()] for part in tower]
 
 
-def _norms(pl_module: MCT) -> dict[str, float]:
+def _norms(pl_module: MCTModule) -> dict[str, float]:
     return {
-        name: float(torch.stack([p.grad.norm() for p in tower.query.parameters() if p.grad is not None]).norm())
-        for name, tower in _towers(pl_module)
+        name: float(torch.stack([p.grad.norm() for p in query.parameters() if p.grad is not None]).norm())
+        for name, (query, _) in _towers(pl_module)
     }
 
 
-def train(model: MCT, data: Data | None = None, epochs: int = 1, watch: Callback | None = None, **fields: Any) -> Watch:
+def train(
+    model: MCTModule, data: Data | None = None, epochs: int = 1, watch: Callback | None = None, **fields: Any
+) -> Watch:
     watch = watch or Watch()
     options: dict[str, Any] = {
         "accelerator": "cpu",
@@ -205,16 +212,21 @@ def train(model: MCT, data: Data | None = None, epochs: int = 1, watch: Callback
 def test_every_choice_of_losses(weights: tuple[float, ...], heads: str) -> None:
     ii, tag, cc, cross = weights
     fields = dict(zip(("weight_ii", "weight_tag", "weight_cc", "weight_cross"), weights))
-    model = module(**fields, heads=heads, inter_reduction="sum", text_encoder=Texts() if cc or cross else None)
+    model = module(
+        **fields,
+        heads=Heads(shared=heads == "shared"),
+        inter_reduction="sum",
+        text_encoder=Texts() if cc or cross else None,
+    )
     names = set(model.state_dict())
     # What is off has no module: distributed training refuses parameters without gradient.
-    assert any(name.startswith("text.") for name in names) == bool(cc or cross)
-    queues = {name.split(".")[2] for name in names if name.startswith("objective.queues.")}
+    assert any(name.startswith("model.text.") for name in names) == bool(cc or cross)
+    queues = {name.split(".")[2] for name in names if name.startswith("loss.queues.")}
     assert queues == {n for n, on in (("ii", ii or tag), ("cc", cc), ("ic", cross), ("ci", cross)) if on}
-    assert ("objective.queues.ii.tags" in names) == bool(tag)
+    assert ("loss.queues.ii.tags" in names) == bool(tag)
     for tower, intra in (("image", ii or tag), ("text", cc)):
-        assert any(name.startswith(f"{tower}.query.heads.intra") for name in names) == bool(intra)
-        built = any(name.startswith(f"{tower}.query.heads.inter") for name in names)
+        assert any(name.startswith(f"model.{tower}.heads.intra") for name in names) == bool(intra)
+        built = any(name.startswith(f"model.{tower}.heads.inter") for name in names)
         assert built == bool(cross)
 
     watch = train(model, epochs=2, limit_train_batches=3)
@@ -229,8 +241,8 @@ def test_every_choice_of_losses(weights: tuple[float, ...], heads: str) -> None:
         weighted = sum(float(terms[name]) for name in on)
         assert float(terms["loss"]) == pytest.approx(weighted, rel=1e-5)
     for name, parameter in model.named_parameters():
-        assert parameter.requires_grad == (".query." in name)
-        assert (parameter.grad is not None) == (".query." in name), name
+        assert parameter.requires_grad == name.startswith("model.")
+        assert (parameter.grad is not None) == name.startswith("model."), name
 
 
 @pytest.mark.parametrize(
@@ -239,9 +251,9 @@ def test_every_choice_of_losses(weights: tuple[float, ...], heads: str) -> None:
         {"inter_loss": "infonce", "temperature_cross": 0.1},
         {"inter_reduction": "max", "queue_warm": "masked"},
         {"queue_dtype": "float16", "mask_same_image": False},
-        {"head_batch_norm": True, "head_hidden_dim": 3, "key_bn_groups": 4},
+        {"heads": Heads(batch_norm=True, hidden_dim=3), "key_bn_groups": 4},
         {"queue_size": 5},
-        {"epsilon": 1.5, "heads": "shared", "inter_dim": 5},
+        {"epsilon": 1.5, "heads": Heads(shared=True), "inter_dim": 5},
     ],
     ids=str,
 )
@@ -259,14 +271,14 @@ def test_the_image_term_alone_needs_no_captions(tmp_path: Path) -> None:
     watch = train(module(**fields, text_encoder=None), data)
     assert len(watch.terms) == 4
     # The recipe as the paper's scale has it: neither BERT nor its vocabulary is there, and nothing asks for them.
-    layer = {"model": {"init_args": {"queue_size": 8}}}
+    layer = {"model": {"init_args": {"loss": {"init_args": {"queue_size": 8}}}}}
     run, config = stage_configuration(request("mct/moco_v2", tmp_path, scale="paper", layer=layer))
     cli = build(run, config, {"default_root_dir": str(tmp_path), "logger": False})
-    assert cli.model.text is None
+    assert cli.model.model.text is None
     assert cli.datamodule.tokenizer is None
     assert not any("text" in name for name in cli.model.state_dict())
     # An encoder that no loss reads is left out, too.
-    assert module(**fields, text_encoder=Texts()).text is None
+    assert module(**fields, text_encoder=Texts()).model.text is None
 
 
 # -- the step ----------------------------------------------------------------------------------------------------------
@@ -274,7 +286,7 @@ def test_the_image_term_alone_needs_no_captions(tmp_path: Path) -> None:
 
 def test_statistics_of_the_keys_are_their_own() -> None:
     model = module()
-    query, key = (tower.backbone.normalisation for tower in (model.image.query, model.image.key))
+    query, key = (tower.backbone.normalisation for tower in (model.model.image, model.average.image))
     for layer in (query, key):
         assert isinstance(layer, nn.BatchNorm2d)
     query.running_mean.fill_(1e6)
@@ -284,20 +296,21 @@ def test_statistics_of_the_keys_are_their_own() -> None:
     assert key.running_var.max() < 10
     assert key.num_batches_tracked == query.num_batches_tracked == 4
     assert query.running_mean.min() > 1e5
-    assert model.image.key.training
+    assert model.average.image.training
 
 
 def test_each_loss_compares_the_views_and_modalities_that_it_is_named_after() -> None:
     """By hand from the towers (specification 2 and 3), whose averages differ from them here."""
     model = module(momentum=0.5).eval()
-    assert model.text is not None
+    online, average = model.model, model.average
+    assert online.text is not None
+    assert average.text is not None
     torch.manual_seed(1)
-    for tower in (model.image, model.text):
-        for parameter in tower.key.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+    for parameter in average.parameters():
+        parameter.add_(0.3 * torch.randn_like(parameter))
     batch = {name: values[:BATCH] for name, values in Data().rows.items()}
-    image, caption = model.image.query(batch["image_query"]), model.text.query(batch["tokens_query"])
-    image_key, caption_key = model.image.key(batch["image_key"]), model.text.key(batch["tokens_key"])
+    image, caption = online.image(batch["image_query"]), online.text(batch["tokens_query"])
+    image_key, caption_key = average.image(batch["image_key"]), average.text(batch["tokens_key"])
     expected = {
         "ii": (image["intra"], image_key["intra"]),
         "cc": (caption["intra"], caption_key["intra"]),
@@ -322,7 +335,7 @@ def test_keys_of_the_same_image_are_no_negatives_and_the_queues_know_the_images(
     data.rows["image_id"] = 100 + torch.arange(64)
     model = module()
     train(model, data)
-    for queue in model.objective.queues.values():
+    for queue in model.loss.queues.values():
         assert queue.image_id.tolist() == list(range(100, 164))
 
 
@@ -330,10 +343,11 @@ def test_fields_reach_what_they_name() -> None:
     fields = {
         "weight_ii": 2.0, "weight_tag": 3.0, "weight_cc": 4.0, "weight_cross": 5.0, "temperature": 0.3,
         "temperature_cross": 0.4, "margin": 0.6, "epsilon": 1.5, "inter_loss": "infonce", "inter_reduction": "max",
-        "mask_same_image": False, "queue_dtype": "float16", "queue_warm": "masked", "head_hidden_dim": 9, "seed": 3,
+        "mask_same_image": False, "queue_dtype": "float16", "queue_warm": "masked", "seed": 3,
+        "heads": Heads(hidden_dim=9),
     }  # fmt: skip
     model, other = module(**fields), module(**{**fields, "seed": 4})
-    objective = model.objective
+    objective = model.loss
     assert objective.weights == {"ii": 2.0, "tag": 3.0, "cc": 4.0, "ic": 5.0, "ci": 5.0}
     for name in ("temperature", "temperature_cross", "margin", "epsilon", "inter_loss", "inter_reduction"):
         assert getattr(objective, name) == fields[name], name
@@ -341,9 +355,9 @@ def test_fields_reach_what_they_name() -> None:
     for name, queue in objective.queues.items():
         assert (queue.size, queue.warm, queue.vectors.dtype) == (QUEUE, "masked", torch.float16)
         assert queue.dim == (5 if name in ("ii", "cc") else 7)
-        assert not torch.equal(queue.vectors, other.objective.queues[name].vectors)
-    for _, tower in _towers(model):
-        assert all(head.projection[0].out_features == 9 for head in tower.query.heads.values())
+        assert not torch.equal(queue.vectors, other.loss.queues[name].vectors)
+    for _, (query, _) in _towers(model):
+        assert all(head.projection[0].out_features == 9 for head in query.heads.values())  # type: ignore[operator, union-attr]
 
 
 def test_keys_wait_in_the_queue_until_the_next_step() -> None:
@@ -353,7 +367,7 @@ def test_keys_wait_in_the_queue_until_the_next_step() -> None:
     assert float(watch.terms[0]["ii"]) == 0
     assert float(watch.terms[1]["ii"]) > 0
     assert [float(terms["queue_fill"]) for terms in watch.terms] == [0, 0.25]
-    queue = model.objective.queues["ii"]
+    queue = model.loss.queues["ii"]
     assert queue.image_id.tolist() == [*range(32), *[-1] * 32]
     assert int(queue.pointer) == 32
 
@@ -362,7 +376,7 @@ def test_accumulated_gradients() -> None:
     data = Data(images=5 * BATCH)
     watch = train(module(), data, epochs=2, watch=Accumulating(), accumulate_grad_batches=2)
     # Five batches: two pairs and one left over, in either epoch.
-    assert watch.counts == {"update": 6, "enqueue": 10, "optimiser": 6}
+    assert watch.counts == {"update_average": 6, "enqueue": 10, "optimiser": 6}
 
 
 def test_the_text_gradient_is_clipped_and_the_image_gradient_is_not() -> None:
@@ -397,13 +411,13 @@ def test_weight_decay_spares_what_has_one_dimension() -> None:
     model = module()
     train(model, limit_train_batches=1)
     image, decayed, spared = model.trainer.optimizers[0].param_groups
-    assert len(image["params"]) == len(list(model.image.query.parameters()))
+    assert len(image["params"]) == len(list(model.model.image.parameters()))
     assert image["weight_decay"] == 1e-4
     assert (decayed["weight_decay"], spared["weight_decay"]) == (1e-2, 0)
     assert all(parameter.ndim > 1 for parameter in decayed["params"])
     assert all(parameter.ndim == 1 for parameter in spared["params"])
-    assert model.text is not None
-    assert len(decayed["params"]) + len(spared["params"]) == len(list(model.text.query.parameters()))
+    assert model.model.text is not None
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(model.model.text.parameters()))
 
 
 def test_bfloat16() -> None:
@@ -418,7 +432,7 @@ def test_bfloat16() -> None:
 def test_queues_are_float32_or_float16_in_a_run_of_bfloat16() -> None:
     model = module(queue_dtype="float16")
     train(model, precision="bf16-mixed")
-    assert {queue.vectors.dtype for queue in model.objective.queues.values()} == {torch.float16}
+    assert {queue.vectors.dtype for queue in model.loss.queues.values()} == {torch.float16}
 
 
 def test_a_run_is_the_same_twice() -> None:
@@ -440,7 +454,7 @@ def test_a_run_is_the_same_twice() -> None:
         ({"tag_count": 0}, r"weight_tag=1.0 switches J_tag on, but the data have no tags"),
         ({"temperature": 0.0}, "temperature"),
         ({"queue_size": 0}, "size=0"),
-        ({"inter_dim": 0}, "inter_dim=0"),
+        ({"inter_dim": 0}, "dim=0"),
     ],
     ids=str,
 )
@@ -450,7 +464,7 @@ def test_settings_that_cannot_work(fields: dict[str, Any], message: str) -> None
 
 
 def test_data_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"model.tag_count is 4, the data set has 3 tags"):
+    with pytest.raises(ValueError, match=r"model.loss.tag_count is 4, the data set has 3 tags"):
         train(module(), Data(tags=3))
     train(module(weight_tag=0.0), Data(tags=3), limit_train_batches=1)
     with pytest.raises(ValueError, match=r"the tokenizer has 21 pieces, model.text_encoder 20 .*vocabulary_size"):

@@ -20,11 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from common.data.datasets.coco import COCO
+from common.data.image_transforms import ImageTransform
 from common.data.text import WordVocabulary, pad_tokens
 from common.encoders.image import ImageResNet
 from common.training.optimisers import Lookahead
-from papers.mct.virtex import CaptionDecoder, VirTex, reversed_twin, token_losses, write_captions
+from papers.mct.virtex import BicaptioningData, CaptionDecoder, VirTex, reversed_twin, token_losses, write_captions
 from papers.mct.weights import load_backbone
+from tests.protocols.test_captions import coco
+from tests.protocols.test_data import attached
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mct"
 SMALL: dict[str, Any] = {
@@ -508,3 +512,20 @@ def test_the_tokenizer_must_fit_the_model(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=rf"model\.{field} is \d+, but the tokenizer's is \d+"):
             trainer(tmp_path, 1).fit(quick(**options), datamodule=data)
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def test_bicaptioning_reads_forwards_and_backwards(tmp_path: Path) -> None:
+    coco(tmp_path)
+    options: dict[str, Any] = {"image": ImageTransform(crop=8, resize=8), "num_workers": 0}
+    data = BicaptioningData(COCO(tmp_path), WordVocabulary(min_count=1), batch_size=6, held_out_batch_size=2, **options)
+    (batch,) = attached(data).train_dataloader()
+    assert torch.equal(batch["lengths"], batch["lengths_reversed"])
+    for row, other, length in zip(batch["tokens"], batch["tokens_reversed"], batch["lengths"]):
+        assert row[:length].tolist() == other[:length].flip(0).tolist()
+        assert (row[0], other[0]) == (1, 2)
+    held_out = data.test_dataloader().dataset
+    # The first caption, without flips: the same every time.
+    assert held_out[1]["tokens"] == held_out[1]["tokens"] == data.words.encode("Image 5007, caption 0.")

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from common.encoders.checkpoint_files import CheckpointError, first_of, named_tensors, write_whole
+from common.encoders.checkpoint_files import CheckpointError, first_of, load_encoder, named_tensors, write_whole
 from common.encoders.heads import ProjectionHead
 from common.encoders.image import ImageResNet
-from papers.mct.model import MomentumTower, Tower
+from common.stages.configuration import resolve
+from papers.mct.model import Tower
 from papers.mct.weights import (
     LAYOUTS,
     SUFFIXES,
@@ -31,7 +32,6 @@ from papers.mct.weights import (
     import_moco,
     import_virtex,
     load_backbone,
-    load_into_encoder,
 )
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "mct" / "ckpt_layout.json").read_text(encoding="utf-8"))
@@ -106,11 +106,11 @@ def test_moco_gives_what_its_training_goes_on_with(moco_file: Path) -> None:
     assert torch.equal(imported.queue, torch.arange(128 * 64.0).view(128, 64).T)
     assert imported.queue.is_contiguous()
     with torch.device("meta"):
-        tower = MomentumTower(Tower(ImageResNet(), intra_dim=128, inter_dim=None))
-    head = tower.query.heads["intra"]
+        tower = Tower(ImageResNet(), intra_dim=128, inter_dim=None)
+    head = tower.heads["intra"]
     assert isinstance(head, ProjectionHead)
-    tower.query.backbone.load_state_dict(imported.query, strict=True, assign=True)
-    tower.key.backbone.load_state_dict(imported.key, strict=True, assign=True)
+    for state in (imported.query, imported.key):
+        tower.backbone.load_state_dict(state, strict=True, assign=True)
     head.projection.load_state_dict(imported.query_head, strict=True, assign=True)
     assert set(imported.key_head) == set(imported.query_head)
     assert imported.key["conv1.weight"].flatten()[0] == 0
@@ -174,10 +174,11 @@ def test_weights_of_before_the_step_counters_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "prefix",
     [
-        "image.query.backbone.",
+        "model.image.backbone.",
+        "encoder.",
         "image_encoder.",
         "image_encoder._orig_mod.",
-        "_orig_mod.image.query.backbone.",
+        "_orig_mod.model.image.backbone.",
         "module.image_encoder.",
         "module._orig_mod.",
         "_orig_mod.module.",
@@ -186,18 +187,16 @@ def test_weights_of_before_the_step_counters_load(tmp_path: Path) -> None:
 def test_own_checkpoints_however_they_were_wrapped(tmp_path: Path, prefix: str) -> None:
     state = state_of(small(), prefix)
     if "image" in prefix:
-        state |= {"text.query.backbone.word.weight": torch.zeros(2), "objective.queues.ii.vectors": torch.zeros(3, 4)}
+        state |= {"model.text.backbone.word.weight": torch.zeros(2), "loss.queues.ii.vectors": torch.zeros(3, 4)}
     path = saved(tmp_path / "last.ckpt", {"state_dict": state, "epoch": 1, "hyper_parameters": {"seed": 0}})
     require_equal(load_backbone(path), small().state_dict())
 
 
 def test_the_query_encoder_is_taken_not_the_momentum_encoder(tmp_path: Path) -> None:
-    tower = MomentumTower(Tower(small(), intra_dim=4, inter_dim=4))
-    with torch.no_grad():
-        for parameter in tower.key.parameters():
-            parameter.zero_()
-    path = saved(tmp_path / "last.ckpt", {"state_dict": state_of(tower, "image.")})
-    require_equal(load_backbone(path), tower.query.backbone.state_dict())
+    tower = Tower(small(), intra_dim=4, inter_dim=4)
+    average = {name: torch.zeros_like(value) for name, value in state_of(tower, "average.image.").items()}
+    path = saved(tmp_path / "last.ckpt", {"state_dict": {**average, **state_of(tower, "model.image.")}})
+    require_equal(load_backbone(path), tower.backbone.state_dict())
 
 
 def test_loaded_tensors_do_not_hang_on_the_file(tmp_path: Path) -> None:
@@ -210,37 +209,22 @@ def test_loaded_tensors_do_not_hang_on_the_file(tmp_path: Path) -> None:
         require_equal(state, encoder.state_dict())
 
 
-def test_an_encoder_takes_the_weights(tmp_path: Path) -> None:
-    path = saved(tmp_path / "last.ckpt", {"state_dict": state_of(small(1), "image.query.backbone.")})
-    encoder = small(2)
-    load_into_encoder(encoder, path)
-    require_equal(dict(encoder.state_dict()), small(1).state_dict())
+RECIPES = ["imagenet_linear", "in_sup", "voc07_svm", "coco_tagging", "cross_modal_search", "bridge", "voc_detection"]
 
 
-def test_a_classifier_keeps_its_weights(tmp_path: Path, moco_file: Path) -> None:
-    encoder = small(2)
-    encoder.fc = nn.Linear(8, 3)
-    before = encoder.fc.weight.clone()
-    load_into_encoder(encoder, saved(tmp_path / "a.pth", small(1).state_dict()))
-    assert torch.equal(encoder.fc.weight, before)
-    assert torch.equal(encoder.conv1.weight, small(1).conv1.weight)
-
-
-def test_another_architecture_names_the_setting_and_changes_nothing(tmp_path: Path) -> None:
-    path = saved(tmp_path / "last.ckpt", {"state_dict": state_of(small(), "image.query.backbone.")})
-    encoder = small(2, layers=(2, 1, 1, 1), channels=(4, 4, 8, 16))
-    before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    with pytest.raises(CheckpointError) as caught:
-        load_into_encoder(encoder, path, field="model.pretrained")
-    message = str(caught.value)
-    assert message.startswith("model.pretrained: ")
-    assert str(path) in message
-    assert "image_encoder" in message
-    assert "12 missing: layer1.1.conv1.weight" in message
-    assert "layer4.0.conv1.weight [8, 8, 3, 3] instead of [16, 8, 3, 3]" in message
-    require_equal(dict(encoder.state_dict()), before)
-    with pytest.raises(CheckpointError, match=r"^model.pretrained: .*no such checkpoint file"):
-        load_into_encoder(encoder, tmp_path / "absent.ckpt")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_protocols_read_whatever_holds_the_encoder(tmp_path: Path, recipe: str, moco_file: Path) -> None:
+    prefixes = resolve("mct", recipe, scale="paper").config["model"]["init_args"]["encoder_prefixes"]
+    tower = {"state_dict": state_of(Tower(small(), intra_dim=4, inter_dim=4), "model.image.")}
+    own = [{"state_dict": state_of(small(), prefix)} for prefix in ("image_encoder.", "encoder.", "")]
+    for number, content in enumerate((tower, *own, small().state_dict())):
+        encoder = small(2)
+        load_encoder(encoder, saved(tmp_path / f"{number}.ckpt", content), prefixes)
+        require_equal(dict(encoder.state_dict()), small().state_dict())
+    encoder = ImageResNet()
+    for path in (moco_file, saved(tmp_path / "virtex.pth", virtex())):
+        load_encoder(encoder, path, prefixes)
+        require_equal(dict(encoder.state_dict()), load_backbone(path))
 
 
 # -- export ------------------------------------------------------------------------------------------------------------
@@ -260,7 +244,7 @@ def resnet50() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def resnet50_file(tmp_path_factory: pytest.TempPathFactory, resnet50: dict[str, Tensor]) -> Path:
-    state = {f"image.query.backbone.{name}": value for name, value in resnet50.items()}
+    state = {f"model.image.backbone.{name}": value for name, value in resnet50.items()}
     return saved(tmp_path_factory.mktemp("own") / "last.ckpt", {"state_dict": state})
 
 

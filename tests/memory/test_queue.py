@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from common.memory.queue import KeyQueue, queue_loss
+from common.memory.queue import KeyQueue
 from tests.distributed.harness import run_distributed
 
 
@@ -236,7 +236,7 @@ def test_a_state_without_a_queue_is_refused() -> None:
 def test_ranks_write_the_joint_batch_in_rank_order() -> None:
     def enqueue(rank: int) -> dict[str, torch.Tensor]:
         queue = KeyQueue(7, 4, tag_count=2, dtype="float16", seed=rank)
-        queue.initialise()
+        queue.synchronize()
         for step in range(2):
             ids = torch.arange(3) + 3 * rank + 6 * step
             queue.enqueue(unit(12, 4)[ids], ids, torch.stack([ids % 2, ids % 3], dim=1))
@@ -266,7 +266,7 @@ def test_a_copy_that_went_its_own_way_is_found() -> None:
         messages = []
         for name in ("vectors", "image_id", "tags", "valid", "pointer"):
             queue = KeyQueue(20, 4, tag_count=2, seed=rank)
-            queue.initialise()
+            queue.synchronize()
             queue.check_replicas()
             if rank == 1:
                 damage(queue, name)
@@ -283,54 +283,46 @@ def test_a_copy_that_went_its_own_way_is_found() -> None:
             assert "the queue of J_ii differs between ranks: rank(s) [1]" in message
 
 
-# -- losses ------------------------------------------------------------------------------------------------------------
+# -- scores ------------------------------------------------------------------------------------------------------------
 
 
-def squares(positive: torch.Tensor, negatives: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    per_anchor = (negatives - positive[:, None]).pow(2).mean(dim=1)
-    return per_anchor.mean(), {"largest": per_anchor.max()}
+def squares(positive: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+    return (negatives - positive[:, None]).pow(2).mean()
 
 
 @pytest.mark.parametrize("block_bytes", [1, 200, 1 << 20])
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.float64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_queue_loss_equals_plain_autograd(
+def test_scores_equal_plain_autograd(
     monkeypatch: pytest.MonkeyPatch, block_bytes: int, stored: torch.dtype, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr("common.memory.queue._BLOCK_BYTES", block_bytes)
-    vectors = unit(11, 6).to(stored)
+    queue = KeyQueue(11, 6).to(stored)
     queries, keys = unit(4, 6, seed=1).to(dtype), unit(4, 6, seed=2).to(dtype)
     queries.requires_grad_()
-    reference, terms = squares((queries * keys).sum(1), queries @ vectors.to(dtype).T)
-    (expected,) = torch.autograd.grad(3 * reference, queries)
-    total, reported = queue_loss(queries, keys, vectors, squares)
-    (gradient,) = torch.autograd.grad(3 * total, queries)
-    torch.testing.assert_close(total, reference)
+    plain = (queries * keys).sum(1), queries @ queue.vectors.to(dtype).T
+    (expected,) = torch.autograd.grad(3 * squares(*plain), queries)
+    scores = queue.scores(queries, keys)
+    (gradient,) = torch.autograd.grad(3 * squares(*scores), queries)
+    torch.testing.assert_close(scores, plain)
     torch.testing.assert_close(gradient, expected)
-    torch.testing.assert_close(reported["largest"], terms["largest"])
-    assert not reported["largest"].requires_grad
     with torch.no_grad():
-        torch.testing.assert_close(queue_loss(queries, keys, vectors, squares)[0], reference)
+        torch.testing.assert_close(queue.scores(queries, keys), plain)
 
 
-def test_the_queue_may_be_written_before_the_backward_pass() -> None:
-    gradients = []
-    for write_first in (False, True):
-        queue = KeyQueue(5, 6)
-        queries = unit(4, 6, seed=1).requires_grad_()
-        total, _ = queue_loss(queries, unit(4, 6, seed=2), queue.vectors, squares)
-        if write_first:
-            queue.enqueue(unit(4, 6, seed=2))
-        total.backward()
-        gradients.append(queries.grad)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+def test_a_queue_that_is_written_before_the_backward_pass_is_an_error_and_no_wrong_gradient() -> None:
+    queue, queries = KeyQueue(5, 6), unit(4, 6, seed=1).requires_grad_()
+    loss = squares(*queue.scores(queries, unit(4, 6, seed=2)))
+    queue.enqueue(unit(4, 6, seed=2))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
-def test_queue_loss_is_float32_under_autocast_and_scales_with_a_loss_scale() -> None:
-    queries, keys, vectors = unit(4, 6, seed=1).requires_grad_(), unit(4, 6, seed=2), unit(9, 6)
-    expected = torch.autograd.grad(queue_loss(queries, keys, vectors, squares)[0], queries)[0]
+def test_scores_are_float32_under_autocast_and_scale_with_a_loss_scale() -> None:
+    queries, keys, queue = unit(4, 6, seed=1).requires_grad_(), unit(4, 6, seed=2), KeyQueue(9, 6)
+    expected = torch.autograd.grad(squares(*queue.scores(queries, keys)), queries)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        total, _ = queue_loss(queries, keys, vectors, squares)
-    assert total.dtype == torch.float32
-    gradient = torch.autograd.grad(total * 1024, queries)[0] / 1024
+        scores = queue.scores(queries, keys)
+    assert {score.dtype for score in scores} == {torch.float32}
+    gradient = torch.autograd.grad(squares(*scores) * 1024, queries)[0] / 1024
     assert torch.equal(gradient, expected)

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.data.datasets.coco import CLASSES
 from common.metrics.generation import (
-    CLASSES,
     FeatureStatistics,
     InceptionScore,
     Moments,

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from common.protocols.classification import ActionRecognition, LinearProbes
 from common.stages.run import StageRequest, run_stage
-from papers.avid_cma.evaluation import ActionRecognition, LinearProbes
-from papers.avid_cma.module import AVID, CMA
+from papers.avid_cma.module import AVIDModule
 from tests.stages import callbacks, request
 
 LAYER = {"trainer": {"max_epochs": 3, "limit_train_batches": 1.0, "log_every_n_steps": 1, "callbacks": callbacks(4)}}
@@ -80,7 +80,7 @@ def test_avid(tmp_path: Path, killed_at: int, workers: int, warmup: int) -> None
     }
     whole = request("avid/avid_joint", tmp_path / "whole", layer=layer)
     resumed = request("avid/avid_joint", tmp_path / "resumed", layer=layer)
-    _kill_at(resumed, AVID, killed_at)
+    _kill_at(resumed, AVIDModule, killed_at)
     assert not (resumed.directory / "record.json").exists()
     records = [run_stage(stage) for stage in (whole, resumed)]
     _compare(whole, resumed)
@@ -106,15 +106,15 @@ def test_cma_with_a_set_mined_in_between(
     for name in ("whole", "resumed"):
         runs = shutil.copytree(runs_with_avid, tmp_path / name)
         stages.append(request("avid/avid_cma", runs, layer=layer))
-    _kill_at(stages[1], AVID, killed_at)
+    _kill_at(stages[1], AVIDModule, killed_at)
     mined: list[int] = []
-    original = CMA._mine
+    original = AVIDModule.mine
 
-    def mine(self: CMA) -> None:
+    def mine(self: AVIDModule) -> None:
         mined.append(self.current_epoch)
         original(self)
 
-    monkeypatch.setattr(CMA, "_mine", mine)
+    monkeypatch.setattr(AVIDModule, "mine", mine)
     run_stage(stages[0])
     assert mined == [0, 1, 2]
     run_stage(stages[1])

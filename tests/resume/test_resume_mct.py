@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from common.protocols.bridge import BridgedRetrieval
+from common.protocols.classification import LinearClassification
+from common.protocols.search import CrossModalSearch
 from common.stages.run import run_stage
-from papers.mct.bridge import BridgedRetrieval
-from papers.mct.evaluation import CrossModalSearch, LinearClassification
-from papers.mct.module import MCT
+from papers.mct.module import MCTModule
 from papers.mct.virtex import VirTex
 from tests.resume.test_resume import LAYER, _compare, _kill_at
 from tests.stages import callbacks, request
@@ -23,18 +24,18 @@ from tests.stages import callbacks, request
 def test_mct_with_queues(tmp_path: Path, killed_at: int, workers: int) -> None:
     layer: dict[str, Any] = {
         "trainer": {**LAYER["trainer"], "callbacks": callbacks(3)},
-        "model": {"init_args": {"queue_size": 24, "key_bn_groups": 4}},
+        "model": {"init_args": {"loss": {"init_args": {"queue_size": 24}}, "key_bn_groups": 4}},
         "data": {"init_args": {"num_workers": workers, "word_dropout": 0.2}},
     }
     whole = request("mct/mct_tag", tmp_path / "whole", layer=layer)
     resumed = request("mct/mct_tag", tmp_path / "resumed", layer=layer)
-    _kill_at(resumed, MCT, killed_at)
+    _kill_at(resumed, MCTModule, killed_at)
     records = [run_stage(stage) for stage in (whole, resumed)]
     _compare(whole, resumed)
     assert records[0].metrics == records[1].metrics
     assert records[0].steps == 12
     state = torch.load(whole.directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert int(state["objective.queues.ii.pointer"]) == 12 * 16 % 24
+    assert int(state["loss.queues.ii.pointer"]) == 12 * 16 % 24
 
 
 def test_the_bridge_keeps_what_it_was_after_some_steps(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.stages.run import run_stage
-from papers.vx2text.module import TextPretraining, VX2Text
+from papers.vx2text.miniature import TextPretraining
+from papers.vx2text.module import VX2TextModule
 from tests.resume.test_resume import _compare, _kill_at
 from tests.stages import callbacks, request
 
@@ -18,7 +19,7 @@ WITHOUT_PARENTS = [
 ]
 
 
-@pytest.mark.parametrize(("recipe", "module"), [("avsd", VX2Text), ("text_words", TextPretraining)])
+@pytest.mark.parametrize(("recipe", "module"), [("avsd", VX2TextModule), ("text_words", TextPretraining)])
 def test_killed_and_resumed_equals_uninterrupted(recipe: str, module: type, tmp_path: Path) -> None:
     parents = WITHOUT_PARENTS if recipe == "avsd" else []
     stages = [request(f"vx2text/{recipe}", tmp_path / name, *parents, layer=LAYER) for name in ("whole", "resumed")]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from common.stages.run import run_stage
-from papers.xmc_gan.module import XMCGAN
+from papers.xmc_gan.module import XMCGANModule
 from tests.resume.test_resume import _compare, _kill_at
 from tests.stages import callbacks, request
 
@@ -20,7 +20,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     stages = [
         request("xmc_gan/xmc_gan", tmp_path / name, *WITHOUT_PARENTS, layer=LAYER) for name in ("whole", "resumed")
     ]
-    _kill_at(stages[1], XMCGAN, 8)
+    _kill_at(stages[1], XMCGANModule, 8)
     records = [run_stage(stage) for stage in stages]
     _compare(*stages)
     assert records[0].metrics == records[1].metrics

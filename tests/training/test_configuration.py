@@ -89,16 +89,16 @@ def test_placeholders() -> None:
 
 
 def test_the_stack_in_order() -> None:
-    run = resolve("avid", "cma_top8", scale="paper", seed=3, arguments=["--model.temperature", "0.2"])
+    run = resolve("avid", "cma_top8", scale="paper", seed=3, arguments=["--model.loss.temperature", "0.2"])
     assert [layer.name for layer in run.layers] == [
         "configs/trainer.yaml",
         "configs/hardware/cpu.yaml",
         "configs/avid_cma/base.yaml",
         "configs/avid_cma/cma.yaml",
         "configs/avid_cma/cma_top8.yaml",
-        "command line model.temperature",
+        "command line model.loss.temperature",
     ]
-    arguments = run.config["model"]["init_args"]
+    arguments = run.config["model"]["init_args"]["loss"]["init_args"]
     assert (arguments["positives"], arguments["temperature"]) == (8, 0.2)
     assert run.config["seed_everything"] == 3
 
@@ -119,8 +119,10 @@ def test_unknown_names_get_the_nearest(call: dict, message: str) -> None:
 
 
 def test_a_misspelt_field_is_named_with_its_layer_and_the_nearest() -> None:
-    run = resolve("avid", "avid", scale="paper", arguments=["--model.temprature", "0.1"])
-    with pytest.raises(ConfigurationError, match=r"command line.*'model.init_args.temprature'.*'temperature'"):
+    run = resolve("avid", "avid", scale="paper", arguments=["--model.loss.temprature", "0.1"])
+    with pytest.raises(
+        ConfigurationError, match=r"command line.*'model.init_args.loss.init_args.temprature'.*'temperature'"
+    ):
         check_arguments(run.config, run.layers)
     run = resolve("avid", "avid", scale="paper", arguments=["--trainer.max_epoch", "1"])
     with pytest.raises(ConfigurationError, match=r"'trainer.max_epoch'.*'max_epochs'"):

@@ -17,7 +17,7 @@ from common.stages.gpu_check import is_big
 def test_a_step_is_measured_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["gpu-check", "mct", "--recipe", "moco_v2", "--device", "cpu", "--small", "--precision", "32-true"]
     command += ["--steps", "2", "--output", str(tmp_path)]
-    assert main([*command, "--model.queue_size", "64"]) == 0
+    assert main([*command, "--model.loss.queue_size", "64"]) == 0
     assert "where the time goes" in capsys.readouterr().out
     (step,) = gpu.find(tmp_path)
     assert (step.paper, step.recipe, step.batch, step.steps) == ("mct", "moco_v2", 4, 2)

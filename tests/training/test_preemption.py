@@ -14,7 +14,7 @@ import torch
 from common.errors import Preempted
 from common.stages import preempt as preemption
 from common.stages.run import StageRequest, run_stage
-from papers.avid_cma.module import AVID
+from papers.avid_cma.module import AVIDModule
 from tests.distributed.harness import run_distributed
 from tests.distributed.stages import over
 from tests.distributed.test_training import LAYER
@@ -36,14 +36,14 @@ def _layer(parts: int = 1) -> dict[str, Any]:
 
 def _signal_at(number: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send a signal to this process in the middle of a training step; batches are counted over epochs."""
-    original = AVID.training_step
+    original = AVIDModule.training_step
 
-    def training_step(self: AVID, inputs: Any, batch_idx: int) -> Any:
+    def training_step(self: AVIDModule, inputs: Any, batch_idx: int) -> Any:
         if self.trainer.fit_loop.total_batch_idx == batch:
             os.kill(os.getpid(), number)
         return original(self, inputs, batch_idx)
 
-    monkeypatch.setattr(AVID, "training_step", training_step)
+    monkeypatch.setattr(AVIDModule, "training_step", training_step)
 
 
 def _run_in_child(stage: StageRequest) -> int:
@@ -109,7 +109,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
 def test_a_signal_during_the_test_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = request("avid/avid", tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(AVID, "test_step", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(AVIDModule, "test_step", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         assert _run_in_child(stage) == 143
     assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
     assert not (stage.directory / "record.json").exists()
@@ -121,15 +121,15 @@ def _stopped_rank(rank: int, stage: StageRequest) -> int:
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
         TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT="0", WANDB_MODE="disabled",
     )  # fmt: skip
-    original, AVID_step = AVID.training_step, []
+    original, AVID_step = AVIDModule.training_step, []
 
-    def training_step(self: AVID, inputs: Any, batch_idx: int) -> Any:
+    def training_step(self: AVIDModule, inputs: Any, batch_idx: int) -> Any:
         AVID_step.append(batch_idx)
         if rank == 1 and len(AVID_step) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, inputs, batch_idx)
 
-    AVID.training_step = training_step  # type: ignore[method-assign]
+    AVIDModule.training_step = training_step  # type: ignore[method-assign]
     preemption.Preemption.__init__.__defaults__ = (3,)  # type: ignore[attr-defined]
     try:
         run_stage(stage)

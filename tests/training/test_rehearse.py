@@ -53,7 +53,7 @@ def test_every_recipe_of_a_paper_is_rehearsed(paper: str) -> None:
 
 @pytest.mark.parametrize("paper", NAMES)
 def test_every_data_set_of_a_paper_is_written(paper: str, tmp_path: Path) -> None:
-    importlib.import_module(f"papers.{paper}.rehearsal").write_datasets(tmp_path)
+    importlib.import_module(f"rehearsals.{paper}").write_datasets(tmp_path)
     found = datasets_of(paper, tmp_path)
     assert found
     for dataset in found:
@@ -73,7 +73,7 @@ def test_changes_are_the_deviations_of_a_rehearsal() -> None:
     reasons = {entry["field"]: entry["reason"] for entry in run.deviations}
     assert reasons["data.init_args.batch_size"] == "rehearsal: 1024 -> 2"
     assert reasons["trainer.limit_train_batches"] == "rehearsal: not set -> 2"
-    assert "model.init_args.negatives" not in reasons
+    assert not [field for field in reasons if "negatives" in field]
 
 
 def test_a_rehearsal_runs_is_gone_on_with_and_is_never_promoted(

@@ -24,7 +24,7 @@ from common.stages.cli import build
 from common.stages.configuration import ConfigurationError, resolve
 from common.training.switches import ApplySwitches, Switches, blocks_of, lay_out_channels_last, take_switches
 from papers.m3p.model import M3PEncoder
-from papers.vx2text.model import LanguageModel
+from papers.vx2text.language_model import LanguageModel
 from papers.xmc_gan.model import Discriminator, Generator
 from tests.distributed.stages import train
 from tests.distributed.test_mct_training import _layer
@@ -43,7 +43,7 @@ class Trained:
             "xmc_gan": ("--model.image_network.pretrained", "null", "--model.evaluation", "null"),
             "m3p": ("--data.region_network", str(region_network(folder))),
             # Dropout on maps draws in the order of memory, which the layout changes.
-            "vx2text": ("--model.audio_classifier.encoder.dropout", "0.0"),
+            "vx2text": ("--model.model.audio_classifier.encoder.dropout", "0.0"),
         }
         run = resolve(paper, RECIPES[paper], scale="smoke", arguments=[*given.get(paper, ()), *arguments])
         config = run.with_placeholders(DATA=str(folder), RUN=str(folder))
@@ -186,7 +186,7 @@ def test_accumulated_batches_of_mct_equal_one(tmp_path: Path) -> None:
     """Queues, momentum and schedules move once a step, so encoders without batch statistics see no difference."""
 
     def layer(parts: int) -> dict[str, Any]:
-        built = _layer(queue_size=64)
+        built = _layer({"queue_size": 64})
         built["trainer"] |= {"accumulate_grad_batches": parts, "limit_train_batches": 3 * parts}
         return {**built, "data": {"init_args": {"batch_size": 16 // parts}}}
 
@@ -198,16 +198,16 @@ def test_accumulated_batches_of_mct_equal_one(tmp_path: Path) -> None:
 
 
 def test_accumulated_batches_of_avid_equal_one_against_the_same_bank() -> None:
-    from papers.avid_cma.loss import InstanceDiscrimination
+    from papers.avid_cma.loss import BankLoss
 
     torch.manual_seed(0)
-    criterion = InstanceDiscrimination(40, 8, 16, within_weight=1.0)
-    criterion.normaliser.fill_(3.0)
+    loss_of = BankLoss(16, instance_within=1.0).allocate(40, 8)
+    loss_of.normalizer.fill_(3.0)
     video, audio = (torch.randn(8, 8, requires_grad=True) for _ in range(2))
     index, negatives = torch.arange(8), torch.randint(8, 40, (8, 16))
 
     def loss(rows: slice) -> Tensor:
-        return criterion(video[rows], audio[rows], index[rows], negative_index=negatives[rows], update=False)["loss"]
+        return loss_of(video[rows], audio[rows], index[rows], negative_index=negatives[rows], update=False)["loss"]
 
     whole = torch.autograd.grad(loss(slice(0, 8)), [video, audio])
     parts = torch.autograd.grad((loss(slice(0, 4)) + loss(slice(4, 8))) / 2, [video, audio])
@@ -215,7 +215,7 @@ def test_accumulated_batches_of_avid_equal_one_against_the_same_bank() -> None:
 
 
 def test_xmc_gan_refuses_to_accumulate() -> None:
-    with pytest.raises(ConfigurationError, match=r"trainer\.accumulate_grad_batches is 2, but XMCGAN .* Leave it at 1"):
+    with pytest.raises(ConfigurationError, match=r"accumulate_grad_batches is 2, but XMCGANModule .* Leave it at 1"):
         Trained("xmc_gan", "--trainer.accumulate_grad_batches", "2")
 
 

@@ -24,10 +24,8 @@ def built(recipe: str, tmp_path: Path, seed: int = 0, **overrides: Any) -> Any:
 
 
 def started(recipe: str, tmp_path: Path, rank: int = 0, world: int = 1, step: int = 0, **overrides: Any) -> Any:
-    """As `built`, with weights taken over, tables started, and the parts of a trainer that a training step asks for."""
+    """As `built`, with weights loaded, tables started, and the parts of a trainer that a training step asks for."""
     cli = built(recipe, tmp_path, **overrides)
-    cli.model.prepare(cli.datamodule.tokenizer)
-    cli.model.take_over(cli.datamodule.tokenizer)
     cli.model._trainer = SimpleNamespace(
         global_rank=rank,
         world_size=world,
@@ -37,6 +35,7 @@ def started(recipe: str, tmp_path: Path, rank: int = 0, world: int = 1, step: in
         datamodule=cli.datamodule,
         ckpt_path=None,
     )
+    cli.model.setup("fit")
     cli.model.log = cli.model.log_dict = lambda *_, **__: None
     return cli
 

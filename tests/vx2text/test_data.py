@@ -21,20 +21,19 @@ from common.data.items import TooManyBrokenFiles
 from common.data.listing import Clip, DatasetMissing
 from common.data.media import MediaError, TooShortError
 from common.data.worlds.narrated import AUDIO_WORDS, QUESTIONS, VIDEO_WORDS, NarratedWorld
+from common.training.examples import Draw
 from papers.vx2text.clips import AudioInput, ClipReader, LogMel, VideoInput
 from papers.vx2text.data import (
     CaptioningData,
-    CategoryData,
     DialogData,
     QuestionAnsweringData,
     VideoTextData,
-    class_marks,
     collate,
-    noisy_words,
     padded,
     spoken,
 )
-from papers.vx2text.prompt import PromptLimits, TextTokenizer
+from papers.vx2text.miniature import CategoryData, class_marks, noisy_words
+from papers.vx2text.prompt import PromptLimits, TextTokenizer, word_model
 from tests.data.media_factory import numbered_frames, tone, write_video, write_wav
 from tests.data.text_layouts import (
     CLIPS,
@@ -370,6 +369,33 @@ def test_what_a_classifier_cannot_be_trained_on() -> None:
         CategoryData(Kinetics400("x"), VIDEO_WORDS, "video", video=VideoInput())
 
 
+@pytest.mark.parametrize("task", ["question", "dialog", "caption", "video", "audio"])
+def test_a_made_up_batch_has_the_shapes_of_a_real_one(
+    task: str, world: NarratedWorld, tokenizer: TextTokenizer
+) -> None:
+    settings: dict[str, Any] = {"world": world, "batch_size": 4, "num_workers": 0}
+    if task == "dialog":
+        data: Any = dialogs(world, tokenizer)
+    elif task == "video":
+        data = CategoryData(Kinetics400("unused"), VIDEO_WORDS, "video", video=VIDEO, **settings)
+    elif task == "audio":
+        data = CategoryData(ESC50("unused"), AUDIO_WORDS, "audio", audio=AUDIO, fold=1, test_split="test", **settings)
+    else:
+        kind, dataset = {"question": (QuestionAnsweringData, TVQA), "caption": (CaptioningData, TVC)}[task]
+        data = kind(dataset("unused"), tokenizer, video=FRAMES, prompt=LIMITS, video_categories=VIDEO_WORDS, **settings)
+    made = data.example_batch(None, 4, Draw())
+    real = next(iter(attached(data).train_dataloader()))
+    for name, value in made.batch.items():
+        assert value.dtype == real[name].dtype, name
+        if name == "input_ids":
+            # Of the greatest length, and with the same places.
+            assert value.shape[1] >= real[name].shape[1]
+            assert {int(n) for n in value[value < 0]} == {int(n) for n in real[name][real[name] < 0]}
+        elif name != "labels":
+            assert value.shape == real[name].shape, name
+    assert made.batches is None or made.batches >= 1
+
+
 # -- seeds, caches, workers --------------------------------------------------------------------------------------------
 
 
@@ -473,7 +499,7 @@ def test_wrong_settings_and_missing_data(world: NarratedWorld, tokenizer: TextTo
     for change in ({"high": 9000.0}, {"low": 100.0, "high": 50.0}, {"seconds": 0.01}):
         with pytest.raises(ValueError, match=r"data\.audio"):
             AudioInput(**change)
-    letters = TextTokenizer(vocabulary_size=16).fit(["who speaks"])
+    letters = TextTokenizer().read("spiece.model", word_model(["who speaks"]))
     data = QuestionAnsweringData(TVQA("x"), letters, world=world, video=FRAMES)
     with pytest.raises(ValueError, match=r"data\.scoring: loglik"):
         data.setup("fit")

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from papers.vx2text.gumbel import gumbel_noise
+from papers.vx2text.language_model import LanguageModel, OptionClassifier, first_largest
 from papers.vx2text.loss import per_answer
-from papers.vx2text.model import (
-    LanguageModel,
+from papers.vx2text.model import VX2Text
+from papers.vx2text.tokens import (
     ModalityClassifier,
     ModalityTokens,
-    OptionClassifier,
     SigmoidClassifier,
-    Tokenisation,
+    Tokenization,
     category_names,
     pieces_of,
     place,
@@ -58,9 +58,9 @@ def small() -> LanguageModel:
     return LanguageModel(40, width=8, layers=1, attention_heads=2, key_width=4, feed_forward_width=16, dropout=0.0)
 
 
-def tokens(tokenisation: Tokenisation = "st_topk", **options: Any) -> ModalityTokens:
+def tokens(tokenization: Tokenization = "st_topk", **options: Any) -> ModalityTokens:
     torch.manual_seed(1)
-    made = ModalityTokens(ModalityClassifier(Pooled(), NAMES), 8, 2, tokenisation, **options)
+    made = ModalityTokens(ModalityClassifier(Pooled(), NAMES), 8, 2, tokenization, **options)
     if options.get("table", "learned") == "learned":
         made.start_table(torch.randn(4, 8))
     made.classifier.encoder.dropout.p = 0.0  # type: ignore[union-attr, assignment]
@@ -136,30 +136,30 @@ def test_a_missing_list_of_names_says_what_it_is(tmp_path: Path) -> None:
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tokenisation", get_args(Tokenisation))
-def test_shapes_and_determinism_in_evaluation(tokenisation: Tokenisation) -> None:
-    made = tokens(tokenisation).eval()
+@pytest.mark.parametrize("tokenization", get_args(Tokenization))
+def test_shapes_and_determinism_in_evaluation(tokenization: Tokenization) -> None:
+    made = tokens(tokenization).eval()
     embeddings, chosen, scores = made(clips())
     assert embeddings.shape == (3, 4, 8)
-    assert chosen.shape == ((3, 0) if tokenisation == "continuous" else (3, 4))
+    assert chosen.shape == ((3, 0) if tokenization == "continuous" else (3, 4))
     assert scores.shape == (3, 2, 4)
     assert torch.equal(embeddings, made(clips())[0])
 
 
-@pytest.mark.parametrize("tokenisation", get_args(Tokenisation))
-def test_a_gradient_reaches_the_classifier_only_when_it_should(tokenisation: Tokenisation) -> None:
-    made = tokens(tokenisation).train()
+@pytest.mark.parametrize("tokenization", get_args(Tokenization))
+def test_a_gradient_reaches_the_classifier_only_when_it_should(tokenization: Tokenization) -> None:
+    made = tokens(tokenization).train()
     shape = made.noise_shape(2)
-    assert (shape is None) == (tokenisation in ("frozen", "continuous"))
+    assert (shape is None) == (tokenization in ("frozen", "continuous"))
     noise = None if shape is None else gumbel_noise(3, *shape)
     made(clips(), noise)[0].pow(2).sum().backward()
     reached = {name for name, p in made.classifier.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    if tokenisation in ("frozen", "nondifferentiable"):
+    if tokenization in ("frozen", "nondifferentiable"):
         assert reached == set()
         assert not any(p.requires_grad for p in made.classifier.parameters())
     else:
         assert "encoder.linear.weight" in reached
-        assert ("fc.weight" in reached) == (tokenisation != "continuous")
+        assert ("fc.weight" in reached) == (tokenization != "continuous")
     trained = [name for name, p in made.named_parameters() if p.requires_grad and p.grad is None]
     assert trained == []  # distributed training refuses parameters without a gradient
 
@@ -184,13 +184,13 @@ def test_a_fresh_module_is_in_these_modes_before_anyone_calls_train() -> None:
 
 def test_a_tied_table_sends_its_gradient_to_the_words() -> None:
     model, made = small(), tokens(table="tied").train()
-    assert not any(name.endswith("table") for name, _ in made.named_parameters())
+    assert not any("table" in name for name, _ in made.named_parameters())
     table = table_of(pieces_of(NAMES, Words()), model)
     embeddings, chosen, _ = made(clips(), None, table)
     assert torch.equal(embeddings, table[chosen])
     embeddings.sum().backward()
     assert model.t5.shared.weight.grad is not None
-    with pytest.raises(ValueError, match="needs one at every call"):
+    with pytest.raises(ValueError, match="need it at every call"):
         made(clips())
 
 
@@ -206,7 +206,7 @@ def test_the_tokens_of_a_clip_do_not_depend_on_the_other_clips() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"tokens": 5}, "5 tokens"), ({"tokenisation": "st_top"}, "tokenisation"), ({"temperature": 0.0}, "temperature")],
+    [({"tokens": 5}, "5 tokens"), ({"tokenization": "st_top"}, "tokenization"), ({"temperature": 0.0}, "temperature")],
 )
 def test_what_cannot_be_built_is_refused(options: dict[str, Any], message: str) -> None:
     arguments = {"width": 8, "tokens": 2, **options}
@@ -303,3 +303,71 @@ def test_greedy_and_beam_search_stop_at_the_limit() -> None:
     embeddings, mask = torch.randn(3, 4, 8), torch.ones(3, 4, dtype=torch.bool)
     assert model.generate(embeddings, mask, 1, 4).shape[1] <= 5
     assert model.generate(embeddings, mask, 5, 4).shape[1] <= 5
+
+
+# -- options and texts -------------------------------------------------------------------------------------------------
+
+
+class Letters:
+    """Piece 3 + n is the n-th letter of the alphabet."""
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(chr(94 + number) for number in ids if number > 2)
+
+
+def prompts(count: int = 2) -> tuple[Tensor, Tensor]:
+    return torch.randn(count, 4, 8), torch.ones(count, 4, dtype=torch.bool)
+
+
+def test_ties_go_to_the_lower_option() -> None:
+    assert first_largest(torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0], [0.0, -1.0, 5.0]])).tolist() == [1, 0, 2]
+
+
+def test_duplicated_options_go_to_the_lower_one() -> None:
+    model, (embeddings, mask) = VX2Text(small().eval(), modalities=()), prompts(1)
+    labels = torch.tensor([[[9, 1], [5, 1], [5, 1], [7, 1], [9, 1]]])
+    scores = model.language_model.option_scores(embeddings, mask, labels)
+    assert scores[0, 1] == scores[0, 2]
+    assert scores[0, 0] == scores[0, 4]
+    options = [["nine", "five", "five", "seven", "nine"]]
+    texts, picked = model.texts({"options": options, "option_labels": labels}, embeddings, mask, Letters())
+    assert picked is not None
+    assert picked.item() in (0, 1, 3)
+    assert texts == [options[0][picked]]
+
+
+def test_the_label_is_the_most_probable_first_word_of_the_five() -> None:
+    model, (embeddings, mask) = VX2Text(small().eval(), modalities=()), prompts()
+    letters = torch.tensor([[3, 4, 5, 6, 7]]).expand(2, 5)
+    with torch.no_grad():
+        first = model.language_model(embeddings, mask, torch.full((2, 1), 30))[:, 0]
+    torch.testing.assert_close(model.language_model.letter_scores(embeddings, mask, letters), first[:, 3:8])
+    batch = {"options": [list("abcde")] * 2, "answer_options": letters}
+    texts, picked = model.texts(batch, embeddings, mask, Letters())
+    assert picked is not None
+    assert picked.tolist() == first[:, 3:8].argmax(1).tolist()
+    assert texts == ["abcde"[number] for number in picked.tolist()]
+
+
+def test_an_option_is_judged_by_its_mean_and_not_by_its_length() -> None:
+    model, (embeddings, mask) = small().eval(), prompts(1)
+    short, long = [5, 1, -100, -100], [5, 6, 7, 1]
+    scores = model.option_scores(embeddings, mask, torch.tensor([[short, long]]))
+    labels = torch.tensor([long])
+    with torch.no_grad():
+        log = model(embeddings, mask, labels).log_softmax(-1)[0]
+    torch.testing.assert_close(scores[0, 1], log.gather(1, labels.T).mean())
+
+
+def test_without_options_text_is_generated() -> None:
+    model, (embeddings, mask) = VX2Text(small().eval(), modalities=(), beams=2, max_answer_tokens=3), prompts()
+    texts, picked = model.texts({}, embeddings, mask, Letters())
+    rows = model.language_model.generate(embeddings, mask, 2, 3)
+    assert texts == [Letters().decode(row) for row in rows.tolist()]
+    assert picked is None
+
+
+@pytest.mark.parametrize("field", ["beams", "max_answer_tokens"])
+def test_what_would_fail_after_training_is_refused_before(field: str) -> None:
+    with pytest.raises(ValueError, match=rf"model\.model\.{field} must be at least 1, got 0"):
+        VX2Text(small(), modalities=(), **{field: 0})  # type: ignore[arg-type]

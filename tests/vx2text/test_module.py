@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from papers.vx2text.module import VX2Text
+from papers.vx2text.model import VX2Text
 from tests.vx2text.stages import batch_of, built, gradients, started
 
 
@@ -38,9 +38,9 @@ def test_gradients_of_the_first_step(recipe: str, tmp_path: Path) -> None:
     module = cli.model.train()
     module.training_step(batch_of(cli), 0).backward()
     for name in ("video", "audio"):
-        reached = gradients(module, f"tokens.{name}.classifier")
+        reached = gradients(module, f"model.tokens.{name}.classifier")
         assert bool(reached) == (recipe not in ("frozen", "nondifferentiable"))
-    assert gradients(module, "language_model")
+    assert gradients(module, "model.language_model")
     unused = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
     assert unused == []
 
@@ -50,9 +50,9 @@ def test_evaluation_is_deterministic(recipe: str, tmp_path: Path) -> None:
     cli = started(recipe, tmp_path)
     module = cli.model.eval()
     batch = batch_of(cli, "test")
-    first, second = (module.inputs(batch) for _ in range(2))
+    first, second = (module.model(batch) for _ in range(2))
     assert torch.equal(first[0], second[0])
-    rows = [module.language_model.generate(found[0], found[1], 2, 5) for found in (first, second)]
+    rows = [module.model.language_model.generate(found[0], found[1], 2, 5) for found in (first, second)]
     assert torch.equal(*rows)
 
 
@@ -65,14 +65,14 @@ def test_a_clip_without_a_modality_has_no_tokens_of_it(name: str, tmp_path: Path
     other = {**batch, name: torch.randn_like(batch[name])}
     scores = []
     for content in (batch, other):
-        embeddings, mask, _ = module.inputs(content)
+        embeddings, mask, _ = module.model(content)
         places = (batch["input_ids"] <= (-1 if name == "video" else -101)) & (
             batch["input_ids"] > (-101 if name == "video" else -999)
         )
         assert places[1].sum() == (6 if name == "video" else 3)
         assert not mask[1][places[1]].any()
         assert mask[0][places[0]].all()
-        scores.append(module.language_model(embeddings, mask, batch["labels"]))
+        scores.append(module.model.language_model(embeddings, mask, batch["labels"]))
     torch.testing.assert_close(scores[0][1::2], scores[1][1::2])
     assert not torch.allclose(scores[0][0::2], scores[1][0::2])
 
@@ -84,13 +84,13 @@ def test_where_all_clips_are_silent_training_goes_on(tmp_path: Path) -> None:
     loss = cli.model.train().training_step(batch, 0)
     loss.backward()
     assert torch.isfinite(loss)
-    assert gradients(cli.model, "tokens.audio") == set()
-    assert all(p.grad is not None for p in cli.model.tokens["audio"].parameters() if p.requires_grad)
+    assert gradients(cli.model, "model.tokens.audio") == set()
+    assert all(p.grad is not None for p in cli.model.model.tokens["audio"].parameters() if p.requires_grad)
 
 
 def test_absent_modalities_are_not_built(tmp_path: Path) -> None:
-    assert set(built("no_audio", tmp_path).model.tokens) == {"video"}
-    assert set(built("tvqa", tmp_path).model.tokens) == {"video"}
+    assert set(built("no_audio", tmp_path).model.model.tokens) == {"video"}
+    assert set(built("tvqa", tmp_path).model.model.tokens) == {"video"}
 
 
 def test_optimiser_groups(tmp_path: Path) -> None:
@@ -110,13 +110,13 @@ def test_optimiser_groups(tmp_path: Path) -> None:
 def test_the_auxiliary_loss_is_added_when_it_is_on(tmp_path: Path) -> None:
     losses = []
     for weight in (0.0, 0.5):
-        cli = started("avsd", tmp_path, model__auxiliary_weight=weight, model__language_model__dropout=0.0)
+        cli = started("avsd", tmp_path, model__auxiliary_weight=weight, model__model__language_model__dropout=0.0)
         losses.append(cli.model.eval().training_step(batch_of(cli), 0).item())
     assert losses[1] > losses[0] + 0.5
 
 
 def test_the_auxiliary_loss_needs_true_categories_and_leaves_out_absent_modalities(tmp_path: Path) -> None:
-    cli = started("avsd", tmp_path, model__auxiliary_weight=0.5, model__language_model__dropout=0.0)
+    cli = started("avsd", tmp_path, model__auxiliary_weight=0.5, model__model__language_model__dropout=0.0)
     batch = batch_of(cli)
     batch["audio_present"] = torch.tensor([True, False, False, True])
     wrong = {**batch, "audio_words": batch["audio_words"].clone()}
@@ -132,24 +132,27 @@ def test_probabilities_of_the_sound_may_be_those_of_its_sigmoids(tmp_path: Path)
     cli = started("sigmoid", tmp_path)
     module = cli.model.train()
     module.training_step(batch_of(cli), 0).backward()
-    assert type(module.tokens["audio"].classifier).__name__ == "SigmoidClassifier"
-    assert len(module.tokens["audio"].classifier.names) == 5
-    assert gradients(module, "tokens.audio.classifier")
+    assert type(module.model.tokens["audio"].classifier).__name__ == "SigmoidClassifier"
+    assert len(module.model.tokens["audio"].classifier.names) == 5
+    assert gradients(module, "model.tokens.audio.classifier")
 
 
 def test_tables_start_at_the_mean_of_words(tmp_path: Path) -> None:
     cli = started("avsd", tmp_path)
-    words = cli.model.language_model.t5.shared.weight
+    words = cli.model.model.language_model.t5.shared.weight
     red = cli.datamodule.tokenizer.encode("red")
-    tokens = cli.model.tokens["video"]
-    assert torch.equal(tokens.tokeniser.table[tokens.classifier.names.index("red")], words[red].mean(0))
+    tokens = cli.model.model.tokens["video"]
+    assert torch.equal(tokens.table.weight[tokens.classifier.names.index("red")], words[red].mean(0))
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"data__modalities": "[video]"}, "the model reads video and audio, the data brings video"),
-        ({"model__video_tokens": 2}, "model.video_tokens is 2, but data.prompt.video_tokens makes room for 3"),
+        (
+            {"model__model__video_tokens": 2},
+            "model.model.video_tokens is 2, but data.prompt.video_tokens makes room for 3",
+        ),
     ],
 )
 def test_model_and_data_must_agree(overrides: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -170,5 +173,5 @@ def test_a_model_that_writes_and_one_that_picks_a_position_need_their_own_target
 
 
 def test_a_modality_needs_a_classifier(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model\.video_classifier is null"):
-        VX2Text(built("avsd", tmp_path).model.language_model, modalities=["video"])
+    with pytest.raises(ValueError, match=r"model\.model\.video_classifier is null"):
+        VX2Text(built("avsd", tmp_path).model.model.language_model, modalities=["video"])

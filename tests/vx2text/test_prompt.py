@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data.worlds.narrated import AUDIO_WORDS, VIDEO_WORDS, sentences
-from papers.vx2text.model import PLACES
 from papers.vx2text.prompt import (
     AUDIO_PLACE,
     LETTERS,
@@ -20,7 +19,9 @@ from papers.vx2text.prompt import (
     PromptLimits,
     PromptText,
     TextTokenizer,
+    word_model,
 )
+from papers.vx2text.tokens import PLACES
 
 TEXT = [
     "answer the question : continue the dialog : describe the video : video : audio : speech : caption : history :",
@@ -299,14 +300,10 @@ def test_vocabularies_of_the_wrong_size(pieces: TextTokenizer) -> None:
         TextTokenizer(vocabulary_size=3)
 
 
-def test_a_vocabulary_of_given_texts() -> None:
-    fitted = TextTokenizer(vocabulary_size=16).fit(["a dog barks", "a cat", ""])
-    assert fitted.decode(fitted.encode("a cat barks")) == "a cat barks"
+def test_a_vocabulary_that_is_given() -> None:
+    given = TextTokenizer().read("spiece.model", word_model(["a dog barks", "a Cat"]))
+    assert given.decode(given.encode("a cat barks")) == "a cat barks"
+    assert given.encode("mouse") == [2]
     with pytest.raises(ValueError, match="does not tell the letters"):
-        _ = fitted.letter_ids
-    assert pickle.loads(pickle.dumps(fitted)).encode("a dog") == fitted.encode("a dog")
-    with pytest.raises(ValueError, match="hold no word"):
-        TextTokenizer().fit(["", " "])
-    few = TextTokenizer(vocabulary_size=4).fit(["dog dog cat"])
-    assert few.encode("dog") == [3]
-    assert few.encode("cat") == [2]
+        _ = given.letter_ids
+    assert pickle.loads(pickle.dumps(given)).encode("a dog") == given.encode("a dog")

@@ -14,7 +14,8 @@ from torch import nn
 from common.encoders.checkpoint_files import CheckpointError
 from common.encoders.kinetics import KineticsR2Plus1D
 from common.encoders.panns import PANNsCNN14
-from papers.vx2text.model import LanguageModel, ModalityClassifier, ModalityTokens
+from papers.vx2text.language_model import LanguageModel
+from papers.vx2text.tokens import ModalityClassifier, ModalityTokens
 from papers.vx2text.weights import LAYOUTS, export, load_classifier, load_language_model
 
 
@@ -84,7 +85,7 @@ def test_counters_of_batch_normalisation_may_be_missing(kinetics_file: tuple[Mod
     assert same(source, target)
 
 
-@pytest.mark.parametrize("prefix", ["classifier.", "tokens.audio.classifier."])
+@pytest.mark.parametrize("prefix", ["classifier.", "model.tokens.audio.classifier."])
 def test_our_own_stages(prefix: str, tmp_path: Path) -> None:
     source, target = audio(), audio()
     state = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
@@ -97,9 +98,9 @@ def test_what_does_not_fit_is_named(
     kinetics_file: tuple[ModalityClassifier, Path], panns_file: tuple[ModalityClassifier, Path], tmp_path: Path
 ) -> None:
     cases: list[tuple[ModalityClassifier, Path, Any, str]] = [
-        (video(5), kinetics_file[1], "video", r"has 4 categories, model.video_classifier 5"),
-        (video(width=6), kinetics_file[1], "video", r"do not fit model.video_classifier: .*other shape"),
-        (video(), panns_file[1], "video", r"do not fit model.video_classifier: .*missing"),
+        (video(5), kinetics_file[1], "video", r"has 4 categories, model.model.video_classifier 5"),
+        (video(width=6), kinetics_file[1], "video", r"do not fit model.model.video_classifier: .*other shape"),
+        (video(), panns_file[1], "video", r"do not fit model.model.video_classifier: .*missing"),
         (video(), tmp_path / "absent.pth", "video", r"model.video_pretrained: .*no such checkpoint file"),
     ]
     damaged = tmp_path / "damaged.pth"
@@ -142,9 +143,10 @@ def test_an_old_file_of_t5_with_an_unused_bias(tmp_path: Path) -> None:
     assert same(source, target)
 
 
-def test_our_own_stage_with_a_language_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["language_model.", "model.language_model."])
+def test_our_own_stage_with_a_language_model(prefix: str, tmp_path: Path) -> None:
     source, target = language(), language()
-    state = {f"language_model.{name}": value for name, value in source.state_dict().items()}
+    state = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "last.ckpt")
     load_language_model(target, tmp_path / "last.ckpt")
     assert same(source, target)
@@ -152,7 +154,7 @@ def test_our_own_stage_with_a_language_model(tmp_path: Path) -> None:
 
 def test_language_models_that_do_not_fit(tmp_path: Path) -> None:
     language(layers=1).t5.save_pretrained(tmp_path / "t5")
-    with pytest.raises(CheckpointError, match=r"text_pretrained: the weights .* do not fit model.language_model"):
+    with pytest.raises(CheckpointError, match=r"text_pretrained: the weights .* do not fit model.model.language_model"):
         load_language_model(language(), tmp_path / "t5")
     with pytest.raises(CheckpointError, match="Nothing is downloaded"):
         load_language_model(language(), tmp_path / "t5-base")
@@ -167,10 +169,10 @@ def test_language_models_that_do_not_fit(tmp_path: Path) -> None:
 def test_exported_parts_load_again(tmp_path: Path) -> None:
     parts = {"video": video(), "audio": audio()}
     text = language()
-    state = {f"language_model.{name}": value for name, value in text.state_dict().items()}
+    state = {f"model.language_model.{name}": value for name, value in text.state_dict().items()}
     for name, classifier in parts.items():
         tokens = ModalityTokens(classifier, 8, 1)
-        state |= {f"tokens.{name}.{key}": value for key, value in tokens.state_dict().items()}
+        state |= {f"model.tokens.{name}.{key}": value for key, value in tokens.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "last.ckpt")
     written = {layout: export(tmp_path / "last.ckpt", tmp_path / "out" / f"{layout}.pth", layout) for layout in LAYOUTS}
     for name, layout, fresh in (("video", "kinetics", video()), ("audio", "panns", audio())):

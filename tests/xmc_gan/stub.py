@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from papers.xmc_gan.loss import XMCGANLoss
 from papers.xmc_gan.model import Discriminator, Generator
-from papers.xmc_gan.module import XMCGAN
+from papers.xmc_gan.module import XMCGANModule
 
 
-def steppable(module: XMCGAN) -> XMCGAN:
-    """Give a module its own optimisers and nowhere to log to."""
+def steppable(module: XMCGANModule) -> XMCGANModule:
+    """Give a module its own optimizers and nowhere to log to."""
     optimizers = module.configure_optimizers()
     module.optimizers = lambda use_pl_optimizer=True: optimizers  # type: ignore[method-assign]
     module.logged = {}  # type: ignore[assignment]
@@ -28,12 +30,19 @@ def steppable(module: XMCGAN) -> XMCGAN:
     return module.train()
 
 
-def tiny(batch_norm: Any = "local", **options: Any) -> XMCGAN:
-    """A module of a few thousand parameters for images of 32 pixels, always with the same weights."""
+def tiny(batch_norm: Any = "local", **options: Any) -> XMCGANModule:
+    """A module of a few thousand parameters for images of 32 pixels, always with the same weights.
+
+    Args:
+        batch_norm: of the generator.
+        options: of the loss or of the module.
+    """
     torch.manual_seed(3)
     generator = Generator(width=4, channels=[4, 4, 2, 1], cond_size=8, z_dim=5, embedding_dim=6, batch_norm=batch_norm)
     discriminator = Discriminator(width=4, channels=[1, 2, 4, 4], cond_size=8, embedding_dim=6)
-    return steppable(XMCGAN(generator, discriminator, **{"weight_image_net": 0.0, **options}))
+    of_loss = {name: options.pop(name) for name in signature(XMCGANLoss).parameters if name in options}
+    loss = XMCGANLoss(**{"weight_image_net": 0.0, **of_loss})
+    return steppable(XMCGANModule(generator, discriminator, loss, **options))
 
 
 def tiny_batch(size: int = 4) -> tuple[dict[str, Tensor], Tensor]:

@@ -17,17 +17,11 @@ from common.data.datasets.coco_2014 import COCO2014
 from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO
 from common.data.items import TooManyBrokenFiles
 from common.data.text import WordPieceTokenizer
+from common.data.text_features import FeaturesMissing, FeaturesStale, StoredFeatures, bert_digest, make_store
 from common.data.worlds.two_objects import TwoObjectsWorld
 from papers.xmc_gan.data import TextToImageData
-from papers.xmc_gan.text import (
-    BertText,
-    FeaturesMissing,
-    FeaturesStale,
-    NGramText,
-    StoredFeatures,
-    bert_digest,
-    make_store,
-)
+from papers.xmc_gan.miniature import NGramText
+from papers.xmc_gan.text import BertText
 from tests.data.image_layouts import write_coco
 from tests.data.test_localized_narratives import write_ln_coco
 from tests.data.test_worlds_two_objects import read_caption

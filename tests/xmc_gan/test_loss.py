@@ -10,8 +10,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common.losses.adversarial import hinge_discriminator, hinge_generator
-from papers.xmc_gan.loss import Matching, normalise, pair_loss, word_loss, word_similarity
-from papers.xmc_gan.model import attend
+from papers.xmc_gan.loss import Contrast, XMCGANLoss, pair_loss, word_loss, word_similarity
+from papers.xmc_gan.model import Captions, DiscriminatorOutput, attend, normalize
 from tests.xmc_gan.golden import tensor
 
 CASES = ("a", "b")
@@ -21,7 +21,7 @@ def golden(key: str) -> Tensor:
     return tensor("losses", key)
 
 
-def check(found: Matching, case: str, name: str, inputs: list[Tensor]) -> None:
+def check(found: Contrast, case: str, name: str, inputs: list[Tensor]) -> None:
     """Loss, accuracy, entropy and both gradients."""
     torch.testing.assert_close(found.loss, golden(f"{case}/{name}_loss"), rtol=3e-6, atol=5e-7)
     torch.testing.assert_close(found.accuracy, golden(f"{case}/{name}_acc"), rtol=1e-6, atol=0)
@@ -34,7 +34,7 @@ def check(found: Matching, case: str, name: str, inputs: list[Tensor]) -> None:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("con", {}), ("con_t05", {"temperature": 0.5}), ("con_nol2", {"temperature": 1.0, "l2_normalise": False})],
+    [("con", {}), ("con_t05", {"temperature": 0.5}), ("con_nol2", {"temperature": 1.0, "l2_normalize": False})],
 )
 def test_pairs_equal_the_official_loss(case: str, name: str, options: dict[str, object]) -> None:
     inputs = [golden(f"{case}/img").requires_grad_(), golden(f"{case}/cond").requires_grad_()]
@@ -85,10 +85,10 @@ def slow_similarity(
     rows = []
     for caption, count in zip(words, length.tolist()):
         row = []
-        for image in normalise(regions):
+        for image in normalize(regions):
             scores = []
             for word in caption[:count]:
-                attention = (gammas[0] * image @ normalise(word)).softmax(0)
+                attention = (gammas[0] * image @ normalize(word)).softmax(0)
                 scores.append(gammas[1] * torch.cosine_similarity(word, attention @ image, dim=0))
             row.append(gammas[2] / gammas[1] * torch.stack(scores).logsumexp(0))
         rows.append(torch.stack(row))
@@ -132,7 +132,7 @@ def test_global_negatives_are_those_of_the_joint_batch(monkeypatch: pytest.Monke
     left, right = torch.randn(2, 4, 5, generator=generator)
     maps, words = torch.randn(4, 6, 5, generator=generator), torch.randn(4, 3, 5, generator=generator)
     length, gammas = torch.tensor([1, 2, 3, 3]), (4.0, 6.0, 20.0)
-    others = [normalise(left[2:]), normalise(right[2:]), maps[2:], word_similarity(maps, words[2:], length[2:], gammas)]
+    others = [normalize(left[2:]), normalize(right[2:]), maps[2:], word_similarity(maps, words[2:], length[2:], gammas)]
     monkeypatch.setattr("papers.xmc_gan.loss.gather_with_gradient", lambda own: torch.cat([own, others.pop(0)]))
     torch.testing.assert_close(pair_loss(left[:2], right[:2], negatives="global"), pair_loss(left, right))
     found = word_loss(maps[:2], words[:2], length[:2], gammas, "global", 1)
@@ -188,3 +188,107 @@ def test_a_batch_of_one_has_nothing_to_contrast() -> None:
     ):
         with pytest.raises(ValueError, match="at least 2 pairs"):
             call()
+
+
+# -- the losses of both networks ---------------------------------------------------------------------------------------
+
+WEIGHTS = {"weight_sentence": 0.5, "weight_word": 0.25, "weight_image_d": 2.0, "weight_image_net": 3.0}
+
+
+def seen(n: int = 4) -> tuple[DiscriminatorOutput, Captions, tuple[Tensor, Tensor]]:
+    """Random outputs of the discriminator for n real and n generated images, their captions, and features of both."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    output = DiscriminatorOutput(normal(2 * n), normal(2 * n, 6), normal(n, 6), normal(2 * n, 9, 5))
+    captions = Captions(normal(n, 3, 5), normal(n, 5), torch.tensor([1, 2, 3, 3]))
+    return output, captions, (normal(n, 7), normal(n, 7))
+
+
+def test_every_term_counts_by_its_own_weight() -> None:
+    output, captions, features = seen()
+    options = {"temperature": 0.3, "word_gammas": [4.0, 6.0, 20.0], "captions_at_once": 3}
+    loss = XMCGANLoss(**WEIGHTS, **options)  # type: ignore[arg-type]
+    (real_logit, fake_logit), (real, fake), (real_maps, fake_maps) = (
+        value.chunk(2) for value in (output.logit, output.pooled, output.regions)
+    )
+    words = (captions.words, captions.length, (4.0, 6.0, 20.0))
+    terms = {
+        "real_sentence": (0.5, pair_loss(real, output.sentence, 0.3)),
+        "real_word": (0.25, word_loss(real_maps, *words)),
+        "fake_sentence": (0.5, pair_loss(fake, output.sentence, 0.3)),
+        "fake_word": (0.25, word_loss(fake_maps, *words)),
+        "image_d": (2.0, pair_loss(fake, real, 0.3)),
+        "image_net": (3.0, pair_loss(*features, 0.3)),
+    }
+    hinges = {"discriminator": hinge_discriminator(real_logit, fake_logit), "generator": hinge_generator(fake_logit)}
+    found = {
+        "discriminator": loss.discriminator(output, captions),
+        "generator": loss.generator(output, captions, features),
+    }
+    for network, names in (
+        ("discriminator", ["real_sentence", "real_word"]),
+        ("generator", ["fake_sentence", "fake_word", "image_d", "image_net"]),
+    ):
+        expected = {f"{network}_hinge": hinges[network]}
+        for name in names:
+            expected |= {f"{name}_{part}": value for part, value in terms[name][1]._asdict().items()}
+        total = hinges[network] + sum(terms[name][0] * terms[name][1].loss for name in names)
+        torch.testing.assert_close(found[network].total, total)
+        torch.testing.assert_close(found[network].logs, {f"{network}_loss": total, **expected})
+
+
+def test_terms_that_are_off_are_not_computed() -> None:
+    output, captions, features = seen()
+    off = XMCGANLoss(0.0, 0.0, 0.0, 0.0)
+    assert set(off.discriminator(output, captions).logs) == {"discriminator_loss", "discriminator_hinge"}
+    found = off.generator(output, captions, features)
+    assert set(found.logs) == {"generator_loss", "generator_hinge"}
+    assert found.total.equal(hinge_generator(output.logit[4:]))
+    without = XMCGANLoss().generator(output._replace(regions=None), captions)
+    assert "fake_word_loss" not in without.logs
+    assert "image_net_loss" not in without.logs
+    assert "image_d_loss" in without.logs
+
+
+def test_the_test_compares_local_pairs_whatever_training_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    output, captions, _ = seen()
+    assert output.regions is not None
+    gathered: list[Tensor] = []
+    monkeypatch.setattr("papers.xmc_gan.loss.gather_with_gradient", lambda x: gathered.append(x) or x)
+    loss = XMCGANLoss(negatives="global")
+    loss.words(output.regions[:4], captions, "local")
+    assert not gathered
+    loss.words(output.regions[:4], captions)
+    loss.pairs(output.pooled[:4], output.sentence)
+    assert len(gathered) == 4
+
+
+def test_what_is_logged_has_no_gradient() -> None:
+    output, captions, features = seen()
+    output = output._replace(pooled=output.pooled.requires_grad_())
+    for found in (XMCGANLoss().discriminator(output, captions), XMCGANLoss().generator(output, captions, features)):
+        assert found.total.requires_grad
+        assert not any(value.requires_grad for value in found.logs.values())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("weight_sentence", -1.0, r"weight_sentence is -1.0: it must not be below 0"),
+        ("weight_word", -1.0, r"weight_word is -1.0: it must not be below 0"),
+        ("weight_image_d", -1.0, r"weight_image_d is -1.0: it must not be below 0"),
+        ("weight_image_net", -1.0, r"weight_image_net is -1.0: it must not be below 0"),
+        ("word_gammas", (5.0, 5.0), r"word_gammas is \[5.0, 5.0\]: 3 numbers are needed"),
+        ("word_gammas", (5.0, 0.0, 50.0), r"word_gammas is \[5.0, 0.0, 50.0\]: all three must be positive"),
+        ("temperature", 0.0, r"temperature is 0.0: it must be positive"),
+        ("negatives", "all", r"negatives is 'all': it is local or global"),
+        ("captions_at_once", 0, r"captions_at_once is 0: at least 1, or null"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(option: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"model\.loss\.{message}"):
+        XMCGANLoss(**{option: value})  # type: ignore[arg-type]
+    XMCGANLoss(captions_at_once=1)

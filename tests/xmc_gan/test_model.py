@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from papers.xmc_gan.loss import pair_loss, word_loss
-from papers.xmc_gan.model import (
+from papers.xmc_gan.layers import (
     ConditionalBatchNorm,
-    Discriminator,
-    DiscriminatorBlock,
-    Generator,
-    ImageNetFeatures,
     SpatialConditionalBatchNorm,
     SpectralConv,
     SpectralLinear,
     keeping_statistics,
 )
+from papers.xmc_gan.loss import pair_loss, word_loss
+from papers.xmc_gan.model import Discriminator, DiscriminatorBlock, Generator, ImageNetFeatures, noise_of
 from papers.xmc_gan.weights import from_official, to_official
 from tests.xmc_gan.golden import below, captions, channels_first, networks, tensor
 
@@ -289,3 +288,21 @@ def test_the_network_of_imagenet_reaches_the_images(network: str, features: str,
     assert not encoder.network.training
     assert torch.autograd.grad(found.sum(), images)[0].abs().sum() > 0
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_pooled_features_of_imagenet_go_into_the_last_layer(tmp_path: Path) -> None:
+    logits = ImageNetFeatures("resnet50", "logits", size=32)
+    torch.save(logits.network.state_dict(), tmp_path / "resnet50.pth")
+    pooled = ImageNetFeatures("resnet50", "pooled", str(tmp_path / "resnet50.pth"), size=32)
+    pooled.load_pretrained()
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(logits.network.fc(pooled(images)), logits(images))
+
+
+def test_noise_depends_on_seed_and_sample_alone() -> None:
+    noise = noise_of(torch.arange(2000), 8, 5)
+    assert noise[[7, 3]].equal(noise_of(torch.tensor([7, 3]), 8, 5))
+    assert not noise.equal(noise_of(torch.arange(2000), 8, 6))
+    assert abs(float(noise.mean())) < 0.03
+    assert float(noise.std()) == pytest.approx(1, abs=0.03)
+    assert noise_of(torch.arange(0), 8, 0).shape == (0, 8)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from common.errors import NonFiniteLossError
 from common.stages.run import run_stage
 from common.training.switches import lay_out_channels_last
+from papers.xmc_gan.loss import XMCGANLoss
 from papers.xmc_gan.model import Discriminator, Generator
-from papers.xmc_gan.module import XMCGAN
+from papers.xmc_gan.module import XMCGANModule
 from papers.xmc_gan.weights import to_official
 from tests.stages import request
 from tests.xmc_gan.golden import captions, networks, tensor
@@ -24,15 +25,15 @@ from tests.xmc_gan.stub import steppable, tiny, tiny_batch
 WITHOUT_PARENTS = ["--model.image_network.pretrained", "null", "--model.evaluation.evaluator.pretrained", "null"]
 
 
-def golden_module() -> tuple[XMCGAN, dict[str, Tensor], Tensor]:
+def golden_module() -> tuple[XMCGANModule, dict[str, Tensor], Tensor]:
     """The tiny official networks with their optimisers, their batch and its noise."""
     generator, discriminator = networks()
-    module = steppable(XMCGAN(generator, discriminator, weight_image_net=0.0))
+    module = steppable(XMCGANModule(generator, discriminator, XMCGANLoss(weight_image_net=0.0)))
     batch = captions()
     return module, batch, batch.pop("z")
 
 
-def expect_losses(module: XMCGAN, name: str) -> None:
+def expect_losses(module: XMCGANModule, name: str) -> None:
     logged: dict[str, Tensor] = module.logged  # type: ignore[assignment]
 
     def of(*parts: str) -> Tensor:
@@ -209,7 +210,7 @@ def test_losses_start_near_chance(seed: int) -> None:
     torch.manual_seed(seed)
     generator = Generator(width=4, channels=[4, 4, 2, 1], cond_size=8, z_dim=16, embedding_dim=48)
     discriminator = Discriminator(width=4, channels=[1, 2, 4, 4], cond_size=8, embedding_dim=48)
-    module = steppable(XMCGAN(generator, discriminator, weight_image_net=0.0))
+    module = steppable(XMCGANModule(generator, discriminator, XMCGANLoss(weight_image_net=0.0)))
     words = torch.randn(16, 16, 48).tanh()
     batch = {
         "image": torch.rand(16, 3, 32, 32),
@@ -267,18 +268,13 @@ def test_what_does_not_fit_is_refused() -> None:
     generator = Generator(width=4, channels=[4, 4, 2], cond_size=8, z_dim=5, embedding_dim=6)
     discriminator = Discriminator(width=4, channels=[1, 2, 4, 4], cond_size=8, embedding_dim=6)
     with pytest.raises(ValueError, match=r"images of 16 pixels, the discriminator reads 32"):
-        XMCGAN(generator, discriminator, weight_image_net=0.0)
-    with pytest.raises(ValueError, match=r"model.image_network is null, but model.weight_image_net is not 0"):
+        XMCGANModule(generator, discriminator, XMCGANLoss(weight_image_net=0.0))
+    with pytest.raises(ValueError, match=r"model.image_network is null, but model.loss.weight_image_net is not 0"):
         tiny(weight_image_net=1.0)
     for options, message in (
-        ({"weight_word": -1.0}, r"model.weight_word is -1.0: it must not be below 0"),
-        ({"word_gammas": (5.0, 5.0)}, r"model.word_gammas is \[5.0, 5.0\]: 3 numbers are needed"),
         ({"betas": (0.5,)}, r"model.betas is \[0.5\]: 2 numbers are needed"),
         ({"average_momentum": 1.5}, r"model.average_momentum is 1.5: it must lie in \[0, 1\]"),
-        ({"word_gammas": (5.0, 0.0, 50.0)}, r"model.word_gammas is \[5.0, 0.0, 50.0\]: all three must be positive"),
         ({"evaluated": "raw"}, r"model.evaluated is 'raw': it is average or trained"),
-        ({"temperature": 0.0}, r"model.temperature is 0.0: it must be positive"),
-        ({"captions_at_once": 0}, r"model.captions_at_once is 0: at least 1, or null"),
     ):
         with pytest.raises(ValueError, match=message):
             tiny(**options)
@@ -299,7 +295,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (["--data.batch_size", "1"], "data.batch_size is 1 .* at least 2"),
         (["--data.batch_size", "20"], "is 20 and data.minibatches 2: an iteration takes 40 items, .* has 32"),
         (["--trainer.precision", "16-true"], "bf16-mixed"),
-        (["--trainer.gradient_clip_val", "1.0"], "XMCGAN steps its optimisers itself and clips no gradients"),
+        (["--trainer.gradient_clip_val", "1.0"], "XMCGANModule steps its optimisers itself and clips no gradients"),
         (["--model.text_encoder.vocabulary_size", "3"], "pieces, model.text_encoder 3 embeddings"),
         (["--data.image_size", "64"], "data.image_size is 64, the networks make images of 32"),
     ],
@@ -326,10 +322,12 @@ def test_pairs_are_matched_also_where_test_batches_are_smaller_than_those_of_tra
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = XMCGAN.total
-    monkeypatch.setattr(
-        XMCGAN, "total", lambda self, terms: original(self, terms) * (math.nan if self.global_step == 1 else 1.0)
-    )
+    original = XMCGANModule.training_step
+
+    def training_step(self: XMCGANModule, batch: Any, batch_idx: int) -> Tensor:
+        return original(self, batch, batch_idx) * (math.nan if batch_idx == 1 else 1.0)
+
+    monkeypatch.setattr(XMCGANModule, "training_step", training_step)
     with pytest.raises(NonFiniteLossError, match=r"not finite at batch 1 .*samples of that batch: \d+"):
         run_stage(request("xmc_gan/s_w", tmp_path, *WITHOUT_PARENTS[2:]))
     assert list(tmp_path.rglob("non_finite.ckpt"))

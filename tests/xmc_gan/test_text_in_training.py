@@ -13,9 +13,11 @@ from torch import nn
 from common.data.text import WordPieceTokenizer
 from common.data.worlds.two_objects import TwoObjectsWorld
 from papers.xmc_gan.data import TextToImageData
+from papers.xmc_gan.loss import XMCGANLoss
+from papers.xmc_gan.miniature import NGramText
 from papers.xmc_gan.model import Discriminator, Generator
-from papers.xmc_gan.module import XMCGAN
-from papers.xmc_gan.text import BertText, NGramText, TransformerText
+from papers.xmc_gan.module import XMCGANModule
+from papers.xmc_gan.text import BertText, TransformerText
 from tests.xmc_gan.test_data import T, bert, mini, stored, world  # noqa: F401 - fixtures
 
 
@@ -25,7 +27,7 @@ def trained(data: TextToImageData, encoder: nn.Module | None) -> dict[str, float
     sizes = {"width": 4, "cond_size": 8, "embedding_dim": 8}
     generator = Generator(channels=[4, 4, 2, 1], z_dim=4, batch_norm="local", **sizes)  # type: ignore[arg-type]
     discriminator = Discriminator(channels=[1, 2, 4, 4], **sizes)  # type: ignore[arg-type]
-    module = XMCGAN(generator, discriminator, encoder, weight_image_net=0.0)
+    module = XMCGANModule(generator, discriminator, XMCGANLoss(weight_image_net=0.0), encoder)
     options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "max_epochs": 1}
     trainer = pl.Trainer(**options, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0)
     trainer.fit(module, datamodule=data)

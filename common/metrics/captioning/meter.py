@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -12,23 +11,7 @@ from torch import Tensor
 from common.metrics.captioning.caption_set import check_captions
 from common.metrics.captioning.protocols import Protocol
 from common.metrics.captioning.scoring import CaptionScores, Tokeniser, check_options, score_captions
-
-
-def gather_objects(values: list[Any], group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Values of all processes in rank order; every process may bring another number of them, also none.
-
-    Args:
-        values: Anything that can be pickled.
-        group: Processes that take part; by default all.
-
-    Returns:
-        The joined list on every process; ``values`` itself when there is one process.
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
-        return values
-    parts: list[list[Any]] = [[] for _ in range(dist.get_world_size(group))]
-    dist.all_gather_object(parts, values, group=group)
-    return [value for part in parts for value in part]
+from common.metrics.gathering import gather_objects
 
 
 class CaptionMeter:

@@ -7,7 +7,6 @@ make features, embeddings and detections are the caller's.
 from common.metrics.generation.frechet import FeatureStatistics, Moments, frechet_distance
 from common.metrics.generation.inception_score import InceptionScore, inception_score
 from common.metrics.generation.object_accuracy import (
-    CLASSES,
     ObjectAccuracy,
     mentioned_classes,
     object_accuracy,
@@ -16,7 +15,6 @@ from common.metrics.generation.object_accuracy import (
 from common.metrics.generation.r_precision import RPrecision, first_ranked, r_precision
 
 __all__ = [
-    "CLASSES",
     "FeatureStatistics",
     "InceptionScore",
     "Moments",

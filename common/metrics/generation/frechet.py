@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.metrics.captioning.meter import gather_objects
+from common.metrics.gathering import gather_objects
 from common.metrics.generation.seen import Seen
 
 Floats = npt.NDArray[np.float64]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.metrics.captioning.meter import gather_objects
+from common.metrics.gathering import gather_objects
 from common.metrics.generation.seen import Seen
 
 

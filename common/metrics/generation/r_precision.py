@@ -73,7 +73,7 @@ def r_precision(
     Args:
         image, text: embeddings [N, d] of images and of their texts.
         identity, candidates, seed: see `first_ranked`; 100 candidates give 1% at chance.
-        folds: parts of shuffled images, judged apart; the spread is over them.
+        folds: parts of shuffled images, measured apart; the spread is over them.
 
     Returns:
         Mean and standard deviation (divisor n) over the folds.
@@ -82,7 +82,7 @@ def r_precision(
         ValueError: there are fewer images than folds.
     """
     if not 1 <= folds <= len(image):
-        raise ValueError(f"{len(image)} images cannot be judged in {folds} folds")
+        raise ValueError(f"{len(image)} images cannot be measured in {folds} folds")
     hits = first_ranked(F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1), identity, candidates, seed)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(hits)))
     shares = torch.stack([100 * hits.cpu()[part].double().mean() for part in order.tensor_split(folds)])

@@ -1,0 +1,110 @@
+"""What a clip of video and sound is, and the statistics that its sound is standardised by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from common.data.transforms import AudioTransform, VideoTransform
+
+
+@dataclass(frozen=True)
+class VideoInput:
+    """What a video clip is (specification 2.2).
+
+    Attributes:
+        fps, duration: frames per second and seconds of a clip.
+        crop: side of the clip in pixels.
+        resize: shorter side before the centre crop of an evaluation.
+        mode: `msc` (random resized crop) or `crop` (resize, then random crop).
+        min_area: smallest share of the area that a random resized crop takes.
+        jitter: strengths of brightness, contrast, saturation and hue jitter in training.
+        keep_aspect: False squeezes the frames to a square before cropping, as the released probe does.
+    """
+
+    fps: float = 16.0
+    duration: float = 0.5
+    crop: int = 224
+    resize: int = 256
+    mode: Literal["msc", "crop"] = "msc"
+    min_area: float = 0.08
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.2)
+    keep_aspect: bool = True
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip."""
+        return int(self.duration * self.fps)
+
+    def transform(self, training: bool) -> VideoTransform:
+        """Frames to the encoder's input."""
+        return VideoTransform(
+            mode=self.mode,
+            crop=self.crop,
+            resize=self.resize,
+            keep_aspect=self.keep_aspect,
+            min_area=self.min_area,
+            jitter=self.jitter,
+            frames=self.frames,
+            training=training,
+        )
+
+
+@dataclass(frozen=True)
+class AudioInput:
+    """What an audio clip is (specification 2.3).
+
+    Attributes:
+        sample_rate, duration: samples per second and seconds of a clip.
+        fft: FFT length in samples, 1024 in the paper (its configs say 512, half of it).
+        frames_per_second: spectrogram frames per second.
+        volume: half-width of the random gain around 1 in training.
+        statistics: mean and deviation of each frequency bin: an .npz file, or the checkpoint of the pre-training whose
+            encoder is used. None computes them once from training clips.
+    """
+
+    sample_rate: int = 24000
+    duration: float = 2.0
+    fft: int = 1024
+    frames_per_second: int = 100
+    volume: float = 0.1
+    statistics: str | None = None
+
+    def transform(self, training: bool, statistics: dict[str, np.ndarray] | None = None) -> AudioTransform:
+        """Samples to the encoder's input.
+
+        Args:
+            training: whether the volume is drawn.
+            statistics: mean and deviation [F] of each bin; None leaves plain decibels.
+        """
+        return AudioTransform(
+            sample_rate=self.sample_rate,
+            window=self.duration,
+            fft=self.fft,
+            frames_per_second=self.frames_per_second,
+            volume=self.volume,
+            training=training,
+            **({} if statistics is None else {name: values.tolist() for name, values in statistics.items()}),
+        )
+
+
+def read_statistics(path: Path) -> dict[str, np.ndarray]:
+    """Read per-bin audio statistics from an .npz file or from one of our pre-training checkpoints."""
+    if not path.is_file():
+        raise FileNotFoundError(f"data.audio.statistics: {path} does not exist")
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as content:
+            found = {name: content[name] for name in ("mean", "std") if name in content}
+    else:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = {name: value.numpy() for name, value in (checkpoint.get("audio_statistics") or {}).items()}
+    if set(found) != {"mean", "std"}:
+        raise ValueError(
+            f"data.audio.statistics: {path} holds no audio statistics (`mean` and `std`); give the checkpoint of the "
+            "pre-training whose encoder is evaluated, or leave the field empty to compute them"
+        )
+    return found

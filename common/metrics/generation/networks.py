@@ -1,0 +1,172 @@
+"""Frozen released networks whose outputs generated images are measured by, each from a local file or folder.
+
+Nothing is downloaded. All take images [B, 3, S, S] in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.data.datasets.coco import CLASSES
+from common.encoders.checkpoint_files import CheckpointError, differences, named_tensors, read_checkpoint
+
+# torchvision's detectors count 91 ids, as COCO does, of which these are not used.
+_UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
+
+
+class InceptionV3(nn.Module):
+    """Inception V3 of ImageNet: the features and classes of FID and inception score.
+
+    The architecture is that of Keras. torchvision's weights come from the same authors by way of another conversion:
+    scores are close to those with Keras' weights but not equal to the digit.
+
+    Args:
+        path: `inception_v3_google-0cc3c7bd.pth` of torchvision.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another network.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        from torchvision.models import inception_v3
+
+        # The weights want [-1, 1]; torchvision's own preprocessing would be undone by `transform_input`.
+        network = inception_v3(weights=None, init_weights=False, aux_logits=True, transform_input=False)
+        _fill(network, path)
+        self.classifier = network.fc
+        network.fc = nn.Identity()
+        self.network = network
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, 2048] and probabilities of the classes [B, 1000], at full precision."""
+        with torch.autocast(images.device.type, enabled=False):
+            resized = F.interpolate(images.float(), (299, 299), mode="bilinear", antialias=True)
+            features = self.network((2 * resized - 1).clamp(-1, 1))
+            return features, self.classifier(features).softmax(1)
+
+
+class TensorFlowInception(nn.Module):
+    """The Inception of 2015 that most papers' FID uses, in torchmetrics' port; it compares with no other network.
+
+    Args:
+        path: `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity; pytorch-fid has the same file under another
+            name.
+
+    Raises:
+        ModuleNotFoundError: torch-fidelity is not installed.
+        CheckpointError: the file is missing, damaged or of another network.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        read_checkpoint(path)  # for the message: the library's own errors do not say which file it is
+        try:
+            self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)).requires_grad_(False)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: weights of another network: {error}") from None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [B, 2048]."""
+        return self.network((images.float() * 255).round().clamp(0, 255).to(torch.uint8))
+
+
+class ClipEmbeddings(nn.Module):
+    """CLIP's embeddings of images and texts, for R-precision.
+
+    Papers train encoders of their own for it: numbers with CLIP show an order and cannot be compared with theirs.
+
+    Args:
+        folder: model and tokenizer, as `save_pretrained` writes them.
+
+    Raises:
+        CheckpointError: the folder is not such a one.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        from transformers import AutoTokenizer, CLIPModel
+
+        try:
+            model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # whatever the library meets in a folder that is not one
+            raise CheckpointError(f"{folder}: holds no CLIP model with a tokenizer ({error})") from error
+        self.model = model
+        self.size = int(model.config.vision_config.image_size)
+        # Of the images that CLIP was trained on.
+        self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None])
+        self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None])
+        self.eval().requires_grad_(False)
+
+    def images(self, images: Tensor) -> Tensor:
+        """Embeddings [B, d]."""
+        resized = F.interpolate(images.float(), (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
+        pixels = (resized - self.mean) / self.std
+        return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings [B, d]; what goes beyond the tokens that CLIP can read is cut off."""
+        longest = int(self.model.config.text_config.max_position_embeddings)
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        outputs = self.model.text_model(**tokens.to(self.mean.device))
+        return self.model.text_projection(outputs.pooler_output)
+
+
+class ObjectDetector(nn.Module):
+    """Which of COCO's 80 classes a detector finds in an image, for SOA.
+
+    A Faster R-CNN in place of the public tool's YOLOv3, so shares differ from published ones.
+
+    Args:
+        path: `fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth` of torchvision.
+        size: shorter side at which images are searched, in pixels.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another network.
+
+    Source: confidence 0.5 and non-maximum suppression 0.4, as in the public tool.
+    """
+
+    numbers: Tensor
+
+    def __init__(self, path: str | Path, size: int = 256) -> None:
+        super().__init__()
+        from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
+
+        self.network = fasterrcnn_resnet50_fpn_v2(
+            weights=None, weights_backbone=None, num_classes=91,
+            min_size=size, max_size=2 * size, box_score_thresh=0.5, box_nms_thresh=0.4,
+        )  # fmt: skip
+        _fill(self.network, path)
+        numbers = torch.full((92,), -1)
+        numbers[[number for number in range(1, 91) if number not in _UNUSED_IDS]] = torch.arange(len(CLASSES))
+        self.register_buffer("numbers", numbers)
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Whether each class is found [B, 80]."""
+        present = torch.zeros(len(images), len(CLASSES) + 1, dtype=torch.bool, device=images.device)
+        for row, detected in zip(present, self.network(list(images.float()))):
+            row[self.numbers[detected["labels"]]] = True  # -1, none of the 80 classes, is the last column
+        return present[:, :-1]
+
+
+def _fill(network: nn.Module, path: str | Path) -> None:
+    weights = named_tensors(read_checkpoint(path))
+    problem = differences(network.state_dict(), weights)
+    if problem:
+        raise CheckpointError(f"{path}: weights of another network: {problem}")
+    network.load_state_dict(weights)

@@ -1,0 +1,219 @@
+"""Figures of a run: made without a screen, written whole, and logged to Weights & Biases.
+
+They stand on `matplotlib.figure.Figure`, not on pyplot: no backend is chosen for the process, and none stays open.
+A figure is made by `chart`, `image_grid`, `described_images` or `embedding_map` and handed to `save_figure`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch.nn.functional as F
+from matplotlib import colormaps, font_manager
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+from torch import Tensor
+
+from common.encoders.checkpoint_files import write_whole
+from common.monitoring.media import log_image
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+Pixels = npt.NDArray[np.uint8]
+
+#: Colors of what is right and what is wrong.
+RIGHT, WRONG = "tab:green", "tab:red"
+#: Inches of an image in a grid; lines of text beside or below an image are this part of it.
+INCHES, TEXT_LINE = 1.1, 0.15
+#: A map takes the square of this.
+LARGEST_MAP = 2_000
+#: What stands for characters that no font of this machine has.
+NO_FONT = "[no font]"
+#: Fonts with Japanese and Chinese, as they are called on Linux, macOS and Windows.
+ASIAN_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Source Han Sans", "IPAGothic",
+    "IPAexGothic", "TakaoGothic", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "Hiragino Sans",
+    "PingFang SC", "Arial Unicode MS", "Yu Gothic", "MS Gothic", "Microsoft YaHei", "SimHei",
+)  # fmt: skip
+
+
+class Cell(NamedTuple):
+    """An image of a grid.
+
+    Attributes:
+        image: its pixels [H, W, 3]; None leaves the place empty.
+        text: stands below it; may have several lines.
+        color: of a frame around it; None for no frame.
+    """
+
+    image: Pixels | None
+    text: str = ""
+    color: str | None = None
+
+
+class Row(NamedTuple):
+    """A row of a grid, and the text above it."""
+
+    title: str
+    cells: Sequence[Cell]
+
+
+class Described(NamedTuple):
+    """An image and the lines of text beside it, each with its color."""
+
+    image: Pixels
+    lines: Sequence[tuple[str, str]]
+
+
+def save_figure(module: pl.LightningModule, figure: Figure, path: Path, credit: str = "") -> None:
+    """Write a figure as PNG, whole or not at all, and log it to Weights & Biases under the name of the file.
+
+    Args:
+        module: only its loggers are used.
+        figure: what is written.
+        path: the file.
+        credit: line under pictures whose license asks for one.
+    """
+    texts: list[Any] = figure.findobj(Text)
+    if any(NO_FONT in text.get_text() for text in texts):
+        credit = f"{credit}  {NO_FONT}: this machine has no font for these characters.".strip()
+    if credit:
+        texts.append(figure.supxlabel(credit, fontsize=4))
+    for text in texts:
+        text.set_fontfamily(_fonts())
+    write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=110))
+    log_image(module, path)
+
+
+def chart(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4, 3)) -> tuple[Figure, Any]:
+    """A figure of `size` inches and its axes [rows, columns]."""
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def image_grid(rows: Sequence[Row], title: str = "") -> Figure:
+    """Rows of images, a title above each row and texts below the images.
+
+    All are drawn into one pair of axes: a pair for each image would take seconds to lay out.
+    """
+    columns = max(len(row.cells) for row in rows)
+    below = max((cell.text.count("\n") + 1 for row in rows for cell in row.cells if cell.text), default=0)
+    images = [cell.image for row in rows for cell in row.cells if cell.image is not None]
+    tallest = max((image.shape[0] / max(image.shape[:2]) for image in images), default=1.0)
+    height = tallest + TEXT_LINE * (1.5 + below)
+    figure, axis = _canvas(columns, len(rows) * height, title)
+    for number, row in enumerate(rows):
+        top = number * height + 1.5 * TEXT_LINE
+        name = axis.text(0.03, top - 0.04, plain(row.title, 20 * columns), fontsize=6.5, va="bottom")
+        name.set_in_layout(False)
+        for column, cell in enumerate(row.cells):
+            if cell.image is not None:
+                _place(axis, cell.image, column, top, tallest, cell.color)
+            lines = "\n".join(plain(line, 24) for line in cell.text.split("\n"))
+            axis.text(column + 0.5, top + tallest, lines, fontsize=5.5, ha="center", va="top")
+    return figure
+
+
+def described_images(items: Sequence[Described], title: str = "", columns: int = 1) -> Figure:
+    """Images with text beside them, in one column or several."""
+    width, rows = 5, -(-len(items) // columns)
+    figure, axis = _canvas(width * columns, rows, title)
+    for number, item in enumerate(items):
+        left, top = width * (number % columns), number // columns
+        _place(axis, item.image, left, top, 1)
+        for line, (text, color) in enumerate(item.lines):
+            axis.text(left + 1.05, top + 0.05 + TEXT_LINE * line, plain(text, 85), fontsize=6, va="top", color=color)
+    return figure
+
+
+def embedding_map(
+    features: Tensor, labels: Sequence[str], title: str = "", seed: int = 0, classes: int = 12
+) -> Figure | None:
+    """Features in two dimensions (t-SNE), colored by class.
+
+    Args:
+        features: [N, d]; of more than `LARGEST_MAP` the first ones.
+        labels: class of each row; the most frequent ones get a color, the others are gray.
+        title: stands above the map.
+        seed: of the map.
+        classes: how many get a color.
+
+    Returns:
+        None when there are fewer than 8 rows, or all are equal or not finite.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    points = F.normalize(features.float(), dim=1)[:LARGEST_MAP].cpu().numpy()
+    names = np.array(list(labels)[: len(points)])
+    # Too few points, or those of a collapsed encoder, have no map; t-SNE ends the process on some of them.
+    if len(points) < 8 or not np.isfinite(points).all() or np.ptp(points, axis=0).max() < 1e-6:
+        return None
+    if points.shape[1] > 50 and len(points) > 50:
+        points = PCA(50, random_state=seed).fit_transform(points)
+    perplexity = min(30.0, (len(points) - 1) / 3)
+    flat = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, max_iter=500).fit_transform(points)
+    figure, axes = chart(size=(6.5, 5))
+    axis = axes[0, 0]
+    colored = [name for name, _ in Counter(names.tolist()).most_common(classes)]
+    axis.scatter(*flat[~np.isin(names, colored)].T, s=4, color="lightgrey", linewidths=0)
+    for number, name in enumerate(colored):
+        color = colormaps["tab20"](number % 20)
+        # The space keeps a legend from hiding names that begin with an underscore.
+        axis.scatter(*flat[names == name].T, s=6, color=color, label=f" {plain(name)}", linewidths=0)
+    axis.legend(fontsize=6, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(title, fontsize=8)
+    return figure
+
+
+def plain(text: str, longest: int = 200) -> str:
+    """Text as a figure can show it: one line, cut, without formulas, and `NO_FONT` for what no font here has."""
+    text = " ".join(text.split())
+    text = text if len(text) <= longest else text[: longest - 3] + "..."
+    drawn = "".join(character if ord(character) in _characters() else "\0" for character in text)
+    return re.sub("\0( ?\0)*", NO_FONT, drawn).replace("$", r"\$")
+
+
+def _canvas(width: float, height: float, title: str) -> tuple[Figure, Any]:
+    """A figure whose axes count images: x to the right, y downwards."""
+    figure, axes = chart(size=(INCHES * width, INCHES * height + 0.3))
+    axis = axes[0, 0]
+    axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal", autoscale_on=False)
+    axis.axis("off")
+    figure.set_facecolor("gainsboro")  # images may be white
+    figure.suptitle(title, fontsize=8)
+    return figure, axis
+
+
+def _place(axis: Any, image: Pixels, left: float, top: float, tallest: float, color: str | None = None) -> None:
+    """Draw an image into a cell of the width 1, as large as it fits, with a frame where there is a color."""
+    height, width = (0.46 * side / max(image.shape[:2]) for side in image.shape[:2])
+    x, y = left + 0.5, top + tallest / 2
+    axis.imshow(image, extent=(x - width, x + width, y + height, y - height))
+    if color is not None:
+        box = Rectangle((x - width, y - height), 2 * width, 2 * height, fill=False, linewidth=2, edgecolor=color)
+        axis.add_patch(box)
+
+
+@cache
+def _fonts() -> list[str]:
+    """The usual font, which comes with matplotlib, and those with Japanese and Chinese that this machine has."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in ASIAN_FONTS if name in installed)]
+
+
+@cache
+def _characters() -> frozenset[int]:
+    """All characters that these fonts have."""
+    files = [font_manager.findfont(font_manager.FontProperties(family=[name])) for name in _fonts()]
+    return frozenset(code for file in files for code in font_manager.get_font(file).get_charmap())

@@ -1,0 +1,80 @@
+"""Images of the first captions of a test, side by side in one row: the report puts the rows of all stages together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from common.encoders.checkpoint_files import write_whole
+from common.files import write_text_atomically
+from common.monitoring.figures import Pixels
+from common.monitoring.media import log_image, media_folder
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+#: Captions in a row.
+CAPTIONS = 8
+#: Smallest side at which a picture is shown, and the white between two, in pixels.
+SHOWN_SIDE = 96
+GAP = 4
+
+
+class Shown(NamedTuple):
+    """What figures are drawn of: captions, and the batch that holds them."""
+
+    texts: list[str]
+    batch: dict[str, Any]
+
+
+def first_captions(module: pl.LightningModule, count: int = CAPTIONS) -> Shown:
+    """The first captions of the test, on the module's device."""
+    loader: Any = module.trainer.test_dataloaders
+    samples = [loader.dataset[number] for number in range(min(count, len(loader.dataset)))]
+    batch = {name: value.to(module.device) for name, value in loader.collate_fn(samples).items()}
+    return Shown(module.trainer.datamodule.texts("test", batch["caption"]), batch)  # type: ignore[attr-defined]
+
+
+def draw_real_row(module: pl.LightningModule) -> None:
+    """Write the row of the captions' real images; rank 0 alone draws."""
+    if module.trainer.is_global_zero:
+        shown = first_captions(module)
+        log_image(module, write_row(shown.texts, pixels(shown.batch["image"]), media_folder(module)))
+
+
+def pixels(images: Tensor) -> Pixels:
+    """Images [B, 3, S, S] in [0, 1] as they are shown [B, S, S, 3]."""
+    values = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return values.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def write_row(texts: Sequence[str], images: Pixels, folder: Path) -> Path:
+    """Write `captions.row.png`, the images side by side, and their captions beside it: a row that stages share.
+
+    Args:
+        texts: the captions.
+        images: one for each [N, S, S, 3].
+        folder: where both files go.
+
+    Returns:
+        The picture.
+    """
+    path = folder / "captions.row.png"
+    write_whole(path, lambda partial: Image.fromarray(side_by_side(images)).save(partial, "PNG"))
+    write_text_atomically(path.with_suffix(".json"), json.dumps(list(texts), ensure_ascii=False) + "\n")
+    return path
+
+
+def side_by_side(images: Pixels) -> Pixels:
+    """Images [N, S, S, 3] as one, with white between them; small ones are enlarged to at least `SHOWN_SIDE`."""
+    scale = -(-SHOWN_SIDE // images.shape[1])
+    large = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    gap = np.full((large.shape[1], GAP, 3), 255, dtype=np.uint8)
+    return np.concatenate([part for image in large for part in (image, gap)][:-1], axis=1)

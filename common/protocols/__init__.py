@@ -1,0 +1,1 @@
+"""What is done to any trained model to measure it: classification, search, detection, texts, images."""

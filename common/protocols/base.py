@@ -1,0 +1,163 @@
+"""What the protocols share: an encoder that is given to them, and how they check and report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from common.encoders.checkpoint_files import load_encoder
+from common.files import write_text_atomically
+
+Batch = dict[str, Tensor]
+
+#: Where an encoder lies in the checkpoint of a protocol, and in a file of its own.
+PREFIXES = ("encoder.", "")
+
+
+class EncoderModule(pl.LightningModule):
+    """A module around an encoder that is given to it, which is read from a checkpoint before training.
+
+    A frozen encoder stays in evaluation mode, and it is an error if training changed it all the same.
+
+    Args:
+        encoder: the encoder.
+        pretrained: checkpoint with its weights; None keeps the initial ones.
+        encoder_prefixes: where the encoder lies in that file; see `load_encoder`.
+        frozen: whether training leaves the encoder as it is.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        pretrained: str | None = None,
+        encoder_prefixes: Sequence[str] = PREFIXES,
+        frozen: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False) if frozen else encoder
+        self.pretrained = pretrained
+        self.encoder_prefixes = list(encoder_prefixes)
+        self._frozen = frozen
+        self._before: dict[str, Tensor] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Before training only, load the pre-trained encoder; a test has the weights of the module's own checkpoint."""
+        if stage == "fit":
+            self._before = None
+            if self.pretrained is not None:
+                self.load_pretrained(self.pretrained)
+                # Kept before a resumed run restores its own copy, which must be the same.
+                self._before = self._unchanging()
+
+    def load_pretrained(self, path: str) -> None:
+        """Load the encoder from a checkpoint."""
+        load_encoder(self.encoder, path, self.encoder_prefixes)
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """The encoders that training leaves as they are, by name."""
+        return {"encoder": self.encoder} if self._frozen else {}
+
+    def _unchanging(self) -> dict[str, Tensor]:
+        """Copies of the tensors that must be the same after training."""
+        return {
+            f"{name}.{key}": value.detach().cpu().clone()
+            for name, encoder in self.frozen().items()
+            for key, value in encoder.state_dict().items()
+        }
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the mode of everything but a frozen encoder, whose batch normalisation never learns statistics."""
+        super().train(mode)
+        for encoder in self.frozen().values():
+            encoder.eval()
+        return self
+
+    def on_train_start(self) -> None:
+        """Freeze the statistics, too, and remember the weights; Lightning leaves the modes as they were made."""
+        if self.frozen():
+            self.train()
+            self._before = self._before or self._unchanging()
+
+    def on_train_end(self) -> None:
+        """Make sure that a frozen encoder is what it was.
+
+        Raises:
+            RuntimeError: a weight or a buffer of it changed.
+        """
+        before = self._before or {}
+        changed = [
+            name
+            for name, value in (self._unchanging() if before else {}).items()
+            # Half precision rounds the weights once, when training starts.
+            if not torch.allclose(value, before[name].to(value.dtype), rtol=0, atol=0, equal_nan=True)
+        ]
+        if changed:
+            raise RuntimeError(
+                f"{len(changed)} tensors of a frozen encoder changed, the first is {changed[0]}; "
+                "the result would not be that of the pre-trained encoder. Does a callback train it or put it into "
+                "training mode?"
+            )
+
+
+def check_num_classes(module: pl.LightningModule, num_classes: int) -> None:
+    """Stop when the data module says that its data have another number of classes."""
+    found = getattr(getattr(module.trainer, "datamodule", None), "num_classes", None)
+    if found is not None and found != num_classes:
+        raise ValueError(f"num_classes: the model has {num_classes}, but the data have {found}; set it to {found}")
+
+
+def number_of_test_loaders(module: pl.LightningModule) -> int:
+    """How many loaders the test has."""
+    loaders: Any = module.trainer.test_dataloaders
+    return len(loaders) if isinstance(loaders, list | tuple) else 1
+
+
+def require_two_test_loaders(module: pl.LightningModule, expected: str) -> None:
+    """Stop when the test does not have two loaders; `expected` says what they show."""
+    if number_of_test_loaders(module) != 2:
+        raise ValueError(f"test_dataloaders: {type(module).__name__} needs two of them: {expected}")
+
+
+def log_results(module: pl.LightningModule, metrics: Mapping[str, Tensor]) -> None:
+    """Log what all processes have computed alike; averaging over them again could only round it."""
+    module.log_dict({name: value.float().to(module.device) for name, value in metrics.items()})
+
+
+def mean_average_precision(
+    module: pl.LightningModule, average: np.ndarray, details: Sequence[Mapping[str, Any]]
+) -> dict[str, Tensor]:
+    """Mean over the classes that could be judged, in percent; every class goes into a file, and is named if left out.
+
+    Args:
+        module: its trainer says where the file goes; its data module may give the `class_names`.
+        average: average precision of every class [C], NaN for those left out.
+        details: more about every class; `left_out` says why.
+
+    Raises:
+        ValueError: no class could be judged.
+    """
+    judged = ~np.isnan(average)
+    names = getattr(getattr(module.trainer, "datamodule", None), "class_names", None) or range(len(average))
+    left_out = {str(name): detail["left_out"] for name, detail in zip(names, details) if detail["left_out"]}
+    if not judged.any():
+        raise ValueError(f"labels: no class can be judged; {next(iter(left_out.values()), 'there is none')}")
+    if left_out:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:5])
+        rank_zero_warn(f"{len(left_out)} of {len(average)} classes are left out of the mean ({listed})")
+    if module.trainer.is_global_zero:
+        classes = [
+            {"class": str(name), **detail, "average_precision": None if np.isnan(value) else 100 * float(value)}
+            for name, detail, value in zip(names, details, average)
+        ]
+        path = Path(module.trainer.default_root_dir) / "media" / "average_precision.json"
+        write_text_atomically(path, json.dumps(classes, indent=1) + "\n")
+    mean, classes_judged = 100 * float(average[judged].mean()), float(judged.sum())
+    return {"test/map": torch.tensor(mean), "test/classes": torch.tensor(classes_judged)}

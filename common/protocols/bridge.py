@@ -1,0 +1,344 @@
+"""A bridge between frozen encoders: does training two modalities together make it easier to join them?
+
+The encoders of both modalities stay as they are, and a small bridge is trained on pairs to map their features into a
+common space. The same bridge is given the same steps on encoders that were trained together and on encoders that were
+trained apart; what differs is how well, and how soon, an image is found by its caption and a caption by its image.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from common.data.datasets.coco import COCO
+from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.images import ImageItems
+from common.data.text import CaptionTokenizer, text_numbers
+from common.encoders.checkpoint_files import load_encoder
+from common.encoders.heads import ProjectionHead
+from common.encoders.text import BertEncoder
+from common.losses.info_nce import at_least_float32, info_nce_per_anchor
+from common.memory.collective import all_gather_concat
+from common.metrics.gathering import RowsOncePerSample
+from common.metrics.retrieval import caption_retrieval, owner_rows
+from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results
+from common.protocols.captions import CaptionRows, PairData, check_vocabulary
+from common.protocols.data import check_fraction, evenly_spaced
+
+Modality = Literal["image", "text"]
+
+
+class Bridge(nn.Module):
+    """From the features of two frozen encoders into a common space, once for every learning rate of a sweep.
+
+    Features are standardised first, without learnt parameters, by the mean and deviation over all batches so far: the
+    scale of an encoder's features says nothing about it, but decides how fast a projection of them learns.
+
+    Args:
+        widths: features of the encoder of each modality.
+        embedding_dim: width of the common space.
+        hidden_dim: units of a hidden layer; None for a linear map.
+        copies: how many bridges are trained side by side.
+    """
+
+    def __init__(self, widths: dict[Modality, int], embedding_dim: int, hidden_dim: int | None, copies: int) -> None:
+        super().__init__()
+        layers, hidden = (1, 0) if hidden_dim is None else (2, hidden_dim)
+        self.norms = nn.ModuleDict({m: nn.BatchNorm1d(w, momentum=None, affine=False) for m, w in widths.items()})
+        self.projections = nn.ModuleList(
+            nn.ModuleDict({m: ProjectionHead(w, hidden, embedding_dim, layers) for m, w in widths.items()})
+            for _ in range(copies)
+        )
+
+    def forward(self, modality: Modality, features: Tensor) -> Tensor:
+        """Unit vectors [copies, B, embedding_dim] of features [B, width], in float32 at least."""
+        features = self.norms[modality](features.to(next(self.parameters()).dtype))
+        projected = [projection[modality](features) for projection in self.projections]  # type: ignore[index]
+        return F.normalize(at_least_float32(torch.stack(projected)), dim=2)
+
+
+class BridgedRetrieval(EncoderModule):
+    """Search for captions by images and for images by captions through a bridge between frozen encoders.
+
+    The bridge learns by symmetric InfoNCE over the global batch; captions with the same tokens are no negatives of each
+    other. Its learning rate is constant, so that the bridge after k steps is what a training of k steps would have
+    made, and one training shows how soon a bridge is good enough: it is kept after each of `lengths` steps, and these
+    copies are part of every checkpoint. Which of the learning rates counts is chosen for every length anew, by pairs
+    of the training split that no bridge was trained on, so that no encoder is held back by a rate that suits another.
+
+    ``trainer.test`` takes four loaders: images and captions to choose by, images and captions to judge by. A caption
+    with the same tokens as an own one counts as an own one. Logged are ``test/i2t_r1``, ``_r5``, ``_r10``, ``_medr``
+    and ``_meanr`` after the last step, for images as queries, the same as ``test/t2i_...`` for captions; ``test/r10``,
+    the mean of both R@10; ``test/r10_after_<steps>`` for every length; ``test/area``,
+    the mean of these over the logarithm of the steps; ``test/steps_to_90``, after how many steps 90 % of the last R@10
+    is reached, between two lengths by interpolation in the logarithm; ``test/learning_rate``, the last choice; and
+    ``test/encoder_parameters`` and ``test/bridge_parameters``.
+
+    Args:
+        image_encoder: encoder with ``feature_dim`` features.
+        text_encoder: encoder of tokens [B, L] with ``feature_dim`` features.
+        pretrained: checkpoint with both encoders; None judges the initial weights.
+        encoder_prefixes, text_encoder_prefixes: where each lies in that file; see `load_encoder`.
+        embedding_dim: width of the common space.
+        hidden_dim: units of a hidden layer of the bridge; None for a linear one.
+        temperature: of the similarities.
+        learning_rates: of Adam, a bridge for each.
+        lengths: numbers of steps after which the bridge is kept, ascending; the last is that of the training.
+
+    Shapes:
+        Training batch: ``image`` [B, 3, H, W], ``tokens`` [B, L], ``lengths`` [B], ``image_index`` [B]. Batch of
+        images: ``image``, ``index`` [B]. Batch of captions: ``tokens``, ``lengths``, ``index``, ``image_index`` [B].
+
+    Raises:
+        ValueError: a setting is of no use, or the data or the length of the training do not fit.
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        text_encoder: nn.Module,
+        pretrained: str | None = None,
+        encoder_prefixes: Sequence[str] = PREFIXES,
+        text_encoder_prefixes: Sequence[str] = ("text_encoder.",),
+        embedding_dim: int = 256,
+        hidden_dim: int | None = None,
+        temperature: float = 0.1,
+        learning_rates: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+        lengths: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
+    ) -> None:
+        super().__init__(image_encoder, pretrained, encoder_prefixes)
+        self.save_hyperparameters(ignore=["image_encoder", "text_encoder"], logger=False)
+        if not lengths or min(lengths) < 1 or sorted(set(lengths)) != list(lengths):
+            raise ValueError(f"lengths: expected ascending numbers of steps from 1, got {list(lengths)}")
+        if not learning_rates or min(learning_rates) <= 0:
+            raise ValueError(f"learning_rates: expected positive values, got {list(learning_rates)}")
+        if temperature <= 0:
+            raise ValueError(f"temperature: expected a positive value, got {temperature}")
+        self.text_encoder = text_encoder.requires_grad_(False)
+        widths: dict[Modality, int] = {"image": image_encoder.feature_dim, "text": text_encoder.feature_dim}  # type: ignore[dict-item]
+        self.bridge = Bridge(widths, embedding_dim, hidden_dim, len(learning_rates))
+        self.kept = nn.ModuleDict({str(k): copy.deepcopy(self.bridge).requires_grad_(False) for k in lengths})
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def load_pretrained(self, path: str) -> None:
+        """Load both encoders."""
+        super().load_pretrained(path)
+        load_encoder(self.text_encoder, path, self.hparams["text_encoder_prefixes"])
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """Both encoders."""
+        return {**super().frozen(), "text_encoder": self.text_encoder}
+
+    def setup(self, stage: str) -> None:
+        """Check the vocabulary and, before training only, load the encoders."""
+        super().setup(stage)
+        if isinstance(self.text_encoder, BertEncoder) and stage == "fit":
+            self.text_encoder.require_weights()
+        check_vocabulary(self, self.text_encoder)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Features [B, feature_dim] of images [B, 3, H, W]."""
+        return self.encoder(images)
+
+    @torch.no_grad()
+    def text_features(self, tokens: Tensor) -> Tensor:
+        """Features [B, feature_dim] of captions [B, L]."""
+        return self.text_encoder(tokens)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Symmetric InfoNCE of the pairs of the global batch, summed over the bridges."""
+        # Features have no gradient, so every process may have them all, and the whole loss and gradient with them.
+        image = all_gather_concat(self.features(batch["image"]))
+        text = all_gather_concat(self.text_features(batch["tokens"]))
+        words = all_gather_concat(text_numbers(batch["tokens"], batch["lengths"]))
+        owner = all_gather_concat(batch["image_index"])
+        with torch.autocast(image.device.type, enabled=False):
+            scores = self.bridge("image", image) @ self.bridge("text", text).mT / self.hparams["temperature"]
+            other = (words[:, None] != words) & (owner[:, None] != owner)
+            own = scores.diagonal(dim1=1, dim2=2)[:, :, None]
+            losses = info_nce_per_anchor(own, scores, other) + info_nce_per_anchor(own, scores.mT, other)
+            losses = losses.mean(1) / 2
+        self.log_dict(
+            {f"train/loss_lr_{rate:g}": loss.detach() for rate, loss in zip(self.hparams["learning_rates"], losses)},
+            batch_size=len(owner),
+        )
+        return losses.sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam with a learning rate of its own for every bridge."""
+        groups = [
+            {"params": list(projection.parameters()), "lr": rate}
+            for projection, rate in zip(self.bridge.projections, self.hparams["learning_rates"])
+        ]
+        return torch.optim.Adam(groups)
+
+    # -- the bridge after so many steps --------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Make sure that all lengths will be reached."""
+        super().on_train_start()
+        steps, last = int(self.trainer.estimated_stepping_batches), self.hparams["lengths"][-1]
+        if steps != last:
+            raise ValueError(
+                f"model.lengths ends with {last}, but the training has {steps} steps; make the two equal "
+                "(trainer.max_steps)"
+            )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the bridge as the steps so far have made it.
+
+        Not at the end of a step: a checkpoint of that step would then have been written before.
+        """
+        self._keep()
+
+    def on_train_end(self) -> None:
+        """Keep the last bridge, and make sure that the encoders are what they were."""
+        self._keep()
+        super().on_train_end()
+
+    def _keep(self) -> None:
+        if str(self.global_step) in self.kept:
+            self.kept[str(self.global_step)].load_state_dict(self.bridge.state_dict())
+
+    # -- test ----------------------------------------------------------------------------------------------------------
+
+    def on_test_epoch_start(self) -> None:
+        """Start collecting features anew."""
+        loaders = self.trainer.test_dataloaders
+        if not isinstance(loaders, list | tuple) or len(loaders) != 4:
+            raise ValueError(
+                "test_dataloaders: BridgedRetrieval needs four of them: images and captions to choose the learning "
+                "rate by, images and captions to judge by"
+            )
+        names = ("feature",), ("feature", "image_index", "text")
+        self.tables = [RowsOncePerSample(*names[place % 2]) for place in range(4)]
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Collect the features of a few images or captions."""
+        table = self.tables[dataloader_idx]
+        if dataloader_idx % 2 == 0:
+            table.update(batch["index"], feature=self.features(batch["image"]).float())
+        else:
+            tokens = batch["tokens"]
+            table.update(
+                batch["index"], feature=self.text_features(tokens).float(), image_index=batch["image_index"].long(),
+                text=text_numbers(tokens, batch["lengths"]),
+            )  # fmt: skip
+
+    def on_test_epoch_end(self) -> None:
+        """Judge the bridge of every length, and log recalls in percent, and ranks."""
+        selection, judged = (Pairs(self.tables[place], self.tables[place + 1], self.device) for place in (0, 2))
+        curve: dict[int, Tensor] = {}
+        for length in self.hparams["lengths"]:
+            bridge = self.kept[str(length)]
+            scores = [float(found["r10"]) for found in selection.searched(bridge)]
+            chosen = scores.index(max(scores))
+            results = judged.searched(bridge)[chosen]
+            curve[length] = results["r10"]
+        metrics = {
+            **results,
+            **{f"r10_after_{length}": value for length, value in curve.items()},
+            **convergence(curve),
+            "learning_rate": torch.tensor(self.hparams["learning_rates"][chosen]),
+            "encoder_parameters": _size(*self.frozen().values()),
+            "bridge_parameters": _size(self.bridge.projections[0]),
+        }
+        log_results(self, {f"test/{name}": value for name, value in metrics.items()})
+        for logger in self.loggers:
+            for length, value in curve.items():
+                logger.log_metrics({"bridge/r10": float(value)}, length)
+
+
+class Pairs:
+    """Features of images and of their captions, to be searched by each other.
+
+    Args:
+        images, captions: `feature` of each; captions have `image_index` and `text`, too.
+        device: where to collect them.
+    """
+
+    def __init__(self, images: RowsOncePerSample, captions: RowsOncePerSample, device: torch.device) -> None:
+        index, rows = images.compute(device)
+        _, found = captions.compute(device)
+        self.row, known = owner_rows(index.long(), found["image_index"])
+        self.image, self.caption, self.text = rows["feature"], found["feature"][known], found["text"][known]
+
+    def searched(self, bridge: nn.Module) -> list[dict[str, Tensor]]:
+        """What `caption_retrieval` finds through every copy of a bridge, and the mean `r10` of both directions."""
+        found = [
+            caption_retrieval(image, caption, self.row, equal_text=self.text)
+            for image, caption in zip(bridge("image", self.image), bridge("text", self.caption))
+        ]
+        return [{**results, "r10": (results["i2t_r10"] + results["t2i_r10"]) / 2} for results in found]
+
+
+def convergence(curve: dict[int, Tensor], share: float = 0.9) -> dict[str, Tensor]:
+    """How soon a curve is where it ends.
+
+    Args:
+        curve: number of steps, ascending -> value.
+        share: of the last value.
+
+    Returns:
+        `area`, the mean of the curve over the logarithm of the steps; `steps_to_<percent>`, the steps after which it
+        first reaches that share of its last value, by interpolation in their logarithm.
+    """
+    steps = torch.tensor(list(curve), dtype=torch.float64).log2()
+    values = torch.stack(list(curve.values())).double().cpu()
+    if len(curve) == 1:
+        area = values[0]
+    else:
+        area = torch.trapezoid(values, steps) / (steps[-1] - steps[0])
+    goal = share * values[-1]
+    place = int((values >= goal).nonzero()[0])
+    reached = steps[place]
+    if place and values[place] > values[place - 1]:
+        part = (goal - values[place - 1]) / (values[place] - values[place - 1])
+        reached = steps[place - 1] + part * (steps[place] - steps[place - 1])
+    return {"area": area, f"steps_to_{100 * share:.0f}": 2**reached}
+
+
+def _size(*modules: nn.Module) -> Tensor:
+    return torch.tensor(float(sum(parameter.numel() for module in modules for parameter in module.parameters())))
+
+
+class BridgeData(PairData):
+    """Pairs to train a bridge between two encoders on, pairs to choose its learning rate by, and pairs to judge it by.
+
+    The first two are of the split that the encoders were pre-trained on, and the tokenizer is that of the pre-training.
+
+    Args:
+        held_out_share: share of the images of `split`, evenly spaced, that the learning rate is chosen by.
+        kwargs: see PairData, CaptionData and ImageData.
+    """
+
+    def __init__(
+        self, dataset: COCO | COCOKarpathy, tokenizer: CaptionTokenizer, held_out_share: float = 0.02, **kwargs: Any
+    ) -> None:
+        super().__init__(dataset, tokenizer, **kwargs)
+        check_fraction(held_out_share)
+        self.held_out_share = held_out_share
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        kept_back = evenly_spaced(len(self.listing), self.held_out_share)
+        if not kept_back.any():
+            raise ValueError(f"data.held_out_share={self.held_out_share} keeps none of {len(self.listing)} images back")
+        self.selection_listing = self.listing.subset(np.flatnonzero(kept_back))
+        self.listing = self.listing.subset(np.flatnonzero(~kept_back))
+        self.annotations = self.dataset.annotations(self.split, self.listing)
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        listing = self.selection_listing
+        images = ImageItems(listing, **self.options(training=False))
+        captions = CaptionRows(self.dataset.annotations(self.split, listing).captions, self.words)
+        return [*self.gallery(images, captions, "selection"), *super().test_dataloader()]

@@ -1,0 +1,228 @@
+"""Images with captions: what pre-training on them and the protocols that search among them have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from common.data.annotations import ImageAnnotations
+from common.data.datasets.coco import COCO
+from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.images import ImageItems
+from common.data.items import Sample
+from common.data.listing import Listing
+from common.data.text import CaptionTokenizer, normalise_caption, pad_tokens
+from common.protocols.data import ImageData
+from common.training.examples import Draw, Example, batches_of_epoch
+
+#: Range of the ids of made-up words; every vocabulary has these.
+EXAMPLE_WORDS = (5, 40)
+
+
+class CaptionRows(Dataset[Sample]):
+    """The captions of some images, one by one: `tokens`, `index` and `image_index`.
+
+    Args:
+        captions: of every image.
+        tokenizer: makes tokens of them.
+    """
+
+    def __init__(self, captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer) -> None:
+        self.text = [normalise_caption(text) for own in captions for text in own]
+        self.image = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
+        self.tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __getitem__(self, item: int) -> Sample:
+        return {
+            "tokens": self.tokenizer.encode(self.text[item]),
+            "index": torch.tensor(item),
+            "image_index": torch.tensor(int(self.image[item])),
+        }
+
+
+class CaptionPairs(ImageItems):
+    """Pairs of an image and one of its captions; an epoch shows an image as often as it has captions.
+
+    Args:
+        listing, annotations: the images and their captions.
+        tokenizer: makes tokens of captions.
+        captions_per_image: captions of each image that are used; one with fewer shows some twice.
+        options: see ImageItems.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        annotations: ImageAnnotations,
+        tokenizer: CaptionTokenizer,
+        captions_per_image: int = 5,
+        **options: Any,
+    ) -> None:
+        super().__init__(listing, **options)
+        self.passes = captions_per_image
+        self.annotations = annotations
+        self.tokenizer = tokenizer
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        number = (key[1] if isinstance(key, tuple) else key) // len(self.listing)
+
+        def pair(file: int, rng: np.random.Generator) -> Sample:
+            captions = self.annotations.captions[file]
+            text = normalise_caption(captions[number % len(captions)])
+            image = self.transform(self.image(file), rng)[0]
+            return {"image": image, "tokens": self.tokenizer.encode(text), "image_index": torch.tensor(file)}
+
+        return self._usable(key, pair)
+
+
+class CaptionData(ImageData):
+    """Images with captions, and the tokenizer of these.
+
+    Args:
+        tokenizer: makes tokens of captions; a vocabulary of its own is made from the training captions. None leaves
+            captions out.
+        split, held_out_split: listings to train on and to measure on.
+        held_out_batch_size: images or captions per step of that, per device.
+        kwargs: see ImageData and ShardedDataModule.
+    """
+
+    def __init__(
+        self,
+        dataset: COCO | COCOKarpathy,
+        tokenizer: CaptionTokenizer | None,
+        split: str = "train",
+        held_out_split: str = "val",
+        held_out_batch_size: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dataset, **kwargs)
+        self.tokenizer = tokenizer
+        self.split = split
+        self.held_out_split = held_out_split
+        self.held_out_batch_size = held_out_batch_size
+
+    def prepare_data(self) -> None:
+        super().prepare_data()
+        if self.tokenizer is not None:
+            self._fit_tokenizer(self.dataset.annotations(self.split))
+
+    def setup(self, stage: str) -> None:
+        self.listing = self.dataset.listing(self.split)
+        self.annotations = self.dataset.annotations(self.split, self.listing)
+        self.held_out_listing = self.dataset.listing(self.held_out_split)
+        self.held_out_annotations = self.dataset.annotations(self.held_out_split, self.held_out_listing)
+        if self.tokenizer is not None:
+            self._fit_tokenizer(self.annotations)
+
+    def _fit_tokenizer(self, annotations: ImageAnnotations) -> None:
+        self.words.prepare(text for own in annotations.captions for text in own)
+
+    @property
+    def words(self) -> CaptionTokenizer:
+        """The tokenizer.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.tokenizer is None:
+            raise ValueError("data.tokenizer is null, but the model reads captions: give it a class")
+        return self.tokenizer
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Pieces of the tokenizer, 0 without one; known after setup."""
+        return 0 if self.tokenizer is None else self.tokenizer.vocabulary_size
+
+    def collate(self, samples: list[Sample]) -> dict[str, Tensor]:
+        """Stack a batch; tokens are padded to the longest caption in it, and `lengths` [B] kept."""
+        batch: dict[str, Tensor] = {}
+        for name in samples[0]:
+            rows = [sample[name] for sample in samples]
+            if name.startswith("tokens"):
+                batch[name] = pad_tokens(rows, self.words.pad_id)
+                batch[f"lengths{name.removeprefix('tokens')}"] = torch.tensor([len(row) for row in rows])
+            else:
+                batch[name] = torch.stack(rows)
+        return batch
+
+    @cached_property
+    def held_out_images(self) -> ImageItems:
+        """Images that training never sees, without augmentation."""
+        return ImageItems(self.held_out_listing, **self.options(training=False))
+
+    @cached_property
+    def held_out_captions(self) -> CaptionRows:
+        """Their captions."""
+        return CaptionRows(self.held_out_annotations.captions, self.words)
+
+    def example_captions(self, size: int, draw: Draw) -> Tensor:
+        """Tokens [size, L] of made-up captions of the greatest length."""
+        return draw.integers(*EXAMPLE_WORDS, size, self.words.max_tokens)
+
+    def test_dataloader(self) -> Any:
+        if self.tokenizer is None:
+            return self.evaluation_loader(self.held_out_images, self.held_out_batch_size)
+        return self.gallery(self.held_out_images, self.held_out_captions)
+
+    def gallery(self, images: ImageItems, captions: CaptionRows, role: str = "test") -> list[DataLoader[Any]]:
+        """Loaders of images and of captions that are searched by each other."""
+        return [
+            self.evaluation_loader(images, self.held_out_batch_size, role),
+            self.evaluation_loader(captions, self.held_out_batch_size, f"{role} captions", collate_fn=self.collate),
+        ]
+
+
+class PairData(CaptionData):
+    """Pairs of an image and one of its captions to train on.
+
+    Args:
+        captions_per_image: captions of every image that are used.
+        kwargs: see CaptionData and ImageData.
+    """
+
+    def __init__(
+        self, dataset: COCO | COCOKarpathy, tokenizer: CaptionTokenizer, captions_per_image: int = 5, **kwargs: Any
+    ) -> None:
+        super().__init__(dataset, tokenizer, **kwargs)
+        self.captions_per_image = captions_per_image
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        pairs = CaptionPairs(
+            self.listing, self.annotations, self.words, self.captions_per_image, **self.options(training=True)
+        )
+        return self.training_loader(pairs, collate_fn=self.collate)
+
+    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+        """A made-up batch of `size` pairs."""
+        tokens = self.example_captions(size, draw)
+        batch = self.example_images(size, draw) | {
+            "tokens": tokens, "lengths": torch.full((size,), tokens.shape[1]), "image_index": torch.arange(size),
+        }  # fmt: skip
+        images = self.dataset.published_count(self.split)
+        items = None if images is None else images * self.captions_per_image
+        # The vocabulary need not fit the model's here.
+        return Example(batch, batches_of_epoch(items, self.batch_size), {"vocabulary_size": 0})
+
+
+def check_vocabulary(module: pl.LightningModule, encoder: nn.Module, field: str = "model.text_encoder") -> None:
+    """Stop when a text encoder has fewer embeddings than the tokenizer of the data module has pieces.
+
+    Args:
+        module: its trainer knows the data module.
+        encoder: one without `vocabulary_size` takes any.
+        field: of the encoder, for the message.
+    """
+    size: Any = getattr(encoder, "vocabulary_size", None)
+    needed = getattr(getattr(module.trainer, "datamodule", None), "vocabulary_size", 0)
+    if size is not None and needed > size:
+        raise ValueError(f"the tokenizer has {needed} pieces, {field} {size} embeddings; raise {field}.vocabulary_size")

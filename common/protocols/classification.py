@@ -1,0 +1,579 @@
+"""Classification with an encoder that was trained in whatever way: fine-tuned, probed, or trained with labels.
+
+Every protocol is a set of heads on one encoder, trained side by side by the sum of their losses, and says what of the
+test is reported. Samples count once, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from common.metrics.average_precision import average_precisions
+from common.metrics.classification import hits, mean_clip_probability
+from common.metrics.gathering import OncePerSample, RowsOncePerSample
+from common.protocols.base import (
+    Batch,
+    EncoderModule,
+    check_num_classes,
+    log_results,
+    mean_average_precision,
+    number_of_test_loaders,
+    require_two_test_loaders,
+)
+from common.training.optimisers import warm_up_then_cosine
+
+
+class Classification(EncoderModule):
+    """What the protocols share: heads on an encoder, their training, and hits that count every sample once.
+
+    Args:
+        encoder: network with `feature_dim` features.
+        heads: from features to logits, by name.
+        num_classes: checked against the data module.
+        learning_rates: of each head; the encoder's is the first.
+        optimizer, momentum, weight_decay: `adam`, or `sgd` with momentum; weight decay is L2 in the gradient.
+        schedule: the learning rates fall in `steps` at the milestones, or along a `cosine` over the whole training.
+        milestones, gamma: epochs at which the learning rates fall, and the factor.
+        kwargs: see EncoderModule.
+
+    Shapes:
+        Batch: `label`, `index` [B], and `image` [B, 3, H, W] or `video` [B, 3, T, H, W], in a test also
+        [B, clips, 3, T, H, W].
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        heads: Mapping[str, nn.Module],
+        num_classes: int,
+        learning_rates: Sequence[float],
+        optimizer: Literal["adam", "sgd"] = "sgd",
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        schedule: Literal["steps", "cosine"] = "steps",
+        milestones: Sequence[int] = (),
+        gamma: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(encoder, **kwargs)
+        self.names = list(heads)
+        self.heads = nn.ModuleList(heads.values())
+        self.num_classes = num_classes
+        self.rates = list(learning_rates)
+        self.optimizer, self.momentum, self.weight_decay = optimizer, momentum, weight_decay
+        self.schedule, self.milestones, self.gamma = schedule, list(milestones), gamma
+        self.meters: list[OncePerSample] = []
+
+    def setup(self, stage: str) -> None:
+        """Check the classes and, before training only, load the pre-trained encoder."""
+        check_num_classes(self, self.num_classes)
+        super().setup(stage)
+
+    # -- the model -----------------------------------------------------------------------------------------------------
+
+    @property
+    def encoder_learns(self) -> bool:
+        """Whether the encoder gets a gradient."""
+        return not self.frozen()
+
+    def features(self, inputs: Tensor) -> Mapping[str, Tensor] | Tensor:
+        """What the heads see: the same for all, or something for each by its name."""
+        return self.encoder(inputs)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Logits [B, num_classes] of every head, at full precision also under autocast: rounded, the best often tie."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_learns):
+            found = self.features(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            seen = dict.fromkeys(self.names, found) if isinstance(found, Tensor) else found
+            return {name: head(seen[name].to(_dtype(head))) for name, head in self.named_heads()}
+
+    def named_heads(self) -> Iterator[tuple[str, nn.Module]]:
+        """The heads with their names."""
+        return zip(self.names, self.heads)
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def losses(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The loss of every head."""
+        return {name: F.cross_entropy(scores, batch["label"]) for name, scores in logits.items()}
+
+    def total(self, losses: Tensor) -> Tensor:
+        """The loss of all heads together."""
+        return losses.sum()
+
+    def curves(self, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """What is logged beside the loss."""
+        return {}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Sum of the losses of all heads."""
+        logits = self(_inputs(batch))
+        losses = self.losses(logits, batch)
+        loss = self.total(torch.stack(list(losses.values())))
+        size = len(batch["index"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        curves = self.curves(logits, losses, batch)
+        self.log_dict({f"train/{name}": value.detach() for name, value in curves.items()}, batch_size=size)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam or SGD, with a learning rate for every head."""
+        groups = [{"params": list(head.parameters()), "lr": rate} for head, rate in zip(self.heads, self.rates)]
+        if not self.frozen():
+            groups.append({"params": list(self.encoder.parameters()), "lr": self.rates[0]})
+        optimizer: torch.optim.Optimizer
+        if self.optimizer == "adam":
+            optimizer = torch.optim.Adam(groups, weight_decay=self.weight_decay)
+        else:
+            optimizer = torch.optim.SGD(groups, self.rates[0], self.momentum, weight_decay=self.weight_decay)
+        scheduler: torch.optim.lr_scheduler.LRScheduler
+        if self.schedule == "cosine":
+            factor = warm_up_then_cosine(0, int(self.trainer.estimated_stepping_batches))
+            scheduler, interval = torch.optim.lr_scheduler.LambdaLR(optimizer, factor), "step"
+        else:
+            scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, self.milestones, self.gamma)
+            interval = "epoch"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    # -- test ----------------------------------------------------------------------------------------------------------
+
+    def on_test_epoch_start(self) -> None:
+        """Start counting anew, for each loader apart."""
+        values = [f"{name} {value}" for name in self.names for value in ("top1", "top5", "finite")]
+        self.meters = [OncePerSample(*values) for _ in range(number_of_test_loaders(self))]
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Classify a few samples with every head."""
+        values: dict[str, Tensor] = {}
+        for name, logits in self._test_logits(batch).items():
+            judged = self.judged(logits, batch["label"], dataloader_idx)
+            values |= {f"{name} {key}": value for key, value in judged.items()}
+            values[f"{name} finite"] = logits.isfinite().flatten(1).all(1)
+        self.meters[dataloader_idx].update(batch["index"], **values)
+
+    def _test_logits(self, batch: Batch) -> dict[str, Tensor]:
+        """Logits [B, C] of images, [B, clips, C] of videos; a video may come as a single clip."""
+        inputs = _inputs(batch)
+        if "image" in batch:
+            return self(inputs)
+        inputs = inputs.unsqueeze(1) if inputs.ndim == 5 else inputs
+        return {name: logits.unflatten(0, inputs.shape[:2]) for name, logits in self(inputs.flatten(0, 1)).items()}
+
+    def judged(self, logits: Tensor, labels: Tensor, loader: int) -> dict[str, Tensor]:
+        """Hits [B] of a head, by the mean class probabilities of the clips."""
+        scores = mean_clip_probability(logits) if logits.ndim == 3 else logits
+        return {"top1": hits(scores, labels), "top5": hits(scores, labels, 5)}
+
+    def on_test_epoch_end(self) -> None:
+        """Log the accuracies in percent."""
+        results = self.results([meter.compute(self.device) for meter in self.meters])
+        log_results(self, {f"test/{name}": value for name, value in results.items()})
+
+    def results(self, means: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """What is logged, from the mean values and the `count` of each loader."""
+        raise NotImplementedError
+
+
+class SupervisedClassification(Classification):
+    """An image encoder trained with labels, all of it: the supervised baseline. Others may start from its checkpoint.
+
+    Logged are `test/top1` and `test/top5` of the last weights.
+
+    Args:
+        image_encoder: encoder with `feature_dim` features.
+        num_classes: number of classes.
+        learning_rate: of SGD.
+        kwargs: see Classification and EncoderModule.
+
+    Source: specification 11, `in_sup`: torchvision's recipe of its first ResNet-50 weights.
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        num_classes: int,
+        learning_rate: float = 0.1,
+        weight_decay: float = 1e-4,
+        milestones: Sequence[int] = (30, 60),
+        **kwargs: Any,
+    ) -> None:
+        heads = {"head": nn.Linear(int(image_encoder.feature_dim), num_classes)}  # type: ignore[arg-type]
+        super().__init__(
+            image_encoder, heads, num_classes, [learning_rate], "sgd", weight_decay=weight_decay, milestones=milestones,
+            frozen=False, **kwargs,
+        )  # fmt: skip
+        self.save_hyperparameters(ignore=["image_encoder"], logger=False)
+
+    def curves(self, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Accuracy in training."""
+        return {"top1": 100 * hits(logits["head"].detach(), batch["label"]).mean()}
+
+    def results(self, means: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """`top1`, `top5`, `images`."""
+        (test,) = means
+        return {"top1": 100 * test["head top1"], "top5": 100 * test["head top5"], "images": test["count"]}
+
+
+class ActionRecognition(Classification):
+    """Fine-tuning of a video encoder on labelled actions.
+
+    In the first `warmup_epochs` only the classifier learns; the encoder runs in training mode all the same, so that its
+    batch normalisation already moves to the new data. Then everything learns. The trainer's `max_epochs` is the sum of
+    both phases, and the weights of the last epoch are tested.
+
+    Test batches hold several clips of every video: `test/video_top1` and `test/video_top5` judge the mean of their
+    class probabilities. A second test loader, if there is one, holds random clips, alone or several to an item, and
+    `test/clip_top1` is the accuracy of a single one of these.
+
+    Args:
+        video_encoder: encoder with `feature_dim` features.
+        num_classes: number of actions.
+        dropout: fraction of the features dropped in front of the classifier.
+        learning_rate: of Adam, in both phases.
+        warmup_epochs: epochs in which only the classifier learns.
+        milestones: epochs after the warm-up at which the learning rate falls.
+        gamma: factor of the learning rate at every milestone.
+        kwargs: see Classification and EncoderModule.
+
+    Source: specification 10.1.
+    """
+
+    def __init__(
+        self,
+        video_encoder: nn.Module,
+        num_classes: int,
+        dropout: float = 0.5,
+        learning_rate: float = 1e-4,
+        warmup_epochs: int = 5,
+        milestones: Sequence[int] = (6, 10, 14),
+        gamma: float = 0.3,
+        **kwargs: Any,
+    ) -> None:
+        classifier = nn.Linear(int(video_encoder.feature_dim), num_classes)  # type: ignore[arg-type]
+        heads = {"head": nn.Sequential(nn.Dropout(dropout), classifier)}
+        super().__init__(
+            video_encoder, heads, num_classes, [learning_rate], "adam", gamma=gamma, frozen=False,
+            milestones=[warmup_epochs + epoch for epoch in milestones], **kwargs,
+        )  # fmt: skip
+        self.save_hyperparameters(ignore=["video_encoder"])
+        self.warmup_epochs = warmup_epochs
+
+    def start_without_files(self) -> None:
+        """Be in the longer part of the training, in which the encoder learns."""
+        self.warmup_epochs = 0
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether only the classifier learns in the current epoch."""
+        return self.current_epoch < self.warmup_epochs
+
+    @property
+    def encoder_learns(self) -> bool:
+        """With one process the encoder needs no gradient in the warm-up.
+
+        Data parallelism insists on one for every parameter that it manages: there it is computed, and dropped before
+        the step.
+        """
+        return not self.warming_up or self.trainer.world_size > 1
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the encoder as it is during the warm-up, and leave no gradient behind for the first full step."""
+        if self.warming_up:
+            for parameter in self.encoder.parameters():
+                parameter.grad = None
+
+    def curves(self, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Accuracy in training."""
+        return {"clip_top1": 100 * hits(logits["head"].detach(), batch["label"]).mean()}
+
+    def judged(self, logits: Tensor, labels: Tensor, loader: int) -> dict[str, Tensor]:
+        """As of all, but of the second loader every clip by itself."""
+        if loader == 0:
+            return super().judged(logits, labels, loader)
+        each = labels[:, None].expand(logits.shape[:2])
+        return {"top1": hits(logits, each).mean(1), "top5": hits(logits, each, 5).mean(1)}
+
+    def results(self, means: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """`video_top1`, `video_top5`, `clip_top1` where there are random clips, `videos`."""
+        found = {"video_top1": 100 * means[0]["head top1"], "video_top5": 100 * means[0]["head top5"]}
+        if len(means) > 1:
+            found["clip_top1"] = 100 * means[1]["head top1"]
+        return {**found, "videos": means[0]["count"]}
+
+
+class LinearProbes(Classification):
+    """Linear classifiers on the stages of a frozen video encoder, one for each stage, trained side by side.
+
+    Each sees the maxima of a stage over a coarse grid, normalised over the batch. Tested as `ActionRecognition` on
+    several clips a video: `test/<stage>_top1` for every stage and `test/best_top1`, the best of them.
+
+    Args:
+        video_encoder: encoder with `forward_stages` and `stage_channels`.
+        num_classes: number of classes.
+        layers: stage -> side of the grid; time is reduced to one.
+        learning_rate: of Adam.
+        milestones: epochs at which the learning rate falls.
+        official_quirks: run the frozen encoder in training mode, as the released code does by accident: its batch
+            normalisation then uses, and drifts to, the statistics of the probed data.
+        kwargs: see Classification and EncoderModule.
+
+    Source: specification 10.2.
+    """
+
+    def __init__(
+        self,
+        video_encoder: nn.Module,
+        num_classes: int,
+        layers: dict[str, int],
+        learning_rate: float = 1e-4,
+        milestones: Sequence[int] = (6, 9),
+        official_quirks: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        channels = stage_channels(video_encoder, "video_encoder", layers)
+        heads = {stage: probe(channels[stage], side, num_classes) for stage, side in layers.items()}
+        super().__init__(
+            video_encoder, heads, num_classes, [learning_rate] * len(heads), "adam", milestones=milestones, frozen=True,
+            **kwargs,
+        )  # fmt: skip
+        self.official_quirks = official_quirks
+        self.save_hyperparameters(ignore=["video_encoder"])
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the mode of the probes, and of the encoder for the quirk."""
+        super().train(mode)
+        self.encoder.train(mode and self.official_quirks)
+        return self
+
+    def _unchanging(self) -> dict[str, Tensor]:
+        found, buffers = super()._unchanging(), {f"encoder.{name}" for name, _ in self.encoder.named_buffers()}
+        return {name: value for name, value in found.items() if not (self.official_quirks and name in buffers)}
+
+    def features(self, inputs: Tensor) -> Mapping[str, Tensor]:
+        """The map of every stage."""
+        return self.encoder.forward_stages(inputs)  # type: ignore[operator]
+
+    def curves(self, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The loss of every probe."""
+        return {f"{stage}_loss": loss for stage, loss in losses.items()}
+
+    def results(self, means: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """`<stage>_top1`, `best_top1`, `videos`."""
+        (test,) = means
+        return {**of_stages({stage: 100 * test[f"{stage} top1"] for stage in self.names}), "videos": test["count"]}
+
+
+def probe(channels: int, side: int, num_classes: int) -> nn.Sequential:
+    """Linear classifier on the maxima of a map [B, channels, T, H, W] over a grid, normalised over the batch."""
+    width = channels * side * side
+    pool = nn.AdaptiveMaxPool3d((1, side, side))
+    return nn.Sequential(pool, nn.Flatten(), nn.BatchNorm1d(width), nn.Linear(width, num_classes))
+
+
+def stage_channels(encoder: nn.Module, field: str, layers: Mapping[str, int]) -> Mapping[str, int]:
+    """Channels of every stage of an encoder, after a check that the wanted stages exist."""
+    channels: Any = getattr(encoder, "stage_channels", None)
+    if channels is None:
+        raise ValueError(f"{field}: {type(encoder).__name__} does not say its stage_channels, so it cannot be probed")
+    unknown = sorted(set(layers) - set(channels))
+    if unknown or not layers:
+        raise ValueError(f"layers: expected some of {', '.join(channels)}, got {', '.join(unknown) or 'none'}")
+    return channels
+
+
+def of_stages(top1: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of the accuracies of every stage, and of the best one."""
+    best = torch.stack(list(top1.values())).max()
+    return {**{f"{stage}_top1": value for stage, value in top1.items()}, "best_top1": best}
+
+
+class LinearClassification(Classification):
+    """A linear classifier on frozen features, one for every learning rate of a sweep, trained side by side.
+
+    How well a learning rate works depends on the scale of the features, which differs a hundredfold between methods.
+    The test takes two loaders: images held out from the training set, seen as in the test, choose the learning rate,
+    and the test images judge it; training needs no validation loop. Logged are `test/top1` and `test/top5` of the
+    chosen one, the choice itself as `test/learning_rate`, and for every rate `test/top1_lr_<rate>` and
+    `test/validation_top1_lr_<rate>`. Of equally good rates the first is chosen, and never one with scores that are not
+    finite. A rate that diverges in training is left out of the steps where it does, and the others do not notice.
+
+    Args:
+        image_encoder: encoder with `feature_dim` features.
+        num_classes: number of classes.
+        learning_rates: of SGD, one classifier for each.
+        milestones: epochs at which the learning rates fall.
+        normalise_features: `none`, the protocol; `l2` for unit length; `batch_norm` to standardise every feature over
+            the training set, without learnt parameters.
+        kwargs: see Classification and EncoderModule.
+
+    Raises:
+        ValueError: in the constructor for a setting of no use; in the test when there are not two loaders, or every
+            learning rate diverged.
+
+    Source: specification 9, ImageNet linear, and 12.4.
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        num_classes: int,
+        learning_rates: Sequence[float] = (0.3, 3.0, 30.0),
+        milestones: Sequence[int] = (60, 80),
+        normalise_features: Literal["none", "l2", "batch_norm"] = "none",
+        **kwargs: Any,
+    ) -> None:
+        width = int(image_encoder.feature_dim)  # type: ignore[arg-type]
+        heads = {f"{rate:g}": linear(width, num_classes) for rate in learning_rates}
+        if len(heads) != len(learning_rates) or not heads or min(learning_rates) <= 0:
+            raise ValueError(f"learning_rates: expected different positive values, got {list(learning_rates)}")
+        super().__init__(
+            image_encoder, heads, num_classes, learning_rates, "sgd", milestones=milestones, frozen=True, **kwargs
+        )
+        self.save_hyperparameters(ignore=["image_encoder"], logger=False)
+        self.l2 = normalise_features == "l2"
+        self.norm = nn.BatchNorm1d(width, affine=False) if normalise_features == "batch_norm" else nn.Identity()
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Logits [B, num_classes] of every classifier, at full precision also under autocast."""
+        with torch.no_grad():
+            features = self.encoder(inputs)
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(_dtype(self.heads))
+            features = self.norm(F.normalize(features, dim=1) if self.l2 else features)
+            return {name: head(features) for name, head in self.named_heads()}
+
+    def losses(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropies; NaN, without a gradient, of a classifier that diverged.
+
+        Under a common loss scale or a common norm of the gradient, the others would go down with it.
+        """
+        sound = {name: scores.detach().isfinite().all() for name, scores in logits.items()}
+        found = super().losses({name: torch.where(sound[name], scores, 0.0) for name, scores in logits.items()}, batch)
+        # Two finite scores may be infinitely far from each other.
+        sound = {name: sound[name] & loss.detach().isfinite() for name, loss in found.items()}
+        return {name: torch.where(sound[name], loss, torch.nan) for name, loss in found.items()}
+
+    def total(self, losses: Tensor) -> Tensor:
+        """Sum over the sound classifiers; NaN when there is none."""
+        return torch.where(losses.detach().isnan().all(), torch.nan, losses.nansum())
+
+    def curves(self, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The loss of every classifier."""
+        return {f"loss_lr_{rate}": loss for rate, loss in losses.items()}
+
+    def on_test_epoch_start(self) -> None:
+        """Start counting anew."""
+        require_two_test_loaders(self, "images held out from the training set, then the test images")
+        super().on_test_epoch_start()
+
+    def results(self, means: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The accuracies of the chosen learning rate, and of all."""
+        validation, test = means
+        if not (validation["count"] > 0 and test["count"] > 0):
+            raise ValueError("test_dataloaders: one of the two has no image; hold out a part of the training set")
+        sound = [name for name in self.names if validation[f"{name} finite"] == 1]
+        if not sound:
+            tried = ", ".join(self.names)
+            raise ValueError(f"learning_rates: training diverged with each of {tried}; add smaller ones")
+        chosen = max(sound, key=lambda name: float(validation[f"{name} top1"]))
+        found = {
+            "top1": 100 * test[f"{chosen} top1"],
+            "top5": 100 * test[f"{chosen} top5"],
+            "learning_rate": torch.tensor(float(self.rates[self.names.index(chosen)])),
+            "images": test["count"],
+            "validation_images": validation["count"],
+        }
+        for name in self.names:
+            found[f"top1_lr_{name}"] = 100 * test[f"{name} top1"]
+            found[f"validation_top1_lr_{name}"] = 100 * validation[f"{name} top1"]
+        return found
+
+
+class MultiLabelTagging(Classification):
+    """A linear layer on frozen features that says which tags an image has.
+
+    Logged are `test/map`, the mean of the average precisions of all tags with a positive test image, how many these are
+    (`test/classes`), and `test/images`; `media/average_precision.json` has every tag. Entries marked as difficult count
+    neither in training nor in the test.
+
+    Args:
+        image_encoder: encoder with `feature_dim` features.
+        num_classes: number of tags.
+        learning_rate: of SGD; the loss is summed over tags, so it means the same for any number of them.
+        milestones: epochs at which the learning rate falls.
+        kwargs: see Classification and EncoderModule.
+
+    Shapes:
+        Batch: `image` [B, 3, H, W], `labels` [B, C] of 1 (present), 0 (absent) and -1 (difficult), `index` [B].
+
+    Source: specification 8, Stock; the learning rate and its schedule are ours.
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        num_classes: int,
+        learning_rate: float = 0.3,
+        milestones: Sequence[int] = (60, 80),
+        **kwargs: Any,
+    ) -> None:
+        heads = {"head": linear(int(image_encoder.feature_dim), num_classes)}  # type: ignore[arg-type]
+        super().__init__(
+            image_encoder, heads, num_classes, [learning_rate], "sgd", milestones=milestones, frozen=True, **kwargs
+        )
+        self.save_hyperparameters(ignore=["image_encoder"], logger=False)
+        self.table = RowsOncePerSample("scores", "labels")
+
+    def _labels(self, batch: Batch) -> Tensor:
+        labels = batch["labels"]
+        if labels.ndim != 2 or labels.shape[1] != self.num_classes:
+            shape = list(labels.shape)
+            raise ValueError(f"num_classes: the model has {self.num_classes}, but the labels have shape {shape}")
+        return labels
+
+    def losses(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Binary cross-entropy, summed over tags, mean over images."""
+        labels, scores = self._labels(batch), logits["head"]
+        each = F.binary_cross_entropy_with_logits(scores, (labels == 1).to(scores.dtype), reduction="none")
+        return {"head": torch.where(labels >= 0, each, 0.0).sum(1).mean()}
+
+    def on_test_epoch_start(self) -> None:
+        """Start collecting anew."""
+        self.table = RowsOncePerSample("scores", "labels")
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score the tags of a few images."""
+        labels = self._labels(batch).to(torch.int8)
+        self.table.update(batch["index"], scores=self(batch["image"])["head"].float(), labels=labels)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the mean average precision in percent."""
+        rows = {name: rows.cpu().numpy() for name, rows in self.table.compute(self.device)[1].items()}
+        average = average_precisions(rows["scores"], rows["labels"])
+        notes = [{"left_out": "no positive test sample" if np.isnan(value) else ""} for value in average]
+        metrics = mean_average_precision(self, average, notes)
+        log_results(self, {**metrics, "test/images": torch.tensor(float(len(rows["labels"])))})
+
+
+def linear(width: int, classes: int) -> nn.Linear:
+    """A linear classifier as the protocols on frozen features start it."""
+    layer = nn.Linear(width, classes)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _inputs(batch: Batch) -> Tensor:
+    return batch["image"] if "image" in batch else batch["video"]
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype

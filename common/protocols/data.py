@@ -1,0 +1,455 @@
+"""Data modules of the protocols: labelled videos, sounds and images of any data set in its own layout.
+
+A miniature uses the very same classes: its world writes files in the layouts of the real data sets, which are pointed
+there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from common.data.clip_inputs import AudioInput, VideoInput, read_statistics
+from common.data.clips import DenseVideoClips, SoundWindows, VideoClips
+from common.data.datasets.audioset import AudioSet
+from common.data.datasets.base import MediaDataset
+from common.data.datasets.coco import COCO
+from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.datasets.imagenet import ImageNet
+from common.data.datasets.voc import PascalVOC
+from common.data.image_transforms import ImageTransform
+from common.data.images import ImageItems
+from common.data.items import Sample
+from common.data.listing import Listing, cache_folder
+from common.data.transforms import AudioTransform, VideoTransform, compute_audio_statistics
+from common.data.worlds.audiovisual import AudioVisualWorld
+from common.data.worlds.base import World
+from common.training.data_module import ShardedDataModule
+from common.training.examples import Draw, Example, batches_of_epoch
+
+#: Training clips that fresh audio statistics are computed from (specification 2.3).
+STATISTICS_CLIPS = 10_000
+
+# -- videos and sounds -------------------------------------------------------------------------------------------------
+
+
+class AudioVisualData(ShardedDataModule):
+    """What the three data modules share: the data set or its stand-in from the world, and the transforms.
+
+    Args:
+        video, audio: what a clip is.
+        dataset, world, batch_size, max_skipped_share, kwargs: see ShardedDataModule.
+    """
+
+    def __init__(
+        self,
+        dataset: MediaDataset,
+        world: AudioVisualWorld | None = None,
+        video: VideoInput = VideoInput(),  # noqa: B008 - frozen
+        audio: AudioInput = AudioInput(),  # noqa: B008 - frozen
+        batch_size: int = 1024,
+        max_skipped_share: float = 0.05,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dataset, world, batch_size=batch_size, max_skipped_share=max_skipped_share, **kwargs)
+        if world is not None and isinstance(dataset, AudioSet):
+            dataset.clip_list = None  # it names real clips, and all of the world's stand for them
+        self.video = video
+        self.audio = audio
+
+    def video_transform(self, training: bool) -> VideoTransform:
+        """The video pipeline of specification 2.2."""
+        return self.video.transform(training)
+
+    def audio_transform(self, training: bool, statistics: dict[str, np.ndarray] | None = None) -> AudioTransform:
+        """The audio pipeline of specification 2.3; in plain decibels without statistics."""
+        return self.audio.transform(training, statistics)
+
+    def sounds_of_statistics(self) -> dict[str, Any]:
+        """What chooses the sounds in the files that statistics are of; other choices are kept apart."""
+        return {}
+
+    def audio_statistics(self, listing: Listing, sounds: Dataset[Any] | None = None) -> dict[str, np.ndarray]:
+        """Mean and deviation [F] of each bin: from `audio.statistics`, or computed once from the clips and kept.
+
+        Args:
+            listing: the clips that the statistics are of.
+            sounds: items with `audio` in plain decibels, one per clip; None reads what an earlier call kept.
+
+        Raises:
+            FileNotFoundError: `audio.statistics` names a file that does not exist.
+            ValueError: the file holds no statistics.
+        """
+        audio = self.audio
+        if audio.statistics is not None:
+            return read_statistics(Path(audio.statistics))
+        settings = [
+            audio.sample_rate, audio.duration, audio.fft, audio.frames_per_second, listing.fingerprint(),
+            self.sounds_of_statistics(),
+        ]  # fmt: skip
+        key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+        path = cache_folder() / "audio_statistics" / f"{listing.name}-{key}.npz"
+        if not path.is_file() and sounds is not None:
+            # Evenly spaced over the listing: as good as random, and the same for everyone.
+            count = len(sounds)  # type: ignore[arg-type]
+            chosen = np.unique(np.linspace(0, count - 1, min(count, STATISTICS_CLIPS)).astype(int)).tolist()
+            loader = DataLoader(Subset(sounds, chosen), batch_size=None, num_workers=self.num_workers)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            compute_audio_statistics((sample["audio"] for sample in loader), path)
+        return read_statistics(path)
+
+
+class VideoClassificationData(AudioVisualData):
+    """Labelled videos: random clips to train on, dense clips to test on (specification 10.1, 10.2).
+
+    Args:
+        fold: official split, from 1; None where the set has none.
+        train_split, test_split: names of the listings.
+        clips_per_video: random clips of each video per training epoch.
+        test_clips: evenly spaced clips of each test video, whose class probabilities are averaged.
+        clip_accuracy_clips: random clips of each test video scored one by one ("Clip@1"); 0 leaves that out.
+        test_batch_size: videos per test step, per device.
+        kwargs: see AudioVisualData and ShardedDataModule.
+    """
+
+    def __init__(
+        self,
+        dataset: MediaDataset,
+        fold: int | None = None,
+        train_split: str = "train",
+        test_split: str = "test",
+        clips_per_video: int = 10,
+        test_clips: int = 10,
+        clip_accuracy_clips: int = 0,
+        test_batch_size: int = 8,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dataset, **kwargs)
+        self.fold = fold
+        self.train_split = train_split
+        self.test_split = test_split
+        self.clips_per_video = clips_per_video
+        self.test_clips = test_clips
+        self.clip_accuracy_clips = clip_accuracy_clips
+        self.test_batch_size = test_batch_size
+
+    def setup(self, stage: str) -> None:
+        self.listing = self.dataset.listing(self.train_split, self.fold)
+        self.test_listing = self.dataset.listing(self.test_split, self.fold)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the listing; known after setup."""
+        return len(self.listing.classes)
+
+    @cached_property
+    def training_clips(self) -> VideoClips:
+        """The training set; its length is videos x clips_per_video."""
+        return VideoClips(
+            self.listing,
+            self.video_transform(training=True),
+            video_duration=self.video.duration,
+            video_fps=self.video.fps,
+            clips_per_video=self.clips_per_video,
+            **self.item_options,
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.training_loader(self.training_clips)
+
+    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+        """A made-up batch of `size` clips for a module with `num_classes`."""
+        published = self.dataset.published_count(self.train_split, self.fold)
+        items = 1000 if self.world is not None or published is None else published
+        batch = {
+            "video": draw.normal(size, 3, self.video.frames, self.video.crop, self.video.crop),
+            "index": draw.integers(0, items, size),
+            "label": draw.integers(0, module.num_classes, size),
+        }
+        known = None if published is None else published * self.clips_per_video
+        return Example(batch, batches_of_epoch(known, self.batch_size), {"num_classes": None})
+
+    def _test_clips(self, clips: int, random_starts: bool) -> DenseVideoClips:
+        return DenseVideoClips(
+            self.test_listing,
+            self.video_transform(training=False),
+            clips=clips,
+            random_starts=random_starts,
+            video_duration=self.video.duration,
+            video_fps=self.video.fps,
+            **self.item_options,
+        )
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        loaders = [self.evaluation_loader(self._test_clips(self.test_clips, False), self.test_batch_size)]
+        if self.clip_accuracy_clips:
+            random_clips = self._test_clips(self.clip_accuracy_clips, True)
+            loaders.append(self.evaluation_loader(random_clips, self.test_batch_size, "random clips"))
+        return loaders
+
+
+class SoundClassificationData(AudioVisualData):
+    """Labelled sounds as windows, for a classifier on frozen features (specification 10.3). There is no fit.
+
+    Args:
+        train_split, test_split: names of the listings; equal where folds divide one listing.
+        training_windows, test_windows: windows per file.
+        wrap_seconds: windows start anywhere in the first so many seconds and go on at the file's beginning (ESC-50);
+            None cuts excerpts of `excerpt_seconds` from the whole file (DCASE).
+        excerpt_seconds: length of those excerpts.
+        file_batch_size: files per step, per device.
+        kwargs: see AudioVisualData and ShardedDataModule.
+    """
+
+    def __init__(
+        self,
+        dataset: MediaDataset,
+        train_split: str = "train",
+        test_split: str = "test",
+        training_windows: int = 10,
+        test_windows: int = 10,
+        wrap_seconds: float | None = 4.9,
+        excerpt_seconds: float = 4.0,
+        file_batch_size: int = 8,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dataset, **kwargs)
+        self.train_split = train_split
+        self.test_split = test_split
+        self.training_windows = training_windows
+        self.test_windows = test_windows
+        self.wrap_seconds = wrap_seconds
+        self.excerpt_seconds = excerpt_seconds
+        self.file_batch_size = file_batch_size
+
+    def sounds_of_statistics(self) -> dict[str, Any]:
+        """Windows spread evenly over every file, whatever the seed."""
+        return {"windows": self.test_windows, "wrap_seconds": self.wrap_seconds}
+
+    def prepare_data(self) -> None:
+        super().prepare_data()
+        listing = self.dataset.listing(self.train_split)
+        self.audio_statistics(listing, self._windows(listing, False, None))
+
+    def setup(self, stage: str) -> None:
+        self.listing = self.dataset.listing(self.train_split)
+        self.test_listing = self.dataset.listing(self.test_split)
+        self.statistics_of_bins = self.audio_statistics(self.listing)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the listing; known after setup."""
+        return len(self.listing.classes)
+
+    def _windows(self, listing: Listing, training: bool, statistics: dict[str, np.ndarray] | None) -> SoundWindows:
+        return SoundWindows(
+            listing,
+            self.audio_transform(training, statistics),
+            training=training,
+            windows=self.training_windows if training else self.test_windows,
+            wrap_seconds=self.wrap_seconds,
+            excerpt_seconds=self.excerpt_seconds,
+            **self.item_options,
+        )
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        training = self._windows(self.listing, True, self.statistics_of_bins)
+        test = self._windows(self.test_listing, False, self.statistics_of_bins)
+        return [
+            self.evaluation_loader(training, self.file_batch_size, "training"),
+            self.evaluation_loader(test, self.file_batch_size),
+        ]
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+class ImageData(ShardedDataModule):
+    """What the data modules share: the data set or its stand-in from a world, and the transform.
+
+    Args:
+        image: what an image becomes; its `training` is set here. None for the views of MoCo v2.
+        dataset, world, batch_size, kwargs: see ShardedDataModule.
+    """
+
+    def __init__(
+        self,
+        dataset: COCO | COCOKarpathy | ImageNet | PascalVOC,
+        world: World | None = None,
+        image: ImageTransform | None = None,
+        batch_size: int = 256,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dataset, world, batch_size=batch_size, **kwargs)
+        self.image = image or ImageTransform()
+
+    def options(self, training: bool) -> dict[str, Any]:
+        """Arguments that all map-style data sets of this module take."""
+        return {"transform": self.image, "training": training, **self.item_options}
+
+    def example_images(self, size: int, draw: Draw) -> dict[str, Tensor]:
+        """`image` and `index` of a made-up batch of `size` images."""
+        return {"image": draw.normal(size, 3, self.image.crop, self.image.crop), "index": torch.arange(size)}
+
+
+class ClassificationData(ImageData):
+    """Images of one class each, for linear classifiers and for training with labels (specification 9).
+
+    Args:
+        train_split, test_split: names of the listings.
+        held_out_share: share of the training images, evenly spaced over classes, that is kept back to choose a
+            learning rate with; the test then has two loaders, these images and the test images. 0 for none.
+        test_batch_size: images per test step, per device.
+        kwargs: see ImageData and ShardedDataModule.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageNet,
+        train_split: str = "train",
+        test_split: str = "validation",
+        held_out_share: float = 0.01,
+        test_batch_size: int = 256,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dataset, **kwargs)
+        check_fraction(held_out_share)
+        self.train_split = train_split
+        self.test_split = test_split
+        self.held_out_share = held_out_share
+        self.test_batch_size = test_batch_size
+
+    def setup(self, stage: str) -> None:
+        listing = self.dataset.listing(self.train_split)
+        # Listings are sorted by class, so evenly spaced images are of all classes.
+        kept_back = evenly_spaced(len(listing), self.held_out_share)
+        if self.held_out_share and not kept_back.any():
+            raise ValueError(f"data.held_out_share={self.held_out_share} keeps none of {len(listing)} images back")
+        self.held_out_listing = listing.subset(np.flatnonzero(kept_back))
+        self.listing = listing.subset(np.flatnonzero(~kept_back))
+        self.test_listing = self.dataset.listing(self.test_split)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the listing; known after setup."""
+        return len(self.listing.classes)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.training_loader(ImageItems(self.listing, **self.options(training=True)))
+
+    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+        """A made-up batch of `size` images for a module with `num_classes`."""
+        batch = self.example_images(size, draw) | {"label": draw.integers(0, module.num_classes, size)}
+        published = self.dataset.published_count(self.train_split)
+        items = None if published is None else round(published * (1 - self.held_out_share))
+        return Example(batch, batches_of_epoch(items, self.batch_size), {"num_classes": None})
+
+    def test_dataloader(self) -> Any:
+        def loader(listing: Listing, role: str) -> DataLoader[Any]:
+            return self.evaluation_loader(
+                ImageItems(listing, **self.options(training=False)), self.test_batch_size, role
+            )
+
+        test = loader(self.test_listing, "test")
+        return [loader(self.held_out_listing, "held-out training"), test] if self.held_out_share else test
+
+
+def evenly_spaced(count: int, share: float) -> np.ndarray:
+    """Which of so many items a share of them is, spread evenly over all: bool [count]."""
+    return np.diff(np.floor(np.arange(count + 1) * share + 0.5)) > 0
+
+
+def check_fraction(held_out_share: float) -> None:
+    if not 0.0 <= held_out_share < 1.0:
+        raise ValueError(f"data.held_out_share must be in [0, 1), got {held_out_share}")
+
+
+class LabelledImages(ImageItems):
+    """Images with several labels each: `labels` int8 [C], 1 present, 0 absent, -1 not counted.
+
+    Args:
+        listing, labels: the images and their labels [N, C].
+        options: see ImageItems.
+    """
+
+    def __init__(self, listing: Listing, labels: np.ndarray, **options: Any) -> None:
+        super().__init__(listing, **options)
+        self.labels = labels
+
+    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
+        labels = torch.from_numpy(self.labels[item].astype(np.int8))
+        return {**super()._sample(item, image, rng), "labels": labels}
+
+
+class MultiLabelData(ImageData):
+    """Images with several labels each: Pascal VOC, or the categories of COCO's instances (specification 9).
+
+    Args:
+        train_split, test_split: names of the listings.
+        fit: whether a trainer fits on the training images; else the test has two loaders, training and test images.
+        test_batch_size: images per test step, per device.
+        kwargs: see ImageData and ShardedDataModule.
+    """
+
+    def __init__(
+        self,
+        dataset: PascalVOC | COCO,
+        train_split: str = "trainval",
+        test_split: str = "test",
+        fit: bool = False,
+        test_batch_size: int = 128,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dataset, **kwargs)
+        self.train_split = train_split
+        self.test_split = test_split
+        self.fit = fit
+        self.test_batch_size = test_batch_size
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels."""
+        return len(self.class_names)
+
+    @cached_property
+    def class_names(self) -> Sequence[str]:
+        """Names of the labels."""
+        if isinstance(self.dataset, PascalVOC):
+            return self.dataset.listing(self.train_split).classes
+        return self.dataset.annotations(self.train_split).tag_names
+
+    def images(self, split: str, training: bool) -> LabelledImages:
+        """The labelled images of a split."""
+        listing = self.dataset.listing(split)
+        if isinstance(self.dataset, PascalVOC):
+            labels = self.dataset.labels(split, listing)
+        else:
+            labels = self.dataset.annotations(split, listing).tags
+        return LabelledImages(listing, labels, **self.options(training))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.training_loader(self.images(self.train_split, training=True))
+
+    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+        """A made-up batch of `size` images for a module with `num_classes`."""
+        batch = self.example_images(size, draw)
+        batch["labels"] = draw.integers(-1, 2, size, module.num_classes).to(torch.int8)
+        batches = batches_of_epoch(self.dataset.published_count(self.train_split), self.batch_size)
+        return Example(batch, batches, {"num_classes": None})
+
+    def test_dataloader(self) -> Any:
+        test = self.evaluation_loader(self.images(self.test_split, training=False), self.test_batch_size)
+        if self.fit:
+            return test
+        train = self.images(self.train_split, training=False)
+        return [self.evaluation_loader(train, self.test_batch_size, "training"), test]

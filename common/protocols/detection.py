@@ -1,0 +1,633 @@
+"""Object detection on Pascal VOC as a transfer protocol: Faster R-CNN on the fourth stage of the image encoder.
+
+The parts are torchvision's: region proposals, RoI heads and their losses. The data module is here as well, since
+nothing else reads boxes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from matplotlib import colormaps
+from matplotlib.patches import Rectangle
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import roi_align
+
+from common.data.annotations import Boxes
+from common.data.datasets.voc import PascalVOC
+from common.data.images import ImageItems
+from common.data.items import Sample
+from common.data.listing import Listing
+from common.data.samplers import EpochSampler
+from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from common.encoders.checkpoint_files import load_encoder
+from common.encoders.image import ImageResNet
+from common.metrics.detection import (
+    DetectedImage,
+    DetectionsOncePerImage,
+    coco_average_precision,
+    voc07_average_precision,
+)
+from common.monitoring.figures import chart, plain, save_figure
+from common.protocols.base import PREFIXES
+from common.protocols.data import ImageData
+from common.training.examples import Draw, Example, batches_of_epoch
+
+Batch = dict[str, Any]
+Objects = dict[str, Tensor]
+
+
+class Detection(pl.LightningModule):
+    """Faster R-CNN with the fourth stage of a residual network as its map and the fifth as its head; all of it learns.
+
+    Batch normalisation is fine-tuned, and followed by one more behind the last stage. Over several devices it needs
+    `trainer.sync_batchnorm: true`: a device has only a few images. Before the test its statistics are computed anew
+    from training batches, since those gathered during training belong to weights that have changed since.
+
+    Logged are, in percent, `test/ap`, `test/ap50` and `test/ap75` by the rules of VOC 2007, as in the published tables,
+    and `test/coco_ap`, `test/coco_ap50` and `test/coco_ap75` by those of COCO. Every image counts once, whatever the
+    number of processes. `media/detections.png` shows some images.
+
+    The checkpoint holds the fine-tuned encoder under `image_encoder.`.
+
+    Args:
+        image_encoder: its weights are replaced by those of `pretrained`.
+        num_classes: kinds of objects, without the background.
+        pretrained: checkpoint with the pre-trained encoder; None trains from the initial weights.
+        encoder_prefixes: where the encoder lies in that file; see `load_encoder`.
+        anchor_sizes, anchor_ratios: sides in pixels, and height over width, of the boxes around every place of the map.
+        proposals_per_map_training, proposals_per_map_test: how many of the best are looked at.
+        proposals_training, proposals_test: how many of these are left without overlap.
+        anchors_per_image: how many learn to tell objects from background in a step.
+        crops_per_image: how many proposals learn to classify in a step.
+        crop_size: side of the crops of the map.
+        detections_per_image: the best are kept.
+        score_threshold: weaker detections are dropped.
+        learning_rate, momentum, weight_decay: of SGD; parameters of batch normalisation do not decay.
+        warmup_steps: of a linear rise from a thousandth of the learning rate.
+        milestones: steps at which the learning rate falls.
+        gamma: factor of the learning rate at every milestone.
+        precise_bn_batches: training batches to compute the statistics from before the test; 0 keeps the old ones.
+        pictures: how many test images are drawn.
+
+    Shapes:
+        Batch: `images`, a list of [3, H, W]; `targets`, a list of dicts with `boxes` [n, 4] (left, top, right, bottom
+        in pixels of the tensor), `labels` [n] from 1, `difficult` [n]; `index` [B].
+
+    Raises:
+        ValueError: an argument is out of range; before training, when the data have another number of classes; before
+            the test, when there are no training batches for the statistics.
+
+    Source: Faster R-CNN R50-C4 as detectron2 trains it on VOC, its defaults included: the numbers of proposals in
+    training, the thresholds, the start of the warm-up, no weight decay of batch normalization. Its box losses are L1,
+    torchvision's are smooth below a ninth.
+    """
+
+    def __init__(
+        self,
+        image_encoder: ImageResNet,
+        num_classes: int,
+        pretrained: str | None = None,
+        encoder_prefixes: Sequence[str] = PREFIXES,
+        anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
+        anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        proposals_per_map_training: int = 12000,
+        proposals_per_map_test: int = 6000,
+        proposals_training: int = 2000,
+        proposals_test: int = 1000,
+        anchors_per_image: int = 256,
+        crops_per_image: int = 512,
+        crop_size: int = 14,
+        detections_per_image: int = 100,
+        score_threshold: float = 0.05,
+        learning_rate: float = 0.02,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        warmup_steps: int = 100,
+        milestones: Sequence[int] = (18000, 22000),
+        gamma: float = 0.1,
+        precise_bn_batches: int = 200,
+        pictures: int = 6,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["image_encoder"], logger=False)
+        if num_classes < 1:
+            raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
+        if list(milestones) != sorted(set(milestones)):
+            raise ValueError(f"milestones: expected ascending steps, got {list(milestones)}")
+        self.image_encoder = image_encoder
+        self.stride = _stride_of_map(image_encoder)
+        anchors = AnchorGenerator((tuple(anchor_sizes),), (tuple(anchor_ratios),))
+        channels = image_encoder.stage_channels["res4"]
+        self.rpn = RegionProposalNetwork(
+            anchors,
+            RPNHead(channels, anchors.num_anchors_per_location()[0]),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=anchors_per_image,
+            positive_fraction=0.5,
+            pre_nms_top_n={"training": proposals_per_map_training, "testing": proposals_per_map_test},
+            post_nms_top_n={"training": proposals_training, "testing": proposals_test},
+            nms_thresh=0.7,
+        )
+        self.norm = nn.BatchNorm2d(image_encoder.feature_dim)
+        self.roi_heads = RoIHeads(
+            # Methods, not modules: the fifth stage belongs to the encoder and must not be registered twice.
+            self._crop,
+            self._features_of_crops,
+            _Predictor(image_encoder.feature_dim, num_classes + 1),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=crops_per_image,
+            positive_fraction=0.25,
+            bbox_reg_weights=None,
+            score_thresh=score_threshold,
+            nms_thresh=0.5,
+            detections_per_img=detections_per_image,
+        )
+        self.found = DetectionsOncePerImage()
+
+    # -- the detector --------------------------------------------------------------------------------------------------
+
+    def forward(self, images: Sequence[Tensor], targets: list[Objects] | None = None) -> tuple[list[Objects], Objects]:
+        """Detect objects.
+
+        Args:
+            images: normalised, each [3, H, W].
+            targets: what is there, `boxes` and `labels`; needed in training mode.
+
+        Returns:
+            In evaluation mode for every image `boxes` [D, 4] in pixels of the tensor, `labels` [D] and `scores` [D];
+            in training mode the four losses.
+        """
+        batch = pad_together(images, self.stride)
+        encoder = self.image_encoder
+        features = encoder.layer3(encoder.layer2(encoder.layer1(encoder.stem(batch.tensors))))
+        # Boxes in bfloat16 would be off by pixels, so only the stages of the encoder run in a lower precision.
+        with torch.autocast(features.device.type, enabled=False):
+            maps = {"0": features.to(self.norm.weight.dtype)}
+            proposals, proposal_losses = self.rpn(batch, maps, targets)
+        detections, losses = self.roi_heads(maps, proposals, batch.image_sizes, targets)
+        return detections, {**proposal_losses, **losses}
+
+    def _crop(self, maps: Mapping[str, Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
+        size = self.hparams["crop_size"]
+        with torch.autocast(maps["0"].device.type, enabled=False):
+            return roi_align(maps["0"], proposals, size, 1.0 / self.stride, sampling_ratio=0, aligned=True)
+
+    def _features_of_crops(self, crops: Tensor) -> Tensor:
+        return self.norm(self.image_encoder.layer4(crops)).mean((2, 3))
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Check the classes and, before training only, load the pre-trained encoder."""
+        own = self.hparams["num_classes"]
+        found = getattr(getattr(self.trainer, "datamodule", None), "num_classes", own)
+        if found != own:
+            raise ValueError(f"num_classes: the model has {own}, but the data have {found}; set it to {found}")
+        if stage == "fit" and self.hparams["pretrained"] is not None:
+            load_encoder(self.image_encoder, self.hparams["pretrained"], self.hparams["encoder_prefixes"])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Sum of the losses of proposals and of detections."""
+        _, losses = self(batch["images"], batch["targets"])
+        loss = torch.stack(list(losses.values())).sum()
+        size = len(batch["images"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        each = {f"train/{name}": value.detach() for name, value in losses.items()}
+        self.log_dict(each, batch_size=size)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """SGD with a warm-up and a learning rate that falls at the milestones, step by step."""
+        h: Any = self.hparams
+        norms = {p for module in self.modules() if isinstance(module, _BatchNorm) for p in module.parameters()}
+        groups = [
+            {"params": [p for p in self.parameters() if p not in norms], "weight_decay": h.weight_decay},
+            {"params": [p for p in self.parameters() if p in norms], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.SGD(groups, h.learning_rate, h.momentum)
+        milestones, warmup = list(h.milestones), h.warmup_steps
+
+        def factor(step: int) -> float:
+            rise = 0.001 + 0.999 * step / warmup if step < warmup else 1.0
+            return rise * h.gamma ** bisect_right(milestones, step)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # -- test ----------------------------------------------------------------------------------------------------------
+
+    def on_test_start(self) -> None:
+        """Compute the statistics of batch normalisation anew; the same training batches give the same statistics."""
+        batches = self.hparams["precise_bn_batches"]
+        if not batches:
+            return
+        loader = getattr(getattr(self.trainer, "datamodule", None), "statistics_dataloader", None)
+        if loader is None:
+            raise ValueError(
+                "precise_bn_batches: the batches come from statistics_dataloader of the data module, as DetectionData "
+                "has it; set it to 0 to keep the statistics of training"
+            )
+        # The head samples its crops at random.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(0)
+            recompute_batch_statistics(self, (self._on_device(batch) for batch in islice(loader(), batches)))
+
+    def _on_device(self, batch: Batch) -> tuple[Any, Any]:
+        batch = self.trainer.strategy.batch_to_device(batch, self.device)
+        return batch["images"], batch["targets"]
+
+    def on_test_epoch_start(self) -> None:
+        """Start counting anew."""
+        self.found = DetectionsOncePerImage()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Detect the objects of a few images."""
+        self.found.update(batch["index"], self(batch["images"])[0], batch["targets"])
+
+    def on_test_epoch_end(self) -> None:
+        """Log the average precisions in percent, and draw some images."""
+        found = self.found.compute()
+        metrics = {f"test/{name}": 100 * value for name, value in voc07_average_precision(found.values()).items()}
+        metrics |= {f"test/coco_{name}": 100 * value for name, value in coco_average_precision(found.values()).items()}
+        metrics["test/images"] = float(len(found))
+        # All processes have computed them alike; averaging over them again could only round.
+        self.log_dict({name: torch.tensor(value, device=self.device) for name, value in metrics.items()})
+        items = getattr(getattr(self.trainer, "datamodule", None), "test_images", None)
+        if self.trainer.is_global_zero and isinstance(items, DetectionImages) and self.hparams["pictures"] > 0:
+            shown = np.unique(np.linspace(0, len(found) - 1, min(self.hparams["pictures"], len(found))).astype(int))
+            chosen = [list(found)[position] for position in shown.tolist()]
+            path = Path(self.trainer.default_root_dir) / "media" / "detections.png"
+            draw_detections(self, items, {item: found[item] for item in chosen}, path)
+
+
+class _Predictor(FastRCNNPredictor):
+    """Classes and boxes of crops, at full precision also under autocast, initialised as in detectron2."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(in_channels, num_classes)
+        for layer, deviation in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=deviation)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.to(self.cls_score.weight.dtype))
+
+
+def pad_together(images: Sequence[Tensor], multiple: int) -> ImageList:
+    """Images [3, H, W] of any sizes in one tensor, with zeros at the right and at the bottom.
+
+    Args:
+        images: at least one.
+        multiple: both sides of the tensor are multiples of it, so that the map's places lie evenly.
+    """
+    sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
+    height, width = (multiple * math.ceil(max(sides) / multiple) for sides in zip(*sizes))
+    tensors = images[0].new_zeros(len(images), 3, height, width)
+    for row, image, (h, w) in zip(tensors, images, sizes):
+        row[:, :h, :w] = image
+    return ImageList(tensors, sizes)
+
+
+@torch.no_grad()
+def recompute_batch_statistics(module: nn.Module, batches: Iterable[Sequence[Any]]) -> None:
+    """Set the running statistics of batch normalisation to those of the given batches under the current weights.
+
+    The mean is that of the batches' means, the variance that of all values: it counts also how the means differ, which
+    matters when batches are small. All processes end with the same statistics. The module's modes stay as they were.
+
+    Args:
+        module: called in training mode with each batch's entries.
+        batches: of equal size; of every process its own.
+
+    Raises:
+        ValueError: there is no batch.
+
+    Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm" ("precise BN").
+    """
+    norms: list[Any] = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
+    modes = {m: m.training for m in module.modules()}
+    momenta = [norm.momentum for norm in norms]
+    sums = [torch.zeros(2, norm.num_features, dtype=torch.float64, device=norm.running_mean.device) for norm in norms]
+    count = 0
+    module.train()
+    try:
+        for norm in norms:
+            norm.momentum = 1.0  # the running statistics are then those of the last batch
+        for batch in batches:
+            module(*batch)
+            count += 1
+            for norm, total in zip(norms, sums):
+                mean, variance = norm.running_mean.double(), norm.running_var.double()
+                total += torch.stack([mean, variance + mean.square()])
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+        for m, mode in modes.items():
+            m.training = mode
+    joined = torch.cat([total.flatten() for total in sums] + [sums[0].new_tensor([count])])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(joined)
+    if joined[-1] == 0:
+        raise ValueError("there is no training batch to compute the statistics of batch normalisation from")
+    means = (joined[:-1] / joined[-1]).split([total.numel() for total in sums])
+    for norm, both in zip(norms, means):
+        mean, square = both.view(2, -1)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(square - mean.square())
+
+
+def _stride_of_map(encoder: ImageResNet) -> int:
+    """Pixels between two places of the fourth stage's map."""
+    pool = 1 if isinstance(encoder.maxpool, nn.Identity) else 2
+    return int(encoder.conv1.stride[0]) * pool * 4  # the third and the fourth stage halve it
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BoxTransform:
+    """One picture with boxes to a normalised tensor of about the same shape and its boxes.
+
+    Args:
+        sizes: length of the shorter side in training; one of them is drawn for every image.
+        test_size: length of the shorter side in a test.
+        max_size: limit of the longer side; the shorter one then gets shorter.
+        flip: probability of a horizontal flip in training.
+        mean, std: statistics of the channels, on a scale of 0 to 1.
+        training: which of the two a call does.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    sizes: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    test_size: int = 800
+    max_size: int = 1333
+    flip: float = 0.5
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    training: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.sizes or min(*self.sizes, self.test_size) < 1:
+            raise ValueError(f"sizes and test_size must be positive, not {self.sizes} and {self.test_size}")
+        if self.max_size < max(*self.sizes, self.test_size):
+            raise ValueError(f"max_size ({self.max_size}) must not be smaller than one of sizes or test_size")
+        if not 0.0 <= self.flip <= 1.0:
+            raise ValueError(f"flip is a probability, not {self.flip}")
+
+    def with_training(self, training: bool) -> BoxTransform:
+        """The same transform for training or for a test."""
+        return dataclasses.replace(self, training=training)
+
+    def resized(self, size: tuple[int, int], shorter: int) -> tuple[int, int]:
+        """Width and height of a picture of the given ones after its shorter side is made so long."""
+        scale = min(shorter / min(size), self.max_size / max(size))
+        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+    def __call__(
+        self, image: Image.Image, boxes: np.ndarray, rng: np.random.Generator | None = None
+    ) -> tuple[Tensor, np.ndarray]:
+        """Transform a picture and its boxes.
+
+        Args:
+            image: RGB.
+            boxes: left, top, right, bottom in pixels, [n, 4].
+            rng: source of the draws; not needed for a test.
+
+        Returns:
+            float32 [3, H, W], and the boxes in its pixels [n, 4].
+        """
+        size, flipped = self.test_size, False
+        if self.training:
+            if rng is None:
+                raise ValueError("the training branch needs a random generator")
+            draws = rng.random(2)
+            size = self.sizes[int(draws[0] * len(self.sizes))]
+            flipped = bool(draws[1] < self.flip)
+        width, height = self.resized(image.size, size)
+        boxes = boxes * np.array([width / image.width, height / image.height] * 2, dtype=np.float32)
+        if (width, height) != image.size:
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        pixels = np.asarray(image)
+        if flipped:
+            pixels = pixels[:, ::-1]
+            boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+        mean, std = np.array(self.mean, dtype=np.float32), np.array(self.std, dtype=np.float32)
+        planes = ((pixels / np.float32(255) - mean) / std).transpose(2, 0, 1)
+        return torch.from_numpy(np.ascontiguousarray(planes)), boxes
+
+
+class DetectionImages(ImageItems):
+    """Images with the boxes of their objects.
+
+    Args:
+        listing: the images.
+        boxes: of every image.
+        keep_difficult: whether objects marked as difficult stay; they do in a test.
+        options: see ImageItems; `transform` is a BoxTransform.
+
+    Returns of an item:
+        `image` float32 [3, H, W]; `target`, a dict of `boxes` float32 [n, 4], `labels` int64 [n] from 1, `difficult`
+        bool [n] and `image_id`, the position in the listing; `index`.
+
+    Raises of an item:
+        ValueError: a box does not lie in the image.
+    """
+
+    def __init__(self, listing: Listing, boxes: Sequence[Boxes], keep_difficult: bool = True, **options: Any) -> None:
+        super().__init__(listing, **options)
+        self._transform = cast(BoxTransform, self.transform)
+        self.boxes = boxes
+        self.keep_difficult = keep_difficult
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of a test image of the given ones."""
+        return self._transform.resized(size, self._transform.test_size)
+
+    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
+        entry = self.boxes[item]
+        given = np.asarray(entry["boxes"], dtype=np.float32).reshape(-1, 4)
+        # Annotators are off by a pixel now and then.
+        boxes = np.clip(given, 0, np.array([*image.size, *image.size], dtype=np.float32))
+        wrong = (np.abs(boxes - given) > 1).any(axis=1) | (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
+        if wrong.any():
+            raise ValueError(
+                f"{self.name(item)}: the box {given[wrong][0].tolist()} (left, top, right, bottom) does not lie in the "
+                f"image of {image.width} x {image.height} pixels; correct its annotation"
+            )
+        kept = np.ones(len(boxes), dtype=np.bool_) if self.keep_difficult else ~entry["difficult"]
+        tensor, boxes = self._transform(image, boxes[kept], rng)
+        target = {
+            "boxes": torch.from_numpy(boxes),
+            "labels": torch.from_numpy(entry["labels"][kept] + 1),
+            "difficult": torch.from_numpy(entry["difficult"][kept]),
+            "image_id": torch.tensor(item),
+        }
+        return {"image": tensor, "target": target}
+
+
+class DetectionData(ImageData):
+    """Images of Pascal VOC with boxes.
+
+    Args:
+        dataset: of several years, the test split is that of the years that have one.
+        image: what an image and its boxes become; its `training` is set here. None for the published one.
+        train_split, test_split: names of the listings.
+        train_difficult: whether difficult objects are learnt like others, as the published numbers have it.
+        test_batch_size: images per test step, per device.
+        batch_size: global batch.
+        kwargs: see ImageData.
+    """
+
+    def __init__(
+        self,
+        dataset: PascalVOC,
+        image: BoxTransform | None = None,
+        train_split: str = "trainval",
+        test_split: str = "test",
+        train_difficult: bool = True,
+        test_batch_size: int = 1,
+        batch_size: int = 16,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dataset, image=cast(Any, image or BoxTransform()), batch_size=batch_size, **kwargs)
+        self.train_split = train_split
+        self.test_split = test_split
+        self.train_difficult = train_difficult
+        self.test_batch_size = test_batch_size
+
+    def setup(self, stage: str) -> None:
+        self.listing = self.dataset.listing(self.train_split)
+
+    @property
+    def num_classes(self) -> int:
+        """Kinds of objects; known after setup."""
+        return len(self.listing.classes)
+
+    @cached_property
+    def training_images(self) -> DetectionImages:
+        """The images to learn from."""
+        boxes = self.dataset.boxes(self.train_split, self.listing)
+        return DetectionImages(self.listing, boxes, self.train_difficult, **self.options(training=True))
+
+    @cached_property
+    def test_images(self) -> DetectionImages:
+        """The images to be judged on."""
+        listing = self.dataset.listing(self.test_split)
+        return DetectionImages(listing, self.dataset.boxes(self.test_split, listing), **self.options(training=False))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.training_loader(self.training_images, collate_fn=collate_detection)
+
+    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+        """A made-up batch of `size` images of the largest size, with two boxes each."""
+        image = cast(BoxTransform, self.image)
+        side = max(image.sizes)
+        boxes = torch.tensor([[0.1, 0.1, 0.5, 0.6], [0.4, 0.3, 0.9, 0.9]]) * side
+        objects = {"boxes": boxes, "labels": torch.tensor([1, 2]), "difficult": torch.zeros(2, dtype=torch.bool)}
+        batch = {
+            "images": [draw.normal(3, side, min(side * 4 // 3, image.max_size)) for _ in range(size)],
+            "targets": [dict(objects) for _ in range(size)],
+            "index": torch.arange(size),
+        }
+        batches = batches_of_epoch(self.dataset.published_count(self.train_split), self.batch_size)
+        return Example(batch, batches, {"num_classes": module.hparams["num_classes"]})
+
+    def statistics_dataloader(self) -> DataLoader[Any]:
+        """Training batches in the order of the first epoch, the same ones whenever it is called."""
+        trainer = self.trainer
+        assert trainer is not None
+        images = self.training_images
+        sampler = EpochSampler(len(images), self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
+        return DataLoader(
+            images,
+            sampler=sampler,
+            batch_size=self.batch_size // trainer.world_size,
+            collate_fn=collate_detection,
+            **self._workers(images),
+        )
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self.evaluation_loader(self.test_images, self.test_batch_size, collate_fn=collate_detection)
+
+
+def collate_detection(samples: Sequence[Sample]) -> Batch:
+    """Make a batch of images that differ in size and in their number of objects: lists, and `index` [B]."""
+    return {
+        "images": [sample["image"] for sample in samples],
+        "targets": [sample["target"] for sample in samples],
+        "index": torch.stack([sample["index"] for sample in samples]),
+    }
+
+
+def draw_detections(
+    module: pl.LightningModule,
+    images: DetectionImages,
+    found: Mapping[int, DetectedImage],
+    path: Path,
+    least_score: float = 0.5,
+) -> None:
+    """Draw images with what is there (dashed, white) and what was found (colored by class, with scores).
+
+    Args:
+        module: only its loggers are used.
+        images: the images that the keys of `found` count.
+        found: the images to draw.
+        path: PNG file to write.
+        least_score: detections below it are left out.
+    """
+    columns = min(3, len(found))
+    rows = math.ceil(len(found) / columns)
+    figure, axes = chart(rows, columns, size=(3 * columns, 3 * rows))
+    for axis in axes.flat:
+        axis.set_axis_off()
+
+    def frame(axis: Any, box: np.ndarray, **options: Any) -> None:
+        left, top, right, bottom = box.tolist()
+        axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, **options))
+
+    for axis, (item, image) in zip(axes.flat, found.items()):
+        pixels = images.preview(item)
+        # Boxes are in pixels of the tensor that the network saw.
+        width, height = images.resized((pixels.shape[1], pixels.shape[0]))
+        axis.imshow(pixels, extent=(0, width, height, 0))
+        for box in image.true_boxes:
+            frame(axis, box, edgecolor="white", linestyle="--", linewidth=1)
+        for box, label, score in zip(image.boxes, image.labels.tolist(), image.scores.tolist()):
+            if score < least_score:
+                continue
+            color = colormaps["tab20"](label % 20)
+            frame(axis, box, edgecolor=color, linewidth=1.5)
+            name = plain(f"{images.listing.classes[label - 1]} {score:.2f}")
+            axis.text(box[0], box[1], name, fontsize=6, color="white", backgroundcolor=color)
+        axis.set_title(plain(images.name(item)), fontsize=6)
+    save_figure(module, figure, path)

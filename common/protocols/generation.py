@@ -1,0 +1,354 @@
+"""Generated images, measured: FID, inception score, R-precision and semantic object accuracy of any generator.
+
+A test step hands over images batch by batch; nothing is kept but sums and embeddings, and every sample counts once,
+whatever the number of processes. Each metric is made by a released network out of a local file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from rich.progress import track
+from torch import Tensor, nn
+
+from common.data.datasets.coco import CLASSES
+from common.data.listing import cache_folder
+from common.metrics.gathering import gather_objects
+from common.metrics.generation import (
+    FeatureStatistics,
+    InceptionScore,
+    Moments,
+    ObjectAccuracy,
+    RPrecision,
+    frechet_distance,
+    mentioned_classes,
+    object_captions,
+)
+from common.metrics.generation.networks import ClipEmbeddings, InceptionV3, ObjectDetector, TensorFlowInception
+from common.monitoring.image_rows import draw_real_row
+
+Batch = dict[str, Any]
+
+
+class ImageEvaluation(ABC):
+    """What a test measures of the images that a module generates from captions.
+
+    The order of calls: `load_pretrained`, `begin`, `update` for each batch and repetition, `compute`.
+
+    Attributes:
+        repeats: how often all images are generated, each time with other noise.
+    """
+
+    repeats: int = 1
+
+    @abstractmethod
+    def load_pretrained(self) -> None:
+        """Read the networks, so that a wrong file ends a run before it trains.
+
+        Raises:
+            CheckpointError: a file is damaged or of another network.
+        """
+
+    @abstractmethod
+    def begin(self, module: pl.LightningModule) -> None:
+        """Start anew, and take the statistics of real images.
+
+        Args:
+            module: in its test.
+        """
+
+    @abstractmethod
+    def update(self, generated: Tensor, batch: Batch, repeat: int = 0) -> None:
+        """Add a batch.
+
+        Args:
+            generated: images.
+            batch: `index` of the samples [B], numbers of their `caption` [B], real images `image` of the captions.
+            repeat: which repetition, from 0 to `repeats` - 1.
+
+        Shapes:
+            generated [B, 3, S, S] in [0, 1]
+        """
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """All metrics, the same on every process."""
+
+
+class NetworkFile(NamedTuple):
+    """A released network that metrics are made of.
+
+    Attributes:
+        build: makes it of a file or folder.
+        metrics: what is left out without it.
+        wanted: the file that is meant, for messages.
+    """
+
+    build: Callable[[str], nn.Module]
+    metrics: str
+    wanted: str
+
+
+NETWORKS = {
+    "inception": NetworkFile(InceptionV3, "fid and inception_score", "inception_v3_google-0cc3c7bd.pth of torchvision"),
+    "inception_tv": NetworkFile(
+        TensorFlowInception, "fid_tv", "weights-inception-2015-12-05-6726825d.pth of torch-fidelity"
+    ),
+    "clip": NetworkFile(
+        ClipEmbeddings, "r_precision", "a folder of CLIP with its tokenizer, as save_pretrained writes it"
+    ),
+    "detector": NetworkFile(
+        ObjectDetector, "soa_c and soa_i", "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth of torchvision"
+    ),
+}
+#: Frechet distance of each network that makes features.
+DISTANCES = {"inception": "fid", "inception_tv": "fid_tv"}
+#: Metrics whose standard deviation over the repetitions is given, too.
+SPREAD = ("fid", "fid_tv", "inception_score", "r_precision", "soa_c", "soa_i")
+
+
+class GenerationEvaluation(ImageEvaluation):
+    """The metrics of papers on text-to-image generation, with released networks.
+
+    | name | network | comparable with published numbers |
+    |---|---|---|
+    | `fid`, `inception_score` | `inception`: torchvision's Inception V3 | yes, up to the conversion of the weights |
+    | `fid_tv` | `inception_tv`: torchmetrics' Inception of 2015 | with those of this network |
+    | `r_precision` | `clip` | no: papers train encoders of their own |
+    | `soa_c`, `soa_i` | `detector`: torchvision's Faster R-CNN | roughly: another detector, other lists of words |
+
+    Each comes with its standard deviation over the repetitions, `<name>_spread`; `r_precision_fold_spread` is that over
+    the folds. A network that is not at hand leaves its metrics out, and a line at the start says which file is missing.
+    Statistics of real images are kept in the cache folder. The networks are no part of the module's state.
+
+    The module has `images_of(batch, seed)`, images [B, 3, S, S] of a batch's captions. Its data module has
+    `reference_loader()`, real images; `texts("test", numbers)`, captions by their numbers; and for object accuracy
+    `caption_count` and `caption_loader(numbers)`, batches of captions without images.
+
+    Args:
+        inception, inception_tv, clip, detector: files and, for CLIP, a folder; None leaves the metrics out.
+        repeats: how often all images are generated, each time with other noise.
+        splits: of the inception score.
+        candidates, folds: of R-precision.
+        object_copies, person_captions: of SOA, see `object_captions`; it takes images of its own for all captions
+            of the test split. 0 copies measure it on the images of the other metrics instead, and count every caption.
+        seed: of draws and of the noise of SOA's images.
+
+    Raises:
+        ValueError: `repeats` is below 1.
+    """
+
+    def __init__(
+        self,
+        inception: str | None = None,
+        inception_tv: str | None = None,
+        clip: str | None = None,
+        detector: str | None = None,
+        repeats: int = 3,
+        splits: int = 1,
+        candidates: int = 100,
+        folds: int = 10,
+        object_copies: int = 3,
+        person_captions: int = 30_000,
+        seed: int = 0,
+    ) -> None:
+        if repeats < 1:
+            raise ValueError(f"repeats: must be at least 1, got {repeats}")
+        self.files = {"inception": inception, "inception_tv": inception_tv, "clip": clip, "detector": detector}
+        self.repeats = repeats
+        self.splits = splits
+        self.candidates = candidates
+        self.folds = folds
+        self.object_copies = object_copies
+        self.person_captions = person_captions
+        self.seed = seed
+        self._loaded: dict[str, nn.Module] | None = None
+        self.missing: list[str] = []
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that are at hand, by the names of the arguments."""
+        self.load_pretrained()
+        assert self._loaded is not None
+        return self._loaded
+
+    def load_pretrained(self) -> None:
+        if self._loaded is not None:
+            return
+        self._loaded, self.missing = {}, []
+        for name, path in self.files.items():
+            build, metrics, wanted = NETWORKS[name]
+            if path is None or not Path(path).exists():
+                where = f"evaluation.{name} is null" if path is None else f"{path} does not exist"
+                self.missing.append(f"{metrics} will be left out: {where} (wanted: {wanted})")
+                continue
+            try:
+                self._loaded[name] = build(path)
+            except ModuleNotFoundError as error:
+                self.missing.append(f"{metrics} will be left out: {error}")
+        for line in self.missing:
+            print_once(line)
+
+    def begin(self, module: pl.LightningModule) -> None:
+        self.module: Any = module
+        for network in self.networks.values():
+            network.to(module.device)
+        self.data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
+        total = len(module.trainer.test_dataloaders.dataset)  # type: ignore[union-attr]
+        self._features = {(k, r): FeatureStatistics() for k in DISTANCES for r in range(self.repeats)}
+        self._scores = [InceptionScore(self.splits, total) for _ in range(self.repeats)]
+        self._precision = [RPrecision(self.candidates, self.folds, self.seed) for _ in range(self.repeats)]
+        self._objects = [ObjectAccuracy() for _ in range(self.repeats)]
+        self._real = {name: self._real_moments(name) for name in DISTANCES if name in self.networks}
+
+    @torch.no_grad()
+    def update(self, generated: Tensor, batch: Batch, repeat: int = 0) -> None:
+        rows: Batch = {name: batch[name] for name in ("index", "caption", "skipped") if name in batch}
+        rows = without_substitutes({**rows, "generated": generated})
+        if len(rows["index"]):
+            with torch.autocast(generated.device.type, enabled=False):
+                self._measure(rows["index"], rows["generated"].float(), rows["caption"], repeat)
+
+    def _measure(self, index: Tensor, images: Tensor, captions: Tensor, repeat: int) -> None:
+        for name in self._real:
+            features = self.networks[name](images)
+            if name == "inception":
+                features, probabilities = features
+                self._scores[repeat].update(index, probabilities)
+            self._features[name, repeat].update(index, features)
+        texts = self.data.texts("test", captions.tolist())
+        if "clip" in self.networks:
+            clip = cast(ClipEmbeddings, self.networks["clip"])
+            identity = torch.tensor([_identity(text) for text in texts], device=images.device)
+            self._precision[repeat].update(index, clip.images(images), clip.texts(texts), identity)
+        if "detector" in self.networks and self.object_copies == 0:
+            named = _multi_hot([mentioned_classes(text) for text in texts])
+            self._objects[repeat].update(index, named, self.networks["detector"](images))
+
+    @torch.no_grad()
+    def compute(self) -> dict[str, float]:
+        device = self.module.device
+        values: dict[str, list[float]] = {}
+        for repeat in range(self.repeats):
+            for name, real in self._real.items():
+                distance = frechet_distance(self._features[name, repeat].compute(), real)
+                values.setdefault(DISTANCES[name], []).append(distance)
+            if "inception" in self.networks:
+                values.setdefault("inception_score", []).append(self._scores[repeat].compute()[0])
+            if "clip" in self.networks:
+                mean, spread = self._precision[repeat].compute(device)
+                values.setdefault("r_precision", []).append(mean)
+                values.setdefault("r_precision_fold_spread", []).append(spread)
+            if "detector" in self.networks and (repeat == 0 or self.object_copies == 0):
+                if self.object_copies > 0:
+                    self._look_for_objects()
+                soa_c, soa_i = self._objects[repeat].compute(device)
+                values.setdefault("soa_c", []).append(soa_c)
+                values.setdefault("soa_i", []).append(soa_i)
+        means = {name: float(np.mean(repeated)) for name, repeated in values.items()}
+        spreads = {
+            f"{name}_spread": float(np.std(repeated))
+            for name, repeated in values.items()
+            if len(repeated) > 1 and name in SPREAD
+        }
+        return {**means, **spreads}
+
+    def _look_for_objects(self) -> None:
+        """Generate an image of every caption that names a class, several times, and look for the class in it."""
+        captions = self.data.texts("test", list(range(self.data.caption_count)))
+        wanted = object_captions(captions, self.object_copies, self.person_captions, self.seed)
+        module = self.module
+        loader = self.data.caption_loader([image.caption for image in wanted])
+        silent = not module.trainer.is_global_zero
+        for batch in track(loader, "  images for object accuracy", disable=silent):
+            batch = {
+                name: value.to(module.device) if isinstance(value, Tensor) else value for name, value in batch.items()
+            }
+            with module.trainer.precision_plugin.forward_context():
+                images = module.images_of(batch, self.seed)
+            named = _multi_hot([wanted[number].classes for number in batch["index"].tolist()])
+            self._objects[0].update(batch["index"], named, self.networks["detector"](images))
+
+    @torch.no_grad()
+    def _real_moments(self, name: str) -> Moments:
+        """Statistics of real images, from the cache or made and kept there."""
+        loader = self.data.reference_loader()
+        path = cache_folder() / "generation" / f"{self._key(name, loader)}.npz"
+        if all(gather_objects([path.is_file()])):  # processes may run on machines with caches of their own
+            return Moments.load(path)
+        statistics = FeatureStatistics()
+        network = self.networks[name]
+        for batch in loader:
+            batch = without_substitutes(batch)
+            features = network(batch["image"].to(self.module.device))
+            statistics.update(batch["index"], features[0] if isinstance(features, tuple) else features)
+        moments = statistics.compute()
+        if self.module.trainer.is_global_zero:
+            moments.save(path)
+        return moments
+
+    def _key(self, name: str, loader: Any) -> str:
+        """Hash of what decides the statistics: the weights, the pictures and how they are read."""
+        weights = hashlib.sha256(Path(str(self.files[name])).read_bytes()).hexdigest()
+        content = repr((name, weights, loader.dataset.describe(), len(loader.dataset), vars(self.data.transform)))
+        return hashlib.sha256(content.encode()).hexdigest()[:24]
+
+
+class RealImages(pl.LightningModule):
+    """The real images of the test captions, measured as if they were generated: what a perfect generator reaches.
+
+    Args:
+        evaluation: what is measured.
+    """
+
+    def __init__(self, evaluation: ImageEvaluation) -> None:
+        super().__init__()
+        self.evaluation = evaluation
+
+    def setup(self, stage: str) -> None:
+        self.evaluation.load_pretrained()
+
+    def on_test_start(self) -> None:
+        self.evaluation.begin(self)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluation.update(batch["image"], batch)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{name}": value for name, value in self.evaluation.compute().items()})
+        draw_real_row(self)
+
+
+def without_substitutes(batch: Batch) -> Batch:
+    """A batch without samples that stand in for a broken file: they are counted at their own place."""
+    if "skipped" not in batch:
+        return batch
+    own = batch["skipped"] == 0
+    return {name: value[own.to(value.device)] if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+@rank_zero_only
+def print_once(line: str) -> None:
+    """Print a line on the first process alone."""
+    print(f"  {line}")
+
+
+def _multi_hot(classes: Sequence[Sequence[int]]) -> Tensor:
+    rows = torch.zeros(len(classes), len(CLASSES), dtype=torch.bool)
+    for row, numbers in zip(rows, classes):
+        row[list(numbers)] = True
+    return rows
+
+
+def _identity(text: str) -> int:
+    """The same number for the same words, on every process."""
+    words = " ".join(text.lower().split())
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big")

@@ -1,0 +1,313 @@
+"""Search for captions by images and for images by captions, on frozen image features (the recipe of VSE++)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from common.data.datasets.coco import COCO
+from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.images import ImageItems
+from common.data.text import CaptionTokenizer, text_numbers
+from common.losses.margin import in_batch_hinge
+from common.memory.collective import all_gather_concat, is_distributed, rank, world_size
+from common.metrics.gathering import RowsOncePerSample
+from common.metrics.retrieval import caption_retrieval, owner_rows
+from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results, require_two_test_loaders
+from common.protocols.captions import CaptionRows, PairData, check_vocabulary
+
+
+class SearchSpace(nn.Module):
+    """The common space of images and captions: unit vectors, compared by their inner product.
+
+    Args:
+        feature_dim: width of the image features.
+        text_encoder: from tokens [B, L] and lengths [B] to [B, embedding_dim].
+        embedding_dim: width of the space.
+
+    Source: Faghri et al., "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", BMVC 2018.
+    """
+
+    def __init__(self, feature_dim: int, text_encoder: nn.Module, embedding_dim: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(feature_dim, embedding_dim)
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+        self.text_encoder = text_encoder
+
+    def image(self, features: Tensor) -> Tensor:
+        """Embeddings [B, embedding_dim] of image features [B, feature_dim], in float32."""
+        features = F.normalize(features.float(), dim=1).to(self.projection.weight.dtype)
+        return F.normalize(self.projection(features).float(), dim=1)
+
+    def text(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Embeddings [B, embedding_dim] of captions [B, L] with their lengths [B], in float32."""
+        return F.normalize(self.text_encoder(tokens, lengths).float(), dim=1)
+
+
+class CrossModalSearch(EncoderModule):
+    """A linear layer on frozen image features, and a text encoder, into a common space.
+
+    Every pair in the batch is a negative of the others; under several processes the batches are joined, so that a
+    global batch means the same for any number.
+
+    After every epoch the weights are compared by the sum of the six recalls on the validation split, and the best ones
+    are tested. They are part of the module, `selected`, and so of every checkpoint: the record of a run says that the
+    last checkpoint is tested, and this one holds the selection. This is not Lightning's validation loop, which a run
+    resumed at the end of an epoch would skip: it happens before the first step of the next epoch, or at the end, and
+    whether it did is in the checkpoint as well.
+
+    The data module's `val_dataloader` and `test_dataloader` give two loaders each, images and captions. Logged are
+    `test/i2t_r1`, `_r5`, `_r10`, `_medr` and `_meanr` for images as queries, the same as `test/t2i_...` for captions,
+    all once more with the ending `_equal_text`, where captions with the same tokens as an own one count as own ones,
+    and `test/selected_epoch` and `test/validation_recall_sum`.
+
+    Args:
+        image_encoder: encoder with `feature_dim` features; its weights are replaced by those of `pretrained`.
+        text_encoder: from tokens [B, L] and lengths [B] to [B, embedding_dim].
+        pretrained: checkpoint with the pre-trained encoder; None searches with the initial weights.
+        encoder_prefixes: where the encoder lies in that file; see `load_encoder`.
+        embedding_dim: width of the common space.
+        margin: by how much a pair must beat its negatives.
+        hardest: only the hardest negative of every image and caption counts, instead of all of them.
+        mask_same_image: captions of the same image in a batch are no negatives. A batch drawn by images has none.
+        learning_rate: of Adam.
+        milestones: epochs at which the learning rate falls.
+        gamma: factor of the learning rate at every milestone.
+        fold_size: images that are searched at a time in the test; None for all of them. Validation searches all.
+
+    Shapes:
+        Training batch: `image` [B, 3, H, W], `tokens` [B, L], `lengths` [B], `image_index` [B]. Batch of
+        images: `image`, `index` [B]. Batch of captions: `tokens`, `lengths`, `index` [B], and `image_index`
+        [B], the `index` of the caption's image.
+
+    Raises:
+        ValueError: in the constructor when `text_encoder` says that it has another `feature_dim`; in setup when
+            there is no data module to select by.
+
+    Source: Faghri et al., "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", BMVC 2018.
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        text_encoder: nn.Module,
+        pretrained: str | None = None,
+        encoder_prefixes: Sequence[str] = PREFIXES,
+        embedding_dim: int = 1024,
+        margin: float = 0.2,
+        hardest: bool = True,
+        mask_same_image: bool = True,
+        learning_rate: float = 2e-4,
+        milestones: Sequence[int] = (15,),
+        gamma: float = 0.1,
+        fold_size: int | None = 1000,
+    ) -> None:
+        super().__init__(image_encoder, pretrained, encoder_prefixes)
+        self.save_hyperparameters(ignore=["image_encoder", "text_encoder"], logger=False)
+        width = getattr(text_encoder, "feature_dim", embedding_dim)
+        if width != embedding_dim:
+            raise ValueError(
+                f"embedding_dim: the common space has {embedding_dim} dimensions, but text_encoder gives {width}; "
+                "the two must be equal"
+            )
+        self.space = SearchSpace(int(image_encoder.feature_dim), text_encoder, embedding_dim)  # type: ignore[arg-type]
+        self.selected = copy.deepcopy(self.space).requires_grad_(False)
+        # Plain numbers, not buffers: half precision would round the sum that later epochs are compared with.
+        self.selected_epoch = 0
+        self.selected_recall_sum = -1.0
+        self.compared_step = 0
+        self._compares = True
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Before training only, load the pre-trained encoder and make sure that there is something to select by."""
+        super().setup(stage)
+        check_vocabulary(self, self.space.text_encoder)
+        if stage == "fit" and getattr(self.trainer, "datamodule", None) is None:
+            raise ValueError("data: CrossModalSearch selects its weights by the val_dataloader of a data module")
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Features [B, feature_dim] of images [B, 3, H, W]."""
+        return self.encoder(images)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Hinge loss of the pairs of the global batch."""
+        image = _joined(self.space.image(self.features(batch["image"])))
+        text = _joined(self.space.text(batch["tokens"], batch["lengths"]))
+        with torch.autocast(image.device.type, enabled=False):
+            scores = image @ text.T
+            if self.hparams["mask_same_image"]:
+                owner = all_gather_concat(batch["image_index"])
+                same = (owner[:, None] == owner).fill_diagonal_(False)
+                # Below every similarity by more than the margin: never violates it.
+                scores = scores.masked_fill(same, -2.0 - self.hparams["margin"])
+            loss = in_batch_hinge(scores, self.hparams["margin"], self.hparams["hardest"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["tokens"]))
+        # Every process has the whole loss but only its own part of the gradient, and these parts are averaged.
+        return loss * world_size()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Compare the weights of the epoch that is over."""
+        if batch_idx == 0 and self.global_step > self.compared_step:
+            self.select(self.global_step)
+
+    def on_train_end(self) -> None:
+        """Compare those of the last epoch, and make sure that the encoder is what it was."""
+        if self.global_step > self.compared_step:
+            self.select(self.global_step - 1)
+        super().on_train_end()
+
+    def start_without_files(self) -> None:
+        """Train on made-up batches: there is no validation split to compare weights on."""
+        self._compares = False
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam; the learning rate falls at the milestones."""
+        settings: Any = self.hparams
+        optimizer = torch.optim.Adam(self.space.parameters(), lr=settings["learning_rate"])
+        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(settings["milestones"]), settings["gamma"])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    # -- selection -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def select(self, log_at: int) -> None:
+        """Keep the current weights if they are the best so far on the validation split.
+
+        Args:
+            log_at: step that the recalls are logged at.
+        """
+        if not self._compares:
+            return
+        loaders = self.trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        if not isinstance(loaders, list | tuple) or len(loaders) != 2:
+            raise ValueError("val_dataloader: CrossModalSearch needs two loaders, images and captions")
+        strategy, tables = self.trainer.strategy, _tables()
+        precision = strategy.precision_plugin
+        self.eval()
+        # Loaders draw a seed for their workers: training must not depend on whether this happened in between.
+        with torch.random.fork_rng(devices=[]), precision.forward_context():
+            for kind, loader in enumerate(loaders):
+                for batch in loader:
+                    self._collect(self.space, tables, kind, strategy.batch_to_device(precision.convert_input(batch)))
+        self.train()
+        recalls = {name: float(value) for name, value in self._search(tables).items()}
+        recall_sum = sum(recalls[f"{direction}_r{k}"] for direction in ("i2t", "t2i") for k in (1, 5, 10))
+        if recall_sum > self.selected_recall_sum:
+            self.selected.load_state_dict(self.space.state_dict())
+            self.selected_recall_sum, self.selected_epoch = recall_sum, self.current_epoch
+        self.compared_step = self.global_step
+        for logger in self.loggers:
+            logger.log_metrics(
+                {**{f"val/{name}": r for name, r in recalls.items()}, "val/recall_sum": recall_sum}, log_at
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which weights are the selected ones, and up to which step they were compared."""
+        checkpoint["selection"] = {
+            "epoch": self.selected_epoch,
+            "recall_sum": self.selected_recall_sum,
+            "compared_step": self.compared_step,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there."""
+        selection = checkpoint["selection"]
+        self.selected_epoch, self.selected_recall_sum = selection["epoch"], selection["recall_sum"]
+        self.compared_step = selection["compared_step"]
+
+    def _collect(self, space: SearchSpace, tables: Sequence[RowsOncePerSample], kind: int, batch: Batch) -> None:
+        """Embed a few images (kind 0) or captions (kind 1)."""
+        if kind == 0:
+            tables[0].update(batch["index"], embedding=space.image(self.features(batch["image"])))
+        else:
+            tokens, lengths = batch["tokens"], batch["lengths"]
+            tables[1].update(
+                batch["index"],
+                embedding=space.text(tokens, lengths),
+                image_index=batch["image_index"].long(),
+                text=text_numbers(tokens, lengths),
+            )
+
+    def _search(
+        self, tables: Sequence[RowsOncePerSample], fold_size: int | None = None, equal_text: bool = False
+    ) -> dict[str, Tensor]:
+        """Recalls and ranks in both directions."""
+        index, image = tables[0].compute(self.device)
+        index = index.long()
+        _, caption = tables[1].compute(self.device)
+        row, known = owner_rows(index, caption["image_index"])
+        text = caption["text"][known] if equal_text else None
+        return caption_retrieval(image["embedding"], caption["embedding"][known], row, fold_size, text)
+
+    # -- test ----------------------------------------------------------------------------------------------------------
+
+    def on_test_epoch_start(self) -> None:
+        """Start collecting anew."""
+        require_two_test_loaders(self, "images, then captions")
+        self.tables = _tables()
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Embed a few images or captions with the selected weights."""
+        self._collect(self.selected, self.tables, dataloader_idx, batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log recalls in percent, and ranks."""
+        fold_size = self.hparams["fold_size"]
+        metrics = self._search(self.tables, fold_size)
+        equal = self._search(self.tables, fold_size, equal_text=True)
+        metrics |= {f"{name}_equal_text": value for name, value in equal.items()}
+        selection = {"selected_epoch": self.selected_epoch, "validation_recall_sum": self.selected_recall_sum}
+        metrics |= {name: torch.tensor(float(value)) for name, value in selection.items()}
+        log_results(self, {f"test/{name}": value for name, value in metrics.items()})
+
+
+def _tables() -> list[RowsOncePerSample]:
+    return [RowsOncePerSample("embedding"), RowsOncePerSample("embedding", "image_index", "text")]
+
+
+def _joined(rows: Tensor) -> Tensor:
+    """Rows of all processes in rank order; the own ones keep their gradient."""
+    if not is_distributed():
+        return rows
+    start = rank() * len(rows)
+    gathered = all_gather_concat(rows)
+    return torch.cat([gathered[:start], rows, gathered[start + len(rows) :]])
+
+
+class SearchData(PairData):
+    """Images and captions to be found by each other: trained on one split, selected on another, tested on a third.
+
+    Args:
+        test_split: listing to test on; `held_out_split` is the one to select on.
+        kwargs: see PairData, CaptionData and ImageData.
+    """
+
+    def __init__(
+        self, dataset: COCO | COCOKarpathy, tokenizer: CaptionTokenizer, test_split: str = "test", **kwargs: Any
+    ) -> None:
+        super().__init__(dataset, tokenizer, **kwargs)
+        self.test_split = test_split
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        return self.gallery(*self._searched(self.held_out_split), "validation")
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        return self.gallery(*self._searched(self.test_split))
+
+    @lru_cache(maxsize=2)  # noqa: B019 - lives as long as the run; every epoch asks for the same two splits
+    def _searched(self, split: str) -> tuple[ImageItems, CaptionRows]:
+        images = ImageItems(self.dataset.listing(split), **self.options(training=False))
+        used = [own[: self.captions_per_image] for own in self.dataset.annotations(split).captions]
+        return images, CaptionRows(used, self.words)

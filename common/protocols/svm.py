@@ -1,0 +1,268 @@
+"""Linear support vector machines on the features of a frozen encoder. Only tested, never fitted by a trainer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.utils.parallel import Parallel, delayed
+from torch import Tensor, nn
+
+from common.metrics.gathering import RowsOncePerSample, first_occurrences
+from common.metrics.linear_svm import classify_windowed, judge_class
+from common.protocols.base import Batch, EncoderModule, log_results, mean_average_precision, require_two_test_loaders
+from common.protocols.classification import of_stages, stage_channels
+
+
+class MachinesOnFeatures(EncoderModule):
+    """What both protocols share: a frozen encoder on one device. The machines are fitted on the CPU, `jobs` at a time.
+
+    Args:
+        encoder: the encoder.
+        kwargs: see EncoderModule.
+    """
+
+    def __init__(self, encoder: nn.Module, **kwargs: Any) -> None:
+        super().__init__(encoder, frozen=True, **kwargs)
+
+    def setup(self, stage: str) -> None:
+        """Load the pre-trained encoder.
+
+        Raises:
+            ValueError: there are several devices: each would fit the same machines to a part of the samples.
+        """
+        if self.trainer.world_size > 1:
+            raise ValueError(
+                f"trainer.devices: {type(self).__name__} runs on one device, got {self.trainer.world_size}; set it "
+                "to 1 (trainer.num_nodes, too), and model.jobs to the number of machines to fit at a time"
+            )
+        if self.pretrained is not None:
+            self.load_pretrained(self.pretrained)
+
+    def configure_optimizers(self) -> None:
+        """None: nothing here is learnt by gradients."""
+        return None
+
+
+class SoundSVM(MachinesOnFeatures):
+    """Linear machines on the stages of an audio encoder, for files seen as several windows each.
+
+    The test takes two loaders: augmented windows to learn from and regular ones to be judged on. With `folds` above one
+    both hold all files, and each fold is judged by a machine that learnt from the others; the result is the mean over
+    folds. With one fold the loaders hold different files. Logged are `test/<stage>_top1` for every stage and
+    `test/best_top1`, the best of them. Every file counts once.
+
+    Memory: the features of a stage are `files * windows * dims * 4` bytes a loader (ESC-50 at full size: 2,000 * 10 *
+    9,216 * 4 = 737 MB), and all stages of both loaders are held (5.6 GB); while one machine is fitted, scikit-learn
+    needs about seven times the size of its training rows beside that (float64 as index-value pairs).
+
+    Args:
+        audio_encoder: encoder with `forward_stages` and `stage_channels`.
+        layers: stage -> side of the grid of means.
+        C: weight of the errors: 10 for ESC-50, 1 for DCASE.
+        folds: number of folds: 5 for ESC-50; 1 for a fixed division into training and test files.
+        standardise_epsilon: added to the standard deviation of every feature.
+        loss: `hinge`, or `squared_hinge` as an older version of the protocol.
+        tolerance, max_iterations: when the solver stops, and when at the latest; it rarely needs to converge.
+        random_state: seed of the solver.
+        jobs: machines fitted at a time, each in a process with the memory stated above.
+        kwargs: see EncoderModule.
+
+    Shapes:
+        Batch: `audio` [B, windows, 1, T, F], `label` [B], `index` [B], and `fold` [B] when there are folds.
+
+    Source: specification 10.3.
+    """
+
+    def __init__(
+        self,
+        audio_encoder: nn.Module,
+        layers: dict[str, int],
+        C: float = 10.0,
+        folds: int = 5,
+        standardise_epsilon: float = 0.01,
+        loss: Literal["hinge", "squared_hinge"] = "hinge",
+        tolerance: float = 1e-4,
+        max_iterations: int = 200,
+        random_state: int = 0,
+        jobs: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(audio_encoder, **kwargs)
+        self.save_hyperparameters(ignore=["audio_encoder"])
+        if folds < 1:
+            raise ValueError(f"folds: expected at least 1, got {folds}")
+        stage_channels(audio_encoder, "audio_encoder", layers)
+        self.layers, self.folds, self.jobs = dict(layers), folds, jobs
+        self.standardise_epsilon = standardise_epsilon
+        options = {"C": C, "loss": loss, "tol": tolerance, "max_iter": max_iterations, "random_state": random_state}
+        self.options: dict[str, Any] = options
+        self.tables: list[FileFeatures] = []
+
+    def forward(self, audio: Tensor) -> dict[str, Tensor]:
+        """Features [B, channels * side * side] of every stage for spectrograms [B, 1, T, F]."""
+        stages = self.encoder.forward_stages(audio)  # type: ignore[operator]
+        return {
+            layer: F.adaptive_avg_pool2d(stages[layer].float(), size).flatten(1) for layer, size in self.layers.items()
+        }
+
+    def on_test_epoch_start(self) -> None:
+        """Prepare one empty table of features for each loader."""
+        require_two_test_loaders(self, "training windows, then test windows")
+        self.tables = [FileFeatures(), FileFeatures()]
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Extract the features of a few files."""
+        audio = batch["audio"]
+        windows = {layer: rows.unflatten(0, audio.shape[:2]) for layer, rows in self(audio.flatten(0, 1)).items()}
+        fold = batch["fold"] if self.folds > 1 else torch.zeros_like(batch["label"])
+        self.tables[dataloader_idx].append(windows, torch.stack([batch["index"], batch["label"], fold], dim=1))
+
+    def on_test_epoch_end(self) -> None:
+        """Fit and judge the machines, and log the accuracies in percent."""
+        train, test = self.tables
+        label, fold = train.labels()
+        test_label, test_fold = test.labels()
+        folds = np.unique(fold)
+        if len(folds) != self.folds:
+            raise ValueError(f"folds: {self.folds} expected, but the training files belong to folds {folds.tolist()}")
+        features = {layer: (train.take(layer), test.take(layer)) for layer in self.layers}
+        self.tables = []
+        tasks = [(layer, number) for layer in features for number in folds]
+        guesses = Parallel(n_jobs=self.jobs)(
+            delayed(classify_windowed)(
+                *features[layer],
+                label,
+                learn=fold != number if self.folds > 1 else np.ones(len(fold), dtype=bool),
+                judge=test_fold == number,
+                standardise_epsilon=self.standardise_epsilon,
+                options=self.options,
+            )
+            for layer, number in tasks
+        )
+        right: dict[str, list[float]] = {layer: [] for layer in features}
+        for (layer, number), guess in zip(tasks, guesses):
+            right[layer].append(100 * float(np.mean(guess == test_label[test_fold == number])))
+        results = of_stages({layer: torch.tensor(np.mean(values)) for layer, values in right.items()})
+        results["files"] = torch.tensor(float(len(test_label)))
+        log_results(self, {f"test/{name}": value for name, value in results.items()})
+
+
+class FileFeatures:
+    """Features of the files of one loader, stage by stage in float32 on the host, each file once by its index."""
+
+    def __init__(self) -> None:
+        self._facts: list[Tensor] = []
+        self._features: dict[str, list[np.ndarray]] = {}
+
+    def append(self, features: Mapping[str, Tensor], facts: Tensor) -> None:
+        """Add files: features [B, windows, dims] of every stage, and index, label and fold of every file [B, 3]."""
+        self._facts.append(facts.long().cpu())
+        for layer, rows in features.items():
+            self._features.setdefault(layer, []).append(rows.cpu().numpy())
+
+    def _kept(self) -> np.ndarray:
+        return first_occurrences(torch.cat(self._facts)[:, 0]).numpy()
+
+    def labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Class and fold of every file, ascending by the index."""
+        _, label, fold = torch.cat(self._facts).numpy()[self._kept()].T
+        return label, fold
+
+    def take(self, layer: str) -> np.ndarray:
+        """Features [files, windows, dims] of a stage in the same order; they are forgotten here."""
+        rows, kept = np.concatenate(self._features.pop(layer)), self._kept()
+        # Files that came once and in order, as they nearly always do, need no second copy.
+        return rows if np.array_equal(kept, np.arange(len(rows))) else rows[kept]
+
+
+class MultiLabelSVM(MachinesOnFeatures):
+    """Linear machines on the features of an image encoder, one a class, for images with several labels.
+
+    The test takes two loaders: images to learn from, images to judge. Logged are `test/map`, the mean of the average
+    precisions of all classes that could be judged, how many these are (`test/classes`), how many of them chose each C
+    (`test/classes_with_C_<C>`), and `test/images`. `media/average_precision.json` has every class. Every image counts
+    once. Memory: the features of all images, `images * dims * 4` bytes (VOC07: 9,963 * 2,048 * 4 = 82 MB), and twice
+    those of the training images while a machine is fitted.
+
+    Args:
+        image_encoder: encoder with `forward_map`.
+        pool: side of the grid of means that the last map is reduced to; 1 for the current protocol, 2 for the 8192
+            features of VirTex v0.9.
+        costs: the values of C to choose from.
+        folds: folds of the cross-validation that chooses.
+        positive_weight: weight of a positive sample against a negative one.
+        max_iterations: when the solver stops at the latest.
+        random_state: seed of the solver.
+        jobs: machines fitted at a time.
+        kwargs: see EncoderModule.
+
+    Shapes:
+        Batch: `image` [B, 3, H, W], `labels` [B, C] of 1 (present), 0 (absent) and -1 (difficult), `index` [B].
+
+    Source: specification 9, VOC07 linear SVM.
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        pool: Literal[1, 2] = 1,
+        costs: Sequence[float] = (0.01, 0.1, 1.0, 10.0),
+        folds: int = 3,
+        positive_weight: float = 2.0,
+        max_iterations: int = 2000,
+        random_state: int = 0,
+        jobs: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(image_encoder, **kwargs)
+        self.save_hyperparameters(ignore=["image_encoder"], logger=False)
+        self.pool, self.jobs = pool, jobs
+        self.options: dict[str, Any] = {
+            "costs": costs, "folds": folds, "positive_weight": positive_weight, "max_iterations": max_iterations,
+            "random_state": random_state,
+        }  # fmt: skip
+        self.tables: list[RowsOncePerSample] = []
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of unit length [B, channels * pool * pool] of images [B, 3, H, W], in float32."""
+        feature_map = self.encoder.forward_map(images)  # type: ignore[operator]
+        return F.normalize(F.adaptive_avg_pool2d(feature_map.float(), self.pool).flatten(1), dim=1)
+
+    def on_test_epoch_start(self) -> None:
+        """Prepare an empty table of features for each loader."""
+        require_two_test_loaders(self, "images to learn from, then images to judge")
+        self.tables = [RowsOncePerSample("features", "labels") for _ in range(2)]
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Extract the features of a few images."""
+        labels = batch["labels"].to(torch.int8)
+        self.tables[dataloader_idx].update(batch["index"], features=self(batch["image"]), labels=labels)
+
+    def on_test_epoch_end(self) -> None:
+        """Fit and judge the machines, and log the results in percent."""
+        train, test = (
+            {name: rows.cpu().numpy() for name, rows in table.compute(self.device)[1].items()} for table in self.tables
+        )
+        self.tables = []
+        classes = train["labels"].shape[1]
+        if test["labels"].shape[1] != classes:
+            raise ValueError(f"labels: {classes} classes in training, but {test['labels'].shape[1]} in the test")
+        verdicts = Parallel(n_jobs=self.jobs)(
+            delayed(judge_class)(
+                train["features"], train["labels"][:, c], test["features"], test["labels"][:, c], **self.options
+            )
+            for c in range(classes)
+        )
+        average = np.array([verdict.average_precision for verdict in verdicts])
+        details = [{"C": None if v.left_out else v.cost, "left_out": v.left_out} for v in verdicts]
+        metrics = mean_average_precision(self, average, details)
+        chosen = Counter(verdict.cost for verdict in verdicts if not verdict.left_out)
+        for cost in self.options["costs"]:
+            metrics[f"test/classes_with_C_{cost:g}"] = torch.tensor(float(chosen[float(cost)]))
+        log_results(self, {**metrics, "test/images": torch.tensor(float(len(test["labels"])))})

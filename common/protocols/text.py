@@ -1,0 +1,157 @@
+"""Answers and captions on a test set: loss, accuracy of picked options, exact match and caption metrics.
+
+Every sample counts once, on any number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.metrics.captioning import METRICS, CaptionMeter
+from common.metrics.gathering import OncePerSample, gather_objects
+
+
+@dataclass(frozen=True)
+class GeneratedText:
+    """What a model wrote for a sample, and what it should have written.
+
+    Attributes:
+        text: the generated text, or the picked option.
+        answer: the original one; "" where it is withheld.
+        references: texts that it is compared with.
+        question: what was asked; "" for a caption.
+        kind: of the question; "" where there are no kinds.
+    """
+
+    text: str
+    answer: str
+    references: tuple[str, ...]
+    question: str = ""
+    kind: str = ""
+
+    @property
+    def matches(self) -> bool:
+        """Whether the text is the original one, apart from spaces and case."""
+        return plain(self.text) == plain(self.answer)
+
+
+def plain(text: str) -> str:
+    """A text in small letters with single spaces."""
+    return " ".join(text.casefold().split())
+
+
+class TextTest:
+    """Loss, picked options and generated texts over a test set.
+
+    | name | of |
+    |---|---|
+    | `samples`, `loss` | every sample: their number, cross-entropy per word piece |
+    | `accuracy` | samples with options, in percent |
+    | `exact_match`, `exact_match_<kind>` | generated text that is the original answer |
+    | `distinct` | how many different texts were generated |
+    | `bleu_1` ... `cider` | generated text under the first protocol; others as `<protocol>/<name>` |
+
+    METEOR is left out where Java is missing.
+
+    Args:
+        protocols: of the caption metrics; see `common.metrics.captioning`. `avsd_1ref` compares with the original
+            answer alone; `avsd7` and `avsd8` leave out samples without other references, as the two scales must not
+            mix.
+        meteor: whether METEOR is among the metrics.
+
+    Attributes:
+        texts: after `compute`, the generated texts of all processes by sample.
+
+    Raises:
+        ValueError: a protocol is unknown.
+    """
+
+    def __init__(self, protocols: Sequence[str] = (), meteor: bool = True) -> None:
+        # The meter refuses an unknown protocol.
+        self._captions = {name: CaptionMeter(name, with_meteor=meteor) for name in protocols}  # type: ignore[arg-type]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._loss = OncePerSample("loss", "words")
+        self._choices = OncePerSample("accuracy")
+        self._own_texts: dict[int, GeneratedText] = {}  # of this process
+        self.texts: dict[int, GeneratedText] = {}
+        for meter in self._captions.values():
+            meter.reset()
+
+    def update_loss(self, index: Tensor, loss: Tensor, words: Tensor) -> None:
+        """Add samples [B] with the summed cross-entropy [B] and the number of word pieces [B] of their answers."""
+        self._loss.update(index, loss=loss, words=words)
+
+    def update_choices(self, index: Tensor, picked: Tensor, correct: Tensor) -> None:
+        """Add samples [B] with the picked and the right option [B]; -1 where the right one is withheld."""
+        known = correct >= 0
+        self._choices.update(index[known], accuracy=100.0 * (picked == correct).float()[known])
+
+    def update_texts(
+        self,
+        index: Tensor,
+        texts: Iterable[str],
+        answers: Iterable[str],
+        references: Iterable[Sequence[str]],
+        questions: Iterable[str],
+        kinds: Iterable[str],
+    ) -> None:
+        """Add samples [B] with what was written for them; see `GeneratedText`. A sample that came already stays."""
+        for sample, text, answer, others, *asked in zip(index.tolist(), texts, answers, references, questions, kinds):
+            self._own_texts.setdefault(sample, GeneratedText(text, answer, tuple(others), *asked))
+
+    def compute(self, device: torch.device) -> dict[str, Tensor]:
+        """All metrics, the same on every process; all processes must call."""
+        loss, choices = self._loss.compute(device), self._choices.compute(device)
+        self.texts = {}
+        for sample, text in gather_objects(sorted(self._own_texts.items())):
+            self.texts.setdefault(sample, text)
+        metrics = {"samples": loss["count"]}
+        if loss["words"] > 0:  # the answers are not withheld
+            metrics["loss"] = loss["loss"] / loss["words"]
+        if choices["count"] > 0:
+            metrics["accuracy"] = choices["accuracy"]
+        elif self.texts:
+            found = {**exact_match([text for _, text in sorted(self.texts.items())]), **self._caption_metrics()}
+            metrics |= {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in found.items()}
+        return metrics
+
+    def _caption_metrics(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for number, (protocol, meter) in enumerate(self._captions.items()):
+            # Each process brings its own samples; the meter gathers them.
+            compared = {sample: references_of(text, protocol) for sample, text in self._own_texts.items()}
+            samples = [sample for sample, references in compared.items() if references]
+            meter.update(samples, [self._own_texts[n].text for n in samples], [compared[n] for n in samples])
+            scores = meter.compute()
+            for name in METRICS:
+                value = scores.corpus[name]
+                if value is not None and scores.ids:
+                    found[name if number == 0 else f"{protocol}/{name}"] = value
+        return found
+
+
+def exact_match(texts: Sequence[GeneratedText]) -> dict[str, float]:
+    """Share of texts that are the original answer, of all and of each kind of question; and how many differ."""
+    found = {"distinct": float(len({plain(text.text) for text in texts}))}
+    known = [text for text in texts if text.answer]
+    for kind in ["", *sorted({text.kind for text in known} - {""})]:
+        matches = [float(text.matches) for text in known if kind in ("", text.kind)]
+        if matches:
+            found[f"exact_match_{kind}" if kind else "exact_match"] = sum(matches) / len(matches)
+    return found
+
+
+def references_of(text: GeneratedText, protocol: str) -> list[str]:
+    """The texts that a protocol compares with; empty where the sample does not count."""
+    if protocol == "avsd_1ref":
+        return [text.answer] if text.answer else []
+    if protocol in ("avsd7", "avsd8") and len(text.references) < 2:
+        return []  # the file with the six references is missing
+    return list(text.references)

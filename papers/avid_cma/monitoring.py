@@ -1,0 +1,179 @@
+"""What is looked at right after pre-training: retrieval across modalities, mining precision, neighbors as images.
+
+None of it is a published number.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.data.media import MediaError
+from common.metrics.retrieval import match_ranks
+from common.monitoring.figures import WRONG, Cell, Pixels, Row, image_grid, save_figure
+from common.monitoring.media import log_table
+from papers.avid_cma.mining import Agreement, mine_positives
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from common.data.clips import AudioVisualClips
+
+# Mining costs the square of this; four kinds of agreement are measured after every pre-training.
+LARGEST_BANK = 50_000
+AGREEMENTS: tuple[Agreement, ...] = ("consensus", "union", "video", "audio")
+
+
+class Progress(nn.Module):
+    """Loss and partition constant Z at the start and now: buffers, so that they survive a resume.
+
+    Args:
+        steps: the first loss is a mean over so many steps; the last one an exponential mean of that memory.
+    """
+
+    count: Tensor
+    first: Tensor
+    recent: Tensor
+    first_normaliser: Tensor
+
+    def __init__(self, steps: int = 10) -> None:
+        super().__init__()
+        self.steps = steps
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("first", torch.zeros(()))
+        self.register_buffer("recent", torch.zeros(()))
+        self.register_buffer("first_normaliser", torch.full((), -1.0))
+
+    @torch.no_grad()
+    def update(self, loss: Tensor, normalizer: Tensor) -> None:
+        """Add the loss of a step and the Z that it used."""
+        self.first_normaliser.copy_(torch.where(self.count == 0, normalizer, self.first_normaliser))
+        self.first.add_(torch.where(self.count < self.steps, loss / self.steps, 0.0))
+        weight = torch.clamp(1.0 / (self.count + 1.0), min=1.0 / self.steps)
+        self.recent.lerp_(loss.float(), weight)
+        self.count.add_(1.0)
+
+    def compute(self, normalizer: Tensor) -> dict[str, Tensor]:
+        """First and last loss, Z, and how far it moved since the first step (0: frozen)."""
+        if not bool(self.count > 0):
+            return {}
+        return {
+            "loss_first": self.first * self.steps / torch.clamp(self.count, max=float(self.steps)),
+            "loss_last": self.recent,
+            "normaliser": normalizer,
+            "normaliser_drift": (normalizer - self.first_normaliser).abs(),
+        }
+
+
+def bank_norms(*banks: Tensor) -> dict[str, Tensor]:
+    """Largest deviation of any row's length from 1."""
+    return {"bank_norm_error": torch.stack([(bank.norm(dim=1) - 1.0).abs().max() for bank in banks]).max()}
+
+
+def cross_modal_retrieval(video: Tensor, audio: Tensor) -> dict[str, Tensor]:
+    """How often a clip's own sound is the nearest to its video, in percent; ties and NaN count against the model.
+
+    Args:
+        video, audio: unit embeddings [N, d], row i of both from the same clip.
+    """
+    nearer = match_ranks(video, audio)
+    return {
+        "retrieval_r1": 100.0 * (nearer < 1).float().mean(),
+        "retrieval_r5": 100.0 * (nearer < 5).float().mean(),
+        "retrieval_chance": torch.tensor(100.0 / len(video), device=video.device),
+    }
+
+
+def bank_agreement(video_bank: Tensor, audio_bank: Tensor, labels: np.ndarray, positives: int) -> dict[str, Tensor]:
+    """Share of mined positives of the anchor's class by type of agreement, in percent (specification 15, P2).
+
+    Labels are used here alone, never in training.
+
+    Args:
+        video_bank, audio_bank: [N, d]; of more than `LARGEST_BANK` rows, so many evenly spaced ones are measured.
+        labels: class of every row [N]; rows without one (-1) are left out.
+        positives: how many are mined per instance.
+    """
+    if len(video_bank) > LARGEST_BANK:
+        chosen = torch.linspace(0, len(video_bank) - 1, LARGEST_BANK, device=video_bank.device).long()
+        video_bank, audio_bank, labels = video_bank[chosen], audio_bank[chosen], labels[chosen.cpu().numpy()]
+    targets = torch.from_numpy(np.asarray(labels, dtype=np.int64)).to(video_bank.device)
+    known = targets >= 0
+    metrics: dict[str, Tensor] = {}
+    if not bool(known.any()) or len(targets) < positives + 2:
+        return metrics
+    for agreement in AGREEMENTS:
+        mined = mine_positives(video_bank, audio_bank, positives, agreement).long()
+        same = (targets[mined] == targets[:, None])[known]
+        metrics[f"mining_precision_{agreement}"] = 100.0 * same.float().mean()
+    return metrics
+
+
+@torch.no_grad()
+def draw_neighbours(
+    module: pl.LightningModule,
+    clips: AudioVisualClips,
+    video: Tensor,
+    audio: Tensor,
+    index: Tensor,
+    path: Path,
+    queries: int = 6,
+    neighbours: int = 5,
+) -> list[list[str]]:
+    """Draw each query's nearest clips: by video, by audio, and across modalities.
+
+    Args:
+        module: only its loggers are used.
+        clips: the held-out clips that `index` counts.
+        video, audio: unit embeddings [N, d].
+        index: positions of the rows in `clips` [N]; a clip whose frame cannot be read is shown in gray.
+        path: PNG file to write.
+        queries, neighbours: size of the figure.
+
+    Returns:
+        Rows of the table: query, kind of neighborhood, file of each neighbor.
+    """
+    names, labels = clips.listing.classes, clips.listing.labels
+    rows = list(range(0, len(index), max(len(index) // queries, 1)))[:queries]
+    # Of these rows alone: all pairs of a large held-out set would take gigabytes.
+    kinds = {
+        "video to video": video[rows] @ video.T,
+        "audio to audio": audio[rows] @ audio.T,
+        "video to audio": video[rows] @ audio.T,
+    }
+    lines: list[Row] = []
+    table: list[list[str]] = []
+    for number, row in enumerate(rows):
+        for kind, similarity in kinds.items():
+            scores = similarity[number].clone()
+            if kind != "video to audio":
+                scores[row] = -2.0
+            best = scores.topk(min(neighbours, len(scores) - 1)).indices.tolist()
+            items = [int(index[position]) for position in (row, *best)]
+            cells = [
+                Cell(
+                    _frame(clips, item),
+                    names[labels[item]] if names else str(labels[item]),
+                    WRONG if labels[item] != labels[items[0]] else None,
+                )
+                for item in items
+            ]
+            lines.append(Row(kind, cells))
+            table.append([clips.name(items[0]), kind, *(clips.name(item) for item in items[1:])])
+    title = "Query (left) and its nearest held-out clips; red: another class. For audio the clip's frame is shown"
+    save_figure(module, image_grid(lines, title), path)
+    columns = ["query", "kind", *(f"neighbour {number + 1}" for number in range(len(table[0]) - 2))]
+    log_table(module, "neighbours_table", columns, table)
+    return table
+
+
+def _frame(clips: AudioVisualClips, item: int) -> Pixels:
+    try:
+        return clips.preview(item)
+    except MediaError:
+        # Of a damaged file, the clip that was embedded could be read, but the frame in its middle cannot.
+        return np.full((1, 1, 3), 127, dtype=np.uint8)

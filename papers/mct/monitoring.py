@@ -1,0 +1,131 @@
+"""What is looked at right after pre-training: retrieval by the model's own embeddings, neighbors, figures.
+
+None of it is a published number.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.monitoring.figures import (
+    RIGHT,
+    WRONG,
+    Cell,
+    Described,
+    Row,
+    described_images,
+    embedding_map,
+    image_grid,
+    save_figure,
+)
+from common.monitoring.media import log_table
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+# Both cost the square of these.
+LARGEST_SEARCH = 20_000
+LARGEST_UNIFORMITY = 2_000
+
+
+def tagged_neighbours(features: Tensor, tags: Tensor, neighbours: int = 10) -> Tensor:
+    """Share of an image's nearest images that share a tag with it, in percent; images without tags are left out.
+
+    Args:
+        features: of the images [N, d]; compared by their angle.
+        tags: [N, T] booleans.
+        neighbours: how many are looked at.
+
+    Returns:
+        Scalar; NaN where no image has a tag.
+    """
+    features, tags = F.normalize(features.float(), dim=1)[:LARGEST_SEARCH], tags[:LARGEST_SEARCH].float()
+    similarity = features @ features.T
+    similarity.fill_diagonal_(-2.0)
+    nearest = similarity.topk(min(neighbours, len(features) - 1)).indices
+    shared = torch.einsum("nt,nkt->nk", tags, tags[nearest]) > 0
+    return 100 * shared[tags.any(1)].double().mean()
+
+
+def uniformity(embeddings: Tensor) -> Tensor:
+    """Log of the mean Gaussian potential between unit embeddings [N, d]: 0 when all are equal, lower is more spread.
+
+    Source: Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity".
+    """
+    embeddings = embeddings[:LARGEST_UNIFORMITY].float()
+    return torch.pdist(embeddings).pow(2).mul(-2).exp().mean().log()
+
+
+def draw_retrieval(
+    module: pl.LightningModule,
+    image: Tensor,
+    caption: Tensor,
+    caption_image: Tensor,
+    picture: Callable[[int], np.ndarray],
+    text: Sequence[str],
+    folder: Path,
+    credit: str = "",
+    queries: int = 6,
+    found: int = 5,
+) -> None:
+    """Draw what is found: captions for some images, and images for some captions; right ones in green.
+
+    Args:
+        module: only its loggers are used.
+        image, caption: unit embeddings [N, d] and [M, d].
+        caption_image: row of `image` that each caption describes [M].
+        picture: row of `image` -> its pixels.
+        text: the captions.
+        folder: gets `image_to_captions.png` and `caption_to_images.png`.
+        credit: line under pictures whose license asks for one.
+        queries, found: size of the figures.
+    """
+    similarity = image.float() @ caption.float().T
+    # Two captions of the same words describe each other's images.
+    owners: dict[str, set[int]] = defaultdict(set)
+    for words, row in zip(text, caption_image.tolist()):
+        owners[words].add(row)
+
+    rows = np.linspace(0, len(image) - 1, min(queries, len(image))).astype(int).tolist()
+    best = similarity[rows].topk(min(found, len(caption))).indices.tolist()
+    items = [
+        Described(picture(row), [(text[m], RIGHT if row in owners[text[m]] else WRONG) for m in captions])
+        for row, captions in zip(rows, best)
+    ]
+    figure = described_images(items, "Captions found for an image; green: its own, or the same words")
+    save_figure(module, figure, folder / "image_to_captions.png", credit)
+    table = [[row, *(text[m] for m in captions)] for row, captions in zip(rows, best)]
+    log_table(module, "image_to_captions_table", ["image", *_numbered("caption", best)], table)
+
+    asked = np.linspace(0, len(caption) - 1, min(queries, len(caption))).astype(int).tolist()
+    best = similarity[:, asked].T.topk(min(found, len(image))).indices.tolist()
+    lines = [
+        Row(text[m], [Cell(picture(row), color=RIGHT if row in owners[text[m]] else WRONG) for row in images])
+        for m, images in zip(asked, best)
+    ]
+    figure = image_grid(lines, "Images found for a caption; green: its own, or one with the same words")
+    save_figure(module, figure, folder / "caption_to_images.png", credit)
+    table = [[text[m], *images] for m, images in zip(asked, best)]
+    log_table(module, "caption_to_images_table", ["caption", *_numbered("image", best)], table)
+
+
+def draw_map(
+    module: pl.LightningModule, features: Tensor, labels: Sequence[str], path: Path, seed: int = 0, classes: int = 12
+) -> None:
+    """Draw features [N, d] in two dimensions, colored by class; nothing where `embedding_map` has no map of them."""
+    title = "Held-out images by their backbone feature (t-SNE), colored by class"
+    figure = embedding_map(features, labels, title, seed, classes)
+    if figure is not None:
+        save_figure(module, figure, path)
+
+
+def _numbered(noun: str, found: Sequence[Sequence[int]]) -> list[str]:
+    return [f"{noun} {number + 1}" for number in range(len(found[0]) if found else 0)]

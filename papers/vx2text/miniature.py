@@ -1,0 +1,402 @@
+"""What stands in for downloads in the miniature, where the words that are true of every clip are known.
+
+Classifiers that learn to name what they see and hear (`ModalityClassification` on `CategoryData`) stand in for those of
+Kinetics and AudioSet; a language model that learns to answer from true words (`TextPretraining`) stands in for T5.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from common.data.datasets.base import MediaDataset
+from common.data.items import ItemDataset, Sample
+from common.data.listing import Listing
+from common.data.media import MediaError
+from common.data.worlds.base import World
+from common.metrics.gathering import OncePerSample, gather_objects
+from common.protocols.text import TextTest
+from common.training.data_module import ShardedDataModule
+from common.training.examples import Draw, Example, batches_of_epoch
+from common.training.optimisers import adamw, clip_by_norm
+from papers.vx2text.clips import (
+    DEFAULT_AUDIO,
+    MODALITIES,
+    ONE_CLIP,
+    AudioInput,
+    ClipReader,
+    Modality,
+    VideoInput,
+    made_up_clips,
+)
+from papers.vx2text.language_model import LanguageModel
+from papers.vx2text.loss import per_answer, text_loss, words_loss
+from papers.vx2text.tokens import ModalityClassifier
+
+Batch = dict[str, Any]
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+class ModalityClassification(pl.LightningModule):
+    """Training of a classifier whose categories are words, several of which are true at once.
+
+    Args:
+        classifier: the network and its categories.
+        modality: `video` or `audio`.
+        smoothing: share of the target that is spread over all categories. A classifier that is too sure of itself names
+            nothing else when it is sampled from, so no gradient tells it of its errors.
+        learning_rate, weight_decay, warmup_share: see `adamw`.
+
+    Source: specification 14, step 1.
+    """
+
+    configure_gradient_clipping = clip_by_norm
+
+    def __init__(
+        self,
+        classifier: ModalityClassifier,
+        modality: Modality,
+        smoothing: float = 0.0,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.01,
+        warmup_share: float = 0.05,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["classifier"], logger=False)
+        self.classifier = classifier
+        self.test = OncePerSample("precision", "loss")
+
+    def configure_optimizers(self) -> Any:
+        h: Any = self.hparams
+        return adamw(self, {"": h.learning_rate}, h.weight_decay, h.warmup_share)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        logits = self.classifier(batch[self.hparams["modality"]])
+        loss = words_loss(logits, batch["words"], self.hparams["smoothing"])
+        self.log("train/loss", loss.detach(), batch_size=len(logits))
+        return loss
+
+    def on_test_start(self) -> None:
+        self.test.reset()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        precision, loss = words_found(self.classifier(batch[self.hparams["modality"]]), batch["words"])
+        self.test.update(batch["index"], precision=precision, loss=loss)
+
+    def on_test_epoch_end(self) -> None:
+        found = self.test.compute(self.device)
+        self.log_dict({"test/precision": found["precision"], "test/loss": found["loss"], "test/clips": found["count"]})
+
+
+class TextPretraining(pl.LightningModule):
+    """Training of the language model on text alone, with words where the tokens of video and sound will be.
+
+    Args:
+        language_model: the network.
+        learning_rate, weight_decay, warmup_share: see `adamw`.
+
+    Source: specification 14, step 2.
+    """
+
+    configure_gradient_clipping = clip_by_norm
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.01,
+        warmup_share: float = 0.05,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["language_model"], logger=False)
+        self.language_model = language_model
+        self.test = TextTest()
+
+    def configure_optimizers(self) -> Any:
+        h: Any = self.hparams
+        return adamw(self, {"": h.learning_rate}, h.weight_decay, h.warmup_share)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Scores [B, M, V] of the words of the answers, the words before them given."""
+        ids = batch["input_ids"]
+        return self.language_model(self.language_model.embed(ids), ids != 0, batch["labels"])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = text_loss(self(batch), batch["labels"])
+        self.log("train/loss", loss.detach(), batch_size=len(batch["labels"]))
+        return loss
+
+    def on_test_start(self) -> None:
+        self.test.reset()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.test.update_loss(batch["index"], *per_answer(self(batch), batch["labels"]))
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{name}": value for name, value in self.test.compute(self.device).items()})
+
+
+# -- what is known to be true ------------------------------------------------------------------------------------------
+
+
+def words_found(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    """How well a classifier names what is true of each clip.
+
+    Args:
+        logits: scores of the categories [B, C].
+        words: which of them are true [B, C].
+
+    Returns:
+        Share [B] of true words among the most probable ones, as many as there are true ones; loss [B].
+    """
+    words = words.float()
+    number = words.sum(1).clamp(min=1)
+    loss = -(logits.float().log_softmax(1) * words).sum(1) / number
+    rank = logits.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (words * (rank < number[:, None])).sum(1) / number, loss
+
+
+def category_numbers(categories: Sequence[str], words: Sequence[str], field: str) -> dict[str, int]:
+    """Number of every category; each of the words must be one."""
+    numbers = {name.lower(): number for number, name in enumerate(categories)}
+    unknown = [word for word in words if word not in numbers]
+    if unknown:
+        raise ValueError(f"{field} lacks {', '.join(unknown)}; give the categories of the classifier, in its order")
+    return numbers
+
+
+class KnownWords:
+    """The categories that are true of every clip of a data set; real sets know none.
+
+    Args:
+        words: true words of the video and of the sound of every clip.
+        categories: of the classifier of each modality, in its order, to mark the true ones.
+
+    Raises:
+        ValueError: a word is no category.
+    """
+
+    def __init__(
+        self,
+        words: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]],
+        categories: Mapping[Modality, Sequence[str]],
+    ) -> None:
+        self.words = words
+        #: All words of each modality.
+        self.pools = [sorted({word for true in words.values() for word in true[side]}) for side in (0, 1)]
+        self._numbers = {
+            name: category_numbers(categories[name], pool, f"data.{name}_categories")
+            for name, pool in zip(MODALITIES, self.pools)
+            if name in categories and pool
+        }
+
+    def marks(self, clip: str) -> dict[str, Tensor]:
+        """Which categories are true of a clip, as `<modality>_words` bool [C]."""
+        found = {}
+        for name, true in zip(MODALITIES, self.words.get(clip, ((), ()))):
+            if name in self._numbers:
+                found[f"{name}_words"] = torch.zeros(len(self._numbers[name]), dtype=torch.bool)
+                found[f"{name}_words"][[self._numbers[name][word] for word in true]] = True
+        return found
+
+    def noisy(self, clip: str, counts: Sequence[int], replaced: float, rng: np.random.Generator) -> list[list[str]]:
+        """So many words of video and of sound as classifiers might say of a clip; see `noisy_words`."""
+        true = self.words.get(clip, ((), ()))
+        return [noisy_words(own, count, pool, replaced, rng) for own, count, pool in zip(true, counts, self.pools)]
+
+
+def noisy_words(
+    words: Sequence[str], count: int, pool: Sequence[str], replaced: float, rng: np.random.Generator
+) -> list[str]:
+    """What a classifier might say about a clip: its true words in any order, some of them wrong.
+
+    Args:
+        words: the true ones.
+        count: number of words wanted; where there are fewer true ones, others follow.
+        pool: all words of the modality.
+        replaced: share of words to replace by any of the pool.
+        rng: source of the draws.
+
+    Source: specification 14, step 2.
+    """
+    if not pool:
+        return []
+    others = rng.integers(len(pool), size=count)
+    kept = rng.random(count) >= replaced
+    true = rng.permutation(len(words))[:count].tolist()
+    return [
+        words[true[place]] if place < len(true) and kept[place] else pool[int(others[place])] for place in range(count)
+    ]
+
+
+class TokenPrecision:
+    """Share of true categories among the chosen tokens of each modality, as `<modality>_token_precision`."""
+
+    def __init__(self) -> None:
+        self._meters: dict[str, OncePerSample] = {}
+
+    def update(self, batch: Batch, chosen: dict[str, Tensor]) -> None:
+        """Add a batch.
+
+        Args:
+            batch: marks the true categories of every modality [B, C] where they are known.
+            chosen: categories [B, T] of the tokens of every modality.
+        """
+        for name, categories in chosen.items():
+            marks = batch.get(f"{name}_words")
+            if marks is None or categories.shape[1] == 0:
+                continue
+            known = batch[f"{name}_present"] & marks.any(1)
+            share = marks.to(torch.float32).gather(1, categories).mean(1)
+            meter = self._meters.setdefault(name, OncePerSample("precision"))
+            meter.update(batch["index"][known], precision=share[known])
+
+    def compute(self, device: torch.device) -> dict[str, Tensor]:
+        """The means over all samples of all processes; all must call."""
+        found: dict[str, Tensor] = {}
+        for name in sorted(set(gather_objects(list(self._meters)))):
+            precision = self._meters.get(name, OncePerSample("precision")).compute(device)
+            if precision["count"] > 0:
+                found[f"{name}_token_precision"] = precision["precision"]
+        return found
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+class CategoryItems(ItemDataset):
+    """Clips or sounds with the categories that are true of them: `video` or `audio`, and marks `words` bool [C].
+
+    Args:
+        listing: the files; the name of a class is a category, or words that are.
+        categories: all categories, in the order of the classifier.
+        reader: cuts one modality.
+        options: see ItemDataset.
+
+    Raises:
+        ValueError: a word of a class is no category.
+    """
+
+    def __init__(self, listing: Listing, categories: Sequence[str], reader: ClipReader, **options: Any) -> None:
+        super().__init__(listing, **options)
+        self.reader = reader
+        self.marks = class_marks(listing.classes, categories)
+
+    def _make(self, file: int, rng: np.random.Generator) -> Sample:
+        clip = self.listing[file]
+        sample = self.reader.read(clip, rng)
+        name = "audio" if self.reader.video is None else "video"
+        if not sample[f"{name}_present"]:
+            raise MediaError.of(clip.path, f"has no {name} stream")
+        # One clip is cut from each file: its axis is dropped.
+        return {name: sample[name] if name == "audio" else sample[name][0], "words": self.marks[clip.label]}
+
+    def fill_cache(self) -> None:
+        self.reader.fill_cache(self.listing)
+
+    def preview(self, item: int) -> npt.NDArray[np.uint8]:
+        return self.reader.preview(self.listing[item])
+
+
+def class_marks(classes: Sequence[str], categories: Sequence[str]) -> Tensor:
+    """True categories of every class: the one that has its name, else those that its words name.
+
+    Returns:
+        bool [classes, categories].
+
+    Raises:
+        ValueError: a word of a class is no category.
+    """
+    known = {name.lower() for name in categories}
+    words = [[name.lower()] if name.lower() in known else re.split(r"[\s_]+", name.lower().strip()) for name in classes]
+    numbers = category_numbers(categories, sorted({word for own in words for word in own}), "data.categories")
+    marks = torch.zeros(len(classes), len(categories), dtype=torch.bool)
+    for row, own in enumerate(words):
+        marks[row, [numbers[word] for word in own]] = True
+    return marks
+
+
+class CategoryData(ShardedDataModule):
+    """Labelled clips or sounds to train a classifier of categories on (specification 14, step 1).
+
+    Args:
+        categories: of the classifier, in its order.
+        modality: whose categories are learned.
+        video, audio: what a clip is; one is cut from each file.
+        fold: official division, where the data set has them.
+        train_split, test_split: names of the listings.
+        test_batch_size: files per test step, per device.
+        dataset, world, batch_size, max_skipped_share, kwargs: see ShardedDataModule.
+
+    Raises:
+        ValueError: the data set does not have the modality, or several clips of a file are asked for.
+    """
+
+    def __init__(
+        self,
+        dataset: MediaDataset,
+        categories: Sequence[str],
+        modality: Modality,
+        world: World | None = None,
+        video: VideoInput = ONE_CLIP,
+        audio: AudioInput = DEFAULT_AUDIO,
+        fold: int | None = None,
+        train_split: str = "train",
+        test_split: str = "validation",
+        batch_size: int = 64,
+        test_batch_size: int = 64,
+        max_skipped_share: float = 0.05,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dataset, world, batch_size=batch_size, max_skipped_share=max_skipped_share, **kwargs)
+        if modality not in dataset.streams:
+            raise ValueError(
+                f"data.modality is {modality}, but {dataset.title} has {' and '.join(dataset.streams)} alone"
+            )
+        if modality == "video" and video.clips != 1:
+            raise ValueError(f"data.video.clips: a classifier is trained on one clip of each file, got {video.clips}")
+        self.categories = categories
+        self.modality: Modality = modality
+        self.video = video if modality == "video" else None
+        self.audio = audio if modality == "audio" else None
+        self.fold = fold
+        self.train_split = train_split
+        self.test_split = test_split
+        self.test_batch_size = test_batch_size
+
+    def items(self, split: str, training: bool) -> CategoryItems:
+        """The samples of a split."""
+        return CategoryItems(
+            self.dataset.listing(split, self.fold),
+            self.categories,
+            ClipReader(self.video, self.audio, training, self.cache_bytes),
+            seed=self.seed,
+            max_skipped_share=self.max_skipped_share,
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.training_loader(self.items(self.train_split, training=True))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self.evaluation_loader(self.items(self.test_split, training=False), self.test_batch_size, "validation")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self.evaluation_loader(self.items(self.test_split, training=False), self.test_batch_size)
+
+    def example_batch(self, module: pl.LightningModule, size: int, draw: Draw) -> Example:
+        """A made-up batch, for estimates and measurements without data."""
+        clips = made_up_clips(self.video, self.audio, size, draw)
+        if "video" in clips:
+            clips["video"] = clips["video"][:, 0]
+        words = draw.integers(0, 4, size, len(self.categories)) < 1
+        items = self.dataset.published_counts.get(self.train_split)
+        return Example({**clips, "words": words, "index": torch.arange(size)}, batches_of_epoch(items, self.batch_size))

@@ -1,0 +1,282 @@
+"""Word tokens of a modality: a classifier, embeddings of its most probable categories, their places in a prompt."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from papers.vx2text.gumbel import Estimator, choose, draws_of
+from papers.vx2text.language_model import LanguageModel
+from papers.vx2text.prompt import AUDIO_PLACE, VIDEO_PLACE
+
+#: Reserved ids that a prompt holds in the places of modality tokens: this for the first token, one less for each next.
+PLACES = {"video": VIDEO_PLACE, "audio": AUDIO_PLACE}
+
+#: What makes the tokens: an estimator of `papers.vx2text.gumbel` that trains the classifier; or `frozen` (the most
+#: probable categories of a frozen classifier), `nondifferentiable` (sampled as by `st_topk`, no gradient comes
+#: back) or `continuous` (projected features of a trained encoder, without categories: what the paper argues against).
+Tokenization = Literal[
+    "st_topk", "st_independent", "soft", "st_topk_selected", "frozen", "nondifferentiable", "continuous"
+]
+#: Embeddings of categories: a parameter that starts at the mean of their names' word embeddings, or that mean itself.
+Table = Literal["learned", "tied"]
+
+
+def category_names(categories: Sequence[str] | str | None) -> list[str]:
+    """Names of a classifier's categories, lower-cased.
+
+    Args:
+        categories: the names; or a file with one name a line, or AudioSet's `class_labels_indices.csv`; None for the
+            400 actions of Kinetics, in the order of torchvision's weights.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: there are no names, or some twice, also in other letters; or a table lacks the column of names.
+    """
+    if categories is None:
+        from torchvision.models.video import R2Plus1D_18_Weights
+
+        names = list(R2Plus1D_18_Weights.KINETICS400_V1.meta["categories"])
+    elif isinstance(categories, str):
+        path = Path(categories)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"model categories: {path} does not exist; for AudioSet it is class_labels_indices.csv of its release, "
+                "else a text file with one name a line"
+            )
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".csv":
+            table = csv.DictReader(text.splitlines())
+            if "display_name" not in (table.fieldnames or ()):
+                raise ValueError(
+                    f"model categories: {path} has no column display_name; give class_labels_indices.csv of AudioSet's "
+                    "release, or a text file with one name a line"
+                )
+            names = [row["display_name"] or "" for row in table]
+        else:
+            names = [line.strip() for line in text.splitlines() if line.strip()]
+    else:
+        names = list(categories)
+    names = [name.lower() for name in names]
+    if not names or len(set(names)) != len(names):
+        raise ValueError("model categories: a classifier needs at least one category, and no name twice")
+    return names
+
+
+class ModalityClassifier(nn.Module):
+    """A classifier whose categories are the words of its modality.
+
+    Args:
+        encoder: network with `feature_dim` features.
+        categories: see `category_names`.
+
+    Source: specification 3.
+    """
+
+    def __init__(self, encoder: nn.Module, categories: Sequence[str] | str | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.names = category_names(categories)
+        self.fc = nn.Linear(int(encoder.feature_dim), len(self.names))  # type: ignore[arg-type]
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Scores [B, C] of the categories before any softmax."""
+        return self.scores(self.encoder(clip))
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Scores [B, C] of the categories from features [B, feature_dim]."""
+        return self.fc(features)
+
+
+class SigmoidClassifier(ModalityClassifier):
+    """A classifier that was trained with a sigmoid for each category, as PANNs are, taken at its word.
+
+    A category's probability is the share of its sigmoid in the sum of all, where `ModalityClassifier` takes the softmax
+    of the scores before it. Weights and parameters are the same.
+
+    Args:
+        encoder, categories: see `ModalityClassifier`.
+
+    Source: specification 3, `sigmoid_normalised`.
+    """
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Logarithms [B, C] of the sigmoids, float32: their softmax is each one's share."""
+        return F.logsigmoid(self.fc(features).float())
+
+
+# -- tokens ------------------------------------------------------------------------------------------------------------
+
+
+class ModalityTokens(nn.Module):
+    """From clips to embeddings that the language model reads as words: a modality's classifier, and what it names.
+
+    Batch normalisation of the classifier keeps its statistics, in training too. A classifier that does not learn is in
+    evaluation mode altogether.
+
+    Args:
+        classifier: of the modality.
+        width: of an embedding, D.
+        tokens: per clip, K.
+        tokenization: see `Tokenization`.
+        temperature: tau.
+        table: see `Table`; a learned one is zero until `start_table` or a checkpoint fills it.
+
+    Raises:
+        ValueError: an unknown tokenization, more tokens than categories, or a temperature that is not positive.
+
+    Source: specification 4, 8 and 9.
+    """
+
+    pieces: Tensor | None
+
+    def __init__(
+        self,
+        classifier: ModalityClassifier,
+        width: int,
+        tokens: int,
+        tokenization: Tokenization = "st_topk",
+        temperature: float = 1.0,
+        table: Table = "learned",
+    ) -> None:
+        super().__init__()
+        categories = len(classifier.names)
+        if tokenization not in get_args(Tokenization):
+            raise ValueError(
+                f"model.model.tokenization must be one of {', '.join(get_args(Tokenization))}, got {tokenization!r}"
+            )
+        if temperature <= 0:
+            raise ValueError(f"model.model.temperature must be positive, got {temperature}")
+        if tokens < 1 or (tokenization != "continuous" and tokens > categories):
+            raise ValueError(f"{tokens} tokens cannot be chosen from {categories} categories")
+        self.classifier = classifier
+        self.tokens = tokens
+        self.temperature = temperature
+        self.learns = tokenization not in ("frozen", "nondifferentiable")
+        self.sampled = tokenization not in ("frozen", "continuous")
+        self.estimator: Estimator = tokenization if tokenization in get_args(Estimator) else "st_topk"  # type: ignore[assignment]
+        self.table: nn.Embedding | None = None
+        self.projection: nn.Linear | None = None
+        # Word pieces of the categories' names [C, P], where their embeddings are tied to those of words.
+        self.register_buffer("pieces", None, persistent=False)
+        self.tied = tokenization != "continuous" and table == "tied"
+        if tokenization == "continuous":
+            self.projection = nn.Linear(int(classifier.encoder.feature_dim), tokens * width)  # type: ignore[arg-type]
+            # Without a use here it would be a parameter without gradient, which distributed training refuses.
+            classifier.fc.requires_grad_(False)
+        elif not self.tied:
+            self.table = nn.Embedding.from_pretrained(torch.zeros(categories, width), freeze=False)
+        if not self.learns:
+            classifier.requires_grad_(False)
+        # Lightning leaves modules in the mode in which it finds them, so this must not wait for its call.
+        self.train()
+
+    def train(self, mode: bool = True) -> ModalityTokens:
+        super().train(mode)
+        if not self.learns:
+            self.classifier.eval()
+        for module in self.classifier.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def start_table(self, rows: Tensor) -> None:
+        """Let a learned table start from the embeddings of the categories' names [C, D]."""
+        if self.table is not None:
+            with torch.no_grad():
+                self.table.weight.copy_(rows)
+
+    def noise_shape(self, clips: int) -> tuple[int, int, int] | None:
+        """Shape of the Gumbel noise of one sample, [clips, draws, C]; None where none is needed."""
+        return (clips, draws_of(self.estimator, self.tokens), len(self.classifier.names)) if self.sampled else None
+
+    def forward(
+        self, clips: Tensor, noise: Tensor | None = None, table: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings, categories and scores of the clips of every sample.
+
+        Args:
+            clips: [B, S, ...], S clips each.
+            noise: Gumbel noise [B, S, draws, C]; None chooses the most probable categories.
+            table: embeddings of the categories [C, D], where they are tied to those of words.
+
+        Returns:
+            Embeddings [B, S * K, D] in the order of the clips, categories [B, S * K] (empty when continuous), scores
+            [B, S, C].
+        """
+        batch, count = clips.shape[:2]
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+            features = self.classifier.encoder(clips.flatten(0, 1))
+            scores = self.classifier.scores(features)
+        if self.projection is not None:
+            embeddings = self.projection(features)
+            chosen = torch.zeros(len(features), 0, dtype=torch.int64, device=features.device)
+        else:
+            rows = table if self.table is None else self.table.weight
+            if rows is None:
+                raise ValueError("tokens whose table is tied to words need it at every call")
+            flat = None if noise is None else noise.flatten(0, 1)
+            embeddings, chosen = choose(scores, rows, self.tokens, self.estimator, self.temperature, flat)
+        return (
+            embeddings.reshape(batch, count * self.tokens, -1),
+            chosen.reshape(batch, -1),
+            scores.view(batch, count, -1),
+        )
+
+
+def place(embeddings: Tensor, ids: Tensor, tokens: Tensor, modality: str) -> Tensor:
+    """Put modality tokens into their places among the words.
+
+    Args:
+        embeddings: of the words [B, N, D].
+        ids: of the prompt, with reserved ids in the places of modality tokens [B, N].
+        tokens: of the modality [B, T, D].
+        modality: `video` or `audio`.
+
+    Returns:
+        [B, N, D].
+
+    Raises:
+        ValueError: the modality is unknown.
+    """
+    if modality not in PLACES:
+        raise ValueError(f"modality must be one of {', '.join(PLACES)}, got {modality!r}")
+    number = PLACES[modality] - ids
+    here = (number >= 0) & (number < tokens.shape[1])
+    row = number.clamp(0, tokens.shape[1] - 1)[:, :, None].expand(-1, -1, tokens.shape[2])
+    return torch.where(here[:, :, None], tokens.to(embeddings.dtype).gather(1, row), embeddings)
+
+
+def pieces_of(names: Sequence[str], tokenizer: Any) -> Tensor:
+    """Word pieces of every name, padded with -1 [C, P].
+
+    Args:
+        names: of the categories.
+        tokenizer: has `encode(text) -> ids`, with or without the token that ends a text.
+    """
+    special = (tokenizer.pad_id, tokenizer.eos_id)
+    # A name without a piece of its own would have no mean; the end of a text stands in.
+    rows = [[piece for piece in tokenizer.encode(name) if piece not in special] or [tokenizer.eos_id] for name in names]
+    pieces = torch.full((len(rows), max(map(len, rows))), -1)
+    for row, found in zip(pieces, rows):
+        row[: len(found)] = torch.tensor(found)
+    return pieces
+
+
+def table_of(pieces: Tensor, language_model: LanguageModel) -> Tensor:
+    """Embedding of every category: the mean of the embeddings of its name's word pieces [C, D].
+
+    Args:
+        pieces: as `pieces_of` makes them [C, P].
+        language_model: whose word embeddings are taken; a gradient flows to them.
+
+    Source: specification 4.
+    """
+    counted = (pieces >= 0)[:, :, None]
+    return (language_model.embed(pieces) * counted).sum(1) / counted.sum(1)

@@ -1,0 +1,264 @@
+"""Layers of XMC-GAN: batch normalization under conditions, spectral normalization, and changes of the resolution.
+
+Convolutions are arranged for speed, with the results of the order in the specification: 1x1 convolutions commute with a
+change of resolution, so they are done where the maps are small, and a 3x3 convolution next to such a change becomes one
+convolution of 4x4 with stride 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.memory.collective import sum_with_gradient, world_size
+
+# -- normalization -----------------------------------------------------------------------------------------------------
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization without weights of its own, whose running variance is the biased one.
+
+    Args:
+        channels: of the maps.
+        synchronized: normalize by the statistics of all ranks' batches together.
+
+    Attributes:
+        updating: whether training moves the running statistics; see `keeping_statistics`.
+
+    Shapes:
+        [B, C, H, W] -> [B, C, H, W]
+
+    Source: specification 3.3 and 6.4.
+    """
+
+    running_mean: Tensor
+    running_variance: Tensor
+
+    def __init__(self, channels: int, synchronized: bool = False) -> None:
+        super().__init__()
+        self.synchronized = synchronized
+        self.momentum, self.epsilon = 0.1, 1e-5
+        self.updating = True
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_variance", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_variance, eps=self.epsilon)
+        if self.synchronized and world_size() > 1:
+            return self._over_all_ranks(x)
+        if not self.updating:
+            return F.batch_norm(x, None, None, training=True, eps=self.epsilon)
+        # Into copies, since its backward pass would object to a change of what it was given.
+        mean, variance = self.running_mean.clone(), self.running_variance.clone()
+        y = F.batch_norm(x, mean, variance, training=True, momentum=self.momentum, eps=self.epsilon)
+        count = x.numel() // x.shape[1]
+        # PyTorch has added the unbiased variance, which is count / (count - 1) times the biased one.
+        kept = self.running_variance * (1.0 - self.momentum)
+        self.running_variance.copy_(kept + (variance - kept) * ((count - 1) / count))
+        self.running_mean.copy_(mean)
+        return y
+
+    def _over_all_ranks(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        count = wide.numel() // wide.shape[1] * world_size()
+        sums = sum_with_gradient(torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))]))
+        mean, square = sums / count
+        variance = (square - mean.square()).clamp(min=0.0)
+        if self.updating:
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_variance.lerp_(variance.detach(), self.momentum)
+        scale = torch.rsqrt(variance + self.epsilon)[:, None, None]
+        return ((wide - mean[:, None, None]) * scale).to(x.dtype)
+
+
+@contextmanager
+def keeping_statistics(network: nn.Module) -> Iterator[None]:
+    """While it lasts, batches are normalized as in training, but the running statistics stay as they are.
+
+    Source: specification 6.1: the images of a step of the discriminator alone do not count.
+    """
+    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
+    for norm in norms:
+        norm.updating = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.updating = True
+
+
+def _two_layers_in_one(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+    """Initialize each half of a layer, which computes scale and shift, as a layer of its own."""
+    for half in layer.weight.chunk(2):
+        nn.init.xavier_normal_(half)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ConditionalBatchNorm(nn.Module):
+    """Batch normalization whose scale and shift are computed from a vector: BN(x) * (1 + gamma(c)) + beta(c).
+
+    Args:
+        channels: of the maps.
+        conditions: width of the vector.
+        synchronized: see `BatchNorm`.
+
+    Shapes:
+        x [B, C, H, W], condition [B, K] -> [B, C, H, W]
+
+    Source: specification 3.3.
+    """
+
+    def __init__(self, channels: int, conditions: int, synchronized: bool = False) -> None:
+        super().__init__()
+        self.norm = BatchNorm(channels, synchronized)
+        self.modulation = _two_layers_in_one(nn.Linear(conditions, 2 * channels))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        gamma, beta = self.modulation(condition)[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(beta, self.norm(x), 1.0 + gamma)
+
+
+class SpatialConditionalBatchNorm(nn.Module):
+    """Batch normalization whose scale and shift are computed at every place from a map of conditions.
+
+    The map may be smaller than x by a whole factor: scale and shift of a place are then those of the nearest place of
+    the map, as if the map had been enlarged first.
+
+    Args:
+        channels: of the maps.
+        conditions: channels of the conditions.
+        synchronized: see `BatchNorm`.
+
+    Shapes:
+        x [B, C, k * h, k * w], condition [B, K, h, w] -> [B, C, k * h, k * w]
+
+    Source: specification 3.6 and the speed-up of 3.7.
+    """
+
+    def __init__(self, channels: int, conditions: int, synchronized: bool = False) -> None:
+        super().__init__()
+        self.norm = BatchNorm(channels, synchronized)
+        self.modulation = _two_layers_in_one(nn.Conv2d(conditions, 2 * channels, 1))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        modulation = self.modulation(condition)
+        if modulation.shape[-2:] != x.shape[-2:]:
+            modulation = F.interpolate(modulation, x.shape[-2:], mode="nearest")
+        gamma, beta = modulation.chunk(2, dim=1)
+        return torch.addcmul(beta, self.norm(x), 1.0 + gamma)
+
+
+# -- convolutions that change the resolution ---------------------------------------------------------------------------
+
+
+def convolve_then_halve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 3x3 convolution and then the mean of every 2x2 places, as one convolution with 4/9 of the products.
+
+    Shapes:
+        x [B, inputs, H, W], weight [outputs, inputs, 3, 3] -> [B, outputs, H / 2, W / 2]
+    """
+    return F.conv2d(x, _means_of_shifts(weight), bias, stride=2, padding=1)
+
+
+def double_then_convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Every place repeated 2x2 times and then a 3x3 convolution, as one transposed one with 4/9 of the products.
+
+    Shapes:
+        x [B, inputs, H, W], weight [outputs, inputs, 3, 3] -> [B, outputs, 2 H, 2 W]
+    """
+    return F.conv_transpose2d(x, 4.0 * _means_of_shifts(weight).flip(2, 3).transpose(0, 1), bias, stride=2, padding=1)
+
+
+def _means_of_shifts(weight: Tensor) -> Tensor:
+    """The mean of a 3x3 kernel shifted by 0 or 1 in both directions, [..., 4, 4]."""
+    return F.avg_pool2d(F.pad(weight, (1, 1, 1, 1)), 2, stride=1)
+
+
+class DoublingConv(nn.Conv2d):
+    """Nearest enlargement by 2 and a 3x3 convolution; see `double_then_convolve`."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return double_then_convolve(x, self.weight, self.bias)
+
+
+# -- spectral normalization and initialization -------------------------------------------------------------------------
+
+
+class _SpectralNorm:
+    """A weight divided by an estimate of its largest singular value, one step of power iteration at every pass.
+
+    The step is also made in evaluation, where its result is not kept. PyTorch's own version makes none there and takes
+    another epsilon.
+
+    Source: specification 4.1.
+    """
+
+    weight: Tensor
+    u: Tensor
+    training: bool
+
+    def normalized_weight(self) -> Tensor:
+        """The weight [out, ...] divided by its singular value."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            matrix = self.weight.flatten(1)
+            with torch.no_grad():
+                v = _unit(self.u @ matrix)
+                u = _unit(matrix @ v)
+                if self.training:
+                    self.u.copy_(u)
+            sigma = u @ (matrix @ v)
+            return self.weight / (sigma + 1e-10)
+
+
+def _unit(vector: Tensor) -> Tensor:
+    return vector * torch.rsqrt(vector.square().sum() + 1e-10)
+
+
+class SpectralLinear(_SpectralNorm, nn.Linear):
+    """Linear layer with spectral normalization; see `_SpectralNorm`."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        nn.Linear.__init__(self, inputs, outputs)
+        self.register_buffer("u", 0.01 * torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.normalized_weight(), self.bias)
+
+
+class SpectralConv(_SpectralNorm, nn.Conv2d):
+    """Convolution with spectral normalization; see `_SpectralNorm`.
+
+    Args:
+        inputs, outputs: channels.
+        kernel: its side.
+        halve: take the mean of every 2x2 places afterwards; for a kernel of 3.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, halve: bool = False) -> None:
+        nn.Conv2d.__init__(self, inputs, outputs, kernel, padding=kernel // 2)
+        self.halve = halve
+        self.register_buffer("u", 0.01 * torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.halve:
+            return convolve_then_halve(x, self.normalized_weight(), self.bias)
+        return F.conv2d(x, self.normalized_weight(), self.bias, padding=self.padding)
+
+
+def initialize(network: nn.Module) -> None:
+    """Glorot's normal weights and no biases for every layer but those that compute a scale and a shift."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear) and not name.endswith("modulation"):
+            nn.init.xavier_normal_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,391 @@
+"""What stands in for downloads in the miniature: BERT, an ImageNet network, the networks of metrics.
+
+`NGramText` stands in for BERT, `PictureNetwork` for the ImageNet network of the loss between generated and real images.
+`MiniatureEvaluation` applies the formulas of the paper's metrics with a network that learned to name what is in a
+picture, `AttributeClassifier`; its metrics are called `mini_...`. The two picture networks are trained by stages of
+their own (`MiniatureClassification`) and differ in width and task: a metric must not be the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self, get_args
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.data.text_features import pool_sentence, valid_mask
+from common.data.worlds.two_objects import ATTRIBUTE_SIZES
+from common.encoders.checkpoint_files import CheckpointError, below, differences, read_checkpoint
+from common.metrics.gathering import OncePerSample, RowsOncePerSample
+from common.metrics.generation import FeatureStatistics, Moments, first_ranked, frechet_distance, object_accuracy
+from common.protocols.generation import ImageEvaluation, print_once, without_substitutes
+from common.training.optimisers import warm_up_then_cosine
+
+Batch = dict[str, Any]
+Task = Literal["pairs", "crops", "untrained"]
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+
+
+class NGramText(nn.Module):
+    """Frozen random features of n-grams, which stand in for BERT in the miniature.
+
+    A word vector is the tanh of a sum of random vectors, one for each token in a window around it. The window keeps
+    together which color, shape and side belong to one object, and the tanh keeps part of that in the mean.
+
+    Args:
+        vocabulary_size: number of token ids, at least.
+        width: E.
+        radius: tokens to either side that a word vector knows.
+        seed: seed of the vectors. It is part of the features as weights are part of BERT: the same in every run.
+
+    Shapes:
+        tokens int64 [n, T], length int64 [n] -> words [n, T, E] in (-1, 1), sentence [n, E]
+
+    Source: specification 14.2.
+    """
+
+    def __init__(self, vocabulary_size: int = 256, width: int = 48, radius: int = 3, seed: int = 0) -> None:
+        super().__init__()
+        for name, value in (("vocabulary_size", vocabulary_size), ("width", width)):
+            if value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if radius < 0:
+            raise ValueError(f"radius must not be below 0, got {radius}")
+        self.feature_dim = width
+        self.vocabulary_size = vocabulary_size
+        self.radius = radius
+        generator = torch.Generator().manual_seed(seed)
+        table = torch.randn(2 * radius + 1, vocabulary_size, width, generator=generator)
+        table[torch.arange(2 * radius + 1) != radius] *= 0.7
+        table[:, 0] = 0.0  # padding says nothing
+        self.table: Tensor
+        self.register_buffer("table", table)
+
+    @torch.no_grad()
+    def forward(self, tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        mask = valid_mask(length, tokens.shape[1])
+        padded = nn.functional.pad(tokens * mask, (self.radius, self.radius))
+        windows = padded.unfold(1, 2 * self.radius + 1, 1)  # [n, T, window]
+        offsets = torch.arange(2 * self.radius + 1, device=tokens.device)
+        words = torch.tanh(self.table[offsets, windows].sum(2) / 1.5) * mask[..., None]
+        return words, pool_sentence(words, length, "masked_mean")
+
+
+# -- networks that look at pictures ------------------------------------------------------------------------------------
+
+
+class PretrainedNetwork(nn.Module):
+    """A network of the miniature, trained by a stage of its own and read from that stage's checkpoint.
+
+    Args:
+        pretrained: checkpoint; None keeps the random weights.
+    """
+
+    def __init__(self, pretrained: str | None) -> None:
+        super().__init__()
+        self.pretrained = pretrained
+
+    def loss_and_accuracy(self, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and accuracy of every image [B].
+
+        Args:
+            images: [B, 3, S, S] in [0, 1].
+            attributes: left shape, left color, right shape, right color, ground [B, 5].
+        """
+        raise NotImplementedError
+
+    def load_pretrained(self) -> Self:
+        """Read the weights where there are any, and freeze the network.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or of another network.
+        """
+        if self.pretrained is not None:
+            weights = below(dict(read_checkpoint(self.pretrained).get("state_dict", {})), "network.")
+            problem = differences(self.state_dict(), weights)
+            if problem:
+                raise CheckpointError(f"{self.pretrained}: not the weights of a {type(self).__name__}: {problem}")
+            self.load_state_dict(weights)
+        return self.eval().requires_grad_(False)
+
+
+def convolutions(width: int, feature_dim: int, grid: int) -> nn.Sequential:
+    """Three convolutions of stride 2, a grid of means, and a layer of ReLU features.
+
+    Args:
+        width: channels of the first; doubled by each further one.
+        feature_dim: number of features.
+        grid: cells of the grid a side; 1 forgets where things are.
+
+    Source: specification 14.4.
+    """
+    layers: list[nn.Module] = []
+    for before, after in ((3, width), (width, 2 * width), (2 * width, 4 * width)):
+        layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    pool = [nn.AdaptiveAvgPool2d(grid), nn.Flatten(), nn.Linear(4 * width * grid**2, feature_dim), nn.ReLU()]
+    return nn.Sequential(*layers, *pool)
+
+
+class AttributeClassifier(PretrainedNetwork):
+    """Names shape and color in both halves of a picture, and its ground: the network that measures the miniature.
+
+    Args:
+        width, feature_dim, grid: see `convolutions`.
+        sizes: number of values of each attribute.
+        pretrained: checkpoint of the stage `mini_evaluator`.
+
+    Source: specification 14.4a.
+    """
+
+    def __init__(
+        self,
+        width: int = 16,
+        feature_dim: int = 64,
+        grid: int = 4,
+        sizes: Sequence[int] = ATTRIBUTE_SIZES,
+        pretrained: str | None = None,
+    ) -> None:
+        super().__init__(pretrained)
+        self.sizes = list(sizes)
+        self.features = convolutions(width, feature_dim, grid)
+        self.head = nn.Linear(feature_dim, sum(sizes))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, feature_dim], and log-probabilities of the values of all attributes [B, sum of sizes]."""
+        features = self.features(images)
+        parts = self.head(features).float().split(self.sizes, dim=1)
+        return features.float(), torch.cat([part.log_softmax(1) for part in parts], dim=1)
+
+    def loss_and_accuracy(self, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the cross-entropies of every image [B], and whether both objects are named right [B]."""
+        values = self(images)[1]
+        loss = -(values * self.one_hot(attributes)).sum(1)
+        return loss, (self.named(values) == attributes)[:, :4].all(1).float()
+
+    def named(self, values: Tensor) -> Tensor:
+        """The most probable value of every attribute [B, 5]."""
+        return torch.stack([part.argmax(1) for part in values.split(self.sizes, dim=1)], dim=1)
+
+    def one_hot(self, attributes: Tensor) -> Tensor:
+        """Marks of the values [B, sum of sizes]."""
+        return torch.cat([F.one_hot(a, n) for a, n in zip(attributes.unbind(1), self.sizes)], dim=1).float()
+
+    def identity(self, attributes: Tensor) -> Tensor:
+        """A number for every combination of values [B]."""
+        number = torch.zeros_like(attributes[:, 0])
+        for values, size in zip(attributes.unbind(1), self.sizes):
+            number = number * size + values
+        return number
+
+
+class PictureNetwork(PretrainedNetwork):
+    """Stands in for an ImageNet network in the loss between generated and real images; its outputs are the features.
+
+    Args:
+        task: what it learns. `pairs`: which combinations of color and shape a picture shows, and its ground, without
+            places. `crops`: the combination in a half of a picture, as networks for photos of one thing learn; a weaker
+            teacher. `untrained`: nothing, the weakest.
+        width, feature_dim, grid: see `convolutions`.
+        sizes: number of values of each attribute.
+        pretrained: checkpoint of the stage `mini_image_network`; None for random weights.
+
+    Raises:
+        ValueError: an unknown task.
+
+    Source: specification 14.4b and 14.8.
+    """
+
+    def __init__(
+        self,
+        task: Task = "pairs",
+        width: int = 12,
+        feature_dim: int = 48,
+        grid: int = 4,
+        sizes: Sequence[int] = ATTRIBUTE_SIZES,
+        pretrained: str | None = None,
+    ) -> None:
+        super().__init__(pretrained)
+        if task not in get_args(Task):
+            raise ValueError(f"task: {task!r} is not one of {', '.join(get_args(Task))}")
+        self.task = task
+        self.colors = sizes[1]
+        self.pairs = sizes[0] * sizes[1]
+        self.grounds = 0 if task == "crops" else sizes[4]
+        self.features = convolutions(width, feature_dim, grid)
+        self.head = nn.Linear(feature_dim, self.pairs + self.grounds)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores [B, F] of images [B, 3, S, S] or of halves of them [B, 3, S, S / 2]."""
+        return self.head(self.features(images))
+
+    def loss_and_accuracy(self, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of every image [B], and whether all of its objects are named right [B].
+
+        Raises:
+            ValueError: the task has nothing to learn.
+        """
+        pairs = attributes[:, [0, 2]] * self.colors + attributes[:, [1, 3]]
+        if self.task == "crops":
+            halves = torch.stack(images.chunk(2, dim=3), dim=1)
+            scores = self(halves.flatten(0, 1)).float()
+            loss = F.cross_entropy(scores, pairs.flatten(), reduction="none").view(-1, 2).sum(1)
+            return loss, (scores.argmax(1).view(-1, 2) == pairs).all(1).float()
+        if self.task == "untrained":
+            raise ValueError("a PictureNetwork with the task untrained has nothing to learn: leave its stage out")
+        present, ground = self(images).float().split([self.pairs, self.grounds], dim=1)
+        marks = torch.zeros_like(present).scatter_(1, pairs, 1.0)
+        loss = F.binary_cross_entropy_with_logits(present, marks, reduction="none").sum(1)
+        loss = loss + F.cross_entropy(ground, attributes[:, 4], reduction="none")
+        return loss, ((present > 0) == marks.bool()).all(1).float()
+
+
+class MiniatureClassification(pl.LightningModule):
+    """Training of a network of the miniature on real pictures and the truth about them.
+
+    Args:
+        network: what is trained; its checkpoint holds it under `network.`.
+        noise: largest standard deviation of the noise that pictures get, so that blurred ones are classified sensibly.
+        learning_rate: of Adam; half a cosine to zero.
+
+    Source: specification 14.4.
+    """
+
+    def __init__(self, network: PretrainedNetwork, noise: float = 0.2, learning_rate: float = 2e-3) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["network"], logger=False)
+        self.network = network
+        self.meter = OncePerSample("loss", "accuracy")
+
+    def _attributes(self, split: str, batch: Batch) -> Tensor:
+        return self.trainer.datamodule.attributes(split)[batch["index"].cpu()].to(self.device)  # type: ignore[attr-defined]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images = batch["image"]
+        strength = torch.rand(len(images), 1, 1, 1, device=self.device) * self.hparams["noise"]
+        losses, right = self.network.loss_and_accuracy(
+            images + strength * torch.randn_like(images), self._attributes("train", batch)
+        )
+        loss = losses.mean()
+        self.log_dict({"train/loss": loss.detach(), "train/accuracy": 100 * right.mean()}, batch_size=len(images))
+        return loss
+
+    def on_test_start(self) -> None:
+        self.meter = OncePerSample("loss", "accuracy")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        loss, right = self.network.loss_and_accuracy(batch["image"], self._attributes("test", batch))
+        self.meter.update(batch["index"], loss=loss, accuracy=100 * right)
+
+    def on_test_epoch_end(self) -> None:
+        means = self.meter.compute(self.device)
+        self.log_dict({f"test/{name}": means[name] for name in ("loss", "accuracy")} | {"test/images": means["count"]})
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), self.hparams["learning_rate"])
+        factor = warm_up_then_cosine(0, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+# -- metrics -----------------------------------------------------------------------------------------------------------
+
+
+class MiniatureEvaluation(ImageEvaluation):
+    """The paper's metrics in the miniature, by a network that names what is in a picture.
+
+    | name | of |
+    |---|---|
+    | `mini_fd` | Frechet distance of the network's features to those of other real pictures |
+    | `mini_fd_floor` | the same of the captions' own real pictures, as many: what a perfect generator reaches |
+    | `mini_r_precision` | captions whose attributes out-score 99 different ones, in percent; chance is 1 |
+    | `mini_r_precision_shuffled` | the same with the captions in another order: the control, at chance |
+    | `mini_soa_i`, `mini_soa_c` | objects whose half has the right shape and color, and the mean over shapes |
+    | `mini_soa_i_shuffled` | the control; chance is 8.3 |
+    | `mini_background` | pictures with the right ground |
+    | `captions` | how many there were |
+
+    Its network is no part of the module's state.
+
+    Args:
+        evaluator: the network, with the checkpoint of its stage. Without one nothing is measured, and a line says so.
+        candidates: texts that an image is compared with, its own among them.
+        seed: of their draw.
+
+    Source: specification 14.5.
+    """
+
+    def __init__(self, evaluator: AttributeClassifier, candidates: int = 100, seed: int = 0) -> None:
+        self.evaluator = evaluator
+        self.candidates = candidates
+        self.seed = seed
+        self._loaded = False
+
+    def load_pretrained(self) -> None:
+        if not self._loaded:
+            self.evaluator.load_pretrained()
+            self._loaded = True
+
+    def begin(self, module: pl.LightningModule) -> None:
+        self.load_pretrained()
+        self.device = module.device
+        if self.evaluator.pretrained is None:
+            print_once("mini_* are left out: evaluation.evaluator.pretrained names no checkpoint of mini_evaluator")
+            return
+        data = module.trainer.datamodule  # type: ignore[attr-defined]
+        self.evaluator.to(self.device).eval()
+        self._attributes = data.attributes("test")
+        self._rows = RowsOncePerSample("features", "values", "real_features")
+        statistics = FeatureStatistics()
+        for batch in data.reference_loader():
+            batch = without_substitutes(batch)
+            statistics.update(batch["index"], self._features_and_values(batch["image"].to(self.device))[0])
+        self._reference = statistics.compute()
+
+    @torch.no_grad()
+    def _features_and_values(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(images.device.type, enabled=False):
+            return self.evaluator(images.float())
+
+    def update(self, generated: Tensor, batch: Batch, repeat: int = 0) -> None:
+        if self.evaluator.pretrained is None:
+            return
+        features, values = self._features_and_values(generated)
+        real = self._features_and_values(batch["image"])[0]
+        self._rows.update(batch["index"], features=features, values=values, real_features=real)
+
+    def compute(self) -> dict[str, float]:
+        if self.evaluator.pretrained is None:
+            return {}
+        index, rows = self._rows.compute(self.device)
+        truth = self._attributes[index.cpu()]
+        values = rows["values"].cpu()
+        metrics = {
+            "captions": float(len(index)),
+            "mini_fd": frechet_distance(Moments.of(rows["features"]), self._reference),
+            "mini_fd_floor": frechet_distance(Moments.of(rows["real_features"]), self._reference),
+        }
+        order = torch.from_numpy(np.random.default_rng(self.seed).permutation(len(index)))
+        for suffix, own in (("", truth), ("_shuffled", truth[order])):
+            text, identity = self.evaluator.one_hot(own), self.evaluator.identity(own)
+            hits = first_ranked(values, text, identity, self.candidates, self.seed)
+            metrics[f"mini_r_precision{suffix}"] = 100 * float(hits.double().mean())
+            soa_c, soa_i = self._objects(values, own)
+            metrics[f"mini_soa_i{suffix}"] = soa_i
+            if not suffix:
+                metrics["mini_soa_c"] = soa_c
+        ground = self.evaluator.named(values)[:, 4] == truth[:, 4]
+        metrics["mini_background"] = 100 * float(ground.double().mean())
+        return metrics
+
+    def _objects(self, values: Tensor, truth: Tensor) -> tuple[float, float]:
+        right = self.evaluator.named(values) == truth
+        hits = torch.cat([right[:, 0] & right[:, 1], right[:, 2] & right[:, 3]])
+        shapes = torch.cat([truth[:, 0], truth[:, 2]])
+        size = self.evaluator.sizes[0]
+        return object_accuracy(shapes.bincount(minlength=size), shapes[hits].bincount(minlength=size))

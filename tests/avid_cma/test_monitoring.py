@@ -1,0 +1,143 @@
+"""What is measured after pre-training: progress, retrieval, mining precision, and the picture of neighbours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from common.data.media import MediaError
+from papers.avid_cma import monitoring
+
+
+def unit(rows: int, dim: int = 8, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+class Clips:
+    """Stands for the held-out clips; the picture of clip 0 cannot be read."""
+
+    listing = SimpleNamespace(classes=("a", "b", "c"), labels=np.arange(12) % 3)
+
+    def preview(self, item: int) -> np.ndarray:
+        if item == 0:
+            raise MediaError.of(Path("broken.mp4"), "no video frame could be decoded")
+        return np.full((4, 6, 3), 20 * item, dtype=np.uint8)
+
+    def name(self, item: int) -> str:
+        return f"clip{item}"
+
+
+def draw(path: Path, video: torch.Tensor, audio: torch.Tensor, index: torch.Tensor) -> list[list[str]]:
+    module: Any = SimpleNamespace(loggers=[])
+    clips: Any = Clips()
+    return monitoring.draw_neighbours(module, clips, video, audio, index, path, queries=3, neighbours=2)
+
+
+def test_neighbours_are_the_nearest_other_clips(tmp_path: Path) -> None:
+    index = torch.arange(11, -1, -1)  # rows in another order than the listing
+    video, audio = unit(12), unit(12, seed=1)
+    table = draw(tmp_path / "media" / "neighbours.png", video, audio, index)
+    assert (tmp_path / "media" / "neighbours.png").stat().st_size > 0
+    similarity = {
+        "video to video": (video @ video.T).fill_diagonal_(-2),
+        "audio to audio": (audio @ audio.T).fill_diagonal_(-2),
+        "video to audio": video @ audio.T,
+    }
+    expected = [
+        [f"clip{11 - row}", kind, *(f"clip{11 - place}" for place in scores[row].topk(2).indices.tolist())]
+        for row in (0, 4, 8)
+        for kind, scores in similarity.items()
+    ]
+    assert table == expected
+
+
+def test_a_picture_that_cannot_be_read_does_not_end_a_stage(tmp_path: Path) -> None:
+    video = unit(4)
+    table = draw(tmp_path / "neighbours.png", video, video, torch.arange(4))
+    assert table[0][0] == "clip0"
+    assert (tmp_path / "neighbours.png").stat().st_size > 0
+
+
+def test_a_single_held_out_clip_has_no_neighbours(tmp_path: Path) -> None:
+    table = draw(tmp_path / "neighbours.png", unit(1), unit(1), torch.tensor([3]))
+    assert table == [["clip3", kind] for kind in ("video to video", "audio to audio", "video to audio")]
+
+
+def test_retrieval_counts_ties_against_the_model() -> None:
+    video = torch.eye(10)
+    found = monitoring.cross_modal_retrieval(video, video)
+    assert (found["retrieval_r1"].item(), found["retrieval_r5"].item()) == (100.0, 100.0)
+    assert found["retrieval_chance"].item() == pytest.approx(10.0)
+    # Rank 1 for the first five; the sounds of the others are exchanged with their neighbour's, which is rank 10.
+    swapped = video[[0, 1, 2, 3, 4, 6, 5, 8, 7, 9]]
+    assert monitoring.cross_modal_retrieval(video, swapped)["retrieval_r1"].item() == pytest.approx(60.0)
+    alike = torch.ones(10, 4) / 2
+    assert monitoring.cross_modal_retrieval(alike, alike)["retrieval_r5"].item() == 0.0
+
+
+def test_retrieval_of_embeddings_that_are_not_finite_is_no_success() -> None:
+    found = monitoring.cross_modal_retrieval(torch.full((10, 4), torch.nan), torch.eye(10, 4))
+    assert (found["retrieval_r1"].item(), found["retrieval_r5"].item()) == (0.0, 0.0)
+
+
+def test_retrieval_never_holds_the_scores_of_all_pairs() -> None:
+    class Products(TorchDispatchMode):
+        """Size of every product of matrices."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes: list[int] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.mm.default:
+                self.sizes.append(result.numel())
+            return result
+
+    video, audio = unit(3000), unit(3000, seed=1)
+    similarity = video.double() @ audio.double().T
+    rank = (similarity >= similarity.diagonal()[:, None]).sum(1)
+    with Products() as products:
+        found = monitoring.cross_modal_retrieval(video.double(), audio.double())
+    assert found["retrieval_r1"].item() == pytest.approx(100 * (rank <= 1).double().mean().item())
+    assert found["retrieval_r5"].item() == pytest.approx(100 * (rank <= 5).double().mean().item())
+    assert max(products.sizes) < 3000 * 3000 / 2
+
+
+def test_mining_precision_is_the_share_of_positives_of_the_same_class() -> None:
+    labels = np.repeat([0, 1, -1], 4)
+    centre = torch.eye(3).repeat_interleave(4, dim=0)
+    video = F.normalize(centre + 0.1 * unit(12, 3), dim=1)
+    sound = F.normalize(torch.eye(3)[torch.arange(12) % 3] + 0.1 * unit(12, 3, seed=1), dim=1)
+    found = monitoring.bank_agreement(video, sound, labels, 3)
+    assert found["mining_precision_video"].item() == 100.0
+    assert found["mining_precision_audio"].item() < 60.0
+    assert set(found) == {f"mining_precision_{kind}" for kind in ("consensus", "union", "video", "audio")}
+    assert not monitoring.bank_agreement(video, sound, np.full(12, -1), 3)
+    assert not monitoring.bank_agreement(video, sound, labels, 11)
+
+
+def test_large_banks_are_judged_on_evenly_spaced_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitoring, "LARGEST_BANK", 6)
+    bank, labels = unit(11), np.arange(11) % 2
+    every_second = bank[::2]
+    found = monitoring.bank_agreement(bank, bank, labels, 2)
+    assert found == monitoring.bank_agreement(every_second, every_second, labels[::2], 2)
+    assert found["mining_precision_video"].item() == 100.0  # the even rows are all of class 0
+
+
+def test_progress_keeps_the_start_and_the_drift_of_the_normaliser() -> None:
+    progress = monitoring.Progress(steps=2)
+    assert progress.compute(torch.tensor(2.0)) == {}
+    for loss, normaliser in ((8.0, 2.0), (6.0, 2.0), (3.0, 2.5)):
+        progress.update(torch.tensor(loss), torch.tensor(normaliser))
+    values = {name: value.item() for name, value in progress.compute(torch.tensor(2.5)).items()}
+    # The mean of two steps at the start; at the end 0.5 * ((8 + 6) / 2) + 0.5 * 3.
+    assert values == {"loss_first": 7.0, "loss_last": 5.0, "normaliser": 2.5, "normaliser_drift": 0.5}

@@ -1,0 +1,213 @@
+"""The loss of AVID and CMA in two processes: golden numbers, and equality with one process on the joined batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from common.memory.bank import MemoryBank
+from common.memory.collective import all_gather_concat, broadcast_from_rank_zero, mean_over_ranks, rank, world_size
+from papers.avid_cma.loss import BankLoss
+from papers.avid_cma.mining import mine_positives
+from tests.avid_cma.test_loss_golden import TERMS, close, load, tensor
+from tests.distributed.harness import run_distributed
+
+
+def avid_objective(golden: dict[str, np.ndarray]) -> BankLoss:
+    objective = BankLoss(negatives=10).allocate(40, 16)
+    objective.video_bank.vectors.copy_(tensor(golden["bank_v_init"]))
+    objective.audio_bank.vectors.copy_(tensor(golden["bank_a_init"]))
+    return objective
+
+
+def cma_objective(golden: dict[str, np.ndarray]) -> BankLoss:
+    objective = BankLoss(negatives=12, within_negatives=5, positives=4, positive_within=1.0).allocate(60, 16)
+    objective.video_bank.vectors.copy_(tensor(golden["bank_v_init"]))
+    objective.audio_bank.vectors.copy_(tensor(golden["bank_a_init"]))
+    return objective
+
+
+def steps_of(rank: int, objective: BankLoss, golden: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Every golden step on this rank's part of the data."""
+    # Only rank 0 starts from the golden banks: the others get them from it.
+    if rank > 0:
+        objective.video_bank.vectors.mul_(-1)
+        objective.audio_bank.vectors.zero_()
+    objective.synchronize()
+    if objective.positives:
+        objective.mine()
+    history = []
+    for step in range(2):
+        video = tensor(golden["emb_v"][step, rank]).requires_grad_()
+        audio = tensor(golden["emb_a"][step, rank]).requires_grad_()
+        index = tensor(golden["y"][step, rank])
+        out = objective(video, audio, index, negative_index=tensor(golden["neg_idx"][step, rank]))
+        out["loss"].backward()
+        banks = (objective.video_bank.vectors.clone(), objective.audio_bank.vectors.clone())
+        state = {"grad_v": video.grad, "grad_a": audio.grad, "Z": objective.normalizer.clone(), "banks": banks}
+        history.append({**out, **state})
+    if objective.positives:
+        history[-1]["positive_set"] = objective.positive_set
+    objective.check_replicas()
+    return history
+
+
+@pytest.mark.parametrize("name", ["avid_cross", "cma"])
+def test_two_processes_equal_the_released_code(name: str) -> None:
+    golden = load(f"ddp2_{name}")
+    make = cma_objective if name == "cma" else avid_objective
+    histories = run_distributed(lambda rank: steps_of(rank, make(golden), golden))
+    for rank_, history in enumerate(histories):
+        for step, out in enumerate(history):
+            close(out["loss"], golden["loss"][step, rank_])
+            close(out["Z"], golden["Z"][step, rank_])
+            close(out["grad_v"], golden["grad_v"][step, rank_])
+            close(out["grad_a"], golden["grad_a"][step, rank_])
+            close(out["banks"][0], golden["bank_v_after"][step])
+            close(out["banks"][1], golden["bank_a_after"][step])
+            for key in golden:
+                kind, _, pair = key.removeprefix("term_").rpartition("-")
+                if key.startswith("term_") and not key.endswith("Modal"):
+                    close(out[f"{TERMS[kind]}_{pair}"], golden[key][step, rank_])
+    if name == "cma":
+        np.testing.assert_array_equal(histories[0][-1]["positive_set"], golden["positive_set"])
+    for here, there in zip(*[history[-1]["banks"] for history in histories]):
+        np.testing.assert_array_equal(here, there)
+
+
+def random_batch(
+    steps: int, batch: int, num_items: int, negatives: int, repeated: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    video, audio = (torch.randn(steps, batch, 8, generator=generator) for _ in range(2))
+    # From few items on purpose: one item then occurs several times in a batch, within a rank and across ranks.
+    index = torch.randint(4 if repeated else num_items, (steps, batch), generator=generator)
+    if not repeated:
+        index = torch.stack([torch.randperm(num_items, generator=generator)[:batch] for _ in range(steps)])
+    return video, audio, index, torch.randint(num_items, (steps, batch, negatives), generator=generator)
+
+
+def seeded_objective(kind: str) -> BankLoss:
+    if kind == "avid":
+        objective = BankLoss(negatives=7, instance_within=0.5, seed=5).allocate(30, 8)
+    else:
+        weights: dict[str, Any] = {"positive_cross": 0.5, "positive_within": 1.0}
+        objective = BankLoss(negatives=7, within_negatives=3, positives=4, seed=5, **weights).allocate(30, 8)
+        objective.mine()
+    objective.normalizer.fill_(2.5)
+    return objective
+
+
+def train(objective: BankLoss, data: tuple[torch.Tensor, ...], part: slice) -> tuple[list[torch.Tensor], Any]:
+    """Gradients of every step, and the banks at the end, on a part of each batch."""
+    gradients = []
+    for video, audio, index, negatives in zip(*data):
+        inputs = [video[part].requires_grad_(), audio[part].requires_grad_()]
+        loss = objective(*inputs, index[part], negative_index=negatives[part])["loss"]
+        gradients.append(torch.stack(torch.autograd.grad(loss, inputs)))
+    return gradients, [objective.video_bank.vectors, objective.audio_bank.vectors]
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("kind", ["avid", "cma"])
+def test_two_processes_equal_one_with_the_joined_batch(kind: str, repeated: bool) -> None:
+    data = random_batch(steps=3, batch=8, num_items=30, negatives=7, repeated=repeated)
+    gradients, banks = train(seeded_objective(kind), data, slice(None))
+    parts = run_distributed(lambda rank: train(seeded_objective(kind), data, slice(4 * rank, 4 * rank + 4)))
+    for part_gradients, part_banks in parts:
+        for part_bank, bank in zip(part_banks, banks):
+            np.testing.assert_allclose(part_bank, bank, rtol=1e-6, atol=1e-7)
+        assert len(part_gradients) == 3
+    for step, gradient in enumerate(gradients):
+        # A rank averages over its half of the batch; averaging over the ranks gives the mean over the whole batch.
+        joined = np.concatenate([part[0][step] for part in parts], axis=1) / 2
+        np.testing.assert_allclose(joined, gradient, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(parts[0][1][0], parts[1][1][0])
+
+
+def test_ranks_draw_different_negatives_and_repeat_them_after_a_restart() -> None:
+    def draws(rank: int) -> list[torch.Tensor]:
+        objective = seeded_objective("avid")
+        index = torch.arange(4)
+        positives = objective.positives_of(index)
+        first = objective.draw_negatives(index, positives, training=True)
+        again = seeded_objective("avid").draw_negatives(index, positives, training=True)
+        objective.step += 1
+        return [first, again, objective.draw_negatives(index, positives, training=True)]
+
+    here, there = run_distributed(draws)
+    np.testing.assert_array_equal(here[0], here[1])
+    assert (here[0] != there[0]).any()
+    assert (here[0] != here[2]).any()
+
+
+def test_mining_by_three_processes_equals_mining_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    video, audio = (torch.nn.functional.normalize(torch.randn(50, 6, generator=generator), dim=1) for _ in range(2))
+    alone = mine_positives(video, audio, k=5, block=7)
+    calls: list[tuple[int, int]] = []
+
+    def mine(rank: int) -> list[Any]:
+        calls.clear()
+        return [mine_positives(video, audio, k=5, block=7, progress=lambda *call: calls.append(call)), calls]
+
+    results = run_distributed(mine, 3)
+    for mined, _ in results:
+        np.testing.assert_array_equal(mined, alone)
+    assert [bool(called) for _, called in results] == [True, False, False]
+    done, total = results[0][1][-1]
+    assert done == total
+
+
+def test_a_copy_that_went_its_own_way_is_found() -> None:
+    def check(rank: int) -> str:
+        bank = MemoryBank(20, 4)
+        bank.broadcast_from_rank_zero()
+        bank.check_replicas()
+        if rank == 1:
+            bank.vectors[7, 2] += 1e-6
+        try:
+            bank.check_replicas("the video bank")
+        except RuntimeError as error:
+            return str(error)
+        return ""
+
+    for message in run_distributed(check):
+        assert "the video bank differs between ranks: rank(s) [1]" in message
+
+
+def test_collectives_keep_rank_order() -> None:
+    def collect(rank_: int) -> list[Any]:
+        strided = torch.full((3, 2), float(rank_))[:, 0]
+        broadcast_from_rank_zero(strided)
+        value = torch.tensor([rank_, 10.0 + rank_])
+        return [rank(), world_size(), all_gather_concat(value), mean_over_ranks(value), strided]
+
+    for rank_, (own_rank, size, gathered, mean, received) in enumerate(run_distributed(collect)):
+        assert (own_rank, size) == (rank_, 2)
+        assert gathered.tolist() == [0, 10, 1, 11]
+        assert mean.tolist() == [0.5, 10.5]
+        assert received.tolist() == [0, 0, 0]
+
+
+def test_validation_on_different_numbers_of_batches_does_not_wait() -> None:
+    def validate(rank: int) -> float:
+        torch.manual_seed(rank)
+        objective = BankLoss(negatives=7).allocate(30, 8)
+        for _ in range(rank + 1):
+            objective(torch.randn(2, 8), torch.randn(2, 8), torch.tensor([0, 1]), update=False)
+        return objective.normalizer.item()
+
+    assert run_distributed(validate, 2, 20) == [-1.0, -1.0]
+
+
+def test_the_harness_reports_the_failing_rank() -> None:
+    def fail(rank: int) -> None:
+        if rank == 1:
+            raise ValueError("broken on purpose")
+
+    with pytest.raises(AssertionError, match=r"rank 1 raised:[\s\S]*broken on purpose"):
+        run_distributed(fail, 2, 20)

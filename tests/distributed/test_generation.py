@@ -1,0 +1,54 @@
+"""Metrics of generated images are the same over two processes, also when one of them has one sample more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.data.samplers import ShardSampler
+from common.protocols.generation import NETWORKS, GenerationEvaluation
+from tests.distributed.harness import run_distributed
+from tests.protocols.test_generation import IMAGES, REAL, TINY, Real, TinyData, module
+
+
+def own_batches(rank: int, world: int, count: int) -> list[torch.Tensor]:
+    """Batches of a process, as the loaders of the suite deal samples out."""
+    return list(torch.tensor(list(ShardSampler(count, rank, world))).split(8))
+
+
+def _metrics(rank: int, world: int, folder: str) -> dict[str, float]:
+    import os
+
+    os.environ["ASSEMBLE_CACHE"] = f"{folder}/cache-of-{world}"
+    NETWORKS.update({name: NETWORKS[name]._replace(build=kind) for name, kind in TINY.items()})
+
+    class Part(TinyData):
+        def reference_loader(self) -> Any:
+            class Loader(list):
+                dataset = Real()
+
+            return Loader({"image": REAL[part], "index": part} for part in own_batches(rank, world, len(REAL)))
+
+    files = {name: f"{folder}/{name}.pth" for name in TINY}
+    evaluation = GenerationEvaluation(**files, repeats=2, folds=4, candidates=20, object_copies=0)
+    maker = module(Part(), len(IMAGES))
+    maker.trainer.is_global_zero = rank == 0
+    evaluation.begin(maker)
+    for repeat, images in enumerate((IMAGES, IMAGES.flip(0))):
+        for part in own_batches(rank, world, len(IMAGES)):
+            evaluation.update(images[part], {"index": part, "caption": part}, repeat)
+    return evaluation.compute()
+
+
+def test_the_metrics_over_two_processes(tmp_path: Path) -> None:
+    for name in TINY:
+        (tmp_path / f"{name}.pth").write_bytes(b"weights")
+    expected, *others = run_distributed(_metrics, 1, 60, 1, str(tmp_path))
+    assert set(expected) >= {"fid", "fid_tv", "inception_score", "r_precision", "soa_c", "soa_i", "fid_spread"}
+    assert not others
+    for found in run_distributed(_metrics, 2, 60, 2, str(tmp_path)):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert len(list((tmp_path / "cache-of-2" / "generation").iterdir())) == 2

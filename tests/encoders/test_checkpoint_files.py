@@ -1,0 +1,136 @@
+"""An encoder's weights out of whatever file holds them."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from common.encoders.checkpoint_files import CheckpointError, load_encoder
+from common.encoders.image import ImageResNet
+
+PREFIXES = ["image.query.", "encoder.", ""]
+
+
+def network(seed: int = 1, **options: Any) -> ImageResNet:
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = {"layers": (1, 1, 1, 1), "bottleneck": False, "channels": (4, 4, 8, 8)}
+    return ImageResNet(**{**sizes, "stem_channels": 4, "stem_kernel": 3, "stem_pool": False, **options})
+
+
+def state_of(module: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in module.state_dict().items()}
+
+
+def saved(path: Path, content: Any, **options: Any) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+def require_equal(module: nn.Module, expected: nn.Module) -> None:
+    for name, value in expected.state_dict().items():
+        assert torch.equal(module.state_dict()[name], value), name
+
+
+CLASSIFIER = {"fc.weight": torch.zeros(5, 8), "fc.bias": torch.zeros(5)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda: {"state_dict": state_of(network(), "image.query."), "epoch": 3},
+        lambda: {"state_dict": state_of(network(), "encoder.") | {"heads.0.weight": torch.zeros(3)}},
+        lambda: {"state_dict": state_of(network(), "module.encoder._orig_mod.")},
+        lambda: {"model": state_of(network(), "module.") | CLASSIFIER, "optimizer": {"state": {}}},
+        lambda: state_of(network()) | CLASSIFIER,
+        lambda: {name: value for name, value in state_of(network()).items() if "num_batches" not in name},
+    ],
+)
+@pytest.mark.parametrize("new_format", [True, False])
+def test_wherever_it_lies(tmp_path: Path, content: Any, new_format: bool) -> None:
+    path = saved(tmp_path / "file", content(), _use_new_zipfile_serialization=new_format)
+    encoder = network(2)
+    load_encoder(encoder, path, PREFIXES)
+    require_equal(encoder, network())
+    # What was read does not hang on the file.
+    path.write_bytes(b"\0" * path.stat().st_size)
+    require_equal(encoder, network())
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    save_file(state_of(network()), tmp_path / "weights.safetensors")
+    encoder = network(2)
+    load_encoder(encoder, tmp_path / "weights.safetensors", PREFIXES)
+    require_equal(encoder, network())
+
+
+def test_the_first_prefix_counts(tmp_path: Path) -> None:
+    both = state_of(network(3), "encoder.") | state_of(network(4), "image.query.")
+    encoder = network(2)
+    load_encoder(encoder, saved(tmp_path / "both.ckpt", {"state_dict": both}), PREFIXES)
+    require_equal(encoder, network(4))
+    load_encoder(encoder, tmp_path / "both.ckpt", PREFIXES[1:])
+    require_equal(encoder, network(3))
+
+
+def test_a_head_that_belongs_to_the_encoder_is_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (4, 8, 8, 8), "num_classes": 0}
+    encoder, other = (timm.create_model("convnext_atto", **options) for _ in range(2))
+    assert any(name.startswith("head.") for name in encoder.state_dict())
+    nn.init.normal_(other.head.norm.weight)
+    load_encoder(encoder, saved(tmp_path / "timm.pth", other.state_dict()), [""])
+    require_equal(encoder, other)
+
+
+def test_another_architecture_changes_nothing(tmp_path: Path) -> None:
+    path = saved(tmp_path / "last.ckpt", {"state_dict": state_of(network(), "encoder.")})
+    encoder = network(2, layers=(2, 1, 1, 1), channels=(4, 4, 8, 16))
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        load_encoder(encoder, path, PREFIXES, "model.other")
+    message = str(caught.value)
+    assert message.startswith("model.other: ")
+    for part in (
+        str(path),
+        "'encoder.'",
+        "ImageResNet",
+        "12 missing: layer1.1.conv1.weight",
+        "layer4.0.conv1.weight [8, 8, 3, 3] instead of [16, 8, 3, 3]",
+    ):
+        assert part in message
+    assert all(torch.equal(encoder.state_dict()[name], value) for name, value in before.items())
+    # The other way round nothing is missing, but a deeper network is none of fewer blocks.
+    deeper = saved(tmp_path / "deep.ckpt", state_of(network(layers=(2, 1, 1, 1))))
+    with pytest.raises(CheckpointError, match=r"12 unexpected: layer1\.1\.conv1\.weight"):
+        load_encoder(network(2), deeper, PREFIXES)
+
+
+class Malice:
+    """Runs something when unpickled."""
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return (exec, ("raise SystemExit('ran')",))
+
+
+def test_files_of_no_use_are_explained(tmp_path: Path) -> None:
+    (tmp_path / "malice.ckpt").write_bytes(pickle.dumps(Malice()))
+    (tmp_path / "damaged.ckpt").write_bytes(b"PK\x03\x04 not really")
+    saved(tmp_path / "foreign.ckpt", {"state_dict": {"layer.weight": torch.zeros(1)}})
+    saved(tmp_path / "empty.ckpt", {"epoch": 3})
+    for name, problem in {
+        "absent.ckpt": "no such checkpoint file",
+        "malice.ckpt": "not opened for safety",
+        "damaged.ckpt": "damaged",
+        "foreign.ckpt": r"expected names as one of image\.query\.conv1\.weight, encoder\.conv1\.weight, conv1\.weight; "
+        r"found layer\.weight\. .*encoder_prefixes",
+        "empty.ckpt": "found epoch",
+    }.items():
+        with pytest.raises(CheckpointError, match=rf"^model\.pretrained: .*{name}.*{problem}"):
+            load_encoder(network(), tmp_path / name, PREFIXES)

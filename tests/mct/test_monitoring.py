@@ -1,0 +1,153 @@
+"""What is looked at after pre-training: numbers by hand, and pictures of few, equal and untagged images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+from PIL import Image
+from torch import Tensor
+
+from papers.mct import monitoring
+from papers.mct.monitoring import draw_map, draw_retrieval, tagged_neighbours, uniformity
+from tests.monitoring.loggers import Kept
+
+QUIET: Any = SimpleNamespace(loggers=[])
+
+
+def on_a_circle(*degrees: float) -> Tensor:
+    angles = torch.tensor(degrees) * math.pi / 180
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def test_neighbours_by_hand() -> None:
+    features = on_a_circle(0, 10, 30, 90, 100) * torch.tensor([1.0, 5.0, 0.1, 3.0, 1.0])[:, None]
+    tags = torch.tensor([[1, 0], [1, 1], [0, 1], [0, 0], [0, 1]]).bool()
+    # Nearest by angle: 0 -> 1, 1 -> 0, 2 -> 1, 3 -> 4 (left out, no tag), 4 -> 3.
+    assert float(tagged_neighbours(features, tags, 1)) == pytest.approx(100 * 3 / 4)
+    # Two: 0 -> 1, 2; 1 -> 0, 2; 2 -> 1, 0; 4 -> 3, 2.
+    assert float(tagged_neighbours(features, tags, 2)) == pytest.approx(100 * (1 + 2 + 1 + 1) / 8)
+    # Never itself: with all as neighbours there are four others.
+    assert float(tagged_neighbours(features, tags, 99)) == pytest.approx(100 * (1 + 3 + 2 + 2) / 16)
+
+
+def test_neighbours_without_tags_are_nan() -> None:
+    features = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    assert tagged_neighbours(features, torch.zeros(6, 2, dtype=torch.bool)).isnan()
+    assert tagged_neighbours(features, torch.zeros(6, 0, dtype=torch.bool)).isnan()
+    # An image alone has no neighbour.
+    assert tagged_neighbours(features[:1], torch.ones(1, 2, dtype=torch.bool)).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_neighbours_of_other_types(dtype: torch.dtype) -> None:
+    features = on_a_circle(0, 20, 90, 120).to(dtype)
+    tags = torch.tensor([[1], [1], [0], [1]]).bool()
+    assert float(tagged_neighbours(features, tags, 1)) == pytest.approx(200 / 3)
+
+
+def test_large_sets_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitoring, "LARGEST_SEARCH", 3)
+    monkeypatch.setattr(monitoring, "LARGEST_UNIFORMITY", 2)
+    features = on_a_circle(0, 10, 90, 91)
+    tags = torch.tensor([[1], [0], [1], [1]]).bool()
+    assert float(tagged_neighbours(features, tags, 1)) == 0
+    assert float(uniformity(features)) == pytest.approx(-2 * (2 - 2 * math.cos(math.pi / 18)), rel=1e-4)
+
+
+def test_uniformity_by_hand() -> None:
+    assert float(uniformity(on_a_circle(0, 0, 0))) == pytest.approx(0, abs=1e-6)
+    assert float(uniformity(on_a_circle(0, 90))) == pytest.approx(-4)
+    assert float(uniformity(on_a_circle(0, 180))) == pytest.approx(-8)
+    # Squared distances 2, 4, 2.
+    expected = math.log((2 * math.exp(-4) + math.exp(-8)) / 3)
+    assert float(uniformity(on_a_circle(0, 90, 180))) == pytest.approx(expected, rel=1e-5)
+    assert float(uniformity(on_a_circle(0, 90).half())) == pytest.approx(-4, rel=1e-2)
+    assert uniformity(on_a_circle(0)).isnan()
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def picture(row: int) -> np.ndarray:
+    return np.full((6, 8, 3), 20 * row % 256, dtype=np.uint8)
+
+
+def embeddings(images: int, each: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    image = torch.nn.functional.normalize(torch.randn(images, 4, generator=draw), dim=1)
+    return image, image.repeat_interleave(each, 0), torch.arange(images).repeat_interleave(each)
+
+
+def draw(folder: Path, text: Sequence[str], images: int, each: int, module: Any = QUIET, **fields: Any) -> None:
+    draw_retrieval(module, *embeddings(images, each), picture, text, folder, **fields)
+    for name in ("image_to_captions.png", "caption_to_images.png"):
+        with Image.open(folder / name) as image:
+            image.load()
+            assert min(image.size) > 100
+
+
+@pytest.mark.parametrize("images", range(1, 9))
+def test_few_images(tmp_path: Path, images: int) -> None:
+    draw(tmp_path, [f"caption {n}" for n in range(images)], images, 1, credit="Pictures: nobody")
+
+
+def test_more_images_than_are_drawn(tmp_path: Path) -> None:
+    draw(tmp_path / "new" / "folder", [f"caption {n} " * 30 for n in range(80)], 40, 2, queries=3, found=2)
+
+
+def test_equal_captions_are_right_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {to_rgb(color): color for color in ("tab:green", "tab:red")}
+    colors: list[list[str]] = []
+
+    def keep(module: Any, figure: Any, *args: Any) -> None:
+        found = [to_rgb(text.get_color()) for text in figure.findobj(Text)]
+        found += [to_rgb(frame.get_edgecolor()) for frame in figure.findobj(Rectangle)]
+        colors.append([named[color] for color in found if color in named])
+
+    monkeypatch.setattr(monitoring, "save_figure", keep)
+    draw_retrieval(QUIET, *embeddings(3, 1), picture, ["a dog", "a dog", "a cat"], tmp_path, found=3)
+    # An image of a dog finds both captions of dogs, one of a cat its own; the order does not matter.
+    assert sorted(colors[0]) == ["tab:green"] * 5 + ["tab:red"] * 4
+    assert sorted(colors[1]) == ["tab:green"] * 5 + ["tab:red"] * 4
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+@pytest.mark.parametrize(
+    "text", ["costs $5_$ or less", "100 % {of} \\it", "", "红色的圆形 🙂", "a_b ^ c", "line\nbreak"]
+)
+def test_any_caption_can_be_drawn(tmp_path: Path, text: str) -> None:
+    draw(tmp_path, [text, "a dog"], 2, 1)
+
+
+def test_pictures_and_tables_go_to_weights_and_biases(tmp_path: Path) -> None:
+    logger = Kept()
+    module = SimpleNamespace(loggers=[logger])
+    draw(tmp_path, [f"caption {n}" for n in range(6)], 3, 2, module=module, queries=2, found=5)
+    assert logger.images == ["image_to_captions", "caption_to_images"]
+    columns, rows = logger.tables["image_to_captions_table"]
+    assert columns == ["image", *(f"caption {n}" for n in range(1, 6))]
+    assert [len(row) for row in rows] == [6, 6]
+    assert set(rows[0][1:3]) == {"caption 0", "caption 1"}
+    columns, rows = logger.tables["caption_to_images_table"]
+    assert columns == ["caption", "image 1", "image 2", "image 3"]
+    assert [row[:2] for row in rows] == [["caption 0", 0], ["caption 5", 2]]
+    draw_map(module, torch.randn(9, 3, generator=torch.Generator().manual_seed(0)), ["a"] * 9, tmp_path / "map.png")  # type: ignore[arg-type]
+    assert logger.images[-1] == "map"
+
+
+def test_no_map_without_enough_images(tmp_path: Path) -> None:
+    draw_map(QUIET, torch.randn(7, 5), list("abcabca"), tmp_path / "map.png")
+    assert not (tmp_path / "map.png").exists()

@@ -1,0 +1,98 @@
+"""The released networks that generated images are measured by, with random weights in the released layouts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.data.datasets.coco import CLASSES
+from common.encoders.checkpoint_files import CheckpointError
+from common.metrics.generation.networks import ClipEmbeddings, InceptionV3, ObjectDetector, TensorFlowInception
+
+
+def test_inception(tmp_path: Path) -> None:
+    from torchvision.models import inception_v3
+
+    torch.manual_seed(0)
+    network = inception_v3(weights=None, init_weights=False, aux_logits=True, transform_input=True).eval()
+    torch.save(network.state_dict(), tmp_path / "inception.pth")
+    inception = InceptionV3(tmp_path / "inception.pth")
+    images = torch.rand(2, 3, 32, 32)
+    features, probabilities = inception(images)
+    assert features.shape == (2, 2048)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
+    # torchvision's own preprocessing of images that are normalised by ImageNet's statistics.
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    resized = torch.nn.functional.interpolate(images, (299, 299), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        expected = network((resized - mean) / std).softmax(1)
+    torch.testing.assert_close(probabilities, expected, rtol=1e-3, atol=1e-6)
+    torch.save({"fc.weight": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="weights of another network"):
+        InceptionV3(tmp_path / "other.pth")
+
+
+def test_detector(tmp_path: Path) -> None:
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_V2_Weights, fasterrcnn_resnet50_fpn_v2
+
+    torch.manual_seed(0)
+    network = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None)
+    torch.save(network.state_dict(), tmp_path / "detector.pth")
+    detector = ObjectDetector(tmp_path / "detector.pth", size=64)
+    names = FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1.meta["categories"]
+    assert {names[label]: CLASSES[number] for label, number in enumerate(detector.numbers[:91]) if number >= 0} == {
+        name: name for name in CLASSES
+    }
+    found = detector(torch.rand(2, 3, 64, 64))
+    assert found.shape == (2, 80)
+
+    def detected(images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        return [{"labels": torch.tensor([18, 1, 12])}, {"labels": torch.tensor([], dtype=torch.int64)}]
+
+    detector.network.forward = detected  # type: ignore[method-assign]
+    found = detector(torch.rand(2, 3, 64, 64))
+    assert [CLASSES[number] for number in found[0].nonzero().flatten()] == ["person", "dog"]
+    assert not found[1].any()
+
+
+def test_clip(tmp_path: Path) -> None:
+    from transformers import CLIPConfig, CLIPModel
+
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *"abcdeghikloprstu",
+        *(f"{letter}</w>" for letter in "abcdeghikloprstu"),
+    ]
+    text = {**size, "vocab_size": len(words), "max_position_embeddings": 12, "eos_token_id": 1, "bos_token_id": 0}
+    vision = {**size, "image_size": 32, "patch_size": 16}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+    clip = ClipEmbeddings(tmp_path)
+    assert clip.images(torch.rand(3, 3, 20, 20)).shape == (3, 8)
+    texts = clip.texts(["a red dog", "a cat " * 30])
+    assert texts.shape == (2, 8)
+    torch.testing.assert_close(clip.texts(["a red dog"]), texts[:1])
+    with pytest.raises(CheckpointError, match="holds no CLIP model"):
+        ClipEmbeddings(tmp_path / "absent")
+
+
+def test_the_other_inception_names_a_file_of_another_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> torch.nn.Module:
+        raise RuntimeError("Missing key(s) in state_dict")  # as load_state_dict of torch-fidelity's network
+
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", refuses)
+    torch.save({"fc.weight": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"other\.pth: weights of another network: Missing key"):
+        TensorFlowInception(tmp_path / "other.pth")
+
+
+def test_the_other_inception_needs_its_file(tmp_path: Path) -> None:
+    with pytest.raises((CheckpointError, ModuleNotFoundError)):
+        TensorFlowInception(tmp_path / "absent.pth")

@@ -1,0 +1,222 @@
+"""Figures of any rows, texts and fonts: written whole, logged, and never with boxes in place of characters."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+from PIL import Image
+from torch import Tensor
+
+from common.monitoring import figures
+from common.monitoring.figures import (
+    NO_FONT,
+    RIGHT,
+    Cell,
+    Described,
+    Row,
+    chart,
+    described_images,
+    embedding_map,
+    image_grid,
+    plain,
+    save_figure,
+)
+from tests.monitoring.loggers import Kept
+
+QUIET: Any = SimpleNamespace(loggers=[])
+
+
+def picture(height: int = 6, width: int = 8) -> np.ndarray:
+    return np.full((height, width, 3), 20, dtype=np.uint8)
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]  # type: ignore[attr-defined]
+
+
+def saved(figure: Figure, path: Path, credit: str = "") -> tuple[int, int]:
+    save_figure(QUIET, figure, path, credit)
+    with Image.open(path) as image:
+        image.load()
+        return image.size
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_figure_is_written_and_logged_under_its_name(tmp_path: Path) -> None:
+    kept = Kept()
+    module: Any = SimpleNamespace(loggers=[object(), kept])
+    figure, axes = chart(2, 3, size=(6, 4))
+    assert axes.shape == (2, 3)
+    save_figure(module, figure, tmp_path / "new" / "curves.png", "Pictures: nobody")
+    assert kept.images == ["curves"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["curves.png"]
+    assert "Pictures: nobody" in texts(figure)
+    assert plt.get_fignums() == []
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "curves.png"
+    saved(chart()[0], path)
+    before = path.read_bytes()
+
+    def full(self: Figure, file: Path, **options: Any) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(OSError, match="No space"):
+        save_figure(QUIET, chart()[0], path)
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["curves.png"]
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("costs $5_$ or less", r"costs \$5_\$ or less"),
+        ("two\nlines\tand  tabs ", "two lines and tabs"),
+        ("ünï çödé – “ok”", "ünï çödé – “ok”"),
+        ("a" * 30, "a" * 17 + "..."),
+        ("", ""),
+    ],
+)
+def test_text_is_drawn_as_it_is(text: str, shown: str) -> None:
+    assert plain(text, 20) == shown
+
+
+@pytest.fixture
+def no_asian_font(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(figures, "ASIAN_FONTS", ())
+    figures._fonts.cache_clear()
+    figures._characters.cache_clear()
+    yield
+    figures._fonts.cache_clear()
+    figures._characters.cache_clear()
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+@pytest.mark.usefixtures("no_asian_font")
+def test_without_a_font_the_figure_says_so_once(tmp_path: Path) -> None:
+    assert plain("ein 红色的 圆形 und 犬") == f"ein {NO_FONT} und {NO_FONT}"
+    figure = image_grid([Row("赤い丸", [Cell(picture(), "犬")]), Row("a red circle", [Cell(picture())])], "Found")
+    saved(figure, tmp_path / "found.png", "Pictures: nobody")
+    assert texts(figure).count(NO_FONT) == 2
+    assert sum("this machine has no font" in text for text in texts(figure)) == 1
+    assert any(text.startswith("Pictures: nobody") for text in texts(figure))
+
+
+def test_an_installed_font_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_asian_font: None) -> None:
+    """A font that comes with matplotlib stands for an Asian one: it has characters that the usual one lacks."""
+    lacking = "\ue000"  # of the private area, in the mathematical fonts alone
+    assert plain(lacking) == NO_FONT
+    monkeypatch.setattr(figures, "ASIAN_FONTS", ("Not Installed", "STIXNonUnicode"))
+    figures._fonts.cache_clear()
+    figures._characters.cache_clear()
+    assert plain(lacking) == lacking
+    figure = image_grid([Row(lacking, [Cell(picture())])])
+    saved(figure, tmp_path / "found.png")
+    families = {tuple(text.get_fontfamily()) for text in figure.findobj(Text)}  # type: ignore[attr-defined]
+    assert families == {("DejaVu Sans", "STIXNonUnicode")}
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_has_titles_texts_and_frames(tmp_path: Path) -> None:
+    rows = [
+        Row("a query", [Cell(picture(), "cat", RIGHT), Cell(None), Cell(picture(90, 30), "dog\nup to 0.3")]),
+        Row("another", [Cell(picture())]),
+    ]
+    figure = image_grid(rows, "Nearest")
+    assert {"Nearest", "a query", "another", "cat", "dog\nup to 0.3"} <= set(texts(figure))
+    axis = figure.axes[0]
+    assert len(axis.images) == 3
+    boxes = np.array([image.get_extent() for image in axis.images])
+    # None is squeezed: the shape on the page is that of the pixels.
+    np.testing.assert_allclose((boxes[:, 2] - boxes[:, 3]) / (boxes[:, 1] - boxes[:, 0]), [6 / 8, 3, 6 / 8])
+    assert len([patch for patch in axis.patches if isinstance(patch, Rectangle)]) == 1
+    width, height = saved(figure, tmp_path / "grid.png")
+    assert width > 300
+    assert height > 200
+
+
+def test_flat_images_take_less_height(tmp_path: Path) -> None:
+    flat, tall = (image_grid([Row("", [Cell(picture(*size))] * 3)] * 9) for size in ((30, 90), (90, 30)))
+    assert saved(flat, tmp_path / "flat.png")[1] < 0.6 * saved(tall, tmp_path / "tall.png")[1]
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("count", [1, 4, 5])
+def test_every_image_has_its_own_place(tmp_path: Path, columns: int, count: int) -> None:
+    items = [Described(picture(), [(f"line {n}", "black"), ("wrong", "tab:red")]) for n in range(count)]
+    figure = described_images(items, "Found", columns)
+    assert len({tuple(image.get_extent()) for image in figure.axes[0].images}) == count
+    assert sum(text.startswith("line") for text in texts(figure)) == count
+    assert min(saved(figure, tmp_path / "described.png")) > 100
+
+
+# -- maps --------------------------------------------------------------------------------------------------------------
+
+
+def normal(rows: int, dim: int) -> Tensor:
+    return torch.randn(rows, dim, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("rows", range(1, 9))
+def test_a_map_needs_eight_rows(rows: int) -> None:
+    assert (embedding_map(normal(rows, 5), [str(n % 3) for n in range(rows)]) is not None) == (rows >= 8)
+
+
+@pytest.mark.parametrize("dim", [4, 60])
+def test_a_map_of_more_classes_than_colors_is_the_same_again(tmp_path: Path, dim: int) -> None:
+    paths = [tmp_path / "one.png", tmp_path / "two.png"]
+    for path in paths:
+        figure = embedding_map(normal(64, dim).half(), [str(n % 30) for n in range(64)])
+        assert figure is not None
+        saved(figure, path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def map_of(features: Tensor, labels: Sequence[str]) -> None:
+    assert embedding_map(features, labels) is None
+
+
+@pytest.mark.parametrize("features", [torch.ones(12, 4), torch.full((12, 4), math.nan)], ids=["equal", "nan"])
+def test_no_map_of_a_collapsed_encoder(features: Tensor) -> None:
+    """In a process of its own: some versions of t-SNE end the process when all points fall together."""
+    process = multiprocessing.get_context("fork").Process(target=map_of, args=(features, ["no tag"] * 12))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def test_class_names_are_drawn_as_they_are() -> None:
+    figure = embedding_map(normal(9, 4), ["$a_$", "_hidden", "b"] * 3, "Map")
+    assert figure is not None
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [r" \$a_\$", " _hidden", " b"]
+
+
+def test_only_the_first_rows_of_many_are_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "LARGEST_MAP", 10)
+    figure = embedding_map(normal(40, 4), ["a"] * 10 + ["b"] * 30)
+    assert figure is not None
+    assert [len(points.get_offsets()) for points in figure.axes[0].collections] == [0, 10]  # type: ignore[arg-type]

@@ -1,0 +1,177 @@
+"""Tiny synthetic sets, encoders and trainers for tests of the protocols."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from common.encoders.audio import AudioConvNet
+from common.encoders.image import ImageResNet
+from common.encoders.video import R2Plus1D
+
+CLASSES = 3
+
+
+class Videos(Dataset[dict[str, Tensor]]):
+    """Videos whose class is a color; with ``clips`` above 0 every item holds several clips."""
+
+    def __init__(self, size: int, clips: int = 0, side: int = 16) -> None:
+        self.size, self.clips, self.side = size, clips, side
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        draw = torch.Generator().manual_seed(item)
+        label = item % CLASSES
+        video = 0.5 * torch.randn(max(self.clips, 1), 3, 4, self.side, self.side, generator=draw)
+        video[:, label] += 1.5
+        return {
+            "video": video if self.clips else video[0],
+            "label": torch.tensor(label),
+            "index": torch.tensor(item),
+        }
+
+
+class Sounds(Dataset[dict[str, Tensor]]):
+    """Spectrograms whose class is a band; ``repeat`` delivers an earlier item in the place of a broken one."""
+
+    def __init__(self, size: int, windows: int, folds: int, noise: int, repeat: dict[int, int] | None = None) -> None:
+        self.size, self.windows, self.folds, self.noise = size, windows, folds, noise
+        self.repeat = repeat or {}
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        item = self.repeat.get(item, item)
+        draw = torch.Generator().manual_seed(1000 * self.noise + item)
+        label = item % CLASSES
+        audio = torch.randn(self.windows, 1, 16, 24, generator=draw)
+        audio[..., 8 * label : 8 * label + 8] += 1.0
+        return {
+            "audio": audio,
+            "label": torch.tensor(label),
+            "index": torch.tensor(item),
+            "fold": torch.tensor(1 + (item // CLASSES) % self.folds),
+        }
+
+
+class Pictures(Dataset[dict[str, Tensor]]):
+    """Pictures whose class is a color channel; ``tags`` gives several labels instead, one for every channel."""
+
+    def __init__(self, size: int, noise: int = 0, tags: bool = False, side: int = 8) -> None:
+        self.size, self.noise, self.tags, self.side = size, noise, tags, side
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        draw = torch.Generator().manual_seed(1000 * self.noise + item)
+        image = 0.2 * torch.randn(3, self.side, self.side, generator=draw)
+        label = item % CLASSES
+        present = torch.tensor([(item >> channel) & 1 for channel in range(CLASSES)], dtype=torch.int8)
+        image += 1.5 * (present if self.tags else torch.eye(CLASSES)[label])[:, None, None]
+        sample = {"image": image, "index": torch.tensor(item)}
+        return sample | ({"labels": present} if self.tags else {"label": torch.tensor(label)})
+
+
+class Relabelled(Dataset[dict[str, Tensor]]):
+    """Pictures with other labels."""
+
+    def __init__(self, pictures: Dataset[dict[str, Tensor]], labels: Tensor) -> None:
+        self.pictures, self.labels = pictures, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        return {**self.pictures[item], "labels": self.labels[item]}
+
+
+class Given(Dataset[dict[str, Tensor]]):
+    """Features in the place of images."""
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        self.features, self.labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        return {"image": self.features[item], "label": self.labels[item], "index": torch.tensor(item)}
+
+
+def video_encoder() -> R2Plus1D:
+    torch.manual_seed(0)
+    return R2Plus1D(depth=10, width=2, stem_pool=False, stem_kernel=3)
+
+
+def audio_encoder() -> AudioConvNet:
+    torch.manual_seed(0)
+    return AudioConvNet(width=2, small=True)
+
+
+def image_encoder(seed: int = 0) -> ImageResNet:
+    torch.manual_seed(seed)
+    return ImageResNet(
+        (1, 1, 1, 1), bottleneck=False, channels=(8, 8, 16, 32), stem_channels=8, stem_kernel=3, stem_pool=False
+    )
+
+
+def no_encoder(width: int) -> nn.Module:
+    module = nn.Identity()
+    module.feature_dim = width  # type: ignore[assignment]
+    return module
+
+
+def trainer(tmp_path: Path, **options: Any) -> pl.Trainer:
+    return pl.Trainer(
+        **{
+            "accelerator": "cpu",
+            "default_root_dir": tmp_path,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            **options,
+        }
+    )
+
+
+def results_of(run: pl.Trainer, module: pl.LightningModule, loaders: Any) -> dict[str, float]:
+    """All metrics of a test."""
+    data = {"datamodule": loaders} if isinstance(loaders, pl.LightningDataModule) else {"dataloaders": loaders}
+    run.test(module, **data, verbose=False)
+    return {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("test/")}
+
+
+def loader(dataset: Dataset[dict[str, Tensor]], batch: int = 4, shuffle: bool = False) -> DataLoader[dict[str, Tensor]]:
+    return DataLoader(dataset, batch_size=batch, shuffle=shuffle, generator=torch.Generator().manual_seed(0))
+
+
+def copy_of(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+def assert_same(state: dict[str, Tensor], module: nn.Module) -> None:
+    for key, value in module.state_dict().items():
+        assert torch.equal(state[key], value), key
+
+
+def checkpoint(path: Path, **encoders: nn.Module) -> str:
+    """A file with encoders, each below its own name."""
+    state = {
+        f"{name}.{key}": value for name, encoder in encoders.items() for key, value in encoder.state_dict().items()
+    }
+    torch.save({"state_dict": state}, path)
+    return str(path)
+
+
+def average_precisions_of(tmp_path: Path) -> list[dict[str, Any]]:
+    return json.loads((tmp_path / "media" / "average_precision.json").read_text(encoding="utf-8"))

@@ -1,0 +1,203 @@
+"""The bridge between frozen encoders, and that encoders trained together and apart are compared fairly."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from common.data.datasets.coco import COCO
+from common.data.text import WordVocabulary
+from common.encoders.checkpoint_files import CheckpointError
+from common.protocols.bridge import BridgeData, BridgedRetrieval, convergence
+from common.stages.loggers import MetricsFile, read_metrics
+from common.training.data_module import ShardedDataModule
+from tests.protocols.parts import results_of, trainer
+from tests.protocols.test_captions import coco
+from tests.protocols.test_data import SMALL, attached
+
+WIDTH, HIDDEN_WIDTH = 6, 8
+
+
+class Rows(Dataset[dict[str, Tensor]]):
+    """Images that are points, and captions that are another view of the same points."""
+
+    def __init__(self, points: Tensor, captions: bool, training: bool = False) -> None:
+        self.points, self.captions, self.training = points, captions, training
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
+        item = key[1] if isinstance(key, tuple) else key
+        point, number = self.points[item], torch.tensor(item)
+        caption = {"tokens": point, "lengths": torch.tensor(WIDTH), "image_index": number}
+        if self.training:
+            return {"image": point, **caption, "index": number}
+        return {"index": number, **(caption if self.captions else {"image": point})}
+
+
+class PointData(ShardedDataModule):
+    """64 pairs to learn from, 24 to choose by and 40 to judge by; tokens are integers, as captions have them."""
+
+    def __init__(self) -> None:
+        super().__init__(batch_size=16, num_workers=0, seed=0)
+        drawn = torch.randint(0, 1000, (128, WIDTH), generator=torch.Generator().manual_seed(0))
+        self.points = drawn.split([64, 24, 40])
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.training_loader(Rows(self.points[0], True, training=True))
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        parts = [Rows(points, captions) for points in self.points[1:] for captions in (False, True)]
+        return [self.evaluation_loader(part, 7, str(number)) for number, part in enumerate(parts)]
+
+
+class Linear(nn.Module):
+    """An encoder that is a fixed random map of the points; a useless one shows nothing of them."""
+
+    def __init__(self, seed: int, useless: bool = False) -> None:
+        super().__init__()
+        self.feature_dim = HIDDEN_WIDTH
+        draw = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(WIDTH, HIDDEN_WIDTH, generator=draw))
+        self.useless = useless
+
+    def forward(self, points: Tensor) -> Tensor:
+        features = (points.float() - 500) / 300 @ self.weight
+        return features * 0 if self.useless else features
+
+
+def bridged(useless: bool = False, **options: Any) -> BridgedRetrieval:
+    torch.manual_seed(0)
+    arguments = {"embedding_dim": 8, "lengths": [1, 4, 40], "learning_rates": [1e-6, 1e-2], **options}
+    return BridgedRetrieval(Linear(1), Linear(2, useless), **arguments)
+
+
+def trained(tmp_path: Path, module: BridgedRetrieval, **options: Any) -> dict[str, float]:
+    steps = module.hparams["lengths"][-1]
+    run = trainer(tmp_path, max_steps=steps, max_epochs=-1, use_distributed_sampler=False, **options)
+    run.fit(module, datamodule=PointData())
+    return results_of(run, module, PointData())
+
+
+@pytest.mark.parametrize("hidden_dim", [None, 12])
+def test_a_bridge_joins_two_views_of_the_same(tmp_path: Path, hidden_dim: int | None) -> None:
+    log = MetricsFile(tmp_path / "metrics.csv")
+    module = bridged(hidden_dim=hidden_dim)
+    before = [parameter.clone() for encoder in module.frozen().values() for parameter in encoder.parameters()]
+    found = trained(tmp_path, module, logger=[log])
+    assert found["test/r10"] == (found["test/i2t_r10"] + found["test/t2i_r10"]) / 2 == found["test/r10_after_40"]
+    assert found["test/r10"] > found["test/r10_after_1"] + 20
+    assert found["test/learning_rate"] == pytest.approx(1e-2)  # the other one learns nothing
+    assert 4 < found["test/steps_to_90"] <= 40
+    assert found["test/r10_after_1"] < found["test/area"] < found["test/r10"]
+    assert found["test/encoder_parameters"] == 2 * WIDTH * HIDDEN_WIDTH
+    linear, deep = 2 * (8 * 8 + 8), 2 * (8 * 12 + 12 + 12 * 8 + 8)
+    assert found["test/bridge_parameters"] == (linear if hidden_dim is None else deep)
+    after = [parameter for encoder in module.frozen().values() for parameter in encoder.parameters()]
+    assert all(torch.equal(left, right) for left, right in zip(before, after))
+    curve = read_metrics(tmp_path / "metrics.csv")["bridge/r10"]
+    assert [step for step, _ in curve] == [1, 4, 40]
+
+
+def test_where_there_is_nothing_to_join_nothing_is_found(tmp_path: Path) -> None:
+    # All captions look alike, and ties are never rewarded.
+    assert trained(tmp_path, bridged(useless=True))["test/t2i_r10"] <= 100 * 10 / 40 + 5
+
+
+def test_the_bridge_after_some_steps_is_that_of_a_shorter_training(tmp_path: Path) -> None:
+    long, short = bridged(lengths=[3, 10]), bridged(lengths=[3])
+    for module in (long, short):
+        trained(tmp_path, module)
+    kept, whole = long.kept["3"].state_dict(), short.bridge.state_dict()
+    assert all(torch.equal(kept[name], whole[name]) for name in whole)
+    assert any(not torch.equal(kept[name], value) for name, value in long.bridge.state_dict().items())
+
+
+def test_equal_captions_are_no_negatives() -> None:
+    module = bridged()
+    module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    image = torch.randint(0, 1000, (4, WIDTH))
+    batch = {"image": image, "tokens": image, "lengths": torch.full((4,), WIDTH), "image_index": torch.arange(4)}
+    assert module.training_step(batch, 0).item() > 1
+    for equal in ({"tokens": image[:1].repeat(4, 1)}, {"image_index": torch.zeros(4)}):
+        assert module.training_step({**batch, **equal}, 0).item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lengths": [4, 2]}, "lengths: expected ascending"),
+        ({"lengths": [0, 2]}, "lengths: expected ascending"),
+        ({"lengths": []}, "lengths: expected ascending"),
+        ({"learning_rates": []}, "learning_rates: expected positive"),
+        ({"temperature": 0.0}, "temperature: expected a positive"),
+    ],
+)
+def test_settings_of_no_use(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bridged(**options)
+
+
+def test_the_training_must_end_with_the_last_length(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=5, max_epochs=-1, use_distributed_sampler=False)
+    with pytest.raises(ValueError, match=r"model.lengths ends with 40, but the training has 5 steps"):
+        run.fit(bridged(), datamodule=PointData())
+
+
+def test_both_encoders_are_read_from_one_checkpoint(tmp_path: Path) -> None:
+    shape = (WIDTH, HIDDEN_WIDTH)
+    state = {"image.weight": torch.ones(shape), "text.weight": torch.zeros(shape)}
+    path = tmp_path / "both.ckpt"
+    torch.save({"state_dict": state}, path)
+    module = bridged(encoder_prefixes=["image."], text_encoder_prefixes=["text."])
+    module.load_pretrained(str(path))
+    assert torch.equal(module.encoder.weight, state["image.weight"])
+    assert torch.equal(module.text_encoder.weight, state["text.weight"])
+    torch.save({"state_dict": {"image.weight": torch.ones(shape)}}, path)
+    with pytest.raises(CheckpointError, match=r"^model.pretrained: no encoder in .* text\.weight; found image\.weight"):
+        module.load_pretrained(str(path))
+
+
+# -- how soon ----------------------------------------------------------------------------------------------------------
+
+
+def test_convergence_of_a_known_curve() -> None:
+    found = convergence({steps: torch.tensor(value) for steps, value in {1: 0.0, 2: 50.0, 8: 100.0}.items()})
+    # The last stretch is two octaves wide; 90 % lies at 4/5 of it.
+    assert found["area"].item() == pytest.approx((25 * 1 + 75 * 2) / 3)
+    assert found["steps_to_90"].item() == pytest.approx(2 ** (1 + 0.8 * 2))
+    assert convergence({5: torch.tensor(7.0)}) == {"area": 7.0, "steps_to_90": pytest.approx(5.0)}
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=8), st.floats(0.1, 1))
+def test_convergence_stays_on_the_curve(values: list[float], share: float) -> None:
+    found = convergence({2**place: torch.tensor(value) for place, value in enumerate(values)}, share)
+    area, (steps,) = found.pop("area").item(), found.values()
+    assert min(values) - 1e-3 <= area <= max(values) + 1e-3
+    assert 1 <= steps <= 2 ** (len(values) - 1)
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_that_choose_are_never_trained_on(tmp_path: Path) -> None:
+    coco(tmp_path, train=8)
+    words = WordVocabulary(min_count=1)
+    options: dict[str, Any] = {"image": SMALL, "batch_size": 4, "num_workers": 0, "captions_per_image": 2}
+    data = attached(BridgeData(COCO(tmp_path), words, held_out_share=0.25, **options))
+    trained_on = {clip.path for clip in data.listing.clips}
+    chosen_by = {clip.path for clip in data.selection_listing.clips}
+    assert (len(trained_on), len(chosen_by)) == (6, 2)
+    assert not trained_on & chosen_by
+    assert len(data.train_dataloader().dataset) == 2 * 6
+    seen = [len(loader.dataset) for loader in data.test_dataloader()]
+    assert seen == [2, len(data.annotations.captions[0]) * 2, 3, len(data.held_out_captions)]
+    with pytest.raises(ValueError, match=r"data.held_out_share=0.01 keeps none of 8 images back"):
+        attached(BridgeData(COCO(tmp_path), words, held_out_share=0.01, **options))

@@ -1,0 +1,148 @@
+"""Images with captions: rows, pairs, collation, and an epoch of a search."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.data.datasets.coco import COCO
+from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.text import CaptionTokenizer, WordVocabulary
+from common.protocols.bridge import BridgeData
+from common.protocols.captions import CaptionData, CaptionRows
+from common.protocols.search import SearchData
+from common.training.examples import Draw
+from tests.data.image_layouts import captions_document, write_coco, write_json, write_karpathy
+from tests.protocols.test_data import SMALL, attached
+
+SIDED = ("A ball left of the bright box.", "The left ball, no box on the right.", "Only a ball.")
+
+
+class Sentences(CaptionTokenizer):
+    """Numbers that name the whole text, so that a test can read them back."""
+
+    file_name = "none"
+
+    def __init__(self) -> None:
+        super().__init__(None, 30)
+        self.texts: list[str] = []
+        self._size = 1
+
+    def prepare(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def encode(self, text: str) -> list[int]:
+        self.texts.append(text)
+        return [len(self.texts)]
+
+    def decode(self, tokens: Any) -> str:
+        return self.texts[int(tokens[0]) - 1]
+
+    def _settings(self) -> str:
+        return ""
+
+    def _learn(self, texts: Any) -> bytes:
+        return b""
+
+    def _read(self, content: bytes) -> None:
+        pass
+
+
+def coco(root: Path, captions: tuple[str, ...] = SIDED, train: int = 6, groups: tuple[int, ...] = ()) -> COCO:
+    """COCO with given captions, the same for every image, and groups of images."""
+    write_coco(root, train=train, val=3)
+    document = captions_document(train, 0)
+    for number, group in enumerate(groups):
+        document["images"][number]["group_id"] = group
+    document["annotations"] = [
+        {"id": 100 * entry["id"] + place, "image_id": entry["id"], "caption": text}
+        for entry in document["images"]
+        for place, text in enumerate(captions)
+    ]
+    write_json(root / "annotations" / "captions_train2017.json", document)
+    return COCO(root)
+
+
+# -- rows --------------------------------------------------------------------------------------------------
+
+
+def test_captions_know_their_images() -> None:
+    tokenizer = Sentences()
+    rows = CaptionRows([("A dog.", "a  DOG."), (), ("A cat.",), ("a dog.", "a dog")], tokenizer)
+    assert len(rows) == 5
+    samples = [rows[item] for item in range(5)]
+    assert [int(sample["image_index"]) for sample in samples] == [0, 0, 2, 3, 3]
+    assert [int(sample["index"]) for sample in samples] == [0, 1, 2, 3, 4]
+    assert len(CaptionRows([], tokenizer)) == 0
+
+
+def test_collate_pads_to_the_longest_caption() -> None:
+    data = CaptionData(COCO("none"), WordVocabulary(), image=SMALL)
+    rows = [[1, 2], [1, 5, 6, 2], [1]]
+    batch = data.collate([{"tokens": row, "index": torch.tensor(n)} for n, row in enumerate(rows)])
+    assert batch["tokens"].tolist() == [[1, 2, 0, 0], [1, 5, 6, 2], [1, 0, 0, 0]]
+    assert batch["lengths"].tolist() == [2, 4, 1]
+    assert batch["index"].tolist() == [0, 1, 2]
+    assert set(data.collate([{"tokens_reversed": [3, 1]}])) == {"tokens_reversed", "lengths_reversed"}
+
+
+# -- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_caption_is_searched_once_an_epoch(tmp_path: Path) -> None:
+    write_karpathy(tmp_path, train=4, val=2, test=3)
+    path = tmp_path / "dataset_coco.json"
+    document = json.loads(path.read_text())
+    for entry in document["images"]:
+        number = entry["cocoid"]
+        entry["sentences"] = [{"raw": f"image {number} says {c}", "sentid": 10 * number + c} for c in range(5)]
+        entry["sentids"] = [sentence["sentid"] for sentence in entry["sentences"]]
+    write_json(path, document)
+    data = SearchData(COCOKarpathy(tmp_path), WordVocabulary(min_count=1), image=SMALL, batch_size=4, num_workers=0)
+    loader = attached(data).train_dataloader()
+    for _ in range(2):
+        seen = [
+            (int(image), data.words.decode(row.tolist()))
+            for batch in loader
+            for image, row in zip(batch["image_index"], batch["tokens"])
+        ]
+        captions = data.dataset.annotations("train").captions
+        assert sorted(seen) == sorted((n, text) for n, own in enumerate(captions) for text in own)
+    for gallery, images in ((data.val_dataloader(), 2), (data.test_dataloader(), 3)):
+        assert [len(loader.dataset) for loader in gallery] == [images, 5 * images]
+    assert data.test_dataloader()[1].dataset is data.test_dataloader()[1].dataset
+
+
+def test_fewer_captions_of_each_image(tmp_path: Path) -> None:
+    coco(tmp_path)
+    data = attached(
+        SearchData(
+            COCO(tmp_path), WordVocabulary(min_count=1), test_split="val", captions_per_image=2, image=SMALL,
+            batch_size=6, num_workers=0,
+        )
+    )  # fmt: skip
+    assert len(data.train_dataloader().dataset) == 12
+    texts = {data.words.decode(row.tolist()) for batch in data.train_dataloader() for row in batch["tokens"]}
+    assert len(texts) == 2
+    assert len(data.test_dataloader()[1].dataset) == 6
+
+
+@pytest.mark.parametrize("kind", [SearchData, BridgeData])
+def test_a_made_up_batch_is_one_as_the_loader_gives(tmp_path: Path, kind: Any) -> None:
+    coco(tmp_path)
+    options: dict[str, Any] = {"image": SMALL, "batch_size": 3, "num_workers": 0}
+    options |= {"held_out_share": 0.3} if kind is BridgeData else {"test_split": "val"}
+    data = attached(kind(COCO(tmp_path), WordVocabulary(min_count=1, max_tokens=9), **options))
+    example = data.example_batch(None, 3, Draw())
+    batch = next(iter(data.train_dataloader()))
+    for name, value in example.batch.items():
+        assert value.dtype == batch[name].dtype, name
+        assert value.shape[0] == 3
+        assert value.shape[1:] == batch[name].shape[1:] or name == "tokens"
+    assert example.batch["tokens"].shape == (3, 9)
+    # Five captions of each of COCO's images.
+    assert example.batches == 5 * 118287 // 3 or example.batches is None

@@ -1,0 +1,592 @@
+"""Fine-tuning, probes and classifiers on tiny synthetic sets."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import timm
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from common.encoders.checkpoint_files import CheckpointError
+from common.encoders.video import R2Plus1D
+from common.errors import NonFiniteLossError
+from common.metrics.average_precision import average_precision
+from common.protocols.classification import (
+    ActionRecognition,
+    LinearClassification,
+    LinearProbes,
+    MultiLabelTagging,
+    SupervisedClassification,
+    probe,
+)
+from common.stages.configuration import resolve
+from common.training.callbacks import StopOnNonFiniteLoss
+from tests.protocols.parts import (
+    CLASSES,
+    Given,
+    Pictures,
+    Relabelled,
+    Videos,
+    assert_same,
+    average_precisions_of,
+    checkpoint,
+    copy_of,
+    image_encoder,
+    loader,
+    no_encoder,
+    results_of,
+    trainer,
+    video_encoder,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma" / "probe_and_dense_eval.npz"
+
+
+@pytest.fixture
+def pretrained_video(tmp_path: Path) -> str:
+    """A checkpoint with an encoder like ``video_encoder()`` but other weights."""
+    torch.manual_seed(7)
+    return checkpoint(tmp_path / "pretrained.ckpt", encoder=R2Plus1D(depth=10, width=2, stem_pool=False, stem_kernel=3))
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> str:
+    """A checkpoint with the weights of ``image_encoder(7)``."""
+    return checkpoint(tmp_path / "pretrained.ckpt", encoder=image_encoder(7))
+
+
+class Recorder(pl.Callback):
+    """Keeps the weights, learning rate and gradients at the end of every epoch."""
+
+    def __init__(self) -> None:
+        self.encoder: list[dict[str, Tensor]] = []
+        self.classifier: list[Tensor] = []
+        self.rates: list[float] = []
+        self.gradients: list[bool] = []
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, ActionRecognition)
+        self.encoder.append(copy_of(pl_module.encoder))
+        self.classifier.append(pl_module.heads[0][1].weight.detach().clone())
+        self.gradients.append(any(p.grad is not None for p in pl_module.encoder.parameters()))
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+class TestActionRecognition:
+    def test_warm_up_trains_the_classifier_alone_and_milestones_count_after_it(
+        self, tmp_path: Path, pretrained_video: str
+    ) -> None:
+        module = ActionRecognition(
+            video_encoder(),
+            CLASSES,
+            pretrained=pretrained_video,
+            learning_rate=1e-2,
+            warmup_epochs=2,
+            milestones=[1, 2],
+            gamma=0.3,
+        )
+        record = Recorder()
+        trainer(tmp_path, max_epochs=5, callbacks=[record]).fit(module, loader(Videos(8)))
+        start = torch.load(pretrained_video, weights_only=True)["state_dict"]
+        names = dict(module.encoder.named_parameters())
+        for epoch in range(2):
+            for name in names:
+                assert torch.equal(record.encoder[epoch][name], start[f"encoder.{name}"]), name
+            assert not record.gradients[epoch]
+        mean = "conv1.1.running_mean"
+        assert not torch.equal(record.encoder[0][mean], start[f"encoder.{mean}"])
+        assert not torch.equal(record.classifier[0], record.classifier[1])
+        assert not torch.equal(record.encoder[1]["conv1.0.weight"], record.encoder[2]["conv1.0.weight"])
+        assert record.rates == pytest.approx([1e-2, 1e-2, 1e-2, 3e-3, 9e-4])
+
+    def test_learns_and_is_tested_with_the_last_weights(self, tmp_path: Path) -> None:
+        module = ActionRecognition(
+            video_encoder(), CLASSES, dropout=0.1, learning_rate=1e-2, warmup_epochs=1, milestones=[12]
+        )
+        run = trainer(tmp_path, max_epochs=16)
+        run.fit(module, loader(Videos(24), 8, shuffle=True))
+        last = copy_of(module)
+        metrics = results_of(run, module, [loader(Videos(10, clips=3), 4), loader(Videos(10, clips=5), 4)])
+        assert_same(last, module)
+        assert set(metrics) == {"test/video_top1", "test/video_top5", "test/clip_top1", "test/videos"}
+        assert metrics["test/videos"] == 10
+        assert metrics["test/video_top1"] >= 90
+        assert metrics["test/clip_top1"] >= 80
+        assert metrics["test/video_top5"] == 100
+
+    def test_dense_evaluation_equals_the_official_one(self, tmp_path: Path) -> None:
+        with np.load(GOLDEN, allow_pickle=False) as golden:
+            logits, labels = torch.from_numpy(golden["dense_clip_logits"]), torch.from_numpy(golden["dense_target"])
+            expected = float(golden["dense_top1"][0])
+
+        class Given(Dataset[dict[str, Tensor]]):
+            def __len__(self) -> int:
+                return len(labels)
+
+            def __getitem__(self, item: int) -> dict[str, Tensor]:
+                return {"video": logits[item], "label": labels[item], "index": torch.tensor(item)}
+
+        encoder = nn.Identity()
+        encoder.feature_dim = 5  # type: ignore[assignment]
+        module = ActionRecognition(encoder, 5)
+        nn.init.eye_(module.heads[0][1].weight)
+        nn.init.zeros_(module.heads[0][1].bias)
+        metrics = results_of(trainer(tmp_path), module, loader(Given(), 3))
+        assert metrics["test/video_top1"] == pytest.approx(expected)
+        assert "test/clip_top1" not in metrics
+
+    def test_a_repeated_video_counts_once(self, tmp_path: Path) -> None:
+        module = ActionRecognition(video_encoder(), CLASSES)
+        videos = Videos(6, clips=2)
+        once = results_of(trainer(tmp_path), module, loader(videos, 4))
+        twice = torch.utils.data.Subset(videos, [0, 0, 0, 1, 2, 3, 3, 4, 5])
+        repeated = results_of(trainer(tmp_path), module, loader(twice, 4))
+        assert repeated == once
+
+    def test_random_clips_may_come_one_by_one(self, tmp_path: Path) -> None:
+        several = Videos(5, clips=3)
+
+        class Single(Dataset[dict[str, Tensor]]):
+            """As the clips of a training set: item i shows video i modulo the number of videos."""
+
+            def __len__(self) -> int:
+                return 3 * len(several)
+
+            def __getitem__(self, item: int) -> dict[str, Tensor]:
+                sample = several[item % len(several)]
+                return {**sample, "video": sample["video"][item // len(several)]}
+
+        module = ActionRecognition(video_encoder(), CLASSES)
+        results = [
+            results_of(trainer(tmp_path), module, [loader(several), loader(clips)]) for clips in (several, Single())
+        ]
+        assert results[0] == pytest.approx(results[1])
+        assert 0 < results[0]["test/clip_top1"] < 100
+
+    def test_pretrained_weights_are_not_loaded_again_for_the_test(self, tmp_path: Path, pretrained_video: str) -> None:
+        module = ActionRecognition(
+            video_encoder(), CLASSES, pretrained=pretrained_video, warmup_epochs=0, learning_rate=1e-2
+        )
+        run = trainer(tmp_path, max_epochs=1)
+        run.fit(module, loader(Videos(8)))
+        trained = copy_of(module)
+        Path(pretrained_video).unlink()
+        run.test(module, loader(Videos(4, clips=2)), verbose=False)
+        assert_same(trained, module)
+
+    def test_mistakes_stop_before_training_and_name_the_field(self, tmp_path: Path, pretrained_video: str) -> None:
+        other = R2Plus1D(depth=10, width=4, stem_pool=False, stem_kernel=3)
+        with pytest.raises(CheckpointError, match=r"^model.pretrained: .*R2Plus1D"):
+            trainer(tmp_path, max_epochs=1).fit(
+                ActionRecognition(other, CLASSES, pretrained=pretrained_video), loader(Videos(4))
+            )
+        with pytest.raises(CheckpointError, match=r"^model.pretrained: .*nowhere\.ckpt"):
+            trainer(tmp_path, max_epochs=1).fit(
+                ActionRecognition(video_encoder(), CLASSES, pretrained="nowhere.ckpt"), loader(Videos(4))
+            )
+
+        class Data(pl.LightningDataModule):
+            num_classes = 101
+
+            def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+                return loader(Videos(4))
+
+        with pytest.raises(ValueError, match="num_classes: the model has 3, but the data have 101"):
+            trainer(tmp_path, max_epochs=1).fit(ActionRecognition(video_encoder(), CLASSES), datamodule=Data())
+
+    @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+    def test_runs_in_bfloat16(self, tmp_path: Path, precision: Any) -> None:
+        module = ActionRecognition(video_encoder(), CLASSES, warmup_epochs=1)
+        run = trainer(tmp_path, max_epochs=2, precision=precision)
+        run.fit(module, loader(Videos(8)))
+        metrics = results_of(run, module, loader(Videos(4, clips=2)))
+        assert 0 <= metrics["test/video_top1"] <= 100
+
+
+class TestLinearProbes:
+    layers = {"conv2x": 2, "conv5x": 1, "pool": 1}  # noqa: RUF012
+
+    def test_head_equals_the_official_one(self) -> None:
+        with np.load(GOLDEN, allow_pickle=False) as golden:
+            given = {key: torch.from_numpy(np.asarray(golden[key])) for key in golden}
+        head = probe(channels=4, side=2, num_classes=5)
+        _, _, norm, line = head
+        with torch.no_grad():
+            line.weight.copy_(given["W"])
+            line.bias.copy_(given["b"])
+            norm.weight.copy_(given["bn_weight"])
+            norm.bias.copy_(given["bn_bias"])
+            torch.testing.assert_close(head(given["feat"]), given["logits_train"], rtol=1e-5, atol=1e-6)
+            mean, var = norm.running_mean, norm.running_var
+            torch.testing.assert_close(mean, given["running_mean_after"], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(var, given["running_var_after"], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(head.eval()(given["feat"]), given["logits_eval"], rtol=1e-5, atol=1e-6)
+
+    def test_sizes_of_the_paper(self) -> None:
+        layers = resolve("avid_cma", "kinetics_linear", scale="paper").config["model"]["init_args"]["layers"]
+        module = LinearProbes(R2Plus1D(), 400, layers)
+        sizes = {layer: head[3].in_features for layer, head in module.named_heads()}
+        assert sizes == {"conv2x": 9216, "conv3x": 8192, "conv4x": 9216, "conv5x": 8192}
+
+    @pytest.mark.parametrize("official_quirks", [False, True])
+    def test_encoder_stays_frozen_but_for_the_quirk(
+        self, tmp_path: Path, pretrained_video: str, official_quirks: bool
+    ) -> None:
+        module = LinearProbes(
+            video_encoder(),
+            CLASSES,
+            self.layers,
+            learning_rate=1e-2,
+            official_quirks=official_quirks,
+            pretrained=pretrained_video,
+        )
+        start = torch.load(pretrained_video, weights_only=True)["state_dict"]
+        run = trainer(tmp_path, max_epochs=2)
+        run.fit(module, loader(Videos(12)))
+        for name, value in module.encoder.named_parameters():
+            assert torch.equal(value, start[f"encoder.{name}"]), name
+        drifted = not torch.equal(module.encoder.conv1[1].running_mean, start["encoder.conv1.1.running_mean"])
+        assert drifted == official_quirks
+
+    def test_every_stage_and_the_best_are_reported(self, tmp_path: Path) -> None:
+        module = LinearProbes(video_encoder(), CLASSES, layers=self.layers, learning_rate=2e-2, milestones=[12])
+        run = trainer(tmp_path, max_epochs=16)
+        run.fit(module, loader(Videos(24), 8, shuffle=True))
+        assert set(run.logged_metrics) >= {"train/loss", "train/conv2x_loss", "train/pool_loss"}
+        metrics = results_of(run, module, loader(Videos(11, clips=2), 4))
+        accuracies = [metrics[f"test/{layer}_top1"] for layer in self.layers]
+        assert metrics["test/best_top1"] == max(accuracies) >= 70  # chance: 33
+        assert metrics["test/videos"] == 11
+
+    def test_a_stage_that_does_not_exist(self) -> None:
+        with pytest.raises(ValueError, match=r"layers: .*conv5x.* got conv9x"):
+            LinearProbes(video_encoder(), CLASSES, layers={"conv9x": 1})
+        with pytest.raises(ValueError, match="video_encoder: Linear"):
+            LinearProbes(nn.Linear(1, 1), CLASSES, {"conv2x": 1})
+
+
+class Rates(pl.Callback):
+    """Keeps the learning rates of every step."""
+
+    def __init__(self) -> None:
+        self.rates: list[list[float]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+
+class Meddler(pl.Callback):
+    """Puts the encoder into training mode, where its batch normalisation drifts."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        pl_module.encoder.train()
+
+
+class TestLinearClassification:
+    def fitted(self, tmp_path: Path, rates: list[float], **options: Any) -> LinearClassification:
+        module = LinearClassification(image_encoder(), CLASSES, learning_rates=rates, milestones=[2])
+        for classifier in module.heads:
+            nn.init.zeros_(classifier.weight)
+        trainer(tmp_path, max_epochs=3, **options).fit(module, loader(Pictures(12)))
+        return module
+
+    def test_classifiers_do_not_notice_each_other(self, tmp_path: Path) -> None:
+        together = self.fitted(tmp_path, [0.3, 3.0])
+        for position, rate in enumerate((0.3, 3.0)):
+            alone = self.fitted(tmp_path, [rate])
+            torch.testing.assert_close(alone.heads[0].weight, together.heads[position].weight)
+
+    @pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 1e3}])
+    def test_a_rate_that_diverges_leaves_the_others_alone_and_is_not_chosen(
+        self, tmp_path: Path, options: dict[str, Any]
+    ) -> None:
+        stop = StopOnNonFiniteLoss(str(tmp_path))
+        module = self.fitted(tmp_path, [3e38, 0.3], callbacks=[stop], **options)
+        assert module.heads[0].weight.abs().max() > 1e37
+        alone = self.fitted(tmp_path, [0.3], **options)
+        torch.testing.assert_close(alone.heads[0].weight, module.heads[1].weight)
+        # It is not chosen even where no other is right about anything.
+        nn.init.constant_(module.heads[1].bias, torch.finfo().min / 10)
+        nn.init.zeros_(module.heads[1].weight)
+        metrics = results_of(trainer(tmp_path), module, [loader(Pictures(5)), loader(Pictures(6))])
+        assert metrics["test/learning_rate"] == pytest.approx(0.3)
+        assert metrics["test/top1"] == metrics["test/validation_top1_lr_0.3"] == 0
+
+    def test_if_all_diverge_the_run_stops(self, tmp_path: Path) -> None:
+        with pytest.raises(NonFiniteLossError):
+            self.fitted(tmp_path, [3e38], callbacks=[StopOnNonFiniteLoss(str(tmp_path))])
+        module = LinearClassification(image_encoder(), CLASSES)
+        nn.init.constant_(module.encoder.conv1.weight, torch.nan)
+        run = trainer(tmp_path, max_epochs=1, callbacks=[StopOnNonFiniteLoss(str(tmp_path))])
+        with pytest.raises(NonFiniteLossError):
+            run.fit(module, loader(Pictures(4)))
+        module = LinearClassification(image_encoder(), CLASSES, learning_rates=[1.0, 2.0])
+        for classifier in module.heads:
+            nn.init.constant_(classifier.weight, torch.nan)
+        with pytest.raises(ValueError, match=r"learning_rates: training diverged with each of 1, 2"):
+            results_of(trainer(tmp_path), module, [loader(Pictures(4)), loader(Pictures(4))])
+
+    def test_held_out_images_choose_and_test_images_judge(self, tmp_path: Path) -> None:
+        module = LinearClassification(no_encoder(6), 6, learning_rates=[0.3, 3, 30])
+        for shift, classifier in enumerate(module.heads):
+            with torch.no_grad():
+                classifier.weight.copy_(torch.eye(6).roll(shift, 0))
+        features, labels = torch.eye(6), torch.arange(6)
+        # Rate 3 (shifted by one) is right about the held-out labels; in the test it is right about one in six.
+        test_labels = torch.where(labels == 0, 1, labels)
+        held_out, test = Given(features, (labels + 1) % 6), Given(features, test_labels)
+        metrics = results_of(trainer(tmp_path), module, [loader(held_out), loader(test)])
+        assert metrics == pytest.approx(
+            {
+                "test/top1": 100 / 6,
+                "test/top5": 100 / 6,  # the five other classes tie, which is not rewarded
+                "test/learning_rate": 3,
+                "test/images": 6,
+                "test/validation_images": 6,
+                "test/top1_lr_0.3": 500 / 6,
+                "test/top1_lr_3": 100 / 6,
+                "test/top1_lr_30": 0,
+                "test/validation_top1_lr_0.3": 0,
+                "test/validation_top1_lr_3": 100,
+                "test/validation_top1_lr_30": 0,
+            }
+        )
+
+    def test_of_equally_good_rates_the_first_is_chosen(self, tmp_path: Path) -> None:
+        module = LinearClassification(no_encoder(2), 2, learning_rates=[3, 0.3])
+        for classifier in module.heads:
+            nn.init.eye_(classifier.weight)
+        given = loader(Given(torch.eye(2), torch.arange(2)))
+        assert results_of(trainer(tmp_path), module, [given, given])["test/learning_rate"] == 3
+
+    def test_learns_with_the_encoder_as_it_was_loaded(self, tmp_path: Path, pretrained: str) -> None:
+        module = LinearClassification(
+            image_encoder(), CLASSES, pretrained=pretrained, learning_rates=[0.03, 0.3, 3], milestones=[15]
+        )
+        run = trainer(tmp_path, max_epochs=20)
+        run.fit(module, loader(Pictures(24), 8, shuffle=True))
+        assert_same(image_encoder(7).state_dict(), module.encoder)
+        Path(pretrained).unlink()  # not read once more, for then the weights come from the checkpoint
+        held_out, test = Pictures(9, noise=1), Pictures(13, noise=2)
+        metrics = results_of(run, module, [loader(held_out), loader(test)])
+        assert metrics["test/top1"] > 80
+        assert metrics["test/top5"] == 100
+        repeated = [loader(Subset(part, [0, 0, *range(len(part)), 3])) for part in (held_out, test)]
+        assert results_of(run, module, repeated) == pytest.approx(metrics)
+
+    @pytest.mark.parametrize("given", [False, True])
+    def test_a_changed_encoder_is_an_error(self, tmp_path: Path, pretrained: str, given: bool) -> None:
+        module = LinearClassification(image_encoder(), CLASSES, pretrained=pretrained if given else None)
+        with pytest.raises(RuntimeError, match=r"\d+ tensors of a frozen encoder changed.*encoder.bn1\.running_mean"):
+            trainer(tmp_path, max_epochs=1, callbacks=[Meddler()]).fit(module, loader(Pictures(8)))
+
+    def test_a_resumed_run_notices_an_encoder_that_had_drifted_before(self, tmp_path: Path, pretrained: str) -> None:
+        save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+        module = LinearClassification(image_encoder(), CLASSES, pretrained=pretrained)
+        with pytest.raises(RuntimeError, match="changed"):
+            trainer(tmp_path, max_epochs=1, callbacks=[Meddler(), save], enable_checkpointing=True).fit(
+                module, loader(Pictures(8))
+            )
+        resumed = LinearClassification(image_encoder(), CLASSES, pretrained=pretrained)
+        with pytest.raises(RuntimeError, match="changed"):
+            trainer(tmp_path, max_epochs=1).fit(
+                resumed, loader(Pictures(8)), ckpt_path=tmp_path / "step=1.ckpt", weights_only=True
+            )
+
+    def test_schedules(self, tmp_path: Path) -> None:
+        for schedule, expected in (
+            ("steps", [1, 1, 0.1, 0.1, 0.01, 0.01]),
+            ("cosine", [0.5 * (1 + np.cos(np.pi * step / 6)) for step in range(6)]),
+        ):
+            record = Rates()
+            module = LinearClassification(
+                image_encoder(), CLASSES, learning_rates=[0.3, 30], schedule=schedule, milestones=[1, 2]
+            )
+            trainer(tmp_path, max_epochs=3, callbacks=[record]).fit(module, loader(Pictures(8)))
+            np.testing.assert_allclose(record.rates, np.outer(expected, [0.3, 30]), atol=1e-12)
+
+    def test_normalised_features(self) -> None:
+        images = 5 * torch.rand(64, 4)
+        for kind, width in (("l2", 1.0), ("batch_norm", 2.0)):
+            module = LinearClassification(no_encoder(4), 4, learning_rates=[1], normalise_features=kind)
+            nn.init.eye_(module.heads[0].weight)
+            with torch.no_grad():
+                (logits,) = module(images).values()
+            assert logits.norm(dim=1).square().mean().sqrt().item() == pytest.approx(width, rel=0.01)
+        assert not list(module.norm.parameters())
+
+    @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+    def test_runs_in_bfloat16(self, tmp_path: Path, precision: Any) -> None:
+        module = LinearClassification(image_encoder(), CLASSES, learning_rates=[0.1])
+        run = trainer(tmp_path, max_epochs=2, precision=precision)
+        run.fit(module, loader(Pictures(8)))
+        metrics = results_of(run, module, [loader(Pictures(4)), loader(Pictures(4))])
+        assert 0 <= metrics["test/top1"] <= 100
+
+    def test_mistakes_name_the_field(self, tmp_path: Path) -> None:
+        for rates in ([], [0.3, 0.3], [0.0], [-1, 1]):
+            with pytest.raises(ValueError, match="learning_rates"):
+                LinearClassification(image_encoder(), CLASSES, learning_rates=rates)
+        module = LinearClassification(image_encoder(), CLASSES)
+        with pytest.raises(ValueError, match="test_dataloaders: LinearClassification needs two"):
+            results_of(trainer(tmp_path), module, loader(Pictures(4)))
+        with pytest.raises(ValueError, match=r"test_dataloaders: .*hold out"):
+            results_of(trainer(tmp_path), module, [loader(Pictures(0)), loader(Pictures(4))])
+
+        class Data(pl.LightningDataModule):
+            num_classes = 1000
+
+            def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+                return loader(Pictures(4))
+
+        for wrong in (
+            module,
+            SupervisedClassification(image_encoder(), CLASSES),
+            MultiLabelTagging(image_encoder(), CLASSES),
+        ):
+            with pytest.raises(ValueError, match="num_classes: the model has 3, but the data have 1000"):
+                trainer(tmp_path, max_epochs=1).fit(wrong, datamodule=Data())
+
+
+class TestSupervisedClassification:
+    def test_the_whole_network_learns(self, tmp_path: Path) -> None:
+        record = Rates()
+        module = SupervisedClassification(image_encoder(), CLASSES, learning_rate=0.05, milestones=[10])
+        start = copy_of(module)
+        run = trainer(tmp_path, max_epochs=12, callbacks=[record])
+        run.fit(module, loader(Pictures(24), 8, shuffle=True))
+        assert [rates[0] for rates in record.rates] == pytest.approx([0.05] * 30 + [0.005] * 6)
+        assert not torch.equal(start["encoder.conv1.weight"], module.encoder.conv1.weight)
+        assert not torch.equal(start["encoder.bn1.running_mean"], module.encoder.bn1.running_mean)
+        assert {name.split(".")[0] for name in module.state_dict()} == {"encoder", "heads"}
+        last = copy_of(module)
+        metrics = results_of(run, module, loader(Pictures(13, noise=1)))
+        assert_same(last, module)
+        assert set(metrics) == {"test/top1", "test/top5", "test/images"}
+        assert metrics["test/images"] == 13
+        assert metrics["test/top1"] > 80
+
+    def test_starts_from_a_checkpoint_when_asked(self, tmp_path: Path, pretrained: str) -> None:
+        module = SupervisedClassification(image_encoder(), CLASSES, pretrained=pretrained, learning_rate=1e-9)
+        trainer(tmp_path, max_epochs=1).fit(module, loader(Pictures(4)))
+        torch.testing.assert_close(module.encoder.conv1.weight, image_encoder(7).conv1.weight)
+
+    def test_others_start_from_its_checkpoint(self, tmp_path: Path) -> None:
+        module = SupervisedClassification(image_encoder(7), CLASSES)
+        run = trainer(tmp_path, max_epochs=1)
+        run.fit(module, loader(Pictures(8)))
+        path = tmp_path / "supervised.ckpt"
+        run.save_checkpoint(path)
+        for other in (
+            LinearClassification(image_encoder(), CLASSES, pretrained=str(path)),
+            MultiLabelTagging(image_encoder(), CLASSES, pretrained=str(path)),
+        ):
+            trainer(tmp_path, max_epochs=1).fit(other, loader(Pictures(4, tags=isinstance(other, MultiLabelTagging))))
+            assert_same(module.encoder.state_dict(), other.encoder)
+
+
+class TestMultiLabelTagging:
+    def test_learns_and_reports_the_mean_average_precision(self, tmp_path: Path, pretrained: str) -> None:
+        module = MultiLabelTagging(image_encoder(), CLASSES, pretrained=pretrained, learning_rate=0.3, milestones=[15])
+        run = trainer(tmp_path, max_epochs=20)
+        run.fit(module, loader(Pictures(24, tags=True), 8, shuffle=True))
+        assert_same(image_encoder(7).state_dict(), module.encoder)
+        test = Pictures(21, 1, tags=True)
+        metrics = results_of(run, module, loader(Subset(test, [0, 0, *range(21), 5])))
+        samples = [test[item] for item in range(21)]
+        labels = torch.stack([sample["labels"] for sample in samples]).numpy()
+        with torch.no_grad():
+            scores = module.eval()(torch.stack([sample["image"] for sample in samples]))["head"].numpy()
+        average = [100 * average_precision(scores[:, c], labels[:, c]) for c in range(CLASSES)]
+        assert metrics == pytest.approx({"test/map": np.mean(average), "test/classes": 3, "test/images": 21}, abs=1e-3)
+        assert metrics["test/map"] > 80
+        assert [entry["average_precision"] for entry in average_precisions_of(tmp_path)] == pytest.approx(average)
+
+    def test_difficult_entries_teach_nothing(self) -> None:
+        module = MultiLabelTagging(no_encoder(4), 2)
+        images, labels = torch.randn(3, 4), torch.tensor([[1, -1], [0, -1], [-1, -1]], dtype=torch.int8)
+        loss = module.training_step({"image": images, "labels": labels, "index": torch.arange(3)}, 0)
+        loss.backward()
+        assert module.heads[0].weight.grad is not None
+        assert module.heads[0].weight.grad[0].abs().sum() > 0
+        assert module.heads[0].weight.grad[1].abs().sum() == 0
+        with torch.no_grad():
+            scores = module(images)["head"][:2, 0]
+        expected = nn.functional.binary_cross_entropy_with_logits(scores, torch.tensor([1.0, 0.0]), reduction="sum") / 3
+        assert loss.item() == pytest.approx(expected.item())
+
+    def test_a_tag_without_test_images_is_left_out(self, tmp_path: Path) -> None:
+        labels = torch.stack([Pictures(12, tags=True)[item]["labels"] for item in range(12)])
+        labels[:, 2] = 0
+        module = MultiLabelTagging(image_encoder(), CLASSES)
+        with pytest.warns(UserWarning, match=r"1 of 3 classes are left out of the mean \(2: no positive"):
+            metrics = results_of(trainer(tmp_path), module, loader(Relabelled(Pictures(12), labels)))
+        assert metrics["test/classes"] == 2
+
+    def test_labels_of_another_width(self, tmp_path: Path) -> None:
+        module = MultiLabelTagging(image_encoder(), 80)
+        with pytest.raises(ValueError, match=r"num_classes: the model has 80, but the labels have shape \[4, 3\]"):
+            trainer(tmp_path, max_epochs=1).fit(module, loader(Pictures(8, tags=True)))
+
+
+IMAGE = {
+    "class_path": "common.encoders.image.ImageResNet",
+    "init_args": {"layers": [1, 1, 1, 1], "bottleneck": False, "channels": [4, 4, 8, 8]},
+}
+VIDEO = {"class_path": "common.encoders.video.R2Plus1D", "init_args": {"depth": 10, "width": 2, "stem_pool": False}}
+
+
+def built(class_name: str, **arguments: Any) -> pl.LightningModule:
+    """A protocol from a configuration."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(pl.LightningModule, "model")
+    config = {"model": {"class_path": f"common.protocols.classification.{class_name}", "init_args": arguments}}
+    return parser.instantiate_classes(parser.parse_object(config)).model
+
+
+@pytest.mark.parametrize(
+    ("class_name", "arguments"),
+    [
+        ("ActionRecognition", {"video_encoder": VIDEO, "num_classes": 5, "milestones": [3, 6, 8], "weight_decay": 0.1}),
+        ("LinearProbes", {"video_encoder": VIDEO, "num_classes": 5, "layers": {"conv4x": 3}}),
+        ("LinearClassification", {"image_encoder": IMAGE, "num_classes": 5, "learning_rates": [0.3, 30]}),
+        ("SupervisedClassification", {"image_encoder": IMAGE, "num_classes": 5, "schedule": "cosine"}),
+        ("MultiLabelTagging", {"image_encoder": IMAGE, "num_classes": 80, "encoder_prefixes": ["a.", ""]}),
+    ],
+)
+def test_modules_are_built_from_a_config_and_keep_plain_hyper_parameters(
+    tmp_path: Path, class_name: str, arguments: dict[str, Any]
+) -> None:
+    module = built(class_name, **arguments)
+    assert not any(name in module.hparams for name in ("video_encoder", "image_encoder"))
+    path = tmp_path / "hyper.pt"
+    torch.save(dict(module.hparams), path)
+    assert torch.load(path, weights_only=True) == dict(module.hparams)
+    with pytest.raises(ArgumentError, match="frozen"):  # whether an encoder learns is not for a configuration to say
+        built(class_name, **arguments, frozen=True)
+
+
+def test_a_network_of_timm_can_be_probed(tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    trained = timm.create_model("resnet10t", num_classes=9)
+    torch.save(trained.state_dict(), tmp_path / "resnet10t.pth")
+    encoder = {"class_path": "common.encoders.image.timm_encoder", "init_args": {"name": "resnet10t"}}
+    rates = [0.01, 0.1]
+    path = str(tmp_path / "resnet10t.pth")
+    module = built(
+        "LinearClassification", image_encoder=encoder, num_classes=CLASSES, learning_rates=rates, pretrained=path
+    )
+    run = trainer(tmp_path, max_epochs=6)
+    run.fit(module, loader(Pictures(24, side=32), 8, shuffle=True))
+    for name, value in module.encoder.state_dict().items():  # type: ignore[union-attr, operator]
+        assert torch.equal(value, trained.state_dict()[name]), name
+    metrics = results_of(run, module, [loader(Pictures(9, 1, side=32)), loader(Pictures(12, 2, side=32))])
+    assert metrics["test/top1"] > 60  # chance: 33

@@ -1,0 +1,140 @@
+"""Data modules of the protocols: what is held back, labels, statistics of sounds, and made-up batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+
+from common.data.clip_inputs import AudioInput
+from common.data.datasets.coco import COCO
+from common.data.datasets.esc50 import ESC50
+from common.data.datasets.imagenet import ImageNet
+from common.data.datasets.voc import PascalVOC
+from common.data.image_transforms import ImageTransform
+from common.data.worlds.audiovisual import AudioVisualWorld
+from common.protocols.data import ClassificationData, MultiLabelData, SoundClassificationData
+from common.training.examples import Draw
+from tests.data.image_layouts import write_coco, write_imagenet, write_voc
+
+SMALL = ImageTransform(crop=8, resize=8)
+
+
+def attached(data: Any) -> Any:
+    """A data module as a trainer uses it."""
+    data.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.1, 3), (0.2, 6), (0.5, 15)])
+def test_held_back_images_are_evenly_spaced_and_never_trained_on(tmp_path: Path, share: float, kept: int) -> None:
+    write_imagenet(tmp_path, train=10, val=2)
+    options: dict[str, Any] = {"image": SMALL, "batch_size": 5, "num_workers": 0, "test_batch_size": 4}
+    data = attached(ClassificationData(ImageNet(tmp_path), held_out_share=share, **options))
+    trained = {clip.path for clip in data.listing.clips}
+    held = {clip.path for clip in data.held_out_listing.clips}
+    assert len(held) == kept
+    assert not trained & held
+    assert len(trained | held) == 30
+    per_class = np.bincount(data.held_out_listing.labels, minlength=3)
+    assert per_class.tolist() == [kept // 3] * 3
+    assert data.num_classes == 3
+    loaders = data.test_dataloader()
+    if share:
+        assert [len(loader.dataset) for loader in loaders] == [kept, 6]
+    else:
+        assert len(loaders.dataset) == 6
+    batch = next(iter(data.train_dataloader()))
+    assert batch["image"].shape == (5, 3, 8, 8)
+    assert batch["label"].dtype == torch.int64
+
+
+def test_shares_that_cannot_be_held_back(tmp_path: Path) -> None:
+    write_imagenet(tmp_path, train=2)
+    for share in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=r"data.held_out_share must be in \[0, 1\)"):
+            ClassificationData(ImageNet(tmp_path), held_out_share=share)
+    data = ClassificationData(ImageNet(tmp_path), held_out_share=0.01, image=SMALL)
+    with pytest.raises(ValueError, match=r"data.held_out_share=0.01 keeps none of 6 images back"):
+        attached(data)
+
+
+@pytest.mark.parametrize("fit", [True, False])
+def test_labels_of_voc(tmp_path: Path, fit: bool) -> None:
+    write_voc(tmp_path)
+    dataset = PascalVOC(tmp_path, years=("2007",))
+    data = attached(MultiLabelData(dataset, fit=fit, image=SMALL, batch_size=2, num_workers=0))
+    assert data.num_classes == 3
+    assert list(data.class_names) == ["aeroplane", "bicycle", "train"]
+    loaders = data.test_dataloader()
+    if fit:
+        assert len(loaders.dataset) == 3
+        assert len(data.train_dataloader().dataset) == 5
+        return
+    assert [len(loader.dataset) for loader in loaders] == [5, 3]
+    for loader, split in zip(loaders, ("trainval", "test")):
+        labels = torch.cat([batch["labels"] for batch in loader])
+        assert labels.dtype == torch.int8
+        np.testing.assert_array_equal(labels, dataset.labels(split))
+        assert set(labels.unique().tolist()) == {-1, 0, 1}
+
+
+def test_labels_of_coco_are_its_categories(tmp_path: Path) -> None:
+    write_coco(tmp_path, train=4, val=3)
+    data = attached(MultiLabelData(COCO(tmp_path), "train", "val", fit=True, image=SMALL, batch_size=2, num_workers=0))
+    assert list(data.class_names) == ["person", "dog", "car"]
+    labels = torch.cat([batch["labels"] for batch in data.test_dataloader()])
+    # Image k has the first k categories.
+    assert labels.tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0]]
+    assert {tuple(batch["image"].shape) for batch in data.train_dataloader()} == {(2, 3, 8, 8)}
+
+
+def test_statistics_of_windows_are_kept_apart_by_how_these_are_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
+    world = AudioVisualWorld(seed=3, esc_clips_per_fold=1)
+    world.prepare(["esc50"])
+
+    def means(**options: Any) -> np.ndarray:
+        data = SoundClassificationData(
+            ESC50(world.root_of("esc50")),
+            train_split="all",
+            test_split="all",
+            num_workers=0,
+            audio=AudioInput(sample_rate=8_000, duration=0.5, fft=256, frames_per_second=40),
+            **options,
+        )
+        data.prepare_data()
+        data.setup("test")
+        return data.statistics_of_bins["mean"]
+
+    first = means(test_windows=3)
+    np.testing.assert_array_equal(means(test_windows=3, seed=1), first)  # nothing of these windows is drawn
+    assert not np.array_equal(means(test_windows=5), first)
+    assert not np.array_equal(means(test_windows=3, wrap_seconds=3.0), first)
+
+
+class Model:
+    num_classes = 3
+
+
+def test_a_made_up_batch_looks_like_a_real_one(tmp_path: Path) -> None:
+    write_imagenet(tmp_path / "imagenet", train=4, val=2)
+    write_coco(tmp_path / "coco", train=4, val=3)
+    options: dict[str, Any] = {"image": SMALL, "batch_size": 2, "num_workers": 0}
+    for data in (
+        ClassificationData(ImageNet(tmp_path / "imagenet"), held_out_share=0.0, **options),
+        MultiLabelData(COCO(tmp_path / "coco"), "train", "val", fit=True, **options),
+    ):
+        real, made = next(iter(attached(data).train_dataloader())), data.example_batch(Model(), 2, Draw(0)).batch
+        # The loader counts skipped files, and images with several labels have a class as well; no protocol reads these.
+        assert set(real) - set(made) <= {"skipped", "label"}
+        for name, value in made.items():
+            assert (value.shape, value.dtype) == (real[name].shape, real[name].dtype), name

@@ -1,0 +1,679 @@
+"""Detection: average precision by hand and by brute force, boxes through the transform, the detector on tiny sets."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+from common.data.datasets.voc import PascalVOC
+from common.encoders.checkpoint_files import CheckpointError, load_encoder
+from common.encoders.image import ImageResNet
+from common.metrics.detection import (
+    OVERLAPS,
+    DetectedImage,
+    DetectionsOncePerImage,
+    coco_average_precision,
+    voc07_average_precision,
+)
+from common.protocols.detection import (
+    BoxTransform,
+    Detection,
+    DetectionData,
+    collate_detection,
+    pad_together,
+    recompute_batch_statistics,
+)
+from common.training.callbacks import StepSeed
+from tests.distributed.harness import run_distributed
+
+DETECTRON2 = Path(__file__).parents[2] / "papers" / "mct" / "detectron2"
+
+# -- average precision -------------------------------------------------------------------------------------------------
+
+LEFT, RIGHT, FAR = [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 40.0, 40.0], [60.0, 60.0, 70.0, 80.0]
+
+
+def image(found: list[Any] = [], true: list[Any] = [], difficult: list[int] = []) -> DetectedImage:  # noqa: B006
+    """An image of detections (box, score, label) and objects (box, label), some of which are difficult."""
+    flags = np.zeros(len(true), dtype=np.bool_)
+    flags[difficult] = True
+    return DetectedImage(
+        boxes=np.array([box for box, _, _ in found], dtype=np.float32).reshape(-1, 4),
+        scores=np.array([score for _, score, _ in found], dtype=np.float32),
+        labels=np.array([label for _, _, label in found], dtype=np.int64),
+        true_boxes=np.array([box for box, _ in true], dtype=np.float32).reshape(-1, 4),
+        true_labels=np.array([label for _, label in true], dtype=np.int64),
+        difficult=flags,
+    )
+
+
+RULES = pytest.mark.parametrize("precision", [coco_average_precision, voc07_average_precision])
+
+
+@RULES
+def test_right_detections_and_none(precision: Any) -> None:
+    objects = [(LEFT, 1), (RIGHT, 2)]
+    right = image([(LEFT, 0.9, 1), (RIGHT, 0.3, 2)], objects)
+    assert precision([right, image()]) == pytest.approx({"ap": 1.0, "ap50": 1.0, "ap75": 1.0})
+    assert precision([image([], objects)]) == {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
+    wrong_class = image([(LEFT, 0.9, 2), (RIGHT, 0.3, 1)], objects)
+    assert precision([wrong_class]) == {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
+
+
+@RULES
+@pytest.mark.parametrize("images", [[], [image()], [image([(LEFT, 0.9, 1)])], [image([], [(LEFT, 1)], difficult=[0])]])
+def test_without_an_object_there_is_no_precision(precision: Any, images: list[DetectedImage]) -> None:
+    with pytest.raises(ValueError, match="needs an object"):
+        precision(images)
+
+
+@RULES
+def test_classes_without_objects_do_not_count(precision: Any) -> None:
+    images = [image([(LEFT, 0.9, 1), (FAR, 0.95, 7)], [(LEFT, 1), (FAR, 3)], difficult=[1])]
+    assert precision(images)["ap"] == pytest.approx(1.0)
+
+
+def test_precision_at_eleven_recalls_by_hand() -> None:
+    # right, wrong, right: precision 1 up to recall 0.5, 2/3 beyond.
+    images = [image([(LEFT, 0.9, 1), (FAR, 0.8, 1), (RIGHT, 0.7, 1)], [(LEFT, 1), (RIGHT, 1)])]
+    assert voc07_average_precision(images)["ap"] == pytest.approx((6 + 5 * 2 / 3) / 11)
+    # Three of ten: a recall of exactly 0.3 is reached.
+    boxes = [[30.0 * i, 0.0, 30.0 * i + 10, 10.0] for i in range(10)]
+    images = [image([(box, 0.9, 1) for box in boxes[:3]], [(box, 1) for box in boxes])]
+    assert voc07_average_precision(images)["ap50"] == pytest.approx(4 / 11)
+
+
+def test_a_second_detection_of_an_object_is_wrong() -> None:
+    images = [image([(LEFT, 0.9, 1), (LEFT, 0.8, 1), (RIGHT, 0.7, 1)], [(LEFT, 1), (RIGHT, 1)])]
+    assert voc07_average_precision(images)["ap"] == pytest.approx((6 + 5 * 2 / 3) / 11)
+
+
+def test_voc_wants_more_overlap_than_the_threshold() -> None:
+    # Half of the object: the overlap is exactly 0.5.
+    images = [image([([0.0, 0.0, 10.0, 5.0], 0.9, 1)], [(LEFT, 1)])]
+    assert voc07_average_precision(images)["ap50"] == 0.0
+    assert coco_average_precision(images)["ap50"] == pytest.approx(1.0)
+    # 0.7: above the thresholds 0.5 to 0.65, four of ten.
+    images = [image([([0.0, 0.0, 10.0, 7.0], 0.9, 1)], [(LEFT, 1)])]
+    assert voc07_average_precision(images) == pytest.approx({"ap": 0.4, "ap50": 1.0, "ap75": 0.0})
+
+
+def test_voc_assigns_a_detection_to_the_object_it_overlaps_most() -> None:
+    # Both detections overlap the first object more; the second object overlaps enough, but stays unfound.
+    objects = [([0.0, 0.0, 10.0, 10.0], 1), ([0.0, 0.0, 10.0, 14.0], 1)]
+    images = [image([([0.0, 0.0, 10.0, 10.0], 0.9, 1), ([0.0, 0.0, 10.0, 11.0], 0.8, 1)], objects)]
+    assert voc07_average_precision(images)["ap50"] == pytest.approx(6 / 11)
+    assert coco_average_precision(images)["ap50"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("extra", "voc", "coco"),
+    [
+        ([(RIGHT, 0.9, 1)], 1.0, 1.0),  # a difficult object found: does not count
+        ([(RIGHT, 0.9, 1), (RIGHT, 0.85, 1)], 1.0, 0.5),  # twice: COCO's rules excuse one
+        ([([20.0, 20.0, 25.0, 25.0], 0.9, 1)], 0.5, 0.5),  # a corner of it: overlaps too little to be excused
+    ],
+)
+def test_difficult_objects(extra: list[Any], voc: float, coco: float) -> None:
+    images = [image([*extra, (LEFT, 0.8, 1)], [(LEFT, 1), (RIGHT, 1)], difficult=[1])]
+    assert voc07_average_precision(images)["ap50"] == pytest.approx(voc)
+    assert coco_average_precision(images)["ap50"] == pytest.approx(coco)
+
+
+def brute_force(images: list[DetectedImage], label: int, threshold: float) -> float:
+    """VOC 2007 one detection after the other."""
+    rows = [(-image.scores[d], i, d) for i, image in enumerate(images) for d in range(len(image.scores))]
+    taken: set[tuple[int, int]] = set()
+    verdicts = []
+    for _, i, d in sorted(rows):
+        one = images[i]
+        if one.labels[d] != label:
+            continue
+        best, where = -1.0, -1
+        for g, box in enumerate(one.true_boxes.astype(float)):
+            if one.true_labels[g] != label:
+                continue
+            found = one.boxes[d].astype(float)
+            width = min(found[2], box[2]) - max(found[0], box[0])
+            height = min(found[3], box[3]) - max(found[1], box[1])
+            common = max(width, 0.0) * max(height, 0.0)
+            areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (found, box)]
+            if common / (sum(areas) - common) > best:
+                best, where = common / (sum(areas) - common), g
+        if best > threshold and one.difficult[where]:
+            continue
+        verdicts.append(best > threshold and (i, where) not in taken)
+        if verdicts[-1]:
+            taken.add((i, where))
+    count = sum(int(((image.true_labels == label) & ~image.difficult).sum()) for image in images)
+    total = 0.0
+    for tenth in range(11):
+        best = 0.0
+        for end in range(1, len(verdicts) + 1):
+            right = sum(verdicts[:end])
+            if right / count >= tenth / 10:
+                best = max(best, right / end)
+        total += best / 11
+    return total
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), number=st.integers(1, 4), found=st.integers(0, 8), true=st.integers(1, 5))
+def test_voc_equals_brute_force(seed: int, number: int, found: int, true: int) -> None:
+    rng = np.random.default_rng(seed)
+
+    def boxes(count: int) -> np.ndarray:
+        corner = rng.integers(0, 4, (count, 2))
+        return np.concatenate([corner, corner + rng.integers(2, 5, (count, 2))], axis=1).astype(np.float32)
+
+    images = [
+        DetectedImage(
+            boxes(found),
+            rng.permutation(found * number)[:found].astype(np.float32) + np.float32(i / number),
+            rng.integers(1, 3, found),
+            boxes(true),
+            rng.integers(1, 3, true),
+            rng.random(true) < 0.3,
+        )
+        for i in range(number)
+    ]
+    labels = {int(label) for one in images for label in one.true_labels[~one.difficult]}
+    if not labels:
+        return
+    result = voc07_average_precision(images)
+    means = [np.mean([brute_force(images, label, threshold) for label in labels]) for threshold in OVERLAPS]
+    assert result["ap"] == pytest.approx(np.mean(means))
+    assert result["ap50"] == pytest.approx(means[0])
+    assert result["ap75"] == pytest.approx(means[5])
+
+
+def one_detection(score: float) -> dict[str, Tensor]:
+    return {"boxes": torch.tensor([LEFT]), "scores": torch.tensor([score]), "labels": torch.tensor([1])}
+
+
+ONE_OBJECT = {"boxes": torch.tensor([LEFT]), "labels": torch.tensor([1])}
+NOTHING = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
+
+
+def test_an_image_delivered_twice_counts_once() -> None:
+    found = DetectionsOncePerImage()
+    found.update(torch.tensor([7, 3]), [one_detection(0.5), NOTHING], [ONE_OBJECT, NOTHING])
+    found.update(torch.tensor([7]), [one_detection(0.9)], [ONE_OBJECT])
+    images = found.compute()
+    assert list(images) == [3, 7]
+    assert images[7].scores.tolist() == [0.5]
+    assert images[7].difficult.tolist() == [False]
+    with pytest.raises(ValueError, match="differ"):
+        found.update(torch.tensor([1]), [], [ONE_OBJECT])
+
+
+def test_detections_of_any_precision_are_kept_as_float32() -> None:
+    found = DetectionsOncePerImage()
+    half = {**one_detection(0.5), "boxes": torch.tensor([LEFT]).bfloat16(), "labels": torch.tensor([1]).int()}
+    found.update(torch.tensor([0]), [half], [{**ONE_OBJECT, "boxes": torch.tensor([LEFT]).double()}])
+    assert voc07_average_precision(found.compute().values())["ap"] == 1.0
+
+
+def test_processes_with_different_numbers_of_images_agree() -> None:
+    def gather(rank: int) -> Any:
+        found = DetectionsOncePerImage()
+        for item in [[0, 2, 4], [0], []][rank]:
+            found.update(torch.tensor([item]), [one_detection(0.1 * rank + 0.5)], [ONE_OBJECT])
+        images = found.compute()
+        return [list(images), images[0].scores.tolist()]
+
+    assert run_distributed(gather, 3) == [[[0, 2, 4], [0.5]]] * 3
+
+
+# -- images and boxes --------------------------------------------------------------------------------------------------
+
+
+def picture(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.arange(width * height * 3, dtype=np.uint8).reshape(height, width, 3))
+
+
+def test_a_test_image_is_resized_with_its_boxes() -> None:
+    transform = BoxTransform(sizes=(20,), test_size=30, max_size=50, mean=(0, 0, 0), std=(1, 1, 1), training=False)
+    tensor, boxes = transform(picture(20, 10), np.array([[5, 0, 20, 10]], dtype=np.float32))
+    # 30 for the shorter side would make the longer one 60.
+    assert tensor.shape == (3, 25, 50)
+    assert tensor.dtype == torch.float32
+    assert tensor.min() >= 0.0
+    assert tensor.max() <= 1.0
+    assert boxes.dtype == np.float32
+    assert boxes.tolist() == [[12.5, 0, 50, 25]]
+    unchanged, none = transform(picture(40, 30), np.zeros((0, 4), dtype=np.float32))
+    assert none.shape == (0, 4)
+    assert torch.equal(unchanged, torch.from_numpy(np.array(picture(40, 30))).permute(2, 0, 1) / 255)
+
+
+def test_training_draws_sizes_and_flips_with_the_boxes() -> None:
+    transform = BoxTransform(sizes=(8, 16), test_size=8, max_size=64, mean=(0, 0, 0), std=(1, 1, 1))
+    pixels = np.zeros((8, 12, 3), dtype=np.uint8)
+    pixels[2:5, 1:4] = 255
+    seen = set()
+    for seed in range(20):
+        drawn = Image.fromarray(pixels)
+        boxes = np.array([[1, 2, 4, 5]], dtype=np.float32)
+        tensor, moved = transform(drawn, boxes, np.random.default_rng(seed))
+        scale = tensor.shape[1] // 8
+        left, top, right, bottom = (round(v) for v in moved[0].tolist())
+        seen.add((scale, left != scale))
+        # The box still frames the bright square.
+        assert tensor[0, top:bottom, left:right].mean() > 0.75
+        assert moved[0, 2] - moved[0, 0] == 3 * scale
+        again, _ = transform(drawn, boxes, np.random.default_rng(seed))
+        assert torch.equal(again, tensor)
+    assert seen == {(1, False), (1, True), (2, False), (2, True)}
+    with pytest.raises(ValueError, match="random generator"):
+        transform(picture(8, 8), np.zeros((0, 4), dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    "options", [{"sizes": ()}, {"sizes": (0,)}, {"test_size": 0}, {"max_size": 100}, {"flip": 1.5}]
+)
+def test_senseless_transforms_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        BoxTransform(**options)
+
+
+Entry = tuple[tuple[int, int], list[tuple[str, tuple[int, int, int, int], bool]]]
+SCENE: list[Entry] = [
+    ((40, 32), [("disc", (1, 1, 20, 16), False), ("bar", (21, 17, 40, 32), False)]),
+    ((32, 32), []),
+    ((32, 48), [("bar", (5, 5, 5, 5), False), ("disc", (8, 8, 30, 40), True)]),  # one pixel; difficult
+    ((36, 32), [("disc", (4, 4, 24, 24), False)]),
+    ((32, 32), [("bar", (3, 3, 30, 20), False)]),
+]
+
+
+def write_voc(root: Path, train: list[Entry], test: list[Entry]) -> None:
+    """Write images and boxes in the layout of the development kit; boxes count pixels from 1, inclusively."""
+    folder = root / "VOCdevkit" / "VOC2007"
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, entries in (("trainval", train), ("test", test)):
+        names = [f"{split}{number}" for number in range(len(entries))]
+        for name, ((width, height), objects) in zip(names, entries):
+            Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(
+                folder / "JPEGImages" / f"{name}.jpg"
+            )
+            lines = [
+                f"<object><name>{kind}</name><difficult>{int(hard)}</difficult><bndbox><xmin>{box[0]}</xmin>"
+                f"<ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"
+                for kind, box, hard in objects
+            ]
+            (folder / "Annotations" / f"{name}.xml").write_text(f"<annotation>{''.join(lines)}</annotation>")
+        lists = folder / "ImageSets" / "Main"
+        (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+        for kind in ("bar", "disc"):
+            (lists / f"{kind}_{split}.txt").write_text("".join(f"{name} -1\n" for name in names))
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("voc")
+    write_voc(root, [*SCENE, *SCENE[:3]], [*SCENE, SCENE[3], SCENE[0]])
+    return root
+
+
+def data(root: Path, **options: Any) -> DetectionData:
+    small = BoxTransform(sizes=(32, 40), test_size=32, max_size=64)
+    defaults: dict[str, Any] = {"image": small, "batch_size": 2, "num_workers": 0, "seed": 3}
+    return DetectionData(PascalVOC(root), **{**defaults, **options})
+
+
+def test_items_have_boxes_and_labels(voc: Path) -> None:
+    module = data(voc, image=BoxTransform(sizes=(32,), test_size=32, max_size=64, flip=0.0))
+    module.setup("fit")
+    assert module.num_classes == 2
+    first = module.test_images[0]
+    assert first["image"].shape == (3, 32, 40)
+    assert first["target"]["boxes"].tolist() == [[0, 0, 20, 16], [20, 16, 40, 32]]
+    assert first["target"]["labels"].tolist() == [2, 1]
+    assert first["target"]["difficult"].tolist() == [False, False]
+    empty = module.test_images[1]["target"]
+    assert empty["boxes"].shape == (0, 4)
+    assert empty["labels"].dtype == torch.int64
+    assert empty["difficult"].dtype == torch.bool
+    tiny = module.test_images[2]["target"]
+    assert tiny["boxes"].tolist()[0] == [4, 4, 5, 5]
+    assert tiny["difficult"].tolist() == [False, True]
+    assert len(module.training_images[0, 2]["target"]["boxes"]) == 2
+    batch = collate_detection([module.test_images[item] for item in (0, 1)])
+    assert [tuple(one.shape) for one in batch["images"]] == [(3, 32, 40), (3, 32, 32)]
+    assert batch["index"].tolist() == [0, 1]
+
+
+def test_difficult_objects_can_be_left_out_of_training(voc: Path) -> None:
+    module = data(voc, train_difficult=False)
+    module.setup("fit")
+    assert len(module.training_images[0, 2]["target"]["boxes"]) == 1
+    assert len(module.test_images[2]["target"]["boxes"]) == 2
+
+
+@pytest.mark.parametrize("box", [(1, 1, 34, 20), (33, 1, 33, 20), (1, 5, 10, 99)])
+def test_a_box_outside_the_image_names_the_file(tmp_path: Path, box: tuple[int, int, int, int]) -> None:
+    write_voc(tmp_path, [((32, 32), [("disc", box, False)])] * 2, SCENE[:1])
+    module = data(tmp_path)
+    module.setup("fit")
+    with pytest.raises(ValueError, match=r"JPEGImages/trainval0\.jpg: the box .* 32 x 32 pixels; correct"):
+        module.training_images[0, 0]
+
+
+def test_a_box_one_pixel_too_far_is_cut(tmp_path: Path) -> None:
+    write_voc(tmp_path, [((32, 32), [("disc", (0, 1, 33, 20), False)])] * 2, SCENE[:1])
+    module = data(tmp_path, image=BoxTransform(sizes=(32,), test_size=32, max_size=64, flip=0.0))
+    module.setup("fit")
+    assert module.training_images[0, 0]["target"]["boxes"].tolist() == [[0, 0, 32, 20]]
+
+
+def test_images_are_padded_at_the_right_and_the_bottom() -> None:
+    padded = pad_together([torch.ones(3, 5, 9), torch.ones(3, 8, 2)], 4)
+    assert padded.tensors.shape == (2, 3, 8, 12)
+    assert padded.image_sizes == [(5, 9), (8, 2)]
+    assert padded.tensors.sum() == 3 * (45 + 16)
+    assert padded.tensors[0, :, :5, :9].sum() == 3 * 45
+
+
+# -- the detector ------------------------------------------------------------------------------------------------------
+
+
+def encoder(seed: int = 0) -> ImageResNet:
+    torch.manual_seed(seed)
+    return ImageResNet((1, 1, 1, 1), False, (4, 4, 8, 8), 4, 3, 2, False)
+
+
+def detector(**options: Any) -> Detection:
+    torch.manual_seed(1)
+    small: dict[str, Any] = {
+        "anchor_sizes": (8, 16), "proposals_per_map_training": 60, "proposals_per_map_test": 60,
+        "proposals_training": 20, "proposals_test": 20, "anchors_per_image": 32, "crops_per_image": 16, "crop_size": 4,
+        "score_threshold": 0.0, "warmup_steps": 2, "milestones": (50,), "precise_bn_batches": 2,
+    }  # fmt: skip
+    return Detection(encoder(), **{"num_classes": 2, **small, **options})
+
+
+def trainer(folder: Path, **options: Any) -> pl.Trainer:
+    silent: dict[str, Any] = {
+        "accelerator": "cpu", "default_root_dir": folder, "logger": False, "enable_checkpointing": False,
+        "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0,
+        "use_distributed_sampler": False,
+    }  # fmt: skip
+    return pl.Trainer(**{**silent, **options})
+
+
+def targets(*counts: int, dtype: torch.dtype = torch.float32) -> list[dict[str, Tensor]]:
+    boxes = torch.tensor([[1.0, 1.0, 12.0, 12.0], [5.0, 5.0, 5.4, 5.4], [10.0, 2.0, 31.0, 30.0]], dtype=dtype)
+    return [{"boxes": boxes[:count], "labels": torch.tensor([1, 2, 2])[:count]} for count in counts]
+
+
+def detectron2_config(name: str) -> dict[str, Any]:
+    return yaml.safe_load((DETECTRON2 / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def test_defaults_are_the_published_recipe() -> None:
+    with torch.device("meta"):
+        module = Detection(ImageResNet(), 20)
+    assert module.stride == 16
+    assert module.rpn.head.cls_logits.out_channels == 15
+    assert module.roi_heads.box_predictor.cls_score.out_features == 21
+    assert module.norm.num_features == 2048
+    names = [name for name, _ in module.named_parameters()]
+    assert len([name for name in names if "layer4" in name]) == len(list(module.image_encoder.layer4.parameters()))
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    config = detectron2_config("voc_faster_rcnn_R50_C4_24k")
+    transform, solver = BoxTransform(), config["SOLVER"]
+    assert list(transform.sizes) == config["INPUT"]["MIN_SIZE_TRAIN"]
+    assert transform.test_size == config["INPUT"]["MIN_SIZE_TEST"]
+    assert np.allclose(np.array(transform.mean) * 255, config["MODEL"]["PIXEL_MEAN"])
+    assert np.allclose(np.array(transform.std) * 255, config["MODEL"]["PIXEL_STD"])
+    assert module.hparams["learning_rate"] == solver["BASE_LR"]
+    assert list(module.hparams["milestones"]) == solver["STEPS"]
+    assert module.hparams["warmup_steps"] == solver["WARMUP_ITERS"]
+    assert module.hparams["proposals_per_map_test"] == config["MODEL"]["RPN"]["PRE_NMS_TOPK_TEST"]
+    assert inspect.signature(DetectionData).parameters["batch_size"].default == solver["IMS_PER_BATCH"]
+
+
+@pytest.mark.parametrize(
+    "name", ["coco_mask_rcnn_R50_FPN_2x", "coco_mask_rcnn_R50_C4_2x", "voc_faster_rcnn_R50_C4_24k"]
+)
+def test_configs_for_detectron2_fit_exported_encoders(name: str) -> None:
+    config = detectron2_config(name)
+    assert config["INPUT"]["FORMAT"] == "RGB"
+    assert config["MODEL"]["RESNETS"]["STRIDE_IN_1X1"] is False
+    assert config["MODEL"]["BACKBONE"]["FREEZE_AT"] == 0
+    assert config["MODEL"]["WEIGHTS"].endswith(".pkl")
+    assert config["MODEL"]["PIXEL_MEAN"] == [123.675, 116.28, 103.53]
+    assert config["TEST"]["PRECISE_BN"]["ENABLED"] is True
+    if name.startswith("coco"):
+        assert config["MODEL"]["MASK_ON"] is True
+        assert (config["SOLVER"]["STEPS"], config["SOLVER"]["MAX_ITER"]) == ([120000, 160000], 180000)
+
+
+def test_senseless_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_classes"):
+        detector(num_classes=0)
+    with pytest.raises(ValueError, match="milestones"):
+        detector(milestones=(20, 10))
+
+
+@pytest.mark.parametrize("counts", [(3,), (0,), (3, 0), (1, 2, 0)])
+def test_every_parameter_learns_whatever_the_images_show(counts: tuple[int, ...]) -> None:
+    module = detector().train()
+    images = [torch.randn(3, 32 + 4 * i, 40) for i in range(len(counts))]
+    detections, losses = module(images, targets(*counts))
+    assert set(losses) == {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
+    assert not detections
+    torch.stack(list(losses.values())).sum().backward()
+    for name, parameter in module.named_parameters():
+        # Data parallelism wants a gradient of each, if only zero.
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_detections_lie_in_their_images() -> None:
+    module = detector().eval()
+    images = [torch.randn(3, 30, 40), torch.randn(3, 50, 20)]
+    detections, losses = module(images)
+    assert losses == {}
+    for one, found in zip(images, detections):
+        assert 0 < len(found["boxes"]) <= 100
+        assert found["boxes"].min() >= 0
+        assert (found["boxes"][:, 2] <= one.shape[2]).all()
+        assert (found["boxes"][:, 3] <= one.shape[1]).all()
+        assert set(found["labels"].tolist()) <= {1, 2}
+
+
+def test_crops_show_the_places_of_their_boxes() -> None:
+    module = detector(crop_size=2)
+    assert module.stride == 8
+    # A map whose value is its own column; place 0 lies at pixel 4, the middle of the first eight.
+    columns = torch.arange(10.0).expand(1, 1, 10, 10)
+    crop = module._crop({"0": columns}, [torch.tensor([[16.0, 16.0, 48.0, 48.0]])], [(80, 80)])
+    # Halves of the box are centred at pixels 24 and 40, which are places 2.5 and 4.5.
+    assert crop[0, 0, 0].tolist() == pytest.approx([2.5, 4.5])
+
+
+def test_half_precision_keeps_boxes_and_losses_precise() -> None:
+    module = detector()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, losses = module.train()([torch.randn(3, 32, 40)], targets(2))
+        detections, _ = module.eval()([torch.randn(3, 32, 40)])
+    assert all(loss.isfinite() for loss in losses.values())
+    assert detections[0]["boxes"].dtype == torch.float32
+    assert detections[0]["scores"].dtype == torch.float32
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    module = detector(learning_rate=0.1, warmup_steps=4, milestones=(6, 8), weight_decay=0.5)
+    configured: Any = module.configure_optimizers()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    rise = [0.1 * (0.001 + 0.999 * step / 4) for step in range(4)]
+    assert rates == pytest.approx([*rise, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(decay) == len(list(module.parameters()))
+    assert decay[id(module.image_encoder.bn1.weight)] == decay[id(module.norm.bias)] == 0.0
+    assert decay[id(module.image_encoder.conv1.weight)] == decay[id(module.rpn.head.cls_logits.bias)] == 0.5
+    assert detector(warmup_steps=0).configure_optimizers()["optimizer"].param_groups[0]["lr"] == 0.02  # type: ignore[index,call-overload]
+
+
+# -- statistics of batch normalisation ---------------------------------------------------------------------------------
+
+
+def normalised() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.0), nn.BatchNorm1d(3, track_running_stats=False)).eval()
+
+
+def batches(count: int, rows: int = 50) -> list[tuple[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(rows, 3, generator=generator) * (1 + i) + 5 * i,) for i in range(count)]
+
+
+def test_statistics_are_those_of_all_values() -> None:
+    module = normalised()
+    module[0].momentum = 0.3  # type: ignore[assignment]
+    recompute_batch_statistics(module, batches(4))
+    values = torch.cat([rows for (rows,) in batches(4)])
+    assert torch.allclose(module[0].running_mean, values.mean(0), atol=1e-5)  # type: ignore[arg-type]
+    assert torch.allclose(module[0].running_var, values.var(0), rtol=0.02)  # type: ignore[arg-type]
+    assert not any(part.training for part in module.modules())
+    assert module[0].momentum == 0.3
+    recompute_batch_statistics(nn.Linear(3, 3), [])
+    with pytest.raises(ValueError, match="no training batch"):
+        recompute_batch_statistics(module, [])
+
+
+def test_statistics_of_two_processes_are_those_of_one() -> None:
+    whole = normalised()
+    recompute_batch_statistics(whole, batches(4))
+
+    def half(rank: int) -> Any:
+        module = normalised()
+        recompute_batch_statistics(module, batches(4)[rank::2])
+        return {name: value for name, value in module.state_dict().items() if "running" in name}
+
+    for found in run_distributed(half, 2):
+        for name, value in found.items():
+            assert np.allclose(value, whole.state_dict()[name], rtol=1e-5), name
+
+
+# -- through the trainer -----------------------------------------------------------------------------------------------
+
+METRICS = {f"test/{rules}{name}" for rules in ("", "coco_") for name in ("ap", "ap50", "ap75")} | {"test/images"}
+
+
+def test_fit_and_test(voc: Path, tmp_path: Path) -> None:
+    start = tmp_path / "pretrained.ckpt"
+    torch.save({"state_dict": {f"image.{k}": v for k, v in encoder(5).state_dict().items()}}, start)
+    module = detector(pretrained=str(start), encoder_prefixes=["image."], learning_rate=0.0)
+    run = trainer(tmp_path, max_steps=5)
+    run.fit(module, datamodule=data(voc))
+    assert run.global_step == 5
+    # Nothing was learnt at that rate, so the weights are still those of the file.
+    assert torch.equal(module.image_encoder.conv1.weight, encoder(5).conv1.weight)
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    again = encoder(6)
+    load_encoder(again, tmp_path / "last.ckpt", ["image_encoder."])
+    assert torch.equal(again.conv1.weight, encoder(5).conv1.weight)
+    first = run.test(module, datamodule=data(voc), verbose=False)[0]
+    assert set(first) == METRICS
+    assert first["test/images"] == 7
+    assert all(0.0 <= first[name] <= 100.0 for name in METRICS)
+    assert (tmp_path / "media" / "detections.png").stat().st_size > 5000
+    # The statistics are computed anew from the same batches.
+    assert run.test(module, datamodule=data(voc), verbose=False)[0] == first
+    fresh = detector(pretrained=str(tmp_path / "absent.ckpt"))
+    again = trainer(tmp_path).test(
+        fresh, datamodule=data(voc), ckpt_path=tmp_path / "last.ckpt", verbose=False, weights_only=True
+    )
+    assert again[0] == first
+
+
+def test_a_detector_that_finds_nothing_scores_zero(voc: Path, tmp_path: Path) -> None:
+    module = detector(score_threshold=1.1, pictures=0)
+    metrics = trainer(tmp_path).test(module, datamodule=data(voc), verbose=False)[0]
+    assert all(metrics[name] == 0.0 for name in METRICS - {"test/images"})
+    assert not (tmp_path / "media").exists()
+
+
+def test_batch_of_one_and_a_test_batch_of_several(voc: Path, tmp_path: Path) -> None:
+    module = detector(precise_bn_batches=100, pictures=100)
+    run = trainer(tmp_path, max_steps=2)
+    run.fit(module, datamodule=data(voc, batch_size=1))
+    together = run.test(module, datamodule=data(voc, batch_size=1, test_batch_size=7), verbose=False)[0]
+    assert together["test/images"] == 7
+
+
+def test_wrong_settings_stop_before_training(voc: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="num_classes: the model has 3, but the data have 2"):
+        trainer(tmp_path, max_steps=1).fit(detector(num_classes=3), datamodule=data(voc))
+    with pytest.raises(CheckpointError, match=r"^model.pretrained: .*absent\.ckpt"):
+        trainer(tmp_path, max_steps=1).fit(detector(pretrained="absent.ckpt"), datamodule=data(voc))
+    with pytest.raises(ValueError, match=r"data\.batch_size"):
+        trainer(tmp_path, max_steps=1).fit(detector(), datamodule=data(voc, batch_size=9))
+    module = data(voc)
+    module.setup("test")
+    loader = torch.utils.data.DataLoader(module.test_images, collate_fn=collate_detection)
+    with pytest.raises(ValueError, match=r"precise_bn_batches.*statistics_dataloader"):
+        trainer(tmp_path).test(detector(), dataloaders=loader, verbose=False)
+    metrics = trainer(tmp_path).test(detector(precise_bn_batches=0), dataloaders=loader, verbose=False)[0]
+    assert metrics["test/images"] == 7
+
+
+class SaveAt(pl.Callback):
+    """Writes a checkpoint in the middle of training, as a run that is killed later leaves it behind."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(voc: Path, tmp_path: Path) -> None:
+    path = tmp_path / "three.ckpt"
+
+    def fit(start: Path | None = None) -> dict[str, Tensor]:
+        run = trainer(tmp_path, max_steps=6, callbacks=[StepSeed(1), SaveAt(3, path)])
+        run.fit(detector(learning_rate=0.05), datamodule=data(voc), ckpt_path=start, weights_only=True)
+        return dict(run.lightning_module.state_dict())
+
+    whole, resumed = fit(), fit(path)
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+
+
+def test_two_processes_test_like_one(voc: Path, tmp_path: Path) -> None:
+    module = detector(precise_bn_batches=0)
+    one = trainer(tmp_path / "one").test(copy.deepcopy(module), datamodule=data(voc), verbose=False)[0]
+    two = trainer(tmp_path / "two", devices=2, strategy="ddp_fork").test(module, datamodule=data(voc), verbose=False)[0]
+    assert one["test/images"] == 7
+    assert two == pytest.approx(one)
+
+
+def test_two_processes_train_and_share_statistics(voc: Path, tmp_path: Path) -> None:
+    run = trainer(tmp_path, devices=2, strategy="ddp_fork", max_steps=2)
+    module = detector()
+    run.fit(module, datamodule=data(voc))
+    metrics = run.test(module, datamodule=data(voc), verbose=False)[0]
+    assert metrics["test/images"] == 7

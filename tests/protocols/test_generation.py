@@ -1,0 +1,255 @@
+"""FID, inception score, R-precision and object accuracy of a test's generated images, by networks of a few lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.plugins import Precision
+from torch import Tensor, nn
+
+from common.data.datasets.coco import CLASSES
+from common.metrics.generation import Moments, frechet_distance, inception_score, r_precision
+from common.protocols import generation
+from common.protocols.generation import GenerationEvaluation, RealImages
+
+
+def module(data: Any, samples: int, **more: Any) -> Any:
+    trainer = SimpleNamespace(
+        datamodule=data,
+        is_global_zero=True,
+        test_dataloaders=SimpleNamespace(dataset=range(samples)),
+        precision_plugin=Precision(),
+    )
+    return SimpleNamespace(device=torch.device("cpu"), trainer=trainer, **more)
+
+
+class TinyInception(nn.Module):
+    """Means of the colors of an image's quarters; its classes are their shares."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+        return features, features.softmax(1)
+
+
+class TinyInceptionTV(TinyInception):
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(images)[0] * 2
+
+
+class TinyClip(nn.Module):
+    """An image's mean color, and the color that a text is of."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+
+    def images(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3))
+
+    def texts(self, texts: list[str]) -> Tensor:
+        return torch.tensor([[int(part) / 100 for part in text.split()[-3:]] for text in texts])
+
+
+class TinyDetector(nn.Module):
+    """Finds a dog in light images and a cat in dark ones."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = torch.zeros(len(images), len(CLASSES), dtype=torch.bool)
+        light = images.mean((1, 2, 3)) > 0.5
+        found[light, CLASSES.index("dog")] = True
+        found[~light, CLASSES.index("cat")] = True
+        return found
+
+
+TINY = {"inception": TinyInception, "inception_tv": TinyInceptionTV, "clip": TinyClip, "detector": TinyDetector}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Networks of a few lines in place of released ones, and files for them."""
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
+    networks = {name: generation.NETWORKS[name]._replace(build=kind) for name, kind in TINY.items()}
+    monkeypatch.setattr(generation, "NETWORKS", networks)
+    files = {name: tmp_path / f"{name}.pth" for name in TINY}
+    for path in files.values():
+        path.write_bytes(b"weights")
+    return {name: str(path) for name, path in files.items()}
+
+
+IMAGES = torch.rand(41, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+REAL = torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(1)) ** 2
+COLORS = (IMAGES.mean((2, 3)) * 100).round().int().tolist()
+TEXTS = [f"a {'dog' if n % 2 else 'cat'} of {' '.join(map(str, color))}" for n, color in enumerate(COLORS)]
+
+
+class Real:
+    """The data set behind the real images."""
+
+    def __len__(self) -> int:
+        return len(REAL)
+
+    def describe(self) -> dict[str, Any]:
+        return {"fingerprint": "1234"}
+
+
+class TinyData:
+    """What the evaluation asks of a data module."""
+
+    transform = SimpleNamespace(size=8)
+    caption_count = len(TEXTS)
+
+    def __init__(self) -> None:
+        self.looked_at = 0
+
+    def texts(self, role: str, captions: list[int]) -> list[str]:
+        assert role == "test"
+        return [TEXTS[number] for number in captions]
+
+    def reference_loader(self) -> Any:
+        class Loader:
+            dataset = Real()
+
+            def __iter__(inner) -> Any:
+                self.looked_at += 1
+                for part in torch.arange(len(REAL)).split(16):
+                    image, index = REAL[part], part
+                    if part[0] == 0:  # the neighbour of a broken file, which comes at its own place, too
+                        image, index = torch.cat([image, REAL[20:21]]), torch.cat([index, torch.tensor([20])])
+                    yield {"image": image, "index": index, "skipped": (torch.arange(len(index)) == 16).long()}
+
+        return Loader()
+
+    def caption_loader(self, numbers: list[int]) -> Any:
+        for part in torch.arange(len(numbers)).split(10):
+            yield {"index": part, "caption": torch.tensor(numbers)[part], "length": torch.ones(len(part))}
+
+
+def update(evaluation: GenerationEvaluation, images: Tensor, repeat: int = 0) -> None:
+    for part in torch.arange(len(images)).split(9):
+        evaluation.update(images[part], {"index": part, "caption": part, "skipped": torch.zeros_like(part)}, repeat)
+    # Stands in for a broken file: counted at its own place.
+    broken = {"index": torch.tensor([3]), "caption": torch.tensor([3]), "skipped": torch.tensor([1])}
+    evaluation.update(torch.ones(1, 3, 8, 8), broken, repeat)
+
+
+def test_the_metrics_of_the_paper(tiny: dict[str, str]) -> None:
+    evaluation = GenerationEvaluation(**tiny, repeats=2, folds=5, candidates=20, object_copies=0)
+    data = TinyData()
+    evaluation.begin(module(data, len(IMAGES)))
+    update(evaluation, IMAGES)
+    update(evaluation, IMAGES.flip(0), repeat=1)
+    found = evaluation.compute()
+    features, probabilities = TinyInception("")(IMAGES)
+    expected = frechet_distance(Moments.of(features), Moments.of(TinyInception("")(REAL)[0]))
+    assert found["fid"] == pytest.approx(expected, rel=1e-6)
+    assert found["fid_spread"] == pytest.approx(0, abs=1e-9)
+    assert found["fid_tv"] == pytest.approx(4 * expected, rel=1e-6)
+    assert found["inception_score"] == pytest.approx(inception_score(probabilities)[0], rel=1e-6)
+    own, flipped = (
+        r_precision(images.mean((2, 3)), TinyClip("").texts(TEXTS), None, 20, 5)[0]
+        for images in (IMAGES, IMAGES.flip(0))
+    )
+    assert found["r_precision"] == pytest.approx((own + flipped) / 2)
+    assert found["r_precision_spread"] == pytest.approx((own - flipped) / 2)
+    assert own > 50 > flipped
+    light = IMAGES.mean((1, 2, 3)) > 0.5
+    wanted = torch.arange(len(IMAGES)) % 2 == 1
+    shares = [100 * (light == wanted)[wanted == kind].double().mean() for kind in (True, False)]
+    flipped_shares = [100 * (light.flip(0) == wanted)[wanted == kind].double().mean() for kind in (True, False)]
+    assert found["soa_c"] == pytest.approx(float(sum(shares) + sum(flipped_shares)) / 4)
+
+
+def test_statistics_of_real_images_are_kept(tiny: dict[str, str]) -> None:
+    data = TinyData()
+    values = []
+    for _ in range(2):
+        evaluation = GenerationEvaluation(inception=tiny["inception"], repeats=1)
+        evaluation.begin(module(data, len(IMAGES)))
+        update(evaluation, IMAGES)
+        values.append(evaluation.compute())
+    assert data.looked_at == 1
+    assert values[0] == values[1]
+    assert set(values[0]) == {"fid", "inception_score"}
+    Path(tiny["inception"]).write_bytes(b"other weights")
+    GenerationEvaluation(inception=tiny["inception"]).begin(module(data, len(IMAGES)))
+    assert data.looked_at == 2
+
+
+def test_object_accuracy_generates_images_of_its_own(tiny: dict[str, str]) -> None:
+    asked = []
+
+    def images_of(batch: dict[str, Tensor], seed: int) -> Tensor:
+        asked.append(len(batch["index"]))
+        return torch.where(batch["caption"] % 4 == 1, 0.9, 0.1).float()[:, None, None, None].expand(-1, 3, 8, 8)
+
+    maker = module(TinyData(), len(IMAGES), images_of=images_of)
+    evaluation = GenerationEvaluation(detector=tiny["detector"], repeats=3, object_copies=2)
+    evaluation.begin(maker)
+    update(evaluation, IMAGES)
+    found = evaluation.compute()
+    assert sum(asked) == 2 * len(TEXTS)
+    # All 21 cats are found, and every second one of 20 dogs.
+    assert found == {"soa_c": pytest.approx(75.0), "soa_i": pytest.approx(100 * (21 + 10) / 41)}
+
+
+def test_what_is_missing_is_left_out_and_said_once(
+    tiny: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    evaluation = GenerationEvaluation(
+        inception=str(tmp_path / "absent.pth"), clip=None, detector=str(tmp_path / "also.pth"), object_copies=3
+    )
+    evaluation.begin(module(TinyData(), len(IMAGES)))
+    update(evaluation, IMAGES)
+    assert evaluation.compute() == {}
+    evaluation.begin(module(TinyData(), len(IMAGES)))  # the test of a run that trained
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert "fid and inception_score will be left out" in lines[0]
+    assert "absent.pth does not exist" in lines[0]
+    assert "evaluation.clip is null" in lines[2]
+    with pytest.raises(ValueError, match="repeats: must be at least 1"):
+        GenerationEvaluation(repeats=0)
+
+
+def test_what_is_missing_is_said_before_training(capsys: pytest.CaptureFixture[str]) -> None:
+    GenerationEvaluation().load_pretrained()
+    assert "fid and inception_score will be left out: evaluation.inception is null" in capsys.readouterr().out
+
+
+def test_the_message_names_the_file_of_every_released_network(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation = GenerationEvaluation()
+    evaluation.begin(module(TinyData(), 0))
+    output = capsys.readouterr().out
+    for file in (
+        "inception_v3_google",
+        "weights-inception-2015-12-05-6726825d.pth",
+        "fasterrcnn_resnet50_fpn_v2_coco",
+        "save_pretrained",
+    ):
+        assert file in output
+
+
+def test_real_images_are_measured_as_if_generated() -> None:
+    calls: list[Any] = []
+    evaluation: Any = SimpleNamespace(
+        begin=calls.append,
+        update=lambda images, batch: calls.append((images, batch)),
+        compute=lambda: {"mini_fd": 1.0},
+        load_pretrained=lambda: calls.append("loaded"),
+    )
+    real = RealImages(evaluation)
+    batch = {"image": torch.rand(2, 3, 8, 8)}
+    real.setup("test")
+    real.on_test_start()
+    real.test_step(batch, 0)
+    assert calls[0] == "loaded"
+    assert calls[2][0] is batch["image"]

@@ -1,0 +1,333 @@
+"""Cross-modal search on tiny synthetic sets."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from common.data.text import text_numbers
+from common.encoders.text import GRUEncoder
+from common.losses.margin import in_batch_hinge
+from common.protocols.search import CrossModalSearch
+from common.stages.loggers import MetricsFile, read_metrics
+from common.training.callbacks import StepSeed
+from common.training.data_module import ShardedDataModule
+from tests.protocols.parts import (
+    CLASSES,
+    Pictures,
+    assert_same,
+    checkpoint,
+    copy_of,
+    image_encoder,
+    loader,
+    results_of,
+    trainer,
+)
+
+
+def words(width: int = 16) -> GRUEncoder:
+    torch.manual_seed(3)
+    return GRUEncoder(12, embedding_dim=8, hidden_size=width)
+
+
+def caption_of(image: int, which: int) -> list[int]:
+    """Tokens of a caption: the colour of the image, and a word that says little, sometimes twice."""
+    return [1 + image % CLASSES, 4 + (image + which) % 8, 4][: 2 + which % 2]
+
+
+class Captioned(Dataset[dict[str, Tensor]]):
+    """Pictures with a caption each, for training; takes the keys of an epoch sampler."""
+
+    def __init__(self, size: int) -> None:
+        self.pictures = Pictures(size)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        epoch, item = key
+        tokens = caption_of(item, epoch % 2)
+        return {
+            "image": self.pictures[item]["image"],
+            "tokens": torch.tensor(tokens + [0] * (3 - len(tokens))),
+            "lengths": torch.tensor(len(tokens)),
+            "index": torch.tensor(item),
+            "image_index": torch.tensor(item),
+        }
+
+
+class Captions(Dataset[dict[str, Tensor]]):
+    """Two captions of every image."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return 2 * self.images
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        tokens = caption_of(item // 2, item % 2)
+        return {
+            "tokens": torch.tensor(tokens + [0] * (3 - len(tokens))),
+            "lengths": torch.tensor(len(tokens)),
+            "index": torch.tensor(item),
+            "image_index": torch.tensor(item // 2),
+        }
+
+
+class SearchData(ShardedDataModule):
+    """Twelve images to learn from in three steps an epoch, eleven to select by, and ten to test on."""
+
+    def __init__(self, train: int = 12, validation: int = 11, test: int = 10) -> None:
+        super().__init__(batch_size=4, num_workers=0, seed=0)
+        self.sizes = train, validation, test
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.training_loader(Captioned(self.sizes[0]))
+
+    def _pair(self, images: int, noise: int) -> list[DataLoader[Any]]:
+        parts = Pictures(images, noise), Captions(images)
+        return [self.evaluation_loader(part, 3, f"{images} {type(part).__name__}") for part in parts]
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        return self._pair(self.sizes[1], 1)
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        return self._pair(self.sizes[2], 2)
+
+
+def search(**options: Any) -> CrossModalSearch:
+    return CrossModalSearch(
+        image_encoder(), words(), **{"embedding_dim": 16, "learning_rate": 1e-2, "fold_size": None, **options}
+    )
+
+
+class Judged(pl.Callback):
+    """Keeps the weights of the common space at every judgement, whose sum of recalls it may dictate."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, sums: list[float] | None = None) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+        self.steps: list[int] = []
+        original = CrossModalSearch._search
+
+        def search(module: CrossModalSearch, *args: Any, **options: Any) -> dict[str, Tensor]:
+            metrics = original(module, *args, **options)
+            if not module.trainer.testing:
+                if sums is not None:
+                    value = sums[len(self.weights)]
+                    metrics = {name: torch.tensor(value / 6) for name in metrics}
+                self.weights.append(copy_of(module.space))
+                self.steps.append(module.global_step)
+            return metrics
+
+        monkeypatch.setattr(CrossModalSearch, "_search", search)
+
+
+class TestCrossModalSearch:
+    def test_learns(self, tmp_path: Path) -> None:
+        module = search(
+            pretrained=checkpoint(tmp_path / "pretrained.ckpt", encoder=image_encoder(7)),
+            learning_rate=3e-2,
+            milestones=[6],
+        )
+        before = results_of(trainer(tmp_path), module, SearchData())
+        run = trainer(tmp_path, max_epochs=12, use_distributed_sampler=False)
+        run.fit(module, datamodule=SearchData(train=24))
+        assert_same(image_encoder(7).state_dict(), module.encoder)
+        metrics = results_of(run, module, SearchData())
+        directions = [f"{d}_{name}" for d in ("i2t", "t2i") for name in ("r1", "r5", "r10", "medr", "meanr")]
+        expected = {f"test/{name}{ending}" for name in directions for ending in ("", "_equal_text")}
+        assert set(metrics) == expected | {"test/selected_epoch", "test/validation_recall_sum"}
+        assert 1 <= metrics["test/selected_epoch"] <= 12
+        assert metrics["test/t2i_r5"] > max(80, before["test/t2i_r5"])
+        assert metrics["test/i2t_r1_equal_text"] >= metrics["test/i2t_r1"]
+
+    def test_the_weights_of_the_best_epoch_are_tested(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        judged = Judged(monkeypatch, [10.0, 30.0, 30.0, 20.0])
+        module = search()
+        run = trainer(tmp_path, max_epochs=4, use_distributed_sampler=False)
+        run.fit(module, datamodule=SearchData())
+        assert judged.steps == [3, 6, 9, 12]
+        assert_same(judged.weights[1], module.selected)
+        assert_same(judged.weights[3], module.space)
+        path = tmp_path / "last.ckpt"
+        run.save_checkpoint(path)
+        fresh = search()
+        run = trainer(tmp_path)
+        run.test(fresh, datamodule=SearchData(), ckpt_path=path, verbose=False, weights_only=True)
+        assert_same(judged.weights[1], fresh.selected)
+        assert run.callback_metrics["test/selected_epoch"] == 2
+        assert run.callback_metrics["test/validation_recall_sum"] == pytest.approx(30)
+        # The test is that of the selected weights, whatever the current ones are.
+        for parameter in fresh.space.parameters():
+            nn.init.zeros_(parameter)
+        again = results_of(trainer(tmp_path), fresh, SearchData())
+        assert again == pytest.approx({name: float(value) for name, value in run.callback_metrics.items()})
+
+    # Three steps an epoch: 4 is in the middle of the second one, 3 and 6 are boundaries, written before the epoch is
+    # judged, and 9 is the end of training.
+    @pytest.mark.parametrize("step", [3, 4, 6, 9])
+    def test_a_resumed_run_selects_the_same(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+        file = MetricsFile(tmp_path / "metrics.csv")
+
+        def run(checkpoint: Path | None) -> tuple[CrossModalSearch, list[int], dict[str, set[tuple[int, float]]]]:
+            with monkeypatch.context() as patch:
+                judged, module = Judged(patch), search()
+                save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+                session = trainer(
+                    tmp_path,
+                    max_epochs=3,
+                    callbacks=[StepSeed(0), *([save] if checkpoint is None else [])],
+                    enable_checkpointing=True,
+                    logger=file,
+                    log_every_n_steps=1,
+                    use_distributed_sampler=False,
+                )
+                session.fit(module, datamodule=SearchData(), ckpt_path=checkpoint, weights_only=True)
+            return (
+                module,
+                judged.steps,
+                {name: set(row) for name, row in read_metrics(tmp_path / "metrics.csv").items()},
+            )
+
+        whole, steps, curves = run(None)
+        assert steps == [3, 6, 9]
+        assert {at for at, _ in curves["val/recall_sum"]} == {3, 6, 8}
+        file.drop_after(step - 1)
+        resumed, steps, again = run(tmp_path / f"step={step}.ckpt")
+        assert steps == [s for s in (3, 6, 9) if s >= step]
+        assert again == curves
+        assert_same(whole.state_dict(), resumed)
+        for name in ("selected_epoch", "selected_recall_sum", "compared_step"):
+            assert getattr(whole, name) == getattr(resumed, name)
+
+    def test_judging_leaves_modes_and_random_numbers_alone(self, tmp_path: Path) -> None:
+        class Watch(pl.Callback):
+            def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+                assert pl_module.space.training
+                assert not pl_module.encoder.training
+                draws.append(torch.rand(()).item())
+
+        results = []
+        for validation in (4, 9):
+            draws: list[float] = []
+            torch.manual_seed(0)
+            trainer(tmp_path, max_epochs=3, callbacks=[Watch()], use_distributed_sampler=False).fit(
+                search(), datamodule=SearchData(validation=validation)
+            )
+            results.append(draws)
+        assert results[0] == results[1]
+
+    def test_made_up_batches_have_no_split_to_compare_weights_on(self, tmp_path: Path) -> None:
+        class Nothing(SearchData):
+            def val_dataloader(self) -> Any:
+                raise AssertionError("there are no files")
+
+        module = search()
+        module.start_without_files()
+        trainer(tmp_path, max_epochs=2, use_distributed_sampler=False).fit(module, datamodule=Nothing())
+        assert (module.selected_epoch, module.compared_step) == (0, 0)
+
+    def test_loss_is_that_of_the_batch(self) -> None:
+        module = search(mask_same_image=False)
+        batch = torch.utils.data.default_collate([Captioned(6)[0, item] for item in range(6)])
+        with torch.no_grad():
+            image = module.space.image(module.features(batch["image"]))
+            text = module.space.text(batch["tokens"], batch["lengths"])
+            loss = module.training_step(batch, 0)
+        assert torch.allclose(image.norm(dim=1), torch.ones(6))
+        assert torch.allclose(text.norm(dim=1), torch.ones(6))
+        assert loss.item() == pytest.approx(in_batch_hinge(image @ text.T, 0.2, hardest=True).item())
+
+    @pytest.mark.parametrize("hardest", [False, True])
+    def test_captions_of_the_same_image_are_no_negatives(self, hardest: bool) -> None:
+        samples = [Captioned(4)[epoch, item] for epoch, item in ((0, 0), (1, 0), (0, 1), (0, 2))]
+        batch = torch.utils.data.default_collate(samples)
+        module = search(hardest=hardest)
+        with torch.no_grad():
+            scores = module.space.image(module.features(batch["image"])) @ module.space.text(
+                batch["tokens"], batch["lengths"]
+            ).transpose(0, 1)
+            found = module.training_step(batch, 0)
+        of_image, of_text = [], []
+        for i in range(4):
+            others = [j for j in range(4) if batch["image_index"][j] != batch["image_index"][i]]
+            of_image.append([max(0.0, 0.2 - float(scores[i, i] - scores[i, j])) for j in others])
+            of_text.append([max(0.0, 0.2 - float(scores[i, i] - scores[j, i])) for j in others])
+        reduce: Callable[[list[float]], float] = max if hardest else sum
+        expected = sum(map(reduce, of_image)) + sum(map(reduce, of_text))
+        assert found.item() == pytest.approx(expected, rel=1e-5)
+
+    def test_a_broken_image_takes_its_captions_along(self, tmp_path: Path) -> None:
+        module = search()
+        keep = [0, 1, 2, 4, 5]
+        captions = [2 * item + which for item in keep for which in range(2)]
+        sound = [loader(Subset(Pictures(6), keep)), loader(Subset(Captions(6), captions))]
+        # In the place of the broken file its neighbour is delivered twice.
+        broken = [loader(Subset(Pictures(6), [0, 1, 2, 2, 4, 5])), loader(Captions(6))]
+        assert results_of(trainer(tmp_path), module, broken) == results_of(trainer(tmp_path), module, sound)
+
+    def test_collapse_finds_nothing(self, tmp_path: Path) -> None:
+        module = search(fold_size=10)
+        for parameter in module.selected.parameters():
+            nn.init.zeros_(parameter)
+        metrics = results_of(trainer(tmp_path), module, SearchData(test=20))
+        assert metrics["test/i2t_r1"] == metrics["test/t2i_r5"] == 0
+
+    @settings(deadline=None)
+    @given(st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=12), st.integers(0, 3))
+    def test_equal_captions_are_those_with_equal_tokens(self, captions: list[list[int]], more: int) -> None:
+        width = 4 + more
+        tokens = torch.tensor([[*caption, *[9] * (width - len(caption))] for caption in captions])
+        lengths = torch.tensor([len(caption) for caption in captions])
+        numbers = text_numbers(tokens, lengths).tolist()
+        # The same in a narrower batch.
+        assert numbers == text_numbers(tokens[:, : max(1, int(lengths.max()))].int(), lengths).tolist()
+        for left, number in zip(captions, numbers):
+            for right, other in zip(captions, numbers):
+                assert (left == right) == (number == other)
+
+    @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+    def test_runs_in_bfloat16(self, tmp_path: Path, precision: Any) -> None:
+        module = search()
+        run = trainer(tmp_path, max_epochs=2, precision=precision, use_distributed_sampler=False)
+        run.fit(module, datamodule=SearchData())
+        assert 0 <= results_of(run, module, SearchData())["test/i2t_r1"] <= 100
+
+    def test_mistakes_name_the_field(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"embedding_dim: the common space has 1024 .* gives 16"):
+            CrossModalSearch(image_encoder(), words(16))
+        with pytest.raises(ValueError, match="data: CrossModalSearch selects"):
+            trainer(tmp_path, max_epochs=1).fit(search(), loader(Pictures(4)))
+        with pytest.raises(ValueError, match="test_dataloaders: CrossModalSearch needs two of them: images"):
+            results_of(trainer(tmp_path), search(), loader(Pictures(4)))
+        with pytest.raises(ValueError, match="fold_size: 10 images"):
+            results_of(trainer(tmp_path), search(fold_size=1000), SearchData())
+
+
+IMAGE = {
+    "class_path": "common.encoders.image.ImageResNet",
+    "init_args": {"layers": [1, 1, 1, 1], "bottleneck": False, "channels": [4, 4, 8, 8]},
+}
+TEXT = {"class_path": "common.encoders.text.GRUEncoder", "init_args": {"vocabulary_size": 12}}
+
+
+def test_the_module_is_built_from_a_config_and_keeps_plain_hyper_parameters(tmp_path: Path) -> None:
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(pl.LightningModule, "model")
+    arguments = {"image_encoder": IMAGE, "text_encoder": TEXT, "fold_size": None, "milestones": [15]}
+    config = {"model": {"class_path": "common.protocols.search.CrossModalSearch", "init_args": arguments}}
+    module = parser.instantiate_classes(parser.parse_object(config)).model
+    assert not any(name in module.hparams for name in ("image_encoder", "text_encoder"))
+    path = tmp_path / "hyper.pt"
+    torch.save(dict(module.hparams), path)
+    assert torch.load(path, weights_only=True) == dict(module.hparams)

@@ -1,0 +1,263 @@
+"""Linear support vector machines on frozen features of tiny synthetic sets."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from sklearn.svm import LinearSVC
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from common.encoders.audio import AudioConvNet
+from common.encoders.checkpoint_files import CheckpointError
+from common.metrics.linear_svm import judge_class
+from common.protocols.svm import MultiLabelSVM, SoundSVM
+from tests.protocols.parts import (
+    CLASSES,
+    Pictures,
+    Relabelled,
+    Sounds,
+    audio_encoder,
+    average_precisions_of,
+    checkpoint,
+    image_encoder,
+    loader,
+    results_of,
+    trainer,
+)
+
+
+def plain_svm(module: SoundSVM, layer: str, train: Sounds, test: Sounds, folds: list[int]) -> float:
+    """The protocol of specification 10.3 written down without care for memory, in float64."""
+
+    def features(item: dict[str, Tensor]) -> np.ndarray:
+        with torch.no_grad():
+            maps = module.encoder.forward_stages(item["audio"])[layer]  # type: ignore[operator]
+        size = module.layers[layer]
+        return nn.functional.adaptive_avg_pool2d(maps, size).flatten(1).double().numpy()
+
+    accuracies = []
+    for fold in folds:
+        learn = [item for item in map(train.__getitem__, range(len(train))) if len(folds) == 1 or item["fold"] != fold]
+        judge = [item for item in map(test.__getitem__, range(len(test))) if len(folds) == 1 or item["fold"] == fold]
+        x = np.concatenate([features(item) for item in learn])
+        y = np.concatenate([[int(item["label"])] * train.windows for item in learn])
+        mean, std = x.mean(0), x.std(0) + 0.01
+        machine = LinearSVC(
+            C=module.options["C"], loss="hinge", tol=1e-4, max_iter=200, intercept_scaling=1, random_state=0
+        )
+        machine.fit((x - mean) / std, y)
+        right = [
+            machine.decision_function((features(item) - mean) / std).mean(0).argmax() == item["label"] for item in judge
+        ]
+        accuracies.append(100 * float(np.mean(right)))
+    return float(np.mean(accuracies))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+class TestSoundSVM:
+    layers = {"conv5x": 2, "conv2x": 3}  # noqa: RUF012
+
+    def test_five_folds(self, tmp_path: Path) -> None:
+        module = SoundSVM(audio_encoder(), layers=self.layers)
+        train, test = Sounds(30, 2, 5, noise=1), Sounds(30, 3, 5, noise=2)
+        metrics = results_of(trainer(tmp_path), module, [loader(train, 4), loader(test, 7)])
+        for layer in self.layers:
+            expected = plain_svm(module.eval(), layer, train, test, [1, 2, 3, 4, 5])
+            assert metrics[f"test/{layer}_top1"] == pytest.approx(expected, abs=1e-4)
+        assert metrics["test/best_top1"] == max(metrics[f"test/{layer}_top1"] for layer in self.layers)
+        assert metrics["test/files"] == 30
+        assert metrics["test/best_top1"] > 60
+
+    def test_fixed_lists(self, tmp_path: Path) -> None:
+        module = SoundSVM(audio_encoder(), layers=self.layers, C=1.0, folds=1)
+        train, test = Sounds(21, 2, 1, noise=1), Sounds(9, 3, 1, noise=2)
+        metrics = results_of(trainer(tmp_path), module, [loader(train), loader(test)])
+        assert metrics["test/files"] == 9
+        expected = plain_svm(module.eval(), "conv5x", train, test, [1])
+        assert metrics["test/conv5x_top1"] == pytest.approx(expected, abs=1e-4)
+
+    def test_order_of_files_and_repeated_files_change_nothing(self, tmp_path: Path) -> None:
+        module = SoundSVM(audio_encoder(), layers=self.layers, folds=2)
+        train, test = Sounds(24, 2, 2, noise=1), Sounds(24, 2, 2, noise=2)
+        once = results_of(trainer(tmp_path), module, [loader(train), loader(test)])
+        order = [*torch.randperm(24, generator=torch.Generator().manual_seed(0)).tolist(), 3, 3, 17]
+        mixed = [loader(torch.utils.data.Subset(part, order)) for part in (train, test)]
+        repeated = results_of(trainer(tmp_path), module, mixed)
+        assert repeated == once
+
+    def test_several_processes_fit_the_same_machines(self, tmp_path: Path) -> None:
+        results = []
+        for jobs in (1, 2):
+            module = SoundSVM(audio_encoder(), layers={"conv5x": 2}, folds=2, jobs=jobs)
+            loaders = [loader(Sounds(24, 2, 2, noise)) for noise in (1, 2)]
+            results.append(results_of(trainer(tmp_path), module, loaders))
+        assert results[0] == results[1]
+
+    def test_two_classes(self, tmp_path: Path) -> None:
+        module = SoundSVM(audio_encoder(), layers={"conv2x": 4}, folds=1)
+        keep = [i for i in range(30) if i % CLASSES != 1]
+        parts = [torch.utils.data.Subset(Sounds(30, 2, 1, noise), keep) for noise in (1, 2)]
+        metrics = results_of(trainer(tmp_path), module, [loader(part) for part in parts])
+        assert metrics["test/best_top1"] > 80
+
+    def test_an_encoder_of_its_own_file_gives_the_same(self, tmp_path: Path) -> None:
+        torch.manual_seed(7)
+        other = AudioConvNet(width=2, small=True)
+        inside, alone = checkpoint(tmp_path / "inside.ckpt", encoder=other), str(tmp_path / "alone.pt")
+        torch.save(other.state_dict(), alone)
+        results = []
+        for path in (inside, alone):
+            module = SoundSVM(audio_encoder(), self.layers, folds=2, pretrained=path)
+            loaders = [loader(Sounds(12, 2, 2, noise=1)), loader(Sounds(12, 2, 2, noise=2))]
+            metrics = results_of(trainer(tmp_path), module, loaders)
+            results.append(metrics)
+        assert results[0] == results[1]
+        untouched = SoundSVM(audio_encoder(), self.layers)
+        assert not torch.equal(untouched.encoder.conv1[0].weight, module.encoder.conv1[0].weight)
+
+    def test_mistakes_name_the_field(self, tmp_path: Path) -> None:
+        module = SoundSVM(audio_encoder(), layers=self.layers, folds=5)
+        parts = [loader(Sounds(12, 1, 2, noise=1)), loader(Sounds(12, 1, 2, noise=2))]
+        with pytest.raises(ValueError, match=r"folds: 5 expected.*\[1, 2\]"):
+            trainer(tmp_path).test(module, parts, verbose=False)
+        with pytest.raises(ValueError, match="test_dataloaders"):
+            trainer(tmp_path).test(module, parts[:1], verbose=False)
+        with pytest.raises(ValueError, match="folds"):
+            SoundSVM(audio_encoder(), self.layers, folds=0)
+        nn.init.constant_(module.encoder.conv1[0].weight, float("nan"))
+        broken = SoundSVM(module.encoder, layers=self.layers, folds=2)
+        with pytest.raises(ValueError, match=r"features: .*not finite"):
+            trainer(tmp_path).test(broken, parts, verbose=False)
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> str:
+    """A checkpoint with the weights of ``image_encoder(7)``."""
+    return checkpoint(tmp_path / "pretrained.ckpt", encoder=image_encoder(7))
+
+
+class TestMultiLabelSVM:
+    @pytest.mark.parametrize("pool", [1, 2])
+    def test_equals_the_protocol_written_plainly(self, tmp_path: Path, pretrained: str, pool: Any) -> None:
+        labels = torch.stack([Pictures(40, tags=True)[item]["labels"] for item in range(40)])
+        labels[::7, 0] = -1
+        train = Relabelled(Pictures(40, 1, tags=True), labels)
+        test = Relabelled(Pictures(23, 2, tags=True), labels[:23])
+        module = MultiLabelSVM(image_encoder(), pretrained=pretrained, pool=pool, costs=[0.1, 1])
+        metrics = results_of(trainer(tmp_path), module, [loader(train, 7), loader(test, 5)])
+
+        def features(part: Relabelled) -> np.ndarray:
+            with torch.no_grad():
+                maps = image_encoder(7).eval().forward_map(torch.stack([item["image"] for item in part]))
+                rows = nn.functional.adaptive_avg_pool2d(maps, pool).flatten(1)
+            return nn.functional.normalize(rows).numpy()
+
+        verdicts = [
+            judge_class(
+                features(train), train.labels.numpy()[:, c], features(test), test.labels.numpy()[:, c], [0.1, 1]
+            )
+            for c in range(CLASSES)
+        ]
+        average = [100 * verdict.average_precision for verdict in verdicts]
+        assert metrics["test/map"] == pytest.approx(np.mean(average), abs=1e-3)
+        assert metrics["test/classes"] == CLASSES
+        assert metrics["test/images"] == 23
+        for cost in (0.1, 1):
+            chosen = sum(verdict.cost == cost for verdict in verdicts)
+            assert metrics[f"test/classes_with_C_{cost}"] == chosen
+        listed = average_precisions_of(tmp_path)
+        assert [entry["average_precision"] for entry in listed] == pytest.approx(average, abs=1e-3)
+        assert [entry["C"] for entry in listed] == [verdict.cost for verdict in verdicts]
+
+    def test_order_and_repeated_images_change_nothing(self, tmp_path: Path) -> None:
+        parts = Pictures(24, 1, tags=True), Pictures(24, 2, tags=True)
+        module = MultiLabelSVM(image_encoder())
+        once = results_of(trainer(tmp_path), module, [loader(part) for part in parts])
+        order = [*torch.randperm(24, generator=torch.Generator().manual_seed(0)).tolist(), 3, 3, 17]
+        repeated = results_of(trainer(tmp_path), module, [loader(Subset(part, order), 5) for part in parts])
+        assert repeated == pytest.approx(once, abs=1e-3)
+        assert once["test/map"] > 70
+
+    def test_classes_that_cannot_be_judged_are_left_out_and_named(self, tmp_path: Path) -> None:
+        labels = torch.stack([Pictures(24, tags=True)[item]["labels"] for item in range(24)])
+        train, test = labels.clone(), labels.clone()
+        train[:, 0] = 0  # never seen in training
+        test[:, 1] = torch.where(test[:, 1] == 1, -1, 0)  # only difficult ones in the test
+        loaders = [loader(Relabelled(Pictures(24, n, tags=True), part)) for n, part in enumerate((train, test))]
+
+        class Data(pl.LightningDataModule):
+            class_names = ("cat", "dog", "cow")
+
+            def test_dataloader(self) -> Any:
+                return loaders
+
+        module = MultiLabelSVM(image_encoder())
+        with pytest.warns(
+            UserWarning, match=r"2 of 3 classes are left out of the mean \(cat: 0 positive and 24.*dog: "
+        ):
+            metrics = results_of(trainer(tmp_path), module, Data())
+        assert metrics["test/classes"] == 1
+        listed = average_precisions_of(tmp_path)
+        assert [entry["class"] for entry in listed] == ["cat", "dog", "cow"]
+        assert [entry["average_precision"] for entry in listed] == [None, None, pytest.approx(metrics["test/map"])]
+        assert listed[1]["left_out"] == "no positive test sample"
+        assert listed[1]["C"] is None
+
+    def test_mistakes(self, tmp_path: Path) -> None:
+        module = MultiLabelSVM(image_encoder())
+        part = Pictures(12, tags=True)
+        with pytest.raises(ValueError, match="test_dataloaders: MultiLabelSVM needs two"):
+            results_of(trainer(tmp_path), module, [loader(part)])
+        narrow = Relabelled(part, torch.zeros(12, 2, dtype=torch.int8))
+        with pytest.raises(ValueError, match="labels: 3 classes in training, but 2 in the test"):
+            results_of(trainer(tmp_path), module, [loader(part), loader(narrow)])
+        empty = Relabelled(part, torch.zeros(12, 3, dtype=torch.int8))
+        with pytest.raises(ValueError, match="labels: no class can be judged"):
+            results_of(trainer(tmp_path), module, [loader(empty), loader(empty)])
+        nn.init.constant_(module.encoder.conv1.weight, torch.nan)
+        with pytest.raises(ValueError, match="features: some are not finite"):
+            results_of(trainer(tmp_path), module, [loader(part), loader(part)])
+
+    def test_a_checkpoint_that_does_not_exist(self, tmp_path: Path) -> None:
+        module = MultiLabelSVM(image_encoder(), pretrained="nowhere.ckpt")
+        with pytest.raises(CheckpointError, match=r"^model.pretrained: .*nowhere\.ckpt"):
+            results_of(trainer(tmp_path), module, [loader(Pictures(4, tags=True))])
+
+
+AUDIO = {"class_path": "common.encoders.audio.AudioConvNet", "init_args": {"width": 2, "small": True}}
+IMAGE = {
+    "class_path": "common.encoders.image.ImageResNet",
+    "init_args": {"layers": [1, 1, 1, 1], "bottleneck": False, "channels": [4, 4, 8, 8]},
+}
+
+
+@pytest.mark.parametrize(
+    ("class_name", "arguments"),
+    [
+        ("SoundSVM", {"audio_encoder": AUDIO, "layers": {"conv4x": 3}, "loss": "squared_hinge"}),
+        ("MultiLabelSVM", {"image_encoder": IMAGE, "pool": 2, "costs": [1, 10.0], "encoder_prefixes": [""]}),
+    ],
+)
+def test_modules_are_built_from_a_config_and_keep_plain_hyper_parameters(
+    tmp_path: Path, class_name: str, arguments: dict[str, Any]
+) -> None:
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(pl.LightningModule, "model")
+    config = {"model": {"class_path": f"common.protocols.svm.{class_name}", "init_args": arguments}}
+    module = parser.instantiate_classes(parser.parse_object(config)).model
+    assert not any(name in module.hparams for name in ("audio_encoder", "image_encoder"))
+    path = tmp_path / "hyper.pt"
+    torch.save(dict(module.hparams), path)
+    assert torch.load(path, weights_only=True) == dict(module.hparams)
+
+
+def test_several_devices_are_refused(tmp_path: Path) -> None:
+    module = SoundSVM(audio_encoder(), {"conv5x": 2}, folds=1)
+    run = trainer(tmp_path, devices=2, strategy="ddp_fork")
+    with pytest.raises(Exception, match=r"trainer\.devices: SoundSVM runs on one device, got 2; set it to 1"):
+        run.test(module, [loader(Sounds(6, 1, 1, noise)) for noise in (1, 2)], verbose=False)

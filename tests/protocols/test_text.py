@@ -1,0 +1,101 @@
+"""Picked options and generated texts as they are counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from common.protocols.text import GeneratedText, TextTest
+
+CPU = torch.device("cpu")
+
+
+def update(test: TextTest, index: list[int], texts: list[str], answers: list[str], **more: Any) -> None:
+    """Add samples; by default the answer is the one reference and the first two are of a kind."""
+    columns = {
+        "answers": answers,
+        "references": [[answer] if answer else [] for answer in answers],
+        "questions": ["what"] * len(index),
+        "kinds": ["shape", "color"][: len(index)],
+        **more,
+    }
+    test.update_texts(torch.tensor(index), texts, **columns)
+
+
+def test_every_sample_counts_once_and_kinds_apart() -> None:
+    test = TextTest(("coco",))
+    update(test, [7, 9], ["a", "b"], ["a", "x"])
+    update(test, [9, 7], ["c", "c"], ["x", "a"])  # seen again, as after a broken file
+    found = test.compute(CPU)
+    assert found["exact_match"].item() == 0.5
+    assert found["exact_match_shape"].item() == 1.0
+    assert found["exact_match_color"].item() == 0.0
+    assert found["distinct"].item() == 2
+    assert "accuracy" not in found
+    assert "meteor" not in found
+    assert test.texts[7] == GeneratedText("a", "a", ("a",), "what", "shape")
+
+
+def test_spaces_and_case_do_not_count() -> None:
+    assert GeneratedText(" A  Red\tcircle", "a red circle", ()).matches
+    assert not GeneratedText("a redcircle", "a red circle", ()).matches
+
+
+def test_withheld_answers_are_generated_and_not_judged() -> None:
+    test = TextTest(("avsd_1ref", "avsd7"))
+    update(test, [0, 1], ["a", "b"], ["", "b c"], references=[[], ["b c", "cd", "b"]])
+    found = test.compute(CPU)
+    assert found["exact_match"].item() == 0.0
+    assert found["distinct"].item() == 2
+    # Words of one letter are dropped everywhere against the one reference, so nothing is left of it here.
+    assert "bleu_1" in found
+    assert "avsd7/bleu_1" in found
+
+
+def test_one_reference_is_not_scored_as_six() -> None:
+    test = TextTest(("avsd_1ref", "avsd7", "avsd8"))
+    update(test, [0, 1], ["a", "b"], ["bc", "cd"])
+    found = test.compute(CPU)
+    assert "cider" in found
+    assert not [name for name in found if name.startswith("avsd")]
+
+
+def test_where_every_answer_is_withheld_nothing_is_judged() -> None:
+    test = TextTest(("coco",))
+    update(test, [0, 1], ["a", "b"], ["", ""])
+    assert set(test.compute(CPU)) == {"samples", "distinct"}
+
+
+def test_the_loss_is_per_word_piece() -> None:
+    test = TextTest()
+    test.update_loss(torch.tensor([0, 1]), torch.tensor([0.5, 3.5]), torch.tensor([1.0, 3.0]))
+    test.update_loss(torch.tensor([1]), torch.tensor([3.5]), torch.tensor([3.0]))  # seen again
+    found = test.compute(CPU)
+    assert found["loss"].item() == 1.0
+    assert found["samples"].item() == 2
+
+
+def test_options_are_counted_in_percent_and_withheld_ones_left_out() -> None:
+    test = TextTest()
+    test.update_choices(torch.tensor([0, 1, 2]), torch.tensor([3, 0, 1]), torch.tensor([3, -1, 2]))
+    update(test, [0], ["one"], ["x"])
+    found = test.compute(CPU)
+    assert found["accuracy"].item() == 50.0
+    assert "exact_match" not in found
+    assert test.texts[0].text == "one"
+
+
+def test_a_reset_forgets() -> None:
+    test = TextTest(("coco",))
+    update(test, [0], ["a"], ["a"])
+    test.update_loss(torch.tensor([0]), torch.tensor([1.0]), torch.tensor([1.0]))
+    test.reset()
+    assert set(test.compute(CPU)) == {"samples"}
+    assert test.texts == {}
+
+
+def test_an_unknown_protocol_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="protocol"):
+        TextTest(("avsd9",))

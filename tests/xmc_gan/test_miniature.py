@@ -1,0 +1,209 @@
+"""The networks that stand in for released ones in the miniature, and the metrics made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.data.worlds.two_objects import ATTRIBUTE_SIZES, TwoObjectsWorld
+from common.encoders.checkpoint_files import CheckpointError
+from papers.xmc_gan.miniature import AttributeClassifier, MiniatureEvaluation, PictureNetwork
+from tests.protocols.test_generation import module
+
+COUNT = 150
+
+
+def drawn(count: int = COUNT, seed: int = 0) -> Tensor:
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(np.stack([rng.integers(size, size=count) for size in ATTRIBUTE_SIZES], axis=1))
+
+
+def painted(attributes: Tensor) -> Tensor:
+    """Pictures whose first pixels hold what they show, for a network that reads them there."""
+    images = torch.zeros(len(attributes), 3, 8, 8)
+    images[:, 0, 0, :5] = attributes / 10
+    return images
+
+
+class Reader(AttributeClassifier):
+    """Names what `painted` wrote, and is nearly sure of it."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        attributes = (images[:, 0, 0, :5] * 10).round().long()
+        parts = self.one_hot(attributes).mul(8).split(self.sizes, dim=1)
+        return images[:, :, :2, :5].flatten(1), torch.cat([part.log_softmax(1) for part in parts], dim=1)
+
+
+def miniature(tmp_path: Path, generated: Callable[[Tensor], Tensor], count: int = COUNT) -> dict[str, float]:
+    """The metrics of pictures that are made from what is to be seen."""
+    truth, others = drawn(count), drawn(count, seed=1)
+    reader = Reader()
+    torch.save({"state_dict": {f"network.{k}": v for k, v in reader.state_dict().items()}}, tmp_path / "reader.ckpt")
+    reader.pretrained = str(tmp_path / "reader.ckpt")
+    parts = [{"image": painted(others[part]), "index": part} for part in torch.arange(count).split(40)]
+    data = SimpleNamespace(attributes={"test": truth}.__getitem__, reference_loader=lambda: parts)
+    evaluation = MiniatureEvaluation(reader)
+    evaluation.begin(module(data, COUNT))
+    for part in torch.arange(count).split(32):
+        part = torch.cat([part, part[:1]])  # a picture that comes twice
+        evaluation.update(painted(generated(truth[part])), {"image": painted(truth[part]), "index": part})
+    return evaluation.compute()
+
+
+# -- metrics -----------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_that_show_what_was_said(tmp_path: Path) -> None:
+    found = miniature(tmp_path, lambda attributes: attributes)
+    perfect = ("mini_r_precision", "mini_soa_i", "mini_soa_c", "mini_background")
+    assert [found[name] for name in perfect] == [100] * 4
+    assert found["captions"] == COUNT
+    assert found["mini_r_precision_shuffled"] < 8
+    assert found["mini_soa_i_shuffled"] < 20
+    assert found["mini_fd"] == pytest.approx(found["mini_fd_floor"])
+
+
+def test_pictures_of_the_wrong_sides_colors_and_grounds(tmp_path: Path) -> None:
+    def other_ground(attributes: Tensor) -> Tensor:
+        return torch.cat([attributes[:, :4], (attributes[:, 4:] + 1) % 3], dim=1)
+
+    found = miniature(tmp_path, other_ground)
+    assert (found["mini_background"], found["mini_soa_i"]) == (0, 100)
+    assert found["mini_r_precision"] < 100
+
+    def right_color_gone(attributes: Tensor) -> Tensor:
+        changed = attributes.clone()
+        changed[:, 3] = (changed[:, 3] + 1) % 4
+        return changed
+
+    found = miniature(tmp_path, right_color_gone)
+    assert (found["mini_background"], found["mini_soa_i"]) == (100, 50)
+
+    def no_circle(attributes: Tensor) -> Tensor:
+        changed = attributes.clone()
+        changed[:, [0, 2]] = changed[:, [0, 2]].clamp(min=1)
+        return changed
+
+    found = miniature(tmp_path, no_circle)
+    assert found["mini_soa_c"] == pytest.approx(100 * 2 / 3)
+    assert found["mini_fd"] > found["mini_fd_floor"]
+
+
+def test_the_same_picture_for_every_caption_is_at_chance(tmp_path: Path) -> None:
+    found = miniature(tmp_path, lambda attributes: torch.zeros_like(attributes))
+    assert found["mini_r_precision"] < 8
+    assert found["mini_soa_i"] < 20
+
+
+def test_no_evaluator_leaves_the_metrics_out_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation = MiniatureEvaluation(AttributeClassifier())
+    evaluation.begin(module(None, COUNT))
+    evaluation.update(torch.rand(2, 3, 8, 8), {})
+    assert evaluation.compute() == {}
+    assert "mini_* are left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [None, {"state_dict": {}}, {"state_dict": {"network.head.weight": torch.ones(1)}}])
+def test_a_wrong_file_is_refused_before_training(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "evaluator.ckpt"
+    if content is not None:
+        torch.save(content, path)
+    evaluation = MiniatureEvaluation(AttributeClassifier(pretrained=str(path)))
+    with pytest.raises(CheckpointError, match=r"evaluator\.ckpt"):
+        evaluation.load_pretrained()
+
+
+# -- networks ----------------------------------------------------------------------------------------------------------
+
+
+def test_combinations_have_numbers_of_their_own() -> None:
+    every = torch.cartesian_prod(*(torch.arange(size) for size in ATTRIBUTE_SIZES))
+    network = AttributeClassifier()
+    assert sorted(network.identity(every).tolist()) == list(range(432))
+    assert network.one_hot(every).sum(1).eq(5).all()
+    assert network.named(network.one_hot(every)).equal(every)
+
+
+def test_the_loss_of_the_evaluator_is_the_sum_over_attributes() -> None:
+    network, images, attributes = AttributeClassifier(4, 8).eval(), torch.rand(6, 3, 32, 32), drawn(6)
+    loss, right = network.loss_and_accuracy(images, attributes)
+    scores = network.head(network.features(images)).split(list(ATTRIBUTE_SIZES), dim=1)
+    expected = sum(nn.functional.cross_entropy(s, a, reduction="none") for s, a in zip(scores, attributes.T))
+    torch.testing.assert_close(loss, expected)
+    named = torch.stack([part.argmax(1) for part in scores], dim=1)
+    assert right.tolist() == (named == attributes)[:, :4].all(1).float().tolist()
+
+
+def test_the_tasks_of_the_image_network() -> None:
+    attributes, images = torch.tensor([[0, 1, 2, 3, 2], [1, 0, 1, 0, 1]]), torch.rand(2, 3, 32, 32)
+    pairs = PictureNetwork("pairs").eval()
+    assert pairs(images).shape == (2, 15)
+    # Scores as they should be: the pairs of color and shape that are there, also where both are the same.
+    sure = torch.full((2, 15), -9.0)
+    for row, places in enumerate(([1, 11, 14], [4, 13])):
+        sure[row, places] = 9.0
+    pairs.forward = lambda _: sure  # type: ignore[method-assign]
+    loss, right = pairs.loss_and_accuracy(images, attributes)
+    assert right.tolist() == [1, 1]
+    assert loss.max() < 0.01
+
+    crops = PictureNetwork("crops", grid=1).eval()
+    assert crops(images).shape == (2, 12)
+    halves = crops(images[..., :16]), crops(images[..., 16:])
+    loss, _ = crops.loss_and_accuracy(images, attributes)
+    expected = [
+        nn.functional.cross_entropy(half, attributes[:, 2 * side] * 4 + attributes[:, 2 * side + 1], reduction="none")
+        for side, half in enumerate(halves)
+    ]
+    torch.testing.assert_close(loss, expected[0] + expected[1])
+
+    with pytest.raises(ValueError, match="nothing to learn"):
+        PictureNetwork("untrained").loss_and_accuracy(images, attributes)
+    with pytest.raises(ValueError, match="'halves' is not one of pairs, crops, untrained"):
+        PictureNetwork("halves")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("task", ["pairs", "crops", "untrained"])
+def test_a_frozen_image_network_gives_gradients_to_images_alone(task: Any) -> None:
+    network = PictureNetwork(task).load_pretrained()
+    images = torch.rand(2, 3, 32, 32, requires_grad=True)
+    network(images).square().sum().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+    assert not network.training
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("network", "least"), [(AttributeClassifier(8, 32), 60), (PictureNetwork("crops", 8, 32, grid=2), 90)]
+)
+def test_the_networks_learn_the_world(network: Any, least: float) -> None:
+    world = TwoObjectsWorld(seed=0)
+    pictures, held_out = world.draw("train", range(1200)), world.draw("val", range(200))
+    images, attributes = (
+        torch.from_numpy(pictures.images).permute(0, 3, 1, 2) / 255,
+        torch.from_numpy(pictures.attributes),
+    )
+    torch.manual_seed(0)
+    for layer in network.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    optimizer = torch.optim.Adam(network.parameters(), 5e-3)
+    for step in range(120):
+        rows = torch.arange(step * 64, step * 64 + 64) % len(images)
+        loss = network.loss_and_accuracy(images[rows], attributes[rows])[0].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    network.eval()
+    with torch.no_grad():
+        seen = torch.from_numpy(held_out.images).permute(0, 3, 1, 2) / 255
+        right = network.loss_and_accuracy(seen, torch.from_numpy(held_out.attributes))[1]
+    assert 100 * right.mean() >= least

@@ -1,0 +1,119 @@
+"""The figures that a stage leaves behind, and the page that puts stages side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.data.text import WordPieceTokenizer
+from common.monitoring.image_rows import Shown, write_row
+from common.reporting.report import build
+from papers.xmc_gan import monitoring
+from papers.xmc_gan.monitoring import draw_curves, slerp, words_of
+from tests.monitoring.loggers import Kept
+from tests.xmc_gan.stages import Stages, finished
+
+# One worker runs these tests, as each would train the stages anew.
+pytestmark = pytest.mark.xdist_group("xmc_gan stages")
+
+
+@pytest.fixture(scope="module")
+def stages() -> Stages:
+    return finished()
+
+
+def test_a_stage_leaves_its_figures(stages: Stages) -> None:
+    media = stages.folder("xmc_gan") / "media"
+    names = {"attention.png", "caption_grid.png", "captions.row.json", "captions.row.png", "curves.png",
+             "interpolation.png"}  # fmt: skip
+    assert {path.name for path in media.iterdir()} == names
+    assert {Path(name).name for name in stages.records["xmc_gan"].media} == names
+    for path in media.glob("*.png"):
+        with Image.open(path) as picture:
+            assert min(picture.size) > 50
+            assert len(picture.convert("RGB").getcolors(1 << 22)) > 20
+    assert {path.name for path in (stages.folder("real_images") / "media").iterdir()} == {
+        "captions.row.json", "captions.row.png",
+    }  # fmt: skip
+
+
+def test_all_stages_show_the_same_captions(stages: Stages) -> None:
+    rows = [stages.folder(name) / "media" / "captions.row" for name in ("real_images", "baseline", "xmc_gan")]
+    captions = [json.loads(path.with_suffix(".row.json").read_text(encoding="utf-8")) for path in rows]
+    assert captions[0] == captions[1] == captions[2]
+    assert len(captions[0]) == 8
+    pictures = [np.asarray(Image.open(path.with_suffix(".row.png"))) for path in rows]
+    assert {picture.shape for picture in pictures} == {(96, 8 * 96 + 7 * 4, 3)}
+    assert not np.array_equal(pictures[1], pictures[2])
+
+
+def test_the_noise_of_the_figures_is_that_of_every_stage() -> None:
+    module = SimpleNamespace(generator=SimpleNamespace(z_dim=6), device=torch.device("cpu"), hparams={"seed": 3})
+    first = monitoring._noise(module, 4, 0)
+    assert first.shape == (4, 6)
+    assert first[:2].equal(monitoring._noise(module, 2, 0))
+    assert len({tuple(row) for number in range(4) for row in monitoring._noise(module, 4, number).tolist()}) == 16
+
+
+def test_the_page_puts_stages_side_by_side(stages: Stages, tmp_path: Path) -> None:
+    page = build(tmp_path / "report.html", ["xmc_gan"], "smoke", stages.runs).read_text(encoding="utf-8")
+    assert "Captions: stages side by side" in page
+    part = page[page.index("Captions: stages side by side") : page.index('<h3 id="xmc_gan-runs">')]
+    places = [part.index(f"<tr><td>{name}</td>") for name in ("real_images", "xmc_gan", "baseline")]
+    assert places == sorted(places)  # the order of the paper's stages
+    assert part.count("data:image/png;base64,") == 3
+    assert part.count("<li>") == 8
+
+
+def test_a_row_of_large_images_is_not_enlarged(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
+    write_row(["a", "b", "c"], images, tmp_path / "deep")
+    assert Image.open(tmp_path / "deep" / "captions.row.png").size == (3 * 128 + 8, 128)
+
+
+def test_the_path_between_noise_vectors_keeps_their_length() -> None:
+    start, end = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 5.0])
+    path = slerp(start, end, 5)
+    torch.testing.assert_close(path[[0, -1]], torch.stack([start, end]))
+    torch.testing.assert_close(path.norm(dim=1), torch.tensor([3.0, 3.5, 4.0, 4.5, 5.0]))
+    angles = torch.atan2(path[:, 1], path[:, 0])
+    torch.testing.assert_close(angles, torch.linspace(0, math.pi / 2, 5))
+    torch.testing.assert_close(slerp(start, start, 3), start.expand(3, 2))
+
+
+def test_every_token_of_a_caption_has_a_name() -> None:
+    tokenizer = WordPieceTokenizer(None, 60, 8)
+    tokenizer.prepare(["a red circle at left and a blue square"])
+    assert words_of("a red square", tokenizer) == ["[start]", "a", "red", "square", "[end]"]
+    assert len(words_of("a red circle and a blue circle and a red one", tokenizer)) == 8
+
+
+@pytest.mark.parametrize("rows", [[], ["0,train/loss,1.0", "1,train/loss,2.0"]])
+def test_no_curves_without_anything_to_draw(tmp_path: Path, rows: list[str]) -> None:
+    path = tmp_path / "metrics.csv"
+    if rows:
+        path.write_text("\n".join(["step,name,value", *rows]), encoding="utf-8")
+    module: Any = SimpleNamespace(loggers=[])
+    draw_curves(module, path, tmp_path / "media")
+    assert not (tmp_path / "media").exists()
+
+
+def test_a_logger_of_w_and_b_gets_pictures_and_a_table(tmp_path: Path) -> None:
+    logger = Kept()
+    shown = Shown(["a $1 circle", "b"], {"image": torch.rand(2, 3, 8, 8)})
+    generated = [np.zeros((2, 8, 8, 3), dtype=np.uint8)] * 2
+    module: Any = SimpleNamespace(loggers=[logger])
+    monitoring.draw_grid(module, shown, generated, tmp_path)
+    assert logger.images == ["caption_grid"]
+    columns, data = logger.tables["caption_grid_table"]
+    assert columns == ["caption", "real", "generated 1", "generated 2"]
+    assert data[0][0] == "a $1 circle"
+    assert [type(cell).__name__ for cell in data[1][1:]] == ["Image"] * 3
