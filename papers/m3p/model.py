@@ -245,11 +245,8 @@ class M3PEncoder(nn.Module):
         Returns:
             [B, S, D] or [B, 1, D]; zero where the mask is False.
         """
-        mask = at_least_one(mask)
-        *earlier, last = self.blocks
-        for block in earlier:
-            start = block(start, mask)
-        return last(start, mask, positions)
+        hidden, mask = self._before_the_last(start, mask)
+        return self.blocks[-1](hidden, mask, positions)
 
     def encode_pairs(self, start: Tensor, mask: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states of the first position of all pairs, and of all positions of some: only true pairs need them.
@@ -262,11 +259,17 @@ class M3PEncoder(nn.Module):
         Returns:
             [P, D] and [G, S, D].
         """
+        hidden, mask = self._before_the_last(start, mask)
+        last = self.blocks[-1]
+        return last(hidden, mask, "first")[:, 0], last(hidden[whole], mask[whole])
+
+    def _before_the_last(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states after all blocks but the last, and the mask that the blocks read."""
         mask = at_least_one(mask)
-        *earlier, last = self.blocks
+        *earlier, _ = self.blocks
         for block in earlier:
-            start = block(start, mask)
-        return last(start, mask, "first")[:, 0], last(start[whole], mask[whole])
+            hidden = block(hidden, mask)
+        return hidden, mask
 
     def forward(
         self,
