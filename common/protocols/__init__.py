@@ -1,1 +1,1 @@
-"""Protocols: what is done to any trained model to measure it. They know no paper."""
+"""What is done to any trained model to measure it: classification, search, detection, texts, images."""

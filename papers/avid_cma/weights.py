@@ -105,14 +105,14 @@ def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, T
     """State dict of one encoder out of any checkpoint that holds it.
 
     Args:
-        path: A Lightning checkpoint of pre-training, a backbone written by ``export``, or a released file.
-        modality: Which encoder.
+        path: a Lightning checkpoint of pre-training, a backbone written by `export`, or a released file.
+        modality: which encoder.
 
     Returns:
-        Names and tensors as the encoder's own ``state_dict``.
+        Names and tensors as the encoder's own `state_dict`.
 
     Raises:
-        CheckpointError: The file is missing, unreadable, or holds no such encoder.
+        CheckpointError: the file is missing, unreadable, or holds no such encoder.
     """
     if modality not in TOWERS:
         raise ValueError(f"modality: expected 'video' or 'audio', got {modality!r}")
@@ -138,15 +138,15 @@ def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, T
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Modality = "video") -> Path:
-    """Write one encoder of a checkpoint as a small file of its own: no head, no bank, no optimiser.
+    """Write one encoder of a checkpoint as a small file of its own: no head, no bank, no optimizer.
 
     Args:
-        checkpoint: See ``load_backbone``.
-        output: File to write; it appears whole or not at all.
-        layout: Which encoder; it is always written with our own names.
+        checkpoint: see `load_backbone`.
+        output: file to write; it appears whole or not at all.
+        layout: which encoder; it is always written with our own names.
 
     Returns:
-        ``output``.
+        `output`.
     """
     backbone = load_backbone(checkpoint, layout)
     content = {"format": BACKBONE_FORMAT, "paper": "avid_cma", "modality": layout, "state_dict": backbone}

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -35,6 +35,20 @@ class Coverage:
     token_share: float
     type_share: float
     by_language: Mapping[str, float]
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {share:.0%}" for name, share in self.by_language.items())
+        return f"dictionaries hold {self.token_share:.0%} of the words ({parts})"
+
+    def describe(self) -> dict[str, Any]:
+        """For the record."""
+        return {
+            "samples": self.tokens,
+            "covered": round(self.token_share, 4),
+            "covered_by_language": {name: round(share, 4) for name, share in self.by_language.items()},
+            "skipped": 0,
+            "skipped_names": [],
+        }
 
 
 class CodeSwitcher:
@@ -91,7 +105,7 @@ class CodeSwitcher:
         self.strip_punctuation = strip_punctuation
         self.lower_case = lower_case
         self._words: dict[str, dict[str, list[str]]] | None = None
-        self._entries: dict[str, Entry | None] = {}
+        self._entries: dict[str, Entry] = {}
 
     def prepare(self) -> None:
         """Read the dictionaries.
@@ -135,44 +149,39 @@ class CodeSwitcher:
                 if any(sign.isalnum() for sign in word):
                     counts[word] = counts.get(word, 0) + 1
         tokens = sum(counts.values())
-        found = {word: languages for word in counts if (languages := self._languages(word))}
+        known = {word: languages for word in counts if (languages := self._look_up(word)[1])}
+
+        def share(words: Iterable[str]) -> float:
+            return sum(counts[word] for word in words) / max(tokens, 1)
+
         return Coverage(
             tokens,
             len(counts),
-            sum(counts[word] for word in found) / max(tokens, 1),
-            len(found) / max(len(counts), 1),
-            {
-                target: sum(counts[word] for word, languages in found.items() if target in languages) / max(tokens, 1)
-                for target in self.targets
-            },
+            share(known),
+            len(known) / max(len(counts), 1),
+            {target: share(word for word in known if target in known[word]) for target in self.targets},
         )
 
     def _replace(self, words: list[str], place: int, rng: np.random.Generator) -> bool:
         word = words[place]
-        if word in self._entries:
-            entry = self._entries[word]
-        else:
-            entry = self._entries[word] = self._entry(word)
-        if entry is None:
+        if word not in self._entries:
+            self._entries[word] = self._entry(word)
+        entry = self._entries[word]
+        if not entry:
             return False
         # The language first, then one of its translations: a language with many has no larger share.
         translations = entry[int(rng.random() * len(entry))]
         words[place] = translations[int(rng.random() * len(translations))]
         return True
 
-    def _entry(self, word: str) -> Entry | None:
-        """Translations of a word as it stands in a caption, the marks around it included; None without any."""
+    def _entry(self, word: str) -> Entry:
+        """Translations of a word as it stands in a caption, the marks around it included; empty without any."""
         before, languages, after = self._look_up(word)
-        if not languages:
-            return None
-        return tuple(tuple(f"{before}{text}{after}" for text in own) for own in languages.values())
-
-    def _languages(self, word: str) -> Mapping[str, list[str]]:
-        return self._look_up(word)[1]
+        return tuple(tuple(f"{before}{text}{after}" for text in texts) for texts in languages.values())
 
     def _look_up(self, word: str) -> tuple[str, Mapping[str, list[str]], str]:
-        if self._words is None:
-            self.prepare()
+        """Marks before a word, its translations by language, and marks behind it."""
+        self.prepare()
         assert self._words is not None
         first, last = 0, len(word)
         if self.strip_punctuation and word not in self._words:
@@ -181,10 +190,10 @@ class CodeSwitcher:
             while first < last and _is_mark(word[last - 1]):
                 last -= 1
         core = word[first:last]
-        found = self._words.get(core)
-        if found is None and self.lower_case:
-            found = self._words.get(core.lower())
-        return word[:first], found or {}, word[last:]
+        translations = self._words.get(core)
+        if translations is None and self.lower_case:
+            translations = self._words.get(core.lower())
+        return word[:first], translations or {}, word[last:]
 
 
 def _is_mark(sign: str) -> bool:

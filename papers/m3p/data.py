@@ -6,79 +6,36 @@ are pointed there.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from common.data.annotations import LanguageCaptions, Texts
-from common.data.datasets.captioned import LanguageCaptioned
 from common.data.datasets.wikipedia import WikipediaText
-from common.data.items import Sample, TooManyBrokenFiles
+from common.data.items import Sample
 from common.data.text import XLMRTokenizer
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld
 from common.training.data_module import ShardedDataModule
+from common.training.examples import Draw, Example, batches_of_epoch
+from papers.m3p.captions import CaptionPool, CaptionReader, SwitchedCaptions
 from papers.m3p.code_switching import CodeSwitcher, Coverage
-from papers.m3p.masking import DEFAULT_MASKING, WORD_NOISE, Masking, mask_stream
-from papers.m3p.pairs import (
-    Candidates,
-    CaptionItems,
-    CaptionPool,
-    CaptionTokens,
-    FlatTexts,
-    PairCollator,
-    PairItems,
-    Pictures,
-    RegionItems,
-    SwitchedCaptions,
-    collate_regions,
-    read_picture,
-)
-from papers.m3p.streams import LanguageStream, MultitaskSchedule, file_identity, language_probabilities, stream_tokens
+from papers.m3p.examples import pairs_example, text_example
+from papers.m3p.masking import DEFAULT_MASKING, Masking
+from papers.m3p.model import M3PEncoder
+from papers.m3p.pairs import Candidates, PairCollator, PairItems
+from papers.m3p.pictures import CaptionSet, find_pictures
+from papers.m3p.regions import prepare_regions
+from papers.m3p.searched import EvaluationSet, SearchedSets
+from papers.m3p.steps import MultitaskSchedule, MultitaskSteps, Step
+from papers.m3p.streams import LanguageStream, file_identity, language_probabilities, stream_tokens
 
 #: Captions of a set that are looked through to see how many of their words the dictionaries hold.
 COUNTED_CAPTIONS = 20_000
-#: Independent random streams of an epoch.
-_TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE = range(3)
-#: Batch of a training step: `xmlm`, a list of blocks of text, and `relations`, a list of batches of `PairCollator`.
-Step = dict[str, list[Any]]
-
-
-@dataclass
-class CaptionSet:
-    """Captioned images in one language.
-
-    Args:
-        dataset: the data set; `root` is where its files lie.
-        language: of the captions.
-        captions_per_image: how often an epoch of pre-training shows an image, each time with another of its captions.
-    """
-
-    dataset: LanguageCaptioned
-    language: str = "en"
-    captions_per_image: int = 1
-
-
-@dataclass(frozen=True)
-class EvaluationSet:
-    """A language of a test set: every image is searched by its captions, and every caption by its image.
-
-    Args:
-        name: of the set, as the configuration has it.
-        language: of its captions.
-        image_loader, caption_loader: positions in the list of test loaders; sets may share the images.
-    """
-
-    name: str
-    language: str
-    image_loader: int
-    caption_loader: int
 
 
 class RegionTextData(ShardedDataModule):
@@ -87,7 +44,10 @@ class RegionTextData(ShardedDataModule):
     Args:
         tokenizer: makes tokens of all text; its `max_tokens` cuts captions. The world's own where there is a world.
         sets: captioned sets by name, to search in and to fine-tune on.
-        test_sets: names of those to search in.
+        training_sets: what training reads.
+        test_sets: names of those of `sets` to search in.
+        languages: languages with numbers, in any order; a number is the position in sorted order. None for those of the
+            sets.
         world: miniature whose files stand in for those of the data sets and of the tokenizer; None for real data.
         region_network: checkpoint of the miniature's region network; None reads region features from files.
         code_switching: replaces words of captions in training; None leaves them alone.
@@ -97,7 +57,7 @@ class RegionTextData(ShardedDataModule):
         max_regions: regions of an image that are used, the first ones. Text stands behind this many everywhere, also
             where images have fewer; a smaller number saves time, and is part of what a model has learned.
         distributions: also read the detector's distributions over classes.
-        test_split: of the sets.
+        train_split, test_split: of the sets.
         test_images: the first so many images of a set are searched; None for all.
         test_captions: the first so many captions of each image; None for all.
         batch_size: pairs, or groups of each direction, per step of one kind, over all devices.
@@ -113,7 +73,9 @@ class RegionTextData(ShardedDataModule):
         self,
         tokenizer: XLMRTokenizer,
         sets: Mapping[str, CaptionSet] | None = None,
+        training_sets: Sequence[CaptionSet] = (),
         test_sets: Sequence[str] = (),
+        languages: Sequence[str] | None = None,
         world: EmojiLanguagesWorld | None = None,
         region_network: str | None = None,
         code_switching: CodeSwitcher | None = None,
@@ -122,6 +84,7 @@ class RegionTextData(ShardedDataModule):
         exclude_siblings: bool = True,
         max_regions: int = 100,
         distributions: bool = False,
+        train_split: str = "train",
         test_split: str = "test",
         test_images: int | None = None,
         test_captions: int | None = None,
@@ -130,125 +93,112 @@ class RegionTextData(ShardedDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(None, world, batch_size=batch_size, **kwargs)
+        at_least("max_regions", max_regions)
+        at_least("test_images", test_images)
+        at_least("test_captions", test_captions)
         self.tokenizer = tokenizer
         self.sets = dict(sets or {})
-        self.test_sets = self._known(test_sets, "test_sets")
+        self.training_sets = list(training_sets)
+        self.test_sets = dict(zip(test_sets, chosen_sets(self.sets, test_sets, "test_sets")))
+        self.stated_languages = None if languages is None else sorted(languages)
         self.world: EmojiLanguagesWorld | None = world
         self.region_network = region_network
         self.code_switching = code_switching
         self.candidates = candidates
         self.vlm_candidates: Candidates = vlm_candidates
         self.exclude_siblings = exclude_siblings
-        for name, number in (
-            ("max_regions", max_regions),
-            ("test_images", test_images),
-            ("test_captions", test_captions),
-        ):
-            if number is not None and number < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {number}")
         self.max_regions = max_regions
         self.distributions = distributions
+        self.train_split = train_split
         self.test_split = test_split
         self.test_images = test_images
         self.test_captions = test_captions
         self.test_batch_size = test_batch_size
-        self._tokens: dict[tuple[int, str, str], tuple[LanguageCaptions, CaptionTokens]] = {}
+        self.captions_of = CaptionReader(tokenizer)
+        #: What is searched; known after setup.
+        self.searched = SearchedSets({}, test_split, self.captions_of)
         if world is not None:
-            for dataset in self._datasets():
-                world.place(dataset)
-            self.tokenizer.file = str(world.tokenizer_file)
+            for one in [*self.sets.values(), *self.training_sets]:
+                world.place(one.dataset)
+            tokenizer.file = str(world.tokenizer_file)
             if code_switching is not None:
                 code_switching.dictionaries = world.dictionary_folder
 
-    # -- what is used --------------------------------------------------------------------------------------------------
+    # -- files ---------------------------------------------------------------------------------------------------------
 
-    def _known(self, names: Sequence[str], field: str) -> list[str]:
-        unknown = [name for name in names if name not in self.sets]
-        if unknown:
-            raise ValueError(
-                f"data.{field}: no set {', '.join(unknown)}; data.sets has {', '.join(self.sets) or 'none'}"
-            )
-        return list(names)
+    @property
+    def used_splits(self) -> list[tuple[Any, str]]:
+        """Captioned data sets and splits that are read, each once."""
+        used = [(one.dataset, self.train_split) for one in self.training_sets]
+        used += [(one.dataset, self.test_split) for one in self.test_sets.values()]
+        return list({(id(dataset), split): (dataset, split) for dataset, split in used}.values())
 
-    def _training_sets(self) -> list[CaptionSet]:
-        """Captioned sets that training reads."""
-        raise NotImplementedError
-
-    def _training_split(self) -> str:
-        raise NotImplementedError
-
-    def _datasets(self) -> list[Any]:
-        """Every data set of the configuration, also one that is not used."""
-        return [one.dataset for one in self.sets.values()]
-
-    def _used_splits(self) -> list[tuple[Any, str]]:
-        """Captioned data sets and splits that are read."""
-        tested = [(self.sets[name].dataset, self.test_split) for name in self.test_sets]
-        return [*((one.dataset, self._training_split()) for one in self._training_sets()), *tested]
-
-    def _parts(self, world: EmojiLanguagesWorld) -> list[str]:
+    def world_parts(self, world: EmojiLanguagesWorld) -> list[str]:
         """What must be rendered of the world."""
         switched = ["dictionaries"] if self.code_switching is not None else []
-        names = [name for dataset, _ in self._used_splits() for name in world.needed_for(dataset)]
+        names = [name for dataset, _ in self.used_splits for name in world.needed_for(dataset)]
         return ["sentencepiece", *switched, *dict.fromkeys(names)]
-
-    # -- life of the module --------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         if self.world is not None:
-            self.world.prepare(self._parts(self.world))
-        self._find_regions()
+            self.world.prepare(self.world_parts(self.world))
+        self.find_regions()
 
-    def _find_regions(self) -> None:
+    def find_regions(self) -> None:
+        """Have the miniature's network describe the pictures, where one is given."""
         if self.region_network is None:
             return
-        from papers.m3p.regions import prepare_regions
-
-        splits: dict[int, tuple[Any, list[str]]] = {}
-        for dataset, split in self._used_splits():
-            found = splits.setdefault(id(dataset), (dataset, []))[1]
-            if split not in found:
-                found.append(split)
-        for dataset, names in splits.values():
-            dataset.regions_root = prepare_regions(dataset, names, self.region_network)
+        used = self.used_splits
+        for dataset in {id(dataset): dataset for dataset, _ in used}.values():
+            splits = [split for other, split in used if other is dataset]
+            dataset.regions_root = prepare_regions(dataset, splits, self.region_network)
 
     def prepare_tokenizer(self) -> None:
         """Make the tokenizer ready, of the files that it needs alone."""
         if self.world is not None:
             self.world.prepare(["sentencepiece"])
-        self.tokenizer.prepare(self._texts())
+        self.tokenizer.prepare(self.training_texts())
+
+    def training_texts(self) -> Iterable[str]:
+        """Text of training, to learn a tokenizer from where none is given."""
+        for one in self.training_sets:
+            for captions in one.dataset.captions(self.train_split, one.language).captions:
+                yield from captions
 
     def setup(self, stage: str) -> None:
-        self._find_regions()
+        self.find_regions()
         self.prepare_tokenizer()
         if self.code_switching is not None:
             self.code_switching.prepare()
-        # Also before training: what the test lacks should not be found out at its end.
-        _ = self.feature_dim, self._searched
+        widths = {dataset.regions(split).feature_size for dataset, split in self.used_splits}
+        if len(widths) != 1:
+            raise ValueError(f"the region features of the data sets must be of one width, found {sorted(widths)}")
+        #: Width of a region's feature.
+        self.feature_dim: int = widths.pop()
+        if not self.searched.sets:  # also before training: what the test lacks should not be found out at its end
+            self.searched = SearchedSets(
+                self.test_sets,
+                self.test_split,
+                self.captions_of,
+                self.test_images,
+                self.test_captions,
+                self.max_skipped_share,
+                max_regions=self.max_regions,
+                **self.item_options,
+            )
         if stage == "fit":
-            self._prepare_training()
-            if (coverage := self.coverage) is not None:
-                if not coverage.tokens:
+            self.read_training()
+            if self.coverage is not None:
+                if not self.coverage.tokens:
                     raise ValueError(
-                        "data.code_switching switches no caption: no set to train on is in its source language; "
-                        "set it to null"
+                        "data.code_switching switches no caption: no set to train on is in its source language; set it "
+                        "to null"
                     )
-                parts = ", ".join(f"{name} {share:.0%}" for name, share in coverage.by_language.items())
-                rank_zero_info(f"  code-switching: dictionaries hold {coverage.token_share:.0%} of the words ({parts})")
+                rank_zero_info(f"  code-switching: {self.coverage}")
 
-    def _prepare_training(self) -> None:
+    @abstractmethod
+    def read_training(self) -> None:
         """Read what training needs, so that an error comes before it."""
-        raise NotImplementedError
-
-    def _all_pairs(self) -> list[PairItems]:
-        """Pairs that training reads."""
-        raise NotImplementedError
-
-    def _texts(self) -> Iterable[str]:
-        """Text of training, to learn a tokenizer from where none is given."""
-        for one in self._training_sets():
-            for own in one.dataset.captions(self._training_split(), one.language).captions:
-                yield from own
 
     # -- sizes ---------------------------------------------------------------------------------------------------------
 
@@ -257,109 +207,30 @@ class RegionTextData(ShardedDataModule):
         """Number of different tokens; known after setup."""
         return self.tokenizer.vocabulary_size
 
-    @cached_property
-    def feature_dim(self) -> int:
-        """Width of region features.
-
-        Raises:
-            ValueError: those of two sets differ.
-        """
-        widths = {dataset.regions(split).feature_size for dataset, split in self._used_splits()}
-        if len(widths) != 1:
-            raise ValueError(f"the region features of the data sets must be of one width, found {sorted(widths)}")
-        return widths.pop()
-
     @property
     def languages(self) -> list[str]:
         """Languages with numbers, sorted; a language's number is its position."""
-        return sorted({one.language for one in self.sets.values()})
+        return self.stated_languages or sorted({one.language for one in self.sets.values()})
 
     def numbers_languages(self, embeddings: int) -> bool:
         """Whether a language's number here is that of its embedding in an encoder that has so many."""
-        return len(self.languages) == embeddings
+        return self.stated_languages is not None or len(self.languages) == embeddings
 
-    def check_languages(self, embeddings: int) -> None:
-        """Refuse captions whose language has no number, for an encoder that adds language embeddings beside regions.
+    # -- training ------------------------------------------------------------------------------------------------------
 
-        Args:
-            embeddings: how many it has.
+    @property
+    @abstractmethod
+    def training_pairs(self) -> list[PairItems]:
+        """Pairs that training reads; those of a set of captions, or of several that are pooled."""
 
-        Raises:
-            ValueError: there is such a caption, or the numbers are not those of the encoder.
-        """
-        if not self.numbers_languages(embeddings):
-            raise ValueError(
-                f"model.model.encoder.joint_language_embedding: the encoder has {embeddings} languages and the sets "
-                f"have {len(self.languages)}; name those of pre-training in data.languages, in any order"
-            )
-        read = [*self._training_sets(), *(self.sets[name] for name in self.test_sets)]
-        unknown = sorted({one.language for one in read} - set(self.languages))
-        if unknown:
-            raise ValueError(
-                "model.model.encoder.joint_language_embedding adds the embedding of each caption's language, and "
-                f"data.languages lacks {', '.join(unknown)}"
-            )
-
-    # -- reading -------------------------------------------------------------------------------------------------------
-
-    def _captions(self, dataset: Any, split: str, language: str) -> tuple[LanguageCaptions, CaptionTokens]:
-        """Captions of a split in a language, and their tokens."""
-        key = (id(dataset), split, language)
-        if key not in self._tokens:
-            captions = dataset.captions(split, language)
-            if not len(captions):
-                raise ValueError(f"{dataset.root}: split {split!r} has no captions in {language!r}")
-            self._tokens[key] = (captions, CaptionTokens(captions, self.tokenizer))
-        return self._tokens[key]
-
-    def _pictures(self, sets: Sequence[CaptionSet], split: str, first: int | None = None) -> Pictures:
-        """Images of some sets that have captions and regions, each once.
-
-        Raises:
-            TooManyBrokenFiles: too many have no regions.
-        """
-        features = [one.dataset.regions(split) for one in sets]
-        keys: Sequence[str] = self._captions(sets[0].dataset, split, sets[0].language)[0].keys
-        if len(sets) > 1:
-            found = [self._captions(one.dataset, split, one.language)[0].keys for one in sets]
-            keys = list(dict.fromkeys(key for own in found for key in own))
-        keys = keys[:first] if first is not None and first < len(keys) else keys
-        chosen = len(keys)
-        source = np.zeros(chosen, dtype=np.int16)
-        missing: list[str] = features[0].missing(keys)
-        if missing:
-            without = set(missing)
-            rows = {key: row for row, key in enumerate(keys) if key in without}
-            for number, other in enumerate(features[1:], 1):
-                for key in [key for key in rows if key in other]:
-                    source[rows.pop(key)] = number
-            missing = list(rows)
-            if missing:
-                source = np.delete(source, list(rows.values()))
-                keys = Texts(key for key in keys if key not in rows)
-        dataset: Any = sets[0].dataset
-        name = "+".join(dict.fromkeys(one.dataset.name for one in sets))  # type: ignore[attr-defined]
-        if len(missing) > self.max_skipped_share * chosen or not len(keys):
-            raise TooManyBrokenFiles(
-                f"{name}, {split}: {len(missing)} of {chosen} images have no region features in "
-                f"{', '.join(str(path) for path in features[0].paths)}, more than max_skipped_share = "
-                f"{self.max_skipped_share:g} allows; first {', '.join(missing[:5])}. Extract them, or raise "
-                "data.max_skipped_share"
-            )
-        languages = ",".join(dict.fromkeys(one.language for one in sets))
-        return Pictures(name, f"{split}; {languages}", keys, features, source, dataset.root, missing)
-
-    def _region_options(self) -> dict[str, Any]:
-        return {"max_regions": self.max_regions, **self.item_options}
-
-    def _pairs(self, sets: Sequence[CaptionSet], captions_per_image: int, masked: bool) -> PairItems:
-        split = self._training_split()
-        pictures = self._pictures(sets, split)
-        pool = CaptionPool([self._captions(one.dataset, split, one.language) for one in sets], pictures.keys)
+    def pairs_of(self, sets: Sequence[CaptionSet], captions_per_image: int, masked: bool) -> PairItems:
+        """Pairs of images and captions of some sets, pooled by image."""
+        pictures = find_pictures(sets, self.train_split, self.captions_of, self.max_skipped_share)
+        captions = [self.captions_of(one.dataset, self.train_split, one.language) for one in sets]
         switcher = self.code_switching
         return PairItems(
             pictures,
-            pool,
+            CaptionPool(captions, pictures.keys),
             self.tokenizer,
             self.languages,
             captions_per_image=captions_per_image,
@@ -369,73 +240,30 @@ class RegionTextData(ShardedDataModule):
             switched=None if switcher is None else SwitchedCaptions(switcher, self.tokenizer),
             masked=masked,
             distributions=self.distributions,
-            **self._region_options(),
+            max_regions=self.max_regions,
+            **self.item_options,
         )
 
     # -- test ----------------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _searched(self) -> tuple[list[EvaluationSet], list[RegionItems | CaptionItems]]:
-        """Sets to search in, and what each test loader reads."""
-        sets: list[EvaluationSet] = []
-        loaded: list[RegionItems | CaptionItems] = []
-        shared: dict[tuple[Any, ...], int] = {}
-        for name in self.test_sets:
-            one = self.sets[name]
-            dataset: Any = one.dataset
-            captions, tokens = self._captions(dataset, self.test_split, one.language)
-            pictures = self._pictures([one], self.test_split, self.test_images)
-            key = (type(dataset), dataset.root, dataset.regions(self.test_split).paths, tuple(pictures.keys))
-            if key not in shared:
-                shared[key] = len(loaded)
-                loaded.append(RegionItems(pictures, **self._region_options()))
-            place = {key: image for image, key in enumerate(pictures.keys)}
-            starts = captions.captions.starts.tolist()
-            chosen = [
-                (number, place[key])
-                for row, key in enumerate(captions.keys)
-                if key in place
-                for number in range(starts[row], starts[row + 1])[: self.test_captions]
-            ]
-            numbers, images = np.array(chosen, dtype=np.int64).reshape(-1, 2).T
-            sets.append(EvaluationSet(name, one.language, shared[key], len(loaded)))
-            loaded.append(CaptionItems(tokens, numbers, images, self.tokenizer))
-        return sets, loaded
-
     @property
     def evaluation_sets(self) -> list[EvaluationSet]:
         """Sets that are searched in; known after setup."""
-        return self._searched[0]
+        return self.searched.sets
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        sets, loaded = self._searched
-        roles = {one.image_loader: f"test {one.name}" for one in reversed(sets)}
-        roles |= {one.caption_loader: f"test captions {one.name}" for one in sets}
         return [
-            self.evaluation_loader(
-                items,
-                self.test_batch_size,
-                roles[number],
-                collate_fn=items.collate
-                if isinstance(items, CaptionItems)
-                else partial(collate_regions, max_regions=items.max_regions),
-            )
-            for number, items in enumerate(loaded)
+            self.evaluation_loader(items, self.test_batch_size, name, collate_fn=collate)
+            for name, items, collate in self.searched.loaders()
         ]
 
     def caption_text(self, position: int, caption: int) -> str:
         """A caption of an evaluation set, by its `index`."""
-        items = self._searched[1][self.evaluation_sets[position].caption_loader]
-        assert isinstance(items, CaptionItems)
-        return items.text(caption)
+        return self.searched.caption(position, caption)
 
     def preview(self, position: int, image: int) -> npt.NDArray[np.uint8] | None:
         """An image of an evaluation set, by its `index`, uint8 [H, W, 3]; None where only its regions are there."""
-        one = self.evaluation_sets[position]
-        items = self._searched[1][one.image_loader]
-        assert isinstance(items, RegionItems)
-        dataset = self.sets[one.name].dataset
-        return read_picture(dataset.image_path(items.pictures.keys[image], self.test_split))
+        return self.searched.picture(position, image)
 
     # -- code-switching ------------------------------------------------------------------------------------------------
 
@@ -444,8 +272,8 @@ class RegionTextData(ShardedDataModule):
         if self.code_switching is None:
             return []
         examples = []
-        for pairs in self._all_pairs():
-            for item in np.linspace(0, len(pairs) - 1, min(count, len(pairs)), dtype=np.int64).tolist():
+        for pairs in self.training_pairs:
+            for item in spread(len(pairs), count):
                 language, text, pieces = pairs.read((0, item))
                 if language == self.code_switching.source:
                     examples.append((text, self.tokenizer.decode(pieces.tolist())))
@@ -461,121 +289,18 @@ class RegionTextData(ShardedDataModule):
         if switcher is None:
             return None
         texts: list[str] = []
-        for one in self._training_sets():
+        for one in self.training_sets:
             if one.language == switcher.source:
-                found = FlatTexts(self._captions(one.dataset, self._training_split(), one.language)[0])
-                places = np.linspace(0, len(found) - 1, min(COUNTED_CAPTIONS, len(found)), dtype=np.int64)
-                texts += [found[place] for place in places.tolist()]
+                captions = self.captions_of(one.dataset, self.train_split, one.language).texts
+                texts += [captions[number] for number in spread(len(captions), COUNTED_CAPTIONS)]
         return switcher.coverage(texts)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         described = super().describe()
-        if self.code_switching is not None and (coverage := self.coverage) is not None:
-            described["code-switching (dictionaries)"] = {
-                "version": f"{self.code_switching.source} to {','.join(self.code_switching.targets)}",
-                "samples": coverage.tokens,
-                "covered": round(coverage.token_share, 4),
-                "covered_by_language": {name: round(share, 4) for name, share in coverage.by_language.items()},
-                "skipped": 0,
-                "skipped_names": [],
-            }
+        if self.code_switching is not None and self.coverage is not None:
+            version = f"{self.code_switching.source} to {','.join(self.code_switching.targets)}"
+            described["code-switching (dictionaries)"] = {"version": version, **self.coverage.describe()}
         return described
-
-
-# -- pre-training ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class MultitaskSteps(Dataset[Step]):
-    """The steps of an epoch: a few blocks of text in some languages, and a few batches of pairs (specification 6.3).
-
-    A step is a function of (seed, epoch, step). All ranks read the same languages and sets; of a batch, rank r of W
-    reads rows r, r + W, ..., so that the batches of W ranks joined are that of one.
-
-    Args:
-        schedule: what each step reads.
-        streams: text of each language, in the order of the schedule.
-        language_numbers: number of each language.
-        pairs: pairs of each set of captions.
-        collator: makes batches of pairs.
-        batch_size: pairs or groups of a batch over all ranks.
-        tokenizer: of the text.
-        masking: of the text.
-        multiple_of: see `mask_stream`.
-        seed: seed of everything random.
-        rank, world_size: this process and the number of processes.
-    """
-
-    schedule: MultitaskSchedule
-    streams: Sequence[LanguageStream]
-    language_numbers: Sequence[int]
-    pairs: Sequence[PairItems]
-    collator: PairCollator
-    batch_size: int
-    tokenizer: XLMRTokenizer
-    masking: Masking
-    multiple_of: int = 1
-    seed: int = 0
-    rank: int = 0
-    world_size: int = 1
-    _orders: dict[tuple[int, int], tuple[tuple[int, int], npt.NDArray[np.int64]]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return self.schedule.steps
-
-    def __getitem__(self, key: tuple[int, int]) -> Step:
-        epoch, step = key
-        languages, relations = self.schedule.of(epoch)
-        return {
-            "xmlm": [
-                self._block(epoch, step, place, int(number), int(languages.turn[step, place]))
-                for place, number in enumerate(languages.chosen[step])
-            ],
-            "relations": [
-                self._relation(epoch, int(number), int(relations.turn[step, place]))
-                for place, number in enumerate(relations.chosen[step])
-            ],
-        }
-
-    def _order(self, kind: int, number: int, count: int, epoch: int, again: int) -> npt.NDArray[np.int64]:
-        """Order of the blocks or pairs of a source in its n-th pass of an epoch; the last one is kept."""
-        found = self._orders.get((kind, number))
-        if found is None or found[0] != (epoch, again):
-            rng = np.random.default_rng((self.seed, epoch, again, number, kind))
-            found = self._orders[kind, number] = ((epoch, again), rng.permutation(count))
-        return found[1]
-
-    def _block(self, epoch: int, step: int, place: int, number: int, turn: int) -> dict[str, torch.Tensor]:
-        stream = self.streams[number]
-        again, block = divmod(turn, len(stream))
-        tokens = stream.block(int(self._order(_TEXT_ORDER, number, len(stream), epoch, again)[block]))
-        # Drawn for the rows of all ranks, so that what is masked does not depend on their number.
-        noise = np.random.default_rng((self.seed, epoch, step, place, _TEXT_NOISE)).random((*tokens.shape, WORD_NOISE))
-        masked, labels = mask_stream(
-            tokens,
-            noise,
-            self.tokenizer.mask_id,
-            self.tokenizer.pad_id,
-            self.tokenizer.vocabulary_size,
-            self.masking,
-            self.multiple_of,
-        )
-        own = slice(self.rank, None, self.world_size)
-        return {
-            "tokens": torch.from_numpy(masked[own]),
-            "token_mask": torch.from_numpy(tokens[own] != self.tokenizer.pad_id),
-            "labels": torch.from_numpy(labels[own]),
-            "languages": torch.full((len(tokens[own]),), self.language_numbers[number]),
-        }
-
-    def _relation(self, epoch: int, number: int, turn: int) -> dict[str, Any]:
-        pairs = self.pairs[number]
-        again, batch = divmod(turn, len(pairs) // self.batch_size)
-        order = self._order(_PAIR_ORDER, number, len(pairs), epoch, again)
-        first = batch * self.batch_size
-        rows = order[first + self.rank : first + self.batch_size : self.world_size]
-        # What an item draws depends on the pass, too: a small set is gone through many times in an epoch.
-        return self.collator([pairs[(epoch << 16) + again, int(row)] for row in rows])
 
 
 class PretrainingData(RegionTextData):
@@ -588,7 +313,6 @@ class PretrainingData(RegionTextData):
     Args:
         captions: sets of captioned images.
         text: text without images; None for none.
-        languages: of the text; None for all that `text` has. Their numbers are their positions in sorted order.
         language_alpha: languages are drawn in proportion to (share of sentences)^alpha; -1 for all alike.
         xmlm_steps: draws of languages per step; 0 leaves text out.
         relation_steps: draws of sets of captions per step.
@@ -598,8 +322,8 @@ class PretrainingData(RegionTextData):
         masking: what is masked; null masks nothing.
         predicted_multiple: the number of words to guess in a block of text is cut to a multiple of this; 8 is what the
             released code does in half precision.
-        train_split: of the captioned sets and of the text.
-        kwargs: see RegionTextData and ShardedDataModule.
+        kwargs: see RegionTextData and ShardedDataModule. `languages` are those of the text, None for all that it has;
+            `train_split` is also that of the text.
 
     Raises:
         ValueError: a number is out of its range, or there is neither text nor captions.
@@ -612,7 +336,6 @@ class PretrainingData(RegionTextData):
         captions: Sequence[CaptionSet],
         tokenizer: XLMRTokenizer,
         text: WikipediaText | None = None,
-        languages: Sequence[str] | None = None,
         language_alpha: float = 0.3,
         xmlm_steps: int = 3,
         relation_steps: int = 3,
@@ -621,27 +344,23 @@ class PretrainingData(RegionTextData):
         steps_per_epoch: int = 1000,
         masking: Masking | None = DEFAULT_MASKING,
         predicted_multiple: int = 1,
-        train_split: str = "train",
         **kwargs: Any,
     ) -> None:
-        self.captions = list(captions)
-        self.text = text
-        super().__init__(tokenizer, **kwargs)
-        for name, number, least in (
-            ("xmlm_steps", xmlm_steps, 0),
-            ("relation_steps", relation_steps, 0),
-            ("text_batch_size", text_batch_size, 1),
-            ("bptt", bptt, 1),
-            ("steps_per_epoch", steps_per_epoch, 1),
-            ("predicted_multiple", predicted_multiple, 1),
-        ):
-            if number < least:
-                raise ValueError(f"data.{name} must be at least {least}, got {number}")
+        super().__init__(tokenizer, training_sets=captions, **kwargs)
+        at_least("xmlm_steps", xmlm_steps, 0)
+        at_least("relation_steps", relation_steps, 0)
+        at_least("text_batch_size", text_batch_size)
+        at_least("bptt", bptt)
+        at_least("steps_per_epoch", steps_per_epoch)
+        at_least("predicted_multiple", predicted_multiple)
         if xmlm_steps and text is None:
             raise ValueError("data.text is null, but data.xmlm_steps is above 0: give it a class, or set that to 0")
         if not xmlm_steps and not (relation_steps and captions):
             raise ValueError("data.xmlm_steps and data.relation_steps are both 0: a step would read nothing")
-        self._languages = None if languages is None else sorted(languages)
+        if text is not None and self.world is not None:
+            self.world.place(text)
+        #: Text that is read.
+        self.text = text if xmlm_steps else None
         self.language_alpha = language_alpha
         self.xmlm_steps = xmlm_steps
         self.relation_steps = relation_steps
@@ -650,77 +369,49 @@ class PretrainingData(RegionTextData):
         self.steps_per_epoch = steps_per_epoch
         self.masking = masking
         self.predicted_multiple = predicted_multiple
-        self.train_split = train_split
+        #: Of each language the text, the number of sentences and how often it is drawn; known after setup for training.
+        self.streams: list[LanguageStream] = []
+        self.sentences: dict[str, int] = {}
+        self.probabilities: dict[str, float] = {}
 
-    def _training_sets(self) -> list[CaptionSet]:
-        return self.captions
-
-    def _training_split(self) -> str:
-        return self.train_split
-
-    def _datasets(self) -> list[Any]:
-        text = [] if self.text is None else [self.text]
-        return [*super()._datasets(), *(one.dataset for one in self.captions), *text]
-
-    def _parts(self, world: EmojiLanguagesWorld) -> list[str]:
-        parts = super()._parts(world)
-        return [*parts, self.text.name] if self.xmlm_steps and self.text is not None else parts
+    def world_parts(self, world: EmojiLanguagesWorld) -> list[str]:
+        return [*super().world_parts(world), *([] if self.text is None else [self.text.name])]
 
     @property
     def languages(self) -> list[str]:
-        if self._languages is None:
-            reads_text = self.text is not None and self.xmlm_steps
-            self._languages = sorted(self.text.languages) if reads_text else super().languages  # type: ignore[union-attr]
-        return self._languages
+        if self.stated_languages is None and self.text is not None:
+            self.stated_languages = sorted(self.text.languages)
+        return super().languages
 
     def numbers_languages(self, embeddings: int) -> bool:
         return True  # this training gives the embeddings their meaning
 
-    def _texts(self) -> Iterable[str]:
-        yield from super()._texts()
-        if self.xmlm_steps and self.text is not None:
+    def training_texts(self) -> Iterable[str]:
+        yield from super().training_texts()
+        if self.text is not None:
             for language in self.languages:
                 yield from self.text.sentences(self.train_split, language)
 
-    def _prepare_training(self) -> None:
-        _ = self._streams, self._relations
-
-    def _all_pairs(self) -> list[PairItems]:
-        return self._relations
-
     @cached_property
-    def _streams(self) -> tuple[dict[str, float], list[LanguageStream], dict[str, Any]]:
-        """Probabilities of the languages, their text, and what the record says about it."""
-        if not self.xmlm_steps or self.text is None:
-            return {}, [], {}
-        counts, streams = {}, []
-        for language in self.languages:
-            lines = self.text.sentences(self.train_split, language)
-            counts[language] = len(lines)
-            tokens = stream_tokens(lines, self.tokenizer, file_identity(lines.path))
-            streams.append(LanguageStream(tokens, self.text_batch_size, self.bptt, self.tokenizer.end_id))
-        record = {
-            "version": f"{self.train_split}; {','.join(counts)}",
-            "samples": sum(counts.values()),
-            "tokens": sum(len(stream.tokens) for stream in streams),
-            "skipped": 0,
-            "skipped_names": [],
-        }
-        return language_probabilities(counts, self.language_alpha), streams, record
-
-    @cached_property
-    def _relations(self) -> list[PairItems]:
+    def training_pairs(self) -> list[PairItems]:
         if not self.relation_steps:
             return []
-        masked = self.masking is not None
-        found = [self._pairs([one], one.captions_per_image, masked) for one in self.captions]
-        for pairs in found:
+        return [self.pairs_of([one], one.captions_per_image, self.masking is not None) for one in self.training_sets]
+
+    def read_training(self) -> None:
+        if self.text is not None and not self.streams:
+            for language in self.languages:
+                lines = self.text.sentences(self.train_split, language)
+                tokens = stream_tokens(lines, self.tokenizer, file_identity(lines.path))
+                self.sentences[language] = len(lines)
+                self.streams.append(LanguageStream(tokens, self.text_batch_size, self.bptt, self.tokenizer.end_id))
+            self.probabilities = language_probabilities(self.sentences, self.language_alpha)
+        for pairs in self.training_pairs:
             if len(pairs) < self.batch_size:
                 raise ValueError(
                     f"data.batch_size ({self.batch_size}) is larger than the {len(pairs)} captions of "
                     f"{pairs.pictures.name} that an epoch shows; lower it, or raise captions_per_image"
                 )
-        return found
 
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer
@@ -731,30 +422,26 @@ class PretrainingData(RegionTextData):
                     f"data.{name} ({getattr(self, name)}) is that of all processes and must be divisible by their "
                     f"number, {trainer.world_size}"
                 )
-        probabilities, streams, _ = self._streams
-        languages = self.languages
+        schedule = MultitaskSchedule(
+            list(self.probabilities.values()),
+            len(self.training_pairs),
+            self.xmlm_steps,
+            self.relation_steps,
+            self.steps_per_epoch,
+            self.seed,
+        )
         steps = MultitaskSteps(
-            MultitaskSchedule(
-                list(probabilities.values()),
-                len(self._relations),
-                self.xmlm_steps,
-                self.relation_steps,
-                self.steps_per_epoch,
-                self.seed,
-            ),
-            streams,
-            [languages.index(language) for language in probabilities],
-            self._relations,
+            schedule,
+            self.streams,
+            self.training_pairs,
             PairCollator(self.tokenizer, self.masking, self.max_regions),
             self.batch_size,
-            self.tokenizer,
             self.masking or DEFAULT_MASKING,
             self.predicted_multiple,
-            self.seed,
             trainer.global_rank,
             trainer.world_size,
         )
-        for number, pairs in enumerate(self._relations):
+        for number, pairs in enumerate(self.training_pairs):
             self._used[f"training {number}"] = pairs
             if self.num_workers:
                 pairs.fill_cache()
@@ -762,12 +449,33 @@ class PretrainingData(RegionTextData):
 
     def describe(self) -> dict[str, dict[str, Any]]:
         described = super().describe()
-        if "_streams" in vars(self) and self._streams[2]:
-            described["training text (wikipedia)"] = self._streams[2]
+        if self.streams:
+            described["training text (wikipedia)"] = {
+                "version": f"{self.train_split}; {','.join(self.sentences)}",
+                "samples": sum(self.sentences.values()),
+                "tokens": sum(len(stream.tokens) for stream in self.streams),
+                "skipped": 0,
+                "skipped_names": [],
+            }
         return described
 
+    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+        """A step with captions and pictures of the greatest length, for estimates; see `common.training.examples`.
 
-# -- fine-tuning -------------------------------------------------------------------------------------------------------
+        Args:
+            module: whose encoder reads it.
+            size: pairs, or groups of each direction, of a batch of one device.
+            draw: source of the numbers.
+        """
+        rows = max(self.text_batch_size * size // self.batch_size, 1)
+        masking = self.masking or DEFAULT_MASKING
+        blocks = min(self.xmlm_steps, len(self.languages))
+        batches = min(self.relation_steps, len(self.training_sets))
+        step = {
+            "xmlm": [text_example(rows, self.bptt, masking, draw) for _ in range(blocks)],
+            "relations": [pairs_example(self, module.model, size, self.masking, draw) for _ in range(batches)],
+        }
+        return Example(step, self.steps_per_epoch, facts_of(module))
 
 
 class RetrievalData(RegionTextData):
@@ -781,11 +489,8 @@ class RetrievalData(RegionTextData):
             of an image that several of them hold are pooled.
         captions_per_image: captions of an image that an epoch shows; drawn anew every epoch where it has more, some of
             them several times where it has fewer.
-        languages: languages that the model was pre-trained with, in any order, where it adds language embeddings beside
-            regions or texts are to be embedded in a language; their numbers are their positions in sorted order. None
-            for those of the sets.
-        train_split: of the sets.
-        kwargs: see RegionTextData and ShardedDataModule.
+        kwargs: see RegionTextData and ShardedDataModule. Where the model adds language embeddings beside regions, or
+            texts are to be embedded in a language, `languages` are those that it was pre-trained with.
 
     Source: specification 8 and 9.
     """
@@ -796,53 +501,120 @@ class RetrievalData(RegionTextData):
         sets: Mapping[str, CaptionSet],
         train_sets: Sequence[str] = (),
         captions_per_image: int = 5,
-        train_split: str = "train",
-        languages: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        self._languages = None if languages is None else sorted(languages)
-        super().__init__(tokenizer, sets, **kwargs)
-        if captions_per_image < 1:
-            raise ValueError(f"data.captions_per_image must be at least 1, got {captions_per_image}")
-        self.train_sets = self._known(train_sets, "train_sets")
+        super().__init__(tokenizer, sets, chosen_sets(sets, train_sets, "train_sets"), **kwargs)
+        at_least("captions_per_image", captions_per_image)
         self.captions_per_image = captions_per_image
-        self.train_split = train_split
-
-    @property
-    def languages(self) -> list[str]:
-        return super().languages if self._languages is None else self._languages
-
-    def numbers_languages(self, embeddings: int) -> bool:
-        return self._languages is not None or super().numbers_languages(embeddings)
-
-    def _training_sets(self) -> list[CaptionSet]:
-        return [self.sets[name] for name in self.train_sets]
-
-    def _training_split(self) -> str:
-        return self.train_split
-
-    def _prepare_training(self) -> None:
-        if not self.train_sets:
-            raise ValueError("data.train_sets: name at least one set to fine-tune on")
-        _ = self._training_pairs
-
-    def _all_pairs(self) -> list[PairItems]:
-        return [self._training_pairs] if self.train_sets else []
 
     @cached_property
-    def _training_pairs(self) -> PairItems:
-        return self._pairs(self._training_sets(), self.captions_per_image, masked=False)
+    def training_pairs(self) -> list[PairItems]:
+        if not self.training_sets:
+            return []
+        return [self.pairs_of(self.training_sets, self.captions_per_image, masked=False)]
+
+    def read_training(self) -> None:
+        if not self.training_pairs:
+            raise ValueError("data.train_sets: name at least one set to fine-tune on")
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self.training_loader(self._training_pairs, collate_fn=_RelationStep(self.tokenizer, self.max_regions))
+        collator = PairCollator(self.tokenizer, None, self.max_regions)
+        return self.training_loader(self.training_pairs[0], collate_fn=_OneRelation(collator))
+
+    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+        """A step with captions and pictures of the greatest length; see `PretrainingData.example_batch`."""
+        step = {"xmlm": [], "relations": [pairs_example(self, module.model, size, None, draw)]}
+        images = images_of_an_epoch(self)
+        pairs = None if images is None else images * self.captions_per_image
+        return Example(step, batches_of_epoch(pairs, self.batch_size), facts_of(module))
 
 
-@dataclass
-class _RelationStep:
-    """Makes the step of a batch of pairs."""
+class _OneRelation:
+    """Makes the step of a batch of pairs; a class, since loader processes are given it."""
 
-    tokenizer: XLMRTokenizer
-    max_regions: int
+    def __init__(self, collator: PairCollator) -> None:
+        self.collator = collator
 
     def __call__(self, samples: list[Sample]) -> Step:
-        return {"xmlm": [], "relations": [PairCollator(self.tokenizer, None, self.max_regions)(samples)]}
+        return {"xmlm": [], "relations": [self.collator(samples)]}
+
+
+def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
+    """Refuse an encoder that cannot read the data; after setup.
+
+    Raises:
+        ValueError: it is too small, its features are of another width, or, where it adds language embeddings beside
+            regions, a caption's language has no number or another one in it.
+    """
+    for name, size, needed in (
+        ("vocabulary_size", encoder.vocabulary_size, data.vocabulary_size),
+        ("languages", encoder.languages, len(data.languages)),
+        ("positions", encoder.positions, data.max_regions + data.tokenizer.max_tokens),
+    ):
+        if needed > size:
+            raise ValueError(f"the data has {needed} for model.model.encoder.{name}, which is {size}; raise it")
+    if data.feature_dim != encoder.feature_dim:
+        raise ValueError(
+            f"region features have {data.feature_dim} dimensions, model.model.encoder.feature_dim is "
+            f"{encoder.feature_dim}: give it that number"
+        )
+    if not encoder.joint_language_embedding:
+        return
+    if not data.numbers_languages(encoder.languages):
+        raise ValueError(
+            f"model.model.encoder.joint_language_embedding: the encoder has {encoder.languages} languages and the sets "
+            f"have {len(data.languages)}; name those of pre-training in data.languages, in any order"
+        )
+    used = {one.language for one in [*data.training_sets, *data.test_sets.values()]}
+    unknown = sorted(used - set(data.languages))
+    if unknown:
+        raise ValueError(
+            "model.model.encoder.joint_language_embedding adds the embedding of each caption's language, and "
+            f"data.languages lacks {', '.join(unknown)}"
+        )
+
+
+def chosen_sets(sets: Mapping[str, CaptionSet], names: Sequence[str], field: str) -> list[CaptionSet]:
+    """Sets by their names.
+
+    Raises:
+        ValueError: there is none of a name.
+    """
+    unknown = [name for name in names if name not in sets]
+    if unknown:
+        raise ValueError(f"data.{field}: no set {', '.join(unknown)}; data.sets has {', '.join(sets) or 'none'}")
+    return [sets[name] for name in names]
+
+
+def at_least(name: str, number: int | None, least: int = 1) -> None:
+    """Raises ValueError where a setting is below its least value."""
+    if number is not None and number < least:
+        raise ValueError(f"data.{name} must be at least {least}, got {number}")
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most so many numbers below `count`, spread evenly."""
+    return np.linspace(0, count - 1, min(most, count), dtype=np.int64).tolist()
+
+
+def images_of_an_epoch(data: RetrievalData) -> int | None:
+    """Published number of images that an epoch of fine-tuning shows; None where that of a set is not known.
+
+    Sets are pooled by image. Those of one name show the same images, and those with captions of COCO's images show a
+    part of COCO's.
+    """
+    counts: dict[str, int] = {}
+    for one in data.training_sets:
+        dataset: Any = one.dataset
+        count: int | None = dataset.published_count(data.train_split)
+        if count is None:
+            return None
+        images = getattr(dataset, "coco", dataset).name
+        counts[images] = max(counts.get(images, 0), count)
+    return sum(counts.values())
+
+
+def facts_of(module: Any) -> dict[str, int]:
+    """What data modules know after setup, as a module wants it."""
+    encoder = module.model.encoder
+    return {"feature_dim": encoder.feature_dim, "vocabulary_size": encoder.vocabulary_size}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,9 @@ from common.files import write_whole
 from common.memory.collective import rank, world_size
 from common.metrics.gathering import RowsOncePerSample, gather_rows
 from common.metrics.retrieval import score_retrieval
-from papers.m3p.loss import all_pairs
-from papers.m3p.model import M3PModel
+from papers.m3p.model import CAPTIONS_TOGETHER, M3P, similar_lengths
+from papers.m3p.searched import EvaluationSet
 
-#: Captions that are read together; they are padded to the longest of them.
-CAPTIONS_TOGETHER = 64
 #: Seconds between two notes of what has been scored.
 SAVE_EVERY = 60.0
 
@@ -58,91 +56,58 @@ class Gallery:
     image_number: Tensor
 
 
-class PairScorer:
-    """Scores of all pairs of images and captions by the match head.
+def score_pairs(
+    model: M3P,
+    gallery: Gallery,
+    tokens_per_batch: int,
+    partial: Path | None = None,
+    language: int | None = None,
+    title: str = "",
+    captions_together: int = CAPTIONS_TOGETHER,
+) -> Tensor:
+    """Scores [N, M] float32 of all pairs on every process, on the host.
 
     Args:
         model: encoder and heads; evaluating.
+        gallery: images and captions, the same on every process.
         tokens_per_batch: regions and tokens that are read at a time, over all pairs together.
+        partial: file of this process that notes what is done, so that an interrupted scoring goes on from there.
+        language: number of the captions' language.
+        title: of the progress bar; none is shown without.
         captions_together: captions of similar length in one tile.
     """
-
-    def __init__(self, model: M3PModel, tokens_per_batch: int, captions_together: int = CAPTIONS_TOGETHER) -> None:
-        self.model = model
-        self.tokens_per_batch = tokens_per_batch
-        self.captions_together = captions_together
-
-    def tiles(self, token_mask: Tensor) -> list[Tensor]:
-        """Columns of captions of similar length, shortest first; a process takes every W-th of these tiles."""
-        order = token_mask.sum(1).argsort(stable=True)
-        return list(order.split(self.captions_together))[rank() :: world_size()]
-
-    @torch.inference_mode()
-    def tile(self, gallery: Gallery, columns: Tensor, languages: Tensor | None = None) -> Tensor:
-        """Scores [N, C] float32 of all images with some captions.
-
-        Args:
-            gallery: images and captions.
-            columns: which captions, int64 [C].
-            languages: their language ids [C], where the encoder adds language embeddings beside regions.
-        """
-        encoder, device = self.model.encoder, gallery.image.device
-        mask = gallery.token_mask[columns]
-        longest = max(int(mask.sum(1).max()), 1)
-        mask = mask[:, :longest].to(device)
-        tokens = gallery.tokens[columns][:, :longest].to(device)
-        regions = gallery.image.shape[1]
-        added = languages if encoder.joint_language_embedding else None
-        text = encoder.start_text(tokens, mask, regions, added)
-        images = max(1, self.tokens_per_batch // (len(columns) * (regions + longest)))
-        scores = [
-            self.model.match(encoder.encode(all_pairs(start, text), all_pairs(known, mask), "first")[:, 0])
-            for start, known in zip(gallery.image.split(images), gallery.image_mask.split(images))
-        ]
-        return torch.cat(scores).float().unflatten(0, (len(gallery.image), len(columns)))
-
-    def score(
-        self, gallery: Gallery, partial: Path | None = None, language: int | None = None, title: str = ""
-    ) -> Tensor:
-        """Scores [N, M] float32 of all pairs on every process, on the host.
-
-        Args:
-            gallery: images and captions, the same on every process.
-            partial: file of this process that notes what is done, so that an interrupted scoring goes on from there.
-            language: id of the captions' language.
-            title: of the progress bar; none is shown without.
-        """
-        tiles = self.tiles(gallery.token_mask)
-        mark = self._mark(gallery)
-        done = _noted(partial, mark) if partial is not None else {}
-        saved = time.monotonic()
-        for number in _progress(len(tiles), title):
-            if number in done:
-                continue
-            columns = tiles[number]
-            languages = None if language is None else torch.full((len(columns),), language, device=gallery.image.device)
-            done[number] = self.tile(gallery, columns, languages).cpu()
-            if partial is not None and time.monotonic() - saved > SAVE_EVERY:
-                note(partial, mark, done)
-                saved = time.monotonic()
-        if partial is not None:
+    tiles = similar_lengths(gallery.token_mask, captions_together)[rank() :: world_size()]
+    mark = _mark(model, gallery, captions_together)
+    done = _noted(partial, mark) if partial is not None else {}
+    saved = time.monotonic()
+    for number in _progress(len(tiles), title):
+        if number in done:
+            continue
+        columns = tiles[number]
+        done[number] = model.score_tile(
+            gallery.image, gallery.image_mask, gallery.tokens[columns], gallery.token_mask[columns], language,
+            tokens_per_batch,
+        ).cpu()  # fmt: skip
+        if partial is not None and time.monotonic() - saved > SAVE_EVERY:
             note(partial, mark, done)
-        # Captions as rows, since processes may bring different numbers of them.
-        device = gallery.image.device
-        count = len(gallery.image)
-        own = [done[number].T for number in range(len(tiles))]
-        rows = torch.cat(own) if own else torch.zeros(0, count)
-        columns = torch.cat(tiles) if tiles else torch.zeros(0, dtype=torch.int64)
-        rows, columns = gather_rows(rows.to(device)).cpu(), gather_rows(columns.to(device)).cpu()
-        return torch.empty_like(rows).index_copy_(0, columns, rows).T
+            saved = time.monotonic()
+    if partial is not None:
+        note(partial, mark, done)
+    # Captions as rows, since processes may bring different numbers of them.
+    device = gallery.image.device
+    rows = torch.cat([torch.zeros(0, len(gallery.image)), *(done[number].T for number in range(len(tiles)))])
+    columns = torch.cat([torch.zeros(0, dtype=torch.int64), *tiles])
+    rows, columns = gather_rows(rows.to(device)).cpu(), gather_rows(columns.to(device)).cpu()
+    return torch.empty_like(rows).index_copy_(0, columns, rows).T
 
-    def _mark(self, gallery: Gallery) -> str:
-        """What the scores depend on: another model or another gallery has another mark."""
-        digest = hashlib.sha256(f"{rank()} {world_size()} {self.captions_together}".encode())
-        sums = [parameter.double().sum() for parameter in self.model.parameters()]
-        for tensor in (torch.stack(sums), gallery.image.double().sum(), gallery.tokens, gallery.token_mask):
-            digest.update(tensor.detach().cpu().numpy().tobytes())
-        return digest.hexdigest()
+
+def _mark(model: M3P, gallery: Gallery, captions_together: int) -> str:
+    """What the scores depend on: another model or another gallery has another mark."""
+    digest = hashlib.sha256(f"{rank()} {world_size()} {captions_together}".encode())
+    sums = [parameter.double().sum() for parameter in model.parameters()]
+    for tensor in (torch.stack(sums), gallery.image.double().sum(), gallery.tokens, gallery.token_mask):
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def note(path: Path, mark: str, done: Mapping[int, Tensor]) -> None:
@@ -219,7 +184,7 @@ class RetrievalTest:
     """Collects images and captions of all test sets, scores all pairs and computes the recalls.
 
     Args:
-        tokens_per_batch: see `PairScorer`.
+        tokens_per_batch: see `score_pairs`.
         captions_per_image: every image counts with exactly so many captions, see `exactly`; None takes them as they
             are.
         by_means: compare mean word and region embeddings, for a model that has learned nothing else yet.
@@ -241,12 +206,12 @@ class RetrievalTest:
     def reset(self, module: Any) -> None:
         """Start anew, for the sets of the module's data."""
         self.module = module
-        self.sets = module.trainer.datamodule.evaluation_sets
+        self.sets: list[EvaluationSet] = module.trainer.datamodule.evaluation_sets
         self.images = {one.image_loader: RowsOncePerSample("start", "mask") for one in self.sets}
         self.captions = {one.caption_loader: RowsOncePerSample("tokens", "mask", "image_index") for one in self.sets}
         self.found = []
 
-    def update(self, model: M3PModel, batch: Mapping[str, Tensor], loader: int) -> None:
+    def update(self, model: M3P, batch: Mapping[str, Tensor], loader: int) -> None:
         """Embed the regions of a few images, or take a few captions."""
         if loader in self.images:
             regions, boxes, mask = batch["regions"], batch["boxes"], batch["region_mask"]
@@ -260,37 +225,41 @@ class RetrievalTest:
                 batch["index"], tokens=batch["tokens"], mask=batch["token_mask"], image_index=batch["image_index"]
             )
 
-    def compute(self, model: M3PModel) -> dict[str, Tensor]:
+    def compute(self, model: M3P) -> dict[str, Tensor]:
         """Recalls of every set in percent, and means over languages; all processes must call.
 
         Returns:
-            ``<set>_mr``, ``<set>_t2i_r1`` and so on, and ``non_english_mr``, where there is another language.
+            `<set>_mr`, `<set>_t2i_r1` and so on, and `non_english_mr`, where there is another language.
         """
-        trainer = self.module.trainer
         images = {loader: rows.compute(self.module.device) for loader, rows in self.images.items()}
-        partials: list[Path] = []
-        for position, one in enumerate(self.sets):
+        folder = Path(self.module.trainer.default_root_dir) / "partial_scores"
+        partials = [folder / f"{one.name}.{rank()}.pt" for one in self.sets]
+        for position, (one, partial) in enumerate(zip(self.sets, partials)):
             gallery = self._gallery(images[one.image_loader], self.captions[one.caption_loader])
-            if self.by_means:
-                scores = self._scores_of_means(model, gallery)
-            else:
-                folder = Path(trainer.default_root_dir) / "partial_scores"
-                partials.append(folder / f"{one.name}.{rank()}.pt")
-                title = f"  scoring {one.name}" if trainer.progress_bar_callback is not None else ""
-                languages = list(trainer.datamodule.languages)
-                language = languages.index(one.language) if one.language in languages else None
-                with trainer.strategy.precision_plugin.forward_context():
-                    scores = PairScorer(model, self.tokens_per_batch).score(gallery, partials[-1], language, title)
+            scores = self._means(model, gallery) if self.by_means else self._score(model, gallery, one, partial)
             metrics = self._recalls(scores, gallery)
-            kept = Gallery(**{**gallery.__dict__, "image": gallery.image[:0]})
-            self.found.append(Searched(one.name, one.language, position, scores, kept, metrics))
-        for path in partials:
-            path.unlink(missing_ok=True)
+            without_images = replace(gallery, image=gallery.image[:0])
+            self.found.append(Searched(one.name, one.language, position, scores, without_images, metrics))
+        for partial in partials:
+            partial.unlink(missing_ok=True)
         results = {f"{one.name}_{key}": value for one in self.found for key, value in one.metrics.items()}
         others = [one.metrics["mr"] for one in self.found if one.language != "en"]
         if others:
             results["non_english_mr"] = torch.stack(others).mean()
         return {name: value.float().to(self.module.device) for name, value in results.items()}
+
+    def _score(self, model: M3P, gallery: Gallery, one: EvaluationSet, partial: Path) -> Tensor:
+        trainer = self.module.trainer
+        languages = list(trainer.datamodule.languages)
+        language = languages.index(one.language) if one.language in languages else None
+        title = f"  scoring {one.name}" if trainer.progress_bar_callback is not None else ""
+        with trainer.strategy.precision_plugin.forward_context():
+            return score_pairs(model, gallery, self.tokens_per_batch, partial, language, title)
+
+    def _means(self, model: M3P, gallery: Gallery) -> Tensor:
+        device = self.module.device
+        text = model.encoder.mean_of_words(gallery.tokens.to(device), gallery.token_mask.to(device))
+        return (F.normalize(gallery.image[:, 0], dim=1) @ F.normalize(text, dim=1).T).cpu()
 
     def _gallery(self, images: tuple[Tensor, dict[str, Tensor]], captions: RowsOncePerSample) -> Gallery:
         number, image = images
@@ -309,10 +278,4 @@ class RetrievalTest:
         if self.captions_per_image is not None:
             columns = exactly(owner, self.captions_per_image)
             scores, owner = scores[:, columns], owner[columns]
-        found = score_retrieval(scores, owner)
-        return {name: value for name, value in found.items() if "mean" not in name}
-
-    def _scores_of_means(self, model: M3PModel, gallery: Gallery) -> Tensor:
-        device = self.module.device
-        text = model.encoder.mean_of_words(gallery.tokens.to(device), gallery.token_mask.to(device))
-        return (F.normalize(gallery.image[:, 0], dim=1) @ F.normalize(text, dim=1).T).cpu()
+        return {name: value for name, value in score_retrieval(scores, owner).items() if "mean" not in name}

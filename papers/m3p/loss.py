@@ -18,7 +18,7 @@ from common.losses.masked import (
 )
 from common.losses.matching import candidate_matching, image_text_matching, in_batch_matching
 from common.memory.collective import is_distributed, mean_over_ranks
-from papers.m3p.model import M3PModel
+from papers.m3p.model import M3P, all_pairs
 
 #: One group of pairs: tokens and regions of every pair, and labels of the true ones (see `with_places`).
 Group = dict[str, Tensor]
@@ -71,13 +71,13 @@ def with_places(batch: Mapping[str, Any]) -> dict[str, Any]:
     """A training batch with the places of its labels as numbers, found on the host before it goes to an accelerator.
 
     Args:
-        batch: ``xmlm``: batches of text with ``labels`` [B, L]; ``relations``: mappings from the kind of a group to the
-            group, with ``word_labels`` [P, L], ``region_labels`` [P, R] and ``region_targets`` [P, R, F], or [K, F] of
+        batch: `xmlm`: batches of text with `labels` [B, L]; `relations`: mappings from the kind of a group to the
+            group, with `word_labels` [P, L], `region_labels` [P, R] and `region_targets` [P, R, F], or [K, F] of
             the labelled regions in order; all of them may be missing. A label of -1 is none.
 
     Returns:
-        The same with, instead of labels, ``word_places`` and ``region_places`` [K] among the R + L positions of the G
-        true pairs, ``word_targets`` [K], ``region_classes`` [K], ``region_features`` [K, F], and ``true_rows`` [G].
+        The same with, instead of labels, `word_places` and `region_places` [K] among the R + L positions of the G
+        true pairs, `word_targets` [K], `region_classes` [K], `region_features` [K, F], and `true_rows` [G].
     """
     xmlm = []
     for block in batch["xmlm"]:
@@ -116,12 +116,12 @@ def _group_with_places(kind: str, group: Group) -> Group:
     return found
 
 
-def text_terms(model: M3PModel, block: Group) -> dict[str, Tensor]:
+def text_terms(model: M3P, block: Group) -> dict[str, Tensor]:
     """Masked language modelling of text alone: `xmlm`.
 
     Args:
         model: encoder and heads.
-        block: ``tokens`` [B, L], ``token_mask``, ``languages`` [B], and places of `with_places`.
+        block: `tokens` [B, L], `token_mask`, `languages` [B], and places of `with_places`.
 
     Source: specification 6.1.
     """
@@ -132,7 +132,7 @@ def text_terms(model: M3PModel, block: Group) -> dict[str, Tensor]:
 
 
 def relation_terms(
-    model: M3PModel,
+    model: M3P,
     group: Group,
     kind: str,
     words: bool = True,
@@ -145,8 +145,8 @@ def relation_terms(
 
     Args:
         model: encoder and heads.
-        group: pairs and places of `with_places`; ``languages`` [P] where the encoder adds their embeddings beside
-            regions, and for pairs in a batch ``group`` [B].
+        group: pairs and places of `with_places`; `languages` [P] where the encoder adds their embeddings beside
+            regions, and for pairs in a batch `group` [B].
         kind: `t2i` and `i2t` for groups of N candidates, or `in_batch`: B images and B captions, every one of which is
             paired with every other.
         words, regions: whether masked words and masked regions are predicted.
@@ -157,8 +157,8 @@ def relation_terms(
             of the paper. Without it there is none.
 
     Returns:
-        ``vlm_ce``, ``vlm_bce``; ``mlm``; ``mrm_class`` and ``mrm_regression``; ``alignment`` and ``itm``; ``contrast``;
-        scalars. And ``accuracy``, the share of groups whose true pair scores highest.
+        `vlm_ce`, `vlm_bce`; `mlm`; `mrm_class` and `mrm_regression`; `alignment` and `itm`; `contrast`;
+        scalars. And `accuracy`, the share of groups whose true pair scores highest.
 
     Raises:
         ValueError: soft classes are asked for, and the data has no distributions.
@@ -168,40 +168,17 @@ def relation_terms(
     start, mask, true, false = _pairs(model, group, kind)
     whole = torch.cat([true, false]) if alignment else true
     first, hidden = model.encoder.encode_pairs(start, mask, whole)
-    logits = model.match(first).float()
-    terms: dict[str, Tensor] = {}
-    if kind == IN_BATCH:
-        table = logits.unflatten(0, (len(true), -1))
-        terms["vlm_ce"], terms["vlm_bce"] = in_batch_matching(table, group.get("group"))
-        target = torch.arange(len(table), device=table.device)
-        if contrast_temperature is not None:
-            terms["contrast"], _ = embedding_contrast(model, group, contrast_temperature)
-    else:
-        table, target = logits.unflatten(0, (len(true), -1)), group["positive"]
-        terms["vlm_ce"], terms["vlm_bce"] = candidate_matching(table, target)
-    own = table.detach().gather(1, target[:, None])
-    terms["accuracy"] = ((table.detach() >= own).sum(1) == 1).float().mean()
-    flat = hidden[: len(true)].flatten(0, 1)
+    logits = model.match_head(first).float()
+    terms = _match_terms(logits.unflatten(0, (len(true), -1)), group, kind)
+    if kind == IN_BATCH and contrast_temperature is not None:
+        terms["contrast"], _ = embedding_contrast(model, group, contrast_temperature)
+    positions = hidden[: len(true)].flatten(0, 1)
     if words and "word_places" in group:
-        found = model.words(flat[group["word_places"]])
+        found = model.words(positions[group["word_places"]])
         loss = masked_language_modelling(found, group["word_targets"])
         terms["mlm"] = loss * share_of_mean(len(found), loss.device)
     if regions and "region_places" in group:
-        at = flat[group["region_places"]]
-        found = model.regions.classes(at)
-        if soft_classes:
-            if "region_distributions" not in group:
-                raise ValueError(
-                    "model.soft_classes needs the detector's distributions, which these region features do not have"
-                )
-            loss = masked_region_kl(found, group["region_distributions"])
-        else:
-            loss = masked_region_classification(found, group["region_classes"])
-        weight = share_of_mean(len(at), loss.device)
-        terms["mrm_class"] = loss * weight
-        terms["mrm_regression"] = (
-            masked_region_regression(model.regions.regression(at), group["region_features"]) * weight
-        )
+        terms |= _region_terms(model, positions[group["region_places"]], group, soft_classes)
     if alignment:
         count = group["regions"].shape[1]
         matched = torch.arange(len(whole), device=whole.device) < len(true)
@@ -213,7 +190,36 @@ def relation_terms(
     return terms
 
 
-def _pairs(model: M3PModel, group: Group, kind: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _match_terms(logits: Tensor, group: Group, kind: str) -> dict[str, Tensor]:
+    """`vlm_ce`, `vlm_bce` and `accuracy` of the logits [G, N] of all candidates."""
+    if kind == IN_BATCH:
+        target = torch.arange(len(logits), device=logits.device)
+        ce, bce = in_batch_matching(logits, group.get("group"))
+    else:
+        target = group["positive"]
+        ce, bce = candidate_matching(logits, target)
+    scores = logits.detach()
+    first = (scores >= scores.gather(1, target[:, None])).sum(1) == 1
+    return {"vlm_ce": ce, "vlm_bce": bce, "accuracy": first.float().mean()}
+
+
+def _region_terms(model: M3P, hidden: Tensor, group: Group, soft_classes: bool) -> dict[str, Tensor]:
+    """`mrm_class` and `mrm_regression` of the hidden states [K, D] of masked regions."""
+    logits = model.region_heads.classes(hidden)
+    if not soft_classes:
+        loss = masked_region_classification(logits, group["region_classes"])
+    elif "region_distributions" in group:
+        loss = masked_region_kl(logits, group["region_distributions"])
+    else:
+        raise ValueError(
+            "model.soft_classes needs the detector's distributions, which these region features do not have"
+        )
+    weight = share_of_mean(len(hidden), loss.device)
+    regression = masked_region_regression(model.region_heads.regression(hidden), group["region_features"])
+    return {"mrm_class": loss * weight, "mrm_regression": regression * weight}
+
+
+def _pairs(model: M3P, group: Group, kind: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Start [P, S, D] and mask [P, S] of all pairs, and the rows of the true pairs and of one false pair each, [G]."""
     encoder, true = model.encoder, group["true_rows"]
     if kind != IN_BATCH:
@@ -243,15 +249,7 @@ def _next_other(true: Tensor, group: Tensor | None) -> Tensor:
     return torch.where((behind < size).any(1), behind.argmin(1), following)
 
 
-def all_pairs(left: Tensor, right: Tensor) -> Tensor:
-    """Every row [R, ...] of one with every row [L, ...] of the other behind it: [A * B, R + L, ...], A outside."""
-    images, texts = len(left), len(right)
-    one = left[:, None].expand(images, texts, *left.shape[1:])
-    other = right[None].expand(images, texts, *right.shape[1:])
-    return torch.cat([one, other], dim=2).flatten(0, 1)
-
-
-def embedding_contrast(model: M3PModel, group: Group, temperature: float) -> tuple[Tensor, Tensor]:
+def embedding_contrast(model: M3P, group: Group, temperature: float) -> tuple[Tensor, Tensor]:
     """`contrast` of the mean region embedding of each image with the mean word embedding of its caption.
 
     Args:

@@ -1,19 +1,44 @@
-"""The networks of M3P: one encoder of text, or of regions and text, and the heads on it."""
+"""M3P: one encoder of text, or of regions and text, and the heads on it.
+
+`M3P` is what is trained and what is used: it tells how well images and captions in many languages belong together.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.data.images import read_image
+from common.data.regions import RegionFeatures
+from common.data.text import XLMRTokenizer
+from common.errors import StageError
 from common.losses.info_nce import at_least_float32
+from common.stages.allowed import Builder
+from common.stages.export import (
+    Items,
+    Modality,
+    Trained,
+    TrainedModel,
+    nothing_to_read,
+    with_arguments,
+    without_sources,
+)
+from common.stages.finished import FinishedStage
+from papers.m3p.pictures import RegionArrays, region_batch
+from papers.m3p.regions import RegionNetwork, read_region_network, region_rows
 
 #: Token id that fills rows up (specification 2).
 PADDING = 1
 #: Every LayerNorm's; XLM-R has 1e-5 (specification 3).
 EPSILON = 1e-12
+
+#: Captions of similar length that are read together; they are padded to the longest of them.
+CAPTIONS_TOGETHER = 64
 
 Positions = Literal["all", "first"]
 
@@ -389,23 +414,252 @@ class VocabularyHead(nn.Module):
         return F.linear(hidden, table, self.bias)
 
 
-class M3PModel(nn.Module):
-    """The encoder with the heads of all tasks.
+def all_pairs(left: Tensor, right: Tensor) -> Tensor:
+    """Every row [R, ...] of one with every row [L, ...] of the other behind it: [A * B, R + L, ...], A outside."""
+    images, texts = len(left), len(right)
+    first = left[:, None].expand(images, texts, *left.shape[1:])
+    second = right[None].expand(images, texts, *right.shape[1:])
+    return torch.cat([first, second], dim=2).flatten(0, 1)
+
+
+def similar_lengths(token_mask: Tensor, together: int = CAPTIONS_TOGETHER) -> list[Tensor]:
+    """Numbers of captions that are read together, since they are of similar length; the shortest first."""
+    return list(token_mask.sum(1).argsort(stable=True).split(together))
+
+
+class M3P(TrainedModel):
+    """The encoder with the heads of all tasks; trained, it tells how well images and captions belong together.
 
     Args:
         encoder: the encoder.
         region_classes: classes of the detector with the background, which is 0.
 
+    Attributes:
+        tokenizer: makes tokens of texts; `from_export` sets it, and what follows.
+        max_regions: regions of a picture that are used.
+        detector: the miniature's region network, which finds the regions of a picture file; None at paper scale, where
+            regions come from files of features.
+        regions: file of region features to look pictures up in, by their names without suffix; None for the detector.
+        languages: those that have numbers; text may be in any language that the vocabulary knows. Empty after a
+            fine-tuning that does not say which languages the embeddings of its start are of.
+        language: of the texts, one of these, where the encoder adds language embeddings; None adds none.
+
     Source: specification 3.
     """
+
+    paper = "m3p"
+    kinds = ("papers.m3p.module.M3PModule",)
+    classes: ClassVar[tuple[type, ...]] = (M3PEncoder, RegionNetwork, XLMRTokenizer)
+    example = "m3p/mini/seed0/m3p"
+    otherwise = "matches no images with captions: give the checkpoint of a stage that does, such as m3p"
+    embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
+    retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = (("text", "image"), ("image", "text"))
+    compares_vectors = False
+    options = ("language", "regions")
+    limits = (
+        "For research on images with captions in many languages: search of one by the other. Every pair is read by the "
+        "encoder, so a large collection takes long. What it knows of a language is what its text and its dictionaries "
+        "held; it inherits their errors and biases. It is not made to recognize persons or to decide about them."
+    )
+    usage = 'model.match(["picture.png"], ["ein roter Apfel", "a green pear"])'
+
+    tokenizer: XLMRTokenizer
 
     def __init__(self, encoder: M3PEncoder, region_classes: int = 1600) -> None:
         super().__init__()
         self.encoder = encoder
-        self.match = MatchHead(encoder.width)
-        self.regions = RegionHeads(encoder.width, region_classes, encoder.feature_dim)
-        self.vocabulary = VocabularyHead(encoder.vocabulary_size)
+        self.match_head = MatchHead(encoder.width)
+        self.region_heads = RegionHeads(encoder.width, region_classes, encoder.feature_dim)
+        self.vocabulary_head = VocabularyHead(encoder.vocabulary_size)
+        self.max_regions = 100
+        self.detector: RegionNetwork | None = None
+        self.regions: RegionFeatures | None = None
+        self.languages: list[str] = []
+        self.language: str | None = None
+
+    # -- outputs of the heads ------------------------------------------------------------------------------------------
 
     def words(self, hidden: Tensor) -> Tensor:
         """Logits [K, V] of the words at hidden states [K, D]."""
-        return self.vocabulary(hidden, self.encoder.token.weight)
+        return self.vocabulary_head(hidden, self.encoder.token.weight)
+
+    @torch.inference_mode()
+    def score_tile(
+        self,
+        image: Tensor,
+        image_mask: Tensor,
+        tokens: Tensor,
+        token_mask: Tensor,
+        language: int | None = None,
+        tokens_per_batch: int = 65536,
+    ) -> Tensor:
+        """Scores [N, M] float32 of all pairs of some images and a few captions, out of the match head.
+
+        Args:
+            image: regions as `start_regions` makes them, [N, R, D].
+            image_mask: which of them count, bool [N, R].
+            tokens: ids of the captions, int64 [M, W]; they are cut to the longest.
+            token_mask: which of them count, bool [M, W].
+            language: number of the captions' language, where the encoder adds language embeddings beside regions.
+            tokens_per_batch: regions and tokens that are read at a time, over all pairs together.
+        """
+        longest, regions = max(int(token_mask.sum(1).max()), 1), image.shape[1]
+        tokens, mask = (rows[:, :longest].to(image.device) for rows in (tokens, token_mask))
+        languages = None
+        if language is not None and self.encoder.joint_language_embedding:
+            languages = torch.full((len(tokens),), language, device=image.device)
+        text = self.encoder.start_text(tokens, mask, regions, languages)
+        images = max(1, tokens_per_batch // (len(tokens) * (regions + longest)))
+        scores = [
+            self.match_head(self.encoder.encode(all_pairs(start, text), all_pairs(known, mask), "first")[:, 0])
+            for start, known in zip(image.split(images), image_mask.split(images))
+        ]
+        return torch.cat(scores).float().unflatten(0, (len(image), len(tokens)))
+
+    # -- use -----------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def embed_image(self, images: Items) -> Tensor:
+        """The encoder's state [B, D] at the first region of each picture read without text.
+
+        It is no vector that can be compared with one of a text: this model reads both together, see `match`.
+
+        Args:
+            images: a file, some files, or what `read_image` gives of them.
+
+        Raises:
+            ImageError, RegionError, StageError: see `read_image`.
+        """
+        start, mask = self._start(images)
+        return self.encoder.encode(start, mask, "first")[:, 0].float()
+
+    @torch.no_grad()
+    def embed_text(self, texts: Items) -> Tensor:
+        """The encoder's state [B, D] at the first token of each text read without regions.
+
+        Args:
+            texts: one text or several, in any language.
+        """
+        ids, mask = (value.to(self.device) for value in self._tokens(texts))
+        number = self._language()
+        languages = None if number is None else torch.full((len(ids),), number, device=self.device)
+        start = self.encoder.start_text(ids, mask, 0, languages)
+        return self.encoder.encode(start, mask, "first")[:, 0].float()
+
+    @torch.no_grad()
+    def match(self, images: Items, texts: Items) -> Tensor:
+        """How well every image and every text belong together, scores float32 [N, M] on the CPU; higher is better.
+
+        Args:
+            images: a file, some files, or what `read_image` gives of them.
+            texts: one text or several, in any language.
+
+        Raises:
+            ImageError, RegionError, StageError: see `read_image`.
+        """
+        start, mask = self._start(images)
+        ids, token_mask = self._tokens(texts)
+        scores = torch.empty(len(start), len(ids))
+        for captions in similar_lengths(token_mask):
+            tile = self.score_tile(start, mask, ids[captions], token_mask[captions], self._language())
+            scores[:, captions] = tile.cpu()
+        return scores
+
+    def searched(
+        self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None
+    ) -> tuple[Any, list[int]]:
+        samples = list(self.samples(modality, items, skipped))
+        if not samples:
+            raise StageError(nothing_to_read(modality, items, skipped))
+        return [sample for _, sample in samples], [number for number, _ in samples]
+
+    def compare(self, query_modality: Modality, query: Any, modality: Modality, searched: Any) -> Tensor:
+        images, texts = ([query], searched) if query_modality == "image" else (searched, [query])
+        return self.match(images, texts).flatten()
+
+    # -- inputs --------------------------------------------------------------------------------------------------------
+
+    def read_image(self, file: str | Path) -> RegionArrays:
+        """The regions of a picture.
+
+        Args:
+            file: the picture; with `regions`, its name without suffix is enough.
+
+        Raises:
+            ImageError: it cannot be read.
+            RegionError: `regions` has no such picture.
+            StageError: there is neither a detector nor a file of features.
+        """
+        if self.regions is not None:
+            table = self.regions.table([Path(file).stem])
+            count = min(int(table.mask.sum()), self.max_regions)
+            return RegionArrays(table.features[0, :count], table.boxes[0, :count], table.labels[0, :count])
+        if self.detector is None:
+            raise StageError(
+                "this model reads regions of pictures and has no detector of its own: give a file of region features, "
+                "which `assemble data m3p --extract-regions` makes, as --regions FILE"
+            )
+        read_image(file)  # raises for a picture that cannot be read; the detector passes it over
+        ((_, regions),) = region_rows(self.detector, [(str(file), Path(file))])
+        count = self.max_regions
+        return RegionArrays(regions.features[:count], regions.box_vectors[:count], regions.labels[:count])
+
+    def _start(self, images: Items) -> tuple[Tensor, Tensor]:
+        """Regions as the first block reads them [B, R, D], and which of them count [B, R]."""
+        batch = region_batch(self.read_all("image", images), self.max_regions)
+        regions, boxes, mask = (batch[name].to(self.device) for name in ("regions", "boxes", "region_mask"))
+        return self.encoder.start_regions(regions, boxes, mask), mask
+
+    def _tokens(self, texts: Items) -> tuple[Tensor, Tensor]:
+        """Ids [B, L] and which of them count [B, L], on the CPU."""
+        rows = [torch.tensor(self.tokenizer.encode(text)) for text in self.read_all("text", texts)]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_id)
+        return ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+
+    def _language(self) -> int | None:
+        """Number of the texts' language; None adds no language embedding."""
+        if self.language is None:
+            return None
+        if not self.languages:
+            raise StageError(
+                f"--language {self.language}: this stage does not say which languages its model was pre-trained with; "
+                "leave the language out, take the stage of pre-training, or fine-tune again with data.languages"
+            )
+        if self.language not in self.languages:
+            raise StageError(f"--language {self.language}: the model knows {', '.join(self.languages)}")
+        return self.languages.index(self.language)
+
+    # -- out of a finished stage or an export --------------------------------------------------------------------------
+
+    @classmethod
+    def gather(cls, stage: FinishedStage) -> Trained:
+        data = stage.data()
+        data.prepare_tokenizer()
+        weights = {name.removeprefix("model."): value for name, value in stage.state.items()}
+        embeddings = len(weights["encoder.language.weight"])
+        inputs: dict[str, Any] = {
+            "tokenizer": with_arguments(stage.config["data"]["init_args"]["tokenizer"], model=None),
+            "max_regions": data.max_regions,
+            "languages": data.languages if data.numbers_languages(embeddings) else [],
+            "detector": None,
+        }
+        if data.region_network is not None:
+            detector = read_region_network(data.region_network)
+            weights |= {f"detector.{name}": value for name, value in detector.state_dict().items()}
+            inputs["detector"] = detector.settings
+        files: dict[str, bytes | Path] = {XLMRTokenizer.file_name: data.tokenizer.content}
+        return Trained(without_sources(stage.config["model"]["init_args"]["model"]), inputs, weights, files)
+
+    @classmethod
+    def of(cls, trained: Trained) -> Self:
+        model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
+        model.detector = cls.input(trained, "detector", RegionNetwork | None)
+        model.tokenizer = cls.input(trained, "tokenizer", XLMRTokenizer)
+        model.tokenizer.read(trained.file(XLMRTokenizer.file_name))
+        model.max_regions = cls.input(trained, "max_regions", int)
+        model.languages = cls.input(trained, "languages", list[str])
+        model.fill(trained)
+        return model
+
+
+MODEL = M3P

@@ -1,8 +1,8 @@
-"""Where the miniature's region features come from: a small network that knows categories, in place of a detector.
+"""The miniature's detector: a small network that knows categories describes a picture and its quarters.
 
-At paper scale a detector has found the regions (`assemble data m3p --extract-regions`, or files of others). In the
-miniature a classifier of drawings by sub-category is trained as a stage of its own; its features of a picture and of
-its quarters are then written once, in the layout in which region features are published, and read by the same class.
+At paper scale a detector has found the regions (`assemble data m3p --extract-regions`, or files of others). The network
+here is trained as a stage of its own (`papers.m3p.miniature`); its features are written once, in the layout in which
+region features are published, and read by the same class.
 """
 
 from __future__ import annotations
@@ -14,25 +14,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from common.data.datasets.captioned import LanguageCaptioned
-from common.data.datasets.imagenet import ImageNet
 from common.data.image_transforms import ImageTransform
-from common.data.images import ImageError, ImageItems, read_image
+from common.data.images import ImageError, read_image
 from common.data.regions import RegionError, RegionFeatures, Regions, write_regions
-from common.data.worlds.base import World
 from common.encoders.checkpoint_files import CheckpointError, named_tensors, read_checkpoint
 from common.encoders.image import ImageResNet
 from common.files import cache_folder, exclusive, write_atomically
-from common.metrics.classification import hits
-from common.training.data_module import ShardedDataModule
-from common.training.optimisers import warm_up_then_cosine
 
 logger = logging.getLogger(__name__)
 
@@ -78,121 +70,11 @@ class RegionNetwork(nn.Module):
         return self.encoder(images)
 
 
-class RegionClassifier(pl.LightningModule):
-    """Training of the network that stands in for a detector.
-
-    The checkpoint holds all that `prepare_regions` needs.
-
-    Args:
-        classes: number of categories, at least as many as the data have.
-        channels, side: see :class:`RegionNetwork`.
-        smoothing: share of the target that is spread over all classes.
-        learning_rate, weight_decay: of AdamW, after a warm-up over `warmup_share` of the steps, falling on a cosine.
-        warmup_share: share of the steps.
-
-    Source: specification 13.2 (b) and 13.3.
-    """
-
-    def __init__(
-        self,
-        classes: int = 96,
-        channels: Sequence[int] = (16, 32, 64, 64),
-        side: int = 32,
-        smoothing: float = 0.1,
-        learning_rate: float = 3e-3,
-        weight_decay: float = 0.05,
-        warmup_share: float = 0.1,
-    ) -> None:
-        super().__init__()
-        self.save_hyperparameters({**_plain(locals()), "channels": list(channels)}, logger=False)
-        self.network = RegionNetwork(classes, channels, side)
-        self._found: list[Tensor] = []
-
-    def setup(self, stage: str) -> None:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data.class_count > self.hparams["classes"]:
-            raise ValueError(f"model.classes: {self.hparams['classes']} are too few for {data.class_count} categories")
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        scores = self.network(batch["image"])
-        loss = F.cross_entropy(scores, batch["label"], label_smoothing=self.hparams["smoothing"])
-        self.log("train/loss", loss.detach(), batch_size=len(scores))
-        return loss
-
-    def on_test_start(self) -> None:
-        self._found = []
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        scores = self.network(batch["image"])
-        right = torch.stack([torch.ones(len(scores), device=scores.device), hits(scores, batch["label"]),
-                             hits(scores, batch["label"], 5)])  # fmt: skip
-        # A picture in place of a broken one is there twice.
-        self._found.append((right * (batch["skipped"] == 0)).sum(dim=1))
-
-    def on_test_epoch_end(self) -> None:
-        count, first, five = self.trainer.strategy.reduce(torch.stack(self._found).sum(0), reduce_op="sum").tolist()
-        values = {"test/top1": 100 * first / count, "test/top5": 100 * five / count}
-        self.log_dict(values, rank_zero_only=False, sync_dist=False)
-
-    def configure_optimizers(self) -> Any:
-        h: Any = self.hparams
-        optimizer = torch.optim.AdamW(self.parameters(), lr=h.learning_rate, weight_decay=h.weight_decay)
-        total = int(self.trainer.estimated_stepping_batches)
-        factor = warm_up_then_cosine(round(h.warmup_share * total), total)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if isinstance(value, bool | int | float | str)}
-
-
-class RegionPictures(ShardedDataModule):
-    """Pictures by category to train :class:`RegionClassifier` on.
-
-    Args:
-        image: what a picture becomes; crops as small as a quarter make it know quarters.
-        test_batch_size: pictures per test step, per device.
-        dataset, world, batch_size, kwargs: see ShardedDataModule.
-    """
-
-    def __init__(
-        self,
-        dataset: ImageNet,
-        world: World | None = None,
-        image: ImageTransform | None = None,
-        batch_size: int = 128,
-        test_batch_size: int = 256,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(dataset, world, batch_size=batch_size, **kwargs)
-        self.image = image or ImageTransform()
-        self.test_batch_size = test_batch_size
-
-    @property
-    def class_count(self) -> int:
-        """Categories of the data."""
-        return len(self.dataset.listing("train").classes)
-
-    def items(self, split: str, training: bool) -> ImageItems:
-        """The samples of a split."""
-        return ImageItems(self.dataset.listing(split), self.image, training=training, **self.item_options)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self.training_loader(self.items("train", training=True))
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self.evaluation_loader(self.items("validation", training=False), self.test_batch_size)
-
-
-# -- features of a data set --------------------------------------------------------------------------------------------
-
-
 def read_region_network(checkpoint: str | Path) -> RegionNetwork:
     """The trained network, ready to use.
 
     Args:
-        checkpoint: of a :class:`RegionClassifier`.
+        checkpoint: of a `papers.m3p.miniature.RegionClassifier`.
 
     Raises:
         CheckpointError: the file is missing, damaged, or of something else.
@@ -205,7 +87,7 @@ def read_region_network(checkpoint: str | Path) -> RegionNetwork:
         network.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(
-            f"{checkpoint}: no checkpoint of papers.m3p.regions.RegionClassifier ({error}); the stage `regions` "
+            f"{checkpoint}: no checkpoint of papers.m3p.miniature.RegionClassifier ({error}); the stage `regions` "
             "makes one"
         ) from error
     return network.eval()
@@ -221,7 +103,7 @@ def prepare_regions(
     Args:
         dataset: its pictures must be there; then point its `regions_root` at what is returned.
         splits: which of its splits.
-        checkpoint: of a :class:`RegionClassifier`.
+        checkpoint: of a `papers.m3p.miniature.RegionClassifier`.
         folder: where features are kept; None for `regions` in the cache folder.
 
     Returns:
@@ -296,14 +178,13 @@ def region_rows(
     crops: list[Tensor] = []
 
     def described() -> Iterator[tuple[str, Regions]]:
-        stacked = torch.stack(crops)
-        features = network.features(stacked)
-        shares = network.classifier(features).softmax(-1)
-        for place, (key, boxes, height, width) in enumerate(held):
-            rows = slice(place * REGIONS, (place + 1) * REGIONS)
-            labels = 1 + shares[rows].argmax(-1)
-            own = np.pad(shares[rows].numpy(), [(0, 0), (1, 0)])
-            yield key, Regions(features[rows].numpy(), boxes, labels.numpy(), height, width, own)
+        features = network.features(torch.stack(crops))
+        probabilities = network.classifier(features).softmax(-1)
+        columns = zip(held, features.split(REGIONS), probabilities.split(REGIONS))
+        for (key, boxes, height, width), feature, probability in columns:
+            labels = 1 + probability.argmax(-1)
+            distribution = np.pad(probability.numpy(), [(0, 0), (1, 0)])
+            yield key, Regions(feature.numpy(), boxes, labels.numpy(), height, width, distribution)
 
     for key, path in pictures:
         try:

@@ -1,4 +1,4 @@
-"""Running text in many languages, and which of it, and which captions, each step reads (specification 6.1 and 6.3)."""
+"""Running text in many languages as blocks of tokens (specification 6.1)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,75 +91,6 @@ def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str,
     shares = np.array(list(counts.values()), dtype=np.float64) / sum(counts.values())
     weights = shares ** max(alpha, 0.0)
     return dict(zip(counts, (weights / weights.sum()).tolist()))
-
-
-# -- schedule ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Draws:
-    """What the steps of an epoch read.
-
-    Args:
-        chosen: stream or set of captions of each draw, int64 [steps, draws].
-        turn: how often it was drawn before in this epoch, int64 [steps, draws].
-    """
-
-    chosen: Ints
-    turn: Ints
-
-    @classmethod
-    def of(cls, probabilities: Sequence[float], steps: int, draws: int, rng: np.random.Generator) -> Draws:
-        """Draw with replacement, at most as many a step as there are to choose from."""
-        draws = min(draws, len(probabilities))
-        if not draws:
-            return cls(np.zeros((steps, 0), dtype=np.int64), np.zeros((steps, 0), dtype=np.int64))
-        chosen = rng.choice(len(probabilities), size=steps * draws, p=probabilities)
-        turn = np.empty_like(chosen)
-        for number in range(len(probabilities)):
-            own = np.flatnonzero(chosen == number)
-            turn[own] = np.arange(len(own))
-        return cls(chosen.reshape(steps, draws), turn.reshape(steps, draws))
-
-
-class MultitaskSchedule:
-    """Which languages and which sets of captions every step reads, as a function of (seed, epoch, step) alone.
-
-    Args:
-        languages: probabilities of the languages.
-        relations: number of sets of captions; all are drawn alike.
-        xmlm_steps, relation_steps: draws of each kind per step, at most as many as there are to choose from.
-        steps: of an epoch.
-        seed: of the draws.
-
-    Source: specification 6.3.
-    """
-
-    def __init__(
-        self,
-        languages: Sequence[float],
-        relations: int,
-        xmlm_steps: int,
-        relation_steps: int,
-        steps: int,
-        seed: int,
-    ) -> None:
-        self.languages = languages
-        self.relations = relations
-        self.xmlm_steps = xmlm_steps
-        self.relation_steps = relation_steps
-        self.steps = steps
-        self.seed = seed
-        self._epoch: tuple[int, Draws, Draws] | None = None
-
-    def of(self, epoch: int) -> tuple[Draws, Draws]:
-        """Draws of languages and of sets of captions in an epoch."""
-        if self._epoch is None or self._epoch[0] != epoch:
-            rng = np.random.default_rng((self.seed, epoch))
-            languages = Draws.of(self.languages, self.steps, self.xmlm_steps, rng)
-            uniform = [1 / self.relations] * self.relations if self.relations else []
-            self._epoch = (epoch, languages, Draws.of(uniform, self.steps, self.relation_steps, rng))
-        return self._epoch[1:]
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from common.encoders.checkpoint_files import (
     read_checkpoint,
 )
 from common.files import write_whole
-from papers.m3p.model import M3PModel
+from papers.m3p.model import M3P
 
 Layout = Literal["m3p", "xlm_roberta"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -37,13 +37,13 @@ _RELEASED = {
     "encoder.region.feature": "image_embeddings.image_embeddings",
     "encoder.region.box": "image_embeddings.image_location_embeddings",
     "encoder.region.norm": "image_embeddings.LayerNorm",
-    "match.dense": "pooled_layer.dense",
-    "match.score": "seq_relationship",
-    "regions.regression": "mrfr_dense",
-    "regions.dense": "transformer_obj.dense",
-    "regions.norm": "transformer_obj.LayerNorm",
-    "regions.classifier": "pred_obj_layer.proj",
-    "vocabulary": "pred_layer.proj",
+    "match_head.dense": "pooled_layer.dense",
+    "match_head.score": "seq_relationship",
+    "region_heads.regression": "mrfr_dense",
+    "region_heads.dense": "transformer_obj.dense",
+    "region_heads.norm": "transformer_obj.LayerNorm",
+    "region_heads.classifier": "pred_obj_layer.proj",
+    "vocabulary_head": "pred_layer.proj",
 }
 _RELEASED_BLOCK = {
     "query": "attentions.{}.q_lin",
@@ -73,7 +73,7 @@ _XLM_R_BLOCK = {
 
 
 def released_name(name: str) -> str:
-    """Name in the released code of a tensor of `M3PModel`.
+    """Name in the released code of a tensor of `M3P`.
 
     Example:
         >>> released_name("encoder.blocks.3.query.weight")
@@ -82,10 +82,8 @@ def released_name(name: str) -> str:
     return _renamed(name, _RELEASED, _RELEASED_BLOCK) or name
 
 
-def load_into_model(
-    model: M3PModel, path: str | Path, field: str = "pretrained", position_offset: int = 2
-) -> list[str]:
-    """Give a model the weights of a checkpoint, recognised by the names of its tensors.
+def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", position_offset: int = 2) -> list[str]:
+    """Give a model the weights of a checkpoint, recognized by the names of its tensors.
 
     Args:
         model: changed in place, when all fits. Out of XLM-R come the text encoder and the bias of the vocabulary; what
@@ -105,24 +103,36 @@ def load_into_model(
     """
     try:
         path = _file(Path(path))
-        content = read_checkpoint(path, "'model' or 'state_dict'")
-        state = named_tensors(content.get("state_dict", content.get("model", content)))
-        found, used, kept = _read(model, state, position_offset, str(path))
+        state = _tensors(path)
+        wanted = model.state_dict()
+        if weights := _of_ours(state):
+            used = {name for name in state if name.startswith("model.")}
+        elif weights := _of_released(state):
+            used = {released_name(name) for name in weights} | {"pred_layer.proj.weight"}  # the table of words again
+        elif weights := _of_xlm_r(state, wanted["encoder.position.weight"], position_offset):
+            used = {name for name in state if name.removeprefix("roberta.") in _used_of_xlm_r(weights)}
+            # The rest is not XLM-R's to give.
+            wanted = {name: value for name, value in wanted.items() if _renamed(name, _XLM_R, _XLM_R_BLOCK)}
+            wanted |= {name: model.vocabulary_head.bias for name in weights if name == "vocabulary_head.bias"}
+        else:
+            raise CheckpointError(
+                f"{path}: no weights of M3P or XLM-R: expected model.encoder.token.weight, embeddings.weight or "
+                f"embeddings.word_embeddings.weight, found {first_of(list(state))}"
+            )
     except CheckpointError as error:
         raise CheckpointError(f"{field}: {error}") from error
-    own = {name: value for name, value in model.state_dict().items() if not name.startswith(kept)}
-    problem = differences(own, found)
+    problem = differences(wanted, weights)
     if problem:
         raise CheckpointError(
             f"{field}: the weights in {path} are of another architecture than model.model: {problem}. Give its encoder "
             "the sizes, languages and vocabulary that it was trained with."
         )
-    model.load_state_dict(found, strict=False)
+    model.load_state_dict(weights, strict=False)
     return sorted(set(state) - used)
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "m3p") -> Path:
-    """Write the weights of a checkpoint for another library: no optimiser.
+    """Write the weights of a checkpoint for another library: no optimizer.
 
     A file of the layout `m3p` has the names of the released code under the entry `model`, without the layers that only
     generation uses; the released code fills those from a fresh model. One of `xlm_roberta` is the text encoder as
@@ -144,16 +154,20 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "m3p") -
         raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
     if Path(output).suffix not in SUFFIXES:
         raise ValueError(f"output: the file must end in {' or '.join(SUFFIXES)}, got {str(output)!r}")
-    content = read_checkpoint(checkpoint, "'model' or 'state_dict'")
-    state = named_tensors(content.get("state_dict", content.get("model", content)))
-    own = _of_ours(state) or _of_released(state)[0]
-    if not own:
-        raise CheckpointError(f"{checkpoint}: no model of M3P: found {first_of(list(state) or list(content))}")
+    state = _tensors(checkpoint)
+    weights = _of_ours(state) or _of_released(state)
+    if not weights:
+        raise CheckpointError(f"{checkpoint}: no model of M3P: found {first_of(list(state))}")
     if layout == "m3p":
-        written = {released_name(name): value for name, value in own.items()}
+        written = {released_name(name): value for name, value in weights.items()}
         written["pred_layer.proj.weight"] = written["embeddings.weight"].clone()
     else:
-        written = _as_xlm_r(own)
+        # Its two unused rows of positions and its token type are zero.
+        written = {other: value for name, value in weights.items() if (other := _renamed(name, _XLM_R, _XLM_R_BLOCK))}
+        positions = written["embeddings.position_embeddings.weight"]
+        unused = positions.new_zeros(XLM_R_FIRST_POSITION, positions.shape[1])
+        written["embeddings.position_embeddings.weight"] = torch.cat([unused, positions])
+        written["embeddings.token_type_embeddings.weight"] = positions.new_zeros(1, positions.shape[1])
     written = {name: value.contiguous() for name, value in written.items()}
     if Path(output).suffix == ".safetensors":
         return write_whole(output, lambda file: save_file(written, file, metadata={"format": "pt"}))
@@ -174,96 +188,68 @@ def _file(path: Path) -> Path:
     )
 
 
-def _read(
-    model: M3PModel, state: Mapping[str, Tensor], position_offset: int, path: str
-) -> tuple[dict[str, Tensor], set[str], tuple[str, ...]]:
-    """Tensors under our names, the names in the file that were used, and what the model keeps of its own."""
-    own = _of_ours(state)
-    if own:
-        return own, {name for name in state if name.removeprefix("model.") in own}, ()
-    released, used = _of_released(state)
-    if released:
-        return released, used, ()
-    text = below(state, "roberta.") or dict(state)
-    if "embeddings.word_embeddings.weight" in text:
-        found, used = _of_xlm_r(model, state, text, position_offset)
-        return (
-            found,
-            used,
-            ("encoder.region.", "encoder.language.", "match.", "regions.")
-            + (() if "vocabulary.bias" in found else ("vocabulary.",)),
-        )
-    raise CheckpointError(
-        f"{path}: no weights of M3P or XLM-R: expected model.encoder.token.weight, embeddings.weight or "
-        f"embeddings.word_embeddings.weight, found {first_of(list(state))}"
-    )
+def _tensors(path: str | Path) -> dict[str, Tensor]:
+    content = read_checkpoint(path, "'model' or 'state_dict'")
+    return named_tensors(content.get("state_dict", content.get("model", content)))
 
 
 def _of_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return below(state, "model.") if "model.encoder.token.weight" in state else {}
 
 
-def _of_released(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
-    """Tensors of the released code under our names, and their names there."""
+def _of_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the released code under our names."""
     if "embeddings.weight" not in state or "attentions.0.q_lin.weight" not in state:
-        return {}, set()
+        return {}
     layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("attentions."))
-    found: dict[str, Tensor] = {}
-    used = {"pred_layer.proj.weight"}  # the table of words again
-    for name in _names(_RELEASED, _RELEASED_BLOCK, layers):
-        other = released_name(name)
-        if other in state and name != "vocabulary.weight":
-            found[name] = state[other].clone()
-            used.add(other)
-    return found, used
+    names = _names(_RELEASED, _RELEASED_BLOCK, layers)
+    del names["vocabulary_head.weight"]  # the table of words
+    return {name: state[other].clone() for name, other in names.items() if other in state}
 
 
-def _of_xlm_r(
-    model: M3PModel, state: Mapping[str, Tensor], text: Mapping[str, Tensor], position_offset: int
-) -> tuple[dict[str, Tensor], set[str]]:
-    """Tensors of XLM-R under our names, and their names there (specification 3, traps a and b)."""
+def _of_xlm_r(state: Mapping[str, Tensor], table: Tensor, position_offset: int) -> dict[str, Tensor]:
+    """Tensors of XLM-R under our names (specification 3, traps a and b).
+
+    Args:
+        state: of the file.
+        table: our table of positions; its rows that XLM-R lacks stay as they are.
+        position_offset: first row that is taken of XLM-R's.
+    """
+    text = below(state, "roberta.") or dict(state)
+    if "embeddings.word_embeddings.weight" not in text:
+        return {}
     layers = 1 + max(int(name.split(".")[2]) for name in text if name.startswith("encoder.layer."))
-    names = {name: _renamed(name, _XLM_R, _XLM_R_BLOCK) for name in _names(_XLM_R, _XLM_R_BLOCK, layers)}
-    found = {name: text[other].clone() for name, other in names.items() if other is not None and other in text}
-    used = {f"roberta.{name}" if f"roberta.{name}" in state else name for name in names.values() if name}
-    kinds = text.get("embeddings.token_type_embeddings.weight")
-    rows = found.get("encoder.position.weight")
+    names = _names(_XLM_R, _XLM_R_BLOCK, layers)
+    weights = {name: text[other].clone() for name, other in names.items() if other in text}
+    rows = weights.get("encoder.position.weight")
     if rows is not None:
-        if kinds is not None:
-            rows = rows + kinds[0]
-        rows = rows[position_offset:]
-        # Rows that are left over at the end keep their random start.
-        table = model.encoder.position.weight.detach().cpu().clone()
-        fits = min(len(rows), len(table))
-        table[:fits] = rows[:fits]
-        found["encoder.position.weight"] = table
-    if "lm_head.bias" in state:
-        found["vocabulary.bias"] = state["lm_head.bias"].clone()
-    elif "lm_head.decoder.bias" in state:
-        found["vocabulary.bias"] = state["lm_head.decoder.bias"].clone()
-    prefix = "roberta." if "roberta.embeddings.word_embeddings.weight" in state else ""
-    used |= {f"{prefix}embeddings.token_type_embeddings.weight", "lm_head.bias", "lm_head.decoder.bias"}
-    used |= {"lm_head.decoder.weight", f"{prefix}embeddings.position_ids"}
-    return found, used
+        kinds = text.get("embeddings.token_type_embeddings.weight")
+        rows = (rows if kinds is None else rows + kinds[0])[position_offset:][: len(table)]
+        weights["encoder.position.weight"] = torch.cat([rows, table[len(rows) :].detach().cpu()])
+    for name in ("lm_head.decoder.bias", "lm_head.bias"):
+        if name in state:
+            weights["vocabulary_head.bias"] = state[name].clone()
+    return weights
 
 
-def _as_xlm_r(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The text encoder under XLM-R's names; its two unused rows of positions and its token type are zero."""
-    written = {other: value for name, value in own.items() if (other := _renamed(name, _XLM_R, _XLM_R_BLOCK))}
-    positions = written["embeddings.position_embeddings.weight"]
-    unused = positions.new_zeros(XLM_R_FIRST_POSITION, positions.shape[1])
-    written["embeddings.position_embeddings.weight"] = torch.cat([unused, positions])
-    written["embeddings.token_type_embeddings.weight"] = positions.new_zeros(1, positions.shape[1])
-    return written
+def _used_of_xlm_r(weights: Mapping[str, Tensor]) -> set[str]:
+    """Names in XLM-R, without `roberta.` before them, of what tensors of ours came from."""
+    used = {other for name in weights if (other := _renamed(name, _XLM_R, _XLM_R_BLOCK))}
+    return used | {
+        "embeddings.token_type_embeddings.weight", "embeddings.position_ids",
+        "lm_head.bias", "lm_head.decoder.bias", "lm_head.decoder.weight",
+    }  # fmt: skip
 
 
-def _names(parts: Mapping[str, str], block: Mapping[str, str], layers: int) -> list[str]:
-    """Every name of ours that a layout might hold."""
+def _names(parts: Mapping[str, str], block: Mapping[str, str], layers: int) -> dict[str, str]:
+    """Every name of ours that a layout might hold, and the name there."""
     places = [*parts, *(f"encoder.blocks.{number}.{part}" for number in range(layers) for part in block)]
-    return [f"{place}.{kind}" for place in places for kind in ("weight", "bias")]
+    names = [f"{place}.{kind}" for place in places for kind in ("weight", "bias")]
+    return {name: other for name in names if (other := _renamed(name, parts, block))}
 
 
 def _renamed(name: str, parts: Mapping[str, str], block: Mapping[str, str]) -> str | None:
+    """Name of a tensor of ours in another layout; None where that has none."""
     place, _, kind = name.rpartition(".")
     within = re.fullmatch(r"encoder\.blocks\.(\d+)\.(\w+)", place)
     if within:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,18 +24,18 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma"
 ITEMS, DIM = 40, 8
 
 
-def avid(num_items: int = ITEMS, dim: int = DIM, **changes: object) -> BankLoss:
-    return BankLoss(**{"negatives": 16, "seed": 1, **changes}).allocate(num_items, dim)  # type: ignore[arg-type]
+def avid(num_items: int = ITEMS, dim: int = DIM, **changes: Any) -> BankLoss:
+    return BankLoss(**{"negatives": 16, "seed": 1, **changes}).allocate(num_items, dim)
 
 
-def cma(mine: bool = True, **changes: object) -> BankLoss:
-    objective = avid(**{"within_negatives": 4, "positives": 5, "positive_within": 1.0, **changes})  # type: ignore[arg-type]
+def cma(mine: bool = True, **changes: Any) -> BankLoss:
+    objective = avid(**{"within_negatives": 4, "positives": 5, "positive_within": 1.0, **changes})
     if mine:
         objective.mine()
     return objective
 
 
-KINDS = {"avid": avid, "cma": cma}
+KINDS: dict[str, Callable[..., BankLoss]] = {"avid": avid, "cma": cma}
 WEIGHTS = ("instance_cross", "instance_within", "positive_cross", "positive_within")
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from papers.m3p.evaluation import Gallery, PairScorer
-from papers.m3p.model import M3PEncoder, M3PModel
+from papers.m3p.evaluation import Gallery, score_pairs
+from papers.m3p.model import M3P, M3PEncoder
 
 IMAGES, CAPTIONS, REGIONS, WIDTH, FEATURES = 60, 100, 5, 66, 64
 ROUNDS = 3
@@ -32,7 +32,7 @@ def _data() -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def _padded_loop(model: M3PModel, data: dict[str, Tensor], together: int = 64) -> Tensor:
+def _padded_loop(model: M3P, data: dict[str, Tensor], together: int = 64) -> Tensor:
     """Every image with every caption, both embedded anew for each batch of pairs, captions padded to their limit."""
     pairs = torch.cartesian_prod(torch.arange(IMAGES), torch.arange(CAPTIONS))
     scores = []
@@ -41,24 +41,24 @@ def _padded_loop(model: M3PModel, data: dict[str, Tensor], together: int = 64) -
             data["tokens"][caption], data["token_mask"][caption], data["regions"][image], data["boxes"][image],
             data["region_mask"][image],
         )  # fmt: skip
-        scores.append(model.match(hidden[:, 0]))
+        scores.append(model.match_head(hidden[:, 0]))
     return torch.cat(scores).view(IMAGES, CAPTIONS)
 
 
 @torch.inference_mode()
-def _tiles(model: M3PModel, data: dict[str, Tensor]) -> Tensor:
+def _tiles(model: M3P, data: dict[str, Tensor]) -> Tensor:
     gallery = Gallery(
         model.encoder.start_regions(data["regions"], data["boxes"], data["region_mask"]), data["region_mask"],
         data["tokens"], data["token_mask"], torch.zeros(CAPTIONS, dtype=torch.int64), torch.arange(CAPTIONS),
         torch.arange(IMAGES),
     )  # fmt: skip
-    return PairScorer(model, 16384).score(gallery)
+    return score_pairs(model, gallery, 16384)
 
 
 def test_tiles_are_faster(benchmark: Any) -> None:
     torch.manual_seed(0)
     encoder = M3PEncoder(1000, 64, 2, 4, 128, REGIONS + WIDTH, 6, FEATURES, 0.0, 0.0)
-    model, data = M3PModel(encoder, 10).eval(), _data()
+    model, data = M3P(encoder, 10).eval(), _data()
     torch.testing.assert_close(_tiles(model, data), _padded_loop(model, data), rtol=1e-4, atol=1e-5)
     seconds: dict[str, list[float]] = {"padded loop": [], "tiles": []}
 

@@ -9,7 +9,7 @@ import torch
 
 from common.commands.main import main
 from common.reporting import records
-from papers.m3p.model import M3PEncoder, M3PModel
+from papers.m3p.model import M3P, M3PEncoder
 from papers.m3p.weights import load_into_model
 from tests.m3p.stages import region_network
 
@@ -20,9 +20,9 @@ SIZES = {
 }  # fmt: skip
 
 
-def model() -> M3PModel:
+def model() -> M3P:
     torch.manual_seed(4)
-    return M3PModel(M3PEncoder(**SIZES), 97)  # type: ignore[arg-type]
+    return M3P(M3PEncoder(**SIZES), 97)  # type: ignore[arg-type]
 
 
 def test_a_released_checkpoint_is_exported_and_searched_with(
@@ -37,7 +37,7 @@ def test_a_released_checkpoint_is_exported_and_searched_with(
     assert main([*export, str(tmp_path / "text.safetensors"), "--layout", "xlm_roberta"]) == 0
     assert main([*export, str(tmp_path / "x.pth"), "--layout", "bert"]) != 0
     assert "the layouts of m3p are safetensors, m3p, xlm_roberta" in capsys.readouterr().err
-    again = M3PModel(M3PEncoder(**SIZES), 97)  # type: ignore[arg-type]
+    again = M3P(M3PEncoder(**SIZES), 97)  # type: ignore[arg-type]
     assert load_into_model(again, released) == []
 
     runs = tmp_path / "runs"

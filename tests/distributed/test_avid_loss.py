@@ -94,7 +94,7 @@ def seeded_objective(kind: str) -> BankLoss:
     if kind == "avid":
         objective = BankLoss(negatives=7, instance_within=0.5, seed=5).allocate(30, 8)
     else:
-        weights = {"positive_cross": 0.5, "positive_within": 1.0}
+        weights: dict[str, Any] = {"positive_cross": 0.5, "positive_within": 1.0}
         objective = BankLoss(negatives=7, within_negatives=3, positives=4, seed=5, **weights).allocate(30, 8)
         objective.mine()
     objective.normalizer.fill_(2.5)

@@ -12,7 +12,7 @@ from common.data.datasets.multi30k import Multi30K
 from common.data.items import TooManyBrokenFiles
 from common.data.listing import DatasetMissing
 from common.data.regions import write_regions
-from papers.m3p.data import CaptionSet
+from papers.m3p.pictures import CaptionSet
 from tests.m3p.layouts import Layouts, pictures_of, regions_of, write_features
 
 

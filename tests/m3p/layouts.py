@@ -17,7 +17,8 @@ from common.data.regions import Regions, write_regions
 from common.data.text import XLMRTokenizer
 from common.data.worlds.layouts import write_conceptual_captions, write_lines, write_multi30k
 from papers.m3p.code_switching import CodeSwitcher
-from papers.m3p.data import CaptionSet, PretrainingData, RetrievalData
+from papers.m3p.data import PretrainingData, RetrievalData
+from papers.m3p.pictures import CaptionSet
 
 WIDTH = 6
 WORDS = {

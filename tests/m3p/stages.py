@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from common.stages.run import StageRequest
-from papers.m3p.regions import RegionClassifier
+from papers.m3p.miniature import RegionClassifier
 from tests.stages import request
 
 

@@ -17,8 +17,10 @@ from common.data.annotations import LanguageCaptions, TextRows, Texts
 from common.data.items import TooManyBrokenFiles
 from common.data.media import MediaError
 from common.data.regions import RegionError
+from papers.m3p.captions import CaptionPool, forced_captions
 from papers.m3p.masking import Masking
-from papers.m3p.pairs import CaptionPool, PairItems, RegionArrays, forced_captions, pad_regions
+from papers.m3p.pairs import PairItems
+from papers.m3p.pictures import RegionArrays, pad_regions
 from tests.m3p.layouts import LANGUAGES, WIDTH, WORDS, Layouts, pictures_of, regions_of, sentence, texts_of
 
 PLAIN: dict[str, Any] = {"xmlm_steps": 0, "text": None, "masking": None}
@@ -237,7 +239,7 @@ def test_captions_are_switched_as_fed(layouts: Layouts) -> None:
     # Captions of one group are switched on their own, that of the other once.
     once = texts_of(steps(data)[0]["relations"][0]["t2i"], data)
     assert len(set(once[:4])) == 1
-    dataset = data._relations[0]
+    dataset = data.training_pairs[0]
     assert data.switched_examples(2) == [
         (sentence("en", item), data.tokenizer.decode(dataset[0, item]["t2i"].captions[0].tolist())) for item in (0, 11)
     ]
@@ -266,7 +268,7 @@ def test_exactly_so_many_captions(count: int, wanted: int, seed: int) -> None:
 )
 def test_five_captions_an_image_and_epoch(layouts: Layouts, train_sets: list[str], own: int) -> None:
     data = layouts.retrieval(train_sets=train_sets)
-    pairs = data._training_pairs
+    pairs = data.training_pairs[0]
     assert len(pairs) == 5 * 12
     assert pairs.pool.counts.tolist() == [own] * 12
     languages = [name.rpartition("_")[2] for name in train_sets]
@@ -286,7 +288,7 @@ def test_five_captions_an_image_and_epoch(layouts: Layouts, train_sets: list[str
 def test_pooled_captions_are_drawn_by_their_number(layouts: Layouts) -> None:
     """Specification 9: of 5 + 5 + 1 + 1 captions, French and Czech have a twelfth of the draws each."""
     data = layouts.retrieval(train_sets=[f"multi30k_{one}" for one in WORDS])
-    pairs = data._training_pairs
+    pairs = data.training_pairs[0]
     counts = dict.fromkeys(WORDS, 0)
     for epoch in range(6):
         for item in range(60):
@@ -313,7 +315,7 @@ def test_a_step_of_fine_tuning(layouts: Layouts) -> None:
 
 
 def test_siblings_may_be_negatives(layouts: Layouts) -> None:
-    pairs = layouts.retrieval(exclude_siblings=False)._training_pairs
+    pairs = layouts.retrieval(exclude_siblings=False).training_pairs[0]
     rng = np.random.default_rng(0)
     found = [image for _ in range(200) for image, *_ in pairs._negatives(3, 15, False, rng)]
     assert chisquare(np.bincount(found, minlength=12)[[0, 1, 2, 4, 5]]).pvalue > 1e-3
@@ -323,7 +325,7 @@ def test_siblings_may_be_negatives(layouts: Layouts) -> None:
 
 
 def test_negatives_are_uniform(layouts: Layouts) -> None:
-    pairs = layouts.retrieval()._training_pairs
+    pairs = layouts.retrieval().training_pairs[0]
     rng = np.random.default_rng(0)
     found = [image for _ in range(1000) for image, *_ in pairs._negatives(3, 15, False, rng)]
     counts = np.bincount(found, minlength=12)
@@ -336,7 +338,7 @@ def test_images_of_several_sets_are_pooled_by_key(layouts: Layouts, tmp_path: Pa
     other = Layouts.write(tmp_path / "other", images=15)
     sets = {"one": layouts.sets()["multi30k_en"], "other": other.sets()["multi30k_fr"]}
     data = layouts.retrieval(sets=sets, train_sets=["one", "other"], test_sets=[])
-    pairs = data._training_pairs
+    pairs = data.training_pairs[0]
     assert pairs.pool.counts.tolist() == [6] * 12 + [1] * 3
     assert pairs.pictures.source.tolist() == [0] * 12 + [1] * 3
     assert pairs[0, 13]["index"] == 13
@@ -345,15 +347,15 @@ def test_images_of_several_sets_are_pooled_by_key(layouts: Layouts, tmp_path: Pa
 
 def test_groups_of_several_sets_do_not_mix() -> None:
     class Counted:
-        def __init__(self, count: int) -> None:
-            self.count = count
+        def __init__(self, captions: LanguageCaptions, count: int) -> None:
+            self.captions, self.count = captions, count
 
         def __len__(self) -> int:
             return self.count
 
     one = LanguageCaptions("en", Texts("abc"), TextRows([("x",), ("y", "z"), ("w",)]), np.array([1, 1, 0]))
     two = LanguageCaptions("zh", Texts("cd"), TextRows([("u",), ("v",)]))
-    pool = CaptionPool([(one, Counted(4)), (two, Counted(2))], ["a", "b", "c", "d"])  # type: ignore[list-item]
+    pool = CaptionPool([Counted(one, 4), Counted(two, 2)], ["a", "b", "c", "d"])  # type: ignore[list-item]
     assert pool.counts.tolist() == [1, 2, 2, 1]
     assert [pool.of(image).tolist() for image in range(4)] == [[0], [1, 2], [3, 4], [5]]
     assert pool.caption(4)[1] == 0
@@ -361,7 +363,7 @@ def test_groups_of_several_sets_do_not_mix() -> None:
     assert a == b
     assert len({a, c, d}) == 3  # d has the number 1 in its own set
     with pytest.raises(ValueError, match="the image e has no caption"):
-        CaptionPool([(one, Counted(4))], ["a", "e"])  # type: ignore[list-item]
+        CaptionPool([Counted(one, 4)], ["a", "e"])  # type: ignore[list-item]
 
 
 def test_loader_processes_give_the_same(layouts: Layouts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,7 +467,7 @@ class Broken:
 
 def broken_pairs(layouts: Layouts, broken: set[str], share: float) -> tuple[Any, PairItems]:
     data = layouts.retrieval(max_skipped_share=share)
-    pairs = data._training_pairs
+    pairs = data.training_pairs[0]
     object.__setattr__(pairs.pictures, "features", [Broken(pairs.pictures.features[0], broken)])
     return data, pairs
 

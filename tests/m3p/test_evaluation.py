@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.metrics.retrieval import score_retrieval
-from papers.m3p.evaluation import Gallery, PairScorer, RetrievalTest, exactly, note
-from papers.m3p.model import M3PEncoder, M3PModel
+from papers.m3p.evaluation import Gallery, RetrievalTest, exactly, note, score_pairs
+from papers.m3p.model import M3P, M3PEncoder
 from tests.distributed.harness import run_distributed
 from tests.m3p.tiny import arrays, tiny_sizes, valid, values
 
@@ -85,9 +85,9 @@ def test_repeated_captions_fill_the_places_they_would_fill() -> None:
     assert found["i2t_r10"] == 100
 
 
-def model_and_gallery(seed: int = 0) -> tuple[M3PModel, Gallery]:
+def model_and_gallery(seed: int = 0) -> tuple[M3P, Gallery]:
     torch.manual_seed(seed)
-    model = M3PModel(M3PEncoder(**tiny_sizes(feature_dim=8)), 4).eval()
+    model = M3P(M3PEncoder(**tiny_sizes(feature_dim=8)), 4).eval()
     mask = valid(torch.randint(1, REGIONS + 1, (IMAGES,)), REGIONS)
     with torch.inference_mode():
         image = model.encoder.start_regions(torch.randn(IMAGES, REGIONS, 8), torch.rand(IMAGES, REGIONS, 5), mask)
@@ -104,7 +104,7 @@ def model_and_gallery(seed: int = 0) -> tuple[M3PModel, Gallery]:
     )
 
 
-def one_by_one(model: M3PModel, gallery: Gallery) -> torch.Tensor:
+def one_by_one(model: M3P, gallery: Gallery) -> torch.Tensor:
     scores = torch.empty(IMAGES, CAPTIONS)
     with torch.inference_mode():
         for i in range(IMAGES):
@@ -112,14 +112,14 @@ def one_by_one(model: M3PModel, gallery: Gallery) -> torch.Tensor:
                 text = model.encoder.start_text(gallery.tokens[j : j + 1], gallery.token_mask[j : j + 1], REGIONS)
                 start = torch.cat([gallery.image[i : i + 1], text], 1)
                 mask = torch.cat([gallery.image_mask[i], gallery.token_mask[j]])[None]
-                scores[i, j] = model.match(model.encoder.encode(start, mask)[:, 0])[0]
+                scores[i, j] = model.match_head(model.encoder.encode(start, mask)[:, 0])[0]
     return scores
 
 
 @pytest.mark.parametrize(("budget", "together"), [(1, 1), (60, 4), (10**6, 64)])
 def test_tiles_of_any_size_give_the_scores_of_each_pair_alone(budget: int, together: int) -> None:
     model, gallery = model_and_gallery()
-    scores = PairScorer(model, budget, together).score(gallery)
+    scores = score_pairs(model, gallery, budget, captions_together=together)
     torch.testing.assert_close(scores, one_by_one(model, gallery), rtol=1e-4, atol=1e-5)
 
 
@@ -127,17 +127,17 @@ def test_half_precision_makes_no_ties() -> None:
     """Logits that are rounded to bfloat16 are equal by the hundred, and what ties with the right one is before it."""
     model, gallery = model_and_gallery()
     with torch.no_grad():
-        model.match.score.weight.mul_(20.0)
-    expected = PairScorer(model, 10**6).score(gallery)
+        model.match_head.score.weight.mul_(20.0)
+    expected = score_pairs(model, gallery, 10**6)
     with torch.autocast("cpu", torch.bfloat16):
-        scores = PairScorer(model, 10**6).score(gallery)
+        scores = score_pairs(model, gallery, 10**6)
     assert scores.dtype == torch.float32
     assert not torch.equal(scores, scores.bfloat16().float())
     assert len(scores.unique()) == len(expected.unique())
     torch.testing.assert_close(scores, expected, rtol=0.05, atol=0.2)
     # The same where the weights themselves are of half precision, as with bf16-true.
     half = Gallery(**{**gallery.__dict__, "image": gallery.image.bfloat16()})
-    scores = PairScorer(model.bfloat16(), 10**6).score(half)
+    scores = score_pairs(model.bfloat16(), half, 10**6)
     assert not torch.equal(scores, scores.bfloat16().float())
     assert len(scores.unique()) == len(expected.unique())
     torch.testing.assert_close(scores, expected, rtol=0.05, atol=0.4)
@@ -145,10 +145,10 @@ def test_half_precision_makes_no_ties() -> None:
 
 def test_language_embeddings_reach_the_score_where_the_encoder_adds_them() -> None:
     model, gallery = model_and_gallery()
-    plain = PairScorer(model, 10**6).score(gallery, language=2)
-    torch.testing.assert_close(plain, PairScorer(model, 10**6).score(gallery))
+    plain = score_pairs(model, gallery, 10**6, language=2)
+    torch.testing.assert_close(plain, score_pairs(model, gallery, 10**6))
     model.encoder.joint_language_embedding = True
-    assert not torch.allclose(PairScorer(model, 10**6).score(gallery, language=2), plain)
+    assert not torch.allclose(score_pairs(model, gallery, 10**6, language=2), plain)
 
 
 class Stopped(Exception):
@@ -157,44 +157,44 @@ class Stopped(Exception):
 
 def test_an_interrupted_scoring_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, gallery = model_and_gallery()
-    whole = PairScorer(model, 10**6, 3).score(gallery)
-    scorer, tile = PairScorer(model, 10**6, 3), PairScorer.tile
+    whole = score_pairs(model, gallery, 10**6, captions_together=3)
+    tile = M3P.score_tile
     scored: list[int] = []
 
-    def stopping(self: PairScorer, *args: Any) -> torch.Tensor:
+    def stopping(self: M3P, *args: Any) -> torch.Tensor:
         if len(scored) == 3:
             raise Stopped
         scored.append(1)
         return tile(self, *args)
 
     monkeypatch.setattr("papers.m3p.evaluation.SAVE_EVERY", 0.0)
-    monkeypatch.setattr(PairScorer, "tile", stopping)
+    monkeypatch.setattr(M3P, "score_tile", stopping)
     partial = tmp_path / "scores" / "en.0.pt"
     with pytest.raises(Stopped):
-        scorer.score(gallery, partial)
+        score_pairs(model, gallery, 10**6, partial, captions_together=3)
     scored[:] = [1, 1]  # room for one more only: of five tiles three are done
-    monkeypatch.setattr(PairScorer, "tile", lambda *args: (scored.append(1), tile(*args))[1])
-    assert torch.equal(PairScorer(model, 10**6, 3).score(gallery, partial), whole)
+    monkeypatch.setattr(M3P, "score_tile", lambda *args: (scored.append(1), tile(*args))[1])
+    assert torch.equal(score_pairs(model, gallery, 10**6, partial, captions_together=3), whole)
     assert len(scored) == 4
     # Other weights, other sizes or a damaged note: all is scored anew.
     with torch.no_grad():
-        model.match.score.bias.add_(1.0)
-    torch.testing.assert_close(PairScorer(model, 10**6, 3).score(gallery, partial), whole + 1)
+        model.match_head.score.bias.add_(1.0)
+    torch.testing.assert_close(score_pairs(model, gallery, 10**6, partial, captions_together=3), whole + 1)
     partial.write_bytes(b"PK broken")
     with pytest.warns(UserWarning, match="scored again"):
-        torch.testing.assert_close(PairScorer(model, 10**6, 3).score(gallery, partial), whole + 1)
+        torch.testing.assert_close(score_pairs(model, gallery, 10**6, partial, captions_together=3), whole + 1)
     note(partial, "another", {})
-    torch.testing.assert_close(PairScorer(model, 10**6, 3).score(gallery, partial), whole + 1)
+    torch.testing.assert_close(score_pairs(model, gallery, 10**6, partial, captions_together=3), whole + 1)
 
 
 def _scores_of_rank(rank: int) -> Any:
     model, gallery = model_and_gallery()
-    return PairScorer(model, 60, 4).score(gallery)
+    return score_pairs(model, gallery, 60, captions_together=4)
 
 
 def test_processes_share_the_pairs_and_all_have_the_whole_matrix() -> None:
     model, gallery = model_and_gallery()
-    expected = PairScorer(model, 60, 4).score(gallery)
+    expected = score_pairs(model, gallery, 60, captions_together=4)
     for found in run_distributed(_scores_of_rank, 2, 60):
         torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-5, atol=1e-6)
 

@@ -16,14 +16,13 @@ from common.losses.matching import image_text_matching, in_batch_matching
 from papers.m3p.loss import (
     WeightSchedule,
     _pairs,
-    all_pairs,
     contrast,
     relation_terms,
     share_of_mean,
     text_terms,
     with_places,
 )
-from papers.m3p.model import M3PEncoder, M3PModel
+from papers.m3p.model import M3P, M3PEncoder, all_pairs
 from papers.m3p.weights import released_name
 from tests.m3p.tiny import arrays, tiny_model, tiny_sizes, valid, values
 
@@ -71,7 +70,7 @@ def test_losses_and_gradients_are_those_of_the_released_code() -> None:
 def test_logits_of_all_pairs_are_those_of_the_released_code() -> None:
     golden, model, group = arrays("pretrain_losses"), tiny_model(), golden_group()
     hidden = model.encoder(group["tokens"], group["token_mask"], group["regions"], group["boxes"])
-    torch.testing.assert_close(model.match(hidden[:, 0]), golden["relation_logits"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.match_head(hidden[:, 0]), golden["relation_logits"], rtol=0, atol=1e-6)
 
 
 def test_text_loss_is_that_of_the_released_code() -> None:
@@ -101,7 +100,7 @@ def test_pairs_in_a_batch_are_scored_as_each_pair_alone() -> None:
     hidden = model.encoder(
         group["tokens"][texts], group["token_mask"][texts], group["regions"][images], group["boxes"][images]
     )
-    scores = model.match(hidden[:, 0]).view(3, 3)
+    scores = model.match_head(hidden[:, 0]).view(3, 3)
     target = torch.arange(3)
     terms = terms_of(model, "in_batch", group)
     expected = 0.5 * (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target))
@@ -147,7 +146,7 @@ def test_alignment_and_matching_are_of_a_true_and_the_next_pair_of_each_group(ki
     terms = terms_of(model, kind, group, alignment=True)
     expected = word_region_alignment(hidden[:, 5:], hidden[:, :5], text_mask, image_mask, matched)
     torch.testing.assert_close(terms["alignment"], expected, rtol=1e-4, atol=1e-5)
-    yes = model.match(hidden[:, 0])
+    yes = model.match_head(hidden[:, 0])
     expected = image_text_matching(torch.stack([torch.zeros_like(yes), yes], 1), matched)
     torch.testing.assert_close(terms["itm"], expected, rtol=1e-4, atol=1e-5)
     assert {"alignment", "itm"}.isdisjoint(terms_of(model, kind, group))
@@ -180,7 +179,7 @@ def test_languages_are_added_beside_regions_in_training_as_in_the_search(kind: s
         group["tokens"][texts], group["token_mask"][texts], group["regions"][images], group["boxes"][images], None,
         languages[texts],
     )  # fmt: skip
-    scores = other.match(hidden[:, 0]).unflatten(0, (-1, 4 if kind == "t2i" else 3))
+    scores = other.match_head(hidden[:, 0]).unflatten(0, (-1, 4 if kind == "t2i" else 3))
     own = group["positive"] if kind == "t2i" else torch.arange(3)
     target = F.one_hot(own, scores.shape[1]).float()
     torch.testing.assert_close(terms["vlm_bce"], F.binary_cross_entropy_with_logits(scores, target))
@@ -191,7 +190,7 @@ def test_languages_are_added_beside_regions_in_training_as_in_the_search(kind: s
 def test_accuracy_is_the_share_of_groups_whose_true_pair_scores_highest() -> None:
     model, group = tiny_model(), golden_group()
     hidden = model.encoder(group["tokens"], group["token_mask"], group["regions"], group["boxes"])
-    best = model.match(hidden[:, 0]).view(2, 4).argmax(1)
+    best = model.match_head(hidden[:, 0]).view(2, 4).argmax(1)
     for others, accuracy in (([0, 0], 1.0), ([1, 0], 0.5), ([2, 3], 0.0)):
         group["positive"] = (best + torch.tensor(others)) % 4
         assert terms_of(model, "t2i", group)["accuracy"] == accuracy
@@ -206,7 +205,7 @@ def test_pairs_that_show_the_same_are_no_negatives_and_the_contrast_is_of_the_me
         group["tokens"][texts], group["token_mask"][texts], group["regions"][images], group["boxes"][images]
     )
     for name, expected in zip(
-        ("vlm_ce", "vlm_bce"), in_batch_matching(model.match(hidden[:, 0]).view(3, 3), group["group"])
+        ("vlm_ce", "vlm_bce"), in_batch_matching(model.match_head(hidden[:, 0]).view(3, 3), group["group"])
     ):
         torch.testing.assert_close(found[name], expected)
     words = model.encoder.token(group["tokens"])
@@ -309,7 +308,7 @@ def test_terms_make_what_they_need_on_the_device_of_their_inputs(kind: str, monk
     found = with_places({"xmlm": [], "relations": [{kind: group}]})["relations"][0][kind]
     with FakeTensorMode() as mode:  # knows shapes and devices, computes nothing
         with torch.device("cuda"):
-            model = M3PModel(M3PEncoder(**tiny_sizes()))
+            model = M3P(M3PEncoder(**tiny_sizes()))
         there = {name: mode.from_tensor(value).to("cuda") for name, value in found.items()}
         temperature = 0.1 if kind == "in_batch" else None
         for term in relation_terms(model, there, kind, alignment=True, contrast_temperature=temperature).values():
@@ -332,7 +331,7 @@ def test_nothing_masked_costs_nothing_and_keeps_the_graph() -> None:
 def test_a_constant_scorer_is_never_right() -> None:
     model = tiny_model()
     with torch.no_grad():
-        model.match.score.weight.zero_()
+        model.match_head.score.weight.zero_()
     terms = terms_of(model, "t2i", golden_group())
     assert terms["accuracy"] == 0
     assert terms["vlm_ce"].item() == pytest.approx(1.3863, abs=1e-4)

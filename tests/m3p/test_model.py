@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from papers.m3p.model import M3PEncoder, M3PModel
+from papers.m3p.model import M3P, M3PEncoder
 from tests.m3p.tiny import arrays, tiny_model, tiny_sizes, valid, values
 
 CLOSE = {"rtol": 0.0, "atol": 5e-6}
@@ -21,8 +21,8 @@ def test_joint_forward_is_that_of_the_released_code() -> None:
     torch.testing.assert_close(model.encoder.region(regions, golden["loc"]), golden["image_embedding"], **CLOSE)
     hidden = model.encoder(tokens, mask, regions, golden["loc"], torch.ones(3, 5, dtype=torch.bool))
     torch.testing.assert_close(hidden, golden["joint_hidden_SxBxD"].transpose(0, 1), **CLOSE)
-    torch.testing.assert_close(model.match.pooled(hidden[:, 0]), golden["pooled"], **CLOSE)
-    torch.testing.assert_close(model.match(hidden[:, 0]), golden["relation_logit"][:, 0], **CLOSE)
+    torch.testing.assert_close(model.match_head.pooled(hidden[:, 0]), golden["pooled"], **CLOSE)
+    torch.testing.assert_close(model.match_head(hidden[:, 0]), golden["relation_logit"][:, 0], **CLOSE)
 
 
 def test_text_alone_is_that_of_the_released_code() -> None:
@@ -89,17 +89,19 @@ def test_the_first_position_alone_is_that_of_all() -> None:
 def test_parameters_of_the_full_size() -> None:
     official = values("official_state_dict")
     with torch.device("meta"):
-        model = M3PModel(M3PEncoder())
+        model = M3P(M3PEncoder())
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     encoder = model.encoder
     # The released retrieval path counts a layer of class distributions that its forward pass never uses.
     unused = 768 * 1600 + 768
     language = sum(p.numel() for p in encoder.language.parameters())
-    assert counts["encoder"] - language + counts["match"] == official["retrieval_path_parameters"] - unused == 279623425
+    read = counts["encoder"] - language + counts["match_head"]
+    assert read == official["retrieval_path_parameters"] - unused == 279623425
     per_module = official["per_module_unique"]
     assert language == per_module["cross_lang_embeddings"]
-    assert counts["regions"] == sum(per_module[name] for name in ("mrfr_dense", "transformer_obj", "pred_obj_layer"))
-    assert counts["vocabulary"] == per_module["pred_layer_bias_only"]
+    of_regions = ("mrfr_dense", "transformer_obj", "pred_obj_layer")
+    assert counts["region_heads"] == sum(per_module[name] for name in of_regions)
+    assert counts["vocabulary_head"] == per_module["pred_layer_bias_only"]
     assert sum(counts.values()) == 283347667
 
 

@@ -14,10 +14,10 @@ from common.reporting.tables import load
 from common.stages.configuration import resolve
 from common.stages.finished import instantiate
 from common.training.optimisers import warm_up_then_inverse_sqrt
-from papers.m3p.data import RetrievalData
-from papers.m3p.model import M3PEncoder, M3PModel
-from papers.m3p.module import M3PPretraining, M3PRetrieval, WarmStart, adam
-from papers.m3p.synthetic import images_of_an_epoch
+from papers.m3p.data import RetrievalData, images_of_an_epoch
+from papers.m3p.miniature import WarmStart
+from papers.m3p.model import M3P, M3PEncoder
+from papers.m3p.module import M3PModule, adam
 from tests.m3p.layouts import WIDTH, Layouts
 from tests.m3p.tiny import tiny_sizes, values
 
@@ -27,10 +27,16 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> Layouts:
     return Layouts.write(tmp_path_factory.mktemp("layouts"))
 
 
-def model(**changes: Any) -> M3PModel:
+def model(**changes: Any) -> M3P:
     torch.manual_seed(0)
     sizes = {"vocabulary_size": 160, "feature_dim": WIDTH, "positions": 40, "languages": 4}
-    return M3PModel(M3PEncoder(**tiny_sizes(**sizes | changes)), 12)
+    return M3P(M3PEncoder(**tiny_sizes(**sizes | changes)), 12)
+
+
+def fine_tuning(model: M3P, **options: Any) -> M3PModule:
+    """As the recipe has it: the match alone."""
+    off = {f"weight_{name}": 0.0 for name in ("xmlm", "mlm", "mrm_class", "mrm_regression")}
+    return M3PModule(model, **{**off, "vlm_ce_weight": 0.0, **options})
 
 
 def trained(module: pl.LightningModule, data: Any, folder: Path, steps: int = 2) -> dict[str, float]:
@@ -86,7 +92,7 @@ def test_every_task_trains_and_search_follows(vlm_candidates: str, layouts: Layo
     data = layouts.pretraining(
         vlm_candidates=vlm_candidates, code_switching=layouts.switcher(sentence_ratio=1.0), distributions=False
     )
-    module = M3PPretraining(
+    module = M3PModule(
         model(), alignment_weight=0.1, itm_weight=1.0, contrast_weight=1.0, learning_rate=0.01, warmup_steps=1
     )
     before = {name: value.clone() for name, value in module.named_parameters()}
@@ -109,13 +115,13 @@ def test_every_task_trains_and_search_follows(vlm_candidates: str, layouts: Layo
     ("weights", "frozen"),
     [
         ({"weight_xmlm": 0.0}, {"encoder.language"}),
-        ({"weight_xmlm": 0.0, "weight_mlm": 0.0}, {"encoder.language", "vocabulary"}),
-        ({"weight_mrm_class": 0.0, "weight_mrm_regression": 0.0}, {"regions"}),
-        ({"weight_t2i": 0.0, "weight_i2t": 0.0}, {"match"}),
+        ({"weight_xmlm": 0.0, "weight_mlm": 0.0}, {"encoder.language", "vocabulary_head"}),
+        ({"weight_mrm_class": 0.0, "weight_mrm_regression": 0.0}, {"region_heads"}),
+        ({"weight_t2i": 0.0, "weight_i2t": 0.0}, {"match_head"}),
     ],
 )
 def test_what_no_task_trains_stays(weights: dict[str, float], frozen: set[str]) -> None:
-    module = M3PPretraining(model(), **weights)  # type: ignore[arg-type]
+    module = M3PModule(model(), **weights)  # type: ignore[arg-type]
     found = {name for name, parameter in module.model.named_parameters() if not parameter.requires_grad}
     assert {
         ".".join(name.split(".")[:2]) if name.startswith("encoder") else name.split(".")[0] for name in found
@@ -125,14 +131,14 @@ def test_what_no_task_trains_stays(weights: dict[str, float], frozen: set[str]) 
 def test_a_model_without_any_task_is_an_error() -> None:
     names = ("xmlm", "mlm", "mrm_class", "mrm_regression", "t2i", "i2t")
     with pytest.raises(ValueError, match="no task is on"):
-        M3PPretraining(model(), **{f"weight_{name}": 0.0 for name in names})  # type: ignore[arg-type]
+        M3PModule(model(), **{f"weight_{name}": 0.0 for name in names})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"model\.weight_mlm: a weight is a number"):
-        M3PPretraining(model(), weight_mlm="half")
+        M3PModule(model(), weight_mlm="half")
 
 
 def test_temperatures_must_be_positive() -> None:
     with pytest.raises(ValueError, match=r"model\.contrast_temperature is 0: it must be positive"):
-        M3PPretraining(model(), contrast_temperature=0)
+        M3PModule(model(), contrast_temperature=0)
     with pytest.raises(ValueError, match=r"model\.temperature is -1: it must be positive"):
         WarmStart(model(), temperature=-1)
 
@@ -155,7 +161,7 @@ def test_fine_tuning_is_as_long_as_published() -> None:
 def test_a_weight_moves_with_the_iterations(layouts: Layouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only xMLM is on, and its weight falls from one to zero in four iterations: so does the loss, in its share."""
     off = {f"weight_{name}": 0.0 for name in ("mlm", "mrm_class", "mrm_regression", "t2i", "i2t")}
-    module = M3PPretraining(model(), weight_xmlm="0:1,4:0", learning_rate=1e-9, **off)  # type: ignore[arg-type]
+    module = M3PModule(model(), weight_xmlm="0:1,4:0", learning_rate=1e-9, **off)  # type: ignore[arg-type]
     shares: list[float] = []
     monkeypatch.setattr(
         module,
@@ -172,12 +178,12 @@ def test_a_weight_moves_with_the_iterations(layouts: Layouts, tmp_path: Path, mo
 
 
 def test_fine_tuning_trains_the_match_alone(layouts: Layouts, tmp_path: Path) -> None:
-    module = M3PRetrieval(model(), learning_rate=0.01, warmup_steps=1, captions_per_image=None)
+    module = fine_tuning(model(), learning_rate=0.01, warmup_steps=1, captions_per_image=None)
     before = {name: value.clone() for name, value in module.named_parameters()}
     data = layouts.retrieval(train_sets=["multi30k_fr", "multi30k_cs"], test_sets=["multi30k_fr"])
     metrics = trained(module, data, tmp_path)
     unmoved = {name for name, value in module.named_parameters() if torch.equal(value, before[name])}
-    assert {name.split(".")[1] for name in unmoved} == {"vocabulary", "regions", "encoder"}
+    assert {name.split(".")[1] for name in unmoved} == {"vocabulary_head", "region_heads", "encoder"}
     assert {name for name in unmoved if ".encoder." in name} == {"model.encoder.language.weight"}
     assert metrics["train/loss"] > 0
     assert not (tmp_path / "media" / "code_switched.csv").exists()
@@ -193,7 +199,7 @@ def test_a_warm_start_trains_the_tables_alone_and_hands_over(layouts: Layouts, t
     assert "test/multi30k_en_mr" in metrics
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": module.state_dict()}, path)
-    after = M3PRetrieval(model(), pretrained=str(path), learning_rate=1e-12)
+    after = fine_tuning(model(), pretrained=str(path), learning_rate=1e-12)
     trained(after, layouts.retrieval(test_sets=["multi30k_en"]), tmp_path, steps=1)
     torch.testing.assert_close(after.model.encoder.token.weight, module.model.encoder.token.weight)
 
@@ -214,20 +220,20 @@ def test_a_model_too_small_for_the_data_is_named(
     changes: dict[str, int], words: str, layouts: Layouts, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        trained(M3PRetrieval(model(**changes)), layouts.retrieval(), tmp_path)
+        trained(fine_tuning(model(**changes)), layouts.retrieval(), tmp_path)
 
 
 def test_languages_without_a_number_are_named(layouts: Layouts, tmp_path: Path) -> None:
     """Where a caption's language embedding is added beside regions, a wrong number would add another language's."""
     joint = {"joint_language_embedding": True}
     with pytest.raises(ValueError, match="the encoder has 9 languages and the sets have 4; name those of pre-training"):
-        trained(M3PRetrieval(model(**joint, languages=9)), layouts.retrieval(), tmp_path)
+        trained(fine_tuning(model(**joint, languages=9)), layouts.retrieval(), tmp_path)
     few = layouts.retrieval(languages=["en", "de", "fr"])
     with pytest.raises(ValueError, match=r"data\.languages lacks cs"):
-        trained(M3PRetrieval(model(**joint, languages=9)), few, tmp_path)
+        trained(fine_tuning(model(**joint, languages=9)), few, tmp_path)
     with pytest.raises(ValueError, match=r"data\.languages lacks cs"):
-        trained(M3PPretraining(model(**joint)), layouts.pretraining(languages=["en", "de", "fr"]), tmp_path)
-    module = M3PRetrieval(model(**joint, languages=9), learning_rate=0.01, warmup_steps=1)
+        trained(M3PModule(model(**joint)), layouts.pretraining(languages=["en", "de", "fr"]), tmp_path)
+    module = fine_tuning(model(**joint, languages=9), learning_rate=0.01, warmup_steps=1)
     before = module.model.encoder.language.weight.detach().clone()
     data = layouts.retrieval(languages=["en", "de", "fr", "cs", "zh"], train_sets=["multi30k_fr"])
     trained(module, data, tmp_path)
@@ -237,4 +243,4 @@ def test_languages_without_a_number_are_named(layouts: Layouts, tmp_path: Path) 
 
 def test_missing_weights_are_named_before_training(layouts: Layouts, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model.pretrained: .*nothing.pth: no such checkpoint file"):
-        trained(M3PPretraining(model(), pretrained=str(tmp_path / "nothing.pth")), layouts.pretraining(), tmp_path)
+        trained(M3PModule(model(), pretrained=str(tmp_path / "nothing.pth")), layouts.pretraining(), tmp_path)

@@ -16,14 +16,8 @@ from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.images import ImageError
 from common.encoders.checkpoint_files import CheckpointError
 from papers.m3p import regions
-from papers.m3p.regions import (
-    RegionClassifier,
-    RegionNetwork,
-    prepare_regions,
-    read_region_network,
-    region_boxes,
-    region_rows,
-)
+from papers.m3p.miniature import RegionClassifier, RegionPictures
+from papers.m3p.regions import RegionNetwork, prepare_regions, read_region_network, region_boxes, region_rows
 from tests.data.image_layouts import write_image
 from tests.data.language_layouts import COCO, write_coco_cn, write_coco_karpathy
 
@@ -129,14 +123,13 @@ def test_checkpoints_of_something_else_are_refused(dataset: COCOKarpathy, tmp_pa
     with pytest.raises(CheckpointError, match=r"none\.ckpt: no such checkpoint file; the stage `regions` makes one"):
         prepare_regions(dataset, ["train"], tmp_path / "none.ckpt")
     torch.save({"state_dict": {}, "hyper_parameters": {"classes": 3}}, tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointError, match=r"a\.ckpt: no checkpoint of papers\.m3p\.regions\.RegionClassifier"):
+    with pytest.raises(CheckpointError, match=r"a\.ckpt: no checkpoint of papers\.m3p\.miniature\.RegionClassifier"):
         read_region_network(tmp_path / "a.ckpt")
 
 
 def test_a_classifier_with_too_few_classes_stops_before_training(tmp_path: Path) -> None:
     from common.data.datasets.imagenet import ImageNet
     from common.data.image_transforms import ImageTransform
-    from papers.m3p.regions import RegionPictures
 
     for number in range(4):
         for split in ("train", "val"):

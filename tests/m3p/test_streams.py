@@ -13,14 +13,8 @@ from scipy.stats import chisquare
 
 from common.data.text import XLMRTokenizer
 from papers.m3p import streams
-from papers.m3p.streams import (
-    Draws,
-    LanguageStream,
-    MultitaskSchedule,
-    file_identity,
-    language_probabilities,
-    stream_tokens,
-)
+from papers.m3p.steps import Draws, MultitaskSchedule
+from papers.m3p.streams import LanguageStream, file_identity, language_probabilities, stream_tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "m3p"
 TEXTS = ["a dog and a cat", "", "ein hund", "un chien rouge et un chat", "犬 と 猫", "狗 和 猫", "pes a kočka"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.encoders.checkpoint_files import CheckpointError
-from papers.m3p.model import M3PEncoder, M3PModel
+from papers.m3p.model import M3P, M3PEncoder
 from papers.m3p.weights import LAYOUTS, export, load_into_model, released_name
 from tests.m3p.tiny import tiny_model, tiny_sizes, values
 
@@ -19,12 +19,12 @@ IGNORED = (
 )  # fmt: skip
 
 
-def fresh(**changes: Any) -> M3PModel:
+def fresh(**changes: Any) -> M3P:
     torch.manual_seed(3)
-    return M3PModel(M3PEncoder(**tiny_sizes(**changes)))
+    return M3P(M3PEncoder(**tiny_sizes(**changes)))
 
 
-def same(one: M3PModel, other: M3PModel) -> bool:
+def same(one: M3P, other: M3P) -> bool:
     return all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
 
 
@@ -32,7 +32,7 @@ def test_names_and_shapes_are_those_of_the_released_checkpoint() -> None:
     official = values("official_state_dict")["tensors"]
     assert len(official) == 475
     with torch.device("meta"):
-        state = M3PModel(M3PEncoder()).state_dict()
+        state = M3P(M3PEncoder()).state_dict()
     for name, value in state.items():
         assert official[released_name(name)] == list(value.shape), name
     used = {released_name(name) for name in state} | {"pred_layer.proj.weight"}
@@ -86,7 +86,7 @@ def test_xlm_r_reads_text_as_it_did(tmp_path: Path) -> None:
     network = xlm_r()
     network.save_pretrained(tmp_path / "xlm-roberta-base")
     model = fresh(languages=1).eval()
-    match, regions = model.match.dense.weight.clone(), model.encoder.region.feature.weight.clone()
+    match, regions = model.match_head.dense.weight.clone(), model.encoder.region.feature.weight.clone()
     left = load_into_model(model, tmp_path / "xlm-roberta-base")
     assert all(name.startswith("lm_head.") for name in left)
     assert any("dense" in name for name in left)
@@ -94,8 +94,8 @@ def test_xlm_r_reads_text_as_it_did(tmp_path: Path) -> None:
     mask = tokens != 1
     expected = network.roberta(tokens, attention_mask=mask.long()).last_hidden_state
     torch.testing.assert_close(model.encoder(tokens, mask)[mask], expected[mask], rtol=1e-4, atol=1e-4)
-    assert torch.equal(model.vocabulary.bias, network.lm_head.bias)
-    assert torch.equal(model.match.dense.weight, match)
+    assert torch.equal(model.vocabulary_head.bias, network.lm_head.bias)
+    assert torch.equal(model.match_head.dense.weight, match)
     assert torch.equal(model.encoder.region.feature.weight, regions)
     other = fresh(languages=1)
     load_into_model(other, tmp_path / "xlm-roberta-base", position_offset=0)

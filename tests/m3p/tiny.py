@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from papers.m3p.model import M3PEncoder, M3PModel
+from papers.m3p.model import M3P, M3PEncoder
 from papers.m3p.weights import released_name
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "m3p"
@@ -34,9 +34,9 @@ def tiny_sizes(**changes: Any) -> dict[str, Any]:
     return sizes | changes
 
 
-def tiny_model(**changes: Any) -> M3PModel:
+def tiny_model(**changes: Any) -> M3P:
     """The golden model, evaluating."""
-    model = M3PModel(M3PEncoder(**tiny_sizes(**changes)))
+    model = M3P(M3PEncoder(**tiny_sizes(**changes)))
     state = arrays("tiny_weights")
     model.load_state_dict({name: state[released_name(name)] for name in model.state_dict()})
     return model.eval()

@@ -176,6 +176,7 @@ def test_weights_of_before_the_step_counters_load(tmp_path: Path) -> None:
     "prefix",
     [
         "model.image.backbone.",
+        "encoder.",
         "image_encoder.",
         "image_encoder._orig_mod.",
         "_orig_mod.model.image.backbone.",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.stages.run import run_stage
-from papers.m3p.module import M3PPretraining, M3PRetrieval
+from papers.m3p.module import M3PModule
 from tests.m3p.stages import stage
 from tests.resume.test_resume import _compare, _kill_at
 from tests.stages import callbacks
@@ -27,15 +27,12 @@ FINE_TUNE = {
 }
 
 
-@pytest.mark.parametrize(
-    ("recipe", "module", "layer", "steps"),
-    [("m3p", M3PPretraining, LAYER, 8), ("fine_tune", M3PRetrieval, FINE_TUNE, 4)],
-)
+@pytest.mark.parametrize(("recipe", "layer", "steps"), [("m3p", LAYER, 8), ("fine_tune", FINE_TUNE, 4)])
 def test_killed_and_resumed_equals_uninterrupted(
-    recipe: str, module: type, layer: dict[str, object], steps: int, tmp_path: Path
+    recipe: str, layer: dict[str, object], steps: int, tmp_path: Path
 ) -> None:
     stages = [stage(recipe, tmp_path / name, layer=layer) for name in ("whole", "resumed")]
-    _kill_at(stages[1], module, 5 if recipe == "m3p" else 3)
+    _kill_at(stages[1], M3PModule, 5 if recipe == "m3p" else 3)
     records = [run_stage(one) for one in stages]
     _compare(*stages)
     assert records[0].metrics == records[1].metrics

@@ -234,7 +234,7 @@ def asking(path: str, **arguments: Any) -> dict[str, Any]:
         ("mct", "inputs.tokenizer", "strangers_module.Tokenizer", " is 'strangers_module"),
         ("m3p", "inputs.tokenizer", json.dumps(asking(SYSTEM, command="touch {}")), " is '"),
         ("m3p", "inputs.detector", asking(SYSTEM, command="touch {}"), r"\.class_path asks for"),
-        ("m3p", "model.init_args.model.init_args.encoder", asking("strangers_module.M"), r"\.class_path asks for"),
+        ("m3p", "model.init_args.encoder", asking("strangers_module.M"), r"\.class_path asks for"),
         ("avid_cma", "model.init_args.video_model", json.dumps(asking("timm.create_model", model_name="a")), " is '"),
         ("avid_cma", "model.init_args.video_model", "torch.nn.Identity", " is 'torch.nn.Identity', which is no Modu"),
         ("avid_cma", "model.init_args.video_model", asking("common.encoders.video.nn.Identity"), ".class_path asks"),

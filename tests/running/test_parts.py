@@ -26,9 +26,15 @@ def test_commands_say_which_file_is_missing(
     monkeypatch.setattr("common.stages.parts.optional_part", lambda paper, name: None)
     assert main(["rehearse", "mct"]) == 2
     assert "rehearsals/mct.py does not exist" in capsys.readouterr().err
-    assert main(["gpu-check", "m3p", "--device", "cpu", "--small"]) == 1
+
+
+def test_a_data_module_without_examples_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr("papers.mct.data.PretrainingData.example_batch")
+    assert main(["gpu-check", "mct", "--device", "cpu", "--small"]) == 1
     told = capsys.readouterr().out
-    assert told.startswith("m3p makes no made-up batches: papers/m3p/synthetic.py does not exist")
+    assert told.startswith("mct makes no made-up batches: PretrainingData has no method example_batch")
 
 
 def test_a_missing_file_of_the_paper_is_said_before_a_missing_checkpoint(

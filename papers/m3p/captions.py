@@ -1,0 +1,207 @@
+"""Captions as tokens: of one language, of several pooled by image, and with some words switched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from common.data.annotations import LanguageCaptions
+from common.data.text import XLMRTokenizer
+from papers.m3p.code_switching import CodeSwitcher
+from papers.m3p.streams import stream_tokens
+
+Ints = npt.NDArray[np.int64]
+Tokens = npt.NDArray[np.integer[Any]]
+
+
+class FlatTexts(Sequence[str]):
+    """The captions of all images, one after the other."""
+
+    def __init__(self, captions: LanguageCaptions) -> None:
+        self.rows = captions.captions
+
+    def __len__(self) -> int:
+        return int(self.rows.starts[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self.rows.value(number) for number in range(*index.indices(len(self)))]
+        return self.rows.value(range(len(self))[index])
+
+
+class CaptionTokens:
+    """The captions of a set in one language, and the pieces of each, made once.
+
+    Args:
+        captions: the captions.
+        tokenizer: makes pieces of them.
+    """
+
+    def __init__(self, captions: LanguageCaptions, tokenizer: XLMRTokenizer) -> None:
+        self.captions = captions
+        self.language = captions.language
+        self.texts = FlatTexts(captions)
+        self._tokens = stream_tokens(self.texts, tokenizer, captions.fingerprint())
+        # No piece has the number of the closing token, which stands behind every caption.
+        self._ends = np.flatnonzero(self._tokens == tokenizer.end_id)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def pieces(self, number: int) -> Tokens:
+        """Pieces of a caption, without boundary tokens."""
+        first = self._ends[number - 1] + 1 if number else 0
+        return self._tokens[first : self._ends[number]]
+
+    def longest(self) -> int:
+        """Largest number of pieces."""
+        return int(np.diff(self._ends, prepend=-1).max(initial=1)) - 1
+
+
+class CaptionReader:
+    """Reads captions of data sets and makes pieces of them; those of one data set, split and language once.
+
+    Args:
+        tokenizer: makes pieces of them.
+    """
+
+    def __init__(self, tokenizer: XLMRTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._read: dict[tuple[int, str, str], CaptionTokens] = {}
+
+    def __call__(self, dataset: Any, split: str, language: str) -> CaptionTokens:
+        """The captions of a split in a language.
+
+        Raises:
+            ValueError: there are none.
+        """
+        key = (id(dataset), split, language)
+        if key not in self._read:
+            captions = dataset.captions(split, language)
+            if not len(captions):
+                raise ValueError(f"{dataset.root}: split {split!r} has no captions in {language!r}")
+            self._read[key] = CaptionTokens(captions, self.tokenizer)
+        return self._read[key]
+
+
+class CaptionPool:
+    """Images with their captions in one language or in several; those of an image are pooled.
+
+    Args:
+        sets: captions of each set; images are the same where their keys are.
+        keys: images to use, in this order; others and their captions are left out.
+
+    Raises:
+        ValueError: an image has no caption.
+    """
+
+    def __init__(self, sets: Sequence[CaptionTokens], keys: Sequence[str]) -> None:
+        self.sets = sets
+        self._bases = np.cumsum([0, *(len(tokens) for tokens in sets)])
+        rows_of = [_rows(tokens.captions.keys, keys) for tokens in sets]
+        image = np.concatenate(
+            [np.repeat(rows, np.diff(tokens.captions.captions.starts)) for rows, tokens in zip(rows_of, sets)]
+        )
+        used = np.flatnonzero(image >= 0)
+        self._captions = used[np.argsort(image[used], kind="stable")]
+        self.counts = np.bincount(image[used], minlength=len(keys))
+        self._starts = np.cumsum([0, *self.counts])
+        # Numbers of groups mean something within a set only: an image has that of the first set that holds it.
+        groups = np.full((len(keys), 2), -1, dtype=np.int64)
+        for number, (rows, tokens) in enumerate(zip(rows_of, sets)):
+            new = np.flatnonzero((rows >= 0) & (groups[rows, 0] < 0))
+            groups[rows[new]] = np.stack([np.full(len(new), number), tokens.captions.groups[new]], axis=1)
+        self.groups = np.unique(groups, axis=0, return_inverse=True)[1].reshape(-1)
+        if not self.counts.all():
+            raise ValueError(f"the image {keys[int(self.counts.argmin())]} has no caption")
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def of(self, image: int) -> Ints:
+        """Numbers of the captions of an image."""
+        return self._captions[self._starts[image] : self._starts[image + 1]]
+
+    def caption(self, number: int) -> tuple[CaptionTokens, int]:
+        """The set that a caption is of, and its number there."""
+        which = int(np.searchsorted(self._bases, number, side="right")) - 1
+        return self.sets[which], number - int(self._bases[which])
+
+
+def _rows(keys: Sequence[str], images: Sequence[str]) -> Ints:
+    """Positions of some keys among those of the images; -1 for one that is not there."""
+    if keys is images:
+        return np.arange(len(keys))
+    row_of = {key: row for row, key in enumerate(images)}
+    return np.array([row_of.get(key, -1) for key in keys], dtype=np.int64)
+
+
+def forced_captions(count: int, wanted: int, rng: np.random.Generator) -> Ints:
+    """Exactly so many of an image's captions: cut in random order where there are more, repeated where there are fewer.
+
+    Args:
+        count: captions that the image has, at least 1.
+        wanted: captions that are wanted.
+        rng: source of the draws.
+
+    Returns:
+        Numbers from 0 to count - 1, int64 [wanted].
+
+    Source: specification 8 (`seq_per_img`).
+    """
+    order = rng.permutation(count)[:wanted]
+    return np.concatenate([order, rng.integers(count, size=max(wanted - count, 0))])
+
+
+class SwitchedCaptions:
+    """Makes pieces of captions that are switched anew each time; what a word becomes is made once.
+
+    Args:
+        switcher: replaces words.
+        tokenizer: makes pieces of words.
+    """
+
+    def __init__(self, switcher: CodeSwitcher, tokenizer: XLMRTokenizer) -> None:
+        self.switcher = switcher
+        self.tokenizer = tokenizer
+        self._pieces: dict[str, list[int]] = {}
+
+    def pieces(self, text: str, rng: np.random.Generator) -> Tokens | None:
+        """Pieces of a caption with some words replaced; None where it stayed as it is."""
+        switched = self.switcher.switch(text, rng)
+        if switched == text:
+            return None
+        words = switched.split(" ")
+        unknown = [word for word in words if word not in self._pieces]
+        if unknown:
+            self._pieces.update(zip(unknown, self.tokenizer.pieces(unknown)))
+        return np.array([piece for word in words for piece in self._pieces[word]], dtype=np.int64)
+
+
+def pad_captions(captions: Sequence[Tokens], tokenizer: XLMRTokenizer, width: int = 0) -> tuple[Ints, Ints]:
+    """Put boundary tokens around pieces and fill the shorter captions up.
+
+    Args:
+        captions: pieces of each.
+        tokenizer: whose numbers are used.
+        width: at least so many tokens.
+
+    Returns:
+        Tokens int64 [P, L] and numbers of pieces int64 [P]. Caption p occupies its first `lengths[p]` + 2 positions.
+    """
+    lengths = np.array([len(caption) for caption in captions], dtype=np.int64)
+    tokens = np.full((len(captions), max(int(lengths.max(initial=0)) + 2, width)), tokenizer.pad_id, dtype=np.int64)
+    position = np.arange(tokens.shape[1])
+    tokens[:, 0] = tokenizer.start_id
+    tokens[(position > 0) & (position <= lengths[:, None])] = np.concatenate(captions)
+    tokens[np.arange(len(captions)), lengths + 1] = tokenizer.end_id
+    return tokens, lengths

@@ -1,0 +1,192 @@
+"""What stands in for downloads in the miniature: the training of its detector, and what it has instead of XLM-R."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from common.data.datasets.imagenet import ImageNet
+from common.data.image_transforms import ImageTransform
+from common.data.images import ImageItems
+from common.data.worlds.base import World
+from common.metrics.classification import hits
+from common.training.data_module import ShardedDataModule
+from common.training.optimisers import clip_by_norm, warm_up_then_cosine
+from papers.m3p.data import check_sizes
+from papers.m3p.evaluation import RetrievalTest
+from papers.m3p.loss import embedding_contrast
+from papers.m3p.model import M3P
+from papers.m3p.module import adam, start_from
+from papers.m3p.regions import RegionNetwork
+
+
+class RegionClassifier(pl.LightningModule):
+    """Training of the network that stands in for a detector.
+
+    The checkpoint holds all that `prepare_regions` needs.
+
+    Args:
+        classes: number of categories, at least as many as the data have.
+        channels, side: see `RegionNetwork`.
+        smoothing: share of the target that is spread over all classes.
+        learning_rate, weight_decay: of AdamW, after a warm-up over `warmup_share` of the steps, falling on a cosine.
+        warmup_share: share of the steps.
+
+    Source: specification 13.2 (b) and 13.3.
+    """
+
+    def __init__(
+        self,
+        classes: int = 96,
+        channels: Sequence[int] = (16, 32, 64, 64),
+        side: int = 32,
+        smoothing: float = 0.1,
+        learning_rate: float = 3e-3,
+        weight_decay: float = 0.05,
+        warmup_share: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.network = RegionNetwork(classes, channels, side)
+        self._hits: list[Tensor] = []
+
+    def setup(self, stage: str) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data.class_count > self.hparams["classes"]:
+            raise ValueError(f"model.classes: {self.hparams['classes']} are too few for {data.class_count} categories")
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        scores = self.network(batch["image"])
+        loss = F.cross_entropy(scores, batch["label"], label_smoothing=self.hparams["smoothing"])
+        self.log("train/loss", loss.detach(), batch_size=len(scores))
+        return loss
+
+    def on_test_start(self) -> None:
+        self._hits = []
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        scores = self.network(batch["image"])
+        first, five = hits(scores, batch["label"]), hits(scores, batch["label"], 5)
+        # A picture in place of a broken one is there twice.
+        self._hits.append((torch.stack([torch.ones_like(first), first, five]) * (batch["skipped"] == 0)).sum(dim=1))
+
+    def on_test_epoch_end(self) -> None:
+        count, first, five = self.trainer.strategy.reduce(torch.stack(self._hits).sum(0), reduce_op="sum").tolist()
+        values = {"test/top1": 100 * first / count, "test/top5": 100 * five / count}
+        self.log_dict(values, rank_zero_only=False, sync_dist=False)
+
+    def configure_optimizers(self) -> Any:
+        h: Any = self.hparams
+        optimizer = torch.optim.AdamW(self.parameters(), lr=h.learning_rate, weight_decay=h.weight_decay)
+        total = int(self.trainer.estimated_stepping_batches)
+        factor = warm_up_then_cosine(round(h.warmup_share * total), total)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class RegionPictures(ShardedDataModule):
+    """Pictures by category to train `RegionClassifier` on.
+
+    Args:
+        image: what a picture becomes; crops as small as a quarter make it know quarters.
+        test_batch_size: pictures per test step, per device.
+        dataset, world, batch_size, kwargs: see ShardedDataModule.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageNet,
+        world: World | None = None,
+        image: ImageTransform | None = None,
+        batch_size: int = 128,
+        test_batch_size: int = 256,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dataset, world, batch_size=batch_size, **kwargs)
+        self.image = image or ImageTransform()
+        self.test_batch_size = test_batch_size
+
+    @property
+    def class_count(self) -> int:
+        """Categories of the data."""
+        return len(self.dataset.listing("train").classes)
+
+    def items(self, split: str, training: bool) -> ImageItems:
+        """The samples of a split."""
+        return ImageItems(self.dataset.listing(split), self.image, training=training, **self.item_options)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.training_loader(self.items("train", training=True))
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self.evaluation_loader(self.items("validation", training=False), self.test_batch_size)
+
+
+class WarmStart(pl.LightningModule):
+    """What the miniature begins with in place of XLM-R: word and region embeddings that know of each other.
+
+    The mean of a caption's word embeddings is compared with the mean of the image's region embeddings, by contrast in
+    the batch. From random weights the encoder stays for long where all candidates look alike (specification 13.2).
+
+    Args:
+        model: only the tables of words and regions of its encoder are trained.
+        temperature: of the contrast.
+        pretrained: checkpoint of another stage; None starts from random weights.
+        learning_rate, warmup_steps: see `papers.m3p.module.adam`.
+        captions_per_image: of the test, see `RetrievalTest`.
+
+    Raises:
+        ValueError: the temperature is not positive.
+    """
+
+    def __init__(
+        self,
+        model: M3P,
+        temperature: float = 0.1,
+        pretrained: str | None = None,
+        learning_rate: float = 1e-3,
+        warmup_steps: int = 10,
+        captions_per_image: int | None = 5,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["model"], logger=False)
+        if temperature <= 0:
+            raise ValueError(f"model.temperature is {temperature}: it must be positive")
+        self.model = model.requires_grad_(False)
+        model.encoder.token.requires_grad_(True)
+        model.encoder.region.requires_grad_(True)
+        self.test = RetrievalTest(1, captions_per_image, by_means=True)
+
+    def setup(self, stage: str) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        check_sizes(self.model.encoder, data)
+        if self.hparams["pretrained"] is not None and self.trainer.ckpt_path is None:
+            start_from(self.hparams["pretrained"], self.model)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        groups = [group for relation in batch["relations"] for group in relation.values()]
+        terms = [embedding_contrast(self.model, group, self.hparams["temperature"]) for group in groups]
+        loss, accuracy = (torch.stack(values).mean() for values in zip(*terms))
+        size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        self.log_dict({"train/loss": loss.detach(), "train/accuracy": accuracy}, batch_size=size)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return adam(self, self.hparams["learning_rate"], self.hparams["warmup_steps"])
+
+    configure_gradient_clipping = clip_by_norm
+
+    def on_test_start(self) -> None:
+        self.test.reset(self)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.test.update(self.model, batch, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{name}": value for name, value in self.test.compute(self.model).items()})

@@ -1,0 +1,167 @@
+"""The steps of pre-training: which languages and which captions each reads (specification 6.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from papers.m3p.masking import WORD_NOISE, Masking, mask_stream
+from papers.m3p.pairs import PairCollator, PairItems
+from papers.m3p.streams import LanguageStream
+
+Ints = npt.NDArray[np.int64]
+#: Batch of a training step: `xmlm`, a list of blocks of text, and `relations`, a list of batches of `PairCollator`.
+Step = dict[str, list[Any]]
+#: Independent random streams of an epoch.
+_TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE = range(3)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What the steps of an epoch read.
+
+    Args:
+        chosen: stream or set of captions of each draw, int64 [steps, draws].
+        turn: how often it was drawn before in this epoch, int64 [steps, draws].
+    """
+
+    chosen: Ints
+    turn: Ints
+
+    @classmethod
+    def of(cls, probabilities: Sequence[float], steps: int, draws: int, rng: np.random.Generator) -> Draws:
+        """Draw with replacement, at most as many a step as there are to choose from."""
+        draws = min(draws, len(probabilities))
+        if not draws:
+            return cls(np.zeros((steps, 0), dtype=np.int64), np.zeros((steps, 0), dtype=np.int64))
+        chosen = rng.choice(len(probabilities), size=steps * draws, p=probabilities)
+        turn = np.empty_like(chosen)
+        for number in range(len(probabilities)):
+            drawn = np.flatnonzero(chosen == number)
+            turn[drawn] = np.arange(len(drawn))
+        return cls(chosen.reshape(steps, draws), turn.reshape(steps, draws))
+
+
+@dataclass
+class MultitaskSchedule:
+    """Which languages and which sets of captions every step reads, as a function of (seed, epoch, step) alone.
+
+    Args:
+        languages: probabilities of the languages.
+        relations: number of sets of captions; all are drawn alike.
+        xmlm_steps, relation_steps: draws of each kind per step, at most as many as there are to choose from.
+        steps: of an epoch.
+        seed: of the draws.
+
+    Source: specification 6.3.
+    """
+
+    languages: Sequence[float]
+    relations: int
+    xmlm_steps: int
+    relation_steps: int
+    steps: int
+    seed: int
+    _epoch: tuple[int, Draws, Draws] | None = None
+
+    def of(self, epoch: int) -> tuple[Draws, Draws]:
+        """Draws of languages and of sets of captions in an epoch; those of the last one are kept."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            languages = Draws.of(self.languages, self.steps, self.xmlm_steps, rng)
+            uniform = [1 / self.relations] * self.relations
+            self._epoch = (epoch, languages, Draws.of(uniform, self.steps, self.relation_steps, rng))
+        return self._epoch[1:]
+
+
+@dataclass
+class MultitaskSteps(Dataset[Step]):
+    """The steps of an epoch: a few blocks of text in some languages, and a few batches of pairs (specification 6.3).
+
+    A step is a function of (seed, epoch, step). All ranks read the same languages and sets; of a batch, rank r of W
+    reads rows r, r + W, ..., so that the batches of W ranks joined are that of one.
+
+    Args:
+        schedule: what each step reads; its seed is that of everything random.
+        streams: text of each language, in the order of the languages' numbers.
+        pairs: pairs of each set of captions.
+        collator: makes batches of pairs, and knows the tokenizer of the text.
+        batch_size: pairs or groups of a batch over all ranks.
+        masking: of the text.
+        multiple_of: see `mask_stream`.
+        rank, world_size: this process and the number of processes.
+    """
+
+    schedule: MultitaskSchedule
+    streams: Sequence[LanguageStream]
+    pairs: Sequence[PairItems]
+    collator: PairCollator
+    batch_size: int
+    masking: Masking
+    multiple_of: int = 1
+    rank: int = 0
+    world_size: int = 1
+    _orders: dict[tuple[int, int], tuple[tuple[int, int], Ints]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.schedule.steps
+
+    def __getitem__(self, key: tuple[int, int]) -> Step:
+        epoch, step = key
+        languages, relations = self.schedule.of(epoch)
+        return {
+            "xmlm": [
+                self._block(epoch, step, draw, int(number), int(languages.turn[step, draw]))
+                for draw, number in enumerate(languages.chosen[step])
+            ],
+            "relations": [
+                self._relation(epoch, int(number), int(relations.turn[step, draw]))
+                for draw, number in enumerate(relations.chosen[step])
+            ],
+        }
+
+    def _order(self, kind: int, number: int, count: int, epoch: int, again: int) -> Ints:
+        """Order of the blocks or pairs of a source in its n-th pass of an epoch; the last one is kept."""
+        last = self._orders.get((kind, number))
+        if last is None or last[0] != (epoch, again):
+            rng = np.random.default_rng((self.schedule.seed, epoch, again, number, kind))
+            last = self._orders[kind, number] = ((epoch, again), rng.permutation(count))
+        return last[1]
+
+    def _block(self, epoch: int, step: int, draw: int, number: int, turn: int) -> dict[str, torch.Tensor]:
+        stream, tokenizer = self.streams[number], self.collator.tokenizer
+        again, block = divmod(turn, len(stream))
+        tokens = stream.block(int(self._order(_TEXT_ORDER, number, len(stream), epoch, again)[block]))
+        # Drawn for the rows of all ranks, so that what is masked does not depend on their number.
+        rng = np.random.default_rng((self.schedule.seed, epoch, step, draw, _TEXT_NOISE))
+        masked, labels = mask_stream(
+            tokens,
+            rng.random((*tokens.shape, WORD_NOISE)),
+            tokenizer.mask_id,
+            tokenizer.pad_id,
+            tokenizer.vocabulary_size,
+            self.masking,
+            self.multiple_of,
+        )
+        tokens, masked, labels = (rows[self.rank :: self.world_size] for rows in (tokens, masked, labels))
+        return {
+            "tokens": torch.from_numpy(masked),
+            "token_mask": torch.from_numpy(tokens != tokenizer.pad_id),
+            "labels": torch.from_numpy(labels),
+            "languages": torch.full((len(tokens),), number),
+        }
+
+    def _relation(self, epoch: int, number: int, turn: int) -> dict[str, Any]:
+        pairs = self.pairs[number]
+        again, batch = divmod(turn, len(pairs) // self.batch_size)
+        order = self._order(_PAIR_ORDER, number, len(pairs), epoch, again)
+        first = batch * self.batch_size
+        rows = order[first + self.rank : first + self.batch_size : self.world_size]
+        # What an item draws depends on the pass, too: a small set is gone through many times in an epoch.
+        return self.collator([pairs[(epoch << 16) + again, int(row)] for row in rows])
