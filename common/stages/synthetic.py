@@ -1,7 +1,8 @@
 """Training without data: a stage's own module and optimiser on made-up batches of the shapes that its data has.
 
-The data module makes the batch (`example_batch`); tables.yaml says what stands in the places of files. Memory and time
-can then be estimated before a run, and a step be measured on a machine that holds neither data nor released weights.
+A data module's `example_batch` makes the batches; the head of `tables.yaml` says what stands in the places of files.
+Memory and time can then be estimated before a run, and a step be measured on a machine that holds neither data nor
+released weights.
 """
 
 from __future__ import annotations
@@ -148,7 +149,8 @@ def synthetic_training(
     quiet = {"logger": False, "enable_checkpointing": False, "default_root_dir": NOWHERE}
     cli = build(run, config, {**quiet, **trainer_arguments})
     if not hasattr(cli.datamodule, "example_batch"):
-        raise StageError(f"{type(cli.datamodule).__name__} makes no batches without data: it has no `example_batch`")
+        name = type(cli.datamodule).__name__
+        raise StageError(f"{run.paper} makes no made-up batches: {name} has no method example_batch")
     made = cli.datamodule.example_batch(cli.model, size, draw)
     if hasattr(cli.model, "start_without_files"):
         cli.model.start_without_files()

@@ -459,6 +459,7 @@ class M3P(TrainedModel):
     embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
     retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = (("text", "image"), ("image", "text"))
     compares_vectors = False
+    options = ("language", "regions")
     limits = (
         "For research on images with captions in many languages: search of one by the other. Every pair is read by the "
         "encoder, so a large collection takes long. What it knows of a language is what its text and its dictionaries "

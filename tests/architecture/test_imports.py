@@ -19,8 +19,8 @@ from tests.architecture.sources import (
     shared_classes,
 )
 
-#: Files of a paper that may import lightning: modules and their data, and protocols, which are both in one.
-LIGHTNING = {"module", "data", "evaluation", "detection", "virtex", "regions", "miniature"}
+#: Files of a paper that may import lightning: modules and their data, and what is both in one.
+LIGHTNING = {"module", "data", "evaluation", "virtex", "miniature"}
 #: Rooms of common that hold parts for methods of one's own, however many papers use them.
 LIBRARY = (
     "common.data.datasets", "common.data.worlds", "common.encoders", "common.losses", "common.memory", "common.metrics",

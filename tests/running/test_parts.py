@@ -28,6 +28,15 @@ def test_commands_say_which_file_is_missing(
     assert "rehearsals/mct.py does not exist" in capsys.readouterr().err
 
 
+def test_a_data_module_without_examples_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr("papers.mct.data.PretrainingData.example_batch")
+    assert main(["gpu-check", "mct", "--device", "cpu", "--small"]) == 1
+    told = capsys.readouterr().out
+    assert told.startswith("mct makes no made-up batches: PretrainingData has no method example_batch")
+
+
 def test_a_missing_file_of_the_paper_is_said_before_a_missing_checkpoint(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
