@@ -42,7 +42,7 @@ def instance_loss(positive: Tensor, negatives: Tensor, mask: Tensor | None = Non
     Returns:
         Loss per anchor, [B].
 
-    Source: specification 4.
+    Source: [4].
     """
     return info_nce_per_anchor(positive[:, None], negatives, mask)
 
@@ -72,7 +72,7 @@ def tag_loss(
     Returns:
         Loss per anchor, [B].
 
-    Source: specification 4.
+    Source: [4].
     """
     positive, negatives = at_least_float32(positive), at_least_float32(negatives)
     if mask is not None:
@@ -110,7 +110,7 @@ def cross_modal_loss(
     Returns:
         Loss per anchor, [B].
 
-    Source: specification 4.
+    Source: [4].
     """
     if loss == "infonce":
         return instance_loss(positive, negatives, mask)
@@ -149,7 +149,7 @@ class MultimodalContrast(nn.Module):
     Raises:
         ValueError: when an argument is out of range, or tags are wanted from data without tags.
 
-    Source: specification 4 and 5.
+    Source: [4] and [5].
     """
 
     def __init__(

@@ -44,7 +44,7 @@ class TextTokenizer:
     Attributes:
         pad_id, eos_id, unknown_id: the special ids.
 
-    Source: specification 5 and 6.
+    Source: [5] and [6].
     """
 
     pad_id = 0
@@ -242,7 +242,7 @@ class PromptLimits:
         answer: what the model writes, its end included.
         video_tokens, audio_tokens: tokens of each clip, K.
 
-    Source: specification 5.
+    Source: [5].
     """
 
     speech: int = 256
@@ -302,7 +302,7 @@ class Prompt:
     Raises:
         ValueError: there are more places than reserved ids.
 
-    Source: specification 5.
+    Source: [5].
     """
 
     def __init__(
