@@ -1,50 +1,118 @@
-"""Writing a file so that a reader, a crash or a full disk never meets half of it."""
+"""Files: strict YAML, writing whole or not at all, locks, the cache folder, stamps of change; and the terminal.
+
+Whatever is written goes to a temporary file beside its place and is renamed, so that a reader, a crash or a full disk
+never meets half of it. What a killed process left behind is removed by the next one that writes into the same folder.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: Time stamps of file systems are this coarse, at most; what is younger may still change unseen.
+SETTLED_SECONDS = 2.0
+#: Temporary files have the number of their process in their names: `.last.4711.tmp.ckpt`.
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.\w+)?")
+#: They are left alone for so long, since another machine's process may have this number.
+_ABANDONED_SECONDS = 600.0
 
 
 class AtomicWriteError(OSError):
     """A file could not be written; what stood there before is untouched."""
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a file's text in one step: temporary file in the same folder, fsync, rename.
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def temporary_of(path: Path) -> Path:
+    """The place beside a file or folder where its new content is made; `sweep` knows such names."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+
+
+def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
+    """Write a file so that it appears whole or not at all.
+
+    Args:
+        output: the file; missing folders are made, an older file is replaced.
+        write: writes to the path that it is given, whose suffix is that of the file.
+
+    Returns:
+        `output`.
+    """
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    sweep(output.parent)
+    temporary = temporary_of(output)
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, output)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    _sync_folder(output.parent)
+    return output
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace the content of a file in one step.
 
     Args:
         path: the file; missing folders are made.
-        text: the whole new text, written as UTF-8.
+        content: all of it; text is written as UTF-8.
 
     Raises:
         AtomicWriteError: when the disk is full or the folder not writable. The old file is intact and the
             temporary one gone.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode("utf-8") if isinstance(content, str) else content
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, lambda temporary: temporary.write_bytes(data))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        reason = error.strerror or str(error)
         raise AtomicWriteError(
             error.errno,
-            f"could not write {path}: {reason}. The file that was there before, if any, is unchanged; "
-            "free space or fix the permissions, then run the same command again",
+            f"could not write {path}: {error.strerror or error}. The file that was there before, if any, is "
+            "unchanged; free space or fix the permissions, then run the same command again",
         ) from error
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_folder(path.parent)
+
+
+@functools.cache
+def sweep(folder: Path) -> None:
+    """Remove the temporary files and folders of processes that were killed; of each folder once in a process."""
+    now = time.time()
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match is None or _runs(int(match[1])):
+                continue
+            with contextlib.suppress(OSError):
+                if now - entry.stat(follow_symlinks=False).st_mtime < _ABANDONED_SECONDS:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def _sync_folder(folder: Path) -> None:
@@ -55,3 +123,128 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock that the operating system releases when the process dies, also by SIGKILL."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: what is renamed when complete is still whole
+        yield
+        return
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+# -- caches ------------------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Folder for files that can be made again: ``$ASSEMBLE_CACHE``, else the user's cache folder."""
+    chosen = os.environ.get("ASSEMBLE_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base).expanduser() if base else Path.home() / ".cache") / "representation-assemble"
+
+
+def stamp_of(path: Path) -> list[int]:
+    """What changes when a folder gains or loses an entry or a file is rewritten; zeros when it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return [0, 0, 0]
+    # The size of a folder says nothing on most file systems and changes oddly on some.
+    return [found.st_mtime_ns, found.st_ctime_ns, 0 if path.is_dir() else found.st_size]
+
+
+def settled(stamp: Sequence[int], read_at: float | None = None) -> bool:
+    """Whether another change would show in the stamp: it is older than the resolution of time stamps.
+
+    Args:
+        stamp: What :func:`stamp_of` gave.
+        read_at: Time (seconds since the epoch) before the reading began; None = now.
+    """
+    return max(stamp[:2]) <= ((time.time() if read_at is None else read_at) - SETTLED_SECONDS) * 1e9
+
+
+# -- YAML --------------------------------------------------------------------------------------------------------------
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML: numbers such as `2e-4` are floats, as in YAML 1.2; a key that stands twice is an error.
+
+    Raises:
+        ValueError: it is not valid; the message says where.
+    """
+    import yaml
+
+    try:
+        return yaml.load(text, _loader())
+    except yaml.YAMLError as error:
+        raise ValueError(f"not valid YAML: {error}") from None
+
+
+def read_yaml(path: Path, wrong: type[Exception]) -> Any:
+    """Read a YAML file; see `parse_yaml`.
+
+    Args:
+        path: the file.
+        wrong: class of the error where it is missing, cannot be read or is not valid.
+    """
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise wrong(f"{path} does not exist") from None
+    except OSError as error:
+        raise wrong(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise wrong(f"{path} is not UTF-8: {error}") from None
+    except ValueError as error:
+        raise wrong(f"{path} is {error}") from None
+
+
+@functools.cache
+def _loader() -> Any:
+    """The loader's class. PyYAML is imported with it, since most commands parse nothing but heads of files."""
+    import yaml
+
+    # In C where PyYAML has it, ten times as fast.
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        pass
+
+    def mapping(loader: Any, node: Any) -> Any:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = loader.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands here twice; the first would be lost", key_node.start_mark
+                )
+            seen.add(key)
+        return loader.construct_mapping(node, deep=True)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    number = (
+        r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*(?:[eE][-+]?[0-9]+)|[0-9][0-9_]*\.[0-9_]*|\.[0-9_]+"
+        r"(?:[eE][-+]?[0-9]+)?|\.inf|\.nan)$"
+    )
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(number), list("-+0123456789."))
+    return Loader
+
+
+# -- the terminal ------------------------------------------------------------------------------------------------------
+
+
+def console(**options: Any) -> Console:
+    """A console as wide as the terminal; in a pipe or a log wide enough that no table is squeezed.
+
+    Args:
+        options: as `rich.console.Console` takes them.
+    """
+    from rich.console import Console
+
+    found = Console(**options)
+    return found if found.is_terminal else Console(width=200, **options)

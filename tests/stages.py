@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,12 @@ def callbacks(every_n_train_steps: int) -> list[dict[str, Any]]:
     assert listed[-1]["class_path"].endswith("ModelCheckpoint")
     listed[-1]["init_args"]["every_n_train_steps"] = every_n_train_steps
     return listed
+
+
+def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Curves of a metrics file: name -> [(step, value), ...]."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            curves.setdefault(row["name"], []).append((int(row["step"]), float(row["value"])))
+    return curves

@@ -16,7 +16,9 @@ from common.types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, h
 
 #: Numbers of any size and sign are right here: a statistic of pictures, and what joblib takes for all cores. Weights
 #: that may be texts check themselves (papers.m3p.loss.WeightSchedule).
-ANY_NUMBER = {"mean", "jobs", "weight_mlm", "weight_mrm_class", "weight_mrm_regression", "weight_i2t", "weight_t2i"}
+ANY_NUMBER = {
+    "mean", "jobs", "weight_mlm", "weight_xmlm", "weight_mrm_class", "weight_mrm_regression", "weight_i2t", "weight_t2i"
+}  # fmt: skip
 
 
 class Part:

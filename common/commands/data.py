@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common import files
 from common.errors import StageError
-from common.reporting.papers import PAPERS, paper_named, project_root
+from common.reporting.papers import existing_papers, names_of_papers, paper_named, project_root
 
 if TYPE_CHECKING:
     from common.data.datasets.base import MediaDataset
@@ -34,7 +35,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     """
     text = "what a paper's data sets and weights are, what is there, how to get the rest"
     command = commands.add_parser("data", help=text, description=f"{text[0].upper()}{text[1:]}. Nothing is downloaded.")
-    command.add_argument("paper", help=", ".join(paper.short for paper in PAPERS))
+    command.add_argument("paper", help=names_of_papers())
     command.add_argument("--data", type=Path, default=data_root(), help="folder that holds the data sets")
     command.add_argument(
         "--prepare", action="store_true", help="index what is there, decode a sample of files, compare checksums"
@@ -51,8 +52,8 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     features = command.add_argument_group(
         "text features",
-        "With --text-features, the frozen text features of a paper that stores them (xmc_gan) are computed. A run that "
-        "was stopped goes on.",
+        "With --text-features, the frozen text features of a paper that stores them are computed. A run that was "
+        "stopped goes on.",
     )
     features.add_argument("--text-features", action="store_true", help="compute them")
     features.add_argument("--bert", type=Path, metavar="FOLDER", help="BERT's released weights")
@@ -104,14 +105,15 @@ def _data_command(arguments: argparse.Namespace) -> int:
     if arguments.shard_size is not None and arguments.shards is None:
         raise StageError("--shard-size goes with --shards FOLDER")
     from common.data.prepare import report, report_files
-    from common.stages.parts import optional_part
+    from common.stages.parts import has_part, optional_part
     from common.stages.single import datasets_of, files_of
 
     paper, data = paper_named(arguments.paper).name, arguments.data.resolve()
     own = optional_part(paper, "prepare")
     if arguments.text_features:
         if own is None:
-            raise StageError(f"--text-features: {paper} stores no text features; xmc_gan does")
+            able = ", ".join(one.short for one in existing_papers() if has_part(one.name, "prepare"))
+            raise StageError(f"--text-features: {paper} stores no text features; {able} does")
         device = None if arguments.device == "auto" else arguments.device
         for path in own.text_features(data, arguments.bert, device, arguments.batch_size or 256):
             print(f"written to {path}")
@@ -128,7 +130,6 @@ def _data_command(arguments: argparse.Namespace) -> int:
 def _shards_command(paper: str, data: Path, target: Path, shard_bytes: int) -> int:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from common.data.prepare import wide_console
     from common.data.shard_writing import media_bytes, place, write_shards
     from common.stages.single import datasets_of, files_of
 
@@ -140,7 +141,7 @@ def _shards_command(paper: str, data: Path, target: Path, shard_bytes: int) -> i
             print(f"{folder}: nothing there; `assemble data {paper}` says how to get it")
     if not present:
         raise StageError(f"no data set of {paper} is in {data}; `assemble data {paper}` says how to get them")
-    console = wide_console()
+    console = files.console()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     for folder in present:
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

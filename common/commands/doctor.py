@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from common.data.listing import cache_folder
+from common.files import cache_folder
 from common.reporting import records
 from common.reporting.papers import project_root
 from common.stages.single import datasets_of

@@ -15,7 +15,7 @@ from common.commands.data import add_parsers as add_data_parsers
 from common.commands.data import data_root
 from common.commands.models import add_parsers as add_use_parsers
 from common.errors import Preempted, ReportingError, StageError, is_ours, printable
-from common.reporting.papers import PAPERS, SCALES, existing_papers, paper_named, project_root
+from common.reporting.papers import SCALES, example_stage, existing_papers, names_of_papers, paper_named, project_root
 from common.stages.rehearse import add_parsers as add_rehearse_parsers
 
 RUN_COMMANDS = {
@@ -86,7 +86,7 @@ def _explained(error: Exception) -> bool:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with every subcommand."""
-    names = ", ".join(paper.short for paper in PAPERS)
+    names = names_of_papers()
     parser = argparse.ArgumentParser(
         prog="assemble",
         description="Re-run CVPR 2021 papers on joint representations and regenerate their tables.",
@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
             description=f"{text[0].upper()}{text[1:]}. Any further --key value overrides the configuration, such as "
             "--trainer.max_epochs 3 or --model.temperature 0.1; --config FILE adds a layer.",
         )
-        command.add_argument("name", help="<paper>/<stage or recipe>, such as avid_cma/avid or avid/ucf_1@avid_cma")
+        command.add_argument("name", help=f"<paper>/<stage or recipe>, such as {example_stage()}")
         _add_run_options(command)
         command.add_argument("--seed", type=_seed, default=0, help="seed of weights, order and miniature data")
         command.add_argument("--print_config", action="store_true", help="print the merged configuration and stop")
@@ -229,17 +229,14 @@ def _reproduce_command(arguments: argparse.Namespace) -> int:
 
 def show_tables(paper: str, scale: str, runs: Path) -> None:
     """Print a paper's tables from the records in `runs`, and write them to `runs/<paper>/<scale>/tables.md`."""
-    from rich.console import Console
-
-    from common.files import write_text_atomically
+    from common.files import console, write_atomically
     from common.reporting import render
     from common.reporting.tables import load
 
     filled = [f for f in render.fill(load(paper), scale, render.records_of(paper, runs)) if f.result.measured]
-    console = Console()
-    render.print_tables(filled, console if console.is_terminal else Console(width=200))
+    render.print_tables(filled, console())
     path = runs / paper / scale / "tables.md"
-    write_text_atomically(path, render.tables_markdown(filled) + "\n")
+    write_atomically(path, render.tables_markdown(filled) + "\n")
     print(f"written to {path}; `assemble report` makes a page of it, `assemble promote {paper}` keeps the records")
 
 
@@ -252,7 +249,9 @@ def _plan_command(arguments: argparse.Namespace) -> int:
         if not 0 < arguments.utilisation <= 1:
             raise StageError(f"--utilisation is a share of the card's rate, from 0 to 1, got {arguments.utilisation}")
         cards = chosen_cards(arguments.card)
-        for line in estimate_lines(plan(arguments.paper, _selection(arguments)), cards, arguments.utilisation):
+        planned = plan(arguments.paper, _selection(arguments))
+        runs = {f"{item.request.stage} seed {item.request.seed}": item.run for item in planned}
+        for line in estimate_lines(runs, cards, arguments.utilisation):
             print(line, flush=True)
         return 0
     print(render_plan(plan(arguments.paper, _selection(arguments)), arguments.format))

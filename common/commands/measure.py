@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from common import files
 from common.errors import StageError
-from common.reporting.papers import PAPERS, existing_papers, paper_named
+from common.reporting.papers import existing_papers, names_of_papers, paper_named
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to a command line."""
-    names = ", ".join(paper.short for paper in PAPERS)
+    names = names_of_papers()
     command = commands.add_parser(
         "gpu-check",
         help="measure every paper's training step on this machine's GPU, without data",
@@ -32,7 +33,6 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and keep what was measured; exit status 1 when a paper could not be."""
-    from rich.console import Console
     from rich.table import Table
 
     from common.reporting import gpu
@@ -71,18 +71,17 @@ def run(arguments: argparse.Namespace) -> int:
         # What was measured on the CPU, or in small, is no result.
         if arguments.output is not None or (arguments.device == "cuda" and not arguments.small):
             print(f"written to {gpu.write(step, where)}")
-    console = Console()
     table = Table(*gpu.HEADS)
     for step in found:
         table.add_row(*gpu.cells(step))
-    console = console if console.is_terminal else Console(width=220)
-    console.print(table)
+    terminal = files.console()
+    terminal.print(table)
     for step in found:
         kernels = Table("kernel", "ms/step", "share", "big", title=f"{step.paper}: where the time goes")
         for kernel in step.kernels:
             big = "yes" if kernel["big"] else ""
             kernels.add_row(kernel["name"], f"{1000 * kernel['seconds']:.2f}", f"{kernel['share']:.0%}", big)
-        console.print(kernels)
+        terminal.print(kernels)
     if arguments.output is None and arguments.device == "cuda" and not arguments.small and found:
         print(f"{'wrote' if gpu.render() else 'up to date'}: {gpu.page()}")
     return 1 if failed else 0

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from common import files
 from common.errors import StageError, nearest, printable
-from common.reporting.papers import PAPERS, existing_papers, paper_named
-from common.stages.parts import TRAINED, check_part, has_part, optional_part, trained_part
+from common.reporting.papers import existing_papers, names_of_papers, paper_named
+from common.stages.parts import TRAINED, check_part, has_part, optional_part
 
 CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
 #: The layout that `TrainedModel.from_export` reads; each paper has further ones for other libraries.
 OWN_LAYOUT = "safetensors"
-#: What a command asks of a paper's package, and what one that lacks it does not do.
-SPECIAL = {
-    "answer": ("answer", "writes no text", "vx2text"),
-    "caption": ("answer", "writes no text", "vx2text"),
-    "generate": ("generate", "makes no images", "xmc_gan"),
-}
+#: Commands that are methods of a paper's model class, which few have, and what the others do not do.
+SPECIAL = {"answer": "answers no questions", "caption": "describes no clips", "generate": "makes no images"}
+#: Letters and digits of a caption in the name of its files, at most.
+NAME_LENGTH = 60
+#: Options of the command line that a model class may declare.
+OPTIONS = ("language", "regions")
 #: Skipped files that are named; the others are counted.
 NAMED = 10
 #: Rows of an embedding that are shown.
@@ -35,15 +38,15 @@ LONGEST_PATH = 4096
 
 def add_parsers(commands: Any) -> None:
     """Add the commands to the parser of `assemble`."""
-    names = ", ".join(paper.short for paper in PAPERS)
+    names = names_of_papers()
 
     command = commands.add_parser(
         "embed",
         help="vectors of files and texts, by a trained model",
         description="Write what a trained model makes of files and texts as vectors, one row each, into an .npz file. "
         "A file that cannot be read is passed over, counted and named.",
-        epilog="avid: video, audio; mct, m3p, xmcgan: image, text; vx2text: the probabilities of what it sees and "
-        "hears, as video, audio. For each of these the file has two arrays: `video`, the vectors, and `video_names`.",
+        epilog="Video, audio, images or texts, whatever the paper's model embeds; its README says so. For each of "
+        "these the file has two arrays, such as `video`, the vectors, and `video_names`.",
     )
     _add_model(command, names)
     command.add_argument("files", nargs="*", type=Path, metavar="FILE", help="files, or folders of them")
@@ -60,8 +63,7 @@ def add_parsers(commands: Any) -> None:
         "retrieve",
         help="search files or texts by a file or a text, with a trained model",
         description="Rank what is searched by how well it fits a query.",
-        epilog="avid: sounds for a picture in motion and the other way round; mct, m3p, xmcgan: images for a text, "
-        "texts for an image.",
+        epilog="Sounds for a video, images for a text and the other way round, whatever the paper's model compares.",
     )
     _add_model(command, names)
     command.add_argument("--query", required=True, metavar="FILE|TEXT", help="a file, or a text in quotes")
@@ -71,7 +73,7 @@ def add_parsers(commands: Any) -> None:
         required=True,
         metavar="FOLDER|FILE",
         help="what is searched: a folder of files, a text file with one text a line, an .npz file of `assemble embed`, "
-        "or, by m3p, a file of region features",
+        "or, by a model of regions, a file of region features",
     )
     command.add_argument("--top", type=int, default=5, metavar="N", help="so many are shown; default: 5")
     kinds = ("video", "audio", "image", "text")
@@ -82,7 +84,7 @@ def add_parsers(commands: Any) -> None:
 
     for name, text in (("answer", "answer a question about a clip"), ("caption", "describe a clip")):
         command = commands.add_parser(name, help=f"{text} with a trained model", description=f"{text.capitalize()}.")
-        command.add_argument("paper", help="vx2text")
+        command.add_argument("paper", help="one whose model does; another one names it")
         command.add_argument("clip", type=Path, help="video file, with or without sound")
         if name == "answer":
             command.add_argument("question", help="in quotes")
@@ -107,10 +109,10 @@ def add_parsers(commands: Any) -> None:
         "generate",
         help="make images of captions with a trained model",
         description="Make images of captions and write them as PNG files.",
-        epilog='assemble generate xmc_gan "a red circle left of a blue square" --checkpoint '
-        "runs/xmc_gan/mini/seed0/xmc_gan/checkpoints/last.ckpt --number 4",
+        epilog='assemble generate PAPER "a red circle left of a blue square" --checkpoint '
+        "runs/PAPER/mini/seed0/STAGE/checkpoints/last.ckpt --number 4",
     )
-    command.add_argument("paper", help="xmc_gan")
+    command.add_argument("paper", help="one whose model does; another one names it")
     command.add_argument(
         "captions", nargs="+", metavar="caption", help="what is to be seen, in quotes; several may be given"
     )
@@ -152,7 +154,7 @@ def _add_model(command: argparse.ArgumentParser, names: str) -> None:
 
 
 def _add_text_and_regions(command: argparse.ArgumentParser) -> None:
-    own = command.add_argument_group("m3p alone")
+    own = command.add_argument_group("models of many languages and of regions alone")
     own.add_argument("--language", metavar="CODE", help="language of the texts, such as de")
     own.add_argument(
         "--regions", type=Path, metavar="FILE", help="region features of the pictures, for a model without a detector"
@@ -171,20 +173,29 @@ def _kind(arguments: argparse.Namespace, able: Callable[[Any], object], lacks: s
         lacks: what one that cannot does not do, for the message.
     """
     paper = paper_named(arguments.paper)
-    for option in ("language", "regions"):
-        if getattr(arguments, option) is not None and paper.name != "m3p":
-            raise StageError(f"--{option} goes with m3p, and not with {paper.short}")
-    check_part(paper.name, trained_part(paper.name), TRAINED[1])
+    check_part(paper.name, *TRAINED)
     if not arguments.checkpoint.exists():
         raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give {CHECKPOINT}")
     from common.stages.export import trained_model
 
     kind = trained_model(paper.name)
+
+    def others(able: Callable[[Any], object]) -> str:
+        usable = [one for one in existing_papers() if has_part(one.name, TRAINED[0])]
+        return ", ".join(one.short for one in usable if able(trained_model(one.name)))
+
     if not able(kind):
-        usable = [one for one in existing_papers() if has_part(one.name, trained_part(one.name))]
-        others = [one.short for one in usable if able(trained_model(one.name))]
-        raise StageError(f"{paper.short} {lacks}; {', '.join(others)} can")
+        raise StageError(f"{paper.short} {lacks}; {others(able)} can")
+    for option in OPTIONS:
+        if getattr(arguments, option, None) is not None and option not in kind.options:
+            able_to = others(functools.partial(_takes, option))
+            raise StageError(f"--{option} goes with {able_to}, not with {paper.short}")
     return kind
+
+
+def _takes(option: str, kind: Any) -> bool:
+    """Whether a class of trained models has an option of the command line."""
+    return option in kind.options
 
 
 def _loaded(kind: Any, arguments: argparse.Namespace) -> Any:
@@ -255,7 +266,7 @@ def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]]) -> N
 def _embed_command(arguments: argparse.Namespace) -> int:
     import numpy as np
 
-    from common.encoders.checkpoint_files import write_whole
+    from common.files import write_whole
 
     if arguments.output.suffix != ".npz":
         raise StageError(f"--output {arguments.output}: the file must end in .npz")
@@ -319,16 +330,9 @@ def _print_rows(names: Sequence[str], rows: dict[str, dict[str, int]], columns: 
         places = [rows[kind].get(name) for kind in rows]
         words = [str(columns[f"{kind}_words"][rows[kind][name]]) if name in rows[kind] else "" for kind in worded]
         table.add_row(printable(name), *("-" if place is None else str(place) for place in places), *words)
-    _console().print(table)
+    files.console(highlight=False, markup=False).print(table)
     if len(several) > SHOWN:
         print(f"and {len(several) - SHOWN} more, in the order of the file's `..._names`")
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(width=200, highlight=False, markup=False)
 
 
 # -- retrieve ----------------------------------------------------------------------------------------------------------
@@ -364,7 +368,7 @@ def _retrieve_command(arguments: argparse.Namespace) -> int:
     table.add_column(f"{kind} for {printable(arguments.query)} ({query_kind})", overflow="fold")
     for rank, place in enumerate(order, start=1):
         table.add_row(str(rank), f"{scores[place]:.3f}", printable(str(items[kept[place]])))
-    _console().print(table)
+    files.console(highlight=False, markup=False).print(table)
     _tell_skipped(items, skipped)
     return 0
 
@@ -438,40 +442,78 @@ def _searched_files(model: Any, among: Path, kind: str) -> list[Any]:
 
 
 def _special(arguments: argparse.Namespace) -> Any:
-    """The function of a paper's package that only some papers have."""
-    module, lacks, able = SPECIAL[arguments.command]
-    found = optional_part(paper_named(arguments.paper).name, module)
-    if found is None:
-        raise StageError(f"{arguments.paper} {lacks}; `assemble {arguments.command}` goes with {able}")
-    if not arguments.checkpoint.exists():
-        raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give {CHECKPOINT}")
-    return getattr(found, arguments.command)
+    """The trained model, for a command that is a method of it."""
+    name = arguments.command
+    kind = _kind(arguments, lambda kind: hasattr(kind, name), SPECIAL[name])
+    return kind.from_export(arguments.checkpoint, arguments.device)
 
 
 def _tell_command(arguments: argparse.Namespace) -> int:
-    tell = _special(arguments)
-    question = (arguments.question,) if arguments.command == "answer" else ()
-    more = {"speech": arguments.speech}
-    if question:
-        more |= {"options": arguments.options, "history": arguments.history, "known": arguments.known}
-    print(tell(arguments.checkpoint, arguments.clip, *question, device=arguments.device, **more))
+    a = arguments
+    model = _special(a)
+    if a.command == "answer":
+        more = {"options": a.options, "history": a.history, "known": a.known}
+        print(model.answer(a.clip, a.question, speech=a.speech, **more))
+    else:
+        print(model.caption(a.clip, speech=a.speech))
     return 0
 
 
 def _generate_command(arguments: argparse.Namespace) -> int:
-    generate = _special(arguments)
     a = arguments
     if not all(caption.strip() for caption in a.captions):
         raise StageError("a caption is empty: say what is to be seen")
-    for path in generate(a.checkpoint, a.captions, a.output, a.number, a.seed, a.device):
+    if a.number < 1:
+        raise StageError(f"--number {a.number}: at least one image of a caption is needed")
+    if a.seed < 0:
+        raise StageError(f"--seed {a.seed}: must not be below 0")
+    if a.output.exists() and not a.output.is_dir():
+        raise StageError(f"--output {a.output} is a file: give a folder")
+    for path in write_images(_special(a), a.captions, a.output, a.number, a.seed):
         print(f"written to {path}")
     return 0
+
+
+def write_images(model: Any, captions: Sequence[str], output: Path, number: int = 1, seed: int = 0) -> list[Path]:
+    """Write images of captions as PNG files, and a grid of all where there are several.
+
+    Args:
+        model: a trained model that generates.
+        captions: what is to be seen.
+        output: folder; made where it is missing. Files of the same name are replaced.
+        number: images of each caption.
+        seed: of the noise.
+
+    Returns:
+        The files: one for each image, named by place, caption, number and seed; then `grid.png`, a line for each
+        caption.
+
+    Raises:
+        StageError: a caption has no word that the model knows.
+    """
+    from torchvision.utils import make_grid, save_image
+
+    for caption in captions:
+        for note in model.notes(caption):
+            print(f"{caption!r}: {note}")
+    images = model.generate(captions, number, seed)
+    output.mkdir(parents=True, exist_ok=True)
+    files = []
+    for place, (caption, own) in enumerate(zip(captions, images), start=1):
+        name = re.sub(r"\W+", "-", caption.lower()).strip("-")[:NAME_LENGTH].strip("-")
+        for copy, image in enumerate(own, start=1):
+            files.append(output / f"{place:02d}-{name}-{copy}-seed{seed}.png")
+            save_image(image, files[-1])
+    if len(files) > 1:
+        files.append(output / "grid.png")
+        save_image(make_grid(images.flatten(0, 1), nrow=number, pad_value=1.0), files[-1])
+    return files
 
 
 def _export_command(arguments: argparse.Namespace) -> int:
     paper = paper_named(arguments.paper).name
     if arguments.layout == OWN_LAYOUT:
-        check_part(paper, trained_part(paper), TRAINED[1])
+        check_part(paper, *TRAINED)
     if not arguments.checkpoint.exists():
         raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give checkpoints/last.ckpt of a stage")
     weights = optional_part(paper, "weights")

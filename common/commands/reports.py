@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common import files
 from common.errors import ReportingError
-from common.reporting.papers import PAPERS, SCALES, existing_papers, paper_named, project_root, runs_root
+from common.reporting.papers import SCALES, existing_papers, paper_named, project_root, runs_root
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from common.reporting.render import Filled
 
 Command = Callable[[argparse.Namespace], int]
@@ -25,7 +24,8 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     Args:
         subparsers: what ``ArgumentParser.add_subparsers`` returned.
     """
-    names = ", ".join(f"{p.short} ({p.name})" if p.short != p.name else p.name for p in PAPERS)
+    known = existing_papers()
+    names = ", ".join(f"{p.short} ({p.name})" if p.short != p.name else p.name for p in known)
 
     def add(name: str, function: Command, text: str) -> argparse.ArgumentParser:
         parser = subparsers.add_parser(name, help=text, description=text)
@@ -73,19 +73,7 @@ def _add_runs(parser: argparse.ArgumentParser, text: str) -> None:
 
 def _names(args: argparse.Namespace) -> list[str]:
     """The papers asked for; all that exist when none was."""
-    chosen = [paper_named(name) for name in args.papers] or existing_papers()
-    for paper in chosen:
-        if not paper.exists:
-            raise ReportingError(f"{paper.name} has no tables yet: {paper.tables_file} not found")
-    return [paper.name for paper in chosen]
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console()
-    # Piped into a file or a log, a table must not be squeezed into 80 columns.
-    return console if console.is_terminal else Console(width=200)
+    return [paper.name for paper in [paper_named(name) for name in args.papers] or existing_papers()]
 
 
 def _guarded(command: Command) -> Command:
@@ -121,7 +109,7 @@ def tables_command(args: argparse.Namespace) -> int:
         for path in stale:
             print(f"out of date: {path} (run `assemble tables`)")
         return 1 if stale else 0
-    console, runs = _console(), _folder(args)
+    console, runs = files.console(), _folder(args)
     for name in names:
         source, records = load(name), render.records_of(name, runs)
         if args.scale:
@@ -154,7 +142,7 @@ def claims_command(args: argparse.Namespace) -> int:
     from common.reporting.claims import gate_failures
     from common.reporting.tables import load
 
-    console, runs = _console(), _folder(args)
+    console, runs = files.console(), _folder(args)
     judged = []
     for name in _names(args):
         # A gate must not pass on what is left of the seeds.

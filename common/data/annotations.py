@@ -19,8 +19,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from common.data.listing import cache_folder, settled, stamp_of, write_atomically
 from common.data.sequences import MadeOnDemand
+from common.files import cache_folder, settled, stamp_of, write_atomically
 
 Value = TypeVar("Value")
 # Boxes of one picture: `boxes` float32 [n, 4] as left, top, right, bottom; `labels` int64 [n] from 0; a flag per box,

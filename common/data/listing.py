@@ -5,13 +5,9 @@ This module knows nothing about any particular data set and imports neither torc
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.sequences import MadeOnDemand
+from common.files import settled, stamp_of, write_atomically
 
 INDEX_SCHEMA = 1
 # A folder changed this recently may change again within the resolution of its time stamp: its index is not kept.
-SETTLED_SECONDS = 2.0
 
 
 class DatasetMissing(FileNotFoundError):
@@ -302,41 +298,6 @@ class DatasetStatus:
     unit: str = "clips"
 
 
-def cache_folder() -> Path:
-    """Folder for files that can be made again: ``$ASSEMBLE_CACHE``, else the user's cache folder."""
-    chosen = os.environ.get("ASSEMBLE_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "representation-assemble"
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8, so that a reader sees the old content or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content.encode("utf-8") if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock that the operating system releases when the process dies, also by SIGKILL."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: what is renamed when complete is still whole
-        yield
-        return
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
 class ListingIndex:
     """A listing kept as JSON, valid as long as the folders and lists it was made from are unchanged.
 
@@ -429,26 +390,6 @@ class ListingIndex:
         except OSError:
             return False
         return True
-
-
-def stamp_of(path: Path) -> list[int]:
-    """What changes when a folder gains or loses an entry or a file is rewritten; zeros when it is gone."""
-    try:
-        found = path.stat()
-    except OSError:
-        return [0, 0, 0]
-    # The size of a folder says nothing on most file systems and changes oddly on some.
-    return [found.st_mtime_ns, found.st_ctime_ns, 0 if path.is_dir() else found.st_size]
-
-
-def settled(stamp: Sequence[int], read_at: float | None = None) -> bool:
-    """Whether another change would show in the stamp: it is older than the resolution of time stamps.
-
-    Args:
-        stamp: What :func:`stamp_of` gave.
-        read_at: Time (seconds since the epoch) before the reading began; None = now.
-    """
-    return max(stamp[:2]) <= ((time.time() if read_at is None else read_at) - SETTLED_SECONDS) * 1e9
 
 
 def _text(values: Any) -> list[str]:

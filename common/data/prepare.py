@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from common import files
 from common.data import checksums, shards
 from common.data.datasets.base import MediaDataset
 from common.data.datasets.captioned import CaptionedDataset, LanguageCaptioned
@@ -67,7 +68,7 @@ def report(
     Returns:
         One status per data set, in order.
     """
-    console = console or wide_console()
+    console = console or files.console()
     statuses = []
     for dataset in datasets:
         notes = _index(dataset, console) if prepare else []
@@ -99,12 +100,6 @@ def report(
     return statuses
 
 
-def wide_console() -> Console:
-    """The terminal; a file or a pipe has no width of its own, and gets one that does not break every word."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
-
-
 def report_files(statuses: Sequence[FileStatus], console: Console | None = None) -> None:
     """Print what is known about the released weights, vocabularies and lists that recipes read.
 
@@ -114,7 +109,7 @@ def report_files(statuses: Sequence[FileStatus], console: Console | None = None)
     """
     if not statuses:
         return
-    console = console or wide_console()
+    console = console or files.console()
     table = Table(title="Weights and other files", title_justify="left", show_lines=True)
     for heading in ("File", "State", "Path", "Size", "Licence", "Read by"):
         table.add_column(heading, overflow="fold")

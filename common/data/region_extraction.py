@@ -27,8 +27,8 @@ from torchvision.transforms.functional import to_tensor
 
 from common.data.datasets.base import IMAGE_SUFFIXES, walk
 from common.data.images import ImageError, read_image
-from common.data.listing import write_atomically
 from common.data.regions import PACKED_SUFFIXES, RegionError, RegionFeatures, Regions, write_regions
+from common.files import write_atomically
 
 #: torchvision's name of the detector whose weights are expected.
 ARCHITECTURE = "fasterrcnn_resnet50_fpn"

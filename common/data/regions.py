@@ -11,7 +11,6 @@ This module imports neither torch nor a decoder.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import pickle
@@ -27,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.annotations import Texts
+from common.files import write_whole
 
 #: What the keys of region features are made from: the name of the picture's file without its suffix, or its digits.
 KeyKind = Literal["stem", "number"]
@@ -619,17 +619,15 @@ def write_regions(path: str | os.PathLike[str], rows: Iterable[tuple[str, Region
     path = Path(path)
     if path.suffix.lower() not in PACKED_SUFFIXES:
         raise ValueError(f"{path}: the name must end with {', '.join(PACKED_SUFFIXES)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
-    write = _write_numpy if path.suffix.lower() == ".npz" else _write_hdf5
-    try:
-        count = write(partial, _blocks(rows, half))
+    count = 0
+
+    def write(temporary: Path) -> None:
+        nonlocal count
+        count = (_write_numpy if path.suffix.lower() == ".npz" else _write_hdf5)(temporary, _blocks(rows, half))
         if not count:
             raise ValueError(f"{path}: there are no pictures to write region features of")
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+
+    write_whole(path, write)
     return count
 
 

@@ -5,8 +5,9 @@ Nothing is downloaded: like data sets, they are fetched by their user, who agree
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.data import checksums
@@ -23,7 +24,7 @@ class ReleasedFile:
     """A file, or a folder of files, that recipes name.
 
     Args:
-        path: Relative to the folder of the data sets.
+        path: Relative to the folder of the data sets; a pattern where every paper has its own.
         title: What it is.
         size: Approximate size on disk.
         licence: Its terms, in a few words.
@@ -160,11 +161,11 @@ RELEASED = (
         contents=tuple((f"en-{language}.txt",) for language in ("de", "fr", "cs", "ja", "zh")),
     ),
     ReleasedFile(
-        "xmc_gan/text_features",
+        "*/text_features",
         "Text features of frozen BERT",
         "14 GB for COCO 2014",
         "that of the captions",
-        "`assemble data xmc_gan --text-features` makes them",
+        "`assemble data` with --text-features makes them",
     ),
     ReleasedFile(
         "audioset/audioset_100k.txt",
@@ -192,7 +193,8 @@ def look_at(path: str, data: Path, recipes: tuple[str, ...] = (), verify: bool =
         recipes: Recipes that name it.
         verify: Also compare it with its published checksum.
     """
-    file = next((file for file in RELEASED if file.path == path), ReleasedFile(path, Path(path).name))
+    known = (replace(file, path=path) for file in RELEASED if fnmatch.fnmatchcase(path, file.path))
+    file = next(known, ReleasedFile(path, Path(path).name))
     place = data / path
     missing = tuple(
         " or ".join(names) for names in file.contents if not any((place / name).is_file() for name in names)

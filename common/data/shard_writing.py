@@ -11,7 +11,6 @@ import io
 import os
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -19,7 +18,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from common.data.datasets.base import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, entries, walk
-from common.data.listing import exclusive, write_atomically
 from common.data.shards import (
     INDEX_NAME,
     PASSED_OVER,
@@ -29,6 +27,7 @@ from common.data.shards import (
     index_columns,
     index_file,
 )
+from common.files import exclusive, write_atomically, write_whole
 
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES | AUDIO_SUFFIXES
 # What was unpacked is not taken along a second time.
@@ -263,18 +262,14 @@ def place(path: Path, target: Path) -> None:
         found = target.stat()
         if (found.st_size, found.st_mtime_ns) == (status.st_size, status.st_mtime_ns):
             return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
-        os.unlink(temporary)
+
+    def write(temporary: Path) -> None:
         try:
             os.link(path.resolve(), temporary)
         except OSError:
             shutil.copy2(path, temporary)
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)  # two links to one file: a rename between them does nothing
+
+    write_whole(target, write)
 
 
 def _write_shard(root: Path, path: Path, files: Sequence[_File]) -> dict[str, str]:
@@ -288,23 +283,22 @@ def _write_shard(root: Path, path: Path, files: Sequence[_File]) -> dict[str, st
     # While a shard is exchanged, the index that is there belongs to other ones.
     (path.parent / INDEX_NAME).unlink(missing_ok=True)
     broken: dict[str, str] = {}
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as stream:
-            with TarWriter(stream, encoder=False, user="", group="", mode=0o644) as writer:
-                for file in files:
-                    data = _read(root / file.name)
-                    if isinstance(data, str):
-                        broken[file.name] = data
-                        continue
-                    key, suffix = os.path.splitext(member_name(file.name))
-                    writer.mtime = file.seconds
-                    writer.write({"__key__": key, suffix.removeprefix("."): data})
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+    def write(temporary: Path) -> None:
+        with (
+            temporary.open("wb") as stream,
+            TarWriter(stream, encoder=False, user="", group="", mode=0o644) as writer,
+        ):
+            for file in files:
+                data = _read(root / file.name)
+                if isinstance(data, str):
+                    broken[file.name] = data
+                    continue
+                key, suffix = os.path.splitext(member_name(file.name))
+                writer.mtime = file.seconds
+                writer.write({"__key__": key, suffix.removeprefix("."): data})
+
+    write_whole(path, write)
     return broken
 
 
@@ -378,7 +372,7 @@ def _finish(home: Path, members: Sequence[Member], count: int, reasons: dict[str
         (home / BROKEN_NAME).unlink(missing_ok=True)
     if not _holds(home / INDEX_NAME, stream.getvalue()):
         write_atomically(home / INDEX_NAME, stream.getvalue())
-    for path in (*home.glob("*.tar"), *home.glob(".*.partial")):
+    for path in home.glob("*.tar"):
         if path.name not in names:
             path.unlink()
 

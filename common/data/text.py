@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.listing import cache_folder, write_atomically
+from common.files import cache_folder, write_atomically
 from common.types import NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from common.data.annotations import Rows
-from common.data.listing import exclusive, write_atomically
 from common.data.text import CaptionTokenizer
+from common.files import exclusive, write_atomically
 
 SentencePool = Literal["official", "masked_mean"]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from common.files import write_atomically
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -446,14 +447,7 @@ def compute_audio_statistics(
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
     if path is not None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".npz")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, mean=mean.astype(np.float32), std=std.astype(np.float32), clips=clips)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        content = io.BytesIO()
+        np.savez(content, mean=mean.astype(np.float32), std=std.astype(np.float32), clips=clips)
+        write_atomically(Path(path), content.getvalue())
     return mean.astype(np.float32), std.astype(np.float32)

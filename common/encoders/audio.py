@@ -25,6 +25,9 @@ class ConvBlock(nn.Module):
     Source: specification 3.2.
     """
 
+    #: See `common.training.switches.blocks_of`.
+    repeats = True
+
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)

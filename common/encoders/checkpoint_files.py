@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,30 +165,6 @@ def load_encoder(
             f"{type(encoder).__name__}: {problem}. Give the encoder the sizes that it was pre-trained with."
         )
     encoder.load_state_dict(found)
-
-
-def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
-    """Write a file so that it appears whole or not at all.
-
-    Args:
-        output: the file; missing folders are made, an older file is replaced.
-        write: writes to the path that it is given.
-
-    Returns:
-        `output`.
-    """
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(output)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-    return output
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -14,6 +14,9 @@ from common.types import Fraction, PositiveInt
 class PairedConvolutions(nn.Module):
     """Two 3x3 convolutions, each normalised and rectified, then a mean over 2x2 places (none when ``pool`` is 1)."""
 
+    #: See `common.training.switches.blocks_of`.
+    repeats = True
+
     def __init__(self, in_channels: int, out_channels: int, pool: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)

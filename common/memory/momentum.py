@@ -68,12 +68,6 @@ class MomentumPair(nn.Module):
         if self.copy_buffers:
             self._copy(self.key.buffers(), self.query.buffers())
 
-    @torch.no_grad()
-    def synchronise(self) -> None:
-        """Make the average an exact copy again, buffers included, after the trained network was loaded from a file."""
-        self._copy(self.key.parameters(), self.query.parameters())
-        self._copy(self.key.buffers(), self.query.buffers())
-
     @staticmethod
     def _copy(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
         for target, source in zip(targets, sources, strict=True):

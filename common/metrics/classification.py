@@ -35,20 +35,6 @@ def hits(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
     return (label_ranks(scores, labels) < k).float()
 
 
-def top_k_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
-    """Share of samples whose true class is among the ``k`` highest, in percent.
-
-    Args:
-        scores: [N, C].
-        labels: True classes [N].
-        k: How many guesses are allowed.
-
-    Returns:
-        Scalar.
-    """
-    return 100 * hits(scores, labels, k).mean()
-
-
 def mean_clip_probability(clip_logits: Tensor) -> Tensor:
     """Class probabilities of a sample that is seen as several clips.
 

@@ -35,22 +35,6 @@ def match_ranks(query: Tensor, gallery: Tensor, target: Tensor | None = None, bl
     return torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.int64, device=query.device)
 
 
-def recall_at(query: Tensor, gallery: Tensor, k: int, target: Tensor | None = None, block: int = 1024) -> Tensor:
-    """Share of queries whose own gallery item is among the ``k`` nearest, in percent; exact, ties never rewarded.
-
-    Args:
-        query: [Q, d].
-        gallery: [N, d].
-        k: How many items are looked at.
-        target: See ``match_ranks``.
-        block: See ``match_ranks``.
-
-    Returns:
-        Scalar.
-    """
-    return 100 * (match_ranks(query, gallery, target, block) < k).double().mean()
-
-
 def caption_ranks(
     image: Tensor,
     captions: Tensor,
@@ -234,19 +218,6 @@ def owner_rows(index: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
     row = torch.searchsorted(index, owner).clamp(max=len(index) - 1)
     known = index[row] == owner
     return row[known], known
-
-
-def neighbour_precision(neighbours: Tensor, labels: Tensor) -> Tensor:
-    """Share of neighbours with the class of their anchor, in percent.
-
-    Args:
-        neighbours: For every item the items near to it, [N, k].
-        labels: [N].
-
-    Returns:
-        Scalar.
-    """
-    return 100 * (labels[neighbours.long()] == labels[:, None]).double().mean()
 
 
 def score_retrieval(scores: Tensor, caption_image: Tensor, block: int = 4096) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from torch import Tensor
 
-from common.encoders.checkpoint_files import write_whole
+from common.files import write_whole
 from common.monitoring.media import log_image
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.encoders.checkpoint_files import write_whole
-from common.files import write_text_atomically
+from common.files import write_atomically, write_whole
 from common.monitoring.figures import Pixels
 from common.monitoring.media import log_image, media_folder
 
@@ -68,7 +67,7 @@ def write_row(texts: Sequence[str], images: Pixels, folder: Path) -> Path:
     """
     path = folder / "captions.row.png"
     write_whole(path, lambda partial: Image.fromarray(side_by_side(images)).save(partial, "PNG"))
-    write_text_atomically(path.with_suffix(".json"), json.dumps(list(texts), ensure_ascii=False) + "\n")
+    write_atomically(path.with_suffix(".json"), json.dumps(list(texts), ensure_ascii=False) + "\n")
     return path
 
 

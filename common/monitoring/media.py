@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.files import write_text_atomically
+from common.files import write_atomically
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -37,7 +37,7 @@ def write_table(module: pl.LightningModule, path: Path, columns: Sequence[str], 
     """
     text = io.StringIO(newline="")
     csv.writer(text).writerows([columns, *rows])
-    write_text_atomically(path, text.getvalue())
+    write_atomically(path, text.getvalue())
     log_table(module, f"{path.stem}_table", columns, rows)
 
 

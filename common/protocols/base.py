@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from common.encoders.checkpoint_files import load_encoder
-from common.files import write_text_atomically
+from common.files import write_atomically
 
 Batch = dict[str, Tensor]
 
@@ -158,6 +158,6 @@ def mean_average_precision(
             for name, detail, value in zip(names, details, average)
         ]
         path = Path(module.trainer.default_root_dir) / "media" / "average_precision.json"
-        write_text_atomically(path, json.dumps(classes, indent=1) + "\n")
+        write_atomically(path, json.dumps(classes, indent=1) + "\n")
     mean, classes_judged = 100 * float(average[judged].mean()), float(judged.sum())
     return {"test/map": torch.tensor(mean), "test/classes": torch.tensor(classes_judged)}

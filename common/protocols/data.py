@@ -30,10 +30,11 @@ from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import ImageTransform
 from common.data.images import ImageItems
 from common.data.items import Sample
-from common.data.listing import Listing, cache_folder
+from common.data.listing import Listing
 from common.data.transforms import AudioTransform, VideoTransform, compute_audio_statistics
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.data.worlds.base import World
+from common.files import cache_folder
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt

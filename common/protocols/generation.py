@@ -20,7 +20,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from common.data.datasets.coco import CLASSES
-from common.data.listing import cache_folder
+from common.files import cache_folder
 from common.metrics.gathering import gather_objects
 from common.metrics.generation import (
     FeatureStatistics,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ReportingError
-from common.files import write_text_atomically
-from common.reporting.papers import PAPERS, paper_named, project_root
-from common.reporting.render import between_markers, update_between_markers
+from common.files import write_atomically
+from common.reporting.papers import existing_papers, paper_named, project_root
+from common.reporting.render import update_between_markers
 
 MARKERS = "gpu"
 
@@ -85,7 +85,7 @@ def write(step: MeasuredStep, where: Path) -> Path:
     """Write a measurement into a folder; one of the same paper, recipe, precision and card is replaced."""
     path = where / step.file_name
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(path, json.dumps(asdict(step), indent=1, sort_keys=True) + "\n")
+    write_atomically(path, json.dumps(asdict(step), indent=1, sort_keys=True) + "\n")
     return path
 
 
@@ -107,7 +107,7 @@ def read(path: Path) -> MeasuredStep:
 
 def find(where: Path | None = None) -> list[MeasuredStep]:
     """All measurements of a folder, in the order of the papers."""
-    order = {paper.name: number for number, paper in enumerate(PAPERS)}
+    order = {paper.name: number for number, paper in enumerate(existing_papers())}
     steps = [read(path) for path in sorted((where or folder()).glob("*.json"))]
     return sorted(steps, key=lambda step: (order.get(step.paper, len(order)), step.card, step.recipe, step.precision))
 
@@ -140,8 +140,8 @@ def markdown(steps: Iterable[MeasuredStep]) -> str:
     lines = ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
     lines += ["| " + " | ".join(cells(step)) + " |" for step in kept]
     measured = {step.paper for step in kept}
-    for paper in PAPERS:
-        if paper.exists and paper.name not in measured:
+    for paper in existing_papers():
+        if paper.name not in measured:
             lines.append("| " + " | ".join([paper.title, "not measured yet", *["-"] * (len(HEADS) - 2)]) + " |")
     for step in kept:
         lines += ["", f"{paper_named(step.paper).title}, {step.card}, kernels that take most time:", ""]
@@ -153,9 +153,3 @@ def markdown(steps: Iterable[MeasuredStep]) -> str:
 def render() -> bool:
     """Bring the page up to date; says whether it changed."""
     return update_between_markers(page(), MARKERS, markdown(find()))
-
-
-def is_stale() -> bool:
-    """Whether the page does not show what the files hold."""
-    text = page().read_text(encoding="utf-8")
-    return between_markers(text, MARKERS, markdown(find()), str(page())) != text

@@ -1,29 +1,40 @@
-"""The papers: names, short names and folders. The one place that knows them."""
+"""The papers, found by their tables files; the order of scales; where a project's folders lie."""
 
 from __future__ import annotations
 
+import functools
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from common.errors import ReportingError, nearest
+from common.files import parse_yaml
 
 SCALES = ("paper", "mini", "smoke")
 
 
 @dataclass(frozen=True)
 class Paper:
-    """One paper of the suite.
+    """One paper of the suite, as the block `paper:` at the head of its `tables.yaml` says it.
 
     Args:
         name: package under ``papers/`` and folder under ``configs/``.
         short: the name that ``make reproduce-<short>`` takes.
         title: how tables and pages call it.
+        order: its place among the papers.
+        recipe: its main recipe, which is measured where none is named.
+        without_files: dotted fields of the configuration that name files, and what stands there when training is tried
+            without any; `{named: word, count: 3}` stands for the texts `word 0`, `word 1`, `word 2`.
     """
 
     name: str
     short: str
     title: str
+    order: int
+    recipe: str
+    without_files: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def root(self) -> Path:
@@ -45,20 +56,6 @@ class Paper:
         """The paper card that holds the generated tables."""
         return self.root / "README.md"
 
-    @property
-    def exists(self) -> bool:
-        """Whether the paper is built, that is, has a tables file."""
-        return self.tables_file.is_file()
-
-
-PAPERS = (
-    Paper("avid_cma", "avid", "AVID-CMA"),
-    Paper("xmc_gan", "xmcgan", "XMC-GAN"),
-    Paper("m3p", "m3p", "M3P"),
-    Paper("vx2text", "vx2text", "Vx2Text"),
-    Paper("mct", "mct", "MCT"),
-)
-
 
 def project_root() -> Path:
     """Folder that holds ``papers/``, ``configs/`` and ``runs/``; ``ASSEMBLE_ROOT`` overrides it."""
@@ -71,22 +68,67 @@ def runs_root() -> Path:
     return project_root() / "runs"
 
 
+def existing_papers() -> list[Paper]:
+    """The papers that have a tables file, in the suite's order.
+
+    Raises:
+        ReportingError: the head of one of these files is wrong; the message names the file and the field.
+    """
+    files = (project_root() / "papers").glob("*/tables.yaml")
+    return sorted(
+        (_headed(file, file.stat().st_mtime_ns) for file in files), key=lambda paper: (paper.order, paper.name)
+    )
+
+
+def names_of_papers() -> str:
+    """The short names, for help and messages."""
+    return ", ".join(paper.short for paper in existing_papers())
+
+
+def example_stage() -> str:
+    """A paper and its main recipe as the command line takes them, for help and messages."""
+    return next((f"{paper.short}/{paper.recipe}" for paper in existing_papers()), "PAPER/RECIPE")
+
+
+@functools.lru_cache(maxsize=64)
+def _headed(file: Path, changed: int) -> Paper:
+    """Read the head of a tables file.
+
+    The block alone is parsed: the whole file takes fifty times as long, and every command asks for the papers.
+    """
+    block = re.search(r"^paper:.*\n(?:[ #].*\n|\n)*", file.read_text(encoding="utf-8"), re.MULTILINE)
+    try:
+        head = parse_yaml(block[0])["paper"] if block else None
+    except ValueError as error:
+        raise ReportingError(f"{file}: paper: {error}") from None
+    valid = {one.name: one for one in fields(Paper) if one.name != "name"}
+    if not isinstance(head, dict):
+        raise ReportingError(f"{file}: paper: expected a block with {', '.join(valid)}")
+    for key in head:
+        if key not in valid:
+            raise ReportingError(f"{file}: paper: unknown key {key!r}: {nearest(str(key), valid)}")
+    kinds = {"order": (int, "a whole number"), "without_files": (dict, "a mapping")}
+    for key in valid:
+        kind, told = kinds.get(key, (str, "text"))
+        if key == "without_files" and key not in head:
+            continue
+        if not isinstance(head.get(key), kind):
+            wrong = f"expected {told}, got {head[key]!r}" if key in head else "missing"
+            raise ReportingError(f"{file}: paper.{key}: {wrong}")
+    return Paper(file.parent.name, **head)
+
+
 def paper_named(name: str) -> Paper:
     """Find a paper by its package name or its short name.
 
     Raises:
         ReportingError: for an unknown name, with the nearest valid one.
     """
-    for paper in PAPERS:
+    known = existing_papers()
+    for paper in known:
         if name in (paper.name, paper.short):
             return paper
-    valid = [n for p in PAPERS for n in (p.name, p.short)]
-    raise ReportingError(f"unknown paper {name!r}: {nearest(name, valid)}")
-
-
-def existing_papers() -> list[Paper]:
-    """The papers that are built (have a tables file), in the suite's order."""
-    return [paper for paper in PAPERS if paper.exists]
+    raise ReportingError(f"unknown paper {name!r}: {nearest(name, [n for p in known for n in (p.name, p.short)])}")
 
 
 def check_scale(scale: str) -> str:

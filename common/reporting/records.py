@@ -11,14 +11,26 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
+from pydantic import (
+    AfterValidator,
+    Field,
+    Strict,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+    ValidationError,
+)
+
+from common import files
 from common.errors import ReportingError, nearest
-from common.files import write_text_atomically
 from common.reporting.papers import SCALES, Paper, check_scale, paper_named
+from common.reporting.schema import first_of, one_of
 
 SCHEMA = 1
 JOBS = ("pretrain", "fine_tune", "probe", "evaluate")
@@ -63,6 +75,58 @@ class RecordError(ReportingError):
     """A record is malformed; the message names the file and the field."""
 
 
+def _folder_name(stage: str) -> str:
+    if "/" in stage or stage.startswith("."):
+        raise ValueError(f"{stage!r} cannot name a folder")
+    return stage
+
+
+def _iso_time(text: str) -> str:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"expected an ISO 8601 time, got {text!r}") from None
+    return text
+
+
+def _has_revision(git: dict[str, Any]) -> dict[str, Any]:
+    if "revision" not in git or "dirty" not in git:
+        raise ValueError(f"expected the keys 'revision' and 'dirty', got {sorted(git)}")
+    return git
+
+
+def _inside(file: str) -> str:
+    if Path(file).is_absolute() or ".." in Path(file).parts:
+        raise ValueError(f"expected names inside the run's folder, got {file!r}")
+    return file
+
+
+def _this_version(schema: int) -> int:
+    if schema != SCHEMA:
+        raise ValueError(f"this code reads version {SCHEMA}, got {schema!r}")
+    return schema
+
+
+def _entry(*keys: str) -> AfterValidator:
+    """A mapping that has these keys and no others."""
+
+    def check(given: dict[str, str]) -> dict[str, str]:
+        if set(given) != set(keys):
+            raise ValueError(f"expected {' and '.join(map(repr, keys))}, got {given!r}")
+        return given
+
+    return AfterValidator(check)
+
+
+def _finite(value: float | None) -> float | None:
+    # A diverged diagnostic must not cost the record of a long run: it is kept, as missing.
+    return value if value is not None and abs(value) < 1e300 else None
+
+
+_Name = Annotated[StrictStr, Field(min_length=1)]
+_Count = Annotated[StrictInt, Field(ge=0)]
+
+
 @dataclass(frozen=True)
 class Record:
     """What a finished stage measured, and where that came from.
@@ -94,96 +158,55 @@ class Record:
         data: data set name to ``{"version", "samples", "skipped", "skipped_names"}``.
         wandb_run_id: id of the W&B run, or None.
         media: names of the picture files, relative to the run's folder.
+        former: ``{"config_hash": ..., "lineage_hash": ..., "migration": ...}``, the hashes that it had before a
+            migration rewrote its configuration.
         schema: version of this layout.
 
     Raises:
         RecordError: when a field has the wrong type or an impossible value.
     """
 
-    paper: str
-    stage: str
-    recipe: str
-    job: str
-    row: str | None
-    scale: str
-    seed: int
-    metrics: dict[str, float | None]
-    config_hash: str
-    lineage_hash: str
+    paper: _Name
+    stage: Annotated[_Name, AfterValidator(_folder_name)]
+    recipe: _Name
+    job: Annotated[StrictStr, one_of(JOBS)]
+    row: StrictStr | None
+    scale: Annotated[StrictStr, one_of(SCALES)]
+    seed: _Count
+    metrics: dict[StrictStr, Annotated[float | None, Strict(), AfterValidator(_finite)]]
+    config_hash: _Name
+    lineage_hash: _Name
     config: dict[str, Any]
-    git: dict[str, Any]
-    started: str
-    selection: str = "last"
-    deviations: list[dict[str, str]] = field(default_factory=list)
-    parents: dict[str, dict[str, str]] = field(default_factory=dict)
+    git: Annotated[dict[str, Any], AfterValidator(_has_revision)]
+    started: Annotated[_Name, AfterValidator(_iso_time)]
+    selection: _Name = "last"
+    deviations: list[Annotated[dict[str, str], _entry("field", "reason")]] = field(default_factory=list)
+    parents: dict[str, Annotated[dict[str, str], _entry("stage", "lineage_hash")]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
-    precision: str = "32-true"
-    global_batch: int = 0
-    steps: int = 0
-    wall_seconds: float = 0.0
+    precision: _Name = "32-true"
+    global_batch: _Count = 0
+    steps: _Count = 0
+    wall_seconds: Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)] = 0.0
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
-    wandb_run_id: str | None = None
-    media: list[str] = field(default_factory=list)
-    schema: int = SCHEMA
+    wandb_run_id: StrictStr | None = None
+    media: list[Annotated[StrictStr, AfterValidator(_inside)]] = field(default_factory=list)
+    former: list[Annotated[dict[str, str], _entry("config_hash", "lineage_hash", "migration")]] = field(
+        default_factory=list
+    )
+    schema: Annotated[StrictInt, AfterValidator(_this_version)] = SCHEMA
 
     def __post_init__(self) -> None:
-        if self.schema != SCHEMA:
-            raise RecordError(f"field 'schema': this code reads version {SCHEMA}, got {self.schema!r}")
-        for name in ("paper", "stage", "recipe", "config_hash", "lineage_hash", "selection", "precision", "started"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value:
-                raise RecordError(f"field {name!r}: expected a non-empty string, got {value!r}")
-        for name in ("row", "wandb_run_id"):
-            if not isinstance(getattr(self, name), str | None):
-                raise RecordError(f"field {name!r}: expected a string or null, got {getattr(self, name)!r}")
-        if self.job not in JOBS:
-            raise RecordError(f"field 'job': unknown job {self.job!r}: {nearest(str(self.job), JOBS)}")
-        if self.scale not in SCALES:
-            raise RecordError(f"field 'scale': unknown scale {self.scale!r}: {nearest(str(self.scale), SCALES)}")
-        if "/" in self.stage or self.stage.startswith("."):
-            raise RecordError(f"field 'stage': {self.stage!r} cannot name a folder")
-        for name in ("seed", "global_batch", "steps"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise RecordError(f"field {name!r}: expected a whole number >= 0, got {value!r}")
-        if not _is_number(self.wall_seconds) or not math.isfinite(self.wall_seconds) or self.wall_seconds < 0:
-            raise RecordError(f"field 'wall_seconds': expected seconds >= 0, got {self.wall_seconds!r}")
-        try:
-            datetime.fromisoformat(self.started)
-        except ValueError:
-            raise RecordError(f"field 'started': expected an ISO 8601 time, got {self.started!r}") from None
-        object.__setattr__(self, "metrics", self._checked_metrics())
-        for name in ("config", "git", "parents", "versions", "hardware", "data"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise RecordError(f"field {name!r}: expected a mapping, got {getattr(self, name)!r}")
-            object.__setattr__(self, name, _plain(getattr(self, name), name))
-        if "revision" not in self.git or "dirty" not in self.git:
-            raise RecordError(f"field 'git': expected the keys 'revision' and 'dirty', got {sorted(self.git)}")
-        for name in ("deviations", "media"):
-            if not isinstance(getattr(self, name), list | tuple):
-                raise RecordError(f"field {name!r}: expected a list, got {getattr(self, name)!r}")
-            object.__setattr__(self, name, _plain(getattr(self, name), name))
-        for entry in self.deviations:
-            if not isinstance(entry, dict) or set(entry) != {"field", "reason"}:
-                raise RecordError(f"field 'deviations': expected entries of 'field' and 'reason', got {entry!r}")
-        for key, parent in self.parents.items():
-            if not isinstance(parent, dict) or set(parent) != {"stage", "lineage_hash"}:
-                raise RecordError(f"field 'parents.{key}': expected 'stage' and 'lineage_hash', got {parent!r}")
-        for file in self.media:
-            if not isinstance(file, str) or Path(file).is_absolute() or ".." in Path(file).parts:
-                raise RecordError(f"field 'media': expected names inside the run's folder, got {file!r}")
-
-    def _checked_metrics(self) -> dict[str, float | None]:
-        if not isinstance(self.metrics, Mapping):
-            raise RecordError(f"field 'metrics': expected a mapping, got {self.metrics!r}")
-        checked: dict[str, float | None] = {}
-        for key, value in self.metrics.items():
-            if not isinstance(key, str) or not (value is None or _is_number(value)):
-                raise RecordError(f"field 'metrics.{key}': expected a number, got {value!r}")
-            # A diverged diagnostic must not cost the record of a long run: keep it, as missing.
-            checked[key] = float(value) if value is not None and abs(value) < 1e300 else None
-        return checked
+        for name, kind in _kinds().items():
+            given = getattr(self, name)
+            # Numbers that JSON lacks are named, but for metrics.
+            plain = given if name == "metrics" else _plain(given, name)
+            try:
+                object.__setattr__(self, name, kind.validate_python(plain))
+            except ValidationError as error:
+                where, what = first_of(error, plain)
+                place = f"{name}{'.' if where and where[0] != '[' else ''}{where}"
+                raise RecordError(f"field {place!r}: {what}") from None
 
     def to_json(self) -> str:
         """The record as JSON text with sorted keys and a closing newline."""
@@ -206,11 +229,11 @@ class Record:
             raise RecordError(f"{source}: not valid JSON ({error}); delete it and run the stage again") from None
         if not isinstance(values, dict):
             raise RecordError(f"{source}: expected a JSON object")
-        names = [f.name for f in fields(cls)]
+        names = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(cls)}
         for key in values:
             if key not in names:
                 raise RecordError(f"{source}: unknown field {key!r}: {nearest(key, names)}")
-        missing = [name for name in names if name not in values]
+        missing = [name for name, needed in names.items() if needed and name not in values]
         if missing:
             raise RecordError(f"{source}: missing field(s) {', '.join(missing)}")
         try:
@@ -234,8 +257,10 @@ class Record:
         return bool(self.git.get("revision")) and self.git.get("dirty") is False
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+@functools.cache
+def _kinds() -> dict[str, TypeAdapter[Any]]:
+    """What checks each field of a record."""
+    return {name: TypeAdapter(kind) for name, kind in get_type_hints(Record, include_extras=True).items()}
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -320,7 +345,7 @@ def write_atomically(path: Path, record: Record) -> None:
     Raises:
         AtomicWriteError: when the disk is full or the folder not writable; an older record stays intact.
     """
-    write_text_atomically(Path(path), record.to_json())
+    files.write_atomically(Path(path), record.to_json())
 
 
 def read(path: Path) -> Record:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import ReportingError
-from common.files import write_text_atomically
+from common.files import write_atomically
 from common.reporting import figures
 from common.reporting.aggregate import Cell, TableResult, collect
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, VERDICTS, ClaimResult, judge
-from common.reporting.papers import PAPERS, SCALES, Paper, paper_named, project_root
+from common.reporting.papers import SCALES, Paper, existing_papers, paper_named, project_root
 from common.reporting.records import Record, find, find_promoted, warn
 from common.reporting.tables import Metric, Row, Tables, load
 
@@ -314,12 +314,7 @@ class OverviewRow:
 
 def overview(runs: Path | None = None) -> list[OverviewRow]:
     """The papers, one line each."""
-    return [
-        overview_row(paper, load(paper.name), records_of(paper.name, runs))
-        if paper.exists
-        else OverviewRow(paper, "not built yet")
-        for paper in PAPERS
-    ]
+    return [overview_row(paper, load(paper.name), records_of(paper.name, runs)) for paper in existing_papers()]
 
 
 def overview_row(paper: Paper, source: Tables, records: Sequence[Record]) -> OverviewRow:
@@ -361,7 +356,7 @@ def overview_markdown() -> str:
         "|---|---|---|---:|---:|---|",
     ]
     for row in overview():
-        name = f"[{row.paper.title}](papers/{row.paper.name}/README.md)" if row.paper.exists else row.paper.title
+        name = f"[{row.paper.title}](papers/{row.paper.name}/README.md)"
         cells = [name, row.status, row.headline, row.published, row.measured, row.claims]
         lines.append("| " + " | ".join(_escape(cell) for cell in cells) + " |")
     lines += [
@@ -419,7 +414,7 @@ def update_between_markers(path: Path, name: str, text: str) -> bool:
     old, new = _updated(path, name, text)
     if new == old:
         return False
-    write_text_atomically(path, new)
+    write_atomically(path, new)
     return True
 
 
@@ -438,7 +433,7 @@ def render_paper(paper: str) -> bool:
     """
     changed = update_between_markers(paper_named(paper).readme, "tables", paper_markdown(paper))
     for path, text in _changed_figures(paper).items():
-        write_text_atomically(path, text)
+        write_atomically(path, text)
         changed = True
     return changed
 
@@ -455,7 +450,7 @@ def render_overview() -> bool:
 
 def check() -> list[Path]:
     """The README files and figures that rendering would change (or that lack the markers)."""
-    pages = [(p.readme, "tables", paper_markdown(p.name)) for p in PAPERS if p.exists]
+    pages = [(p.readme, "tables", paper_markdown(p.name)) for p in existing_papers()]
     pages.append((project_root() / "README.md", "overview", overview_markdown()))
     stale = []
     for path, name, text in pages:
@@ -466,7 +461,7 @@ def check() -> list[Path]:
             continue
         if old != new:
             stale.append(path)
-    return [*stale, *(path for p in PAPERS if p.exists for path in _changed_figures(p.name))]
+    return [*stale, *(path for p in existing_papers() for path in _changed_figures(p.name))]
 
 
 # ---- terminal

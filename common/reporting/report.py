@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.files import write_text_atomically
+from common.files import write_atomically
 from common.reporting import charts, figures, render
 from common.reporting.aggregate import Cell, TableResult
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, ClaimResult
@@ -73,7 +73,7 @@ def build(
         fresh=sum(s["fresh"] for s in sections),
         newest=newest[:10],
     )
-    write_text_atomically(Path(output), text)
+    write_atomically(Path(output), text)
     return Path(output)
 
 

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from common.errors import ReportingError, nearest
+from common.files import read_yaml, stamp_of
 from common.reporting.papers import SCALES, check_scale, paper_named
-from common.reporting.predicates import Predicate, PredicateError, parse
+from common.reporting.predicates import Predicate, parse
 from common.reporting.records import JOBS
+from common.reporting.schema import Line, Part, Text, among, known, one_of, told
 
 ROW = "$row"
 UNTRAINED = "untrained"
@@ -23,8 +41,23 @@ class TablesError(ReportingError):
     """A tables file is wrong; the message names the file and the field."""
 
 
-@dataclass(frozen=True)
-class Stage:
+# While a file is validated, the context holds the names that its parts may use: of stages, metrics and rows.
+_Scale = Annotated[StrictStr, one_of(SCALES, "scale")]
+_Scales = Annotated[tuple[_Scale, ...], AfterValidator(lambda given: tuple(one for one in SCALES if one in given))]
+_StageName = Annotated[StrictStr, known("stage")]
+_MetricName = Annotated[StrictStr, known("metric")]
+#: A name, or a list of them.
+_StageNames = Annotated[
+    tuple[_StageName, ...], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)
+]
+
+
+def _names(info: ValidationInfo) -> dict[str, Any]:
+    """The context; what is put into it is of no use where there is none, as for a part that a test makes."""
+    return {} if info.context is None else info.context
+
+
+class Stage(Part):
     """A node of the graph of stages.
 
     Args:
@@ -37,15 +70,20 @@ class Stage:
     """
 
     name: str
-    recipe: str
-    job: str
-    parents: dict[str, str]
-    overrides: dict[str, Any]
-    scales: tuple[str, ...]
+    recipe: Text
+    job: Annotated[StrictStr, one_of(JOBS)]
+    parents: dict[str, _StageName] = Field(default_factory=dict, alias="from")
+    overrides: dict[str, Any] = Field(default_factory=dict, alias="set")
+    scales: _Scales = SCALES
+
+    @model_validator(mode="after")
+    def _can_be_named(self) -> Self:
+        if "@" in self.name or "/" in self.name or self.name in (ROW, UNTRAINED):
+            raise ValueError(f"{self.name!r} cannot name a stage")
+        return self
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(Part):
     """A column of a table.
 
     Args:
@@ -61,26 +99,38 @@ class Metric:
     """
 
     id: str
-    label: str
-    stages: dict[str, tuple[str, ...]]
-    key: str
-    better: str
-    decimals: int
-    unit: str
-    published: bool
-    hidden: bool
+    label: Text
+    stages: dict[_Scale, _StageNames]
+    key: Text
+    better: Annotated[StrictStr, one_of(("up", "down"))] = "up"
+    decimals: Annotated[StrictInt, Field(ge=0, le=9)] = 1
+    unit: Line = ""
+    published: StrictBool = True
+    hidden: StrictBool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _same_stages_at_every_scale(cls, given: Any) -> Any:
+        """`stage`, or `stages` as a list or by scale."""
+        if not isinstance(given, Mapping):
+            return given
+        if not given["id"].isidentifier():
+            raise ValueError("a metric id must be a plain name, so that claims can use it")
+        if ("stage" in given) == ("stages" in given):
+            raise ValueError("expected either 'stage' or 'stages'")
+        stages = given.get("stage", given.get("stages"))
+        by_scale = stages if isinstance(stages, Mapping) else dict.fromkeys(SCALES, stages)
+        return {**{key: value for key, value in given.items() if key != "stage"}, "stages": by_scale}
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(Part):
     """A published value and the footnote mark it carries, if any."""
 
-    value: float
-    mark: str = ""
+    value: StrictFloat
+    mark: Line = ""
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(Part):
     """A row of a table.
 
     Args:
@@ -96,15 +146,53 @@ class Row:
             measured in several rows, each after another further training.
     """
 
-    label: str
-    model: str | None
-    published: dict[str, Published]
-    source: str
-    ours: bool
-    untrained: bool
-    scales: tuple[str, ...]
-    metrics: tuple[str, ...] | None
-    stages: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    label: Text
+    model: _StageName | None = None
+    published: dict[_MetricName, Published] = Field(default_factory=dict)
+    source: Line = ""
+    ours: StrictBool = False
+    untrained: StrictBool = False
+    scales: _Scales = SCALES
+    metrics: tuple[_MetricName, ...] | None = None
+    stages: dict[_MetricName, _StageNames] = Field(default_factory=dict)
+
+    @field_validator("label")
+    @classmethod
+    def _can_be_quoted(cls, label: str) -> str:
+        if "`" in label or "|" in label:
+            raise ValueError("a label holds neither '`' nor '|'")
+        return label
+
+    @field_validator("model")
+    @classmethod
+    def _stands_alone(cls, model: str | None, info: ValidationInfo) -> str | None:
+        stages = _names(info).get("stages", {})
+        if model == ROW or (model is not None and model in stages and _uses_row(model, stages)):
+            raise ValueError(f"stage {model!r} starts from {ROW}, so it cannot be a row's model")
+        return model
+
+    @field_validator("published", mode="before")
+    @classmethod
+    def _known_values(cls, given: Any) -> Any:
+        """A value may stand for itself; null is an unknown one."""
+        if not isinstance(given, Mapping):
+            return given
+        values = {name: value for name, value in given.items() if value is not None}
+        return {
+            name: value if isinstance(value, Mapping | Published) else {"value": value}
+            for name, value in values.items()
+        }
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _same_stages_for_every_metric(cls, given: Any, info: ValidationInfo) -> Any:
+        return given if isinstance(given, Mapping) else dict.fromkeys(_names(info).get("metric", ()), given)
+
+    @model_validator(mode="after")
+    def _is_trained_or_not(self) -> Self:
+        if self.untrained and self.model is not None:
+            raise ValueError("an untrained row has no model")
+        return self
 
     def stages_of(self, metric: Metric, scale: str) -> tuple[str, ...]:
         """Names of the stages whose mean fills a cell; ``$row`` is the row's own model."""
@@ -115,8 +203,16 @@ class Row:
         return (self.model is not None or self.untrained) and (self.metrics is None or metric in self.metrics)
 
 
-@dataclass(frozen=True)
-class Claim:
+def _parsed(given: Any, info: ValidationInfo) -> Any:
+    if not isinstance(given, str) or not given.strip():
+        return given
+    return parse(" ".join(given.split()), _names(info)["row"], _names(info)["metric"])
+
+
+_Predicate = Annotated[Predicate, BeforeValidator(_parsed)]
+
+
+class Claim(Part):
     """An ordering that the paper asserts.
 
     Args:
@@ -128,16 +224,15 @@ class Claim:
         scales: where it is judged.
     """
 
-    id: str
-    text: str
-    holds: Predicate
-    when: Predicate | None
-    gate: str
-    scales: tuple[str, ...]
+    id: Text
+    text: Text
+    holds: _Predicate
+    when: _Predicate | None = None
+    gate: Annotated[StrictStr, one_of(GATES)] = "report"
+    scales: _Scales = SCALES
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(Part):
     """Metrics of a table that are one quantity at several places, drawn as a line for every row.
 
     Args:
@@ -145,29 +240,70 @@ class Curve:
         points: place on the x axis, ascending from above 0, to metric id.
     """
 
-    x: str
-    y: str
-    points: dict[float, str]
+    x: Text
+    y: Text
+    points: dict[float, _MetricName]
+
+    @field_validator("points", mode="before")
+    @classmethod
+    def _ascending(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or len(given) < 2:
+            raise ValueError(f"expected at least two places with a metric each, got {given!r}")
+        for place in given:
+            if not isinstance(place, int | float) or isinstance(place, bool) or place <= 0:
+                raise ValueError(f"expected a number above 0 as a place, got {place!r}")
+        return {place: given[place] for place in sorted(given)}
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(Part):
     """A published table: rows, metrics, claims over its cells.
 
     The report page draws its measured cells if asked to (`chart`), and README and page a `curve`.
     """
 
-    id: str
-    title: str
-    source: str
-    scales: tuple[str, ...]
-    metrics: tuple[Metric, ...]
-    rows: tuple[Row, ...]
-    claims: tuple[Claim, ...]
-    notes: tuple[str, ...]
-    ours: bool
-    chart: bool = False
+    id: Text
+    title: Text
+    source: Text
+    scales: _Scales = SCALES
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+    claims: tuple[Claim, ...] = ()
+    notes: tuple[Annotated[str, BeforeValidator(lambda note: " ".join(str(note).split()))], ...] = ()
+    ours: StrictBool = False
+    chart: StrictBool = False
     curve: Curve | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_for_its_parts(cls, given: Any, info: ValidationInfo) -> Any:
+        """Rows and claims are there wherever the table is; they speak of its metrics, and claims of its rows."""
+        if not isinstance(given, Mapping) or info.context is None:
+            return given
+        changed = dict(given)
+        metrics = given.get("metrics")
+        if isinstance(metrics, Mapping):
+            changed["metrics"] = _named(metrics, "id")
+            _names(info)["metric"] = list(metrics)
+        rows = [row for row in given.get("rows") or [] if isinstance(row, Mapping)]
+        _names(info)["row"] = [" ".join(str(row.get("label")).split()) for row in rows]
+        for part in ("rows", "claims") if "scales" in given else ():
+            if isinstance(given.get(part), list):
+                changed[part] = [
+                    {"scales": given["scales"], **one} if isinstance(one, Mapping) else one for one in given[part]
+                ]
+        return changed
+
+    @field_validator("rows")
+    @classmethod
+    def _labels_stand_once(cls, rows: tuple[Row, ...]) -> tuple[Row, ...]:
+        _once((row.label for row in rows), "label")
+        return rows
+
+    @field_validator("claims")
+    @classmethod
+    def _ids_stand_once(cls, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        _once((claim.id for claim in claims), "claim id")
+        return claims
 
     def metric(self, name: str) -> Metric:
         """The metric of that id."""
@@ -182,30 +318,59 @@ class Table:
         return tuple(row for row in self.rows if scale in row.scales)
 
 
-@dataclass(frozen=True)
-class Headline:
+class Headline(Part):
     """The one number of a paper that the overview shows.
 
     Args:
         table, row, metric: where it stands.
-        mini: the number to show while this one is measured at no scale: of a table that the miniature alone has.
+        mini: the number that a report shows while this one is measured at no scale: of a table of the miniature alone.
     """
 
-    table: str
-    row: str
-    metric: str
+    table: StrictStr
+    row: StrictStr
+    metric: StrictStr
     mini: Headline | None = None
 
 
-@dataclass(frozen=True)
-class Tables:
-    """Everything that a paper's tables file says."""
+class Tables(Part):
+    """Everything that a paper's tables file says; of the block `paper:` its package name."""
 
     paper: str
     path: Path
-    stages: dict[str, Stage]
-    tables: tuple[Table, ...]
-    headline: Headline | None
+    stages: dict[str, Stage] = Field(default_factory=dict)
+    tables: tuple[Table, ...] = ()
+    headline: Headline | None = None
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _names_for_stages(cls, given: Any, info: ValidationInfo) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        _names(info)["stage"] = [*given, ROW]
+        return dict(zip(given, _named(given, "name")))
+
+    @field_validator("stages")
+    @classmethod
+    def _have_an_order(cls, stages: dict[str, Stage], info: ValidationInfo) -> dict[str, Stage]:
+        graph = {name: [parent for parent in stage.parents.values() if parent != ROW] for name, stage in stages.items()}
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            raise ValueError(f"a stage cannot start from itself: {' -> '.join(reversed(error.args[1]))}") from None
+        _names(info)["stages"] = stages
+        return stages
+
+    @model_validator(mode="after")
+    def _has_its_headline(self) -> Self:
+        _once((table.id for table in self.tables), "tables: table id")
+        headline, where = self.headline, "headline"
+        while headline is not None:
+            among(headline.table, [table.id for table in self.tables], f"{where}.table")
+            table = self.table(headline.table)
+            among(headline.row, [row.label for row in table.rows], f"{where}.row")
+            among(headline.metric, [metric.id for metric in table.metrics], f"{where}.metric")
+            headline, where = headline.mini, f"{where}.mini"
+        return self
 
     def table(self, name: str) -> Table:
         """The table of that id.
@@ -257,65 +422,6 @@ class StageInstance:
         return self.id.split("@", 1)[0]
 
 
-class _Node:
-    """A mapping of the file with its place in it, that knows which keys were asked for."""
-
-    def __init__(self, value: Any, path: Path, where: str, keys: Iterable[str]) -> None:
-        self.path, self.where = path, where
-        if not isinstance(value, Mapping):
-            raise self.error(f"expected a mapping, got {value!r}")
-        self.values = value
-        valid = list(keys)
-        for key in value:
-            if key not in valid:
-                raise self.error(f"unknown key {key!r}: {nearest(str(key), valid)}")
-
-    def error(self, message: str, key: str = "") -> TablesError:
-        where = ".".join(part for part in (self.where, key) if part)
-        return TablesError(f"{self.path}: {where}: {message}" if where else f"{self.path}: {message}")
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self.values.get(key, default)
-        if not isinstance(value, str) or (default is None and not value.strip()):
-            raise self.error(f"expected text, got {value!r}" if key in self.values else "missing", key)
-        return " ".join(value.split())
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.values.get(key, default)
-        if not isinstance(value, bool):
-            raise self.error(f"expected true or false, got {value!r}", key)
-        return value
-
-    def choice(self, key: str, default: str, valid: Collection[str]) -> str:
-        value = self.values.get(key, default)
-        if value not in valid:
-            raise self.error(f"unknown value {value!r}: {nearest(str(value), valid)}", key)
-        return str(value)
-
-    def mapping(self, key: str) -> dict[str, Any]:
-        value = self.values.get(key) or {}
-        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-            raise self.error(f"expected a mapping with text keys, got {value!r}", key)
-        return dict(value)
-
-    def sequence(self, key: str) -> list[Any]:
-        value = self.values.get(key)
-        if value is None:
-            return []
-        if not isinstance(value, list):
-            raise self.error(f"expected a list, got {value!r}", key)
-        return value
-
-    def scales(self, default: tuple[str, ...] = SCALES) -> tuple[str, ...]:
-        if "scales" not in self.values:
-            return default
-        given = self.sequence("scales")
-        for scale in given:
-            if scale not in SCALES:
-                raise self.error(f"unknown scale {scale!r}: {nearest(str(scale), SCALES)}", "scales")
-        return tuple(scale for scale in SCALES if scale in given)
-
-
 def load(paper: str, path: Path | None = None) -> Tables:
     """Read and validate a paper's tables file.
 
@@ -328,249 +434,35 @@ def load(paper: str, path: Path | None = None) -> Tables:
     """
     entry = paper_named(paper)
     file = Path(path) if path is not None else entry.tables_file
-    if not file.is_file():
-        raise TablesError(f"{file}: not found; {entry.name} has no tables yet")
-    top = _Node(_read_yaml(file), file, "", ("paper", "headline", "stages", "tables"))
-    if top.text("paper") != entry.name:
-        raise top.error(f"expected {entry.name!r}, got {top.values['paper']!r}", "paper")
-    stages = {name: _stage(value, file, name) for name, value in top.mapping("stages").items()}
-    _check_graph(stages, file)
-    tables = tuple(_table(value, file, i, stages) for i, value in enumerate(top.sequence("tables")))
-    _unique((table.id for table in tables), file, "tables", "table id")
-    result = Tables(entry.name, file, stages, tables, None)
-    if "headline" not in top.values:
-        return result
-    return Tables(entry.name, file, stages, tables, _headline(top.values["headline"], result))
+    return _loaded(entry.name, file, tuple(stamp_of(file)))
 
 
-def _read_yaml(path: Path) -> Any:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Refuses repeated keys, of which plain YAML silently keeps the last."""
-
-    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-        keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = {key for key in keys if keys.count(key) > 1}
-        if repeated:
-            line = node.start_mark.line + 1
-            raise TablesError(f"{path}: line {line}: key {sorted(map(str, repeated))[0]!r} stands twice")
-        return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+@functools.lru_cache(maxsize=64)
+def _loaded(paper: str, file: Path, stamp: tuple[int, ...]) -> Tables:
+    given = read_yaml(file, TablesError)
+    if not isinstance(given, Mapping):
+        raise TablesError(f"{file}: expected a mapping, got {given!r}")
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except yaml.YAMLError as error:
-        raise TablesError(f"{path}: not valid YAML: {error}") from None
+        return Tables.model_validate({**given, "paper": paper, "path": file}, context={})
+    except ValidationError as error:
+        raise TablesError(f"{file}: {told(error, given)}") from None
 
 
-def _stage(value: Any, path: Path, name: str) -> Stage:
-    node = _Node(value, path, f"stages.{name}", ("recipe", "job", "from", "set", "scales"))
-    if "@" in name or "/" in name or name in (ROW, UNTRAINED):
-        raise node.error(f"{name!r} cannot name a stage")
-    if "job" not in node.values:
-        raise node.error("missing", "job")
-    parents = node.mapping("from")
-    for key, parent in parents.items():
-        if not isinstance(parent, str):
-            raise node.error(f"expected the name of a stage or {ROW}, got {parent!r}", f"from.{key}")
-    return Stage(name, node.text("recipe"), node.choice("job", "", JOBS), parents, node.mapping("set"), node.scales())
+def _named(parts: Mapping[Any, Any], field: str) -> list[Any]:
+    """The values of a mapping with their names in them."""
+    return [{**part, field: str(name)} if isinstance(part, Mapping) else part for name, part in parts.items()]
 
 
-def _check_graph(stages: Mapping[str, Stage], path: Path) -> None:
-    for stage in stages.values():
-        for key, parent in stage.parents.items():
-            if parent != ROW and parent not in stages:
-                raise TablesError(
-                    f"{path}: stages.{stage.name}.from.{key}: unknown stage {parent!r}: {nearest(parent, stages)}"
-                )
-    done: set[str] = set()
-    trail: list[str] = []
-
-    def visit(name: str) -> None:
-        if name in trail:
-            circle = " -> ".join([*trail[trail.index(name) :], name])
-            raise TablesError(f"{path}: stages: a stage cannot start from itself: {circle}")
-        if name in done:
-            return
-        trail.append(name)
-        for parent in stages[name].parents.values():
-            if parent != ROW:
-                visit(parent)
-        trail.pop()
-        done.add(name)
-
-    for name in stages:
-        visit(name)
+def _once(values: Iterable[str], what: str) -> None:
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{what} {value!r} stands twice")
+        seen.add(value)
 
 
 def _uses_row(name: str, stages: Mapping[str, Stage]) -> bool:
     return any(parent == ROW or _uses_row(parent, stages) for parent in stages[name].parents.values())
-
-
-def _table(value: Any, path: Path, position: int, stages: Mapping[str, Stage]) -> Table:
-    name = value.get("id") if isinstance(value, Mapping) else None
-    where = f"tables[{position}]" + (f" ({name})" if isinstance(name, str) else "")
-    keys = ("id", "title", "source", "scales", "metrics", "rows", "claims", "notes", "ours", "chart", "curve")
-    node = _Node(value, path, where, keys)
-    scales = node.scales()
-    metrics = tuple(_metric(v, path, f"{where}.metrics", k, stages) for k, v in node.mapping("metrics").items())
-    if not metrics:
-        raise node.error("expected at least one metric", "metrics")
-    names = [metric.id for metric in metrics]
-    rows = tuple(
-        _row(v, path, f"{where}.rows[{i}]", names, stages, scales) for i, v in enumerate(node.sequence("rows"))
-    )
-    if not rows:
-        raise node.error("expected at least one row", "rows")
-    _unique((row.label for row in rows), path, f"{where}.rows", "label")
-    labels = [row.label for row in rows]
-    claims = tuple(
-        _claim(v, path, f"{where}.claims[{i}]", labels, names, scales) for i, v in enumerate(node.sequence("claims"))
-    )
-    _unique((claim.id for claim in claims), path, f"{where}.claims", "claim id")
-    notes = tuple(" ".join(str(note).split()) for note in node.sequence("notes"))
-    return Table(
-        node.text("id"), node.text("title"), node.text("source"), scales, metrics, rows, claims, notes,
-        node.flag("ours", False), node.flag("chart", False),
-        _curve(node.values["curve"], path, f"{where}.curve", names) if "curve" in node.values else None,
-    )  # fmt: skip
-
-
-def _curve(value: Any, path: Path, where: str, metrics: list[str]) -> Curve:
-    node = _Node(value, path, where, ("x", "y", "points"))
-    points = node.values.get("points")
-    if not isinstance(points, Mapping) or len(points) < 2:
-        raise node.error(f"expected at least two places with a metric each, got {points!r}", "points")
-    for place, metric in points.items():
-        if not isinstance(place, int | float) or isinstance(place, bool) or place <= 0:
-            raise node.error(f"expected a number above 0 as a place, got {place!r}", "points")
-        if metric not in metrics:
-            raise node.error(f"unknown metric {metric!r}: {nearest(str(metric), metrics)}", "points")
-    return Curve(node.text("x"), node.text("y"), {float(place): points[place] for place in sorted(points)})
-
-
-def _metric(value: Any, path: Path, where: str, name: str, stages: Mapping[str, Stage]) -> Metric:
-    keys = ("label", "stage", "stages", "key", "better", "decimals", "unit", "published", "hidden")
-    node = _Node(value, path, f"{where}.{name}", keys)
-    if not name.isidentifier():
-        raise node.error("a metric id must be a plain name, so that claims can use it")
-    if ("stage" in node.values) == ("stages" in node.values):
-        raise node.error("expected either 'stage' or 'stages'")
-    given = [node.text("stage")] if "stage" in node.values else node.values["stages"]
-    per_scale = given if isinstance(given, Mapping) else dict.fromkeys(SCALES, given)
-    chosen: dict[str, tuple[str, ...]] = {}
-    for scale, names in per_scale.items():
-        if scale not in SCALES:
-            raise node.error(f"unknown scale {scale!r}: {nearest(str(scale), SCALES)}", "stages")
-        listed = [names] if isinstance(names, str) else names
-        if not isinstance(listed, list) or not all(isinstance(stage, str) for stage in listed):
-            raise node.error(f"expected a list of stages, got {names!r}", "stages")
-        for stage in listed:
-            if stage != ROW and stage not in stages:
-                raise node.error(f"unknown stage {stage!r}: {nearest(stage, stages)}", "stages")
-        chosen[scale] = tuple(listed)
-    decimals = node.values.get("decimals", 1)
-    if not isinstance(decimals, int) or isinstance(decimals, bool) or not 0 <= decimals <= 9:
-        raise node.error(f"expected a whole number from 0 to 9, got {decimals!r}", "decimals")
-    return Metric(
-        name, node.text("label"), chosen, node.text("key"), node.choice("better", "up", ("up", "down")), decimals,
-        node.text("unit", ""), node.flag("published", True), node.flag("hidden", False),
-    )  # fmt: skip
-
-
-def _row(
-    value: Any, path: Path, where: str, metrics: list[str], stages: Mapping[str, Stage], scales: tuple[str, ...]
-) -> Row:
-    keys = ("label", "model", "published", "source", "ours", "untrained", "scales", "metrics", "stages")
-    node = _Node(value, path, where, keys)
-    label = node.text("label")
-    if "`" in label or "|" in label:
-        raise node.error("a label holds neither '`' nor '|'", "label")
-    model = node.text("model") if node.values.get("model") is not None else None
-    if model is not None and model not in stages:
-        raise node.error(f"unknown stage {model!r}: {nearest(model, stages)}", "model")
-    if model is not None and _uses_row(model, stages):
-        raise node.error(f"stage {model!r} starts from {ROW}, so it cannot be a row's model", "model")
-    untrained = node.flag("untrained", False)
-    if untrained and model is not None:
-        raise node.error("an untrained row has no model", "untrained")
-    published = {}
-    for metric, given in node.mapping("published").items():
-        if metric not in metrics:
-            raise node.error(f"unknown metric {metric!r}: {nearest(metric, metrics)}", "published")
-        if given is not None:
-            published[metric] = _published(given, path, f"{where}.published.{metric}")
-    only = node.sequence("metrics") if "metrics" in node.values else None
-    for metric in only or []:
-        if metric not in metrics:
-            raise node.error(f"unknown metric {metric!r}: {nearest(str(metric), metrics)}", "metrics")
-    return Row(
-        label, model, published, node.text("source", ""), node.flag("ours", False), untrained, node.scales(scales),
-        tuple(only) if only is not None else None, _stages_of_row(node, metrics, stages),
-    )  # fmt: skip
-
-
-def _stages_of_row(node: _Node, metrics: list[str], stages: Mapping[str, Stage]) -> dict[str, tuple[str, ...]]:
-    """One stage for all metrics, or a mapping from metrics to a stage or a list of stages."""
-    given = node.values.get("stages")
-    if given is None:
-        return {}
-    per_metric = given if isinstance(given, Mapping) else dict.fromkeys(metrics, given)
-    chosen: dict[str, tuple[str, ...]] = {}
-    for metric, names in per_metric.items():
-        if metric not in metrics:
-            raise node.error(f"unknown metric {metric!r}: {nearest(str(metric), metrics)}", "stages")
-        listed = [names] if isinstance(names, str) else names
-        if not isinstance(listed, list) or not all(isinstance(stage, str) for stage in listed):
-            raise node.error(f"expected a stage or a list of stages, got {names!r}", f"stages.{metric}")
-        for stage in listed:
-            if stage != ROW and stage not in stages:
-                raise node.error(f"unknown stage {stage!r}: {nearest(stage, stages)}", f"stages.{metric}")
-        chosen[metric] = tuple(listed)
-    return chosen
-
-
-def _published(given: Any, path: Path, where: str) -> Published:
-    values = given if isinstance(given, Mapping) else {"value": given}
-    node = _Node(values, path, where, ("value", "mark"))
-    number = values.get("value")
-    if not isinstance(number, int | float) or isinstance(number, bool):
-        raise node.error(f"expected a number, got {number!r}; leave an unknown value out or null")
-    return Published(float(number), node.text("mark", ""))
-
-
-def _claim(value: Any, path: Path, where: str, rows: list[str], metrics: list[str], scales: tuple[str, ...]) -> Claim:
-    node = _Node(value, path, where, ("id", "text", "holds", "when", "gate", "scales"))
-    predicates: dict[str, Predicate | None] = {"when": None}
-    for key in ("holds", "when"):
-        if key in node.values or key == "holds":
-            try:
-                predicates[key] = parse(node.text(key), rows, metrics)
-            except PredicateError as error:
-                raise node.error(str(error), key) from None
-    holds = predicates["holds"]
-    assert holds is not None
-    gate = node.choice("gate", "report", GATES)
-    return Claim(node.text("id"), node.text("text"), holds, predicates["when"], gate, node.scales(scales))
-
-
-def _headline(value: Any, tables: Tables, where: str = "headline") -> Headline:
-    node = _Node(value, tables.path, where, ("table", "row", "metric", "mini"))
-    names = [table.id for table in tables.tables]
-    table = tables.table(node.choice("table", "", names))
-    row = node.choice("row", "", [row.label for row in table.rows])
-    metric = node.choice("metric", "", [metric.id for metric in table.metrics])
-    mini = _headline(node.values["mini"], tables, f"{where}.mini") if "mini" in node.values else None
-    return Headline(table.id, row, metric, mini)
-
-
-def _unique(values: Iterable[str], path: Path, where: str, what: str) -> None:
-    seen: set[str] = set()
-    for value in values:
-        if value in seen:
-            raise TablesError(f"{path}: {where}: {what} {value!r} stands twice")
-        seen.add(value)
 
 
 def expand(
@@ -682,23 +574,17 @@ def _selected(
 
 def _ordered(needed: Mapping[str, StageInstance]) -> list[StageInstance]:
     """Topological order; the cheapest ready stage first, then the one that was needed first."""
-    position = {name: i for i, name in enumerate(needed)}
-    waiting = {name: len(set(instance.parents.values())) for name, instance in needed.items()}
-    children: dict[str, list[str]] = {name: [] for name in needed}
-    for name, instance in needed.items():
-        for parent in set(instance.parents.values()):
-            children[parent].append(name)
-    ready = [(_COST[needed[name].job], position[name]) for name, count in waiting.items() if count == 0]
-    heapq.heapify(ready)
     names = list(needed)
+    sorter = TopologicalSorter({name: instance.parents.values() for name, instance in needed.items()})
+    sorter.prepare()
+    ready: list[tuple[int, int]] = []
     ordered: list[StageInstance] = []
-    while ready:
-        _, index = heapq.heappop(ready)
-        ordered.append(needed[names[index]])
-        for child in children[names[index]]:
-            waiting[child] -= 1
-            if waiting[child] == 0:
-                heapq.heappush(ready, (_COST[needed[child].job], position[child]))
+    while sorter.is_active():
+        for name in sorter.get_ready():
+            heapq.heappush(ready, (_COST[needed[name].job], names.index(name)))
+        name = names[heapq.heappop(ready)[1]]
+        ordered.append(needed[name])
+        sorter.done(name)
     return ordered
 
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import ReportingError
-from common.files import write_text_atomically
+from common.files import write_atomically
 from common.reporting import render
 from common.reporting.claims import ClaimResult
 from common.reporting.papers import Paper
@@ -242,7 +242,7 @@ def specification(report: Report) -> dict[str, Any]:
 
 def write(report: Report, path: Path) -> None:
     """Write the specification of a report as JSON, in one step."""
-    write_text_atomically(path, json.dumps(specification(report), indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(specification(report), indent=1, ensure_ascii=False) + "\n")
 
 
 def default_entity() -> str:

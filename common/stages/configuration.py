@@ -19,15 +19,14 @@ This module imports neither torch nor lightning.
 from __future__ import annotations
 
 import fnmatch
-import re
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from common.errors import nearest
+from common.files import parse_yaml, read_yaml, stamp_of
 from common.reporting.papers import SCALES, paper_named, project_root
 
 #: Keys of a YAML layer that steer the stack itself and are not handed to LightningCLI.
@@ -36,89 +35,30 @@ STACK_KEYS = ("extends", "deviations", "trains", "start_from", "ours")
 #: Keys of a YAML layer, and of the command line, that are fields of every model (see common/training/switches.py).
 SWITCHES = ("compiled", "channels_last", "gradient_checkpointing")
 
+#: Keys of an overlay file; see `_overlay_layers`.
+_OVERLAY_KEYS = ("all", "recipes", "sizes", "deviations")
 #: Overlay over the recipes of the scale `paper` that lets them run on tiny data; see common/stages/rehearse.py.
 REHEARSAL = "rehearsal"
 #: Files in configs/<paper>/ that are no recipes.
 _NO_RECIPES = frozenset({"base", REHEARSAL, *SCALES})
-
-#: Leaf names that a scale overlay may set without declaring a deviation (DESIGN section 4, rule 5): sizes, steps,
-#: batch, data, encoder width and depth, workers, learning rate.
-SCALE_FIELDS = frozenset(
-    """
-    max_epochs max_steps lengths limit_train_batches batch_size clips_per_video warmup_epochs milestones refresh_every
-    log_every_n_steps
-    held_out_batch_size test_batch_size file_batch_size
-    world num_workers cache_bytes num_classes training_windows test_windows test_clips clip_accuracy_clips wrap_seconds
-    crop resize fps duration sample_rate fft frames_per_second jitter_seconds
-    width depth stem_pool stem_stride small hidden_dim out_dim layers channels stem_channels
-    hidden_size intermediate_size feedforward_size attention_heads embedding_dim vocabulary_size max_tokens
-    intra_dim inter_dim tag_count fold_size min_count held_out_share sizes test_size max_size
-    anchor_sizes anchor_ratios proposals_per_map_training proposals_per_map_test proposals_training proposals_test
-    anchors_per_image crops_per_image crop_size detections_per_image precise_bn_batches
-    negatives within_negatives positives mined queue_size image_size captions_per_image test_samples reference_samples
-    key_width feed_forward_width mel_bins max_answer_tokens frames seconds window hop high clips
-    learning_rate learning_rates image_learning_rate text_learning_rate video_learning_rate audio_learning_rate
-    table_learning_rate generator_learning_rate discriminator_learning_rate warmup_steps z_dim cond_size
-    feature_dim region_classes positions languages max_regions bptt text_batch_size steps_per_epoch tokens_per_batch
-    accumulate_grad_batches test_images test_captions test_sets classes side
-    """.split()  # noqa: SIM905 - easier to read and to sort
-)
 
 
 class ConfigurationError(ValueError):
     """A configuration that cannot run; the message names the file, the field and what to do."""
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `2e-4` as a number, as YAML 1.2 does and PyYAML does not."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*(?:[eE][-+]?[0-9]+)|[0-9][0-9_]*\.[0-9_]*|\.[0-9_]+"
-        r"(?:[eE][-+]?[0-9]+)?|\.inf|\.nan)$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def _mapping(loader: Any, node: Any, deep: bool = False) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} stands here twice; the first would be lost", key_node.start_mark
-            )
-        seen.add(key)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep)
-
-
-_Loader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, lambda loader, node: _mapping(loader, node, deep=True)
-)
-
-
-def load_yaml_text(text: str) -> Any:
-    """Parse YAML text with numbers such as `2e-4` read as floats; a key that stands twice is an error."""
-    return yaml.load(text, Loader=_Loader)
-
-
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML layer.
+    """Read one YAML layer. A plan reads the same few files for every stage, so they are kept: do not change the result.
 
     Raises:
         ConfigurationError: the file is missing or cannot be read, is not YAML or does not hold a mapping.
     """
-    try:
-        loaded = load_yaml_text(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigurationError(f"configuration file {path} does not exist") from None
-    except OSError as error:
-        raise ConfigurationError(f"configuration file {path} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{path} is not valid YAML: {error}") from None
+    return _loaded(path, tuple(stamp_of(path)))
+
+
+@functools.lru_cache(maxsize=512)
+def _loaded(path: Path, stamp: tuple[int, ...]) -> dict[str, Any]:
+    loaded = read_yaml(path, ConfigurationError)
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -254,16 +194,17 @@ def _recipe_layers(paper: str, recipe: str) -> list[Layer]:
 def _overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], list[dict[str, str]]]:
     """The overlay of a scale or of the rehearsal for one recipe, and the deviations that apply to it.
 
-    An overlay file has three keys: `all` (every recipe), `recipes` (a mapping of shell patterns, alternatives
-    separated by `|`, to settings; later patterns win) and `deviations` (a list of `{field, reason, recipes}`).
+    An overlay file has four keys: `all` (every recipe), `recipes` (a mapping of shell patterns, alternatives separated
+    by `|`, to settings; later patterns win), `sizes` (names of the fields that it may set, being sizes, steps, data or
+    learning rates) and `deviations` (for all others, a list of `{field, reason, recipes}`).
     """
     if name == "paper":
         return [], []
     path = project_root() / "configs" / paper / f"{name}.yaml"
     overlay = load_yaml(path)
-    unknown = set(overlay) - {"all", "recipes", "deviations"}
-    if unknown:
-        raise ConfigurationError(f"{path}: unknown key {sorted(unknown)[0]!r}; an overlay has all, recipes, deviations")
+    for key in overlay:
+        if key not in _OVERLAY_KEYS:
+            raise ConfigurationError(f"{path}: unknown key {key!r}; {nearest(key, _OVERLAY_KEYS)}")
     layers = [Layer(f"configs/{paper}/{name}.yaml", overlay.get("all") or {})]
     for pattern, content in (overlay.get("recipes") or {}).items():
         if matches(recipe, pattern):
@@ -324,10 +265,9 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], li
             files.append(Path(value))
         else:
             try:
-                overrides.append((key, load_yaml_text(value)))
-            except yaml.YAMLError as error:
-                problem = getattr(error, "problem", None) or error
-                raise ConfigurationError(f"--{key} {value}: the value is not valid YAML: {problem}") from None
+                overrides.append((key, parse_yaml(value)))
+            except ValueError as error:
+                raise ConfigurationError(f"--{key} {value}: the value is {error}") from None
     return overrides, files
 
 
@@ -394,6 +334,7 @@ def resolve(
     ours = tuple(config.get("ours") or ())
     for key in STACK_KEYS:
         config.pop(key, None)
+    config = _copied(config)
     check_keys(config, layers)
     if rehearsal:
         published = resolve(
@@ -414,6 +355,13 @@ def resolve(
         start_from=start_from,
         ours=ours,
     )
+
+
+def _copied(tree: Any) -> Any:
+    """A configuration that shares nothing with the layers that it was merged from."""
+    if isinstance(tree, dict):
+        return {key: _copied(value) for key, value in tree.items()}
+    return [_copied(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def _changes(published: dict[str, Any], rehearsed: dict[str, Any]) -> list[dict[str, str]]:

@@ -20,16 +20,13 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.errors import StageError
-from common.files import write_text_atomically
+from common.files import write_atomically
 from common.reporting.papers import project_root
 from common.reporting.records import IGNORED_KEYS, SEED_KEYS, config_hash
 from common.stages.configuration import RunConfiguration
-
-if TYPE_CHECKING:
-    from common.stages.plan import Planned
 
 
 @dataclass(frozen=True)
@@ -230,7 +227,7 @@ def kept_estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     """
     import torch
 
-    from common.data.listing import cache_folder
+    from common.files import cache_folder
     from common.stages.synthetic import devices_of
 
     configured = config_hash(run.config, IGNORED_KEYS | SEED_KEYS)
@@ -243,7 +240,7 @@ def kept_estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
         found = estimate(run, size)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(path, json.dumps(asdict(found), indent=1, sort_keys=True) + "\n")
+        write_atomically(path, json.dumps(asdict(found), indent=1, sort_keys=True) + "\n")
     except OSError:
         pass  # a cache that cannot be written costs seconds, no more
     return found
@@ -330,25 +327,24 @@ def announce(run: RunConfiguration) -> list[str]:
 HEADS = ("batch/GPU", "GPUs", "parameters", "memory/GPU", "TFLOP/step", "steps")
 
 
-def estimate_lines(planned: Sequence[Planned], cards: Sequence[Card], utilisation: float) -> Iterator[str]:
+def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], utilisation: float) -> Iterator[str]:
     """A table of the stages of a plan, line by line as they are found; stages that are alike are estimated once.
 
     Args:
-        planned: the stages.
+        runs: name of a stage to its configuration.
         cards: whose hours are shown.
         utilisation: share of a card's rate that is taken to be reached.
     """
-    names = [f"{item.request.stage} seed {item.request.seed}" for item in planned]
-    width = max(map(len, names), default=0)
+    width = max(map(len, runs), default=0)
 
     def line(name: str, values: Iterable[str]) -> str:
         return "  ".join([name.ljust(width), *(value.rjust(12) for value in values)])
 
     yield line("stage", [*HEADS, *(f"h {card.name}" for card in cards)])
     totals = dict.fromkeys(cards, 0.0)
-    for name, item in zip(names, planned):
+    for name, run in runs.items():
         try:
-            found = kept_estimate(item.run)
+            found = kept_estimate(run)
         except StageError as error:
             yield f"{name.ljust(width)}  {error}"
             continue

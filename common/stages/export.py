@@ -24,10 +24,11 @@ from torch.nn import functional as F
 
 from common.encoders.checkpoint_files import differences
 from common.errors import StageError
-from common.reporting.papers import PAPERS
+from common.files import sweep, temporary_of
+from common.reporting.papers import existing_papers
 from common.stages.allowed import Builder
 from common.stages.finished import FinishedStage, open_finished
-from common.stages.parts import TRAINED, part, trained_part
+from common.stages.parts import TRAINED, part
 
 FORMAT = "representation-assemble/model/1"
 WEIGHTS, CONFIGURATION, CARD, RECORD = "model.safetensors", "config.json", "README.md", "record.json"
@@ -98,6 +99,8 @@ class TrainedModel(nn.Module):
         embeds: what can be embedded.
         retrieves: what can be compared: the query, and what is searched.
         compares_vectors: whether that is done by the vectors of `embed`.
+        options: what of the model the command line may set: `language`, `regions`. A class has the method `answer`,
+            `caption` or `generate` where the command of that name goes with it; one that generates has `notes`, too.
         limits: what the model is for and what it cannot do, for its card.
         usage: a line of Python that uses `model`, for its card.
     """
@@ -111,6 +114,7 @@ class TrainedModel(nn.Module):
     embeds: ClassVar[tuple[Modality, ...]] = ()
     retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = ()
     compares_vectors: ClassVar[bool] = True
+    options: ClassVar[tuple[Literal["language", "regions"], ...]] = ()
     limits: ClassVar[str]
     usage: ClassVar[str]
 
@@ -304,7 +308,7 @@ def trained_model(paper: str) -> type[TrainedModel]:
     Raises:
         StageError: the paper has none.
     """
-    model: type[TrainedModel] = part(paper, trained_part(paper), TRAINED[1]).MODEL
+    model: type[TrainedModel] = part(paper, *TRAINED).MODEL
     return model
 
 
@@ -376,8 +380,8 @@ def write_export(model: type[TrainedModel], checkpoint: str | Path, output: str 
     record = Record.from_json(trained.record, f"record of {checkpoint}")
     # Built once, so that no folder is written that cannot be read.
     model.of(trained)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    old = output.with_name(f".{output.name}.{os.getpid()}.old")
+    partial, old = temporary_of(output), temporary_of(output.with_name(f"{output.name}-old"))
+    sweep(output.parent)
     try:
         partial.mkdir(parents=True)
         tensors, shared = _stored_once(trained.weights)
@@ -407,7 +411,8 @@ def write_export(model: type[TrainedModel], checkpoint: str | Path, output: str 
             },
         }
         (partial / CONFIGURATION).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (partial / CARD).write_text(model_card(model, record, output.name, model.usage_of(trained)), encoding="utf-8")
+        card = model_card(record, output.name, model.__name__, model.usage_of(trained), model.limits)
+        (partial / CARD).write_text(card, encoding="utf-8")
         for path in partial.rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:
@@ -478,7 +483,7 @@ def read_export(folder: str | Path, paper: str) -> Trained:
     found, config_hash = field("paper", str), field("config_hash", str)
     model, inputs = field("model", dict[str, Any]), field("inputs", dict[str, Any])
     if found != paper:
-        short = {one.name: one.short for one in PAPERS}
+        short = {one.name: one.short for one in existing_papers()}
         raise StageError(f"{folder} is a model of {short.get(found, found)} and not of {short[paper]}")
     files = field("files", dict[str, _Content])
     for name in (WEIGHTS, RECORD):

@@ -28,7 +28,6 @@ from common.reporting.gpu import MeasuredStep
 from common.reporting.papers import paper_named, project_root
 from common.stages.configuration import RunConfiguration, resolve
 from common.stages.meters import operation_counter
-from common.stages.parts import part
 from common.stages.synthetic import StopAfter, synthetic_training
 from common.training.callbacks import StepSeed
 from common.training.examples import Draw
@@ -75,7 +74,7 @@ def measure(
     if device == "cuda" and not torch.cuda.is_available():
         raise StageError("--device cuda: torch finds no GPU on this machine; --device cpu --small runs the same code")
     # The layer for eight GPUs sets the share of a device; where the global batch is for fewer, it is taken whole.
-    recipe = recipe or part(name, "synthetic", "makes no made-up batches").RECIPE
+    recipe = recipe or paper_named(paper).recipe
     run = resolve(name, recipe, scale=scale, hardware="gpu8", arguments=arguments)
     whole = int(run.config["data"]["init_args"]["batch_size"])
     size = size or max(whole // DEVICES, 2)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.errors import StageError
 from common.reporting.papers import paper_named
 from common.reporting.records import Record
-
-if TYPE_CHECKING:
-    from common.stages.export import TrainedModel
 
 SCALES = {
     "paper": "It was trained at the paper's scale.",
@@ -23,14 +20,15 @@ SCALES = {
 }
 
 
-def model_card(model: type[TrainedModel], record: Record, folder: str, usage: str | None = None) -> str:
+def model_card(record: Record, folder: str, name: str, usage: str, limits: str) -> str:
     """Markdown of the card.
 
     Args:
-        model: class of the trained model.
-        record: of the stage that trained it.
+        record: of the stage that trained the model.
         folder: name of the export's folder, for the example.
-        usage: line of Python that uses `model`; that of the class without it.
+        name: of the model's class.
+        usage: line of Python that uses `model`.
+        limits: what it is for and what it cannot do.
 
     Raises:
         StageError: the docstring of the paper's package has no title, citation and method.
@@ -75,9 +73,9 @@ def model_card(model: type[TrainedModel], record: Record, folder: str, usage: st
         "## Use",
         "",
         "```python",
-        f"from papers.{paper.name} import {model.__name__}",
-        f'model = {model.__name__}.from_export("{folder}")',
-        usage or model.usage,
+        f"from papers.{paper.name} import {name}",
+        f'model = {name}.from_export("{folder}")',
+        usage,
         "```",
         "",
         "## What was measured",
@@ -100,7 +98,7 @@ def model_card(model: type[TrainedModel], record: Record, folder: str, usage: st
         "",
         "## Intended use and limits",
         "",
-        model.limits,
+        limits,
         "",
         "The code is under the Apache License 2.0. What the terms of the data above ask of those who share a model "
         "that was trained on them has to be met as well.",

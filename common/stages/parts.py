@@ -35,12 +35,7 @@ def optional_part(paper: str, name: str) -> Any:
 
 
 #: File of a paper's trained models, and what a paper lacks without it.
-TRAINED = ("use", "has no trained models to use")
-
-
-def trained_part(paper: str) -> str:
-    """The file of a paper's trained models: `use.py`, or `model.py` where the model itself is what people use."""
-    return "use" if has_part(paper, "use") else "model"
+TRAINED = ("model", "has no trained models to use")
 
 
 def check_part(paper: str, name: str, without: str) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from common.errors import Preempted, StageError, is_ours
 from common.reporting import records
 from common.reporting.papers import paper_named, project_root
-from common.reporting.tables import StageInstance, expand
+from common.reporting.tables import StageInstance, entries, expand, load
 from common.stages.configuration import RunConfiguration
 from common.stages.run import Parent, StageRequest, finished_record
 
@@ -336,9 +336,9 @@ def _name(item: Planned) -> str:
 
 
 def _headline(record: records.Record) -> str:
-    """The few metrics that say most about a stage."""
-    telling = ("test/best_top1", "test/video_top1", "test/retrieval_r1", "test/mining_precision_consensus")
-    names = [name for name in telling if name in record.metrics] or list(record.metrics)[:3]
+    """The metrics of a stage that tables show, or its first ones; few of them."""
+    filled = (metric.key for _, _, metric in entries(load(record.paper), record.stage, record.scale))
+    names = ([name for name in dict.fromkeys(filled) if name in record.metrics] or list(record.metrics))[:3]
     values = {name: record.metrics[name] for name in names}
     return ", ".join(f"{n.removeprefix('test/')} {v:.1f}" for n, v in values.items() if v is not None)
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import StageError
-from common.files import write_text_atomically
+from common.files import console, write_atomically
 from common.reporting import records
-from common.reporting.papers import PAPERS, existing_papers, paper_named, runs_root
+from common.reporting.papers import existing_papers, names_of_papers, paper_named, runs_root
 from common.reporting.tables import Tables, load
 from common.stages.parts import optional_part, part
 from common.stages.plan import Planned, Selection, duration, plan, reproduce
@@ -81,7 +81,7 @@ def write_fixtures(paper: str, folder: Path, say: Callable[[str], None] = print)
     module.write_datasets(root)
     if hasattr(module, "write_weights"):
         module.write_weights(root)
-    write_text_atomically(mark, version)
+    write_atomically(mark, version)
     return root
 
 
@@ -248,7 +248,7 @@ def table_of(title: str, rehearsed: Collection[Rehearsed]) -> Table:
 
 def add_parsers(commands: Any) -> None:
     """Add `rehearse` to the commands of `assemble`."""
-    names = ", ".join(paper.short for paper in PAPERS)
+    names = names_of_papers()
     command = commands.add_parser(
         "rehearse",
         help="run every stage of the published recipes on tiny data in the layouts of the real sets",
@@ -268,11 +268,7 @@ def add_parsers(commands: Any) -> None:
 
 def rehearse_command(arguments: Namespace) -> int:
     """Rehearse papers and print one table for each; exit with 1 when a stage did not pass."""
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
+    terminal = console()
     jobs = arguments.jobs or min(os.cpu_count() or 1, 4)
     folder = arguments.folder or runs_root() / "rehearsal"
     say = functools.partial(print, flush=True)
@@ -287,7 +283,7 @@ def rehearse_command(arguments: Namespace) -> int:
     found: dict[str, list[Rehearsed]] = {}
     for name in names:
         found[name] = rehearse(name, folder, stages=arguments.stages, jobs=jobs, keep=arguments.keep, say=say)
-        console.print(table_of(paper_named(name).title, found[name]))
+        terminal.print(table_of(paper_named(name).title, found[name]))
     failed = 0
     for name, entries in found.items():
         problems = sum(bool(entry.problem) for entry in entries)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from common.errors import Preempted, StageError
-from common.files import write_text_atomically
+from common.files import write_atomically
 from common.reporting import records
 from common.reporting.papers import project_root
 from common.stages.configuration import ConfigurationError, RunConfiguration, merge, place, resolve, substitute
@@ -143,7 +143,7 @@ def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: st
             directory.rename(previous)
             print(f"  {request.stage}: the configuration changed; the earlier run is kept in {previous}")
         directory.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(identity_path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
+        write_atomically(identity_path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
         # A folder named by the stage may be started anew after its record was made by other parents.
         (directory / "record.json").unlink(missing_ok=True)
     else:
@@ -335,7 +335,7 @@ def _run_claimed(
 
     wandb = None
     if main_process:
-        write_text_atomically(directory / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        write_atomically(directory / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
         wandb = wandb_logger(
             directory=directory,
             run_id=f"{request.paper}-{request.scale}-s{request.seed}-{request.stage.replace('@', '-')}-{lineage[:8]}",

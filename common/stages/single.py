@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from common.errors import StageError, nearest
-from common.reporting.papers import paper_named
+from common.reporting.papers import example_stage, paper_named
 from common.reporting.records import MACHINE_KEYS
 from common.reporting.tables import StageInstance, expand, load
 from common.stages.configuration import ConfigurationError, merge, place, recipes_of, resolve
@@ -36,7 +36,7 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
     """
     paper_name, _, wanted = name.partition("/")
     if not wanted:
-        raise ConfigurationError(f"{name!r} names no stage: write <paper>/<stage or recipe>, such as avid_cma/avid")
+        raise ConfigurationError(f"{name!r} names no stage: write <paper>/<stage or recipe>, such as {example_stage()}")
     paper = paper_named(paper_name).name
     tables = load(paper)
     instances = {instance.id: instance for instance in expand(tables, selection.scale)}
@@ -134,7 +134,8 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
         raise StageError(f"{request.stage} trains nothing: `assemble fit` measures it and writes its record")
     if not weights.is_file():
         raise StageError(f"{weights} does not exist: train the stage first (assemble fit) or give --checkpoint")
-    from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, write_whole
+    from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
+    from common.files import write_whole
 
     try:
         content = read_checkpoint(weights)

@@ -1,7 +1,8 @@
 """Training without data: a stage's own module and optimiser on made-up batches of the shapes that its data has.
 
-Each paper's `synthetic.py` makes the batches and says what stands in the places of files. Memory and time can then be
-estimated before a run, and a step be measured on a machine that holds neither data nor released weights.
+A data module's `example_batch` makes the batches; the head of `tables.yaml` says what stands in the places of files.
+Memory and time can then be estimated before a run, and a step be measured on a machine that holds neither data nor
+released weights.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import lightning.pytorch as pl
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from common.errors import StageError, nearest
+from common.errors import StageError
+from common.reporting.papers import paper_named
 from common.stages.cli import build
 from common.stages.configuration import RunConfiguration, leaves, merge, place
-from common.stages.parts import part
 from common.training.examples import Draw, Example
 
 #: What of a recipe's trainer a synthetic training keeps: precision and what decides when and how a step is made.
@@ -139,7 +140,7 @@ def synthetic_training(
         StageError: the paper cannot make batches for this kind of data.
     """
     size = size_per_device(run) if size is None else size
-    config = without_files(run, part(run.paper, "synthetic", "makes no made-up batches").WITHOUT_FILES)
+    config = without_files(run, paper_named(run.paper).without_files)
     config["trainer"] = {
         **{name: value for name, value in config["trainer"].items() if name in KEPT},
         "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0,
@@ -147,14 +148,12 @@ def synthetic_training(
     }  # fmt: skip
     quiet = {"logger": False, "enable_checkpointing": False, "default_root_dir": NOWHERE}
     cli = build(run, config, {**quiet, **trainer_arguments})
-    if hasattr(cli.datamodule, "example_batch"):
-        made = cli.datamodule.example_batch(cli.model, size, draw)
-        if hasattr(cli.model, "start_without_files"):
-            cli.model.start_without_files()
-    else:
-        own = part(run.paper, "synthetic", "makes no made-up batches")
-        made = own.synthetic(cli.model, cli.datamodule, size, draw)
-        own.prepare(cli.model)
+    if not hasattr(cli.datamodule, "example_batch"):
+        name = type(cli.datamodule).__name__
+        raise StageError(f"{run.paper} makes no made-up batches: {name} has no method example_batch")
+    made = cli.datamodule.example_batch(cli.model, size, draw)
+    if hasattr(cli.model, "start_without_files"):
+        cli.model.start_without_files()
     return SyntheticTraining(cli.trainer, cli.model, SyntheticData(cli.datamodule, made), size)
 
 
@@ -163,18 +162,14 @@ def without_files(run: RunConfiguration, instead: Mapping[str, Any]) -> dict[str
 
     Args:
         run: the stage's configuration.
-        instead: dotted fields, without `init_args`, and what they become where the configuration has them.
+        instead: dotted fields, without `init_args`, and what they become where the configuration has them; see
+            `Paper.without_files`.
     """
     config = run.with_placeholders(DATA=NOWHERE, RUN=NOWHERE)
     present = {path.replace(".init_args", "") for path, _ in leaves(config)}
     for name, value in instead.items():
         if any(path == name or path.startswith(f"{name}.") for path in present):
+            if isinstance(value, dict):
+                value = [f"{value['named']} {number}" for number in range(value["count"])]
             config = merge(config, place(config, name, value))
     return config
-
-
-def unknown_data(paper: str, data: Any, known: tuple[type, ...]) -> StageError:
-    """The error for a data module that a paper makes no batches for."""
-    names = [kind.__name__ for kind in known]
-    name = type(data).__name__
-    return StageError(f"papers/{paper}/synthetic.py makes no batches as those of {name}; {nearest(name, names)}")

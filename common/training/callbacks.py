@@ -19,8 +19,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
-from common.encoders.checkpoint_files import write_whole
 from common.errors import NonFiniteLossError, StageError
+from common.files import write_whole
 from common.types import NonNegativeInt, PositiveInt
 
 

@@ -17,13 +17,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from common.encoders.audio import ConvBlock
-from common.encoders.panns import PairedConvolutions
 from common.stages.configuration import SWITCHES, ConfigurationError
 from common.training.optimisers import lay_out_state
-
-#: Blocks that released weights number one by one, so that no list holds them.
-NAMED_BLOCKS = (ConvBlock, PairedConvolutions)
 
 
 class Switches(NamedTuple):
@@ -111,8 +106,9 @@ class ApplySwitches(Callback):
 def blocks_of(network: nn.Module) -> Iterator[nn.Module]:
     """The blocks that a network repeats: residual blocks, transformer layers.
 
-    They are the members of lists and sequences that have layers of their own. Of a block within a block the outer one
-    counts.
+    They are the members of lists and sequences that have layers of their own, and modules that say so by an attribute
+    `repeats`: where released weights number blocks one by one, no list holds them. Of a block within a block the outer
+    one counts.
     """
     for child in network.children():
         if isinstance(child, nn.ModuleList | nn.Sequential):
@@ -121,7 +117,7 @@ def blocks_of(network: nn.Module) -> Iterator[nn.Module]:
                     yield member
                 else:
                     yield from blocks_of(member)
-        elif isinstance(child, NAMED_BLOCKS):
+        elif getattr(child, "repeats", False):
             yield child
         else:
             yield from blocks_of(child)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.files import write_text_atomically
+from common.files import write_atomically
 from common.reporting.papers import existing_papers
 from common.reporting.records import config_hash, lineage_hash
 from common.stages.configuration import resolve
@@ -81,7 +81,7 @@ def main(folders: list[Path]) -> int:
         found = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.json"))}
         records = {path: content for path, content in found.items() if _is_record(content)}
         for path, record in migrated(records).items():
-            write_text_atomically(path, json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False) + "\n")
+            write_atomically(path, json.dumps(record, sort_keys=True, indent=2, ensure_ascii=False) + "\n")
             rewritten += 1
     print(f"{rewritten} records rewritten")
     return 0

@@ -17,8 +17,8 @@ from common.encoders.checkpoint_files import (
     first_of,
     named_tensors,
     read_checkpoint,
-    write_whole,
 )
+from common.files import write_whole
 
 Modality = Literal["video", "audio"]
 TOWERS: dict[str, str] = {"video": "video_model.", "audio": "audio_model."}

@@ -135,11 +135,11 @@ class CodeSwitcher:
             return text
         words = text.split(" ")
         if self.mode == "every_word":
-            for place in np.flatnonzero(rng.random(len(words)) < self.word_ratio).tolist():
-                self._replace(words, place, rng)
+            for position in np.flatnonzero(rng.random(len(words)) < self.word_ratio).tolist():
+                self._replace(words, position, rng)
         else:
-            for place in rng.permutation(len(words)).tolist():
-                if self._replace(words, place, rng):
+            for position in rng.permutation(len(words)).tolist():
+                if self._replace(words, position, rng):
                     break
         return " ".join(words)
 
@@ -164,8 +164,8 @@ class CodeSwitcher:
             {target: share(word for word in known if target in known[word]) for target in self.targets},
         )
 
-    def _replace(self, words: list[str], place: int, rng: np.random.Generator) -> bool:
-        word = words[place]
+    def _replace(self, words: list[str], position: int, rng: np.random.Generator) -> bool:
+        word = words[position]
         if word not in self._entries:
             self._entries[word] = self._entry(word)
         entry = self._entries[word]
@@ -173,7 +173,7 @@ class CodeSwitcher:
             return False
         # The language first, then one of its translations: a language with many has no larger share.
         translations = entry[int(rng.random() * len(entry))]
-        words[place] = translations[int(rng.random() * len(translations))]
+        words[position] = translations[int(rng.random() * len(translations))]
         return True
 
     def _entry(self, word: str) -> Entry:

@@ -21,7 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, write_whole
+from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
+from common.files import write_whole
 from common.memory.collective import rank, world_size
 from common.metrics.gathering import RowsOncePerSample, gather_rows
 from common.metrics.retrieval import score_retrieval

@@ -102,21 +102,20 @@ def _group_with_places(kind: str, group: Group) -> Group:
     else:
         groups = len(group["positive"])
         rows = torch.arange(groups) * (len(group["tokens"]) // groups) + group["positive"]
-    dropped = ("word_labels", "region_labels", "region_targets", "region_distributions")
-    found = {name: value for name, value in group.items() if name not in dropped}
-    found["true_rows"] = rows
+    labeled = ("word_labels", "region_labels", "region_targets", "region_distributions")
+    converted = {name: value for name, value in group.items() if name not in labeled} | {"true_rows": rows}
     if "word_labels" in group:
         labels = group["word_labels"][rows]
         row, column = (labels >= 0).nonzero(as_tuple=True)
-        found |= {"word_places": row * sequence + regions + column, "word_targets": labels[row, column]}
+        converted |= {"word_places": row * sequence + regions + column, "word_targets": labels[row, column]}
     if "region_labels" in group:
         labels = group["region_labels"][rows]
         row, column = (labels >= 0).nonzero(as_tuple=True)
-        found |= {"region_places": row * sequence + column, "region_classes": labels[row, column]}
+        converted |= {"region_places": row * sequence + column, "region_classes": labels[row, column]}
         for name, short in (("region_targets", "region_features"), ("region_distributions", "region_distributions")):
             if name in group:  # of all regions, or of those alone that have a label
-                found[short] = group[name][rows[row], column] if group[name].ndim == 3 else group[name]
-    return found
+                converted[short] = group[name][rows[row], column] if group[name].ndim == 3 else group[name]
+    return converted
 
 
 def text_terms(model: M3P, block: Group) -> dict[str, Tensor]:
@@ -177,9 +176,9 @@ def relation_terms(
         terms["contrast"], _ = embedding_contrast(model, group, contrast_temperature)
     positions = hidden[: len(true)].flatten(0, 1)
     if words and "word_places" in group:
-        found = model.words(positions[group["word_places"]])
-        loss = masked_language_modelling(found, group["word_targets"])
-        terms["mlm"] = loss * share_of_mean(len(found), loss.device)
+        words_at = model.words(positions[group["word_places"]])
+        loss = masked_language_modelling(words_at, group["word_targets"])
+        terms["mlm"] = loss * share_of_mean(len(words_at), loss.device)
     if regions and "region_places" in group:
         terms |= _region_terms(model, positions[group["region_places"]], group, soft_classes)
     if alignment:

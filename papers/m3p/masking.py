@@ -122,9 +122,9 @@ def mask_stream(
     count = int(chosen.sum())
     if multiple_of > 1 and count > multiple_of:
         # The released code counts along time, so the first ones are the earliest of all rows.
-        row, place = np.nonzero(chosen.T)[::-1]
+        row, column = np.nonzero(chosen.T)[::-1]
         surplus = count % multiple_of
-        chosen[row[:surplus], place[:surplus]] = False
+        chosen[row[:surplus], column[:surplus]] = False
     elif not count:
         chosen[0, 0] = True
     return _disguise(tokens, chosen, noise[:, :, 1], noise[:, :, 2], mask_id, vocabulary_size, masking)
@@ -171,7 +171,7 @@ def mask_regions(classes: Ints, valid: Bools, noise: Floats, masking: Masking = 
     zeroed = chosen & (noise[:, :, 1] >= masking.kept_regions)
     lacking = np.flatnonzero(~chosen.any(axis=1) & eligible.any(axis=1))
     # The smallest of equally distributed numbers stands at any place with the same probability.
-    place = np.where(eligible[lacking], noise[lacking, :, 0], np.inf).argmin(axis=1)
-    chosen[lacking, place] = True
-    zeroed[lacking, place] = True
+    column = np.where(eligible[lacking], noise[lacking, :, 0], np.inf).argmin(axis=1)
+    chosen[lacking, column] = True
+    zeroed[lacking, column] = True
     return zeroed, np.where(chosen, classes, NO_LABEL)

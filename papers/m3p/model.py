@@ -246,11 +246,8 @@ class M3PEncoder(nn.Module):
         Returns:
             [B, S, D] or [B, 1, D]; zero where the mask is False.
         """
-        mask = at_least_one(mask)
-        *earlier, last = self.blocks
-        for block in earlier:
-            start = block(start, mask)
-        return last(start, mask, positions)
+        hidden, mask = self._before_the_last(start, mask)
+        return self.blocks[-1](hidden, mask, positions)
 
     def encode_pairs(self, start: Tensor, mask: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states of the first position of all pairs, and of all positions of some: only true pairs need them.
@@ -263,11 +260,17 @@ class M3PEncoder(nn.Module):
         Returns:
             [P, D] and [G, S, D].
         """
+        hidden, mask = self._before_the_last(start, mask)
+        last = self.blocks[-1]
+        return last(hidden, mask, "first")[:, 0], last(hidden[whole], mask[whole])
+
+    def _before_the_last(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states after all blocks but the last, and the mask that the blocks read."""
         mask = at_least_one(mask)
-        *earlier, last = self.blocks
+        *earlier, _ = self.blocks
         for block in earlier:
-            start = block(start, mask)
-        return last(start, mask, "first")[:, 0], last(start[whole], mask[whole])
+            hidden = block(hidden, mask)
+        return hidden, mask
 
     def forward(
         self,
@@ -453,9 +456,11 @@ class M3P(TrainedModel):
     classes: ClassVar[tuple[type, ...]] = (M3PEncoder, RegionNetwork, XLMRTokenizer)
     example = "m3p/mini/seed0/m3p"
     otherwise = "matches no images with captions: give the checkpoint of a stage that does, such as m3p"
+    options = ("language", "regions")
     embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
     retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = (("text", "image"), ("image", "text"))
     compares_vectors = False
+    options = ("language", "regions")
     limits = (
         "For research on images with captions in many languages: search of one by the other. Every pair is read by the "
         "encoder, so a large collection takes long. What it knows of a language is what its text and its dictionaries "

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from common.data.datasets.captioned import LanguageCaptioned
 from common.data.image_transforms import ImageTransform
 from common.data.images import ImageError, read_image
-from common.data.listing import cache_folder, exclusive, write_atomically
 from common.data.regions import RegionError, RegionFeatures, Regions, write_regions
 from common.encoders.checkpoint_files import CheckpointError, named_tensors, read_checkpoint
 from common.encoders.image import ImageResNet
+from common.files import cache_folder, exclusive, write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.data.listing import cache_folder, settled, stamp_of
 from common.data.text import XLMRTokenizer
+from common.files import cache_folder, settled, stamp_of
 
 Ints = npt.NDArray[np.int64]
 # Texts are made into tokens this many at a time.
@@ -62,10 +62,10 @@ class LanguageStream:
         piece = self._blocks * self.bptt
         filled = self.batch_size * piece - len(self.tokens)
         start = np.arange(self.batch_size, dtype=np.int64)[rows] * piece
-        place = number * self.bptt + np.arange(self.bptt) - 1
-        position = start[:, None] + place - filled
+        offset = number * self.bptt + np.arange(self.bptt) - 1
+        position = start[:, None] + offset - filled
         # What stands before a piece is not its neighbour's end but a closing token.
-        inside = (position >= 0) & (place >= 0)
+        inside = (position >= 0) & (offset >= 0)
         return np.where(inside, self.tokens[np.where(inside, position, 0)], self.end_id).astype(np.int64)
 
 

@@ -18,8 +18,8 @@ from common.encoders.checkpoint_files import (
     first_of,
     named_tensors,
     read_checkpoint,
-    write_whole,
 )
+from common.files import write_whole
 from papers.m3p.model import M3P
 
 Layout = Literal["m3p", "xlm_roberta"]
@@ -243,15 +243,15 @@ def _used_of_xlm_r(weights: Mapping[str, Tensor]) -> set[str]:
 
 def _names(parts: Mapping[str, str], block: Mapping[str, str], layers: int) -> dict[str, str]:
     """Every name of ours that a layout might hold, and the name there."""
-    places = [*parts, *(f"encoder.blocks.{number}.{part}" for number in range(layers) for part in block)]
-    names = [f"{place}.{kind}" for place in places for kind in ("weight", "bias")]
+    ours = [*parts, *(f"encoder.blocks.{number}.{part}" for number in range(layers) for part in block)]
+    names = [f"{part}.{kind}" for part in ours for kind in ("weight", "bias")]
     return {name: other for name in names if (other := _renamed(name, parts, block))}
 
 
 def _renamed(name: str, parts: Mapping[str, str], block: Mapping[str, str]) -> str | None:
     """Name of a tensor of ours in another layout; None where that has none."""
-    place, _, kind = name.rpartition(".")
-    within = re.fullmatch(r"encoder\.blocks\.(\d+)\.(\w+)", place)
+    part, _, kind = name.rpartition(".")
+    within = re.fullmatch(r"encoder\.blocks\.(\d+)\.(\w+)", part)
     if within:
         return f"{block[within[2]].format(within[1])}.{kind}"
-    return f"{parts[place]}.{kind}" if place in parts else None
+    return f"{parts[part]}.{kind}" if part in parts else None

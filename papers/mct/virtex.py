@@ -24,7 +24,7 @@ from common.data.images import ImageItems
 from common.data.items import Sample
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer, normalise_caption, swap_left_right
-from common.files import write_text_atomically
+from common.files import write_atomically
 from common.metrics.gathering import OncePerSample
 from common.protocols.captions import CaptionData
 from common.training.examples import Draw, Example, batches_of_epoch
@@ -411,7 +411,7 @@ class VirTex(pl.LightningModule):
         from lightning.pytorch.loggers import WandbLogger
 
         path = Path(self.trainer.default_root_dir) / "media" / "captions.json"
-        write_text_atomically(path, json.dumps(self._written, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(path, json.dumps(self._written, indent=1, ensure_ascii=False) + "\n")
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):
                 columns = ["index", "caption", "written"]

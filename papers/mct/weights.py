@@ -20,8 +20,8 @@ from common.encoders.checkpoint_files import (
     first_of,
     named_tensors,
     read_checkpoint,
-    write_whole,
 )
+from common.files import write_whole
 
 Layout = Literal["torchvision", "timm", "detectron2"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)

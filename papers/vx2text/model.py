@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -66,6 +66,9 @@ class VX2Text(TrainedModel):
 
     paper = "vx2text"
     kinds = ("papers.vx2text.module.VX2TextModule",)
+    classes: ClassVar[tuple[type, ...]] = (
+        LanguageModel, OptionClassifier, ModalityClassifier, SigmoidClassifier, KineticsR2Plus1D, PANNsCNN14,
+    )  # fmt: skip
     no_files = SOURCES | {"categories"}
     example = "vx2text/mini/seed0/avsd"
     otherwise = (
@@ -187,13 +190,9 @@ class VX2Text(TrainedModel):
     # -- a trained model -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def build(cls, trained: Trained) -> VX2Text:
-        """The model of the configuration, with random weights; see `TrainedModel.build`."""
-        return Builder(trained.where, cls.classes, cls.no_files).value(trained.model, cls, "model")
-
-    @classmethod
-    def of(cls, trained: Trained) -> VX2Text:
-        model = cls.build(trained)
+    def of(cls, trained: Trained) -> Self:
+        # An export holds this model, without the module that trained it.
+        model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
         model.task, model.scoring = cls.input(trained, "task", Task), cls.input(trained, "scoring", Scoring)
         video = cls.input(trained, "video", VideoInput | None)
         audio = cls.input(trained, "audio", AudioInput | None)
@@ -409,8 +408,4 @@ class VX2Text(TrainedModel):
         return [" ".join(tokens.classifier.names[number] for number in row) for row in chosen.tolist()]
 
 
-#: An export holds this model, without the module that trained it.
-VX2Text.classes = (
-    VX2Text, LanguageModel, OptionClassifier, ModalityClassifier, SigmoidClassifier, KineticsR2Plus1D, PANNsCNN14,
-)  # fmt: skip
 MODEL = VX2Text

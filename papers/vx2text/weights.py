@@ -15,8 +15,8 @@ from common.encoders.checkpoint_files import (
     first_of,
     named_tensors,
     read_checkpoint,
-    write_whole,
 )
+from common.files import write_whole
 from papers.vx2text.clips import Modality
 from papers.vx2text.language_model import LanguageModel
 from papers.vx2text.tokens import ModalityClassifier

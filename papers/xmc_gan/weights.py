@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.encoders.checkpoint_files import CheckpointError, below, named_tensors, read_checkpoint, write_whole
+from common.encoders.checkpoint_files import CheckpointError, below, named_tensors, read_checkpoint
+from common.files import write_whole
 from papers.xmc_gan.model import Discriminator
 
 Layout = Literal["generator", "official", "discriminator"]

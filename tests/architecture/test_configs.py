@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.reporting.papers import SCALES, existing_papers, project_root
-from common.stages.configuration import SCALE_FIELDS, leaves, load_yaml, matches, recipes_of, resolve
+from common.stages.configuration import leaves, load_yaml, matches, recipes_of, resolve
 
 
 def names_a_class(paper: str, recipe: str) -> bool:
@@ -46,24 +46,26 @@ def test_a_recipe_instantiates(paper: str, recipe: str, scale: str, tmp_path: ob
 @pytest.mark.parametrize(("paper", "scale"), OVERLAYS)
 def test_a_scale_touches_sizes_or_declares_a_deviation(paper: str, scale: str) -> None:
     overlay = load_yaml(project_root() / "configs" / paper / f"{scale}.yaml")
-    deviations = overlay.get("deviations") or []
+    deviations, sizes = overlay.get("deviations") or [], set(overlay["sizes"])
+    used: set[str] = set()
     for deviation in deviations:
         assert deviation["field"]
         assert len(deviation["reason"].split()) > 3
-    sections = {"*": overlay.get("all") or {}, **(overlay.get("recipes") or {})}
-    for pattern, section in sections.items():
+    for pattern, section in [("*", overlay.get("all") or {}), *(overlay.get("recipes") or {}).items()]:
         covered = [r for r in recipes_of(paper) if matches(r, pattern)]
         assert covered, f"{scale}.yaml: pattern {pattern!r} matches no recipe"
         for path, value in leaves(section):
-            parts = path.split(".")
-            if any(part in SCALE_FIELDS for part in parts) or path in {"start_from", "trainer.enable_progress_bar"}:
+            found = sizes & set(path.split("."))
+            used |= found
+            if found or path in {"start_from", "trainer.enable_progress_bar"}:
                 continue
             for recipe in covered:
                 declared = [d for d in deviations if d["field"] == path and matches(recipe, d.get("recipes", "*"))]
                 base = dict(leaves(resolve(paper, recipe, scale="paper").config))
                 assert declared or base.get(path) == value, (
-                    f"{scale}.yaml sets {path} for {recipe}: neither a size nor a declared deviation"
+                    f"{scale}.yaml sets {path} for {recipe}: neither in its `sizes` nor a declared deviation"
                 )
+    assert used == sizes, f"{scale}.yaml: `sizes` lists what it does not set: {sorted(sizes - used)}"
 
 
 @pytest.mark.parametrize("paper", [paper.name for paper in existing_papers()])

@@ -1,30 +1,49 @@
-"""Every declared dependency imports in one process, beside all the others."""
+"""What is declared imports, beside all the others; what is imported is declared; what is declared is locked."""
 
 from __future__ import annotations
 
 import importlib
 import re
+import sys
 import tomllib
-from pathlib import Path
+from importlib import metadata
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.architecture.sources import ROOT, file_of, imports, modules
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 IMPORT_NAMES = {"pillow": "PIL", "scikit-learn": "sklearn", "pyyaml": "yaml", "wandb-workspaces": "wandb_workspaces"}
 
 
+def names_of(requirements: list[str]) -> list[str]:
+    return [re.split(r"[\[<>=~! ]", requirement)[0] for requirement in requirements]
+
+
 def test_all_declared_dependencies_import() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    names = [re.split(r"[\[<>=~! ]", requirement)[0] for requirement in project["dependencies"]]
+    names = names_of(PROJECT["dependencies"])
     assert len(names) > 10
     for name in names:
         importlib.import_module(IMPORT_NAMES.get(name, name))
 
 
+def test_every_import_is_declared() -> None:
+    optional = [requirement for extra in PROJECT["optional-dependencies"].values() for requirement in extra]
+    declared = {name.lower().replace("_", "-") for name in names_of([*PROJECT["dependencies"], *optional])}
+    distributions = metadata.packages_distributions()
+    own = {"common", "papers", "rehearsals", *sys.stdlib_module_names}
+    missing = set()
+    for module in modules():
+        for imported, _ in imports(module):
+            top = imported.partition(".")[0]
+            offered = {name.lower().replace("_", "-") for name in distributions.get(top, [top])}
+            if top not in own and not offered & declared:
+                missing.add(f"{file_of(module)} imports {top}")
+    assert not missing, "not in pyproject.toml: " + ", ".join(sorted(missing))
+
+
 def test_lock_pins_every_dependency_and_names_no_index() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     pinned = {line.split("==")[0].lower() for line in lock.splitlines() if "==" in line}
-    declared = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    for requirement in declared:
-        assert re.split(r"[\[<>=~! ]", requirement)[0].lower() in pinned
+    for name in names_of([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]):
+        assert name.lower() in pinned
     assert "://" not in lock
     assert "--index" not in lock

@@ -1,83 +1,123 @@
-"""Who may import whom, checked on the source text (DESIGN section 4)."""
+"""Who may import whom, and what common may know (DESIGN section 4), checked on the source text."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from pathlib import Path
+import re
+from graphlib import CycleError, TopologicalSorter
 
-import pytest
+from tests.architecture.sources import (
+    ROOT,
+    configured,
+    docstrings,
+    file_of,
+    graph,
+    imports,
+    modules,
+    papers,
+    reached,
+    shared_classes,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
-MODULES = sorted(path for folder in ("common", "papers") for path in (ROOT / folder).rglob("*.py"))
-
-
-def imported(path: Path) -> Iterator[tuple[str, bool]]:
-    """Every imported module of a file, and whether the import runs when the file is imported."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    at_import: set[ast.AST] = set()
-
-    def collect(nodes: list[ast.stmt]) -> None:
-        for node in nodes:
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                at_import.add(node)
-            elif isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
-                collect(node.body)
-                collect(node.orelse)
-            elif isinstance(node, ast.Try | ast.With):
-                collect(node.body)
-
-    collect(tree.body)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, node in at_import
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module, node in at_import
+#: Files of a paper that may import lightning: modules and their data, and what is both in one.
+LIGHTNING = {"module", "data", "evaluation", "virtex", "miniature"}
+#: Rooms of common that hold parts for methods of one's own, however many papers use them.
+LIBRARY = (
+    "common.data.datasets", "common.data.worlds", "common.encoders", "common.losses", "common.memory", "common.metrics",
+    "common.protocols",
+)  # fmt: skip
+#: Parts that one paper uses and that know nothing of it: a store of the vectors of any frozen text encoder.
+WAITING = {"common.data.text_features"}
+#: Lines of code that one reads in a sitting.
+SITTING = 260
 
 
-def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
+def forbidden(module: str, imported: str, immediate: bool) -> str:
+    """Why a module may not import another one; empty where it may."""
+    parts, top = module.split("."), imported.split(".")
+    if top[0] == "pytorch_lightning":
+        return "use lightning.pytorch"
+    if parts[0] == "common":
+        if top[0] in ("papers", "rehearsals"):
+            return "common imports no paper"
+        room = parts[1] if len(parts) > 1 else ""
+        if room in {"encoders", "losses", "memory", "metrics", "reporting", "data"} and top[0] == "lightning":
+            return f"no lightning in common/{room}"
+        if room == "reporting" and top[0] in {"torch", "torchvision", "torchaudio"}:
+            return "common/reporting does without torch"
+    if parts[0] == "papers" and len(parts) > 2:
+        if top[0] == "papers" and top[1:2] not in ([], [parts[1]]):
+            return "a paper imports no other one"
+        if immediate and top[0] == "lightning" and parts[2] not in LIGHTNING:
+            return f"only {', '.join(sorted(LIGHTNING))} import lightning"
+    return ""
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_no_forbidden_import(path: Path) -> None:
-    parts = path.relative_to(ROOT).parts
-    for module, _ in imported(path):
-        top = module.split(".")
-        assert top[0] != "pytorch_lightning", f"{name_of(path)}: use lightning.pytorch"
-        if parts[0] == "common":
-            assert top[0] != "papers", f"{name_of(path)} imports {module}: common/ never imports papers/"
-            if parts[1] in {"encoders", "losses", "memory", "metrics", "reporting", "data"}:
-                assert top[0] != "lightning", f"{name_of(path)} imports {module}: no lightning in common/{parts[1]}"
-            if parts[1] == "reporting":
-                assert top[0] not in {"torch", "torchvision", "torchaudio"}, f"{name_of(path)} imports {module}"
-        elif len(parts) > 2:
-            assert top[0] != "papers" or top[1:2] in ([], [parts[1]]), (
-                f"{name_of(path)} imports another paper: {module}"
-            )
-            # Detection, VirTex and stand-ins for downloads are whole protocols: network, training and data of another
-            # paper's method.
-            allowed = {"module.py", "data.py", "evaluation.py", "miniature.py", "virtex.py"}
-            now = [m for m, immediate in imported(path) if immediate and m.split(".")[0] == "lightning"]
-            assert parts[2] in allowed or not now, f"{name_of(path)} imports lightning; only {sorted(allowed)} may"
+def test_no_forbidden_import() -> None:
+    found = [
+        f"{file_of(module)} imports {imported}: {why}"
+        for module in modules()
+        for imported, immediate in imports(module)
+        if (why := forbidden(module, imported, immediate))
+    ]
+    assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_no_grab_bag_module(path: Path) -> None:
-    assert path.name not in {"utils.py", "misc.py", "helpers.py", "tools.py"}
+def test_no_circle() -> None:
+    """Lazy imports and those for types alone count: a circle is one however late it closes."""
+    try:
+        TopologicalSorter(graph()).prepare()
+    except CycleError as error:
+        raise AssertionError(f"modules import each other: {' <- '.join(error.args[1])}") from None
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "papers").glob("*/module.py")), ids=name_of)
-def test_module_file_is_readable_in_one_sitting(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    code = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.stmt) and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
-            code.update(range(node.lineno, node.lineno + 1))
-    assert len(code) <= 250
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            bases = {ast.unparse(base) for base in node.bases}
-            own = {other.name for other in tree.body if isinstance(other, ast.ClassDef)}
-            assert bases <= {"pl.LightningModule", *own}, f"{node.name} stands on {bases}, not on LightningModule"
+def test_no_grab_bag_module() -> None:
+    bags = {"utils", "misc", "helpers", "tools"}
+    assert not [file_of(module) for module in modules() if module.rpartition(".")[2] in bags]
+
+
+def test_common_names_no_paper() -> None:
+    """Neither in identifiers nor in texts; what documents a source may."""
+    names = "|".join(sorted({*papers(), *papers().values()}))
+    word = re.compile(rf"(?<![A-Za-z0-9])({names})(?![A-Za-z0-9])")
+    found = []
+    for module, tree in modules().items():
+        documented = docstrings(tree)
+        for node in ast.walk(tree) if module.startswith("common") else ():
+            if node in documented:
+                continue
+            told = [getattr(node, field, None) for field in ("id", "attr", "name", "arg", "value", "module")]
+            named = [match[1] for text in told if isinstance(text, str) and (match := word.search(text))]
+            found += [f"{file_of(module)}:{getattr(node, 'lineno', 0)} names {name}" for name in named]
+    assert not found, "\n".join(found)
+
+
+def test_common_holds_what_two_papers_use() -> None:
+    """Or what the command line uses, which serves all; parts for methods of one's own may wait for another user."""
+    served = reached({"common.commands.main", *shared_classes(), *(m for m in modules() if m.startswith(LIBRARY))})
+    used = [
+        reached({m for m in modules() if m.startswith((f"papers.{paper}", f"rehearsals.{paper}"))} | configured(paper))
+        for paper in papers()
+    ]
+    lonely = [
+        file_of(module)
+        for module, tree in modules().items()
+        if module.startswith("common.") and len(tree.body) > 1 and module not in {*served, *WAITING}
+        if sum(module in own for own in used) < 2
+    ]
+    assert not lonely, f"fewer than two papers use {', '.join(lonely)}: move it to the paper, or delete it"
+
+
+def test_module_files_stand_on_lightning_and_are_read_in_one_sitting() -> None:
+    for module, tree in modules().items():
+        if not re.fullmatch(r"papers\.\w+\.module", module):
+            continue
+        own = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                bases = {ast.unparse(base) for base in node.bases}
+                assert bases <= {"pl.LightningModule", *own}, f"{node.name} stands on {bases}, not on LightningModule"
+        lines = (ROOT / file_of(module)).read_text(encoding="utf-8").splitlines()
+        told = {line for node in docstrings(tree) for line in range(node.lineno, (node.end_lineno or 0) + 1)}
+        code = [line for n, line in enumerate(lines, 1) if n not in told and line.strip() and line.strip()[0] != "#"]
+        assert len(code) <= SITTING, f"{file_of(module)} has {len(code)} lines of code"

@@ -181,7 +181,7 @@ def test_what_cannot_be_done_is_said_with_who_can(run: Run, clips: Path, picture
         (("embed", "mct", *mct, image, "--output", x, "--batch-size", "0"), "--batch-size must be at least 1"),
         (
             ("embed", "mct", *mct, image, "--output", x, "--language", "de"),
-            "--language goes with m3p, and not with mct",
+            "--language goes with m3p, not with mct",
         ),
         (("embed", "mct", *mct, tmp_path / "empty", "--output", x), "empty holds no file that can be read as image"),
         (("embed", "mct", *mct, clips / "broken.mp4", "--output", x), "none of the 1 can be read as image"),
@@ -198,7 +198,7 @@ def test_what_cannot_be_done_is_said_with_who_can(run: Run, clips: Path, picture
         (("retrieve", "mct", *mct, "--query", "a", "--among", tmp_path / "torn.npz"), "torn.npz cannot be read"),
         (("retrieve", "mct", *avid, "--query", image, "--among", texts), "papers.avid_cma.module.AVIDModule, which"),
         (("export", "mct", *avid, "--output", tmp_path / "e"), "is of papers.avid_cma.module.AVIDModule, which"),
-        (("answer", "mct", image, "what?", *mct), "mct writes no text; `assemble answer` goes with vx2text"),
+        (("answer", "mct", image, "what?", *mct), "mct answers no questions; vx2text can"),
         (("caption", "vx2text", clips / "a.mp4", *vx2text), "learned to answer questions and not to describe"),
         (
             ("answer", "vx2text", clips / "a.mp4", "what?", *vx2text, "--option", "a"),

@@ -56,9 +56,12 @@ def test_generate_says_what_is_wrong(stages: Stages, tmp_path: Path, capsys: pyt
         error = capsys.readouterr().err
         assert message in error
         assert "Traceback" not in error
-    assert main(["generate", "mct", CAPTION, "--checkpoint", "x.ckpt"]) == 2
-    assert "mct makes no images; `assemble generate` goes with xmc_gan" in capsys.readouterr().err
+    assert main(["generate", "mct", CAPTION, "--checkpoint", str(stages.checkpoint("xmc_gan"))]) == 2
+    assert "mct makes no images; xmcgan can" in capsys.readouterr().err
     assert not output.exists()
+    output.write_text("a file")
+    assert generate(stages, output, CAPTION) == 2
+    assert "is a file: give a folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["generate", "xmc_gan", CAPTION])
     assert "--checkpoint" in capsys.readouterr().err

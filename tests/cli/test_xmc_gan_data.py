@@ -61,7 +61,7 @@ def test_stores_are_reported_made_and_found(data: Path, capsys: pytest.CaptureFi
 
 def test_errors_say_what_to_do(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "mct", "--data", str(data), "--text-features"]) == 2
-    assert "mct stores no text features; xmc_gan does" in capsys.readouterr().err
+    assert "mct stores no text features; xmcgan does" in capsys.readouterr().err
     assert main(["data", "xmc_gan", "--data", str(data), "--text-features", "--batch-size", "0"]) == 2
     assert "--batch-size must be at least 1" in capsys.readouterr().err
     assert main(["data", "xmc_gan", "--data", str(data), "--text-features", "--bert", str(tmp_path / "none")]) == 1

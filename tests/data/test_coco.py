@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from common.data import annotations as annotations_module
-from common.data import listing as listing_module
 from common.data.annotations import ImageAnnotations, NumberRows, TextRows, kept_columns
 from common.data.datasets import base as base_module
 from common.data.datasets import coco as coco_module
@@ -36,7 +35,7 @@ from tests.data.image_layouts import (
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(listing_module, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr("common.files.SETTLED_SECONDS", 0.0)
     return tmp_path / "cache"
 
 

@@ -13,12 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data import listing as listing_module
 from common.data.datasets import base
 from common.data.datasets.audioset import AudioSet
 from common.data.datasets.esc50 import ESC50
 from common.data.datasets.kinetics import Kinetics400
-from common.data.listing import Clip, ClipTable, Listing, cache_folder, write_atomically
+from common.data.listing import Clip, ClipTable, Listing
 from common.data.worlds.clip_layouts import placeholder, write_audioset, write_esc50, write_kinetics
 
 ROOT = Path("/data/set")
@@ -134,7 +133,7 @@ def test_a_large_listing_is_small_in_memory():
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("ASSEMBLE_CACHE", str(folder))
-    monkeypatch.setattr(listing_module, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr("common.files.SETTLED_SECONDS", 0.0)
     return folder
 
 
@@ -224,7 +223,7 @@ def test_an_archive_that_sets_the_time_of_the_folder_back_is_noticed(tmp_path: P
 
 
 def test_a_folder_changed_just_now_is_not_indexed(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(listing_module, "SETTLED_SECONDS", 60.0)
+    monkeypatch.setattr("common.files.SETTLED_SECONDS", 60.0)
     dataset = Kinetics400(write_kinetics(tmp_path / "data"))
     listing, kept = dataset.index("train")
     assert len(listing) == 4
@@ -266,25 +265,3 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, cache: Path,
     listing, kept = dataset.index("train")
     assert len(listing) == 4
     assert not kept
-
-
-def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "here"))
-    assert cache_folder() == tmp_path / "here"
-    monkeypatch.delenv("ASSEMBLE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "representation-assemble"
-
-
-def test_writing_is_atomic_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = tmp_path / "folder" / "index.json"
-    write_atomically(path, "old")
-
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(listing_module.os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert [entry.name for entry in path.parent.iterdir()] == ["index.json"]

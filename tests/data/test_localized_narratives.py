@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from common.data import annotations as annotations_module
-from common.data import listing as listing_module
 from common.data.datasets.coco_2014 import COCO2014
 from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO, LocalizedNarrativesOpenImages
 from common.data.listing import DatasetMissing
@@ -26,7 +25,7 @@ TRAIN = (
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(listing_module, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr("common.files.SETTLED_SECONDS", 0.0)
     return tmp_path / "cache"
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from common.data import listing as listing_module
 from common.data import released_files
 from common.data.checksums import difference
 from common.data.datasets.audioset import AudioSet
@@ -39,7 +38,7 @@ from tests.data.media_factory import write_video, write_wav
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(listing_module, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setattr("common.files.SETTLED_SECONDS", 0.0)
     return tmp_path / "cache"
 
 
@@ -125,7 +124,7 @@ def test_preparing_a_missing_set_only_reports_it(tmp_path: Path, cache: Path):
 
 
 def test_an_index_that_was_not_kept_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(listing_module, "SETTLED_SECONDS", 60.0)
+    monkeypatch.setattr("common.files.SETTLED_SECONDS", 60.0)
     text, _ = printed(ESC50(write_esc50(tmp_path / "esc", write=write_sound)), prepare=True, samples=2)
     assert "all: the index was not kept" in text
 

@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor
 
 from common.commands.main import main
-from common.reporting.papers import PAPERS, project_root
+from common.reporting.papers import existing_papers, project_root
 from tests.distributed.stages import over, train
 from tests.distributed.test_mct_training import _layer
 from tests.stages import request
@@ -98,7 +98,7 @@ def _options(line: str) -> dict[str, str]:
     return dict(word.removeprefix("--").partition("=")[::2] for word in words[1:])
 
 
-@pytest.mark.parametrize("paper", [paper.name for paper in PAPERS])
+@pytest.mark.parametrize("paper", [paper.name for paper in existing_papers()])
 def test_every_stage_is_submitted_with_what_it_can_use(
     paper: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

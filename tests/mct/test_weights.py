@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from common.encoders.checkpoint_files import CheckpointError, first_of, load_encoder, named_tensors, write_whole
+from common.encoders.checkpoint_files import CheckpointError, first_of, load_encoder, named_tensors
 from common.encoders.heads import ProjectionHead
 from common.encoders.image import ImageResNet
+from common.files import write_whole
 from common.stages.configuration import resolve
 from papers.mct.model import Tower
 from papers.mct.weights import (

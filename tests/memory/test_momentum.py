@@ -73,15 +73,6 @@ def test_the_average_starts_as_a_copy_without_gradient_and_trains_along() -> Non
     assert not any(key.requires_grad for key in pair.key.parameters())
 
 
-def test_synchronising_copies_buffers_too() -> None:
-    pair = MomentumPair(network())
-    pair.query.load_state_dict(network(5).state_dict())
-    pair(torch.randn(8, 4))
-    pair.synchronise()
-    for name, value in pair.query.state_dict().items():
-        assert torch.equal(pair.key.state_dict()[name], value)
-
-
 def test_tied_parameters_stay_tied_and_are_averaged_once() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

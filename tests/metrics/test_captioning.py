@@ -16,7 +16,7 @@ from common.metrics.captioning.bleu import bleu
 from common.metrics.captioning.cider import cider
 from common.metrics.captioning.meteor import meteor
 from common.metrics.captioning.protocols import preparation
-from common.metrics.captioning.rouge import longest_common_subsequence, rouge_l
+from common.metrics.captioning.rouge import rouge_l
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "vx2text" / "caption_metrics.json").read_text())
 ITEMS = GOLDEN["items"]
@@ -166,12 +166,6 @@ def test_bleu_and_cider_follow_their_definitions(corpus: list[tuple[str, list[st
         mean, scores = cider(captions, clip=clip, sigma=sigma)
         np.testing.assert_allclose(scores, plain_cider(candidates, references, clip, sigma), rtol=1e-9, atol=1e-12)
         assert mean == pytest.approx(scores.mean(), abs=1e-12)
-
-
-@given(st.lists(st.sampled_from("abc"), max_size=80), st.lists(st.sampled_from("abcd"), max_size=80))
-@settings(deadline=None, max_examples=60)
-def test_longest_common_subsequence(first: list[str], second: list[str]) -> None:
-    assert longest_common_subsequence(first, second) == plain_common(first, second)
 
 
 @given(CORPUS)

@@ -14,11 +14,12 @@ from common.data.datasets.coco import COCO
 from common.data.text import WordVocabulary
 from common.encoders.checkpoint_files import CheckpointError
 from common.protocols.bridge import BridgeData, BridgedRetrieval, convergence
-from common.stages.loggers import MetricsFile, read_metrics
+from common.stages.loggers import MetricsFile
 from common.training.data_module import ShardedDataModule
 from tests.protocols.parts import results_of, trainer
 from tests.protocols.test_captions import coco
 from tests.protocols.test_data import SMALL, attached
+from tests.stages import read_metrics
 
 WIDTH, HIDDEN_WIDTH = 6, 8
 

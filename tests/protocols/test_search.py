@@ -18,7 +18,7 @@ from common.data.text import text_numbers
 from common.encoders.text import GRUEncoder
 from common.losses.margin import in_batch_hinge
 from common.protocols.search import CrossModalSearch
-from common.stages.loggers import MetricsFile, read_metrics
+from common.stages.loggers import MetricsFile
 from common.training.callbacks import StepSeed
 from common.training.data_module import ShardedDataModule
 from tests.protocols.parts import (
@@ -32,6 +32,7 @@ from tests.protocols.parts import (
     results_of,
     trainer,
 )
+from tests.stages import read_metrics
 
 
 def words(width: int = 16) -> GRUEncoder:

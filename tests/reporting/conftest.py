@@ -12,7 +12,7 @@ from common.reporting import records
 from common.reporting.records import Record
 
 TABLES = """
-paper: mct
+paper: {short: mct, title: MCT, order: 1, recipe: base}
 headline: {table: transfer, row: New-One, metric: ucf}
 stages:
   base: {recipe: base, job: pretrain}

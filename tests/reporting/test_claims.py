@@ -88,10 +88,13 @@ def filled(
     text: str = "text",
 ) -> TableResult:
     scales = ("paper", "mini", "smoke")
-    metric = Metric("x", "x", {}, "x", "up", 1, "", True, False)
-    rows = tuple(Row(label, None, {}, "", False, False, scales, None) for label in "AB")
-    claim = Claim("c", text, parse(holds, "AB", "x"), parse(when, "AB", "x") if when else None, gate, scales)
-    table = Table("t", "T", "s", scales, (metric,), rows, (claim,), (), False)
+    metric = Metric(id="x", label="x", stages={}, key="x")
+    rows = tuple(Row(label=label, scales=scales) for label in "AB")
+    claim = Claim(
+        id="c", text=text, holds=parse(holds, "AB", "x"), when=parse(when, "AB", "x") if when else None, gate=gate,
+        scales=scales,
+    )  # fmt: skip
+    table = Table(id="t", title="T", source="s", scales=scales, metrics=(metric,), rows=rows, claims=(claim,))
     return TableResult(table, scale, {("A", "x"): Cell(values=a), ("B", "x"): Cell(values=b)}, ())
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.files import AtomicWriteError, write_text_atomically
+from common.files import AtomicWriteError, write_atomically
 from common.reporting import records
 from common.reporting.records import IGNORED_KEYS, Record, RecordError, config_hash, lineage_hash
 
@@ -119,17 +119,29 @@ def test_lineage_depends_on_parents() -> None:
         ({"config": {1: 2}}, "keys must be strings"),
         ({"git": {}}, "'git'"),
         ({"started": "yesterday"}, "'started'"),
-        ({"media": ["../secret"]}, "'media'"),
-        ({"deviations": [{"field": "x"}]}, "'deviations'"),
+        ({"media": ["../secret"]}, "field 'media"),
+        ({"deviations": [{"field": "x"}]}, "field 'deviations"),
         ({"parents": {"x": {"stage": "y"}}}, "parents.x"),
         ({"stage": "a/b"}, "'stage'"),
         ({"schema": 2}, "'schema'"),
         ({"recipe": ""}, "'recipe'"),
+        ({"metrics": {"a": True}}, "metrics.a"),
+        ({"wall_seconds": float("nan")}, "'wall_seconds'"),
+        ({"former": [{"config_hash": "a"}]}, "field 'former"),
     ],
 )
 def test_wrong_fields_are_named(fields: dict, word: str) -> None:
     with pytest.raises(RecordError, match=word.replace(".", r"\.")):
         a_record(**fields)
+
+
+def test_hashes_of_before_a_migration_are_kept() -> None:
+    before = {"config_hash": "a", "lineage_hash": "b", "migration": "m"}
+    record = a_record(former=[before])
+    assert Record.from_json(record.to_json()).former == [before]
+    values = json.loads(a_record().to_json())
+    del values["former"]  # records of before there was the field
+    assert Record.from_json(json.dumps(values)).former == []
 
 
 def test_values_that_json_lacks() -> None:
@@ -180,7 +192,7 @@ def test_interruption_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_text_atomically(tmp_path / "page", "text")
+        write_atomically(tmp_path / "page", "text")
     assert list(tmp_path.iterdir()) == []
 
 

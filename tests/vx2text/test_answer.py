@@ -14,7 +14,7 @@ from common.data.media import MediaError
 from common.errors import StageError
 from common.reporting.records import Record
 from common.stages.run import StageRequest, run_stage
-from papers.vx2text.answer import answer, caption
+from papers.vx2text import VX2Text
 from papers.vx2text.monitoring import listed_categories
 from tests.data.media_factory import tone, write_video, write_wav
 from tests.stages import request
@@ -41,6 +41,14 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frames = np.random.default_rng(0).integers(0, 256, (12, 32, 40, 3), dtype=np.uint8)
     write_video(folder / "silent.mp4", frames=frames, fps=8.0, with_audio=False)
     return write_video(folder / "clip.mp4", frames=frames, fps=8.0, audio=tone(1.5, 8_000), audio_rate=8_000)
+
+
+def answer(trained: Path, clip: Path, question: str, **more: Any) -> str:
+    return VX2Text.from_export(trained).answer(clip, question, **more)
+
+
+def caption(trained: Path, clip: Path) -> str:
+    return VX2Text.from_export(trained).caption(clip)
 
 
 def checkpoint(stages: dict[str, tuple[StageRequest, Record]], name: str) -> Path:

@@ -11,9 +11,9 @@ import torch
 import yaml
 from PIL import Image
 
+from common.commands.models import write_images
 from common.errors import StageError
 from papers.xmc_gan import XMCGAN
-from papers.xmc_gan.generate import generate
 from tests.xmc_gan.stages import Stages, finished
 
 # One worker runs these tests, as each would train the stages anew.
@@ -52,7 +52,8 @@ def test_the_averaged_generator_makes_them(painter: XMCGAN, stages: Stages) -> N
 
 
 def test_files_of_every_image_and_a_grid(stages: Stages, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = generate(stages.checkpoint("baseline"), [CAPTION, "A yellow Square right!"], tmp_path / "deep", 2, seed=5)
+    painter = XMCGAN.from_export(stages.checkpoint("baseline"))
+    files = write_images(painter, [CAPTION, "A yellow Square right!"], tmp_path / "deep", 2, seed=5)
     assert [path.name for path in files] == [
         "01-a-red-circle-left-and-a-blue-square-right-on-white-1-seed5.png",
         "01-a-red-circle-left-and-a-blue-square-right-on-white-2-seed5.png",
@@ -63,9 +64,9 @@ def test_files_of_every_image_and_a_grid(stages: Stages, tmp_path: Path, capsys:
     assert all(Image.open(path).size == (32, 32) for path in files[:4])
     assert Image.open(files[-1]).size == (2 * 34 + 2, 2 * 34 + 2)
     before = [np.asarray(Image.open(path)) for path in files]
-    again = generate(stages.checkpoint("baseline"), [CAPTION, "A yellow Square right!"], tmp_path / "deep", 2, seed=5)
+    again = write_images(painter, [CAPTION, "A yellow Square right!"], tmp_path / "deep", 2, seed=5)
     assert all(np.array_equal(np.asarray(Image.open(path)), old) for path, old in zip(again, before))
-    single = generate(stages.checkpoint("baseline"), [CAPTION], tmp_path / "one")
+    single = write_images(painter, [CAPTION], tmp_path / "one")
     assert [path.name for path in single] == [path.name for path in (tmp_path / "one").iterdir()]
 
 
@@ -115,10 +116,6 @@ def test_what_cannot_make_images_is_refused(stages: Stages, tmp_path: Path) -> N
         XMCGAN.from_export(alone)
     with pytest.raises(StageError, match="--device nonsense: Expected one of cpu"):
         XMCGAN.from_export(stages.checkpoint("xmc_gan"), "nonsense")
-    with pytest.raises(StageError, match="--number 0"):
-        generate(alone, [CAPTION], tmp_path, 0)
-    with pytest.raises(StageError, match="is a file: give a folder"):
-        generate(alone, [CAPTION], tmp_path / "config.yaml")
 
 
 def test_networks_that_judge_and_teach_are_not_needed(stages: Stages, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from common.data import shards
-from common.data.listing import ClipTable, DatasetMissing, DatasetStatus, Listing, ListingIndex, cache_folder
+from common.data.listing import ClipTable, DatasetMissing, DatasetStatus, Listing, ListingIndex
+from common.files import cache_folder
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".flv"})
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})

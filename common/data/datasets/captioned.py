@@ -19,8 +19,9 @@ import numpy as np
 from common.data import shards
 from common.data.annotations import LanguageCaptions, read_json
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, prefix_of, walk
-from common.data.listing import DatasetMissing, DatasetStatus, stamp_of
+from common.data.listing import DatasetMissing, DatasetStatus
 from common.data.regions import PACKED_SUFFIXES, KeyKind, RegionError, RegionFeatures
+from common.files import stamp_of
 
 #: Names that files of region features may have inside their folder.
 _REGION_PATTERNS = ("{split}.h5", "{split}.npz", "{split}_[0-9]*.h5", "{split}_[0-9]*.npz", "{split}.hdf5", "{split}")
@@ -68,7 +69,7 @@ class LanguageCaptioned:
             raise DatasetMissing(
                 f"{self._title()}: no region features of split {split!r} in {folder}\n"
                 f"  Expected: {_REGION_LAYOUT}\n"
-                "  Make them: assemble data m3p --extract-regions FOLDER_OF_IMAGES --detector WEIGHTS "
+                "  Make them: assemble data PAPER --extract-regions FOLDER_OF_IMAGES --detector WEIGHTS "
                 f"--output {folder / split}.h5"
             )
         return _region_features(paths, tuple(tuple(stamp_of(path)) for path in paths), self.region_keys)

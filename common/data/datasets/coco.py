@@ -22,7 +22,8 @@ from common.data.annotations import (
     read_json,
 )
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, first_folder, prefix_of, walk
-from common.data.listing import Listing, stamp_of
+from common.data.listing import Listing
+from common.files import stamp_of
 
 #: Archives of the images and annotations, as TensorFlow Datasets recorded them.
 ARCHIVES = {

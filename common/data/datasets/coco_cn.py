@@ -15,7 +15,7 @@ from common.data.annotations import LanguageCaptions, TextRows, Texts
 from common.data.datasets.base import first_folder, read_lines
 from common.data.datasets.captioned import read_text
 from common.data.datasets.stair_captions import OnCOCO
-from common.data.listing import stamp_of
+from common.files import stamp_of
 
 _FOLDERS = ("coco-cn-version1805v1.1", ".")
 _CAPTIONS = "imageid.human-written-caption.txt"

@@ -24,7 +24,8 @@ from common.data.annotations import (
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, first_file, walk
 from common.data.datasets.captioned import LanguageCaptioned
 from common.data.datasets.coco import ARCHIVES, fill_scan
-from common.data.listing import Listing, stamp_of
+from common.data.listing import Listing
+from common.files import stamp_of
 
 _LISTS = ("dataset_coco.json", "annotations/dataset_coco.json", "karpathy/dataset_coco.json")
 _PARENTS = ("", "images/")

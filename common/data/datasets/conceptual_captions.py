@@ -10,7 +10,7 @@ from typing import ClassVar
 from common.data.annotations import LanguageCaptions, TextRows, Texts
 from common.data.datasets.base import first_file
 from common.data.datasets.captioned import CaptionedDataset, read_caption_table
-from common.data.listing import stamp_of
+from common.files import stamp_of
 
 _FILES = {
     "train": ("google.csv", "Train_GCC-training.tsv", "Train-GCC-training.tsv"),

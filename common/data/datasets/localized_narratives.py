@@ -21,7 +21,8 @@ from common.data.annotations import (
 )
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, first_folder, prefix_of, walk
 from common.data.datasets.coco import fill_scan
-from common.data.listing import Listing, stamp_of
+from common.data.listing import Listing
+from common.files import stamp_of
 
 _FOLDERS = ("", "annotations/", "localized_narratives/")
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 from common.data.annotations import LanguageCaptions, TextRows, Texts
 from common.data.datasets.base import first_file
 from common.data.datasets.captioned import CaptionedDataset, read_text_lines
-from common.data.listing import stamp_of
+from common.files import stamp_of
 
 _HOMES = ("data/", "")
 _TASK1 = {"train": "train", "val": "val", "test": "test_2016_flickr"}

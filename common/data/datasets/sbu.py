@@ -11,7 +11,7 @@ from common.data.annotations import LanguageCaptions, TextRows, Texts, read_json
 from common.data.datasets.base import first_file
 from common.data.datasets.captioned import CaptionedDataset, read_text_lines
 from common.data.datasets.conceptual_captions import read_numbered_captions
-from common.data.listing import stamp_of
+from common.files import stamp_of
 
 _FILES = ("sbu.csv", "sbu-captions-all.json", "SBU_captioned_photo_dataset_captions.txt")
 

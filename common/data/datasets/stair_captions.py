@@ -15,7 +15,7 @@ from common.data.datasets.base import first_file
 from common.data.datasets.captioned import CaptionedDataset
 from common.data.datasets.coco import read_captions
 from common.data.datasets.coco_karpathy import COCOKarpathy
-from common.data.listing import stamp_of
+from common.files import stamp_of
 
 _FOLDERS = ("", "stair_captions_v1.2/")
 _FILES = ("stair_captions_v1.2_train.json", "stair_captions_v1.2_val.json")

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from common.data.annotations import TextRows, entry_of, objects, read_json_lines
 from common.data.datasets.base import MediaDataset, Scan, entries, first_file, first_folder, prefix_of
-from common.data.listing import stamp_of
 from common.data.windows import Limits
+from common.files import stamp_of
 
 #: Letters of the five options.
 OPTION_LETTERS = ("a", "b", "c", "d", "e")

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from common.data.annotations import kept_columns
 from common.data.datasets.base import MediaDataset, Scan
-from common.data.listing import DatasetStatus, stamp_of
+from common.data.listing import DatasetStatus
 from common.data.sequences import MadeOnDemand
+from common.files import stamp_of
 
 _NAME = re.compile(r"([a-z][a-z_]*)\.(train|valid)\.txt")
 _READ_AT_ONCE = 2**24

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from common.data.listing import cache_folder, exclusive
+from common.files import cache_folder, exclusive
 
 Write = Callable[[Path, Callable[[], None]], None]
 

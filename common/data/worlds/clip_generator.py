@@ -119,15 +119,6 @@ class ClipGenerator:
         frames += rng.normal(0, nuisance.pixel_noise, size=frames.shape)
         return np.round(np.clip(frames, 0, 1) * 255).astype(np.uint8)
 
-    def object_mask(self, split: int, index: int, duration: float) -> np.ndarray:
-        """Return the pixels [T, size, size] that the object covers, found by rendering it without a background."""
-        bare = ClipGenerator(
-            self.seed, self.size, self.fps, self.sample_rate,
-            Nuisance(self.nuisance.background_cells, 0.0, 0, 0.0, 1.0),
-        )  # fmt: skip
-        frames = bare.video(split, index, duration)
-        return np.abs(frames.astype(int) - 128).max(axis=-1) > 40
-
     def _background(self, rng: np.random.Generator, unit: float) -> np.ndarray:
         nuisance = self.nuisance
         low, high = nuisance.background_cells

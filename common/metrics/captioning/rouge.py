@@ -41,15 +41,6 @@ def rouge_l(captions: CaptionSet) -> tuple[float, NDArray[np.float64]]:
     return mean(score), score
 
 
-def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence.
-
-    All positions of ``first`` are the bits of one integer, so the table of the textbook shrinks to one addition per
-    word of ``second`` whatever the length (Hyyrö, 2004).
-    """
-    return _common(_places(first), len(first), second)
-
-
 def _places(words: Sequence[str]) -> dict[str, int]:
     """For every word the bits of the positions where it stands."""
     places: dict[str, int] = {}

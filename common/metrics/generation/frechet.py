@@ -43,7 +43,7 @@ class Moments:
 
     def save(self, path: str | Path) -> None:
         """Write an `.npz` file, whole or not at all."""
-        from common.encoders.checkpoint_files import write_whole
+        from common.files import write_whole
 
         def write(partial: Path) -> None:
             with partial.open("wb") as file:

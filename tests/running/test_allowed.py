@@ -15,7 +15,7 @@ from torch import nn
 from common.encoders.audio import AudioConvNet
 from common.encoders.image import ImageResNet
 from common.errors import StageError
-from common.reporting.papers import PAPERS
+from common.reporting.papers import existing_papers
 from common.stages.allowed import Builder, arguments_of, path_of
 from common.stages.export import trained_model
 
@@ -115,7 +115,7 @@ def test_nothing_is_imported_that_a_path_names(tmp_path: Path, monkeypatch: pyte
     assert "strangers_module" not in sys.modules
 
 
-@pytest.mark.parametrize("paper", [one.name for one in PAPERS])
+@pytest.mark.parametrize("paper", [one.name for one in existing_papers()])
 def test_the_classes_of_trained_models_are_known(paper: str) -> None:
     """Defined where their path says, with types that are understood: the model, or the module that trained it."""
     model = trained_model(paper)

@@ -11,6 +11,7 @@ import pytest
 from common.commands.main import main
 from common.errors import ReportingError
 from common.reporting import gpu
+from common.reporting.render import between_markers
 from common.stages.gpu_check import is_big
 
 
@@ -55,7 +56,9 @@ def test_a_machine_without_a_gpu_is_told_so(
 
 
 def test_the_page_shows_what_was_measured() -> None:
-    assert not gpu.is_stale(), "run `assemble gpu-check`, or gpu.render()"
+    text = gpu.page().read_text(encoding="utf-8")
+    new = between_markers(text, gpu.MARKERS, gpu.markdown(gpu.find()), "docs/gpu.md")
+    assert new == text, "run `assemble gpu-check`, or gpu.render()"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from common.stages.configuration import (
     check_arguments,
     leaves,
     load_yaml,
-    load_yaml_text,
     merge,
     parse_overrides,
     place,
@@ -53,18 +52,6 @@ def test_a_new_class_drops_the_arguments_of_the_old_one() -> None:
 def test_a_plus_appends_to_a_list() -> None:
     assert merge({"callbacks": [1]}, {"callbacks+": [2, 3]}) == {"callbacks": [1, 2, 3]}
     assert merge({}, {"callbacks+": 2}) == {"callbacks": [2]}
-
-
-@pytest.mark.parametrize(
-    ("text", "value"), [("2e-4", 2e-4), ("1e6", 1e6), ("-3.5e-2", -0.035), ("12", 12), ("1.5", 1.5)]
-)
-def test_numbers_of_yaml(text: str, value: float) -> None:
-    assert load_yaml_text(text) == value
-
-
-def test_words_that_look_like_numbers_stay_words() -> None:
-    assert load_yaml_text("e5") == "e5"
-    assert load_yaml_text("16-mixed") == "16-mixed"
 
 
 def test_overrides_reach_into_init_args() -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from common.stages.loggers import MetricsFile, read_metrics, wandb_mode
+from common.stages.loggers import MetricsFile, wandb_mode
 from common.stages.run import run_stage
-from tests.stages import request
+from tests.stages import read_metrics, request
 
 
 def stored_records(content: bytes) -> Iterator[bytes]:

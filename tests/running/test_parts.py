@@ -9,13 +9,12 @@ import pytest
 from common.commands.main import main
 from common.errors import StageError
 from common.reporting.records import find_promoted
-from common.stages.export import trained_model
 from common.stages.model_card import model_card
 from common.stages.parts import has_part, optional_part, part
 
 
 def test_a_part_is_the_module_or_an_error_that_names_the_file() -> None:
-    assert part("mct", "synthetic", "makes no batches").RECIPE == "mct"
+    assert part("mct", "loss", "learns nothing").__name__ == "papers.mct.loss"
     assert optional_part("mct", "prepare") is None
     with pytest.raises(StageError, match=r"mct cannot fly: papers/mct/wings.py does not exist"):
         part("mct", "wings", "cannot fly")
@@ -27,9 +26,15 @@ def test_commands_say_which_file_is_missing(
     monkeypatch.setattr("common.stages.parts.optional_part", lambda paper, name: None)
     assert main(["rehearse", "mct"]) == 2
     assert "rehearsals/mct.py does not exist" in capsys.readouterr().err
+
+
+def test_a_data_module_without_examples_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr("papers.mct.data.PretrainingData.example_batch")
     assert main(["gpu-check", "mct", "--device", "cpu", "--small"]) == 1
     told = capsys.readouterr().out
-    assert told.startswith("mct makes no made-up batches: papers/mct/synthetic.py does not exist")
+    assert told.startswith("mct makes no made-up batches: PretrainingData has no method example_batch")
 
 
 def test_a_missing_file_of_the_paper_is_said_before_a_missing_checkpoint(
@@ -78,4 +83,4 @@ def test_a_paper_that_cannot_be_rehearsed_does_not_stop_the_others(
 def test_a_card_without_a_docstring_to_be_made_of_names_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("papers.mct.__doc__", "A title alone.")
     with pytest.raises(StageError, match=r"papers/mct/__init__.py: .* docstring of three paragraphs"):
-        model_card(trained_model("mct"), find_promoted("mct")[0], "folder")
+        model_card(find_promoted("mct")[0], "folder", "MCT", "model.embed_image(...)", "none")

@@ -1,0 +1,110 @@
+"""What files must hold, in pydantic's types, and what is wrong with one, in words for whoever wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    StrictStr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from common.errors import nearest
+
+
+def among(value: str, valid: Collection[str], what: str = "value") -> str:
+    """Return a text that is one of a few.
+
+    Raises:
+        ValueError: it is not, with the nearest valid one.
+    """
+    if value not in valid:
+        raise ValueError(f"unknown {what} {value!r}: {nearest(value, valid)}")
+    return value
+
+
+def one_of(valid: Collection[str], what: str = "value") -> AfterValidator:
+    """A text that is one of a few."""
+    return AfterValidator(lambda value: among(value, valid, what))
+
+
+def known(what: str) -> AfterValidator:
+    """A text that is among the names of the validation's context, where it has names of this kind."""
+
+    def check(value: str, info: ValidationInfo) -> str:
+        return among(value, (info.context or {}).get(what, (value,)), what)
+
+    return AfterValidator(check)
+
+
+def _filled(value: str) -> str:
+    if not value.strip():
+        raise ValueError("expected text")
+    return value
+
+
+#: Text whose white space says nothing, as in folded YAML.
+Line = Annotated[StrictStr, AfterValidator(lambda value: " ".join(value.split()))]
+#: The same, not empty.
+Text = Annotated[Line, AfterValidator(_filled)]
+
+
+class Part(BaseModel):
+    """A mapping of a file: no other keys than its fields."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True, arbitrary_types_allowed=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_keys(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            valid = [field.alias or name for name, field in cls.model_fields.items()]
+            for key in given:
+                if key not in valid and key not in cls.model_fields:
+                    raise ValueError(f"unknown key {key!r}: {nearest(str(key), valid)}")
+        return given
+
+
+def told(error: ValidationError, given: Any) -> str:
+    """What is wrong first, after its place: `tables[0] (transfer).rows[2].model: unknown stage ...`; see `first_of`."""
+    where, message = first_of(error, given)
+    return f"{where}: {message}" if where else message
+
+
+def first_of(error: ValidationError, given: Any) -> tuple[str, str]:
+    """Where the first error is, and what it is.
+
+    Args:
+        error: of pydantic.
+        given: what was validated, to name the keys of mappings that became lists.
+    """
+    first = error.errors()[0]
+    where, node = "", given
+    for part in first["loc"]:
+        if part == "[key]":
+            continue
+        if isinstance(part, int) and isinstance(node, Mapping) and part not in node:
+            part = list(node)[part]
+        if isinstance(part, int) and isinstance(node, list):
+            node = node[part]
+            name = node.get("id") if isinstance(node, Mapping) else None
+            where += f"[{part}]" + (f" ({name})" if isinstance(name, str) else "")
+        else:
+            node = node.get(part) if isinstance(node, Mapping) else None
+            where += f".{part}" if where else str(part)
+    message = first["msg"]
+    if first["type"] == "missing":
+        message = "missing"
+    elif first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+    else:
+        for theirs, ours in (("Input should be", "expected"), ("tuple", "list"), ("dictionary", "mapping")):
+            message = message.replace(theirs, ours)
+        message += f", got {first['input']!r}"
+    return where, message

@@ -1,0 +1,88 @@
+"""Nothing that nobody calls."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import Strategy
+from torch.utils.data.distributed import DistributedSampler
+
+from tests.architecture.sources import ROOT, docstrings, file_of, modules
+
+#: What calls methods of ours by their names.
+CALLERS = (
+    pl.LightningModule, pl.LightningDataModule, pl.Callback, LightningCLI, Logger, Strategy, TorchCheckpointIO,
+    torch.nn.Module, torch.optim.Optimizer, DistributedSampler, pickle.Unpickler, pickle.Pickler,
+)  # fmt: skip
+#: Methods that libraries look up without a base class of theirs.
+LOOKED_UP = {"readinto", "reducer_override"}
+#: Rooms whose public functions are for others: losses to choose from, and released weights in and out.
+FOR_OTHERS = re.compile(r"common\.losses\.\w+|papers\.\w+\.weights")
+
+
+def names_in(tree: ast.AST, documented: set[ast.expr]) -> Iterator[str]:
+    """Every name that a piece of code uses, in texts too: classes are named by import paths, methods by `getattr`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.alias):
+            yield node.name.rpartition(".")[2]
+        elif isinstance(node, ast.keyword) and node.arg:
+            yield node.arg
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in documented:
+            yield from set(re.findall(r"\w+", node.value))
+
+
+def prefixes_in(tree: ast.AST) -> tuple[str, ...]:
+    """Beginnings of names that a module puts together for `getattr`."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr")
+    parts = (call.args[1].values[0] for call in calls if isinstance(call.args[1], ast.JoinedStr))
+    return tuple(str(part.value) for part in parts if isinstance(part, ast.Constant))
+
+
+def pages() -> Iterator[Path]:
+    """What names code beside code: configurations, tables, pages and what is run outside of Python."""
+    for pattern in ("configs/**/*.yaml", "papers/*/tables.yaml", "**/*.md", "Makefile", "pyproject.toml"):
+        yield from (path for path in ROOT.glob(pattern) if not {".venv", "runs"} & set(path.parts))
+    yield from (ROOT / "common" / "reporting" / "templates").iterdir()
+
+
+def definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.ClassDef]:
+    """Functions and classes of a module, and methods of its classes; decorated ones are called by what wraps them."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            yield node
+            yield from (one for one in node.body if isinstance(one, ast.FunctionDef) and not one.decorator_list)
+        elif isinstance(node, ast.FunctionDef):
+            yield node
+
+
+def test_everything_is_called_from_somewhere() -> None:
+    hooks = {name for caller in CALLERS for name in dir(caller)} | LOOKED_UP
+    documented = {module: docstrings(tree) for module, tree in modules().items()}
+    used = Counter(name for module, tree in modules().items() for name in names_in(tree, documented[module]))
+    written = {word for path in pages() for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
+    dead = []
+    for module, tree in modules().items():
+        prefixes = prefixes_in(tree)
+        for node in definitions(tree):
+            name = node.name
+            if name.startswith("__") or name in hooks or name in written or (prefixes and name.startswith(prefixes)):
+                continue
+            if FOR_OTHERS.fullmatch(module) and not name.startswith("_"):
+                continue
+            if used[name] <= Counter(names_in(node, documented[module]))[name]:
+                dead.append(f"{file_of(module)}:{node.lineno} {name}")
+    assert not dead, "nothing but tests, if anything, calls\n" + "\n".join(dead)

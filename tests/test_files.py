@@ -1,0 +1,109 @@
+"""Files appear whole or not at all, and what killed processes left behind goes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.files import (
+    AtomicWriteError,
+    cache_folder,
+    parse_yaml,
+    read_yaml,
+    sweep,
+    temporary_of,
+    write_atomically,
+    write_whole,
+)
+
+
+def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "here"))
+    assert cache_folder() == tmp_path / "here"
+    monkeypatch.delenv("ASSEMBLE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "representation-assemble"
+
+
+def test_writing_is_atomic_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "folder" / "index.json"
+    write_atomically(path, "old\nä")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(AtomicWriteError, match=r"index\.json: disk full\. The file that was there before"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == "old\nä".encode()
+    assert [entry.name for entry in path.parent.iterdir()] == ["index.json"]
+
+
+def test_a_writer_sees_the_suffix_and_its_own_errors_stay_what_they_are(tmp_path: Path) -> None:
+    path = write_whole(tmp_path / "a.b.npz", lambda temporary: np.savez(temporary, x=np.arange(3)))
+    with np.load(path) as content:
+        assert content["x"].tolist() == [0, 1, 2]
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise FileNotFoundError("no such sample")
+
+    with pytest.raises(FileNotFoundError, match="no such sample"):
+        write_whole(path, fail)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.b.npz"]
+
+
+def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=int)
+    process.start()
+    process.join()
+    ours = temporary_of(tmp_path / "last.ckpt")
+    theirs = [tmp_path / ours.name.replace(str(os.getpid()), str(process.pid)), tmp_path / f".page.{process.pid}.tmp"]
+    fresh = tmp_path / f".new.{process.pid}.tmp.json"
+    kept = [ours, fresh, tmp_path / "last.ckpt", tmp_path / ".hidden"]
+    for path in (*theirs, *kept):
+        path.write_text("half")
+    folder = tmp_path / f".export.{process.pid}.tmp"
+    (folder / "deep").mkdir(parents=True)
+    old = time.time() - 3600
+    for path in (*theirs, folder, ours, kept[3]):
+        os.utime(path, (old, old))
+    write_atomically(tmp_path / "another", "")
+    assert {path.name for path in tmp_path.iterdir()} == {"another", *(path.name for path in kept)}
+    sweep(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: 1\nb: {c: 2, c: 3}", r"page\.yaml is not valid YAML: key 'c' stands here twice"),
+        ("a: [1", r"page\.yaml is not valid YAML"),
+    ],
+)
+def test_yaml_is_strict(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "page.yaml"
+    path.write_text(text)
+    with pytest.raises(RuntimeError, match=words):
+        read_yaml(path, RuntimeError)
+    with pytest.raises(RuntimeError, match="absent does not exist"):
+        read_yaml(tmp_path / "absent", RuntimeError)
+    path.write_bytes(b"a: \xff")
+    with pytest.raises(RuntimeError, match="is not UTF-8"):
+        read_yaml(path, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("2e-4", 2e-4), ("1e6", 1e6), ("-3.5e-2", -0.035), ("12", 12), ("1.5", 1.5)]
+)
+def test_numbers_of_yaml(text: str, value: float) -> None:
+    assert parse_yaml(text) == value
+
+
+def test_words_that_look_like_numbers_stay_words() -> None:
+    assert parse_yaml("e5") == "e5"
+    assert parse_yaml("16-mixed") == "16-mixed"
