@@ -439,6 +439,8 @@ def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> Non
                             f"{nearest(argument, valid)}"
                         )
                 for argument, value, words in outside(cls, given) if inspect.isclass(cls) else ():
+                    if value == "$SEED":
+                        continue
                     field_path, which = f"{path}.init_args.{argument}", "each" if isinstance(value, list) else "it"
                     raise ConfigurationError(
                         f"{field_path.replace('.init_args', '')} is {value!r}; {which} must be {words} "
