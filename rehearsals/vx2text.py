@@ -81,7 +81,7 @@ def _write_t5(folder: Path, heads: int) -> None:
 def _write_classifiers(folder: Path) -> None:
     """R(2+1)D of Kinetics under torchvision's names, CNN14 of AudioSet under PANNs' names.
 
-    Their statistics of batch normalisation, which training leaves alone, are those of noise: with others the
+    Their statistics of batch normalization, which training leaves alone, are those of noise: with others the
     activations of a deep random network, and then the gradients, grow beyond all bounds.
     """
     import torch

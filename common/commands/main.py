@@ -182,7 +182,7 @@ def _add_estimate(command: argparse.ArgumentParser) -> None:
         "--card", nargs="+", default=["a100", "h100"], help="v100, rtx4090, a100, h100, h200; default: a100 h100"
     )
     command.add_argument(
-        "--utilisation", type=float, default=0.3, help="share of a card's matrix rate that is reached; default: 0.3"
+        "--utilization", type=float, default=0.3, help="share of a card's matrix rate that is reached; default: 0.3"
     )
 
 
@@ -249,12 +249,12 @@ def _plan_command(arguments: argparse.Namespace) -> int:
     if arguments.estimate:
         from common.stages.estimate import chosen_cards, estimate_lines
 
-        if not 0 < arguments.utilisation <= 1:
-            raise StageError(f"--utilisation is a share of the card's rate, from 0 to 1, got {arguments.utilisation}")
+        if not 0 < arguments.utilization <= 1:
+            raise StageError(f"--utilization is a share of the card's rate, from 0 to 1, got {arguments.utilization}")
         cards = chosen_cards(arguments.card)
         planned = plan(arguments.paper, _selection(arguments))
         runs = {f"{item.request.stage} seed {item.request.seed}": item.run for item in planned}
-        for line in estimate_lines(runs, cards, arguments.utilisation):
+        for line in estimate_lines(runs, cards, arguments.utilization):
             print(line, flush=True)
         return 0
     print(render_plan(plan(arguments.paper, _selection(arguments)), arguments.format))

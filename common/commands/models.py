@@ -133,7 +133,7 @@ def add_parsers(commands: Any) -> None:
         "export",
         help="write a trained model as a folder of its own, or its backbone as a file for other code",
         description="Write a trained model as a folder that needs nothing else: weights (safetensors), configuration, "
-        "vocabularies, the record, and a model card; without queues, banks or optimiser. Other layouts write the "
+        "vocabularies, the record, and a model card; without queues, banks or optimizer. Other layouts write the "
         "backbone alone, as other libraries read it.",
     )
     command.add_argument("paper", help=names)

@@ -1,4 +1,4 @@
-"""What a clip of video and sound is, and the statistics that its sound is standardised by."""
+"""What a clip of video and sound is, and the statistics that its sound is standardized by."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 @dataclass(frozen=True)
 class VideoInput:
-    """What a video clip is (specification 2.2).
+    """What a video clip is (docs/papers/avid_cma.md [2.2]).
 
     Attributes:
         fps, duration: frames per second and seconds of a clip.
         crop: side of the clip in pixels.
-        resize: shorter side before the centre crop of an evaluation.
+        resize: shorter side before the center crop of an evaluation.
         mode: `msc` (random resized crop) or `crop` (resize, then random crop).
         min_area: smallest share of the area that a random resized crop takes.
         jitter: strengths of brightness, contrast, saturation and hue jitter in training.
@@ -57,7 +57,7 @@ class VideoInput:
 
 @dataclass(frozen=True)
 class AudioInput:
-    """What an audio clip is (specification 2.3).
+    """What an audio clip is (docs/papers/avid_cma.md [2.3]).
 
     Attributes:
         sample_rate, duration: samples per second and seconds of a clip.

@@ -36,13 +36,13 @@ class ClipDataset(ItemDataset):
         listing: The files.
         clips_per_video: Length of an epoch in passes over the listing; item i is file `i mod len(listing)`.
         seed: Seed of everything random.
-        max_skipped_share: Share of the files that may be skipped before the run fails.
+        max_skipped_fraction: Share of the files that may be skipped before the run fails.
         cache_bytes: Bound of the decoded files kept in the memory of each process; 0 = read them every time.
 
     Raises:
         ValueError: The listing is empty.
 
-    Source: specification 2.1.
+    Source: docs/papers/avid_cma.md [2.1].
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class ClipDataset(ItemDataset):
         *,
         clips_per_video: int = 1,
         seed: int = 0,
-        max_skipped_share: float = 0.05,
+        max_skipped_fraction: float = 0.05,
         cache_bytes: int = 0,
     ) -> None:
         if clips_per_video < 1:
             raise ValueError(f"clips_per_video must be at least 1, not {clips_per_video}")
-        super().__init__(listing, passes=clips_per_video, seed=seed, max_skipped_share=max_skipped_share)
+        super().__init__(listing, passes=clips_per_video, seed=seed, max_skipped_fraction=max_skipped_fraction)
         self.cache = DecodedCache.shared(cache_bytes) if cache_bytes else None
 
     @abstractmethod
@@ -102,7 +102,7 @@ class AudioVisualClips(ClipDataset):
         `video` [3, T, crop, crop], `audio` [1, frames, bins], `index` (file of the listing), `label`, `sound_label`,
         `skipped` (files passed over to get this sample).
 
-    Source: specification 2.1.
+    Source: docs/papers/avid_cma.md [2.1].
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class AudioVisualClips(ClipDataset):
         self.require_audio = require_audio
 
     def decibels(self, key: Key) -> Tensor:
-        """Spectrogram of an item's audio clip before augmentation and normalisation, [1, frames, bins]."""
+        """Spectrogram of an item's audio clip before augmentation and normalization, [1, frames, bins]."""
 
         def make(file: int, rng: np.random.Generator) -> Sample:
             clip = self.listing[file]
@@ -197,7 +197,7 @@ class VideoClips(ClipDataset):
     Returns of an item:
         `video` [3, T, crop, crop], `label`, `index`, `skipped`.
 
-    Source: specification 2.1, 10.1, 10.2.
+    Source: docs/papers/avid_cma.md [2.1], [10.1], [10.2].
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class DenseVideoClips(ClipDataset):
     """Several clips of one video: evenly spaced over the whole of it ("Video@1"), or at random.
 
     Args:
-        listing, seed, max_skipped_share, cache_bytes: See :class:`ClipDataset`.
+        listing, seed, max_skipped_fraction, cache_bytes: See :class:`ClipDataset`.
         video_transform: Frames to tensor; its evaluation branch is used.
         clips: Number of clips.
         random_starts: Clips at random places instead ("Clip@1").
@@ -238,7 +238,7 @@ class DenseVideoClips(ClipDataset):
     Returns of an item:
         `video` [clips, 3, T, crop, crop], `label`, `index`, `skipped`.
 
-    Source: specification 10.1.
+    Source: docs/papers/avid_cma.md [10.1].
     """
 
     def __init__(
@@ -251,10 +251,10 @@ class DenseVideoClips(ClipDataset):
         video_duration: float = 0.5,
         video_fps: float = 16.0,
         seed: int = 0,
-        max_skipped_share: float = 0.05,
+        max_skipped_fraction: float = 0.05,
         cache_bytes: int = 0,
     ) -> None:
-        super().__init__(listing, seed=seed, max_skipped_share=max_skipped_share, cache_bytes=cache_bytes)
+        super().__init__(listing, seed=seed, max_skipped_fraction=max_skipped_fraction, cache_bytes=cache_bytes)
         self.video_transform = video_transform.adapted(False, frame_count(video_duration, video_fps))
         if clips < 1:
             raise ValueError(f"clips must be at least 1, not {clips}")
@@ -287,7 +287,7 @@ class SoundWindows(ClipDataset):
     Without it (DCASE) a training window is the beginning of an excerpt, and test windows are spread over the file.
 
     Args:
-        listing, seed, max_skipped_share, cache_bytes: See :class:`ClipDataset`.
+        listing, seed, max_skipped_fraction, cache_bytes: See :class:`ClipDataset`.
         audio_transform: Also gives the sample rate and the length of a window.
         training: Random starts, speed and volume; otherwise evenly spaced starts.
         windows: Windows per file.
@@ -299,7 +299,7 @@ class SoundWindows(ClipDataset):
     Returns of an item:
         `audio` [windows, 1, frames, bins], `label`, `sound_label`, `fold`, `index`, `skipped`.
 
-    Source: specification 10.3.
+    Source: docs/papers/avid_cma.md [10.3].
     """
 
     def __init__(
@@ -314,10 +314,10 @@ class SoundWindows(ClipDataset):
         excerpt_margin: float = 0.1,
         speed: tuple[float, float] = (3.0 / 4.0, 4.0 / 3.0),
         seed: int = 0,
-        max_skipped_share: float = 0.05,
+        max_skipped_fraction: float = 0.05,
         cache_bytes: int = 0,
     ) -> None:
-        super().__init__(listing, seed=seed, max_skipped_share=max_skipped_share, cache_bytes=cache_bytes)
+        super().__init__(listing, seed=seed, max_skipped_fraction=max_skipped_fraction, cache_bytes=cache_bytes)
         if windows < 1:
             raise ValueError(f"windows must be at least 1, not {windows}")
         if not 0.0 < speed[0] <= speed[1]:

@@ -36,21 +36,21 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """One picture to one normalised tensor; every parameter is drawn from the generator that is passed in.
+    """One picture to one normalized tensor; every parameter is drawn from the generator that is passed in.
 
-    Training, in this order: random resized crop, colour jitter in random order, grey, Gaussian blur, horizontal flip.
-    Evaluation: resize, centre crop. Both: divide by 255 and normalise. All of it is Pillow on bytes, with the parameter
+    Training, in this order: random resized crop, color jitter in random order, gray, Gaussian blur, horizontal flip.
+    Evaluation: resize, center crop. Both: divide by 255 and normalize. All of it is Pillow on bytes, with the parameter
     ranges and the rounding of torchvision's transforms. A view takes a fixed number of draws, so switching one
     augmentation off leaves the draws of the others as they are.
 
     Args:
         crop: Side of the result in pixels.
-        resize: Shorter side before the centre crop of an evaluation; not used in training.
+        resize: Shorter side before the center crop of an evaluation; not used in training.
         min_area: Smallest share of the picture that the random crop takes; 1.0 leaves the area whole.
         max_aspect: Width over height of the random crop lies between this and its inverse.
         jitter: Strength of brightness, contrast, saturation and hue; zero leaves that operation out.
         jitter_probability: Probability that the four are applied at all.
-        grayscale: Probability of a grey picture.
+        grayscale: Probability of a gray picture.
         blur: Probability of the blur.
         blur_sigma: Range of the blur's standard deviation in pixels of the crop.
         flip: Probability of the horizontal flip.
@@ -64,7 +64,7 @@ class ImageTransform:
     Raises:
         ValueError: A number is out of range.
 
-    Source: specification 7 ("image views") and 9.
+    Source: docs/papers/mct.md [7] ("image views") and 9.
     """
 
     crop: PositiveInt = 224
@@ -104,7 +104,7 @@ class ImageTransform:
             raise ValueError(f"mean ({self.mean}) and std ({self.std}) must be three numbers each, std above 0")
         levels = torch.arange(256, dtype=torch.float32)[None] / 255.0
         table = (levels - torch.tensor(self.mean)[:, None]) / torch.tensor(self.std)[:, None]
-        # There are only 256 values a channel can have, so each is normalised once.
+        # There are only 256 values a channel can have, so each is normalized once.
         object.__setattr__(self, "_table", table.numpy())
 
     def with_training(self, training: bool) -> ImageTransform:
@@ -124,7 +124,7 @@ class ImageTransform:
         if image.mode != "RGB":
             raise ValueError(f"the transform takes RGB pictures, not mode {image.mode!r}: decode with read_image")
         if not self.training:
-            return self._tensor(self._centre(image), False), False
+            return self._tensor(self._center(image), False), False
         if rng is None:
             raise ValueError("the training branch needs a random generator")
         # One block: cheaper than a call for each draw, and a draw keeps its place whatever the others decide.
@@ -146,7 +146,7 @@ class ImageTransform:
         flipped = flip < self.flip
         return self._tensor(image, flipped), flipped
 
-    def _centre(self, image: Image.Image) -> Image.Image:
+    def _center(self, image: Image.Image) -> Image.Image:
         width, height = image.size
         if self.squeeze:
             size = (self.resize, self.resize)
@@ -201,7 +201,7 @@ class SquashTransform:
     Raises:
         ValueError: A number is out of range.
 
-    Source: XMC-GAN, specification 7 ("image path").
+    Source: docs/papers/xmc_gan.md [7] ("image path").
     """
 
     size: int = 256
@@ -250,7 +250,7 @@ class SquashTransform:
 def random_area(
     width: int, height: int, min_area: float, max_aspect: float, draws: list[float]
 ) -> tuple[int, int, int, int]:
-    """The part of a picture that a random resized crop takes: ten tries, then the largest allowed one in the centre.
+    """The part of a picture that a random resized crop takes: ten tries, then the largest allowed one in the center.
 
     Args:
         width, height: Size of the picture.
@@ -276,7 +276,7 @@ def random_area(
 
 
 def shifted_hue(image: Image.Image, shift: float) -> Image.Image:
-    """Turn the hue of a picture by a share of the colour circle in [-0.5, 0.5], in Pillow's steps of 1/256."""
+    """Turn the hue of a picture by a share of the color circle in [-0.5, 0.5], in Pillow's steps of 1/256."""
     hue, saturation, value = image.convert("HSV").split()
     turned = np.asarray(hue) + np.uint8(int(shift * 255) % 256)  # wraps round, as a circle does
     return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")

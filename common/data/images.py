@@ -29,7 +29,7 @@ class ImageError(MediaError):
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """Decode a picture to RGB with 8 bits per channel.
 
-    Grey, palette, CMYK and YCbCr pictures are converted; an alpha channel is dropped, as the loaders of the reference
+    Gray, palette, CMYK and YCbCr pictures are converted; an alpha channel is dropped, as the loaders of the reference
     codes do; of 16 bits the upper 8 are kept. The orientation in EXIF data is not applied: boxes and masks are given in
     stored pixels, and the reference codes do not apply it either. An animation gives its first frame.
 
@@ -113,7 +113,7 @@ class ImageItems(ItemDataset):
         transform: Picture to tensor.
         views: Number of independent views of each picture.
         training: Which branch of the transform is used.
-        seed, max_skipped_share: See :class:`ItemDataset`.
+        seed, max_skipped_fraction: See :class:`ItemDataset`.
         cache_bytes: Bound of the decoded pictures kept in the memory of each process; 0 = read them every time.
 
     Returns of an item:
@@ -137,12 +137,12 @@ class ImageItems(ItemDataset):
         views: int = 1,
         training: bool,
         seed: int = 0,
-        max_skipped_share: float = 0.05,
+        max_skipped_fraction: float = 0.05,
         cache_bytes: int = 0,
     ) -> None:
         if views < 1:
             raise ValueError(f"views must be at least 1, not {views}")
-        super().__init__(listing, seed=seed, max_skipped_share=max_skipped_share)
+        super().__init__(listing, seed=seed, max_skipped_fraction=max_skipped_fraction)
         self.transform: Transform = transform.with_training(training)
         self.views = views
         self.training = training

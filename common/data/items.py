@@ -51,7 +51,7 @@ class SkipLedger:
 
     def __init__(self, listing: Listing, max_share: float) -> None:
         if not 0.0 <= max_share <= 1.0:
-            raise ValueError(f"max_skipped_share must be in [0, 1], not {max_share}")
+            raise ValueError(f"max_skipped_fraction must be in [0, 1], not {max_share}")
         self.listing = listing
         self.max_share = max_share
         self.flags = torch.zeros(len(listing), dtype=torch.uint8)
@@ -73,8 +73,8 @@ class SkipLedger:
             some = ", ".join(self.names()[:5])
             raise TooManyBrokenFiles(
                 f"{self.listing.name}: {count} of {len(self.flags)} files cannot be used, more than "
-                f"max_skipped_share = {self.max_share:g} allows. First: {some}. Last: {error}. Repair or remove the "
-                "files, or raise max_skipped_share."
+                f"max_skipped_fraction = {self.max_share:g} allows. First: {some}. Last: {error}. Repair or remove the "
+                "files, or raise max_skipped_fraction."
             )
 
     def count(self) -> int:
@@ -103,7 +103,7 @@ class ItemDataset(Dataset[Sample], ABC):
         listing: The files.
         passes: Length of an epoch in passes over the listing; item i is file `i mod len(listing)`.
         seed: Seed of everything random.
-        max_skipped_share: Share of the files that may be skipped before the run fails.
+        max_skipped_fraction: Share of the files that may be skipped before the run fails.
 
     Attributes:
         listing: The files.
@@ -113,13 +113,13 @@ class ItemDataset(Dataset[Sample], ABC):
         ValueError: The listing is empty.
     """
 
-    def __init__(self, listing: Listing, *, passes: int = 1, seed: int = 0, max_skipped_share: float = 0.05) -> None:
+    def __init__(self, listing: Listing, *, passes: int = 1, seed: int = 0, max_skipped_fraction: float = 0.05) -> None:
         if not len(listing):
             raise ValueError(f"the listing {listing.name} has no items")
         self.listing = listing
         self.passes = passes
         self.seed = seed
-        self.skipped = SkipLedger(listing, max_skipped_share)
+        self.skipped = SkipLedger(listing, max_skipped_fraction)
 
     def __len__(self) -> int:
         return len(self.listing) * self.passes

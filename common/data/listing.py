@@ -33,7 +33,7 @@ class Clip:
 
     Args:
         path: The media file.
-        label: Class of the clip (of the picture where picture and sound are labelled apart); -1 = unknown.
+        label: Class of the clip (of the picture where picture and sound are labeled apart); -1 = unknown.
         sound_label: Class of the sound where the set labels it; -1 = none.
         fold: Official fold the clip belongs to, from 1; 0 = the set has no folds.
         start: First second of the clip inside the file; None = the file is the clip.
@@ -269,7 +269,7 @@ class DatasetStatus:
         layout: Layout found, or "" when missing.
         expected_layout: The supported layouts, a few lines.
         size: Approximate size on disk.
-        licence: Terms of the data, in a few words.
+        license: Terms of the data, in a few words.
         source: Where to get it.
         prepares: What ``prepare`` does with it.
         counts: Items found per split (and fold).
@@ -290,7 +290,7 @@ class DatasetStatus:
     layout: str
     expected_layout: str
     size: str
-    licence: str
+    license: str
     source: str
     prepares: str
     counts: Mapping[str, int] = field(default_factory=dict)

@@ -266,7 +266,7 @@ class MediaFile:
             TooShortError: The window holds no frame.
             MediaError: There is no picture, or none at that time can be decoded.
 
-        Source: specification 2.1.
+        Source: docs/papers/avid_cma.md [2.1].
         """
         if self.info.video_limits is None:
             raise MediaError.of(self.path, "has no video stream")
@@ -302,7 +302,7 @@ class MediaFile:
         Raises:
             MediaError: There is no sound stream, or it cannot be decoded.
 
-        Source: specification 2.3, step 1; 10.3 for `treat_rate`.
+        Source: docs/papers/avid_cma.md [2.3], step 1; 10.3 for `treat_rate`.
         """
         if self.info.audio_limits is not None:
             start = max(start, self.info.audio_limits[0])

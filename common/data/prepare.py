@@ -111,7 +111,7 @@ def report_files(statuses: Sequence[FileStatus], console: Console | None = None)
         return
     console = console or files.console()
     table = Table(title="Weights and other files", title_justify="left", show_lines=True)
-    for heading in ("File", "State", "Path", "Size", "Licence", "Read by"):
+    for heading in ("File", "State", "Path", "Size", "License", "Read by"):
         table.add_column(heading, overflow="fold")
     for status in statuses:
         file, recipes = status.file, status.recipes
@@ -123,7 +123,7 @@ def report_files(statuses: Sequence[FileStatus], console: Console | None = None)
             state = Text("present, checksum right" if status.checked else "present", style="green")
         elif status.path.exists():
             state = Text("incomplete", style="yellow")
-        facts = (str(status.path), file.size, file.licence, names)
+        facts = (str(status.path), file.size, file.license, names)
         # Text and not markup: a path may hold square brackets.
         table.add_row(Text(file.title), state, *(Text(fact) for fact in facts))
     _print_table(console, table)
@@ -258,7 +258,7 @@ def _table(statuses: Sequence[DatasetStatus]) -> Table:
     table = Table(title="Data sets", title_justify="left", show_lines=True)
     units = {status.unit for status in statuses}
     counted = units.pop().capitalize() if len(units) == 1 else "Items"
-    for heading in ("Data set", "State", counted, "Path", "Layout", "Size", "Licence"):
+    for heading in ("Data set", "State", counted, "Path", "Layout", "Size", "License"):
         table.add_column(heading, overflow="fold", justify="right" if heading == counted else "left")
     for status in statuses:
         counts = "\n".join(f"{part} {count:,}" for part, count in status.counts.items())
@@ -270,7 +270,7 @@ def _table(statuses: Sequence[DatasetStatus]) -> Table:
             Text(str(status.path)),
             Text(status.layout or "-"),
             Text(status.size),
-            Text(status.licence),
+            Text(status.license),
         )
     return table
 

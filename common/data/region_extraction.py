@@ -3,7 +3,7 @@
 The choice of regions is that of MMF's script for M3P's features: proposals are scored by every class but the
 background, repeated ones of each class are dropped, and those with the highest remaining score are kept, in its order.
 
-Source: M3P, specification 4; `tools/scripts/features/extract_features_vmb.py` of MMF.
+Source: docs/papers/m3p.md [4]; `tools/scripts/features/extract_features_vmb.py` of MMF.
 """
 
 from __future__ import annotations

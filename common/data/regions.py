@@ -5,7 +5,7 @@ Three layouts are read. Packed files, `.h5` or `.npz`, hold the columns `image_i
 `features` [N, M, F], and `objects` [N, M] or `distribution` [N, M, C]. MMF's script writes two files per picture,
 `<name>.npy` with the features [R, F] and `<name>_info.npy` with the rest.
 
-Source: M3P, specification 4; the layout of MMF: `tools/scripts/features/extract_features_vmb.py` of its repository.
+Source: docs/papers/m3p.md [4]; the layout of MMF: `tools/scripts/features/extract_features_vmb.py` of its repository.
 This module imports neither torch nor a decoder.
 """
 
@@ -55,7 +55,7 @@ class Regions:
     """The regions of one picture, in the order of the detector.
 
     Args:
-        features: not normalised, float32 [R, F].
+        features: not normalized, float32 [R, F].
         boxes: left, top, right, bottom in pixels, float32 [R, 4].
         labels: class of each region, int64 [R]; 0 = background.
         height, width: of the picture in pixels.
@@ -91,7 +91,7 @@ def box_vectors(boxes: npt.ArrayLike, height: float, width: float) -> npt.NDArra
     Raises:
         ValueError: the picture has no size.
 
-    Source: M3P, specification 3, "Image embedding".
+    Source: docs/papers/m3p.md [3], "Image embedding".
     """
     if height <= 0 or width <= 0:
         raise ValueError(f"a picture of height {height:g} and width {width:g} has no size")
@@ -109,7 +109,7 @@ class RegionTable:
 
     Args:
         keys: the pictures.
-        features: not normalised, float32 [N, R, F]; zeros where there is no region.
+        features: not normalized, float32 [N, R, F]; zeros where there is no region.
         boxes: see :func:`box_vectors`, float32 [N, R, 5].
         labels: int64 [N, R]; 0 = background, also where there is no region.
         mask: where there is one, bool [N, R].

@@ -27,7 +27,7 @@ class ReleasedFile:
         path: Relative to the folder of the data sets; a pattern where every paper has its own.
         title: What it is.
         size: Approximate size on disk.
-        licence: Its terms, in a few words.
+        license: Its terms, in a few words.
         source: Where to get it.
         contents: Of a folder: the files it must have; empty = any.
         checksum: As :func:`common.data.checksums.difference` takes it; "" = none is published.
@@ -36,7 +36,7 @@ class ReleasedFile:
     path: str
     title: str
     size: str = "unknown"
-    licence: str = "unknown"
+    license: str = "unknown"
     source: str = "the recipe's own file"
     contents: tuple[Alternatives, ...] = ()
     checksum: str = ""
@@ -65,17 +65,17 @@ class FileStatus:
     problem: str = ""
 
 
-def _torchvision(name: str, title: str, size: str, licence: str = "BSD 3-Clause; made from ImageNet") -> ReleasedFile:
+def _torchvision(name: str, title: str, size: str, license: str = "BSD 3-Clause; made from ImageNet") -> ReleasedFile:
     match = _HASHED.fullmatch(name)
     # Names of this form end in the first digits of the sum, which torch.hub checks.
     checksum = f"sha256:{match[1]}" if match else ""
     source = f"https://download.pytorch.org/models/{name}"
-    return ReleasedFile(f"weights/{name}", title, size, licence, source, checksum=checksum)
+    return ReleasedFile(f"weights/{name}", title, size, license, source, checksum=checksum)
 
 
-def _transformers(path: str, repository: str, title: str, size: str, licence: str, *more: Alternatives) -> ReleasedFile:
+def _transformers(path: str, repository: str, title: str, size: str, license: str, *more: Alternatives) -> ReleasedFile:
     contents = (("config.json",), _WEIGHTS, *more)
-    return ReleasedFile(path, title, size, licence, f"hf download {repository} --local-dir {{path}}", contents)
+    return ReleasedFile(path, title, size, license, f"hf download {repository} --local-dir {{path}}", contents)
 
 
 def _ig65m(clip: int, digits: str) -> ReleasedFile:

@@ -18,7 +18,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     Rank r of W takes items r, r + W, ... of the epoch's order. A global batch is therefore the same set of items for
     every W, which makes W processes equal to one with the joined batch. What is left over after the last whole global
-    batch is dropped, as in the specification (section 9).
+    batch is dropped, as docs/papers/avid_cma.md [9] says.
 
     Args:
         num_samples: length of the data set.

@@ -40,7 +40,7 @@ MANY_TEXTS = 2000
 WORD = re.compile(r"\w+|(?<=\w)'\w+|[^\w\s]")
 
 
-def normalise_caption(text: str) -> str:
+def normalize_caption(text: str) -> str:
     """Lower case, compatibility decomposition, no combining marks, and single spaces between words.
 
     Line and paragraph separators of Unicode count as spaces too. Halves of surrogate pairs, which JSON can hold and no
@@ -52,7 +52,7 @@ def normalise_caption(text: str) -> str:
     Returns:
         Its normal form, whose normal form is itself.
 
-    Source: MCT, specification 8, after VirTex.
+    Source: docs/papers/mct.md [8], after VirTex.
     """
     if text.isascii():
         return " ".join(text.lower().split())
@@ -67,7 +67,7 @@ def swap_left_right(text: str) -> str:
 
     Only whole words change, so "bright" stays, and "left-hand" becomes "right-hand". The case of the word is kept.
 
-    Source: MCT, specification 8; the authors of VirTex replace inside words, too.
+    Source: docs/papers/mct.md [8]; the authors of VirTex replace inside words, too.
     """
     return SIDE_WORD.sub(lambda match: SIDES[match[0]], text)
 
@@ -99,7 +99,7 @@ def word_noise(
     Raises:
         ValueError: a probability is not between 0 and 1.
 
-    Source: MCT, specification 8, the views "eda".
+    Source: docs/papers/mct.md [8], the views "eda".
     """
     for name, value in (("dropout", dropout), ("swap", swap), ("synonym", synonym)):
         if not 0.0 <= value <= 1.0:
@@ -148,7 +148,7 @@ def caption_views(
     Raises:
         ValueError: the image has no caption, or a caption no translation.
 
-    Source: MCT, specification 8; the word dropout is that of section 13.
+    Source: docs/papers/mct.md [8]; the word dropout is that of section 13.
     """
     if not captions:
         raise ValueError("an image without captions has no views of them; leave it out of the listing")
@@ -260,7 +260,7 @@ class CaptionTokenizer(ABC):
 
     def normal_form(self, text: str) -> str:
         """What a caption is made into before anything else."""
-        return normalise_caption(text)
+        return normalize_caption(text)
 
     @property
     def vocabulary_size(self) -> int:
@@ -360,7 +360,7 @@ class CaptionTokenizer(ABC):
 
     @abstractmethod
     def _learn(self, texts: Sequence[str]) -> bytes:
-        """Content of the vocabulary file for normalised captions."""
+        """Content of the vocabulary file for normalized captions."""
 
     @abstractmethod
     def _read(self, content: bytes) -> None:
@@ -379,7 +379,7 @@ class WordPieceTokenizer(CaptionTokenizer):
         vocabulary_size: of a learnt one, at most; there are fewer pieces when the captions have no more.
         max_tokens: longest result of `encode`.
 
-    Source: MCT, specification 7.
+    Source: docs/papers/mct.md [7].
     """
 
     file_name = "vocab.txt"
@@ -396,7 +396,7 @@ class WordPieceTokenizer(CaptionTokenizer):
     def encode(self, text: str) -> list[int]:
         if self._tokenizer is None:
             raise self._unprepared()
-        return self._tokenizer.encode(normalise_caption(text)).ids
+        return self._tokenizer.encode(normalize_caption(text)).ids
 
     def decode(self, tokens: Sequence[int]) -> str:
         if self._tokenizer is None:
@@ -468,7 +468,7 @@ class SentencePieceTokenizer(CaptionTokenizer):
         vocabulary_size: of a learnt one, at most; there are fewer pieces when the captions have no more.
         max_tokens: longest result of `encode`.
 
-    Source: MCT, specification 11. VirTex cuts the closing token off from long captions; here it stays.
+    Source: docs/papers/mct.md [11]. VirTex cuts the closing token off from long captions; here it stays.
     """
 
     field = "model"
@@ -485,7 +485,7 @@ class SentencePieceTokenizer(CaptionTokenizer):
     def encode(self, text: str) -> list[int]:
         if self._processor is None:
             raise self._unprepared()
-        pieces = self._processor.encode(normalise_caption(text))
+        pieces = self._processor.encode(normalize_caption(text))
         return [self._ends[0], *pieces[: self.max_tokens - 2], self._ends[1]]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -530,7 +530,7 @@ class XLMRTokenizer(CaptionTokenizer):
         vocabulary_size: of a learnt one, at most; there are fewer pieces when the captions have no more.
         max_tokens: longest result of `encode`; longer captions lose pieces, never the closing token.
 
-    Source: M3P, specification 2.
+    Source: docs/papers/m3p.md [2].
     """
 
     field = "model"
@@ -650,7 +650,7 @@ class WordVocabulary(CaptionTokenizer):
         max_words: the most frequent words that a learnt vocabulary keeps; None keeps all.
         max_tokens: longest result of `encode`; VSE++ has no such limit, and no caption of COCO reaches this one.
 
-    Source: MCT, specification 9. VSE++ splits words by NLTK, which cuts contractions elsewhere ("do" and "n't").
+    Source: docs/papers/mct.md [9]. VSE++ splits words by NLTK, which cuts contractions elsewhere ("do" and "n't").
     """
 
     file_name = "words.txt"
@@ -672,7 +672,7 @@ class WordVocabulary(CaptionTokenizer):
     def encode(self, text: str) -> list[int]:
         if not self._words:
             raise self._unprepared()
-        words = WORD.findall(normalise_caption(text))[: self.max_tokens - 2]
+        words = WORD.findall(normalize_caption(text))[: self.max_tokens - 2]
         return [1, *(self._numbers.get(word, 3) for word in words), 2]
 
     def decode(self, tokens: Sequence[int]) -> str:

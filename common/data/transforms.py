@@ -31,10 +31,10 @@ Pixels = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class VideoTransform:
-    """Frames of one clip to a normalised tensor; every random parameter is drawn once for the whole clip.
+    """Frames of one clip to a normalized tensor; every random parameter is drawn once for the whole clip.
 
-    Training: random resized crop ("msc") or resize and random crop ("crop"), horizontal flip, colour jitter.
-    Evaluation: resize and centre crop. Both: divide by 255, normalise, and repeat the clip's own first frames when it
+    Training: random resized crop ("msc") or resize and random crop ("crop"), horizontal flip, color jitter.
+    Evaluation: resize and center crop. Both: divide by 255, normalize, and repeat the clip's own first frames when it
     is short of frames. Resizing is Pillow's bilinear filter on bytes (about one value in a hundred is rounded to the
     neighbouring level).
 
@@ -53,7 +53,7 @@ class VideoTransform:
     Shapes:
         frames uint8 [T, H, W, 3] -> float32 [3, frames, crop, crop].
 
-    Source: specification 2.2.
+    Source: docs/papers/avid_cma.md [2.2].
     """
 
     mode: Literal["msc", "crop"] = "msc"
@@ -110,7 +110,7 @@ class VideoTransform:
         if not self.training:
             pixels = self._resized(pixels)
             top, left = (round((side - self.crop) / 2) for side in pixels.shape[-2:])
-            return self._normalised(pixels[..., top : top + self.crop, left : left + self.crop])
+            return self._normalized(pixels[..., top : top + self.crop, left : left + self.crop])
         if rng is None:
             raise ValueError("the training branch needs a random generator")
         # One block of draws: cheaper than a call for each, and a draw keeps its place whatever the others decide.
@@ -128,13 +128,13 @@ class VideoTransform:
         if draws[-9] < self.flip:
             pixels = pixels.flip(-1)
         if max(self.jitter) == 0.0:
-            return self._normalised(pixels)
+            return self._normalized(pixels)
         planes = pixels.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
         # NumPy has a fraction of the cost of a call, which is what counts for small frames. Large ones are bound by
         # memory: they are taken in blocks that stay in a core's cache.
-        colours = planes.numpy()
-        for first in range(0, colours.shape[1], self._block):
-            self._jitter(colours[:, first : first + self._block], draws[-8:])
+        colors = planes.numpy()
+        for first in range(0, colors.shape[1], self._block):
+            self._jitter(colors[:, first : first + self._block], draws[-8:])
         return planes.sub_(_column(self.mean)[:, None]).div_(_column(self.std)[:, None])
 
     def _resized(self, pixels: Tensor) -> Tensor:
@@ -146,9 +146,9 @@ class VideoTransform:
             return _bilinear(pixels, (side, int(side * width / height)))
         return _bilinear(pixels, (int(side * height / width), side))
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        colours = pixels.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format)
-        return colours.div_(255.0).sub_(_column(self.mean)[:, None]).div_(_column(self.std)[:, None])
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        colors = pixels.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format)
+        return colors.div_(255.0).sub_(_column(self.mean)[:, None]).div_(_column(self.std)[:, None])
 
     def _random_area(self, height: int, width: int, draws: npt.NDArray[np.float64]) -> tuple[int, int, int, int]:
         area = height * width
@@ -169,26 +169,26 @@ class VideoTransform:
             crop_width = min(round(height * ASPECT_RANGE[1]), width)
         return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
-    def _jitter(self, colours: Pixels, draws: npt.NDArray[np.float64]) -> None:
+    def _jitter(self, colors: Pixels, draws: npt.NDArray[np.float64]) -> None:
         for operation in np.argsort(draws[:4]).tolist():
             strength = self.jitter[operation]
             if strength == 0.0:
                 continue
             if operation == 3:
-                shift_hue(colours, float((2.0 * draws[7] - 1.0) * strength))
+                shift_hue(colors, float((2.0 * draws[7] - 1.0) * strength))
                 continue
             low = max(1.0 - strength, 0.0)
             factor = np.float32(low + draws[4 + operation] * (1.0 + strength - low))
-            # All three mix the picture with another one: black, its mean grey, its grey version.
+            # All three mix the picture with another one: black, its mean gray, its gray version.
             if operation == 0:
-                colours *= factor
+                colors *= factor
             else:
-                grey = luma(colours)
+                gray = luma(colors)
                 if operation == 1:
-                    grey = grey.mean(axis=(-2, -1), keepdims=True)
-                colours *= factor
-                colours += grey * (np.float32(1.0) - factor)
-            _clamp(colours)
+                    gray = gray.mean(axis=(-2, -1), keepdims=True)
+                colors *= factor
+                colors += gray * (np.float32(1.0) - factor)
+            _clamp(colors)
 
 
 @functools.lru_cache(maxsize=16)
@@ -208,18 +208,18 @@ def _clamp(values: Pixels) -> None:
     np.minimum(values, np.float32(1.0), out=values)
 
 
-def luma(colours: Pixels) -> Pixels:
-    """Grey level of RGB, [3, ...] -> [...]."""
-    return np.tensordot(LUMA, colours, 1)
+def luma(colors: Pixels) -> Pixels:
+    """Gray level of RGB, [3, ...] -> [...]."""
+    return np.tensordot(LUMA, colors, 1)
 
 
-def shift_hue(colours: Pixels, shift: float) -> None:
-    """Turn the hue of RGB in [0, 1] by a share of the colour circle, in place; value and saturation stay.
+def shift_hue(colors: Pixels, shift: float) -> None:
+    """Turn the hue of RGB in [0, 1] by a share of the color circle, in place; value and saturation stay.
 
     Shapes:
-        colours float32 [3, ...].
+        colors float32 [3, ...].
     """
-    red, green, blue = colours
+    red, green, blue = colors
     value = np.maximum(np.maximum(red, green), blue)
     chroma = value - np.minimum(np.minimum(red, green), blue)
     scale = np.reciprocal(np.maximum(chroma, np.float32(1e-12)))
@@ -237,11 +237,11 @@ def shift_hue(colours: Pixels, shift: float) -> None:
     turns *= np.float32(6.0)
     hue -= turns
     value -= chroma
-    # Each channel is a trapezium over the circle: full within a sixth of its own colour, nothing beyond two sixths.
-    for plane, centre in zip(colours, (3.0, 2.0, 4.0)):
-        np.subtract(hue, np.float32(centre), out=plane)
+    # Each channel is a trapezium over the circle: full within a sixth of its own color, nothing beyond two sixths.
+    for plane, center in zip(colors, (3.0, 2.0, 4.0)):
+        np.subtract(hue, np.float32(center), out=plane)
         np.abs(plane, out=plane)
-        if centre == 3.0:
+        if center == 3.0:
             plane -= np.float32(1.0)
         else:
             np.subtract(np.float32(2.0), plane, out=plane)
@@ -253,7 +253,7 @@ def shift_hue(colours: Pixels, shift: float) -> None:
 def pad_clip(clip: Tensor, frames: int) -> Tensor:
     """Append a clip's own first frames, over and over, until it has enough: [3, T, H, W] -> [3, >= frames, H, W].
 
-    Source: specification 2.2, "pad".
+    Source: docs/papers/avid_cma.md [2.2], "pad".
     """
     length = clip.shape[1]
     if length >= frames:
@@ -266,7 +266,7 @@ class AudioTransform:
     """Samples of one clip to a log spectrogram with linear (not mel) frequency bins.
 
     Mean over channels, cut or zero-pad at the end, random volume (training), power spectrum with a periodic Hann
-    window and reflect padding, average of neighbouring bins (bin 0 stays alone), decibels, normalisation per bin.
+    window and reflect padding, average of neighbouring bins (bin 0 stays alone), decibels, normalization per bin.
 
     Args:
         sample_rate: Samples per second.
@@ -286,7 +286,7 @@ class AudioTransform:
     Raises:
         ValueError: The sizes do not fit each other, or the statistics have another number of bins.
 
-    Source: specification 2.3.
+    Source: docs/papers/avid_cma.md [2.3].
     """
 
     sample_rate: int = 24_000
@@ -318,7 +318,7 @@ class AudioTransform:
         mean, std = self._statistics()
         # Worker processes then need not find or read the file again.
         object.__setattr__(self, "_mean", mean)
-        object.__setattr__(self, "_scale", 1.0 / (std + 1e-5) if self.normalises else std)
+        object.__setattr__(self, "_scale", 1.0 / (std + 1e-5) if self.normalizes else std)
         object.__setattr__(self, "_hann", torch.hann_window(self.fft, periodic=True, dtype=torch.float64))
 
     @property
@@ -337,8 +337,8 @@ class AudioTransform:
         return int(self.window * self.frames_per_second + 1e-6)
 
     @property
-    def normalises(self) -> bool:
-        """Whether the result is normalised, or plain decibels."""
+    def normalizes(self) -> bool:
+        """Whether the result is normalized, or plain decibels."""
         return self.statistics is not None or bool(np.any(np.asarray(self.mean)) or np.any(np.asarray(self.std) != 1))
 
     def with_training(self, training: bool) -> AudioTransform:
@@ -358,7 +358,7 @@ class AudioTransform:
                 raise ValueError("the training branch needs a random generator")
             samples = samples * float(1.0 + (2.0 * rng.random() - 1.0) * self.volume)
         decibels = self.decibels(samples)
-        if not self.normalises:
+        if not self.normalizes:
             return decibels
         mean: Tensor = self._mean  # type: ignore[attr-defined]
         scale: Tensor = self._scale  # type: ignore[attr-defined]
@@ -372,7 +372,7 @@ class AudioTransform:
         return F.pad(samples, (0, missing)) if missing > 0 else samples[: self.num_samples]
 
     def decibels(self, samples: Tensor) -> Tensor:
-        """Log spectrogram before normalisation, [num_samples] -> [1, frames, bins] or [B, ...] -> [B, 1, ...]."""
+        """Log spectrogram before normalization, [num_samples] -> [1, frames, bins] or [B, ...] -> [B, 1, ...]."""
         hann: Tensor = self._hann  # type: ignore[attr-defined]
         batched = samples.ndim == 2
         # The floor lies 100 dB below the loudest point, which is beyond the rounding of a transform in float32.
@@ -432,7 +432,7 @@ def compute_audio_statistics(
     Raises:
         ValueError: There is no spectrogram.
 
-    Source: specification 2.3, "Statistics".
+    Source: docs/papers/avid_cma.md [2.3], "Statistics".
     """
     total = squares = np.zeros(0)
     count = clips = 0

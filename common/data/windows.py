@@ -57,7 +57,7 @@ def paired_window(
     Returns:
         The two starts, or None when the streams are too short.
 
-    Source: specification 2.1.
+    Source: docs/papers/avid_cma.md [2.1].
     """
     swap = audio_duration <= video_duration
     outer_limits, inner_limits = (video_limits, audio_limits) if swap else (audio_limits, video_limits)
@@ -76,7 +76,7 @@ def paired_window(
 def clip_start(limits: Limits, duration: float, draw: float) -> float:
     """Start of a random clip; a stream shorter than the clip is taken from its beginning.
 
-    Source: specification 2.1, evaluation without audio.
+    Source: docs/papers/avid_cma.md [2.1], evaluation without audio.
     """
     return between(limits[0], max(limits[1] - duration, limits[0]), draw)
 
@@ -104,7 +104,7 @@ def select_frames(
     Returns:
         Frame indices [T] from `origin` on, and the true start: the time of the first chosen frame.
 
-    Source: specification 2.1.
+    Source: docs/papers/avid_cma.md [2.1].
     """
     count = frame_count(duration, video_fps)
     times = start + np.arange(count) / video_fps
@@ -117,7 +117,7 @@ def select_frames(
 def dense_clip_starts(num_frames: int, clip_frames: int, clips: int) -> npt.NDArray[np.int64]:
     """First frame of each clip of a dense evaluation; all zero when the video is not longer than a clip.
 
-    Source: specification 10.1 ("Video@1").
+    Source: docs/papers/avid_cma.md [10.1] ("Video@1").
     """
     if num_frames <= clip_frames:
         return np.zeros(clips, dtype=np.int64)
@@ -127,7 +127,7 @@ def dense_clip_starts(num_frames: int, clip_frames: int, clips: int) -> npt.NDAr
 def excerpt_start(limits: Limits, seconds: float, margin: float, draw: float) -> float:
     """Start of a random sound excerpt that ends at least `margin` seconds before the file does.
 
-    Source: specification 10.3 (DCASE: 4 s excerpts, start in [start, end - 4.1]).
+    Source: docs/papers/avid_cma.md [10.3] (DCASE: 4 s excerpts, start in [start, end - 4.1]).
     """
     return clip_start(limits, seconds + margin, draw)
 
@@ -135,7 +135,7 @@ def excerpt_start(limits: Limits, seconds: float, margin: float, draw: float) ->
 def wrapping_starts(seconds: float, windows: int) -> npt.NDArray[np.float64]:
     """Evenly spaced starts of the test windows of a sound, both ends included; windows past the end wrap round.
 
-    Source: specification 10.3.
+    Source: docs/papers/avid_cma.md [10.3].
     """
     return np.linspace(0.0, seconds, windows)
 

@@ -17,12 +17,12 @@ STAGES: dict[str, str] = {
 
 
 class ConvBlock(nn.Module):
-    """Two 3x3 convolutions, each normalised and rectified; the first one strides.
+    """Two 3x3 convolutions, each normalized and rectified; the first one strides.
 
     Shapes:
         [B, in_channels, T, F] -> [B, out_channels, T / stride, F / stride]
 
-    Source: specification 3.2.
+    Source: docs/papers/avid_cma.md [3.2].
     """
 
     #: See `common.training.switches.blocks_of`.
@@ -56,7 +56,7 @@ class AudioConvNet(nn.Module):
     Shapes:
         audio [B, in_channels, T, F] (time, frequency) -> features [B, 8 * width]
 
-    Source: specification 3.2.
+    Source: docs/papers/avid_cma.md [3.2].
     """
 
     def __init__(

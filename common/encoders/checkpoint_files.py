@@ -43,7 +43,7 @@ def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str,
     try:
         if _is_safetensors(path):
             return load_file(path)
-        # Mapped, so that a backbone is read without the gigabytes of queues, banks and optimiser beside it. Only the
+        # Mapped, so that a backbone is read without the gigabytes of queues, banks and optimizer beside it. Only the
         # archive format can be mapped; files of before PyTorch 1.6, as released ones may be, are read as a whole.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -157,7 +157,7 @@ def load_encoder(
         and (name.removeprefix(prefix) in expected or not name.removeprefix(prefix).startswith(CLASSIFIERS))
     }
     for name in [name for name in found if name.endswith(".running_var")]:
-        # Files of before PyTorch 0.4.1 do not count the steps of batch normalisation.
+        # Files of before PyTorch 0.4.1 do not count the steps of batch normalization.
         found.setdefault(f"{name.removesuffix('running_var')}num_batches_tracked", torch.tensor(0))
     if problem := differences(expected, found):
         raise CheckpointError(

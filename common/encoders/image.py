@@ -33,7 +33,7 @@ class ImageResNet(nn.Module):
     Raises:
         ValueError: ``layers`` or ``channels`` does not have four entries.
 
-    Source: MCT, specification 7: torchvision's resnet50 from random weights.
+    Source: docs/papers/mct.md [7]: torchvision's resnet50 from random weights.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ class KineticsR2Plus1D(nn.Module):
     By default it is the 34-layer network of the public IG-65M and Kinetics weights: 63,697,175 parameters together with
     a head of 400 classes. These differ from torchvision's block rule in three ways: the second convolution of the first
     block of a stage that halves the resolution has the middle width of a convolution between equal channels, and batch
-    normalisation has another epsilon and momentum.
+    normalization has another epsilon and momentum.
 
     Args:
         layers: Blocks of the stages.
@@ -24,12 +24,12 @@ class KineticsR2Plus1D(nn.Module):
         stem_channels: Channels between the spatial and the temporal convolution of the stem.
         stem_kernel, stem_stride: Of the stem's spatial convolution.
         wide_second: The middle width just described; False is torchvision's rule (61,831,661 parameters).
-        norm_epsilon, norm_momentum: Of batch normalisation.
+        norm_epsilon, norm_momentum: Of batch normalization.
 
     Shapes:
         [B, 3, T, H, W] -> [B, feature_dim]; 512 features by default.
 
-    Source: VX2TEXT, specification 3.
+    Source: docs/papers/vx2text.md [3].
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from common.types import Fraction, PositiveInt
 
 
 class PairedConvolutions(nn.Module):
-    """Two 3x3 convolutions, each normalised and rectified, then a mean over 2x2 places (none when ``pool`` is 1)."""
+    """Two 3x3 convolutions, each normalized and rectified, then a mean over 2x2 places (none when ``pool`` is 1)."""
 
     #: See `common.training.switches.blocks_of`.
     repeats = True
@@ -43,7 +43,7 @@ class PANNsCNN14(nn.Module):
 
     Args:
         channels: Channels of the blocks.
-        mel_bins: Mel bands of the spectrogram, which are normalised one by one.
+        mel_bins: Mel bands of the spectrogram, which are normalized one by one.
         hidden_dim: Features after the last linear layer; the width of the last block by default.
         dropout: Share dropped after every block, and half before and after the linear layer, as released.
 
@@ -53,7 +53,7 @@ class PANNsCNN14(nn.Module):
     Raises:
         ValueError: The spectrogram has another number of bands or is too short.
 
-    Source: VX2TEXT, specification 3.
+    Source: docs/papers/vx2text.md [3].
     """
 
     def __init__(

@@ -38,7 +38,7 @@ class BertEncoder(nn.Module):
         ValueError: the files are damaged, or of another size or kind than asked for.
         FileNotFoundError: at the first use, when the files are missing.
 
-    Source: MCT, specification 3 and 7: bert-base-uncased, [CLS] before the tanh pooler.
+    Source: docs/papers/mct.md [3] and [7]: bert-base-uncased, [CLS] before the tanh pooler.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class GRUEncoder(nn.Module):
     Shapes:
         tokens int64 [B, L], lengths int64 [B] -> unit vectors [B, feature_dim]
 
-    Source: MCT, specification 9, cross-modal search.
+    Source: docs/papers/mct.md [9], cross-modal search.
     """
 
     def __init__(

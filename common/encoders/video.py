@@ -13,7 +13,7 @@ STAGES: tuple[str, ...] = ("conv1", "conv2x", "conv3x", "conv4x", "conv5x", "poo
 
 
 class SpatioTemporalBlock(nn.Module):
-    """Residual block of two (spatial, temporal) pairs of convolutions, normalised once on the sum with the residual.
+    """Residual block of two (spatial, temporal) pairs of convolutions, normalized once on the sum with the residual.
 
     Args:
         in_channels: Channels of the input.
@@ -24,7 +24,7 @@ class SpatioTemporalBlock(nn.Module):
     Shapes:
         [B, in_channels, T, H, W] -> [B, out_channels, T / temporal_stride, H / spatial_stride, W / spatial_stride]
 
-    Source: specification 3.1.
+    Source: docs/papers/avid_cma.md [3.1].
     """
 
     def __init__(self, in_channels: int, out_channels: int, temporal_stride: int = 1, spatial_stride: int = 1) -> None:
@@ -58,7 +58,7 @@ class R2Plus1D(nn.Module):
     """R(2+1)D residual network with a full 3D stem and a global max pool; 15,379,136 parameters by default.
 
     It differs from torchvision's ``r2plus1d_18``: stem of 3x7x7 followed by a max pool, no widening between the
-    spatial and the temporal convolution, one batch normalisation on the sum of main and residual path, and a maximum
+    spatial and the temporal convolution, one batch normalization on the sum of main and residual path, and a maximum
     instead of a mean over positions. Parameter names equal those of the released AVID-CMA checkpoints.
 
     Args:
@@ -77,7 +77,7 @@ class R2Plus1D(nn.Module):
     Raises:
         ValueError: ``depth`` is none of 10, 18, 34, or a list of strides has not four entries.
 
-    Source: specification 3.1.
+    Source: docs/papers/avid_cma.md [3.1].
     """
 
     def __init__(

@@ -20,7 +20,7 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     Returns:
         Scalar loss, at least 0.
 
-    Source: Lim and Ye, "Geometric GAN"; specification 5.1 of XMC-GAN.
+    Source: Lim and Ye, "Geometric GAN"; docs/papers/xmc_gan.md [5.1].
     """
     return F.relu(1.0 - at_least_float32(real)).mean() + F.relu(1.0 + at_least_float32(fake)).mean()
 
@@ -34,6 +34,6 @@ def hinge_generator(fake: Tensor) -> Tensor:
     Returns:
         Scalar loss.
 
-    Source: Lim and Ye, "Geometric GAN"; specification 5.1 of XMC-GAN.
+    Source: Lim and Ye, "Geometric GAN"; docs/papers/xmc_gan.md [5.1].
     """
     return -at_least_float32(fake).mean()

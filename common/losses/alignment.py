@@ -35,7 +35,7 @@ def word_region_alignment(
         Scalar: distances of the matching pairs less those of the others, over the number of pairs. To be weighted with
         0.1 in UNITER and ViLT.
 
-    Source: Chen et al., "UNITER", section 3.2 and its code; specification 14 of M3P.
+    Source: Chen et al., "UNITER", section 3.2 and its code; docs/papers/m3p.md [14].
     """
     distance = word_region_distance(words, regions, word_mask, region_mask, beta, iterations, inner)
     sign = matched.to(distance.dtype) * 2 - 1
@@ -111,7 +111,7 @@ def transport_plan(
         ValueError: beta is not above zero, or a number of steps is not.
 
     Source: Xie et al., "A Fast Proximal Point Method for Computing Exact Wasserstein Distance", algorithm 1;
-        specification 14 of M3P.
+        docs/papers/m3p.md [14].
     """
     if not beta > 0 or iterations < 1 or inner < 1:
         raise ValueError(f"beta must be above 0, iterations and inner at least 1; got {beta}, {iterations} and {inner}")

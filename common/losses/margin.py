@@ -39,7 +39,7 @@ def queue_hinge(
     Raises:
         ValueError: when the reduction is unknown or a shape does not fit.
 
-    Source: specification 4 of MCT (J_ic and J_ci).
+    Source: docs/papers/mct.md [4] (J_ic and J_ci).
     """
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}")

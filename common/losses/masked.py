@@ -14,7 +14,7 @@ from common.losses.info_nce import at_least_float32
 Reduction = Literal["element", "batch"]
 
 
-def masked_language_modelling(logits: Tensor, targets: Tensor) -> Tensor:
+def masked_language_modeling(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy of the masked words, averaged over them.
 
     Args:
@@ -27,7 +27,7 @@ def masked_language_modelling(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         Scalar loss in nats; zero, with a gradient of zero, where nothing was masked.
 
-    Source: Devlin et al., "BERT"; specification 14 of M3P.
+    Source: Devlin et al., "BERT"; docs/papers/m3p.md [14].
     """
     logits = at_least_float32(logits)
     return F.cross_entropy(logits, targets, reduction="sum") / max(len(targets), 1)
@@ -46,7 +46,7 @@ def masked_region_regression(predictions: Tensor, features: Tensor) -> Tensor:
     Returns:
         Scalar loss; zero, with a gradient of zero, where nothing was masked.
 
-    Source: Chen et al., "UNITER", section 3.2; specification 14 of M3P.
+    Source: Chen et al., "UNITER", section 3.2; docs/papers/m3p.md [14].
     """
     predictions, features = at_least_float32(predictions), at_least_float32(features)
     return F.mse_loss(predictions, features, reduction="sum") / max(features.numel(), 1)
@@ -65,9 +65,9 @@ def masked_region_classification(logits: Tensor, classes: Tensor) -> Tensor:
     Returns:
         Scalar loss in nats; zero, with a gradient of zero, where nothing was masked.
 
-    Source: Chen et al., "UNITER", section 3.2; specification 14 of M3P.
+    Source: Chen et al., "UNITER", section 3.2; docs/papers/m3p.md [14].
     """
-    return masked_language_modelling(logits, classes)
+    return masked_language_modeling(logits, classes)
 
 
 def foreground_classes(distribution: Tensor, background: int = 0) -> Tensor:
@@ -76,7 +76,7 @@ def foreground_classes(distribution: Tensor, background: int = 0) -> Tensor:
     Shapes:
         distribution [..., C] -> int64 [...]
 
-    Source: specification 14 of M3P, after UNITER's code.
+    Source: docs/papers/m3p.md [14], after UNITER's code.
     """
     return distribution.index_fill(-1, torch.tensor([background], device=distribution.device), -1.0).argmax(dim=-1)
 
@@ -99,7 +99,7 @@ def masked_region_kl(logits: Tensor, distribution: Tensor, reduction: Reduction 
     Raises:
         ValueError: the reduction is unknown.
 
-    Source: Chen et al., "UNITER", section 3.2; specification 14 of M3P.
+    Source: Chen et al., "UNITER", section 3.2; docs/papers/m3p.md [14].
     """
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}, got {reduction!r}")

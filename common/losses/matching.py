@@ -22,7 +22,7 @@ def image_text_matching(logits: Tensor, matched: Tensor) -> Tensor:
     Returns:
         Scalar loss in nats, averaged over the pairs.
 
-    Source: Chen et al., "UNITER", section 3.2; specification 14 of M3P.
+    Source: Chen et al., "UNITER", section 3.2; docs/papers/m3p.md [14].
     """
     return F.cross_entropy(at_least_float32(logits), matched.long())
 
@@ -40,7 +40,7 @@ def candidate_matching(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor
     Returns:
         Cross entropy, averaged over the groups, and binary cross entropy, averaged over all candidates; in nats.
 
-    Source: specification 6.2 of M3P (MC-VLM).
+    Source: docs/papers/m3p.md [6.2] (MC-VLM).
     """
     logits = at_least_float32(logits)
     target = F.one_hot(positive, logits.shape[1]).to(logits.dtype)
@@ -64,7 +64,7 @@ def in_batch_matching(logits: Tensor, group: Tensor | None = None) -> tuple[Tens
     Raises:
         ValueError: the scores are not square.
 
-    Source: specification 13.3 of M3P.
+    Source: docs/papers/m3p.md [13.3].
     """
     if logits.dim() != 2 or logits.shape[0] != logits.shape[1]:
         raise ValueError(f"logits must be [B, B], one row and one column per pair; got {tuple(logits.shape)}")

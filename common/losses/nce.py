@@ -26,7 +26,7 @@ def nce(positives: Tensor, negatives: Tensor, normalizer: Tensor | float) -> Ten
     Returns:
         Scalar loss in nats.
 
-    Source: specification 6.
+    Source: docs/papers/avid_cma.md [6].
     """
     return nce_per_anchor(positives, negatives, normalizer).mean()
 
@@ -57,7 +57,7 @@ def estimate_normalizer(negatives: Tensor) -> Tensor:
     Returns:
         Scalar, without gradient. Average it over ranks before it is frozen.
 
-    Source: specification 6.
+    Source: docs/papers/avid_cma.md [6].
     """
     return _at_least_float32(negatives.detach()).exp().mean()
 

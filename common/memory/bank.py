@@ -23,7 +23,7 @@ class MemoryBank(nn.Module):
     Raises:
         ValueError: when a size or the momentum is out of range.
 
-    Source: specification 4.
+    Source: docs/papers/avid_cma.md [4].
     """
 
     vectors: Tensor
@@ -100,7 +100,7 @@ class MemoryBank(nn.Module):
 
 
 def last_occurrence(index: Tensor) -> Tensor:
-    """Position of the last entry with the same value, for every entry, without host synchronisation.
+    """Position of the last entry with the same value, for every entry, without host synchronization.
 
     Args:
         index: item numbers, repeated ones allowed.

@@ -81,7 +81,7 @@ def require_equal_over_ranks(checksum: Tensor, what: str) -> None:
     """Raise unless every rank holds the same checksum.
 
     Args:
-        checksum: a small integer tensor that summarises the local state.
+        checksum: a small integer tensor that summarizes the local state.
         what: name of the state for the error message.
 
     Raises:

@@ -22,7 +22,7 @@ def update_average(averages: Iterable[Tensor], sources: Iterable[Tensor], moment
     Raises:
         ValueError: when the two do not match in number or shape, or the momentum is out of range.
 
-    Source: specification 6 of MCT.
+    Source: docs/papers/mct.md [6].
     """
     averages, sources = list(averages), list(sources)
     if not 0.0 <= momentum <= 1.0:
@@ -37,14 +37,14 @@ class MomentumPair(nn.Module):
     """A trained network and its moving average.
 
     The average starts as an exact copy, receives no gradient, and is in training mode whenever the pair is: its batch
-    normalisation uses the statistics of its own batches, and its running statistics come from its own passes.
+    normalization uses the statistics of its own batches, and its running statistics come from its own passes.
 
     Args:
         query: the network that is trained.
         copy_buffers: also copy the buffers of the trained network at every update. MoCo does not; averaged generators
             that never see a batch of their own need it.
 
-    Source: specification 6 of MCT.
+    Source: docs/papers/mct.md [6].
     """
 
     def __init__(self, query: nn.Module, copy_buffers: bool = False) -> None:
@@ -59,7 +59,7 @@ class MomentumPair(nn.Module):
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:
-        """Move the average; call it before the optimiser step.
+        """Move the average; call it before the optimizer step.
 
         Args:
             momentum: share of the average that stays, in [0, 1].

@@ -44,7 +44,7 @@ class KeyQueue(nn.Module):
     Raises:
         ValueError: when an argument is out of range.
 
-    Source: specification 5 of MCT.
+    Source: docs/papers/mct.md [5].
     """
 
     vectors: Tensor
@@ -204,7 +204,7 @@ class KeyQueue(nn.Module):
         Returns:
             bool [B, K]; False at slots that were never written.
 
-        Source: specification 4 of MCT (P of J_tag).
+        Source: docs/papers/mct.md [4] (P of J_tag).
         """
         # Counts are exact in float16 up to 2,048; a CPU multiplies it far more slowly than float32.
         half = self.tags.is_cuda and self.tag_count <= 2048

@@ -19,7 +19,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     Raises:
         ValueError: The shapes differ, a label is none of the three, or a score is not finite.
 
-    Source: MCT, specification 9.
+    Source: docs/papers/mct.md [9].
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.shape != labels.shape or scores.ndim != 1:

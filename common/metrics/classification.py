@@ -44,6 +44,6 @@ def mean_clip_probability(clip_logits: Tensor) -> Tensor:
     Returns:
         The mean over clips of the softmax of each, [..., C] in float32.
 
-    Source: specification 10.1.
+    Source: docs/papers/avid_cma.md [10.1].
     """
     return torch.softmax(clip_logits.float(), dim=-1).mean(-2)

@@ -22,10 +22,10 @@ def classify_windowed(
     label: np.ndarray,
     learn: np.ndarray,
     judge: np.ndarray,
-    standardise_epsilon: float,
+    standardize_epsilon: float,
     options: Mapping[str, Any],
 ) -> np.ndarray:
-    """Classify samples seen as several windows by one-vs-rest linear machines on standardised features.
+    """Classify samples seen as several windows by one-vs-rest linear machines on standardized features.
 
     Args:
         train_rows: [m, windows, dims].
@@ -33,7 +33,7 @@ def classify_windowed(
         label: Classes of the training samples [m].
         learn: Which training samples to fit to, [m] booleans.
         judge: Which test samples to classify, [n] booleans.
-        standardise_epsilon: Added to the standard deviation of every feature.
+        standardize_epsilon: Added to the standard deviation of every feature.
         options: Of ``sklearn.svm.LinearSVC``.
 
     Returns:
@@ -42,7 +42,7 @@ def classify_windowed(
     Raises:
         ValueError: A feature is not finite.
 
-    Source: AVID-CMA, specification 10.3.
+    Source: docs/papers/avid_cma.md [10.3].
     """
     windows, dims = train_rows.shape[1:]
     x = train_rows[learn].reshape(-1, dims)
@@ -52,7 +52,7 @@ def classify_windowed(
     # By the sum of squares, which needs no second array of this size; float64 keeps it exact enough.
     variance = np.einsum("nd,nd->d", x, x, dtype=np.float64) / len(x) - mean**2
     shift = mean.astype(np.float32)
-    scale = (np.sqrt(np.maximum(variance, 0)) + standardise_epsilon).astype(np.float32)
+    scale = (np.sqrt(np.maximum(variance, 0)) + standardize_epsilon).astype(np.float32)
     # A copy already, as chosen by a mask, so it may be changed.
     x -= shift
     x /= scale
@@ -117,7 +117,7 @@ def judge_class(
     Raises:
         ValueError: ``costs`` or ``folds`` is of no use, or a feature is not finite.
 
-    Source: MCT, specification 9.
+    Source: docs/papers/mct.md [9].
     """
     if not len(costs) or min(costs) <= 0:
         raise ValueError(f"costs: expected positive values, got {list(costs)}")

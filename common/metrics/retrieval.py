@@ -162,7 +162,7 @@ def caption_retrieval(
     Raises:
         ValueError: As ``caption_ranks``, there is nothing to search for, or ``fold_size`` does not fit.
 
-    Source: MCT, specification 9.
+    Source: docs/papers/mct.md [9].
     """
     if not len(image):
         raise ValueError("image: there are none to search")
@@ -237,7 +237,7 @@ def score_retrieval(scores: Tensor, caption_image: Tensor, block: int = 4096) ->
     Raises:
         ValueError: the shapes do not fit, or a caption belongs to no row.
 
-    Source: specification 10 of M3P.
+    Source: docs/papers/m3p.md [10].
     """
     if scores.ndim != 2 or scores.shape[1:] != caption_image.shape or not scores.numel():
         raise ValueError(

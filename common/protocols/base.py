@@ -74,7 +74,7 @@ class EncoderModule(pl.LightningModule):
         }
 
     def train(self, mode: bool = True) -> Self:
-        """Switch the mode of everything but a frozen encoder, whose batch normalisation never learns statistics."""
+        """Switch the mode of everything but a frozen encoder, whose batch normalization never learns statistics."""
         super().train(mode)
         for encoder in self.frozen().values():
             encoder.eval()

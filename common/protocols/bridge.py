@@ -39,7 +39,7 @@ Modality = Literal["image", "text"]
 class Bridge(nn.Module):
     """From the features of two frozen encoders into a common space, once for every learning rate of a sweep.
 
-    Features are standardised first, without learnt parameters, by the mean and deviation over all batches so far: the
+    Features are standardized first, without learnt parameters, by the mean and deviation over all batches so far: the
     scale of an encoder's features says nothing about it, but decides how fast a projection of them learns.
 
     Args:
@@ -318,22 +318,28 @@ class BridgeData(PairData):
     The first two are of the split that the encoders were pre-trained on, and the tokenizer is that of the pre-training.
 
     Args:
-        held_out_share: share of the images of `split`, evenly spaced, that the learning rate is chosen by.
+        held_out_fraction: share of the images of `split`, evenly spaced, that the learning rate is chosen by.
         kwargs: see PairData, CaptionData and ImageData.
     """
 
     def __init__(
-        self, dataset: COCO | COCOKarpathy, tokenizer: CaptionTokenizer, held_out_share: Fraction = 0.02, **kwargs: Any
+        self,
+        dataset: COCO | COCOKarpathy,
+        tokenizer: CaptionTokenizer,
+        held_out_fraction: Fraction = 0.02,
+        **kwargs: Any,
     ) -> None:
         super().__init__(dataset, tokenizer, **kwargs)
-        check_fraction(held_out_share)
-        self.held_out_share = held_out_share
+        check_fraction(held_out_fraction)
+        self.held_out_fraction = held_out_fraction
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        kept_back = evenly_spaced(len(self.listing), self.held_out_share)
+        kept_back = evenly_spaced(len(self.listing), self.held_out_fraction)
         if not kept_back.any():
-            raise ValueError(f"data.held_out_share={self.held_out_share} keeps none of {len(self.listing)} images back")
+            raise ValueError(
+                f"data.held_out_fraction={self.held_out_fraction} keeps none of {len(self.listing)} images back"
+            )
         self.selection_listing = self.listing.subset(np.flatnonzero(kept_back))
         self.listing = self.listing.subset(np.flatnonzero(~kept_back))
         self.annotations = self.dataset.annotations(self.split, self.listing)

@@ -18,7 +18,7 @@ from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.images import ImageItems
 from common.data.items import Sample
 from common.data.listing import Listing
-from common.data.text import CaptionTokenizer, normalise_caption, pad_tokens
+from common.data.text import CaptionTokenizer, normalize_caption, pad_tokens
 from common.protocols.data import ImageData
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import PositiveInt
@@ -36,7 +36,7 @@ class CaptionRows(Dataset[Sample]):
     """
 
     def __init__(self, captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer) -> None:
-        self.text = [normalise_caption(text) for own in captions for text in own]
+        self.text = [normalize_caption(text) for own in captions for text in own]
         self.image = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
         self.tokenizer = tokenizer
 
@@ -79,7 +79,7 @@ class CaptionPairs(ImageItems):
 
         def pair(file: int, rng: np.random.Generator) -> Sample:
             captions = self.annotations.captions[file]
-            text = normalise_caption(captions[number % len(captions)])
+            text = normalize_caption(captions[number % len(captions)])
             image = self.transform(self.image(file), rng)[0]
             return {"image": image, "tokens": self.tokenizer.encode(text), "image_index": torch.tensor(file)}
 

@@ -27,7 +27,7 @@ from common.protocols.base import (
     number_of_test_loaders,
     require_two_test_loaders,
 )
-from common.training.optimisers import warm_up_then_cosine
+from common.training.optimizers import warm_up_then_cosine
 from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
@@ -194,7 +194,7 @@ class SupervisedClassification(Classification):
         learning_rate: of SGD.
         kwargs: see Classification and EncoderModule.
 
-    Source: specification 11, `in_sup`: torchvision's recipe of its first ResNet-50 weights.
+    Source: docs/papers/avid_cma.md [11], `in_sup`: torchvision's recipe of its first ResNet-50 weights.
     """
 
     def __init__(
@@ -224,10 +224,10 @@ class SupervisedClassification(Classification):
 
 
 class ActionRecognition(Classification):
-    """Fine-tuning of a video encoder on labelled actions.
+    """Fine-tuning of a video encoder on labeled actions.
 
     In the first `warmup_epochs` only the classifier learns; the encoder runs in training mode all the same, so that its
-    batch normalisation already moves to the new data. Then everything learns. The trainer's `max_epochs` is the sum of
+    batch normalization already moves to the new data. Then everything learns. The trainer's `max_epochs` is the sum of
     both phases, and the weights of the last epoch are tested.
 
     Test batches hold several clips of every video: `test/video_top1` and `test/video_top5` judge the mean of their
@@ -244,7 +244,7 @@ class ActionRecognition(Classification):
         gamma: factor of the learning rate at every milestone.
         kwargs: see Classification and EncoderModule.
 
-    Source: specification 10.1.
+    Source: docs/papers/avid_cma.md [10.1].
     """
 
     def __init__(
@@ -313,7 +313,7 @@ class ActionRecognition(Classification):
 class LinearProbes(Classification):
     """Linear classifiers on the stages of a frozen video encoder, one for each stage, trained side by side.
 
-    Each sees the maxima of a stage over a coarse grid, normalised over the batch. Tested as `ActionRecognition` on
+    Each sees the maxima of a stage over a coarse grid, normalized over the batch. Tested as `ActionRecognition` on
     several clips a video: `test/<stage>_top1` for every stage and `test/best_top1`, the best of them.
 
     Args:
@@ -323,10 +323,10 @@ class LinearProbes(Classification):
         learning_rate: of Adam.
         milestones: epochs at which the learning rate falls.
         official_quirks: run the frozen encoder in training mode, as the released code does by accident: its batch
-            normalisation then uses, and drifts to, the statistics of the probed data.
+            normalization then uses, and drifts to, the statistics of the probed data.
         kwargs: see Classification and EncoderModule.
 
-    Source: specification 10.2.
+    Source: docs/papers/avid_cma.md [10.2].
     """
 
     def __init__(
@@ -373,7 +373,7 @@ class LinearProbes(Classification):
 
 
 def probe(channels: int, side: int, num_classes: int) -> nn.Sequential:
-    """Linear classifier on the maxima of a map [B, channels, T, H, W] over a grid, normalised over the batch."""
+    """Linear classifier on the maxima of a map [B, channels, T, H, W] over a grid, normalized over the batch."""
     width = channels * side * side
     pool = nn.AdaptiveMaxPool3d((1, side, side))
     return nn.Sequential(pool, nn.Flatten(), nn.BatchNorm1d(width), nn.Linear(width, num_classes))
@@ -411,7 +411,7 @@ class LinearClassification(Classification):
         num_classes: number of classes.
         learning_rates: of SGD, one classifier for each.
         milestones: epochs at which the learning rates fall.
-        normalise_features: `none`, the protocol; `l2` for unit length; `batch_norm` to standardise every feature over
+        normalize_features: `none`, the protocol; `l2` for unit length; `batch_norm` to standardize every feature over
             the training set, without learnt parameters.
         kwargs: see Classification and EncoderModule.
 
@@ -419,7 +419,7 @@ class LinearClassification(Classification):
         ValueError: in the constructor for a setting of no use; in the test when there are not two loaders, or every
             learning rate diverged.
 
-    Source: specification 9, ImageNet linear, and 12.4.
+    Source: docs/papers/avid_cma.md [9], ImageNet linear, and 12.4.
     """
 
     def __init__(
@@ -428,7 +428,7 @@ class LinearClassification(Classification):
         num_classes: PositiveInt,
         learning_rates: Sequence[PositiveFloat] = (0.3, 3.0, 30.0),
         milestones: Sequence[NonNegativeInt] = (60, 80),
-        normalise_features: Literal["none", "l2", "batch_norm"] = "none",
+        normalize_features: Literal["none", "l2", "batch_norm"] = "none",
         **kwargs: Any,
     ) -> None:
         width = int(image_encoder.feature_dim)  # type: ignore[arg-type]
@@ -439,8 +439,8 @@ class LinearClassification(Classification):
             image_encoder, heads, num_classes, learning_rates, "sgd", milestones=milestones, frozen=True, **kwargs
         )
         self.save_hyperparameters(ignore=["image_encoder"], logger=False)
-        self.l2 = normalise_features == "l2"
-        self.norm = nn.BatchNorm1d(width, affine=False) if normalise_features == "batch_norm" else nn.Identity()
+        self.l2 = normalize_features == "l2"
+        self.norm = nn.BatchNorm1d(width, affine=False) if normalize_features == "batch_norm" else nn.Identity()
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """Logits [B, num_classes] of every classifier, at full precision also under autocast."""
@@ -515,7 +515,7 @@ class MultiLabelTagging(Classification):
     Shapes:
         Batch: `image` [B, 3, H, W], `labels` [B, C] of 1 (present), 0 (absent) and -1 (difficult), `index` [B].
 
-    Source: specification 8, Stock; the learning rate and its schedule are ours.
+    Source: docs/papers/avid_cma.md [8], Stock; the learning rate and its schedule are ours.
     """
 
     def __init__(

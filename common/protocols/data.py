@@ -1,4 +1,4 @@
-"""Data modules of the protocols: labelled videos, sounds and images of any data set in its own layout.
+"""Data modules of the protocols: labeled videos, sounds and images of any data set in its own layout.
 
 A miniature uses the very same classes: its world writes files in the layouts of the real data sets, which are pointed
 there.
@@ -39,7 +39,7 @@ from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
 
-#: Training clips that fresh audio statistics are computed from (specification 2.3).
+#: Training clips that fresh audio statistics are computed from (docs/papers/avid_cma.md [2.3]).
 STATISTICS_CLIPS = 10_000
 
 # -- videos and sounds -------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ class AudioVisualData(ShardedDataModule):
 
     Args:
         video, audio: what a clip is.
-        dataset, world, batch_size, max_skipped_share, kwargs: see ShardedDataModule.
+        dataset, world, batch_size, max_skipped_fraction, kwargs: see ShardedDataModule.
     """
 
     def __init__(
@@ -60,21 +60,21 @@ class AudioVisualData(ShardedDataModule):
         video: VideoInput = VideoInput(),  # noqa: B008 - frozen
         audio: AudioInput = AudioInput(),  # noqa: B008 - frozen
         batch_size: PositiveInt = 1024,
-        max_skipped_share: Fraction = 0.05,
+        max_skipped_fraction: Fraction = 0.05,
         **kwargs: Any,
     ) -> None:
-        super().__init__(dataset, world, batch_size=batch_size, max_skipped_share=max_skipped_share, **kwargs)
+        super().__init__(dataset, world, batch_size=batch_size, max_skipped_fraction=max_skipped_fraction, **kwargs)
         if world is not None and isinstance(dataset, AudioSet):
             dataset.clip_list = None  # it names real clips, and all of the world's stand for them
         self.video = video
         self.audio = audio
 
     def video_transform(self, training: bool) -> VideoTransform:
-        """The video pipeline of specification 2.2."""
+        """The video pipeline of docs/papers/avid_cma.md [2.2]."""
         return self.video.transform(training)
 
     def audio_transform(self, training: bool, statistics: dict[str, np.ndarray] | None = None) -> AudioTransform:
-        """The audio pipeline of specification 2.3; in plain decibels without statistics."""
+        """The audio pipeline of docs/papers/avid_cma.md [2.3]; in plain decibels without statistics."""
         return self.audio.transform(training, statistics)
 
     def sounds_of_statistics(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class AudioVisualData(ShardedDataModule):
 
 
 class VideoClassificationData(AudioVisualData):
-    """Labelled videos: random clips to train on, dense clips to test on (specification 10.1, 10.2).
+    """Labeled videos: random clips to train on, dense clips to test on (docs/papers/avid_cma.md [10.1], [10.2]).
 
     Args:
         fold: official split, from 1; None where the set has none.
@@ -201,7 +201,7 @@ class VideoClassificationData(AudioVisualData):
 
 
 class SoundClassificationData(AudioVisualData):
-    """Labelled sounds as windows, for a classifier on frozen features (specification 10.3). There is no fit.
+    """Labeled sounds as windows, for a classifier on frozen features (docs/papers/avid_cma.md [10.3]). There is no fit.
 
     Args:
         train_split, test_split: names of the listings; equal where folds divide one listing.
@@ -305,11 +305,11 @@ class ImageData(ShardedDataModule):
 
 
 class ClassificationData(ImageData):
-    """Images of one class each, for linear classifiers and for training with labels (specification 9).
+    """Images of one class each, for linear classifiers and for training with labels (docs/papers/avid_cma.md [9]).
 
     Args:
         train_split, test_split: names of the listings.
-        held_out_share: share of the training images, evenly spaced over classes, that is kept back to choose a
+        held_out_fraction: share of the training images, evenly spaced over classes, that is kept back to choose a
             learning rate with; the test then has two loaders, these images and the test images. 0 for none.
         test_batch_size: images per test step, per device.
         kwargs: see ImageData and ShardedDataModule.
@@ -320,23 +320,25 @@ class ClassificationData(ImageData):
         dataset: ImageNet,
         train_split: str = "train",
         test_split: str = "validation",
-        held_out_share: Fraction = 0.01,
+        held_out_fraction: Fraction = 0.01,
         test_batch_size: PositiveInt = 256,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, **kwargs)
-        check_fraction(held_out_share)
+        check_fraction(held_out_fraction)
         self.train_split = train_split
         self.test_split = test_split
-        self.held_out_share = held_out_share
+        self.held_out_fraction = held_out_fraction
         self.test_batch_size = test_batch_size
 
     def setup(self, stage: str) -> None:
         listing = self.dataset.listing(self.train_split)
         # Listings are sorted by class, so evenly spaced images are of all classes.
-        kept_back = evenly_spaced(len(listing), self.held_out_share)
-        if self.held_out_share and not kept_back.any():
-            raise ValueError(f"data.held_out_share={self.held_out_share} keeps none of {len(listing)} images back")
+        kept_back = evenly_spaced(len(listing), self.held_out_fraction)
+        if self.held_out_fraction and not kept_back.any():
+            raise ValueError(
+                f"data.held_out_fraction={self.held_out_fraction} keeps none of {len(listing)} images back"
+            )
         self.held_out_listing = listing.subset(np.flatnonzero(kept_back))
         self.listing = listing.subset(np.flatnonzero(~kept_back))
         self.test_listing = self.dataset.listing(self.test_split)
@@ -353,7 +355,7 @@ class ClassificationData(ImageData):
         """A made-up batch of `size` images for a module with `num_classes`."""
         batch = self.example_images(size, draw) | {"label": draw.integers(0, module.num_classes, size)}
         published = self.dataset.published_count(self.train_split)
-        items = None if published is None else round(published * (1 - self.held_out_share))
+        items = None if published is None else round(published * (1 - self.held_out_fraction))
         return Example(batch, batches_of_epoch(items, self.batch_size), {"num_classes": None})
 
     def test_dataloader(self) -> Any:
@@ -363,7 +365,7 @@ class ClassificationData(ImageData):
             )
 
         test = loader(self.test_listing, "test")
-        return [loader(self.held_out_listing, "held-out training"), test] if self.held_out_share else test
+        return [loader(self.held_out_listing, "held-out training"), test] if self.held_out_fraction else test
 
 
 def evenly_spaced(count: int, share: float) -> np.ndarray:
@@ -371,12 +373,12 @@ def evenly_spaced(count: int, share: float) -> np.ndarray:
     return np.diff(np.floor(np.arange(count + 1) * share + 0.5)) > 0
 
 
-def check_fraction(held_out_share: float) -> None:
-    if not 0.0 <= held_out_share < 1.0:
-        raise ValueError(f"data.held_out_share must be in [0, 1), got {held_out_share}")
+def check_fraction(held_out_fraction: float) -> None:
+    if not 0.0 <= held_out_fraction < 1.0:
+        raise ValueError(f"data.held_out_fraction must be in [0, 1), got {held_out_fraction}")
 
 
-class LabelledImages(ImageItems):
+class LabeledImages(ImageItems):
     """Images with several labels each: `labels` int8 [C], 1 present, 0 absent, -1 not counted.
 
     Args:
@@ -394,7 +396,7 @@ class LabelledImages(ImageItems):
 
 
 class MultiLabelData(ImageData):
-    """Images with several labels each: Pascal VOC, or the categories of COCO's instances (specification 9).
+    """Images with several labels each: Pascal VOC, or the categories of COCO's instances (docs/papers/avid_cma.md [9]).
 
     Args:
         train_split, test_split: names of the listings.
@@ -430,14 +432,14 @@ class MultiLabelData(ImageData):
             return self.dataset.listing(self.train_split).classes
         return self.dataset.annotations(self.train_split).tag_names
 
-    def images(self, split: str, training: bool) -> LabelledImages:
-        """The labelled images of a split."""
+    def images(self, split: str, training: bool) -> LabeledImages:
+        """The labeled images of a split."""
         listing = self.dataset.listing(split)
         if isinstance(self.dataset, PascalVOC):
             labels = self.dataset.labels(split, listing)
         else:
             labels = self.dataset.annotations(split, listing).tags
-        return LabelledImages(listing, labels, **self.options(training))
+        return LabeledImages(listing, labels, **self.options(training))
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self.training_loader(self.images(self.train_split, training=True))

@@ -62,7 +62,7 @@ Objects = dict[str, Tensor]
 class Detection(pl.LightningModule):
     """Faster R-CNN with the fourth stage of a residual network as its map and the fifth as its head; all of it learns.
 
-    Batch normalisation is fine-tuned, and followed by one more behind the last stage. Over several devices it needs
+    Batch normalization is fine-tuned, and followed by one more behind the last stage. Over several devices it needs
     `trainer.sync_batchnorm: true`: a device has only a few images. Before the test its statistics are computed anew
     from training batches, since those gathered during training belong to weights that have changed since.
 
@@ -85,7 +85,7 @@ class Detection(pl.LightningModule):
         crop_size: side of the crops of the map.
         detections_per_image: the best are kept.
         score_threshold: weaker detections are dropped.
-        learning_rate, momentum, weight_decay: of SGD; parameters of batch normalisation do not decay.
+        learning_rate, momentum, weight_decay: of SGD; parameters of batch normalization do not decay.
         warmup_steps: of a linear rise from a thousandth of the learning rate.
         milestones: steps at which the learning rate falls.
         gamma: factor of the learning rate at every milestone.
@@ -175,7 +175,7 @@ class Detection(pl.LightningModule):
         """Detect objects.
 
         Args:
-            images: normalised, each [3, H, W].
+            images: normalized, each [3, H, W].
             targets: what is there, `boxes` and `labels`; needed in training mode.
 
         Returns:
@@ -242,7 +242,7 @@ class Detection(pl.LightningModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_start(self) -> None:
-        """Compute the statistics of batch normalisation anew; the same training batches give the same statistics."""
+        """Compute the statistics of batch normalization anew; the same training batches give the same statistics."""
         batches = self.hparams["precise_bn_batches"]
         if not batches:
             return
@@ -286,7 +286,7 @@ class Detection(pl.LightningModule):
 
 
 class _Predictor(FastRCNNPredictor):
-    """Classes and boxes of crops, at full precision also under autocast, initialised as in detectron2."""
+    """Classes and boxes of crops, at full precision also under autocast, initialized as in detectron2."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__(in_channels, num_classes)
@@ -316,7 +316,7 @@ def pad_together(images: Sequence[Tensor], multiple: int) -> ImageList:
 
 @torch.no_grad()
 def recompute_batch_statistics(module: nn.Module, batches: Iterable[Sequence[Any]]) -> None:
-    """Set the running statistics of batch normalisation to those of the given batches under the current weights.
+    """Set the running statistics of batch normalization to those of the given batches under the current weights.
 
     The mean is that of the batches' means, the variance that of all values: it counts also how the means differ, which
     matters when batches are small. All processes end with the same statistics. The module's modes stay as they were.
@@ -356,7 +356,7 @@ def recompute_batch_statistics(module: nn.Module, batches: Iterable[Sequence[Any
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(joined)
     if joined[-1] == 0:
-        raise ValueError("there is no training batch to compute the statistics of batch normalisation from")
+        raise ValueError("there is no training batch to compute the statistics of batch normalization from")
     means = (joined[:-1] / joined[-1]).split([total.numel() for total in sums])
     for norm, both in zip(norms, means):
         mean, square = both.view(2, -1)
@@ -375,7 +375,7 @@ def _stride_of_map(encoder: ImageResNet) -> int:
 
 @dataclass(frozen=True)
 class BoxTransform:
-    """One picture with boxes to a normalised tensor of about the same shape and its boxes.
+    """One picture with boxes to a normalized tensor of about the same shape and its boxes.
 
     Args:
         sizes: length of the shorter side in training; one of them is drawn for every image.

@@ -66,7 +66,7 @@ class SoundSVM(MachinesOnFeatures):
         layers: stage -> side of the grid of means.
         C: weight of the errors: 10 for ESC-50, 1 for DCASE.
         folds: number of folds: 5 for ESC-50; 1 for a fixed division into training and test files.
-        standardise_epsilon: added to the standard deviation of every feature.
+        standardize_epsilon: added to the standard deviation of every feature.
         loss: `hinge`, or `squared_hinge` as an older version of the protocol.
         tolerance, max_iterations: when the solver stops, and when at the latest; it rarely needs to converge.
         random_state: seed of the solver.
@@ -76,7 +76,7 @@ class SoundSVM(MachinesOnFeatures):
     Shapes:
         Batch: `audio` [B, windows, 1, T, F], `label` [B], `index` [B], and `fold` [B] when there are folds.
 
-    Source: specification 10.3.
+    Source: docs/papers/avid_cma.md [10.3].
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class SoundSVM(MachinesOnFeatures):
         layers: dict[str, PositiveInt],
         C: PositiveFloat = 10.0,
         folds: PositiveInt = 5,
-        standardise_epsilon: PositiveFloat = 0.01,
+        standardize_epsilon: PositiveFloat = 0.01,
         loss: Literal["hinge", "squared_hinge"] = "hinge",
         tolerance: PositiveFloat = 1e-4,
         max_iterations: PositiveInt = 200,
@@ -99,7 +99,7 @@ class SoundSVM(MachinesOnFeatures):
             raise ValueError(f"folds: expected at least 1, got {folds}")
         stage_channels(audio_encoder, "audio_encoder", layers)
         self.layers, self.folds, self.jobs = dict(layers), folds, jobs
-        self.standardise_epsilon = standardise_epsilon
+        self.standardize_epsilon = standardize_epsilon
         options = {"C": C, "loss": loss, "tol": tolerance, "max_iter": max_iterations, "random_state": random_state}
         self.options: dict[str, Any] = options
         self.tables: list[FileFeatures] = []
@@ -140,7 +140,7 @@ class SoundSVM(MachinesOnFeatures):
                 label,
                 learn=fold != number if self.folds > 1 else np.ones(len(fold), dtype=bool),
                 judge=test_fold == number,
-                standardise_epsilon=self.standardise_epsilon,
+                standardize_epsilon=self.standardize_epsilon,
                 options=self.options,
             )
             for layer, number in tasks
@@ -205,7 +205,7 @@ class MultiLabelSVM(MachinesOnFeatures):
     Shapes:
         Batch: `image` [B, 3, H, W], `labels` [B, C] of 1 (present), 0 (absent) and -1 (difficult), `index` [B].
 
-    Source: specification 9, VOC07 linear SVM.
+    Source: docs/papers/avid_cma.md [9], VOC07 linear SVM.
     """
 
     def __init__(

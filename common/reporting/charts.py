@@ -1,4 +1,4 @@
-"""Charts as inline SVG: verdicts, bars with spread and seeds, curves. Colours are the page's, by class."""
+"""Charts as inline SVG: verdicts, bars with spread and seeds, curves. Colors are the page's, by class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.reporting.tables import Metric
 Points = Sequence[tuple[float, float]]
 
 SERIES = 6
-"""How many lines of one chart differ in colour."""
+"""How many lines of one chart differ in color."""
 
 _WIDTH = 320
 _CHARACTER = 6.0

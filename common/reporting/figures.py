@@ -69,15 +69,15 @@ def curve(result: TableResult) -> str:
         f"{html.escape(drawn.y)}</text>"
     )
     for number, (label, line) in enumerate(lines.items()):
-        colour = COLOURS[number % len(COLOURS)]
+        color = COLOURS[number % len(COLOURS)]
         upper = [f"{x(place):.1f},{y(mean + spread):.1f}" for place, mean, spread in line]
         lower = [f"{x(place):.1f},{y(mean - spread):.1f}" for place, mean, spread in reversed(line)]
-        parts.append(f'<polygon points="{" ".join(upper + lower)}" fill="{colour}" fill-opacity="0.15"/>')
+        parts.append(f'<polygon points="{" ".join(upper + lower)}" fill="{color}" fill-opacity="0.15"/>')
         path = " ".join(f"{x(place):.1f},{y(mean):.1f}" for place, mean, _ in line)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
         key = _TOP + 8 + 18 * number
         start = _LEFT + inner_width + 12
-        parts.append(f'<line x1="{start}" x2="{start + 18}" y1="{key}" y2="{key}" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<line x1="{start}" x2="{start + 18}" y1="{key}" y2="{key}" stroke="{color}" stroke-width="2"/>')
         parts.append(f'<text x="{start + 24}" y="{key + 4}">{html.escape(label)}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 

@@ -152,7 +152,7 @@ class Record:
         hardware: as :func:`hardware` gives it, and ``peak_memory_gib``, the most memory that the process held.
         precision: precision of the trainer, such as ``32-true``.
         global_batch: samples per step over all devices.
-        steps: optimiser steps done.
+        steps: optimizer steps done.
         wall_seconds: duration of the stage.
         started: UTC start, ISO 8601.
         data: data set name to ``{"version", "samples", "skipped", "skipped_names"}``.

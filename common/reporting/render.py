@@ -506,7 +506,7 @@ def rich_claims(claims: Sequence[ClaimResult], width: int) -> RichTable:
     from rich.padding import Padding
     from rich.table import Table as RichTable
 
-    colours = {"holds": "green", "fails": "red", "not separable": "yellow", NOT_RUN: "dim"}
+    colors = {"holds": "green", "fails": "red", "not separable": "yellow", NOT_RUN: "dim"}
     wide = width >= WIDE
     table = RichTable(box=box.SIMPLE_HEAD if wide else None, show_header=wide)
     for name in ("claim", "gate", "verdict", "came out") if wide else ("claim",):
@@ -514,7 +514,7 @@ def rich_claims(claims: Sequence[ClaimResult], width: int) -> RichTable:
     for (name, scale), group in groupby(claims, key=lambda c: (c.table, c.scale)):
         table.add_row(f"[bold]{escape(f'{name} ({scale})')}[/]")
         for c in group:
-            verdict, margin = f"[{colours[c.verdict]}]{c.label}[/]", escape(c.outcome)
+            verdict, margin = f"[{colors[c.verdict]}]{c.label}[/]", escape(c.outcome)
             gate = c.claim.gate if c.claim.gate != "report" else ""
             text = Padding(escape(c.claim.text), (0, 0, 0, 2))
             if wide:

@@ -122,13 +122,13 @@ def build(run: RunConfiguration, config: dict[str, Any], trainer_arguments: dict
     if cli.trainer.accumulate_grad_batches != 1 and not cli.model.automatic_optimization:
         raise ConfigurationError(
             f"trainer.accumulate_grad_batches is {cli.trainer.accumulate_grad_batches}, but "
-            f"{type(cli.model).__name__} compares the samples of a batch with each other and steps its optimisers "
+            f"{type(cli.model).__name__} compares the samples of a batch with each other and steps its optimizers "
             "itself: the losses of parts would not be that of the whole. Leave it at 1; gradient_checkpointing, "
             "precision bf16-mixed and more devices save memory"
         )
     if cli.trainer.gradient_clip_val and not cli.model.automatic_optimization:
         raise ConfigurationError(
             f"trainer.gradient_clip_val is {cli.trainer.gradient_clip_val}, but {type(cli.model).__name__} steps its "
-            "optimisers itself and clips no gradients: leave it at null"
+            "optimizers itself and clips no gradients: leave it at null"
         )
     return cli

@@ -408,10 +408,10 @@ def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> Non
         for ancestor in inspect.getmro(cls) if inspect.isclass(cls) else (cls,):
             if ancestor is object:
                 continue
-            initialiser = ancestor.__dict__.get("__init__") if inspect.isclass(ancestor) else ancestor
-            if initialiser is None:
+            initializer = ancestor.__dict__.get("__init__") if inspect.isclass(ancestor) else ancestor
+            if initializer is None:
                 continue
-            signature = inspect.signature(initialiser)
+            signature = inspect.signature(initializer)
             names |= {name for name in signature.parameters if name != "self"}
             if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
                 return names

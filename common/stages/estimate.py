@@ -8,7 +8,7 @@ seconds, no GPU and hardly any memory. What is counted:
 - arithmetic: multiplications of matrices, convolutions and attention, forward and backward, by torch's FlopCounterMode.
 - steps: from the published sizes of the data sets.
 
-Hours are arithmetic by the rate of a card by a utilisation that is given, not measured.
+Hours are arithmetic by the rate of a card by a utilization that is given, not measured.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ CARDS = {
     "h200": Card("H200 SXM", 151.4, 989.0, 495.0, 67.0),
 }
 #: Share of a card's rate that a training is taken to reach: from hard to feed to well fed.
-UTILISATION = (0.2, 0.4)
+UTILIZATION = (0.2, 0.4)
 #: What CUDA and its libraries take beside tensors, in bytes.
 CONTEXT_BYTES = 1 << 30
 _CACHE_VERSION = 1
@@ -62,14 +62,14 @@ class Estimate:
     Attributes:
         parameters, trained: number of parameters, and of those that learn.
         state_bytes: parameters and buffers of one device, memory banks and queues among them.
-        optimiser_bytes: state of the optimisers.
+        optimizer_bytes: state of the optimizers.
         reduction_bytes: copies of the gradients that several devices exchange; 0 with one.
         peak_bytes: most memory of all tensors at once, `reduction_bytes` among it.
-        convolution_flops, other_flops: operations of an optimiser step on one device, two for a multiplication with
+        convolution_flops, other_flops: operations of an optimizer step on one device, two for a multiplication with
             an addition.
-        steps: optimiser steps of the whole training; None where the size of the data is not published.
+        steps: optimizer steps of the whole training; None where the size of the data is not published.
         size: samples of a batch on one device.
-        accumulated: batches of an optimiser step.
+        accumulated: batches of an optimizer step.
         devices: of the whole training.
         precision: of the trainer.
     """
@@ -77,7 +77,7 @@ class Estimate:
     parameters: int
     trained: int
     state_bytes: int
-    optimiser_bytes: int
+    optimizer_bytes: int
     reduction_bytes: int
     peak_bytes: int
     convolution_flops: int
@@ -90,10 +90,10 @@ class Estimate:
 
     @property
     def flops(self) -> int:
-        """Operations of an optimiser step on one device."""
+        """Operations of an optimizer step on one device."""
         return self.convolution_flops + self.other_flops
 
-    def hours(self, card: Card, utilisation: float) -> float | None:
+    def hours(self, card: Card, utilization: float) -> float | None:
         """Hours of all devices together; None where the number of steps is not known."""
         if self.steps is None:
             return None
@@ -102,7 +102,7 @@ class Estimate:
         else:
             # torch lets convolutions take TF32 and keeps products of matrices in float32.
             seconds = self.convolution_flops / (card.tensor_float32 * 1e12) + self.other_flops / (card.float32 * 1e12)
-        return seconds / utilisation * self.steps * self.devices / 3600
+        return seconds / utilization * self.steps * self.devices / 3600
 
 
 # -- estimating --------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
                 training.run()
             except (DataDependentOutputException, DynamicOutputShapeException) as error:
                 raise StageError(f"{run.recipe}: its steps depend on values of tensors ({error.func})") from error
-            state = [tensor for optimiser in trainer.optimizers for tensor in _tensors(optimiser.state_dict())]
+            state = [tensor for optimizer in trainer.optimizers for tensor in _tensors(optimizer.state_dict())]
     parameters = list(module.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     devices = devices_of(run)
@@ -164,7 +164,7 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
         parameters=sum(p.numel() for p in parameters),
         trained=trained,
         state_bytes=_bytes([*parameters, *module.buffers()]),
-        optimiser_bytes=_bytes(state),
+        optimizer_bytes=_bytes(state),
         reduction_bytes=reduction,
         peak_bytes=meter.peak + reduction + waiting,
         convolution_flops=convolution * accumulated,
@@ -271,7 +271,7 @@ def hours_text(hours: float | None) -> str:
 
 def describe(found: Estimate, cards: Iterable[Card] = (CARDS["a100"], CARDS["h100"])) -> str:
     """An estimate in one line."""
-    low, high = UTILISATION
+    low, high = UTILIZATION
     hours = "; ".join(
         f"{card.name} {hours_text(found.hours(card, high))} to {hours_text(found.hours(card, low))}" for card in cards
     )
@@ -327,13 +327,13 @@ def announce(run: RunConfiguration) -> list[str]:
 HEADS = ("batch/GPU", "GPUs", "parameters", "memory/GPU", "TFLOP/step", "steps")
 
 
-def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], utilisation: float) -> Iterator[str]:
+def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], utilization: float) -> Iterator[str]:
     """A table of the stages of a plan, line by line as they are found; stages that are alike are estimated once.
 
     Args:
         runs: name of a stage to its configuration.
         cards: whose hours are shown.
-        utilisation: share of a card's rate that is taken to be reached.
+        utilization: share of a card's rate that is taken to be reached.
     """
     width = max(map(len, runs), default=0)
 
@@ -348,7 +348,7 @@ def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], 
         except StageError as error:
             yield f"{name.ljust(width)}  {error}"
             continue
-        hours = {card: found.hours(card, utilisation) for card in cards}
+        hours = {card: found.hours(card, utilization) for card in cards}
         for card, value in hours.items():
             totals[card] += value or 0.0
         batches = f" x {found.accumulated}" if found.accumulated > 1 else ""
@@ -360,7 +360,7 @@ def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], 
         yield line(name, [*values, *map(hours_text, hours.values())])
     yield line("all", [*[""] * len(HEADS), *map(hours_text, totals.values())])
     yield (
-        f"GPU hours of training alone, at {utilisation:.0%} of a card's matrix rate; memory with 1.1 GB for CUDA; an "
+        f"GPU hours of training alone, at {utilization:.0%} of a card's matrix rate; memory with 1.1 GB for CUDA; an "
         "estimate, not a measurement"
     )
 

@@ -162,7 +162,7 @@ class _Watch(Callback):
             self._counter = operation_counter()
             self._counter.__enter__()
         elif batch_idx == self.warm_up + 1:
-            self._synchronise()
+            self._synchronize()
             if self.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 torch.cuda.set_sync_debug_mode("warn")
@@ -170,7 +170,7 @@ class _Watch(Callback):
         elif batch_idx == self.warm_up + 1 + self.steps:
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device == "cuda" else [])]
             self._profiler = profile(activities=activities)
-            self._synchronise()
+            self._synchronize()
             self._profiler.__enter__()
 
     def on_train_batch_end(
@@ -184,21 +184,21 @@ class _Watch(Callback):
         if self.warm_up < batch_idx <= last:
             self.marks.append(_mark(self.device))
         if batch_idx == last:
-            self._synchronise()
+            self._synchronize()
             if self.device == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
                 self.peak = torch.cuda.max_memory_allocated()
         if batch_idx == last + self.profiled:
             self.close()
 
-    def _synchronise(self) -> None:
+    def _synchronize(self) -> None:
         if self.device == "cuda":
             torch.cuda.synchronize()
 
     def close(self) -> None:
         """End what may still be recording."""
         if self._profiler is not None:
-            self._synchronise()
+            self._synchronize()
             self._profiler.__exit__(None, None, None)
             self._events, self._profiler = self._profiler.key_averages(), None
         if self.device == "cuda" and torch.cuda.is_available():
@@ -212,7 +212,7 @@ class _Watch(Callback):
             rate: of a product of matrices, operations per second.
             waits: how often the host waited in the timed batches.
         """
-        self._synchronise()
+        self._synchronize()
         times = [_seconds(self.device, a, b) for a, b in zip(self.marks, self.marks[1:])]
         kernels = kernel_times(self._events, self.device)
         busy = sum(kernels.values())
@@ -250,7 +250,7 @@ def kernel_times(events: Any, device: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for event in events:
         if device == "cuda":
-            # Spans that somebody named, such as the optimiser's, hold kernels that are listed by themselves.
+            # Spans that somebody named, such as the optimizer's, hold kernels that are listed by themselves.
             kernel = str(event.device_type).endswith("CUDA") and not getattr(event, "is_user_annotation", False)
             micros = event.self_device_time_total if kernel else 0.0
         else:

@@ -102,7 +102,7 @@ def wandb_logger(
     config: dict[str, Any],
     notes: str = "",
 ) -> WandbLogger | None:
-    """The W&B run of one stage (DESIGN section 7); None when disabled or when W&B cannot start.
+    """The W&B run of one stage; None when disabled or when W&B cannot start.
 
     Args:
         directory: folder that gets the `wandb/` folder.

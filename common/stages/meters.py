@@ -159,7 +159,7 @@ class FakeDevice(SingleDeviceStrategy):
 
 
 class WithoutStorage(pl.Callback):
-    """Gives batches to a training on fake tensors, and has its optimisers step without asking for values.
+    """Gives batches to a training on fake tensors, and has its optimizers step without asking for values.
 
     Args:
         mode: the fake tensors' own.
@@ -191,15 +191,15 @@ class WithoutStorage(pl.Callback):
         data.transfer_batch_to_device = without_storage
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the optimisers make their state, as a first step does it, so that one batch is like any later one.
+        """Let the optimizers make their state, as a first step does it, so that one batch is like any later one.
 
         Fused kernels are chosen, since the others ask the counter of steps for its value on the host.
         """
-        for optimiser in trainer.optimizers:
-            for group in optimiser.param_groups:
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
                 if "fused" in group:
                     group["fused"], group["foreach"] = True, False
                 for parameter in group["params"]:
                     parameter.grad = torch.empty_like(parameter)
-            optimiser.step()
-            optimiser.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()

@@ -114,14 +114,14 @@ def _data(record: Record) -> Iterator[str]:
         kind = _class(world["class_path"])
         yield (
             f"Files of the {kind.title}, in the layouts of real data sets of which no sample was used. "
-            f"{kind.credit or 'They are generated and have no licence of their own.'}"
+            f"{kind.credit or 'They are generated and have no license of their own.'}"
         )
     else:
         found: dict[str, Any] = {}
         for path in _datasets(data):
             found.setdefault(path, _class(path))
         yield from (
-            f"- {getattr(kind, 'title', kind.__name__)}: {kind.licence}. {getattr(kind, 'source', '')}".rstrip()
+            f"- {getattr(kind, 'title', kind.__name__)}: {kind.license}. {getattr(kind, 'source', '')}".rstrip()
             for kind in found.values()
         )
     yield ""

@@ -23,7 +23,7 @@ REQUEUE_SIGNAL = signal.SIGUSR1
 class Preemption(Callback):
     """Saves the state after the step that is being made when a signal arrives, and ends the stage.
 
-    Lightning's own handler saves at once, in the middle of a step, where a queue may be written and the optimiser not
+    Lightning's own handler saves at once, in the middle of a step, where a queue may be written and the optimizer not
     stepped, and where every rank is somewhere else. Here the signal is only noted. After a step all ranks agree on
     whether one of them has noted it, save together and leave.
 

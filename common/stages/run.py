@@ -100,7 +100,7 @@ class StageRequest:
             scale=self.scale,
             hardware=self.hardware,
             seed=self.seed,
-            # Only pre-training is spread over nodes: the downstream protocols have small batches (specification 10).
+            # Only pre-training is spread over nodes: the downstream protocols have small batches.
             stage_overrides={**self.overrides, **({} if self.job == "pretrain" else {"trainer.num_nodes": 1})},
             arguments=self.arguments,
             rehearsal=self.rehearsal,
@@ -256,7 +256,7 @@ def run_stage(request: StageRequest) -> records.Record:
                 print(f"  {request.stage}: interrupted; the same command {where}", flush=True)
             raise
         finally:
-            # Trainer, model and optimiser refer to each other: without this they stay in memory, also that of the
+            # Trainer, model and optimizer refer to each other: without this they stay in memory, also that of the
             # accelerator, while this process runs its next stage.
             gc.collect()
 

@@ -1,4 +1,4 @@
-"""Training without data: a stage's own module and optimiser on made-up batches of the shapes that its data has.
+"""Training without data: a stage's own module and optimizer on made-up batches of the shapes that its data has.
 
 A data module's `example_batch` makes the batches; the head of `tables.yaml` says what stands in the places of files.
 Memory and time can then be estimated before a run, and a step be measured on a machine that holds neither data nor
@@ -128,7 +128,7 @@ def size_per_device(run: RunConfiguration) -> int:
 def synthetic_training(
     run: RunConfiguration, trainer_arguments: Mapping[str, Any], draw: Draw, size: int | None = None
 ) -> SyntheticTraining:
-    """Build a stage's module and optimiser with random weights, and made-up batches for them.
+    """Build a stage's module and optimizer with random weights, and made-up batches for them.
 
     Args:
         run: the stage's configuration.

@@ -68,7 +68,7 @@ class StopOnNonFiniteLoss(Callback):
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if not isinstance(loss, torch.Tensor):
             return
-        # Under automatic optimisation the reported loss is divided by accumulate_grad_batches; finiteness is the same.
+        # Under automatic optimization the reported loss is divided by accumulate_grad_batches; finiteness is the same.
         step = trainer.fit_loop.total_batch_idx
         bad = ~torch.isfinite(loss.detach()).all()
         if self._first_bad is None:

@@ -47,7 +47,7 @@ class ShardedDataModule(pl.LightningDataModule):
         num_workers: loader processes per device.
         seed: seed of order and augmentation.
         cache_bytes: memory for decoded files, for sets small enough to be kept; 0 decodes anew every time.
-        max_skipped_share: the run stops when more than this share of the files is broken.
+        max_skipped_fraction: the run stops when more than this share of the files is broken.
 
     Raises:
         ValueError: the batch is empty, or the world has no stand-in for the data set.
@@ -62,7 +62,7 @@ class ShardedDataModule(pl.LightningDataModule):
         num_workers: NonNegativeInt = 8,
         seed: NonNegativeInt = 0,
         cache_bytes: NonNegativeInt = 0,
-        max_skipped_share: Fraction = 0.01,
+        max_skipped_fraction: Fraction = 0.01,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -73,7 +73,7 @@ class ShardedDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.cache_bytes = cache_bytes
-        self.max_skipped_share = max_skipped_share
+        self.max_skipped_fraction = max_skipped_fraction
         self._used: dict[str, Dataset[Any]] = {}
         if dataset is not None and world is not None:
             dataset.root = Path(world.root_of(dataset.name))
@@ -90,7 +90,7 @@ class ShardedDataModule(pl.LightningDataModule):
     @property
     def item_options(self) -> dict[str, Any]:
         """Arguments that data sets of files take from here."""
-        return {"seed": self.seed, "max_skipped_share": self.max_skipped_share, "cache_bytes": self.cache_bytes}
+        return {"seed": self.seed, "max_skipped_fraction": self.max_skipped_fraction, "cache_bytes": self.cache_bytes}
 
     # -- loaders -------------------------------------------------------------------------------------------------------
 

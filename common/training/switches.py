@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from common.stages.configuration import SWITCHES, ConfigurationError
-from common.training.optimisers import lay_out_state
+from common.training.optimizers import lay_out_state
 
 
 class Switches(NamedTuple):
@@ -69,7 +69,7 @@ class ApplySwitches(Callback):
         self.switches = switches
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Before optimisers and DDP look at the weights.
+        # Before optimizers and DDP look at the weights.
         if self.switches.channels_last:
             lay_out_channels_last(pl_module)
 
@@ -169,7 +169,7 @@ class _Remember:
 class _Return:
     """Around a second pass: it sees the buffers of before the first, and what it writes into them is thrown away.
 
-    Otherwise statistics of batch normalisation would move twice a step, and spectral normalisation would divide by
+    Otherwise statistics of batch normalization would move twice a step, and spectral normalization would divide by
     another value than in the first pass. Buffers change places, since a value that autograd has seen may not change.
     """
 

@@ -5,10 +5,9 @@ Without folders, the published records of all papers. A record that was rewritte
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from common.files import write_atomically
 from common.reporting.papers import existing_papers
 from common.reporting.records import config_hash, lineage_hash
 from common.stages.configuration import resolve
-
-NAME = "papers_hold_methods"
+from migrations.papers_hold_methods import NAME, migrate
 
 
 def migrated(records: dict[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
@@ -50,22 +48,24 @@ def _known(record: dict[str, Any], left: dict[Path, dict[str, Any]], new: dict[A
 
 
 def _new(record: dict[str, Any], new_lineage: dict[Any, str]) -> dict[str, Any]:
-    name = f"{__package__}.{record['paper']}"
-    own = importlib.import_module(name) if importlib.util.find_spec(name) else None
-    config = own.migrate(record["config"]) if own is not None else record["config"]
+    config = migrate(record["paper"], record["config"])
     parents = {
         field: {**parent, "lineage_hash": new_lineage[_key(record, parent["stage"], parent["lineage_hash"])]}
         for field, parent in record["parents"].items()
     }
     own_hash = config_hash(config)
+    recipe = resolve(record["paper"], record["recipe"], scale=record["scale"])
     # Not the last checkpoint of its parents, for some recipes: then the name of that checkpoint counts, too.
-    start_from = resolve(record["paper"], record["recipe"], scale=record["scale"]).start_from
-    suffix = "" if start_from == "last" else f"/{start_from}"
+    suffix = "" if recipe.start_from == "last" else f"/{recipe.start_from}"
+    # A deviation is known by its reason, up to its spelling; the field that it speaks of may have moved.
+    stated = {d["reason"]: d for d in recipe.deviations}
+    close = {d["reason"]: get_close_matches(d["reason"], stated, n=1, cutoff=0.9) for d in record["deviations"]}
     lineages = {field: parent["lineage_hash"] + suffix for field, parent in parents.items()}
     return {
         **record,
         "config": config,
         "config_hash": own_hash,
+        "deviations": [dict(stated[close[d["reason"]][0]]) if close[d["reason"]] else d for d in record["deviations"]],
         "parents": parents,
         "former": [
             {"config_hash": record["config_hash"], "lineage_hash": record["lineage_hash"], "migration": NAME},

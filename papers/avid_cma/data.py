@@ -1,4 +1,4 @@
-"""Data module of the pre-training: unlabelled videos with sound.
+"""Data module of the pre-training: unlabeled videos with sound.
 
 The miniature uses the very same class: its world writes files in the layouts of Kinetics and AudioSet, and the data
 sets are pointed there.
@@ -20,7 +20,7 @@ from common.types import NonNegativeFloat, PositiveInt
 
 
 class PretrainingData(AudioVisualData):
-    """Unlabelled videos with sound, each seen `clips_per_video` times per epoch (specification 2).
+    """Unlabeled videos with sound, each seen `clips_per_video` times per epoch ([2]).
 
     Args:
         jitter_seconds: how far the video clip may lie outside the audio clip's window.

@@ -48,7 +48,7 @@ class BankLoss(nn.Module):
     Raises:
         ValueError: an argument is out of range.
 
-    Source: specification 4 to 7.
+    Source: [4] to [7].
     """
 
     video_bank: MemoryBank
@@ -265,7 +265,7 @@ def skip_rows(raw: Tensor, excluded: Tensor) -> Tensor:
     Shapes:
         raw [B, K]; excluded [B, E], distinct and ascending -> [B, K]
 
-    Source: specification 5.
+    Source: [5].
     """
     thresholds = excluded - torch.arange(excluded.shape[1], device=excluded.device)
     return raw + torch.searchsorted(thresholds, raw, right=True)

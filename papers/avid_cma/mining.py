@@ -55,7 +55,7 @@ def mine_positives(
     Raises:
         ValueError: when k does not leave every item k others, or `agreement` is unknown.
 
-    Source: specification 7.
+    Source: [7].
     """
     num_items = video_bank.shape[0]
     if agreement not in get_args(Agreement):

@@ -38,7 +38,7 @@ class AVID(TrainedModel):
     Attributes:
         clips: clips of each file, evenly spaced over it, whose embeddings are averaged; 1, the middle, when loaded.
 
-    Source: specification 3; 21,286,784 parameters with the paper's parts.
+    Source: [3]; 21,286,784 parameters with the paper's parts.
     """
 
     paper = "avid_cma"
@@ -53,7 +53,7 @@ class AVID(TrainedModel):
     limits = (
         "For research on what is seen and heard together: features of videos and sounds, and search of one by the "
         "other. It was trained without labels on what happened to be in the videos, so it names nothing, and it "
-        "inherits their biases. It is not made to recognise persons or to decide about them."
+        "inherits their biases. It is not made to recognize persons or to decide about them."
     )
     usage = 'model.embed_video("clip.mp4") @ model.embed_audio("clip.mp4").T'
 

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.encoders.heads import ProjectionHead
 from common.metrics.gathering import RowsOncePerSample
-from common.training.optimisers import fused
+from common.training.optimizers import fused
 from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.avid_cma import monitoring
 from papers.avid_cma.data import PretrainingData
@@ -36,11 +36,11 @@ class AVIDModule(pl.LightningModule):
         video_encoder, audio_encoder: backbones with a `feature_dim`.
         loss: what is learned; its memory banks are made when the data set is known.
         hidden_dim, out_dim, head_layers, head_batch_norm, head_output_batch_norm: projection heads, one per modality
-            (specification 3.3).
-        learning_rate, betas, weight_decay: Adam; the weight decay is L2 in the gradient (specification 8).
+            ([3.3]).
+        learning_rate, betas, weight_decay: Adam; the weight decay is L2 in the gradient ([8]).
         lr_warmup_steps: linear warm-up of the learning rate; 0, the paper's, for none.
-        lr_final_share: cosine decay to this share of the learning rate; 1, the paper's, for a constant rate.
-        lr_milestones: epochs at which the learning rate falls to a tenth, in the authors' ablations (specification 11);
+        lr_final_fraction: cosine decay to this share of the learning rate; 1, the paper's, for a constant rate.
+        lr_milestones: epochs at which the learning rate falls to a tenth, in the authors' ablations ([11]);
             not together with a warm-up or a decay.
         warm_start: checkpoint of an AVID stage, which CMA needs: model, banks and normalizer are taken over, the
             optimizer and the epoch counter start fresh.
@@ -65,7 +65,7 @@ class AVIDModule(pl.LightningModule):
         betas: tuple[Momentum, Momentum] = (0.9, 0.999),
         weight_decay: NonNegativeFloat = 1e-5,
         lr_warmup_steps: NonNegativeInt = 0,
-        lr_final_share: Fraction = 1.0,
+        lr_final_fraction: Fraction = 1.0,
         lr_milestones: Sequence[NonNegativeInt] = (),
         warm_start: str | None = None,
         refresh_every: NonNegativeInt = 5,
@@ -108,10 +108,10 @@ class AVIDModule(pl.LightningModule):
             self.model.parameters(), lr=h.learning_rate, betas=tuple(h.betas), weight_decay=h.weight_decay,
             **fused(self, on_cpu=False),
         )  # fmt: skip
-        scheduled = h.lr_warmup_steps > 0 or h.lr_final_share != 1.0
+        scheduled = h.lr_warmup_steps > 0 or h.lr_final_fraction != 1.0
         if h.lr_milestones and scheduled:
             raise ValueError(
-                "model.lr_milestones does not go with lr_warmup_steps or lr_final_share; choose one schedule"
+                "model.lr_milestones does not go with lr_warmup_steps or lr_final_fraction; choose one schedule"
             )
         if h.lr_milestones:
             steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(h.lr_milestones), gamma=0.1)
@@ -121,7 +121,7 @@ class AVIDModule(pl.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / max(h.lr_warmup_steps, 1), 1.0, h.lr_warmup_steps)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, max(total - h.lr_warmup_steps, 1), h.learning_rate * h.lr_final_share
+            optimizer, max(total - h.lr_warmup_steps, 1), h.learning_rate * h.lr_final_fraction
         )
         schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm_up, cosine], [h.lr_warmup_steps])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

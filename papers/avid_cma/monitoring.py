@@ -64,7 +64,7 @@ class Progress(nn.Module):
         return {
             "loss_first": self.first * self.steps / torch.clamp(self.count, max=float(self.steps)),
             "loss_last": self.recent,
-            "normaliser": normalizer,
+            "normalizer": normalizer,
             "normaliser_drift": (normalizer - self.first_normaliser).abs(),
         }
 
@@ -89,7 +89,7 @@ def cross_modal_retrieval(video: Tensor, audio: Tensor) -> dict[str, Tensor]:
 
 
 def bank_agreement(video_bank: Tensor, audio_bank: Tensor, labels: np.ndarray, positives: int) -> dict[str, Tensor]:
-    """Share of mined positives of the anchor's class by type of agreement, in percent (specification 15, P2).
+    """Share of mined positives of the anchor's class by type of agreement, in percent ([15], P2).
 
     Labels are used here alone, never in training.
 

@@ -56,7 +56,7 @@ def load_pretraining(path: str | Path, model: nn.Module, field: str = "model.war
         CheckpointError: the file is missing, unreadable or of another kind, or its names or shapes do not fit `model`;
             all differences are listed.
 
-    Source: specification 13.
+    Source: [13].
     """
     try:
         content = read_checkpoint(path, NEEDED)
@@ -85,9 +85,9 @@ def _of_ours(path: str | Path, content: Mapping[str, Any]) -> Pretraining:
             f"{path}: no weights of an audio-visual model; its entries are {first_of(list(state))}. Give the "
             "checkpoint of a pre-training, such as avid"
         )
-    # Earlier runs called them `criterion` and `normaliser`.
+    # Earlier runs called them `criterion` and `normalizer`.
     memory = below(state, "loss.") or below(state, "criterion.")
-    memory = {name.replace("normaliser", "normalizer"): value for name, value in memory.items()}
+    memory = {name.replace("normalizer", "normalizer"): value for name, value in memory.items()}
     return Pretraining(weights, memory, content.get("listing_fingerprint"))
 
 

@@ -156,7 +156,7 @@ def forced_captions(count: int, wanted: int, rng: np.random.Generator) -> Ints:
     Returns:
         Numbers from 0 to count - 1, int64 [wanted].
 
-    Source: specification 8 (`seq_per_img`).
+    Source: [8] (`seq_per_img`).
     """
     order = rng.permutation(count)[:wanted]
     return np.concatenate([order, rng.integers(count, size=max(wanted - count, 0))])

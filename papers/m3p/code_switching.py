@@ -1,4 +1,4 @@
-"""Code-switching: words of a caption change places with their translations in other languages (specification 5)."""
+"""Code-switching: words of a caption change places with their translations in other languages ([5])."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class CodeSwitcher:
     Raises:
         ValueError: an argument is out of its range.
 
-    Source: specification 5; `clag` and `dclag` of the released code.
+    Source: [5]; `clag` and `dclag` of the released code.
     """
 
     def __init__(

@@ -183,7 +183,7 @@ class RegionTextData(ShardedDataModule):
                 self.captions_of,
                 self.test_images,
                 self.test_captions,
-                self.max_skipped_share,
+                self.max_skipped_fraction,
                 max_regions=self.max_regions,
                 **self.item_options,
             )
@@ -226,7 +226,7 @@ class RegionTextData(ShardedDataModule):
 
     def pairs_of(self, sets: Sequence[CaptionSet], captions_per_image: int, masked: bool) -> PairItems:
         """Pairs of images and captions of some sets, pooled by image."""
-        pictures = find_pictures(sets, self.train_split, self.captions_of, self.max_skipped_share)
+        pictures = find_pictures(sets, self.train_split, self.captions_of, self.max_skipped_fraction)
         captions = [self.captions_of(one.dataset, self.train_split, one.language) for one in sets]
         switcher = self.code_switching
         return PairItems(
@@ -329,7 +329,7 @@ class PretrainingData(RegionTextData):
     Raises:
         ValueError: a number is out of its range, or there is neither text nor captions.
 
-    Source: specification 6.
+    Source: [6].
     """
 
     def __init__(
@@ -493,7 +493,7 @@ class RetrievalData(RegionTextData):
         kwargs: see RegionTextData and ShardedDataModule. Where the model adds language embeddings beside regions, or
             texts are to be embedded in a language, `languages` are those that it was pre-trained with.
 
-    Source: specification 8 and 9.
+    Source: [8] and [9].
     """
 
     def __init__(

@@ -150,7 +150,7 @@ def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
         caption_image: row of each caption's image, int64 [M], each row once at least.
         captions_per_image: k.
 
-    Source: specification 8 and 10.
+    Source: [8] and [10].
     """
     order = caption_image.argsort(stable=True)
     counts = caption_image.bincount()
@@ -189,7 +189,7 @@ class RetrievalTest:
             are.
         by_means: compare mean word and region embeddings, for a model that has learned nothing else yet.
 
-    Source: specification 10.
+    Source: [10].
     """
 
     def __init__(self, tokens_per_batch: int, captions_per_image: int | None, by_means: bool = False) -> None:

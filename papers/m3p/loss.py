@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from common.losses.alignment import word_region_alignment
 from common.losses.masked import (
-    masked_language_modelling,
+    masked_language_modeling,
     masked_region_classification,
     masked_region_kl,
     masked_region_regression,
@@ -36,7 +36,7 @@ class WeightSchedule:
     Raises:
         ValueError: the text is no such list, or its iterations do not rise.
 
-    Source: specification 6.2.
+    Source: [6.2].
     """
 
     def __init__(self, points: float | str, field: str = "model") -> None:
@@ -76,7 +76,7 @@ def with_places(batch: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         batch: `xmlm`: batches of text with `labels` [B, L]; `relations`: mappings from the kind of a group to the
             group, with `word_labels` [P, L], `region_labels` [P, R] and `region_targets` [P, R, F], or [K, F] of
-            the labelled regions in order; all of them may be missing. A label of -1 is none.
+            the labeled regions in order; all of them may be missing. A label of -1 is none.
 
     Returns:
         The same with, instead of labels, `word_places` and `region_places` [K] among the R + L positions of the G
@@ -119,17 +119,17 @@ def _group_with_places(kind: str, group: Group) -> Group:
 
 
 def text_terms(model: M3P, block: Group) -> dict[str, Tensor]:
-    """Masked language modelling of text alone: `xmlm`.
+    """Masked language modeling of text alone: `xmlm`.
 
     Args:
         model: encoder and heads.
         block: `tokens` [B, L], `token_mask`, `languages` [B], and places of `with_places`.
 
-    Source: specification 6.1.
+    Source: [6.1].
     """
     hidden = model.encoder(block["tokens"], block["token_mask"], languages=block.get("languages"))
     logits = model.words(hidden.flatten(0, 1)[block["word_places"]])
-    loss = masked_language_modelling(logits, block["word_targets"])
+    loss = masked_language_modeling(logits, block["word_targets"])
     return {"xmlm": loss * share_of_mean(len(logits), loss.device)}
 
 
@@ -165,7 +165,7 @@ def relation_terms(
     Raises:
         ValueError: soft classes are asked for, and the data has no distributions.
 
-    Source: specification 6.2 and 14.
+    Source: [6.2] and [14].
     """
     start, mask, true, false = _pairs(model, group, kind)
     whole = torch.cat([true, false]) if alignment else true
@@ -177,7 +177,7 @@ def relation_terms(
     positions = hidden[: len(true)].flatten(0, 1)
     if words and "word_places" in group:
         words_at = model.words(positions[group["word_places"]])
-        loss = masked_language_modelling(words_at, group["word_targets"])
+        loss = masked_language_modeling(words_at, group["word_targets"])
         terms["mlm"] = loss * share_of_mean(len(words_at), loss.device)
     if regions and "region_places" in group:
         terms |= _region_terms(model, positions[group["region_places"]], group, soft_classes)

@@ -1,4 +1,4 @@
-"""What the model has to guess: masked words and masked regions (specification 6.1 and 6.2).
+"""What the model has to guess: masked words and masked regions ([6.1] and [6.2]).
 
 All functions take their random numbers as arguments, so that a batch is masked at once and each of its rows still
 depends on its own random numbers alone.
@@ -31,12 +31,12 @@ class Masking:
         mask, random: of the chosen ones that become `<mask>` and that become any piece; the rest stays.
         regions: of the regions that are chosen.
         kept_regions: of the chosen ones that stay; the others become zero.
-        text_share: of the pairs whose words are masked; those of the others whose regions are. Never both.
+        text_fraction: of the pairs whose words are masked; those of the others whose regions are. Never both.
 
     Raises:
         ValueError: a share is out of [0, 1].
 
-    Source: specification 6.1 and 6.2.
+    Source: [6.1] and [6.2].
     """
 
     words: float = 0.15
@@ -44,7 +44,7 @@ class Masking:
     random: float = 0.1
     regions: float = 0.15
     kept_regions: float = 0.1
-    text_share: float = 0.5
+    text_fraction: float = 0.5
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -81,7 +81,7 @@ def mask_words(
     Returns:
         Tokens, and labels that hold the true piece at the chosen places and -1 elsewhere; both [P, L].
 
-    Source: specification 6.2.
+    Source: [6.2].
     """
     chosen = (noise[:, :, 0] < masking.words) & maskable
     lacking = np.flatnonzero(~chosen.any(axis=1) & maskable.any(axis=1))
@@ -115,7 +115,7 @@ def mask_stream(
     Returns:
         Tokens, and labels as those of `mask_words`. Where chance chose none, the very first token is.
 
-    Source: specification 6.1.
+    Source: [6.1].
     """
     chosen = (noise[:, :, 0] < masking.words) & (tokens != pad_id)
     chosen[:, 0] = False
@@ -164,7 +164,7 @@ def mask_regions(classes: Ints, valid: Bools, noise: Floats, masking: Masking = 
         Which regions are to be made zero, and labels that hold the class of the chosen ones and -1 elsewhere; both
         [P, R]. A picture of background alone has none.
 
-    Source: specification 6.2.
+    Source: [6.2].
     """
     eligible = valid & (classes != 0)
     chosen = eligible & (noise[:, :, 0] < masking.regions)

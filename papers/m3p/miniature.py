@@ -17,7 +17,7 @@ from common.data.images import ImageItems
 from common.data.worlds.base import World
 from common.metrics.classification import hits
 from common.training.data_module import ShardedDataModule
-from common.training.optimisers import clip_by_norm, warm_up_then_cosine
+from common.training.optimizers import clip_by_norm, warm_up_then_cosine
 from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.m3p.data import check_sizes
 from papers.m3p.evaluation import RetrievalTest
@@ -36,10 +36,10 @@ class RegionClassifier(pl.LightningModule):
         classes: number of categories, at least as many as the data have.
         channels, side: see `RegionNetwork`.
         smoothing: share of the target that is spread over all classes.
-        learning_rate, weight_decay: of AdamW, after a warm-up over `warmup_share` of the steps, falling on a cosine.
-        warmup_share: share of the steps.
+        learning_rate, weight_decay: of AdamW, after a warm-up over `warmup_fraction` of the steps, falling on a cosine.
+        warmup_fraction: share of the steps.
 
-    Source: specification 13.2 (b) and 13.3.
+    Source: [13.2] (b) and 13.3.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class RegionClassifier(pl.LightningModule):
         smoothing: Fraction = 0.1,
         learning_rate: PositiveFloat = 3e-3,
         weight_decay: NonNegativeFloat = 0.05,
-        warmup_share: Fraction = 0.1,
+        warmup_fraction: Fraction = 0.1,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -86,7 +86,7 @@ class RegionClassifier(pl.LightningModule):
         h: Any = self.hparams
         optimizer = torch.optim.AdamW(self.parameters(), lr=h.learning_rate, weight_decay=h.weight_decay)
         total = int(self.trainer.estimated_stepping_batches)
-        factor = warm_up_then_cosine(round(h.warmup_share * total), total)
+        factor = warm_up_then_cosine(round(h.warmup_fraction * total), total)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -133,7 +133,7 @@ class WarmStart(pl.LightningModule):
     """What the miniature begins with in place of XLM-R: word and region embeddings that know of each other.
 
     The mean of a caption's word embeddings is compared with the mean of the image's region embeddings, by contrast in
-    the batch. From random weights the encoder stays for long where all candidates look alike (specification 13.2).
+    the batch. From random weights the encoder stays for long where all candidates look alike ([13.2]).
 
     Args:
         model: only the tables of words and regions of its encoder are trained.

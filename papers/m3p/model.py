@@ -33,9 +33,9 @@ from common.types import Fraction, PositiveInt
 from papers.m3p.pictures import RegionArrays, region_batch
 from papers.m3p.regions import RegionNetwork, read_region_network, region_rows
 
-#: Token id that fills rows up (specification 2).
+#: Token id that fills rows up ([2]).
 PADDING = 1
-#: Every LayerNorm's; XLM-R has 1e-5 (specification 3).
+#: Every LayerNorm's; XLM-R has 1e-5 ([3]).
 EPSILON = 1e-12
 
 #: Captions of similar length that are read together; they are padded to the longest of them.
@@ -53,9 +53,9 @@ class RegionEmbedding(nn.Module):
         dropout: share that is dropped.
 
     Shapes:
-        features [B, R, feature_dim], L2-normalised; boxes [B, R, 5], L2-normalised -> [B, R, D]
+        features [B, R, feature_dim], L2-normalized; boxes [B, R, 5], L2-normalized -> [B, R, D]
 
-    Source: specification 3, image embedding.
+    Source: [3], image embedding.
     """
 
     def __init__(self, feature_dim: int, width: int, dropout: float) -> None:
@@ -70,7 +70,7 @@ class RegionEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block that normalises after each of its two sums.
+    """A transformer block that normalizes after each of its two sums.
 
     Args:
         width: D.
@@ -79,7 +79,7 @@ class Block(nn.Module):
         dropout: share of what is added that is dropped.
         attention_dropout: share of the attention weights that is dropped.
 
-    Source: specification 3, block.
+    Source: [3], block.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class M3PEncoder(nn.Module):
     Raises:
         ValueError: a size does not fit.
 
-    Source: specification 3; sizes of the README's commands by default.
+    Source: [3]; sizes of the README's commands by default.
     """
 
     def __init__(
@@ -223,8 +223,8 @@ class M3PEncoder(nn.Module):
         """Vectors of regions as the first block reads them, so that an image need be embedded only once for many texts.
 
         Args:
-            regions: features [B, R, feature_dim], L2-normalised; zero where a region is masked out.
-            boxes: [B, R, 5], L2-normalised.
+            regions: features [B, R, feature_dim], L2-normalized; zero where a region is masked out.
+            boxes: [B, R, 5], L2-normalized.
             region_mask: which of them count, bool [B, R].
 
         Returns:
@@ -286,8 +286,8 @@ class M3PEncoder(nn.Module):
         Args:
             token_ids: int64 [B, L].
             token_mask: which of them count, bool [B, L].
-            regions: features [B, R, feature_dim], L2-normalised; None for text alone.
-            boxes: [B, R, 5], L2-normalised.
+            regions: features [B, R, feature_dim], L2-normalized; None for text alone.
+            boxes: [B, R, 5], L2-normalized.
             region_mask: which of them count, bool [B, R]; all without it.
             languages: ids [B] or [B, L].
 
@@ -356,7 +356,7 @@ class MatchHead(nn.Module):
     Shapes:
         [B, D] -> [B]
 
-    Source: specification 3, match head.
+    Source: [3], match head.
     """
 
     def __init__(self, width: int) -> None:
@@ -388,7 +388,7 @@ class RegionHeads(nn.Module):
         classes: classes of the detector, 0 being the background.
         feature_dim: width of its feature.
 
-    Source: specification 3, other heads.
+    Source: [3], other heads.
     """
 
     def __init__(self, width: int, classes: int, feature_dim: int) -> None:
@@ -406,7 +406,7 @@ class RegionHeads(nn.Module):
 class VocabularyHead(nn.Module):
     """Logits of words: a product with the table of word embeddings, and a bias.
 
-    Source: specification 3; tied, without a transformation in between.
+    Source: [3]; tied, without a transformation in between.
     """
 
     def __init__(self, vocabulary_size: int) -> None:
@@ -448,7 +448,7 @@ class M3P(TrainedModel):
             fine-tuning that does not say which languages the embeddings of its start are of.
         language: of the texts, one of these, where the encoder adds language embeddings; None adds none.
 
-    Source: specification 3.
+    Source: [3].
     """
 
     paper = "m3p"

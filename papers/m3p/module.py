@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from common.training.optimisers import clip_by_norm, fused, warm_up_then_inverse_sqrt
+from common.training.optimizers import clip_by_norm, fused, warm_up_then_inverse_sqrt
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.m3p import monitoring
 from papers.m3p.data import RegionTextData, check_sizes
@@ -27,7 +27,7 @@ Weight = float | str
 
 
 class M3PModule(pl.LightningModule):
-    """Multitask multilingual multimodal training (specification 6 and 9).
+    """Multitask multilingual multimodal training ([6] and [9]).
 
     Every training batch is one iteration: some steps on text of sampled languages and some on groups of images and
     captions. Their losses are summed, and one update follows. A weight may be a number or a schedule over iterations,
@@ -183,7 +183,7 @@ class M3PModule(pl.LightningModule):
 def adam(module: pl.LightningModule, learning_rate: float, warmup_steps: int) -> Any:
     """Adam with XLM's settings: a linear warm-up from 1e-7, then the inverse square root of the step.
 
-    Source: specification 7.
+    Source: [7].
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98), eps=1e-8, **fused(module))

@@ -38,7 +38,7 @@ def draw(module: pl.LightningModule, test: RetrievalTest) -> None:
 
 
 def chance_recall(scored: Searched) -> float:
-    """Mean recall in percent of a model that knows nothing, on the same set (specification 12, P7)."""
+    """Mean recall in percent of a model that knows nothing, on the same set ([12], P7)."""
     images, captions = scored.scores.shape
     each = captions / images
     to_images = sum(min(k / images, 1.0) for k in (1, 5, 10))

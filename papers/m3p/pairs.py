@@ -1,7 +1,7 @@
 """True pairs of image and caption, groups of candidates, and batches of both.
 
 A sample holds what chance decides about it as plain numbers; masking, padding and normalizing happen to a whole batch
-at once (specification 6.2 and 9).
+at once ([6.2] and [9]).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PairGroup:
 
 
 class PairItems(RegionItems):
-    """Captions and images to be matched (specification 6.2 and 9).
+    """Captions and images to be matched ([6.2] and [9]).
 
     An item is an image with one of its captions. It becomes two groups of N pairs: `t2i`, the caption and N images, and
     `i2t`, the image and N captions, in each of which one is true; or, for candidates within the batch, the pair
@@ -287,7 +287,7 @@ class PairCollator:
             regions["classes"], regions["mask"], noise["regions"][:, : features.shape[1]], masking
         )
         # Of a pair either words are masked or regions, and only the true pair of a group is guessed.
-        masks_words = noise["text"] < masking.text_share
+        masks_words = noise["text"] < masking.text_fraction
         true = np.zeros(len(groups) * len(groups[0]), dtype=np.bool_)
         true[np.arange(len(groups)) * len(groups[0]) + [group.positive for group in groups]] = True
         region_labels[masks_words | ~true] = NO_LABEL

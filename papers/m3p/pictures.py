@@ -115,8 +115,8 @@ def find_pictures(
     if len(rows) > max_missing * total or not len(keys):
         raise TooManyBrokenFiles(
             f"{name}, {split}: {len(rows)} of {total} images have no region features in "
-            f"{', '.join(str(path) for path in features[0].paths)}, more than max_skipped_share = {max_missing:g} "
-            f"allows; first {', '.join(list(rows)[:5])}. Extract them, or raise data.max_skipped_share"
+            f"{', '.join(str(path) for path in features[0].paths)}, more than max_skipped_fraction = {max_missing:g} "
+            f"allows; first {', '.join(list(rows)[:5])}. Extract them, or raise data.max_skipped_fraction"
         )
     languages = ",".join(dict.fromkeys(one.language for one in sets))
     return Pictures(name, f"{split}; {languages}", keys, features, source, dataset.root, list(rows))

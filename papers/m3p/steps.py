@@ -1,4 +1,4 @@
-"""The steps of pre-training: which languages and which captions each reads (specification 6.3)."""
+"""The steps of pre-training: which languages and which captions each reads ([6.3])."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class MultitaskSchedule:
         steps: of an epoch.
         seed: of the draws.
 
-    Source: specification 6.3.
+    Source: [6.3].
     """
 
     languages: Sequence[float]
@@ -82,7 +82,7 @@ class MultitaskSchedule:
 
 @dataclass
 class MultitaskSteps(Dataset[Step]):
-    """The steps of an epoch: a few blocks of text in some languages, and a few batches of pairs (specification 6.3).
+    """The steps of an epoch: a few blocks of text in some languages, and a few batches of pairs ([6.3]).
 
     A step is a function of (seed, epoch, step). All ranks read the same languages and sets; of a batch, rank r of W
     reads rows r, r + W, ..., so that the batches of W ranks joined are that of one.

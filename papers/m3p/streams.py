@@ -1,4 +1,4 @@
-"""Running text in many languages as blocks of tokens (specification 6.1)."""
+"""Running text in many languages as blocks of tokens ([6.1])."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHUNK = 10_000
 
 
 class LanguageStream:
-    """The text of a language as blocks of `bptt` tokens in `batch_size` rows (specification 6.1).
+    """The text of a language as blocks of `bptt` tokens in `batch_size` rows ([6.1]).
 
     All sentences, each closed by `</s>`, are one stream. It is filled up with closing tokens at its beginning and cut
     into as many pieces as a batch has rows; block i holds the i-th `bptt` tokens of every piece, moved by one, so that
@@ -79,7 +79,7 @@ def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str,
     Raises:
         ValueError: there is no language, or one without sentences; or alpha is negative and not -1.
 
-    Source: specification 6.1, after Conneau et al., "XLM-R", section 3.1.
+    Source: [6.1], after Conneau et al., "XLM-R", section 3.1.
     """
     if not counts:
         raise ValueError("data.languages: name at least one, or set data.xmlm_steps to 0")

@@ -28,7 +28,7 @@ LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 XLM_R_FIRST_POSITION = 2
 SUFFIXES = (".pt", ".pth", ".safetensors")
 
-#: Parts of a name of ours and of the released code (specification 3). A block's number comes in between.
+#: Parts of a name of ours and of the released code ([3]). A block's number comes in between.
 _RELEASED = {
     "encoder.token": "embeddings",
     "encoder.position": "position_embeddings",
@@ -99,7 +99,7 @@ def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", pos
     Raises:
         CheckpointError: the file is missing, damaged, no such checkpoint, or of other sizes; the model is unchanged.
 
-    Source: specification 3.
+    Source: [3].
     """
     try:
         path = _file(Path(path))
@@ -208,7 +208,7 @@ def _of_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_xlm_r(state: Mapping[str, Tensor], table: Tensor, position_offset: int) -> dict[str, Tensor]:
-    """Tensors of XLM-R under our names (specification 3, traps a and b).
+    """Tensors of XLM-R under our names ([3], traps a and b).
 
     Args:
         state: of the file.

@@ -26,7 +26,7 @@ from common.data.text import (
     CaptionTokenizer,
     CaptionViews,
     caption_views,
-    normalise_caption,
+    normalize_caption,
     read_back_translations,
     swap_left_right,
 )
@@ -36,7 +36,7 @@ from common.types import Fraction
 
 
 class CaptionedViews(ImageItems):
-    """Two views of every image and of its captions (specification 3 and 8).
+    """Two views of every image and of its captions ([3] and [8]).
 
     Left and right change places in a caption whose image is flipped. The query's image meets the key's caption, so that
     caption follows its flip, and the other way round.
@@ -93,7 +93,7 @@ class CaptionedViews(ImageItems):
             captions, ids = self.annotations.captions[item], self.annotations.caption_ids[item]
             views = caption_views(captions, ids, rng, self.mode, self.back_translations, self.word_dropout)
             for name, text, flipped in zip(("query", "key"), views, (key_flipped, query_flipped)):
-                text = normalise_caption(text)
+                text = normalize_caption(text)
                 text = swap_left_right(text) if self.swap_sides and flipped else text
                 sample[f"tokens_{name}"] = self.tokenizer.encode(text)
         return sample
@@ -108,7 +108,7 @@ class CaptionedViews(ImageItems):
 
 
 class PretrainingData(CaptionData):
-    """Captioned and tagged images to pre-train MCT on (specification 8).
+    """Captioned and tagged images to pre-train MCT on ([8]).
 
     Args:
         caption_views: `sibling`, two captions of the image; `backtranslate`, a caption and its back-translation; `eda`,

@@ -43,7 +43,7 @@ def instance_loss(positive: Tensor, negatives: Tensor, mask: Tensor | None = Non
     Returns:
         Loss per anchor, [B].
 
-    Source: specification 4.
+    Source: [4].
     """
     return info_nce_per_anchor(positive[:, None], negatives, mask)
 
@@ -73,7 +73,7 @@ def tag_loss(
     Returns:
         Loss per anchor, [B].
 
-    Source: specification 4.
+    Source: [4].
     """
     positive, negatives = at_least_float32(positive), at_least_float32(negatives)
     if mask is not None:
@@ -111,7 +111,7 @@ def cross_modal_loss(
     Returns:
         Loss per anchor, [B].
 
-    Source: specification 4.
+    Source: [4].
     """
     if loss == "infonce":
         return instance_loss(positive, negatives, mask)
@@ -150,7 +150,7 @@ class MultimodalContrast(nn.Module):
     Raises:
         ValueError: when an argument is out of range, or tags are wanted from data without tags.
 
-    Source: specification 4 and 5.
+    Source: [4] and [5].
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from common.data.text import (
     SentencePieceTokenizer,
     WordPieceTokenizer,
     WordVocabulary,
-    normalise_caption,
+    normalize_caption,
     pad_tokens,
 )
 from common.encoders.heads import ProjectionHead
@@ -54,7 +54,7 @@ class Heads:
         hidden_dim: units of the hidden layer; `feature_dim` of the backbone by default.
         batch_norm: normalize the hidden layer over the batch; the method does not.
 
-    Source: specification 2; two layers without batch normalization as in MoCo v2.
+    Source: [2]; two layers without batch normalization as in MoCo v2.
     """
 
     shared: bool = False
@@ -79,7 +79,7 @@ class Tower(nn.Module):
     Raises:
         ValueError: when there is no head at all.
 
-    Source: specification 2.
+    Source: [2].
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class MCT(TrainedModel):
     Attributes:
         embedding: which head's embeddings are given: `inter`, those that compare images with captions, or `intra`,
             those that compare images with images. One vector of an image then serves every search; between images
-            alone, `intra` is what J_ii and J_tag trained (specification 3).
+            alone, `intra` is what J_ii and J_tag trained ([3]).
         pixels, tokenizer: read images and captions for a trained model; None in training.
     """
 
@@ -163,7 +163,7 @@ class MCT(TrainedModel):
         "For research on learning from images and their captions: features of images, and search of images by images "
         "and, where it was trained across them (weight_cross above 0), of images and captions by each other. What it "
         "knows of the world is what its images and captions showed and said, with their errors and biases. "
-        "It is not made to recognise persons or to decide about them. The method is covered by US patent 12,223,439."
+        "It is not made to recognize persons or to decide about them. The method is covered by US patent 12,223,439."
     )
     usage = 'model.embed_image("picture.jpg") @ model.embed_text("a dog on a sofa").T'
 
@@ -261,7 +261,7 @@ class MCT(TrainedModel):
         """
         if self.text is None or self.tokenizer is None:
             raise StageError("this model was trained without captions and embeds images alone")
-        rows = [self.tokenizer.encode(normalise_caption(text)) for text in self.read_all("text", texts)]
+        rows = [self.tokenizer.encode(normalize_caption(text)) for text in self.read_all("text", texts)]
         return self._of(self.text(pad_tokens(rows, self.tokenizer.pad_id).to(self.device)))
 
     def compare(self, query_modality: Modality, query: Any, modality: Modality, searched: Any) -> Tensor:
@@ -307,7 +307,7 @@ def encode_keys(
     Raises:
         ValueError: when the batch cannot be divided into the groups.
 
-    Source: specification 6.
+    Source: [6].
     """
     rows = len(inputs[0])
     if groups < 1 or rows % groups:
@@ -346,7 +346,7 @@ def batch_shuffle(rows: Tensor, permutation: Tensor | None = None) -> tuple[Tens
     Raises:
         ValueError: when the permutation has another length than the joint batch.
 
-    Source: specification 6.
+    Source: [6].
     """
     joint = all_gather_concat(rows)
     if permutation is None:

@@ -25,7 +25,7 @@ from common.memory.momentum import update_average
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.protocols.captions import check_vocabulary
-from common.training.optimisers import CombinedOptimizer, cosine_by_epoch, fused
+from common.training.optimizers import CombinedOptimizer, cosine_by_epoch, fused
 from common.types import Fraction, Momentum, NonNegativeFloat, PositiveFloat, PositiveInt
 from papers.mct import monitoring
 from papers.mct.data import PretrainingData
@@ -34,7 +34,7 @@ from papers.mct.model import MCT, SEPARATE, Heads, Tower, encode_keys
 
 
 class MCTModule(pl.LightningModule):
-    """Multimodal contrastive training (specification 1 to 6).
+    """Multimodal contrastive training ([1] to [6]).
 
     Args:
         image_encoder: backbone with `feature_dim`; the one that transfers.
@@ -103,7 +103,7 @@ class MCTModule(pl.LightningModule):
         return _present(ii=image.get("intra"), cc=text.get("intra"), ic=text.get("inter"), ci=image.get("inter"))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        # The order is the algorithm's (specification 6): keys by the average of the query parameters before this step's
+        # The order is the algorithm's ([6]): keys by the average of the query parameters before this step's
         # update, losses against the queues before this step's keys.
         queries = self.queries(batch)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
@@ -203,7 +203,7 @@ class MCTModule(pl.LightningModule):
             self.loss.synchronize()
         alone_on_gpu = self.trainer.world_size == 1 and self.trainer.strategy.root_device.type == "cuda"
         if alone_on_gpu and self.hparams["key_bn_groups"] == 1:
-            # A single device has no others to exchange keys with (specification 6).
+            # A single device has no others to exchange keys with ([6]).
             rank_zero_warn(
                 "model.key_bn_groups is 1 on a single GPU: batch normalization sees the same samples in queries "
                 "and keys, which can be told by it; the loss falls and the features are poor. Set "

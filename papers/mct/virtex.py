@@ -23,20 +23,20 @@ from common.data.annotations import ImageAnnotations
 from common.data.images import ImageItems
 from common.data.items import Sample
 from common.data.listing import Listing
-from common.data.text import CaptionTokenizer, normalise_caption, swap_left_right
+from common.data.text import CaptionTokenizer, normalize_caption, swap_left_right
 from common.files import write_atomically
 from common.metrics.gathering import OncePerSample
 from common.protocols.captions import CaptionData
 from common.training.examples import Draw, Example, batches_of_epoch
-from common.training.optimisers import Lookahead, warm_up_then_cosine
+from common.training.optimizers import Lookahead, warm_up_then_cosine
 from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-#: Token id of padding, and of unknown pieces, on which there is no loss (specification 11).
+#: Token id of padding, and of unknown pieces, on which there is no loss ([11]).
 PAD = 0
 
 
 class CaptionEmbedding(nn.Module):
-    """Sum of a word and a position embedding, normalised; zero for padding.
+    """Sum of a word and a position embedding, normalized; zero for padding.
 
     Args:
         vocabulary_size: number of token ids.
@@ -75,7 +75,7 @@ class CaptionDecoder(nn.Module):
         feature_dim: channels of the image's grid.
         vocabulary_size: number of token ids.
         hidden_size: width of the transformer.
-        layers: transformer layers, with normalisation after every sum, and GELU.
+        layers: transformer layers, with normalization after every sum, and GELU.
         attention_heads: of a layer.
         feedforward_size: width of the feed-forward layers.
         dropout: of embeddings, attention and hidden states.
@@ -87,7 +87,7 @@ class CaptionDecoder(nn.Module):
     Raises:
         ValueError: the heads do not divide the width.
 
-    Source: specification 11; parameter names are those of VirTex.
+    Source: [11]; parameter names are those of VirTex.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ def reversed_twin(decoder: CaptionDecoder) -> CaptionDecoder:
     """The decoder of the other direction: it shares the projection of the image, the embeddings and the output, and has
     a transformer of its own, which starts from the same weights.
 
-    Source: specification 11.
+    Source: [11].
     """
     twin = copy.deepcopy(decoder)
     twin.visual_projection, twin.embedding, twin.output = decoder.visual_projection, decoder.embedding, decoder.output
@@ -196,7 +196,7 @@ def token_losses(decoder: CaptionDecoder, grid: Tensor, tokens: Tensor) -> Tenso
 
 
 class BicaptionedImages(ImageItems):
-    """An image with one of its captions, forwards and backwards, as VirTex reads them (specification 11).
+    """An image with one of its captions, forwards and backwards, as VirTex reads them ([11]).
 
     Args:
         listing, annotations: the images and their captions.
@@ -214,13 +214,13 @@ class BicaptionedImages(ImageItems):
     def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
         captions = self.annotations.captions[item]
         view, flipped = self.transform(image, rng)
-        text = normalise_caption(captions[int(rng.integers(len(captions))) if self.training else 0])
+        text = normalize_caption(captions[int(rng.integers(len(captions))) if self.training else 0])
         tokens = self.tokenizer.encode(swap_left_right(text) if flipped else text)
         return {"image": view, "tokens": tokens, "tokens_reversed": tokens[::-1]}
 
 
 class BicaptioningData(CaptionData):
-    """Images with a caption forwards and backwards, to pre-train VirTex on (specification 11)."""
+    """Images with a caption forwards and backwards, to pre-train VirTex on ([11])."""
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self.training_loader(self._images(self.listing, self.annotations, True), collate_fn=self.collate)
@@ -241,7 +241,7 @@ class BicaptioningData(CaptionData):
 
 
 class VirTex(pl.LightningModule):
-    """Pre-training by bicaptioning (specification 11).
+    """Pre-training by bicaptioning ([11]).
 
     The loss is the cross entropy of the forward captions plus that of the backward ones, each a mean over the tokens
     that are not padding.
@@ -263,7 +263,7 @@ class VirTex(pl.LightningModule):
         image_learning_rate: of the image encoder.
         learning_rate: of everything else.
         momentum: of SGD.
-        weight_decay: not of normalisations and biases in the decoders' embeddings and transformers.
+        weight_decay: not of normalizations and biases in the decoders' embeddings and transformers.
         lookahead_steps, lookahead_alpha: of Lookahead; 0 steps for plain SGD.
         warmup_steps: linear warm-up, followed by half a cosine to zero.
         clip_norm: largest norm of the gradient.
@@ -341,7 +341,7 @@ class VirTex(pl.LightningModule):
             if tower == "visual":
                 image.append(parameter)
             else:
-                # One-dimensional are biases and normalisations.
+                # One-dimensional are biases and normalizations.
                 spared = part in {"embedding", "transformer"} and parameter.ndim == 1
                 (undecayed if spared else decayed).append(parameter)
         optimizer: torch.optim.Optimizer = torch.optim.SGD(

@@ -76,7 +76,7 @@ class ImportedVirTex:
 
 
 def load_backbone(path: str | Path) -> dict[str, Tensor]:
-    """Image backbone out of any checkpoint that holds one, recognised by the names of its tensors.
+    """Image backbone out of any checkpoint that holds one, recognized by the names of its tensors.
 
     Args:
         path: a Lightning checkpoint of pre-training or of a transfer protocol, a file of `export`, a checkpoint of MoCo
@@ -88,7 +88,7 @@ def load_backbone(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, damaged, not safe to open, or holds no such backbone.
 
-    Source: specification 11.
+    Source: [11].
     """
     content = read_checkpoint(path, NEEDED)
     state = _tensors(content)
@@ -110,7 +110,7 @@ def import_moco(path: str | Path) -> ImportedMoCo:
     Raises:
         CheckpointError: the file is missing, damaged, not safe to open, or lacks one of these.
 
-    Source: specification 11.
+    Source: [11].
     """
     content = read_checkpoint(path, NEEDED)
     state = _tensors(content)
@@ -149,7 +149,7 @@ def import_virtex(path: str | Path) -> ImportedVirTex:
     Raises:
         CheckpointError: the file is missing, damaged, not safe to open, or lacks the backbone or the heads.
 
-    Source: specification 11.
+    Source: [11].
     """
     content = read_checkpoint(path, NEEDED)
     state = _tensors(content)
@@ -166,7 +166,7 @@ def import_virtex(path: str | Path) -> ImportedVirTex:
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvision") -> Path:
-    """Write the image backbone of a checkpoint for another library: no head, no queue, no optimiser.
+    """Write the image backbone of a checkpoint for another library: no head, no queue, no optimizer.
 
     A ResNet-50 of the layout `torchvision` loads into `torchvision.models.resnet50` but for the classifier `fc`, one of
     `timm` strictly into `timm.create_model("resnet50", num_classes=0)`, and one of `detectron2` is a value for
@@ -184,7 +184,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvi
         ValueError: there is no such layout, or the suffix does not fit it.
         CheckpointError: as `load_backbone`.
 
-    Source: specification 11.
+    Source: [11].
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
@@ -196,7 +196,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvi
     backbone = {name: value.contiguous() for name, value in load_backbone(checkpoint).items()}
     if layout == "detectron2":
         # With an author the file counts as a foreign one, whose names are matched; without, loading fails or leaves
-        # the statistics of batch normalisation out.
+        # the statistics of batch normalization out.
         content = {"model": _arrays(backbone), "__author__": "MCT", "matching_heuristics": True}
         return write_whole(output, lambda path: _pickle(content, path))
     if suffix == ".safetensors":
@@ -211,7 +211,7 @@ def detectron2_name(name: str) -> str:
         >>> detectron2_name("layer1.0.downsample.1.weight")
         'res2.0.shortcut.norm.weight'
 
-    Source: specification 11.
+    Source: [11].
     """
     parts = name.split(".")
     if parts[0].startswith("layer"):
@@ -238,7 +238,7 @@ def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _with_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add the step counters of batch normalisation, which files of before PyTorch 0.4.1 do not have."""
+    """Add the step counters of batch normalization, which files of before PyTorch 0.4.1 do not have."""
     for key in [key for key in state if key.endswith(".running_var")]:
         state.setdefault(f"{key.removesuffix('running_var')}num_batches_tracked", torch.tensor(0))
     return state

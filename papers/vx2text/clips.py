@@ -25,14 +25,14 @@ MODALITIES: tuple[Modality, ...] = ("video", "audio")
 
 @dataclass(frozen=True)
 class VideoInput:
-    """What the clips of a video are (specification 2 and 3).
+    """What the clips of a video are ([2] and [3]).
 
     Attributes:
         fps, frames: frames per second and frames of a clip.
         clips: clips of a video, S; spread over it.
         crop: side of a clip in pixels.
         resize: shorter side before cropping.
-        jitter: strengths of brightness, contrast, saturation and hue jitter in training; texts name colours.
+        jitter: strengths of brightness, contrast, saturation and hue jitter in training; texts name colors.
         flip: probability of a flip in training; texts name left and right.
         mean, std: statistics of the channels of the classifier's weights.
     """
@@ -59,7 +59,7 @@ ONE_CLIP = VideoInput(clips=1)
 
 @dataclass(frozen=True)
 class AudioInput:
-    """What the sound of a video is: the spectrogram of PANNs at 16 kHz (specification 3).
+    """What the sound of a video is: the spectrogram of PANNs at 16 kHz ([3]).
 
     Attributes:
         sample_rate, seconds: samples per second and seconds of a window.
@@ -96,8 +96,8 @@ DEFAULT_AUDIO = AudioInput()
 class LogMel:
     """Samples to a spectrogram in decibels with mel bands, as PANNs takes it.
 
-    Power of a centred, periodic Hann window, bands after Slaney with unit area, 10 log10 of at least 1e-10. There is no
-    normalisation: the network begins with one.
+    Power of a centered, periodic Hann window, bands after Slaney with unit area, 10 log10 of at least 1e-10. There is
+    no normalization: the network begins with one.
 
     Args:
         audio: sizes.
@@ -105,7 +105,7 @@ class LogMel:
     Shapes:
         [N] -> [1, N // hop + 1, mel_bins].
 
-    Source: specification 3.
+    Source: [3].
     """
 
     def __init__(self, audio: AudioInput) -> None:

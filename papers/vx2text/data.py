@@ -44,7 +44,7 @@ from papers.vx2text.loss import IGNORED
 from papers.vx2text.miniature import KnownWords
 from papers.vx2text.prompt import DEFAULT_LIMITS, LETTERS, TASKS, Prompt, PromptLimits, PromptText, TextTokenizer
 
-#: Subtitles this many seconds around a marked part count as part of it (specification 10).
+#: Subtitles this many seconds around a marked part count as part of it ([10]).
 SPAN_MARGIN = 5.0
 #: Turns of a dialogue of AVSD.
 TURNS = 10
@@ -92,7 +92,7 @@ def spoken(lines: Sequence[Subtitle], limits: Limits | None = None) -> tuple[tup
 
 
 class QuestionExamples(Examples):
-    """Questions with options; the speech of the whole clip, the part around the marked span first (specification 10).
+    """Questions with options; the speech of the whole clip, the part around the marked span first ([10]).
 
     Args:
         questions: of the listing's rows.
@@ -353,11 +353,11 @@ class VideoTextData(ShardedDataModule):
             known, batches mark them.
         prompt: most pieces of each part of the text, and tokens of each clip.
         slots: `media`, the clips; or `words`, their true categories in the places of tokens, 15 % of them wrong, to
-            pre-train the language model on text alone (specification 14, step 2).
+            pre-train the language model on text alone ([14], step 2).
         replaced: that share.
         train_split, validation_split, test_split: names of the listings.
         test_batch_size: samples per evaluation step, per device.
-        dataset, world, batch_size, max_skipped_share, kwargs: see ShardedDataModule.
+        dataset, world, batch_size, max_skipped_fraction, kwargs: see ShardedDataModule.
 
     Attributes:
         options: of a question.
@@ -386,10 +386,10 @@ class VideoTextData(ShardedDataModule):
         test_split: str = "test",
         batch_size: PositiveInt = 64,
         test_batch_size: PositiveInt = 16,
-        max_skipped_share: Fraction = 0.05,
+        max_skipped_fraction: Fraction = 0.05,
         **kwargs: Any,
     ) -> None:
-        super().__init__(dataset, world, batch_size=batch_size, max_skipped_share=max_skipped_share, **kwargs)
+        super().__init__(dataset, world, batch_size=batch_size, max_skipped_fraction=max_skipped_fraction, **kwargs)
         unknown = [name for name in modalities if name not in MODALITIES]
         if unknown:
             raise ValueError(f"data.modalities holds {', '.join(unknown)}; it takes video and audio")
@@ -440,7 +440,7 @@ class VideoTextData(ShardedDataModule):
             self.scoring,
             self.replaced,
             seed=self.seed,
-            max_skipped_share=self.max_skipped_share,
+            max_skipped_fraction=self.max_skipped_fraction,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -494,7 +494,7 @@ class AnyTokenizer:
 
 
 class QuestionAnsweringData(VideoTextData):
-    """TVQA: questions with five options (specification 7 and 10). Its test split is withheld; test on `val`.
+    """TVQA: questions with five options ([7] and [10]). Its test split is withheld; test on `val`.
 
     Args:
         scoring: `label`, the answer is the letter of an option; `loglik`, its text, and options are scored one by one;
@@ -528,7 +528,7 @@ class QuestionAnsweringData(VideoTextData):
 
 
 class DialogData(VideoTextData):
-    """AVSD: turns of dialogues, the last one of each in the test split (specification 10).
+    """AVSD: turns of dialogues, the last one of each in the test split ([10]).
 
     Args:
         with_summary: whether the summary of a video follows its caption; `prompt.caption: 0` leaves out both.
@@ -567,7 +567,7 @@ class DialogData(VideoTextData):
 
 
 class CaptioningData(VideoTextData):
-    """TVC: descriptions of moments, each of them in training, all of one moment as references else (specification 10).
+    """TVC: descriptions of moments, each of them in training, all of one moment as references else ([10]).
 
     The descriptions of its test split are withheld; test on `val`.
 

@@ -27,7 +27,7 @@ def gumbel_noise(*shape: int, generator: torch.Generator | None = None, device: 
         generator: source of the numbers; the global one by default.
         device: where the result lies.
 
-    Source: specification 4.
+    Source: [4].
     """
     uniform = torch.rand(*shape, generator=generator, device=device).clamp(_SMALLEST, _LARGEST)
     return -torch.log(-torch.log(uniform))
@@ -72,7 +72,7 @@ def choose(
     Raises:
         ValueError: more tokens than categories, an unknown estimator, or noise of another shape.
 
-    Source: specification 4.
+    Source: [4].
     """
     batch, categories = logits.shape
     if estimator not in get_args(Estimator):

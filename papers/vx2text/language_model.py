@@ -21,7 +21,7 @@ class LanguageModel(nn.Module):
             T5-base (222,903,552 parameters).
         embedding_scale: fresh embeddings have deviation 1, too much for a small network.
 
-    Source: specification 6.
+    Source: [6].
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class LanguageModel(nn.Module):
     def generate(self, embeddings: Tensor, mask: Tensor, beams: int = 5, max_tokens: int = 30) -> Tensor:
         """Word pieces [B, <= max_tokens + 1] by beam search, or greedily with one beam.
 
-        Source: specification 7.
+        Source: [7].
         """
         return self.t5.generate(
             inputs_embeds=embeddings,
@@ -108,7 +108,7 @@ class LanguageModel(nn.Module):
         Returns:
             [B, O].
 
-        Source: specification 7, `label`.
+        Source: [7], `label`.
         """
         # The decoder starts from its own first word: which label is given does not matter for the first step.
         return self(embeddings, mask, letters[:, :1])[:, 0].float().gather(1, letters)
@@ -124,7 +124,7 @@ class LanguageModel(nn.Module):
         Returns:
             [B, O] in nats per token.
 
-        Source: specification 7, `loglik`.
+        Source: [7], `loglik`.
         """
         batch, count, length = options.shape
         encoded = self.t5.encoder(inputs_embeds=embeddings, attention_mask=mask.long()).last_hidden_state
@@ -157,7 +157,7 @@ class OptionClassifier(LanguageModel):
         options: how many a question has.
         kwargs: see LanguageModel.
 
-    Source: specification 9, `no_decoder`.
+    Source: [9], `no_decoder`.
     """
 
     def __init__(self, options: PositiveInt = 5, **kwargs: Any) -> None:

@@ -24,7 +24,7 @@ def text_loss(logits: Tensor, labels: Tensor, group: dist.ProcessGroup | None = 
     Returns:
         Scalar; 0 where there is no valid word.
 
-    Source: specification 6.
+    Source: [6].
     """
     total, words = per_answer(logits, labels)
     count = words.sum()
@@ -62,7 +62,7 @@ def words_loss(logits: Tensor, words: Tensor, smoothing: float = 0.0) -> Tensor:
     Raises:
         ValueError: the shapes differ.
 
-    Source: specification 14, step 1.
+    Source: [14], step 1.
     """
     if logits.shape != words.shape:
         raise ValueError(f"words must mark each of the {list(logits.shape)} categories, got {list(words.shape)}")

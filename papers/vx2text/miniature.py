@@ -26,7 +26,7 @@ from common.metrics.gathering import OncePerSample, gather_objects
 from common.protocols.text import TextTest
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
-from common.training.optimisers import adamw, clip_by_norm
+from common.training.optimizers import adamw, clip_by_norm
 from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.vx2text.clips import (
     DEFAULT_AUDIO,
@@ -55,9 +55,9 @@ class ModalityClassification(pl.LightningModule):
         modality: `video` or `audio`.
         smoothing: share of the target that is spread over all categories. A classifier that is too sure of itself names
             nothing else when it is sampled from, so no gradient tells it of its errors.
-        learning_rate, weight_decay, warmup_share: see `adamw`.
+        learning_rate, weight_decay, warmup_fraction: see `adamw`.
 
-    Source: specification 14, step 1.
+    Source: [14], step 1.
     """
 
     configure_gradient_clipping = clip_by_norm
@@ -69,7 +69,7 @@ class ModalityClassification(pl.LightningModule):
         smoothing: Fraction = 0.0,
         learning_rate: PositiveFloat = 1e-3,
         weight_decay: NonNegativeFloat = 0.01,
-        warmup_share: Fraction = 0.05,
+        warmup_fraction: Fraction = 0.05,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["classifier"], logger=False)
@@ -78,7 +78,7 @@ class ModalityClassification(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         h: Any = self.hparams
-        return adamw(self, {"": h.learning_rate}, h.weight_decay, h.warmup_share)
+        return adamw(self, {"": h.learning_rate}, h.weight_decay, h.warmup_fraction)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self.classifier(batch[self.hparams["modality"]])
@@ -103,9 +103,9 @@ class TextPretraining(pl.LightningModule):
 
     Args:
         language_model: the network.
-        learning_rate, weight_decay, warmup_share: see `adamw`.
+        learning_rate, weight_decay, warmup_fraction: see `adamw`.
 
-    Source: specification 14, step 2.
+    Source: [14], step 2.
     """
 
     configure_gradient_clipping = clip_by_norm
@@ -115,7 +115,7 @@ class TextPretraining(pl.LightningModule):
         language_model: LanguageModel,
         learning_rate: PositiveFloat = 1e-3,
         weight_decay: NonNegativeFloat = 0.01,
-        warmup_share: Fraction = 0.05,
+        warmup_fraction: Fraction = 0.05,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["language_model"], logger=False)
@@ -124,7 +124,7 @@ class TextPretraining(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         h: Any = self.hparams
-        return adamw(self, {"": h.learning_rate}, h.weight_decay, h.warmup_share)
+        return adamw(self, {"": h.learning_rate}, h.weight_decay, h.warmup_fraction)
 
     def forward(self, batch: Batch) -> Tensor:
         """Scores [B, M, V] of the words of the answers, the words before them given."""
@@ -227,7 +227,7 @@ def noisy_words(
         replaced: share of words to replace by any of the pool.
         rng: source of the draws.
 
-    Source: specification 14, step 2.
+    Source: [14], step 2.
     """
     if not pool:
         return []
@@ -327,7 +327,7 @@ def class_marks(classes: Sequence[str], categories: Sequence[str]) -> Tensor:
 
 
 class CategoryData(ShardedDataModule):
-    """Labelled clips or sounds to train a classifier of categories on (specification 14, step 1).
+    """Labeled clips or sounds to train a classifier of categories on ([14], step 1).
 
     Args:
         categories: of the classifier, in its order.
@@ -336,7 +336,7 @@ class CategoryData(ShardedDataModule):
         fold: official division, where the data set has them.
         train_split, test_split: names of the listings.
         test_batch_size: files per test step, per device.
-        dataset, world, batch_size, max_skipped_share, kwargs: see ShardedDataModule.
+        dataset, world, batch_size, max_skipped_fraction, kwargs: see ShardedDataModule.
 
     Raises:
         ValueError: the data set does not have the modality, or several clips of a file are asked for.
@@ -355,10 +355,10 @@ class CategoryData(ShardedDataModule):
         test_split: str = "validation",
         batch_size: PositiveInt = 64,
         test_batch_size: PositiveInt = 64,
-        max_skipped_share: Fraction = 0.05,
+        max_skipped_fraction: Fraction = 0.05,
         **kwargs: Any,
     ) -> None:
-        super().__init__(dataset, world, batch_size=batch_size, max_skipped_share=max_skipped_share, **kwargs)
+        super().__init__(dataset, world, batch_size=batch_size, max_skipped_fraction=max_skipped_fraction, **kwargs)
         if modality not in dataset.streams:
             raise ValueError(
                 f"data.modality is {modality}, but {dataset.title} has {' and '.join(dataset.streams)} alone"
@@ -381,7 +381,7 @@ class CategoryData(ShardedDataModule):
             self.categories,
             ClipReader(self.video, self.audio, training, self.cache_bytes),
             seed=self.seed,
-            max_skipped_share=self.max_skipped_share,
+            max_skipped_fraction=self.max_skipped_fraction,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:

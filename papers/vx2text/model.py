@@ -45,7 +45,7 @@ _PARTS = {"speech": "speech", "caption": "descriptions", "history": "earlier que
 
 
 class VX2Text(TrainedModel):
-    """Text from video, sound, speech and history (specification 1 to 8).
+    """Text from video, sound, speech and history ([1] to [8]).
 
     `VX2Text.from_export(path)` reads a trained model, which answers, describes, and says what it sees and hears.
 
@@ -79,7 +79,7 @@ class VX2Text(TrainedModel):
     limits = (
         "For research on text about videos: answers to questions and descriptions. What it writes is likely text and "
         "may be wrong; do not act on it unchecked. It inherits the biases of its clips and of its language model, "
-        "and is not made to recognise persons or to decide about them. The method is covered by US patents, see the "
+        "and is not made to recognize persons or to decide about them. The method is covered by US patents, see the "
         "paper's page."
     )
     usage = 'model.words("clip.mp4")  # what it sees and hears; then model.write("clip.mp4", "what is moving?")'
@@ -175,7 +175,7 @@ class VX2Text(TrainedModel):
         Returns:
             The texts, and the positions of the picked options [B]; of equal ones the first.
 
-        Source: specification 7.
+        Source: [7].
         """
         if "options" not in batch:
             rows = self.language_model.generate(embeddings, mask, self.beams, self.max_answer_tokens)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from common.protocols.text import TextTest
-from common.training.optimisers import adamw, clip_by_norm
+from common.training.optimizers import adamw, clip_by_norm
 from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from papers.vx2text import monitoring
 from papers.vx2text.data import VideoTextData
@@ -30,7 +30,7 @@ Batch = dict[str, Any]
 
 
 class VX2TextModule(pl.LightningModule):
-    """Training and test of VX2TEXT (specification 6 to 8).
+    """Training and test of VX2TEXT ([6] to [8]).
 
     Args:
         model: classifiers of video and sound, and the language model.
@@ -40,7 +40,7 @@ class VX2TextModule(pl.LightningModule):
         meteor: whether METEOR is among them, which takes Java and 1.5 GB.
         learning_rate: of the language model; `table_learning_rate`: of category tables and projections;
             `video_learning_rate`, `audio_learning_rate`: of the classifiers.
-        weight_decay, warmup_share: see `adamw`.
+        weight_decay, warmup_fraction: see `adamw`.
         text_pretrained: folder of T5, or checkpoint of a stage with a language model; None starts from random weights.
         video_pretrained, audio_pretrained: released classifier, or checkpoint of a stage with one.
         seed: seed of the Gumbel noise.
@@ -63,7 +63,7 @@ class VX2TextModule(pl.LightningModule):
         video_learning_rate: PositiveFloat = 2e-5,
         audio_learning_rate: PositiveFloat = 2e-5,
         weight_decay: NonNegativeFloat = 0.01,
-        warmup_share: Fraction = 0.05,
+        warmup_fraction: Fraction = 0.05,
         text_pretrained: str | None = None,
         video_pretrained: str | None = None,
         audio_pretrained: str | None = None,
@@ -136,7 +136,7 @@ class VX2TextModule(pl.LightningModule):
             "model.tokens.audio.classifier.": h.audio_learning_rate,
             "model.tokens.": h.table_learning_rate,
         }
-        return adamw(self, rates, h.weight_decay, h.warmup_share)
+        return adamw(self, rates, h.weight_decay, h.warmup_fraction)
 
     # -- start and resume ----------------------------------------------------------------------------------------------
 

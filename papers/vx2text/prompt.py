@@ -46,7 +46,7 @@ class TextTokenizer:
     Attributes:
         pad_id, eos_id, unknown_id: the special ids.
 
-    Source: specification 5 and 6.
+    Source: [5] and [6].
     """
 
     pad_id = 0
@@ -244,7 +244,7 @@ class PromptLimits:
         answer: what the model writes, its end included.
         video_tokens, audio_tokens: tokens of each clip, K.
 
-    Source: specification 5.
+    Source: [5].
     """
 
     speech: int = 256
@@ -304,7 +304,7 @@ class Prompt:
     Raises:
         ValueError: there are more places than reserved ids.
 
-    Source: specification 5.
+    Source: [5].
     """
 
     def __init__(

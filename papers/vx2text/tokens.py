@@ -76,7 +76,7 @@ class ModalityClassifier(nn.Module):
         encoder: network with `feature_dim` features.
         categories: see `category_names`.
 
-    Source: specification 3.
+    Source: [3].
     """
 
     def __init__(self, encoder: nn.Module, categories: Sequence[str] | str | None = None) -> None:
@@ -103,7 +103,7 @@ class SigmoidClassifier(ModalityClassifier):
     Args:
         encoder, categories: see `ModalityClassifier`.
 
-    Source: specification 3, `sigmoid_normalised`.
+    Source: [3], `sigmoid_normalized`.
     """
 
     def scores(self, features: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class SigmoidClassifier(ModalityClassifier):
 class ModalityTokens(nn.Module):
     """From clips to embeddings that the language model reads as words: a modality's classifier, and what it names.
 
-    Batch normalisation of the classifier keeps its statistics, in training too. A classifier that does not learn is in
+    Batch normalization of the classifier keeps its statistics, in training too. A classifier that does not learn is in
     evaluation mode altogether.
 
     Args:
@@ -131,7 +131,7 @@ class ModalityTokens(nn.Module):
     Raises:
         ValueError: an unknown tokenization, more tokens than categories, or a temperature that is not positive.
 
-    Source: specification 4, 8 and 9.
+    Source: [4], [8] and [9].
     """
 
     pieces: Tensor | None
@@ -276,7 +276,7 @@ def table_of(pieces: Tensor, language_model: LanguageModel) -> Tensor:
         pieces: as `pieces_of` makes them [C, P].
         language_model: whose word embeddings are taken; a gradient flows to them.
 
-    Source: specification 4.
+    Source: [4].
     """
     counted = (pieces >= 0)[:, :, None]
     return (language_model.embed(pieces) * counted).sum(1) / counted.sum(1)

@@ -47,12 +47,12 @@ def load_classifier(classifier: ModalityClassifier, path: str | Path, modality: 
         CheckpointError: the file is missing, unreadable, holds no such classifier, or one with other sizes or another
             number of categories.
 
-    Source: specification 3.
+    Source: [3].
     """
     state = _named(path, field)
     found = _trained(state, modality) or _released(state, modality)
     expected = classifier.state_dict()
-    # Files older than PyTorch 1.0 lack the counters of batch normalisation, which nothing reads here.
+    # Files older than PyTorch 1.0 lack the counters of batch normalization, which nothing reads here.
     found |= {name: value for name, value in expected.items() if name.endswith(_COUNTER) and name not in found}
     head, own_head = found.get("fc.weight"), expected["fc.weight"]
     if head is not None and head.shape[:1] != own_head.shape[:1]:
@@ -80,7 +80,7 @@ def load_language_model(language_model: LanguageModel, path: str | Path, field: 
     Raises:
         CheckpointError: the folder or file is missing or unreadable, or of another model.
 
-    Source: specification 6.
+    Source: [6].
     """
     path = Path(path)
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Data of XMC-GAN: images with one of their captions, as tokens or as stored BERT features (specification 2 and 7).
+"""Data of XMC-GAN: images with one of their captions, as tokens or as stored BERT features ([2] and [7]).
 
 The miniature uses the very same classes: its world writes files in the layout of COCO 2014, and the data set is pointed
 there.
@@ -101,7 +101,7 @@ class TextToImageItems(ImageItems):
             tokens.
         options: see ImageItems.
 
-    Source: specification 2.5.
+    Source: [2.5].
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class TextToImageData(ShardedDataModule):
     Raises:
         ValueError: an argument is out of its range.
 
-    Source: specification 2, 6.1, 7 and 9.1.
+    Source: [2], [6.1], [7] and [9.1].
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Layers of XMC-GAN: batch normalization under conditions, spectral normalization, and changes of the resolution.
 
-Convolutions are arranged for speed, with the results of the order in the specification: 1x1 convolutions commute with a
+Convolutions are arranged for speed, with the results of the order in [3] and [4]: 1x1 convolutions commute with a
 change of resolution, so they are done where the maps are small, and a 3x3 convolution next to such a change becomes one
 convolution of 4x4 with stride 2.
 """
@@ -32,7 +32,7 @@ class BatchNorm(nn.Module):
     Shapes:
         [B, C, H, W] -> [B, C, H, W]
 
-    Source: specification 3.3 and 6.4.
+    Source: [3.3] and [6.4].
     """
 
     running_mean: Tensor
@@ -80,7 +80,7 @@ class BatchNorm(nn.Module):
 def keeping_statistics(network: nn.Module) -> Iterator[None]:
     """While it lasts, batches are normalized as in training, but the running statistics stay as they are.
 
-    Source: specification 6.1: the images of a step of the discriminator alone do not count.
+    Source: [6.1]: the images of a step of the discriminator alone do not count.
     """
     norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
     for norm in norms:
@@ -112,7 +112,7 @@ class ConditionalBatchNorm(nn.Module):
     Shapes:
         x [B, C, H, W], condition [B, K] -> [B, C, H, W]
 
-    Source: specification 3.3.
+    Source: [3.3].
     """
 
     def __init__(self, channels: int, conditions: int, synchronized: bool = False) -> None:
@@ -139,7 +139,7 @@ class SpatialConditionalBatchNorm(nn.Module):
     Shapes:
         x [B, C, k * h, k * w], condition [B, K, h, w] -> [B, C, k * h, k * w]
 
-    Source: specification 3.6 and the speed-up of 3.7.
+    Source: [3.6] and the speed-up of 3.7.
     """
 
     def __init__(self, channels: int, conditions: int, synchronized: bool = False) -> None:
@@ -200,7 +200,7 @@ class _SpectralNorm:
     The step is also made in evaluation, where its result is not kept. PyTorch's own version makes none there and takes
     another epsilon.
 
-    Source: specification 4.1.
+    Source: [4.1].
     """
 
     weight: Tensor

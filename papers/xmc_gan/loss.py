@@ -70,7 +70,7 @@ class XMCGANLoss:
     Raises:
         ValueError: an argument is out of its range.
 
-    Source: specification 5.7.
+    Source: [5.7].
     """
 
     def __init__(
@@ -183,7 +183,7 @@ def contrast(logits: Tensor) -> Contrast:
     Raises:
         ValueError: B is 1, so that there is nothing to tell apart.
 
-    Source: specification 5.2 and 5.9.
+    Source: [5.2] and [5.9].
     """
     if len(logits) < 2:
         raise ValueError(
@@ -221,7 +221,7 @@ def pair_loss(
     Raises:
         ValueError: a batch of one.
 
-    Source: specification 5.2 to 5.5.
+    Source: [5.2] to [5.5].
     """
     with torch.autocast(left.device.type, enabled=False):
         left, right = left.float(), right.float()
@@ -254,7 +254,7 @@ def word_similarity(
     Shapes:
         regions [N, R, C], words [M, T, C], length [M] -> [M, N]
 
-    Source: specification 5.6 (gamma1, gamma2, gamma3).
+    Source: [5.6] (gamma1, gamma2, gamma3).
     """
     with torch.autocast(regions.device.type, enabled=False):
         regions, words = normalize(regions.float()), normalize(words.float())
@@ -297,7 +297,7 @@ def word_loss(
     Raises:
         ValueError: a batch of one.
 
-    Source: specification 5.6.
+    Source: [5.6].
     """
     if negatives == "global":
         own = word_similarity(gather_with_gradient(regions.float()), words, length, gammas, captions_at_once)

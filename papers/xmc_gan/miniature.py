@@ -23,7 +23,7 @@ from common.encoders.checkpoint_files import CheckpointError, below, differences
 from common.metrics.gathering import OncePerSample, RowsOncePerSample
 from common.metrics.generation import FeatureStatistics, Moments, first_ranked, frechet_distance, object_accuracy
 from common.protocols.generation import ImageEvaluation, print_once, without_substitutes
-from common.training.optimisers import warm_up_then_cosine
+from common.training.optimizers import warm_up_then_cosine
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Batch = dict[str, Any]
@@ -48,7 +48,7 @@ class NGramText(nn.Module):
     Shapes:
         tokens int64 [n, T], length int64 [n] -> words [n, T, E] in (-1, 1), sentence [n, E]
 
-    Source: specification 14.2.
+    Source: [14.2].
     """
 
     def __init__(
@@ -130,7 +130,7 @@ def convolutions(width: int, feature_dim: int, grid: int) -> nn.Sequential:
         feature_dim: number of features.
         grid: cells of the grid a side; 1 forgets where things are.
 
-    Source: specification 14.4.
+    Source: [14.4].
     """
     layers: list[nn.Module] = []
     for before, after in ((3, width), (width, 2 * width), (2 * width, 4 * width)):
@@ -147,7 +147,7 @@ class AttributeClassifier(PretrainedNetwork):
         sizes: number of values of each attribute.
         pretrained: checkpoint of the stage `mini_evaluator`.
 
-    Source: specification 14.4a.
+    Source: [14.4]a.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class PictureNetwork(PretrainedNetwork):
     Raises:
         ValueError: an unknown task.
 
-    Source: specification 14.4b and 14.8.
+    Source: [14.4]b and 14.8.
     """
 
     def __init__(
@@ -260,7 +260,7 @@ class MiniatureClassification(pl.LightningModule):
         noise: largest standard deviation of the noise that pictures get, so that blurred ones are classified sensibly.
         learning_rate: of Adam; half a cosine to zero.
 
-    Source: specification 14.4.
+    Source: [14.4].
     """
 
     def __init__(
@@ -326,7 +326,7 @@ class MiniatureEvaluation(ImageEvaluation):
         candidates: texts that an image is compared with, its own among them.
         seed: of their draw.
 
-    Source: specification 14.5.
+    Source: [14.5].
     """
 
     def __init__(self, evaluator: AttributeClassifier, candidates: PositiveInt = 100, seed: NonNegativeInt = 0) -> None:

@@ -22,7 +22,7 @@ from common.data.text import (
     SentencePieceTokenizer,
     WordPieceTokenizer,
     WordVocabulary,
-    normalise_caption,
+    normalize_caption,
 )
 from common.data.text_features import encode_texts
 from common.encoders.checkpoint_files import CheckpointError, differences, named_tensors, read_checkpoint
@@ -75,7 +75,7 @@ class Captions(NamedTuple):
 def normalize(x: Tensor) -> Tensor:
     """x divided by its length along the last dimension; a vector of zeros stays zero, also in its gradient.
 
-    Source: specification 3.4.
+    Source: [3.4].
     """
     return x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True).clamp(min=1e-12))
 
@@ -101,7 +101,7 @@ class GeneratorBlock(nn.Module):
     Shapes:
         x [B, inputs, H, W] -> [B, outputs, 2 H, 2 W]
 
-    Source: specification 3.2 and 3.6.
+    Source: [3.2] and [3.6].
     """
 
     def __init__(self, inputs: int, outputs: int, conditions: int, spatial: bool, synchronized: bool = False) -> None:
@@ -137,7 +137,7 @@ class Generator(nn.Module):
     Raises:
         ValueError: a size is below 1, or `cond_size` is not the side of one of the maps.
 
-    Source: specification 3.
+    Source: [3].
     """
 
     def __init__(
@@ -234,7 +234,7 @@ def attend(query: Tensor, words: Tensor, length: Tensor | None, gamma: float) ->
     Returns:
         Mixes of normalized words, and their weights; computed in float32.
 
-    Source: specification 3.4.
+    Source: [3.4].
     """
     with torch.autocast(query.device.type, enabled=False):
         words = normalize(words.float())
@@ -260,7 +260,7 @@ class DiscriminatorBlock(nn.Module):
     Shapes:
         [B, inputs, H, W] -> [B, outputs, H / 2, W / 2], or [B, outputs, H, W]
 
-    Source: specification 4.2.
+    Source: [4.2].
     """
 
     def __init__(self, inputs: int, outputs: int, first: bool = False, halve: bool = True) -> None:
@@ -304,7 +304,7 @@ class Discriminator(nn.Module):
     Raises:
         ValueError: a size is below 1, or `cond_size` is not the side of one of the maps.
 
-    Source: specification 4.
+    Source: [4].
     """
 
     def __init__(
@@ -376,7 +376,7 @@ class ImageNetFeatures(nn.Module):
     Shapes:
         [B, 3, S, S], values in [0, 1] -> [B, F]
 
-    Source: specification 5.5.
+    Source: [5.5].
     """
 
     mean: Tensor
@@ -534,7 +534,7 @@ class XMCGAN(TrainedModel):
             StageError: there is no word, or none that the model knows.
         """
         tokenizer, learned, notes = self.tokenizer, self.learned_words, []
-        pieces = WORD.findall(normalise_caption(caption))
+        pieces = WORD.findall(normalize_caption(caption))
         # Marks are read like words, but a caption says nothing else without one.
         words = [piece for piece in pieces if any(letter.isalnum() for letter in piece)]
         if not words:
@@ -633,7 +633,7 @@ def _bert_of_features(data: Any) -> BertText:
 
 def _words(data: Any) -> set[str]:
     captions = data.dataset.annotations(data.split).captions
-    return {word for own in captions for text in own for word in WORD.findall(normalise_caption(text))}
+    return {word for own in captions for text in own for word in WORD.findall(normalize_caption(text))}
 
 
 MODEL = XMCGAN

@@ -17,7 +17,7 @@ from common.memory.collective import average_in_place
 from common.memory.momentum import MomentumPair
 from common.metrics.gathering import OncePerSample
 from common.protocols.generation import ImageEvaluation
-from common.training.optimisers import fused
+from common.training.optimizers import fused
 from common.types import Fraction, Momentum, NonNegativeInt, PositiveFloat
 from papers.xmc_gan import monitoring
 from papers.xmc_gan.data import TextToImageData
@@ -29,7 +29,7 @@ Batch = dict[str, Any]
 
 
 class XMCGANModule(pl.LightningModule):
-    """Text-to-image generation with contrastive losses (specification 1 to 6).
+    """Text-to-image generation with contrastive losses ([1] to [6]).
 
     Args:
         generator, discriminator: the networks; the discriminator's region head is dropped when no loss reads it.

@@ -1,7 +1,7 @@
 """Text encoders of XMC-GAN: frozen BERT, and a small one that learns with the networks that read it.
 
 Every encoder maps (tokens int64 [n, T], length int64 [n]) to (words [n, T, E], sentence [n, E]) in float32; words are
-zero from `length` on. The boundary tokens are words like any other (specification 2.2).
+zero from `length` on. The boundary tokens are words like any other ([2.2]).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class BertText(nn.Module):
         ValueError: the files are damaged.
         FileNotFoundError: at the first use, when the files are missing.
 
-    Source: specification 2.1: bert-base-uncased, last_hidden_state, no gradients.
+    Source: [2.1]: bert-base-uncased, last_hidden_state, no gradients.
     """
 
     def __init__(

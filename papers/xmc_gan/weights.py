@@ -96,7 +96,7 @@ def from_official(network: nn.Module, arrays: Mapping[str, Any], where: str = "t
     Raises:
         CheckpointError: an array is missing or of another shape.
 
-    Source: layout rules of the golden vectors; specification 13.
+    Source: layout rules of the golden vectors; [13].
     """
     state: dict[str, Tensor] = {}
     for name, own in network.state_dict().items():

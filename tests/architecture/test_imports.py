@@ -1,4 +1,4 @@
-"""Who may import whom, and what common may know (DESIGN section 4), checked on the source text."""
+"""Who may import whom, and what common may know, checked on the source text."""
 
 from __future__ import annotations
 

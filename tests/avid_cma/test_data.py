@@ -38,7 +38,7 @@ def data_of(root: Path, **options: Any) -> PretrainingData:
         clips_per_video=1,
         batch_size=2,
         num_workers=0,
-        max_skipped_share=0.5,
+        max_skipped_fraction=0.5,
         video=VideoInput(fps=8.0, duration=0.5, crop=16, resize=16),
         audio=AudioInput(sample_rate=8_000, duration=1.0, fft=256, frames_per_second=40),
         **options,

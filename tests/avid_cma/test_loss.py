@@ -1,4 +1,4 @@
-"""The loss's behaviour beyond the golden numbers: negatives, precision, validation, saving, warm start."""
+"""The loss's behavior beyond the golden numbers: negatives, precision, validation, saving, warm start."""
 
 from __future__ import annotations
 

@@ -113,8 +113,8 @@ def test_retrieval_never_holds_the_scores_of_all_pairs() -> None:
 
 def test_mining_precision_is_the_share_of_positives_of_the_same_class() -> None:
     labels = np.repeat([0, 1, -1], 4)
-    centre = torch.eye(3).repeat_interleave(4, dim=0)
-    video = F.normalize(centre + 0.1 * unit(12, 3), dim=1)
+    center = torch.eye(3).repeat_interleave(4, dim=0)
+    video = F.normalize(center + 0.1 * unit(12, 3), dim=1)
     sound = F.normalize(torch.eye(3)[torch.arange(12) % 3] + 0.1 * unit(12, 3, seed=1), dim=1)
     found = monitoring.bank_agreement(video, sound, labels, 3)
     assert found["mining_precision_video"].item() == 100.0
@@ -133,11 +133,11 @@ def test_large_banks_are_judged_on_evenly_spaced_rows(monkeypatch: pytest.Monkey
     assert found["mining_precision_video"].item() == 100.0  # the even rows are all of class 0
 
 
-def test_progress_keeps_the_start_and_the_drift_of_the_normaliser() -> None:
+def test_progress_keeps_the_start_and_the_drift_of_the_normalizer() -> None:
     progress = monitoring.Progress(steps=2)
     assert progress.compute(torch.tensor(2.0)) == {}
-    for loss, normaliser in ((8.0, 2.0), (6.0, 2.0), (3.0, 2.5)):
-        progress.update(torch.tensor(loss), torch.tensor(normaliser))
+    for loss, normalizer in ((8.0, 2.0), (6.0, 2.0), (3.0, 2.5)):
+        progress.update(torch.tensor(loss), torch.tensor(normalizer))
     values = {name: value.item() for name, value in progress.compute(torch.tensor(2.5)).items()}
     # The mean of two steps at the start; at the end 0.5 * ((8 + 6) / 2) + 0.5 * 3.
-    assert values == {"loss_first": 7.0, "loss_last": 5.0, "normaliser": 2.5, "normaliser_drift": 0.5}
+    assert values == {"loss_first": 7.0, "loss_last": 5.0, "normalizer": 2.5, "normaliser_drift": 0.5}

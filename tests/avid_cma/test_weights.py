@@ -142,7 +142,7 @@ def test_own_checkpoint_as_a_start(own_file: Path) -> None:
 def test_memory_under_its_earlier_names(own_file: Path) -> None:
     content = torch.load(own_file, weights_only=True)
     state = {
-        name.replace("loss.", "criterion.").replace("normalizer", "normaliser"): value
+        name.replace("loss.", "criterion.").replace("normalizer", "normalizer"): value
         for name, value in content["state_dict"].items()
     }
     expected = load_pretraining(own_file, small_model()).memory

@@ -1,8 +1,8 @@
 """Caption scores of 5,000 items with 5 references of about 10 words, against pycocoevalcap.
 
-Run with `pytest tests/benchmarks/test_bench_captioning.py --benchmark-only`. Both sides get tokenised text and give
+Run with `pytest tests/benchmarks/test_bench_captioning.py --benchmark-only`. Both sides get tokenized text and give
 scores per item. Process CPU time on one thread. `test_scores_are_faster` takes the two in turns and asserts the ratio
-of their medians: five times for CIDEr; BLEU and ROUGE-L at least as fast. Of the tokeniser only the time is shown.
+of their medians: five times for CIDEr; BLEU and ROUGE-L at least as fast. Of the tokenizer only the time is shown.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.metrics.captioning import CaptionSet, tokenise
+from common.metrics.captioning import CaptionSet, tokenize
 from common.metrics.captioning.bleu import bleu
 from common.metrics.captioning.cider import cider
 from common.metrics.captioning.rouge import rouge_l
@@ -69,11 +69,11 @@ def test_score(benchmark: Any, metric: str, form: Callable[..., Score]) -> None:
 
 
 @pytest.mark.benchmark(timer=time.process_time)
-def test_tokenise(benchmark: Any) -> None:
+def test_tokenize(benchmark: Any) -> None:
     candidates, references = corpus()
     texts = [f"{text.capitalize()} , isn't it?" for item in (candidates, *zip(*references)) for text in item]
-    benchmark.group = "captions, tokeniser"
-    benchmark.pedantic(lambda: [tokenise(text) for text in texts], rounds=3, warmup_rounds=1)
+    benchmark.group = "captions, tokenizer"
+    benchmark.pedantic(lambda: [tokenize(text) for text in texts], rounds=3, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("metric", LEAST_RATIO)

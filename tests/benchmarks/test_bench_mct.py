@@ -1,6 +1,6 @@
 """What a step of MCT costs beside its encoders, against lightly's MoCo step, and the memory of its queues.
 
-ResNet-50 on 96 x 96 pixels, BERT base on 30 tokens, batch 16, queues of 65,536 keys: the sizes of specification 14.
+ResNet-50 on 96 x 96 pixels, BERT base on 30 tokens, batch 16, queues of 65,536 keys, as in docs/papers/mct.md [14].
 Process CPU time on one thread, with what is compared taken in turns, so that other work on the machine hits both alike.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from common.encoders.image import ImageResNet
 from common.encoders.text import BertEncoder
-from common.training.optimisers import CombinedOptimizer
+from common.training.optimizers import CombinedOptimizer
 from papers.mct.loss import MultimodalContrast
 from papers.mct.module import MCTModule
 
@@ -38,7 +38,7 @@ def _batch() -> dict[str, Tensor]:
     }
 
 
-def _optimiser(module: MCTModule) -> CombinedOptimizer:
+def _optimizer(module: MCTModule) -> CombinedOptimizer:
     """As the module makes them, without a trainer that knows the number of steps."""
     parts: list[torch.optim.Optimizer] = [
         torch.optim.SGD(module.model.image.parameters(), 0.03, 0.9, weight_decay=1e-4, fused=True)
@@ -61,7 +61,7 @@ def _in_turns(steps: dict[str, Step], rounds: int = ROUNDS) -> dict[str, float]:
 
 
 def test_a_step_against_its_bare_encoder_passes(benchmark: Any) -> None:
-    """Baseline: queries forwards and backwards, keys forwards, clipping and optimisers, of the same encoders and heads.
+    """Baseline: queries forwards and backwards, keys forwards, clipping and optimizers, of the same encoders and heads.
 
     On top come the objective, the queues and the averages. They are timed inside the step as well, since the difference
     of two long times is as uncertain as these are.
@@ -69,17 +69,17 @@ def test_a_step_against_its_bare_encoder_passes(benchmark: Any) -> None:
     torch.manual_seed(0)
     loss = MultimodalContrast(weight_tag=1.0, queue_size=QUEUE, tag_count=TAGS)
     module = MCTModule(ImageResNet(), loss, BertEncoder())
-    optimiser = _optimiser(module)
+    optimizer = _optimizer(module)
     text = module.model.text
     assert text is not None
     batch = _batch()
     inside: list[float] = []
 
     def learn(loss: Tensor) -> None:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(text.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
 
     def bare() -> None:
         queries = module.queries(batch)
@@ -117,7 +117,7 @@ def _image_step() -> Step:
     module = MCTModule(
         ImageResNet(), MultimodalContrast(weight_cc=0.0, weight_cross=0.0, temperature=0.2, queue_size=QUEUE)
     )
-    optimiser = _optimiser(module)
+    optimizer = _optimizer(module)
 
     def step() -> None:
         batch = _batch()
@@ -125,9 +125,9 @@ def _image_step() -> Step:
         module.update_average()
         keys = module.keys(batch)
         loss = module.loss(queries, keys, batch["image_id"])["loss"]
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         module.loss.enqueue(keys, batch["image_id"])
 
     return step
@@ -146,7 +146,7 @@ def _lightly_step() -> Step:
     for part in (key_backbone, key_head):
         deactivate_requires_grad(part)
     criterion = NTXentLoss(temperature=0.2, memory_bank_size=(QUEUE, 128))
-    optimiser = torch.optim.SGD([*backbone.parameters(), *head.parameters()], 0.03, 0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD([*backbone.parameters(), *head.parameters()], 0.03, 0.9, weight_decay=1e-4)
 
     def step() -> None:
         batch = _batch()
@@ -157,9 +157,9 @@ def _lightly_step() -> Step:
             images, order = batch_shuffle(batch["image_key"])
             key = batch_unshuffle(key_head(key_backbone(images).flatten(start_dim=1)), order)
         loss = criterion(query, key)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
 
     return step
 

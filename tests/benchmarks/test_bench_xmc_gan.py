@@ -157,5 +157,5 @@ def test_where_the_time_of_a_step_goes(benchmark: Any) -> None:
     }
     seconds = benchmark.pedantic(_in_turns, args=(steps, 10), rounds=1)
     share = seconds["whole step"] / seconds["both forwards and backwards"] - 1.0
-    _report(benchmark, {**seconds, "losses, optimisers and average, share on top of the passes": share})
+    _report(benchmark, {**seconds, "losses, optimizers and average, share on top of the passes": share})
     assert share < 0.8

@@ -32,8 +32,8 @@ def test_every_file_that_a_recipe_reads_is_described(tmp_path: Path):
     assert None not in described.values()
     assert set(described.values()) == set(known)
     for file in known.values():
-        assert all((file.title, file.size, file.licence, file.source)), file.path
-        assert "unknown" not in (file.size, file.licence), file.path
+        assert all((file.title, file.size, file.license, file.source)), file.path
+        assert "unknown" not in (file.size, file.license), file.path
     assert named["mct"]["bert-base-uncased"].recipes
     assert "weights/t5-base" in named["vx2text"]
     assert "audioset/audioset_100k.txt" in named["avid_cma"]

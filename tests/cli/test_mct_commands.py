@@ -111,7 +111,7 @@ def test_export_of_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "x.pth").exists()
 
 
-def test_data_names_every_set_with_layout_licence_and_source(
+def test_data_names_every_set_with_layout_license_and_source(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")  # else words are cut where the columns of the table end
@@ -120,7 +120,7 @@ def test_data_names_every_set_with_layout_licence_and_source(
     for words in (
         "COCO 2017", "Karpathy's split", "Pascal VOC 2007", "ImageNet (ILSVRC 2012)",
         "captions_train2017.json", "dataset_coco.json", "VOCdevkit", "ILSVRC2012_val",
-        "Licence", "annotations CC BY 4.0", "non-commercial research", "free for research",
+        "License", "annotations CC BY 4.0", "non-commercial research", "free for research",
         "cocodataset.org", "image-net.org", "host.robots.ox.ac.uk",
     ):  # fmt: skip
         assert words in output, words

@@ -24,7 +24,7 @@ CODECS = {
 
 
 def numbered_frames(count: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Grey frames whose level tells their number (steps of 3 levels, repeating every 80): [count, H, W, 3]."""
+    """Gray frames whose level tells their number (steps of 3 levels, repeating every 80): [count, H, W, 3]."""
     levels = (8 + 3 * (np.arange(count) % 80)).astype(np.uint8)
     return np.broadcast_to(levels[:, None, None, None], (count, *size, 3)).copy()
 

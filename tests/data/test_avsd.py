@@ -134,7 +134,7 @@ def test_status_and_a_look_at_the_files(tmp_path: Path) -> None:
     assert check.silent == 2
 
 
-def test_speech_that_was_recognised(tmp_path: Path) -> None:
+def test_speech_that_was_recognized(tmp_path: Path) -> None:
     write_lines(tmp_path / "subtitles.jsonl", [{"vid_name": "A", "sub": [{"text": "hi", "start": 0, "end": 1}]}])
     subtitles = AVSD(write_avsd(tmp_path)).subtitles()
     assert subtitles is not None

@@ -125,10 +125,10 @@ def test_sound_moves_with_the_frames(folder: Path) -> None:
 
 def test_a_file_without_sound_is_silent_or_skipped(folder: Path) -> None:
     listing = _listing(folder, "silent.mp4", "good1.mp4")
-    sample = AudioVisualClips(listing, VIDEO, AUDIO, max_skipped_share=1.0)[0]
+    sample = AudioVisualClips(listing, VIDEO, AUDIO, max_skipped_fraction=1.0)[0]
     assert int(sample["index"]) == 0
     assert torch.equal(sample["audio"], torch.full((1, 32, 33), -100.0))
-    strict = AudioVisualClips(listing, VIDEO, AUDIO, require_audio=True, max_skipped_share=1.0)
+    strict = AudioVisualClips(listing, VIDEO, AUDIO, require_audio=True, max_skipped_fraction=1.0)
     assert int(strict[0]["index"]) == 1
     assert strict.skipped.names() == ["silent.mp4"]
 
@@ -149,7 +149,7 @@ def test_broken_files_are_replaced_counted_and_named(
 ) -> None:
     listing = _listing(folder, *BROKEN, "good0.mp4")
     clips = AudioVisualClips(
-        listing, VIDEO, AUDIO, video_duration=0.5, video_fps=8.0, max_skipped_share=0.9, cache_bytes=cache_bytes
+        listing, VIDEO, AUDIO, video_duration=0.5, video_fps=8.0, max_skipped_fraction=0.9, cache_bytes=cache_bytes
     )
     with caplog.at_level(logging.WARNING):
         samples = [clips[item] for item in range(7)]
@@ -165,26 +165,26 @@ def test_broken_files_are_replaced_counted_and_named(
 
 
 @pytest.mark.parametrize("kind", [VideoClips, DenseVideoClips])
-def test_labelled_videos_replace_broken_files_too(folder: Path, kind: type) -> None:
+def test_labeled_videos_replace_broken_files_too(folder: Path, kind: type) -> None:
     listing = _listing(folder, "truncated.mp4", "good1.mp4", "one_frame.mp4")
-    clips = kind(listing, VIDEO, video_duration=0.5, video_fps=8.0, max_skipped_share=0.9)
+    clips = kind(listing, VIDEO, video_duration=0.5, video_fps=8.0, max_skipped_fraction=0.9)
     assert [int(clips[item]["index"]) for item in range(3)] == [1, 1, 1]
     assert "truncated.mp4" in clips.skipped.names()
 
 
 def test_the_run_fails_past_the_allowed_share(folder: Path) -> None:
     listing = _listing(folder, "empty.mp4", "garbage.mp4", *(f"good{number}.mp4" for number in range(6)))
-    clips = VideoClips(listing, VIDEO, max_skipped_share=0.125)
+    clips = VideoClips(listing, VIDEO, max_skipped_fraction=0.125)
     clips[1]
     clips[1]
-    with pytest.raises(TooManyBrokenFiles, match=r"2 of 8 files.*max_skipped_share = 0\.125.*empty\.mp4"):
+    with pytest.raises(TooManyBrokenFiles, match=r"2 of 8 files.*max_skipped_fraction = 0\.125.*empty\.mp4"):
         clips[0]
     with pytest.raises(TooManyBrokenFiles, match="1 of 8"):
-        VideoClips(listing, VIDEO, max_skipped_share=0.0)[0]
+        VideoClips(listing, VIDEO, max_skipped_fraction=0.0)[0]
 
 
 def test_a_listing_of_nothing_usable_says_so(folder: Path) -> None:
-    clips = VideoClips(_listing(folder, "empty.mp4", "garbage.mp4"), VIDEO, max_skipped_share=1.0)
+    clips = VideoClips(_listing(folder, "empty.mp4", "garbage.mp4"), VIDEO, max_skipped_fraction=1.0)
     with pytest.raises(MediaError, match="no file of test can be used"):
         clips[0]
     with pytest.raises(ValueError, match="no items"):
@@ -195,7 +195,7 @@ def test_a_listing_of_nothing_usable_says_so(folder: Path) -> None:
 @pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("spawn", 1)])
 def test_worker_processes_share_the_ledger(folder: Path, context: str, workers: int) -> None:
     listing = _listing(folder, "empty.mp4", "good0.mp4", "garbage.mp4", "good1.mp4")
-    clips = VideoClips(listing, VIDEO, max_skipped_share=0.5, clips_per_video=2)
+    clips = VideoClips(listing, VIDEO, max_skipped_fraction=0.5, clips_per_video=2)
     loader = DataLoader(clips, batch_size=2, num_workers=workers, multiprocessing_context=context)
     assert sum(int(batch["skipped"].sum()) for batch in loader) == 4
     assert clips.skipped.names() == ["empty.mp4", "garbage.mp4"]
@@ -204,7 +204,7 @@ def test_worker_processes_share_the_ledger(folder: Path, context: str, workers: 
 def test_filling_the_cache_leaves_broken_files_for_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DecodedCache, "_shared", None)
     listing = _listing(folder, "empty.mp4", "good0.mp4")
-    clips = VideoClips(listing, VIDEO, max_skipped_share=0.5, cache_bytes=2**24)
+    clips = VideoClips(listing, VIDEO, max_skipped_fraction=0.5, cache_bytes=2**24)
     clips.fill_cache()
     assert clips.cache is not None
     assert len(clips.cache) == 2
@@ -215,7 +215,7 @@ def test_filling_the_cache_leaves_broken_files_for_later(folder: Path, monkeypat
 
 def test_the_failure_of_a_worker_keeps_its_message(folder: Path) -> None:
     # A loader makes the error anew from its class and one text.
-    strict = VideoClips(_listing(folder, "empty.mp4", "good0.mp4"), VIDEO, max_skipped_share=0.25)
+    strict = VideoClips(_listing(folder, "empty.mp4", "good0.mp4"), VIDEO, max_skipped_fraction=0.25)
     with pytest.raises(TooManyBrokenFiles) as caught:
         strict[0]
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
@@ -223,13 +223,13 @@ def test_the_failure_of_a_worker_keeps_its_message(folder: Path) -> None:
 
 
 def test_ledger_settings_are_checked(folder: Path) -> None:
-    with pytest.raises(ValueError, match="max_skipped_share"):
+    with pytest.raises(ValueError, match="max_skipped_fraction"):
         SkipLedger(_good(folder), 1.5)
     with pytest.raises(ValueError, match="clips_per_video"):
         VideoClips(_good(folder), VIDEO, clips_per_video=0)
 
 
-def test_random_clips_of_labelled_videos(folder: Path) -> None:
+def test_random_clips_of_labeled_videos(folder: Path) -> None:
     clips = VideoClips(_good(folder), EXACT, video_duration=0.5, video_fps=8.0, training=False, clips_per_video=40)
     starts = set()
     for item in range(0, 240, 6):
@@ -286,15 +286,15 @@ def test_listed_segments_are_respected(folder: Path) -> None:
     numbers = ((dense.mean((1, 3, 4)) * 255 - 8) / 3).round().int()
     assert (int(numbers.min()), int(numbers.max())) == (4, 9)
     random_clips = VideoClips(
-        listing, EXACT, video_duration=0.25, video_fps=8.0, clips_per_video=30, training=False, max_skipped_share=0.0
+        listing, EXACT, video_duration=0.25, video_fps=8.0, clips_per_video=30, training=False, max_skipped_fraction=0.0
     )
     seen = {int(((random_clips[item]["video"].mean((0, 2, 3)) * 255 - 8) / 3).round().min()) for item in range(30)}
     assert seen <= set(range(4, 9))
 
 
 def test_spectrograms_for_statistics_hold_no_augmentation(folder: Path) -> None:
-    normalised = dataclasses.replace(AUDIO, mean=-20.0, std=10.0)
-    clips = AudioVisualClips(_good(folder), None, normalised, training=False)
+    normalized = dataclasses.replace(AUDIO, mean=-20.0, std=10.0)
+    clips = AudioVisualClips(_good(folder), None, normalized, training=False)
     sample = clips[2]
     assert "video" not in sample
     torch.testing.assert_close(clips.decibels(2), sample["audio"] * (10.0 + 1e-5) - 20.0, rtol=1e-5, atol=1e-4)
@@ -371,7 +371,7 @@ def test_sound_files_without_sound_are_skipped(folder: Path) -> None:
     names = ["silent.mp4", "empty.mp4"]
     clips = [*(Clip(folder / name, 0) for name in names), Clip(good, 1)]
     listing = Listing("sounds", "1", clips, ("a", "b"), folder)
-    windows = SoundWindows(listing, AUDIO, training=False, windows=2, max_skipped_share=0.7)
+    windows = SoundWindows(listing, AUDIO, training=False, windows=2, max_skipped_fraction=0.7)
     assert [int(windows[item]["index"]) for item in range(3)] == [2, 2, 2]
     assert windows.skipped.names() == names
     with pytest.raises(ValueError, match="windows"):

@@ -105,7 +105,7 @@ def test_missing_sets_explain_themselves(kind: type[COCO | COCOKarpathy], tmp_pa
         with pytest.raises(DatasetMissing) as caught:
             kind(root).annotations("train")
         message = str(caught.value)
-        for part in (str(root), kind.title, kind.size, kind.licence, kind.source, "make data-<paper>"):
+        for part in (str(root), kind.title, kind.size, kind.license, kind.source, "make data-<paper>"):
             assert part in message
         assert all(line in message for line in kind.expected_layout.splitlines())
         status = kind(root).status()

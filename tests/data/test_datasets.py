@@ -55,7 +55,7 @@ def test_making_a_data_set_reads_nothing_and_listing_a_missing_one_explains(kind
     assert kind.title in message
     assert "make data-<paper>" in message
     assert kind.size in message
-    assert kind.licence in message
+    assert kind.license in message
     assert kind.source in message
     layout = kind.expected_layout.splitlines()
     assert 2 <= len(layout) <= 6

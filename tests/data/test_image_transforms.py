@@ -162,8 +162,8 @@ def test_a_strength_above_one_does_not_go_below_black() -> None:
 
 def test_grey_and_blur_equal_torchvision_and_pillow() -> None:
     image = picture()
-    grey, _ = dataclasses.replace(PLAIN, grayscale=1.0)(image, draws())
-    assert torch.equal(grey, reference.to_tensor(reference.to_grayscale(cropped(image), 3)))
+    gray, _ = dataclasses.replace(PLAIN, grayscale=1.0)(image, draws())
+    assert torch.equal(gray, reference.to_tensor(reference.to_grayscale(cropped(image), 3)))
     blurred, _ = dataclasses.replace(PLAIN, blur=1.0)(image, draws({SIGMA: 0.25}))
     expected = cropped(image).filter(ImageFilter.GaussianBlur(0.1 + 0.25 * 1.9))
     assert torch.equal(blurred, reference.to_tensor(expected))
@@ -207,15 +207,15 @@ def test_switching_one_augmentation_off_leaves_the_draws_of_the_others(switched_
 
 def test_probabilities_are_met() -> None:
     transform = dataclasses.replace(PLAIN, crop=2, resize=2, min_area=1.0, max_aspect=1.0, grayscale=0.2, flip=0.3)
-    # Left half red, right half black: after a flip the red is on the right; a grey picture has equal channels.
+    # Left half red, right half black: after a flip the red is on the right; a gray picture has equal channels.
     pixels = np.zeros((2, 2, 3), dtype=np.uint8)
     pixels[:, 0, 0] = 200
     image, rng = Image.fromarray(pixels), np.random.default_rng(1)
     views = [transform(image, rng) for _ in range(3000)]
-    grey = np.mean([bool(torch.equal(view[0], view[1])) for view, _ in views])
+    gray = np.mean([bool(torch.equal(view[0], view[1])) for view, _ in views])
     flips = np.mean([flipped for _, flipped in views])
     assert all(bool(view[0, 0, 1] > view[0, 0, 0]) == flipped for view, flipped in views)
-    assert grey == pytest.approx(0.2, abs=0.03)
+    assert gray == pytest.approx(0.2, abs=0.03)
     assert flips == pytest.approx(0.3, abs=0.03)
 
 
@@ -285,7 +285,7 @@ def test_numbers_are_checked(wrong: dict[str, Any], message: str) -> None:
 
 # -------------------------------------------------------------------------------------------------------------- squash
 def squash_reference(pixels: np.ndarray, size: int) -> np.ndarray:
-    """TensorFlow's bilinear resizing: half-pixel centres, the four nearest pixels, edges repeated."""
+    """TensorFlow's bilinear resizing: half-pixel centers, the four nearest pixels, edges repeated."""
 
     def places(length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         exact = np.maximum((np.arange(size) + 0.5) * length / size - 0.5, 0)

@@ -70,7 +70,7 @@ def saved(path: Path, pixels: np.ndarray, mode: str | None = None, kind: str = "
     return path
 
 
-def test_colours_grey_levels_and_alpha(tmp_path: Path) -> None:
+def test_colors_grey_levels_and_alpha(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
     for name, stored in {"RGB": pixels[..., :3], "RGBA": pixels, "L": pixels[..., 0], "LA": pixels[..., :2]}.items():
         image = read_image(saved(tmp_path / f"{name}.png", stored))
@@ -97,8 +97,8 @@ def test_palettes_with_and_without_transparency(tmp_path: Path) -> None:
 
 
 def test_cmyk_jpeg(tmp_path: Path) -> None:
-    colours = Image.new("RGB", (16, 16), (250, 40, 30))
-    colours.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
+    colors = Image.new("RGB", (16, 16), (250, 40, 30))
+    colors.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
     with Image.open(tmp_path / "cmyk.jpg") as stored:
         assert stored.mode == "CMYK"
     assert np.abs(np.asarray(read_image(tmp_path / "cmyk.jpg")).astype(int) - (250, 40, 30)).max() < 8
@@ -126,7 +126,7 @@ def test_orientation_is_not_applied_and_an_animation_gives_its_first_frame(tmp_p
     exif[0x0112] = 6  # turned by 90 degrees
     Image.new("RGB", (12, 6)).save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").size == (12, 6)
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    frames = [Image.new("RGB", (4, 4), color) for color in ((255, 0, 0), (0, 0, 255))]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert read_image(tmp_path / "moving.gif").getpixel((0, 0)) == (255, 0, 0)
 
@@ -191,10 +191,10 @@ def test_the_cache_gives_what_the_file_holds(folder: Path) -> None:
 
 def test_a_file_written_anew_is_read_anew(tmp_path: Path) -> None:
     cache, path = ImageCache(2**20), tmp_path / "a.png"
-    for colour in ((1, 2, 3), (4, 5, 6)):
-        Image.new("RGB", (4, 4), colour).save(path)
-        os.utime(path, ns=(colour[0], colour[0]))
-        assert cache.get(path).getpixel((0, 0)) == colour
+    for color in ((1, 2, 3), (4, 5, 6)):
+        Image.new("RGB", (4, 4), color).save(path)
+        os.utime(path, ns=(color[0], color[0]))
+        assert cache.get(path).getpixel((0, 0)) == color
 
 
 def test_the_oldest_makes_room_and_a_large_one_is_not_kept(folder: Path, tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_evaluation_is_not_random(folder: Path) -> None:
 def test_worker_processes_give_the_same_samples(folder: Path, context: str, workers: int) -> None:
     listing = listing_of(folder, "good0.jpg", "empty.jpg", "good1.jpg", "garbage.jpg", "good2.jpg", "good3.jpg")
     here, there = (
-        ImageItems(listing, TRANSFORM, views=2, training=True, cache_bytes=2**20, max_skipped_share=0.5)
+        ImageItems(listing, TRANSFORM, views=2, training=True, cache_bytes=2**20, max_skipped_fraction=0.5)
         for _ in range(2)
     )
     sampler = EpochSampler(6, 3, seed=3)
@@ -306,7 +306,7 @@ def test_a_broken_picture_is_replaced_counted_and_told(folder: Path, caplog: pyt
         listing_of(folder, "good0.jpg", "truncated.jpg", "missing.jpg", "good1.jpg"),
         TRANSFORM,
         training=True,
-        max_skipped_share=0.5,
+        max_skipped_fraction=0.5,
     )
     with caplog.at_level(logging.WARNING):
         sample = items[1]
@@ -323,9 +323,9 @@ def test_a_broken_picture_is_replaced_counted_and_told(folder: Path, caplog: pyt
 
 def test_too_many_broken_pictures_end_the_run(folder: Path) -> None:
     listing = listing_of(folder, "good0.jpg", "empty.jpg", "garbage.jpg", "good1.jpg")
-    with pytest.raises(TooManyBrokenFiles, match=r"2 of 4 files.*max_skipped_share = 0\.25.*empty\.jpg"):
-        ImageItems(listing, TRANSFORM, training=True, max_skipped_share=0.25)[1]
-    nothing = ImageItems(listing_of(folder, "empty.jpg"), TRANSFORM, training=True, max_skipped_share=1.0)
+    with pytest.raises(TooManyBrokenFiles, match=r"2 of 4 files.*max_skipped_fraction = 0\.25.*empty\.jpg"):
+        ImageItems(listing, TRANSFORM, training=True, max_skipped_fraction=0.25)[1]
+    nothing = ImageItems(listing_of(folder, "empty.jpg"), TRANSFORM, training=True, max_skipped_fraction=1.0)
     with pytest.raises(MediaError, match="no file of test can be used"):
         nothing[0]
 
@@ -342,7 +342,7 @@ class WithItem(ImageItems):
 
 def test_a_subclass_knows_which_picture_it_got(folder: Path) -> None:
     listing = listing_of(folder, "good0.jpg", "empty.jpg", "good1.jpg", "good2.jpg")
-    items = WithItem(listing, TRANSFORM, training=True, max_skipped_share=1.0)
+    items = WithItem(listing, TRANSFORM, training=True, max_skipped_fraction=1.0)
     sample = items[1]
     assert (int(sample["index"]), int(sample["length"])) == (2, len("two"))
     assert sample.keys() == {"view", "flipped", "length", "index", "label", "skipped"}
@@ -353,8 +353,8 @@ def test_arguments_are_checked(folder: Path) -> None:
         ImageItems(listing_of(folder), TRANSFORM, training=True)
     with pytest.raises(ValueError, match="views"):
         ImageItems(good(folder), TRANSFORM, views=0, training=True)
-    with pytest.raises(ValueError, match="max_skipped_share"):
-        ImageItems(good(folder), TRANSFORM, training=True, max_skipped_share=-0.1)
+    with pytest.raises(ValueError, match="max_skipped_fraction"):
+        ImageItems(good(folder), TRANSFORM, training=True, max_skipped_fraction=-0.1)
 
 
 def test_filling_the_cache_stops_when_it_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

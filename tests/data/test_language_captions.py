@@ -360,7 +360,7 @@ def test_the_status_tells_what_is_missing(tmp_path: Path, name: str) -> None:
     assert "published" in notes
     text = overview(dataset, prepare=True)
     assert dataset.title in text
-    assert dataset.licence in text
+    assert dataset.license in text
     missing = type(dataset)(tmp_path / "nowhere")
     assert not missing.status().present
     text = overview(missing)

@@ -25,7 +25,7 @@ from common.data.text import (
     WordVocabulary,
     XLMRTokenizer,
     caption_views,
-    normalise_caption,
+    normalize_caption,
     pad_tokens,
     read_back_translations,
     swap_left_right,
@@ -35,9 +35,9 @@ from common.data.text import (
 COLOURS = ("red", "blue", "green", "yellow")
 THINGS = ("circle", "square", "star", "heart", "arrow")
 CAPTIONS = [
-    f"A {size} {colour} {thing} left of a {other}."
+    f"A {size} {color} {thing} left of a {other}."
     for size in ("small", "large")
-    for colour in COLOURS
+    for color in COLOURS
     for thing in THINGS
     for other in THINGS
 ]
@@ -86,14 +86,14 @@ def ends(tokenizer: CaptionTokenizer) -> tuple[int, int]:
     ],
 )
 def test_normal_form(text: str, expected: str) -> None:
-    assert normalise_caption(text) == expected
+    assert normalize_caption(text) == expected
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text())
 def test_normal_form_is_stable_and_free_of_what_it_removes(text: str) -> None:
-    normal = normalise_caption(text)
-    assert normalise_caption(normal) == normal
+    normal = normalize_caption(text)
+    assert normalize_caption(normal) == normal
     assert normal == normal.lower() == " ".join(normal.split())
     assert not any(unicodedata.combining(sign) for sign in normal)
 
@@ -424,7 +424,7 @@ def test_word_pieces_agree_with_transformers(tmp_path: Path) -> None:
     theirs = BertTokenizer({piece: number for number, piece in enumerate(pieces)})
     assert ours.vocabulary_size == len(pieces)
     for text in ["A starfish!", "stars, café", "红的a红", "Don't \u2028 star🙂", "a" * 200, "star " * 40, "", "starx"]:
-        expected = theirs(normalise_caption(text), truncation=True, max_length=12)["input_ids"]
+        expected = theirs(normalize_caption(text), truncation=True, max_length=12)["input_ids"]
         assert ours.encode(text) == expected
     assert ours.encode("a") == [3, 6, 4]
 
@@ -488,7 +488,7 @@ def xlmr() -> XLMRTokenizer:
 
 
 def test_xlmr_numbers(xlmr: XLMRTokenizer) -> None:
-    """M3P, specification 2: SentencePiece's numbers plus one, the unknown piece 3, `<mask>` the last."""
+    """docs/papers/m3p.md [2]: SentencePiece's numbers plus one, the unknown piece 3, `<mask>` the last."""
     processor = xlmr._processor
     assert processor is not None
     assert xlmr.vocabulary_size == processor.get_piece_size() + 2

@@ -115,7 +115,7 @@ def test_random_crops_follow_their_law() -> None:
     flips, shares, aspects = [], [], []
     for _ in range(600):
         red, green, _ = transform(frame, rng)[:, 0]
-        # The outermost pixel centres lie half an output pixel inside of the crop.
+        # The outermost pixel centers lie half an output pixel inside of the crop.
         spread = red.mean(0)[-1] - red.mean(0)[0]
         flips.append(bool(spread < 0))
         crop_width = abs(float(spread)) * 255 / 250 * width * 24 / 23
@@ -132,7 +132,7 @@ def test_random_crops_follow_their_law() -> None:
     assert abs(np.mean(aspects)) < 0.05
 
 
-def test_impossible_crops_become_a_centre_crop() -> None:
+def test_impossible_crops_become_a_center_crop() -> None:
     transform = VideoTransform(crop=10, min_area=1.0, jitter=NO_JITTER, flip=0.0, **IDENTITY)
     wide = transform(_position_frames(30, 300), np.random.default_rng(0))
     # 40 of 300 columns, in the middle; all rows.
@@ -153,17 +153,17 @@ def test_plain_crops_reach_every_place() -> None:
 @given(st.floats(-0.5, 0.5), st.integers(0, 2**31))
 @settings(max_examples=30)
 def test_hue_equals_the_textbook(shift: float, seed: int) -> None:
-    colours = np.random.default_rng(seed).random((3, 2, 3, 4), dtype=np.float32)
-    colours[:, 0, 0, 0] = 0.3  # A grey has no hue.
-    turned = colours.copy()
+    colors = np.random.default_rng(seed).random((3, 2, 3, 4), dtype=np.float32)
+    colors[:, 0, 0, 0] = 0.3  # A gray has no hue.
+    turned = colors.copy()
     shift_hue(turned, shift)
     for place in np.ndindex(2, 3, 4):
-        hue, saturation, value = colorsys.rgb_to_hsv(*colours[(slice(None), *place)].tolist())
+        hue, saturation, value = colorsys.rgb_to_hsv(*colors[(slice(None), *place)].tolist())
         expected = colorsys.hsv_to_rgb((hue + shift) % 1.0, saturation, value)
         assert turned[(slice(None), *place)].tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_colour_operations_one_at_a_time() -> None:
+def test_color_operations_one_at_a_time() -> None:
     frames = _frames(3, 12, 12)
     plain = VideoTransform(crop=12, resize=12, min_area=1.0, jitter=NO_JITTER, flip=0.0, mode="crop", **IDENTITY)
     original = plain(frames, np.random.default_rng(0))
@@ -190,9 +190,9 @@ def test_colour_operations_one_at_a_time() -> None:
     assert 0.7 <= float(ratio.mean()) <= 1.3
 
     saturation = jittered((0.0, 0.0, 0.3, 0.0), 1)
-    grey = torch.from_numpy(luma(original.numpy()))
+    gray = torch.from_numpy(luma(original.numpy()))
     inside = (saturation > 0) & (saturation < 1)
-    ratio = ((saturation - grey) / (original - grey))[inside & ((original - grey).abs() > 0.1)]
+    ratio = ((saturation - gray) / (original - gray))[inside & ((original - gray).abs() > 0.1)]
     assert float(ratio.std()) < 1e-4
 
     hue = jittered((0.0, 0.0, 0.0, 0.2), 1)
@@ -202,7 +202,7 @@ def test_colour_operations_one_at_a_time() -> None:
     assert torch.equal(jittered(NO_JITTER, 1), original)
 
 
-def test_the_order_of_colour_operations_varies() -> None:
+def test_the_order_of_color_operations_varies() -> None:
     frames = _frames(1, 8, 8)
     transform = VideoTransform(crop=8, resize=8, mode="crop", flip=0.0, jitter=(0.4, 0.4, 0.0, 0.0), **IDENTITY)
     seen = set()
@@ -250,7 +250,7 @@ def test_decibels_equal_the_reference() -> None:
     assert float(decibels.min()) == pytest.approx(float(golden["db_paper_reflect_min"]), abs=1e-4)
 
 
-def test_normalised_spectrogram_equals_the_reference() -> None:
+def test_normalized_spectrogram_equals_the_reference() -> None:
     golden = np.load(GOLDEN / "logspec.npz")
     silence = np.load(GOLDEN / "audio_prep.npz")["silence_logspec_row0"].astype(np.float64)
     # Two known points of every bin (silence is -100 dB) give back the statistics, which are not part of this project.

@@ -89,11 +89,11 @@ def test_only_the_first_motion_moves_the_object() -> None:
         motion = generator.label(index) // len(SHAPES)
         mask = object_mask(generator, 1, index, SECONDS)
         shown = mask.any(axis=(1, 2))
-        centres = np.array([np.argwhere(frame).mean(axis=0) for frame in mask[shown]])
-        travels[motion].append(float(np.ptp(centres, axis=0).max()))
+        centers = np.array([np.argwhere(frame).mean(axis=0) for frame in mask[shown]])
+        travels[motion].append(float(np.ptp(centers, axis=0).max()))
     assert min(travels[0]) > 2.5
     assert max(travels[1]) == 0.0
-    assert max(travels[2]) <= 1.0  # jitter of 0.15 pixels shifts a rasterised edge by one at most
+    assert max(travels[2]) <= 1.0  # jitter of 0.15 pixels shifts a rasterized edge by one at most
 
 
 def test_only_the_second_motion_blinks() -> None:

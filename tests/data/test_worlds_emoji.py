@@ -1,4 +1,4 @@
-"""The emoji world: what the pack holds, what is made of it, and that it is passed on with its licences."""
+"""The emoji world: what the pack holds, what is made of it, and that it is passed on with its licenses."""
 
 import contextlib
 import hashlib
@@ -118,9 +118,9 @@ def test_every_file_of_the_attribution_is_there() -> None:
     assert {f"{style}.webp" for style in STYLES} | {"emoji.jsonl", "README.md"} <= named
     for name in named:
         assert (pack() / name).is_file(), name
-    licences = {entry.name for entry in (pack() / "licenses").iterdir()}
-    assert {"Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0", "Unicode-3.0"} <= licences
-    assert {name for name in licences if name.startswith("MIT")} == {"MIT-emoji-data", "MIT-fluentui-emoji"}
+    licenses = {entry.name for entry in (pack() / "licenses").iterdir()}
+    assert {"Apache-2.0", "CC-BY-4.0", "CC-BY-SA-4.0", "Unicode-3.0"} <= licenses
+    assert {name for name in licenses if name.startswith("MIT")} == {"MIT-emoji-data", "MIT-fluentui-emoji"}
     assert {entry.name for entry in pack().iterdir()} == named | {"licenses"}
     assert CREDIT in text
 
@@ -215,9 +215,9 @@ def test_coco(world: EmojiWorld) -> None:
         assert len(images) == 40 * len(styles) == len(list((root / split).iterdir()))
         groups = Counter(image["group_id"] for image in images)
         assert groups == {concept.index: len(styles) for concept in world.concepts}
-        licences = {licence["id"]: licence["name"] for licence in document["licenses"]}
+        licenses = {license["id"]: license["name"] for license in document["licenses"]}
         for image in images:
-            assert licences[image["license"]] == STYLES[style_of(image["id"])]
+            assert licenses[image["license"]] == STYLES[style_of(image["id"])]
         names = {concept.index: concept.name["en"] for concept in world.concepts}
         group_of = {image["id"]: image["group_id"] for image in images}
         captions: dict[int, list[str]] = {}

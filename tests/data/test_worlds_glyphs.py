@@ -32,8 +32,8 @@ def area(ring: np.ndarray) -> float:
     return 0.5 * float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y))
 
 
-def one(glyph: str, radius: float = 0.3, rotation: float = 0.0, centre: tuple[float, float] = (0.5, 0.5)) -> Scene:
-    return Scene((Copy(GLYPHS.index(glyph), centre, radius, rotation, (1.0, 1.0, 1.0)),), (0.0, 0.0, 0.0))
+def one(glyph: str, radius: float = 0.3, rotation: float = 0.0, center: tuple[float, float] = (0.5, 0.5)) -> Scene:
+    return Scene((Copy(GLYPHS.index(glyph), center, radius, rotation, (1.0, 1.0, 1.0)),), (0.0, 0.0, 0.0))
 
 
 def clean(scene: Scene, size: int = 32) -> np.ndarray:
@@ -132,9 +132,9 @@ def test_a_repeated_scene_is_what_its_attributes_say(seed: int, glyph: int | Non
     assert picture.coverage.shape == (said.count, 32, 32)
     assert picture.coverage.sum(axis=0).max() <= 1.26  # copies may touch inside a pixel but not overlap
     for copy, box in zip(scene.copies, picture.boxes):
-        centre, reach = 32 * np.array(copy.centre), 32 * copy.radius
-        assert (box[:2] >= centre - reach - 1e-4).all()
-        assert (box[2:] <= centre + reach + 1e-4).all()
+        center, reach = 32 * np.array(copy.center), 32 * copy.radius
+        assert (box[:2] >= center - reach - 1e-4).all()
+        assert (box[2:] <= center + reach + 1e-4).all()
     assert picture.boxes.min() >= -1e-4
     assert picture.boxes.max() <= 32 + 1e-4
 
@@ -170,12 +170,12 @@ def test_mixed_scenes_hold_different_glyphs(seed: int) -> None:
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), radii=st.lists(st.sampled_from([5.2 / 32, 6.6 / 32, 0.1]), max_size=4))
 def test_places_do_not_overlap(seed: int, radii: list[float]) -> None:
-    centres = place(np.random.default_rng(seed), radii)
-    assert centres.shape == (len(radii), 2)
-    for first, (one_centre, radius) in enumerate(zip(centres, radii)):
-        assert ((one_centre >= radius) & (one_centre <= 1 - radius)).all()
-        for other, other_radius in zip(centres[first + 1 :], radii[first + 1 :]):
-            assert np.linalg.norm(one_centre - other) >= radius + other_radius
+    centers = place(np.random.default_rng(seed), radii)
+    assert centers.shape == (len(radii), 2)
+    for first, (one_center, radius) in enumerate(zip(centers, radii)):
+        assert ((one_center >= radius) & (one_center <= 1 - radius)).all()
+        for other, other_radius in zip(centers[first + 1 :], radii[first + 1 :]):
+            assert np.linalg.norm(one_center - other) >= radius + other_radius
 
 
 @pytest.mark.parametrize("radii", [[0.6], [0.3, 0.3], [0.2] * 9])
@@ -211,7 +211,7 @@ def test_every_attribute_occurs_about_equally_often() -> None:
 def test_a_scene_of_own_copies_can_be_drawn() -> None:
     """Free colours, light grounds, later copies in front: what captioned scenes with relations need."""
     back = Copy(GLYPHS.index("square"), (0.4, 0.5), 0.3, 0.0, (1.0, 0.0, 0.0))
-    front = replace(back, centre=(0.6, 0.5), colour=(0.0, 0.0, 1.0))
+    front = replace(back, center=(0.6, 0.5), colour=(0.0, 0.0, 1.0))
     image = clean(Scene((back, front), (1.0, 1.0, 1.0)))
     assert image[16, 8].tolist() == [255, 0, 0]
     assert image[16, 16].tolist() == image[16, 24].tolist() == [0, 0, 255]

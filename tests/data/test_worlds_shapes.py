@@ -85,7 +85,7 @@ def test_coco(world: ShapesWorld, split: str, count: int) -> None:
     assert len(names) == count
     assert all(re.fullmatch(r"\d{12}\.jpg", name) and int(name[:12]) > 0 for name in names)
     assert [image["id"] for image in captions["images"]] == [int(name[:12]) for name in names]
-    assert {image["license"] for image in captions["images"]} == {licence["id"] for licence in captions["licenses"]}
+    assert {image["license"] for image in captions["images"]} == {license["id"] for license in captions["licenses"]}
     assert {(image["width"], image["height"]) for image in captions["images"]} == {(32, 32)}
     assert Counter(Counter(entry["image_id"] for entry in captions["annotations"]).values()) == {5: count}
     assert [entry["name"] for entry in objects["categories"]] == list(GLYPHS)

@@ -108,8 +108,8 @@ def test_colours_in_the_boxes_are_those_that_are_named(world: TwoObjectsWorld) -
         for side in range(2):
             left, top, right, bottom = boxes[side]
             assert 16 * side <= left < right <= 16 * side + 16.5
-            centre = image[int((top + bottom) / 2), int((left + right) / 2)] / 255
-            assert np.abs(centre - colours[attributes[1 + 2 * side]]).max() < 0.1
+            center = image[int((top + bottom) / 2), int((left + right) / 2)] / 255
+            assert np.abs(center - colours[attributes[1 + 2 * side]]).max() < 0.1
             share = areas[side] / ((right - left) * (bottom - top))
             assert share == pytest.approx((np.pi / 4, 1.0, 0.5)[attributes[2 * side]], abs=0.08)
 

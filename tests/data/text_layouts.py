@@ -19,7 +19,7 @@ REFERENCES = "test_set4DSTC7-AVSD_multiref.json"
 
 
 def write_frames(folder: Path, numbers: Sequence[int], size: tuple[int, int] = (8, 10), suffix: str = "jpg") -> Path:
-    """Grey frames whose level is ten times their number."""
+    """Gray frames whose level is ten times their number."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         Image.new("RGB", (size[1], size[0]), (number * 10,) * 3).save(folder / f"{number:05d}.{suffix}")

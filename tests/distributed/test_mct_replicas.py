@@ -1,6 +1,6 @@
-"""MCT in two processes equals one process with the joined batch: queues, averages, gradients, shuffled normalisation.
+"""MCT in two processes equals one process with the joined batch: queues, averages, gradients, shuffled normalization.
 
-A rank normalises its queries over its own batch, and its keys over its part of the shuffled batch. One process does the
+A rank normalizes its queries over its own batch, and its keys over its part of the shuffled batch. One process does the
 same arithmetic when it encodes the queries in halves and the keys in two groups of the same permutation.
 """
 
@@ -24,14 +24,14 @@ STEPS, BATCH = 4, 8
 
 
 class Backbone(nn.Module):
-    def __init__(self, inputs: int, normalisation: nn.Module) -> None:
+    def __init__(self, inputs: int, normalization: nn.Module) -> None:
         super().__init__()
         self.feature_dim = 7
         self.linear = nn.Linear(inputs, 7)
-        self.normalisation = normalisation
+        self.normalization = normalization
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.normalisation(self.linear(rows)).relu()
+        return self.normalization(self.linear(rows)).relu()
 
 
 class Model(nn.Module):

@@ -76,13 +76,13 @@ def test_images_without_regions_are_left_out_and_counted(layouts: Layouts) -> No
     folder = layouts.root / "multi30k"
     (folder / "regions/train.npz").unlink()
     write_features(folder, "train", [f"train_{number}" for number in range(10)])
-    data = layouts.retrieval(max_skipped_share=0.2, batch_size=10)
+    data = layouts.retrieval(max_skipped_fraction=0.2, batch_size=10)
     shown = {n for step in data.train_dataloader() for n in pictures_of(step["relations"][0]["t2i"])}
     assert shown == set(range(10))
     described = data.describe()["training (multi30k)"]
     assert (described["samples"], described["without_regions"]) == (10, 2)
     with pytest.raises(TooManyBrokenFiles, match=r"2 of 12 images have no region features in .*train\.npz.*train_10"):
-        layouts.retrieval(max_skipped_share=0.1)
+        layouts.retrieval(max_skipped_fraction=0.1)
 
 
 def test_regions_of_several_files_and_widths(layouts: Layouts) -> None:

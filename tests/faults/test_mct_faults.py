@@ -52,7 +52,7 @@ def test_trains_without_broken_images_which_are_counted_and_named(coco: Path, tm
     files[17].write_bytes(files[17].read_bytes()[:200])
     held_out = sorted((coco / "val2017").iterdir())[2]
     held_out.write_bytes(b"no picture")
-    record = run_stage(request("mct/mct_tag", tmp_path / "run", layer=with_root(coco, max_skipped_share=0.2)))
+    record = run_stage(request("mct/mct_tag", tmp_path / "run", layer=with_root(coco, max_skipped_fraction=0.2)))
     training = record.data["training (coco)"]
     assert training["samples"] == 32
     assert training["skipped"] == 2
@@ -63,8 +63,8 @@ def test_trains_without_broken_images_which_are_counted_and_named(coco: Path, tm
     # Its captions have no image to be found, so chance is that of five images.
     assert record.metrics["test/t2i_chance_medr"] == 2.5
 
-    with pytest.raises(TooManyBrokenFiles, match=r"coco: 1 of 32 files.*max_skipped_share"):
-        run_stage(request("mct/mct", tmp_path / "strict", layer=with_root(coco, max_skipped_share=0.01)))
+    with pytest.raises(TooManyBrokenFiles, match=r"coco: 1 of 32 files.*max_skipped_fraction"):
+        run_stage(request("mct/mct", tmp_path / "strict", layer=with_root(coco, max_skipped_fraction=0.01)))
 
 
 def _truncate(path: Path) -> None:

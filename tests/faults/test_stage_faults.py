@@ -47,7 +47,7 @@ def test_broken_files_are_skipped_counted_and_named(kinetics: Path, tmp_path: Pa
     files[3].write_bytes(b"")
     files[11].write_bytes(files[11].read_bytes()[:400])
     files[20].write_bytes(os.urandom(3000))
-    layer = with_root(kinetics, max_skipped_share=0.2)
+    layer = with_root(kinetics, max_skipped_fraction=0.2)
     layer["trainer"] = {"limit_train_batches": 1.0}
     record = run_stage(request("avid/avid", tmp_path / "run", layer=layer))
     training = record.data["training (kinetics400)"]
@@ -55,9 +55,9 @@ def test_broken_files_are_skipped_counted_and_named(kinetics: Path, tmp_path: Pa
     assert training["skipped"] == 3
     assert set(training["skipped_names"]) == {files[i].relative_to(kinetics).as_posix() for i in (3, 11, 20)}
 
-    layer = with_root(kinetics, max_skipped_share=0.04)
+    layer = with_root(kinetics, max_skipped_fraction=0.04)
     layer["trainer"] = {"limit_train_batches": 1.0}
-    with pytest.raises(TooManyBrokenFiles, match=r"2 of 48 files.*max_skipped_share"):
+    with pytest.raises(TooManyBrokenFiles, match=r"2 of 48 files.*max_skipped_fraction"):
         run_stage(request("avid/avid", tmp_path / "strict", layer=layer))
 
 

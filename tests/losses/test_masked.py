@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from common.losses.masked import (
     foreground_classes,
-    masked_language_modelling,
+    masked_language_modeling,
     masked_region_classification,
     masked_region_kl,
     masked_region_regression,
@@ -71,7 +71,7 @@ def test_losses_are_the_written_formulas(count: int, classes: int, seed: int) ->
     divergence = (p * (p / q).log()).sum()
     torch.testing.assert_close(masked_region_kl(logits, p, "batch"), divergence / count)
     torch.testing.assert_close(masked_region_kl(logits, p, "element"), divergence / count / classes)
-    torch.testing.assert_close(masked_language_modelling(logits, target), -q[range(count), target].log().mean())
+    torch.testing.assert_close(masked_language_modeling(logits, target), -q[range(count), target].log().mean())
     torch.testing.assert_close(masked_region_regression(logits, p), ((logits - p) ** 2).mean())
     # A hard target makes the divergence the cross entropy.
     hard = F.one_hot(target, classes).double()
@@ -82,7 +82,7 @@ def test_nothing_masked_costs_nothing_and_has_a_gradient() -> None:
     weight = torch.ones(3, 4, requires_grad=True)
     outputs = torch.zeros(0, 3) @ weight
     losses = (
-        masked_language_modelling(outputs, torch.zeros(0, dtype=torch.long)),
+        masked_language_modeling(outputs, torch.zeros(0, dtype=torch.long)),
         masked_region_classification(outputs, torch.zeros(0, dtype=torch.long)),
         masked_region_kl(outputs, torch.zeros(0, 4)),
         masked_region_kl(outputs, torch.zeros(0, 4), "batch"),
@@ -97,7 +97,7 @@ def test_nothing_masked_costs_nothing_and_has_a_gradient() -> None:
 
 def test_half_precision_is_raised() -> None:
     logits = torch.full((2, 3), 60000.0, dtype=torch.half)
-    assert masked_language_modelling(logits, torch.tensor([0, 1])).dtype == torch.float32
+    assert masked_language_modeling(logits, torch.tensor([0, 1])).dtype == torch.float32
     assert torch.isfinite(masked_region_regression(logits, torch.zeros(2, 3, dtype=torch.half)))
     assert torch.isfinite(masked_region_kl(logits, torch.full((2, 3), 1 / 3)))
 

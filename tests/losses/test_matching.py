@@ -37,7 +37,7 @@ def test_candidates_equal_the_released_code() -> None:
 
 
 def test_the_plateau_of_four_candidates() -> None:
-    """Specification, pitfall 9: a constant score p = 1/4 is the best that knows nothing."""
+    """docs/papers/m3p.md [17], pitfall 9: a constant score p = 1/4 is the best that knows nothing."""
     logits = torch.full((5, 4), math.log(1 / 3))
     softmax, binary = candidate_matching(logits, torch.tensor([0, 1, 2, 3, 0]))
     assert softmax.item() == pytest.approx(math.log(4), abs=1e-6)

@@ -286,7 +286,7 @@ def test_five_captions_an_image_and_epoch(layouts: Layouts, train_sets: list[str
 
 
 def test_pooled_captions_are_drawn_by_their_number(layouts: Layouts) -> None:
-    """Specification 9: of 5 + 5 + 1 + 1 captions, French and Czech have a twelfth of the draws each."""
+    """[9]: of 5 + 5 + 1 + 1 captions, French and Czech have a twelfth of the draws each."""
     data = layouts.retrieval(train_sets=[f"multi30k_{one}" for one in WORDS])
     pairs = data.training_pairs[0]
     counts = dict.fromkeys(WORDS, 0)
@@ -466,7 +466,7 @@ class Broken:
 
 
 def broken_pairs(layouts: Layouts, broken: set[str], share: float) -> tuple[Any, PairItems]:
-    data = layouts.retrieval(max_skipped_share=share)
+    data = layouts.retrieval(max_skipped_fraction=share)
     pairs = data.training_pairs[0]
     object.__setattr__(pairs.pictures, "features", [Broken(pairs.pictures.features[0], broken)])
     return data, pairs

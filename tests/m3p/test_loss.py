@@ -229,8 +229,8 @@ def test_what_is_not_predicted_has_no_term() -> None:
     assert "mlm" not in terms_of(model, "t2i", group, words=False)
     assert {"mrm_class", "mrm_regression"}.isdisjoint(terms_of(model, "t2i", group, regions=False))
     labels = ("word_labels", "region_labels", "region_targets")
-    unlabelled = {name: value for name, value in group.items() if name not in labels}
-    assert terms_of(model, "t2i", unlabelled).keys() == {"vlm_ce", "vlm_bce", "accuracy"}
+    unlabeled = {name: value for name, value in group.items() if name not in labels}
+    assert terms_of(model, "t2i", unlabeled).keys() == {"vlm_ce", "vlm_bce", "accuracy"}
 
 
 def test_places_stand_instead_of_labels_and_the_first_class_is_one() -> None:
@@ -250,7 +250,7 @@ def test_places_stand_instead_of_labels_and_the_first_class_is_one() -> None:
     assert found["region_classes"].tolist() == [0, 6]
     for name, short in (("region_targets", "region_features"), ("region_distributions", "region_distributions")):
         assert torch.equal(found[short], group[name][true, [4, 1]])
-    # Features of the labelled regions alone stay as they are.
+    # Features of the labeled regions alone stay as they are.
     short = group | {"region_targets": torch.rand(2, 3)}
     again = with_places({"xmlm": [], "relations": [{"t2i": short}]})["relations"][0]["t2i"]
     assert again["region_features"] is short["region_targets"]

@@ -13,7 +13,7 @@ from common.encoders.checkpoint_files import CheckpointError
 from common.reporting.tables import load
 from common.stages.configuration import resolve
 from common.stages.finished import instantiate
-from common.training.optimisers import warm_up_then_inverse_sqrt
+from common.training.optimizers import warm_up_then_inverse_sqrt
 from papers.m3p.data import RetrievalData, images_of_an_epoch
 from papers.m3p.miniature import WarmStart
 from papers.m3p.model import M3P, M3PEncoder
@@ -51,7 +51,7 @@ def trained(module: pl.LightningModule, data: Any, folder: Path, steps: int = 2)
     return metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-# -- optimiser ---------------------------------------------------------------------------------------------------------
+# -- optimizer ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_learning_rate_is_the_released_schedule() -> None:
@@ -64,7 +64,7 @@ def test_the_learning_rate_is_the_released_schedule() -> None:
         warm_up_then_inverse_sqrt(0)
 
 
-def test_updates_are_those_of_the_released_optimiser() -> None:
+def test_updates_are_those_of_the_released_optimizer() -> None:
     golden = values("sampling_and_optim")
     config = golden["adam_config"]
 

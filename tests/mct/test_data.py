@@ -183,7 +183,7 @@ def test_a_broken_partner_is_recorded_and_the_sample_kept(tmp_path: Path) -> Non
     dataset = coco(tmp_path, groups=(7, 7, 1, 2, 3, 4))
     broken = sorted((tmp_path / "train2017").iterdir())[5]
     broken.write_bytes(b"no picture")
-    pairs = items(dataset, other_drawing=True, max_skipped_share=0.2)
+    pairs = items(dataset, other_drawing=True, max_skipped_fraction=0.2)
     sample = pairs[0, 4]
     assert sample["index"] == 4
     assert sample["skipped"] == 0
@@ -191,8 +191,8 @@ def test_a_broken_partner_is_recorded_and_the_sample_kept(tmp_path: Path) -> Non
     # The broken image itself gives way to the next one, as everywhere.
     assert pairs[0, 5]["index"] == 0
     assert pairs.skipped.count() == 1
-    strict = items(dataset, other_drawing=True, max_skipped_share=0.1)
-    with pytest.raises(TooManyBrokenFiles, match="max_skipped_share"):
+    strict = items(dataset, other_drawing=True, max_skipped_fraction=0.1)
+    with pytest.raises(TooManyBrokenFiles, match="max_skipped_fraction"):
         strict[0, 4]
 
 

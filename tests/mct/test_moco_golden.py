@@ -71,7 +71,7 @@ def renamed(golden: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return state
 
 
-def optimiser(step: Step) -> torch.optim.Optimizer:
+def optimizer(step: Step) -> torch.optim.Optimizer:
     return torch.optim.SGD(step.tower.query.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
 
 
@@ -86,7 +86,7 @@ def test_six_training_steps_equal_momentum_contrast() -> None:
     golden = load("moco_steps")
     step = Step(golden)
     assert check_state(step.state_dict(), golden, "init/") == 24
-    sgd = optimiser(step)
+    sgd = optimizer(step)
     for views, expected in zip(golden["views"], golden["loss_per_step"]):
         loss = step(views)
         close(loss.detach(), expected)
@@ -100,7 +100,7 @@ def test_six_training_steps_equal_momentum_contrast() -> None:
 def train_rank(rank: int, golden: dict[str, Tensor]) -> dict[str, Any]:
     step = Step(golden)
     parallel = DistributedDataParallel(step)
-    sgd = optimiser(step)
+    sgd = optimizer(step)
     losses, keys, queues = [], [], []
     for views, permutation in zip(golden[f"rank{rank}/views"], golden["permutation"]):
         loss = parallel(views, permutation)
@@ -115,7 +115,7 @@ def train_rank(rank: int, golden: dict[str, Tensor]) -> dict[str, Any]:
     return {"losses": losses, "keys": keys, "queues": queues, "state": step.state_dict()}
 
 
-def test_two_ranks_with_shuffled_batch_normalisation_equal_momentum_contrast() -> None:
+def test_two_ranks_with_shuffled_batch_normalization_equal_momentum_contrast() -> None:
     golden = load("moco_two_ranks")
     results = run_distributed(lambda rank: train_rank(rank, golden))
     for rank, result in enumerate(results):

@@ -17,10 +17,10 @@ from papers.mct.model import Heads, Tower, batch_shuffle, batch_unshuffle, encod
 class Backbone(nn.Module):
     feature_dim = 8
 
-    def __init__(self, normalised: bool = True) -> None:
+    def __init__(self, normalized: bool = True) -> None:
         super().__init__()
         self.linear = nn.Linear(5, 8)
-        self.bn = nn.BatchNorm1d(8) if normalised else nn.Identity()
+        self.bn = nn.BatchNorm1d(8) if normalized else nn.Identity()
 
     def forward(self, rows: Tensor, scale: Tensor | None = None) -> Tensor:
         rows = rows if scale is None else rows * scale[:, None]
@@ -77,7 +77,7 @@ def test_a_tower_needs_a_head() -> None:
             tower(**fields)
 
 
-def test_embeddings_are_normalised_in_float32_under_autocast() -> None:
+def test_embeddings_are_normalized_in_float32_under_autocast() -> None:
     model = tower()
     with torch.autocast("cpu", torch.bfloat16):
         embeddings = model(torch.randn(4, 5))
@@ -116,7 +116,7 @@ def test_keys_follow_the_average_and_have_no_gradient() -> None:
 @pytest.mark.parametrize("groups", [1, 2, 3, 6])
 def test_groups_are_encoded_by_themselves_and_put_back_in_order(groups: int) -> None:
     torch.manual_seed(0)
-    pair = MomentumPair(Tower(Backbone(normalised=groups < 6), intra_dim=3, inter_dim=6))
+    pair = MomentumPair(Tower(Backbone(normalized=groups < 6), intra_dim=3, inter_dim=6))
     rows, scale = torch.randn(6, 5), torch.rand(6) + 1
     permutation = torch.tensor([3, 0, 5, 1, 4, 2])
     keys = encode_keys(pair.key, rows, scale, groups=groups, permutation=permutation)

@@ -1,4 +1,4 @@
-"""MCT as it trains: every choice of losses, the order of a step, the two optimisers, and what is refused."""
+"""MCT as it trains: every choice of losses, the order of a step, the two optimizers, and what is refused."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ CHOICES = [w for w in itertools.product((0.0, 1.0), repeat=4) if w[0] or w[1] or
 
 
 class Images(nn.Module):
-    """An image encoder with batch normalisation, small enough to be run hundreds of times."""
+    """An image encoder with batch normalization, small enough to be run hundreds of times."""
 
     feature_dim = 8
 
     def __init__(self) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(3, 8, 3, 2)
-        self.normalisation = nn.BatchNorm2d(8)
+        self.normalization = nn.BatchNorm2d(8)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.normalisation(self.convolution(images)).relu().mean((2, 3))
+        return self.normalization(self.convolution(images)).relu().mean((2, 3))
 
 
 class Texts(nn.Module):
@@ -50,10 +50,10 @@ class Texts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(VOCABULARY, 6)
-        self.normalisation = nn.LayerNorm(6)
+        self.normalization = nn.LayerNorm(6)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.normalisation(self.embedding(tokens).mean(1))
+        return self.normalization(self.embedding(tokens).mean(1))
 
 
 class Rows(Dataset[dict[str, Tensor]]):
@@ -118,7 +118,7 @@ class Watch(Callback):
     def __init__(self) -> None:
         self.terms: list[dict[str, Tensor]] = []
         self.rates: list[list[float]] = []
-        self.counts = {"update_average": 0, "enqueue": 0, "optimiser": 0}
+        self.counts = {"update_average": 0, "enqueue": 0, "optimizer": 0}
         self.norms: list[dict[str, dict[str, float]]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
@@ -141,7 +141,7 @@ class Watch(Callback):
         self.before = {name: _state(tower) for name, tower in _towers(pl_module)}
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-        self.counts["optimiser"] += 1
+        self.counts["optimizer"] += 1
         self.norms.append({"before": _norms(pl_module)})
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
@@ -286,7 +286,7 @@ def test_the_image_term_alone_needs_no_captions(tmp_path: Path) -> None:
 
 def test_statistics_of_the_keys_are_their_own() -> None:
     model = module()
-    query, key = (tower.backbone.normalisation for tower in (model.model.image, model.average.image))
+    query, key = (tower.backbone.normalization for tower in (model.model.image, model.average.image))
     for layer in (query, key):
         assert isinstance(layer, nn.BatchNorm2d)
     query.running_mean.fill_(1e6)
@@ -300,7 +300,7 @@ def test_statistics_of_the_keys_are_their_own() -> None:
 
 
 def test_each_loss_compares_the_views_and_modalities_that_it_is_named_after() -> None:
-    """By hand from the towers (specification 2 and 3), whose averages differ from them here."""
+    """By hand from the towers ([2] and [3]), whose averages differ from them here."""
     model = module(momentum=0.5).eval()
     online, average = model.model, model.average
     assert online.text is not None
@@ -376,7 +376,7 @@ def test_accumulated_gradients() -> None:
     data = Data(images=5 * BATCH)
     watch = train(module(), data, epochs=2, watch=Accumulating(), accumulate_grad_batches=2)
     # Five batches: two pairs and one left over, in either epoch.
-    assert watch.counts == {"update_average": 6, "enqueue": 10, "optimiser": 6}
+    assert watch.counts == {"update_average": 6, "enqueue": 10, "optimizer": 6}
 
 
 def test_the_text_gradient_is_clipped_and_the_image_gradient_is_not() -> None:

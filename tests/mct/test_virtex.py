@@ -24,7 +24,7 @@ from common.data.datasets.coco import COCO
 from common.data.image_transforms import ImageTransform
 from common.data.text import WordVocabulary, pad_tokens
 from common.encoders.image import ImageResNet
-from common.training.optimisers import Lookahead
+from common.training.optimizers import Lookahead
 from papers.mct.virtex import BicaptioningData, CaptionDecoder, VirTex, reversed_twin, token_losses, write_captions
 from papers.mct.weights import load_backbone
 from tests.protocols.test_captions import coco
@@ -279,7 +279,7 @@ def test_written_captions_take_the_most_probable_tokens() -> None:
 
 
 class Squares(Dataset[dict[str, Any]]):
-    """Images of one colour; the caption names it and says `thing` where the lower half is bright. `noise` draws others.
+    """Images of one color; the caption names it and says `thing` where the lower half is bright. `noise` draws others.
 
     The image decides every word, so the loss can fall to zero.
     """
@@ -315,7 +315,7 @@ class SquareData(pl.LightningDataModule):
         self.batch_size = batch_size
 
     def setup(self, stage: str) -> None:
-        self.tokenizer.prepare(f"a {colour} square thing" for colour in COLOURS)
+        self.tokenizer.prepare(f"a {color} square thing" for color in COLOURS)
 
     def loader(self, size: int, noise: int = 0) -> DataLoader[Any]:
         return DataLoader(Squares(size, self.tokenizer, noise), batch_size=self.batch_size, collate_fn=collate)
@@ -349,7 +349,7 @@ def test_it_learns_to_name_what_is_there(tmp_path: Path) -> None:
     module = VirTex(encoder, **options, image_learning_rate=0.05, learning_rate=0.05, warmup_steps=4)
     for parameter in (*module.textual.parameters(), *module.backward_textual.transformer.parameters()):
         # Weights of 0.02 suit a width of 2048. At 32 the words hardly see the image: training stays at guessing the
-        # colour, and leaves that only at rates where rounding decides whether it diverges.
+        # color, and leaves that only at rates where rounding decides whether it diverges.
         if parameter.ndim > 1:
             nn.init.xavier_uniform_(parameter)
     data, run = SquareData(), trainer(tmp_path, 300)
@@ -359,7 +359,7 @@ def test_it_learns_to_name_what_is_there(tmp_path: Path) -> None:
     )
     (metrics,) = run.test(module, datamodule=data, verbose=False)
     assert metrics["test/captions"] == 7
-    # Guessing the colour alone would cost log(3) / 4.4 tokens in each direction, half a nat together. Six seeds,
+    # Guessing the color alone would cost log(3) / 4.4 tokens in each direction, half a nat together. Six seeds,
     # each with and without oneDNN, gave 0.006 to 0.013.
     assert metrics["test/caption_loss"] < 0.1
     assert metrics["test/caption_loss"] == pytest.approx(metrics["test/forward_loss"] + metrics["test/backward_loss"])
@@ -410,7 +410,7 @@ def test_written_captions_go_to_weights_and_biases(tmp_path: Path) -> None:
     assert recorder.tables == {"captions": (["index", "caption", "written"], [[4, "a cat", "a dog"]])}
 
 
-def test_groups_of_the_optimiser(tmp_path: Path) -> None:
+def test_groups_of_the_optimizer(tmp_path: Path) -> None:
     module = small_module(warmup_steps=10)
     module._trainer = SimpleNamespace(estimated_stepping_batches=50)  # type: ignore[assignment]
     configured = module.configure_optimizers()

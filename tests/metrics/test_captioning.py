@@ -90,8 +90,8 @@ def test_quirk_of_the_word_filter_is_an_option() -> None:
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(ValueError, match=r"protocol: 'dstc'.*avsd_1ref"):
         score({0: "a"}, {0: ["a"]}, "dstc")
-    with pytest.raises(ValueError, match=r"tokeniser: 'nltk'.*python"):
-        score({0: "a"}, {0: ["a"]}, tokeniser="nltk")
+    with pytest.raises(ValueError, match=r"tokenizer: 'nltk'.*python"):
+        score({0: "a"}, {0: ["a"]}, tokenizer="nltk")
 
 
 # Against the definitions, written down in the plainest way

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.metrics.captioning import CaptionSet, JavaUnavailable, score_captions
-from common.metrics.captioning.java import METEOR_JAR, PTB_JAR, java_command, ptb_tokenise
+from common.metrics.captioning.java import METEOR_JAR, PTB_JAR, java_command, ptb_tokenize
 from common.metrics.captioning.meteor import meteor
 
 GOLDEN_FOLDER = Path(__file__).parents[1] / "golden" / "vx2text"
@@ -110,11 +110,11 @@ def test_failing_meteor_is_a_dash_in_the_scores(stand_in) -> None:  # type: igno
     assert "\n" not in scores.notes[0]
 
 
-def test_original_tokeniser_keeps_captions_apart(stand_in) -> None:  # type: ignore[no-untyped-def]
+def test_original_tokenizer_keeps_captions_apart(stand_in) -> None:  # type: ignore[no-untyped-def]
     stand_in(LOWER)
     texts = ["A man .", f"Two{SEPARATORS}dogs{SEPARATORS}", "", "caf\u00c9 x\ud800", "", "LAST", ""]
-    assert ptb_tokenise(texts) == ["a man", "two dogs", "", "caf\u00c9 x?", "", "last", ""]
-    assert ptb_tokenise([]) == []
+    assert ptb_tokenize(texts) == ["a man", "two dogs", "", "caf\u00c9 x?", "", "last", ""]
+    assert ptb_tokenize([]) == []
 
 
 @pytest.mark.parametrize(
@@ -125,10 +125,10 @@ def test_original_tokeniser_keeps_captions_apart(stand_in) -> None:  # type: ign
         ("import time; time.sleep(60)", "timed out"),
     ],
 )
-def test_original_tokeniser_that_fails_says_so(stand_in, source: str, words: str) -> None:  # type: ignore[no-untyped-def]
+def test_original_tokenizer_that_fails_says_so(stand_in, source: str, words: str) -> None:  # type: ignore[no-untyped-def]
     stand_in(source)
     with pytest.raises(JavaUnavailable, match=words):
-        ptb_tokenise(["a", "b"], timeout=0.5 if "sleep" in source else 30)
+        ptb_tokenize(["a", "b"], timeout=0.5 if "sleep" in source else 30)
 
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,14 +153,14 @@ def require(jar: str) -> None:
         pytest.skip(str(problem))
 
 
-def test_original_tokeniser_on_golden_captions() -> None:
+def test_original_tokenizer_on_golden_captions() -> None:
     require(PTB_JAR)
     texts, golden = [], []
     for item in GOLDEN["items"]:
         texts += [item["hyp"], *item["refs"]]
         golden += [item["tok"]["coco"]["hyp"], *item["tok"]["coco"]["refs"]]
-    assert ptb_tokenise(texts) == golden
-    assert ptb_tokenise(["", f"a{SEPARATORS}man", "", "Two dogs.", ""]) == ["", "a man", "", "two dogs", ""]
+    assert ptb_tokenize(texts) == golden
+    assert ptb_tokenize(["", f"a{SEPARATORS}man", "", "Two dogs.", ""]) == ["", "a man", "", "two dogs", ""]
 
 
 @pytest.mark.slow  # loads a paraphrase table, 1.5 GB

@@ -92,11 +92,11 @@ def test_bad_batches_are_named() -> None:
 def test_bad_options_are_refused_before_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="protocol"):
         CaptionMeter("avsd")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="tokeniser"):
-        CaptionMeter(tokeniser="perl")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="tokenizer"):
+        CaptionMeter(tokenizer="perl")  # type: ignore[arg-type]
     monkeypatch.setenv("PATH", "")
     with pytest.raises(JavaUnavailable, match="java"):
-        CaptionMeter(tokeniser="java")
+        CaptionMeter(tokenizer="java")
 
 
 @pytest.mark.parametrize(("world_size", "number"), [(2, 7), (3, 2)])
@@ -122,8 +122,8 @@ def test_failure_of_the_first_process_reaches_all() -> None:
     def collect(rank: int) -> str:
         meter = fill(CaptionMeter(with_meteor=False), samples(4)[rank::2])
         if rank == 0:
-            meter.tokeniser = "none"  # type: ignore[assignment]
-        with pytest.raises(RuntimeError, match=r"first process could not score.*tokeniser: 'none'"):
+            meter.tokenizer = "none"  # type: ignore[assignment]
+        with pytest.raises(RuntimeError, match=r"first process could not score.*tokenizer: 'none'"):
             meter.compute()
         return "raised"
 

@@ -15,8 +15,8 @@ OPTIONS = {"C": 1.0, "loss": "hinge", "tol": 1e-4, "max_iter": 200, "random_stat
 
 def samples(noise: int, label: np.ndarray) -> np.ndarray:
     draw = np.random.default_rng(noise)
-    centre = np.random.default_rng(0).standard_normal((3, 1, 6))
-    return (5 + centre[label] + 0.3 * draw.standard_normal((len(label), 4, 6))).astype(np.float32)
+    center = np.random.default_rng(0).standard_normal((3, 1, 6))
+    return (5 + center[label] + 0.3 * draw.standard_normal((len(label), 4, 6))).astype(np.float32)
 
 
 def test_learns_from_the_chosen_and_judges_the_chosen() -> None:

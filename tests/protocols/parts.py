@@ -80,7 +80,7 @@ class Pictures(Dataset[dict[str, Tensor]]):
         return sample | ({"labels": present} if self.tags else {"label": torch.tensor(label)})
 
 
-class Relabelled(Dataset[dict[str, Tensor]]):
+class Relabeled(Dataset[dict[str, Tensor]]):
     """Pictures with other labels."""
 
     def __init__(self, pictures: Dataset[dict[str, Tensor]], labels: Tensor) -> None:

@@ -192,7 +192,7 @@ def test_pairs_that_choose_are_never_trained_on(tmp_path: Path) -> None:
     coco(tmp_path, train=8)
     words = WordVocabulary(min_count=1)
     options: dict[str, Any] = {"image": SMALL, "batch_size": 4, "num_workers": 0, "captions_per_image": 2}
-    data = attached(BridgeData(COCO(tmp_path), words, held_out_share=0.25, **options))
+    data = attached(BridgeData(COCO(tmp_path), words, held_out_fraction=0.25, **options))
     trained_on = {clip.path for clip in data.listing.clips}
     chosen_by = {clip.path for clip in data.selection_listing.clips}
     assert (len(trained_on), len(chosen_by)) == (6, 2)
@@ -200,5 +200,5 @@ def test_pairs_that_choose_are_never_trained_on(tmp_path: Path) -> None:
     assert len(data.train_dataloader().dataset) == 2 * 6
     seen = [len(loader.dataset) for loader in data.test_dataloader()]
     assert seen == [2, len(data.annotations.captions[0]) * 2, 3, len(data.held_out_captions)]
-    with pytest.raises(ValueError, match=r"data.held_out_share=0.01 keeps none of 8 images back"):
-        attached(BridgeData(COCO(tmp_path), words, held_out_share=0.01, **options))
+    with pytest.raises(ValueError, match=r"data.held_out_fraction=0.01 keeps none of 8 images back"):
+        attached(BridgeData(COCO(tmp_path), words, held_out_fraction=0.01, **options))

@@ -135,7 +135,7 @@ def test_fewer_captions_of_each_image(tmp_path: Path) -> None:
 def test_a_made_up_batch_is_one_as_the_loader_gives(tmp_path: Path, kind: Any) -> None:
     coco(tmp_path)
     options: dict[str, Any] = {"image": SMALL, "batch_size": 3, "num_workers": 0}
-    options |= {"held_out_share": 0.3} if kind is BridgeData else {"test_split": "val"}
+    options |= {"held_out_fraction": 0.3} if kind is BridgeData else {"test_split": "val"}
     data = attached(kind(COCO(tmp_path), WordVocabulary(min_count=1, max_tokens=9), **options))
     example = data.example_batch(None, 3, Draw())
     batch = next(iter(data.train_dataloader()))

@@ -31,7 +31,7 @@ from tests.protocols.parts import (
     CLASSES,
     Given,
     Pictures,
-    Relabelled,
+    Relabeled,
     Videos,
     assert_same,
     average_precisions_of,
@@ -284,7 +284,7 @@ class Rates(pl.Callback):
 
 
 class Meddler(pl.Callback):
-    """Puts the encoder into training mode, where its batch normalisation drifts."""
+    """Puts the encoder into training mode, where its batch normalization drifts."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         pl_module.encoder.train()
@@ -413,10 +413,10 @@ class TestLinearClassification:
             trainer(tmp_path, max_epochs=3, callbacks=[record]).fit(module, loader(Pictures(8)))
             np.testing.assert_allclose(record.rates, np.outer(expected, [0.3, 30]), atol=1e-12)
 
-    def test_normalised_features(self) -> None:
+    def test_normalized_features(self) -> None:
         images = 5 * torch.rand(64, 4)
         for kind, width in (("l2", 1.0), ("batch_norm", 2.0)):
-            module = LinearClassification(no_encoder(4), 4, learning_rates=[1], normalise_features=kind)
+            module = LinearClassification(no_encoder(4), 4, learning_rates=[1], normalize_features=kind)
             nn.init.eye_(module.heads[0].weight)
             with torch.no_grad():
                 (logits,) = module(images).values()
@@ -528,7 +528,7 @@ class TestMultiLabelTagging:
         labels[:, 2] = 0
         module = MultiLabelTagging(image_encoder(), CLASSES)
         with pytest.warns(UserWarning, match=r"1 of 3 classes are left out of the mean \(2: no positive"):
-            metrics = results_of(trainer(tmp_path), module, loader(Relabelled(Pictures(12), labels)))
+            metrics = results_of(trainer(tmp_path), module, loader(Relabeled(Pictures(12), labels)))
         assert metrics["test/classes"] == 2
 
     def test_labels_of_another_width(self, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def attached(data: Any) -> Any:
 def test_held_back_images_are_evenly_spaced_and_never_trained_on(tmp_path: Path, share: float, kept: int) -> None:
     write_imagenet(tmp_path, train=10, val=2)
     options: dict[str, Any] = {"image": SMALL, "batch_size": 5, "num_workers": 0, "test_batch_size": 4}
-    data = attached(ClassificationData(ImageNet(tmp_path), held_out_share=share, **options))
+    data = attached(ClassificationData(ImageNet(tmp_path), held_out_fraction=share, **options))
     trained = {clip.path for clip in data.listing.clips}
     held = {clip.path for clip in data.held_out_listing.clips}
     assert len(held) == kept
@@ -58,10 +58,10 @@ def test_held_back_images_are_evenly_spaced_and_never_trained_on(tmp_path: Path,
 def test_shares_that_cannot_be_held_back(tmp_path: Path) -> None:
     write_imagenet(tmp_path, train=2)
     for share in (-0.1, 1.0):
-        with pytest.raises(ValueError, match=r"data.held_out_share must be in \[0, 1\)"):
-            ClassificationData(ImageNet(tmp_path), held_out_share=share)
-    data = ClassificationData(ImageNet(tmp_path), held_out_share=0.01, image=SMALL)
-    with pytest.raises(ValueError, match=r"data.held_out_share=0.01 keeps none of 6 images back"):
+        with pytest.raises(ValueError, match=r"data.held_out_fraction must be in \[0, 1\)"):
+            ClassificationData(ImageNet(tmp_path), held_out_fraction=share)
+    data = ClassificationData(ImageNet(tmp_path), held_out_fraction=0.01, image=SMALL)
+    with pytest.raises(ValueError, match=r"data.held_out_fraction=0.01 keeps none of 6 images back"):
         attached(data)
 
 
@@ -130,7 +130,7 @@ def test_a_made_up_batch_looks_like_a_real_one(tmp_path: Path) -> None:
     write_coco(tmp_path / "coco", train=4, val=3)
     options: dict[str, Any] = {"image": SMALL, "batch_size": 2, "num_workers": 0}
     for data in (
-        ClassificationData(ImageNet(tmp_path / "imagenet"), held_out_share=0.0, **options),
+        ClassificationData(ImageNet(tmp_path / "imagenet"), held_out_fraction=0.0, **options),
         MultiLabelData(COCO(tmp_path / "coco"), "train", "val", fit=True, **options),
     ):
         real, made = next(iter(attached(data).train_dataloader())), data.example_batch(Model(), 2, Draw(0)).batch

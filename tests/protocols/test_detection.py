@@ -504,7 +504,7 @@ def test_crops_show_the_places_of_their_boxes() -> None:
     # A map whose value is its own column; place 0 lies at pixel 4, the middle of the first eight.
     columns = torch.arange(10.0).expand(1, 1, 10, 10)
     crop = module._crop({"0": columns}, [torch.tensor([[16.0, 16.0, 48.0, 48.0]])], [(80, 80)])
-    # Halves of the box are centred at pixels 24 and 40, which are places 2.5 and 4.5.
+    # Halves of the box are centered at pixels 24 and 40, which are places 2.5 and 4.5.
     assert crop[0, 0, 0].tolist() == pytest.approx([2.5, 4.5])
 
 
@@ -536,10 +536,10 @@ def test_learning_rate_rises_and_falls() -> None:
     assert detector(warmup_steps=0).configure_optimizers()["optimizer"].param_groups[0]["lr"] == 0.02  # type: ignore[index,call-overload]
 
 
-# -- statistics of batch normalisation ---------------------------------------------------------------------------------
+# -- statistics of batch normalization ---------------------------------------------------------------------------------
 
 
-def normalised() -> nn.Module:
+def normalized() -> nn.Module:
     return nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.0), nn.BatchNorm1d(3, track_running_stats=False)).eval()
 
 
@@ -549,7 +549,7 @@ def batches(count: int, rows: int = 50) -> list[tuple[Tensor]]:
 
 
 def test_statistics_are_those_of_all_values() -> None:
-    module = normalised()
+    module = normalized()
     module[0].momentum = 0.3  # type: ignore[assignment]
     recompute_batch_statistics(module, batches(4))
     values = torch.cat([rows for (rows,) in batches(4)])
@@ -563,11 +563,11 @@ def test_statistics_are_those_of_all_values() -> None:
 
 
 def test_statistics_of_two_processes_are_those_of_one() -> None:
-    whole = normalised()
+    whole = normalized()
     recompute_batch_statistics(whole, batches(4))
 
     def half(rank: int) -> Any:
-        module = normalised()
+        module = normalized()
         recompute_batch_statistics(module, batches(4)[rank::2])
         return {name: value for name, value in module.state_dict().items() if "running" in name}
 

@@ -41,7 +41,7 @@ def words(width: int = 16) -> GRUEncoder:
 
 
 def caption_of(image: int, which: int) -> list[int]:
-    """Tokens of a caption: the colour of the image, and a word that says little, sometimes twice."""
+    """Tokens of a caption: the color of the image, and a word that says little, sometimes twice."""
     return [1 + image % CLASSES, 4 + (image + which) % 8, 4][: 2 + which % 2]
 
 
@@ -113,7 +113,7 @@ def search(**options: Any) -> CrossModalSearch:
 
 
 class Judged(pl.Callback):
-    """Keeps the weights of the common space at every judgement, whose sum of recalls it may dictate."""
+    """Keeps the weights of the common space at every judgment, whose sum of recalls it may dictate."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, sums: list[float] | None = None) -> None:
         self.weights: list[dict[str, Tensor]] = []

@@ -19,7 +19,7 @@ from common.protocols.svm import MultiLabelSVM, SoundSVM
 from tests.protocols.parts import (
     CLASSES,
     Pictures,
-    Relabelled,
+    Relabeled,
     Sounds,
     audio_encoder,
     average_precisions_of,
@@ -32,7 +32,7 @@ from tests.protocols.parts import (
 
 
 def plain_svm(module: SoundSVM, layer: str, train: Sounds, test: Sounds, folds: list[int]) -> float:
-    """The protocol of specification 10.3 written down without care for memory, in float64."""
+    """The protocol of docs/papers/avid_cma.md [10.3] written down without care for memory, in float64."""
 
     def features(item: dict[str, Tensor]) -> np.ndarray:
         with torch.no_grad():
@@ -146,12 +146,12 @@ class TestMultiLabelSVM:
     def test_equals_the_protocol_written_plainly(self, tmp_path: Path, pretrained: str, pool: Any) -> None:
         labels = torch.stack([Pictures(40, tags=True)[item]["labels"] for item in range(40)])
         labels[::7, 0] = -1
-        train = Relabelled(Pictures(40, 1, tags=True), labels)
-        test = Relabelled(Pictures(23, 2, tags=True), labels[:23])
+        train = Relabeled(Pictures(40, 1, tags=True), labels)
+        test = Relabeled(Pictures(23, 2, tags=True), labels[:23])
         module = MultiLabelSVM(image_encoder(), pretrained=pretrained, pool=pool, costs=[0.1, 1])
         metrics = results_of(trainer(tmp_path), module, [loader(train, 7), loader(test, 5)])
 
-        def features(part: Relabelled) -> np.ndarray:
+        def features(part: Relabeled) -> np.ndarray:
             with torch.no_grad():
                 maps = image_encoder(7).eval().forward_map(torch.stack([item["image"] for item in part]))
                 rows = nn.functional.adaptive_avg_pool2d(maps, pool).flatten(1)
@@ -188,7 +188,7 @@ class TestMultiLabelSVM:
         train, test = labels.clone(), labels.clone()
         train[:, 0] = 0  # never seen in training
         test[:, 1] = torch.where(test[:, 1] == 1, -1, 0)  # only difficult ones in the test
-        loaders = [loader(Relabelled(Pictures(24, n, tags=True), part)) for n, part in enumerate((train, test))]
+        loaders = [loader(Relabeled(Pictures(24, n, tags=True), part)) for n, part in enumerate((train, test))]
 
         class Data(pl.LightningDataModule):
             class_names = ("cat", "dog", "cow")
@@ -213,10 +213,10 @@ class TestMultiLabelSVM:
         part = Pictures(12, tags=True)
         with pytest.raises(ValueError, match="test_dataloaders: MultiLabelSVM needs two"):
             results_of(trainer(tmp_path), module, [loader(part)])
-        narrow = Relabelled(part, torch.zeros(12, 2, dtype=torch.int8))
+        narrow = Relabeled(part, torch.zeros(12, 2, dtype=torch.int8))
         with pytest.raises(ValueError, match="labels: 3 classes in training, but 2 in the test"):
             results_of(trainer(tmp_path), module, [loader(part), loader(narrow)])
-        empty = Relabelled(part, torch.zeros(12, 3, dtype=torch.int8))
+        empty = Relabeled(part, torch.zeros(12, 3, dtype=torch.int8))
         with pytest.raises(ValueError, match="labels: no class can be judged"):
             results_of(trainer(tmp_path), module, [loader(empty), loader(empty)])
         nn.init.constant_(module.encoder.conv1.weight, torch.nan)

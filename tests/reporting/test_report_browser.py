@@ -74,7 +74,7 @@ def browser(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[An
 
 @pytest.fixture
 def tab(browser: Any, page: Path) -> Any:
-    """The browser at the top of the page, at 1400 pixels, in light colours, with nothing open."""
+    """The browser at the top of the page, at 1400 pixels, in light colors, with nothing open."""
     resize(browser, 1400)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     browser.execute_script(
@@ -250,12 +250,12 @@ def test_a_clip_plays_and_a_picture_is_enlarged(tab: Any) -> None:
     assert dialog.get_attribute("open") is None
 
 
-def test_colours_follow_the_reader(tab: Any) -> None:
+def test_colors_follow_the_reader(tab: Any) -> None:
     def brightness(what: str) -> float:
-        colour = tab.execute_script(
+        color = tab.execute_script(
             f"return getComputedStyle(document.body).{what}.match(/\\d+/g).slice(0, 3).map(Number)"
         )
-        return float(sum(colour)) / 3
+        return float(sum(color)) / 3
 
     assert brightness("backgroundColor") > 200 > 100 > brightness("color")
     scheme = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}

@@ -1,4 +1,4 @@
-"""A killed run of XMC-GAN goes on: both optimisers, the average, spectral vectors, statistics, noise and captions."""
+"""A killed run of XMC-GAN goes on: both optimizers, the average, spectral vectors, statistics, noise and captions."""
 
 from __future__ import annotations
 

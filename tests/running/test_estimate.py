@@ -25,7 +25,7 @@ FOUND = Estimate(
     parameters=300_000_000,
     trained=290_000_000,
     state_bytes=1_200_000_000,
-    optimiser_bytes=2_320_000_000,
+    optimizer_bytes=2_320_000_000,
     reduction_bytes=1_160_000_000,
     peak_bytes=40_000_000_000,
     convolution_flops=30 * 10**12,
@@ -85,9 +85,9 @@ def test_memory_and_arithmetic_are_those_of_a_real_step(paper: str, recipe: str,
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
     training.run()
-    module, optimisers = training.module, training.trainer.optimizers
+    module, optimizers = training.module, training.trainer.optimizers
     assert found.parameters == sum(p.numel() for p in module.parameters())
-    state = [*module.parameters(), *module.buffers(), *estimates._tensors([o.state_dict() for o in optimisers])]
+    state = [*module.parameters(), *module.buffers(), *estimates._tensors([o.state_dict() for o in optimizers])]
     batch = estimates._bytes(estimates._tensors(training.data.synthetic.batch))
     assert found.flops == watched.flops
     # What the step itself takes; the batch was there before.
@@ -101,7 +101,7 @@ def test_a_larger_batch_needs_more_of_the_same_state() -> None:
     run = resolve("mct", "moco_v2", scale="smoke")
     small, large = estimate(run, size=4), estimate(run, size=8)
     assert small.parameters == large.parameters
-    assert small.optimiser_bytes == large.optimiser_bytes == 4 * small.trained  # momentum
+    assert small.optimizer_bytes == large.optimizer_bytes == 4 * small.trained  # momentum
     assert small.state_bytes == large.state_bytes
     assert large.peak_bytes > small.peak_bytes
     assert 1.9 < large.flops / small.flops < 2.1
@@ -160,7 +160,7 @@ def test_the_plan_shows_an_estimate_and_keeps_it(
     monkeypatch.setattr(estimates, "estimate", lambda *_: pytest.fail("estimated again"))
     assert main(command) == 0
     assert capsys.readouterr().out == first
-    assert main([*command, "--utilisation", "3"]) == 2
+    assert main([*command, "--utilization", "3"]) == 2
     assert main([*command[:-4], "--card", "a1000"]) == 2
 
 

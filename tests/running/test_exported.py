@@ -112,7 +112,7 @@ def test_what_is_in_the_folder(paper: str, exports: Callable[[str], Path]) -> No
     assert config["config_hash"] == metadata["config_hash"] == record.config_hash
     shared = json.loads(metadata["shared"])
     assert names | set(shared) == set(trained_model(paper).from_export(folder).state_dict())
-    # No bank, queue, key encoder or optimiser: less than the checkpoint.
+    # No bank, queue, key encoder or optimizer: less than the checkpoint.
     assert not [name for name in names if re.search(r"bank|queue|^\w+\.key\.|objective|criterion|optimi", name)]
     assert (folder / "model.safetensors").stat().st_size < checkpoint(paper).stat().st_size
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -307,7 +307,7 @@ def test_no_command_that_uses_an_export_runs_what_it_names(
         ("avid_cma", "model.init_args", [1], "model.init_args does not hold arguments"),
         ("avid_cma", "model.init_args.video_model", ..., "model.init_args does not fit AVID: .*video_model"),
         ("avid_cma", "model.init_args.video_proj.init_args.out_dim", "many", "out_dim is 'many', which is no int"),
-        ("avid_cma", "model.init_args.colour", 1, "model.init_args.colour is no argument of AVID"),
+        ("avid_cma", "model.init_args.color", 1, "model.init_args.color is no argument of AVID"),
         ("avid_cma", "paper", 5, "paper is 5, which is no str"),
         ("avid_cma", "inputs", [], "inputs is .., which is no dict"),
         ("avid_cma", "inputs", {}, "inputs.video is missing"),

@@ -1,4 +1,4 @@
-"""Clipping of gradients where Lightning refuses: fused optimisers under bfloat16."""
+"""Clipping of gradients where Lightning refuses: fused optimizers under bfloat16."""
 
 from __future__ import annotations
 

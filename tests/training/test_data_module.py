@@ -28,7 +28,7 @@ def items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageItems:
     (tmp_path / "3.jpg").write_bytes(b"")
     listing = Listing("test", "1", [Clip(tmp_path / f"{n}.jpg", 0) for n in range(5)], ("a",), tmp_path)
     transform = ImageTransform(crop=8, resize=8)
-    return ImageItems(listing, transform, training=True, cache_bytes=2**20, max_skipped_share=0.5)
+    return ImageItems(listing, transform, training=True, cache_bytes=2**20, max_skipped_fraction=0.5)
 
 
 @pytest.fixture

@@ -248,7 +248,7 @@ def test_blocks_are_residual_blocks_and_transformer_layers(name: str) -> None:
 
 
 class Counting(nn.Module):
-    """A block with a buffer that its forward pass changes and depends on, as spectral normalisation's."""
+    """A block with a buffer that its forward pass changes and depends on, as spectral normalization's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -301,7 +301,7 @@ def test_layout_of_convolutions() -> None:
     network = nn.ModuleList([nn.Conv2d(2, 3, 3), nn.Conv3d(2, 3, 3), nn.Linear(2, 2)])
     weights = [layer.weight for layer in network]
     lay_out_channels_last(network)
-    assert [layer.weight for layer in network] == weights  # the very parameters that an optimiser may hold
+    assert [layer.weight for layer in network] == weights  # the very parameters that an optimizer may hold
     assert weights[0].is_contiguous(memory_format=torch.channels_last)
     assert weights[1].is_contiguous(memory_format=torch.channels_last_3d)
 

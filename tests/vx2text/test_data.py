@@ -465,14 +465,16 @@ def test_broken_clips_are_skipped_and_counted(world: NarratedWorld, tokenizer: T
     shutil.copytree(world.root_of("avsd"), root)
     broken = root / "Charades_vu17_test_480/T0002.mp4"
     broken.write_bytes(b"not a film")
-    data = attached(DialogData(AVSD(root), tokenizer, video=VIDEO, audio=AUDIO, num_workers=0, max_skipped_share=0.3))
+    data = attached(
+        DialogData(AVSD(root), tokenizer, video=VIDEO, audio=AUDIO, num_workers=0, max_skipped_fraction=0.3)
+    )
     batches = list(data.test_dataloader())
     indices = torch.cat([batch["index"] for batch in batches]).tolist()
     assert indices == [0, 1, 3, 3, 4, 5, 6]
     assert torch.cat([batch["skipped"] for batch in batches]).tolist() == [0, 0, 1, 0, 0, 0, 0]
     described = data.describe()["test (avsd)"]
     assert (described["skipped"], described["skipped_names"]) == (1, ["Charades_vu17_test_480/T0002.mp4"])
-    strict = DialogData(AVSD(root), tokenizer, video=VIDEO, audio=AUDIO, max_skipped_share=0.1).items("test", False)
+    strict = DialogData(AVSD(root), tokenizer, video=VIDEO, audio=AUDIO, max_skipped_fraction=0.1).items("test", False)
     with pytest.raises(TooManyBrokenFiles, match="T0002"):
         strict[2]
 
@@ -515,7 +517,7 @@ def test_wrong_settings_and_missing_data(world: NarratedWorld, tokenizer: TextTo
 
 
 def levels(clip: Tensor) -> list[float]:
-    """Mean grey level of every frame of a clip [3, T, H, W] that was normalised to its own scale."""
+    """Mean gray level of every frame of a clip [3, T, H, W] that was normalized to its own scale."""
     return [round(float(frame.mean()) * 255) for frame in clip.transpose(0, 1)]
 
 

@@ -164,7 +164,7 @@ def test_a_gradient_reaches_the_classifier_only_when_it_should(tokenization: Tok
     assert trained == []  # distributed training refuses parameters without a gradient
 
 
-def test_batch_normalisation_keeps_its_statistics_and_a_frozen_classifier_is_in_evaluation_mode() -> None:
+def test_batch_normalization_keeps_its_statistics_and_a_frozen_classifier_is_in_evaluation_mode() -> None:
     made = tokens().train()
     norm = made.classifier.encoder.norm  # type: ignore[union-attr]
     before = norm.running_mean.clone()  # type: ignore[union-attr, operator]

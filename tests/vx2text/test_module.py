@@ -1,4 +1,4 @@
-"""The training step: noise, gradients, absent modalities, optimiser; and what does not fit together."""
+"""The training step: noise, gradients, absent modalities, optimizer; and what does not fit together."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_absent_modalities_are_not_built(tmp_path: Path) -> None:
     assert set(built("tvqa", tmp_path).model.model.tokens) == {"video"}
 
 
-def test_optimiser_groups(tmp_path: Path) -> None:
+def test_optimizer_groups(tmp_path: Path) -> None:
     cli = started("avsd", tmp_path, model__video_learning_rate=0.25, model__audio_learning_rate=0.125)
     cli.model.trainer.estimated_stepping_batches = 40
     made = cli.model.configure_optimizers()

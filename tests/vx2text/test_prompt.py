@@ -239,7 +239,7 @@ def test_the_words_of_the_miniature(words: TextTokenizer) -> None:
     assert words.encode("Red") == words.encode("red")
     assert words.encode("") == []
     assert words.encode("unheard") == [2]
-    # Another instance numbers alike, and so does one that travelled to a worker process.
+    # Another instance numbers alike, and so does one that traveled to a worker process.
     for other in (TextTokenizer(vocabulary_size=128), pickle.loads(pickle.dumps(words))):
         assert other.encode(sentences()[-40]) == words.encode(sentences()[-40])
 

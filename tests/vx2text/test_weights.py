@@ -76,7 +76,7 @@ def test_a_released_audio_network(panns_file: tuple[ModalityClassifier, Path]) -
     assert same(source, target)
 
 
-def test_counters_of_batch_normalisation_may_be_missing(kinetics_file: tuple[ModalityClassifier, Path]) -> None:
+def test_counters_of_batch_normalization_may_be_missing(kinetics_file: tuple[ModalityClassifier, Path]) -> None:
     source, path = kinetics_file
     state = {k: v for k, v in torch.load(path, weights_only=True).items() if not k.endswith("num_batches_tracked")}
     torch.save(state, path)

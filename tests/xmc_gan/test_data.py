@@ -380,7 +380,7 @@ def test_captions_of_one_word_of_none_and_over_long_ones(tmp_path: Path) -> None
 def test_a_broken_image_is_replaced_and_counted(tmp_path: Path) -> None:
     root = write_coco(tmp_path, train=8, val=6)
     (root / "train2017" / f"{23:012d}.jpg").write_bytes(b"no picture")
-    data = attached(small(tmp_path / "other", max_skipped_share=0.2))
+    data = attached(small(tmp_path / "other", max_skipped_fraction=0.2))
     data.dataset.root = root
     data.setup("fit")
     batches = list(data.train_dataloader())
@@ -390,10 +390,10 @@ def test_a_broken_image_is_replaced_and_counted(tmp_path: Path) -> None:
         assert torch.equal(batch["caption"] // 2, batch["index"])
     described = data.describe()["training (coco)"]
     assert (described["skipped"], described["skipped_names"]) == (1, [f"train2017/{23:012d}.jpg"])
-    strict = attached(small(tmp_path / "other", max_skipped_share=0.01))
+    strict = attached(small(tmp_path / "other", max_skipped_fraction=0.01))
     strict.dataset.root = root
     strict.setup("fit")
-    with pytest.raises(TooManyBrokenFiles, match="max_skipped_share"):
+    with pytest.raises(TooManyBrokenFiles, match="max_skipped_fraction"):
         list(strict.train_dataloader())
 
 

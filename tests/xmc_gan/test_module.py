@@ -26,7 +26,7 @@ WITHOUT_PARENTS = ["--model.image_network.pretrained", "null", "--model.evaluati
 
 
 def golden_module() -> tuple[XMCGANModule, dict[str, Tensor], Tensor]:
-    """The tiny official networks with their optimisers, their batch and its noise."""
+    """The tiny official networks with their optimizers, their batch and its noise."""
     generator, discriminator = networks()
     module = steppable(XMCGANModule(generator, discriminator, XMCGANLoss(weight_image_net=0.0)))
     batch = captions()
@@ -295,7 +295,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (["--data.batch_size", "1"], "data.batch_size is 1 .* at least 2"),
         (["--data.batch_size", "20"], "is 20 and data.minibatches 2: an iteration takes 40 items, .* has 32"),
         (["--trainer.precision", "16-true"], "bf16-mixed"),
-        (["--trainer.gradient_clip_val", "1.0"], "XMCGANModule steps its optimisers itself and clips no gradients"),
+        (["--trainer.gradient_clip_val", "1.0"], "XMCGANModule steps its optimizers itself and clips no gradients"),
         (["--model.text_encoder.vocabulary_size", "3"], "pieces, model.text_encoder 3 embeddings"),
         (["--data.image_size", "64"], "data.image_size is 64, the networks make images of 32"),
     ],
@@ -308,7 +308,7 @@ def test_a_run_that_cannot_work_stops_before_it_trains(arguments: list[str], mes
 def test_half_precision_trains_and_its_losses_are_finite(tmp_path: Path) -> None:
     stage = request("xmc_gan/xmc_gan", tmp_path, *WITHOUT_PARENTS, "--trainer.precision", "bf16-mixed")
     record = run_stage(stage)
-    assert record.steps == 2  # iterations, not the steps of the single optimisers
+    assert record.steps == 2  # iterations, not the steps of the single optimizers
     assert 0.0 <= record.metrics["test/real_sentence_accuracy"] <= 1.0  # type: ignore[operator]
     state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in state["state_dict"].values())

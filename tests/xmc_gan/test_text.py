@@ -156,7 +156,7 @@ def test_bert_without_files_says_so_at_the_first_use(tmp_path: Path, monkeypatch
         BertText(str(tmp_path), "mean")  # type: ignore[arg-type]
 
 
-def test_ngram_features_are_those_of_the_specification() -> None:
+def test_ngram_features_are_those_that_were_written_down() -> None:
     encoder = NGramText(20, 6, radius=3, seed=5)
     assert [tuple(state.shape) for state in encoder.state_dict().values()] == [(7, 20, 6)]
     assert list(encoder.parameters()) == []

@@ -42,7 +42,7 @@ _TIMES = re.compile(r"(?:_\d+(?:\.\d+)?){0,2}")
 
 
 class AudioSet(MediaDataset):
-    """AudioSet: ten-second clips of YouTube videos, labelled with 527 kinds of sound.
+    """AudioSet: ten-second clips of YouTube videos, labeled with 527 kinds of sound.
 
     Distributed as three lists (three lines of comment, then ``YTID, start_seconds, end_seconds, "mid,mid,..."``). Every
     user fetches the clips, so many are gone and the usual tools name them differently. Understood are ``<YTID>.mp4``,
@@ -89,7 +89,7 @@ class AudioSet(MediaDataset):
         "balanced_train_segments/**/...  eval_segments/**/...                            (or all clips in videos/)"
     )
     size = "about 2.4 TB as 10 s video clips, depending on the resolution fetched"
-    licence = "lists CC BY 4.0; the videos belong to their uploaders"
+    license = "lists CC BY 4.0; the videos belong to their uploaders"
     source = "lists from https://research.google.com/audioset/download.html; clips have to be fetched from YouTube"
 
     def __init__(

@@ -62,7 +62,7 @@ class AVSD(MediaDataset):
         root: folder that holds the dialogues.
         videos: folder with the videos of Charades; None = the root.
 
-    Source: specification of VX2TEXT, section 10.
+    Source: docs/papers/vx2text.md [10].
     """
 
     name = "avsd"
@@ -79,7 +79,7 @@ class AVSD(MediaDataset):
         "Charades_v1_480/<image_id>.mp4 and Charades_vu17_test_480/<image_id>.mp4   (or without _480)"
     )
     size = "16 GB of videos at 480 pixels, 40 MB of text"
-    licence = "dialogues for research; Charades non-commercial: check the terms of either"
+    license = "dialogues for research; Charades non-commercial: check the terms of either"
     source = (
         "https://github.com/hudaAlamri/DSTC7-Audio-Visual-Scene-Aware-Dialog-AVSD-Challenge; "
         "videos from https://prior.allenai.org/projects/charades"

@@ -74,7 +74,7 @@ class MediaDataset(ABC):
     streams: ClassVar[tuple[str, ...]] = ("video",)
     expected_layout: ClassVar[str]
     size: ClassVar[str]
-    licence: ClassVar[str]
+    license: ClassVar[str]
     source: ClassVar[str]
     prepares: ClassVar[str] = "index of the files; decoding of a random sample"
 
@@ -231,7 +231,7 @@ class MediaDataset(ABC):
         return DatasetMissing(
             f"{self.full_title}: {reason + '; looked in' if reason else 'nothing at'} {path}\n"
             f"  Expected layout:\n{layout}\n"
-            f"  Size: {self.size}. Licence: {self.licence}.\n"
+            f"  Size: {self.size}. License: {self.license}.\n"
             f"  Get it from: {self.source}.\n"
             "  `make data-<paper>` prints what is there and what is missing."
         )
@@ -276,7 +276,7 @@ class MediaDataset(ABC):
             layout="; ".join(layouts),
             expected_layout=self.expected_layout,
             size=self.size,
-            licence=self.licence,
+            license=self.license,
             source=self.source,
             prepares=self.prepares,
             counts=counts,

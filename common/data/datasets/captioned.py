@@ -206,7 +206,7 @@ class CaptionedDataset(LanguageCaptioned, MediaDataset):
             layout="captions by image" if counts else "",
             expected_layout=f"{self.expected_layout}\n{_REGION_LAYOUT}",
             size=self.size,
-            licence=self.licence,
+            license=self.license,
             source=self.source,
             prepares=self.prepares,
             counts=counts,

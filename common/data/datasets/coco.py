@@ -54,7 +54,7 @@ class COCO(MediaDataset):
     A listing holds the images that have a caption. Their tags are the categories of their instances, numbered in the
     order of the file. An image entry may have a field ``group_id``: images with the same number show the same thing.
 
-    Source: specification of MCT, section 8.
+    Source: docs/papers/mct.md [8].
     """
 
     #: Part of the names of its folders and files.
@@ -72,7 +72,7 @@ class COCO(MediaDataset):
         "annotations/instances_train2017.json and instances_val2017.json   (tags and boxes; optional for captions)"
     )
     size = "20 GB"
-    licence = "annotations CC BY 4.0; the images belong to their Flickr authors"
+    license = "annotations CC BY 4.0; the images belong to their Flickr authors"
     source = "https://cocodataset.org/#download"
     prepares = "index of the files and of the instances; decoding of a random sample"
 

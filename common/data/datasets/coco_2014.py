@@ -14,7 +14,7 @@ class COCO2014(COCO):
     The validation split is the whole official one: what Karpathy's division calls restval (30,504), val (5,000) and
     test (5,000).
 
-    Source: XMC-GAN, specification 7 ("COCO-14").
+    Source: docs/papers/xmc_gan.md [7] ("COCO-14").
     """
 
     year = "2014"

@@ -27,7 +27,7 @@ class COCOCN(OnCOCO):
     An image's key is the name of its file in COCO without suffix. Arguments: see :class:`OnCOCO`; `restval` has no
     meaning here.
 
-    Source: M3P, specification 8; layout of `coco-cn-version1805v1.1`: lines of `<image>#<number>`, tab, caption, and
+    Source: docs/papers/m3p.md [8]; layout of `coco-cn-version1805v1.1`: lines of `<image>#<number>`, tab, caption, and
     a list of images per split.
     """
 
@@ -43,7 +43,7 @@ class COCOCN(OnCOCO):
         "../coco/ with COCO's images                            (or where `coco` says; optional with region features)"
     )
     size = "3 MB of text, without COCO"
-    licence = "for research, on request"
+    license = "for research, on request"
     source = "https://github.com/li-xirong/coco-cn"
 
     def captions(self, split: str, language: str = "zh") -> LanguageCaptions:

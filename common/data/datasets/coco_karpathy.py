@@ -39,7 +39,7 @@ class COCOKarpathy(LanguageCaptioned, MediaDataset):
         restval: The split `train` also holds `restval`: 113,287 images.
         regions: Folder of region features, for models that read them; None = `regions` in the root.
 
-    Source: specification of MCT, section 9, "Cross-modal search"; of M3P, section 8.
+    Source: docs/papers/mct.md [9], "Cross-modal search"; of M3P, section 8.
     """
 
     languages = ("en",)
@@ -63,7 +63,7 @@ class COCOKarpathy(LanguageCaptioned, MediaDataset):
         "val2014/COCO_val2014_<image id:012d>.jpg       (restval, val and test)"
     )
     size = "20 GB"
-    licence = "annotations CC BY 4.0; the images belong to their Flickr authors"
+    license = "annotations CC BY 4.0; the images belong to their Flickr authors"
     source = (
         "https://cocodataset.org/#download (2014 images) and caption_datasets.zip of "
         "https://cs.stanford.edu/people/karpathy/deepimagesent"

@@ -24,7 +24,7 @@ class ConceptualCaptions(CaptionedDataset):
     An image's key is the number of its row, from 0 and without the heading, which the digits of `image_id` in the
     region features must equal.
 
-    Source: M3P, specification 4 and 8 (`google.csv`, `train_<k>.h5`, `google_valid_fp16.h5`); the lists as Google
+    Source: docs/papers/m3p.md [4] and [8] (`google.csv`, `train_<k>.h5`, `google_valid_fp16.h5`); the lists as Google
     distributes them have no heading.
     """
 
@@ -49,7 +49,7 @@ class ConceptualCaptions(CaptionedDataset):
         "training/<row>.jpg and validation/<row>.jpg                      (optional with region features)"
     )
     size = "0.5 GB of text; 430 GB of pictures; 1.3 TB of region features with 16 bits"
-    licence = "free for any use, with acknowledgement of Google; the pictures belong to their owners"
+    license = "free for any use, with acknowledgment of Google; the pictures belong to their owners"
     source = "https://ai.google.com/research/ConceptualCaptions/download; pictures with img2dataset"
 
     def captions(self, split: str, language: str = "en") -> LanguageCaptions:

@@ -63,7 +63,7 @@ class DCASE2014(MediaDataset):
         "train.txt and test.txt: <path to a recording><TAB><scene>   (here or in evaluation_setup/)"
     )
     size = "0.7 GB"
-    licence = "Creative Commons Attribution; see the notice in each archive"
+    license = "Creative Commons Attribution; see the notice in each archive"
     source = "https://dcase.community/challenge2013/task-acoustic-scene-classification"
 
     def _scan(self, split: str, fold: int | None) -> Scan:

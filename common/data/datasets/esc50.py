@@ -46,7 +46,7 @@ class ESC50(MediaDataset):
         "meta/esc50.csv: filename,fold,target,category,esc10,src_file,take"
     )
     size = "0.9 GB"
-    licence = "CC BY-NC 3.0 (the ESC-10 part CC BY 3.0)"
+    license = "CC BY-NC 3.0 (the ESC-10 part CC BY 3.0)"
     source = "https://github.com/karolpiczak/ESC-50"
 
     def parts(self) -> list[tuple[str, int | None]]:

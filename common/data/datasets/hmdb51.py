@@ -50,7 +50,7 @@ class HMDB51(MediaDataset):
         "testTrainMulti_7030_splits/<class>_test_split2.txt, ..._test_split3.txt"
     )
     size = "2 GB"
-    licence = "CC BY 4.0 for the collection; the clips belong to the makers of the films"
+    license = "CC BY 4.0 for the collection; the clips belong to the makers of the films"
     source = "https://serre.lab.brown.edu/hmdb51.html"
 
     def _scan(self, split: str, fold: int | None) -> Scan:

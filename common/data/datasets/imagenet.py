@@ -35,7 +35,7 @@ class ImageNet(MediaDataset):
         class_list: File with one class per line, to use these classes only (ImageNet-100); more words on a line are
             ignored. The classes are still numbered in the order of their names.
 
-    Source: specification of MCT, section 9, "ImageNet linear".
+    Source: docs/papers/mct.md [9], "ImageNet linear".
     """
 
     name = "imagenet"
@@ -50,7 +50,7 @@ class ImageNet(MediaDataset):
         "val/<WordNet id>/ILSVRC2012_val_<number:08d>.JPEG   (the archive is flat: sort it into class folders)"
     )
     size = "145 GB"
-    licence = "non-commercial research, by the terms of image-net.org"
+    license = "non-commercial research, by the terms of image-net.org"
     source = "https://image-net.org/challenges/LSVRC/2012 (registration)"
 
     def __init__(self, root: str | Path, class_list: str | Path | None = None) -> None:

@@ -74,7 +74,7 @@ class Kinetics400(MediaDataset):
         "replacement/**/*.mp4                                                       (optional)"
     )
     size = "135 to 450 GB, depending on the resolution of the copy"
-    licence = "annotations CC BY 4.0; the videos belong to their uploaders"
+    license = "annotations CC BY 4.0; the videos belong to their uploaders"
     source = "the CVDF copy, https://github.com/cvdfoundation/kinetics-dataset"
 
     def _scan(self, split: str, fold: int | None) -> Scan:

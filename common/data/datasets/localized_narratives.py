@@ -33,12 +33,12 @@ class LocalizedNarratives(MediaDataset):
     A listing holds the images that have a narrative and a file. The points, the times of the words and the recordings
     are not read. Use `LocalizedNarrativesCOCO` or `LocalizedNarrativesOpenImages`.
 
-    Source: XMC-GAN, specification 7.
+    Source: docs/papers/xmc_gan.md [7].
     """
 
     num_classes = 0
     streams = ("image",)
-    licence = "narratives CC BY 4.0; the images belong to their authors"
+    license = "narratives CC BY 4.0; the images belong to their authors"
     source = "https://google.github.io/localized-narratives"
     prepares = "index of the files and of the narratives; decoding of a random sample"
     #: Files of narratives and possible folders of images of each split.
@@ -123,7 +123,7 @@ class LocalizedNarratives(MediaDataset):
 class LocalizedNarrativesCOCO(LocalizedNarratives):
     """Localized Narratives of COCO 2017: 134,272 narratives to train on, 8,573 to validate.
 
-    Source: XMC-GAN, specification 7 ("LN-COCO").
+    Source: docs/papers/xmc_gan.md [7] ("LN-COCO").
     """
 
     name = "ln_coco"
@@ -156,7 +156,7 @@ class LocalizedNarrativesCOCO(LocalizedNarratives):
 class LocalizedNarrativesOpenImages(LocalizedNarratives):
     """Localized Narratives of Open Images: one narrative for most images.
 
-    Source: XMC-GAN, specification 7 ("LN-OpenImages").
+    Source: docs/papers/xmc_gan.md [7] ("LN-OpenImages").
     """
 
     name = "ln_open_images"

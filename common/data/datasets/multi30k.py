@@ -25,7 +25,7 @@ class Multi30K(CaptionedDataset):
 
     The test split is that of 2016. An image's key is the name of its file in Flickr30k without suffix.
 
-    Source: M3P, specification 8; layout of the repository multi30k/dataset: line i of `data/task2/raw/train.3.de.gz`
+    Source: docs/papers/m3p.md [8]; layout of the repository multi30k/dataset: line i of `data/task2/raw/train.3.de.gz`
     and of `data/task1/raw/train.fr.gz` belongs to line i of the image list, which both tasks share.
     """
 
@@ -49,7 +49,7 @@ class Multi30K(CaptionedDataset):
         "flickr30k-images/<number>.jpg                                    (optional with region features)"
     )
     size = "20 MB of text; 4.4 GB of pictures; 13 GB of region features with 16 bits"
-    licence = "captions CC BY-NC-SA 4.0; the pictures belong to their Flickr authors, on request from Flickr30k"
+    license = "captions CC BY-NC-SA 4.0; the pictures belong to their Flickr authors, on request from Flickr30k"
     source = (
         "https://github.com/multi30k/dataset; pictures from https://shannon.cs.illinois.edu/DenotationGraph or, for "
         "task 1, https://www.statmt.org/wmt18/multimodal-task.html"

@@ -21,7 +21,7 @@ class SBU(CaptionedDataset):
 
     An image's key is the number of its row, from 0.
 
-    Source: M3P, specification 8 (`sbu.csv`); the authors distribute a JSON file of lists, and before that two text
+    Source: docs/papers/m3p.md [8] (`sbu.csv`); the authors distribute a JSON file of lists, and before that two text
     files, one of captions and one of addresses, row by row.
     """
 
@@ -40,7 +40,7 @@ class SBU(CaptionedDataset):
         "images/<row>.jpg                                      (optional with region features)"
     )
     size = "0.1 GB of text; 130 GB of pictures; 0.4 TB of region features with 16 bits"
-    licence = "for research; the pictures belong to their Flickr authors"
+    license = "for research; the pictures belong to their Flickr authors"
     source = "https://www.cs.rice.edu/~vo9/sbucaptions/"
 
     def captions(self, split: str = "train", language: str = "en") -> LanguageCaptions:

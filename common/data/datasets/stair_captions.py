@@ -72,7 +72,7 @@ class STAIRCaptions(OnCOCO):
 
     An image's key is the name of its file in COCO without suffix. Arguments: see :class:`OnCOCO`.
 
-    Source: M3P, specification 8. The files have the format of COCO's captions.
+    Source: docs/papers/m3p.md [8]. The files have the format of COCO's captions.
     """
 
     name = "stair_captions"
@@ -85,7 +85,7 @@ class STAIRCaptions(OnCOCO):
         "../coco/dataset_coco.json and COCO's images   (or where `coco` says)"
     )
     size = "0.2 GB of text, without COCO"
-    licence = "CC BY 4.0"
+    license = "CC BY 4.0"
     source = "https://stair-lab-cit.github.io/STAIR-captions-web/ (v1.2)"
 
     def published_count(self, split: str, fold: int | None = None) -> int | None:

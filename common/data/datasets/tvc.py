@@ -72,7 +72,7 @@ class TVC(MediaDataset):
         clips: folder with the frames and subtitles, laid out as for :class:`TVQA`; None = the root, else the folder
             `tvqa` beside it.
 
-    Source: specification of VX2TEXT, section 10.
+    Source: docs/papers/vx2text.md [10].
     """
 
     name = "tvc"
@@ -89,7 +89,7 @@ class TVC(MediaDataset):
         "                                       (here or in the folder tvqa beside this one; see TVQA)"
     )
     size = "30 MB of text; the frames are those of TVQA, 43 GB"
-    licence = "CC BY-NC-SA 4.0; frames by signed agreement"
+    license = "CC BY-NC-SA 4.0; frames by signed agreement"
     source = "https://github.com/jayleicn/TVCaption; frames from http://tvqa.cs.unc.edu/download_tvqa.html"
 
     def __init__(self, root: str | os.PathLike[str], clips: str | os.PathLike[str] | None = None) -> None:

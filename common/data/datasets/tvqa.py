@@ -163,7 +163,7 @@ class TVQA(MediaDataset):
         root: folder that holds the files of questions, the frames and the subtitles.
         span: whether a question is asked about the part of the clip that it is marked with, instead of the whole clip.
 
-    Source: specification of VX2TEXT, section 10.
+    Source: docs/papers/vx2text.md [10].
     """
 
     name = "tvqa"
@@ -180,7 +180,7 @@ class TVQA(MediaDataset):
         "tvqa_preprocessed_subtitles.jsonl                          (from the TVRetrieval repository)"
     )
     size = "43 GB of frames, 60 MB of text"
-    licence = "CC BY-NC-SA 4.0; frames by signed agreement"
+    license = "CC BY-NC-SA 4.0; frames by signed agreement"
     source = "http://tvqa.cs.unc.edu/download_tvqa.html; subtitles from https://github.com/jayleicn/TVRetrieval"
 
     def __init__(self, root: str | os.PathLike[str], span: bool = False) -> None:

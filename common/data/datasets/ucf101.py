@@ -65,7 +65,7 @@ class UCF101(MediaDataset):
         "ucfTrainTestlist/testlist01.txt ... testlist03.txt"
     )
     size = "6.5 GB"
-    licence = "no explicit licence, for research; the videos belong to their uploaders"
+    license = "no explicit license, for research; the videos belong to their uploaders"
     source = "https://www.crcv.ucf.edu/data/UCF101.php"
 
     def checksums(self) -> Mapping[str, str]:

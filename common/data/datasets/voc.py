@@ -33,7 +33,7 @@ class PascalVOC(MediaDataset):
         root: Folder that holds `VOCdevkit`, or that folder itself.
         years: Years whose images are joined.
 
-    Source: specification of MCT, section 9, "VOC07 linear SVM" and "VOC07+12 detection".
+    Source: docs/papers/mct.md [9], "VOC07 linear SVM" and "VOC07+12 detection".
     """
 
     name = "voc"
@@ -48,7 +48,7 @@ class PascalVOC(MediaDataset):
         "VOCdevkit/VOC2007/ImageSets/Main/<class>_trainval.txt, ...: image and 1, 0 (difficult) or -1 per line"
     )
     size = "0.9 GB (2007), 2 GB (2012)"
-    licence = "free for research; the images belong to their Flickr authors"
+    license = "free for research; the images belong to their Flickr authors"
     source = (
         "http://host.robots.ox.ac.uk/pascal/VOC/voc2007 (trainval and test) and "
         "http://host.robots.ox.ac.uk/pascal/VOC/voc2012"
@@ -169,12 +169,12 @@ class PascalVOC(MediaDataset):
         return scan
 
     def _years_of(self, split: str) -> tuple[str, ...]:
-        """Years that have labelled images of a split: all of them, but for the split "test"."""
+        """Years that have labeled images of a split: all of them, but for the split "test"."""
         having = []
         for year in self.years:
             lists = self._folder(year) / "ImageSets" / "Main"
-            labelled = any(name.endswith(f"_{split}.txt") for name in entries(lists)[1])
-            if labelled and (lists / f"{split}.txt").is_file():
+            labeled = any(name.endswith(f"_{split}.txt") for name in entries(lists)[1])
+            if labeled and (lists / f"{split}.txt").is_file():
                 having.append(year)
             elif split != "test":
                 raise self._lacks(lists / f"{split}.txt", f"VOC{year} lacks the lists of split {split!r}")

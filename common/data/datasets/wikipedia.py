@@ -82,7 +82,7 @@ class WikipediaText(MediaDataset):
         root: folder that holds the files.
         languages: codes of the languages that must be there; None = those that are.
 
-    Source: M3P, specification 6.1 and 8. The official code reads `{lang}.{train,valid}.pth`, which are such files
+    Source: docs/papers/m3p.md [6.1] and [8]. The official code reads `{lang}.{train,valid}.pth`, which are such files
     after its tokenizer.
     """
 
@@ -94,7 +94,7 @@ class WikipediaText(MediaDataset):
     streams = ()
     expected_layout = "<language>.train.txt and <language>.valid.txt   (UTF-8, one sentence a line; en, de, ...)"
     size = "100 GB for the 100 languages of the released model"
-    licence = "CC BY-SA 4.0"
+    license = "CC BY-SA 4.0"
     source = (
         "https://dumps.wikimedia.org/<language>wiki/latest/<language>wiki-latest-pages-articles.xml.bz2, made plain "
         "with `python -m wikiextractor.WikiExtractor` and cut into sentences"
@@ -166,7 +166,7 @@ class WikipediaText(MediaDataset):
             layout="text files" if counts else "",
             expected_layout=self.expected_layout,
             size=self.size,
-            licence=self.licence,
+            license=self.license,
             source=self.source,
             prepares=self.prepares,
             counts=counts,

@@ -337,7 +337,7 @@ def write_clip(
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
         if audio is not None and samples is not None and sample_rate is not None:
-            sound = av.AudioFrame.from_ndarray(_quantised(samples)[None], format="s16", layout="mono")
+            sound = av.AudioFrame.from_ndarray(_quantized(samples)[None], format="s16", layout="mono")
             sound.sample_rate, sound.pts, sound.time_base = sample_rate, 0, Fraction(1, sample_rate)
             container.mux(audio.encode(sound))
             container.mux(audio.encode(None))
@@ -349,10 +349,10 @@ def write_sound(path: Path, samples: np.ndarray, sample_rate: int) -> None:
         stream.setnchannels(1)
         stream.setsampwidth(2)
         stream.setframerate(sample_rate)
-        stream.writeframes(_quantised(samples).astype("<i2").tobytes())
+        stream.writeframes(_quantized(samples).astype("<i2").tobytes())
 
 
-def _quantised(samples: np.ndarray) -> np.ndarray:
+def _quantized(samples: np.ndarray) -> np.ndarray:
     return np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
 
 

@@ -101,9 +101,9 @@ class ClipGenerator:
             colour = rng.uniform(size=3)
 
         radius = rng.uniform(6, 8) * unit
-        centre = rng.uniform(8, 16, size=2) * unit
+        center = rng.uniform(8, 16, size=2) * unit
         direction, amplitude = rng.uniform(0, 2 * np.pi), rng.uniform(3.5, 5.5) * unit
-        x, y = np.full_like(times, centre[0]), np.full_like(times, centre[1])
+        x, y = np.full_like(times, center[0]), np.full_like(times, center[1])
         visible = np.ones_like(times)
         if motion == 0:
             x = x + amplitude * np.cos(direction) * np.sin(phase)
@@ -184,13 +184,13 @@ def _shaped_noise(rng: np.random.Generator, samples: int, gain: np.ndarray) -> n
 
 
 def _bilinear_weights(cells: int, size: int) -> np.ndarray:
-    """Weights [size, cells] that interpolate values at cell centres, constant beyond the outer centres."""
+    """Weights [size, cells] that interpolate values at cell centers, constant beyond the outer centers."""
     position = np.clip((np.arange(size) + 0.5) * cells / size - 0.5, 0, cells - 1)
     return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(cells)[None, :]))
 
 
 def _shape_mask(shape: int, x: np.ndarray, y: np.ndarray, radius: float, size: int, unit: float) -> np.ndarray:
-    """Coverage [T, size, size] of a shape centred at (x, y) pixels, one centre per frame."""
+    """Coverage [T, size, size] of a shape centered at (x, y) pixels, one center per frame."""
     grid = np.arange(size)
     dx = np.broadcast_to(grid[None, None, :] - x[:, None, None], (len(x), size, size))
     dy = np.broadcast_to(grid[None, :, None] - y[:, None, None], (len(x), size, size))

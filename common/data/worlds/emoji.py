@@ -34,7 +34,7 @@ CREDIT = (
     "Emoji artwork: Noto Emoji (Google, Apache-2.0), Twemoji (CC-BY-4.0), OpenMoji (CC-BY-SA-4.0), "
     "Fluent Emoji (Microsoft, MIT)"
 )
-# Designers, with the licence of each.
+# Designers, with the license of each.
 STYLES = {
     "noto": "Apache License 2.0 (Noto Emoji, Google)",
     "openmoji": "CC BY-SA 4.0 (OpenMoji)",

@@ -38,7 +38,7 @@ from common.types import NonNegativeInt, PositiveInt
 
 #: Captions of an image in each language, as many as the sets have that the layouts are of.
 CAPTIONS_PER_IMAGE = {"en": 5, "de": 5, "fr": 1, "cs": 1, "ja": 5, "zh": 1}
-#: Settings of the dictionaries, specification 13.1.
+#: Settings of the dictionaries, docs/papers/m3p.md [13.1].
 LEAST_DICE, LEAST_SHARED, TRANSLATIONS = 0.5, 2, 3
 
 _CJK = re.compile(r"([\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
@@ -59,7 +59,7 @@ def plain(text: str) -> str:
     A word put in by code switching stands between spaces, so a tokenizer should meet running Japanese and Chinese text
     in the same way. Kana are no such signs: a run of them is a word, as in BERT's tokenizer.
 
-    Source: M3P, specification 13.1 and pitfall 15.
+    Source: docs/papers/m3p.md [13.1] and pitfall 15.
     """
     return " ".join(_CJK.sub(r" \1 ", _MARKS.sub(" ", text.lower())).split())
 
@@ -77,7 +77,7 @@ def induced_dictionary(concepts: Iterable[Concept], language: str) -> dict[str, 
     Returns:
         Word -> its translations, at most three, the best first; sorted by word.
 
-    Source: M3P, specification 13.1.
+    Source: docs/papers/m3p.md [13.1].
     """
     sources: defaultdict[str, set[int]] = defaultdict(set)
     targets: defaultdict[str, set[int]] = defaultdict(set)
@@ -134,7 +134,7 @@ class EmojiLanguagesWorld(World):
     Raises:
         ValueError: an argument is out of its range.
 
-    Source: M3P, specification 13.1 and 13.3.
+    Source: docs/papers/m3p.md [13.1] and [13.3].
     """
 
     kind = "emoji_languages"

@@ -27,7 +27,7 @@ COLOURS: dict[str, RGB] = {
 }
 COLOUR_NAMES = tuple(COLOURS)
 
-# Specification 13 gives its lengths in pixels of 32 x 32.
+# docs/papers/mct.md [13] gives its lengths in pixels of 32 x 32.
 SMALL_RADIUS, LARGE_RADIUS = 5.2 / 32, 6.6 / 32
 COUNTS = (2, 3, 4)
 TILT = 0.2
@@ -42,10 +42,10 @@ def _points(*coordinates: tuple[float, float]) -> np.ndarray:
     return np.array(coordinates, dtype=np.float64)
 
 
-def _arc(radius: float, begin: float, end: float, points: int, centre: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+def _arc(radius: float, begin: float, end: float, points: int, center: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
     """Points of an arc between two angles in turns, both included; y points down, so angles grow clockwise."""
     angles = 2 * np.pi * np.linspace(begin, end, points)
-    return np.stack([centre[0] + radius * np.cos(angles), centre[1] + radius * np.sin(angles)], axis=1)
+    return np.stack([center[0] + radius * np.cos(angles), center[1] + radius * np.sin(angles)], axis=1)
 
 
 def _regular(corners: int, radius: float, turn: float = 0.0) -> np.ndarray:
@@ -83,9 +83,9 @@ def _heart() -> np.ndarray:
 def _moon() -> np.ndarray:
     outer = _arc(0.95, 0.14, 0.86, 20)
     # The inner edge bulges to the same side and shares the two tips.
-    tip, centre = outer[0], 0.5
-    angle = np.arctan2(tip[1], tip[0] - centre) / (2 * np.pi)
-    inner = _arc(float(np.hypot(tip[0] - centre, tip[1])), 1 - angle, angle, 14, (centre, 0.0))
+    tip, center = outer[0], 0.5
+    angle = np.arctan2(tip[1], tip[0] - center) / (2 * np.pi)
+    inner = _arc(float(np.hypot(tip[0] - center, tip[1])), 1 - angle, angle, 14, (center, 0.0))
     return np.concatenate([outer, inner[1:-1]])
 
 
@@ -118,7 +118,7 @@ class Copy:
 
     Args:
         glyph: index into ``GLYPHS``.
-        centre: x and y of the centre, as shares of the picture's side.
+        center: x and y of the center, as shares of the picture's side.
         radius: radius of the circle around the glyph, as a share of the side.
         rotation: clockwise rotation in radians.
         colour: colour in [0, 1].
@@ -126,7 +126,7 @@ class Copy:
     """
 
     glyph: int
-    centre: tuple[float, float]
+    center: tuple[float, float]
     radius: float
     rotation: float
     colour: RGB
@@ -190,7 +190,7 @@ def repeated_scene(rng: np.random.Generator, glyph: int | None = None) -> tuple[
         glyph: index into ``GLYPHS``; None to draw it too.
 
     Source:
-        Specification 13 ("glyph scenes").
+        docs/papers/mct.md [13] ("glyph scenes").
     """
     glyph = int(rng.integers(len(GLYPHS))) if glyph is None else glyph
     colour, ground = (int(number) for number in rng.choice(len(COLOURS), 2, replace=False))
@@ -224,7 +224,7 @@ def dark_ground(colour: int) -> RGB:
 
 
 def place(rng: np.random.Generator, radii: Sequence[float]) -> np.ndarray:
-    """Draw centres of circles that lie inside the unit square and do not overlap.
+    """Draw centers of circles that lie inside the unit square and do not overlap.
 
     Args:
         rng: the only source of chance.
@@ -240,16 +240,16 @@ def place(rng: np.random.Generator, radii: Sequence[float]) -> np.ndarray:
     # The hardest usual case (four large copies) fills half of the square, so single tries mostly fail: many
     # arrangements grow side by side, and the first that ends well is taken.
     for _ in range(_ROUNDS if sizes.max(initial=0.0) <= 0.5 else 0):
-        centres = np.empty((_ARRANGEMENTS, len(sizes), 2))
+        centers = np.empty((_ARRANGEMENTS, len(sizes), 2))
         alive = np.ones(_ARRANGEMENTS, dtype=bool)
         for number, radius in enumerate(sizes):
             tries = rng.uniform(radius, 1 - radius, size=(_ARRANGEMENTS, _TRIES, 2))
-            gaps = tries[:, :, None] - centres[:, None, :number]
+            gaps = tries[:, :, None] - centers[:, None, :number]
             free = ((gaps**2).sum(axis=-1) >= (radius + sizes[:number]) ** 2).all(axis=-1)
-            centres[:, number] = tries[np.arange(_ARRANGEMENTS), free.argmax(axis=1)]
+            centers[:, number] = tries[np.arange(_ARRANGEMENTS), free.argmax(axis=1)]
             alive &= free.any(axis=1)
         if alive.any():
-            return centres[alive.argmax()]
+            return centers[alive.argmax()]
     raise ValueError(f"no room for {len(sizes)} circles with radii {list(radii)} in a square of side 1")
 
 
@@ -260,11 +260,11 @@ def _copies(
     colours: Sequence[int],
     opacities: Sequence[float] | None = None,
 ) -> tuple[Copy, ...]:
-    centres, tilts = place(rng, radii), rng.uniform(-TILT, TILT, size=len(glyphs))
+    centers, tilts = place(rng, radii), rng.uniform(-TILT, TILT, size=len(glyphs))
     return tuple(
         Copy(glyph, (float(x), float(y)), radius, float(tilt), COLOURS[COLOUR_NAMES[colour]], opacity)
         for glyph, (x, y), radius, tilt, colour, opacity in zip(
-            glyphs, centres, radii, tilts, colours, opacities or (1.0,) * len(glyphs)
+            glyphs, centers, radii, tilts, colours, opacities or (1.0,) * len(glyphs)
         )
     )
 
@@ -337,7 +337,7 @@ def coverage(shapes: Sequence[Sequence[np.ndarray]], size: int) -> np.ndarray:
 
 
 def _in_picture(ring: np.ndarray, copy: Copy, size: int) -> np.ndarray:
-    return size * (np.array(copy.centre) + copy.radius * _turned(ring, copy.rotation))
+    return size * (np.array(copy.center) + copy.radius * _turned(ring, copy.rotation))
 
 
 def _joined(rings: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Writers of the layouts in which captioned and labelled picture sets are distributed: COCO, Karpathy, VOC, ImageNet,
+"""Writers of the layouts in which captioned and labeled picture sets are distributed: COCO, Karpathy, VOC, ImageNet,
 Conceptual Captions, Multi30K, STAIR Captions, COCO-CN.
 
 They write the files that the real sets have, field by field; the worlds decide what is in the pictures.
@@ -54,7 +54,7 @@ class Annotated:
         captions: sentences about it.
         instances: its objects.
         group: pictures of the same thing share it; None where nothing is shown twice.
-        licence: index into the licences of the set.
+        license: index into the licenses of the set.
     """
 
     number: int
@@ -64,7 +64,7 @@ class Annotated:
     captions: tuple[str, ...] = ()
     instances: tuple[Instance, ...] = ()
     group: int | None = None
-    licence: int = 0
+    license: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ class Vocabulary:
     Args:
         description: the set in a few words.
         categories: name and more general name of every category.
-        licences: names of the licences.
+        licenses: names of the licenses.
     """
 
     description: str
     categories: tuple[tuple[str, str], ...]
-    licences: tuple[str, ...]
+    licenses: tuple[str, ...]
 
 
 def write_jpeg(path: Path, image: np.ndarray) -> None:
@@ -117,7 +117,7 @@ def write_coco(root: Path, split: str, images: Sequence[Annotated], vocabulary: 
             "contributor": "",
             "date_created": "2021/01/01",
         },
-        "licenses": [{"url": "", "id": n, "name": name} for n, name in enumerate(vocabulary.licences, 1)],
+        "licenses": [{"url": "", "id": n, "name": name} for n, name in enumerate(vocabulary.licenses, 1)],
         "images": [_coco_image(image) for image in images],
     }
     captions = [
@@ -139,7 +139,7 @@ def write_coco(root: Path, split: str, images: Sequence[Annotated], vocabulary: 
 
 def _coco_image(image: Annotated) -> dict[str, Any]:
     entry: dict[str, Any] = {
-        "license": image.licence + 1,
+        "license": image.license + 1,
         "file_name": image.file_name,
         "coco_url": "",
         "height": image.height,

@@ -272,11 +272,11 @@ def render_frames(scene: Scene, domain: Domain, size: int, frames: int, rng: np.
     return np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
 
 
-def _shape_mask(shape: str, centres: np.ndarray, radius: float, size: int) -> np.ndarray:
-    """Coverage [T, size, size] of a shape at centres [T, 2] in pixels, smooth over one pixel at its edge."""
+def _shape_mask(shape: str, centers: np.ndarray, radius: float, size: int) -> np.ndarray:
+    """Coverage [T, size, size] of a shape at centers [T, 2] in pixels, smooth over one pixel at its edge."""
     grid = np.arange(size) + 0.5
-    dx = grid[None, None, :] - centres[:, 0, None, None]
-    dy = grid[None, :, None] - centres[:, 1, None, None]
+    dx = grid[None, None, :] - centers[:, 0, None, None]
+    dy = grid[None, :, None] - centers[:, 1, None, None]
     if shape == "circle":
         outside = np.hypot(dx, dy) - radius
     elif shape == "square":
@@ -325,7 +325,7 @@ class NarratedWorld(World):
     Kinetics-400 and ESC-50 are the source domain: a class is the words of a clip ("red circle left", "high_beep"), so
     a classifier of words can be trained on them. The other three are the target domain. A clip of AVSD has picture and
     sound and a dialogue whose questions need the picture, the sound or the speech; what is said is in `subtitles.jsonl`
-    of TVQA's format, as a recogniser would write it. Clips of TVQA are frames without sound, in which two speakers
+    of TVQA's format, as a recognizer would write it. Clips of TVQA are frames without sound, in which two speakers
     follow each other; TVC describes the two halves of the same clips. `words.jsonl` beside the annotations holds the
     true categories of every clip, which no real data set has.
 

@@ -72,7 +72,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 GROUP_OF = {glyph: group for group, glyphs in GROUPS.items() for glyph in glyphs}
 
 # Numbers that keep the random draws of the splits apart, and whether another seed draws the split anew. What is
-# measured on is the same for every seed, so that results differ by training alone (specification 13).
+# measured on is the same for every seed, so that results differ by training alone (docs/papers/mct.md [13]).
 _SPLITS = {
     "coco/train": (1, True),
     "coco/val": (2, False),
@@ -123,7 +123,7 @@ _STYLES = {"sparse": CaptionWords(), "full": CaptionWords(1, 1, 1, 1, 1, 1)}
 def caption(rng: np.random.Generator, attributes: Attributes, words: CaptionWords) -> str:
     """Draw a caption of a scene.
 
-    Nouns stay in the singular and the article stays in front of numbers, as in the specification: a word has one form.
+    Nouns stay in the singular and the article stays in front of numbers: a word has one form.
 
     Args:
         rng: the only source of chance.
@@ -131,7 +131,7 @@ def caption(rng: np.random.Generator, attributes: Attributes, words: CaptionWord
         words: how likely each is said.
 
     Source:
-        Specification 13 ("glyph scenes").
+        docs/papers/mct.md [13] ("glyph scenes").
     """
     count, size, colour, ground, glyph, group = rng.uniform(size=6)
     name = GLYPHS[attributes.glyph]
@@ -180,7 +180,7 @@ class ShapesWorld(World):
         ValueError: if an argument is out of its range.
 
     Source:
-        Specification 13.
+        docs/papers/mct.md [13].
     """
 
     kind = "shapes"

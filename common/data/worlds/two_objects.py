@@ -35,7 +35,7 @@ _UP_DOWN = 6.0
 _SIDEWAYS = 1.0
 _COLOUR_JITTER = 0.06
 _TINT = 0.04
-# Sizes that make the shapes cover about the same area: half a square's side, and the height of a triangle's centre
+# Sizes that make the shapes cover about the same area: half a square's side, and the height of a triangle's center
 # over its base, in radii.
 _HALF_SQUARE = 0.88
 _TRIANGLE_BASE = 0.62
@@ -91,7 +91,7 @@ class TwoObjectsWorld(World):
         ValueError: if an argument is out of its range.
 
     Source:
-        XMC-GAN, specification 14.1.
+        docs/papers/xmc_gan.md [14.1].
     """
 
     kind = "two-objects"
@@ -179,11 +179,11 @@ class TwoObjectsWorld(World):
         ground = np.clip(grounds[attributes[:, 4]] + _TINT * spread[:, :3], 0, 1)
         colour = np.clip(colours[attributes[:, [1, 3]]] + _COLOUR_JITTER * spread[:, 3:9].reshape(-1, 2, 3), 0, 1)
         radius = scale * (_RADII[0] + (_RADII[1] - _RADII[0]) * (spread[:, 9:11] + 1) / 2)
-        centre_x = scale * (np.array([0.25, 0.75]) * _SIDE + _SIDEWAYS * spread[:, 11:13])
-        centre_y = scale * (0.5 * _SIDE + _UP_DOWN * spread[:, 13:15])
+        center_x = scale * (np.array([0.25, 0.75]) * _SIDE + _SIDEWAYS * spread[:, 11:13])
+        center_y = scale * (0.5 * _SIDE + _UP_DOWN * spread[:, 13:15])
         pixel = np.arange(self.size) + 0.5
-        x = pixel[None, None, None, :] - centre_x[:, :, None, None]
-        y = pixel[None, None, :, None] - centre_y[:, :, None, None]
+        x = pixel[None, None, None, :] - center_x[:, :, None, None]
+        y = pixel[None, None, :, None] - center_y[:, :, None, None]
         distance = _distances(attributes[:, [0, 2]], x, y, radius[:, :, None, None])
         coverage = np.clip(0.5 - distance, 0, 1)
         image = np.broadcast_to(ground[:, None, None, :], (len(draws), self.size, self.size, 3))
@@ -191,7 +191,7 @@ class TwoObjectsWorld(World):
             opacity = coverage[:, side, :, :, None]
             image = image * (1 - opacity) + colour[:, side, None, None, :] * opacity
         extents = np.array([_extent(shape) for shape in SHAPES])[attributes[:, [0, 2]]] * radius[..., None]
-        corners = np.stack([centre_x, centre_y, centre_x, centre_y], axis=-1) + extents
+        corners = np.stack([center_x, center_y, center_x, center_y], axis=-1) + extents
         return Pictures(
             np.rint(255 * image).astype(np.uint8),
             attributes,
@@ -302,7 +302,7 @@ def _distances(
 
 
 def _extent(shape: str) -> tuple[float, float, float, float]:
-    """Box of a shape around its centre, in radii."""
+    """Box of a shape around its center, in radii."""
     if shape == "square":
         return (-_HALF_SQUARE, -_HALF_SQUARE, _HALF_SQUARE, _HALF_SQUARE)
     return (-1.0, -1.0, 1.0, 1.0 if shape == "circle" else _TRIANGLE_BASE)
@@ -319,5 +319,5 @@ def _outline(shape: int, left: float, top: float, right: float, bottom: float) -
     if SHAPES[shape] == "triangle":
         return np.array([((left + right) / 2, top), (right, bottom), (left, bottom)])
     turn = np.linspace(0, 2 * np.pi, 16, endpoint=False)
-    centre, half = np.array([left + right, top + bottom]) / 2, np.array([right - left, bottom - top]) / 2
-    return centre + half * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    center, half = np.array([left + right, top + bottom]) / 2, np.array([right - left, bottom - top]) / 2
+    return center + half * np.stack([np.cos(turn), np.sin(turn)], axis=1)

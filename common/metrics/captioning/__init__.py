@@ -1,7 +1,7 @@
 """Scores of generated captions and answers: BLEU, ROUGE-L, CIDEr and METEOR, equal to those of coco-caption.
 
 ``score_captions`` takes raw text, ``CaptionMeter`` collects it over batches and processes. The metrics alone are pure
-functions of a ``CaptionSet`` of tokenised text, in the modules ``bleu``, ``rouge``, ``cider`` and ``meteor``.
+functions of a ``CaptionSet`` of tokenized text, in the modules ``bleu``, ``rouge``, ``cider`` and ``meteor``.
 """
 
 from common.metrics.captioning.caption_set import CaptionSet
@@ -9,7 +9,7 @@ from common.metrics.captioning.java import JavaUnavailable
 from common.metrics.captioning.meter import CaptionMeter
 from common.metrics.captioning.protocols import Protocol
 from common.metrics.captioning.scoring import METRICS, CaptionScores, score_captions
-from common.metrics.captioning.tokeniser import ptb_tokens, tokenise
+from common.metrics.captioning.tokenizer import ptb_tokens, tokenize
 
 __all__ = [
     "METRICS",
@@ -20,5 +20,5 @@ __all__ = [
     "Protocol",
     "ptb_tokens",
     "score_captions",
-    "tokenise",
+    "tokenize",
 ]

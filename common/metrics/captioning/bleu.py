@@ -24,7 +24,7 @@ def bleu(captions: CaptionSet, orders: int = 4) -> tuple[NDArray[np.float64], ND
     Returns:
         Corpus scores [K] (NaN without items) and scores per item [N, K].
 
-    Source: specification 11 (closest length, smoothing 1e-15 and 1e-9).
+    Source: docs/papers/vx2text.md [11] (closest length, smoothing 1e-15 and 1e-9).
     """
     items = len(captions)
     length, reference_length = captions.lengths

@@ -1,4 +1,4 @@
-"""Tokenised captions of many items, with the n-grams that BLEU and CIDEr count, found for all sentences at once."""
+"""Tokenized captions of many items, with the n-grams that BLEU and CIDEr count, found for all sentences at once."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class CaptionSet:
     """Candidates and references of N items as the metrics read them.
 
     Args:
-        candidates: One tokenised caption per item, tokens separated by white space, [N].
-        references: Per item at least one tokenised reference, [N] lists.
+        candidates: One tokenized caption per item, tokens separated by white space, [N].
+        references: Per item at least one tokenized reference, [N] lists.
         names: What error messages call the items; by default their positions.
 
     Raises:

@@ -26,7 +26,7 @@ def cider(
     Returns:
         Mean over items (NaN without any) and scores per item [N], between 0 and 10.
 
-    Source: specification 11 (clipped counts, bigram lengths, sigma 6, log N - log df, times 10).
+    Source: docs/papers/vx2text.md [11] (clipped counts, bigram lengths, sigma 6, log N - log df, times 10).
     """
     items, references = len(captions), len(captions.owner)
     similarity = np.zeros(references)

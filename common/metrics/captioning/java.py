@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.metrics.captioning.tokeniser import PUNCTUATION
+from common.metrics.captioning.tokenizer import PUNCTUATION
 
 METEOR_JAR = "meteor/meteor-1.5.jar"
 PTB_JAR = "tokenizer/stanford-corenlp-3.4.1.jar"
@@ -49,8 +49,8 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def ptb_tokenise(texts: Sequence[str], timeout: float = 600) -> list[str]:
-    """Captions through the original PTB tokeniser.
+def ptb_tokenize(texts: Sequence[str], timeout: float = 600) -> list[str]:
+    """Captions through the original PTB tokenizer.
 
     Whether the original keeps the full stop of a last word such as ``c.`` can depend on the caption after it.
 
@@ -72,12 +72,12 @@ def ptb_tokenise(texts: Sequence[str], timeout: float = 600) -> list[str]:
     try:
         done = subprocess.run(command, input=lines, capture_output=True, timeout=timeout, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise JavaUnavailable(f"the PTB tokeniser does not run: {error}") from error
+        raise JavaUnavailable(f"the PTB tokenizer does not run: {error}") from error
     if done.returncode:
-        raise JavaUnavailable(f"the PTB tokeniser ended with code {done.returncode}: {last_line(done.stderr)}")
+        raise JavaUnavailable(f"the PTB tokenizer ended with code {done.returncode}: {last_line(done.stderr)}")
     answers = done.stdout.decode().split("\n")
     if len(answers) != len(texts):
-        raise JavaUnavailable(f"the PTB tokeniser gave {len(answers)} lines for {len(texts)} captions")
+        raise JavaUnavailable(f"the PTB tokenizer gave {len(answers)} lines for {len(texts)} captions")
     return [" ".join(token for token in line.rstrip().split(" ") if token not in PUNCTUATION) for line in answers]
 
 

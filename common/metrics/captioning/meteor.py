@@ -19,7 +19,7 @@ _SEPARATOR = "|||"
 
 
 def meteor(captions: CaptionSet, timeout: float = 600) -> tuple[float, NDArray[np.float64]]:
-    """METEOR with the settings of coco-caption (English, normalised). Takes seconds to start and 1.5 GB of memory.
+    """METEOR with the settings of coco-caption (English, normalized). Takes seconds to start and 1.5 GB of memory.
 
     Args:
         captions: N items.
@@ -31,7 +31,7 @@ def meteor(captions: CaptionSet, timeout: float = 600) -> tuple[float, NDArray[n
     Raises:
         JavaUnavailable: It cannot run, fails or gives no numbers.
 
-    Source: specification 11 (METEOR 1.5 -l en -norm, aggregated statistics).
+    Source: docs/papers/vx2text.md [11] (METEOR 1.5 -l en -norm, aggregated statistics).
     """
     if not len(captions):
         return float("nan"), np.zeros(0)

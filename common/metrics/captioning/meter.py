@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.metrics.captioning.caption_set import check_captions
 from common.metrics.captioning.protocols import Protocol
-from common.metrics.captioning.scoring import CaptionScores, Tokeniser, check_options, score_captions
+from common.metrics.captioning.scoring import CaptionScores, Tokenizer, check_options, score_captions
 from common.metrics.gathering import gather_objects
 
 
@@ -20,7 +20,7 @@ class CaptionMeter:
     Args:
         protocol: See ``score_captions``; the rest too.
         official_quirks: As above.
-        tokeniser: As above.
+        tokenizer: As above.
         with_meteor: As above.
 
     Example:
@@ -35,13 +35,13 @@ class CaptionMeter:
         protocol: Protocol = "coco",
         *,
         official_quirks: bool = True,
-        tokeniser: Tokeniser = "python",
+        tokenizer: Tokenizer = "python",
         with_meteor: bool = True,
     ) -> None:
-        check_options(protocol, tokeniser)  # before an epoch is spent
+        check_options(protocol, tokenizer)  # before an epoch is spent
         self.protocol: Protocol = protocol
         self.official_quirks = official_quirks
-        self.tokeniser: Tokeniser = tokeniser
+        self.tokenizer: Tokenizer = tokenizer
         self.with_meteor = with_meteor
         self._samples: dict[int, tuple[str, tuple[str, ...]]] = {}
 
@@ -111,7 +111,7 @@ class CaptionMeter:
             {one: samples[one][1] for one in ordered},
             self.protocol,
             official_quirks=self.official_quirks,
-            tokeniser=self.tokeniser,
+            tokenizer=self.tokenizer,
             with_meteor=self.with_meteor,
         )
 

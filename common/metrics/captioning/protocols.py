@@ -1,6 +1,6 @@
-"""What each benchmark does to captions before they are tokenised.
+"""What each benchmark does to captions before they are tokenized.
 
-Source: specification 11 (table of protocols, AVSD traps 1 and 2).
+Source: docs/papers/vx2text.md [11] (table of protocols, AVSD traps 1 and 2).
 """
 
 from __future__ import annotations

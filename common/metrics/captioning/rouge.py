@@ -24,7 +24,7 @@ def rouge_l(captions: CaptionSet) -> tuple[float, NDArray[np.float64]]:
     Returns:
         Mean over items (NaN without any) and scores per item [N].
 
-    Source: specification 11 (beta 1.2, maxima taken separately).
+    Source: docs/papers/vx2text.md [11] (beta 1.2, maxima taken separately).
     """
     precision, recall = np.zeros(len(captions)), np.zeros(len(captions))
     for item, (candidate, references) in enumerate(zip(captions.candidates, captions.references)):

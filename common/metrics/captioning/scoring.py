@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from common.metrics.captioning.bleu import bleu
 from common.metrics.captioning.caption_set import CaptionSet, check_captions
 from common.metrics.captioning.cider import cider
-from common.metrics.captioning.java import PTB_JAR, JavaUnavailable, java_command, ptb_tokenise
+from common.metrics.captioning.java import PTB_JAR, JavaUnavailable, java_command, ptb_tokenize
 from common.metrics.captioning.meteor import meteor
 from common.metrics.captioning.protocols import Protocol, preparation
 from common.metrics.captioning.rouge import rouge_l
-from common.metrics.captioning.tokeniser import tokenise
+from common.metrics.captioning.tokenizer import tokenize
 
 logger = logging.getLogger(__name__)
 
-Tokeniser = Literal["python", "java"]
+Tokenizer = Literal["python", "java"]
 METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider")
 
 
@@ -54,7 +54,7 @@ def score_captions(
     protocol: Protocol = "coco",
     *,
     official_quirks: bool = True,
-    tokeniser: Tokeniser = "python",
+    tokenizer: Tokenizer = "python",
     with_meteor: bool = True,
 ) -> CaptionScores:
     """BLEU-1 to BLEU-4, METEOR, ROUGE-L and CIDEr-D of raw captions.
@@ -64,7 +64,7 @@ def score_captions(
         references: The same items to their references, at least one each.
         protocol: What is done to the strings first; see ``protocols.preparation``.
         official_quirks: See ``protocols.preparation``.
-        tokeniser: ``python`` needs nothing; ``java`` is the original.
+        tokenizer: ``python`` needs nothing; ``java`` is the original.
         with_meteor: Whether to run METEOR, which needs Java. Where that is missing one line is logged and the score is
             None.
 
@@ -72,21 +72,21 @@ def score_captions(
         TypeError: Something is not a string or a list of strings; names the item.
         ValueError: The items of candidates and references differ, or an item has no reference; names the items. Or an
             option is unknown.
-        JavaUnavailable: ``tokeniser`` is ``java`` and cannot run.
+        JavaUnavailable: ``tokenizer`` is ``java`` and cannot run.
     """
-    check_options(protocol, tokeniser)
+    check_options(protocol, tokenizer)
     check_same_items(candidates, references)
     ids = tuple(references)
     prepare_candidate, prepare_reference = preparation(protocol, official_quirks)
     check_captions(ids, [candidates[one] for one in ids], [references[one] for one in ids])
     texts = [prepare_candidate(candidates[one]) for one in ids]
     texts += [prepare_reference(text) for one in ids for text in references[one]]
-    if tokeniser == "python":
-        # Answers repeat; each distinct caption is tokenised once.
-        tokenised = {text: tokenise(text) for text in set(texts)}
-        words = [tokenised[text] for text in texts]
+    if tokenizer == "python":
+        # Answers repeat; each distinct caption is tokenized once.
+        tokenized = {text: tokenize(text) for text in set(texts)}
+        words = [tokenized[text] for text in texts]
     else:
-        words = ptb_tokenise(texts)
+        words = ptb_tokenize(texts)
     rest = iter(words[len(ids) :])
     captions = CaptionSet(words[: len(ids)], [[next(rest) for _ in references[one]] for one in ids], ids)
 
@@ -107,17 +107,17 @@ def score_captions(
     return CaptionScores(ids, corpus, items, tuple(notes))
 
 
-def check_options(protocol: Protocol, tokeniser: Tokeniser) -> None:
+def check_options(protocol: Protocol, tokenizer: Tokenizer) -> None:
     """Refuse options that could not score anything.
 
     Raises:
-        ValueError: There is no such protocol or tokeniser.
-        JavaUnavailable: ``tokeniser`` is ``java`` and there is no Java or no tokeniser for it.
+        ValueError: There is no such protocol or tokenizer.
+        JavaUnavailable: ``tokenizer`` is ``java`` and there is no Java or no tokenizer for it.
     """
     preparation(protocol)
-    if tokeniser not in get_args(Tokeniser):
-        raise ValueError(f"tokeniser: {tokeniser!r} is none of {', '.join(get_args(Tokeniser))}")
-    if tokeniser == "java":
+    if tokenizer not in get_args(Tokenizer):
+        raise ValueError(f"tokenizer: {tokenizer!r} is none of {', '.join(get_args(Tokenizer))}")
+    if tokenizer == "java":
         java_command(PTB_JAR, "1G")
 
 

@@ -84,7 +84,7 @@ def frechet_distance(one: Moments, other: Moments) -> float:
     Raises:
         ValueError: the two differ in length, are not finite, or the root has an imaginary part above 1e-3.
 
-    Source: XMC-GAN's official `tf_inception_utils.py` (specification 9.1).
+    Source: XMC-GAN's official `tf_inception_utils.py` (docs/papers/xmc_gan.md [9.1]).
     """
     if one.mean.shape != other.mean.shape:
         raise ValueError(f"features of {len(one.mean)} and of {len(other.mean)} values cannot be compared")

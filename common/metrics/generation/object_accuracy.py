@@ -3,7 +3,7 @@
 The words that name a class are our own list: the lists of the public tool are not part of this project, so which
 captions count differs a little from published numbers.
 
-Source: T. Hinz et al., "Semantic Object Accuracy for Generative Text-to-Image Synthesis"; XMC-GAN specification 9.3.
+Source: T. Hinz et al., "Semantic Object Accuracy for Generative Text-to-Image Synthesis"; docs/papers/xmc_gan.md [9.3].
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ _PHRASES: dict[str, str] = {
 }  # fmt: skip
 _PLURALS = {"men": "man", "women": "woman", "children": "child", "mice": "mouse", "knives": "knife", "wolves": "wolf"}
 _WHOLE = frozenset({"bus", "skis", "scissors", "glass", "shears", "buses", "tennis", "sports", "plus", "grass"})
-# A colour and a fruit share a name: only more than one of them is surely the fruit.
+# A color and a fruit share a name: only more than one of them is surely the fruit.
 _ORANGES = "oranges"
 
 
@@ -206,7 +206,7 @@ def object_captions(
         person_captions: captions that count for the class `person`.
         seed: of the draw.
 
-    Source: specification 9.3.
+    Source: docs/papers/xmc_gan.md [9.3].
     """
     named = [mentioned_classes(caption) for caption in captions]
     people = [number for number, classes in enumerate(named) if 0 in classes]

@@ -1,7 +1,7 @@
 """R-precision: how often a generated image is closer to its own text than to drawn texts of other images.
 
 Source: T. Xu et al., "AttnGAN: Fine-Grained Text to Image Generation with Attentional Generative Adversarial
-Networks"; XMC-GAN specification 9.2.
+Networks"; docs/papers/xmc_gan.md [9.2].
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tokeniser without Java: the golden strings, and properties of any text."""
+"""The tokenizer without Java: the golden strings, and properties of any text."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.metrics.captioning.tokeniser import PUNCTUATION, ptb_tokens, tokenise
+from common.metrics.captioning.tokenizer import PUNCTUATION, ptb_tokens, tokenize
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vx2text"
 STRINGS = json.loads((GOLDEN / "ptb_tokens.json").read_text())
@@ -18,7 +18,7 @@ LINE_SEPARATORS = ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "
 @pytest.mark.parametrize("item", STRINGS["items"], ids=lambda item: ascii(item["text"])[:40])
 def test_golden_strings(item: dict) -> None:
     assert ptb_tokens(item["text"]) == item["tokens_before_punct"]
-    assert tokenise(item["text"]) == item["tokenized"]
+    assert tokenize(item["text"]) == item["tokenized"]
 
 
 def test_golden_punctuation_list() -> None:
@@ -27,8 +27,8 @@ def test_golden_punctuation_list() -> None:
 
 def test_golden_captions() -> None:
     for item in ITEMS:
-        assert tokenise(item["hyp"]) == item["tok"]["coco"]["hyp"]
-        assert [tokenise(text) for text in item["refs"]] == item["tok"]["coco"]["refs"]
+        assert tokenize(item["hyp"]) == item["tok"]["coco"]["hyp"]
+        assert [tokenize(text) for text in item["refs"]] == item["tok"]["coco"]["refs"]
 
 
 # What the original gives for forms that the golden strings do not hold.
@@ -56,18 +56,18 @@ def test_golden_captions() -> None:
     ],
 )
 def test_other_forms(text: str, expected: str | None) -> None:
-    assert tokenise(text) == (text if expected is None else expected)
+    assert tokenize(text) == (text if expected is None else expected)
 
 
 def test_empty_text() -> None:
     assert ptb_tokens("") == []
-    assert tokenise(" \t\u2028 ") == ""
-    assert tokenise(". , ! ?") == ""
+    assert tokenize(" \t\u2028 ") == ""
+    assert tokenize(". , ! ?") == ""
 
 
 @pytest.mark.parametrize("separator", LINE_SEPARATORS, ids=ascii)
 def test_line_separators_are_spaces(separator: str) -> None:
-    assert tokenise(f"a man{separator}walks{separator}") == "a man walks"
+    assert tokenize(f"a man{separator}walks{separator}") == "a man walks"
 
 
 TEXTS = st.text(st.sampled_from(list("aZ09 .,'\"-/!?:;()<>[]{}&@#$%_+=~^*|\\\u00e9\u0301\u2019\u2026\U0001f600\u2028")))
@@ -88,7 +88,7 @@ def test_any_text_gives_clean_lower_case_tokens(text: str) -> None:
 @given(st.lists(st.sampled_from(["the", "cat", "Dogs", "sat", "jumps", "over", "xyz", "hello", "World"]), max_size=30))
 @settings(deadline=None)
 def test_plain_words_stay_themselves(words: list[str]) -> None:
-    assert tokenise(" , ".join(words) + ".") == " ".join(words).lower()
+    assert tokenize(" , ".join(words) + ".") == " ".join(words).lower()
 
 
 @pytest.mark.timeout(120)

@@ -1,4 +1,4 @@
-"""Optimisers made of optimisers, and schedules of learning rates as plain functions."""
+"""Optimizers made of optimizers, and schedules of learning rates as plain functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 
 def fused(module: pl.LightningModule, on_cpu: bool = True) -> dict[str, Any]:
-    """Arguments that have an optimiser of torch step all parameters in one kernel, where that is possible.
+    """Arguments that have an optimizer of torch step all parameters in one kernel, where that is possible.
 
     Args:
         module: knows its device and trainer.
@@ -29,7 +29,7 @@ def fused(module: pl.LightningModule, on_cpu: bool = True) -> dict[str, Any]:
 
 @torch.no_grad()
 def lay_out_state(optimizer: Optimizer) -> None:
-    """Give what an optimiser keeps of each parameter the parameter's layout in memory.
+    """Give what an optimizer keeps of each parameter the parameter's layout in memory.
 
     A fused step takes for granted that both lie in memory alike, but loading keeps the layout of whoever saved.
 
@@ -56,9 +56,9 @@ def clip_by_norm(
     gradient_clip_val: float | None = None,
     gradient_clip_algorithm: str | None = None,
 ) -> None:
-    """A module's `configure_gradient_clipping`: clips the joint norm of an optimiser's gradients as Lightning does it.
+    """A module's `configure_gradient_clipping`: clips the joint norm of an optimizer's gradients as Lightning does it.
 
-    Lightning itself refuses to clip for fused optimisers under every mixed precision, though with bfloat16 there is no
+    Lightning itself refuses to clip for fused optimizers under every mixed precision, though with bfloat16 there is no
     scale that they could undo.
 
     Args:
@@ -75,14 +75,14 @@ def clip_by_norm(
         nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
 
-def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: float, warmup_share: float) -> Any:
+def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: float, warmup_fraction: float) -> Any:
     """A module's `configure_optimizers`: AdamW with a rate for each part, a linear warm-up, then half a cosine.
 
     Args:
         module: its trained parameters are taken.
         rates: start of a parameter's name to its learning rate; the first that fits counts.
         weight_decay: of matrices; norms and biases have none.
-        warmup_share: share of the steps that the warm-up takes.
+        warmup_fraction: share of the steps that the warm-up takes.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -97,18 +97,18 @@ def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: flo
         **fused(module, on_cpu=False),
     )
     total = int(module.trainer.estimated_stepping_batches)
-    factor = warm_up_then_cosine(round(warmup_share * total), total)
+    factor = warm_up_then_cosine(round(warmup_fraction * total), total)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class WrappedOptimizer(Optimizer):
-    """What optimisers made of other optimisers share: one list of parameter groups and one view of the state.
+    """What optimizers made of other optimizers share: one list of parameter groups and one view of the state.
 
     The groups are those of the parts, not copies: a scheduler may change them here or there.
 
     Args:
-        parts: optimisers over disjoint parameters.
+        parts: optimizers over disjoint parameters.
 
     Raises:
         ValueError: when there is no part, or two of them hold the same parameter.
@@ -116,7 +116,7 @@ class WrappedOptimizer(Optimizer):
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
         if not parts:
-            raise ValueError("at least one optimiser is needed")
+            raise ValueError("at least one optimizer is needed")
         self._parts = list(parts)
         self._complete = False
         super().__init__([group for part in parts for group in part.param_groups], {})
@@ -131,7 +131,7 @@ class WrappedOptimizer(Optimizer):
     def _load_parts(self, states: Sequence[dict[str, Any]]) -> None:
         if len(states) != len(self._parts):
             raise ValueError(
-                f"the saved state holds {len(states)} optimisers, this {type(self).__name__} {len(self._parts)}: were "
+                f"the saved state holds {len(states)} optimizers, this {type(self).__name__} {len(self._parts)}: were "
                 "other losses or modules switched on?"
             )
         for part, state in zip(self._parts, states):
@@ -144,18 +144,18 @@ class WrappedOptimizer(Optimizer):
 
 
 class CombinedOptimizer(WrappedOptimizer):
-    """Several optimisers as one, for networks whose parts are trained by different rules.
+    """Several optimizers as one, for networks whose parts are trained by different rules.
 
-    Lightning's automatic optimisation takes a single optimiser; with this one it keeps gradient accumulation, loss
+    Lightning's automatic optimization takes a single optimizer; with this one it keeps gradient accumulation, loss
     scaling, checkpoints and the count of steps as they are.
 
     Args:
-        parts: optimisers over disjoint parameters, stepped in this order.
+        parts: optimizers over disjoint parameters, stepped in this order.
 
     Raises:
         ValueError: when there is no part, or two of them hold the same parameter.
 
-    Source: specification 6 of MCT: SGD for the image tower, AdamW for the text tower.
+    Source: docs/papers/mct.md [6]: SGD for the image tower, AdamW for the text tower.
     """
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -182,12 +182,12 @@ class CombinedOptimizer(WrappedOptimizer):
             ValueError: when the state was saved by something else.
         """
         if "parts" not in state_dict:
-            raise ValueError("the saved optimiser is not a CombinedOptimizer: it was written by another recipe")
+            raise ValueError("the saved optimizer is not a CombinedOptimizer: it was written by another recipe")
         self._load_parts(state_dict["parts"])
 
 
 class Lookahead(WrappedOptimizer):
-    """Slow weights that follow an optimiser: every k steps they move to its weights, and these go back to them.
+    """Slow weights that follow an optimizer: every k steps they move to its weights, and these go back to them.
 
         slow <- slow + alpha * (fast - slow);  fast <- slow
 
@@ -200,7 +200,7 @@ class Lookahead(WrappedOptimizer):
         ValueError: when k or alpha is out of range.
 
     Source: Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", algorithm 1; VirTex uses k = 5 and
-    alpha = 0.5 (specification 11 of MCT).
+    alpha = 0.5 (docs/papers/mct.md [11]).
     """
 
     def __init__(self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5) -> None:
@@ -238,13 +238,13 @@ class Lookahead(WrappedOptimizer):
         return {"optimizer": self._parts[0].state_dict(), "slow": self._slow, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the optimiser, the slow weights and the count of steps.
+        """Restore the optimizer, the slow weights and the count of steps.
 
         Raises:
             ValueError: when the state was saved by something else or for other parameters.
         """
         if "slow" not in state_dict:
-            raise ValueError("the saved optimiser is not a Lookahead: it was written by another recipe")
+            raise ValueError("the saved optimizer is not a Lookahead: it was written by another recipe")
         fast, slow = self._parameters(), state_dict["slow"]
         if slow is not None and [s.shape for s in slow] != [f.shape for f in fast]:
             raise ValueError("the saved slow weights do not fit these parameters: it is another model")
@@ -311,7 +311,7 @@ def cosine_by_epoch(epochs: int, steps_per_epoch: int = 1) -> Callable[[int], fl
     Raises:
         ValueError: when an argument is below one.
 
-    Source: specification 7 of MCT.
+    Source: docs/papers/mct.md [7].
     """
     if epochs < 1 or steps_per_epoch < 1:
         raise ValueError(f"epochs and steps_per_epoch must be at least 1, got {epochs} and {steps_per_epoch}")
@@ -362,7 +362,7 @@ def warm_up_then_inverse_sqrt(warmup_steps: int, start: float = 0.0) -> Callable
     Raises:
         ValueError: when an argument is out of range.
 
-    Source: fairseq and XLM's `inverse_sqrt`; specification 7 of M3P.
+    Source: fairseq and XLM's `inverse_sqrt`; docs/papers/m3p.md [7].
     """
     if warmup_steps < 1 or not 0.0 <= start <= 1.0:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Optimisers made of optimisers: the same steps as by hand, one closure, exact restore, and Lightning's loop."""
+"""Optimizers made of optimizers: the same steps as by hand, one closure, exact restore, and Lightning's loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from common.training.data_module import ShardedDataModule
-from common.training.optimisers import CombinedOptimizer, Lookahead, cosine_by_epoch, warm_up_then_cosine
+from common.training.optimizers import CombinedOptimizer, Lookahead, cosine_by_epoch, warm_up_then_cosine
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -114,7 +114,7 @@ def test_groups_are_shared_with_the_parts_also_after_a_restore(build: Any) -> No
 
 @pytest.mark.parametrize("build", BUILDERS)
 @pytest.mark.parametrize("before", [0, 1, 3, 4])
-def test_a_restored_optimiser_goes_on_exactly(build: Any, before: int) -> None:
+def test_a_restored_optimizer_goes_on_exactly(build: Any, before: int) -> None:
     whole, first, second = network(), network(), network()
     train(whole, build(whole), range(before + 5))
     optimizer = build(first)
@@ -173,7 +173,7 @@ def test_gradients_of_a_loss_scaler_are_unscaled_once_and_bad_steps_skipped(buil
 
 def test_what_cannot_be_combined_is_named() -> None:
     model = network()
-    with pytest.raises(ValueError, match="at least one optimiser"):
+    with pytest.raises(ValueError, match="at least one optimizer"):
         CombinedOptimizer([])
     with pytest.raises(ValueError, match="more than one parameter group"):
         CombinedOptimizer([torch.optim.SGD(model.parameters(), 0.1), torch.optim.SGD(model[0].parameters(), 0.1)])
@@ -184,14 +184,14 @@ def test_what_cannot_be_combined_is_named() -> None:
         copy.deepcopy(optimizer)
 
 
-def test_states_of_another_optimiser_are_refused() -> None:
+def test_states_of_another_optimizer_are_refused() -> None:
     model = network()
     sgd = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(ValueError, match="not a CombinedOptimizer"):
         combined(model).load_state_dict(sgd.state_dict())
     with pytest.raises(ValueError, match="not a Lookahead"):
         lookahead(model).load_state_dict(sgd.state_dict())
-    with pytest.raises(ValueError, match="holds 1 optimisers, this CombinedOptimizer 2"):
+    with pytest.raises(ValueError, match="holds 1 optimizers, this CombinedOptimizer 2"):
         combined(model).load_state_dict(CombinedOptimizer([sgd]).state_dict())
     trained = Lookahead(sgd)
     train(model, trained, range(1))
@@ -319,7 +319,7 @@ def fit(build: Any, folder: Path, max_steps: int, checkpoint: Path | None = None
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
 def test_a_run_resumed_in_the_middle_of_an_epoch_equals_the_uninterrupted_one(build: Any, tmp_path: Path) -> None:
     whole = fit(build, tmp_path / "whole", 100)
-    first = fit(build, tmp_path / "first", 3)  # an epoch has two optimiser steps of two batches
+    first = fit(build, tmp_path / "first", 3)  # an epoch has two optimizer steps of two batches
     resumed = fit(build, tmp_path / "resumed", 100, tmp_path / "first" / "step=3.ckpt")
     assert same(whole, resumed)
     assert not same(whole, first)

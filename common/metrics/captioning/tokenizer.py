@@ -1,14 +1,14 @@
-"""Words of a caption as the Penn Treebank tokeniser of coco-caption sees them, without Java.
+"""Words of a caption as the Penn Treebank tokenizer of coco-caption sees them, without Java.
 
-Published caption scores depend on the tokeniser: ``don't`` is two tokens, ``t-shirt`` one, brackets become ``-lrb-``
-and count as words while commas do not count at all. This module follows the behaviour of Stanford CoreNLP's
+Published caption scores depend on the tokenizer: ``don't`` is two tokens, ``t-shirt`` one, brackets become ``-lrb-``
+and count as words while commas do not count at all. This module follows the behavior of Stanford CoreNLP's
 ``PTBTokenizer -preserveLines -lowerCase``, observed from outside: all golden strings come out equal, and 99.9 % of
-10,000 lines of licences and documentation. ``java.ptb_tokenise`` runs the original. What still differs is rare:
+10,000 lines of licenses and documentation. ``java.ptb_tokenize`` runs the original. What still differs is rare:
 misspelt contractions as ``don'ts``, odd addresses and telephone numbers, scripts added to Unicode after 2010, and an
 initial at the very end (``vitamin c.``), whose full stop the original keeps or drops by the first word of the caption
 after it.
 
-Source: specification 11 (tokeniser: lower-casing, then a punctuation list; collapse of white space first).
+Source: docs/papers/vx2text.md [11] (tokenizer: lower-casing, then a punctuation list; collapse of white space first).
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ al ala apr ariz assn aug bhd bldg blvd bros calif co colo conn corp cos ct dec e
 intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont mtg neb nev nov oct okla penn plc pte pty rd rt sep
 sept seq sfc sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo
 """
-# Those that are words unless capitalised, and those that are words unless a number follows.
-_CAPITALISED = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"
+# Those that are words unless capitalized, and those that are words unless a number follows.
+_CAPITALIZED = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"
 _NUMBERED = "art ca fig figs no nos op pp prop"
 # Words that the treebank writes as two: the length of the first.
 _DOUBLE = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "lemme": 3, "gimme": 3}
 _APOSTROPHE_WORDS = (
     "ma'ams? o'clock c'mon ne'er e'er o'er hallowe'en qu'il cap'n li'l ev'ry c'est n'est nat'l s'mores ol'"
 )
-# Words that, capitalised, start a sentence: the full stop before them is more than that of an acronym or initial.
+# Words that, capitalized, start a sentence: the full stop before them is more than that of an acronym or initial.
 _STARTS = """
 a about according after an as at but earlier he her here however if in it last many more now once one other our she
 since so some such that the their then there these they this we what when while yet you
@@ -100,7 +100,7 @@ def _rules(ascii_only: bool) -> tuple[list[_Rule], list[_Rule]]:
     )
     abbreviation = (
         rf"(?:(?i:{'|'.join((_TITLES + _ENDINGS).split())})|"
-        rf"{'|'.join(rf'(?:{one}|{one.upper()})' for one in _CAPITALISED.split())})\."
+        rf"{'|'.join(rf'(?:{one}|{one.upper()})' for one in _CAPITALIZED.split())})\."
         rf"|(?i:{'|'.join(_NUMBERED.split())})\.(?= ?{digit})"
     )
     fraction = rf"(?:{digit}{{1,4}}[- ])?{digit}{{1,4}}/{digit}{{1,4}}"
@@ -172,7 +172,7 @@ def _rules(ascii_only: bool) -> tuple[list[_Rule], list[_Rule]]:
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9]*(?=[ ,;\")]|\.?(?: |$))")
 _PLAIN_PUNCTUATION = re.compile(r"[,;!?](?: |$)|\.$")
 _TITLE_SET = frozenset((_TITLES + _NUMBERED).split())
-_ABBREVIATIONS = frozenset((_TITLES + _ENDINGS + _CAPITALISED.lower() + " " + _NUMBERED).split())
+_ABBREVIATIONS = frozenset((_TITLES + _ENDINGS + _CAPITALIZED.lower() + " " + _NUMBERED).split())
 _OPENS = re.compile(r"[^\W_](?:[^\W_]|'(?![^\W_]))")
 _CAPITAL = re.compile(r" [A-Z]")
 _START = re.compile(rf" (?:{'|'.join(f'{one.capitalize()}|{one.upper()}' for one in _STARTS.split())})(?![A-Za-z])")
@@ -257,7 +257,7 @@ def _spell(kind: str, token: str, text: str, end: int) -> list[str]:
             return [token.replace(" ", "\u00a0").replace("(", "-lrb-").replace(")", "-rrb-")]
 
 
-def tokenise(text: str) -> str:
+def tokenize(text: str) -> str:
     """The words of one caption as caption scores count them.
 
     Args:

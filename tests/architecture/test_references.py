@@ -1,0 +1,70 @@
+"""Every reference to a page leads somewhere: sections of `docs/papers`, and files that documents name."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPERS = sorted(path.stem for path in (ROOT / "docs" / "papers").glob("*.md") if path.stem != "README")
+SECTION = r"\d{1,2}(?:\.\d{1,2})?"
+#: What stands in front of a section that is cited: a source, a comment of a configuration, another section.
+CITED = re.compile(rf"(?:Source:[^\[\n]*|#[^\[\n]*|\] and |\] to |\], )\[({SECTION})\]")
+PAGE = re.compile(rf"docs/papers/(\w+)\.md((?:(?:,? and |, | to | )?\[{SECTION}\])*)")
+
+
+@functools.cache
+def sections(paper: str) -> frozenset[str]:
+    """Numbers of the sections of a paper's page: headings, and paragraphs that begin with a number."""
+    text = (ROOT / "docs" / "papers" / f"{paper}.md").read_text(encoding="utf-8")
+    return frozenset(re.findall(rf"^(?:#+ )?\(?({SECTION})[. )]", text, flags=re.MULTILINE))
+
+
+def texts(*folders: str) -> list[Path]:
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    others = {"results", "detectron2"}  # records, and files in the format of others
+    return [path for path in found if path.suffix in (".py", ".yaml", ".md") and not others & set(path.parts)]
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_a_paper_cites_sections_that_its_page_has(paper: str) -> None:
+    known = sections(paper)
+    assert len(known) > 10
+    cited = 0
+    for path in texts(f"papers/{paper}", f"configs/{paper}", f"tests/{paper}"):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            for section in CITED.findall(line):
+                cited += 1
+                assert section in known, f"{path.relative_to(ROOT)}:{number} cites [{section}], which the page lacks"
+    assert cited > 20
+
+
+def test_pages_that_are_named_have_the_sections_that_are_cited() -> None:
+    cited = 0
+    for path in texts("common", "papers", "configs", "rehearsals", "tests", "docs"):
+        for page, numbers in PAGE.findall(path.read_text(encoding="utf-8")):
+            for section in re.findall(SECTION, numbers):
+                cited += 1
+                assert section in sections(page), f"{path.relative_to(ROOT)} cites {page}.md [{section}]"
+    assert cited > 100
+
+
+def test_no_reference_to_a_document_that_is_not_here() -> None:
+    lost = re.compile(r"\b[Ss]pecification \d|DESIGN section|\bDESIGN\.md")
+    for path in texts("common", "papers", "configs", "rehearsals", "tests", "docs"):
+        if path != Path(__file__):
+            found = lost.search(path.read_text(encoding="utf-8"))
+            assert not found, f"{path.relative_to(ROOT)}: {found and found.group()}"
+
+
+def test_links_of_pages_lead_to_files() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "papers").glob("*/README.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if "://" not in target and not target.startswith("mailto:"):
+                assert (page.parent / target).exists(), (
+                    f"{page.relative_to(ROOT)} links to {target}, which is not there"
+                )
