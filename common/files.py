@@ -7,6 +7,7 @@ never meets half of it. What a killed process left behind is removed by the next
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import re
@@ -32,6 +33,26 @@ _ABANDONED_SECONDS = 600.0
 
 class AtomicWriteError(OSError):
     """A file could not be written; what stood there before is untouched."""
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """While it lasts, errors of the system name the file: a disk that fails in the middle of a file does not.
+
+    Raises:
+        OSError: the path is a pipe or a device, which would be waited for, or what the system says.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------

@@ -406,7 +406,7 @@ def test_damaged_lists_name_file_and_line(
     path = next(root.rglob(Path(name).name))
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines) + damage + b"," + damage + b"," + damage + b"\n")
-    with pytest.raises(ValueError, match=rf"{path.name}, after line \d+: .*; get the file anew"):
+    with pytest.raises(ValueError, match=rf"{path.name}, (after )?line \d+: "):
         kind(root).listing(split, 1 if kind is ESC50 else None)
 
 

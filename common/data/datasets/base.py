@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from common.data import shards
 from common.data.listing import ClipTable, DatasetMissing, DatasetStatus, Listing, ListingIndex
-from common.files import cache_folder
+from common.files import cache_folder, named
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".flv"})
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -347,7 +347,8 @@ def walk(folder: Path, suffixes: frozenset[str] | None, watched: list[Path]) -> 
 
 def read_lines(path: Path) -> list[str]:
     """Lines of a text list without blank ones; byte-order mark and carriage returns are dropped."""
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    with named(path):
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     # Not splitlines(): file names may hold characters that it takes for line ends.
     return [line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
 
@@ -361,7 +362,7 @@ def csv_rows(path: Path, kind: type[Any] = csv.DictReader, **options: Any) -> It
         kind: `csv.DictReader`, or `csv.reader` for rows without names.
         options: of the reader.
     """
-    with path.open(newline="", encoding="utf-8-sig") as stream:
+    with named(path), path.open(newline="", encoding="utf-8-sig") as stream:
         reader = kind(stream, **options)
         try:
             yield reader
