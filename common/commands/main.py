@@ -15,6 +15,7 @@ from common.commands.data import add_parsers as add_data_parsers
 from common.commands.data import data_root
 from common.commands.models import add_parsers as add_use_parsers
 from common.errors import Preempted, ReportingError, StageError, is_ours, printable
+from common.files import described
 from common.reporting.papers import SCALES, example_stage, existing_papers, names_of_papers, paper_named, project_root
 from common.stages.rehearse import add_parsers as add_rehearse_parsers
 
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
+    if any("\0" in text for text in (sys.argv[1:] if argv is None else argv)):
+        parser.error("an argument holds a null byte, which no name or text may hold")
     arguments, rest = parser.parse_known_args(argv)
     if "files" in arguments and not any(text.startswith("-") for text in rest):
         # Before Python 3.12.7, files that come after an option are left over.
@@ -70,7 +73,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if os.environ.get("ASSEMBLE_TRACEBACK"):
             raise
         hint = "" if _explained(error) else "\n(ASSEMBLE_TRACEBACK=1 shows where)"
-        print(f"assemble: {printable(str(error))}{hint}", file=sys.stderr)
+        print(f"assemble: {printable(described(error))}{hint}", file=sys.stderr)
         return 1
     except Preempted as stop:
         return stop.status

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import Preempted, StageError, is_ours
+from common.errors import Preempted, RunsElsewhereError, StageError, is_ours
+from common.files import described
 from common.reporting import records
 from common.reporting.papers import paper_named, project_root
 from common.reporting.tables import StageInstance, entries, expand, load
@@ -205,6 +206,7 @@ def reproduce(
 
     progress = _Progress(total, jobs)
     failed: dict[tuple[int, str], str] = {}
+    elsewhere = 0
     running: dict[Future[records.Record], Planned] = {}
     with _pool(jobs) as pool, _termination_as_interrupt():
         try:
@@ -228,8 +230,9 @@ def reproduce(
                         # Our own errors, and those of files and values, say all there is to say.
                         if not is_ours(error) and not isinstance(error, OSError | ValueError):
                             traceback.print_exception(error)
-                        failed[item.request.seed, item.request.stage] = str(error)
-                        say(f"  FAILED {_name(item)}: {error}")
+                        failed[item.request.seed, item.request.stage] = described(error)
+                        elsewhere += isinstance(error, RunsElsewhereError)
+                        say(f"  FAILED {_name(item)}: {described(error)}")
                         continue
                     left = progress.finish(record.wall_seconds, [*waiting, *running.values()])
                     say(f"  {_name(item)}: {_headline(record)}  [{duration(record.wall_seconds)}{left}]")
@@ -244,7 +247,13 @@ def reproduce(
             say(f"stopped; the same command goes on where it was, {stopped} stages are left")
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    if failed:
+    if elsewhere:
+        say(
+            f"another command runs {elsewhere} of these stages now and {len(failed) - elsewhere} more wait for them: "
+            f"when it has ended, the same command does what is left. {total - len(failed)} of {total} stages were "
+            "done here."
+        )
+    elif failed:
         say(f"{len(failed)} of {total} stages failed; the others are done. Run the same command again to retry.")
     return [f"{stage} (seed {seed}): {reason}" for (seed, stage), reason in failed.items()]
 
