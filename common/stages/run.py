@@ -28,7 +28,7 @@ import yaml
 from common.errors import Preempted, StageError
 from common.files import write_atomically
 from common.reporting import records
-from common.reporting.papers import project_root
+from common.reporting.papers import checkout
 from common.stages.configuration import ConfigurationError, RunConfiguration, merge, place, resolve, substitute
 
 if TYPE_CHECKING:
@@ -325,7 +325,7 @@ def _run_claimed(
         from common.stages.estimate import announce
 
         print("\n".join(announce(run)))
-    git = records.git_state(project_root())
+    git = records.git_state(checkout())
     metrics_file = MetricsFile(directory / "metrics.csv")
     arguments = {"default_root_dir": str(directory), "logger": [metrics_file], "callbacks": [clock, preemption]}
     cli = build(run, config, arguments)
