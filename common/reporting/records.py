@@ -448,18 +448,20 @@ def expected_seconds(records: Iterable[Record], scale: str, stage: str) -> float
     return seconds[len(seconds) // 2] if seconds else None
 
 
-def git_state(root: Path) -> dict[str, Any]:
+def git_state(root: Path | None) -> dict[str, Any]:
     """Revision of a working tree, and whether it differs from it.
 
     Promoted results and Markdown pages do not count as a difference: promoting a record or rendering a table
     must not make the next stage's record unfit for promotion.
 
     Args:
-        root: a folder in the working tree.
+        root: a folder in the working tree; None for a package that was installed without one.
 
     Returns:
         ``{"revision": str, "dirty": bool}``; both None where git or the repository is missing.
     """
+    if root is None:
+        return {"revision": None, "dirty": None}
     revision = _git(root, "rev-parse", "HEAD")
     counted = (":/", ":(exclude,top,glob)papers/*/results/**", ":(exclude,top,glob)**/*.md")
     status = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *counted)

@@ -23,7 +23,7 @@ from typing import Any
 from common.errors import Preempted, RunsElsewhereError, StageError, is_ours
 from common.files import described
 from common.reporting import records
-from common.reporting.papers import paper_named, project_root
+from common.reporting.papers import paper_named, working_folder
 from common.reporting.tables import StageInstance, entries, expand, load
 from common.stages.configuration import RunConfiguration
 from common.stages.run import Parent, StageRequest, finished_record
@@ -415,7 +415,7 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
     # This very interpreter: a job may start without an activated environment.
     program = [sys.executable, "-m", "common.commands.main"]
     commands = [shlex.join([*program, *fit_arguments(item.request)]) for item in todo]
-    lines = ["#!/bin/sh", "set -e", f"cd {shlex.quote(str(project_root()))}"]
+    lines = ["#!/bin/sh", "set -e", f"cd {shlex.quote(str(working_folder()))}"]
     if form == "shell":
         return "\n".join([*lines, *commands])
     logs = sorted({item.request.runs / item.request.paper / item.request.scale / "slurm" for item in todo})

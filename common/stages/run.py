@@ -29,7 +29,7 @@ import yaml
 from common.errors import Preempted, RunsElsewhereError, StageError
 from common.files import require_cache, write_atomically
 from common.reporting import records
-from common.reporting.papers import project_root
+from common.reporting.papers import checkout
 from common.stages.configuration import (
     ConfigurationError,
     RunConfiguration,
@@ -365,7 +365,7 @@ def _run_claimed(
         from common.stages.estimate import announce
 
         print("\n".join(announce(run)))
-    git = records.git_state(project_root())
+    git = records.git_state(checkout())
     metrics_file = MetricsFile(directory / "metrics.csv")
     arguments = {"default_root_dir": str(directory), "logger": [metrics_file], "callbacks": [clock, preemption]}
     cli = build(run, config, arguments)
