@@ -15,6 +15,7 @@ from common.commands.data import add_parsers as add_data_parsers
 from common.commands.data import data_root
 from common.commands.models import add_parsers as add_use_parsers
 from common.errors import Preempted, ReportingError, StageError, is_ours, printable
+from common.reporting.draws import INSTRUCTION_SETS, NATIVE, use
 from common.reporting.papers import SCALES, example_stage, existing_papers, names_of_papers, paper_named, project_root
 from common.stages.rehearse import add_parsers as add_rehearse_parsers
 
@@ -151,6 +152,12 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--hardware", default="cpu", help="a file in configs/hardware: cpu, gpu1, gpu8, slurm")
     command.add_argument("--runs", type=Path, default=project_root() / "runs", help="folder of the runs")
     command.add_argument("--data", type=Path, default=data_root(), help="folder that holds the data sets")
+    command.add_argument(
+        "--isa",
+        choices=INSTRUCTION_SETS,
+        default=NATIVE,
+        help="instruction set whose rounding to take, in place of another processor; default: this one's own",
+    )
 
 
 def _seed(text: str) -> int:
@@ -200,10 +207,12 @@ def _selection(arguments: argparse.Namespace) -> Any:
         tables=chosen("tables"),
         rows=chosen("rows"),
         stages=chosen("stages"),
+        isa=arguments.isa,
     )
 
 
 def _run_command(arguments: argparse.Namespace) -> int:
+    use(arguments.isa)
     from common.stages.single import find_request, print_configuration, run_mode
 
     request = find_request(arguments.name, _selection(arguments), arguments.rest)
@@ -216,6 +225,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
 
 
 def _reproduce_command(arguments: argparse.Namespace) -> int:
+    use(arguments.isa)
     from common.stages.plan import reproduce
 
     selection = _selection(arguments)
@@ -250,7 +260,7 @@ def _plan_command(arguments: argparse.Namespace) -> int:
             raise StageError(f"--utilization is a share of the card's rate, from 0 to 1, got {arguments.utilization}")
         cards = chosen_cards(arguments.card)
         planned = plan(arguments.paper, _selection(arguments))
-        runs = {f"{item.request.stage} seed {item.request.seed}": item.run for item in planned}
+        runs = {f"{item.request.stage} {item.request.draw}": item.run for item in planned}
         for line in estimate_lines(runs, cards, arguments.utilization):
             print(line, flush=True)
         return 0

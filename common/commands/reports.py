@@ -145,7 +145,7 @@ def claims_command(args: argparse.Namespace) -> int:
     console, runs = files.console(), _folder(args)
     judged = []
     for name in _names(args):
-        # A gate must not pass on what is left of the seeds.
+        # A gate must not pass on what is left of the draws.
         source, records = load(name), render.records_of(name, runs, strict=args.gate)
         scales = [args.scale] if args.scale else SCALES
         filled = {s: render.fill(source, s, records) for s in scales}
@@ -220,7 +220,7 @@ def promote_command(args: argparse.Namespace) -> int:
     scales = tuple(args.scale) if args.scale else ("paper", "mini")
     done = [p for name in _names(args) for p in promote(name, scales, _folder(args), args.stage)]
     for p in done:
-        where = f"{p.record.paper}/{p.record.scale}/seed{p.record.seed}/{p.record.stage}"
+        where = f"{p.record.paper}/{p.record.scale}/{p.record.draw.folder}/{p.record.stage}"
         print(f"{p.action}: {where}" + (f": {p.reason}" if p.reason else ""))
     if not done:
         print(f"no record at {' or '.join(scales)} scale under {args.runs or runs_root()}")

@@ -66,7 +66,7 @@ def promote(
         if missing:
             raise ReportingError(f"no record of stage(s) {', '.join(missing)} at {', '.join(scales)} scale to promote")
         found = [r for r in found if r.stage in stages or r.stage.split("@")[0] in stages]
-    return [_promote(record, promoted_file(entry, record.scale, record.seed, record.stage)) for record in found]
+    return [_promote(record, promoted_file(entry, record.scale, record.draw, record.stage)) for record in found]
 
 
 def _promote(record: Record, path: Path) -> Promotion:
