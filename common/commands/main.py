@@ -241,12 +241,15 @@ def show_tables(paper: str, scale: str, runs: Path) -> None:
     """Print a paper's tables from the records in `runs`, and write them to `runs/<paper>/<scale>/tables.md`."""
     from common.files import console, write_atomically
     from common.reporting import render
+    from common.reporting.compare import compare_paper, summary
     from common.reporting.tables import load
 
     filled = [f for f in render.fill(load(paper), scale, render.records_of(paper, runs)) if f.result.measured]
     render.print_tables(filled, console())
     path = runs / paper / scale / "tables.md"
     write_atomically(path, render.tables_markdown(filled) + "\n")
+    if compared := compare_paper(paper, scale, runs):
+        print(f"{summary(compared)} (`assemble compare {paper_named(paper).short} --scale {scale}`)")
     print(f"written to {path}; `assemble report` makes a page of it, `assemble promote {paper}` keeps the records")
 
 

@@ -387,6 +387,11 @@ def promoted_file(paper: Paper, scale: str, draw: Draw, stage: str) -> Path:
     return paper.results / scale / draw.folder / f"{stage}.json"
 
 
+def promoted_curves(record: Path) -> Path:
+    """File of the curves that belong to a promoted record."""
+    return record.with_suffix(".csv.gz")
+
+
 def warn(error: RecordError) -> None:
     """Say on the standard error stream that a record is left out, and why; of one record once."""
     warn_of(f"a record is left out: {error}")

@@ -1,8 +1,8 @@
 """Runs one stage: build, fit (from its last checkpoint when it was stopped), test, record.
 
 A stage's folder `runs/<paper>/<scale>/seed<k>/<stage>/` (`seed<k>-<isa>` with another rounding) holds `identity.json`
-(what the folder is a run of), `config.yaml` (the resolved configuration), `checkpoints/last.ckpt`, `metrics.csv`, `media/`,
-`wandb/` and, when it is finished, `record.json`.
+(what the folder is a run of), `config.yaml` (the resolved configuration), `checkpoints/last.ckpt`, `metrics.csv`,
+`media/`, `wandb/` and, when it is finished, `record.json`.
 """
 
 from __future__ import annotations
