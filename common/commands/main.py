@@ -18,6 +18,7 @@ from common.commands.data import data_root
 from common.commands.models import add_parsers as add_use_parsers
 from common.errors import Preempted, ReportingError, StageError, is_ours, printable
 from common.files import described
+from common.reporting.draws import INSTRUCTION_SETS, NATIVE, use
 from common.reporting.papers import SCALES, example_stage, existing_papers, names_of_papers, paper_named, runs_root
 from common.stages.rehearse import add_parsers as add_rehearse_parsers
 
@@ -178,6 +179,12 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--hardware", default="cpu", help="a file in configs/hardware: cpu, gpu1, gpu8, slurm")
     command.add_argument("--runs", type=Path, default=runs_root(), help="folder of the runs; default: runs")
     command.add_argument("--data", type=Path, default=data_root(), help="folder that holds the data sets")
+    command.add_argument(
+        "--isa",
+        choices=INSTRUCTION_SETS,
+        default=NATIVE,
+        help="instruction set whose rounding to take, in place of another processor; default: this one's own",
+    )
 
 
 def _seed(text: str) -> int:
@@ -227,10 +234,12 @@ def _selection(arguments: argparse.Namespace) -> Any:
         tables=chosen("tables"),
         rows=chosen("rows"),
         stages=chosen("stages"),
+        isa=arguments.isa,
     )
 
 
 def _run_command(arguments: argparse.Namespace) -> int:
+    use(arguments.isa)
     from common.stages.single import find_request, print_configuration, run_mode
 
     request = find_request(arguments.name, _selection(arguments), arguments.rest)
@@ -243,6 +252,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
 
 
 def _reproduce_command(arguments: argparse.Namespace) -> int:
+    use(arguments.isa)
     from common.stages.plan import reproduce
 
     selection = _selection(arguments)
@@ -258,12 +268,15 @@ def show_tables(paper: str, scale: str, runs: Path) -> None:
     """Print a paper's tables from the records in `runs`, and write them to `runs/<paper>/<scale>/tables.md`."""
     from common.files import console, write_atomically
     from common.reporting import render
+    from common.reporting.compare import compare_paper, summary
     from common.reporting.tables import load
 
     filled = [f for f in render.fill(load(paper), scale, render.records_of(paper, runs)) if f.result.measured]
     render.print_tables(filled, console())
     path = runs / paper / scale / "tables.md"
     write_atomically(path, render.tables_markdown(filled) + "\n")
+    if compared := compare_paper(paper, scale, runs):
+        print(f"{summary(compared)} (`assemble compare {paper_named(paper).short} --scale {scale}`)")
     print(f"written to {path}; `assemble report` makes a page of it, `assemble promote {paper}` keeps the records")
 
 
@@ -277,7 +290,7 @@ def _plan_command(arguments: argparse.Namespace) -> int:
             raise StageError(f"--utilization is a share of the card's rate, from 0 to 1, got {arguments.utilization}")
         cards = chosen_cards(arguments.card)
         planned = plan(arguments.paper, _selection(arguments))
-        runs = {f"{item.request.stage} seed {item.request.seed}": item.run for item in planned}
+        runs = {f"{item.request.stage} {item.request.draw}": item.run for item in planned}
         for line in estimate_lines(runs, cards, arguments.utilization):
             print(line, flush=True)
         return 0
