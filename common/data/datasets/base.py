@@ -9,7 +9,7 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -354,7 +354,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def csv_rows(path: Path, kind: type[Any] = csv.DictReader, **options: Any) -> Iterator[Any]:
+def csv_rows(path: Path, kind: Callable[..., Any] = csv.DictReader, **options: Any) -> Iterator[Any]:
     """Open a list in CSV; what damages it is an error with the file and the place.
 
     Args:
