@@ -65,7 +65,7 @@ def outside(cls: type, arguments: dict[str, Any]) -> Iterator[tuple[str, Any, st
         if isinstance(part, type) and isinstance(value, dict):
             for inner, found, words in outside(part, value):
                 yield f"{name}.{inner}", found, words
-        elif ranges := list(dict.fromkeys(ranges_in(hint))):
+        elif hint is not None and (ranges := list(dict.fromkeys(ranges_in(hint)))):
             try:
                 TypeAdapter(hint).validate_python(value)
             except ValidationError:

@@ -8,8 +8,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from common.stages.configuration import ConfigurationError, RunConfiguration, check_arguments
-from common.training.switches import ApplySwitches, take_switches
+from common.stages.configuration import ConfigurationError, RunConfiguration, check_arguments, take_switches
+from common.training.switches import ApplySwitches, Switches
 
 
 class StageCLI(LightningCLI):
@@ -23,7 +23,8 @@ class StageCLI(LightningCLI):
     def __init__(self, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> None:
         self._limits = _whole_limits(config.get("trainer") or {})
         self._trainer_arguments = {**self._limits, **(trainer_arguments or {})}
-        self._switches, without = take_switches(config)
+        switches, without = take_switches(config)
+        self._switches = Switches(**switches)  # type: ignore[arg-type]
         super().__init__(
             args=without,
             run=False,

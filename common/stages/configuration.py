@@ -390,6 +390,24 @@ def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
             )
 
 
+def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str], dict[str, Any]]:
+    """The switches that a merged configuration sets, by name, and the configuration without them.
+
+    Raises:
+        ConfigurationError: a switch is neither true nor false.
+    """
+    arguments = (config.get("model") or {}).get("init_args") or {}
+    switches = {name: arguments[name] for name in SWITCHES if name in arguments}
+    if not switches:
+        return {}, config
+    for name, value in switches.items():
+        if not isinstance(value, bool) and not (name == "compiled" and isinstance(value, str)):
+            also = " or the name of a backend" if name == "compiled" else ""
+            raise ConfigurationError(f"{name} must be true or false{also}, got {value!r}")
+    without = {name: value for name, value in arguments.items() if name not in switches}
+    return switches, {**config, "model": {**config["model"], "init_args": without}}
+
+
 def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> None:
     """Refuse init arguments that a class does not take, or that lie outside the range of their type.
 

@@ -107,7 +107,7 @@ def wandb_logger(
     Args:
         directory: folder that gets the `wandb/` folder.
         run_id: stable id, so that a resumed stage continues its run.
-        name: `<stage>-<scale>-s<seed>`.
+        name: `<stage>-<scale>-s<seed>`, and `-<isa>` with another rounding.
         group: `<paper>/<scale>`.
         job_type: pretrain, fine_tune, probe or evaluate.
         tags: scale, row, revision.

@@ -1,8 +1,8 @@
 """Runs one stage: build, fit (from its last checkpoint when it was stopped), test, record.
 
-A stage's folder `runs/<paper>/<scale>/seed<k>/<stage>/` holds `identity.json` (what the folder is a run of),
-`config.yaml` (the resolved configuration), `checkpoints/last.ckpt`, `metrics.csv`, `media/`, `wandb/` and, when it is
-finished, `record.json`.
+A stage's folder `runs/<paper>/<scale>/seed<k>/<stage>/` (`seed<k>-<isa>` with another rounding) holds `identity.json`
+(what the folder is a run of), `config.yaml` (the resolved configuration), `checkpoints/last.ckpt`, `metrics.csv`,
+`media/`, `wandb/` and, when it is finished, `record.json`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ import yaml
 from common.errors import Preempted, RunsElsewhereError, StageError
 from common.files import require_cache, write_atomically
 from common.reporting import records
-from common.reporting.papers import project_root
+from common.reporting.draws import NATIVE, Draw, require
+from common.reporting.papers import checkout
 from common.stages.configuration import (
     ConfigurationError,
     RunConfiguration,
@@ -38,6 +39,7 @@ from common.stages.configuration import (
     place,
     resolve,
     substitute,
+    take_switches,
 )
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class StageRequest:
         runs: folder of all runs.
         data: folder that `$DATA` in configs stands for.
         rehearsal: whether it is a stage of the scale `paper` on tiny data.
+        isa: instruction set that decides how sums are rounded.
     """
 
     paper: str
@@ -86,11 +89,17 @@ class StageRequest:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     arguments: Sequence[str] = ()
     rehearsal: bool = False
+    isa: str = NATIVE
+
+    @property
+    def draw(self) -> Draw:
+        """Seed and rounding."""
+        return Draw(self.seed, self.isa)
 
     @property
     def directory(self) -> Path:
         """Folder of this stage's run."""
-        return records.run_folder(self.runs, self.paper, self.scale, self.seed, self.stage)
+        return records.run_folder(self.runs, self.paper, self.scale, self.draw, self.stage)
 
     def configuration(self) -> RunConfiguration:
         """The merged configuration, without the parents' paths."""
@@ -229,10 +238,10 @@ def run_stage(request: StageRequest) -> records.Record:
         StageError: the stage cannot go on; its folder holds what it had reached.
         Preempted: a signal asked the process to end.
     """
+    require(request.isa)
     run, config = stage_configuration(request)
     if request.arguments:
         # What its user set is checked before the data; it takes seconds, since the classes are imported.
-        from common.training.switches import take_switches
 
         check_arguments(take_switches(config)[1], run.layers)
     _require_files(config.get("data"))
@@ -280,7 +289,7 @@ def _claimed(request: StageRequest) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunsElsewhereError(
-                f"{request.stage} (seed {request.seed}) is being run by another process, which holds {path}; wait for "
+                f"{request.stage} ({request.draw}) is being run by another process, which holds {path}; wait for "
                 "it, or stop it"
             ) from None
         yield
@@ -299,14 +308,13 @@ def stage_configuration(request: StageRequest) -> tuple[RunConfiguration, dict[s
         if not path.is_file():
             raise StageError(
                 f"{request.stage} starts from stage {parent.stage} ({name}), but {path} does not exist; run that stage "
-                f"first: assemble fit {request.paper}/{parent.stage} --scale {request.scale} --seed {request.seed}"
+                f"first: assemble fit {request.paper}/{parent.stage} {_flags(request)}"
             )
         finished = parent.directory / "record.json"
         if not finished.is_file() or records.read(finished).lineage_hash != parent.lineage_hash:
             raise StageError(
                 f"{request.stage} starts from stage {parent.stage} ({name}), which has not finished with this "
-                f"configuration; run it first: assemble fit {request.paper}/{parent.stage} --scale {request.scale} "
-                f"--seed {request.seed}"
+                f"configuration; run it first: assemble fit {request.paper}/{parent.stage} {_flags(request)}"
             )
         config = merge(config, place(config, name, str(path)))
     values = {"SEED": str(request.seed), "DATA": str(request.data), "RUN": str(request.directory)}
@@ -338,6 +346,11 @@ def dataset_entries(section: object) -> Iterator[Mapping[str, Any]]:
             yield from dataset_entries(value)
 
 
+def _flags(request: StageRequest) -> str:
+    isa = f" --isa {request.isa}" if request.isa != NATIVE else ""
+    return f"--scale {request.scale} --seed {request.seed}{isa}"
+
+
 def _run_claimed(
     request: StageRequest, run: RunConfiguration, config: dict[str, Any], preemption: Preemption
 ) -> records.Record:
@@ -365,7 +378,7 @@ def _run_claimed(
         from common.stages.estimate import announce
 
         print("\n".join(announce(run)))
-    git = records.git_state(project_root())
+    git = records.git_state(checkout())
     metrics_file = MetricsFile(directory / "metrics.csv")
     arguments = {"default_root_dir": str(directory), "logger": [metrics_file], "callbacks": [clock, preemption]}
     cli = build(run, config, arguments)
@@ -378,10 +391,11 @@ def _run_claimed(
         if cli.datamodule.world is not None:
             require_cache()
         write_atomically(directory / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        draw = request.draw.folder.replace("seed", "s")
         wandb = wandb_logger(
             directory=directory,
-            run_id=f"{request.paper}-{request.scale}-s{request.seed}-{request.stage.replace('@', '-')}-{lineage[:8]}",
-            name=f"{request.stage}-{request.scale}-s{request.seed}",
+            run_id=f"{request.paper}-{request.scale}-{draw}-{request.stage.replace('@', '-')}-{lineage[:8]}",
+            name=f"{request.stage}-{request.scale}-{draw}",
             group=f"{request.paper}/{request.scale}",
             job_type=request.job,
             tags=[request.scale, *([request.row] if request.row else []), (git.get("revision") or "unknown")[:12]],
@@ -451,7 +465,7 @@ def _run_claimed(
         },
         git=git,
         versions=records.versions(),
-        hardware={**records.hardware(accelerators), "peak_memory_gib": peak_memory_gib()},
+        hardware={**records.hardware(accelerators, request.isa), "peak_memory_gib": peak_memory_gib()},
         precision=str(trainer.precision),
         global_batch=cli.datamodule.batch_size,
         steps=steps,
