@@ -60,7 +60,7 @@ def outside(cls: type, arguments: dict[str, Any]) -> Iterator[tuple[str, Any, st
     """
     hints = hints_of(cls)
     for name, value in arguments.items():
-        hint = hints.get(name)
+        hint: Any = hints.get(name)
         part = next((h for h in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(h)), None)
         if isinstance(part, type) and isinstance(value, dict):
             for inner, found, words in outside(part, value):

@@ -15,6 +15,7 @@ from common.files import (
     AtomicWriteError,
     cache_folder,
     described,
+    named,
     parse_yaml,
     read_yaml,
     require_writable,
@@ -136,3 +137,15 @@ def test_an_error_of_the_system_in_the_cache_names_the_variable(
     elsewhere = OSError(28, "No space left on device", str(tmp_path / "runs" / "last.ckpt"))
     assert "ASSEMBLE_CACHE" not in described(elsewhere)
     assert described(ValueError("as it is")) == "as it is"
+
+
+def test_errors_of_the_system_name_the_file_and_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("a")
+    with pytest.raises(OSError, match=r"Input/output error: '.*list\.txt'"), named(path):
+        raise OSError(5, "Input/output error")
+    with pytest.raises(FileNotFoundError, match=r"absent"), named(tmp_path / "absent"):
+        (tmp_path / "absent").read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match=r"is no regular file: '.*pipe'"), named(tmp_path / "pipe"):
+        (tmp_path / "pipe").read_bytes()
