@@ -133,32 +133,32 @@ class Record:
 
     Args:
         paper: package name of the paper.
-        stage: instance id, ``ucf_1`` or ``ucf_1@avid_cma``.
-        recipe: name of the recipe under ``configs/<paper>/``.
-        job: one of ``pretrain``, ``fine_tune``, ``probe``, ``evaluate``.
+        stage: instance id, `ucf_1` or `ucf_1@avid_cma`.
+        recipe: name of the recipe under `configs/<paper>/`.
+        job: one of `pretrain`, `fine_tune`, `probe`, `evaluate`.
         row: the model stage that the row measures, or None.
-        scale: ``paper``, ``mini`` or ``smoke``.
+        scale: `paper`, `mini` or `smoke`.
         seed: the seed of the run.
         metrics: name to value; accuracies in percent. A value that is not finite is kept as null.
-        selection: which weights were measured; ``last`` unless a paper says otherwise, never the best on test.
-        config_hash: see :func:`config_hash`.
-        lineage_hash: see :func:`lineage_hash`.
+        selection: which weights were measured; `last` unless a paper says otherwise, never the best on test.
+        config_hash: see `config_hash`.
+        lineage_hash: see `lineage_hash`.
         config: the whole resolved configuration, plain data.
-        deviations: ``{"field": ..., "reason": ...}`` for whatever the scale changes beyond sizes; at the scale
-            ``paper`` for everything that a rehearsal changes.
-        parents: configuration field to ``{"stage": ..., "lineage_hash": ...}``.
-        git: ``{"revision": ..., "dirty": ...}`` as :func:`git_state` gives it.
+        deviations: `{"field": ..., "reason": ...}` for whatever the scale changes beyond sizes; at the scale
+            `paper` for everything that a rehearsal changes.
+        parents: configuration field to `{"stage": ..., "lineage_hash": ...}`.
+        git: `{"revision": ..., "dirty": ...}` as `git_state` gives it.
         versions: package to version.
-        hardware: as :func:`hardware` gives it, and ``peak_memory_gib``, the most memory that the process held.
-        precision: precision of the trainer, such as ``32-true``.
+        hardware: as `hardware` gives it, and `peak_memory_gib`, the most memory that the process held.
+        precision: precision of the trainer, such as `32-true`.
         global_batch: samples per step over all devices.
         steps: optimizer steps done.
         wall_seconds: duration of the stage.
         started: UTC start, ISO 8601.
-        data: data set name to ``{"version", "samples", "skipped", "skipped_names"}``.
+        data: data set name to `{"version", "samples", "skipped", "skipped_names"}`.
         wandb_run_id: id of the W&B run, or None.
         media: names of the picture files, relative to the run's folder.
-        former: ``{"config_hash": ..., "lineage_hash": ..., "migration": ...}``, the hashes that it had before a
+        former: `{"config_hash": ..., "lineage_hash": ..., "migration": ...}`, the hashes that it had before a
             migration rewrote its configuration.
         schema: version of this layout.
 
@@ -310,7 +310,7 @@ def lineage_hash(own: str, parents: Mapping[str, str]) -> str:
     """Hash of a stage's configuration together with everything it started from.
 
     Args:
-        own: the stage's :func:`config_hash`.
+        own: the stage's `config_hash`.
         parents: configuration field to the lineage hash of the stage whose checkpoint it takes.
 
     Returns:
@@ -364,12 +364,12 @@ def read(path: Path) -> Record:
 
 
 def run_folder(root: Path, paper: str, scale: str, seed: int, stage: str) -> Path:
-    """Folder of one stage run: ``<root>/<paper>/<scale>/seed<k>/<stage>``."""
+    """Folder of one stage run: `<root>/<paper>/<scale>/seed<k>/<stage>`."""
     return Path(root) / paper / scale / f"seed{seed}" / stage
 
 
 def promoted_file(paper: Paper, scale: str, seed: int, stage: str) -> Path:
-    """File of one promoted record: ``papers/<paper>/results/<scale>/seed<k>/<stage>.json``."""
+    """File of one promoted record: `papers/<paper>/results/<scale>/seed<k>/<stage>.json`."""
     return paper.results / scale / f"seed{seed}" / f"{stage}.json"
 
 
@@ -396,7 +396,7 @@ def find(
         root: folder of runs.
         paper: keep one paper, by package or short name.
         scale: keep one scale.
-        malformed: called with what is wrong with a record, which is then left out (:func:`warn`); None to raise it.
+        malformed: called with what is wrong with a record, which is then left out (`warn`); None to raise it.
 
     Raises:
         RecordError: for a malformed record, or one that lies where it does not belong, unless `malformed` is given.
@@ -458,7 +458,7 @@ def git_state(root: Path) -> dict[str, Any]:
         root: a folder in the working tree.
 
     Returns:
-        ``{"revision": str, "dirty": bool}``; both None where git or the repository is missing.
+        `{"revision": str, "dirty": bool}`; both None where git or the repository is missing.
     """
     revision = _git(root, "rev-parse", "HEAD")
     counted = (":/", ":(exclude,top,glob)papers/*/results/**", ":(exclude,top,glob)**/*.md")
@@ -490,7 +490,7 @@ def hardware(accelerators: Sequence[str] = ()) -> dict[str, Any]:
         accelerators: names of the devices used, passed in because asking for them needs torch.
 
     Returns:
-        ``cpu``, ``cores`` (usable by this process), ``memory_gib`` and ``accelerators``.
+        `cpu`, `cores` (usable by this process), `memory_gib` and `accelerators`.
     """
     try:
         cores = len(os.sched_getaffinity(0))
