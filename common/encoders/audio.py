@@ -47,9 +47,9 @@ class AudioConvNet(nn.Module):
     Parameter names equal those of the released AVID-CMA checkpoints.
 
     Args:
-        width: Channels of the first stage; the last has ``8 * width``.
+        width: channels of the first stage; the last has `8 * width`.
         small: Stride 1 instead of 2 in the first block, for the short spectrogram of the ablations.
-        in_channels: Channels of the spectrogram.
+        in_channels: channels of the spectrogram.
         stem_kernel: Side of the stem's kernel.
         stem_stride: Stride of the stem.
 
@@ -88,7 +88,7 @@ class AudioConvNet(nn.Module):
             audio: [B, in_channels, T, F].
 
         Returns:
-            ``conv1``, ``conv2x`` ... ``conv5x`` and ``pool``, each [B, C, T', F']; ``pool`` is [B, 8 * width, 1, 1].
+            `conv1`, `conv2x` ... `conv5x` and `pool`, each [B, C, T', F']; `pool` is [B, 8 * width, 1, 1].
         """
         stages: dict[str, Tensor] = {}
         x = audio

@@ -16,8 +16,8 @@ class SpatioTemporalBlock(nn.Module):
     """Residual block of two (spatial, temporal) pairs of convolutions, normalized once on the sum with the residual.
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output, and of every convolution inside (no widening in the middle).
+        in_channels: channels of the input.
+        out_channels: channels of the output, and of every convolution inside (no widening in the middle).
         temporal_stride: Stride in time, applied by the first temporal convolution.
         spatial_stride: Stride in height and width, applied by the first spatial convolution.
 
@@ -57,15 +57,15 @@ class SpatioTemporalBlock(nn.Module):
 class R2Plus1D(nn.Module):
     """R(2+1)D residual network with a full 3D stem and a global max pool; 15,379,136 parameters by default.
 
-    It differs from torchvision's ``r2plus1d_18``: stem of 3x7x7 followed by a max pool, no widening between the
+    It differs from torchvision's `r2plus1d_18`: stem of 3x7x7 followed by a max pool, no widening between the
     spatial and the temporal convolution, one batch normalization on the sum of main and residual path, and a maximum
     instead of a mean over positions. Parameter names equal those of the released AVID-CMA checkpoints.
 
     Args:
         depth: 10, 18 or 34: (1, 1, 1, 1), (2, 2, 2, 2) or (3, 4, 6, 3) blocks.
-        width: Channels of the first stage; the last has ``8 * width``.
+        width: channels of the first stage; the last has `8 * width`.
         stem_pool: Max pool after the stem. Off in the small model of the ablations (depth 10, 112 px).
-        in_channels: Channels of the video.
+        in_channels: channels of the video.
         stem_kernel: Height and width of the stem's kernel.
         stem_stride: Stride in height and width of the stem.
         temporal_strides: Stride in time of each of the four stages.
@@ -75,7 +75,7 @@ class R2Plus1D(nn.Module):
         video [B, in_channels, T, H, W] -> features [B, 8 * width]
 
     Raises:
-        ValueError: ``depth`` is none of 10, 18, 34, or a list of strides has not four entries.
+        ValueError: `depth` is none of 10, 18, 34, or a list of strides has not four entries.
 
     Source: docs/papers/avid_cma.md [3.1].
     """
@@ -133,7 +133,7 @@ class R2Plus1D(nn.Module):
             video: [B, in_channels, T, H, W].
 
         Returns:
-            ``conv1``, ``conv2x`` ... ``conv5x`` and ``pool``, each [B, C, T', H', W'], the last one
+            `conv1`, `conv2x` ... `conv5x` and `pool`, each [B, C, T', H', W'], the last one
             [B, 8 * width, 1, 1, 1].
         """
         stages: dict[str, Tensor] = {}

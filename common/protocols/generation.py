@@ -60,7 +60,7 @@ class ImageEvaluation(ABC):
 
     @abstractmethod
     def begin(self, module: pl.LightningModule) -> None:
-        """Start anew, and take the statistics of real images.
+        """Reset, and take the statistics of real images.
 
         Args:
             module: in its test.

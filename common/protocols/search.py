@@ -255,7 +255,7 @@ class CrossModalSearch(EncoderModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_epoch_start(self) -> None:
-        """Start collecting anew."""
+        """Forget what was collected."""
         require_two_test_loaders(self, "images, then captions")
         self.tables = _tables()
 

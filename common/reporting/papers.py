@@ -20,8 +20,8 @@ class Paper:
     """One paper of the suite, as the block `paper:` at the head of its `tables.yaml` says it.
 
     Args:
-        name: package under ``papers/`` and folder under ``configs/``.
-        short: the name that ``make reproduce-<short>`` takes.
+        name: package under `papers/` and folder under `configs/`.
+        short: the name that `make reproduce-<short>` takes.
         title: how tables and pages call it.
         order: its place among the papers.
         recipe: its main recipe, which is measured where none is named.
@@ -58,9 +58,9 @@ class Paper:
 
 
 def project_root() -> Path:
-    """Folder that holds ``papers/`` and ``configs/``: a checkout, or where the package was installed.
+    """Folder that holds `papers/` and `configs/`: a checkout, or where the package was installed.
 
-    ``ASSEMBLE_ROOT`` overrides it.
+    `ASSEMBLE_ROOT` overrides it.
     """
     override = os.environ.get("ASSEMBLE_ROOT")
     return Path(override).expanduser().resolve() if override else Path(__file__).resolve().parents[2]

@@ -217,7 +217,7 @@ class BankLoss(nn.Module):
 
     @torch.no_grad()
     def load_banks(self, memory: Mapping[str, Tensor]) -> None:
-        """Take over banks and normalizer of a trained AVID; the steps are counted anew, the positives not yet mined.
+        """Load banks and normalizer of a trained AVID; steps count from 0, and positives are not yet mined.
 
         Args:
             memory: state dict of another `BankLoss`.

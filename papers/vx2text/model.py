@@ -1,4 +1,4 @@
-"""VX2TEXT, the model: what it sees and hears becomes word tokens, and a language model reads them and writes."""
+"""The model of VX2TEXT: video and audio become word tokens, which a language model reads to write text."""
 
 from __future__ import annotations
 
