@@ -12,7 +12,7 @@ from PIL import Image
 from common.commands.main import main
 from common.stages.export import trained_model, write_export
 from papers.vx2text import VX2Text
-from tests.cli.test_command_line import LOADED, assemble
+from tests.cli.process import LOADED, assemble
 from tests.data.media_factory import tone, write_video, write_wav
 from tests.trained import checkpoint
 

@@ -26,8 +26,8 @@ from common.training.switches import ApplySwitches, Switches, blocks_of, lay_out
 from papers.m3p.model import M3PEncoder
 from papers.vx2text.language_model import LanguageModel
 from papers.xmc_gan.model import Discriminator, Generator
+from tests.distributed.small_mct import small_layer
 from tests.distributed.stages import train
-from tests.distributed.test_mct_training import _layer
 from tests.m3p.stages import region_network
 from tests.stages import request
 
@@ -186,7 +186,7 @@ def test_accumulated_batches_of_mct_equal_one(tmp_path: Path) -> None:
     """Queues, momentum and schedules move once a step, so encoders without batch statistics see no difference."""
 
     def layer(parts: int) -> dict[str, Any]:
-        built = _layer({"queue_size": 64})
+        built = small_layer({"queue_size": 64})
         built["trainer"] |= {"accumulate_grad_batches": parts, "limit_train_batches": 3 * parts}
         return {**built, "data": {"init_args": {"batch_size": 16 // parts}}}
 
