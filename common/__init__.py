@@ -8,5 +8,7 @@ A package imports those of lower floors, or of its own, never of a higher one, a
     data, metrics                      samples of data sets in their own layouts; measures of quality
     encoders, losses, memory           networks, loss functions, banks and queues, all plain torch
     reporting                          records, tables and claims, without torch
-    files.py, errors.py                strict YAML, atomic writes, locks; errors with a message for the user
+    files.py, errors.py, types.py      strict YAML, atomic writes, locks; errors for the user; ranges of numbers
 """
+
+__version__ = "0.1.0"

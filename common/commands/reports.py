@@ -1,4 +1,4 @@
-"""The commands ``assemble tables | claims | report | wandb-report | promote``: thin, and quick to start."""
+"""The commands ``assemble tables | claims | compare | report | wandb-report | promote``: thin, and quick to start."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import files
-from common.errors import ReportingError
-from common.reporting.papers import SCALES, existing_papers, paper_named, project_root, runs_root
+from common.errors import ReportingError, printable
+from common.reporting.papers import (
+    SCALES,
+    checkout,
+    existing_papers,
+    needed_checkout,
+    paper_named,
+    project_root,
+    runs_root,
+)
 
 if TYPE_CHECKING:
     from common.reporting.render import Filled
@@ -46,6 +54,15 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "--gate", action="store_true", help="exit with 1 when a gated mini claim fails, with 2 when one was not run"
     )
     _add_runs(claims, "judge fresh records instead of the promoted ones")
+
+    compare = add("compare", compare_command, "Do my runs match? Every measured cell beside the recorded draws.")
+    compare.add_argument("--scale", choices=SCALES, help="this scale only; default: those of the runs, without smoke")
+    compare.add_argument("--runs", type=Path, help="folder of runs; default: runs")
+    compare.add_argument("--against", type=Path, metavar="FOLDER", help="another folder of runs, not the records")
+    compare.add_argument(
+        "--strict", action="store_true", help="exit with 1 when a cell is outside, or when none has a reference"
+    )
+    compare.add_argument("--curves", type=Path, metavar="FILE", help="write a page that draws your curves over theirs")
 
     report = add("report", report_command, "Write one static HTML page: claims, tables, charts, curves, media.")
     report.add_argument("--scale", choices=SCALES, help="this scale only")
@@ -83,7 +100,7 @@ def _guarded(command: Command) -> Command:
         try:
             return command(args)
         except (ReportingError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"assemble: {printable(str(error))}", file=sys.stderr)
             return 2
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -105,9 +122,12 @@ def tables_command(args: argparse.Namespace) -> int:
 
     names = _names(args)
     if args.check:
+        needed_checkout("--check compares the READMEs of the repository with the records")
         stale = render.check()
         for path in stale:
             print(f"out of date: {path} (run `assemble tables`)")
+        if not stale:
+            print("up to date: every README holds what the records say")
         return 1 if stale else 0
     console, runs = files.console(), _folder(args)
     for name in names:
@@ -124,6 +144,9 @@ def tables_command(args: argparse.Namespace) -> int:
         if not filled:
             console.print(f"{name}: no record under {runs}" if runs else f"{name}: nothing to show", markup=False)
     if args.no_write or runs is not None:
+        return 0
+    if checkout() is None:
+        print("no README is written: this is an installed package and no checkout")
         return 0
     for name in names:
         _say(render.render_paper(name), paper_named(name).readme)
@@ -145,7 +168,7 @@ def claims_command(args: argparse.Namespace) -> int:
     console, runs = files.console(), _folder(args)
     judged = []
     for name in _names(args):
-        # A gate must not pass on what is left of the seeds.
+        # A gate must not pass on what is left of the draws.
         source, records = load(name), render.records_of(name, runs, strict=args.gate)
         scales = [args.scale] if args.scale else SCALES
         filled = {s: render.fill(source, s, records) for s in scales}
@@ -167,6 +190,36 @@ def claims_command(args: argparse.Namespace) -> int:
 
 def _measured(filled: Sequence[Filled]) -> bool:
     return any(f.result.measured for f in filled)
+
+
+@_guarded
+def compare_command(args: argparse.Namespace) -> int:
+    """Print the comparison; with ``--strict`` exit with 1 when a cell is outside, or when nothing was compared."""
+    from common.reporting import compare
+    from common.reporting.draws import told
+
+    console, runs = files.console(), _folder(args) or runs_root()
+    if args.against is not None and not args.against.is_dir():
+        raise ReportingError(f"--against {args.against}: no such folder")
+    scales = [args.scale] if args.scale else SCALES if args.against else ("paper", "mini")
+    verdicts = []
+    for name in _names(args):
+        for scale in scales:
+            compared = compare.compare_paper(name, scale, runs, args.against)
+            if not compared:
+                continue
+            verdicts += [c.verdict for c in compared]
+            mine, reference = map(told, compare.draws_of(compared))
+            console.print(f"\n{paper_named(name).title}, {scale}", style="bold", markup=False)
+            console.print(compare.rich_comparison(compared))
+            console.print(f"measured: {mine}; reference: {reference or 'none'}", markup=False, style="dim")
+            console.print(compare.summary(compared), markup=False)
+    if not verdicts:
+        console.print(f"no measured cell at {' or '.join(scales)} scale under {runs}", markup=False)
+    if args.curves is not None:
+        print(f"wrote: {compare.write_curves(args.curves, _names(args), scales, runs, args.against)}")
+    failed = compare.OUTSIDE in verdicts or compare.REPRODUCED not in verdicts
+    return 1 if args.strict and failed else 0
 
 
 @_guarded
@@ -217,10 +270,11 @@ def promote_command(args: argparse.Namespace) -> int:
     """Promote records and say what happened to each; exit with 1 when one was refused."""
     from common.reporting.promote import REFUSED, promote
 
+    needed_checkout("`assemble promote` writes into papers/*/results of the repository")
     scales = tuple(args.scale) if args.scale else ("paper", "mini")
     done = [p for name in _names(args) for p in promote(name, scales, _folder(args), args.stage)]
     for p in done:
-        where = f"{p.record.paper}/{p.record.scale}/seed{p.record.seed}/{p.record.stage}"
+        where = f"{p.record.paper}/{p.record.scale}/{p.record.draw.folder}/{p.record.stage}"
         print(f"{p.action}: {where}" + (f": {p.reason}" if p.reason else ""))
     if not done:
         print(f"no record at {' or '.join(scales)} scale under {args.runs or runs_root()}")

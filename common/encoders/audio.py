@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from common.types import PositiveInt
+
 # Name under which features of a stage are asked for -> name of the module, which is the one in released checkpoints.
 STAGES: dict[str, str] = {
     "conv1": "conv1",
@@ -58,7 +60,12 @@ class AudioConvNet(nn.Module):
     """
 
     def __init__(
-        self, width: int = 64, small: bool = False, in_channels: int = 1, stem_kernel: int = 7, stem_stride: int = 2
+        self,
+        width: PositiveInt = 64,
+        small: bool = False,
+        in_channels: PositiveInt = 1,
+        stem_kernel: PositiveInt = 7,
+        stem_stride: PositiveInt = 2,
     ) -> None:
         super().__init__()
         self.feature_dim = 8 * width

@@ -9,6 +9,8 @@ import timm
 from timm.models.resnet import BasicBlock, Bottleneck, make_blocks
 from torch import Tensor, nn
 
+from common.types import PositiveInt
+
 
 class ImageResNet(nn.Module):
     """timm's residual network without its classifier; ResNet-50 by default.
@@ -36,12 +38,12 @@ class ImageResNet(nn.Module):
 
     def __init__(
         self,
-        layers: Sequence[int] = (3, 4, 6, 3),
+        layers: Sequence[PositiveInt] = (3, 4, 6, 3),
         bottleneck: bool = True,
-        channels: Sequence[int] = (64, 128, 256, 512),
-        stem_channels: int = 64,
-        stem_kernel: int = 7,
-        stem_stride: int = 2,
+        channels: Sequence[PositiveInt] = (64, 128, 256, 512),
+        stem_channels: PositiveInt = 64,
+        stem_kernel: PositiveInt = 7,
+        stem_stride: PositiveInt = 2,
         stem_pool: bool = True,
         zero_init_residual: bool = False,
     ) -> None:

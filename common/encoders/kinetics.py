@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D
 
+from common.types import Fraction, PositiveFloat, PositiveInt
+
 
 class KineticsR2Plus1D(nn.Module):
     """Residual network of (2+1)D convolutions under the names of torchvision's `VideoResNet`, without `fc`.
@@ -32,14 +34,14 @@ class KineticsR2Plus1D(nn.Module):
 
     def __init__(
         self,
-        layers: Sequence[int] = (3, 4, 6, 3),
-        channels: Sequence[int] = (64, 128, 256, 512),
-        stem_channels: int = 45,
-        stem_kernel: int = 7,
-        stem_stride: int = 2,
+        layers: Sequence[PositiveInt] = (3, 4, 6, 3),
+        channels: Sequence[PositiveInt] = (64, 128, 256, 512),
+        stem_channels: PositiveInt = 45,
+        stem_kernel: PositiveInt = 7,
+        stem_stride: PositiveInt = 2,
         wide_second: bool = True,
-        norm_epsilon: float = 1e-3,
-        norm_momentum: float = 0.9,
+        norm_epsilon: PositiveFloat = 1e-3,
+        norm_momentum: Fraction = 0.9,
     ) -> None:
         super().__init__()
         if len(layers) != len(channels) or not layers:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.types import Fraction, PositiveInt
+
 
 class PairedConvolutions(nn.Module):
     """Two 3x3 convolutions, each normalized and rectified, then a mean over 2x2 places (none when `pool` is 1)."""
@@ -56,10 +58,10 @@ class PANNsCNN14(nn.Module):
 
     def __init__(
         self,
-        channels: Sequence[int] = (64, 128, 256, 512, 1024, 2048),
-        mel_bins: int = 64,
-        hidden_dim: int | None = None,
-        dropout: float = 0.2,
+        channels: Sequence[PositiveInt] = (64, 128, 256, 512, 1024, 2048),
+        mel_bins: PositiveInt = 64,
+        hidden_dim: PositiveInt | None = None,
+        dropout: Fraction = 0.2,
     ) -> None:
         super().__init__()
         self.mel_bins = mel_bins

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from common.types import PositiveInt
+
 BLOCKS_PER_STAGE: dict[int, tuple[int, int, int, int]] = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 STAGES: tuple[str, ...] = ("conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool")
@@ -80,14 +82,14 @@ class R2Plus1D(nn.Module):
 
     def __init__(
         self,
-        depth: int = 18,
-        width: int = 64,
+        depth: PositiveInt = 18,
+        width: PositiveInt = 64,
         stem_pool: bool = True,
-        in_channels: int = 3,
-        stem_kernel: int = 7,
-        stem_stride: int = 2,
-        temporal_strides: Sequence[int] = (1, 2, 2, 2),
-        spatial_strides: Sequence[int] = (1, 2, 2, 2),
+        in_channels: PositiveInt = 3,
+        stem_kernel: PositiveInt = 7,
+        stem_stride: PositiveInt = 2,
+        temporal_strides: Sequence[PositiveInt] = (1, 2, 2, 2),
+        spatial_strides: Sequence[PositiveInt] = (1, 2, 2, 2),
     ) -> None:
         super().__init__()
         if depth not in BLOCKS_PER_STAGE:

@@ -31,6 +31,7 @@ from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results
 from common.protocols.captions import CaptionRows, PairData, check_vocabulary
 from common.protocols.data import check_fraction, evenly_spaced
+from common.types import Fraction, PositiveFloat, PositiveInt
 
 Modality = Literal["image", "text"]
 
@@ -107,11 +108,11 @@ class BridgedRetrieval(EncoderModule):
         pretrained: str | None = None,
         encoder_prefixes: Sequence[str] = PREFIXES,
         text_encoder_prefixes: Sequence[str] = ("text_encoder.",),
-        embedding_dim: int = 256,
-        hidden_dim: int | None = None,
-        temperature: float = 0.1,
-        learning_rates: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
-        lengths: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
+        embedding_dim: PositiveInt = 256,
+        hidden_dim: PositiveInt | None = None,
+        temperature: PositiveFloat = 0.1,
+        learning_rates: Sequence[PositiveFloat] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+        lengths: Sequence[PositiveInt] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
     ) -> None:
         super().__init__(image_encoder, pretrained, encoder_prefixes)
         self.save_hyperparameters(ignore=["image_encoder", "text_encoder"], logger=False)
@@ -322,7 +323,11 @@ class BridgeData(PairData):
     """
 
     def __init__(
-        self, dataset: COCO | COCOKarpathy, tokenizer: CaptionTokenizer, held_out_fraction: float = 0.02, **kwargs: Any
+        self,
+        dataset: COCO | COCOKarpathy,
+        tokenizer: CaptionTokenizer,
+        held_out_fraction: Fraction = 0.02,
+        **kwargs: Any,
     ) -> None:
         super().__init__(dataset, tokenizer, **kwargs)
         check_fraction(held_out_fraction)

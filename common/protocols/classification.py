@@ -28,6 +28,7 @@ from common.protocols.base import (
     require_two_test_loaders,
 )
 from common.training.optimizers import warm_up_then_cosine
+from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class Classification(EncoderModule):
@@ -52,14 +53,14 @@ class Classification(EncoderModule):
         self,
         encoder: nn.Module,
         heads: Mapping[str, nn.Module],
-        num_classes: int,
-        learning_rates: Sequence[float],
+        num_classes: PositiveInt,
+        learning_rates: Sequence[PositiveFloat],
         optimizer: Literal["adam", "sgd"] = "sgd",
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
+        momentum: Momentum = 0.9,
+        weight_decay: NonNegativeFloat = 0.0,
         schedule: Literal["steps", "cosine"] = "steps",
-        milestones: Sequence[int] = (),
-        gamma: float = 0.1,
+        milestones: Sequence[NonNegativeInt] = (),
+        gamma: PositiveFloat = 0.1,
         **kwargs: Any,
     ) -> None:
         super().__init__(encoder, **kwargs)
@@ -199,10 +200,10 @@ class SupervisedClassification(Classification):
     def __init__(
         self,
         image_encoder: nn.Module,
-        num_classes: int,
-        learning_rate: float = 0.1,
-        weight_decay: float = 1e-4,
-        milestones: Sequence[int] = (30, 60),
+        num_classes: PositiveInt,
+        learning_rate: PositiveFloat = 0.1,
+        weight_decay: NonNegativeFloat = 1e-4,
+        milestones: Sequence[NonNegativeInt] = (30, 60),
         **kwargs: Any,
     ) -> None:
         heads = {"head": nn.Linear(int(image_encoder.feature_dim), num_classes)}  # type: ignore[arg-type]
@@ -249,12 +250,12 @@ class ActionRecognition(Classification):
     def __init__(
         self,
         video_encoder: nn.Module,
-        num_classes: int,
-        dropout: float = 0.5,
-        learning_rate: float = 1e-4,
-        warmup_epochs: int = 5,
-        milestones: Sequence[int] = (6, 10, 14),
-        gamma: float = 0.3,
+        num_classes: PositiveInt,
+        dropout: Fraction = 0.5,
+        learning_rate: PositiveFloat = 1e-4,
+        warmup_epochs: NonNegativeInt = 5,
+        milestones: Sequence[NonNegativeInt] = (6, 10, 14),
+        gamma: PositiveFloat = 0.3,
         **kwargs: Any,
     ) -> None:
         classifier = nn.Linear(int(video_encoder.feature_dim), num_classes)  # type: ignore[arg-type]
@@ -331,10 +332,10 @@ class LinearProbes(Classification):
     def __init__(
         self,
         video_encoder: nn.Module,
-        num_classes: int,
-        layers: dict[str, int],
-        learning_rate: float = 1e-4,
-        milestones: Sequence[int] = (6, 9),
+        num_classes: PositiveInt,
+        layers: dict[str, PositiveInt],
+        learning_rate: PositiveFloat = 1e-4,
+        milestones: Sequence[NonNegativeInt] = (6, 9),
         official_quirks: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -424,9 +425,9 @@ class LinearClassification(Classification):
     def __init__(
         self,
         image_encoder: nn.Module,
-        num_classes: int,
-        learning_rates: Sequence[float] = (0.3, 3.0, 30.0),
-        milestones: Sequence[int] = (60, 80),
+        num_classes: PositiveInt,
+        learning_rates: Sequence[PositiveFloat] = (0.3, 3.0, 30.0),
+        milestones: Sequence[NonNegativeInt] = (60, 80),
         normalize_features: Literal["none", "l2", "batch_norm"] = "none",
         **kwargs: Any,
     ) -> None:
@@ -520,9 +521,9 @@ class MultiLabelTagging(Classification):
     def __init__(
         self,
         image_encoder: nn.Module,
-        num_classes: int,
-        learning_rate: float = 0.3,
-        milestones: Sequence[int] = (60, 80),
+        num_classes: PositiveInt,
+        learning_rate: PositiveFloat = 0.3,
+        milestones: Sequence[NonNegativeInt] = (60, 80),
         **kwargs: Any,
     ) -> None:
         heads = {"head": linear(int(image_encoder.feature_dim), num_classes)}  # type: ignore[arg-type]

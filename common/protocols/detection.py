@@ -53,6 +53,7 @@ from common.monitoring.figures import chart, plain, save_figure
 from common.protocols.base import PREFIXES
 from common.protocols.data import ImageData
 from common.training.examples import Draw, Example, batches_of_epoch
+from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Batch = dict[str, Any]
 Objects = dict[str, Tensor]
@@ -107,28 +108,28 @@ class Detection(pl.LightningModule):
     def __init__(
         self,
         image_encoder: ImageResNet,
-        num_classes: int,
+        num_classes: PositiveInt,
         pretrained: str | None = None,
         encoder_prefixes: Sequence[str] = PREFIXES,
-        anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
-        anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
-        proposals_per_map_training: int = 12000,
-        proposals_per_map_test: int = 6000,
-        proposals_training: int = 2000,
-        proposals_test: int = 1000,
-        anchors_per_image: int = 256,
-        crops_per_image: int = 512,
-        crop_size: int = 14,
-        detections_per_image: int = 100,
-        score_threshold: float = 0.05,
-        learning_rate: float = 0.02,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-4,
-        warmup_steps: int = 100,
-        milestones: Sequence[int] = (18000, 22000),
-        gamma: float = 0.1,
-        precise_bn_batches: int = 200,
-        pictures: int = 6,
+        anchor_sizes: Sequence[PositiveInt] = (32, 64, 128, 256, 512),
+        anchor_ratios: Sequence[PositiveFloat] = (0.5, 1.0, 2.0),
+        proposals_per_map_training: PositiveInt = 12000,
+        proposals_per_map_test: PositiveInt = 6000,
+        proposals_training: PositiveInt = 2000,
+        proposals_test: PositiveInt = 1000,
+        anchors_per_image: PositiveInt = 256,
+        crops_per_image: PositiveInt = 512,
+        crop_size: PositiveInt = 14,
+        detections_per_image: PositiveInt = 100,
+        score_threshold: Fraction = 0.05,
+        learning_rate: PositiveFloat = 0.02,
+        momentum: Momentum = 0.9,
+        weight_decay: NonNegativeFloat = 1e-4,
+        warmup_steps: NonNegativeInt = 100,
+        milestones: Sequence[NonNegativeInt] = (18000, 22000),
+        gamma: PositiveFloat = 0.1,
+        precise_bn_batches: NonNegativeInt = 200,
+        pictures: NonNegativeInt = 6,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["image_encoder"], logger=False)
@@ -519,8 +520,8 @@ class DetectionData(ImageData):
         train_split: str = "trainval",
         test_split: str = "test",
         train_difficult: bool = True,
-        test_batch_size: int = 1,
-        batch_size: int = 16,
+        test_batch_size: PositiveInt = 1,
+        batch_size: PositiveInt = 16,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, image=cast(Any, image or BoxTransform()), batch_size=batch_size, **kwargs)

@@ -16,6 +16,7 @@ from common.metrics.gathering import RowsOncePerSample, first_occurrences
 from common.metrics.linear_svm import classify_windowed, evaluate_class
 from common.protocols.base import Batch, EncoderModule, log_results, mean_average_precision, require_two_test_loaders
 from common.protocols.classification import of_stages, stage_channels
+from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class MachinesOnFeatures(EncoderModule):
@@ -81,14 +82,14 @@ class SoundSVM(MachinesOnFeatures):
     def __init__(
         self,
         audio_encoder: nn.Module,
-        layers: dict[str, int],
-        C: float = 10.0,
-        folds: int = 5,
-        standardize_epsilon: float = 0.01,
+        layers: dict[str, PositiveInt],
+        C: PositiveFloat = 10.0,
+        folds: PositiveInt = 5,
+        standardize_epsilon: PositiveFloat = 0.01,
         loss: Literal["hinge", "squared_hinge"] = "hinge",
-        tolerance: float = 1e-4,
-        max_iterations: int = 200,
-        random_state: int = 0,
+        tolerance: PositiveFloat = 1e-4,
+        max_iterations: PositiveInt = 200,
+        random_state: NonNegativeInt = 0,
         jobs: int = 1,
         **kwargs: Any,
     ) -> None:
@@ -211,11 +212,11 @@ class MultiLabelSVM(MachinesOnFeatures):
         self,
         image_encoder: nn.Module,
         pool: Literal[1, 2] = 1,
-        costs: Sequence[float] = (0.01, 0.1, 1.0, 10.0),
-        folds: int = 3,
-        positive_weight: float = 2.0,
-        max_iterations: int = 2000,
-        random_state: int = 0,
+        costs: Sequence[PositiveFloat] = (0.01, 0.1, 1.0, 10.0),
+        folds: PositiveInt = 3,
+        positive_weight: NonNegativeFloat = 2.0,
+        max_iterations: PositiveInt = 2000,
+        random_state: NonNegativeInt = 0,
         jobs: int = 1,
         **kwargs: Any,
     ) -> None:

@@ -1,4 +1,4 @@
-"""Joins records with the tables of a paper: every cell's values over seeds, and what had to be left out."""
+"""Joins records with the tables of a paper: every cell's values over draws, and what had to be left out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from common.reporting.draws import Draw
 from common.reporting.papers import check_scale
 from common.reporting.records import Record
 from common.reporting.tables import Metric, Published, Row, Table, Tables
@@ -17,24 +18,24 @@ class Cell:
 
     Args:
         published: the published value, or None where none is known.
-        values: seed to measured value, the mean over the cell's stages.
+        values: draw to measured value, the mean over the cell's stages.
         records: the records behind the values.
         instances: ids of the stages that fill it; empty when nothing is run for it.
     """
 
     published: Published | None = None
-    values: dict[int, float] = field(default_factory=dict)
+    values: dict[Draw, float] = field(default_factory=dict)
     records: tuple[Record, ...] = ()
     instances: tuple[str, ...] = ()
 
     @property
     def mean(self) -> float | None:
-        """Mean over seeds; None without a value."""
+        """Mean over draws; None without a value."""
         return statistics.fmean(self.values.values()) if self.values else None
 
     @property
     def spread(self) -> float | None:
-        """Sample standard deviation over seeds; None below two."""
+        """Sample standard deviation over draws; None below two."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
 
@@ -42,7 +43,7 @@ class Cell:
 class Selection:
     """The records of one paper and scale that may stand together, and what was left out."""
 
-    kept: dict[tuple[str, int], Record]
+    kept: dict[tuple[str, Draw], Record]
     left_out: dict[str, list[str]]
 
 
@@ -70,7 +71,7 @@ class TableResult:
     @property
     def records(self) -> list[Record]:
         """Every record behind the table, once."""
-        unique = {(r.stage, r.seed): r for cell in self.cells.values() for r in cell.records}
+        unique = {(r.stage, r.draw): r for cell in self.cells.values() for r in cell.records}
         return [unique[key] for key in sorted(unique)]
 
     @property
@@ -96,10 +97,10 @@ def select(records: Iterable[Record], paper: str, scale: str) -> Selection:
         paper: package name.
         scale: the scale.
     """
-    newest: dict[tuple[str, int], Record] = {}
+    newest: dict[tuple[str, Draw], Record] = {}
     for record in records:
         if record.paper == paper and record.scale == scale:
-            key = (record.stage, record.seed)
+            key = (record.stage, record.draw)
             if key not in newest or record.started > newest[key].started:
                 newest[key] = record
     left_out: dict[str, list[str]] = {}
@@ -109,21 +110,21 @@ def select(records: Iterable[Record], paper: str, scale: str) -> Selection:
         current = max(of_stage, key=lambda r: r.started).configuration
         for record in of_stage:
             if record.configuration != current:
-                del kept[stage, record.seed]
+                del kept[stage, record.draw]
                 left_out.setdefault(stage, []).append(
-                    f"seed {record.seed} of `{stage}` is left out: configuration {record.configuration}, "
+                    f"{record.draw} of `{stage}` is left out: configuration {record.configuration}, "
                     f"while the newest record has {current}"
                 )
     changed = True
     while changed:
         changed = False
-        for (stage, seed), record in sorted(kept.items()):
+        for (stage, draw), record in sorted(kept.items()):
             for parent in record.parents.values():
-                key = (parent["stage"], seed)
+                key = (parent["stage"], draw)
                 if key in newest and (key not in kept or kept[key].lineage_hash != parent["lineage_hash"]):
-                    del kept[stage, seed]
+                    del kept[stage, draw]
                     left_out.setdefault(stage, []).append(
-                        f"seed {seed} of `{stage}` is left out: it was measured on another `{parent['stage']}` "
+                        f"{draw} of `{stage}` is left out: it was measured on another `{parent['stage']}` "
                         "than the one recorded now; run it again"
                     )
                     changed = True
@@ -169,17 +170,17 @@ def _fill(source: Tables, table: Table, scale: str, selection: Selection) -> Tab
 
 def _values(
     row: Row, metric: Metric, instances: list[str], selection: Selection
-) -> tuple[dict[int, float], list[Record], list[str], list[str]]:
-    """Values per seed, the records behind them, remarks on what is incomplete, and stages that lack the metric."""
-    values: dict[int, float] = {}
+) -> tuple[dict[Draw, float], list[Record], list[str], list[str]]:
+    """Values per draw, the records behind them, remarks on what is incomplete, and stages that lack the metric."""
+    values: dict[Draw, float] = {}
     used: list[Record] = []
     notes: list[str] = []
     without: list[str] = []
-    for seed in sorted({seed for stage, seed in selection.kept if stage in instances}):
-        found = [selection.kept[name, seed] for name in instances if (name, seed) in selection.kept]
+    for draw in sorted({draw for stage, draw in selection.kept if stage in instances}):
+        found = [selection.kept[name, draw] for name in instances if (name, draw) in selection.kept]
         if len(found) < len(instances):
             notes.append(
-                f"{metric.label} of {row.label}, seed {seed}: {len(found)} of {len(instances)} stages recorded; "
+                f"{metric.label} of {row.label}, {draw}: {len(found)} of {len(instances)} stages recorded; "
                 "shown when all are"
             )
             continue
@@ -187,6 +188,6 @@ def _values(
         if any(number is None for number in numbers):
             without += [r.stage for r, number in zip(found, numbers) if number is None]
             continue
-        values[seed] = statistics.fmean(number for number in numbers if number is not None)
+        values[draw] = statistics.fmean(number for number in numbers if number is not None)
         used += found
     return values, used, notes, without

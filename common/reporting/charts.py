@@ -53,7 +53,7 @@ def svg_verdicts(counts: Mapping[str, int]) -> str:
 def svg_bars(result: TableResult) -> list[str]:
     """Measured cells of a table as bars: a chart for each metric, a bar for each row.
 
-    A line shows the sample standard deviation over seeds, a dot each seed. At paper scale alone, where the two can
+    A line shows the sample standard deviation over draws, a dot each draw. At paper scale alone, where the two can
     be compared, a mark shows the published value.
 
     Args:
@@ -102,11 +102,11 @@ def _bars(result: TableResult, metric: Metric, rows: Sequence[tuple[str, Cell]])
         assert cell.mean is not None
         y = top + i * step
         value = render.measured_text(cell, metric.decimals)
-        seeds = ", ".join(f"seed {seed}: {number:.4g}" for seed, number in sorted(cell.values.items()))
+        draws = ", ".join(f"{draw}: {number:.4g}" for draw, number in sorted(cell.values.items()))
         left, right = sorted((place(0), place(cell.mean)))
         room = _WIDTH - 18 - _CHARACTER * len(value)
         parts += [
-            f"<g><title>{html.escape(f'{label}, {name}: {value}; {seeds}')}</title>",
+            f"<g><title>{html.escape(f'{label}, {name}: {value}; {draws}')}</title>",
             f'<text x="8" y="{y + 6}">{html.escape(_fitted(label, room))}</text>',
             f'<text class="amount" x="{_WIDTH - 4}" y="{y + 6}" text-anchor="end">{value}</text>',
             f'<rect class="bar" x="{left:.1f}" y="{y + 10}" width="{max(right - left, 0.5):.1f}" height="10" rx="1"/>',

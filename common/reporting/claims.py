@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from common.reporting.aggregate import TableResult
+from common.reporting.draws import Draw
 from common.reporting.predicates import CellName, Comparison
 from common.reporting.tables import Claim
 
@@ -35,7 +36,7 @@ class ClaimResult:
         verdict: `holds`, `fails`, `not separable` or `not run`.
         margin: mean over draws by which the deciding comparison lies above its threshold (positive) or below it.
         interval: where the mean lies with 95 % confidence; None below two draws.
-        seeds: the draws for which every cell of the deciding comparison was measured.
+        draws: those for which every cell of the deciding comparison was measured.
         detail: why it was not run, if so.
         conditional: whether the claim's `when` was measured and not met.
     """
@@ -46,21 +47,21 @@ class ClaimResult:
     verdict: str
     margin: float | None = None
     interval: tuple[float, float] | None = None
-    seeds: tuple[int, ...] = ()
+    draws: tuple[Draw, ...] = ()
     detail: str = ""
     conditional: bool = False
 
     @property
     def label(self) -> str:
         """The verdict in words; says so when it rests on one draw."""
-        return f"{self.verdict} (1 draw)" if len(self.seeds) == 1 and self.verdict != NOT_RUN else self.verdict
+        return f"{self.verdict} (1 draw)" if len(self.draws) == 1 and self.verdict != NOT_RUN else self.verdict
 
     @property
     def outcome(self) -> str:
         """What came out: by how much the claim's threshold was passed or missed, the interval, the number of draws."""
         if self.margin is None:
             return self.detail or "–"
-        draws = f"{len(self.seeds)} draw{'s' if len(self.seeds) > 1 else ''}"
+        draws = f"{len(self.draws)} draw{'s' if len(self.draws) > 1 else ''}"
         told = f"{abs(self.margin):.3g} {'above' if self.margin >= 0 else 'below'} what is claimed"
         if self.interval is None:
             return f"{told} ({draws})"
@@ -73,7 +74,7 @@ class _Outcome:
     verdict: str
     margin: float | None = None
     interval: tuple[float, float] | None = None
-    seeds: tuple[int, ...] = ()
+    draws: tuple[Draw, ...] = ()
     detail: str = ""
 
     @property
@@ -96,7 +97,7 @@ def _judge(claim: Claim, result: TableResult) -> ClaimResult:
                 return ClaimResult(claim, result.table.id, result.scale, NOT_RUN, detail=reason, conditional=measured)
     worst = min((_compare(comparison, result) for comparison in claim.holds.comparisons), key=lambda o: o.badness)
     return ClaimResult(
-        claim, result.table.id, result.scale, worst.verdict, worst.margin, worst.interval, worst.seeds, worst.detail
+        claim, result.table.id, result.scale, worst.verdict, worst.margin, worst.interval, worst.draws, worst.detail
     )
 
 
@@ -122,20 +123,20 @@ def _compare(comparison: Comparison, result: TableResult) -> _Outcome:
     missing = _missing(comparison, result)
     if missing:
         return _Outcome(NOT_RUN, detail=f"not measured: {missing}")
-    seeds = sorted(set.intersection(*(set(result.cells[name.row, name.metric].values) for name in comparison.cells())))
-    if not seeds:
-        return _Outcome(NOT_RUN, detail="no seed has all its cells")
+    draws = sorted(set.intersection(*(set(result.cells[name.row, name.metric].values) for name in comparison.cells())))
+    if not draws:
+        return _Outcome(NOT_RUN, detail="no draw has all its cells")
     try:
         margins = [
-            comparison.margin(lambda name, seed=seed: result.cells[name.row, name.metric].values[seed])  # type: ignore[misc]
-            for seed in seeds
+            comparison.margin(lambda name, draw=draw: result.cells[name.row, name.metric].values[draw])  # type: ignore[misc]
+            for draw in draws
         ]
     except ZeroDivisionError:
         return _Outcome(NOT_RUN, detail="divides by zero")
     margin, interval = statistics.fmean(margins), interval_of(margins)
     low, high = interval or (-math.inf, math.inf)
     verdict = HOLDS if comparison.accepts(low) else NOT_SEPARABLE if comparison.accepts(high) else FAILS
-    return _Outcome(verdict, margin, interval, tuple(seeds))
+    return _Outcome(verdict, margin, interval, tuple(draws))
 
 
 def interval_of(values: Sequence[float]) -> tuple[float, float] | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import math
+import zlib
 from pathlib import Path
 
 from common.reporting.records import warn_of
@@ -17,8 +19,8 @@ def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     """Read a run's `metrics.csv`.
 
     Args:
-        path: file with the columns `step`, `name` and `value`; or with a column for each metric, a row of which
-            holds the values logged at one time, the rest of it being empty.
+            path: file with the columns `step`, `name` and `value`; or with a column for each metric, a row of which
+            holds the values logged at one time, the rest of it being empty; compressed where its name ends in `.gz`.
 
     Returns:
         Metric to (step, value) points, sorted by step, thinned to at most `MAX_POINTS`. Metrics with fewer than
@@ -28,14 +30,15 @@ def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
         return {}
     try:
         return _curves(path)
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
+    except (csv.Error, UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         warn_of(f"{path} holds no curves that can be read ({error})")
         return {}
 
 
 def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, list[tuple[float, float]]] = {}
-    with open(path, encoding="utf-8", newline="") as file:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             step = _number(row.get("step"))
             if step is None:

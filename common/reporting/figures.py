@@ -13,7 +13,7 @@ _LEFT, _TOP, _RIGHT, _BOTTOM = 52, 14, 150, 46
 
 
 def curve(result: TableResult) -> str:
-    """The curve of a table: a line for every measured row, with the spread over seeds as a band.
+    """The curve of a table: a line for every measured row, with the spread over draws as a band.
 
     The x axis is logarithmic, the y axis starts at 0.
 

@@ -131,8 +131,8 @@ def comparisons(records: Sequence[Record], runs: Path, order: Sequence[str], bud
     """
     found: dict[tuple[str, str, str], list[tuple[str, Path, Record]]] = {}
     known = {stage: place for place, stage in enumerate(order)}
-    for record in sorted(records, key=lambda r: (known.get(r.stage.partition("@")[0], len(known)), r.stage, r.seed)):
-        folder = run_folder(runs, record.paper, record.scale, record.seed, record.stage)
+    for record in sorted(records, key=lambda r: (known.get(r.stage.partition("@")[0], len(known)), r.stage, r.draw)):
+        folder = run_folder(runs, record.paper, record.scale, record.draw, record.stage)
         for name in record.media:
             path = folder / name
             if not name.endswith(_ROW) or not _is_own(path, folder):
@@ -176,7 +176,7 @@ def _embedded(path: Path, record: Record) -> Medium:
     suffix = path.suffix.lower()
     kind, mime = ("image", _IMAGES[suffix]) if suffix in _IMAGES else ("video", _VIDEOS[suffix])
     words = path.name.partition(".")[0].replace("_", " ")
-    text = f"{words} of {record.stage}, {record.scale} scale, seed {record.seed}"
+    text = f"{words} of {record.stage}, {record.scale} scale, {record.draw}"
     return Medium(kind, path.name, text, f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}")
 
 

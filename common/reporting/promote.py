@@ -1,15 +1,26 @@
-"""Promotion: copying records of clean revisions from the untracked runs into a paper's committed results."""
+"""Promotion: copying records of clean revisions, and their curves, from runs into the committed results."""
 
 from __future__ import annotations
 
 import dataclasses
+import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ReportingError
+from common.files import write_whole
 from common.reporting.papers import check_scale, paper_named, project_root, runs_root
-from common.reporting.records import Record, find, portable, promoted_file, read, write_atomically
+from common.reporting.records import (
+    Record,
+    find,
+    portable,
+    promoted_curves,
+    promoted_file,
+    read,
+    run_folder,
+    write_atomically,
+)
 
 PROMOTED = "promoted"
 UPDATED = "updated"
@@ -66,7 +77,26 @@ def promote(
         if missing:
             raise ReportingError(f"no record of stage(s) {', '.join(missing)} at {', '.join(scales)} scale to promote")
         found = [r for r in found if r.stage in stages or r.stage.split("@")[0] in stages]
-    return [_promote(record, promoted_file(entry, record.scale, record.seed, record.stage)) for record in found]
+    done = [_promote(record, promoted_file(entry, record.scale, record.draw, record.stage)) for record in found]
+    for promotion in done:
+        if promotion.action in (PROMOTED, UPDATED, UNCHANGED):
+            r = promotion.record
+            _promote_curves(
+                run_folder(runs or runs_root(), r.paper, r.scale, r.draw, r.stage) / "metrics.csv",
+                promoted_curves(promotion.path),
+            )
+    return done
+
+
+def _promote_curves(source: Path, target: Path) -> None:
+    """Keep the curves beside their record; those of a record that it replaces go, whatever the new one has."""
+    if not source.is_file():
+        target.unlink(missing_ok=True)
+        return
+    # Without a time in it, so that the same curves are the same file.
+    content = gzip.compress(source.read_bytes(), mtime=0)
+    if not target.is_file() or target.read_bytes() != content:
+        write_whole(target, lambda partial: partial.write_bytes(content))
 
 
 def _promote(record: Record, path: Path) -> Promotion:

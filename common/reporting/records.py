@@ -29,6 +29,7 @@ from pydantic import (
 
 from common import files
 from common.errors import ReportingError, nearest
+from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, machine_isa
 from common.reporting.papers import SCALES, Paper, check_scale, paper_named
 from common.reporting.schema import first_of, one_of
 
@@ -95,6 +96,13 @@ def _has_revision(git: dict[str, Any]) -> dict[str, Any]:
     return git
 
 
+def _known_rounding(hardware: dict[str, Any]) -> dict[str, Any]:
+    isa = hardware.get("isa", {"requested": NATIVE})
+    if not isinstance(isa, dict) or isa.get("requested") not in INSTRUCTION_SETS:
+        raise ValueError(f"expected 'isa' with 'requested', one of {', '.join(INSTRUCTION_SETS)}; got {isa!r}")
+    return hardware
+
+
 def _inside(file: str) -> str:
     if Path(file).is_absolute() or ".." in Path(file).parts:
         raise ValueError(f"expected names inside the run's folder, got {file!r}")
@@ -149,7 +157,8 @@ class Record:
         parents: configuration field to `{"stage": ..., "lineage_hash": ...}`.
         git: `{"revision": ..., "dirty": ...}` as `git_state` gives it.
         versions: package to version.
-        hardware: as `hardware` gives it, and `peak_memory_gib`, the most memory that the process held.
+        hardware: as :func:`hardware` gives it, and `peak_memory_gib`, the most memory that the process held. One
+            without `isa` is native.
         precision: precision of the trainer, such as `32-true`.
         global_batch: samples per step over all devices.
         steps: optimizer steps done.
@@ -183,7 +192,7 @@ class Record:
     deviations: list[Annotated[dict[str, str], _entry("field", "reason")]] = field(default_factory=list)
     parents: dict[str, Annotated[dict[str, str], _entry("stage", "lineage_hash")]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    hardware: dict[str, Any] = field(default_factory=dict)
+    hardware: Annotated[dict[str, Any], AfterValidator(_known_rounding)] = field(default_factory=dict)
     precision: _Name = "32-true"
     global_batch: _Count = 0
     steps: _Count = 0
@@ -245,6 +254,11 @@ class Record:
     def configuration(self) -> str:
         """Hash of the configuration without seeds: equal for the seeds of one configuration."""
         return config_hash(self.config, ignored=IGNORED_KEYS | SEED_KEYS)
+
+    @property
+    def draw(self) -> Draw:
+        """Its seed and rounding."""
+        return Draw(self.seed, self.hardware.get("isa", {}).get("requested", NATIVE))
 
     @property
     def rehearsal(self) -> bool:
@@ -363,14 +377,19 @@ def read(path: Path) -> Record:
     return Record.from_json(text, source=str(path))
 
 
-def run_folder(root: Path, paper: str, scale: str, seed: int, stage: str) -> Path:
-    """Folder of one stage run: `<root>/<paper>/<scale>/seed<k>/<stage>`."""
-    return Path(root) / paper / scale / f"seed{seed}" / stage
+def run_folder(root: Path, paper: str, scale: str, draw: Draw, stage: str) -> Path:
+    """Folder of one stage run: `<root>/<paper>/<scale>/seed<k>/<stage>`; see `Draw` for the third."""
+    return Path(root) / paper / scale / draw.folder / stage
 
 
-def promoted_file(paper: Paper, scale: str, seed: int, stage: str) -> Path:
+def promoted_file(paper: Paper, scale: str, draw: Draw, stage: str) -> Path:
     """File of one promoted record: `papers/<paper>/results/<scale>/seed<k>/<stage>.json`."""
-    return paper.results / scale / f"seed{seed}" / f"{stage}.json"
+    return paper.results / scale / draw.folder / f"{stage}.json"
+
+
+def promoted_curves(record: Path) -> Path:
+    """File of the curves that belong to a promoted record."""
+    return record.with_suffix(".csv.gz")
 
 
 def warn(error: RecordError) -> None:
@@ -390,7 +409,7 @@ def find(
     scale: str | None = None,
     malformed: Callable[[RecordError], None] | None = None,
 ) -> list[Record]:
-    """Every record under a folder of runs, ordered by paper, scale, seed and stage.
+    """Every record under a folder of runs, ordered by paper, scale, draw and stage.
 
     Args:
         root: folder of runs.
@@ -409,7 +428,7 @@ def find(
     for path in paths:
         try:
             record = read(path)
-            _check_place(path, run_folder(root, record.paper, record.scale, record.seed, record.stage) / RECORD_FILE)
+            _check_place(path, run_folder(root, record.paper, record.scale, record.draw, record.stage) / RECORD_FILE)
         except RecordError as error:
             if malformed is None:
                 raise
@@ -420,7 +439,7 @@ def find(
 
 
 def find_promoted(paper: str, scale: str | None = None) -> list[Record]:
-    """Every promoted record of a paper, ordered by scale, seed and stage.
+    """Every promoted record of a paper, ordered by scale, draw and stage.
 
     Raises:
         RecordError: for a malformed record, or one that lies where it does not belong.
@@ -429,7 +448,7 @@ def find_promoted(paper: str, scale: str | None = None) -> list[Record]:
     pattern = f"{check_scale(scale) if scale else '*'}/seed*/*.json"
     found = [(path, read(path)) for path in sorted(entry.results.glob(pattern))]
     for path, record in found:
-        _check_place(path, promoted_file(paper_named(record.paper), record.scale, record.seed, record.stage))
+        _check_place(path, promoted_file(paper_named(record.paper), record.scale, record.draw, record.stage))
     return _ordered(record for _, record in found)
 
 
@@ -439,7 +458,7 @@ def _check_place(path: Path, expected: Path) -> None:
 
 
 def _ordered(found: Iterable[Record]) -> list[Record]:
-    return sorted(found, key=lambda r: (r.paper, SCALES.index(r.scale), r.seed, r.stage))
+    return sorted(found, key=lambda r: (r.paper, SCALES.index(r.scale), r.draw, r.stage))
 
 
 def expected_seconds(records: Iterable[Record], scale: str, stage: str) -> float | None:
@@ -448,18 +467,20 @@ def expected_seconds(records: Iterable[Record], scale: str, stage: str) -> float
     return seconds[len(seconds) // 2] if seconds else None
 
 
-def git_state(root: Path) -> dict[str, Any]:
+def git_state(root: Path | None) -> dict[str, Any]:
     """Revision of a working tree, and whether it differs from it.
 
     Promoted results and Markdown pages do not count as a difference: promoting a record or rendering a table
     must not make the next stage's record unfit for promotion.
 
     Args:
-        root: a folder in the working tree.
+        root: a folder in the working tree; None for a package that was installed without one.
 
     Returns:
         `{"revision": str, "dirty": bool}`; both None where git or the repository is missing.
     """
+    if root is None:
+        return {"revision": None, "dirty": None}
     revision = _git(root, "rev-parse", "HEAD")
     counted = (":/", ":(exclude,top,glob)papers/*/results/**", ":(exclude,top,glob)**/*.md")
     status = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *counted)
@@ -483,14 +504,16 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def hardware(accelerators: Sequence[str] = ()) -> dict[str, Any]:
+def hardware(accelerators: Sequence[str] = (), isa: str = NATIVE) -> dict[str, Any]:
     """The machine in a few words.
 
     Args:
         accelerators: names of the devices used, passed in because asking for them needs torch.
+        isa: instruction set that was asked for.
 
     Returns:
-        `cpu`, `cores` (usable by this process), `memory_gib` and `accelerators`.
+        `cpu`, `cores` (usable by this process), `memory_gib`, `accelerators` and `isa`: the instruction set
+        that was `requested`, and the strongest that the `machine` has.
     """
     try:
         cores = len(os.sched_getaffinity(0))
@@ -505,6 +528,7 @@ def hardware(accelerators: Sequence[str] = ()) -> dict[str, Any]:
         "cores": cores,
         "memory_gib": round(memory, 1),
         "accelerators": list(accelerators),
+        "isa": {"requested": isa, "machine": machine_isa()},
     }
 
 

@@ -13,6 +13,7 @@ from common.files import write_atomically
 from common.reporting import figures
 from common.reporting.aggregate import Cell, TableResult, collect
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, VERDICTS, ClaimResult, judge
+from common.reporting.draws import told
 from common.reporting.papers import SCALES, Paper, existing_papers, paper_named, project_root
 from common.reporting.records import Record, find, find_promoted, warn
 from common.reporting.tables import Metric, Row, Tables, load
@@ -160,16 +161,16 @@ def row_text(row: Row) -> str:
 
 
 def provenance(records: Sequence[Record]) -> str:
-    """One line on a set of records: seeds, configurations, hardware, dates, revisions."""
+    """One line on a set of records: draws, configurations, hardware, dates, revisions."""
     if not records:
         return "nothing measured yet"
-    seeds = ", ".join(str(seed) for seed in sorted({r.seed for r in records}))
     configurations = ", ".join(f"{stage} {h}" for stage, h in sorted({(r.stage, r.configuration) for r in records}))
     machines = "; ".join(sorted({hardware_text(r) for r in records}))
     days = sorted({r.started[:10] for r in records})
     dates = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     revisions = ", ".join(sorted({revision_text(r) for r in records}))
-    return f"seeds {seeds}; {machines}; {dates}; revision {revisions}; configurations: {configurations}"
+    draws = told(r.draw for r in records)
+    return f"{draws}; {machines}; {dates}; revision {revisions}; configurations: {configurations}"
 
 
 def hardware_text(record: Record) -> str:
@@ -326,8 +327,8 @@ def overview_row(paper: Paper, source: Tables, records: Sequence[Record]) -> Ove
     if measured:
         judged = [claim for f in filled[measured[0]] for claim in f.claims]
         counts = {verdict: sum(claim.verdict == verdict for claim in judged) for verdict in VERDICTS}
-        told = ", ".join(f"{count} {_PLURAL.get(verdict, verdict)}" for verdict, count in counts.items() if count)
-        claims = f"{told} ({measured[0]})"
+        counted = ", ".join(f"{count} {_PLURAL.get(verdict, verdict)}" for verdict, count in counts.items() if count)
+        claims = f"{counted} ({measured[0]})"
     if source.headline is None:
         return OverviewRow(paper, status, claims=claims)
     headline, metric = source.headline, source.table(source.headline.table).metric(source.headline.metric)
@@ -521,8 +522,8 @@ def rich_claims(claims: Sequence[ClaimResult], width: int) -> RichTable:
                 table.add_row(text, gate, verdict, margin)
             else:
                 table.add_row(text)
-                told = filter(None, (verdict, margin, gate and f"gate {gate}"))
-                table.add_row(Padding("  ".join(told), (0, 0, 0, 6)))
+                line = filter(None, (verdict, margin, gate and f"gate {gate}"))
+                table.add_row(Padding("  ".join(line), (0, 0, 0, 6)))
     return table
 
 
@@ -535,8 +536,8 @@ def print_tables(filled: Sequence[Filled], console: Console) -> None:
         if f.claims:
             console.print(rich_claims(f.claims, console.width))
         console.print(f"provenance: {provenance(f.result.records)}\n", markup=False, style="dim")
-    told = {(f.result.scale, d["field"], d["reason"]) for f in filled for d in f.result.deviations}
-    for scale, field, reason in sorted(told):
+    deviations = {(f.result.scale, d["field"], d["reason"]) for f in filled for d in f.result.deviations}
+    for scale, field, reason in sorted(deviations):
         console.print(f"deviation at {scale}: {field}: {reason}", markup=False, style="dim")
 
 

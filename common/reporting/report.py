@@ -99,8 +99,8 @@ class _Section:
         self.fresh = [r for r in (find(runs, paper.name, malformed=warn) if runs.is_dir() else []) if r.scale in scales]
         promoted = [r for r in find_promoted(paper.name) if r.scale in scales]
         self.records = [*promoted, *self.fresh]
-        self.files = {id(r): promoted_file(paper, r.scale, r.seed, r.stage) for r in promoted}
-        self.files |= {id(r): run_folder(runs, r.paper, r.scale, r.seed, r.stage) / RECORD_FILE for r in self.fresh}
+        self.files = {id(r): promoted_file(paper, r.scale, r.draw, r.stage) for r in promoted}
+        self.files |= {id(r): run_folder(runs, r.paper, r.scale, r.draw, r.stage) / RECORD_FILE for r in self.fresh}
 
     def content(self, budget: Budget) -> dict[str, Any]:
         """The section as plain data for the template."""
@@ -210,7 +210,7 @@ class _Section:
         return {
             "what": what,
             "scale": records[0].scale,
-            "values": [f"seed {seed}: {value:.5g}" for seed, value in sorted(cell.values.items())],
+            "values": [f"{draw}: {value:.5g}" for draw, value in sorted(cell.values.items())],
             "stages": [
                 {
                     "name": stage,
@@ -228,44 +228,45 @@ class _Section:
         }
 
     def _files(self, records: Sequence[Record]) -> str:
-        """The records' files; those that differ by their seed alone as one pattern that a shell takes."""
-        seeds: dict[str, list[int]] = {}
+        """The records' files; those that differ by their draw alone as one pattern that a shell takes."""
+        draws: dict[str, list[str]] = {}
         for record in records:
             path, root = self.files[id(record)], project_root()
             text = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-            seeds.setdefault(text.replace(f"/seed{record.seed}/", "/seed{}/"), []).append(record.seed)
+            number = record.draw.folder.removeprefix("seed")
+            draws.setdefault(text.replace(f"/seed{number}/", "/seed{}/"), []).append(number)
         return " ".join(
-            text.replace("{}", str(found[0]) if len(found) == 1 else "{" + ",".join(map(str, sorted(found))) + "}")
-            for text, found in seeds.items()
+            text.replace("{}", found[0] if len(found) == 1 else "{" + ",".join(sorted(found)) + "}")
+            for text, found in draws.items()
         )
 
     def _runs(self, budget: Budget) -> list[dict[str, Any]]:
-        """Curves, pictures and clips per scale and stage, the seeds together."""
+        """Curves, pictures and clips per scale and stage, the draws together."""
         order = {stage: place for place, stage in enumerate(self.source.stages)}
         grouped: dict[tuple[str, str], list[Record]] = {}
-        for record in sorted(self.fresh, key=lambda r: r.seed):
+        for record in sorted(self.fresh, key=lambda r: r.draw):
             grouped.setdefault((record.scale, record.stage), []).append(record)
         places = sorted(
             grouped, key=lambda k: (SCALES.index(k[0]), order.get(k[1].partition("@")[0], len(order)), k[1])
         )
-        galleries: dict[tuple[str, str], dict[int, Gallery]] = {key: {} for key in places}
-        # Where the page cannot hold all, it holds the first seed of every stage.
+        galleries: dict[tuple[str, str], dict[str, Gallery]] = {key: {} for key in places}
+        # Where the page cannot hold all, it holds the first draw of every stage.
         for rank in range(max((len(group) for group in grouped.values()), default=0)):
             for key in places:
                 for record in grouped[key][rank : rank + 1]:
-                    galleries[key][record.seed] = gallery(self._folder(record), record, budget)
+                    galleries[key][record.draw.label] = gallery(self._folder(record), record, budget)
         sections: list[dict[str, Any]] = []
         for scale, stage in places:
             group = grouped[scale, stage]
             lines: dict[str, dict[str, charts.Points]] = {}
             for record in group:
                 for metric, points in read_curves(self._folder(record) / "metrics.csv").items():
-                    lines.setdefault(metric, {})[f"seed {record.seed}"] = points
+                    lines.setdefault(metric, {})[str(record.draw)] = points
             sections.append(
                 {
                     "stage": stage,
                     "scale": scale,
-                    "seeds": [r.seed for r in group],
+                    "seeds": [r.draw.label for r in group],
                     "duration": _duration(group),
                     "provenance": render.provenance(group),
                     "curves": [charts.svg_lines(name, lines[name]) for name in sorted(lines, key=importance)],
@@ -280,7 +281,7 @@ class _Section:
         return sections
 
     def _folder(self, record: Record) -> Path:
-        return run_folder(self.runs, record.paper, record.scale, record.seed, record.stage)
+        return run_folder(self.runs, record.paper, record.scale, record.draw, record.stage)
 
 
 def _duration(records: Sequence[Record]) -> str:

@@ -96,6 +96,8 @@ class Metric(Part):
         unit: unit, such as `%`.
         published: whether the column of published values is shown.
         hidden: whether the metric serves claims only.
+        tolerance: how far a run may be from the recorded mean and still reproduce it, where that is more than two
+            standard deviations over draws.
     """
 
     id: str
@@ -107,6 +109,7 @@ class Metric(Part):
     unit: Line = ""
     published: StrictBool = True
     hidden: StrictBool = False
+    tolerance: Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -51,7 +51,7 @@ def model_card(record: Record, folder: str, name: str, usage: str, limits: str) 
     facts = [
         ("stage", f"{record.stage} ({record.job.replace('_', '-')}, recipe {record.recipe})"),
         ("scale", record.scale),
-        ("seed", str(record.seed)),
+        ("seed", record.draw.label),
         ("configuration", f"`{record.config_hash}`, lineage `{record.lineage_hash}`"),
         ("starts from", ", ".join(sorted({f"{one['stage']}" for one in record.parents.values()})) or "random weights"),
         ("steps", f"{record.steps:,} of {record.global_batch} samples, {record.precision}"),
@@ -60,7 +60,7 @@ def model_card(record: Record, folder: str, name: str, usage: str, limits: str) 
         ("weights measured", record.selection),
     ]
     lines = [
-        f"# {paper.title}: {record.stage}, {record.scale}, seed {record.seed}",
+        f"# {paper.title}: {record.stage}, {record.scale}, {record.draw}",
         "",
         f"{title} {SCALES[record.scale]}",
         "",

@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import Preempted, StageError, is_ours
+from common.errors import Preempted, RunsElsewhereError, StageError, is_ours
+from common.files import described
 from common.reporting import records
-from common.reporting.papers import paper_named, project_root
+from common.reporting.draws import NATIVE, Draw
+from common.reporting.papers import paper_named, working_folder
 from common.reporting.tables import StageInstance, entries, expand, load
 from common.stages.configuration import RunConfiguration
 from common.stages.run import Parent, StageRequest, finished_record
@@ -30,7 +32,7 @@ from common.stages.run import Parent, StageRequest, finished_record
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user asked for: scale, seeds, machine, folders, which part of the tables, whether it is a rehearsal."""
+    """What the user asked for: scale, draws, machine, folders, which part of the tables, whether it is a rehearsal."""
 
     scale: str = "mini"
     seeds: tuple[int, ...] = (0,)
@@ -41,6 +43,7 @@ class Selection:
     rows: tuple[str, ...] | None = None
     stages: tuple[str, ...] | None = None
     rehearsal: bool = False
+    isa: str = NATIVE
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def request_for(
     parents = {
         field: Parent(
             parent,
-            records.run_folder(selection.runs, paper, selection.scale, seed, parent),
+            records.run_folder(selection.runs, paper, selection.scale, Draw(seed, selection.isa), parent),
             lineages[parent],
         )
         for field, parent in instance.parents.items()
@@ -115,6 +118,7 @@ def request_for(
         overrides=instance.overrides,
         arguments=tuple(arguments),
         rehearsal=selection.rehearsal,
+        isa=selection.isa,
     )
 
 
@@ -188,6 +192,7 @@ def reproduce(
     say(
         f"{paper_named(paper).title} at scale {selection.scale}: {len(planned)} stages"
         + (f" over seeds {', '.join(map(str, selection.seeds))}" if len(selection.seeds) > 1 else "")
+        + (f", rounded as with {selection.isa}" if selection.isa != NATIVE else "")
         + f", {len(planned) - total} done, {total} to run"
     )
     ours = max((item.run.describe_ours() for item in planned), key=len, default="")
@@ -205,6 +210,7 @@ def reproduce(
 
     progress = _Progress(total, jobs)
     failed: dict[tuple[int, str], str] = {}
+    elsewhere = 0
     running: dict[Future[records.Record], Planned] = {}
     with _pool(jobs) as pool, _termination_as_interrupt():
         try:
@@ -228,8 +234,9 @@ def reproduce(
                         # Our own errors, and those of files and values, say all there is to say.
                         if not is_ours(error) and not isinstance(error, OSError | ValueError):
                             traceback.print_exception(error)
-                        failed[item.request.seed, item.request.stage] = str(error)
-                        say(f"  FAILED {_name(item)}: {error}")
+                        failed[item.request.seed, item.request.stage] = described(error)
+                        elsewhere += isinstance(error, RunsElsewhereError)
+                        say(f"  FAILED {_name(item)}: {described(error)}")
                         continue
                     left = progress.finish(record.wall_seconds, [*waiting, *running.values()])
                     say(f"  {_name(item)}: {_headline(record)}  [{duration(record.wall_seconds)}{left}]")
@@ -244,7 +251,13 @@ def reproduce(
             say(f"stopped; the same command goes on where it was, {stopped} stages are left")
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    if failed:
+    if elsewhere:
+        say(
+            f"another command runs {elsewhere} of these stages now and {len(failed) - elsewhere} more wait for them: "
+            f"when it has ended, the same command does what is left. {total - len(failed)} of {total} stages were "
+            "done here."
+        )
+    elif failed:
         say(f"{len(failed)} of {total} stages failed; the others are done. Run the same command again to retry.")
     return [f"{stage} (seed {seed}): {reason}" for (seed, stage), reason in failed.items()]
 
@@ -332,7 +345,7 @@ class _Progress:
 
 
 def _name(item: Planned) -> str:
-    return f"{item.request.stage} seed {item.request.seed}"
+    return f"{item.request.stage} {item.request.draw}"
 
 
 def _headline(record: records.Record) -> str:
@@ -382,6 +395,7 @@ def fit_arguments(request: StageRequest) -> list[str]:
     """Command line after `assemble` that runs one stage."""
     return [
         "fit", f"{request.paper}/{request.stage}", "--scale", request.scale, "--seed", str(request.seed),
+        *(["--isa", request.isa] if request.isa != NATIVE else []),
         "--hardware", request.hardware, "--runs", str(request.runs), "--data", str(request.data), *request.arguments,
     ]  # fmt: skip
 
@@ -395,7 +409,7 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
     """
     if form == "text":
         lines = [
-            f"{'done' if item.done else 'run ':4}  seed {item.request.seed}  {item.request.stage:<34} "
+            f"{'done' if item.done else 'run ':4}  {item.request.draw}  {item.request.stage:<34} "
             f"{item.request.recipe:<28} {item.reason}"
             for item in planned
         ]
@@ -406,7 +420,7 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
     # This very interpreter: a job may start without an activated environment.
     program = [sys.executable, "-m", "common.commands.main"]
     commands = [shlex.join([*program, *fit_arguments(item.request)]) for item in todo]
-    lines = ["#!/bin/sh", "set -e", f"cd {shlex.quote(str(project_root()))}"]
+    lines = ["#!/bin/sh", "set -e", f"cd {shlex.quote(str(working_folder()))}"]
     if form == "shell":
         return "\n".join([*lines, *commands])
     logs = sorted({item.request.runs / item.request.paper / item.request.scale / "slurm" for item in todo})
@@ -436,7 +450,7 @@ def _submission(item: Planned, command: str, waits: Sequence[str]) -> str:
     tasks = int(devices) if str(devices).isdigit() else 1
     # A task's processes are itself and its loader's workers; with one more, eight tasks would not fit on 64 cores.
     cpus = max(1, item.run.config["data"]["init_args"].get("num_workers", 0))
-    name = f"{request.paper}-{request.stage}-{request.scale}-s{request.seed}"
+    name = f"{request.paper}-{request.stage}-{request.scale}-{request.draw.folder.replace('seed', 's')}"
     log = request.runs / request.paper / request.scale / "slurm" / "%x.log"
     # `singleton`: submitted twice, the second job waits for the first one and then finds its work done.
     dependency = ",".join([f"afterok:{':'.join(f'${wait}' for wait in waits)}"] * bool(waits) + ["singleton"])

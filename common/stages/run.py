@@ -1,14 +1,15 @@
 """Runs one stage: build, fit (from its last checkpoint when it was stopped), test, record.
 
-A stage's folder `runs/<paper>/<scale>/seed<k>/<stage>/` holds `identity.json` (what the folder is a run of),
-`config.yaml` (the resolved configuration), `checkpoints/last.ckpt`, `metrics.csv`, `media/`, `wandb/` and, when it is
-finished, `record.json`.
+A stage's folder `runs/<paper>/<scale>/seed<k>/<stage>/` (`seed<k>-<isa>` with another rounding) holds `identity.json`
+(what the folder is a run of), `config.yaml` (the resolved configuration), `checkpoints/last.ckpt`, `metrics.csv`,
+`media/`, `wandb/` and, when it is finished, `record.json`.
 """
 
 from __future__ import annotations
 
 import fcntl
 import gc
+import importlib
 import json
 import logging
 import os
@@ -25,11 +26,21 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from common.errors import Preempted, StageError
-from common.files import write_atomically
+from common.errors import Preempted, RunsElsewhereError, StageError
+from common.files import require_cache, write_atomically
 from common.reporting import records
-from common.reporting.papers import project_root
-from common.stages.configuration import ConfigurationError, RunConfiguration, merge, place, resolve, substitute
+from common.reporting.draws import NATIVE, Draw, require
+from common.reporting.papers import checkout
+from common.stages.configuration import (
+    ConfigurationError,
+    RunConfiguration,
+    check_arguments,
+    merge,
+    place,
+    resolve,
+    substitute,
+    take_switches,
+)
 
 if TYPE_CHECKING:
     from common.stages.preempt import Preemption
@@ -61,6 +72,7 @@ class StageRequest:
         runs: folder of all runs.
         data: folder that `$DATA` in configs stands for.
         rehearsal: whether it is a stage of the scale `paper` on tiny data.
+        isa: instruction set that decides how sums are rounded.
     """
 
     paper: str
@@ -77,11 +89,17 @@ class StageRequest:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     arguments: Sequence[str] = ()
     rehearsal: bool = False
+    isa: str = NATIVE
+
+    @property
+    def draw(self) -> Draw:
+        """Seed and rounding."""
+        return Draw(self.seed, self.isa)
 
     @property
     def directory(self) -> Path:
         """Folder of this stage's run."""
-        return records.run_folder(self.runs, self.paper, self.scale, self.seed, self.stage)
+        return records.run_folder(self.runs, self.paper, self.scale, self.draw, self.stage)
 
     def configuration(self) -> RunConfiguration:
         """The merged configuration, without the parents' paths."""
@@ -220,7 +238,13 @@ def run_stage(request: StageRequest) -> records.Record:
         StageError: the stage cannot go on; its folder holds what it had reached.
         Preempted: a signal asked the process to end.
     """
+    require(request.isa)
     run, config = stage_configuration(request)
+    if request.arguments:
+        # What its user set is checked before the data; it takes seconds, since the classes are imported.
+
+        check_arguments(take_switches(config)[1], run.layers)
+    _require_files(config.get("data"))
     # Heavy imports only now: help, plans and skipped stages do not pay for them.
     from common.stages.preempt import REQUEUE_SIGNAL, Preemption, requeue
 
@@ -264,8 +288,8 @@ def _claimed(request: StageRequest) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StageError(
-                f"{request.stage} (seed {request.seed}) is being run by another process, which holds {path}; wait for "
+            raise RunsElsewhereError(
+                f"{request.stage} ({request.draw}) is being run by another process, which holds {path}; wait for "
                 "it, or stop it"
             ) from None
         yield
@@ -284,18 +308,47 @@ def stage_configuration(request: StageRequest) -> tuple[RunConfiguration, dict[s
         if not path.is_file():
             raise StageError(
                 f"{request.stage} starts from stage {parent.stage} ({name}), but {path} does not exist; run that stage "
-                f"first: assemble fit {request.paper}/{parent.stage} --scale {request.scale} --seed {request.seed}"
+                f"first: assemble fit {request.paper}/{parent.stage} {_flags(request)}"
             )
         finished = parent.directory / "record.json"
         if not finished.is_file() or records.read(finished).lineage_hash != parent.lineage_hash:
             raise StageError(
                 f"{request.stage} starts from stage {parent.stage} ({name}), which has not finished with this "
-                f"configuration; run it first: assemble fit {request.paper}/{parent.stage} --scale {request.scale} "
-                f"--seed {request.seed}"
+                f"configuration; run it first: assemble fit {request.paper}/{parent.stage} {_flags(request)}"
             )
         config = merge(config, place(config, name, str(path)))
     values = {"SEED": str(request.seed), "DATA": str(request.data), "RUN": str(request.directory)}
     return run, substitute(config, values)
+
+
+def _require_files(section: object) -> None:
+    """Tell of a missing data set before anything is imported, estimated or built; a world makes its own."""
+    if not isinstance(section, dict) or (section.get("init_args") or {}).get("world") is not None:
+        return
+    for entry in dataset_entries(section):
+        module, _, name = entry["class_path"].rpartition(".")
+        try:
+            dataset = getattr(importlib.import_module(module), name)(**(entry.get("init_args") or {}))
+        except (ImportError, AttributeError, TypeError):
+            continue  # told in full when the configuration is checked
+        dataset.require_folder()
+
+
+def dataset_entries(section: object) -> Iterator[Mapping[str, Any]]:
+    """Every mapping in a section of a configuration that names a data set, wherever a recipe keeps it."""
+    if isinstance(section, Mapping):
+        if str(section.get("class_path", "")).startswith("common.data.datasets."):
+            yield section
+        for value in section.values():
+            yield from dataset_entries(value)
+    elif isinstance(section, list):
+        for value in section:
+            yield from dataset_entries(value)
+
+
+def _flags(request: StageRequest) -> str:
+    isa = f" --isa {request.isa}" if request.isa != NATIVE else ""
+    return f"--scale {request.scale} --seed {request.seed}{isa}"
 
 
 def _run_claimed(
@@ -325,7 +378,7 @@ def _run_claimed(
         from common.stages.estimate import announce
 
         print("\n".join(announce(run)))
-    git = records.git_state(project_root())
+    git = records.git_state(checkout())
     metrics_file = MetricsFile(directory / "metrics.csv")
     arguments = {"default_root_dir": str(directory), "logger": [metrics_file], "callbacks": [clock, preemption]}
     cli = build(run, config, arguments)
@@ -335,11 +388,14 @@ def _run_claimed(
 
     wandb = None
     if main_process:
+        if cli.datamodule.world is not None:
+            require_cache()
         write_atomically(directory / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        draw = request.draw.folder.replace("seed", "s")
         wandb = wandb_logger(
             directory=directory,
-            run_id=f"{request.paper}-{request.scale}-s{request.seed}-{request.stage.replace('@', '-')}-{lineage[:8]}",
-            name=f"{request.stage}-{request.scale}-s{request.seed}",
+            run_id=f"{request.paper}-{request.scale}-{draw}-{request.stage.replace('@', '-')}-{lineage[:8]}",
+            name=f"{request.stage}-{request.scale}-{draw}",
             group=f"{request.paper}/{request.scale}",
             job_type=request.job,
             tags=[request.scale, *([request.row] if request.row else []), (git.get("revision") or "unknown")[:12]],
@@ -409,7 +465,7 @@ def _run_claimed(
         },
         git=git,
         versions=records.versions(),
-        hardware={**records.hardware(accelerators), "peak_memory_gib": peak_memory_gib()},
+        hardware={**records.hardware(accelerators, request.isa), "peak_memory_gib": peak_memory_gib()},
         precision=str(trainer.precision),
         global_batch=cli.datamodule.batch_size,
         steps=steps,

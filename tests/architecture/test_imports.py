@@ -35,7 +35,7 @@ FLOORS = (
     {"training", "protocols", "monitoring"},
     {"data", "metrics"},
     {"encoders", "losses", "memory", "reporting"},
-    {"files", "errors"},
+    {"files", "errors", "types"},
 )
 #: Lines of code that one reads in a sitting.
 SITTING = 260

@@ -30,7 +30,7 @@ def assemble(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str
     )
 
 
-LOADED = "print('LOADED', [n for n in ('torch', 'lightning', 'numpy') if n in sys.modules])"
+LOADED = "print('LOADED', [n for n in ('torch', 'lightning') if n in sys.modules])"
 
 
 @pytest.mark.parametrize(

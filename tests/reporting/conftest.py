@@ -88,7 +88,7 @@ def save(project: Path) -> Callable[[Record], Path]:
     """A function that writes a record into the project's runs."""
 
     def write(record: Record) -> Path:
-        folder = records.run_folder(project / "runs", record.paper, record.scale, record.seed, record.stage)
+        folder = records.run_folder(project / "runs", record.paper, record.scale, record.draw, record.stage)
         records.write_atomically(folder / records.RECORD_FILE, record)
         return folder
 

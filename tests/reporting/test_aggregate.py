@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.reporting.aggregate import TableResult, collect
+from common.reporting.draws import Draw
 from common.reporting.records import Record
 from common.reporting.tables import load
 
@@ -18,7 +19,7 @@ def test_mean_over_folds_then_seeds(project: Path, make_record: Callable[..., Re
     values = {("ucf_1@base", 0): 10.0, ("ucf_2@base", 0): 20.0, ("ucf_1@base", 1): 30.0, ("ucf_2@base", 1): 40.0}
     result = table("paper", [make_record(s, k, v, scale="paper") for (s, k), v in values.items()])
     cell = result.cells["New", "ucf"]
-    assert cell.values == {0: 15.0, 1: 35.0}
+    assert cell.values == {Draw(0): 15.0, Draw(1): 35.0}
     assert cell.mean == 25.0
     assert round(cell.spread or 0, 3) == 14.142
     assert len(result.records) == 4
@@ -37,7 +38,7 @@ def test_scales_and_papers_never_mix(project: Path, make_record: Callable[..., R
         make_record("esc@base", 2, 3.0, scale="paper"),
         make_record("esc@base", 3, 4.0, paper="m3p"),
     ]
-    assert table("mini", records).cells["New", "esc"].values == {0: 1.0}
+    assert table("mini", records).cells["New", "esc"].values == {Draw(0): 1.0}
 
 
 def test_newest_configuration_counts_and_the_rest_is_said(project: Path, make_record: Callable[..., Record]) -> None:
@@ -47,14 +48,14 @@ def test_newest_configuration_counts_and_the_rest_is_said(project: Path, make_re
         for k in (1, 2)
     ]
     result = table("mini", [*new, old])
-    assert result.cells["New", "esc"].values == {1: 2.0, 2: 2.0}
+    assert result.cells["New", "esc"].values == {Draw(1): 2.0, Draw(2): 2.0}
     assert len(result.notes) == 1
     assert f"seed 0 of `esc@base` is left out: configuration {old.configuration}" in result.notes[0]
 
 
 def test_of_two_records_of_one_run_the_newer_counts(project: Path, make_record: Callable[..., Record]) -> None:
     older = make_record("esc@base", 0, 1.0, started="2026-01-01T00:00:00Z")
-    assert table("mini", [make_record("esc@base", 0, 2.0), older]).cells["New", "esc"].values == {0: 2.0}
+    assert table("mini", [make_record("esc@base", 0, 2.0), older]).cells["New", "esc"].values == {Draw(0): 2.0}
 
 
 def test_measured_on_another_parent(project: Path, make_record: Callable[..., Record]) -> None:
@@ -62,8 +63,8 @@ def test_measured_on_another_parent(project: Path, make_record: Callable[..., Re
         return make_record("esc@base", 0, 1.0, parents={"x": {"stage": "base", "lineage_hash": lineage}})
 
     parent = make_record("base", 0, lineage_hash="current")
-    assert table("mini", [parent, child("current")]).cells["New", "esc"].values == {0: 1.0}
-    assert table("mini", [child("old")]).cells["New", "esc"].values == {0: 1.0}  # nothing to compare with
+    assert table("mini", [parent, child("current")]).cells["New", "esc"].values == {Draw(0): 1.0}
+    assert table("mini", [child("old")]).cells["New", "esc"].values == {Draw(0): 1.0}  # nothing to compare with
     stale = table("mini", [parent, child("old")])
     assert stale.cells["New", "esc"].values == {}
     assert "measured on another `base`" in stale.notes[0]

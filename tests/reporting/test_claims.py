@@ -12,6 +12,7 @@ from rich.console import Console
 from common.reporting import records
 from common.reporting.aggregate import Cell, TableResult
 from common.reporting.claims import gate_failures, interval_of, judge
+from common.reporting.draws import Draw
 from common.reporting.predicates import PredicateError, parse
 from common.reporting.render import rich_claims
 from common.reporting.tables import Claim, Metric, Row, Table
@@ -78,6 +79,10 @@ def test_unknown_names_come_with_the_nearest() -> None:
         parse("AVIT.ucf > 1", ROWS, METRICS)
 
 
+def drawn(values: dict[int, float]) -> dict[Draw, float]:
+    return {Draw(seed): value for seed, value in values.items()}
+
+
 def filled(
     holds: str,
     a: dict[int, float],
@@ -95,7 +100,7 @@ def filled(
         scales=scales,
     )  # fmt: skip
     table = Table(id="t", title="T", source="s", scales=scales, metrics=(metric,), rows=rows, claims=(claim,))
-    return TableResult(table, scale, {("A", "x"): Cell(values=a), ("B", "x"): Cell(values=b)}, ())
+    return TableResult(table, scale, {("A", "x"): Cell(values=drawn(a)), ("B", "x"): Cell(values=drawn(b))}, ())
 
 
 @pytest.mark.parametrize(
@@ -119,7 +124,7 @@ def test_verdicts(a: dict[int, float], b: dict[int, float], verdict: str) -> Non
 def test_margin_is_paired_and_comes_with_its_interval() -> None:
     # The seeds differ by 10 points, the pairs only by a little: pairing is what separates them.
     result = judge(filled("A.x >= B.x + 1", {0: 13.0, 1: 23.5, 2: 33.0, 7: 0.0}, {0: 10.0, 1: 20.0, 2: 30.0}))[0]
-    assert result.seeds == (0, 1, 2)
+    assert result.draws == (Draw(0), Draw(1), Draw(2))
     assert result.margin == pytest.approx(13 / 6)
     # 4.302653 is the two-sided 95 % point of Student's t with two degrees of freedom.
     half = 4.302653 * 0.288675 / 3**0.5

@@ -29,7 +29,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("page")
     promoted = records.find_promoted("mct", "mini")[0]
-    run = records.run_folder(root / "runs", promoted.paper, promoted.scale, promoted.seed, promoted.stage)
+    run = records.run_folder(root / "runs", promoted.paper, promoted.scale, promoted.draw, promoted.stage)
     media = run / "media"
     media.mkdir(parents=True)
     (media / "picture.png").write_bytes(PIXEL)

@@ -1,0 +1,241 @@
+"""Does a run match? Every measured cell beside the recorded mean and spread over draws, worst first.
+
+A cell is reproduced when it lies within two standard deviations of the recorded draws, or within its metric's own
+tolerance; a difference below the last digit that the table prints is none.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.files import write_atomically
+from common.reporting import charts
+from common.reporting.aggregate import Cell, collect
+from common.reporting.curves import importance, read_curves
+from common.reporting.draws import Draw
+from common.reporting.papers import paper_named, runs_root
+from common.reporting.records import (
+    Record,
+    find,
+    find_promoted,
+    promoted_curves,
+    promoted_file,
+    run_folder,
+    warn,
+)
+from common.reporting.render import heading, measured_text
+from common.reporting.tables import Metric, Row, Table, Tables, load
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+OUTSIDE = "outside"
+REPRODUCED = "reproduced"
+NO_REFERENCE = "no reference"
+_WORST_FIRST = (OUTSIDE, REPRODUCED, NO_REFERENCE)
+DEVIATIONS = 2.0
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A measured cell beside its reference.
+
+    Args:
+        table: the first table in which it stands.
+        row: its row.
+        metric: its column.
+        scale: its scale.
+        mine: what was measured.
+        reference: what it should be; without values where nothing is recorded.
+    """
+
+    table: Table
+    row: Row
+    metric: Metric
+    scale: str
+    mine: Cell
+    reference: Cell
+
+    @property
+    def difference(self) -> float | None:
+        """Mean of mine less that of the reference."""
+        mine, reference = self.mine.mean, self.reference.mean
+        return None if mine is None or reference is None else mine - reference
+
+    @property
+    def z(self) -> float | None:
+        """The difference in standard deviations of the reference; None without any."""
+        return (
+            self.difference / self.reference.spread if self.difference is not None and self.reference.spread else None
+        )
+
+    @property
+    def allowed(self) -> float:
+        """The largest difference of a cell that reproduces its reference."""
+        last_digit = 0.5 * 10.0**-self.metric.decimals
+        return max(DEVIATIONS * (self.reference.spread or 0.0), self.metric.tolerance or 0.0, last_digit)
+
+    @property
+    def ratio(self) -> float:
+        """The difference as a share of the largest that is allowed."""
+        return abs(self.difference or 0.0) / self.allowed
+
+    @property
+    def verdict(self) -> str:
+        """`reproduced`, `outside` or `no reference`: one draw has no spread to tell chance from change."""
+        if self.difference is None:
+            return NO_REFERENCE
+        if self.ratio <= 1:
+            return REPRODUCED
+        judged = self.reference.spread is not None or self.metric.tolerance is not None
+        return OUTSIDE if judged else NO_REFERENCE
+
+    @property
+    def remark(self) -> str:
+        """Why the two may not be comparable, or why there is no reference; mostly empty."""
+        if self.difference is None:
+            return "nothing recorded"
+        ours = {(r.stage, r.configuration) for r in self.mine.records}
+        if ours != {(r.stage, r.configuration) for r in self.reference.records}:
+            return "another configuration"
+        return "one draw recorded" if self.reference.spread is None else ""
+
+    @property
+    def name(self) -> str:
+        """Row and column."""
+        return f"{self.row.label}, {self.metric.label}"
+
+    @property
+    def told(self) -> str:
+        """`AVID, UCF101 top-1 78.1 against 83.0 ± 2.1`."""
+        mine, reference = (
+            measured_text(cell, self.metric.decimals, len(cell.values)) for cell in (self.mine, self.reference)
+        )
+        return f"{self.name} {mine} against {reference}"
+
+
+def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Iterable[Record]) -> list[Compared]:
+    """Put every measured cell of a paper at one scale beside its reference, the worst first.
+
+    A cell that stands in several tables is compared once.
+
+    Args:
+        source: the paper's tables.
+        scale: the scale.
+        mine: records of the runs in question.
+        reference: records to compare with.
+    """
+    found: dict[tuple[tuple[str, ...], str], Compared] = {}
+    for ours, theirs in zip(collect(source, scale, mine), collect(source, scale, reference), strict=True):
+        for row in ours.rows:
+            for metric in ours.table.metrics:
+                cell, other = ours.cells[row.label, metric.id], theirs.cells[row.label, metric.id]
+                if cell.values:
+                    compared = Compared(ours.table, row, metric, scale, cell, other)
+                    found.setdefault((cell.instances, metric.key), compared)
+    return sorted(found.values(), key=lambda c: (_WORST_FIRST.index(c.verdict), -c.ratio))
+
+
+def compare_paper(paper: str, scale: str, runs: Path | None = None, against: Path | None = None) -> list[Compared]:
+    """The same for fresh records: with those of another folder of runs, or else with the promoted ones."""
+    reference = find_promoted(paper, scale) if against is None else find(against, paper, scale, malformed=warn)
+    return compare(load(paper), scale, find(runs or runs_root(), paper, scale, malformed=warn), reference)
+
+
+def summary(compared: Sequence[Compared]) -> str:
+    """`41 of 42 cells reproduce the reference, worst: HMDB 78.1 against 83.0 ± 2.1`; what has none is counted apart."""
+    judged = [c for c in compared if c.verdict != NO_REFERENCE]
+    lacking = len(compared) - len(judged)
+    apart = f"{lacking} without a reference" if lacking else ""
+    if not judged:
+        return f"no cell has a reference ({lacking} measured)" if lacking else "no cell is measured"
+    good = sum(c.verdict == REPRODUCED for c in judged)
+    cells = f"{good} of {len(judged)} cells reproduce the reference"
+    worst = judged[0]
+    return "; ".join(filter(None, (f"{cells}, worst: {worst.told}", apart)))
+
+
+def rich_comparison(compared: Sequence[Compared]) -> RichTable:
+    """The cells for the terminal, in their order."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    colors = {OUTSIDE: "red", REPRODUCED: "green", NO_REFERENCE: "dim"}
+    table = RichTable(box=box.SIMPLE_HEAD)
+    for name in ("cell", "measured", "reference", "difference", "z", "verdict"):
+        table.add_column(name, justify="left" if name in ("cell", "verdict") else "right")
+    for c in compared:
+        digits = c.metric.decimals
+        verdict = f"[{colors[c.verdict]}]{c.verdict}[/]" + (f" ({c.remark})" if c.remark else "")
+        table.add_row(
+            escape(f"{c.table.id}: {c.row.label}, {heading(c.metric)}"),
+            measured_text(c.mine, digits),
+            measured_text(c.reference, digits),
+            "" if c.difference is None else f"{c.difference:+.{digits}f}",
+            "" if c.z is None else f"{c.z:+.1f}",
+            verdict,
+        )
+    return table
+
+
+def draws_of(compared: Sequence[Compared]) -> tuple[set[Draw], set[Draw]]:
+    """The draws behind mine and behind the reference."""
+    mine = {draw for c in compared for draw in c.mine.values}
+    return mine, {draw for c in compared for draw in c.reference.values}
+
+
+def write_curves(
+    output: Path, papers: Sequence[str], scales: Sequence[str], runs: Path, against: Path | None = None
+) -> Path:
+    """Write a page with the curves of fresh runs, each drawn over the recorded ones of its stage.
+
+    Args:
+        output: the HTML file.
+        papers: package or short names.
+        scales: keep these scales.
+        runs: folder of runs.
+        against: another folder of runs to draw them over; None for the promoted curves.
+    """
+    css = (Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
+    parts = ["<!doctype html><meta charset=utf-8><title>My curves over theirs</title>", f"<style>{css}</style><main>"]
+    for name in papers:
+        paper = paper_named(name)
+        mine = [r for r in find(runs, paper.name, malformed=warn) if r.scale in scales]
+        if against is None:
+            theirs = [r for r in find_promoted(paper.name) if r.scale in scales]
+            files = {id(r): promoted_curves(promoted_file(paper, r.scale, r.draw, r.stage)) for r in theirs}
+        else:
+            theirs = [r for r in find(against, paper.name, malformed=warn) if r.scale in scales]
+            files = {id(r): _metrics_file(against, r) for r in theirs}
+        files |= {id(r): _metrics_file(runs, r) for r in mine}
+        for scale, stage in dict.fromkeys((r.scale, r.stage) for r in mine):
+            lines: dict[str, dict[str, charts.Points]] = {}
+            # Theirs first: what is drawn later lies above.
+            for whose, records in (("recorded", theirs), ("mine", mine)):
+                for record in (r for r in records if (r.scale, r.stage) == (scale, stage)):
+                    for metric, points in read_curves(files[id(record)]).items():
+                        lines.setdefault(metric, {})[f"{whose}, {record.draw}"] = points
+            shown = [metric for metric in sorted(lines, key=importance) if any(k[0] == "m" for k in lines[metric])]
+            if not shown:
+                continue
+            parts.append(f"<h2>{html.escape(f'{paper.title}: {stage}, {scale}')}</h2>")
+            for metric in shown:
+                legend = "; ".join(
+                    f'<svg viewBox="0 0 20 8" width="20" height="8" aria-hidden="true"><line '
+                    f'class="series-{i % charts.SERIES}" x1="0" x2="20" y1="4" y2="4"/></svg> {html.escape(line)}'
+                    for i, line in enumerate(lines[metric])
+                )
+                parts.append(
+                    f"<figure>{charts.svg_lines(metric, lines[metric])}<figcaption>{legend}</figcaption></figure>"
+                )
+    write_atomically(output, "\n".join([*parts, "</main>"]) + "\n")
+    return output
+
+
+def _metrics_file(runs: Path, record: Record) -> Path:
+    return run_folder(runs, record.paper, record.scale, record.draw, record.stage) / "metrics.csv"

@@ -1,0 +1,111 @@
+"""A draw: one run of a miniature as chance gives it, by its seed and by how its sums are rounded.
+
+The instruction set of a processor decides the order of sums, and a small network that is stopped early may end
+elsewhere for it. Another instruction set on one machine stands in for another processor.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from common.errors import StageError
+
+NATIVE = "native"
+#: Instruction set to the variables that hold oneDNN and ATen to it, weakest first; `native` sets none.
+INSTRUCTION_SETS: dict[str, dict[str, str]] = {
+    NATIVE: {},
+    "sse41": {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"},
+    "avx": {"ONEDNN_MAX_CPU_ISA": "AVX", "ATEN_CPU_CAPABILITY": "default"},
+    "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
+    "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "ATEN_CPU_CAPABILITY": "avx512"},
+}
+_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+#: What Linux calls the instructions that each needs.
+_FLAGS = {
+    "sse41": {"sse4_1"},
+    "avx": {"avx"},
+    "avx2": {"avx2", "fma"},
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+}
+
+
+class Draw(NamedTuple):
+    """Seed and rounding of a run; `native` is whatever its processor does by itself."""
+
+    seed: int
+    isa: str = NATIVE
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder: `seed0`, or `seed0-sse41`."""
+        return f"seed{self.seed}" if self.isa == NATIVE else f"seed{self.seed}-{self.isa}"
+
+    @property
+    def label(self) -> str:
+        """Its name where seeds are meant: `0`, or `0 (sse41)`."""
+        return f"{self.seed}" if self.isa == NATIVE else f"{self.seed} ({self.isa})"
+
+    def __str__(self) -> str:
+        return f"seed {self.label}"
+
+
+def told(draws: Iterable[Draw]) -> str:
+    """Draws in a few words: `seeds 0, 1, 2`; `seeds 0, 1; sse41: 0, 1`."""
+    by_isa: dict[str, list[int]] = {}
+    for seed, isa in sorted(set(draws), key=lambda d: (list(INSTRUCTION_SETS).index(d.isa), d.seed)):
+        by_isa.setdefault(isa, []).append(seed)
+    listed = {isa: ", ".join(map(str, seeds)) for isa, seeds in by_isa.items()}
+    return "; ".join(f"seeds {seeds}" if isa == NATIVE else f"seeds {seeds} ({isa})" for isa, seeds in listed.items())
+
+
+def machine_isa() -> str | None:
+    """The strongest of the instruction sets that this machine has; None where that cannot be told, or is of no x86."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    flags = next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+    return next((isa for isa in reversed(_FLAGS) if _FLAGS[isa] <= flags), None)
+
+
+def use(isa: str) -> None:
+    """Hold this process, and those that it starts, to an instruction set; before torch is imported.
+
+    Raises:
+        StageError: the machine lacks it, torch is there already, or the environment asks for another one.
+    """
+    has = machine_isa()
+    ranks = list(INSTRUCTION_SETS)
+    if isa != NATIVE and (has is None or ranks.index(isa) > ranks.index(has)):
+        raise StageError(f"--isa {isa}: this machine has {has or 'none of them'}; choose that, a weaker one or native")
+    differing = _differs(isa)
+    for name, wanted in differing.items():
+        if given := os.environ.get(name):
+            raise StageError(
+                f"{name} is {given}, but --isa {isa} wants it {wanted or 'unset'}; unset it, and choose the rounding "
+                "with --isa, so that folder and record tell it"
+            )
+    if differing and "torch" in sys.modules:
+        raise StageError(f"--isa {isa} must be known before torch is imported; give it on the command line")
+    os.environ.update(INSTRUCTION_SETS[isa])
+
+
+def require(isa: str) -> None:
+    """Check that this process was started for an instruction set.
+
+    Raises:
+        StageError: it was started for another one, so its record would be of another draw than it says.
+    """
+    if differing := _differs(isa):
+        wanted = ", ".join(f"{name}={value or '(unset)'}" for name, value in differing.items())
+        raise StageError(f"a run with --isa {isa} needs {wanted} in its environment; start it with --isa {isa}")
+
+
+def _differs(isa: str) -> dict[str, str]:
+    """The variables that are not as an instruction set wants them, and what it wants."""
+    wanted = {name: INSTRUCTION_SETS[isa].get(name, "") for name in _VARIABLES}
+    return {name: value for name, value in wanted.items() if os.environ.get(name, "").lower() != value.lower()}

@@ -1,0 +1,132 @@
+"""Comparison of runs with what is recorded: verdicts, their order, the summary, the command, curves."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.reporting.compare import NO_REFERENCE, OUTSIDE, REPRODUCED, compare, summary
+from common.reporting.promote import promote
+from common.reporting.records import Record, promoted_file, write_atomically
+from common.reporting.tables import load
+from tests.reporting.test_commands import run
+
+MakeRecord = Callable[..., Record]
+ROUNDED = {"isa": {"requested": "sse41", "machine": "avx2"}}
+
+
+@pytest.fixture
+def reference(make_record: MakeRecord) -> list[Record]:
+    """Two cells: 50 ± 2 over three draws, one of another rounding, and 20 of one draw."""
+    found = [make_record("esc@base", k, value) for k, value in enumerate((48.0, 52.0))]
+    found.append(make_record("esc@base", 0, 50.0, hardware=ROUNDED))
+    return [*found, make_record("ucf_1@better", 0, 20.0)]
+
+
+def test_two_standard_deviations(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
+    def verdict(stage: str, value: float) -> str:
+        return compare(load("mct"), "mini", [make_record(stage, 7, value)], reference)[0].verdict
+
+    assert [verdict("esc@base", v) for v in (46.0, 54.0, 45.9, 54.1)] == [REPRODUCED] * 2 + [OUTSIDE] * 2
+    # One draw tells no spread: equal as printed is reproduced, else nothing is known.
+    assert [verdict("ucf_1@better", v) for v in (20.04, 20.2)] == [REPRODUCED, NO_REFERENCE]
+    assert verdict("ucf_1@base", 1.0) == NO_REFERENCE
+
+
+def test_a_metric_has_its_own_tolerance(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
+    path = project / "papers/mct/tables.yaml"
+    path.write_text(path.read_text().replace("stages: {paper: [ucf_1", "tolerance: 3.0, stages: {paper: [ucf_1"))
+
+    def verdict(value: float) -> str:
+        return compare(load("mct"), "mini", [make_record("ucf_1@better", 0, value)], reference)[0].verdict
+
+    assert [verdict(v) for v in (17.0, 23.1)] == [REPRODUCED, OUTSIDE]
+    path.write_text(path.read_text().replace("tolerance: 3.0", "tolerance: -1.0"))
+    with pytest.raises(ValueError, match="tolerance"):
+        load("mct")
+
+
+def test_worst_first_each_cell_once(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
+    mine = [make_record("esc@base", 0, 58.0), make_record("ucf_1@better", 0, 20.0), make_record("ucf_1@base", 0, 1.0)]
+    compared = compare(load("mct"), "mini", mine, reference)
+    # `New longer` is filled by the stages of `New`.
+    assert [(c.name, c.verdict) for c in compared] == [
+        ("New, ESC", OUTSIDE),
+        ("New-One, UCF", REPRODUCED),
+        ("New, UCF", NO_REFERENCE),
+    ]
+    assert (compared[0].difference, compared[0].z) == (8.0, pytest.approx(4.0))
+    assert summary(compared) == (
+        "1 of 2 cells reproduce the reference, worst: New, ESC 58.0 against 50.0 ± 2.0; 1 without a reference"
+    )
+    assert summary(compared[2:]) == "no cell has a reference (1 measured)"
+    assert summary([]) == "no cell is measured"
+
+
+def test_another_configuration_is_said(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
+    mine = make_record("esc@base", 0, 50.0, config={"rate": 3})
+    compared = compare(load("mct"), "mini", [mine], reference)
+    assert (compared[0].verdict, compared[0].remark) == (REPRODUCED, "another configuration")
+    assert compare(load("mct"), "mini", [make_record("esc@base", 0, 50.0)], reference)[0].remark == ""
+
+
+def test_command(
+    project: Path,
+    make_record: MakeRecord,
+    reference: list[Record],
+    save: Callable[[Record], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from common.reporting.papers import paper_named
+
+    for record in reference:
+        write_atomically(promoted_file(paper_named("mct"), record.scale, record.draw, record.stage), record)
+    runs = str(project / "runs")
+    (project / "runs").mkdir()
+    assert run("compare", "mct", "--runs", runs, "--strict") == 1
+    assert "no measured cell" in capsys.readouterr().out
+    save(make_record("esc@base", 0, 51.0))
+    assert run("compare", "mct", "--runs", runs, "--strict") == 0
+    told = capsys.readouterr().out
+    assert "1 of 1 cells reproduce the reference, worst: New, ESC 51.0 against 50.0 ± 2.0" in told
+    assert "measured: seeds 0; reference: seeds 0, 1; seeds 0 (sse41)" in told
+    save(make_record("esc@base", 0, 60.0))
+    assert run("compare", "mct", "--runs", runs) == 0
+    assert run("compare", "mct", "--runs", runs, "--strict") == 1
+    assert run("compare", "mct", "--runs", runs, "--against", runs, "--strict") == 0  # equal to itself
+    assert run("compare", "mct", "--runs", runs, "--against", str(project / "none")) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_curves_are_promoted_and_drawn_over(
+    project: Path, make_record: MakeRecord, save: Callable[[Record], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(value: float, **fields: object) -> None:
+        folder = save(make_record("base", 0, **fields))
+        (folder / "metrics.csv").write_text(f"step,name,value\n0,train/loss,9\n1,train/loss,{value}\n")
+
+    runs = project / "runs"
+    write(5.0)
+    promoted = promote("mct", ("mini",), runs)[0]
+    curves = promoted.path.with_name("base.csv.gz")
+    first = curves.read_bytes()
+    assert gzip.decompress(first).endswith(b"1,train/loss,5.0\n")
+    promote("mct", ("mini",), runs)
+    assert curves.read_bytes() == first
+    write(4.0, started="2026-02-01T00:00:00Z")
+    page = project / "curves.html"
+    assert run("compare", "mct", "--runs", str(runs), "--curves", str(page)) == 0
+    text = page.read_text()
+    assert "MCT: base, mini" in text
+    assert "recorded, seed 0: 5 at the end, mine, seed 0: 4 at the end" in text
+    # A refused record leaves what stands; one without curves takes the old ones away.
+    write(3.0, started="2026-03-01T00:00:00Z", git={"revision": "a" * 40, "dirty": True})
+    promote("mct", ("mini",), runs)
+    assert curves.read_bytes() == first
+    write(3.0, started="2026-03-01T00:00:00Z")
+    (runs / "mct/mini/seed0/base/metrics.csv").unlink()
+    promote("mct", ("mini",), runs)
+    assert not curves.exists()

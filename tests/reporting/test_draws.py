@@ -1,0 +1,103 @@
+"""Draws: seed and rounding, where their records lie, and what holds a process to a rounding."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.errors import StageError
+from common.reporting import draws, records
+from common.reporting.aggregate import collect
+from common.reporting.draws import INSTRUCTION_SETS, Draw, machine_isa, require, told, use
+from common.reporting.records import Record, RecordError
+from common.reporting.tables import load
+
+CPU = {"cpu": "Some CPU", "cores": 2}
+VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")  # so that what a test sets is taken back
+        monkeypatch.delenv(name)
+
+
+def rounded(isa: str) -> dict[str, object]:
+    return {**CPU, "isa": {"requested": isa, "machine": "avx512"}}
+
+
+def test_names() -> None:
+    assert [Draw(0).folder, Draw(3, "sse41").folder] == ["seed0", "seed3-sse41"]
+    assert [str(Draw(0)), str(Draw(3, "sse41"))] == ["seed 0", "seed 3 (sse41)"]
+    assert told([Draw(1), Draw(0, "avx2"), Draw(0), Draw(1, "avx2"), Draw(0, "sse41")]) == (
+        "seeds 0, 1; seeds 0 (sse41); seeds 0, 1 (avx2)"
+    )
+
+
+def test_a_record_without_rounding_is_native_and_others_lie_apart(
+    project: Path, make_record: Callable[..., Record], save: Callable[[Record], Path]
+) -> None:
+    assert make_record(hardware=CPU).draw == Draw(0)
+    rounding = make_record(hardware=rounded("sse41"))
+    assert rounding.draw == Draw(0, "sse41")
+    assert save(rounding) == project / "runs/mct/mini/seed0-sse41/esc@base"
+    save(make_record())
+    assert [r.draw for r in records.find(project / "runs", "mct")] == [Draw(0), Draw(0, "sse41")]
+    with pytest.raises(RecordError, match=r"hardware.*one of native, sse41"):
+        make_record(hardware={"isa": {"requested": "sse5"}})
+
+
+def test_roundings_of_a_seed_are_draws_of_their_own(project: Path, make_record: Callable[..., Record]) -> None:
+    found = [
+        make_record("esc@base", 0, 10.0),
+        make_record("esc@base", 0, 20.0, hardware=rounded("sse41")),
+        # Its parent is that of its own draw.
+        make_record("base", 0, lineage_hash="n", hardware=rounded("avx2")),
+        make_record(
+            "esc@base", 0, 30.0, hardware=rounded("avx2"), parents={"x": {"stage": "base", "lineage_hash": "n"}}
+        ),
+    ]
+    cell = collect(load("mct"), "mini", found)[0].cells["New", "esc"]
+    assert cell.values == {Draw(0): 10.0, Draw(0, "sse41"): 20.0, Draw(0, "avx2"): 30.0}
+    assert cell.spread == pytest.approx(10.0)
+
+
+def test_what_the_environment_asks_for_must_be_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    require("native")
+    with pytest.raises(StageError, match="--isa sse41 needs ONEDNN_MAX_CPU_ISA=SSE41, ATEN_CPU_CAPABILITY=default"):
+        require("sse41")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx2")
+    with pytest.raises(StageError, match="ONEDNN_MAX_CPU_ISA is avx2, but --isa native wants it unset"):
+        use("native")
+
+
+def test_a_rounding_needs_its_instructions_and_comes_before_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draws, "machine_isa", lambda: "avx2")
+    with pytest.raises(StageError, match="avx512: this machine has avx2"):
+        use("avx512")
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    with pytest.raises(StageError, match="before torch"):
+        use("sse41")
+    monkeypatch.delitem(sys.modules, "torch")
+    use("sse41")
+    assert {name: os.environ[name] for name in VARIABLES} == INSTRUCTION_SETS["sse41"]
+    require("sse41")
+    monkeypatch.setattr(draws, "machine_isa", lambda: None)
+    with pytest.raises(StageError, match="has none of them"):
+        use("sse41")
+
+
+@pytest.mark.skipif(machine_isa() not in ("avx2", "avx512"), reason="needs a processor with AVX2")
+def test_torch_obeys() -> None:
+    program = (
+        "from common.reporting.draws import use; use('sse41'); import torch;"
+        "print(torch.backends.cpu.get_cpu_capability())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "DEFAULT"
