@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from typing import Any
 
 import lightning.pytorch as pl
@@ -65,8 +67,16 @@ class StageCLI(LightningCLI):
 
 def _brief(error: Exception) -> str:
     """What jsonargparse says, without the whole section that it adds: that would bury which field is wrong."""
+    text = str(error)
+    keys = re.findall(r'^( *)Parser key "([^"]+)":', text, re.MULTILINE)
+    kinds = re.findall(r"Expected an? (?:<class '(.+?)'>|typing.Literal\[(.+?)\])", text)
+    values = re.findall(r"Got value: (.*)", text) or re.findall(r"^ *Given value: (.*)", text, re.MULTILINE)
+    wanted = " or ".join(kind or f"one of {choice}" for kind, choice in kinds if kind != "NoneType")
+    # One field inside another each time, and no alternatives: then its name, what it takes and what it got is all.
+    if wanted and values and all(len(outer[0]) < len(inner[0]) for outer, inner in itertools.pairwise(keys)) and keys:
+        return f"--{'.'.join(key for _, key in keys)}: expected {wanted}, got {values[0]!r}"
     noise = ("Given value", "- Expected a <class 'NoneType'>")
-    return "\n".join(line for line in str(error).splitlines() if not line.lstrip().startswith(noise))
+    return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(noise))
 
 
 def _whole_limits(trainer: dict[str, Any]) -> dict[str, int]:
