@@ -49,6 +49,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
+#: Names that are shown at once; of more, only the nearest.
+SHOWN, NEAR = 20, 5
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Words that point from a misspelt name to the nearest valid one.
 
@@ -57,9 +61,12 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         valid: the names that would have been accepted.
 
     Returns:
-        ``"did you mean 'x'? valid: ..."``, or only the valid names when none is near.
+        ``"did you mean 'x'? valid: ..."``, or only the valid names when none is near; of many names the nearest few.
     """
     names = sorted(set(valid))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
+    if len(names) > SHOWN:
+        near = difflib.get_close_matches(name, names, n=NEAR, cutoff=0.0)
+        return f"{hint}the nearest of {len(names)} are: {', '.join(near)}"
     return f"{hint}valid: {', '.join(names) if names else '(none)'}"

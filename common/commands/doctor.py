@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import platform
 import shutil
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.table import Table
 from common.files import cache_folder
 from common.reporting import records
 from common.reporting.papers import checkout, working_folder
+from common.reporting.wandb_server import has_key
 from common.stages.single import datasets_of
 
 REQUIRED = (
@@ -52,7 +52,7 @@ def examine(data: Path, papers: list[str]) -> int:
     free = shutil.disk_usage(working_folder()).free / 2**30
     table.add_row("disk", f"{free:.0f} GiB free at {working_folder()}")
     table.add_row("cache", f"{cache_folder()} (ASSEMBLE_CACHE moves it)")
-    key = "present" if os.environ.get("WANDB_API_KEY") else "none in WANDB_API_KEY: runs are logged offline"
+    key = "present" if has_key() else "none (WANDB_API_KEY or `wandb login`): runs are logged offline"
     table.add_row("W&B key", key)
     git = records.git_state(checkout())
     state = "unknown" if git["revision"] is None else git["revision"][:12] + (" with changes" if git["dirty"] else "")

@@ -15,8 +15,9 @@ from typing import Any
 import common
 from common.commands.data import add_parsers as add_data_parsers
 from common.commands.data import data_root
+from common.commands.find import add_parsers as add_finding_parsers
 from common.commands.models import add_parsers as add_use_parsers
-from common.errors import Preempted, ReportingError, StageError, is_ours, printable
+from common.errors import Preempted, ReportingError, StageError, is_ours, nearest, printable
 from common.files import described
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, use
 from common.reporting.papers import SCALES, example_stage, existing_papers, names_of_papers, paper_named, runs_root
@@ -71,18 +72,25 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         _check_neighbor()
         parser = build_parser()
+        given = list(sys.argv[1:] if argv is None else argv)
+        if given[:1] == ["help"]:
+            given = [*given[1:2], "--help"]
+        if given and not given[0].startswith("-") and given[0] not in _subcommands(parser):
+            raise StageError(f"there is no command {given[0]!r}: {nearest(given[0], _subcommands(parser))}; see --help")
     except (StageError, ReportingError) as error:
         print(f"assemble: {printable(str(error))}", file=sys.stderr)
         return 2
-    if any("\0" in text for text in (sys.argv[1:] if argv is None else argv)):
+    if any("\0" in text for text in given):
         parser.error("an argument holds a null byte, which no name or text may hold")
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = parser.parse_known_args(given)
     if "files" in arguments and not any(text.startswith("-") for text in rest):
         # Before Python 3.12.7, files that come after an option are left over.
         arguments.files += [Path(text) for text in rest]
         rest = []
     if rest and arguments.command not in {*RUN_COMMANDS, "gpu-check"}:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        named = {name for paper in existing_papers() for name in (paper.name, paper.short)}
+        one = " (it takes one paper; run it for each)" if named & set(rest) else ""
+        _subcommands(parser)[arguments.command].error(f"unrecognized arguments: {' '.join(rest)}{one}")
     arguments.rest = rest
     from common.stages.configuration import ConfigurationError
 
@@ -111,6 +119,11 @@ def _explained(error: Exception) -> bool:
     return is_ours(error) or (isinstance(error, OSError) and error.errno is None)
 
 
+def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    (action,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser with every subcommand."""
     names = names_of_papers()
@@ -127,7 +140,8 @@ def build_parser() -> argparse.ArgumentParser:
             name,
             help=text,
             description=f"{text[0].upper()}{text[1:]}. Any further --key value overrides the configuration, such as "
-            "--trainer.max_epochs 3 or --model.temperature 0.1; --config FILE adds a layer.",
+            "--trainer.max_epochs 3 or --model.loss.temperature 0.1; --config FILE adds a layer.",
+            epilog="`assemble list PAPER` names stages and recipes; --print_config shows every field that may be set.",
         )
         command.add_argument("name", help=f"<paper>/<stage or recipe>, such as {example_stage()}")
         _add_run_options(command)
@@ -156,6 +170,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_estimate(command)
     command.set_defaults(func=_plan_command)
 
+    add_finding_parsers(commands)
+
     from common.commands.measure import add_parsers as add_measuring_parsers
     from common.commands.reports import add_parsers
 
@@ -176,9 +192,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--scale", choices=SCALES, default="mini", help="default: mini")
-    command.add_argument("--hardware", default="cpu", help="a file in configs/hardware: cpu, gpu1, gpu8, slurm")
+    command.add_argument(
+        "--hardware", default="cpu", help="cpu (the default), gpu1, gpu8, slurm: a file in configs/hardware"
+    )
     command.add_argument("--runs", type=Path, default=runs_root(), help="folder of the runs; default: runs")
-    command.add_argument("--data", type=Path, default=data_root(), help="folder that holds the data sets")
+    command.add_argument("--data", type=Path, default=data_root(), help="folder of the data sets; default: data")
     command.add_argument(
         "--isa",
         choices=INSTRUCTION_SETS,
@@ -190,15 +208,18 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
 def _seed(text: str) -> int:
     # Digits alone: int() also takes "1_0" and signs.
     if not re.fullmatch(r"[0-9]+", text) or int(text) > LARGEST_SEED:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no seed: it is a whole number from 0 to {LARGEST_SEED}; between several stand spaces"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: it is a whole number from 0 to {LARGEST_SEED}")
     return int(text)
+
+
+def _seeds(text: str) -> list[int]:
+    """Seeds with commas between them; several such may follow each other."""
+    return [_seed(part) for part in text.split(",")]
 
 
 def _add_selection(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--seeds", type=_seed, nargs="+", default=[0], metavar="SEED", help="with spaces between them; default: 0"
+        "--seeds", type=_seeds, nargs="+", default=[[0]], metavar="SEED", help="one or several; default: 0"
     )
     command.add_argument("--tables", nargs="+", help="only these tables (ids)")
     command.add_argument("--rows", nargs="+", help="only these rows (labels or models)")
@@ -224,10 +245,11 @@ def _selection(arguments: argparse.Namespace) -> Any:
         values = getattr(arguments, name, None)
         return tuple(values) if values else None
 
+    seeds = [seed for part in arguments.seeds for seed in part] if "seeds" in arguments else [arguments.seed]
     return Selection(
         scale=arguments.scale,
         # One that is given twice is meant once.
-        seeds=tuple(dict.fromkeys(getattr(arguments, "seeds", None) or [arguments.seed])),
+        seeds=tuple(dict.fromkeys(seeds)),
         hardware=arguments.hardware,
         runs=arguments.runs.resolve(),
         data=arguments.data.resolve(),
@@ -272,6 +294,9 @@ def show_tables(paper: str, scale: str, runs: Path) -> None:
     from common.reporting.tables import load
 
     filled = [f for f in render.fill(load(paper), scale, render.records_of(paper, runs)) if f.result.measured]
+    if not filled:
+        print("nothing was measured: there is no table to show")
+        return
     render.print_tables(filled, console())
     path = runs / paper / scale / "tables.md"
     write_atomically(path, render.tables_markdown(filled) + "\n")

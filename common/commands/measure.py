@@ -72,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
         found.append(step)
         if where is not None:
             print(f"written to {gpu.write(step, where)}")
+    if not found:
+        return 1
     table = Table(*gpu.HEADS)
     for step in found:
         table.add_row(*gpu.cells(step))

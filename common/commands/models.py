@@ -528,10 +528,7 @@ def _export_command(arguments: argparse.Namespace) -> int:
     others = () if weights is None else weights.LAYOUTS
     layouts = (OWN_LAYOUT, *others)
     if arguments.layout not in layouts:
-        raise StageError(
-            f"--layout {arguments.layout}: {nearest(arguments.layout, layouts)}; the layouts of {paper} are "
-            f"{', '.join(layouts)}"
-        )
+        raise StageError(f"--layout {arguments.layout}: {nearest(arguments.layout, layouts)}")
     files.require_writable(arguments.output.parent, "--output")
     if arguments.layout != OWN_LAYOUT:
         written = weights.export(arguments.checkpoint, arguments.output, arguments.layout)

@@ -23,6 +23,11 @@ from common.reporting.papers import (
 if TYPE_CHECKING:
     from common.reporting.render import Filled
 
+LEGEND = """
+A claim compares its rows draw by draw; a draw is a seed. It holds when the mean lies beyond what is claimed with 95 %
+confidence, fails when it lies on the other side, and is not separable between; one draw alone never fails or holds.
+`gate mini`: `assemble claims --gate` ends with an error when this one fails at mini scale."""
+
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -44,6 +49,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     tables = add("tables", tables_command, "Render the tables from stored records; never trains.")
     tables.add_argument("--scale", choices=SCALES, help="print this scale only")
     tables.add_argument("--table", action="append", metavar="ID", help="print this table only; may be repeated")
+    tables.add_argument("--tables", dest="table", action="extend", nargs="+", metavar="ID", help="the same for several")
     tables.add_argument("--check", action="store_true", help="write nothing; exit with 1 when a README is out of date")
     tables.add_argument("--no-write", action="store_true", help="print only")
     _add_runs(tables, "print the tables of fresh records instead of the promoted ones; READMEs are not touched")
@@ -81,6 +87,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     promote = add("promote", promote_command, "Copy the records of clean revisions into the papers' results.")
     promote.add_argument("--scale", choices=SCALES, action="append", help="may be repeated; default: paper and mini")
     promote.add_argument("--stage", action="append", help="this stage or instance only; may be repeated")
+    promote.add_argument("--stages", dest="stage", action="extend", nargs="+", help="the same for several")
     promote.add_argument("--runs", type=Path, help="folder of runs; default: runs")
 
 
@@ -178,6 +185,8 @@ def claims_command(args: argparse.Namespace) -> int:
         judged += found
         console.print(f"\n{paper_named(name).title}", style="bold")
         console.print(render.rich_claims(found, console.width) if found else "nothing measured yet")
+    if judged:
+        console.print(LEGEND, style="dim", markup=False)
     if not args.gate:
         return 0
     failed, missing = gate_failures(judged)

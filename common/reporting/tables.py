@@ -511,10 +511,17 @@ def expand(
 
 
 def _check_rows(rows: Collection[str], tables: list[Table], path: Path) -> None:
-    known = {name for table in tables for row in table.rows for name in (row.label, row.model) if name}
+    every = [row for table in tables for row in table.rows]
+    known = {name for row in every for name in (row.label, row.model) if name}
+    # Numbers of others stand in rows, too: nothing is run for those, so they are not offered.
+    run = {name for row in every if row.model or row.untrained for name in (row.label, row.model) if name}
     for name in rows:
         if name not in known:
-            raise TablesError(f"{path}: unknown row {name!r}: {nearest(name, known)}")
+            raise TablesError(f"{path}: unknown row {name!r}: {nearest(name, run)}; {_listed(path)}")
+
+
+def _listed(path: Path) -> str:
+    return f"`assemble list {path.parent.name}` shows all"
 
 
 def _need(
@@ -557,7 +564,7 @@ def _selected(
             continue
         if name not in source.stages:
             names = {*source.stages, *needed}
-            raise TablesError(f"{source.path}: unknown stage {name!r}: {nearest(name, names)}")
+            raise TablesError(f"{source.path}: unknown stage {name!r}: {nearest(name, names)}; {_listed(source.path)}")
         if not free:
             raise TablesError(f"{source.path}: stage {name!r} is in none of the chosen tables and rows")
         _need(name, None, scale, source, available, f"stage {name!r}")

@@ -259,7 +259,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], li
         key, equals, value = argument[2:].partition("=")
         if not equals:
             if not pending or (pending[0].startswith("--") and len(pending[0]) > 2):
-                raise ConfigurationError(f"--{key} needs a value")
+                raise ConfigurationError(f"--{key} needs a value (--print_config shows every field and its value)")
             value = pending.pop(0)
         if key in {"config", "c"}:
             files.append(Path(value))
@@ -377,12 +377,20 @@ def _changes(published: dict[str, Any], rehearsed: dict[str, Any]) -> list[dict[
 _TOP_LEVEL = ("seed_everything", "trainer", "model", "data")
 
 
+def _elsewhere(name: str, config: dict[str, Any], given: str = "") -> str:
+    """Where a field of that name is, for who wrote it in another place; empty when there is none."""
+    places = [path for path, _ in leaves(config) if path.rpartition(".")[2] == name and path not in (name, given)]
+    found = [f"--{path.replace('.init_args', '')}" for path in places[:3]]
+    return f"did you mean {' or '.join(found)}?" if found else ""
+
+
 def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
     """Refuse unknown top-level keys, naming the layer that set them and the nearest valid key, and bare values."""
     for key in config:
         if key not in _TOP_LEVEL:
             raise ConfigurationError(
-                f"{_origin(key, layers)}: unknown key {key!r}; {nearest(key, (*_TOP_LEVEL, *STACK_KEYS, *SWITCHES))}"
+                f"{_origin(key, layers)}: unknown key {key!r}; "
+                + (_elsewhere(key, config) or nearest(key, (*_TOP_LEVEL, *STACK_KEYS, *SWITCHES)))
             )
         if key != "seed_everything" and not isinstance(config[key], dict):
             raise ConfigurationError(
@@ -454,7 +462,7 @@ def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> Non
                         field_path = f"{path}.init_args.{argument}"
                         raise ConfigurationError(
                             f"{_origin(field_path, layers)}: unknown field {field_path!r} of {node['class_path']}; "
-                            f"{nearest(argument, valid)}"
+                            f"{_elsewhere(argument, config, field_path) or nearest(argument, valid)}"
                         )
                 for argument, value, words in outside(cls, given) if inspect.isclass(cls) else ():
                     if value == "$SEED":

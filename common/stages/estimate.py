@@ -375,5 +375,5 @@ def chosen_cards(names: Iterable[str]) -> list[Card]:
 
     unknown: Mapping[str, str] = {name: nearest(name, CARDS) for name in names if name not in CARDS}
     for name, hint in unknown.items():
-        raise StageError(f"--card {name}: {hint}; known are {', '.join(CARDS)}")
+        raise StageError(f"--card {name}: {hint}")
     return [CARDS[name] for name in names]

@@ -58,6 +58,7 @@ def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str
     for path in (checkpoint, configuration):
         if not path.is_file():
             raise StageError(
+                f"{checkpoint} is no checkpoint of a stage, "
                 f"{path} does not exist: give checkpoints/last.ckpt in the folder of a finished stage of "
                 f"{example.split('/')[0]}, such as runs/{example}/checkpoints/last.ckpt, or the folder of an export"
             )

@@ -142,19 +142,16 @@ def expected_seconds(planned: Sequence[Planned]) -> float | None:
     """Expected time of the stages that are left, from earlier records of the same kind; None without any."""
     if not planned:
         return 0.0
+    known = [seconds for seconds in seconds_of(planned) if seconds is not None]
+    return sum(known) * len(planned) / len(known) if known else None
+
+
+def seconds_of(planned: Sequence[Planned]) -> list[float | None]:
+    """Expected time of every stage, from earlier records of the same stage; None where there is none."""
     request = planned[0].request
     fresh = records.find(request.runs, request.paper, request.scale, malformed=records.warn)
     known = [*fresh, *records.find_promoted(request.paper)]
-    total, missing = 0.0, 0
-    for item in planned:
-        seconds = records.expected_seconds(known, item.request.scale, item.request.stage)
-        if seconds is None:
-            missing += 1
-        else:
-            total += seconds
-    if missing == len(planned):
-        return None
-    return total * len(planned) / (len(planned) - missing)
+    return [records.expected_seconds(known, item.request.scale, item.request.stage) for item in planned]
 
 
 def duration(seconds: float) -> str:
@@ -258,7 +255,8 @@ def reproduce(
             "done here."
         )
     elif failed:
-        say(f"{len(failed)} of {total} stages failed; the others are done. Run the same command again to retry.")
+        others = "; the others are done" if len(failed) < total else ""
+        say(f"{len(failed)} of {total} stages failed{others}. Run the same command again to retry.")
     return [f"{stage} (seed {seed}): {reason}" for (seed, stage), reason in failed.items()]
 
 
@@ -408,13 +406,22 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
         form: text, shell or slurm.
     """
     if form == "text":
-        lines = [
-            f"{'done' if item.done else 'run ':4}  {item.request.draw}  {item.request.stage:<34} "
-            f"{item.request.recipe:<28} {item.reason}"
-            for item in planned
+        rows = [("", "draw", "stage", "recipe", "time", "why")] + [
+            (
+                "done" if item.done else "run",
+                str(item.request.draw),
+                item.request.stage,
+                item.request.recipe,
+                "" if item.done or seconds is None else duration(seconds),
+                item.reason,
+            )
+            for item, seconds in zip(planned, seconds_of(planned) if planned else [])
         ]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         seconds = expected_seconds([item for item in planned if not item.done])
-        lines.append(f"expected time of what is left: {'unknown' if seconds is None else duration(seconds)}")
+        told = "unknown, no earlier record of this scale" if seconds is None else duration(seconds)
+        lines.append(f"expected time of what is left, one stage after the other: {told}")
         return "\n".join(lines)
     todo = [item for item in planned if not item.done]
     # This very interpreter: a job may start without an activated environment.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,8 @@ import yaml
 from common.errors import StageError, nearest
 from common.reporting.papers import example_stage, paper_named
 from common.reporting.records import MACHINE_KEYS
-from common.reporting.tables import StageInstance, expand, load
-from common.stages.configuration import ConfigurationError, merge, place, recipes_of, resolve
+from common.reporting.tables import ROW, StageInstance, expand, load
+from common.stages.configuration import ConfigurationError, leaves, merge, place, recipes_of, resolve
 from common.stages.plan import Selection, request_for
 from common.stages.run import StageRequest, dataset_entries, is_main_process, run_stage
 
@@ -36,7 +37,10 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
     """
     paper_name, _, wanted = name.partition("/")
     if not wanted:
-        raise ConfigurationError(f"{name!r} names no stage: write <paper>/<stage or recipe>, such as {example_stage()}")
+        raise ConfigurationError(
+            f"{name!r} names no stage: write <paper>/<stage or recipe>, such as {example_stage()}; "
+            f"`assemble list {paper_named(paper_name).short}` shows them"
+        )
     paper = paper_named(paper_name).name
     tables = load(paper)
     instances = {instance.id: instance for instance in expand(tables, selection.scale)}
@@ -49,8 +53,16 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
             raise ConfigurationError(str(error)) from None
     if wanted not in instances:
         if wanted not in recipes_of(paper):
+            measured = [identity for identity in instances if identity.startswith(f"{wanted}@")]
+            if measured:
+                raise ConfigurationError(
+                    f"{wanted!r} measures a model: say which, as in {paper_name}/{measured[0]}; {', '.join(measured)}"
+                )
             known = {*instances, *tables.stages, *recipes_of(paper)}
-            raise ConfigurationError(f"{paper} has no stage or recipe {wanted!r}; {nearest(wanted, known)}")
+            raise ConfigurationError(
+                f"{paper} has no stage or recipe {wanted!r}; {nearest(wanted, known)}; "
+                f"`assemble list {paper_name}` shows all"
+            )
         job = next((stage.job for stage in tables.stages.values() if stage.recipe == wanted), "pretrain")
         instances[wanted] = StageInstance(wanted, wanted, job, None)
     instance = instances[wanted]
@@ -109,12 +121,35 @@ def run_mode(command: str, request: StageRequest, checkpoint: Path | None) -> in
         ours = request.configuration().describe_ours()
         if ours and is_main_process():
             print(f"values that are ours, in no source of the paper: {ours}")
+        untrained = _starts_from_nothing(request)
+        if untrained and is_main_process():
+            print(f"warning: {untrained}", file=sys.stderr, flush=True)
         metrics = run_stage(request).metrics
         if is_main_process():
             _print_metrics(metrics)
+            if untrained:
+                print(f"warning: {untrained}", file=sys.stderr)
             print(f"record: {request.directory / 'record.json'}")
         return 0
     return _use(command, request, checkpoint)
+
+
+def _starts_from_nothing(request: StageRequest) -> str:
+    """What a bare recipe that measures a trained model must be told when it is given none; else empty."""
+    stages = load(request.paper).stages
+    name = request.stage.partition("+")[0]
+    if name != request.recipe or (name in stages and ROW not in stages[name].parents.values()):
+        return ""
+    config = dict(leaves(request.configuration().config))
+    for stage in stages.values():
+        for field, parent in stage.parents.items():
+            if stage.recipe == request.recipe and parent == ROW and config.get(field, "") is None:
+                return (
+                    f"--{field.replace('.init_args', '')} is null, so {request.recipe} measures random weights, unless "
+                    f"an encoder of yours brings its own; {stage.name}@<model> measures a stage's model, see "
+                    f"`assemble list {paper_named(request.paper).short}`"
+                )
+    return ""
 
 
 def _print_metrics(metrics: Mapping[str, float | None]) -> None:

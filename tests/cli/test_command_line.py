@@ -66,7 +66,7 @@ def test_a_terminal_without_a_sign_gets_another() -> None:
 
 def test_help_names_every_command() -> None:
     output = assemble("--help").stdout
-    names = "fit validate test predict reproduce plan promote tables claims report data doctor"
+    names = "fit validate test predict reproduce plan list show promote tables claims report data doctor"
     for command in names.split():
         assert command in output
 
@@ -126,9 +126,9 @@ def test_reproduce_skips_what_is_done_and_says_why(capsys: pytest.CaptureFixture
     broken.write_text("{")
     assert main(["plan", *arguments[1:]]) == 0
     planned = capsys.readouterr()
-    assert [line.split()[:4] for line in planned.out.splitlines()[:2]] == [
-        ["done", "seed", "0", "avid"],
-        ["run", "seed", "0", "esc@avid"],
+    assert [line.split()[:4] for line in planned.out.splitlines()[1:3]] == [
+        ["done", "0", "avid", "avid"],
+        ["run", "0", "esc@avid", "esc50_svm"],
     ]
     assert "its record is malformed" in planned.out
     assert planned.err.startswith(f"warning: a record is left out: {broken}: not valid JSON")

@@ -1,0 +1,193 @@
+"""The commands `assemble list` and `assemble show`: what there is, what has run, what a recipe does. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from common import files
+from common.reporting.papers import (
+    SCALES,
+    Paper,
+    example_stage,
+    existing_papers,
+    names_of_papers,
+    paper_named,
+    project_root,
+    runs_root,
+)
+
+
+def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands to a command line."""
+    command = commands.add_parser(
+        "list",
+        help="what there is: papers, tables, rows, stages, recipes, what has run, how long it takes",
+        description="Without a paper, the papers. With one, its tables, the rows and stages that can be run at a "
+        "scale, which of them have run here or have a promoted record, how long they took, and its recipes.",
+    )
+    command.add_argument("paper", nargs="?", help=names_of_papers())
+    command.add_argument("--scale", choices=SCALES, default="mini", help="default: mini")
+    command.add_argument("--runs", type=Path, default=runs_root(), help="folder of the runs; default: runs")
+    command.set_defaults(func=list_command)
+
+    command = commands.add_parser(
+        "show",
+        help="what a stage or recipe does, where it comes from, what is left out of the paper's",
+        description="What a stage or recipe does, the files that it is merged from, what it starts from, which cells "
+        "of tables it fills, what its scale changes, and the values that are ours.",
+    )
+    command.add_argument("name", help=f"<paper>/<stage or recipe>, such as {example_stage()}")
+    command.add_argument("--scale", choices=SCALES, default="mini", help="default: mini")
+    command.add_argument("--runs", type=Path, default=runs_root(), help="folder of the runs; default: runs")
+    command.set_defaults(func=show_command)
+
+
+def list_command(arguments: argparse.Namespace) -> int:
+    """Print the papers, or all that there is of one."""
+    if arguments.paper is None:
+        _list_papers(arguments.scale)
+    else:
+        _list_paper(paper_named(arguments.paper), arguments.scale, arguments.runs)
+    return 0
+
+
+def _list_papers(scale: str) -> None:
+    from common.reporting.records import find_promoted
+    from common.reporting.tables import expand, load
+    from common.stages.configuration import recipes_of
+    from common.stages.plan import duration
+
+    rows = []
+    for paper in existing_papers():
+        source, promoted = load(paper.name), find_promoted(paper.name, scale)
+        names = [instance.id for instance in expand(source, scale)]
+        times = [_median(record.wall_seconds for record in promoted if record.stage == name) for name in names]
+        known = [seconds for seconds in times if seconds is not None]
+        rows.append(
+            (
+                paper.short,
+                paper.title,
+                str(len(source.tables)),
+                str(len(recipes_of(paper.name))),
+                f"{len(names)}, {len(known)} with records",
+                duration(sum(known)) if known else "-",
+            )
+        )
+    _print(("paper", "title", "tables", "recipes", f"stages at {scale}", "time, one seed"), rows)
+    print(f"`assemble list {existing_papers()[0].short}` shows the tables, rows, stages and recipes of one")
+
+
+def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
+    from common.reporting.records import find, find_promoted, warn
+    from common.reporting.tables import expand, load
+    from common.stages.configuration import recipes_of
+    from common.stages.plan import duration
+
+    source = load(paper.name)
+    print(f"{paper.title}: tables (--tables)")
+    _print(("id", "scales", "title"), [(t.id, " ".join(t.scales), t.title) for t in source.tables])
+
+    print(f"\nrows that can be run at {scale} (--rows takes label or model)")
+    models: dict[tuple[str, str], list[str]] = {}
+    for table in source.tables:
+        for row in table.rows:
+            if (row.model or row.untrained) and scale in table.scales and scale in row.scales:
+                models.setdefault((row.label, row.model or "untrained"), []).append(table.id)
+    _print(("label", "model", "tables"), [(*key, " ".join(ids)) for key, ids in models.items()])
+
+    print(f"\nstages at {scale} (--stages, assemble fit {paper.short}/STAGE)")
+    fresh, promoted = find(runs, paper.name, scale, malformed=warn), find_promoted(paper.name, scale)
+    rows = []
+    for instance in expand(source, scale):
+        here = [str(record.seed) for record in fresh if record.stage == instance.id]
+        kept = [str(record.seed) for record in promoted if record.stage == instance.id]
+        time = _median(r.wall_seconds for r in [*fresh, *promoted] if r.stage == instance.id)
+        rows.append(
+            (
+                instance.id,
+                instance.job,
+                instance.recipe,
+                " ".join(dict.fromkeys(instance.parents.values())),
+                "-" if time is None else duration(time),
+                ",".join(here) or "-",
+                ",".join(kept) or "-",
+            )
+        )
+    _print(("stage", "job", "recipe", "starts from", "time", "seeds here", "promoted"), rows)
+
+    print(f"\nrecipes (configs/{paper.name}; `assemble show {paper.short}/RECIPE`)")
+    _print(("recipe", "what it is"), [(name, _about(paper.name, name)) for name in recipes_of(paper.name)])
+
+
+def show_command(arguments: argparse.Namespace) -> int:
+    """Print what is known of one stage or recipe without running it."""
+    from common.reporting.records import find, find_promoted, warn
+    from common.reporting.tables import entries, load
+    from common.stages.plan import Selection, duration
+    from common.stages.single import find_request
+
+    request = find_request(arguments.name, Selection(scale=arguments.scale, runs=arguments.runs))
+    run, paper = request.configuration(), paper_named(request.paper)
+    print(f"{paper.title}, {request.stage} at scale {request.scale}: {_about(request.paper, request.recipe)}")
+    print(f"\nrecipe: configs/{request.paper}/{request.recipe}.yaml, job: {request.job}")
+    print(f"classes: {run.config['model']['class_path']}, {run.config['data']['class_path']}")
+    print(f"merged from: {run.describe()}")
+    for field, parent in request.parents.items():
+        print(f"starts from: {parent.stage} ({field.replace('.init_args', '')})")
+    if not run.trains:
+        print("trains nothing: it measures")
+    using = [name for name, stage in load(request.paper).stages.items() if stage.recipe == request.recipe]
+    print(f"stages of this recipe: {', '.join(using) or 'none, it is in no table'}")
+    for table, row, metric in entries(load(request.paper), request.stage, request.scale):
+        print(f"fills: table {table.id}, row {row.label}, {metric.label}")
+    known = [
+        *find(arguments.runs, paper.name, request.scale, malformed=warn),
+        *find_promoted(paper.name, request.scale),
+    ]
+    records = [record for record in known if record.stage == request.stage]
+    for record in records:
+        print(f"has run: seed {record.seed}, {record.started[:10]}, {duration(record.wall_seconds)}")
+    if not records:
+        print("has run: never, as far as the records know")
+    print("\ndeviations of this scale:" if run.deviations else "\nno deviations but sizes")
+    for deviation in run.deviations:
+        print(f"  {deviation['field'].replace('.init_args', '')}: {deviation['reason']}")
+    if ours := run.describe_ours():
+        print(f"values that are ours, in no source of the paper: {ours}")
+    print(f"\n`assemble fit {arguments.name} --scale {request.scale} --print_config` shows every field")
+    return 0
+
+
+def _about(paper: str, recipe: str) -> str:
+    """The comment at the head of a recipe, which says what it is."""
+    lines = (project_root() / "configs" / paper / f"{recipe}.yaml").read_text(encoding="utf-8").splitlines()
+    head = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        head.append(line.lstrip("# "))
+    return " ".join(head)
+
+
+def _median(seconds: Iterable[float]) -> float | None:
+    found = list(seconds)
+    return statistics.median(found) if found else None
+
+
+def _print(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose cells are copied whole: names are there to be typed again."""
+    from rich.table import Table
+
+    table = Table(*heads, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*map(_plain, row))
+    files.console().print(table)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

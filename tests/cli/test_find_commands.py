@@ -1,0 +1,124 @@
+"""`assemble list` and `assemble show`, and what the command line says about a wrong name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.commands.main import main
+from common.errors import nearest
+from common.reporting.papers import existing_papers
+from common.reporting.tables import expand, load
+from common.stages.configuration import recipes_of
+from common.stages.plan import Selection
+from common.stages.single import _starts_from_nothing, find_request
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> str:
+    assert main(list(arguments)) == status
+    captured = capsys.readouterr()
+    return captured.err if status else captured.out
+
+
+def test_list_names_every_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = said(capsys, "list").splitlines()
+    assert [line.split()[0] for line in lines[1 : 1 + len(existing_papers())]] == [p.short for p in existing_papers()]
+
+
+def test_list_names_every_table_stage_and_recipe_of_a_paper(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    output = said(capsys, "list", "avid", "--runs", str(tmp_path))
+    first = {line.split()[0] for line in output.splitlines() if line}
+    assert first >= {table.id for table in load("avid").tables}
+    assert first >= {instance.id for instance in expand("avid", "mini")}
+    assert first >= set(recipes_of("avid"))
+    line = next(line for line in output.splitlines() if line.startswith("esc@avid_cma "))
+    assert "esc50_svm" in line
+    assert "0,1,2" in line  # seeds of the promoted records
+
+
+def test_show_says_where_a_stage_comes_from(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    output = said(capsys, "show", "avid/avid_cma", "--runs", str(tmp_path))
+    assert "CMA: starts from AVID" in output
+    assert "configs/avid_cma/base.yaml < configs/avid_cma/cma.yaml < configs/avid_cma/mini.yaml" in output
+    assert "starts from: avid (model.warm_start)" in output
+    assert "has run: seed 0" in output
+    assert "deviations of this scale" in output
+    assert "fills: table kinetics_transfer, row AVID-CMA" in said(capsys, "show", "avid/esc@avid_cma")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fitt", "avid"], "there is no command 'fitt': did you mean 'fit'?"),
+        (["fit", "avid"], "`assemble list avid` shows them"),
+        (["fit", "avid/ucf_1"], "'ucf_1' measures a model: say which, as in avid/ucf_1@avid"),
+        (["fit", "avid/avidd"], "did you mean 'avid'?"),
+        (["fit", "avid/avid", "--temperature", "0.1"], "did you mean --model.loss.temperature?"),
+        (["fit", "avid/avid", "--model.help"], "--print_config shows every field"),
+        (["plan", "avid", "--rows", "AVIDD"], "unknown row 'AVIDD': did you mean 'AVID'?"),
+        (["tables", "avvid"], "assemble: unknown paper 'avvid'"),
+    ],
+)
+def test_a_wrong_name_is_answered_in_a_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    error = said(capsys, *arguments, status=2)
+    assert words in error
+    assert error.count(",") < 12
+
+
+def test_a_field_of_a_part_is_found_from_the_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path), "--model.temperature", "0.1"]
+    assert "did you mean --model.loss.temperature?" in said(capsys, *arguments, status=2)
+
+
+def test_a_value_of_a_wrong_type_is_named_by_its_flag(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path)]
+    error = said(capsys, *arguments, "--model.loss.temperature", "abc", status=2)
+    assert error.endswith("--model.loss.temperature: expected float, got 'abc'\n")
+    error = said(capsys, *arguments, "--trainer.max_epochs", "abc", status=2)
+    assert error.endswith("--trainer.max_epochs: expected int, got 'abc'\n")
+
+
+def test_a_bare_recipe_that_measures_a_model_warns_of_random_weights(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    where = ["--scale", "smoke", "--runs", str(tmp_path)]
+    assert main(["fit", "avid/esc50_svm", *where]) == 0
+    assert (
+        capsys.readouterr().err.count("warning: --model.pretrained is null, so esc50_svm measures random weights") == 2
+    )
+    # A row that says so by its name needs no warning.
+    assert _starts_from_nothing(find_request("avid/esc@untrained", Selection(scale="mini", runs=tmp_path))) == ""
+
+
+def test_one_command_says_that_it_takes_one_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["reproduce", "avid", "mct"])
+    error = capsys.readouterr().err
+    assert "usage: assemble reproduce" in error
+    assert "it takes one paper" in error
+
+
+def test_seeds_may_stand_with_commas_and_titles_name_papers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["plan", "AVID-CMA", "--seeds", "0,2", "5", "--stages", "avid", "--runs", str(tmp_path)]
+    lines = said(capsys, *arguments).splitlines()
+    assert lines[0].split() == ["seed", "stage", "recipe", "time", "why"]
+    assert [line.split()[:3] for line in lines[1:4]] == [["run", seed, "avid"] for seed in "025"]
+    assert "min" in lines[1]
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in ((["--version"], "assemble "), (["help", "fit"], "assemble list PAPER")):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 0
+        assert words in capsys.readouterr().out
+
+
+def test_of_many_names_the_nearest_are_shown() -> None:
+    names = [f"stage_{number}" for number in range(100)]
+    assert nearest("stage_42x", names).startswith("did you mean 'stage_42'? the nearest of 100 are: stage_42, ")
+    assert nearest("stage_42x", names).count(",") == 4
+    assert nearest("b", ["a", "c"]) == "valid: a, c"
