@@ -19,7 +19,7 @@ RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data "$(DATA)"
 export OMP_NUM_THREADS ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: help setup test test-slow lint format bench mutation reproduce rehearse tables check-tables claims report wandb-report gpu-check doctor clean
+.PHONY: help setup test test-slow fuzz lint format bench mutation reproduce rehearse tables check-tables claims report wandb-report gpu-check doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
@@ -81,6 +81,9 @@ test: $(STAMP) ## Run the test suite (no network, no GPU)
 
 test-slow: $(STAMP) ## Tests that learn something for minutes
 	$(VENV)/bin/python -m pytest -m slow -o addopts="-q --strict-markers --benchmark-skip"
+
+fuzz: $(STAMP) ## Damaged files for every reader: FUZZ_MINUTES=3 FUZZ_SEED=0; docs/reliability.md
+	$(VENV)/bin/python -m tests.fuzz --minutes $(or $(FUZZ_MINUTES),3) --seed $(or $(FUZZ_SEED),0)
 
 bench: $(STAMP) $(VENV)/.bench ## Speed as ratios against named baselines
 	$(VENV)/bin/python -m pytest tests/benchmarks -o addopts="" -q -s --benchmark-only --benchmark-columns=min,median,rounds

@@ -1,0 +1,14 @@
+"""Parts for methods that join modalities, the protocols that measure them, and the application that runs them.
+
+A package imports those of lower floors, or of its own, never of a higher one, and no paper:
+
+    commands                           the command line, one file for each group of commands
+    stages                             configuration, plan, run, export: from a recipe to a record
+    training, protocols, monitoring    what a LightningModule uses: data modules, evaluations, figures
+    data, metrics                      samples of data sets in their own layouts; measures of quality
+    encoders, losses, memory           networks, loss functions, banks and queues, all plain torch
+    reporting                          records, tables and claims, without torch
+    files.py, errors.py, types.py      strict YAML, atomic writes, locks; errors for the user; ranges of numbers
+"""
+
+__version__ = "0.1.0"

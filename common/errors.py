@@ -14,6 +14,10 @@ class StageError(RuntimeError):
     """A stage cannot run or go on; the message says why and what to do."""
 
 
+class RunsElsewhereError(StageError):
+    """Another process runs this stage at the moment."""
+
+
 class NonFiniteLossError(StageError):
     """The loss became infinite or not a number."""
 

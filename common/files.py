@@ -7,14 +7,18 @@ never meets half of it. What a killed process left behind is removed by the next
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from common.errors import StageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +33,26 @@ _ABANDONED_SECONDS = 600.0
 
 class AtomicWriteError(OSError):
     """A file could not be written; what stood there before is untouched."""
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """While it lasts, errors of the system name the file: a disk that fails in the middle of a file does not.
+
+    Raises:
+        OSError: the path is a pipe or a device, which would be waited for, or what the system says.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -85,6 +109,46 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             f"could not write {path}: {error.strerror or error}. The file that was there before, if any, is "
             "unchanged; free space or fix the permissions, then run the same command again",
         ) from error
+
+
+def require_writable(folder: Path, what: str) -> None:
+    """Find out before the work whether files can be written into a folder, which need not exist yet.
+
+    Args:
+        folder: is not made.
+        what: how the user names it, such as `--output`; begins the message.
+
+    Raises:
+        StageError: nothing can be written there.
+    """
+    folder = folder.absolute()
+    existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise StageError(
+            f"{what} {folder} cannot be written: {existing}: {error.strerror}; give another place"
+        ) from None
+
+
+def require_cache() -> None:
+    """Find out before the work whether the cache folder can be written.
+
+    Raises:
+        StageError: it cannot; the message names the variable that moves it.
+    """
+    require_writable(cache_folder(), "the cache folder (ASSEMBLE_CACHE names it)")
+
+
+def described(error: BaseException) -> str:
+    """The text of an error; of one that the system gave for a file of the cache, with what moves the cache."""
+    name = getattr(error, "filename", None)
+    if isinstance(error, OSError) and error.errno is not None and isinstance(name, str):
+        with contextlib.suppress(RuntimeError):  # there is no home
+            if Path(name).is_relative_to(cache_folder()):
+                return f"{name}: {error.strerror}. It lies in the cache folder; ASSEMBLE_CACHE names another one"
+    return str(error)
 
 
 @functools.cache
@@ -185,6 +249,8 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, _loader())
     except yaml.YAMLError as error:
         raise ValueError(f"not valid YAML: {error}") from None
+    except RecursionError:
+        raise ValueError("not valid YAML: lists or mappings lie too deep in each other") from None
 
 
 def read_yaml(path: Path, wrong: type[Exception]) -> Any:
@@ -219,6 +285,10 @@ def _loader() -> Any:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = loader.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict | set):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be a text or a number", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} stands here twice; the first would be lost", key_node.start_mark

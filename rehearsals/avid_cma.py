@@ -19,7 +19,7 @@ from common.data.worlds.clip_layouts import (
 )
 
 #: Different clips and sounds of each kind; the many files of a data set are links to them.
-DIFFERENT = 12
+CLIPS_PER_KIND = 12
 #: CMA takes 32 positives and compares with 64 more.
 AUDIOSET_CLIPS = 112
 
@@ -36,7 +36,7 @@ def write_datasets(root: Path) -> None:
     silent: list[Path] = []
     sounding: list[Path] = []
     sounds: list[Path] = []
-    for number in range(DIFFERENT):
+    for number in range(CLIPS_PER_KIND):
         frames, samples = generator.video(0, number, 2.5), generator.audio(0, number, 2.5)
         for files, suffix in ((silent, ".avi"), (sounding, ".mp4"), (sounds, ".wav")):
             files.append(pool / f"{number}{suffix}")
@@ -45,7 +45,7 @@ def write_datasets(root: Path) -> None:
         write_sound(sounds[-1], generator.audio(1, number, 6.0), generator.sample_rate)
 
     write_kinetics(root / "kinetics400", _names(400), 1, write=_one_of(sounding))
-    for part, prefix, clips in (("unbalanced_train", "u", AUDIOSET_CLIPS), ("eval", "e", DIFFERENT)):
+    for part, prefix, clips in (("unbalanced_train", "u", AUDIOSET_CLIPS), ("eval", "e", CLIPS_PER_KIND)):
         write_audioset(
             root / "audioset", clips, folder=f"{part}_segments", list_name=f"{part}_segments.csv", prefix=prefix,
             write=_one_of(sounding),

@@ -10,9 +10,14 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ["MPLBACKEND"] = "Agg"
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch._dynamo  # imported before workers are forked: importing it in a forked child can hang
+
+from common.data.caches import FileCache
 
 # One thread: results do not depend on the machine's core count, and forked workers inherit no thread pool.
 torch.set_num_threads(1)
@@ -28,3 +33,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     folder.mkdir(exist_ok=True)
     os.environ["ASSEMBLE_CACHE"] = str(folder)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def empty_caches() -> Iterator[None]:
+    """What a process has decoded is dropped after each file of tests: they read other files, and a cache only grows."""
+    yield
+    kinds = [FileCache]
+    while kinds:
+        kind = kinds.pop()
+        kind._shared = None
+        kinds += kind.__subclasses__()
+    gc.collect()

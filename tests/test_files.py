@@ -10,11 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import StageError
 from common.files import (
     AtomicWriteError,
     cache_folder,
+    described,
+    named,
     parse_yaml,
     read_yaml,
+    require_writable,
     sweep,
     temporary_of,
     write_atomically,
@@ -83,6 +87,10 @@ def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
     [
         ("a: 1\nb: {c: 2, c: 3}", r"page\.yaml is not valid YAML: key 'c' stands here twice"),
         ("a: [1", r"page\.yaml is not valid YAML"),
+        ("? [1, 2]\n: 3", r"page\.yaml is not valid YAML: a key must be a text or a number"),
+        ("? {a: 1}\n: 3", r"page\.yaml is not valid YAML: a key must be a text or a number"),
+        ("a: " + "[" * 5000 + "]" * 5000, r"page\.yaml is not valid YAML: "),
+        ("a: " + "[" * 300 + "]" * 300, r"page\.yaml is not valid YAML: "),
     ],
 )
 def test_yaml_is_strict(tmp_path: Path, text: str, words: str) -> None:
@@ -107,3 +115,37 @@ def test_numbers_of_yaml(text: str, value: float) -> None:
 def test_words_that_look_like_numbers_stay_words() -> None:
     assert parse_yaml("e5") == "e5"
     assert parse_yaml("16-mixed") == "16-mixed"
+
+
+def test_what_cannot_be_written_is_found_without_making_anything(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new" / "deeper", "--output")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(StageError, match=r"--output .*file/deeper cannot be written: .*file: Not a directory"):
+        require_writable(tmp_path / "file" / "deeper", "--output")
+    if Path("/proc/self").exists():
+        with pytest.raises(StageError, match=r"--output /proc/none cannot be written"):
+            require_writable(Path("/proc/none"), "--output")
+
+
+def test_an_error_of_the_system_in_the_cache_names_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
+    full = OSError(28, "No space left on device", str(tmp_path / "cache" / "worlds" / "clip.mp4"))
+    assert "clip.mp4: No space left on device. It lies in the cache folder; ASSEMBLE_CACHE" in described(full)
+    elsewhere = OSError(28, "No space left on device", str(tmp_path / "runs" / "last.ckpt"))
+    assert "ASSEMBLE_CACHE" not in described(elsewhere)
+    assert described(ValueError("as it is")) == "as it is"
+
+
+def test_errors_of_the_system_name_the_file_and_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("a")
+    with pytest.raises(OSError, match=r"Input/output error: '.*list\.txt'"), named(path):
+        raise OSError(5, "Input/output error")
+    with pytest.raises(FileNotFoundError, match=r"absent"), named(tmp_path / "absent"):
+        (tmp_path / "absent").read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match=r"is no regular file: '.*pipe'"), named(tmp_path / "pipe"):
+        (tmp_path / "pipe").read_bytes()

@@ -1,0 +1,1 @@
+"""The command line `assemble`: one thin file for each group of commands; `main.py` lists them."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from common import files
 from common.errors import StageError
-from common.reporting.papers import existing_papers, names_of_papers, paper_named, project_root
+from common.reporting.papers import existing_papers, names_of_papers, paper_named, working_folder
 
 if TYPE_CHECKING:
     from common.data.datasets.base import MediaDataset
@@ -23,8 +23,8 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def data_root() -> Path:
-    """Folder of the data sets where no command names one: `$ASSEMBLE_DATA`, else `data` in the project."""
-    return Path(os.environ.get("ASSEMBLE_DATA", project_root() / "data"))
+    """Folder of the data sets where no command names one: `$ASSEMBLE_DATA`, else `data` beside `runs`."""
+    return Path(os.environ.get("ASSEMBLE_DATA", working_folder() / "data"))
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

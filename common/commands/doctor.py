@@ -15,7 +15,7 @@ from rich.table import Table
 
 from common.files import cache_folder
 from common.reporting import records
-from common.reporting.papers import project_root
+from common.reporting.papers import checkout, working_folder
 from common.stages.single import datasets_of
 
 REQUIRED = (
@@ -49,12 +49,12 @@ def examine(data: Path, papers: list[str]) -> int:
                 table.add_row(f"gpu {index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
         else:
             table.add_row("gpu", "none found: the scales smoke and mini run on the CPU")
-    free = shutil.disk_usage(project_root()).free / 2**30
-    table.add_row("disk", f"{free:.0f} GiB free at {project_root()}")
+    free = shutil.disk_usage(working_folder()).free / 2**30
+    table.add_row("disk", f"{free:.0f} GiB free at {working_folder()}")
     table.add_row("cache", f"{cache_folder()} (ASSEMBLE_CACHE moves it)")
     key = "present" if os.environ.get("WANDB_API_KEY") else "none in WANDB_API_KEY: runs are logged offline"
     table.add_row("W&B key", key)
-    git = records.git_state(project_root())
+    git = records.git_state(checkout())
     state = "unknown" if git["revision"] is None else git["revision"][:12] + (" with changes" if git["dirty"] else "")
     table.add_row("revision", state)
     console.print(table)

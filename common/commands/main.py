@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import os
 import re
@@ -11,12 +12,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import common
 from common.commands.data import add_parsers as add_data_parsers
 from common.commands.data import data_root
 from common.commands.models import add_parsers as add_use_parsers
 from common.errors import Preempted, ReportingError, StageError, is_ours, printable
+from common.files import described
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, use
-from common.reporting.papers import SCALES, example_stage, existing_papers, names_of_papers, paper_named, project_root
+from common.reporting.papers import SCALES, example_stage, existing_papers, names_of_papers, paper_named, runs_root
 from common.stages.rehearse import add_parsers as add_rehearse_parsers
 
 if TYPE_CHECKING:
@@ -51,8 +54,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
+def _check_neighbor() -> None:
+    """Refuse a package `papers` that is not beside this one: that of the current folder, or of another distribution.
+
+    Raises:
+        StageError: it says which one Python finds.
+    """
+    ours = Path(common.__file__).resolve().parents[1] / "papers"
+    spec = importlib.util.find_spec("papers")
+    found = Path(spec.origin).resolve() if spec and spec.origin else None
+    if found != ours / "__init__.py":
+        raise StageError(
+            f"`import papers` finds {found or 'no package'}, and this suite needs its own {ours}: rename that file or "
+            "folder, or run the command in another one"
+        )
+
+
 def _run(argv: Sequence[str] | None) -> int:
-    parser = build_parser()
+    try:
+        _check_neighbor()
+        parser = build_parser()
+    except (StageError, ReportingError) as error:
+        print(f"assemble: {printable(str(error))}", file=sys.stderr)
+        return 2
+    if any("\0" in text for text in (sys.argv[1:] if argv is None else argv)):
+        parser.error("an argument holds a null byte, which no name or text may hold")
     arguments, rest = parser.parse_known_args(argv)
     if "files" in arguments and not any(text.startswith("-") for text in rest):
         # Before Python 3.12.7, files that come after an option are left over.
@@ -74,7 +100,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if os.environ.get("ASSEMBLE_TRACEBACK"):
             raise
         hint = "" if _explained(error) else "\n(ASSEMBLE_TRACEBACK=1 shows where)"
-        print(f"assemble: {printable(str(error))}{hint}", file=sys.stderr)
+        print(f"assemble: {printable(described(error))}{hint}", file=sys.stderr)
         return 1
     except Preempted as stop:
         return stop.status
@@ -96,6 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Re-run CVPR 2021 papers on joint representations and regenerate their tables.",
         epilog=f"Papers: {names}. Scales: smoke (seconds), mini (minutes on a CPU), paper (the published recipe).",
     )
+    parser.add_argument("--version", action="version", version=f"assemble {common.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     for name, text in RUN_COMMANDS.items():
@@ -145,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_rehearse_parsers(commands)
 
     command = commands.add_parser("doctor", help="what this machine has and lacks: devices, keys, data, versions")
-    command.add_argument("--data", type=Path, default=data_root(), help="folder that holds the data sets")
+    command.add_argument("--data", type=Path, default=data_root(), help="folder of the data sets; default: data")
     command.set_defaults(func=_doctor_command)
     return parser
 
@@ -153,7 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--scale", choices=SCALES, default="mini", help="default: mini")
     command.add_argument("--hardware", default="cpu", help="a file in configs/hardware: cpu, gpu1, gpu8, slurm")
-    command.add_argument("--runs", type=Path, default=project_root() / "runs", help="folder of the runs")
+    command.add_argument("--runs", type=Path, default=runs_root(), help="folder of the runs; default: runs")
     command.add_argument("--data", type=Path, default=data_root(), help="folder that holds the data sets")
     command.add_argument(
         "--isa",

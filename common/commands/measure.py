@@ -47,7 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
             raise StageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     found: list[Any] = []
     failed = 0
-    where = arguments.output or gpu.folder()
+    # What was measured on the CPU, or in small, is no result.
+    kept = arguments.output is not None or (arguments.device == "cuda" and not arguments.small)
+    where = (arguments.output or gpu.folder()) if kept else None
     for paper in papers:
         try:
             step = measure(
@@ -68,8 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
             failed += 1
             continue
         found.append(step)
-        # What was measured on the CPU, or in small, is no result.
-        if arguments.output is not None or (arguments.device == "cuda" and not arguments.small):
+        if where is not None:
             print(f"written to {gpu.write(step, where)}")
     table = Table(*gpu.HEADS)
     for step in found:
@@ -82,6 +83,6 @@ def run(arguments: argparse.Namespace) -> int:
             big = "yes" if kernel["big"] else ""
             kernels.add_row(kernel["name"], f"{1000 * kernel['seconds']:.2f}", f"{kernel['share']:.0%}", big)
         terminal.print(kernels)
-    if arguments.output is None and arguments.device == "cuda" and not arguments.small and found:
+    if where is not None and arguments.output is None and found:
         print(f"{'wrote' if gpu.render() else 'up to date'}: {gpu.page()}")
     return 1 if failed else 0

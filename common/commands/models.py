@@ -22,6 +22,8 @@ OWN_LAYOUT = "safetensors"
 SPECIAL = {"answer": "answers no questions", "caption": "describes no clips", "generate": "makes no images"}
 #: Letters and digits of a caption in the name of its files, at most.
 NAME_LENGTH = 60
+#: Images of one command, which are in memory together.
+MOST_IMAGES = 10_000
 #: Options of the command line that a model class may declare.
 OPTIONS = ("language", "regions")
 #: Skipped files that are named; the others are counted.
@@ -266,7 +268,7 @@ def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]]) -> N
 def _embed_command(arguments: argparse.Namespace) -> int:
     import numpy as np
 
-    from common.files import write_whole
+    from common.files import require_writable, write_whole
 
     if arguments.output.suffix != ".npz":
         raise StageError(f"--output {arguments.output}: the file must end in .npz")
@@ -281,6 +283,9 @@ def _embed_command(arguments: argparse.Namespace) -> int:
     of_paper = _kind(arguments, lambda kind: set(wanted) <= set(kind.embeds), "cannot embed text")
     kinds = [kind for kind in of_paper.embeds if kind != "text"]
     files = _found(arguments.files, kinds)
+    if arguments.output.is_dir():
+        raise StageError(f"--output {arguments.output} is a folder: give an .npz file")
+    require_writable(arguments.output.parent, "--output")
     model = _loaded(of_paper, arguments)
     columns: dict[str, Any] = {}
     rows: dict[str, dict[str, int]] = {}
@@ -465,10 +470,13 @@ def _generate_command(arguments: argparse.Namespace) -> int:
         raise StageError("a caption is empty: say what is to be seen")
     if a.number < 1:
         raise StageError(f"--number {a.number}: at least one image of a caption is needed")
+    if a.number * len(a.captions) > MOST_IMAGES:
+        raise StageError(f"--number {a.number}: at most {MOST_IMAGES:,} images are made at once; use several seeds")
     if a.seed < 0:
         raise StageError(f"--seed {a.seed}: must not be below 0")
     if a.output.exists() and not a.output.is_dir():
         raise StageError(f"--output {a.output} is a file: give a folder")
+    files.require_writable(a.output, "--output")
     for path in write_images(_special(a), a.captions, a.output, a.number, a.seed):
         print(f"written to {path}")
     return 0
@@ -524,6 +532,7 @@ def _export_command(arguments: argparse.Namespace) -> int:
             f"--layout {arguments.layout}: {nearest(arguments.layout, layouts)}; the layouts of {paper} are "
             f"{', '.join(layouts)}"
         )
+    files.require_writable(arguments.output.parent, "--output")
     if arguments.layout != OWN_LAYOUT:
         written = weights.export(arguments.checkpoint, arguments.output, arguments.layout)
     elif arguments.output.suffix in FILE_SUFFIXES:

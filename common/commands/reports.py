@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import files
-from common.errors import ReportingError
-from common.reporting.papers import SCALES, existing_papers, paper_named, project_root, runs_root
+from common.errors import ReportingError, printable
+from common.reporting.papers import (
+    SCALES,
+    checkout,
+    existing_papers,
+    needed_checkout,
+    paper_named,
+    project_root,
+    runs_root,
+)
 
 if TYPE_CHECKING:
     from common.reporting.render import Filled
@@ -92,7 +100,7 @@ def _guarded(command: Command) -> Command:
         try:
             return command(args)
         except (ReportingError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"assemble: {printable(str(error))}", file=sys.stderr)
             return 2
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -114,9 +122,12 @@ def tables_command(args: argparse.Namespace) -> int:
 
     names = _names(args)
     if args.check:
+        needed_checkout("--check compares the READMEs of the repository with the records")
         stale = render.check()
         for path in stale:
             print(f"out of date: {path} (run `assemble tables`)")
+        if not stale:
+            print("up to date: every README holds what the records say")
         return 1 if stale else 0
     console, runs = files.console(), _folder(args)
     for name in names:
@@ -133,6 +144,9 @@ def tables_command(args: argparse.Namespace) -> int:
         if not filled:
             console.print(f"{name}: no record under {runs}" if runs else f"{name}: nothing to show", markup=False)
     if args.no_write or runs is not None:
+        return 0
+    if checkout() is None:
+        print("no README is written: this is an installed package and no checkout")
         return 0
     for name in names:
         _say(render.render_paper(name), paper_named(name).readme)
@@ -256,6 +270,7 @@ def promote_command(args: argparse.Namespace) -> int:
     """Promote records and say what happened to each; exit with 1 when one was refused."""
     from common.reporting.promote import REFUSED, promote
 
+    needed_checkout("`assemble promote` writes into papers/*/results of the repository")
     scales = tuple(args.scale) if args.scale else ("paper", "mini")
     done = [p for name in _names(args) for p in promote(name, scales, _folder(args), args.stage)]
     for p in done:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.sequences import MadeOnDemand
-from common.files import cache_folder, settled, stamp_of, write_atomically
+from common.files import cache_folder, named, settled, stamp_of, write_atomically
 
 Value = TypeVar("Value")
 # Boxes of one picture: `boxes` float32 [n, 4] as left, top, right, bottom; `labels` int64 [n] from 0; a flag per box,
@@ -244,8 +244,10 @@ def read_json(path: Path, without: frozenset[str] = frozenset()) -> dict[str, An
         return found
 
     try:
-        document = json.loads(path.read_bytes(), object_hook=drop if without else None)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        with named(path):
+            content = path.read_bytes()
+        document = json.loads(content, object_hook=drop if without else None)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); it may be truncated: get it anew") from None
     if not isinstance(document, dict):
         raise ValueError(f"{path} holds a JSON {type(document).__name__} where an object is expected")
@@ -265,7 +267,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         FileNotFoundError: there is no such file.
         ValueError: a line is not a JSON object; the message names file and line.
     """
-    with path.open("rb") as stream:
+    with named(path), path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if not text.strip():

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from common.data.transforms import AudioTransform, VideoTransform
+from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,13 @@ class VideoInput:
         keep_aspect: False squeezes the frames to a square before cropping, as the released probe does.
     """
 
-    fps: float = 16.0
-    duration: float = 0.5
-    crop: int = 224
-    resize: int = 256
+    fps: PositiveFloat = 16.0
+    duration: PositiveFloat = 0.5
+    crop: PositiveInt = 224
+    resize: PositiveInt = 256
     mode: Literal["msc", "crop"] = "msc"
-    min_area: float = 0.08
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.2)
+    min_area: Fraction = 0.08
+    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.4, 0.4, 0.4, 0.2)
     keep_aspect: bool = True
 
     @property
@@ -67,11 +68,11 @@ class AudioInput:
             encoder is used. None computes them once from training clips.
     """
 
-    sample_rate: int = 24000
-    duration: float = 2.0
-    fft: int = 1024
-    frames_per_second: int = 100
-    volume: float = 0.1
+    sample_rate: PositiveInt = 24000
+    duration: PositiveFloat = 2.0
+    fft: PositiveInt = 1024
+    frames_per_second: PositiveInt = 100
+    volume: Fraction = 0.1
     statistics: str | None = None
 
     def transform(self, training: bool, statistics: dict[str, np.ndarray] | None = None) -> AudioTransform:

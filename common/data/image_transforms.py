@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.data.transforms import CROP_TRIES, IMAGENET_MEAN, IMAGENET_STD
+from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 BILINEAR = Image.Resampling.BILINEAR
 # Brightness, contrast and saturation in the order of `jitter`; the hue is no mixture with another picture.
@@ -66,19 +67,19 @@ class ImageTransform:
     Source: docs/papers/mct.md [7] ("image views") and 9.
     """
 
-    crop: int = 224
-    resize: int = 256
-    min_area: float = 0.2
-    max_aspect: float = 4.0 / 3.0
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-    jitter_probability: float = 0.8
-    grayscale: float = 0.2
-    blur: float = 0.5
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    flip: float = 0.5
+    crop: PositiveInt = 224
+    resize: PositiveInt = 256
+    min_area: Fraction = 0.2
+    max_aspect: PositiveFloat = 4.0 / 3.0
+    jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.4, 0.4, 0.4, 0.1)
+    jitter_probability: Fraction = 0.8
+    grayscale: Fraction = 0.2
+    blur: Fraction = 0.5
+    blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
+    flip: Fraction = 0.5
     squeeze: bool = False
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD
     training: bool = True
 
     def __post_init__(self) -> None:

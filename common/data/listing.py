@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,7 +132,7 @@ class ClipTable(MadeOnDemand[Clip]):
     def _item(self, position: int) -> Clip:
         start, end = float(self.starts[position]), float(self.ends[position])
         return Clip(
-            path=self.root / self.name(position),
+            path=joined(self.root, self.name(position)),
             label=int(self.labels[position]),
             sound_label=int(self.sound_labels[position]),
             fold=int(self.folds[position]),
@@ -160,6 +161,11 @@ class ClipTable(MadeOnDemand[Clip]):
 
 def _column(values: npt.ArrayLike | None, count: int, default: float, kind: Any) -> npt.NDArray[Any]:
     return np.full(count, default, dtype=kind) if values is None else np.asarray(values, dtype=kind).reshape(-1)
+
+
+def joined(root: Path, name: str) -> Path:
+    """The file that a name stands for; one that begins with `..` lies beside the root, also where that is a link."""
+    return Path(os.path.normpath(root / name)) if name.startswith("../") else root / name
 
 
 def _relative(path: Path, root: Path) -> str:

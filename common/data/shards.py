@@ -247,12 +247,12 @@ def source(path: Path) -> str | BinaryIO:
     """What a decoder should open: the path where there is such a file, or none at all; else the file in its shard.
 
     Raises:
-        OSError: The file could not be read when the shards were written; the message says why. Or it is no file but a
-            pipe, a device or a folder, which a reader might wait for without end.
+        OSError: The file could not be read when the shards were written; the message says why. Or it is a pipe
+            or a device, which a reader might wait for without end.
         ShardError: Its shard is missing or damaged.
     """
     if os.path.lexists(path):
-        if os.path.exists(path) and not os.path.isfile(path):
+        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
             raise OSError("is no file")
         return os.fspath(path)
     found = _find(path)

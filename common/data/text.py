@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from common.files import cache_folder, write_atomically
+from common.types import NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -249,7 +250,7 @@ class CaptionTokenizer(ABC):
     field: ClassVar[str] = "vocabulary"
     file_name: ClassVar[str]
 
-    def __init__(self, file: str | None, max_tokens: int) -> None:
+    def __init__(self, file: str | None, max_tokens: PositiveInt) -> None:
         if max_tokens < 3:
             raise ValueError(f"max_tokens: at least 3 are needed, two of them mark the ends; got {max_tokens}")
         self.file = file
@@ -384,7 +385,9 @@ class WordPieceTokenizer(CaptionTokenizer):
     file_name = "vocab.txt"
     special: ClassVar[tuple[str, ...]] = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-    def __init__(self, vocabulary: str | None = None, vocabulary_size: int = 30522, max_tokens: int = 30) -> None:
+    def __init__(
+        self, vocabulary: str | None = None, vocabulary_size: PositiveInt = 30522, max_tokens: PositiveInt = 30
+    ) -> None:
         super().__init__(vocabulary, max_tokens)
         self.largest_size = vocabulary_size
         self._tokenizer: Tokenizer | None = None
@@ -471,7 +474,9 @@ class SentencePieceTokenizer(CaptionTokenizer):
     field = "model"
     file_name = "captions.model"
 
-    def __init__(self, model: str | None = None, vocabulary_size: int = 10000, max_tokens: int = 30) -> None:
+    def __init__(
+        self, model: str | None = None, vocabulary_size: PositiveInt = 10000, max_tokens: PositiveInt = 30
+    ) -> None:
         super().__init__(model, max_tokens)
         self.largest_size = vocabulary_size
         self._processor: SentencePieceProcessor | None = None
@@ -535,7 +540,9 @@ class XLMRTokenizer(CaptionTokenizer):
     end_id: ClassVar[int] = 2
     unknown_id: ClassVar[int] = 3
 
-    def __init__(self, model: str | None = None, vocabulary_size: int = 250002, max_tokens: int = 66) -> None:
+    def __init__(
+        self, model: str | None = None, vocabulary_size: PositiveInt = 250002, max_tokens: PositiveInt = 66
+    ) -> None:
         super().__init__(model, max_tokens)
         self.largest_size = vocabulary_size
         self._processor: SentencePieceProcessor | None = None
@@ -652,9 +659,9 @@ class WordVocabulary(CaptionTokenizer):
     def __init__(
         self,
         vocabulary: str | None = None,
-        min_count: int = 4,
-        max_words: int | None = None,
-        max_tokens: int = 100,
+        min_count: NonNegativeInt = 4,
+        max_words: PositiveInt | None = None,
+        max_tokens: PositiveInt = 100,
     ) -> None:
         super().__init__(vocabulary, max_tokens)
         self.min_count = min_count

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from common.types import PositiveInt
+
 # Name under which features of a stage are asked for -> name of the module, which is the one in released checkpoints.
 STAGES: dict[str, str] = {
     "conv1": "conv1",
@@ -45,9 +47,9 @@ class AudioConvNet(nn.Module):
     Parameter names equal those of the released AVID-CMA checkpoints.
 
     Args:
-        width: Channels of the first stage; the last has ``8 * width``.
+        width: channels of the first stage; the last has `8 * width`.
         small: Stride 1 instead of 2 in the first block, for the short spectrogram of the ablations.
-        in_channels: Channels of the spectrogram.
+        in_channels: channels of the spectrogram.
         stem_kernel: Side of the stem's kernel.
         stem_stride: Stride of the stem.
 
@@ -58,7 +60,12 @@ class AudioConvNet(nn.Module):
     """
 
     def __init__(
-        self, width: int = 64, small: bool = False, in_channels: int = 1, stem_kernel: int = 7, stem_stride: int = 2
+        self,
+        width: PositiveInt = 64,
+        small: bool = False,
+        in_channels: PositiveInt = 1,
+        stem_kernel: PositiveInt = 7,
+        stem_stride: PositiveInt = 2,
     ) -> None:
         super().__init__()
         self.feature_dim = 8 * width
@@ -81,7 +88,7 @@ class AudioConvNet(nn.Module):
             audio: [B, in_channels, T, F].
 
         Returns:
-            ``conv1``, ``conv2x`` ... ``conv5x`` and ``pool``, each [B, C, T', F']; ``pool`` is [B, 8 * width, 1, 1].
+            `conv1`, `conv2x` ... `conv5x` and `pool`, each [B, C, T', F']; `pool` is [B, 8 * width, 1, 1].
         """
         stages: dict[str, Tensor] = {}
         x = audio

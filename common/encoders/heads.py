@@ -7,19 +7,19 @@ class ProjectionHead(nn.Module):
     """Multi-layer perceptron from features to an embedding, which is not normalized here.
 
     Args:
-        in_dim: Features of the encoder.
-        hidden_dim: Units of every hidden layer.
-        out_dim: Size of the embedding.
-        layers: Number of linear layers; 1 is the linear head of the ablations (65,664 parameters).
-        batch_norm: Normalize before every ReLU. Without it the parameter names equal those of the released AVID-CMA
-            checkpoints (``projection.0``, ``.2``, ``.4``).
-        output_batch_norm: Center and scale the embedding over the batch, without learnt parameters.
+        in_dim: features of the encoder.
+        hidden_dim: units of every hidden layer.
+        out_dim: size of the embedding.
+        layers: number of linear layers; 1 is the linear head of the ablations (65,664 parameters).
+        batch_norm: normalize before every ReLU. Without it the parameter names equal those of the released AVID-CMA
+            checkpoints (`projection.0`, `.2`, `.4`).
+        output_batch_norm: center and scale the embedding over the batch, without learnt parameters.
 
     Shapes:
         [B, in_dim] -> [B, out_dim]
 
     Raises:
-        ValueError: ``layers`` is below 1.
+        ValueError: `layers` is below 1.
 
     Source: docs/papers/avid_cma.md [3.3]; 590,976 parameters by default.
     """

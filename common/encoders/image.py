@@ -9,39 +9,41 @@ import timm
 from timm.models.resnet import BasicBlock, Bottleneck, make_blocks
 from torch import Tensor, nn
 
+from common.types import PositiveInt
+
 
 class ImageResNet(nn.Module):
     """timm's residual network without its classifier; ResNet-50 by default.
 
-    Its parameters are named as torchvision's (``conv1``, ``layer1.0.conv1``, ``layer1.0.downsample.0``), so weights
+    Its parameters are named as torchvision's (`conv1`, `layer1.0.conv1`, `layer1.0.downsample.0`), so weights
     travel between torchvision, timm, MoCo, VirTex and this suite without renaming.
 
     Args:
         layers: Blocks of the four stages.
         bottleneck: Blocks of three convolutions with four times the channels at their end (ResNet-50), or of two.
-        channels: Channels of the stages, before the expansion of a bottleneck.
-        stem_channels: Channels of the first convolution.
-        stem_kernel, stem_stride: Of the first convolution.
+        channels: channels of the stages, before the expansion of a bottleneck.
+        stem_channels: channels of the first convolution.
+        stem_kernel, stem_stride: of the first convolution.
         stem_pool: Halve the resolution once more before the first stage.
-        zero_init_residual: Start every block as the identity, as VirTex does and MoCo does not.
+        zero_init_residual: start every block as the identity, as VirTex does and MoCo does not.
 
     Shapes:
         [B, 3, H, W] -> [B, feature_dim]; 2048 features for ResNet-50.
 
     Raises:
-        ValueError: ``layers`` or ``channels`` does not have four entries.
+        ValueError: `layers` or `channels` does not have four entries.
 
     Source: docs/papers/mct.md [7]: torchvision's resnet50 from random weights.
     """
 
     def __init__(
         self,
-        layers: Sequence[int] = (3, 4, 6, 3),
+        layers: Sequence[PositiveInt] = (3, 4, 6, 3),
         bottleneck: bool = True,
-        channels: Sequence[int] = (64, 128, 256, 512),
-        stem_channels: int = 64,
-        stem_kernel: int = 7,
-        stem_stride: int = 2,
+        channels: Sequence[PositiveInt] = (64, 128, 256, 512),
+        stem_channels: PositiveInt = 64,
+        stem_kernel: PositiveInt = 7,
+        stem_stride: PositiveInt = 2,
         stem_pool: bool = True,
         zero_init_residual: bool = False,
     ) -> None:
@@ -71,7 +73,7 @@ class ImageResNet(nn.Module):
         return self.maxpool(self.act1(self.bn1(self.conv1(images))))
 
     def forward_stages(self, images: Tensor) -> dict[str, Tensor]:
-        """Maps of the four stages, ``res2`` to ``res5``."""
+        """Maps of the four stages, `res2` to `res5`."""
         stages: dict[str, Tensor] = {}
         features = self.stem(images)
         for number, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=2):

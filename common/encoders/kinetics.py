@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D
 
+from common.types import Fraction, PositiveFloat, PositiveInt
+
 
 class KineticsR2Plus1D(nn.Module):
-    """Residual network of (2+1)D convolutions under the names of torchvision's ``VideoResNet``, without ``fc``.
+    """Residual network of (2+1)D convolutions under the names of torchvision's `VideoResNet`, without `fc`.
 
     By default it is the 34-layer network of the public IG-65M and Kinetics weights: 63,697,175 parameters together with
     a head of 400 classes. These differ from torchvision's block rule in three ways: the second convolution of the first
@@ -18,11 +20,11 @@ class KineticsR2Plus1D(nn.Module):
 
     Args:
         layers: Blocks of the stages.
-        channels: Channels of the stages.
-        stem_channels: Channels between the spatial and the temporal convolution of the stem.
-        stem_kernel, stem_stride: Of the stem's spatial convolution.
-        wide_second: The middle width just described; False is torchvision's rule (61,831,661 parameters).
-        norm_epsilon, norm_momentum: Of batch normalization.
+        channels: channels of the stages.
+        stem_channels: channels between the spatial and the temporal convolution of the stem.
+        stem_kernel, stem_stride: of the stem's spatial convolution.
+        wide_second: the middle width just described; False is torchvision's rule (61,831,661 parameters).
+        norm_epsilon, norm_momentum: of batch normalization.
 
     Shapes:
         [B, 3, T, H, W] -> [B, feature_dim]; 512 features by default.
@@ -32,14 +34,14 @@ class KineticsR2Plus1D(nn.Module):
 
     def __init__(
         self,
-        layers: Sequence[int] = (3, 4, 6, 3),
-        channels: Sequence[int] = (64, 128, 256, 512),
-        stem_channels: int = 45,
-        stem_kernel: int = 7,
-        stem_stride: int = 2,
+        layers: Sequence[PositiveInt] = (3, 4, 6, 3),
+        channels: Sequence[PositiveInt] = (64, 128, 256, 512),
+        stem_channels: PositiveInt = 45,
+        stem_kernel: PositiveInt = 7,
+        stem_stride: PositiveInt = 2,
         wide_second: bool = True,
-        norm_epsilon: float = 1e-3,
-        norm_momentum: float = 0.9,
+        norm_epsilon: PositiveFloat = 1e-3,
+        norm_momentum: Fraction = 0.9,
     ) -> None:
         super().__init__()
         if len(layers) != len(channels) or not layers:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.types import Fraction, PositiveInt
+
 
 class PairedConvolutions(nn.Module):
-    """Two 3x3 convolutions, each normalized and rectified, then a mean over 2x2 places (none when ``pool`` is 1)."""
+    """Two 3x3 convolutions, each normalized and rectified, then a mean over 2x2 places (none when `pool` is 1)."""
 
     #: See `common.training.switches.blocks_of`.
     repeats = True
@@ -36,30 +38,30 @@ class PANNsCNN14(nn.Module):
     """Convolutional network on log-mel spectrograms with the parameter names of the released PANNs weights.
 
     The last block does not pool. Frequencies are averaged; over time the maximum and the mean are added. The released
-    network has a sigmoid per class behind ``fc_audioset``; here the scores before it are returned by the classifier
+    network has a sigmoid per class behind `fc_audioset`; here the scores before it are returned by the classifier
     that holds this encoder. 79,673,792 parameters without that last layer, 80,753,615 with its 527 classes.
 
     Args:
-        channels: Channels of the blocks.
+        channels: channels of the blocks.
         mel_bins: Mel bands of the spectrogram, which are normalized one by one.
-        hidden_dim: Features after the last linear layer; the width of the last block by default.
-        dropout: Share dropped after every block, and half before and after the linear layer, as released.
+        hidden_dim: features after the last linear layer; the width of the last block by default.
+        dropout: share dropped after every block, and half before and after the linear layer, as released.
 
     Shapes:
         [B, 1, T, mel_bins] in decibels -> [B, feature_dim]; T at least 2 to the number of blocks less one.
 
     Raises:
-        ValueError: The spectrogram has another number of bands or is too short.
+        ValueError: the spectrogram has another number of bands or is too short.
 
     Source: docs/papers/vx2text.md [3].
     """
 
     def __init__(
         self,
-        channels: Sequence[int] = (64, 128, 256, 512, 1024, 2048),
-        mel_bins: int = 64,
-        hidden_dim: int | None = None,
-        dropout: float = 0.2,
+        channels: Sequence[PositiveInt] = (64, 128, 256, 512, 1024, 2048),
+        mel_bins: PositiveInt = 64,
+        hidden_dim: PositiveInt | None = None,
+        dropout: Fraction = 0.2,
     ) -> None:
         super().__init__()
         self.mel_bins = mel_bins

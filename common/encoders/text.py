@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.types import Fraction, PositiveFloat, PositiveInt
+
 
 class BertEncoder(nn.Module):
     """BERT without its pooler, and the last hidden state at the first token as feature; 108,891,648 parameters.
@@ -42,14 +44,14 @@ class BertEncoder(nn.Module):
     def __init__(
         self,
         pretrained: str | None = None,
-        vocabulary_size: int = 30522,
-        hidden_size: int = 768,
-        layers: int = 12,
-        attention_heads: int = 12,
-        intermediate_size: int = 3072,
-        max_tokens: int = 512,
-        dropout: float = 0.1,
-        initializer_range: float = 0.02,
+        vocabulary_size: PositiveInt = 30522,
+        hidden_size: PositiveInt = 768,
+        layers: PositiveInt = 12,
+        attention_heads: PositiveInt = 12,
+        intermediate_size: PositiveInt = 3072,
+        max_tokens: PositiveInt = 512,
+        dropout: Fraction = 0.1,
+        initializer_range: PositiveFloat = 0.02,
     ) -> None:
         super().__init__()
         if hidden_size % attention_heads:
@@ -218,7 +220,11 @@ class GRUEncoder(nn.Module):
     """
 
     def __init__(
-        self, vocabulary_size: int, embedding_dim: int = 300, hidden_size: int = 1024, layers: int = 1
+        self,
+        vocabulary_size: PositiveInt,
+        embedding_dim: PositiveInt = 300,
+        hidden_size: PositiveInt = 1024,
+        layers: PositiveInt = 1,
     ) -> None:
         super().__init__()
         self.feature_dim = hidden_size

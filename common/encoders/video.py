@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from common.types import PositiveInt
+
 BLOCKS_PER_STAGE: dict[int, tuple[int, int, int, int]] = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 STAGES: tuple[str, ...] = ("conv1", "conv2x", "conv3x", "conv4x", "conv5x", "pool")
@@ -14,8 +16,8 @@ class SpatioTemporalBlock(nn.Module):
     """Residual block of two (spatial, temporal) pairs of convolutions, normalized once on the sum with the residual.
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output, and of every convolution inside (no widening in the middle).
+        in_channels: channels of the input.
+        out_channels: channels of the output, and of every convolution inside (no widening in the middle).
         temporal_stride: Stride in time, applied by the first temporal convolution.
         spatial_stride: Stride in height and width, applied by the first spatial convolution.
 
@@ -55,15 +57,15 @@ class SpatioTemporalBlock(nn.Module):
 class R2Plus1D(nn.Module):
     """R(2+1)D residual network with a full 3D stem and a global max pool; 15,379,136 parameters by default.
 
-    It differs from torchvision's ``r2plus1d_18``: stem of 3x7x7 followed by a max pool, no widening between the
+    It differs from torchvision's `r2plus1d_18`: stem of 3x7x7 followed by a max pool, no widening between the
     spatial and the temporal convolution, one batch normalization on the sum of main and residual path, and a maximum
     instead of a mean over positions. Parameter names equal those of the released AVID-CMA checkpoints.
 
     Args:
         depth: 10, 18 or 34: (1, 1, 1, 1), (2, 2, 2, 2) or (3, 4, 6, 3) blocks.
-        width: Channels of the first stage; the last has ``8 * width``.
+        width: channels of the first stage; the last has `8 * width`.
         stem_pool: Max pool after the stem. Off in the small model of the ablations (depth 10, 112 px).
-        in_channels: Channels of the video.
+        in_channels: channels of the video.
         stem_kernel: Height and width of the stem's kernel.
         stem_stride: Stride in height and width of the stem.
         temporal_strides: Stride in time of each of the four stages.
@@ -73,21 +75,21 @@ class R2Plus1D(nn.Module):
         video [B, in_channels, T, H, W] -> features [B, 8 * width]
 
     Raises:
-        ValueError: ``depth`` is none of 10, 18, 34, or a list of strides has not four entries.
+        ValueError: `depth` is none of 10, 18, 34, or a list of strides has not four entries.
 
     Source: docs/papers/avid_cma.md [3.1].
     """
 
     def __init__(
         self,
-        depth: int = 18,
-        width: int = 64,
+        depth: PositiveInt = 18,
+        width: PositiveInt = 64,
         stem_pool: bool = True,
-        in_channels: int = 3,
-        stem_kernel: int = 7,
-        stem_stride: int = 2,
-        temporal_strides: Sequence[int] = (1, 2, 2, 2),
-        spatial_strides: Sequence[int] = (1, 2, 2, 2),
+        in_channels: PositiveInt = 3,
+        stem_kernel: PositiveInt = 7,
+        stem_stride: PositiveInt = 2,
+        temporal_strides: Sequence[PositiveInt] = (1, 2, 2, 2),
+        spatial_strides: Sequence[PositiveInt] = (1, 2, 2, 2),
     ) -> None:
         super().__init__()
         if depth not in BLOCKS_PER_STAGE:
@@ -131,7 +133,7 @@ class R2Plus1D(nn.Module):
             video: [B, in_channels, T, H, W].
 
         Returns:
-            ``conv1``, ``conv2x`` ... ``conv5x`` and ``pool``, each [B, C, T', H', W'], the last one
+            `conv1`, `conv2x` ... `conv5x` and `pool`, each [B, C, T', H', W'], the last one
             [B, 8 * width, 1, 1, 1].
         """
         stages: dict[str, Tensor] = {}

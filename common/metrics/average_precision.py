@@ -1,4 +1,4 @@
-"""Average precision of classes that occur together. Without torch, as support vector machines are judged by it, too."""
+"""Average precision of classes that occur together. Without torch: the support vector machines use it, too."""
 
 import numpy as np
 from sklearn.metrics import average_precision_score
@@ -17,7 +17,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
         A value up to 1; NaN when no sample is positive, for then the measure is undefined.
 
     Raises:
-        ValueError: The shapes differ, a label is none of the three, or a score is not finite.
+        ValueError: the shapes differ, a label is none of the three, or a score is not finite.
 
     Source: docs/papers/mct.md [9].
     """
@@ -29,12 +29,12 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     unknown = np.setdiff1d(labels, (-1, 0, 1))
     if len(unknown):
         raise ValueError(f"labels: expected 1 (present), 0 (absent) or -1 (difficult), got {unknown[0]}")
-    judged = labels != -1
+    counted = labels != -1
     if not (labels == 1).any():
         return float("nan")
-    if not np.isfinite(scores[judged]).all():
+    if not np.isfinite(scores[counted]).all():
         raise ValueError("scores: some are not finite; is the checkpoint sound?")
-    return float(average_precision_score(labels[judged], scores[judged]))
+    return float(average_precision_score(labels[counted], scores[counted]))
 
 
 def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -42,13 +42,13 @@ def average_precisions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Args:
         scores: [N, C].
-        labels: [N, C] of 1, 0 and -1, see ``average_precision``.
+        labels: [N, C] of 1, 0 and -1, see `average_precision`.
 
     Returns:
         [C] float64, NaN for classes without a positive sample.
 
     Raises:
-        ValueError: As ``average_precision``.
+        ValueError: as `average_precision`.
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.shape != labels.shape or scores.ndim != 2:

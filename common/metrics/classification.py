@@ -22,12 +22,12 @@ def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def hits(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
-    """Whether the true class is among the ``k`` highest, as 0.0 or 1.0.
+    """Whether the true class is among the `k` highest, as 0.0 or 1.0.
 
     Args:
         scores: [..., C].
         labels: True classes [...].
-        k: How many guesses are allowed.
+        k: how many guesses are allowed.
 
     Returns:
         [...] float32.

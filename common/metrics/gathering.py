@@ -15,7 +15,7 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
         group: Processes that take part; by default all.
 
     Returns:
-        [sum of n, ...] on every process; ``rows`` itself when there is one process.
+        [sum of n, ...] on every process; `rows` itself when there is one process.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
         return rows
@@ -49,7 +49,7 @@ def gather_objects(values: list[Any], group: dist.ProcessGroup | None = None) ->
 
 
 def first_occurrences(index: Tensor) -> Tensor:
-    """Positions [m] of the first occurrence of every value in ``index`` [n], in ascending order of the value."""
+    """Positions [m] of the first occurrence of every value in `index` [n], in ascending order of the value."""
     ordered, position = torch.sort(index, stable=True)
     is_first = torch.ones_like(ordered, dtype=torch.bool)
     is_first[1:] = ordered[1:] != ordered[:-1]
@@ -65,7 +65,7 @@ class OncePerSample:
     also come several times on purpose, once for each random clip of a video.
 
     Args:
-        names: The values of one sample.
+        names: the values of one sample.
 
     Example:
         >>> meter = OncePerSample("top1")
@@ -88,11 +88,11 @@ class OncePerSample:
         """Add samples.
 
         Args:
-            index: Which samples, [B].
-            values: For every name one value a sample, [B].
+            index: which samples, [B].
+            values: for every name one value a sample, [B].
 
         Raises:
-            ValueError: The names are not those of the constructor.
+            ValueError: the names are not those of the constructor.
         """
         if set(values) != set(self.names):
             raise ValueError(f"expected values for {sorted(self.names)}, got {sorted(values)}")
@@ -103,10 +103,10 @@ class OncePerSample:
         """The means over all samples of all processes; NaN where there is no sample.
 
         Args:
-            device: Where to collect; needed only by a process that may have seen no sample.
+            device: where to collect; needed only by a process that may have seen no sample.
 
         Returns:
-            For every name a float64 scalar. ``count`` gives the number of samples.
+            For every name a float64 scalar. `count` gives the number of samples.
         """
         if self._indices:
             index, values = torch.cat(self._indices), torch.cat(self._values)
@@ -127,7 +127,7 @@ class RowsOncePerSample:
     A loader that meets a broken file delivers its neighbour twice; the second row is left out.
 
     Args:
-        names: The tensors.
+        names: the tensors.
 
     Example:
         >>> rows = RowsOncePerSample("embedding")
@@ -146,11 +146,11 @@ class RowsOncePerSample:
         """Add a batch.
 
         Args:
-            index: Which samples, [B].
-            rows: For every name a tensor [B, ...], with the same trailing shape and type in every batch and process.
+            index: which samples, [B].
+            rows: for every name a tensor [B, ...], with the same trailing shape and type in every batch and process.
 
         Raises:
-            ValueError: The names are not those of the constructor.
+            ValueError: the names are not those of the constructor.
         """
         if set(rows) != set(self.names):
             raise ValueError(f"expected rows for {sorted(self.names)}, got {sorted(rows)}")
@@ -162,10 +162,10 @@ class RowsOncePerSample:
         """Positions [N] of the samples, ascending, and for every name their rows [N, ...].
 
         Args:
-            device: Where to collect; needed only by a process that may have seen no sample.
+            device: where to collect; needed only by a process that may have seen no sample.
 
         Raises:
-            ValueError: No process saw a sample.
+            ValueError: no process saw a sample.
         """
         own = {name: (rows[0].shape[1:], rows[0].dtype) for name, rows in self._rows.items() if rows}
         # A process without samples does not know the shapes, but must take part all the same.

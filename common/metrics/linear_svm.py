@@ -20,8 +20,8 @@ def classify_windowed(
     train_rows: np.ndarray,
     test_rows: np.ndarray,
     label: np.ndarray,
-    learn: np.ndarray,
-    judge: np.ndarray,
+    train_mask: np.ndarray,
+    test_mask: np.ndarray,
     standardize_epsilon: float,
     options: Mapping[str, Any],
 ) -> np.ndarray:
@@ -30,22 +30,22 @@ def classify_windowed(
     Args:
         train_rows: [m, windows, dims].
         test_rows: [n, windows, dims].
-        label: Classes of the training samples [m].
-        learn: Which training samples to fit to, [m] booleans.
-        judge: Which test samples to classify, [n] booleans.
-        standardize_epsilon: Added to the standard deviation of every feature.
-        options: Of ``sklearn.svm.LinearSVC``.
+        label: classes of the training samples [m].
+        train_mask: which training samples to fit to, [m] booleans.
+        test_mask: which test samples to classify, [n] booleans.
+        standardize_epsilon: added to the standard deviation of every feature.
+        options: of `sklearn.svm.LinearSVC`.
 
     Returns:
         The class with the highest mean decision value over the windows, for every sample to be classified.
 
     Raises:
-        ValueError: A feature is not finite.
+        ValueError: a feature is not finite.
 
     Source: docs/papers/avid_cma.md [10.3].
     """
     windows, dims = train_rows.shape[1:]
-    x = train_rows[learn].reshape(-1, dims)
+    x = train_rows[train_mask].reshape(-1, dims)
     mean = x.mean(0, dtype=np.float64)
     if not np.isfinite(mean).all():
         raise ValueError("features: some are not finite; is the checkpoint of the encoder sound?")
@@ -59,12 +59,12 @@ def classify_windowed(
     machine = LinearSVC(dual=True, intercept_scaling=1, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        machine.fit(x, np.repeat(label[learn], windows))
-    judged = test_rows[judge]
-    decision = machine.decision_function(((judged - shift) / scale).reshape(-1, dims))
+        machine.fit(x, np.repeat(label[train_mask], windows))
+    chosen = test_rows[test_mask]
+    decision = machine.decision_function(((chosen - shift) / scale).reshape(-1, dims))
     if decision.ndim == 1:
         decision = np.stack([-decision, decision], axis=1)
-    return machine.classes_[decision.reshape(*judged.shape[:2], -1).mean(1).argmax(1)]
+    return machine.classes_[decision.reshape(*chosen.shape[:2], -1).mean(1).argmax(1)]
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class ClassVerdict:
     """What became of one class of a multi-label task.
 
     Attributes:
-        average_precision: On the test samples, up to 1; NaN when the class was left out.
-        cost: The weight of errors C that cross-validation chose; NaN when no machine was fitted.
-        left_out: Why the class cannot be judged; empty when it was.
+        average_precision: on the test samples, up to 1; NaN when the class was left out.
+        cost: the weight of errors C that cross-validation chose; NaN when no machine was fitted.
+        left_out: why the class cannot be measured; empty when it was.
     """
 
     average_precision: float
@@ -82,7 +82,7 @@ class ClassVerdict:
     left_out: str = ""
 
 
-def judge_class(
+def evaluate_class(
     train_rows: np.ndarray,
     train_labels: np.ndarray,
     test_rows: np.ndarray,
@@ -104,18 +104,18 @@ def judge_class(
         train_labels: [m]: 1 for present, 0 for absent, -1 for difficult.
         test_rows: [n, dims].
         test_labels: [n], likewise.
-        costs: The values of C to choose from; of equally good ones the first wins.
+        costs: the values of C to choose from; of equally good ones the first wins.
         folds: Folds of the cross-validation; fewer when there are fewer positives or negatives.
-        positive_weight: Weight of a positive sample against a negative one.
-        max_iterations: When the solver stops at the latest.
-        random_state: Seed of the solver.
+        positive_weight: weight of a positive sample against a negative one.
+        max_iterations: when the solver stops at the latest.
+        random_state: seed of the solver.
 
     Returns:
         The average precision and the chosen C. A class is left out, with the reason, when it has no positive test
         sample or fewer than two positive or two negative training samples, for which C cannot be chosen.
 
     Raises:
-        ValueError: ``costs`` or ``folds`` is of no use, or a feature is not finite.
+        ValueError: `costs` or `folds` is of no use, or a feature is not finite.
 
     Source: docs/papers/mct.md [9].
     """

@@ -15,8 +15,8 @@ def match_ranks(query: Tensor, gallery: Tensor, target: Tensor | None = None, bl
     Args:
         query: [Q, d].
         gallery: [N, d].
-        target: Row of the gallery that belongs to every query, [Q]; by default the same row.
-        block: Queries compared at a time; bounds the memory to ``block * N`` scores.
+        target: row of the gallery that belongs to every query, [Q]; by default the same row.
+        block: queries compared at a time; bounds the memory to `block * N` scores.
 
     Returns:
         [Q] int64; 0 is best.
@@ -48,10 +48,10 @@ def caption_ranks(
     precision is compared in float32.
 
     Args:
-        image: Embeddings [N, d].
-        captions: Embeddings [M, d].
-        caption_image: Row of ``image`` that each caption describes, [M]; an image may have any number, also none.
-        equal_text: A number for the text of each caption, [M] int64, equal where two captions are the same string.
+        image: embeddings [N, d].
+        captions: embeddings [M, d].
+        caption_image: row of `image` that each caption describes, [M]; an image may have any number, also none.
+        equal_text: a number for the text of each caption, [M] int64, equal where two captions are the same string.
             Captions of other images with the text of an own one then count as own ones, and so do the images of
             captions with the text of the query. None takes every caption for a text of its own.
         max_scores: Bounds the memory to so many scores at a time, though one query is always compared as a whole.
@@ -62,7 +62,7 @@ def caption_ranks(
         which is beyond the last place.
 
     Raises:
-        ValueError: The shapes do not fit, or a caption belongs to no row of ``image``.
+        ValueError: the shapes do not fit, or a caption belongs to no row of `image`.
     """
     own = _checked_owners(image, captions, caption_image, equal_text)
     image, captions = _at_least_float32(image), _at_least_float32(captions).to(image.device)
@@ -96,7 +96,7 @@ def caption_ranks(
 
 
 def _checked_owners(image: Tensor, captions: Tensor, caption_image: Tensor, equal_text: Tensor | None) -> Tensor:
-    """``caption_image`` on the device of ``image``, after a check of all shapes."""
+    """`caption_image` on the device of `image`, after a check of all shapes."""
     if image.ndim != 2 or captions.ndim != 2 or image.shape[1] != captions.shape[1]:
         raise ValueError(
             f"image and captions: expected [N, d] and [M, d], got {list(image.shape)} and {list(captions.shape)}"
@@ -141,26 +141,26 @@ def caption_retrieval(
 ) -> dict[str, Tensor]:
     """Search for captions by images and for images by captions.
 
-    With ``fold_size`` the images are divided in their order into folds of that size, each is searched on its own with
+    With `fold_size` the images are divided in their order into folds of that size, each is searched on its own with
     its own captions, and the result is the mean over folds (the "1K" protocol: five folds of 1,000).
 
     Args:
-        image: Embeddings [N, d].
-        captions: Embeddings [M, d].
-        caption_image: See ``caption_ranks``.
-        fold_size: Images of a fold. Where it does not divide their number, the folds are made as equal as possible,
+        image: embeddings [N, d].
+        captions: embeddings [M, d].
+        caption_image: see `caption_ranks`.
+        fold_size: images of a fold. Where it does not divide their number, the folds are made as equal as possible,
             but may differ from it by one in a hundred at most. None searches all at once.
-        equal_text: See ``caption_ranks``.
-        max_scores: See ``caption_ranks``.
+        equal_text: see `caption_ranks`.
+        max_scores: see `caption_ranks`.
 
     Returns:
-        For images as queries ``i2t_r1``, ``i2t_r5`` and ``i2t_r10``, the percentage that has an own caption among the
-        1, 5 and 10 nearest, and ``i2t_medr`` and ``i2t_meanr``, the median (rounded down) and mean rank of the nearest
-        own caption, counted from 1; for captions as queries the same as ``t2i_...``. Float64 scalars. Images without
+        For images as queries `i2t_r1`, `i2t_r5` and `i2t_r10`, the percentage that has an own caption among the
+        1, 5 and 10 nearest, and `i2t_medr` and `i2t_meanr`, the median (rounded down) and mean rank of the nearest
+        own caption, counted from 1; for captions as queries the same as `t2i_...`. Float64 scalars. Images without
         captions are no queries, but can be found.
 
     Raises:
-        ValueError: As ``caption_ranks``, there is nothing to search for, or ``fold_size`` does not fit.
+        ValueError: as `caption_ranks`, there is nothing to search for, or `fold_size` does not fit.
 
     Source: docs/papers/mct.md [9].
     """
@@ -213,7 +213,7 @@ def owner_rows(index: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
         owner: image of every caption, [M].
 
     Returns:
-        For the captions whose image is there its place in ``index``, [m <= M]; and which captions these are, bool [M].
+        For the captions whose image is there its place in `index`, [m <= M]; and which captions these are, bool [M].
     """
     row = torch.searchsorted(index, owner).clamp(max=len(index) - 1)
     known = index[row] == owner
@@ -232,7 +232,7 @@ def score_retrieval(scores: Tensor, caption_image: Tensor, block: int = 4096) ->
         block: queries ranked at a time; bounds the memory.
 
     Returns:
-        What ``caption_retrieval`` returns, and ``mr``, the mean of the six recalls in percent; float64 scalars.
+        What `caption_retrieval` returns, and `mr`, the mean of the six recalls in percent; float64 scalars.
 
     Raises:
         ValueError: the shapes do not fit, or a caption belongs to no row.

@@ -134,7 +134,7 @@ def log_results(module: pl.LightningModule, metrics: Mapping[str, Tensor]) -> No
 def mean_average_precision(
     module: pl.LightningModule, average: np.ndarray, details: Sequence[Mapping[str, Any]]
 ) -> dict[str, Tensor]:
-    """Mean over the classes that could be judged, in percent; every class goes into a file, and is named if left out.
+    """Mean over the classes that could be measured, in percent; every class goes into a file, and is named if left out.
 
     Args:
         module: its trainer says where the file goes; its data module may give the `class_names`.

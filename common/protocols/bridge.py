@@ -31,6 +31,7 @@ from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results
 from common.protocols.captions import CaptionRows, PairData, check_vocabulary
 from common.protocols.data import check_fraction, evenly_spaced
+from common.types import Fraction, PositiveFloat, PositiveInt
 
 Modality = Literal["image", "text"]
 
@@ -70,21 +71,21 @@ class BridgedRetrieval(EncoderModule):
     The bridge learns by symmetric InfoNCE over the global batch; captions with the same tokens are no negatives of each
     other. Its learning rate is constant, so that the bridge after k steps is what a training of k steps would have
     made, and one training shows how soon a bridge is good enough: it is kept after each of `lengths` steps, and these
-    copies are part of every checkpoint. Which of the learning rates counts is chosen for every length anew, by pairs
+    copies are part of every checkpoint. Which of the learning rates counts is chosen for each length, by pairs
     of the training split that no bridge was trained on, so that no encoder is held back by a rate that suits another.
 
-    ``trainer.test`` takes four loaders: images and captions to choose by, images and captions to judge by. A caption
-    with the same tokens as an own one counts as an own one. Logged are ``test/i2t_r1``, ``_r5``, ``_r10``, ``_medr``
-    and ``_meanr`` after the last step, for images as queries, the same as ``test/t2i_...`` for captions; ``test/r10``,
-    the mean of both R@10; ``test/r10_after_<steps>`` for every length; ``test/area``,
-    the mean of these over the logarithm of the steps; ``test/steps_to_90``, after how many steps 90 % of the last R@10
-    is reached, between two lengths by interpolation in the logarithm; ``test/learning_rate``, the last choice; and
-    ``test/encoder_parameters`` and ``test/bridge_parameters``.
+    `trainer.test` takes four loaders: images and captions to choose by, images and captions to test on. A caption
+    with the same tokens as an own one counts as an own one. Logged are `test/i2t_r1`, `_r5`, `_r10`, `_medr`
+    and `_meanr` after the last step, for images as queries, the same as `test/t2i_...` for captions; `test/r10`,
+    the mean of both R@10; `test/r10_after_<steps>` for every length; `test/area`,
+    the mean of these over the logarithm of the steps; `test/steps_to_90`, after how many steps 90 % of the last R@10
+    is reached, between two lengths by interpolation in the logarithm; `test/learning_rate`, the last choice; and
+    `test/encoder_parameters` and `test/bridge_parameters`.
 
     Args:
-        image_encoder: encoder with ``feature_dim`` features.
-        text_encoder: encoder of tokens [B, L] with ``feature_dim`` features.
-        pretrained: checkpoint with both encoders; None judges the initial weights.
+        image_encoder: encoder with `feature_dim` features.
+        text_encoder: encoder of tokens [B, L] with `feature_dim` features.
+        pretrained: checkpoint with both encoders; None measures the initial weights.
         encoder_prefixes, text_encoder_prefixes: where each lies in that file; see `load_encoder`.
         embedding_dim: width of the common space.
         hidden_dim: units of a hidden layer of the bridge; None for a linear one.
@@ -93,8 +94,8 @@ class BridgedRetrieval(EncoderModule):
         lengths: numbers of steps after which the bridge is kept, ascending; the last is that of the training.
 
     Shapes:
-        Training batch: ``image`` [B, 3, H, W], ``tokens`` [B, L], ``lengths`` [B], ``image_index`` [B]. Batch of
-        images: ``image``, ``index`` [B]. Batch of captions: ``tokens``, ``lengths``, ``index``, ``image_index`` [B].
+        Training batch: `image` [B, 3, H, W], `tokens` [B, L], `lengths` [B], `image_index` [B]. Batch of
+        images: `image`, `index` [B]. Batch of captions: `tokens`, `lengths`, `index`, `image_index` [B].
 
     Raises:
         ValueError: a setting is of no use, or the data or the length of the training do not fit.
@@ -107,11 +108,11 @@ class BridgedRetrieval(EncoderModule):
         pretrained: str | None = None,
         encoder_prefixes: Sequence[str] = PREFIXES,
         text_encoder_prefixes: Sequence[str] = ("text_encoder.",),
-        embedding_dim: int = 256,
-        hidden_dim: int | None = None,
-        temperature: float = 0.1,
-        learning_rates: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
-        lengths: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
+        embedding_dim: PositiveInt = 256,
+        hidden_dim: PositiveInt | None = None,
+        temperature: PositiveFloat = 0.1,
+        learning_rates: Sequence[PositiveFloat] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+        lengths: Sequence[PositiveInt] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
     ) -> None:
         super().__init__(image_encoder, pretrained, encoder_prefixes)
         self.save_hyperparameters(ignore=["image_encoder", "text_encoder"], logger=False)
@@ -164,8 +165,8 @@ class BridgedRetrieval(EncoderModule):
         with torch.autocast(image.device.type, enabled=False):
             scores = self.bridge("image", image) @ self.bridge("text", text).mT / self.hparams["temperature"]
             other = (words[:, None] != words) & (owner[:, None] != owner)
-            own = scores.diagonal(dim1=1, dim2=2)[:, :, None]
-            losses = info_nce_per_anchor(own, scores, other) + info_nce_per_anchor(own, scores.mT, other)
+            matched = scores.diagonal(dim1=1, dim2=2)[:, :, None]
+            losses = info_nce_per_anchor(matched, scores, other) + info_nce_per_anchor(matched, scores.mT, other)
             losses = losses.mean(1) / 2
         self.log_dict(
             {f"train/loss_lr_{rate:g}": loss.detach() for rate, loss in zip(self.hparams["learning_rates"], losses)},
@@ -174,7 +175,7 @@ class BridgedRetrieval(EncoderModule):
         return losses.sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam with a learning rate of its own for every bridge."""
+        """Adam, with one learning rate for each bridge."""
         groups = [
             {"params": list(projection.parameters()), "lr": rate}
             for projection, rate in zip(self.bridge.projections, self.hparams["learning_rates"])
@@ -212,12 +213,12 @@ class BridgedRetrieval(EncoderModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_epoch_start(self) -> None:
-        """Start collecting features anew."""
+        """Forget the collected features."""
         loaders = self.trainer.test_dataloaders
         if not isinstance(loaders, list | tuple) or len(loaders) != 4:
             raise ValueError(
                 "test_dataloaders: BridgedRetrieval needs four of them: images and captions to choose the learning "
-                "rate by, images and captions to judge by"
+                "rate by, images and captions to test on"
             )
         names = ("feature",), ("feature", "image_index", "text")
         self.tables = [RowsOncePerSample(*names[place % 2]) for place in range(4)]
@@ -235,14 +236,14 @@ class BridgedRetrieval(EncoderModule):
             )  # fmt: skip
 
     def on_test_epoch_end(self) -> None:
-        """Judge the bridge of every length, and log recalls in percent, and ranks."""
-        selection, judged = (Pairs(self.tables[place], self.tables[place + 1], self.device) for place in (0, 2))
+        """Measure the bridge of every length, and log recalls in percent, and ranks."""
+        selection, test = (Pairs(self.tables[place], self.tables[place + 1], self.device) for place in (0, 2))
         curve: dict[int, Tensor] = {}
         for length in self.hparams["lengths"]:
             bridge = self.kept[str(length)]
             scores = [float(found["r10"]) for found in selection.searched(bridge)]
             chosen = scores.index(max(scores))
-            results = judged.searched(bridge)[chosen]
+            results = test.searched(bridge)[chosen]
             curve[length] = results["r10"]
         metrics = {
             **results,
@@ -312,7 +313,7 @@ def _size(*modules: nn.Module) -> Tensor:
 
 
 class BridgeData(PairData):
-    """Pairs to train a bridge between two encoders on, pairs to choose its learning rate by, and pairs to judge it by.
+    """Pairs to train a bridge between two encoders on, pairs to choose its learning rate by, and pairs to test it on.
 
     The first two are of the split that the encoders were pre-trained on, and the tokenizer is that of the pre-training.
 
@@ -322,7 +323,11 @@ class BridgeData(PairData):
     """
 
     def __init__(
-        self, dataset: COCO | COCOKarpathy, tokenizer: CaptionTokenizer, held_out_fraction: float = 0.02, **kwargs: Any
+        self,
+        dataset: COCO | COCOKarpathy,
+        tokenizer: CaptionTokenizer,
+        held_out_fraction: Fraction = 0.02,
+        **kwargs: Any,
     ) -> None:
         super().__init__(dataset, tokenizer, **kwargs)
         check_fraction(held_out_fraction)

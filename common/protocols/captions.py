@@ -21,6 +21,7 @@ from common.data.listing import Listing
 from common.data.text import CaptionTokenizer, normalize_caption, pad_tokens
 from common.protocols.data import ImageData
 from common.training.examples import Draw, Example, batches_of_epoch
+from common.types import PositiveInt
 
 #: Range of the ids of made-up words; every vocabulary has these.
 EXAMPLE_WORDS = (5, 40)
@@ -102,7 +103,7 @@ class CaptionData(ImageData):
         tokenizer: CaptionTokenizer | None,
         split: str = "train",
         held_out_split: str = "val",
-        held_out_batch_size: int = 64,
+        held_out_batch_size: PositiveInt = 64,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, **kwargs)
@@ -191,7 +192,11 @@ class PairData(CaptionData):
     """
 
     def __init__(
-        self, dataset: COCO | COCOKarpathy, tokenizer: CaptionTokenizer, captions_per_image: int = 5, **kwargs: Any
+        self,
+        dataset: COCO | COCOKarpathy,
+        tokenizer: CaptionTokenizer,
+        captions_per_image: PositiveInt = 5,
+        **kwargs: Any,
     ) -> None:
         super().__init__(dataset, tokenizer, **kwargs)
         self.captions_per_image = captions_per_image

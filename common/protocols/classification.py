@@ -28,6 +28,7 @@ from common.protocols.base import (
     require_two_test_loaders,
 )
 from common.training.optimizers import warm_up_then_cosine
+from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class Classification(EncoderModule):
@@ -52,14 +53,14 @@ class Classification(EncoderModule):
         self,
         encoder: nn.Module,
         heads: Mapping[str, nn.Module],
-        num_classes: int,
-        learning_rates: Sequence[float],
+        num_classes: PositiveInt,
+        learning_rates: Sequence[PositiveFloat],
         optimizer: Literal["adam", "sgd"] = "sgd",
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
+        momentum: Momentum = 0.9,
+        weight_decay: NonNegativeFloat = 0.0,
         schedule: Literal["steps", "cosine"] = "steps",
-        milestones: Sequence[int] = (),
-        gamma: float = 0.1,
+        milestones: Sequence[NonNegativeInt] = (),
+        gamma: PositiveFloat = 0.1,
         **kwargs: Any,
     ) -> None:
         super().__init__(encoder, **kwargs)
@@ -90,10 +91,10 @@ class Classification(EncoderModule):
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """Logits [B, num_classes] of every head, at full precision also under autocast: rounded, the best often tie."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_learns):
-            found = self.features(inputs)
+            features = self.features(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
-            seen = dict.fromkeys(self.names, found) if isinstance(found, Tensor) else found
-            return {name: head(seen[name].to(_dtype(head))) for name, head in self.named_heads()}
+            features = dict.fromkeys(self.names, features) if isinstance(features, Tensor) else features
+            return {name: head(features[name].to(_dtype(head))) for name, head in self.named_heads()}
 
     def named_heads(self) -> Iterator[tuple[str, nn.Module]]:
         """The heads with their names."""
@@ -146,7 +147,7 @@ class Classification(EncoderModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_epoch_start(self) -> None:
-        """Start counting anew, for each loader apart."""
+        """Reset the counts of each loader."""
         values = [f"{name} {value}" for name in self.names for value in ("top1", "top5", "finite")]
         self.meters = [OncePerSample(*values) for _ in range(number_of_test_loaders(self))]
 
@@ -154,8 +155,8 @@ class Classification(EncoderModule):
         """Classify a few samples with every head."""
         values: dict[str, Tensor] = {}
         for name, logits in self._test_logits(batch).items():
-            judged = self.judged(logits, batch["label"], dataloader_idx)
-            values |= {f"{name} {key}": value for key, value in judged.items()}
+            hits_of_head = self.hits_of(logits, batch["label"], dataloader_idx)
+            values |= {f"{name} {key}": value for key, value in hits_of_head.items()}
             values[f"{name} finite"] = logits.isfinite().flatten(1).all(1)
         self.meters[dataloader_idx].update(batch["index"], **values)
 
@@ -167,7 +168,7 @@ class Classification(EncoderModule):
         inputs = inputs.unsqueeze(1) if inputs.ndim == 5 else inputs
         return {name: logits.unflatten(0, inputs.shape[:2]) for name, logits in self(inputs.flatten(0, 1)).items()}
 
-    def judged(self, logits: Tensor, labels: Tensor, loader: int) -> dict[str, Tensor]:
+    def hits_of(self, logits: Tensor, labels: Tensor, loader: int) -> dict[str, Tensor]:
         """Hits [B] of a head, by the mean class probabilities of the clips."""
         scores = mean_clip_probability(logits) if logits.ndim == 3 else logits
         return {"top1": hits(scores, labels), "top5": hits(scores, labels, 5)}
@@ -199,10 +200,10 @@ class SupervisedClassification(Classification):
     def __init__(
         self,
         image_encoder: nn.Module,
-        num_classes: int,
-        learning_rate: float = 0.1,
-        weight_decay: float = 1e-4,
-        milestones: Sequence[int] = (30, 60),
+        num_classes: PositiveInt,
+        learning_rate: PositiveFloat = 0.1,
+        weight_decay: NonNegativeFloat = 1e-4,
+        milestones: Sequence[NonNegativeInt] = (30, 60),
         **kwargs: Any,
     ) -> None:
         heads = {"head": nn.Linear(int(image_encoder.feature_dim), num_classes)}  # type: ignore[arg-type]
@@ -229,7 +230,7 @@ class ActionRecognition(Classification):
     batch normalization already moves to the new data. Then everything learns. The trainer's `max_epochs` is the sum of
     both phases, and the weights of the last epoch are tested.
 
-    Test batches hold several clips of every video: `test/video_top1` and `test/video_top5` judge the mean of their
+    Test batches hold several clips of every video: `test/video_top1` and `test/video_top5` are of the mean of their
     class probabilities. A second test loader, if there is one, holds random clips, alone or several to an item, and
     `test/clip_top1` is the accuracy of a single one of these.
 
@@ -249,12 +250,12 @@ class ActionRecognition(Classification):
     def __init__(
         self,
         video_encoder: nn.Module,
-        num_classes: int,
-        dropout: float = 0.5,
-        learning_rate: float = 1e-4,
-        warmup_epochs: int = 5,
-        milestones: Sequence[int] = (6, 10, 14),
-        gamma: float = 0.3,
+        num_classes: PositiveInt,
+        dropout: Fraction = 0.5,
+        learning_rate: PositiveFloat = 1e-4,
+        warmup_epochs: NonNegativeInt = 5,
+        milestones: Sequence[NonNegativeInt] = (6, 10, 14),
+        gamma: PositiveFloat = 0.3,
         **kwargs: Any,
     ) -> None:
         classifier = nn.Linear(int(video_encoder.feature_dim), num_classes)  # type: ignore[arg-type]
@@ -267,7 +268,7 @@ class ActionRecognition(Classification):
         self.warmup_epochs = warmup_epochs
 
     def start_without_files(self) -> None:
-        """Be in the longer part of the training, in which the encoder learns."""
+        """Skip the warm-up, so that a measured step trains the encoder as most steps do."""
         self.warmup_epochs = 0
 
     @property
@@ -294,19 +295,19 @@ class ActionRecognition(Classification):
         """Accuracy in training."""
         return {"clip_top1": 100 * hits(logits["head"].detach(), batch["label"]).mean()}
 
-    def judged(self, logits: Tensor, labels: Tensor, loader: int) -> dict[str, Tensor]:
+    def hits_of(self, logits: Tensor, labels: Tensor, loader: int) -> dict[str, Tensor]:
         """As of all, but of the second loader every clip by itself."""
         if loader == 0:
-            return super().judged(logits, labels, loader)
+            return super().hits_of(logits, labels, loader)
         each = labels[:, None].expand(logits.shape[:2])
         return {"top1": hits(logits, each).mean(1), "top5": hits(logits, each, 5).mean(1)}
 
     def results(self, means: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """`video_top1`, `video_top5`, `clip_top1` where there are random clips, `videos`."""
-        found = {"video_top1": 100 * means[0]["head top1"], "video_top5": 100 * means[0]["head top5"]}
+        accuracies = {"video_top1": 100 * means[0]["head top1"], "video_top5": 100 * means[0]["head top5"]}
         if len(means) > 1:
-            found["clip_top1"] = 100 * means[1]["head top1"]
-        return {**found, "videos": means[0]["count"]}
+            accuracies["clip_top1"] = 100 * means[1]["head top1"]
+        return {**accuracies, "videos": means[0]["count"]}
 
 
 class LinearProbes(Classification):
@@ -331,10 +332,10 @@ class LinearProbes(Classification):
     def __init__(
         self,
         video_encoder: nn.Module,
-        num_classes: int,
-        layers: dict[str, int],
-        learning_rate: float = 1e-4,
-        milestones: Sequence[int] = (6, 9),
+        num_classes: PositiveInt,
+        layers: dict[str, PositiveInt],
+        learning_rate: PositiveFloat = 1e-4,
+        milestones: Sequence[NonNegativeInt] = (6, 9),
         official_quirks: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -354,8 +355,8 @@ class LinearProbes(Classification):
         return self
 
     def _unchanging(self) -> dict[str, Tensor]:
-        found, buffers = super()._unchanging(), {f"encoder.{name}" for name, _ in self.encoder.named_buffers()}
-        return {name: value for name, value in found.items() if not (self.official_quirks and name in buffers)}
+        tensors, buffers = super()._unchanging(), {f"encoder.{name}" for name, _ in self.encoder.named_buffers()}
+        return {name: value for name, value in tensors.items() if not (self.official_quirks and name in buffers)}
 
     def features(self, inputs: Tensor) -> Mapping[str, Tensor]:
         """The map of every stage."""
@@ -400,7 +401,7 @@ class LinearClassification(Classification):
 
     How well a learning rate works depends on the scale of the features, which differs a hundredfold between methods.
     The test takes two loaders: images held out from the training set, seen as in the test, choose the learning rate,
-    and the test images judge it; training needs no validation loop. Logged are `test/top1` and `test/top5` of the
+    and the test images measure it; training needs no validation loop. Logged are `test/top1` and `test/top5` of the
     chosen one, the choice itself as `test/learning_rate`, and for every rate `test/top1_lr_<rate>` and
     `test/validation_top1_lr_<rate>`. Of equally good rates the first is chosen, and never one with scores that are not
     finite. A rate that diverges in training is left out of the steps where it does, and the others do not notice.
@@ -424,9 +425,9 @@ class LinearClassification(Classification):
     def __init__(
         self,
         image_encoder: nn.Module,
-        num_classes: int,
-        learning_rates: Sequence[float] = (0.3, 3.0, 30.0),
-        milestones: Sequence[int] = (60, 80),
+        num_classes: PositiveInt,
+        learning_rates: Sequence[PositiveFloat] = (0.3, 3.0, 30.0),
+        milestones: Sequence[NonNegativeInt] = (60, 80),
         normalize_features: Literal["none", "l2", "batch_norm"] = "none",
         **kwargs: Any,
     ) -> None:
@@ -456,10 +457,10 @@ class LinearClassification(Classification):
         Under a common loss scale or a common norm of the gradient, the others would go down with it.
         """
         sound = {name: scores.detach().isfinite().all() for name, scores in logits.items()}
-        found = super().losses({name: torch.where(sound[name], scores, 0.0) for name, scores in logits.items()}, batch)
+        losses = super().losses({name: torch.where(sound[name], scores, 0.0) for name, scores in logits.items()}, batch)
         # Two finite scores may be infinitely far from each other.
-        sound = {name: sound[name] & loss.detach().isfinite() for name, loss in found.items()}
-        return {name: torch.where(sound[name], loss, torch.nan) for name, loss in found.items()}
+        sound = {name: sound[name] & loss.detach().isfinite() for name, loss in losses.items()}
+        return {name: torch.where(sound[name], loss, torch.nan) for name, loss in losses.items()}
 
     def total(self, losses: Tensor) -> Tensor:
         """Sum over the sound classifiers; NaN when there is none."""
@@ -470,7 +471,7 @@ class LinearClassification(Classification):
         return {f"loss_lr_{rate}": loss for rate, loss in losses.items()}
 
     def on_test_epoch_start(self) -> None:
-        """Start counting anew."""
+        """Reset the counts."""
         require_two_test_loaders(self, "images held out from the training set, then the test images")
         super().on_test_epoch_start()
 
@@ -484,7 +485,7 @@ class LinearClassification(Classification):
             tried = ", ".join(self.names)
             raise ValueError(f"learning_rates: training diverged with each of {tried}; add smaller ones")
         chosen = max(sound, key=lambda name: float(validation[f"{name} top1"]))
-        found = {
+        results = {
             "top1": 100 * test[f"{chosen} top1"],
             "top5": 100 * test[f"{chosen} top5"],
             "learning_rate": torch.tensor(float(self.rates[self.names.index(chosen)])),
@@ -492,9 +493,9 @@ class LinearClassification(Classification):
             "validation_images": validation["count"],
         }
         for name in self.names:
-            found[f"top1_lr_{name}"] = 100 * test[f"{name} top1"]
-            found[f"validation_top1_lr_{name}"] = 100 * validation[f"{name} top1"]
-        return found
+            results[f"top1_lr_{name}"] = 100 * test[f"{name} top1"]
+            results[f"validation_top1_lr_{name}"] = 100 * validation[f"{name} top1"]
+        return results
 
 
 class MultiLabelTagging(Classification):
@@ -520,9 +521,9 @@ class MultiLabelTagging(Classification):
     def __init__(
         self,
         image_encoder: nn.Module,
-        num_classes: int,
-        learning_rate: float = 0.3,
-        milestones: Sequence[int] = (60, 80),
+        num_classes: PositiveInt,
+        learning_rate: PositiveFloat = 0.3,
+        milestones: Sequence[NonNegativeInt] = (60, 80),
         **kwargs: Any,
     ) -> None:
         heads = {"head": linear(int(image_encoder.feature_dim), num_classes)}  # type: ignore[arg-type]
@@ -546,7 +547,7 @@ class MultiLabelTagging(Classification):
         return {"head": torch.where(labels >= 0, each, 0.0).sum(1).mean()}
 
     def on_test_epoch_start(self) -> None:
-        """Start collecting anew."""
+        """Forget what was collected."""
         self.table = RowsOncePerSample("scores", "labels")
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -37,6 +37,7 @@ from common.data.worlds.base import World
 from common.files import cache_folder
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
+from common.types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
 
 #: Training clips that fresh audio statistics are computed from (docs/papers/avid_cma.md [2.3]).
 STATISTICS_CLIPS = 10_000
@@ -58,8 +59,8 @@ class AudioVisualData(ShardedDataModule):
         world: AudioVisualWorld | None = None,
         video: VideoInput = VideoInput(),  # noqa: B008 - frozen
         audio: AudioInput = AudioInput(),  # noqa: B008 - frozen
-        batch_size: int = 1024,
-        max_skipped_fraction: float = 0.05,
+        batch_size: PositiveInt = 1024,
+        max_skipped_fraction: Fraction = 0.05,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, world, batch_size=batch_size, max_skipped_fraction=max_skipped_fraction, **kwargs)
@@ -126,13 +127,13 @@ class VideoClassificationData(AudioVisualData):
     def __init__(
         self,
         dataset: MediaDataset,
-        fold: int | None = None,
+        fold: NonNegativeInt | None = None,
         train_split: str = "train",
         test_split: str = "test",
-        clips_per_video: int = 10,
-        test_clips: int = 10,
-        clip_accuracy_clips: int = 0,
-        test_batch_size: int = 8,
+        clips_per_video: PositiveInt = 10,
+        test_clips: PositiveInt = 10,
+        clip_accuracy_clips: NonNegativeInt = 0,
+        test_batch_size: PositiveInt = 8,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, **kwargs)
@@ -217,11 +218,11 @@ class SoundClassificationData(AudioVisualData):
         dataset: MediaDataset,
         train_split: str = "train",
         test_split: str = "test",
-        training_windows: int = 10,
-        test_windows: int = 10,
-        wrap_seconds: float | None = 4.9,
-        excerpt_seconds: float = 4.0,
-        file_batch_size: int = 8,
+        training_windows: PositiveInt = 10,
+        test_windows: PositiveInt = 10,
+        wrap_seconds: PositiveFloat | None = 4.9,
+        excerpt_seconds: PositiveFloat = 4.0,
+        file_batch_size: PositiveInt = 8,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, **kwargs)
@@ -288,7 +289,7 @@ class ImageData(ShardedDataModule):
         dataset: COCO | COCOKarpathy | ImageNet | PascalVOC,
         world: World | None = None,
         image: ImageTransform | None = None,
-        batch_size: int = 256,
+        batch_size: PositiveInt = 256,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, world, batch_size=batch_size, **kwargs)
@@ -319,8 +320,8 @@ class ClassificationData(ImageData):
         dataset: ImageNet,
         train_split: str = "train",
         test_split: str = "validation",
-        held_out_fraction: float = 0.01,
-        test_batch_size: int = 256,
+        held_out_fraction: Fraction = 0.01,
+        test_batch_size: PositiveInt = 256,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, **kwargs)
@@ -410,7 +411,7 @@ class MultiLabelData(ImageData):
         train_split: str = "trainval",
         test_split: str = "test",
         fit: bool = False,
-        test_batch_size: int = 128,
+        test_batch_size: PositiveInt = 128,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, **kwargs)

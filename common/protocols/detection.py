@@ -53,6 +53,7 @@ from common.monitoring.figures import chart, plain, save_figure
 from common.protocols.base import PREFIXES
 from common.protocols.data import ImageData
 from common.training.examples import Draw, Example, batches_of_epoch
+from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Batch = dict[str, Any]
 Objects = dict[str, Tensor]
@@ -62,7 +63,7 @@ class Detection(pl.LightningModule):
     """Faster R-CNN with the fourth stage of a residual network as its map and the fifth as its head; all of it learns.
 
     Batch normalization is fine-tuned, and followed by one more behind the last stage. Over several devices it needs
-    `trainer.sync_batchnorm: true`: a device has only a few images. Before the test its statistics are computed anew
+    `trainer.sync_batchnorm: true`: a device has only a few images. Before the test its statistics are computed again
     from training batches, since those gathered during training belong to weights that have changed since.
 
     Logged are, in percent, `test/ap`, `test/ap50` and `test/ap75` by the rules of VOC 2007, as in the published tables,
@@ -107,28 +108,28 @@ class Detection(pl.LightningModule):
     def __init__(
         self,
         image_encoder: ImageResNet,
-        num_classes: int,
+        num_classes: PositiveInt,
         pretrained: str | None = None,
         encoder_prefixes: Sequence[str] = PREFIXES,
-        anchor_sizes: Sequence[int] = (32, 64, 128, 256, 512),
-        anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
-        proposals_per_map_training: int = 12000,
-        proposals_per_map_test: int = 6000,
-        proposals_training: int = 2000,
-        proposals_test: int = 1000,
-        anchors_per_image: int = 256,
-        crops_per_image: int = 512,
-        crop_size: int = 14,
-        detections_per_image: int = 100,
-        score_threshold: float = 0.05,
-        learning_rate: float = 0.02,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-4,
-        warmup_steps: int = 100,
-        milestones: Sequence[int] = (18000, 22000),
-        gamma: float = 0.1,
-        precise_bn_batches: int = 200,
-        pictures: int = 6,
+        anchor_sizes: Sequence[PositiveInt] = (32, 64, 128, 256, 512),
+        anchor_ratios: Sequence[PositiveFloat] = (0.5, 1.0, 2.0),
+        proposals_per_map_training: PositiveInt = 12000,
+        proposals_per_map_test: PositiveInt = 6000,
+        proposals_training: PositiveInt = 2000,
+        proposals_test: PositiveInt = 1000,
+        anchors_per_image: PositiveInt = 256,
+        crops_per_image: PositiveInt = 512,
+        crop_size: PositiveInt = 14,
+        detections_per_image: PositiveInt = 100,
+        score_threshold: Fraction = 0.05,
+        learning_rate: PositiveFloat = 0.02,
+        momentum: Momentum = 0.9,
+        weight_decay: NonNegativeFloat = 1e-4,
+        warmup_steps: NonNegativeInt = 100,
+        milestones: Sequence[NonNegativeInt] = (18000, 22000),
+        gamma: PositiveFloat = 0.1,
+        precise_bn_batches: NonNegativeInt = 200,
+        pictures: NonNegativeInt = 6,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["image_encoder"], logger=False)
@@ -166,7 +167,7 @@ class Detection(pl.LightningModule):
             nms_thresh=0.5,
             detections_per_img=detections_per_image,
         )
-        self.found = DetectionsOncePerImage()
+        self.detections = DetectionsOncePerImage()
 
     # -- the detector --------------------------------------------------------------------------------------------------
 
@@ -241,7 +242,7 @@ class Detection(pl.LightningModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_start(self) -> None:
-        """Compute the statistics of batch normalization anew; the same training batches give the same statistics."""
+        """Compute the statistics of batch normalization again; the same training batches give the same statistics."""
         batches = self.hparams["precise_bn_batches"]
         if not batches:
             return
@@ -261,27 +262,31 @@ class Detection(pl.LightningModule):
         return batch["images"], batch["targets"]
 
     def on_test_epoch_start(self) -> None:
-        """Start counting anew."""
-        self.found = DetectionsOncePerImage()
+        """Reset the counts."""
+        self.detections = DetectionsOncePerImage()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Detect the objects of a few images."""
-        self.found.update(batch["index"], self(batch["images"])[0], batch["targets"])
+        self.detections.update(batch["index"], self(batch["images"])[0], batch["targets"])
 
     def on_test_epoch_end(self) -> None:
         """Log the average precisions in percent, and draw some images."""
-        found = self.found.compute()
-        metrics = {f"test/{name}": 100 * value for name, value in voc07_average_precision(found.values()).items()}
-        metrics |= {f"test/coco_{name}": 100 * value for name, value in coco_average_precision(found.values()).items()}
-        metrics["test/images"] = float(len(found))
+        detections = self.detections.compute()
+        metrics = {f"test/{name}": 100 * value for name, value in voc07_average_precision(detections.values()).items()}
+        metrics |= {
+            f"test/coco_{name}": 100 * value for name, value in coco_average_precision(detections.values()).items()
+        }
+        metrics["test/images"] = float(len(detections))
         # All processes have computed them alike; averaging over them again could only round.
         self.log_dict({name: torch.tensor(value, device=self.device) for name, value in metrics.items()})
         items = getattr(getattr(self.trainer, "datamodule", None), "test_images", None)
         if self.trainer.is_global_zero and isinstance(items, DetectionImages) and self.hparams["pictures"] > 0:
-            shown = np.unique(np.linspace(0, len(found) - 1, min(self.hparams["pictures"], len(found))).astype(int))
-            chosen = [list(found)[position] for position in shown.tolist()]
+            shown = np.unique(
+                np.linspace(0, len(detections) - 1, min(self.hparams["pictures"], len(detections))).astype(int)
+            )
+            chosen = [list(detections)[position] for position in shown.tolist()]
             path = Path(self.trainer.default_root_dir) / "media" / "detections.png"
-            draw_detections(self, items, {item: found[item] for item in chosen}, path)
+            draw_detections(self, items, {item: detections[item] for item in chosen}, path)
 
 
 class _Predictor(FastRCNNPredictor):
@@ -515,8 +520,8 @@ class DetectionData(ImageData):
         train_split: str = "trainval",
         test_split: str = "test",
         train_difficult: bool = True,
-        test_batch_size: int = 1,
-        batch_size: int = 16,
+        test_batch_size: PositiveInt = 1,
+        batch_size: PositiveInt = 16,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, image=cast(Any, image or BoxTransform()), batch_size=batch_size, **kwargs)
@@ -535,13 +540,13 @@ class DetectionData(ImageData):
 
     @cached_property
     def training_images(self) -> DetectionImages:
-        """The images to learn from."""
+        """The training images."""
         boxes = self.dataset.boxes(self.train_split, self.listing)
         return DetectionImages(self.listing, boxes, self.train_difficult, **self.options(training=True))
 
     @cached_property
     def test_images(self) -> DetectionImages:
-        """The images to be judged on."""
+        """The test images."""
         listing = self.dataset.listing(self.test_split)
         return DetectionImages(listing, self.dataset.boxes(self.test_split, listing), **self.options(training=False))
 

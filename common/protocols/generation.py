@@ -34,6 +34,7 @@ from common.metrics.generation import (
 )
 from common.metrics.generation.networks import ClipEmbeddings, InceptionV3, ObjectDetector, TensorFlowInception
 from common.monitoring.image_rows import draw_real_row
+from common.types import NonNegativeInt, PositiveInt
 
 Batch = dict[str, Any]
 
@@ -59,7 +60,7 @@ class ImageEvaluation(ABC):
 
     @abstractmethod
     def begin(self, module: pl.LightningModule) -> None:
-        """Start anew, and take the statistics of real images.
+        """Reset, and take the statistics of real images.
 
         Args:
             module: in its test.
@@ -152,13 +153,13 @@ class GenerationEvaluation(ImageEvaluation):
         inception_tv: str | None = None,
         clip: str | None = None,
         detector: str | None = None,
-        repeats: int = 3,
-        splits: int = 1,
-        candidates: int = 100,
-        folds: int = 10,
-        object_copies: int = 3,
-        person_captions: int = 30_000,
-        seed: int = 0,
+        repeats: PositiveInt = 3,
+        splits: PositiveInt = 1,
+        candidates: PositiveInt = 100,
+        folds: PositiveInt = 10,
+        object_copies: NonNegativeInt = 3,
+        person_captions: PositiveInt = 30_000,
+        seed: NonNegativeInt = 0,
     ) -> None:
         if repeats < 1:
             raise ValueError(f"repeats: must be at least 1, got {repeats}")

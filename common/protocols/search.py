@@ -23,6 +23,7 @@ from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results, require_two_test_loaders
 from common.protocols.captions import CaptionRows, PairData, check_vocabulary
+from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class SearchSpace(nn.Module):
@@ -102,14 +103,14 @@ class CrossModalSearch(EncoderModule):
         text_encoder: nn.Module,
         pretrained: str | None = None,
         encoder_prefixes: Sequence[str] = PREFIXES,
-        embedding_dim: int = 1024,
-        margin: float = 0.2,
+        embedding_dim: PositiveInt = 1024,
+        margin: NonNegativeFloat = 0.2,
         hardest: bool = True,
         mask_same_image: bool = True,
-        learning_rate: float = 2e-4,
-        milestones: Sequence[int] = (15,),
-        gamma: float = 0.1,
-        fold_size: int | None = 1000,
+        learning_rate: PositiveFloat = 2e-4,
+        milestones: Sequence[NonNegativeInt] = (15,),
+        gamma: PositiveFloat = 0.1,
+        fold_size: PositiveInt | None = 1000,
     ) -> None:
         super().__init__(image_encoder, pretrained, encoder_prefixes)
         self.save_hyperparameters(ignore=["image_encoder", "text_encoder"], logger=False)
@@ -254,7 +255,7 @@ class CrossModalSearch(EncoderModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_epoch_start(self) -> None:
-        """Start collecting anew."""
+        """Forget what was collected."""
         require_two_test_loaders(self, "images, then captions")
         self.tables = _tables()
 

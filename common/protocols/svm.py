@@ -13,9 +13,10 @@ from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor, nn
 
 from common.metrics.gathering import RowsOncePerSample, first_occurrences
-from common.metrics.linear_svm import classify_windowed, judge_class
+from common.metrics.linear_svm import classify_windowed, evaluate_class
 from common.protocols.base import Batch, EncoderModule, log_results, mean_average_precision, require_two_test_loaders
 from common.protocols.classification import of_stages, stage_channels
+from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class MachinesOnFeatures(EncoderModule):
@@ -44,7 +45,7 @@ class MachinesOnFeatures(EncoderModule):
             self.load_pretrained(self.pretrained)
 
     def configure_optimizers(self) -> None:
-        """None: nothing here is learnt by gradients."""
+        """None, since no gradient is taken."""
         return None
 
 
@@ -81,14 +82,14 @@ class SoundSVM(MachinesOnFeatures):
     def __init__(
         self,
         audio_encoder: nn.Module,
-        layers: dict[str, int],
-        C: float = 10.0,
-        folds: int = 5,
-        standardize_epsilon: float = 0.01,
+        layers: dict[str, PositiveInt],
+        C: PositiveFloat = 10.0,
+        folds: PositiveInt = 5,
+        standardize_epsilon: PositiveFloat = 0.01,
         loss: Literal["hinge", "squared_hinge"] = "hinge",
-        tolerance: float = 1e-4,
-        max_iterations: int = 200,
-        random_state: int = 0,
+        tolerance: PositiveFloat = 1e-4,
+        max_iterations: PositiveInt = 200,
+        random_state: NonNegativeInt = 0,
         jobs: int = 1,
         **kwargs: Any,
     ) -> None:
@@ -123,7 +124,7 @@ class SoundSVM(MachinesOnFeatures):
         self.tables[dataloader_idx].append(windows, torch.stack([batch["index"], batch["label"], fold], dim=1))
 
     def on_test_epoch_end(self) -> None:
-        """Fit and judge the machines, and log the accuracies in percent."""
+        """Fit and test the machines, and log the accuracies in percent."""
         train, test = self.tables
         label, fold = train.labels()
         test_label, test_fold = test.labels()
@@ -137,8 +138,8 @@ class SoundSVM(MachinesOnFeatures):
             delayed(classify_windowed)(
                 *features[layer],
                 label,
-                learn=fold != number if self.folds > 1 else np.ones(len(fold), dtype=bool),
-                judge=test_fold == number,
+                train_mask=fold != number if self.folds > 1 else np.ones(len(fold), dtype=bool),
+                test_mask=test_fold == number,
                 standardize_epsilon=self.standardize_epsilon,
                 options=self.options,
             )
@@ -183,8 +184,8 @@ class FileFeatures:
 class MultiLabelSVM(MachinesOnFeatures):
     """Linear machines on the features of an image encoder, one a class, for images with several labels.
 
-    The test takes two loaders: images to learn from, images to judge. Logged are `test/map`, the mean of the average
-    precisions of all classes that could be judged, how many these are (`test/classes`), how many of them chose each C
+    The test takes two loaders: images to learn from, images to test on. Logged are `test/map`, the mean of the average
+    precisions of all classes that could be measured, how many these are (`test/classes`), how many of them chose each C
     (`test/classes_with_C_<C>`), and `test/images`. `media/average_precision.json` has every class. Every image counts
     once. Memory: the features of all images, `images * dims * 4` bytes (VOC07: 9,963 * 2,048 * 4 = 82 MB), and twice
     those of the training images while a machine is fitted.
@@ -211,11 +212,11 @@ class MultiLabelSVM(MachinesOnFeatures):
         self,
         image_encoder: nn.Module,
         pool: Literal[1, 2] = 1,
-        costs: Sequence[float] = (0.01, 0.1, 1.0, 10.0),
-        folds: int = 3,
-        positive_weight: float = 2.0,
-        max_iterations: int = 2000,
-        random_state: int = 0,
+        costs: Sequence[PositiveFloat] = (0.01, 0.1, 1.0, 10.0),
+        folds: PositiveInt = 3,
+        positive_weight: NonNegativeFloat = 2.0,
+        max_iterations: PositiveInt = 2000,
+        random_state: NonNegativeInt = 0,
         jobs: int = 1,
         **kwargs: Any,
     ) -> None:
@@ -245,7 +246,7 @@ class MultiLabelSVM(MachinesOnFeatures):
         self.tables[dataloader_idx].update(batch["index"], features=self(batch["image"]), labels=labels)
 
     def on_test_epoch_end(self) -> None:
-        """Fit and judge the machines, and log the results in percent."""
+        """Fit and test the machines, and log the results in percent."""
         train, test = (
             {name: rows.cpu().numpy() for name, rows in table.compute(self.device)[1].items()} for table in self.tables
         )
@@ -254,7 +255,7 @@ class MultiLabelSVM(MachinesOnFeatures):
         if test["labels"].shape[1] != classes:
             raise ValueError(f"labels: {classes} classes in training, but {test['labels'].shape[1]} in the test")
         verdicts = Parallel(n_jobs=self.jobs)(
-            delayed(judge_class)(
+            delayed(evaluate_class)(
                 train["features"], train["labels"][:, c], test["features"], test["labels"][:, c], **self.options
             )
             for c in range(classes)

@@ -33,12 +33,12 @@ class ClaimResult:
         claim: the claim.
         table: id of its table.
         scale: the scale.
-        verdict: ``holds``, ``fails``, ``not separable`` or ``not run``.
+        verdict: `holds`, `fails`, `not separable` or `not run`.
         margin: mean over draws by which the deciding comparison lies above its threshold (positive) or below it.
         interval: where the mean lies with 95 % confidence; None below two draws.
         draws: those for which every cell of the deciding comparison was measured.
         detail: why it was not run, if so.
-        conditional: whether the claim's ``when`` was measured and not met.
+        conditional: whether the claim's `when` was measured and not met.
     """
 
     claim: Claim

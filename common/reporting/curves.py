@@ -16,14 +16,14 @@ LARGEST = 1e300
 
 
 def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """Read a run's ``metrics.csv``.
+    """Read a run's `metrics.csv`.
 
     Args:
-        path: file with the columns ``step``, ``name`` and ``value``; or with a column for each metric, a row of which
-            holds the values logged at one time, the rest of it being empty; compressed where its name ends in `.gz`.
+        path: file with the columns `step`, `name` and `value`; or with a column for each metric, a row of which holds
+            the values logged at one time, the rest of it being empty; compressed where its name ends in `.gz`.
 
     Returns:
-        Metric to (step, value) points, sorted by step, thinned to at most ``MAX_POINTS``. Metrics with fewer than
+        Metric to (step, value) points, sorted by step, thinned to at most `MAX_POINTS`. Metrics with fewer than
         two finite points are left out; so is a file that does not exist, or that is damaged, which is said.
     """
     if not path.is_file():

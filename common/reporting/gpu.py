@@ -11,7 +11,7 @@ from typing import Any
 
 from common.errors import ReportingError
 from common.files import write_atomically
-from common.reporting.papers import existing_papers, paper_named, project_root
+from common.reporting.papers import existing_papers, needed_checkout, paper_named
 from common.reporting.render import update_between_markers
 
 MARKERS = "gpu"
@@ -73,12 +73,12 @@ class MeasuredStep:
 
 def folder() -> Path:
     """Where measurements are kept."""
-    return project_root() / "docs" / "gpu"
+    return needed_checkout("measurements are kept in docs/gpu unless --output names a folder") / "docs" / "gpu"
 
 
 def page() -> Path:
     """The page that shows them."""
-    return project_root() / "docs" / "gpu.md"
+    return needed_checkout("docs/gpu.md is a page of the repository") / "docs" / "gpu.md"
 
 
 def write(step: MeasuredStep, where: Path) -> Path:

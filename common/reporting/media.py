@@ -43,7 +43,7 @@ class Medium:
     """An embedded picture or clip.
 
     Args:
-        kind: ``image`` or ``video``.
+        kind: `image` or `video`.
         name: name of its file.
         text: what it shows, for people who cannot see it.
         uri: its content.
@@ -57,7 +57,7 @@ class Medium:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A small table of texts; ``more`` rows are not shown."""
+    """A small table of texts; `more` rows are not shown."""
 
     name: str
     header: list[str]
@@ -86,7 +86,7 @@ class Comparison:
 
 
 def gallery(folder: Path, record: Record, budget: Budget) -> Gallery:
-    """Everything in the media of a run that a page can show, except what :func:`comparisons` takes.
+    """Everything in the media of a run that a page can show, except what `comparisons` takes.
 
     Args:
         folder: the run's folder.
@@ -118,9 +118,9 @@ def gallery(folder: Path, record: Record, budget: Budget) -> Gallery:
 
 
 def comparisons(records: Sequence[Record], runs: Path, order: Sequence[str], budget: Budget) -> list[Comparison]:
-    """Pictures named ``<title>.row.png`` of all stages below each other, in the order of the paper's stages.
+    """Pictures named `<title>.row.png` of all stages below each other, in the order of the paper's stages.
 
-    A file ``<title>.row.json`` beside them says what is shown, from left to right. Only stages that show the same are
+    A file `<title>.row.json` beside them says what is shown, from left to right. Only stages that show the same are
     put together; of a stage with several seeds the first.
 
     Args:

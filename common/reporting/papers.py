@@ -20,8 +20,8 @@ class Paper:
     """One paper of the suite, as the block `paper:` at the head of its `tables.yaml` says it.
 
     Args:
-        name: package under ``papers/`` and folder under ``configs/``.
-        short: the name that ``make reproduce-<short>`` takes.
+        name: package under `papers/` and folder under `configs/`.
+        short: the name that `make reproduce-<short>` takes.
         title: how tables and pages call it.
         order: its place among the papers.
         recipe: its main recipe, which is measured where none is named.
@@ -58,14 +58,42 @@ class Paper:
 
 
 def project_root() -> Path:
-    """Folder that holds ``papers/``, ``configs/`` and ``runs/``; ``ASSEMBLE_ROOT`` overrides it."""
+    """Folder that holds `papers/` and `configs/`: a checkout, or where the package was installed.
+
+    `ASSEMBLE_ROOT` overrides it.
+    """
     override = os.environ.get("ASSEMBLE_ROOT")
     return Path(override).expanduser().resolve() if override else Path(__file__).resolve().parents[2]
 
 
+def checkout() -> Path | None:
+    """The project's folder where it is a checkout or named by ``ASSEMBLE_ROOT``; None for an installed package."""
+    root = project_root()
+    return root if os.environ.get("ASSEMBLE_ROOT") or (root / "pyproject.toml").is_file() else None
+
+
+def needed_checkout(what: str) -> Path:
+    """The checkout, for what writes into it.
+
+    Raises:
+        ReportingError: the package was installed without one.
+    """
+    root = checkout()
+    if root is None:
+        raise ReportingError(
+            f"{what}, and {project_root()} is an installed package: run it in a clone, or name one in ASSEMBLE_ROOT"
+        )
+    return root
+
+
+def working_folder() -> Path:
+    """Where ``runs/`` and ``data/`` lie if nothing else is said: the checkout, else the current folder."""
+    return checkout() or Path.cwd()
+
+
 def runs_root() -> Path:
     """Folder of the untracked runs."""
-    return project_root() / "runs"
+    return working_folder() / "runs"
 
 
 def existing_papers() -> list[Paper]:
@@ -125,8 +153,13 @@ def paper_named(name: str) -> Paper:
         ReportingError: for an unknown name, with the nearest valid one.
     """
     known = existing_papers()
+    if not known:
+        raise ReportingError(
+            f"{project_root()} holds no papers/*/tables.yaml: the installation is incomplete, or ASSEMBLE_ROOT names "
+            "another folder"
+        )
     for paper in known:
-        if name in (paper.name, paper.short):
+        if name.lower() in (paper.name, paper.short, paper.title.lower()):
             return paper
     raise ReportingError(f"unknown paper {name!r}: {nearest(name, [n for p in known for n in (p.name, p.short)])}")
 

@@ -1,4 +1,4 @@
-"""Predicates over the cells of a table, such as ``AVID-CMA.ucf >= AVID.ucf + 1``.
+"""Predicates over the cells of a table, such as `AVID-CMA.ucf >= AVID.ucf + 1`.
 
 A small language of its own, never evaluated as Python.
 """
@@ -52,7 +52,7 @@ class Term:
     cell: CellName | None = None
 
     def value(self, of: Value) -> float:
-        """Value of the term; ``of`` gives a cell's value. Division by zero raises ``ZeroDivisionError``."""
+        """Value of the term; `of` gives a cell's value. Division by zero raises `ZeroDivisionError`."""
         if self.operator == "number":
             return self.number
         if self.operator == "cell":
@@ -102,7 +102,7 @@ class Predicate:
 def parse(text: str, rows: Collection[str], metrics: Collection[str]) -> Predicate:
     """Parse a predicate.
 
-    Allowed: ``row.metric``, numbers, ``+ - * /``, parentheses, one of ``>= > <= <`` per comparison, and ``and``
+    Allowed: `row.metric`, numbers, `+ - * /`, parentheses, one of `>= > <= <` per comparison, and `and`
     between comparisons. A row label with spaces or brackets stands in backticks.
 
     Args:
@@ -127,7 +127,7 @@ def parse(text: str, rows: Collection[str], metrics: Collection[str]) -> Predica
 
 
 def _name_cells(text: str, rows: Collection[str], metrics: Collection[str]) -> tuple[str, dict[str, CellName]]:
-    """Replace every ``row.metric`` by a plain name that Python's grammar accepts."""
+    """Replace every `row.metric` by a plain name that Python's grammar accepts."""
     plain = sorted((re.escape(row) for row in rows if re.fullmatch(r"\w[\w-]*", row)), key=len, reverse=True)
     labels = "|".join([r"`(?P<quoted>[^`]*)`", rf"(?<![\w.`])(?P<plain>{'|'.join(plain) or '(?!)'})(?=\s*\.)"])
     pattern = re.compile(rf"(?:{labels})\s*\.\s*(?P<metric>\w+)")

@@ -35,7 +35,7 @@ class Promotion:
 
     Args:
         record: the record.
-        action: ``promoted``, ``updated``, ``unchanged``, ``kept`` or ``refused``.
+        action: `promoted`, `updated`, `unchanged`, `kept` or `refused`.
         path: the promoted file.
         reason: why it was kept or refused.
     """

@@ -141,33 +141,33 @@ class Record:
 
     Args:
         paper: package name of the paper.
-        stage: instance id, ``ucf_1`` or ``ucf_1@avid_cma``.
-        recipe: name of the recipe under ``configs/<paper>/``.
-        job: one of ``pretrain``, ``fine_tune``, ``probe``, ``evaluate``.
+        stage: instance id, `ucf_1` or `ucf_1@avid_cma`.
+        recipe: name of the recipe under `configs/<paper>/`.
+        job: one of `pretrain`, `fine_tune`, `probe`, `evaluate`.
         row: the model stage that the row measures, or None.
-        scale: ``paper``, ``mini`` or ``smoke``.
+        scale: `paper`, `mini` or `smoke`.
         seed: the seed of the run.
         metrics: name to value; accuracies in percent. A value that is not finite is kept as null.
-        selection: which weights were measured; ``last`` unless a paper says otherwise, never the best on test.
-        config_hash: see :func:`config_hash`.
-        lineage_hash: see :func:`lineage_hash`.
+        selection: which weights were measured; `last` unless a paper says otherwise, never the best on test.
+        config_hash: see `config_hash`.
+        lineage_hash: see `lineage_hash`.
         config: the whole resolved configuration, plain data.
-        deviations: ``{"field": ..., "reason": ...}`` for whatever the scale changes beyond sizes; at the scale
-            ``paper`` for everything that a rehearsal changes.
-        parents: configuration field to ``{"stage": ..., "lineage_hash": ...}``.
-        git: ``{"revision": ..., "dirty": ...}`` as :func:`git_state` gives it.
+        deviations: `{"field": ..., "reason": ...}` for whatever the scale changes beyond sizes; at the scale
+            `paper` for everything that a rehearsal changes.
+        parents: configuration field to `{"stage": ..., "lineage_hash": ...}`.
+        git: `{"revision": ..., "dirty": ...}` as `git_state` gives it.
         versions: package to version.
-        hardware: as :func:`hardware` gives it, and ``peak_memory_gib``, the most memory that the process held. One
-            without ``isa`` is native.
-        precision: precision of the trainer, such as ``32-true``.
+        hardware: as :func:`hardware` gives it, and `peak_memory_gib`, the most memory that the process held. One
+            without `isa` is native.
+        precision: precision of the trainer, such as `32-true`.
         global_batch: samples per step over all devices.
         steps: optimizer steps done.
         wall_seconds: duration of the stage.
         started: UTC start, ISO 8601.
-        data: data set name to ``{"version", "samples", "skipped", "skipped_names"}``.
+        data: data set name to `{"version", "samples", "skipped", "skipped_names"}`.
         wandb_run_id: id of the W&B run, or None.
         media: names of the picture files, relative to the run's folder.
-        former: ``{"config_hash": ..., "lineage_hash": ..., "migration": ...}``, the hashes that it had before a
+        former: `{"config_hash": ..., "lineage_hash": ..., "migration": ...}`, the hashes that it had before a
             migration rewrote its configuration.
         schema: version of this layout.
 
@@ -324,7 +324,7 @@ def lineage_hash(own: str, parents: Mapping[str, str]) -> str:
     """Hash of a stage's configuration together with everything it started from.
 
     Args:
-        own: the stage's :func:`config_hash`.
+        own: the stage's `config_hash`.
         parents: configuration field to the lineage hash of the stage whose checkpoint it takes.
 
     Returns:
@@ -378,12 +378,12 @@ def read(path: Path) -> Record:
 
 
 def run_folder(root: Path, paper: str, scale: str, draw: Draw, stage: str) -> Path:
-    """Folder of one stage run: ``<root>/<paper>/<scale>/seed<k>/<stage>``; see :class:`Draw` for the third."""
+    """Folder of one stage run: `<root>/<paper>/<scale>/seed<k>/<stage>`; see `Draw` for the third."""
     return Path(root) / paper / scale / draw.folder / stage
 
 
 def promoted_file(paper: Paper, scale: str, draw: Draw, stage: str) -> Path:
-    """File of one promoted record: ``papers/<paper>/results/<scale>/seed<k>/<stage>.json``."""
+    """File of one promoted record: `papers/<paper>/results/<scale>/seed<k>/<stage>.json`."""
     return paper.results / scale / draw.folder / f"{stage}.json"
 
 
@@ -415,7 +415,7 @@ def find(
         root: folder of runs.
         paper: keep one paper, by package or short name.
         scale: keep one scale.
-        malformed: called with what is wrong with a record, which is then left out (:func:`warn`); None to raise it.
+        malformed: called with what is wrong with a record, which is then left out (`warn`); None to raise it.
 
     Raises:
         RecordError: for a malformed record, or one that lies where it does not belong, unless `malformed` is given.
@@ -467,18 +467,20 @@ def expected_seconds(records: Iterable[Record], scale: str, stage: str) -> float
     return seconds[len(seconds) // 2] if seconds else None
 
 
-def git_state(root: Path) -> dict[str, Any]:
+def git_state(root: Path | None) -> dict[str, Any]:
     """Revision of a working tree, and whether it differs from it.
 
     Promoted results and Markdown pages do not count as a difference: promoting a record or rendering a table
     must not make the next stage's record unfit for promotion.
 
     Args:
-        root: a folder in the working tree.
+        root: a folder in the working tree; None for a package that was installed without one.
 
     Returns:
-        ``{"revision": str, "dirty": bool}``; both None where git or the repository is missing.
+        `{"revision": str, "dirty": bool}`; both None where git or the repository is missing.
     """
+    if root is None:
+        return {"revision": None, "dirty": None}
     revision = _git(root, "rev-parse", "HEAD")
     counted = (":/", ":(exclude,top,glob)papers/*/results/**", ":(exclude,top,glob)**/*.md")
     status = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *counted)
@@ -510,8 +512,8 @@ def hardware(accelerators: Sequence[str] = (), isa: str = NATIVE) -> dict[str, A
         isa: instruction set that was asked for.
 
     Returns:
-        ``cpu``, ``cores`` (usable by this process), ``memory_gib``, ``accelerators`` and ``isa``: the instruction set
-        that was ``requested``, and the strongest that the ``machine`` has.
+        `cpu`, `cores` (usable by this process), `memory_gib`, `accelerators` and `isa`: the instruction set
+        that was `requested`, and the strongest that the `machine` has.
     """
     try:
         cores = len(os.sched_getaffinity(0))

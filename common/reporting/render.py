@@ -372,7 +372,7 @@ def overview_markdown() -> str:
 
 
 def between_markers(text: str, name: str, body: str, source: str = "page") -> str:
-    """Replace what stands between ``<!-- begin:NAME -->`` and ``<!-- end:NAME -->``.
+    """Replace what stands between `<!-- begin:NAME -->` and `<!-- end:NAME -->`.
 
     Args:
         text: the page.
@@ -498,7 +498,7 @@ def rich_claims(claims: Sequence[ClaimResult], width: int) -> RichTable:
 
     Args:
         claims: the verdicts; those of one table and scale stand together.
-        width: columns of the terminal; below :data:`WIDE` verdict and outcome stand under each claim.
+        width: columns of the terminal; below `WIDE` verdict and outcome stand under each claim.
     """
     from itertools import groupby
 

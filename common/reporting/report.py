@@ -37,7 +37,7 @@ def build(
 ) -> Path:
     """Write the report page.
 
-    Tables come from the promoted records together with the fresh ones of ``runs`` (of two records of one stage
+    Tables come from the promoted records together with the fresh ones of `runs` (of two records of one stage
     and seed the newer counts); curves, pictures and clips from the folders of the runs.
 
     Args:

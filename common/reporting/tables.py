@@ -1,4 +1,4 @@
-"""``tables.yaml``: a paper's published tables, the stages that fill their cells, and the order to run them in."""
+"""`tables.yaml`: a paper's published tables, the stages that fill their cells, and the order to run them in."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Stage(Part):
     Args:
         name: its name.
         recipe: recipe that it runs.
-        job: kind of work, one of :data:`common.reporting.records.JOBS`.
-        parents: configuration field to the stage whose checkpoint it takes, or ``$row``: the row's own model.
+        job: kind of work, one of `common.reporting.records.JOBS`.
+        parents: configuration field to the stage whose checkpoint it takes, or `$row`: the row's own model.
         overrides: configuration field to value, on top of the recipe.
         scales: where it exists.
     """
@@ -87,11 +87,11 @@ class Metric(Part):
     Args:
         id: its name in rows and claims.
         label: its heading.
-        stages: per scale, the stages whose mean fills a cell; ``$row`` is the row's own model stage.
+        stages: per scale, the stages whose mean fills a cell; `$row` is the row's own model stage.
         key: the metric in the stage's record.
-        better: ``up`` or ``down``.
+        better: `up` or `down`.
         decimals: digits after the point.
-        unit: unit, such as ``%``.
+        unit: unit, such as `%`.
         published: whether the column of published values is shown.
         hidden: whether the metric serves claims only.
         tolerance: how far a run may be from the recorded mean and still reproduce it, where that is more than two
@@ -196,7 +196,7 @@ class Row(Part):
         return self
 
     def stages_of(self, metric: Metric, scale: str) -> tuple[str, ...]:
-        """Names of the stages whose mean fills a cell; ``$row`` is the row's own model."""
+        """Names of the stages whose mean fills a cell; `$row` is the row's own model."""
         return self.stages.get(metric.id, metric.stages.get(scale, ()))
 
     def fills(self, metric: str) -> bool:
@@ -221,7 +221,7 @@ class Claim(Part):
         text: what it says, for people.
         holds: the predicate.
         when: predicate over means that must hold for the claim to be judged at all.
-        gate: ``mini`` when a failure at mini must stop ``assemble claims --gate``; else ``report``.
+        gate: `mini` when a failure at mini must stop `assemble claims --gate`; else `report`.
         scales: where it is judged.
     """
 
@@ -402,10 +402,10 @@ class StageInstance:
     """A stage to run at one scale.
 
     Args:
-        id: ``ucf_1`` or ``ucf_1@avid_cma``.
+        id: `ucf_1` or `ucf_1@avid_cma`.
         recipe: recipe that it runs.
         job: kind of work.
-        row: the row's model stage, ``untrained``, or None for a stage that belongs to no row.
+        row: the row's model stage, `untrained`, or None for a stage that belongs to no row.
         parents: configuration field to the instance whose checkpoint it takes.
         overrides: configuration field to value.
     """
@@ -479,7 +479,7 @@ def expand(
 
     Args:
         paper: package or short name, or a loaded file.
-        scale: ``paper``, ``mini`` or ``smoke``.
+        scale: `paper`, `mini` or `smoke`.
         tables: keep these tables (ids).
         rows: keep these rows (labels, or names of their models).
         stages: keep these stages (names, or instance ids). Whatever a kept stage starts from is kept too.
@@ -594,7 +594,7 @@ def summary(source: Tables, instance: str, scale: str, metrics: Mapping[str, flo
         metrics: what it measured.
 
     Returns:
-        ``table/<table>/<metric>`` to the measured value and ``published/<table>/<metric>`` to the published one.
+        `table/<table>/<metric>` to the measured value and `published/<table>/<metric>` to the published one.
     """
     found: dict[str, float] = {}
     for table, row, metric in entries(source, instance, scale):

@@ -13,13 +13,13 @@ PATIENCE_SECONDS = 3.0
 
 
 def server() -> tuple[str, int]:
-    """Host and port of the server, from ``WANDB_BASE_URL``."""
+    """Host and port of the server, from `WANDB_BASE_URL`."""
     address = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     return address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
 
 
 def has_key() -> bool:
-    """Whether there is a key, in ``WANDB_API_KEY`` or from ``wandb login``."""
+    """Whether there is a key, in `WANDB_API_KEY` or from `wandb login`."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
@@ -32,7 +32,7 @@ def has_key() -> bool:
 
 
 def why_unreachable() -> str:
-    """Why the server cannot be reached, found out within ``PATIENCE_SECONDS``; empty when it can."""
+    """Why the server cannot be reached, found out within `PATIENCE_SECONDS`; empty when it can."""
     host, port = server()
     try:
         with socket.create_connection((host, port), timeout=PATIENCE_SECONDS):

@@ -8,8 +8,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from common.stages.configuration import ConfigurationError, RunConfiguration, check_arguments
-from common.training.switches import ApplySwitches, take_switches
+from common.stages.configuration import ConfigurationError, RunConfiguration, check_arguments, take_switches
+from common.training.switches import ApplySwitches, Switches
 
 
 class StageCLI(LightningCLI):
@@ -23,7 +23,8 @@ class StageCLI(LightningCLI):
     def __init__(self, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> None:
         self._limits = _whole_limits(config.get("trainer") or {})
         self._trainer_arguments = {**self._limits, **(trainer_arguments or {})}
-        self._switches, without = take_switches(config)
+        switches, without = take_switches(config)
+        self._switches = Switches(**switches)  # type: ignore[arg-type]
         super().__init__(
             args=without,
             run=False,
@@ -38,7 +39,7 @@ class StageCLI(LightningCLI):
         try:
             self.config = parser.parse_object(args)
         except Exception as error:
-            raise ConfigurationError(f"the configuration does not fit its classes: {_brief(error)}") from None
+            raise ConfigurationError(_brief(error)) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The configured trainer with the stage's folder, loggers and callbacks."""
@@ -64,9 +65,37 @@ class StageCLI(LightningCLI):
 
 
 def _brief(error: Exception) -> str:
-    """What jsonargparse says, without the whole section that it adds: that would bury which field is wrong."""
-    noise = ("Given value", "- Expected a <class 'NoneType'>")
-    return "\n".join(line for line in str(error).splitlines() if not line.lstrip().startswith(noise))
+    """What jsonargparse says, as the field and what is wrong with it.
+
+    It reports a tree: keys and classes on the way to the field, for each alternative type of each of them, and the
+    whole section that was given. Of that the keys and the last lines are of use.
+    """
+    keys: list[str] = []
+    problems: list[str] = []
+    for line in str(error).splitlines():
+        text = line.strip().removeprefix("- ")
+        if text.startswith('Parser key "'):
+            keys.append(text.removeprefix('Parser key "').partition('"')[0])
+        elif text and not text.startswith(_NOISE):
+            problems.append(text)
+    problem = "; ".join(dict.fromkeys(problems))
+    for plain, word in _WORDS.items():
+        problem = problem.replace(plain, word)
+    return f"{'.'.join(keys)}: {problem}" if keys else problem
+
+
+#: What jsonargparse adds about its search through the types.
+_NOISE = (
+    "Does not validate", "Subtypes:", "Errors:", "Problem with given class_path", "Given value", "For further",
+    "Expected a <class 'NoneType'>",
+)  # fmt: skip
+_WORDS = {
+    "Expected a <class 'float'>": "expected a number",
+    "Expected a <class 'int'>": "expected a whole number",
+    "Expected a <class 'bool'>": "expected true or false",
+    "Expected a <class 'str'>": "expected a text",
+    "typing.Literal": "one of ",
+}
 
 
 def _whole_limits(trainer: dict[str, Any]) -> dict[str, int]:

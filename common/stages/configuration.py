@@ -390,14 +390,36 @@ def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
             )
 
 
-def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> None:
-    """Refuse init arguments that a class does not take, before anything is built. Imports the classes.
+def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str], dict[str, Any]]:
+    """The switches that a merged configuration sets, by name, and the configuration without them.
 
     Raises:
-        ConfigurationError: naming the field, the layer that set it, and the nearest valid name.
+        ConfigurationError: a switch is neither true nor false.
+    """
+    arguments = (config.get("model") or {}).get("init_args") or {}
+    switches = {name: arguments[name] for name in SWITCHES if name in arguments}
+    if not switches:
+        return {}, config
+    for name, value in switches.items():
+        if not isinstance(value, bool) and not (name == "compiled" and isinstance(value, str)):
+            also = " or the name of a backend" if name == "compiled" else ""
+            raise ConfigurationError(f"{name} must be true or false{also}, got {value!r}")
+    without = {name: value for name, value in arguments.items() if name not in switches}
+    return switches, {**config, "model": {**config["model"], "init_args": without}}
+
+
+def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> None:
+    """Refuse init arguments that a class does not take, or that lie outside the range of their type.
+
+    Nothing is built yet, but the classes are imported.
+
+    Raises:
+        ConfigurationError: naming the field, the layer that set it, and the nearest valid name or the range.
     """
     import importlib
     import inspect
+
+    from common.types import outside
 
     def parameters(cls: Any) -> set[str] | None:
         names: set[str] = set()
@@ -426,14 +448,22 @@ def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> Non
                     raise ConfigurationError(
                         f"{_origin(path, layers)}: {path}.class_path {node['class_path']!r} cannot be imported: {error}"
                     ) from None
-                valid = parameters(cls)
-                for argument in node.get("init_args") or {}:
+                valid, given = parameters(cls), node.get("init_args") or {}
+                for argument in given:
                     if valid is not None and argument not in valid:
                         field_path = f"{path}.init_args.{argument}"
                         raise ConfigurationError(
                             f"{_origin(field_path, layers)}: unknown field {field_path!r} of {node['class_path']}; "
                             f"{nearest(argument, valid)}"
                         )
+                for argument, value, words in outside(cls, given) if inspect.isclass(cls) else ():
+                    if value == "$SEED":
+                        continue
+                    field_path, which = f"{path}.init_args.{argument}", "each" if isinstance(value, list) else "it"
+                    raise ConfigurationError(
+                        f"{field_path.replace('.init_args', '')} is {value!r}; {which} must be {words} "
+                        f"(set in: {_origin(field_path, layers)})"
+                    )
             for key, value in node.items():
                 visit(value, f"{path}.{key}" if path else str(key))
 

@@ -95,7 +95,7 @@ class TrainedModel(nn.Module):
             other is built, whatever a configuration asks for.
         no_files: arguments that are files where they are text; what was in them stands in the weights or beside them.
         example: a stage that can be used, as `<paper>/<scale>/seed<k>/<stage>`.
-        otherwise: what other modules cannot do.
+        otherwise: end of the error for a checkpoint of another module: what it lacks, and which stage to give.
         embeds: what can be embedded.
         retrieves: what can be compared: the query, and what is searched.
         compares_vectors: whether that is done by the vectors of `embed`.

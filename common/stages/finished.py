@@ -65,7 +65,7 @@ def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str
     import yaml
 
     from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
-    from common.training.switches import take_switches
+    from common.stages.configuration import take_switches
 
     try:
         config = yaml.safe_load(configuration.read_text(encoding="utf-8"))

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.errors import StageError
 from common.reporting import records
 from common.reporting.gpu import MeasuredStep
-from common.reporting.papers import paper_named, project_root
+from common.reporting.papers import checkout, paper_named
 from common.stages.configuration import RunConfiguration, resolve
 from common.stages.meters import operation_counter
 from common.stages.synthetic import StopAfter, synthetic_training
@@ -225,7 +225,7 @@ class _Watch(Callback):
             scale=run.scale,
             card=str(card),
             date=datetime.now(UTC).date().isoformat(),
-            git=records.git_state(project_root()),
+            git=records.git_state(checkout()),
             versions=records.versions(),
             precision=precision,
             batch=size,

@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
+from common.errors import StageError
 from common.files import write_atomically
 from common.reporting.wandb_server import PROJECT, has_key, why_unreachable
 
@@ -29,6 +30,8 @@ class MetricsFile(Logger):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        if path.exists() and not path.is_file():
+            raise StageError(f"{path} is no file, but the values of training are written there: move it away")
         self._path = path
 
     @property

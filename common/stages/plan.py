@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import Preempted, StageError, is_ours
+from common.errors import Preempted, RunsElsewhereError, StageError, is_ours
+from common.files import described
 from common.reporting import records
 from common.reporting.draws import NATIVE, Draw
-from common.reporting.papers import paper_named, project_root
+from common.reporting.papers import paper_named, working_folder
 from common.reporting.tables import StageInstance, entries, expand, load
 from common.stages.configuration import RunConfiguration
 from common.stages.progress import Watch, duration
@@ -205,6 +206,7 @@ def reproduce(
 
     progress = _Progress(total, jobs)
     failed: dict[tuple[int, str], str] = {}
+    elsewhere = 0
     running: dict[Future[records.Record], Planned] = {}
     watching = Watch(say) if watch else nullcontext(None)
     with watching as shown, _pool(jobs) as pool, _termination_as_interrupt():
@@ -234,8 +236,9 @@ def reproduce(
                         # Our own errors, and those of files and values, say all there is to say.
                         if not is_ours(error) and not isinstance(error, OSError | ValueError):
                             traceback.print_exception(error)
-                        failed[item.request.seed, item.request.stage] = str(error)
-                        say(f"  FAILED {_name(item)}: {error}")
+                        failed[item.request.seed, item.request.stage] = described(error)
+                        elsewhere += isinstance(error, RunsElsewhereError)
+                        say(f"  FAILED {_name(item)}: {described(error)}")
                         continue
                     left = progress.finish(record.wall_seconds, [*waiting, *running.values()])
                     say(f"  {_name(item)}: {_headline(record)}  [{duration(record.wall_seconds)}{left}]")
@@ -250,7 +253,13 @@ def reproduce(
             say(f"stopped; the same command goes on where it was, {stopped} stages are left")
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    if failed:
+    if elsewhere:
+        say(
+            f"another command runs {elsewhere} of these stages now and {len(failed) - elsewhere} more wait for them: "
+            f"when it has ended, the same command does what is left. {total - len(failed)} of {total} stages were "
+            "done here."
+        )
+    elif failed:
         say(f"{len(failed)} of {total} stages failed; the others are done. Run the same command again to retry.")
     return [f"{stage} (seed {seed}): {reason}" for (seed, stage), reason in failed.items()]
 
@@ -413,7 +422,7 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
     # This very interpreter: a job may start without an activated environment.
     program = [sys.executable, "-m", "common.commands.main"]
     commands = [shlex.join([*program, *fit_arguments(item.request)]) for item in todo]
-    lines = ["#!/bin/sh", "set -e", f"cd {shlex.quote(str(project_root()))}"]
+    lines = ["#!/bin/sh", "set -e", f"cd {shlex.quote(str(working_folder()))}"]
     if form == "shell":
         return "\n".join([*lines, *commands])
     logs = sorted({item.request.runs / item.request.paper / item.request.scale / "slurm" for item in todo})

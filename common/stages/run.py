@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import importlib
 import json
 import logging
 import os
@@ -25,12 +26,21 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from common.errors import Preempted, StageError
-from common.files import write_atomically
+from common.errors import Preempted, RunsElsewhereError, StageError
+from common.files import require_cache, write_atomically
 from common.reporting import records
 from common.reporting.draws import NATIVE, Draw, require
-from common.reporting.papers import project_root
-from common.stages.configuration import ConfigurationError, RunConfiguration, merge, place, resolve, substitute
+from common.reporting.papers import checkout
+from common.stages.configuration import (
+    ConfigurationError,
+    RunConfiguration,
+    check_arguments,
+    merge,
+    place,
+    resolve,
+    substitute,
+    take_switches,
+)
 
 if TYPE_CHECKING:
     from common.stages.preempt import Preemption
@@ -230,6 +240,11 @@ def run_stage(request: StageRequest) -> records.Record:
     """
     require(request.isa)
     run, config = stage_configuration(request)
+    if request.arguments:
+        # What its user set is checked before the data; it takes seconds, since the classes are imported.
+
+        check_arguments(take_switches(config)[1], run.layers)
+    _require_files(config.get("data"))
     # Heavy imports only now: help, plans and skipped stages do not pay for them.
     from common.stages.preempt import REQUEUE_SIGNAL, Preemption, requeue
 
@@ -273,7 +288,7 @@ def _claimed(request: StageRequest) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StageError(
+            raise RunsElsewhereError(
                 f"{request.stage} ({request.draw}) is being run by another process, which holds {path}; wait for "
                 "it, or stop it"
             ) from None
@@ -304,6 +319,31 @@ def stage_configuration(request: StageRequest) -> tuple[RunConfiguration, dict[s
         config = merge(config, place(config, name, str(path)))
     values = {"SEED": str(request.seed), "DATA": str(request.data), "RUN": str(request.directory)}
     return run, substitute(config, values)
+
+
+def _require_files(section: object) -> None:
+    """Tell of a missing data set before anything is imported, estimated or built; a world makes its own."""
+    if not isinstance(section, dict) or (section.get("init_args") or {}).get("world") is not None:
+        return
+    for entry in dataset_entries(section):
+        module, _, name = entry["class_path"].rpartition(".")
+        try:
+            dataset = getattr(importlib.import_module(module), name)(**(entry.get("init_args") or {}))
+        except (ImportError, AttributeError, TypeError):
+            continue  # told in full when the configuration is checked
+        dataset.require_folder()
+
+
+def dataset_entries(section: object) -> Iterator[Mapping[str, Any]]:
+    """Every mapping in a section of a configuration that names a data set, wherever a recipe keeps it."""
+    if isinstance(section, Mapping):
+        if str(section.get("class_path", "")).startswith("common.data.datasets."):
+            yield section
+        for value in section.values():
+            yield from dataset_entries(value)
+    elif isinstance(section, list):
+        for value in section:
+            yield from dataset_entries(value)
 
 
 def _flags(request: StageRequest) -> str:
@@ -339,7 +379,7 @@ def _run_claimed(
         from common.stages.estimate import announce
 
         print("\n".join(announce(run)))
-    git = records.git_state(project_root())
+    git = records.git_state(checkout())
     metrics_file = MetricsFile(directory / "metrics.csv")
     callbacks = [clock, preemption, Progress(directory / PROGRESS_FILE)]
     arguments = {"default_root_dir": str(directory), "logger": [metrics_file], "callbacks": callbacks}
@@ -350,6 +390,8 @@ def _run_claimed(
 
     wandb = None
     if main_process:
+        if cli.datamodule.world is not None:
+            require_cache()
         write_atomically(directory / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
         draw = request.draw.folder.replace("seed", "s")
         wandb = wandb_logger(

@@ -16,7 +16,7 @@ from common.reporting.records import MACHINE_KEYS
 from common.reporting.tables import StageInstance, expand, load
 from common.stages.configuration import ConfigurationError, merge, place, recipes_of, resolve
 from common.stages.plan import Selection, request_for
-from common.stages.run import StageRequest, is_main_process, run_stage
+from common.stages.run import StageRequest, dataset_entries, is_main_process, run_stage
 
 if TYPE_CHECKING:
     from common.data.datasets.base import MediaDataset
@@ -187,7 +187,7 @@ def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
     found: dict[tuple[str, str], Any] = {}
     for recipe in _published_recipes(paper):
         config = resolve(paper, recipe, scale="paper").with_placeholders(DATA=str(data), RUN="")
-        for entry in _dataset_entries(config.get("data")):
+        for entry in dataset_entries(config.get("data")):
             arguments = entry.get("init_args") or {}
             key = (entry["class_path"], str(arguments))
             if key not in found:
@@ -214,7 +214,7 @@ def files_of(paper: str, data: Path, verify: bool = False) -> list[FileStatus]:
     roots: set[str] = set()
     for recipe in _published_recipes(paper):
         config = resolve(paper, recipe, scale="paper").config
-        for entry in _dataset_entries(config.get("data")):
+        for entry in dataset_entries(config.get("data")):
             # Folders of data sets; a file that chooses a part of one is listed.
             roots.update(path for path in _data_paths(entry) if not Path(path).suffix)
         for path in _data_paths(config):
@@ -243,15 +243,3 @@ def _data_paths(section: object) -> Iterator[str]:
             yield from _data_paths(value)
     elif isinstance(section, str) and section.startswith(_DATA):
         yield section.removeprefix(_DATA)
-
-
-def _dataset_entries(section: object) -> Iterator[Mapping[str, Any]]:
-    """Every mapping in a section of a configuration that names a data set, wherever a recipe keeps it."""
-    if isinstance(section, Mapping):
-        if str(section.get("class_path", "")).startswith("common.data.datasets."):
-            yield section
-        for value in section.values():
-            yield from _dataset_entries(value)
-    elif isinstance(section, list):
-        for value in section:
-            yield from _dataset_entries(value)

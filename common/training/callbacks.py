@@ -22,6 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from common.errors import NonFiniteLossError, StageError
 from common.files import write_whole
+from common.types import NonNegativeInt, PositiveInt
 
 
 class StepSeed(Callback):
@@ -31,7 +32,7 @@ class StepSeed(Callback):
     the same numbers as the uninterrupted one, without any generator state in the checkpoint.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: NonNegativeInt = 0) -> None:
         self.seed = seed
 
     def on_train_batch_start(
@@ -56,7 +57,7 @@ class StopOnNonFiniteLoss(Callback):
         every_n_steps: how often the flag is read on an accelerator.
     """
 
-    def __init__(self, directory: str, every_n_steps: int = 50) -> None:
+    def __init__(self, directory: str, every_n_steps: PositiveInt = 50) -> None:
         self.directory = Path(directory)
         self.every_n_steps = every_n_steps
         self._first_bad: torch.Tensor | None = None
@@ -108,7 +109,7 @@ class CheckReplicas(Callback):
     The module offers `check_replicas()`; modules without it are left alone.
     """
 
-    def __init__(self, every_n_steps: int = 1000) -> None:
+    def __init__(self, every_n_steps: PositiveInt = 1000) -> None:
         self.every_n_steps = every_n_steps
 
     def on_train_batch_end(

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from common.data.items import ItemDataset
 from common.data.samplers import EpochSampler, ShardSampler
 from common.data.worlds.base import World
+from common.types import Fraction, NonNegativeInt, PositiveInt
 
 # Makes a batch of samples; None = stack tensors of one shape.
 Collate = Callable[[list[Any]], Any]
@@ -57,11 +58,11 @@ class ShardedDataModule(pl.LightningDataModule):
         dataset: Any = None,
         world: World | None = None,
         *,
-        batch_size: int,
-        num_workers: int = 8,
-        seed: int = 0,
-        cache_bytes: int = 0,
-        max_skipped_fraction: float = 0.01,
+        batch_size: PositiveInt,
+        num_workers: NonNegativeInt = 8,
+        seed: NonNegativeInt = 0,
+        cache_bytes: NonNegativeInt = 0,
+        max_skipped_fraction: Fraction = 0.01,
     ) -> None:
         super().__init__()
         if batch_size < 1:

@@ -2,7 +2,8 @@
 
 A switch is a field of the model, since it belongs to what was run and stands in its record; no module has it as an
 argument. Any layer of the configuration may set it at its top level, a file of configs/hardware as well as the command
-line: `--compiled true`. `docs/cluster.md` says what stays equal under each.
+line: `--compiled true`; `take_switches` takes it out before the model is built. `docs/cluster.md` says what stays equal
+under each.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from common.stages.configuration import SWITCHES, ConfigurationError
 from common.training.optimizers import lay_out_state
 
 
@@ -35,24 +35,6 @@ class Switches(NamedTuple):
     compiled: bool | str = False
     channels_last: bool = False
     gradient_checkpointing: bool = False
-
-
-def take_switches(config: dict[str, Any]) -> tuple[Switches, dict[str, Any]]:
-    """The switches of a merged configuration, and the configuration without them.
-
-    Raises:
-        ConfigurationError: a switch is neither true nor false.
-    """
-    arguments = (config.get("model") or {}).get("init_args") or {}
-    found = {name: arguments[name] for name in SWITCHES if name in arguments}
-    if not found:
-        return Switches(), config
-    for name, value in found.items():
-        if not isinstance(value, bool) and not (name == "compiled" and isinstance(value, str)):
-            also = " or the name of a backend" if name == "compiled" else ""
-            raise ConfigurationError(f"{name} must be true or false{also}, got {value!r}")
-    kept = {name: value for name, value in arguments.items() if name not in found}
-    return Switches(**found), {**config, "model": {**config["model"], "init_args": kept}}
 
 
 class ApplySwitches(Callback):

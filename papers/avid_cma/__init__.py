@@ -5,7 +5,7 @@ CVPR 2021, arXiv 2004.12943.
 
 A video encoder and an audio encoder are trained on videos with sound and without labels: each clip has to pick, out of
 many, the memory of its own instance in the *other* modality (AVID). Then every instance gets further positives, those
-that are similar to it in *both* modalities (CMA). The encoders are judged by fine-tuning on action recognition, by
+that are similar to it in *both* modalities (CMA). The encoders are evaluated by fine-tuning on action recognition, by
 linear probes, and by linear support vector machines on sound classification.
 """
 

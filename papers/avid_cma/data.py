@@ -16,6 +16,7 @@ from common.data.datasets.base import MediaDataset
 from common.data.listing import Listing
 from common.protocols.data import AudioVisualData
 from common.training.examples import Draw, Example, batches_of_epoch
+from common.types import NonNegativeFloat, PositiveInt
 
 
 class PretrainingData(AudioVisualData):
@@ -34,11 +35,11 @@ class PretrainingData(AudioVisualData):
     def __init__(
         self,
         dataset: MediaDataset,
-        jitter_seconds: float = 0.5,
-        clips_per_video: int = 10,
+        jitter_seconds: NonNegativeFloat = 0.5,
+        clips_per_video: PositiveInt = 10,
         split: str = "train",
         held_out_split: str = "validation",
-        held_out_batch_size: int = 32,
+        held_out_batch_size: PositiveInt = 32,
         require_audio: bool = False,
         **kwargs: Any,
     ) -> None:

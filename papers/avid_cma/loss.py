@@ -19,6 +19,7 @@ from common.losses.info_nce import info_nce
 from common.losses.nce import estimate_normalizer, nce
 from common.memory.bank import MemoryBank
 from common.memory.collective import broadcast_from_rank_zero, mean_over_ranks, rank
+from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.avid_cma.mining import Agreement, mine_positives, mine_with_progress_bar
 
 WITHIN = ("v2v", "a2a")  # the embedding of a modality against the bank of the same one
@@ -57,19 +58,19 @@ class BankLoss(nn.Module):
 
     def __init__(
         self,
-        negatives: int = 1024,
-        within_negatives: int | None = None,
-        positives: int = 0,
+        negatives: PositiveInt = 1024,
+        within_negatives: PositiveInt | None = None,
+        positives: NonNegativeInt = 0,
         agreement: Agreement = "consensus",
-        instance_cross: float = 1.0,
-        instance_within: float = 0.0,
-        positive_cross: float = 0.0,
-        positive_within: float = 0.0,
-        temperature: float = 0.07,
-        bank_momentum: float | tuple[float, float] = 0.5,
+        instance_cross: NonNegativeFloat = 1.0,
+        instance_within: NonNegativeFloat = 0.0,
+        positive_cross: NonNegativeFloat = 0.0,
+        positive_within: NonNegativeFloat = 0.0,
+        temperature: PositiveFloat = 0.07,
+        bank_momentum: Fraction | tuple[Fraction, Fraction] = 0.5,
         estimator: Literal["nce", "info_nce"] = "nce",
         official_quirks: bool = False,
-        seed: int = 0,
+        seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         weights = {
@@ -216,7 +217,7 @@ class BankLoss(nn.Module):
 
     @torch.no_grad()
     def load_banks(self, memory: Mapping[str, Tensor]) -> None:
-        """Take over banks and normalizer of a trained AVID; the steps are counted anew, the positives not yet mined.
+        """Load banks and normalizer of a trained AVID; steps count from 0, and positives are not yet mined.
 
         Args:
             memory: state dict of another `BankLoss`.

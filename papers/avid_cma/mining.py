@@ -14,7 +14,7 @@ from common.memory.collective import world_size as current_world_size
 
 Agreement = Literal["consensus", "union", "video", "audio"]
 
-GROUP = 8  # scores that are first looked at through their maximum only
+GROUP = 8  # scores of a group; the search first compares the maxima of groups
 
 
 @torch.no_grad()

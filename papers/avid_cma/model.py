@@ -1,4 +1,4 @@
-"""The network of AVID-CMA, which is also what one uses once it is trained: video and audio embeddings in one space."""
+"""The model of AVID-CMA: video and audio embeddings in one space."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class AVID(TrainedModel):
     kinds = ("papers.avid_cma.module.AVIDModule",)
     classes: ClassVar[tuple[type, ...]] = (R2Plus1D, AudioConvNet, ProjectionHead)
     example = "avid_cma/mini/seed0/avid"
-    otherwise = "compares no videos with sounds: give the checkpoint of a stage that does, such as avid or avid_cma"
+    otherwise = "cannot embed video and sound: give the checkpoint of a pre-training, such as avid or avid_cma"
     embeds: ClassVar[tuple[Modality, ...]] = ("video", "audio")
     retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = (
         ("video", "audio"), ("audio", "video"), ("video", "video"), ("audio", "audio"),
@@ -140,7 +140,7 @@ class AVID(TrainedModel):
         return torch.stack(clips)
 
     def read_audio(self, file: str | Path) -> Tensor:
-        """Windows of a file's sound as spectrograms, float32 [clips, 1, frames, bins]; a short sound begins anew.
+        """Windows of a file's sound as spectrograms, float32 [clips, 1, frames, bins]; a short sound is repeated.
 
         Raises:
             MediaError: it cannot be read, or has no sound.

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common.encoders.heads import ProjectionHead
 from common.metrics.gathering import RowsOncePerSample
 from common.training.optimizers import fused
+from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.avid_cma import monitoring
 from papers.avid_cma.data import PretrainingData
 from papers.avid_cma.loss import BankLoss
@@ -55,20 +56,20 @@ class AVIDModule(pl.LightningModule):
         video_encoder: nn.Module,
         audio_encoder: nn.Module,
         loss: BankLoss,
-        hidden_dim: int = 512,
-        out_dim: int = 128,
-        head_layers: int = 3,
+        hidden_dim: PositiveInt = 512,
+        out_dim: PositiveInt = 128,
+        head_layers: PositiveInt = 3,
         head_batch_norm: bool = False,
         head_output_batch_norm: bool = False,
-        learning_rate: float = 2e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 1e-5,
-        lr_warmup_steps: int = 0,
-        lr_final_fraction: float = 1.0,
-        lr_milestones: Sequence[int] = (),
+        learning_rate: PositiveFloat = 2e-4,
+        betas: tuple[Momentum, Momentum] = (0.9, 0.999),
+        weight_decay: NonNegativeFloat = 1e-5,
+        lr_warmup_steps: NonNegativeInt = 0,
+        lr_final_fraction: Fraction = 1.0,
+        lr_milestones: Sequence[NonNegativeInt] = (),
         warm_start: str | None = None,
-        refresh_every: int = 5,
-        mined: int = 32,
+        refresh_every: NonNegativeInt = 5,
+        mined: NonNegativeInt = 32,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["video_encoder", "audio_encoder", "loss"], logger=False)

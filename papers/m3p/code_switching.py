@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from common.types import Fraction
+
 logger = logging.getLogger(__name__)
 
 Mode = Literal["every_word", "one_word"]
@@ -80,8 +82,8 @@ class CodeSwitcher:
         targets: Sequence[str],
         source: str = "en",
         mode: Mode = "every_word",
-        sentence_ratio: float = 0.8,
-        word_ratio: float = 0.8,
+        sentence_ratio: Fraction = 0.8,
+        word_ratio: Fraction = 0.8,
         strip_punctuation: bool = True,
         lower_case: bool = True,
     ) -> None:

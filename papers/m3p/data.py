@@ -22,6 +22,7 @@ from common.data.text import XLMRTokenizer
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
+from common.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from papers.m3p.captions import CaptionPool, CaptionReader, SwitchedCaptions
 from papers.m3p.code_switching import CodeSwitcher, Coverage
 from papers.m3p.examples import pairs_example, text_example
@@ -79,17 +80,17 @@ class RegionTextData(ShardedDataModule):
         world: EmojiLanguagesWorld | None = None,
         region_network: str | None = None,
         code_switching: CodeSwitcher | None = None,
-        candidates: int = 4,
+        candidates: PositiveInt = 4,
         vlm_candidates: Candidates = "groups",
         exclude_siblings: bool = True,
-        max_regions: int = 100,
+        max_regions: PositiveInt = 100,
         distributions: bool = False,
         train_split: str = "train",
         test_split: str = "test",
-        test_images: int | None = None,
-        test_captions: int | None = None,
-        batch_size: int = 192,
-        test_batch_size: int = 64,
+        test_images: PositiveInt | None = None,
+        test_captions: PositiveInt | None = None,
+        batch_size: PositiveInt = 192,
+        test_batch_size: PositiveInt = 64,
         **kwargs: Any,
     ) -> None:
         super().__init__(None, world, batch_size=batch_size, **kwargs)
@@ -336,14 +337,14 @@ class PretrainingData(RegionTextData):
         captions: Sequence[CaptionSet],
         tokenizer: XLMRTokenizer,
         text: WikipediaText | None = None,
-        language_alpha: float = 0.3,
-        xmlm_steps: int = 3,
-        relation_steps: int = 3,
-        text_batch_size: int = 192,
-        bptt: int = 128,
-        steps_per_epoch: int = 1000,
+        language_alpha: NonNegativeFloat = 0.3,
+        xmlm_steps: NonNegativeInt = 3,
+        relation_steps: NonNegativeInt = 3,
+        text_batch_size: PositiveInt = 192,
+        bptt: PositiveInt = 128,
+        steps_per_epoch: PositiveInt = 1000,
         masking: Masking | None = DEFAULT_MASKING,
-        predicted_multiple: int = 1,
+        predicted_multiple: PositiveInt = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(tokenizer, training_sets=captions, **kwargs)
@@ -500,7 +501,7 @@ class RetrievalData(RegionTextData):
         tokenizer: XLMRTokenizer,
         sets: Mapping[str, CaptionSet],
         train_sets: Sequence[str] = (),
-        captions_per_image: int = 5,
+        captions_per_image: PositiveInt = 5,
         **kwargs: Any,
     ) -> None:
         super().__init__(tokenizer, sets, chosen_sets(sets, train_sets, "train_sets"), **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,6 +54,8 @@ class WeightSchedule:
         iterations = [iteration for iteration, _ in self.points]
         if iterations[0] != 0 or sorted(set(iterations)) != iterations:
             raise ValueError(f"{field}: the iterations of a weight must rise from 0, got {points!r}")
+        if not all(0 <= weight < math.inf for _, weight in self.points):
+            raise ValueError(f"{field}: a weight must be a number from 0, got {points!r}")
 
     @property
     def ever(self) -> bool:

@@ -18,6 +18,7 @@ from common.data.worlds.base import World
 from common.metrics.classification import hits
 from common.training.data_module import ShardedDataModule
 from common.training.optimizers import clip_by_norm, warm_up_then_cosine
+from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.m3p.data import check_sizes
 from papers.m3p.evaluation import RetrievalTest
 from papers.m3p.loss import embedding_contrast
@@ -43,13 +44,13 @@ class RegionClassifier(pl.LightningModule):
 
     def __init__(
         self,
-        classes: int = 96,
-        channels: Sequence[int] = (16, 32, 64, 64),
-        side: int = 32,
-        smoothing: float = 0.1,
-        learning_rate: float = 3e-3,
-        weight_decay: float = 0.05,
-        warmup_fraction: float = 0.1,
+        classes: PositiveInt = 96,
+        channels: Sequence[PositiveInt] = (16, 32, 64, 64),
+        side: PositiveInt = 32,
+        smoothing: Fraction = 0.1,
+        learning_rate: PositiveFloat = 3e-3,
+        weight_decay: NonNegativeFloat = 0.05,
+        warmup_fraction: Fraction = 0.1,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -104,8 +105,8 @@ class RegionPictures(ShardedDataModule):
         dataset: ImageNet,
         world: World | None = None,
         image: ImageTransform | None = None,
-        batch_size: int = 128,
-        test_batch_size: int = 256,
+        batch_size: PositiveInt = 128,
+        test_batch_size: PositiveInt = 256,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, world, batch_size=batch_size, **kwargs)
@@ -148,11 +149,11 @@ class WarmStart(pl.LightningModule):
     def __init__(
         self,
         model: M3P,
-        temperature: float = 0.1,
+        temperature: PositiveFloat = 0.1,
         pretrained: str | None = None,
-        learning_rate: float = 1e-3,
-        warmup_steps: int = 10,
-        captions_per_image: int | None = 5,
+        learning_rate: PositiveFloat = 1e-3,
+        warmup_steps: NonNegativeInt = 10,
+        captions_per_image: PositiveInt | None = 5,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model"], logger=False)

@@ -29,6 +29,7 @@ from common.stages.export import (
     without_sources,
 )
 from common.stages.finished import FinishedStage
+from common.types import Fraction, PositiveInt
 from papers.m3p.pictures import RegionArrays, region_batch
 from papers.m3p.regions import RegionNetwork, read_region_network, region_rows
 
@@ -151,16 +152,16 @@ class M3PEncoder(nn.Module):
 
     def __init__(
         self,
-        vocabulary_size: int = 250002,
-        width: int = 768,
-        layers: int = 12,
-        attention_heads: int = 12,
-        feed_forward_width: int = 3072,
-        positions: int = 514,
-        languages: int = 100,
-        feature_dim: int = 2048,
-        dropout: float = 0.1,
-        attention_dropout: float = 0.1,
+        vocabulary_size: PositiveInt = 250002,
+        width: PositiveInt = 768,
+        layers: PositiveInt = 12,
+        attention_heads: PositiveInt = 12,
+        feed_forward_width: PositiveInt = 3072,
+        positions: PositiveInt = 514,
+        languages: PositiveInt = 100,
+        feature_dim: PositiveInt = 2048,
+        dropout: Fraction = 0.1,
+        attention_dropout: Fraction = 0.1,
         joint_language_embedding: bool = False,
     ) -> None:
         super().__init__()
@@ -454,7 +455,7 @@ class M3P(TrainedModel):
     kinds = ("papers.m3p.module.M3PModule",)
     classes: ClassVar[tuple[type, ...]] = (M3PEncoder, RegionNetwork, XLMRTokenizer)
     example = "m3p/mini/seed0/m3p"
-    otherwise = "matches no images with captions: give the checkpoint of a stage that does, such as m3p"
+    otherwise = "cannot compare images and captions: give the checkpoint of a pre-training, such as m3p"
     options = ("language", "regions")
     embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
     retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = (("text", "image"), ("image", "text"))
@@ -469,7 +470,7 @@ class M3P(TrainedModel):
 
     tokenizer: XLMRTokenizer
 
-    def __init__(self, encoder: M3PEncoder, region_classes: int = 1600) -> None:
+    def __init__(self, encoder: M3PEncoder, region_classes: PositiveInt = 1600) -> None:
         super().__init__()
         self.encoder = encoder
         self.match_head = MatchHead(encoder.width)

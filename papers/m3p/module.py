@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from common.training.optimizers import clip_by_norm, fused, warm_up_then_inverse_sqrt
+from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.m3p import monitoring
 from papers.m3p.data import RegionTextData, check_sizes
 from papers.m3p.evaluation import RetrievalTest
@@ -63,19 +64,19 @@ class M3PModule(pl.LightningModule):
         weight_mrm_regression: Weight = 1.0,
         weight_t2i: Weight = 1.0,
         weight_i2t: Weight = 1.0,
-        vlm_ce_weight: float = 1.0,
-        vlm_bce_weight: float = 1.0,
+        vlm_ce_weight: NonNegativeFloat = 1.0,
+        vlm_bce_weight: NonNegativeFloat = 1.0,
         soft_classes: bool = False,
-        alignment_weight: float = 0.0,
-        itm_weight: float = 0.0,
-        contrast_weight: float = 0.0,
-        contrast_temperature: float = 0.1,
+        alignment_weight: NonNegativeFloat = 0.0,
+        itm_weight: NonNegativeFloat = 0.0,
+        contrast_weight: NonNegativeFloat = 0.0,
+        contrast_temperature: PositiveFloat = 0.1,
         pretrained: str | None = None,
-        position_offset: int = 2,
-        learning_rate: float = 1e-4,
-        warmup_steps: int = 4000,
-        tokens_per_batch: int = 65536,
-        captions_per_image: int | None = 5,
+        position_offset: NonNegativeInt = 2,
+        learning_rate: PositiveFloat = 1e-4,
+        warmup_steps: NonNegativeInt = 4000,
+        tokens_per_batch: PositiveInt = 65536,
+        captions_per_image: PositiveInt | None = 5,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model"], logger=False)

@@ -32,6 +32,7 @@ from common.data.text import (
 )
 from common.protocols.captions import CaptionData
 from common.training.examples import Draw, Example, batches_of_epoch
+from common.types import Fraction
 
 
 class CaptionedViews(ImageItems):
@@ -124,7 +125,7 @@ class PretrainingData(CaptionData):
         dataset: COCO | COCOKarpathy,
         tokenizer: CaptionTokenizer | None,
         caption_views: CaptionViews = "sibling",
-        word_dropout: float = 0.0,
+        word_dropout: Fraction = 0.0,
         back_translations: str | None = None,
         swap_sides: bool = True,
         other_drawing: bool = False,

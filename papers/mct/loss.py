@@ -15,6 +15,7 @@ from common.losses.info_nce import at_least_float32, info_nce_per_anchor
 from common.losses.margin import Reduction, queue_hinge
 from common.memory.collective import all_gather_concat
 from common.memory.queue import KeyQueue, QueueDtype, Warm, gather_flags
+from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 InterLoss = Literal["hinge", "infonce"]
 Modality = Literal["image", "text"]
@@ -154,24 +155,24 @@ class MultimodalContrast(nn.Module):
 
     def __init__(
         self,
-        weight_ii: float = 1.0,
-        weight_tag: float = 0.0,
-        weight_cc: float = 1.0,
-        weight_cross: float = 20.0,
-        temperature: float = 0.07,
-        temperature_cross: float = 0.07,
-        margin: float = 0.2,
-        epsilon: float = 0.5,
+        weight_ii: NonNegativeFloat = 1.0,
+        weight_tag: NonNegativeFloat = 0.0,
+        weight_cc: NonNegativeFloat = 1.0,
+        weight_cross: NonNegativeFloat = 20.0,
+        temperature: PositiveFloat = 0.07,
+        temperature_cross: PositiveFloat = 0.07,
+        margin: NonNegativeFloat = 0.2,
+        epsilon: Fraction = 0.5,
         inter_loss: InterLoss = "hinge",
         inter_reduction: Reduction = "mean",
-        queue_size: int = 65536,
+        queue_size: PositiveInt = 65536,
         queue_dtype: QueueDtype = "float32",
         queue_warm: Warm = "random",
         mask_same_image: bool = True,
-        intra_dim: int = 128,
-        inter_dim: int = 1024,
-        tag_count: int = 0,
-        seed: int = 0,
+        intra_dim: PositiveInt = 128,
+        inter_dim: PositiveInt = 1024,
+        tag_count: NonNegativeInt = 0,
+        seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         self.weights = {"ii": weight_ii, "tag": weight_tag, "cc": weight_cc, "ic": weight_cross, "ci": weight_cross}

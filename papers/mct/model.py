@@ -1,4 +1,4 @@
-"""The model of MCT: an image and a text encoder with their projection heads; and how keys are encoded in training."""
+"""The model of MCT: image and text encoder with projection heads, and the encoding of keys in training."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Tower(nn.Module):
                 self.heads[name] = ProjectionHead(self.feature_dim, hidden, dim, 2, heads.batch_norm)
 
     def features(self, *inputs: Tensor) -> Tensor:
-        """What transfers to other tasks, [B, feature_dim]."""
+        """Features for transfer, [B, feature_dim]."""
         return self.backbone(*inputs)
 
     def project(self, features: Tensor) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.protocols.captions import check_vocabulary
 from common.training.optimizers import CombinedOptimizer, cosine_by_epoch, fused
+from common.types import Fraction, Momentum, NonNegativeFloat, PositiveFloat, PositiveInt
 from papers.mct import monitoring
 from papers.mct.data import PretrainingData
 from papers.mct.loss import MultimodalContrast
@@ -57,16 +58,16 @@ class MCTModule(pl.LightningModule):
         loss: MultimodalContrast,
         text_encoder: nn.Module | None = None,
         heads: Heads = SEPARATE,
-        momentum: float = 0.999,
-        key_bn_groups: int = 1,
-        image_learning_rate: float = 0.03,
-        image_momentum: float = 0.9,
-        image_weight_decay: float = 1e-4,
-        text_learning_rate: float = 4e-5,
-        text_weight_decay: float = 1e-2,
-        text_clip_norm: float = 1.0,
-        image_warmup_epochs: float = 0.0,
-        text_warmup_epochs: float = 1.0,
+        momentum: Fraction = 0.999,
+        key_bn_groups: PositiveInt = 1,
+        image_learning_rate: PositiveFloat = 0.03,
+        image_momentum: Momentum = 0.9,
+        image_weight_decay: NonNegativeFloat = 1e-4,
+        text_learning_rate: PositiveFloat = 4e-5,
+        text_weight_decay: NonNegativeFloat = 1e-2,
+        text_clip_norm: PositiveFloat = 1.0,
+        image_warmup_epochs: NonNegativeFloat = 0.0,
+        text_warmup_epochs: NonNegativeFloat = 1.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["image_encoder", "text_encoder", "loss", "heads"], logger=False)

@@ -29,6 +29,7 @@ from common.metrics.gathering import OncePerSample
 from common.protocols.captions import CaptionData
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.training.optimizers import Lookahead, warm_up_then_cosine
+from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 #: Token id of padding, and of unknown pieces, on which there is no loss ([11]).
 PAD = 0
@@ -278,22 +279,22 @@ class VirTex(pl.LightningModule):
     def __init__(
         self,
         image_encoder: nn.Module,
-        vocabulary_size: int = 10000,
-        hidden_size: int = 2048,
-        layers: int = 1,
-        attention_heads: int = 32,
-        feedforward_size: int = 8192,
-        dropout: float = 0.1,
-        max_tokens: int = 30,
-        image_learning_rate: float = 0.2,
-        learning_rate: float = 1e-3,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-4,
-        lookahead_steps: int = 5,
-        lookahead_alpha: float = 0.5,
-        warmup_steps: int = 10000,
-        clip_norm: float = 10.0,
-        samples: int = 8,
+        vocabulary_size: PositiveInt = 10000,
+        hidden_size: PositiveInt = 2048,
+        layers: PositiveInt = 1,
+        attention_heads: PositiveInt = 32,
+        feedforward_size: PositiveInt = 8192,
+        dropout: Fraction = 0.1,
+        max_tokens: PositiveInt = 30,
+        image_learning_rate: PositiveFloat = 0.2,
+        learning_rate: PositiveFloat = 1e-3,
+        momentum: Momentum = 0.9,
+        weight_decay: NonNegativeFloat = 1e-4,
+        lookahead_steps: NonNegativeInt = 5,
+        lookahead_alpha: Fraction = 0.5,
+        warmup_steps: NonNegativeInt = 10000,
+        clip_norm: PositiveFloat = 10.0,
+        samples: NonNegativeInt = 8,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["image_encoder"], logger=False)

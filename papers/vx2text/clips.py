@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from common.data.frames import FrameFolder, MediaCaches, open_media
 from common.data.items import Sample
-from common.data.listing import Clip, Listing
+from common.data.listing import Clip, Listing, joined
 from common.data.media import MediaError, MediaFile, TooShortError
 from common.data.transforms import VideoTransform
 from common.data.windows import Limits, restrict
@@ -212,7 +212,7 @@ class ClipReader:
         if self.caches.files is None:
             return
         for name in dict.fromkeys(listing.table.names()):
-            path = listing.root / name
+            path = joined(listing.root, name)
             try:
                 if path.is_dir():
                     FrameFolder(path, cache=self.caches.frames).fill_cache()

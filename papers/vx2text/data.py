@@ -29,6 +29,7 @@ from common.data.worlds.narrated import kind_of
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, batches_of_epoch
 from common.training.examples import Example as ExampleBatch
+from common.types import Fraction, PositiveInt
 from papers.vx2text.clips import (
     DEFAULT_AUDIO,
     DEFAULT_VIDEO,
@@ -379,13 +380,13 @@ class VideoTextData(ShardedDataModule):
         audio_categories: Sequence[str] | None = None,
         prompt: PromptLimits = DEFAULT_LIMITS,
         slots: Slots = "media",
-        replaced: float = 0.15,
+        replaced: Fraction = 0.15,
         train_split: str = "train",
         validation_split: str = "validation",
         test_split: str = "test",
-        batch_size: int = 64,
-        test_batch_size: int = 16,
-        max_skipped_fraction: float = 0.05,
+        batch_size: PositiveInt = 64,
+        test_batch_size: PositiveInt = 16,
+        max_skipped_fraction: Fraction = 0.05,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, world, batch_size=batch_size, max_skipped_fraction=max_skipped_fraction, **kwargs)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 
+from common.types import Fraction, PositiveFloat, PositiveInt
+
 
 class LanguageModel(nn.Module):
     """T5: its encoder takes embeddings, its decoder writes text.
@@ -24,14 +26,14 @@ class LanguageModel(nn.Module):
 
     def __init__(
         self,
-        vocabulary_size: int = 32128,
-        width: int = 768,
-        layers: int = 12,
-        attention_heads: int = 12,
-        key_width: int = 64,
-        feed_forward_width: int = 3072,
-        dropout: float = 0.1,
-        embedding_scale: float = 1.0,
+        vocabulary_size: PositiveInt = 32128,
+        width: PositiveInt = 768,
+        layers: PositiveInt = 12,
+        attention_heads: PositiveInt = 12,
+        key_width: PositiveInt = 64,
+        feed_forward_width: PositiveInt = 3072,
+        dropout: Fraction = 0.1,
+        embedding_scale: PositiveFloat = 1.0,
     ) -> None:
         super().__init__()
         config = T5Config(
@@ -158,7 +160,7 @@ class OptionClassifier(LanguageModel):
     Source: [9], `no_decoder`.
     """
 
-    def __init__(self, options: int = 5, **kwargs: Any) -> None:
+    def __init__(self, options: PositiveInt = 5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.head = nn.Linear(self.width, options)
 

@@ -27,6 +27,7 @@ from common.protocols.text import TextTest
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.training.optimizers import adamw, clip_by_norm
+from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.vx2text.clips import (
     DEFAULT_AUDIO,
     MODALITIES,
@@ -65,10 +66,10 @@ class ModalityClassification(pl.LightningModule):
         self,
         classifier: ModalityClassifier,
         modality: Modality,
-        smoothing: float = 0.0,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.01,
-        warmup_fraction: float = 0.05,
+        smoothing: Fraction = 0.0,
+        learning_rate: PositiveFloat = 1e-3,
+        weight_decay: NonNegativeFloat = 0.01,
+        warmup_fraction: Fraction = 0.05,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["classifier"], logger=False)
@@ -112,9 +113,9 @@ class TextPretraining(pl.LightningModule):
     def __init__(
         self,
         language_model: LanguageModel,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.01,
-        warmup_fraction: float = 0.05,
+        learning_rate: PositiveFloat = 1e-3,
+        weight_decay: NonNegativeFloat = 0.01,
+        warmup_fraction: Fraction = 0.05,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["language_model"], logger=False)
@@ -349,12 +350,12 @@ class CategoryData(ShardedDataModule):
         world: World | None = None,
         video: VideoInput = ONE_CLIP,
         audio: AudioInput = DEFAULT_AUDIO,
-        fold: int | None = None,
+        fold: NonNegativeInt | None = None,
         train_split: str = "train",
         test_split: str = "validation",
-        batch_size: int = 64,
-        test_batch_size: int = 64,
-        max_skipped_fraction: float = 0.05,
+        batch_size: PositiveInt = 64,
+        test_batch_size: PositiveInt = 64,
+        max_skipped_fraction: Fraction = 0.05,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, world, batch_size=batch_size, max_skipped_fraction=max_skipped_fraction, **kwargs)

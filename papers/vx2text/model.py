@@ -1,4 +1,4 @@
-"""VX2TEXT, the model: what it sees and hears becomes word tokens, and a language model reads them and writes."""
+"""The model of VX2TEXT: video and audio become word tokens, which a language model reads to write text."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from common.stages.allowed import Builder
 from common.stages.export import SOURCES, Items, Trained, TrainedModel, with_arguments
 from common.stages.export import Modality as AnyModality
 from common.stages.finished import FinishedStage
+from common.types import PositiveFloat, PositiveInt
 from papers.vx2text.clips import AudioInput, ClipReader, Modality, VideoInput
 from papers.vx2text.data import CaptioningData, QuestionAnsweringData, Scoring, collate, option_targets, prompt_for
 from papers.vx2text.gumbel import largest
@@ -97,13 +98,13 @@ class VX2Text(TrainedModel):
         video_classifier: ModalityClassifier | None = None,
         audio_classifier: ModalityClassifier | None = None,
         modalities: Sequence[Modality] = ("video", "audio"),
-        video_tokens: int = 3,
-        audio_tokens: int = 3,
+        video_tokens: PositiveInt = 3,
+        audio_tokens: PositiveInt = 3,
         tokenization: Tokenization = "st_topk",
-        temperature: float = 1.0,
+        temperature: PositiveFloat = 1.0,
         table: Table = "learned",
-        beams: int = 5,
-        max_answer_tokens: int = 30,
+        beams: PositiveInt = 5,
+        max_answer_tokens: PositiveInt = 30,
     ) -> None:
         super().__init__()
         for field, value in (("beams", beams), ("max_answer_tokens", max_answer_tokens)):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from common.protocols.text import TextTest
 from common.training.optimizers import adamw, clip_by_norm
+from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from papers.vx2text import monitoring
 from papers.vx2text.data import VideoTextData
 from papers.vx2text.gumbel import gumbel_noise
@@ -54,19 +55,19 @@ class VX2TextModule(pl.LightningModule):
     def __init__(
         self,
         model: VX2Text,
-        auxiliary_weight: float = 0.0,
+        auxiliary_weight: NonNegativeFloat = 0.0,
         protocols: Sequence[str] = ("coco",),
         meteor: bool = True,
-        learning_rate: float = 1e-4,
-        table_learning_rate: float = 1e-4,
-        video_learning_rate: float = 2e-5,
-        audio_learning_rate: float = 2e-5,
-        weight_decay: float = 0.01,
-        warmup_fraction: float = 0.05,
+        learning_rate: PositiveFloat = 1e-4,
+        table_learning_rate: PositiveFloat = 1e-4,
+        video_learning_rate: PositiveFloat = 2e-5,
+        audio_learning_rate: PositiveFloat = 2e-5,
+        weight_decay: NonNegativeFloat = 0.01,
+        warmup_fraction: Fraction = 0.05,
         text_pretrained: str | None = None,
         video_pretrained: str | None = None,
         audio_pretrained: str | None = None,
-        seed: int = 0,
+        seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model"], logger=False)

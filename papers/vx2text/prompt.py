@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from common.types import PositiveInt
+
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer
@@ -51,7 +53,7 @@ class TextTokenizer:
     eos_id = 1
     unknown_id = 2
 
-    def __init__(self, pretrained: str | None = None, vocabulary_size: int = 32128) -> None:
+    def __init__(self, pretrained: str | None = None, vocabulary_size: PositiveInt = 32128) -> None:
         if vocabulary_size < 4:
             raise ValueError(f"vocabulary_size must hold three special ids and a word, got {vocabulary_size}")
         self.pretrained = pretrained

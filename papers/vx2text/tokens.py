@@ -95,7 +95,7 @@ class ModalityClassifier(nn.Module):
 
 
 class SigmoidClassifier(ModalityClassifier):
-    """A classifier that was trained with a sigmoid for each category, as PANNs are, taken at its word.
+    """A classifier that was trained with a sigmoid for each category, as PANNs are.
 
     A category's probability is the share of its sigmoid in the sum of all, where `ModalityClassifier` takes the softmax
     of the scores before it. Weights and parameters are the same.

@@ -38,6 +38,7 @@ from common.data.text_features import (
 from common.data.worlds.base import World
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
+from common.types import Fraction, PositiveInt
 
 Items = Literal["images", "captions"]
 CaptionChoice = Literal["random", "shortest"]
@@ -181,19 +182,19 @@ class TextToImageData(ShardedDataModule):
         world: World | None = None,
         text_features: StoredFeatures | None = None,
         sentence_pool: SentencePool = "official",
-        image_size: int = 256,
-        flip: float = 0.5,
+        image_size: PositiveInt = 256,
+        flip: Fraction = 0.5,
         official_quirks: bool = True,
-        minibatches: int = 2,
+        minibatches: PositiveInt = 2,
         items: Items = "images",
-        captions_per_image: int = 5,
+        captions_per_image: PositiveInt = 5,
         split: str = "train",
         test_split: str = "val",
         test_caption: CaptionChoice = "random",
-        test_samples: int | None = 30000,
-        reference_samples: int | None = 30000,
-        batch_size: int = 56,
-        test_batch_size: int = 64,
+        test_samples: PositiveInt | None = 30000,
+        reference_samples: PositiveInt | None = 30000,
+        batch_size: PositiveInt = 56,
+        test_batch_size: PositiveInt = 64,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, world, batch_size=batch_size, **kwargs)

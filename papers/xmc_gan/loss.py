@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from common.losses.adversarial import hinge_discriminator, hinge_generator
 from common.memory.collective import gather_with_gradient
+from common.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from papers.xmc_gan.model import Captions, DiscriminatorOutput, normalize
 
 #: Which pairs are negatives: those of the device's batch, or those of all devices.
@@ -74,14 +75,14 @@ class XMCGANLoss:
 
     def __init__(
         self,
-        weight_sentence: float = 1.0,
-        weight_word: float = 1.0,
-        weight_image_d: float = 1.0,
-        weight_image_net: float = 1.0,
-        temperature: float = 0.1,
-        word_gammas: Sequence[float] = (5.0, 5.0, 50.0),
+        weight_sentence: NonNegativeFloat = 1.0,
+        weight_word: NonNegativeFloat = 1.0,
+        weight_image_d: NonNegativeFloat = 1.0,
+        weight_image_net: NonNegativeFloat = 1.0,
+        temperature: PositiveFloat = 0.1,
+        word_gammas: Sequence[PositiveFloat] = (5.0, 5.0, 50.0),
         negatives: Negatives = "local",
-        captions_at_once: int | None = None,
+        captions_at_once: PositiveInt | None = None,
     ) -> None:
         weights = {
             "sentence": weight_sentence,

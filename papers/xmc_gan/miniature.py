@@ -24,6 +24,7 @@ from common.metrics.gathering import OncePerSample, RowsOncePerSample
 from common.metrics.generation import FeatureStatistics, Moments, first_ranked, frechet_distance, object_accuracy
 from common.protocols.generation import ImageEvaluation, print_once, without_substitutes
 from common.training.optimizers import warm_up_then_cosine
+from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Batch = dict[str, Any]
 Task = Literal["pairs", "crops", "untrained"]
@@ -50,7 +51,13 @@ class NGramText(nn.Module):
     Source: [14.2].
     """
 
-    def __init__(self, vocabulary_size: int = 256, width: int = 48, radius: int = 3, seed: int = 0) -> None:
+    def __init__(
+        self,
+        vocabulary_size: PositiveInt = 256,
+        width: PositiveInt = 48,
+        radius: PositiveInt = 3,
+        seed: NonNegativeInt = 0,
+    ) -> None:
         super().__init__()
         for name, value in (("vocabulary_size", vocabulary_size), ("width", width)):
             if value < 1:
@@ -145,10 +152,10 @@ class AttributeClassifier(PretrainedNetwork):
 
     def __init__(
         self,
-        width: int = 16,
-        feature_dim: int = 64,
-        grid: int = 4,
-        sizes: Sequence[int] = ATTRIBUTE_SIZES,
+        width: PositiveInt = 16,
+        feature_dim: PositiveInt = 64,
+        grid: PositiveInt = 4,
+        sizes: Sequence[PositiveInt] = ATTRIBUTE_SIZES,
         pretrained: str | None = None,
     ) -> None:
         super().__init__(pretrained)
@@ -204,10 +211,10 @@ class PictureNetwork(PretrainedNetwork):
     def __init__(
         self,
         task: Task = "pairs",
-        width: int = 12,
-        feature_dim: int = 48,
-        grid: int = 4,
-        sizes: Sequence[int] = ATTRIBUTE_SIZES,
+        width: PositiveInt = 12,
+        feature_dim: PositiveInt = 48,
+        grid: PositiveInt = 4,
+        sizes: Sequence[PositiveInt] = ATTRIBUTE_SIZES,
         pretrained: str | None = None,
     ) -> None:
         super().__init__(pretrained)
@@ -256,7 +263,9 @@ class MiniatureClassification(pl.LightningModule):
     Source: [14.4].
     """
 
-    def __init__(self, network: PretrainedNetwork, noise: float = 0.2, learning_rate: float = 2e-3) -> None:
+    def __init__(
+        self, network: PretrainedNetwork, noise: NonNegativeFloat = 0.2, learning_rate: PositiveFloat = 2e-3
+    ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["network"], logger=False)
         self.network = network
@@ -320,7 +329,7 @@ class MiniatureEvaluation(ImageEvaluation):
     Source: [14.5].
     """
 
-    def __init__(self, evaluator: AttributeClassifier, candidates: int = 100, seed: int = 0) -> None:
+    def __init__(self, evaluator: AttributeClassifier, candidates: PositiveInt = 100, seed: NonNegativeInt = 0) -> None:
         self.evaluator = evaluator
         self.candidates = candidates
         self.seed = seed

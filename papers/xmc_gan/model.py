@@ -30,6 +30,7 @@ from common.errors import StageError
 from common.stages.allowed import Builder, path_of
 from common.stages.export import Items, Modality, Trained, TrainedModel, renamed, with_arguments, without_sources
 from common.stages.finished import FinishedStage
+from common.types import PositiveFloat, PositiveInt
 from papers.xmc_gan.layers import (
     ConditionalBatchNorm,
     DoublingConv,
@@ -141,12 +142,12 @@ class Generator(nn.Module):
 
     def __init__(
         self,
-        width: int = 96,
-        channels: Sequence[int] = (16, 16, 8, 8, 4, 2, 1),
-        cond_size: int = 16,
-        z_dim: int = 128,
-        embedding_dim: int = 768,
-        gamma: float = 15.0,
+        width: PositiveInt = 96,
+        channels: Sequence[PositiveInt] = (16, 16, 8, 8, 4, 2, 1),
+        cond_size: PositiveInt = 16,
+        z_dim: PositiveInt = 128,
+        embedding_dim: PositiveInt = 768,
+        gamma: PositiveFloat = 15.0,
         batch_norm: Literal["local", "sync"] = "local",
     ) -> None:
         super().__init__()
@@ -308,10 +309,10 @@ class Discriminator(nn.Module):
 
     def __init__(
         self,
-        width: int = 96,
-        channels: Sequence[int] = (1, 2, 4, 8, 8, 16, 16),
-        cond_size: int = 16,
-        embedding_dim: int = 768,
+        width: PositiveInt = 96,
+        channels: Sequence[PositiveInt] = (1, 2, 4, 8, 8, 16, 16),
+        cond_size: PositiveInt = 16,
+        embedding_dim: PositiveInt = 768,
     ) -> None:
         super().__init__()
         require_positive("discriminator", width=width, embedding_dim=embedding_dim)
@@ -386,7 +387,7 @@ class ImageNetFeatures(nn.Module):
         network: Literal["resnet50", "vgg19"] = "resnet50",
         features: Literal["logits", "pooled"] = "logits",
         pretrained: str | None = None,
-        size: int = 224,
+        size: PositiveInt = 224,
     ) -> None:
         super().__init__()
         import torchvision

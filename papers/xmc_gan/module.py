@@ -18,6 +18,7 @@ from common.memory.momentum import MomentumPair
 from common.metrics.gathering import OncePerSample
 from common.protocols.generation import ImageEvaluation
 from common.training.optimizers import fused
+from common.types import Fraction, Momentum, NonNegativeInt, PositiveFloat
 from papers.xmc_gan import monitoring
 from papers.xmc_gan.data import TextToImageData
 from papers.xmc_gan.layers import keeping_statistics
@@ -55,12 +56,12 @@ class XMCGANModule(pl.LightningModule):
         text_encoder: nn.Module | None = None,
         image_network: nn.Module | None = None,
         evaluation: ImageEvaluation | None = None,
-        generator_learning_rate: float = 1e-4,
-        discriminator_learning_rate: float = 4e-4,
-        betas: Sequence[float] = (0.5, 0.999),
-        average_momentum: float = 0.999,
+        generator_learning_rate: PositiveFloat = 1e-4,
+        discriminator_learning_rate: PositiveFloat = 4e-4,
+        betas: Sequence[Momentum] = (0.5, 0.999),
+        average_momentum: Fraction = 0.999,
         evaluated: Literal["average", "trained"] = "average",
-        seed: int = 0,
+        seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         parts = ["generator", "discriminator", "loss", "text_encoder", "image_network", "evaluation"]

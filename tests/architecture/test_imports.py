@@ -28,6 +28,15 @@ LIBRARY = (
 )  # fmt: skip
 #: Parts that one paper uses and that know nothing of it: a store of the vectors of any frozen text encoder.
 WAITING = {"common.data.text_features"}
+#: Packages of common from the top floor down; a package imports none of a higher floor.
+FLOORS = (
+    {"commands"},
+    {"stages"},
+    {"training", "protocols", "monitoring"},
+    {"data", "metrics"},
+    {"encoders", "losses", "memory", "reporting"},
+    {"files", "errors", "types"},
+)
 #: Lines of code that one reads in a sitting.
 SITTING = 260
 
@@ -69,6 +78,20 @@ def test_no_circle() -> None:
         TopologicalSorter(graph()).prepare()
     except CycleError as error:
         raise AssertionError(f"modules import each other: {' <- '.join(error.args[1])}") from None
+
+
+def test_common_stands_on_floors() -> None:
+    """A package of common imports its own floor and lower ones; `common/__init__.py` draws them."""
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    inside = {module: module.split(".")[1] for module in modules() if module.startswith("common.")}
+    assert set(inside.values()) == floor.keys()
+    climbs = [
+        f"{file_of(module)} imports {other}"
+        for module, room in inside.items()
+        for other in graph()[module] & inside.keys()
+        if floor[inside[other]] < floor[room]
+    ]
+    assert not climbs, "from a higher floor: " + ", ".join(climbs)
 
 
 def test_no_grab_bag_module() -> None:

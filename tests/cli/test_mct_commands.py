@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from common.commands.main import main
 from common.stages.run import run_stage
-from tests.cli.test_command_line import LOADED, assemble
+from tests.cli.process import LOADED, assemble
 from tests.stages import request
 
 # One worker runs these tests, as each would train the stages anew.

@@ -12,7 +12,7 @@ from PIL import Image
 from common.commands.main import main
 from common.stages.export import trained_model, write_export
 from papers.vx2text import VX2Text
-from tests.cli.test_command_line import LOADED, assemble
+from tests.cli.process import LOADED, assemble
 from tests.data.media_factory import tone, write_video, write_wav
 from tests.trained import checkpoint
 
@@ -217,3 +217,21 @@ def test_help_is_quick() -> None:
     assert told.returncode == 0
     assert "LOADED []" in told.stdout
     assert "--among" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embed", "avid", "a.mp4", "--output", "README.md/rows.npz"], "--output"),
+        (["embed", "avid", "a.mp4", "--output", "/proc/none/rows.npz"], "--output"),
+        (["generate", "xmc_gan", "a circle", "--output", "README.md/made"], "--output"),
+        (["generate", "xmc_gan", "a circle", "--number", "1000000000"], "--number 1000000000: at most"),
+        (["export", "avid", "--output", "README.md/export"], "--output"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_found_before_the_model_is_read(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # README.md is no checkpoint: reading it would end in another message.
+    assert main([*arguments, "--checkpoint", "README.md"]) == 2
+    assert message in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from common.commands.main import main
-from tests.cli.test_command_line import LOADED, assemble
+from tests.cli.process import LOADED, assemble
 from tests.xmc_gan.stages import Stages, finished
 
 # One worker runs these tests, as each would train the stages anew.

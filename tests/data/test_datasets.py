@@ -380,6 +380,36 @@ def test_hmdb51_missing_files_and_bad_flags(tmp_path: Path):
         HMDB51(root).listing("test", 1)
 
 
+def test_hmdb51_list_that_is_a_folder_is_named(tmp_path: Path):
+    root = write_hmdb51(tmp_path)
+    path = root / "testTrainMulti_7030_splits" / "wave_test_split1.txt"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match=r"wave_test_split1\.txt is a folder"):
+        HMDB51(root).listing("train", 1)
+
+
+# -------------------------------------------------------------------------------------------------------------- lists
+@pytest.mark.parametrize(
+    ("write", "kind", "name", "split"),
+    [
+        (write_esc50, ESC50, "meta/esc50.csv", "train"),
+        (write_audioset, AudioSet, "unbalanced_train_segments.csv", "train"),
+        (lambda root: write_kinetics(root, flat=True), Kinetics400, "annotations/train.csv", "train"),
+    ],
+)
+@pytest.mark.parametrize("damage", [b"x" * 140_000, b"x\xff"])
+def test_damaged_lists_name_file_and_line(
+    write: Callable[[Path], Path], kind: type[MediaDataset], name: str, split: str, damage: bytes, tmp_path: Path
+):
+    root = write(tmp_path)
+    path = next(root.rglob(Path(name).name))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines) + damage + b"," + damage + b"," + damage + b"\n")
+    with pytest.raises(ValueError, match=rf"{path.name}, (after )?line \d+: "):
+        kind(root).listing(split, 1 if kind is ESC50 else None)
+
+
 # -------------------------------------------------------------------------------------------------------------- ESC-50
 def test_esc50_folds(tmp_path: Path):
     dataset = ESC50(write_esc50(tmp_path, clips_per_fold=2))

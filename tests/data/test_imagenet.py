@@ -109,6 +109,13 @@ def test_wrong_class_lists(tmp_path: Path, text: str, message: str) -> None:
         ImageNet(root, class_list=tmp_path / "classes.txt").listing("train")
 
 
+def test_a_class_list_of_other_bytes_than_text_is_named(tmp_path: Path) -> None:
+    root = write_imagenet(tmp_path / "imagenet")
+    (tmp_path / "classes.txt").write_bytes(b"n01440764\nn0144\xb0\n")
+    with pytest.raises(ValueError, match=r"class_list: .*classes\.txt names 1 classes that"):
+        ImageNet(root, class_list=tmp_path / "classes.txt").listing("train")
+
+
 def test_a_missing_class_list_is_missing_data(tmp_path: Path) -> None:
     imagenet = ImageNet(write_imagenet(tmp_path), class_list=tmp_path / "none.txt")
     with pytest.raises(DatasetMissing, match=r"no class_list.*none\.txt"):

@@ -139,6 +139,19 @@ def test_sbu(tmp_path: Path, name: str) -> None:
     assert rows(SBU(tmp_path).captions("train")) == {"0": ("A dog",), "2": ("A cat",)}
 
 
+def test_captions_and_pictures_of_sbu_are_counted_alike(tmp_path: Path) -> None:
+    write_lines(tmp_path / "SBU_captioned_photo_dataset_captions.txt", ["A dog", "", "A cat"])
+    write_lines(tmp_path / "SBU_captioned_photo_dataset_urls.txt", ["u"] * 3)
+    assert len(rows(SBU(tmp_path).captions())) == 2
+    write_lines(tmp_path / "SBU_captioned_photo_dataset_captions.txt", ["A dog", "A cat"])
+    with pytest.raises(ValueError, match=r"captions\.txt holds 2 captions and .*_urls\.txt 3 addresses"):
+        SBU(tmp_path).captions()
+    write_json(tmp_path / "sbu-captions-all.json", {"captions": ["A dog"], "image_urls": ["u", "v"]})
+    (tmp_path / "SBU_captioned_photo_dataset_captions.txt").unlink()
+    with pytest.raises(ValueError, match=r'all\.json holds 1 captions and "image_urls" 2 addresses'):
+        SBU(tmp_path).captions()
+
+
 def test_damaged_sbu(tmp_path: Path) -> None:
     with pytest.raises(DatasetMissing, match="the captions are missing"):
         SBU(tmp_path).captions()

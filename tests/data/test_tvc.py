@@ -36,6 +36,24 @@ def test_rows_and_moments_are_aligned(dataset: TVC) -> None:
     assert dataset.words() == {}
 
 
+def test_names_and_fingerprint_are_the_same_wherever_the_folders_lie(tmp_path: Path) -> None:
+    listings = []
+    for place in (tmp_path / "one", tmp_path / "two" / "deeper"):
+        write_tvc(place / "tvc")
+        write_tvqa(place / "tvqa")
+        listings.append(TVC(place / "tvc").listing("train"))
+    first, second = listings
+    assert first.fingerprint() == second.fingerprint()
+    assert first.table.names() == second.table.names()
+    assert first.table.name(0).startswith("../tvqa/")
+    # A link to the root does not change what lies beside it.
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "tvc").symlink_to(tmp_path / "one" / "tvc")
+    write_tvqa(linked / "tvqa")
+    assert str(TVC(linked / "tvc").listing("train")[0].path).startswith(str(linked / "tvqa"))
+
+
 def test_withheld_descriptions(dataset: TVC) -> None:
     assert [own.descriptions for own in dataset.moments("test_public")] == [(), ()]
     status = dataset.status()

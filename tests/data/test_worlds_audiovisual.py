@@ -1,8 +1,8 @@
-"""The audio-visual world on disk: real files in real layouts, rendered once and only once."""
+"""The audio-visual world on disk: real files in real layouts, read by the classes of the real data."""
 
-import hashlib
-import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -16,42 +16,13 @@ from common.data.datasets.kinetics import Kinetics400
 from common.data.datasets.ucf101 import UCF101
 from common.data.worlds import audiovisual
 from common.data.worlds.audiovisual import AudioVisualWorld
+from common.data.worlds.base import World
 from common.data.worlds.clip_generator import SOUND_CLASSES, VIDEO_CLASSES, ClipGenerator
-
-TINY = {
-    "pretrain": 24,
-    "validation": 12,
-    "audioset": 24,
-    "audioset_evaluation": 12,
-    "ucf_groups": 4,
-    "ucf_clips_per_group": 1,
-    "hmdb_train": 2,
-    "hmdb_test": 1,
-    "esc_clips_per_fold": 1,
-    "esc_seconds": 1.0,
-    "dcase_train": 2,
-    "dcase_test": 1,
-    "dcase_seconds": 1.0,
-}
-
-
-def tiny(root: Path, **changes: int) -> AudioVisualWorld:
-    return AudioVisualWorld(**{"seed": 5, "root": str(root), **TINY, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> AudioVisualWorld:
-    made = tiny(tmp_path_factory.mktemp("worlds"))
-    made.prepare()
-    return made
-
-
-def digest(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+def world(rendered: Callable[[type[World]], Any]) -> AudioVisualWorld:
+    return rendered(AudioVisualWorld)
 
 
 def test_kinetics(world: AudioVisualWorld) -> None:
@@ -156,91 +127,3 @@ def test_silent_files_have_no_audio_stream(world: AudioVisualWorld) -> None:
     frames, samples = decode(path)
     assert frames.shape == (16, 24, 24, 3)
     assert samples is None
-
-
-def test_the_same_parameters_give_the_same_files(world: AudioVisualWorld, tmp_path: Path) -> None:
-    again = tiny(tmp_path)
-    assert again.key() == world.key()
-    again.prepare(["esc50", "hmdb51"])
-    for name in ("esc50", "hmdb51"):
-        assert digest(again.root_of(name)) == digest(world.root_of(name))
-    assert not again.root_of("kinetics400").exists()
-
-
-def test_other_parameters_give_another_folder(world: AudioVisualWorld, tmp_path: Path) -> None:
-    assert tiny(tmp_path, seed=6).folder.name != world.folder.name
-    assert tiny(tmp_path, pretrain=36).folder.name != world.folder.name
-    assert tiny(tmp_path).folder.name == world.folder.name
-
-
-def test_splits_share_no_clip(world: AudioVisualWorld) -> None:
-    hashes = [value for name in world.names for key, value in digest(world.root_of(name)).items() if "." in key]
-    media = hashes
-    assert len(set(media)) == len(media)
-
-
-def test_a_second_call_leaves_the_files_alone(world: AudioVisualWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: object) -> None:
-        raise AssertionError("rendered again")
-
-    monkeypatch.setattr(AudioVisualWorld, "_render", never)
-    world.prepare()
-
-
-def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = tiny(tmp_path)
-    monkeypatch.setattr(audiovisual, "write_sound", _full_disk)
-    with pytest.raises(OSError, match="no space"):
-        world.prepare(["esc50"])
-    assert not world.root_of("esc50").exists()
-    assert not list(world.folder.glob(".rendering-*"))
-    monkeypatch.undo()
-    world.prepare(["esc50"])
-    assert len(ESC50(world.root_of("esc50")).listing("all")) == 60
-
-
-def _full_disk(*_: object) -> None:
-    raise OSError("no space left on device")
-
-
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    world = tiny(tmp_path)
-    half = world.folder / ".rendering-half"
-    half.mkdir(parents=True)
-    (half / "part.wav").write_bytes(b"")
-    world.prepare(["esc50"])
-    assert not half.exists()
-
-
-def _prepare(root: str) -> None:
-    tiny(Path(root)).prepare(["esc50", "hmdb51"])
-
-
-def test_two_processes_at_once(world: AudioVisualWorld, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_prepare, args=(str(tmp_path),)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    twin = tiny(tmp_path)
-    for name in ("esc50", "hmdb51"):
-        assert digest(twin.root_of(name)) == digest(world.root_of(name))
-    assert not list(twin.folder.glob(".rendering-*"))
-
-
-def test_unknown_names_and_bad_sizes_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'kinetics'; it has kinetics400"):
-        tiny(tmp_path).root_of("kinetics")
-    with pytest.raises(ValueError, match="size"):
-        tiny(tmp_path, size=23)
-    with pytest.raises(ValueError, match="pretrain"):
-        tiny(tmp_path, pretrain=0)
-    with pytest.raises(ValueError, match="ucf_groups"):
-        tiny(tmp_path, ucf_groups=3)
-
-
-def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path))
-    assert AudioVisualWorld().root_of("esc50").is_relative_to(tmp_path / "worlds")

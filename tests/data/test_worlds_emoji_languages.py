@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.multi30k import Multi30K
 from common.data.datasets.stair_captions import STAIRCaptions
 from common.data.datasets.wikipedia import WikipediaText
+from common.data.worlds.base import World
 from common.data.worlds.emoji import LANGUAGES, Concept
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld, induced_dictionary, plain
+from tests.data.worlds import tiny
 
 # One worker runs these tests, as each would render the worlds anew.
 pytestmark = pytest.mark.xdist_group("emoji languages worlds")
@@ -28,16 +31,9 @@ pytestmark = pytest.mark.xdist_group("emoji languages worlds")
 STYLES = ("noto", "openmoji", "fluent_flat")
 
 
-def tiny(root: Path | None, **changes: Any) -> EmojiLanguagesWorld:
-    arguments = {"seed": 3, "size": 32, "concepts": 60, "test": 8, "fine_tune": 16, "pictures_per_drawing": 2}
-    return EmojiLanguagesWorld(**{**arguments, "vocabulary_size": 1000, "root": str(root), **changes})
-
-
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> EmojiLanguagesWorld:
-    made = tiny(tmp_path_factory.mktemp("worlds"))
-    made.prepare()
-    return made
+def world(rendered: Callable[[type[World]], Any]) -> EmojiLanguagesWorld:
+    return rendered(EmojiLanguagesWorld)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +53,7 @@ def sets(world: EmojiLanguagesWorld) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------------------- division
 def test_the_whole_world_has_the_sizes_it_says() -> None:
-    whole = tiny(None, concepts=None, test=300, fine_tune=400)
+    whole = tiny(EmojiLanguagesWorld, None, concepts=None, test=300, fine_tune=400)
     parts = (
         whole.test_concepts,
         whole.fine_tune_concepts,
@@ -70,7 +66,10 @@ def test_the_whole_world_has_the_sizes_it_says() -> None:
     assert all(concept.group != "Flags" for part in parts for concept in part)
     assert whole.held_out_concepts == whole.dictionary_concepts[:40]
     # Seeds are measured on the same pictures.
-    assert tiny(None, concepts=None, test=300, fine_tune=400, seed=7).test_concepts == whole.test_concepts
+    assert (
+        tiny(EmojiLanguagesWorld, None, concepts=None, test=300, fine_tune=400, seed=7).test_concepts
+        == whole.test_concepts
+    )
     coverage = {language: len(entries) for language, entries in whole.dictionaries.items()}
     assert sorted(coverage) == ["cs", "de", "fr", "ja", "zh"]
     assert min(coverage.values()) > 500
@@ -95,8 +94,8 @@ def test_what_is_tested_is_seen_nowhere_else(world: EmojiLanguagesWorld, sets: d
 
 
 def test_drawings_alone_may_be_unseen(tmp_path: Path) -> None:
-    made = tiny(tmp_path, unseen="drawings")
-    other = tiny(None)
+    made = tiny(EmojiLanguagesWorld, tmp_path, unseen="drawings")
+    other = tiny(EmojiLanguagesWorld, None)
     assert (made.test_concepts, made.fine_tune_concepts) == (other.test_concepts, other.fine_tune_concepts)
     assert made.dictionaries == other.dictionaries
     made.prepare(["stair_captions", "coco_cn", "wikipedia"])
@@ -251,19 +250,8 @@ def test_the_tokenizer_knows_every_sign(world: EmojiLanguagesWorld, sets: dict[s
 
 
 # ---------------------------------------------------------------------------------------------------- the same again
-def test_the_same_seed_gives_the_same_files(tmp_path: Path, world: EmojiLanguagesWorld) -> None:
-    again = tiny(tmp_path)
-    assert again.key() == world.key()
-    again.prepare(["multi30k", "wikipedia", "sentencepiece", "coco_cn"])
-    for name in ("multi30k", "wikipedia", "sentencepiece", "coco_cn"):
-        mine, other = again.root_of(name), world.root_of(name)
-        files = sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
-        assert sorted(path.relative_to(mine) for path in mine.rglob("*") if path.is_file()) == files
-        assert all((mine / path).read_bytes() == (other / path).read_bytes() for path in files)
-
-
 def test_another_seed_changes_training_and_leaves_the_test(tmp_path: Path, world: EmojiLanguagesWorld) -> None:
-    other = tiny(tmp_path, seed=4)
+    other = tiny(EmojiLanguagesWorld, tmp_path, seed=4)
     other.prepare(["coco_cn"])
     mine, theirs = COCOCN(world.root_of("coco_cn")), COCOCN(other.root_of("coco_cn"))
     assert mine.captions("test").captions == theirs.captions("test").captions
@@ -275,25 +263,8 @@ def test_another_seed_changes_training_and_leaves_the_test(tmp_path: Path, world
         assert (pixels[0] == pixels[1]).all() == (not trained)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"concepts": 1573}, "concepts: must be from 1 to 1572"),
-        ({"concepts": 25}, "concepts: 25 less 8 for testing and 16 for fine-tuning leave 1"),
-        ({"test_style": "noto"}, "at least two different designers"),
-        ({"train_styles": ("crayon",)}, "'crayon' is not one of"),
-        ({"size": 8}, "size: must be at least 16"),
-        ({"keywords": 0}, "keywords: must be at least 1"),
-        ({"unseen": "nothing"}, "unseen: must be concepts or drawings"),
-    ],
-)
-def test_arguments_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        tiny(None, **changes)
-
-
 def test_a_vocabulary_that_is_too_small(tmp_path: Path) -> None:
-    made = tiny(tmp_path, vocabulary_size=100)
+    made = tiny(EmojiLanguagesWorld, tmp_path, vocabulary_size=100)
     with pytest.raises(ValueError, match="vocabulary_size: 100 pieces are too few"):
         made.prepare(["sentencepiece"])
     assert not made.root_of("sentencepiece").exists()

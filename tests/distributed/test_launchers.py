@@ -18,8 +18,8 @@ from torch import Tensor
 
 from common.commands.main import main
 from common.reporting.papers import existing_papers, project_root
+from tests.distributed.small_mct import small_layer
 from tests.distributed.stages import over, train
-from tests.distributed.test_mct_training import _layer
 from tests.stages import request
 
 MODULE = "common.commands.main"
@@ -58,9 +58,9 @@ def _torchrun(command: list[str]) -> list[tuple[list[str], dict[str, str]]]:
 
 @pytest.mark.timeout(600)
 def test_torchrun_and_srun_equal_one_process(tmp_path: Path) -> None:
-    one = train(request("mct/mct_tag", tmp_path / "one", layer=over(_layer({"queue_size": 64}), 1)))
+    one = train(request("mct/mct_tag", tmp_path / "one", layer=over(small_layer({"queue_size": 64}), 1)))
     layer = tmp_path / "two.yaml"
-    layer.write_text(yaml.safe_dump(over(_layer({"queue_size": 64}), 2)), encoding="utf-8")
+    layer.write_text(yaml.safe_dump(over(small_layer({"queue_size": 64}), 2)), encoding="utf-8")
     for launcher in (_torchrun, _srun):
         runs = tmp_path / launcher.__name__
         options = ["--scale", "smoke", "--runs", str(runs), "--config", str(layer)]

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from common.metrics.gathering import gather_rows
 from tests.distributed.harness import run_distributed
-from tests.mct.test_bridge import WIDTH, bridged
-from tests.mct.test_evaluation import Captioned, SearchData, search
 from tests.protocols.parts import results_of, trainer
+from tests.protocols.test_bridge import WIDTH, bridged
+from tests.protocols.test_search import Captioned, SearchData, search
 
 PROCESSES = 2
 

@@ -7,56 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.distributed.small_mct import STEPS, small_layer
 from tests.distributed.stages import over, train, train_on_two
 from tests.stages import request
 
-BATCH, STEPS = 16, 8
-
-
-class PooledImages(nn.Module):
-    """An encoder without batch statistics: with them, two halves of a batch are not the whole."""
-
-    def __init__(self, feature_dim: int = 6) -> None:
-        super().__init__()
-        self.feature_dim = feature_dim
-        self.linear = nn.Linear(3 * 16, feature_dim)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.tanh(self.linear(nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)))
-
-
-class MeanOfWords(nn.Module):
-    """An encoder without dropout, of which two processes would draw different numbers."""
-
-    def __init__(self, vocabulary_size: int = 256, feature_dim: int = 5) -> None:
-        super().__init__()
-        self.feature_dim = feature_dim
-        self.vocabulary_size = vocabulary_size
-        self.embedding = nn.Embedding(vocabulary_size, feature_dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        # Over words and not over the padding, whose length depends on the other captions of a process.
-        words = (tokens != 0)[:, :, None]
-        return (self.embedding(tokens) * words).sum(1) / words.sum(1)
-
-
-def _layer(loss: dict[str, Any], **model: Any) -> dict[str, Any]:
-    return {
-        "trainer": {"max_epochs": 2, "limit_train_batches": STEPS // 2, "log_every_n_steps": 1},
-        "model": {
-            "init_args": {
-                "image_encoder": {"class_path": f"{__name__}.PooledImages", "init_args": {"feature_dim": 6}},
-                "text_encoder": {"class_path": f"{__name__}.MeanOfWords", "init_args": {"feature_dim": 5}},
-                "text_learning_rate": 0.01,
-                "image_learning_rate": 0.01,
-                "momentum": 0.7,
-                "loss": {"init_args": loss},
-                **model,
-            }
-        },
-    }
+BATCH = 16
 
 
 def _rank_major(size: int) -> Tensor:
@@ -89,8 +46,8 @@ def _rank_major(size: int) -> Tensor:
     ids=lambda model: str(model["loss"]["queue_size"]),
 )
 def test_two_processes_equal_one(tmp_path: Path, model: dict[str, Any]) -> None:
-    one = train(request("mct/mct_tag", tmp_path / "one", layer=over(_layer(**model), 1)))
-    ranks = train_on_two(request("mct/mct_tag", tmp_path / "two", layer=over(_layer(**model), 2)))
+    one = train(request("mct/mct_tag", tmp_path / "one", layer=over(small_layer(**model), 1)))
+    ranks = train_on_two(request("mct/mct_tag", tmp_path / "two", layer=over(small_layer(**model), 2)))
     size = model["loss"]["queue_size"]
     place = _rank_major(size) % size
     queues = {name for name in one["state"] if name.endswith((".vectors", ".image_id", ".tags", ".valid"))}
@@ -125,7 +82,7 @@ def test_two_processes_with_queues_that_a_batch_does_not_divide(tmp_path: Path) 
     Two processes lose other samples of that one batch than one process does. Everything newer must be there in both
     runs, and both ranks must agree to the bit, with the shuffled key batch and an encoder with batch statistics too.
     """
-    layer = _layer({"queue_size": 24}, key_bn_groups=2)
+    layer = small_layer({"queue_size": 24}, key_bn_groups=2)
     del layer["model"]["init_args"]["image_encoder"]
     del layer["model"]["init_args"]["text_encoder"]
     layer["trainer"]["max_epochs"] = 1

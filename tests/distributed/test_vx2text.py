@@ -111,10 +111,12 @@ def _part_of_loss(rank: int, logits: Tensor, labels: Tensor) -> tuple[Tensor, Te
     return loss.detach(), own.grad / 2  # as data parallelism averages
 
 
-def test_answers_of_different_lengths_weigh_by_their_words() -> None:
+# In the second case one of two processes has no word to learn from.
+@pytest.mark.parametrize("lengths", [(6, 1, 3, 0, 2), (6, 0, 3, 0, 2)])
+def test_answers_of_different_lengths_weigh_by_their_words(lengths: tuple[int, ...]) -> None:
     logits = torch.randn(5, 6, 7)
     labels = torch.randint(0, 7, (5, 6))
-    for row, words in enumerate((6, 1, 3, 0, 2)):
+    for row, words in enumerate(lengths):
         labels[row, words:] = -100
     whole = logits.clone().requires_grad_()
     loss = text_loss(whole, labels)

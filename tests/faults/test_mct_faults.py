@@ -117,7 +117,7 @@ def test_trains_on_coco_without_instances_where_no_loss_reads_tags(coco: Path, t
     for path in (coco / "annotations").glob("instances_*"):
         path.unlink()
     record = run_stage(request("mct/mct", tmp_path / "run", layer=with_root(coco)))
-    assert record.metrics["test/neighbours_with_a_tag"] is None or record.metrics["test/neighbours_with_a_tag"] != 0
+    assert record.metrics["test/neighbours_with_a_tag"] is None
 
 
 @pytest.mark.parametrize("vocabulary", [True, False])

@@ -218,7 +218,10 @@ def test_validation_touches_neither_banks_nor_normalizer(tmp_path: Path) -> None
         (["fit", "avid/avid", "--scale", "smoke", "--trainer.devices", "many"], "trainer: `devices`"),
         (["fit", "avid/avid", "--scale", "smoke", "--trainer.devices", "0"], "trainer: `Trainer(devices=0)`"),
         (["fit", "avid/avid", "--scale", "smoke", "--config", "configs"], "configs cannot be read: Is a directory"),
-        (["fit", "avid/avid", "--scale", "smoke", "--data.batch_size", "0"], "data.batch_size must be at least 1"),
+        (
+            ["fit", "avid/avid", "--scale", "smoke", "--data.batch_size", "0"],
+            "data.batch_size is 0; it must",
+        ),
         (["test", "avid/avid", "--scale", "smoke", "--checkpoint", "README.md"], "README.md: "),
         (["plan", "avidd"], "avid"),
         (["reproduce", "avid", "--scale", "smoke", "--jobs", "-1"], "--jobs must be at least 1"),
@@ -294,3 +297,37 @@ def test_an_interrupted_stage_says_where_it_goes_on(
     assert main(["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path)]) == 130
     where = "goes on from its last checkpoint" if saved else "starts anew: no checkpoint was saved yet"
     assert f"avid: interrupted; the same command {where}\n" in capsys.readouterr().out
+
+
+def test_missing_data_are_told_before_anything_is_estimated_or_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "_run_claimed", lambda *_: pytest.fail("the stage was begun"))
+    arguments = ["fit", "avid/avid", "--scale", "paper", "--data", str(tmp_path / "none"), "--runs", str(tmp_path)]
+    assert main(arguments) == 1
+    assert f"nothing at {tmp_path / 'none' / 'kinetics400'}" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_logging_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "file" / "cache"))
+    stage = request("avid_cma/avid", tmp_path)
+    with pytest.raises(StageError, match=r"cache folder \(ASSEMBLE_CACHE names it\) .*cache cannot be written"):
+        run_stage(stage)
+    assert not (stage.directory / "wandb").exists()
+
+
+def test_a_folder_in_the_place_of_the_curves_is_told(tmp_path: Path) -> None:
+    stage = request("avid_cma/avid", tmp_path)
+    runner._prepare_directory(stage, stage.configuration(), stage.lineage_hash())
+    (stage.directory / "metrics.csv").mkdir()
+    with pytest.raises(StageError, match=r"metrics\.csv is no file.*move it away"):
+        run_stage(stage)
+
+
+def test_a_null_byte_is_told_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "avid/avid", "--runs", "a\0b"])
+    assert "holds a null byte" in capsys.readouterr().err

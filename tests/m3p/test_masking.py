@@ -88,14 +88,14 @@ def test_regions_have_the_rates_of_the_released_code() -> None:
     zeroed, labels = mask_regions(classes, np.ones_like(classes, bool), rng.random((rows, count, 2)))
     chosen = labels != -1
     expected = 0.15 + 0.85**count / count
-    assert golden["expected_labeled_rate"] == pytest.approx(expected, abs=1e-9)
+    assert golden["expected_labelled_rate"] == pytest.approx(expected, abs=1e-9)
     assert chosen.mean() == pytest.approx(expected, abs=four_errors(expected, chosen.size))
     assert not (zeroed & ~chosen).any()
     # Where none was chosen one is, and always made zero; the released code asks for one that it leaves as it is.
     forced = 0.85**count / count
     kept = 0.9 * 0.15 / expected + forced / expected
     assert zeroed.sum() / chosen.sum() == pytest.approx(kept, abs=four_errors(kept, int(chosen.sum())))
-    assert golden["expected_zeroed_of_labeled"] == pytest.approx(0.9 * 0.15 / expected, abs=1e-9)
+    assert golden["expected_zeroed_of_labelled"] == pytest.approx(0.9 * 0.15 / expected, abs=1e-9)
     # No place is preferred.
     assert chisquare(chosen.sum(axis=0)).pvalue > 1e-3
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.metrics.linear_svm import classify_windowed, judge_class
+from common.metrics.linear_svm import classify_windowed, evaluate_class
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mct" / "voc_svm.npz"
 OPTIONS = {"C": 1.0, "loss": "hinge", "tol": 1e-4, "max_iter": 200, "random_state": 0}
@@ -63,7 +63,7 @@ def test_starts_without_torch() -> None:
 class TestOneClass:
     def test_equals_the_official_routine(self) -> None:
         with np.load(GOLDEN, allow_pickle=False) as golden:
-            verdict = judge_class(
+            verdict = evaluate_class(
                 golden["feat_train"], golden["label_train"], golden["feat_test"], golden["label_test"]
             )
             assert verdict.average_precision == pytest.approx(float(golden["svm_ap"]), abs=0.01)
@@ -79,33 +79,33 @@ class TestOneClass:
     def test_difficult_is_negative_in_training_and_ignored_in_the_test(self) -> None:
         label = np.array([1, 0, 0, 0] * 10)
         rows, difficult = self.rows(0, label), np.where(np.arange(40) % 8 == 1, -1, label)
-        plain = judge_class(rows, label, rows, label)
-        assert judge_class(rows, difficult, rows, label) == plain
+        plain = evaluate_class(rows, label, rows, label)
+        assert evaluate_class(rows, difficult, rows, label) == plain
         judged = difficult >= 0
-        expected = judge_class(rows, label, rows[judged], label[judged])
-        assert judge_class(rows, label, rows, difficult) == expected
+        expected = evaluate_class(rows, label, rows[judged], label[judged])
+        assert evaluate_class(rows, label, rows, difficult) == expected
 
     def test_the_first_of_equally_good_costs_wins(self) -> None:
         label = np.array([1, 0, 0] * 8)
-        verdict = judge_class(self.rows(0, label, 9.0), label, self.rows(1, label, 9.0), label, costs=[0.5])
+        verdict = evaluate_class(self.rows(0, label, 9.0), label, self.rows(1, label, 9.0), label, costs=[0.5])
         assert verdict.cost == 0.5
         assert verdict.average_precision == 1
-        tie = judge_class(self.rows(0, label, 9.0), label, self.rows(1, label, 9.0), label, costs=[1, 0.1, 10])
+        tie = evaluate_class(self.rows(0, label, 9.0), label, self.rows(1, label, 9.0), label, costs=[1, 0.1, 10])
         assert tie.cost == 1
 
     def test_few_positives_make_fewer_folds(self) -> None:
         label = np.array([1, 1] + [0] * 20)
-        verdict = judge_class(self.rows(0, label, 9.0), label, self.rows(1, label, 9.0), label)
+        verdict = evaluate_class(self.rows(0, label, 9.0), label, self.rows(1, label, 9.0), label)
         assert verdict.average_precision == 1
 
     def test_classes_that_cannot_be_judged_are_left_out_with_a_reason(self) -> None:
         label = np.array([1, 0] * 6)
         rows = self.rows(0, label)
         for training in (np.zeros(12, int), np.eye(12, dtype=int)[3], np.full(12, -1), np.ones(12, int)):
-            verdict = judge_class(rows, training, rows, label)
+            verdict = evaluate_class(rows, training, rows, label)
             assert np.isnan(verdict.average_precision)
             assert "training" in verdict.left_out
-        verdict = judge_class(rows, label, rows, np.where(label == 1, -1, 0))
+        verdict = evaluate_class(rows, label, rows, np.where(label == 1, -1, 0))
         assert np.isnan(verdict.average_precision)
         assert verdict.left_out == "no positive test sample"
 
@@ -116,12 +116,12 @@ class TestOneClass:
             wrong = rows.copy()
             wrong[3, 2] = broken
             with pytest.raises(ValueError, match="features"):
-                judge_class(wrong, label, rows, label)
+                evaluate_class(wrong, label, rows, label)
             with pytest.raises(ValueError, match="features"):
-                judge_class(rows, label, wrong, label)
+                evaluate_class(rows, label, wrong, label)
         with pytest.raises(ValueError, match="costs"):
-            judge_class(rows, label, rows, label, costs=[])
+            evaluate_class(rows, label, rows, label, costs=[])
         with pytest.raises(ValueError, match="costs"):
-            judge_class(rows, label, rows, label, costs=[0.0])
+            evaluate_class(rows, label, rows, label, costs=[0.0])
         with pytest.raises(ValueError, match="folds"):
-            judge_class(rows, label, rows, label, folds=1)
+            evaluate_class(rows, label, rows, label, folds=1)

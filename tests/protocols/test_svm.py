@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 
 from common.encoders.audio import AudioConvNet
 from common.encoders.checkpoint_files import CheckpointError
-from common.metrics.linear_svm import judge_class
+from common.metrics.linear_svm import evaluate_class
 from common.protocols.svm import MultiLabelSVM, SoundSVM
 from tests.protocols.parts import (
     CLASSES,
@@ -158,7 +158,7 @@ class TestMultiLabelSVM:
             return nn.functional.normalize(rows).numpy()
 
         verdicts = [
-            judge_class(
+            evaluate_class(
                 features(train), train.labels.numpy()[:, c], features(test), test.labels.numpy()[:, c], [0.1, 1]
             )
             for c in range(CLASSES)

@@ -48,7 +48,7 @@ def test_tables(
 def test_errors_are_one_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("tables", "mtc") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: unknown paper 'mtc': did you mean 'mct'?")
+    assert error.startswith("assemble: unknown paper 'mtc': did you mean 'mct'?")
     assert error.count("\n") == 1
     assert run("claims", "mct", "--runs", str(project / "nowhere")) == 2
     assert run("tables", "mct", "--table", "tranfer", "--no-write") == 2

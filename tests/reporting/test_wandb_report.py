@@ -123,7 +123,7 @@ def test_a_server_that_does_not_answer_costs_seconds(
     assert run("wandb-report", "mct") == 2
     assert time.monotonic() - clock < 5
     error = capsys.readouterr().err
-    assert error.startswith("error: W&B: 127.0.0.1 does not answer")
+    assert error.startswith("assemble: W&B: 127.0.0.1 does not answer")
     assert "--offline" in error
     assert error.count("\n") == 1
 

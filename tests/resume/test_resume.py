@@ -2,69 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from common.protocols.classification import ActionRecognition, LinearProbes
-from common.stages.run import StageRequest, run_stage
+from common.stages.run import run_stage
 from papers.avid_cma.module import AVIDModule
+from tests.resume.killing import LAYER, compare, kill_at
 from tests.stages import callbacks, request
-
-LAYER = {"trainer": {"max_epochs": 3, "limit_train_batches": 1.0, "log_every_n_steps": 1, "callbacks": callbacks(4)}}
-
-
-def _run_until_killed(stage: StageRequest, module: type, step: int) -> None:
-    original = module.training_step  # type: ignore[attr-defined]
-
-    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
-        if self.trainer.global_step == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, batch, batch_idx)
-
-    module.training_step = training_step  # type: ignore[attr-defined]
-    os.environ["WANDB_MODE"] = "disabled"  # a forked child must not talk to its parent's W&B service
-    run_stage(stage)
-
-
-def _kill_at(stage: StageRequest, module: type, step: int) -> None:
-    process = multiprocessing.get_context("fork").Process(target=_run_until_killed, args=(stage, module, step))
-    process.start()
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
-
-
-def assert_equal(left: Any, right: Any, where: str = "checkpoint") -> None:
-    """Equal types, shapes and bits, all the way down."""
-    if isinstance(left, torch.Tensor):
-        assert torch.equal(left, right), where
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys(), where
-        for key in left:
-            assert_equal(left[key], right[key], f"{where}.{key}")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), where
-        for position, (a, b) in enumerate(zip(left, right)):
-            assert_equal(a, b, f"{where}.{position}")
-    else:
-        assert left == right, where
-
-
-def _compare(whole: StageRequest, resumed: StageRequest) -> None:
-    states = [
-        torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True) for stage in (whole, resumed)
-    ]
-    for key in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
-        assert_equal(states[0][key], states[1][key], key)
-    logged = [(stage.directory / "metrics.csv").read_text(encoding="utf-8") for stage in (whole, resumed)]
-    assert logged[0] == logged[1]
-    assert "train/loss" in logged[0]
 
 
 # Six steps an epoch and a checkpoint every four: step 10 goes on from 8, in the middle of epoch 1; step 14 goes on from
@@ -80,10 +27,10 @@ def test_avid(tmp_path: Path, killed_at: int, workers: int, warmup: int) -> None
     }
     whole = request("avid/avid_joint", tmp_path / "whole", layer=layer)
     resumed = request("avid/avid_joint", tmp_path / "resumed", layer=layer)
-    _kill_at(resumed, AVIDModule, killed_at)
+    kill_at(resumed, AVIDModule, killed_at)
     assert not (resumed.directory / "record.json").exists()
     records = [run_stage(stage) for stage in (whole, resumed)]
-    _compare(whole, resumed)
+    compare(whole, resumed)
     assert records[0].metrics == records[1].metrics
     assert records[0].steps == records[1].steps == 18
 
@@ -106,7 +53,7 @@ def test_cma_with_a_set_mined_in_between(
     for name in ("whole", "resumed"):
         runs = shutil.copytree(runs_with_avid, tmp_path / name)
         stages.append(request("avid/avid_cma", runs, layer=layer))
-    _kill_at(stages[1], AVIDModule, killed_at)
+    kill_at(stages[1], AVIDModule, killed_at)
     mined: list[int] = []
     original = AVIDModule.mine
 
@@ -119,17 +66,17 @@ def test_cma_with_a_set_mined_in_between(
     assert mined == [0, 1, 2]
     run_stage(stages[1])
     assert mined[3:] == [2]  # the set of epoch 1 came with the checkpoint
-    _compare(*stages)
+    compare(*stages)
 
 
 def test_a_linear_probe_keeps_its_encoder_frozen(tmp_path: Path) -> None:
     layer = {"trainer": {**LAYER["trainer"], "callbacks": callbacks(2)}}
     whole = request("avid/kinetics_linear", tmp_path / "whole", layer=layer)
     resumed = request("avid/kinetics_linear", tmp_path / "resumed", layer=layer)
-    _kill_at(resumed, LinearProbes, 7)
+    kill_at(resumed, LinearProbes, 7)
     for stage in (whole, resumed):
         run_stage(stage)
-    _compare(whole, resumed)
+    compare(whole, resumed)
 
 
 def test_fine_tuning_with_dropout_and_schedule(tmp_path: Path) -> None:
@@ -139,10 +86,10 @@ def test_fine_tuning_with_dropout_and_schedule(tmp_path: Path) -> None:
     }
     whole = request("avid/ucf101_fine_tune", tmp_path / "whole", layer=layer)
     resumed = request("avid/ucf101_fine_tune", tmp_path / "resumed", layer=layer)
-    _kill_at(resumed, ActionRecognition, 7)
+    kill_at(resumed, ActionRecognition, 7)
     for stage in (whole, resumed):
         run_stage(stage)
-    _compare(whole, resumed)
+    compare(whole, resumed)
 
 
 def test_a_changed_configuration_starts_anew_and_keeps_the_old_run(tmp_path: Path) -> None:

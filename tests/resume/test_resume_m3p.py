@@ -9,7 +9,7 @@ import pytest
 from common.stages.run import run_stage
 from papers.m3p.module import M3PModule
 from tests.m3p.stages import stage
-from tests.resume.test_resume import _compare, _kill_at
+from tests.resume.killing import compare, kill_at
 from tests.stages import callbacks
 
 # Two iterations make an update and eight an epoch; a checkpoint every three updates: the kill at update 5 goes back to
@@ -32,8 +32,8 @@ def test_killed_and_resumed_equals_uninterrupted(
     recipe: str, layer: dict[str, object], steps: int, tmp_path: Path
 ) -> None:
     stages = [stage(recipe, tmp_path / name, layer=layer) for name in ("whole", "resumed")]
-    _kill_at(stages[1], M3PModule, 5 if recipe == "m3p" else 3)
+    kill_at(stages[1], M3PModule, 5 if recipe == "m3p" else 3)
     records = [run_stage(one) for one in stages]
-    _compare(*stages)
+    compare(*stages)
     assert records[0].metrics == records[1].metrics
     assert records[0].steps == records[1].steps == steps

@@ -14,7 +14,7 @@ from common.protocols.search import CrossModalSearch
 from common.stages.run import run_stage
 from papers.mct.module import MCTModule
 from papers.mct.virtex import VirTex
-from tests.resume.test_resume import LAYER, _compare, _kill_at
+from tests.resume.killing import LAYER, compare, kill_at
 from tests.stages import callbacks, request
 
 
@@ -29,9 +29,9 @@ def test_mct_with_queues(tmp_path: Path, killed_at: int, workers: int) -> None:
     }
     whole = request("mct/mct_tag", tmp_path / "whole", layer=layer)
     resumed = request("mct/mct_tag", tmp_path / "resumed", layer=layer)
-    _kill_at(resumed, MCTModule, killed_at)
+    kill_at(resumed, MCTModule, killed_at)
     records = [run_stage(stage) for stage in (whole, resumed)]
-    _compare(whole, resumed)
+    compare(whole, resumed)
     assert records[0].metrics == records[1].metrics
     assert records[0].steps == 12
     state = torch.load(whole.directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -46,9 +46,9 @@ def test_the_bridge_keeps_what_it_was_after_some_steps(tmp_path: Path) -> None:
     whole = request("mct/bridge", tmp_path / "whole", layer=layer)
     resumed = request("mct/bridge", tmp_path / "resumed", layer=layer)
     # The checkpoint of step 4 is written before the bridge of 4 steps is kept, and after that of 2 was.
-    _kill_at(resumed, BridgedRetrieval, 4)
+    kill_at(resumed, BridgedRetrieval, 4)
     records = [run_stage(stage) for stage in (whole, resumed)]
-    _compare(whole, resumed)
+    compare(whole, resumed)
     assert records[0].metrics == records[1].metrics
     state = torch.load(whole.directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     kept = [state[f"kept.{length}.norms.image.num_batches_tracked"] for length in (2, 4, 9)]
@@ -63,7 +63,7 @@ def test_the_other_modules(tmp_path: Path, stage: str, module: type, killed_at: 
     layer = {"trainer": {**LAYER["trainer"], "callbacks": callbacks(2)}}
     whole = request(f"mct/{stage}", tmp_path / "whole", layer=layer)
     resumed = request(f"mct/{stage}", tmp_path / "resumed", layer=layer)
-    _kill_at(resumed, module, killed_at)
+    kill_at(resumed, module, killed_at)
     for run in (whole, resumed):
         run_stage(run)
-    _compare(whole, resumed)
+    compare(whole, resumed)

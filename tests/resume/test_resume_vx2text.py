@@ -9,7 +9,7 @@ import pytest
 from common.stages.run import run_stage
 from papers.vx2text.miniature import TextPretraining
 from papers.vx2text.module import VX2TextModule
-from tests.resume.test_resume import _compare, _kill_at
+from tests.resume.killing import compare, kill_at
 from tests.stages import callbacks, request
 
 # Four steps an epoch, a checkpoint every three: step 8 goes on from 6, in the middle of epoch 1.
@@ -23,8 +23,8 @@ WITHOUT_PARENTS = [
 def test_killed_and_resumed_equals_uninterrupted(recipe: str, module: type, tmp_path: Path) -> None:
     parents = WITHOUT_PARENTS if recipe == "avsd" else []
     stages = [request(f"vx2text/{recipe}", tmp_path / name, *parents, layer=LAYER) for name in ("whole", "resumed")]
-    _kill_at(stages[1], module, 8)
+    kill_at(stages[1], module, 8)
     records = [run_stage(stage) for stage in stages]
-    _compare(*stages)
+    compare(*stages)
     assert records[0].metrics == records[1].metrics
     assert records[0].steps == records[1].steps == 12

@@ -8,7 +8,7 @@ import torch
 
 from common.stages.run import run_stage
 from papers.xmc_gan.module import XMCGANModule
-from tests.resume.test_resume import _compare, _kill_at
+from tests.resume.killing import compare, kill_at
 from tests.stages import callbacks, request
 
 # Four iterations an epoch of two minibatches, a checkpoint every three: 8 goes on from 6, in the middle of epoch 1.
@@ -20,9 +20,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     stages = [
         request("xmc_gan/xmc_gan", tmp_path / name, *WITHOUT_PARENTS, layer=LAYER) for name in ("whole", "resumed")
     ]
-    _kill_at(stages[1], XMCGANModule, 8)
+    kill_at(stages[1], XMCGANModule, 8)
     records = [run_stage(stage) for stage in stages]
-    _compare(*stages)
+    compare(*stages)
     assert records[0].metrics == records[1].metrics
     assert records[0].steps == records[1].steps == 12
     state = torch.load(stages[1].directory / "checkpoints" / "last.ckpt", weights_only=True)

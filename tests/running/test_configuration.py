@@ -124,7 +124,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_values_that_are_ours_are_named_with_what_they_are() -> None:
-    run = resolve("mct", "mct", scale="paper", arguments=["--model.margin", "0.3"])
-    assert "model.margin=0.3" in run.describe_ours()
+    run = resolve("mct", "mct", scale="paper", arguments=["--model.loss.margin", "0.3"])
+    assert "model.loss.margin=0.3" in run.describe_ours()
     assert "ours" not in run.config
     assert resolve("avid", "avid").describe_ours() == ""

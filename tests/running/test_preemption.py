@@ -18,7 +18,7 @@ from papers.avid_cma.module import AVIDModule
 from tests.distributed.harness import run_distributed
 from tests.distributed.stages import over
 from tests.distributed.test_training import LAYER
-from tests.resume.test_resume import _compare
+from tests.resume.killing import compare
 from tests.stages import callbacks, request
 
 #: As `srun` sets them for the one task of a job.
@@ -98,7 +98,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
         assert (tmp_path / "scontrol.log").read_text(encoding="utf-8") == "requeue 4711\n"
         assert "job 4711 is queued again" in output
     records = [run_stage(stage) for stage in (whole, resumed)]
-    _compare(whole, resumed)
+    compare(whole, resumed)
     assert records[0].metrics == records[1].metrics
     # The clock goes on where it was.
     assert state["wall_seconds"] > 0

@@ -22,11 +22,11 @@ from common.stages.configuration import (
     matches,
     recipes_of,
     resolve,
+    take_switches,
 )
 from common.stages.parts import optional_part
 from common.stages.plan import Selection, plan
 from common.stages.single import datasets_of
-from common.training.switches import take_switches
 
 NAMES = [paper.name for paper in existing_papers() if optional_part(paper.name, "rehearsal")]
 

@@ -21,13 +21,13 @@ from common.encoders.text import BertEncoder
 from common.encoders.video import R2Plus1D
 from common.reporting.records import config_hash
 from common.stages.cli import build
-from common.stages.configuration import ConfigurationError, resolve
-from common.training.switches import ApplySwitches, Switches, blocks_of, lay_out_channels_last, take_switches
+from common.stages.configuration import SWITCHES, ConfigurationError, resolve, take_switches
+from common.training.switches import ApplySwitches, Switches, blocks_of, lay_out_channels_last
 from papers.m3p.model import M3PEncoder
 from papers.vx2text.language_model import LanguageModel
 from papers.xmc_gan.model import Discriminator, Generator
+from tests.distributed.small_mct import small_layer
 from tests.distributed.stages import train
-from tests.distributed.test_mct_training import _layer
 from tests.m3p.stages import region_network
 from tests.stages import request
 
@@ -186,7 +186,7 @@ def test_accumulated_batches_of_mct_equal_one(tmp_path: Path) -> None:
     """Queues, momentum and schedules move once a step, so encoders without batch statistics see no difference."""
 
     def layer(parts: int) -> dict[str, Any]:
-        built = _layer({"queue_size": 64})
+        built = small_layer({"queue_size": 64})
         built["trainer"] |= {"accumulate_grad_batches": parts, "limit_train_batches": 3 * parts}
         return {**built, "data": {"init_args": {"batch_size": 16 // parts}}}
 
@@ -311,12 +311,13 @@ def test_switches_of_a_layer_and_of_the_command_line(tmp_path: Path) -> None:
     layer.write_text("compiled: true\nchannels_last: true\n", encoding="utf-8")
     run = resolve("avid", "avid", scale="smoke", arguments=["--config", str(layer), "--compiled", "aot_eager"])
     switches, config = take_switches(run.config)
-    assert switches == Switches("aot_eager", True, False)
+    assert switches == {"compiled": "aot_eager", "channels_last": True}
+    assert Switches._fields == SWITCHES
     assert not set(config["model"]["init_args"]) & {"compiled", "channels_last"}
     plain = resolve("avid", "avid", scale="smoke").config
     assert config == plain  # nothing else has changed
     assert config_hash(run.config) != config_hash(plain)
-    assert take_switches(plain) == (Switches(), plain)
+    assert take_switches(plain) == ({}, plain)
 
 
 def test_a_wrong_switch_is_refused() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from papers.vx2text.loss import per_answer, text_loss, words_loss
 
@@ -28,25 +27,6 @@ def test_answers_are_summed_one_by_one() -> None:
     torch.testing.assert_close(losses, torch.stack([-log[0, range(3), [1, 2, 3]].sum(), -log[1, 0, 4]]))
     assert numbers.tolist() == [3.0, 1.0]
     torch.testing.assert_close(text_loss(logits[1:], labels[1:]), losses[1])
-
-
-@pytest.mark.parametrize("elsewhere", [0.0, 3.0])
-def test_processes_divide_by_their_mean_number_of_words(monkeypatch: pytest.MonkeyPatch, elsewhere: float) -> None:
-    """The first of two processes, the other of which has so many words."""
-    ours, logits = object(), torch.randn(1, 3, 5)
-
-    def add(count: Tensor, group: object = None) -> None:
-        assert group is ours
-        count += elsewhere
-
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda group=None: 2 if group is ours else 1)
-    monkeypatch.setattr(dist, "all_reduce", add)
-    one = -logits.log_softmax(2)[0, 0, 4]
-    found = text_loss(logits, torch.tensor([[4, -100, -100]]), ours)  # type: ignore[arg-type]
-    torch.testing.assert_close(found, 2 * one / (1 + elsewhere))
-    nothing = text_loss(logits, torch.full((1, 3), -100), ours)  # type: ignore[arg-type]
-    assert nothing == 0
 
 
 def test_words_are_uniform_targets_and_rows_without_any_do_not_count() -> None:

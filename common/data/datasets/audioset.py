@@ -14,6 +14,7 @@ from common.data.datasets.base import (
     VIDEO_SUFFIXES,
     MediaDataset,
     Scan,
+    csv_rows,
     first_file,
     prefix_of,
     read_lines,
@@ -178,8 +179,8 @@ class AudioSet(MediaDataset):
 
 def _segments(path: Path) -> Iterator[tuple[str, float, float, tuple[str, ...]]]:
     """Rows of a list of segments: YTID, start and end in seconds, label identifiers."""
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        for line, row in enumerate(csv.reader(stream, skipinitialspace=True), start=1):
+    with csv_rows(path, csv.reader, skipinitialspace=True) as reader:
+        for line, row in enumerate(reader, start=1):
             if not row or row[0].startswith("#"):
                 continue
             try:
@@ -197,8 +198,8 @@ def _segments(path: Path) -> Iterator[tuple[str, float, float, tuple[str, ...]]]
 
 def _class_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Identifiers and display names of the classes, in the order of their official index."""
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        rows = list(csv.DictReader(stream, skipinitialspace=True))
+    with csv_rows(path, skipinitialspace=True) as reader:
+        rows = list(reader)
     try:
         ordered = sorted(rows, key=lambda row: int(row["index"]))
         return tuple(row["mid"] for row in ordered), tuple(row["display_name"] for row in ordered)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import hashlib
 import os
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from common.data import shards
 from common.data.listing import ClipTable, DatasetMissing, DatasetStatus, Listing, ListingIndex
-from common.files import cache_folder
+from common.files import cache_folder, named
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".flv"})
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -149,10 +151,14 @@ class MediaDataset(ABC):
             return [(split, None) for split in self.splits]
         return [(split, fold) for fold in range(1, self.num_folds + 1) for split in self.splits]
 
-    def _fresh(self, split: str, fold: int | None) -> tuple[Listing, list[Path], float]:
-        scanned_at = time.time()
+    def require_folder(self) -> None:
+        """Raise `DatasetMissing`, which says what is expected, where the folder is not there at all."""
         if not self.root.is_dir():
             raise self._lacks(self.root)
+
+    def _fresh(self, split: str, fold: int | None) -> tuple[Listing, list[Path], float]:
+        scanned_at = time.time()
+        self.require_folder()
         scan = self._scan(split, fold)
         if not scan.names:
             if shards.unfinished(self.root):
@@ -341,9 +347,27 @@ def walk(folder: Path, suffixes: frozenset[str] | None, watched: list[Path]) -> 
 
 def read_lines(path: Path) -> list[str]:
     """Lines of a text list without blank ones; byte-order mark and carriage returns are dropped."""
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    with named(path):
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     # Not splitlines(): file names may hold characters that it takes for line ends.
     return [line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
+
+
+@contextlib.contextmanager
+def csv_rows(path: Path, kind: Callable[..., Any] = csv.DictReader, **options: Any) -> Iterator[Any]:
+    """Open a list in CSV; what damages it is an error with the file and the place.
+
+    Args:
+        path: the file, UTF-8.
+        kind: `csv.DictReader`, or `csv.reader` for rows without names.
+        options: of the reader.
+    """
+    with named(path), path.open(newline="", encoding="utf-8-sig") as stream:
+        reader = kind(stream, **options)
+        try:
+            yield reader
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}, after line {reader.line_num}: {error}; get the file anew") from None
 
 
 def prefix_of(folder: Path, root: Path) -> str:

@@ -21,7 +21,7 @@ from common.data.annotations import LanguageCaptions, read_json
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, prefix_of, walk
 from common.data.listing import DatasetMissing, DatasetStatus
 from common.data.regions import PACKED_SUFFIXES, KeyKind, RegionError, RegionFeatures
-from common.files import stamp_of
+from common.files import named, stamp_of
 
 #: Names that files of region features may have inside their folder.
 _REGION_PATTERNS = ("{split}.h5", "{split}.npz", "{split}_[0-9]*.h5", "{split}_[0-9]*.npz", "{split}.hdf5", "{split}")
@@ -261,7 +261,8 @@ def read_text(path: Path) -> str:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or no UTF-8.
     """
-    content = path.read_bytes()
+    with named(path):
+        content = path.read_bytes()
     try:
         if path.suffix == ".gz":
             content = gzip.decompress(content)

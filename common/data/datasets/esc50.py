@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -11,6 +10,7 @@ from common.data.datasets.base import (
     AUDIO_SUFFIXES,
     MediaDataset,
     Scan,
+    csv_rows,
     first_folder,
     prefix_of,
     walk,
@@ -87,8 +87,7 @@ class ESC50(MediaDataset):
         return scan
 
     def _rows(self, path: Path) -> list[tuple[str, int, int, str]]:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
+        with csv_rows(path) as reader:
             lacking = [
                 name for name in ("filename", "fold", "target", "category") if name not in (reader.fieldnames or ())
             ]

@@ -77,7 +77,7 @@ class ImageNet(MediaDataset):
             return {}
         if not self.class_list.is_file():
             return {"classes": str(self.class_list)}
-        return {"classes": hashlib.sha256("\n".join(self._listed()).encode()).hexdigest()}
+        return {"classes": hashlib.sha256("\n".join(self._listed()).encode("utf-8", "surrogateescape")).hexdigest()}
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         folder = first_folder(self.root, _FOLDERS[split])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -11,6 +10,7 @@ from common.data.datasets.base import (
     VIDEO_SUFFIXES,
     MediaDataset,
     Scan,
+    csv_rows,
     entries,
     first_file,
     first_folder,
@@ -171,8 +171,7 @@ def _class_names(folders: list[str]) -> list[str]:
 
 def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
     """Rows of a list as (label, video, file stem); lists of test clips may lack the label."""
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
+    with csv_rows(path) as reader:
         columns = {(name or "").strip().lower(): name for name in reader.fieldnames or ()}
         needed = [name for name in ("youtube_id", "time_start", "time_end") if name not in columns]
         if needed:

@@ -56,11 +56,21 @@ class SBU(CaptionedDataset):
 @functools.lru_cache(maxsize=2)
 def _read(path: Path, stamp: tuple[int, ...]) -> LanguageCaptions:
     if path.suffix == ".json":
-        texts = read_json(path).get("captions")
+        content = read_json(path)
+        texts = content.get("captions")
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f'{path}: "captions" must be a list of texts')
+        addresses, where = content.get("image_urls"), '"image_urls"'
     else:
         texts = read_text_lines(path)
+        beside = path.with_name(path.name.replace("captions", "urls"))
+        addresses, where = (read_text_lines(beside), beside.name) if beside.is_file() else (None, "")
+    if isinstance(addresses, list) and len(addresses) != len(texts):
+        # The row is all that joins a caption to its picture: from the lost one on, all would be another's.
+        raise ValueError(
+            f"{path} holds {len(texts):,} captions and {where} {len(addresses):,} addresses; get both anew, since "
+            "captions and pictures are joined by their rows"
+        )
     kept = [(number, " ".join(text.split())) for number, text in enumerate(texts) if text.strip()]
     if not kept:
         raise ValueError(f"{path}: holds no captions; get the file anew")

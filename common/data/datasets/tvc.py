@@ -164,8 +164,8 @@ class TVC(MediaDataset):
             if folder is None:
                 missing.append(f"{moment.clip} (moment {moment.number})")
             else:
-                # Names are relative to the root; a folder outside it keeps its whole name.
-                found.append((folder if home == self.root else os.path.abspath(home / folder), moment))
+                # Names are relative to the root, also of a folder beside it, so that they are the same everywhere.
+                found.append((Path(os.path.relpath(home / folder, self.root)).as_posix(), moment))
         return found, missing
 
 

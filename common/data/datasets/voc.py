@@ -106,10 +106,14 @@ class PascalVOC(MediaDataset):
         rows = [states.get(name, []) for name in names]
         for name, row in zip(names, rows):
             if len(row) != len(listing.classes):
-                raise ValueError(
-                    f"{self.title}: {name} occurs in {len(row)} of the {len(listing.classes)} lists "
-                    f"<class>_{split}.txt; it must occur in each of them once"
+                year, _, image = name.partition("/JPEGImages/")
+                lists = self.root / year / "ImageSets" / "Main"
+                wrong = next(
+                    path
+                    for path in (lists / f"{of_class}_{split}.txt" for of_class in listing.classes)
+                    if [known for known, _ in _states(path)].count(image) != 1
                 )
+                raise ValueError(f"{wrong}: the lists of all classes must name every image once; see {image}")
         return np.array(rows, dtype=np.int8).reshape(len(rows), len(listing.classes))
 
     def boxes(self, split: str, listing: Listing | None = None) -> list[Boxes]:

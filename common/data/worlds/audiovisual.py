@@ -19,6 +19,7 @@ import numpy as np
 
 from common.data.worlds.base import World, Write
 from common.data.worlds.clip_generator import NUM_CLASSES, SOUND_CLASSES, VIDEO_CLASSES, ClipGenerator, Nuisance
+from common.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 # Numbers that keep the random draws of the splits apart.
 _SPLIT_NUMBERS = {
@@ -86,24 +87,24 @@ class AudioVisualWorld(World):
 
     def __init__(
         self,
-        seed: int = 0,
-        pretrain: int = 1024,
-        validation: int = 480,
-        audioset: int = 1536,
-        audioset_evaluation: int = 240,
-        ucf_groups: int = 25,
-        ucf_clips_per_group: int = 3,
-        hmdb_train: int = 25,
-        hmdb_test: int = 20,
-        esc_clips_per_fold: int = 5,
-        esc_seconds: float = 5.0,
-        dcase_train: int = 10,
-        dcase_test: int = 10,
-        dcase_seconds: float = 6.0,
-        seconds: float = 2.0,
-        size: int = 24,
-        fps: int = 8,
-        sample_rate: int = 8000,
+        seed: NonNegativeInt = 0,
+        pretrain: NonNegativeInt = 1024,
+        validation: NonNegativeInt = 480,
+        audioset: NonNegativeInt = 1536,
+        audioset_evaluation: NonNegativeInt = 240,
+        ucf_groups: NonNegativeInt = 25,
+        ucf_clips_per_group: NonNegativeInt = 3,
+        hmdb_train: NonNegativeInt = 25,
+        hmdb_test: NonNegativeInt = 20,
+        esc_clips_per_fold: NonNegativeInt = 5,
+        esc_seconds: PositiveFloat = 5.0,
+        dcase_train: NonNegativeInt = 10,
+        dcase_test: NonNegativeInt = 10,
+        dcase_seconds: PositiveFloat = 6.0,
+        seconds: PositiveFloat = 2.0,
+        size: PositiveInt = 24,
+        fps: PositiveInt = 8,
+        sample_rate: PositiveInt = 8000,
         root: str | None = None,
     ) -> None:
         if size < 16 or size % 2:

@@ -34,6 +34,7 @@ from common.data.worlds.layouts import (
     write_multi30k,
     write_stair_captions,
 )
+from common.types import NonNegativeInt, PositiveInt
 
 #: Captions of an image in each language, as many as the sets have that the layouts are of.
 CAPTIONS_PER_IMAGE = {"en": 5, "de": 5, "fr": 1, "cs": 1, "ja": 5, "zh": 1}
@@ -154,15 +155,15 @@ class EmojiLanguagesWorld(World):
 
     def __init__(
         self,
-        seed: int = 0,
-        size: int = 64,
-        concepts: int | None = None,
-        test: int = 300,
-        fine_tune: int = 400,
+        seed: NonNegativeInt = 0,
+        size: PositiveInt = 64,
+        concepts: NonNegativeInt | None = None,
+        test: NonNegativeInt = 300,
+        fine_tune: NonNegativeInt = 400,
         unseen: Literal["concepts", "drawings"] = "concepts",
-        keywords: int = 3,
-        pictures_per_drawing: int = 3,
-        vocabulary_size: int = 8000,
+        keywords: NonNegativeInt = 3,
+        pictures_per_drawing: NonNegativeInt = 3,
+        vocabulary_size: PositiveInt = 8000,
         train_styles: tuple[str, ...] = ("noto", "openmoji", "fluent_flat"),
         test_style: str = "twemoji",
         root: str | None = None,

@@ -20,6 +20,7 @@ from PIL import Image
 from common.data.worlds.audiovisual import write_clip, write_sound
 from common.data.worlds.base import World, Write
 from common.data.worlds.clip_generator import _bilinear_weights, _rms, _shaped_noise
+from common.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = ("red", "green", "blue", "yellow")
@@ -355,22 +356,22 @@ class NarratedWorld(World):
 
     def __init__(
         self,
-        seed: int = 0,
-        source_clips: int = 960,
-        source_clips_validation: int = 240,
-        source_sounds_per_fold: int = 32,
-        dialogs: int = 700,
-        dialogs_validation: int = 70,
-        dialogs_test: int = 560,
-        turns: int = 4,
-        moments: int = 400,
-        moments_validation: int = 120,
-        moments_test: int = 30,
-        seconds: float = 1.5,
-        long_seconds: float = 4.0,
-        size: int = 24,
-        fps: int = 6,
-        sample_rate: int = 8000,
+        seed: NonNegativeInt = 0,
+        source_clips: NonNegativeInt = 960,
+        source_clips_validation: NonNegativeInt = 240,
+        source_sounds_per_fold: NonNegativeInt = 32,
+        dialogs: NonNegativeInt = 700,
+        dialogs_validation: NonNegativeInt = 70,
+        dialogs_test: NonNegativeInt = 560,
+        turns: NonNegativeInt = 4,
+        moments: NonNegativeInt = 400,
+        moments_validation: NonNegativeInt = 120,
+        moments_test: NonNegativeInt = 30,
+        seconds: PositiveFloat = 1.5,
+        long_seconds: PositiveFloat = 4.0,
+        size: PositiveInt = 24,
+        fps: PositiveInt = 6,
+        sample_rate: PositiveInt = 8000,
         root: str | None = None,
     ) -> None:
         parameters = {

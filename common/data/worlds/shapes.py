@@ -36,6 +36,7 @@ from common.data.worlds.layouts import (
     write_karpathy,
     write_voc,
 )
+from common.types import NonNegativeInt, PositiveInt
 
 Probe = Literal["glyph", "colour", "count"]
 CaptionStyle = Literal["sparse", "full"]
@@ -189,18 +190,18 @@ class ShapesWorld(World):
 
     def __init__(
         self,
-        seed: int = 0,
-        train: int = 3000,
-        val: int = 500,
-        karpathy_train: int = 1500,
-        karpathy_val: int = 250,
-        karpathy_test: int = 1000,
-        probe_train: int = 2000,
-        probe_test: int = 2000,
-        voc_train: int = 600,
-        voc_test: int = 600,
-        size: int = 32,
-        voc_size: int | None = None,
+        seed: NonNegativeInt = 0,
+        train: NonNegativeInt = 3000,
+        val: NonNegativeInt = 500,
+        karpathy_train: NonNegativeInt = 1500,
+        karpathy_val: NonNegativeInt = 250,
+        karpathy_test: NonNegativeInt = 1000,
+        probe_train: NonNegativeInt = 2000,
+        probe_test: NonNegativeInt = 2000,
+        voc_train: NonNegativeInt = 600,
+        voc_test: NonNegativeInt = 600,
+        size: PositiveInt = 32,
+        voc_size: NonNegativeInt | None = None,
         probe: Probe = "glyph",
         caption_style: CaptionStyle = "sparse",
         words: CaptionWords | None = None,

@@ -14,6 +14,7 @@ from PIL import Image
 from common.data.annotations import ImageAnnotations
 from common.data.worlds.base import World, Write
 from common.data.worlds.layouts import Annotated, Instance, Vocabulary, coco_name, write_coco
+from common.types import Fraction, NonNegativeInt, PositiveInt
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {"red": (0.9, 0.12, 0.12), "green": (0.12, 0.7, 0.2), "blue": (0.15, 0.25, 0.9), "yellow": (0.95, 0.85, 0.1)}
@@ -100,12 +101,12 @@ class TwoObjectsWorld(World):
 
     def __init__(
         self,
-        seed: int = 0,
-        train: int = 6000,
-        test: int = 2000,
-        size: int = 32,
-        captions_per_image: int = 10,
-        relations: float = 0.0,
+        seed: NonNegativeInt = 0,
+        train: NonNegativeInt = 6000,
+        test: NonNegativeInt = 2000,
+        size: PositiveInt = 32,
+        captions_per_image: NonNegativeInt = 10,
+        relations: Fraction = 0.0,
         root: str | None = None,
     ) -> None:
         if seed < 0:

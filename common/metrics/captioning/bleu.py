@@ -12,14 +12,14 @@ _TINY, _SMALL = 1e-15, 1e-9
 
 
 def bleu(captions: CaptionSet, orders: int = 4) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """BLEU-1 to BLEU-``orders``.
+    """BLEU-1 to BLEU-`orders`.
 
     Matches are clipped by the largest count in one reference. The reference length is the closest one, the shorter of
     two as close. Corpus scores add up the counts of all items; they are not means.
 
     Args:
         captions: N items.
-        orders: The longest n-gram, K.
+        orders: the longest n-gram, K.
 
     Returns:
         Corpus scores [K] (NaN without items) and scores per item [N, K].

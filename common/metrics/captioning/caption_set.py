@@ -20,11 +20,11 @@ class NGrams:
     An entry is one distinct n-gram of one sentence. Candidate entries are sorted by (item, gram).
 
     Attributes:
-        distinct: Number of distinct n-grams in all sentences, G.
+        distinct: number of distinct n-grams in all sentences, G.
         candidate_item, candidate_gram, candidate_count: Entries of the candidates, [C].
         reference_row, reference_gram, reference_count: Entries of the references, [E]; the row counts references.
-        partner: For every reference entry the candidate entry of the same item and n-gram, -1 where there is none, [E].
-        document_frequency: In how many items some reference holds the n-gram, [G].
+        partner: for every reference entry the candidate entry of the same item and n-gram, -1 where there is none, [E].
+        document_frequency: in how many items some reference holds the n-gram, [G].
     """
 
     distinct: int
@@ -42,13 +42,13 @@ class CaptionSet:
     """Candidates and references of N items as the metrics read them.
 
     Args:
-        candidates: One tokenized caption per item, tokens separated by white space, [N].
+        candidates: one tokenized caption per item, tokens separated by white space, [N].
         references: Per item at least one tokenized reference, [N] lists.
-        names: What error messages call the items; by default their positions.
+        names: what error messages call the items; by default their positions.
 
     Raises:
-        TypeError: A caption is not a string, or an item's references are one string instead of a list.
-        ValueError: The numbers of items differ, or an item has no reference.
+        TypeError: a caption is not a string, or an item's references are one string instead of a list.
+        ValueError: the numbers of items differ, or an item has no reference.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class CaptionSet:
         return [self._positions[1]]
 
     def ngrams(self, order: int) -> NGrams:
-        """The n-grams of ``order`` tokens; found once.
+        """The n-grams of `order` tokens; found once.
 
         Args:
             order: 1 or more.
@@ -143,7 +143,7 @@ class CaptionSet:
 
 
 def _counted(values: Ints) -> tuple[Ints, Ints]:
-    """Distinct values in ascending order and how often each occurs; by sorting, which ``np.unique`` stopped doing."""
+    """Distinct values in ascending order and how often each occurs; by sorting, which `np.unique` stopped doing."""
     ordered = np.sort(values)
     first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
     return ordered[first], np.diff(first, append=len(ordered))
@@ -155,14 +155,14 @@ def check_captions(
     """Refuse captions that cannot be scored, naming the item.
 
     Args:
-        names: What messages call the items, [N].
+        names: what messages call the items, [N].
         candidates: Should be strings, [N].
         references: Should be non-empty lists of strings, [N].
-        field: What messages call the references.
+        field: what messages call the references.
 
     Raises:
         TypeError: Something is not a string or not a list.
-        ValueError: An item has no reference.
+        ValueError: an item has no reference.
     """
     for name, candidate, one in zip(names, candidates, references):
         if not isinstance(candidate, str):

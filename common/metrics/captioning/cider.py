@@ -13,15 +13,15 @@ def cider(
 ) -> tuple[float, NDArray[np.float64]]:
     """Cosine of the n-gram vectors of candidate and references, weighted by how rare an n-gram is.
 
-    The defaults are CIDEr-D, which coco-caption and the papers call CIDEr. ``clip=False, sigma=None`` is CIDEr without
+    The defaults are CIDEr-D, which coco-caption and the papers call CIDEr. `clip=False, sigma=None` is CIDEr without
     the D. Rarity is counted in the references of these very items, so a score depends on all of them; with a single
     item every weight, and so the score, is 0.
 
     Args:
         captions: N items.
-        orders: The longest n-gram.
-        clip: Whether repeating an n-gram more often than the reference earns nothing.
-        sigma: Width of the Gaussian penalty on the difference in the number of bigrams; None for no penalty.
+        orders: the longest n-gram.
+        clip: whether repeating an n-gram more often than the reference earns nothing.
+        sigma: width of the Gaussian penalty on the difference in the number of bigrams; None for no penalty.
 
     Returns:
         Mean over items (NaN without any) and scores per item [N], between 0 and 10.

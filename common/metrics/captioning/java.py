@@ -26,8 +26,8 @@ def java_command(jar: str, memory: str) -> tuple[list[str], Path]:
     """The start of a command line that runs Java, and the jar.
 
     Args:
-        jar: Path within pycocoevalcap.
-        memory: Largest heap, as ``2G``.
+        jar: path within pycocoevalcap.
+        memory: Largest heap, as `2G`.
 
     Raises:
         JavaUnavailable: There is no Java or no such jar.
@@ -52,11 +52,11 @@ def one_line(text: str) -> str:
 def ptb_tokenize(texts: Sequence[str], timeout: float = 600) -> list[str]:
     """Captions through the original PTB tokenizer.
 
-    Whether the original keeps the full stop of a last word such as ``c.`` can depend on the caption after it.
+    Whether the original keeps the full stop of a last word such as `c.` can depend on the caption after it.
 
     Args:
         texts: N captions.
-        timeout: Seconds after which Java is given up.
+        timeout: seconds after which Java is given up.
 
     Returns:
         Words in lower case without punctuation, joined by one space, [N].

@@ -23,7 +23,7 @@ def meteor(captions: CaptionSet, timeout: float = 600) -> tuple[float, NDArray[n
 
     Args:
         captions: N items.
-        timeout: Seconds after which Java is given up.
+        timeout: seconds after which Java is given up.
 
     Returns:
         Corpus score from the summed statistics of all items (NaN without any) and scores per item [N].

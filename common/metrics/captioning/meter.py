@@ -18,10 +18,10 @@ class CaptionMeter:
     """Caption scores with every sample counted once, however often and in however many processes it was seen.
 
     Args:
-        protocol: See ``score_captions``; the rest too.
-        official_quirks: As above.
-        tokenizer: As above.
-        with_meteor: As above.
+        protocol: see `score_captions`; the rest too.
+        official_quirks: as above.
+        tokenizer: as above.
+        with_meteor: as above.
 
     Example:
         >>> meter = CaptionMeter(with_meteor=False)
@@ -55,13 +55,13 @@ class CaptionMeter:
         """Add samples. Of a sample seen again the first candidate counts.
 
         Args:
-            index: Which samples, [B].
-            candidates: One caption per sample, [B].
+            index: which samples, [B].
+            candidates: one caption per sample, [B].
             references: At least one reference per sample, [B] lists.
 
         Raises:
-            TypeError: A candidate is not a string, or the references of a sample are not a list of strings.
-            ValueError: The lengths differ, or a sample has no reference or other references than before.
+            TypeError: a candidate is not a string, or the references of a sample are not a list of strings.
+            ValueError: the lengths differ, or a sample has no reference or other references than before.
         """
         indices = [operator.index(one) for one in (index.tolist() if isinstance(index, Tensor) else index)]
         for field, values in (("candidates", candidates), ("references", references)):
@@ -81,11 +81,11 @@ class CaptionMeter:
             group: Processes that take part; by default all. All of them must call.
 
         Returns:
-            Scores with ``ids`` in ascending order.
+            Scores with `ids` in ascending order.
 
         Raises:
             ValueError: Processes saw one sample with different references.
-            RuntimeError: The first process could not score, on every process.
+            RuntimeError: the first process could not score, on every process.
         """
         samples: dict[int, tuple[str, tuple[str, ...]]] = {}
         gathered = gather_objects(list(self._samples.items()), group)

@@ -25,7 +25,7 @@ def ascii_only(text: str) -> str:
 
 
 def without_short_words(text: str) -> str:
-    """Without the words of exactly one character, ``a``, ``i`` and ``2`` among them.
+    """Without the words of exactly one character, `a`, `i` and `2` among them.
 
     The official DSTC7 stop-word list holds a full stop that it uses as a regular expression, where it means any
     character. The published numbers carry this defect.
@@ -34,7 +34,7 @@ def without_short_words(text: str) -> str:
 
 
 def without_stops(text: str) -> str:
-    """Without the words ``,`` and ``.``, which is what the stop-word list means and what DSTC8 does."""
+    """Without the words `,` and `.`, which is what the stop-word list means and what DSTC8 does."""
     return " ".join(word for word in text.split() if word not in (",", "."))
 
 
@@ -42,11 +42,11 @@ def preparation(protocol: Protocol, official_quirks: bool = True) -> tuple[Calla
     """How a protocol prepares candidates, and how references.
 
     Args:
-        protocol: ``coco`` nothing; ``tvc`` ASCII on both sides; ``avsd_1ref`` the DSTC7 word filter on both sides,
-            meant for the one original answer; ``avsd7`` the same on candidates only, six references; ``avsd8`` the
+        protocol: `coco` nothing; `tvc` ASCII on both sides; `avsd_1ref` the DSTC7 word filter on both sides,
+            meant for the one original answer; `avsd7` the same on candidates only, six references; `avsd8` the
             DSTC8 filter on candidates only.
-        official_quirks: Keep the defect of the DSTC7 filter, which published numbers need. Without it ``avsd_1ref``
-            and ``avsd7`` drop commas and full stops only.
+        official_quirks: keep the defect of the DSTC7 filter, which published numbers need. Without it `avsd_1ref`
+            and `avsd7` drop commas and full stops only.
 
     Raises:
         ValueError: There is no such protocol.

@@ -30,11 +30,11 @@ class CaptionScores:
     """Scores as fractions; CIDEr times ten, as everywhere.
 
     Attributes:
-        ids: The items, in the order of the scores per item.
-        corpus: For every one of ``METRICS`` the score of all items; NaN without items, None where it was not measured,
+        ids: the items, in the order of the scores per item.
+        corpus: for every one of `METRICS` the score of all items; NaN without items, None where it was not measured,
             which a table shows as a dash.
-        items: The same per item, [N].
-        notes: Why something was not measured, a line each.
+        items: the same per item, [N].
+        notes: why something was not measured, a line each.
     """
 
     ids: tuple[Hashable, ...]
@@ -60,19 +60,19 @@ def score_captions(
     """BLEU-1 to BLEU-4, METEOR, ROUGE-L and CIDEr-D of raw captions.
 
     Args:
-        candidates: Item to its one caption.
-        references: The same items to their references, at least one each.
-        protocol: What is done to the strings first; see ``protocols.preparation``.
-        official_quirks: See ``protocols.preparation``.
-        tokenizer: ``python`` needs nothing; ``java`` is the original.
-        with_meteor: Whether to run METEOR, which needs Java. Where that is missing one line is logged and the score is
+        candidates: item to its one caption.
+        references: the same items to their references, at least one each.
+        protocol: what is done to the strings first; see `protocols.preparation`.
+        official_quirks: see `protocols.preparation`.
+        tokenizer: `python` needs nothing; `java` is the original.
+        with_meteor: whether to run METEOR, which needs Java. Where that is missing one line is logged and the score is
             None.
 
     Raises:
         TypeError: Something is not a string or a list of strings; names the item.
-        ValueError: The items of candidates and references differ, or an item has no reference; names the items. Or an
+        ValueError: the items of candidates and references differ, or an item has no reference; names the items. Or an
             option is unknown.
-        JavaUnavailable: ``tokenizer`` is ``java`` and cannot run.
+        JavaUnavailable: `tokenizer` is `java` and cannot run.
     """
     check_options(protocol, tokenizer)
     check_same_items(candidates, references)
@@ -112,7 +112,7 @@ def check_options(protocol: Protocol, tokenizer: Tokenizer) -> None:
 
     Raises:
         ValueError: There is no such protocol or tokenizer.
-        JavaUnavailable: ``tokenizer`` is ``java`` and there is no Java or no tokenizer for it.
+        JavaUnavailable: `tokenizer` is `java` and there is no Java or no tokenizer for it.
     """
     preparation(protocol)
     if tokenizer not in get_args(Tokenizer):
@@ -125,8 +125,8 @@ def check_same_items(candidates: Mapping[Hashable, object], references: Mapping[
     """Refuse candidates and references of different items.
 
     Raises:
-        TypeError: One of them is no mapping.
-        ValueError: An item is only on one side; names the first few.
+        TypeError: one of them is no mapping.
+        ValueError: an item is only on one side; names the first few.
     """
     for field, side in (("candidates", candidates), ("references", references)):
         if not isinstance(side, Mapping):

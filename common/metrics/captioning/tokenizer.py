@@ -1,11 +1,11 @@
 """Words of a caption as the Penn Treebank tokenizer of coco-caption sees them, without Java.
 
-Published caption scores depend on the tokenizer: ``don't`` is two tokens, ``t-shirt`` one, brackets become ``-lrb-``
+Published caption scores depend on the tokenizer: `don't` is two tokens, `t-shirt` one, brackets become `-lrb-`
 and count as words while commas do not count at all. This module follows the behavior of Stanford CoreNLP's
-``PTBTokenizer -preserveLines -lowerCase``, observed from outside: all golden strings come out equal, and 99.9 % of
-10,000 lines of licenses and documentation. ``java.ptb_tokenize`` runs the original. What still differs is rare:
-misspelt contractions as ``don'ts``, odd addresses and telephone numbers, scripts added to Unicode after 2010, and an
-initial at the very end (``vitamin c.``), whose full stop the original keeps or drops by the first word of the caption
+`PTBTokenizer -preserveLines -lowerCase`, observed from outside: all golden strings come out equal, and 99.9 % of
+10,000 lines of licenses and documentation. `java.ptb_tokenize` runs the original. What still differs is rare:
+misspelt contractions as `don'ts`, odd addresses and telephone numbers, scripts added to Unicode after 2010, and an
+initial at the very end (`vitamin c.`), whose full stop the original keeps or drops by the first word of the caption
 after it.
 
 Source: docs/papers/vx2text.md [11] (tokenizer: lower-casing, then a punctuation list; collapse of white space first).
@@ -184,7 +184,7 @@ def ptb_tokens(text: str) -> list[str]:
     Of the token forms that fit at a position the longest is taken, the first of equals.
 
     Args:
-        text: Any text. White space of every kind, line separators included, only separates tokens.
+        text: any text. White space of every kind, line separators included, only separates tokens.
 
     Returns:
         Tokens without spaces; a telephone number or a mixed fraction holds no-break spaces.
@@ -222,7 +222,7 @@ def ptb_tokens(text: str) -> list[str]:
 
 
 def _spell(kind: str, token: str, text: str, end: int) -> list[str]:
-    """What is written for a form of some kind; ``text[end:]`` is what follows it."""
+    """What is written for a form of some kind; `text[end:]` is what follows it."""
     match kind:
         case "token" | "suffix":
             return [token]
@@ -261,9 +261,9 @@ def tokenize(text: str) -> str:
     """The words of one caption as caption scores count them.
 
     Args:
-        text: Any text.
+        text: any text.
 
     Returns:
-        Tokens in lower case without those of ``PUNCTUATION``, joined by one space.
+        Tokens in lower case without those of `PUNCTUATION`, joined by one space.
     """
     return " ".join([token for token in ptb_tokens(text) if token not in PUNCTUATION])

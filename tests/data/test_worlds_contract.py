@@ -1,0 +1,315 @@
+"""What holds for every world: which parameters decide which files, and that they are rendered once and completely."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.progress import Progress
+
+from common.data.worlds import base
+from common.data.worlds.audiovisual import AudioVisualWorld
+from common.data.worlds.base import World, Write
+from common.data.worlds.emoji import EmojiWorld
+from common.data.worlds.emoji_languages import EmojiLanguagesWorld
+from common.data.worlds.narrated import NarratedWorld
+from common.data.worlds.shapes import CaptionWords, ShapesWorld
+from common.data.worlds.two_objects import TwoObjectsWorld
+from tests.data.worlds import TINY, digest, media, tiny
+
+Rendered = Callable[[type[World]], Any]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What is special to a world in the tests that all pass.
+
+    Args:
+        kind: its class.
+        again: data sets that are rendered a second time.
+        more: larger numbers of clips or pictures; none where each picture's use depends on the number of all.
+        held: how the names of media files of `again` begin that every seed shares; None where names do not tell.
+        apart: no two media files of the world are equal.
+        bad: arguments that are refused, and a parameter that the error names.
+    """
+
+    kind: type[World]
+    again: tuple[str, ...]
+    more: dict[str, Any]
+    held: tuple[str, ...] | None
+    apart: bool
+    bad: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return self.kind.kind
+
+
+CONTRACTS = [
+    Contract(
+        AudioVisualWorld,
+        ("kinetics400", "esc50", "hmdb51"),
+        {"pretrain": 36},
+        held=(),
+        apart=True,
+        bad=[({"size": 23}, "size"), ({"pretrain": 0}, "pretrain"), ({"ucf_groups": 3}, "ucf_groups")],
+    ),
+    Contract(
+        EmojiWorld,
+        ("coco",),
+        {"concepts": 80},
+        held=("val2017/",),
+        apart=False,
+        bad=[
+            ({"seed": -1}, "seed"),
+            ({"language": "it"}, "language"),
+            ({"size": 8}, "size"),
+            ({"concepts": 0}, "concepts"),
+            ({"concepts": 819}, "concepts"),
+            ({"classes": 31}, "classes"),
+            ({"train_styles": ()}, "train_styles"),
+            ({"train_styles": ("twemoji",)}, "train_styles"),
+            ({"test_style": "apple"}, "test_style"),
+        ],
+    ),
+    Contract(
+        EmojiLanguagesWorld,
+        ("multi30k", "wikipedia", "sentencepiece", "coco_cn"),
+        {},
+        held=None,
+        apart=False,
+        bad=[
+            ({"concepts": 1573}, "concepts"),
+            ({"concepts": 25}, "concepts"),
+            ({"test_style": "noto"}, "test_style"),
+            ({"train_styles": ("crayon",)}, "train_styles"),
+            ({"size": 8}, "size"),
+            ({"keywords": 0}, "keywords"),
+            ({"unseen": "nothing"}, "unseen"),
+        ],
+    ),
+    Contract(
+        NarratedWorld,
+        ("avsd",),
+        {"dialogs": 14, "dialogs_validation": 4},
+        held=(),
+        apart=True,
+        bad=[
+            ({"size": 23}, "size"),
+            ({"size": 8}, "size"),
+            ({"sample_rate": 4000}, "sample_rate"),
+            ({"turns": 8}, "turns"),
+            ({"dialogs": 0}, "dialogs"),
+            ({"seconds": 0.2}, "seconds"),
+            ({"moments_test": -1}, "moments_test"),
+        ],
+    ),
+    Contract(
+        ShapesWorld,
+        ("coco", "coco_karpathy", "imagenet"),
+        {"train": 40, "karpathy_train": 30, "probe_test": 40},
+        held=("val2017/", "val2014/", "val/"),
+        apart=True,
+        bad=[
+            ({"seed": -1}, "seed"),
+            ({"train": 0}, "train"),
+            ({"voc_test": 2_000_000}, "voc_test"),
+            ({"size": 15}, "size"),
+            ({"voc_size": 8}, "voc_size"),
+            ({"probe": "color"}, "probe"),
+            ({"caption_style": "long"}, "caption_style"),
+            ({"caption_style": "full", "words": CaptionWords()}, "words"),
+        ],
+    ),
+    Contract(
+        TwoObjectsWorld,
+        ("coco_2014",),
+        {"train": 44},
+        held=("val2014/",),
+        apart=True,
+        bad=[
+            ({"seed": -1}, "seed"),
+            ({"train": 0}, "train"),
+            ({"test": 10**7}, "test"),
+            ({"size": 8}, "size"),
+            ({"captions_per_image": 0}, "captions_per_image"),
+            ({"captions_per_image": 100}, "captions_per_image"),
+            ({"relations": 1.5}, "relations"),
+        ],
+    ),
+]
+
+
+def worlds_where(holds: Callable[[Contract], Any]) -> pytest.MarkDecorator:
+    # One worker runs the tests of a world, as each would render it anew.
+    own = [one for one in CONTRACTS if holds(one)]
+    marked = [pytest.param(one, id=str(one), marks=pytest.mark.xdist_group(f"world {one}")) for one in own]
+    return pytest.mark.parametrize("contract", marked)
+
+
+every_world = worlds_where(lambda contract: True)
+
+
+@every_world
+def test_the_same_parameters_give_the_same_files(contract: Contract, rendered: Rendered, tmp_path: Path) -> None:
+    world, again = rendered(contract.kind), tiny(contract.kind, tmp_path)
+    assert again.folder.name == world.folder.name
+    again.prepare(contract.again)
+    assert {path.name for path in again.folder.iterdir() if path.is_dir()} == {
+        again.root_of(name).name for name in contract.again
+    }
+    for name in contract.again:
+        assert digest(again.root_of(name)) == digest(world.root_of(name)) != {}
+
+
+@every_world
+def test_other_parameters_give_another_folder(contract: Contract, tmp_path: Path) -> None:
+    changes = [{}, {"seed": 6}, *({name: value} for name, value in contract.more.items())]
+    names = [tiny(contract.kind, tmp_path, **change).folder.name for change in changes]
+    assert len(set(names)) == len(names)
+
+
+@worlds_where(lambda contract: contract.held is not None)
+def test_seeds_redraw_what_is_trained_on_and_nothing_else(
+    contract: Contract, rendered: Rendered, tmp_path: Path
+) -> None:
+    world, other = rendered(contract.kind), tiny(contract.kind, tmp_path, seed=6)
+    other.prepare(contract.again)
+    for name in contract.again:
+        mine, theirs = media(world.root_of(name)), media(other.root_of(name))
+        held = {path for path in mine if path.startswith(contract.held or ())}
+        assert {path: mine[path] for path in held} == {path: theirs[path] for path in held}
+        assert not {mine[path] for path in mine.keys() - held} & set(theirs.values())
+
+
+@worlds_where(lambda contract: contract.more)
+def test_a_file_does_not_depend_on_how_many_there_are(contract: Contract, rendered: Rendered, tmp_path: Path) -> None:
+    world, more = rendered(contract.kind), tiny(contract.kind, tmp_path, **contract.more)
+    more.prepare(contract.again)
+    grown = 0
+    for name in contract.again:
+        small, large = media(world.root_of(name)), media(more.root_of(name))
+        assert small.items() <= large.items()
+        grown += len(large) - len(small)
+    assert grown > 0
+
+
+@worlds_where(lambda contract: contract.apart)
+def test_no_two_files_are_equal(contract: Contract, rendered: Rendered) -> None:
+    world = rendered(contract.kind)
+    hashes = [value for name in world.names for value in media(world.root_of(name)).values()]
+    assert len(set(hashes)) == len(hashes) > 0
+
+
+@every_world
+def test_the_progress_bar_counts_every_file(
+    contract: Contract, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[Progress] = []
+
+    class Kept(Progress):
+        def __enter__(self) -> Progress:
+            bars.append(self)
+            return super().__enter__()
+
+    monkeypatch.setattr(base, "Progress", Kept)
+    world = tiny(contract.kind, tmp_path)
+    world.prepare()
+    (bar,) = bars
+    assert [task.total for task in bar.tasks] == [task.completed for task in bar.tasks]
+    # A film may be stored as several files.
+    assert 0 < sum(task.completed for task in bar.tasks) <= sum(len(media(world.root_of(name))) for name in world.names)
+
+
+@every_world
+def test_a_second_call_leaves_the_files_alone(
+    contract: Contract, rendered: Rendered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("rendered again")
+
+    world = rendered(contract.kind)
+    monkeypatch.setattr(contract.kind, "_fill", never)
+    world.prepare()
+    # The folders are readable by others who share the cache.
+    assert all(world.root_of(name).stat().st_mode & 0o055 == 0o055 for name in world.names)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "named"),
+    [(contract.kind, change, named) for contract in CONTRACTS for change, named in contract.bad],
+)
+def test_bad_arguments_are_named(kind: type[World], change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=named):
+        tiny(kind, tmp_path, **change)
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_a_data_set_that_a_world_lacks_is_named(kind: type[World], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"'imagenet1k'; it has {kind.names[0]}"):
+        tiny(kind, tmp_path).root_of("imagenet1k")
+
+
+# ---------------------------------------------------------------------------------------------------- one cache for all
+class Dots(World):
+    """Two data sets of three files; the second one cannot be written while `full` is set."""
+
+    kind, title, names, version = "dots", "world of dots", ("first", "second"), 1
+    full = False
+
+    def __init__(self, root: Path | None) -> None:
+        super().__init__({}, None if root is None else str(root))
+
+    def _files(self, name: str) -> int:
+        return 3
+
+    def _fill(self, name: str, root: Path, write: Write) -> None:
+        for number in range(3):
+            write(root / "dots" / f"{number}.txt", lambda path=root / "dots" / f"{number}.txt": path.write_text(name))
+            if self.full and number == 1:
+                raise OSError("no space left on device")
+        with (self.folder / "rendered.txt").open("a", encoding="utf-8") as log:
+            log.write(f"{name}\n")
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
+    world = Dots(tmp_path)
+    world.full = True
+    with pytest.raises(OSError, match="no space"):
+        world.prepare(["first"])
+    assert not world.root_of("first").exists()
+    assert not list(world.folder.glob(".rendering-*"))
+    world.full = False
+    world.prepare(["first"])
+    assert len(digest(world.root_of("first"))) == 3
+    assert not world.root_of("second").exists()
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    world = Dots(tmp_path)
+    half = world.folder / ".rendering-half"
+    half.mkdir(parents=True)
+    (half / "part.txt").write_bytes(b"")
+    world.prepare(["first"])
+    assert not half.exists()
+
+
+def test_of_two_processes_at_once_one_renders(tmp_path: Path) -> None:
+    world = Dots(tmp_path)
+    processes = [multiprocessing.get_context("fork").Process(target=world.prepare) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert (world.folder / "rendered.txt").read_text(encoding="utf-8").split() == ["first", "second"]
+    assert {name: len(digest(world.root_of(name))) for name in world.names} == {"first": 3, "second": 3}
+    assert not list(world.folder.glob(".rendering-*"))
+
+
+def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path))
+    assert Dots(None).root_of("first").is_relative_to(tmp_path / "worlds")

@@ -1,0 +1,207 @@
+"""Damaged files for every reader: `make fuzz`, or `python -m tests.fuzz --minutes 3 --seed 0`.
+
+A case takes a target's good files, damages one of them and reads all of them in a process of its own. Found is whatever
+ends the process, takes longer than `PATIENCE`, ends in an error that is none of those that commands put into words or
+whose text names neither the file nor its folder, or changes a file that is only read. Cases follow from the seed alone,
+so a found one is repeated by its number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import hashlib
+import io
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.fuzz.targets import TARGETS, Target
+
+#: Seconds that a case may take on a loaded machine.
+PATIENCE = 60.0
+#: Errors that `assemble` tells in a line.
+WORDED = (OSError, ValueError, RuntimeError)
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+
+def flip(content: bytes, rng: np.random.Generator) -> bytes:
+    found = bytearray(content)
+    for place in rng.integers(0, max(len(found), 1), int(rng.integers(1, 9))):
+        if found:
+            found[place] ^= int(rng.integers(1, 256))
+    return bytes(found)
+
+
+def cut(content: bytes, rng: np.random.Generator) -> bytes:
+    return content[: int(rng.integers(0, len(content) + 1))]
+
+
+def drop_lines(content: bytes, rng: np.random.Generator) -> bytes:
+    lines = content.splitlines(keepends=True)
+    return b"".join(line for line in lines if rng.random() > 0.2)
+
+
+def double_lines(content: bytes, rng: np.random.Generator) -> bytes:
+    return b"".join(line * int(rng.integers(1, 3)) for line in content.splitlines(keepends=True))
+
+
+def insert(content: bytes, rng: np.random.Generator) -> bytes:
+    """Something that is large, deep or of another kind, in a random place."""
+    pieces = (
+        b"\xff\xfe", b"\0", b"9" * 5000, b"x" * 200_000, b"[" * 5000, b"{" * 200, b'"', b"-1", b"NaN", b"1e999",
+        b"null", b"\r\n", b",,,,", b"../../../etc/passwd", b"\x1b[2J", b"!!python/name:os.system",
+    )  # fmt: skip
+    place = int(rng.integers(0, len(content) + 1))
+    return content[:place] + pieces[int(rng.integers(len(pieces)))] + content[place:]
+
+
+def empty(content: bytes, rng: np.random.Generator) -> bytes:
+    return b""
+
+
+def other_encoding(content: bytes, rng: np.random.Generator) -> bytes:
+    try:
+        return content.decode("utf-8").encode("utf-16")
+    except UnicodeDecodeError:
+        return content[::-1]
+
+
+CONTENTS: tuple[Callable[[bytes, np.random.Generator], bytes], ...] = (
+    flip, flip, cut, cut, drop_lines, double_lines, insert, insert, insert, empty, other_encoding,
+)  # fmt: skip
+PLACES = ("pipe", "folder", "loop", "gone", "unreadable link")
+
+
+def damage(path: Path, rng: np.random.Generator) -> str:
+    """Damage a file; returns how."""
+    kind = int(rng.integers(len(CONTENTS) + len(PLACES)))
+    if kind < len(CONTENTS):
+        path.write_bytes(CONTENTS[kind](path.read_bytes(), rng))
+        return CONTENTS[kind].__name__
+    how = PLACES[kind - len(CONTENTS)]
+    path.unlink()
+    if how == "pipe":
+        os.mkfifo(path)
+    elif how == "folder":
+        path.mkdir()
+    elif how == "loop":
+        path.symlink_to(path.name)
+    elif how == "unreadable link":
+        path.symlink_to("/proc/self/mem")
+    return how
+
+
+# -- one case ----------------------------------------------------------------------------------------------------------
+
+
+def state_of(folder: Path) -> dict[str, str]:
+    """Digests of all regular files."""
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+def read(target: Target, folder: Path, sender: Any) -> None:
+    """Read a target's files, in a process of its own, and send what came of it."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+            status = target.read(folder)
+        sender.send(("status", status if isinstance(status, int) else 0, told.getvalue()))
+    except WORDED as error:
+        sender.send(("error", type(error).__name__, str(error)))
+    except BaseException as error:
+        sender.send(("unworded", type(error).__name__, "".join(traceback.format_exception(error)[-6:])))
+
+
+def judge(target: Target, folder: Path, path: Path) -> tuple[str, str]:
+    """What came of reading: `read`, `told`, or a finding with its text."""
+    before = state_of(folder)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=read, args=(target, folder, sender))
+    process.start()
+    sender.close()
+    kind, what, text = "ended", None, ""
+    if receiver.poll(PATIENCE):
+        with contextlib.suppress(EOFError):
+            kind, what, text = receiver.recv()
+    else:
+        process.kill()
+        kind = "hang"
+    process.join()
+    receiver.close()
+    if kind == "ended":
+        return "FOUND", f"the process ended with status {process.exitcode}"
+    if kind == "hang":
+        return "FOUND", f"no end within {PATIENCE:.0f} s"
+    if kind == "unworded":
+        return "FOUND", text
+    if state_of(folder) != before:
+        return "FOUND", "a file that is only read was changed"
+    failed = kind == "error" or what != 0
+    if not failed and not (kind == "status" and "Traceback" in text):
+        return "read", text
+    above = [part.name for part in path.parents if part != folder and part.is_relative_to(folder)]
+    if "Traceback" in text or not any(name in text for name in (path.name, path.stem, *above)):
+        return "FOUND", f"the file is not named: {what}: {text[-600:]}"
+    return "told", text
+
+
+def main(minutes: float, seed: int, only: int | None = None) -> int:
+    """Run cases for some minutes; returns the number of findings."""
+    end = time.monotonic() + 60 * minutes
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    findings: list[str] = []
+    with tempfile.TemporaryDirectory() as base:
+        os.environ.update(ASSEMBLE_CACHE=f"{base}/cache", WANDB_MODE="offline", OMP_NUM_THREADS="1")
+        good = {name: Path(base) / "good" / str(number) for number, name in enumerate(TARGETS)}
+        case = 0 if only is None else only
+        while time.monotonic() < end and (only is None or case == only):
+            rng = np.random.default_rng((seed, case))
+            name = list(TARGETS)[int(rng.integers(len(TARGETS)))]
+            if not good[name].exists():
+                good[name].mkdir(parents=True)
+                TARGETS[name].write(good[name])
+            folder = Path(base) / f"case{case}" / "files"
+            shutil.copytree(good[name], folder)
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            path = files[int(rng.integers(len(files)))]
+            how = damage(path, rng)
+            came, text = judge(TARGETS[name], folder, path)
+            counts[name, came] += 1
+            if came == "FOUND":
+                findings.append(f"case {case}: {name}, {path.relative_to(folder)}, {how}: {text}")
+                print(findings[-1], flush=True)
+            elif only is not None:
+                print(f"case {case}: {name}, {path.relative_to(folder)}, {how}: {came}: {text}")
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            case += 1
+    print(f"\n{'target':<24}{'read':>8}{'told':>8}{'found':>8}")
+    for name in TARGETS:
+        print(f"{name:<24}" + "".join(f"{counts[name, came]:>8}" for came in ("read", "told", "FOUND")))
+    print(f"seed {seed}: {sum(counts.values())} cases, {len(findings)} findings")
+    return len(findings)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--case", type=int, help="this one alone, with what came of it")
+    chosen = parser.parse_args()
+    sys.exit(bool(main(chosen.minutes, chosen.seed, chosen.case)))

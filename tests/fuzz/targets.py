@@ -1,0 +1,241 @@
+"""What is read while one of its files is damaged: good files, and everything that the suite reads of them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from common.commands.main import main
+from common.data.datasets.audioset import AudioSet
+from common.data.datasets.avsd import AVSD
+from common.data.datasets.base import MediaDataset
+from common.data.datasets.coco import COCO
+from common.data.datasets.coco_cn import COCOCN
+from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.datasets.conceptual_captions import ConceptualCaptions
+from common.data.datasets.dcase import DCASE2014
+from common.data.datasets.esc50 import ESC50
+from common.data.datasets.hmdb51 import HMDB51
+from common.data.datasets.imagenet import ImageNet
+from common.data.datasets.kinetics import Kinetics400
+from common.data.datasets.multi30k import Multi30K
+from common.data.datasets.sbu import SBU
+from common.data.datasets.stair_captions import STAIRCaptions
+from common.data.datasets.tvc import TVC
+from common.data.datasets.tvqa import TVQA
+from common.data.datasets.ucf101 import UCF101
+from common.data.datasets.voc import PascalVOC
+from common.data.datasets.wikipedia import WikipediaText as Wikipedia
+from common.data.images import read_image
+from common.data.media import MediaFile
+from common.data.regions import RegionFeatures
+from common.data.worlds.clip_layouts import (
+    write_audioset,
+    write_dcase,
+    write_esc50,
+    write_hmdb51,
+    write_kinetics,
+    write_ucf101,
+)
+from common.encoders.checkpoint_files import read_checkpoint, require_intact
+from common.reporting import records, tables
+from common.reporting.papers import project_root
+from common.stages.configuration import load_yaml
+from common.stages.export import trained_model, write_export
+from tests.data import image_layouts, language_layouts, region_layouts, text_layouts
+from tests.data.media_factory import tone, write_video, write_wav
+from tests.trained import checkpoint
+
+
+@dataclass(frozen=True)
+class Target:
+    """Good files, and what reads them.
+
+    Args:
+        write: makes the files in a folder.
+        read: reads all of them; a command returns its exit status.
+    """
+
+    write: Callable[[Path], object]
+    read: Callable[[Path], object]
+
+
+#: Methods of data sets that read files, by name; each gets a split, a language or nothing, as it asks for.
+READING = ("labels", "boxes", "annotations", "captions", "moments", "questions", "dialogs", "sentences", "subtitles")
+
+
+def _read_all(kind: Callable[[Path], MediaDataset]) -> Callable[[Path], object]:
+    def read(folder: Path) -> object:
+        dataset = kind(folder / "set")
+        errors: list[Exception] = []
+        for split, fold in dataset.parts():
+            calls: list[Callable[[], object]] = [lambda split=split, fold=fold: dataset.listing(split, fold)]
+            for name in READING:
+                method = getattr(dataset, name, None)
+                if not callable(method):
+                    continue
+                asked = inspect.signature(method).parameters
+                for language in getattr(dataset, "languages", ("en",)) if "language" in asked else (None,):
+                    given = {"split": split, "language": language}
+                    calls.append(functools.partial(method, **{key: given[key] for key in given if key in asked}))
+            for call in calls:
+                try:
+                    call()
+                except Exception as error:
+                    errors.append(error)
+        if errors:
+            raise errors[0]
+        return None
+
+    return read
+
+
+def _dataset(write: Callable[[Path], object], kind: Callable[[Path], MediaDataset]) -> Target:
+    return Target(lambda folder: write(folder / "set"), _read_all(kind))
+
+
+def _write_media(folder: Path) -> None:
+    write_video(folder / "clip.mp4", audio=tone(1.0, 16_000))
+    write_wav(folder / "sound.wav", seconds=1.0)
+
+
+def _read_media(folder: Path) -> None:
+    with MediaFile(folder / "clip.mp4") as media:
+        media.read_video(0.0, 0.5, 4)
+        media.read_audio(0.0, 0.5, 16_000)
+    with MediaFile(folder / "sound.wav") as media:
+        media.read_audio(0.0, 0.5, 16_000)
+
+
+def _write_pictures(folder: Path) -> None:
+    for suffix in ("jpg", "png", "gif", "webp"):
+        pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"picture.{suffix}")
+
+
+def _read_pictures(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        read_image(path)
+
+
+def _write_regions(folder: Path) -> None:
+    found = [region_layouts.regions(number) for number in range(3)]
+    for name in ("a.npz", "b.h5"):
+        region_layouts.write_columns(folder / name, region_layouts.columns(["1", "2", "3"], found))
+    region_layouts.write_mmf(folder / "mmf", "1", found[0])
+
+
+def _read_regions(folder: Path) -> None:
+    for path in (folder / "a.npz", folder / "b.h5", folder / "mmf"):
+        features = RegionFeatures(path)
+        for key in features.keys:
+            features[key]
+
+
+def _promoted() -> Path:
+    return sorted((project_root() / "papers" / "avid_cma" / "results").rglob("*.json"))[0]
+
+
+def _write_runs(folder: Path) -> None:
+    document = json.loads(_promoted().read_text(encoding="utf-8"))
+    document["media"] = ["media/rows.csv", "media/picture.png"]
+    where = (document[key] for key in ("paper", "scale", "seed", "stage"))
+    place = records.run_folder(folder / "runs", *where)
+    (place / "media").mkdir(parents=True)
+    (place / "record.json").write_text(json.dumps(document), encoding="utf-8")
+    (place / "metrics.csv").write_text("step,name,value\n0,train/loss,3.0\n1,train/loss,2.0\n", encoding="utf-8")
+    (place / "media" / "rows.csv").write_text("clip,score\na,1\nb,2\n", encoding="utf-8")
+    Image.new("RGB", (8, 8)).save(place / "media" / "picture.png")
+
+
+def _read_record(folder: Path) -> None:
+    for path in folder.rglob("record.json"):
+        records.read(path)
+
+
+def _report(folder: Path) -> int:
+    return main(["report", "--runs", str(folder / "runs"), "--output", str(folder.parent / "page.html")])
+
+
+def _plan(folder: Path) -> int:
+    return main(["plan", "avid", "--scale", "mini", "--runs", str(folder / "runs")])
+
+
+def _write_tables(folder: Path) -> None:
+    (folder / "tables.yaml").write_bytes((project_root() / "papers" / "mct" / "tables.yaml").read_bytes())
+
+
+def _write_config(folder: Path) -> None:
+    (folder / "mine.yaml").write_bytes((project_root() / "configs" / "avid_cma" / "cma.yaml").read_bytes())
+    (folder / "mine.yaml").write_text("model: {init_args: {out_dim: 64}}\ndata: {init_args: {batch_size: 8}}\n")
+
+
+def _print_config(folder: Path) -> int:
+    return main(["fit", "avid/avid", "--scale", "smoke", "--print_config", "--config", str(folder / "mine.yaml")])
+
+
+def _write_checkpoint(folder: Path) -> None:
+    weights = {"state_dict": {"a.weight": torch.zeros(4, 4), "b": torch.ones(3)}, "global_step": 3, "epoch": 1}
+    torch.save(weights, folder / "last.ckpt")
+
+
+def _read_checkpoint(folder: Path) -> None:
+    require_intact(folder / "last.ckpt")
+    read_checkpoint(folder / "last.ckpt")
+
+
+def _write_export(folder: Path) -> None:
+    write_export(trained_model("mct"), checkpoint("mct"), folder / "export")
+    (folder / "captions.txt").write_text("a red circle\na blue square\n", encoding="utf-8")
+
+
+def _embed(folder: Path) -> int:
+    captions, output = str(folder / "captions.txt"), str(folder.parent / "rows.npz")
+    return main(["embed", "mct", "--captions", captions, "--checkpoint", str(folder / "export"), "--output", output])
+
+
+def _write_sbu(root: Path) -> None:
+    for part in ("captions", "urls"):
+        language_layouts.write_lines(root / f"SBU_captioned_photo_dataset_{part}.txt", ["a dog", "a cat"])
+
+
+TARGETS: dict[str, Target] = {
+    "AudioSet": _dataset(write_audioset, AudioSet),
+    "Kinetics": _dataset(lambda root: write_kinetics(root, flat=True), Kinetics400),
+    "UCF101": _dataset(write_ucf101, UCF101),
+    "HMDB51": _dataset(write_hmdb51, HMDB51),
+    "ESC50": _dataset(write_esc50, ESC50),
+    "DCASE": _dataset(write_dcase, DCASE2014),
+    "COCO": _dataset(image_layouts.write_coco, COCO),
+    "Karpathy": _dataset(image_layouts.write_karpathy, COCOKarpathy),
+    "VOC": _dataset(image_layouts.write_voc, PascalVOC),
+    "ImageNet": _dataset(image_layouts.write_imagenet, ImageNet),
+    "CC": _dataset(language_layouts.write_conceptual_captions, ConceptualCaptions),
+    "Multi30K": _dataset(language_layouts.write_multi30k, Multi30K),
+    "STAIR": _dataset(language_layouts.write_stair, STAIRCaptions),
+    "COCO-CN": _dataset(language_layouts.write_coco_cn, COCOCN),
+    "Wikipedia": _dataset(language_layouts.write_wikipedia, Wikipedia),
+    "SBU": _dataset(_write_sbu, SBU),
+    "TVQA": _dataset(text_layouts.write_tvqa, TVQA),
+    "TVC": _dataset(lambda root: (text_layouts.write_tvc(root), text_layouts.write_tvqa(root)), TVC),
+    "AVSD": _dataset(text_layouts.write_avsd, AVSD),
+    "media": Target(_write_media, _read_media),
+    "pictures": Target(_write_pictures, _read_pictures),
+    "regions": Target(_write_regions, _read_regions),
+    "record": Target(_write_runs, _read_record),
+    "tables": Target(_write_tables, lambda folder: tables.load("mct", folder / "tables.yaml")),
+    "YAML": Target(_write_config, lambda folder: load_yaml(folder / "mine.yaml")),
+    "checkpoint": Target(_write_checkpoint, _read_checkpoint),
+    "assemble report": Target(_write_runs, _report),
+    "assemble plan": Target(_write_runs, _plan),
+    "assemble fit --config": Target(_write_config, _print_config),
+    "assemble embed": Target(_write_export, _embed),
+}

@@ -1,0 +1,148 @@
+"""The wheel holds all that the commands read: built from a copy, unpacked into a folder, used far from any checkout.
+
+It is unpacked and not installed, since that needs neither a network nor an installer; Python cannot tell them apart.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from configparser import ConfigParser
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import common
+from tests.architecture.sources import ROOT
+
+pytestmark = pytest.mark.xdist_group("wheel")
+SHIPPED = ("common", "configs", "papers", "rehearsals")
+#: Files that a package of Python does not need, and that only a checkout has.
+LEFT_OUT = {".pyc"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built by the installed setuptools from a copy of the tree, which stays as it is."""
+    source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in SHIPPED:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    program = f"from setuptools import build_meta; build_meta.build_wheel({str(output)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=source, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (built,) = output.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of Python's path that holds what the wheel holds."""
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def away(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a user, which has nothing of this project."""
+    return tmp_path_factory.mktemp("away")
+
+
+def python(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("ASSEMBLE_ROOT", "ASSEMBLE_DATA")}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**kept, "PYTHONPATH": str(site), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+
+
+def assemble(site: Path, folder: Path, *arguments: str) -> str:
+    done = python(site, folder, "-m", "common.commands.main", *arguments)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+    missing = [
+        path.relative_to(ROOT).as_posix()
+        for name in SHIPPED
+        for path in (ROOT / name).rglob("*")
+        if path.is_file() and path.suffix not in LEFT_OUT and path.relative_to(ROOT).as_posix() not in held
+    ]
+    assert not missing
+    assert {name.split("/")[0] for name in held if ".dist-info" not in name} == set(SHIPPED)
+
+
+def test_the_version_and_the_command_are_those_of_the_package(site: Path, away: Path) -> None:
+    (info,) = site.glob("*.dist-info")
+    assert f"\nVersion: {common.__version__}\n" in (info / "METADATA").read_text(encoding="utf-8")
+    assert assemble(site, away, "--version") == f"assemble {common.__version__}\n"
+    entries = ConfigParser()
+    entries.read(info / "entry_points.txt")
+    module, _, function = entries["console_scripts"]["assemble"].partition(":")
+    assert callable(getattr(import_module(module), function))
+
+
+def test_commands_that_do_not_train_work_without_a_checkout(site: Path, away: Path) -> None:
+    assert "ucf_1@avid_cma" in assemble(site, away, "plan", "avid")
+    tables = assemble(site, away, "tables", "avid")
+    assert "Transfer after pre-training on Kinetics" in tables
+    assert "no README is written" in tables
+    assert "holds" in assemble(site, away, "claims", "avid")
+    assemble(site, away, "report", "avid")
+    page = (away / "runs" / "report.html").read_text(encoding="utf-8")
+    assert "Transfer after pre-training on Kinetics" in page
+    assert not (site / "runs").exists()
+
+
+@pytest.mark.parametrize("command", [["promote", "avid"], ["tables", "--check"]])
+def test_what_writes_into_the_repository_asks_for_a_checkout(site: Path, away: Path, command: list[str]) -> None:
+    done = python(site, away, "-m", "common.commands.main", *command)
+    assert done.returncode == 2
+    assert "ASSEMBLE_ROOT" in done.stderr
+
+
+def test_training_export_and_use_work_without_a_checkout(site: Path, away: Path) -> None:
+    assemble(site, away, "fit", "avid/avid", "--scale", "smoke")
+    run = away / "runs" / "avid_cma" / "smoke" / "seed0" / "avid"
+    assert '"revision": null' in (run / "record.json").read_text(encoding="utf-8")
+    weights = str(run / "checkpoints" / "last.ckpt")
+    assemble(site, away, "export", "avid", "--checkpoint", weights, "--output", "avid")
+    program = "from papers.avid_cma import AVID; print(AVID.from_export('avid').training, AVID.__module__)"
+    done = python(site, away, "-c", program)
+    assert done.stdout == "False papers.avid_cma.model\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["common/__init__.py", "common.py"])
+def test_a_foreign_common_beside_a_script_is_named(site: Path, tmp_path: Path, name: str) -> None:
+    foreign = tmp_path / name
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_text("")
+    done = python(site, tmp_path, "-c", "from papers.avid_cma import AVID")
+    assert done.returncode == 1
+    assert f"ImportError: `import common` finds {foreign}" in done.stderr
+
+
+def test_a_foreign_papers_in_front_of_ours_is_named(site: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "papers" / "__init__.py"
+    foreign.parent.mkdir()
+    foreign.write_text("")
+    done = python(site, tmp_path, "-m", "common.commands.main", "plan", "avid")
+    assert done.returncode == 2
+    assert f"`import papers` finds {foreign}" in done.stderr

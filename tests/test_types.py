@@ -1,0 +1,128 @@
+"""Ranges of fields: what lies outside one ends before training, in one line with field, value and range."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from common.reporting.papers import SCALES, existing_papers
+from common.stages.cli import build
+from common.stages.configuration import ConfigurationError, recipes_of, resolve
+from common.types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, hints_of, outside, ranges_in
+
+#: Numbers of any size and sign are right here: a statistic of pictures, and what joblib takes for all cores. Weights
+#: that may be texts check themselves (papers.m3p.loss.WeightSchedule).
+ANY_NUMBER = {
+    "mean", "jobs", "weight_mlm", "weight_xmlm", "weight_mrm_class", "weight_mrm_regression", "weight_i2t", "weight_t2i"
+}  # fmt: skip
+
+
+class Part:
+    def __init__(
+        self,
+        rate: PositiveFloat,
+        share: Fraction | tuple[Fraction, Fraction] = 0.5,
+        count: PositiveInt | None = None,
+        seed: NonNegativeInt = 0,
+        name: str = "",
+    ) -> None: ...
+
+
+class Whole(Part):
+    def __init__(self, width: PositiveInt = 1, **kwargs: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"rate": 0}, "a number above 0"),
+        ({"rate": -0.1}, "a number above 0"),
+        ({"rate": math.nan}, "a number above 0"),
+        ({"rate": math.inf}, "a number above 0"),
+        ({"rate": "1"}, "a number above 0"),
+        ({"rate": True}, "a number above 0"),
+        ({"rate": None}, "a number above 0"),
+        ({"share": 1.1}, "a number from 0 to 1"),
+        ({"share": [0.1, -0.1]}, "a number from 0 to 1"),
+        ({"share": [0.1]}, "a number from 0 to 1"),
+        ({"count": 0}, "a whole number from 1, or null"),
+        ({"count": 1.5}, "a whole number from 1, or null"),
+        ({"seed": -1}, "a whole number from 0"),
+        ({"width": 0}, "a whole number from 1"),
+    ],
+)
+def test_a_value_outside_its_range_is_named(arguments: dict[str, Any], words: str) -> None:
+    (name,) = arguments
+    [found] = outside(Whole, arguments)
+    assert found[0] == name
+    assert found[1] is arguments[name]
+    assert found[2] == words
+
+
+def test_values_inside_their_ranges_pass_also_whole_numbers_for_floats() -> None:
+    inside = {"rate": 1, "share": [0, 1], "count": None, "seed": 0, "name": -1, "width": 3, "unknown": -1}
+    assert list(outside(Whole, inside)) == []
+
+
+def _classes(config: Any) -> set[str]:
+    if isinstance(config, dict):
+        own = {config["class_path"]} if "class_path" in config else set()
+        return own.union(*map(_classes, config.values()))
+    return set().union(*map(_classes, config)) if isinstance(config, list) else set()
+
+
+@pytest.mark.parametrize("paper", [paper.name for paper in existing_papers()])
+def test_every_number_that_a_recipe_can_set_has_a_range(paper: str) -> None:
+    paths: set[str] = set()
+    for recipe in recipes_of(paper):
+        for scale in SCALES:
+            paths |= _classes(resolve(paper, recipe, scale=scale).config)
+    ours = sorted(path for path in paths if path.startswith(("common.", "papers.")))
+    assert len(ours) > 10
+    bare: list[str] = []
+    for path in ours:
+        module, _, name = path.rpartition(".")
+        for field, hint in hints_of(getattr(importlib.import_module(module), name)).items():
+            numbers = {hint, *get_args(hint), *(inner for part in get_args(hint) for inner in get_args(part))}
+            if numbers & {int, float} and not list(ranges_in(hint)) and field not in ANY_NUMBER:
+                bare.append(f"{path}.{field}")
+    assert bare == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.loss.temperature", ".nan"], "model.loss.temperature is nan; it must be a number above 0"),
+        (["--model.loss.temperature", "nan"], "model.loss.temperature is 'nan'; it must be a number above 0"),
+        (["--model.learning_rate", ".inf"], "model.learning_rate is inf; it must be a number above 0"),
+        (["--model.learning_rate", "-1"], "model.learning_rate is -1; it must be a number above 0"),
+        (["--model.weight_decay", "-1"], "model.weight_decay is -1; it must be a number from 0"),
+        (["--model.betas", "[2, 3]"], "model.betas is [2, 3]; each must be a number from 0 to below 1"),
+        (["--model.out_dim", "0"], "model.out_dim is 0; it must be a whole number from 1"),
+        (["--model.out_dim", "-8"], "model.out_dim is -8; it must be a whole number from 1"),
+        (["--model.video_encoder.width", "0"], "model.video_encoder.width is 0; it must be a whole number from 1"),
+        (["--data.video.fps", "0"], "data.video.fps is 0; it must be a number above 0"),
+        (["--data.batch_size", "1.5"], "data.batch_size is 1.5; it must be a whole number from 1"),
+        (["--model.head_batch_norm", "7"], "model.head_batch_norm: expected true or false. Got value: 7"),
+        (["--model.warm_start", "[3]"], "model.warm_start: expected a text"),
+        (["--trainer.max_epochs", "x"], "trainer.max_epochs: expected a whole number"),
+    ],
+)
+def test_a_wrong_field_ends_in_one_line_that_begins_with_it(arguments: list[str], message: str, tmp_path: Path) -> None:
+    run = resolve("avid_cma", "avid", scale="smoke", arguments=arguments)
+    with pytest.raises(ConfigurationError) as caught:
+        build(run, run.with_placeholders(DATA=str(tmp_path), RUN=str(tmp_path)))
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_of_a_file_is_told_with_the_file(tmp_path: Path) -> None:
+    layer = tmp_path / "mine.yaml"
+    layer.write_text("model: {init_args: {out_dim: 0}}\n", encoding="utf-8")
+    run = resolve("avid_cma", "avid", scale="smoke", arguments=["--config", str(layer)])
+    with pytest.raises(ConfigurationError, match=r"model\.out_dim is 0; .* \(set in: .*mine\.yaml\)"):
+        build(run, run.with_placeholders(DATA=str(tmp_path), RUN=str(tmp_path)))
