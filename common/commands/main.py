@@ -8,9 +8,9 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import common
 from common.commands.data import add_parsers as add_data_parsers
@@ -19,9 +19,12 @@ from common.commands.find import add_parsers as add_finding_parsers
 from common.commands.models import add_parsers as add_use_parsers
 from common.errors import Preempted, ReportingError, StageError, is_ours, nearest, printable
 from common.files import described
-from common.reporting.draws import INSTRUCTION_SETS, NATIVE, use
+from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, use
 from common.reporting.papers import SCALES, example_stage, existing_papers, names_of_papers, paper_named, runs_root
 from common.stages.rehearse import add_parsers as add_rehearse_parsers
+
+if TYPE_CHECKING:
+    from common.stages.plan import Selection
 
 RUN_COMMANDS = {
     "fit": "run one stage: train it (where it trains), test it, write its record",
@@ -281,13 +284,39 @@ def _reproduce_command(arguments: argparse.Namespace) -> int:
     if arguments.jobs < 0:
         raise StageError(f"--jobs must be at least 1, got {arguments.jobs}")
     jobs = arguments.jobs or (min(os.cpu_count() or 1, 4) if selection.hardware == "cpu" else 1)
-    failed = reproduce(arguments.paper, selection, jobs=jobs)
-    show_tables(paper_named(arguments.paper).name, selection.scale, selection.runs)
+    paper = paper_named(arguments.paper).name
+    printed: set[str] = set()
+
+    def finished(stage: str, seed: int) -> None:
+        print_filled(paper, stage, selection, printed)
+
+    failed = reproduce(paper, selection, jobs=jobs, finished=finished, watch=True)
+    show_tables(paper, selection.scale, selection.runs, printed)
     return 1 if failed else 0
 
 
-def show_tables(paper: str, scale: str, runs: Path) -> None:
-    """Print a paper's tables from the records in `runs`, and write them to `runs/<paper>/<scale>/tables.md`."""
+def print_filled(paper: str, stage: str, selection: Selection, printed: set[str]) -> None:
+    """Print the tables whose last cell a stage has filled, and add their ids to those `printed`."""
+    from common.files import console
+    from common.reporting import render
+    from common.reporting.tables import entries, load
+
+    source = load(paper)
+    touched = {table.id for table, _, _ in entries(source, stage, selection.scale) if selection.scale in table.scales}
+    waiting = [t.id for t in source.tables if t.id in touched - printed and t.id in (selection.tables or touched)]
+    draws = [Draw(seed, selection.isa) for seed in selection.seeds]
+    if waiting:
+        for filled in render.fill(source, selection.scale, render.records_of(paper, selection.runs), waiting):
+            if filled.result.complete(draws):
+                render.print_table(filled, console())
+                printed.add(filled.result.table.id)
+
+
+def show_tables(paper: str, scale: str, runs: Path, printed: Collection[str] = ()) -> None:
+    """Print a paper's tables from the records in `runs`, and write them to `runs/<paper>/<scale>/tables.md`.
+
+    Those already `printed` (ids) are not printed again.
+    """
     from common.files import console, write_atomically
     from common.reporting import render
     from common.reporting.compare import compare_paper, summary
@@ -297,12 +326,12 @@ def show_tables(paper: str, scale: str, runs: Path) -> None:
     if not filled:
         print("nothing was measured: there is no table to show")
         return
-    render.print_tables(filled, console())
+    render.print_tables(filled, console(), printed)
     path = runs / paper / scale / "tables.md"
     write_atomically(path, render.tables_markdown(filled) + "\n")
+    print(f"written to {path}; `assemble report` makes a page of it, `assemble promote {paper}` keeps the records")
     if compared := compare_paper(paper, scale, runs):
         print(f"{summary(compared)} (`assemble compare {paper_named(paper).short} --scale {scale}`)")
-    print(f"written to {path}; `assemble report` makes a page of it, `assemble promote {paper}` keeps the records")
 
 
 def _plan_command(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from common.reporting.draws import Draw
@@ -78,6 +78,11 @@ class TableResult:
     def measured(self) -> bool:
         """Whether any cell holds a measured value."""
         return any(cell.values for cell in self.cells.values())
+
+    def complete(self, draws: Collection[Draw]) -> bool:
+        """Whether every cell that stages fill has a value of each of these draws."""
+        filled = [cell for cell in self.cells.values() if cell.instances]
+        return bool(filled) and all(cell.values.keys() >= set(draws) for cell in filled)
 
     @property
     def deviations(self) -> list[dict[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -527,15 +527,21 @@ def rich_claims(claims: Sequence[ClaimResult], width: int) -> RichTable:
     return table
 
 
-def print_tables(filled: Sequence[Filled], console: Console) -> None:
-    """Print tables with their notes, deviations, claims and provenance."""
+def print_table(filled: Filled, console: Console) -> None:
+    """Print a table with its notes, claims and provenance."""
+    console.print(rich_table(filled))
+    for note in notes_of(filled.result):
+        console.print(f"- {note}", markup=False, style="dim")
+    if filled.claims:
+        console.print(rich_claims(filled.claims, console.width))
+    console.print(f"provenance: {provenance(filled.result.records)}\n", markup=False, style="dim")
+
+
+def print_tables(filled: Sequence[Filled], console: Console, printed: Collection[str] = ()) -> None:
+    """Print tables, but for those already `printed` (ids), then the deviations of all."""
     for f in filled:
-        console.print(rich_table(f))
-        for note in notes_of(f.result):
-            console.print(f"- {note}", markup=False, style="dim")
-        if f.claims:
-            console.print(rich_claims(f.claims, console.width))
-        console.print(f"provenance: {provenance(f.result.records)}\n", markup=False, style="dim")
+        if f.result.table.id not in printed:
+            print_table(f, console)
     deviations = {(f.result.scale, d["field"], d["reason"]) for f in filled for d in f.result.deviations}
     for scale, field, reason in sorted(deviations):
         console.print(f"deviation at {scale}: {field}: {reason}", markup=False, style="dim")

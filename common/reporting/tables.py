@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import heapq
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
@@ -34,7 +33,6 @@ from common.reporting.schema import Line, Part, Text, among, known, one_of, told
 ROW = "$row"
 UNTRAINED = "untrained"
 GATES = ("mini", "report")
-_COST = {"evaluate": 0, "probe": 1, "fine_tune": 2, "pretrain": 3}
 
 
 class TablesError(ReportingError):
@@ -475,9 +473,9 @@ def expand(
     rows: Collection[str] | None = None,
     stages: Collection[str] | None = None,
 ) -> list[StageInstance]:
-    """The stages that tables and claims need at a scale, parents before children.
+    """The stages that tables and claims need at a scale, in the order of the tables, parents before children.
 
-    Among the stages that could run next, the cheap come first: a model is measured as soon as it is trained.
+    So the first table is filled first, and a model is measured as soon as it is trained.
 
     Args:
         paper: package or short name, or a loaded file.
@@ -507,7 +505,7 @@ def expand(
                     _need(name, row, scale, source, needed, where)
     if stages is not None:
         needed = _selected(stages, needed, scale, source, free=tables is None and rows is None)
-    return _ordered(needed)
+    return list(needed.values())
 
 
 def _check_rows(rows: Collection[str], tables: list[Table], path: Path) -> None:
@@ -580,22 +578,6 @@ def _selected(
         if instance.id in stages or instance.stage in stages:
             keep(instance.id)
     return chosen
-
-
-def _ordered(needed: Mapping[str, StageInstance]) -> list[StageInstance]:
-    """Topological order; the cheapest ready stage first, then the one that was needed first."""
-    names = list(needed)
-    sorter = TopologicalSorter({name: instance.parents.values() for name, instance in needed.items()})
-    sorter.prepare()
-    ready: list[tuple[int, int]] = []
-    ordered: list[StageInstance] = []
-    while sorter.is_active():
-        for name in sorter.get_ready():
-            heapq.heappush(ready, (_COST[needed[name].job], names.index(name)))
-        name = names[heapq.heappop(ready)[1]]
-        ordered.append(needed[name])
-        sorter.done(name)
-    return ordered
 
 
 def entries(source: Tables, instance: str, scale: str) -> list[tuple[Table, Row, Metric]]:

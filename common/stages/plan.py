@@ -15,7 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from common.reporting.draws import NATIVE, Draw
 from common.reporting.papers import paper_named, working_folder
 from common.reporting.tables import StageInstance, entries, expand, load
 from common.stages.configuration import RunConfiguration
+from common.stages.progress import Watch, duration
 from common.stages.run import Parent, StageRequest, finished_record
 
 
@@ -154,13 +155,6 @@ def seconds_of(planned: Sequence[Planned]) -> list[float | None]:
     return [records.expected_seconds(known, item.request.scale, item.request.stage) for item in planned]
 
 
-def duration(seconds: float) -> str:
-    """`45 s`, `3.2 min` or `38.0 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def reproduce(
     paper: str,
     selection: Selection,
@@ -168,6 +162,7 @@ def reproduce(
     jobs: int = 1,
     say: Callable[[str], None] = print,
     finished: Callable[[str, int], None] | None = None,
+    watch: bool = False,
 ) -> list[str]:
     """Run every stage whose record is missing or no longer fits, and say what is skipped and why.
 
@@ -179,6 +174,7 @@ def reproduce(
         jobs: stages to run side by side, each in a process of its own with one thread; 1 runs them in this process.
         say: where the lines go.
         finished: called in this process with the name and the seed of every stage that ran to its end.
+        watch: show how far the stages are while they run, see :class:`~common.stages.progress.Watch`.
 
     Returns:
         The stages that failed, or could not start because a parent failed; empty when all is done.
@@ -209,15 +205,21 @@ def reproduce(
     failed: dict[tuple[int, str], str] = {}
     elsewhere = 0
     running: dict[Future[records.Record], Planned] = {}
-    with _pool(jobs) as pool, _termination_as_interrupt():
+    watching = Watch(say) if watch else nullcontext(None)
+    with watching as shown, _pool(jobs) as pool, _termination_as_interrupt():
         try:
             while waiting or running:
                 for item in _startable(waiting, running, failed, say)[: jobs - len(running)]:
                     waiting.remove(item)
                     say(f"[{progress.start()}/{total}] {_name(item)} ({item.reason})")
+                    # Lightning's own bar shows the step where it is on.
+                    if shown is not None and not item.run.config["trainer"].get("enable_progress_bar", True):
+                        shown.begin(_name(item), item.request.directory)
                     running[pool.submit(_run, item)] = item
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     item = running.pop(future)
+                    if shown is not None:
+                        shown.end(_name(item))
                     try:
                         record = future.result()
                     except BrokenExecutor:

@@ -24,7 +24,8 @@ from common.reporting import records
 from common.reporting.papers import existing_papers, names_of_papers, paper_named, runs_root
 from common.reporting.tables import Tables, load
 from common.stages.parts import optional_part, part
-from common.stages.plan import Planned, Selection, duration, plan, reproduce
+from common.stages.plan import Planned, Selection, plan, reproduce
+from common.stages.progress import duration
 from common.stages.run import finished_record
 
 if TYPE_CHECKING:

@@ -364,7 +364,8 @@ def _run_claimed(
     from common.stages.cli import build
     from common.stages.loggers import MetricsFile, wandb_logger
     from common.stages.memory import peak_memory_gib, reset_peak_memory
-    from common.training.callbacks import WallClock, WholeCheckpoints
+    from common.stages.progress import FILE as PROGRESS_FILE
+    from common.training.callbacks import Progress, WallClock, WholeCheckpoints
 
     _quiet_lightning()
     if run.config["trainer"].get("accelerator") == "cpu":
@@ -380,7 +381,8 @@ def _run_claimed(
         print("\n".join(announce(run)))
     git = records.git_state(checkout())
     metrics_file = MetricsFile(directory / "metrics.csv")
-    arguments = {"default_root_dir": str(directory), "logger": [metrics_file], "callbacks": [clock, preemption]}
+    callbacks = [clock, preemption, Progress(directory / PROGRESS_FILE)]
+    arguments = {"default_root_dir": str(directory), "logger": [metrics_file], "callbacks": callbacks}
     cli = build(run, config, arguments)
     resolved = cli.resolved()
     trainer = cli.trainer

@@ -1,4 +1,4 @@
-"""Callbacks of every stage: counter-based randomness, the stop at a non-finite loss, checks of replicas, the clock.
+"""Callbacks of every stage: counter-based randomness, stop at a non-finite loss, checks of replicas, clock, progress.
 
 And how checkpoints are written.
 """
@@ -6,6 +6,7 @@ And how checkpoints are written.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import time
 from collections import deque
@@ -144,6 +145,54 @@ class WallClock(Callback):
     ) -> None:
         if trainer.state.fn == TrainerFn.FITTING:  # the test that follows reads what this very session wrote
             self._earlier = checkpoint.get("wall_seconds", 0.0)
+
+
+class Progress(Callback):
+    """Leaves in a file how far the training is, for whoever waits for it; it goes when the training is over.
+
+    Args:
+        path: the file.
+        every: seconds between two writings; each reads the loss, for which an accelerator must be waited for.
+    """
+
+    def __init__(self, path: Path, every: float = 1.0) -> None:
+        self.path, self.every = path, every
+        self._next = 0.0
+        self._began: tuple[float, float] | None = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        if not trainer.is_global_zero or now < self._next:
+            return
+        self._next = now + self.every
+        step = trainer.fit_loop.total_batch_idx + 1
+        share = self._share(trainer, step)
+        began, at = self._began = self._began or (now, share)
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        told = {
+            "step": step,
+            "share": share,
+            "loss": float(loss.detach()) if isinstance(loss, torch.Tensor) else None,
+            "left": (now - began) * (1 - share) / (share - at) if share > at else None,
+        }
+        # A reader that meets half a line takes it as none.
+        self.path.write_text(json.dumps(told), encoding="utf-8")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.path.unlink(missing_ok=True)
+
+    @staticmethod
+    def _share(trainer: pl.Trainer, step: int) -> float:
+        """Share of the training that is done, by whichever limit comes first."""
+        shares = [0.0]
+        if trainer.max_steps > 0:
+            shares.append(trainer.global_step / trainer.max_steps)
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            shares.append(step / (trainer.max_epochs * trainer.num_training_batches))
+        return min(max(shares), 1.0)
 
 
 class WholeCheckpoints(TorchCheckpointIO):

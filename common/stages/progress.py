@@ -1,0 +1,118 @@
+"""What a running stage says of itself, and how `assemble reproduce` shows it: live on a terminal, else in plain lines.
+
+A stage may run in another process, so it leaves a small file in its folder, which whoever waits for it reads.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FILE = "progress.json"
+#: Seconds between two lines on one stage where they go to a log.
+QUIET = 60.0
+
+
+class Watch:
+    """Shows the stages that run: on a terminal a line for each that changes in place, else a line at each quarter.
+
+    A log gets at most one line for a stage in a minute, so short stages stay silent.
+
+    Args:
+        say: where plain lines go.
+        terminal: whether there is a terminal to draw on; None to look.
+    """
+
+    def __init__(self, say: Callable[[str], None], terminal: bool | None = None) -> None:
+        self._say = say
+        self._terminal = sys.stdout.isatty() if terminal is None else terminal
+        self._running: dict[str, tuple[Path, float]] = {}
+        self._told: dict[str, tuple[int, float]] = {}
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._live: Any = None
+
+    def __enter__(self) -> Watch:
+        if self._terminal:
+            from rich.live import Live
+            from rich.text import Text
+
+            self._live = Live(
+                get_renderable=lambda: Text("\n".join(self.lines())), refresh_per_second=1, transient=True
+            )
+            self._live.start()
+        else:
+            self._thread = threading.Thread(target=self._tell_on, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._live is not None:
+            self._live.stop()
+        if self._thread is not None:
+            self._thread.join()
+
+    def begin(self, name: str, folder: Path) -> None:
+        """A stage starts in a folder."""
+        self._running[name] = folder, time.time()
+
+    def end(self, name: str) -> None:
+        """A stage has ended, however it did."""
+        self._running.pop(name, None)
+
+    def lines(self) -> list[str]:
+        """One line for each stage that runs."""
+        return [
+            f"  {name}: {_text(read(folder, since)) or f'{time.time() - since:.0f} s'}"
+            for name, (folder, since) in list(self._running.items())
+        ]
+
+    def tell(self, now: float) -> None:
+        """Say of every stage that reached another quarter how far it is, if the last line on it is a minute old."""
+        for name, (folder, since) in list(self._running.items()):
+            quarter, at = self._told.get(name, (0, since))
+            progress = read(folder, since)
+            reached = int(4 * progress["share"]) if progress else 0
+            if progress and quarter < reached < 4 and now - at >= QUIET:
+                self._told[name] = reached, now
+                self._say(f"  {name}: {_text(progress)}")
+
+    def _tell_on(self) -> None:
+        while not self._ended.wait(2.0):
+            self.tell(time.time())
+
+
+def read(folder: Path, since: float) -> dict[str, Any] | None:
+    """What a stage said of itself last: ``step``, ``share`` of the training, ``loss``, ``left`` in seconds.
+
+    Returns:
+        None where it said nothing after the time `since`, as before its first step and when its training is over.
+    """
+    try:
+        if (folder / FILE).stat().st_mtime < since - 1:  # of an earlier session; file systems round times
+            return None
+        progress: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return progress
+
+
+def _text(progress: dict[str, Any] | None) -> str:
+    if progress is None:
+        return ""
+    loss = "" if progress["loss"] is None else f", loss {progress['loss']:.4g}"
+    left = "" if progress["left"] is None else f", {duration(progress['left'])} left"
+    return f"step {progress['step']}, {100 * progress['share']:.0f} %{loss}{left}"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3.2 min` or `38.0 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

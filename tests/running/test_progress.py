@@ -1,0 +1,127 @@
+"""Progress: what a stage says of itself while it trains, how that is shown, and tables as they fill."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from common.commands.main import print_filled
+from common.reporting.records import Record
+from common.stages import plan as schedule
+from common.stages.plan import Selection
+from common.stages.progress import FILE, Watch, read
+from common.training.callbacks import Progress
+from tests.reporting.conftest import make_record, project, save  # noqa: F401 - fixtures
+
+
+def trainer(batch: int, max_steps: int = -1, **fields: Any) -> Any:
+    given = {"is_global_zero": True, "max_steps": max_steps, "max_epochs": 2, "num_training_batches": 10}
+    return SimpleNamespace(fit_loop=SimpleNamespace(total_batch_idx=batch), global_step=2 * batch, **(given | fields))
+
+
+def test_a_stage_says_how_far_it_is(tmp_path: Path) -> None:
+    progress, module = Progress(tmp_path / FILE, every=0.0), SimpleNamespace()
+    started = time.time()
+
+    def after(at: Any, loss: float = 2.5) -> dict[str, Any] | None:
+        progress.on_train_batch_end(at, module, {"loss": torch.tensor(loss)}, None, 0)  # type: ignore[arg-type]
+        return read(tmp_path, started)
+
+    assert after(trainer(0)) == {"step": 1, "share": 0.05, "loss": 2.5, "left": None}
+    time.sleep(0.02)
+    told = after(trainer(9))
+    assert told is not None
+    assert (told["step"], told["share"]) == (10, 0.5)
+    # Nine of ten steps that are left took 0.02 s or a little more.
+    assert 0.02 <= told["left"] < 5
+    # Two optimizers step in every batch: 14 of the 20 steps that end the training.
+    assert after(trainer(7, max_steps=20))["share"] == pytest.approx(0.7)  # type: ignore[index]
+    assert after(trainer(9, is_global_zero=False))["step"] == 8  # type: ignore[index]
+    assert read(tmp_path, time.time() + 60) is None  # of an earlier session
+    progress.on_fit_end(trainer(9), module)  # type: ignore[arg-type]
+    assert read(tmp_path, started) is None
+
+
+def test_the_loss_is_not_read_at_every_step(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / FILE, every=60.0)
+    for batch in range(3):
+        progress.on_train_batch_end(trainer(batch), None, torch.tensor(1.0), None, 0)  # type: ignore[arg-type]
+    assert json.loads((tmp_path / FILE).read_text())["step"] == 1
+
+
+def test_a_log_gets_a_line_at_a_quarter_and_not_more_than_one_a_minute(tmp_path: Path) -> None:
+    lines: list[str] = []
+    watch = Watch(lines.append, terminal=False)
+    watch.begin("avid seed 0", tmp_path)
+    now = time.time()
+
+    def reach(share: float, seconds: float) -> None:
+        told = {"step": int(1000 * share), "share": share, "loss": 4.25, "left": 200.0}
+        (tmp_path / FILE).write_text(json.dumps(told))
+        watch.tell(now + seconds)
+
+    reach(0.3, 10)
+    assert not lines
+    reach(0.3, 70)
+    reach(0.4, 200)
+    reach(0.55, 201)
+    assert lines == [
+        "  avid seed 0: step 300, 30 %, loss 4.25, 3.3 min left",
+        "  avid seed 0: step 550, 55 %, loss 4.25, 3.3 min left",
+    ]
+    assert watch.lines() == lines[1:]
+    (tmp_path / FILE).write_text('{"step": ')
+    assert watch.lines()[0].endswith(" s")
+    watch.end("avid seed 0")
+    assert watch.lines() == []
+
+
+def test_a_terminal_has_a_line_for_every_stage_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[list[str]] = []
+    watches: list[Watch] = []
+
+    def started(say: Callable[[str], None]) -> Watch:
+        watches.append(Watch(say, terminal=True))
+        return watches[-1]
+
+    def run(item: Any) -> SimpleNamespace:
+        seen.append(watches[0].lines())
+        return SimpleNamespace(wall_seconds=1.0)
+
+    monkeypatch.setattr(schedule, "Watch", started)
+    monkeypatch.setattr(schedule, "_run", run)
+    monkeypatch.setattr(schedule, "_headline", lambda record: "done")
+    wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path, stages=("moco_v2",))
+    assert schedule.reproduce("mct", wanted, watch=True) == []
+    assert seen == [["  moco_v2 seed 0: 0 s"]]
+    assert watches[0].lines() == []
+    assert "moco_v2 seed 0: done" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("project")
+def test_a_table_is_printed_when_its_last_cell_is_there_and_once(
+    tmp_path: Path,
+    make_record: Callable[..., Record],  # noqa: F811
+    save: Callable[[Record], Path],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wanted = Selection(scale="mini", seeds=(0, 1), runs=tmp_path / "project" / "runs")
+    printed: set[str] = set()
+    stages = ["base", "better", "ucf_1@base", "esc@base", "ucf_1@better", "esc@better"]
+    cells = [(stage, seed) for seed in (0, 1) for stage in stages]
+    for number, (stage, seed) in enumerate(cells):
+        save(make_record(stage, seed, 50.0, metrics={"test/top1": 50.0, "test/loss": 1.0}))
+        print_filled("mct", stage, wanted, printed)
+        assert bool(printed) == (number == len(cells) - 1)
+    assert "Transfer (mini)" in capsys.readouterr().out
+    print_filled("mct", "esc@better", wanted, printed)
+    assert capsys.readouterr().out == ""
