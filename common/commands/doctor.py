@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import platform
 import shutil
 from pathlib import Path
@@ -52,8 +51,12 @@ def examine(data: Path, papers: list[str]) -> int:
     free = shutil.disk_usage(project_root()).free / 2**30
     table.add_row("disk", f"{free:.0f} GiB free at {project_root()}")
     table.add_row("cache", f"{cache_folder()} (ASSEMBLE_CACHE moves it)")
-    key = "present" if os.environ.get("WANDB_API_KEY") else "none in WANDB_API_KEY: runs are logged offline"
-    table.add_row("W&B key", key)
+    if "wandb" not in missing:
+        from common.reporting.wandb_server import server, why_no_key
+
+        reason = why_no_key()
+        found = f"{reason}: runs are logged offline" if reason else f"present for {server()}; WANDB_MODE=online uses it"
+        table.add_row("W&B key", escape(found))
     git = records.git_state(project_root())
     state = "unknown" if git["revision"] is None else git["revision"][:12] + (" with changes" if git["dirty"] else "")
     table.add_row("revision", state)
