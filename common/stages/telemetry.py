@@ -35,7 +35,10 @@ class Telemetry(Callback):
     @staticmethod
     def _logs(trainer: pl.Trainer) -> bool:
         loop = trainer.fit_loop.epoch_loop
-        return bool(trainer.loggers) and (loop._batches_that_stepped + 1) % max(trainer.log_every_n_steps, 1) == 0
+        return (
+            bool(trainer.loggers)
+            and (loop._batches_that_stepped + 1) % max(int(getattr(trainer, "log_every_n_steps", 1)), 1) == 0
+        )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Starting loader processes and validating are no part of a step.
