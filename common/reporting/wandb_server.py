@@ -74,7 +74,7 @@ def why_unreachable() -> str:
     try:
         within(2 * PATIENCE_SECONDS, lambda: _knock(address))
     except ReportingError as error:
-        return f"{urlsplit(address).netloc} does not answer ({error})"
+        return f"{urlsplit(address).hostname} does not answer ({error})"
     try:
         within(4 * PATIENCE_SECONDS, lambda: _credentials().verify())
     except ReportingError as error:
