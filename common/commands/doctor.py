@@ -15,7 +15,6 @@ from rich.table import Table
 from common.files import cache_folder
 from common.reporting import records
 from common.reporting.papers import checkout, working_folder
-from common.reporting.wandb_server import has_key
 from common.stages.single import datasets_of
 
 REQUIRED = (
@@ -52,8 +51,12 @@ def examine(data: Path, papers: list[str]) -> int:
     free = shutil.disk_usage(working_folder()).free / 2**30
     table.add_row("disk", f"{free:.0f} GiB free at {working_folder()}")
     table.add_row("cache", f"{cache_folder()} (ASSEMBLE_CACHE moves it)")
-    key = "present" if has_key() else "none (WANDB_API_KEY or `wandb login`): runs are logged offline"
-    table.add_row("W&B key", key)
+    if "wandb" not in missing:
+        from common.reporting.wandb_server import server, why_no_key
+
+        reason = why_no_key()
+        found = f"{reason}: runs are logged offline" if reason else f"present for {server()}; WANDB_MODE=online uses it"
+        table.add_row("W&B key", escape(found))
     git = records.git_state(checkout())
     state = "unknown" if git["revision"] is None else git["revision"][:12] + (" with changes" if git["dirty"] else "")
     table.add_row("revision", state)

@@ -81,7 +81,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         "Make a W&B report of each paper and, when no paper is named, one of all; without a key, write it to a file.",
     )
     dashboard.add_argument("--offline", action="store_true", help="write the files only, send nothing")
-    dashboard.add_argument("--entity", default="", help="user or team on W&B; default: the key's own")
+    dashboard.add_argument("--entity", default="", help="user or team on W&B; default: WANDB_ENTITY, or the key's own")
     _add_runs(dashboard, "tables of fresh records instead of the promoted ones")
 
     promote = add("promote", promote_command, "Copy the records of clean revisions into the papers' results.")
@@ -246,15 +246,17 @@ def report_command(args: argparse.Namespace) -> int:
 def wandb_report_command(args: argparse.Namespace) -> int:
     """Write the specifications of the reports, then send them where there is a key."""
     from common.reporting import render
-    from common.reporting.wandb_server import has_key, why_unreachable
+    from common.reporting.wandb_server import entity as entity_of_environment
+    from common.reporting.wandb_server import why_no_key, why_unreachable
 
     names, runs = _names(args), _folder(args)
-    sending = has_key() and not args.offline
+    missing = "--offline" if args.offline else why_no_key()
+    sending = not missing
     if sending and (reason := why_unreachable()):
         raise ReportingError(f"W&B: {reason}; `--offline` writes the reports to files instead")
     from common.reporting import wandb_report
 
-    entity = (args.entity or wandb_report.default_entity()) if sending else args.entity
+    entity = args.entity or entity_of_environment() or (wandb_report.default_entity() if sending else "")
     papers = [(paper_named(name), render.records_of(name, runs)) for name in names]
     reports = [
         (wandb_report.paper_report(paper, records, entity), runs_root() / paper.name / "wandb-report.json")
@@ -268,9 +270,8 @@ def wandb_report_command(args: argparse.Namespace) -> int:
         if sending:
             print(f"sent: {wandb_report.send(report)}")
     if not sending:
-        why = "--offline" if args.offline else "no key (WANDB_API_KEY or `wandb login`)"
         again = " ".join(["assemble wandb-report", *args.papers])
-        print(f"not sent: {why}; with a key, `{again}` sends them")
+        print(f"not sent: {missing}; with a key, `{again}` sends them")
     return 0
 
 

@@ -7,27 +7,23 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from common.errors import ReportingError
 from common.files import write_atomically
 from common.reporting import render
 from common.reporting.claims import ClaimResult
 from common.reporting.papers import Paper
 from common.reporting.records import Record
 from common.reporting.tables import Tables, load
-from common.reporting.wandb_server import PROJECT
+from common.reporting.wandb_server import project, within
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import PanelGrid, Report, Runset
 
 SEND_SECONDS = 30.0
 """How long sending a report may take before it is given up."""
-
-_T = TypeVar("_T")
 
 
 def paper_report(paper: Paper, records: Sequence[Record], entity: str = "") -> Report:
@@ -64,7 +60,7 @@ def paper_report(paper: Paper, records: Sequence[Record], entity: str = "") -> R
         blocks += [wr.H2("Pictures, clips and texts"), _media_panels(paper, scales, records)]
         blocks += [wr.H2("What differs between configurations"), _comparison(paper, scales)]
     return wr.Report(
-        project=PROJECT,
+        project=project(),
         entity=entity,
         title=f"{paper.title}: published and measured",
         description=f"Tables, claims, curves and pictures of {paper.title}.",
@@ -91,7 +87,7 @@ def overview_report(papers: Sequence[tuple[Paper, Sequence[Record]]], entity: st
         shown = [f for f in filled if headline and f.result.table.id in _headline_tables(source)] or filled[:1]
         blocks.append(_table_panels(source, shown[0]))
     return wr.Report(
-        project=PROJECT,
+        project=project(),
         entity=entity,
         title="Representation Assemble: overview",
         description="Claims and headline numbers of all papers.",
@@ -140,7 +136,9 @@ def _table_panels(source: Tables, filled: render.Filled) -> PanelGrid:
     result = filled.result
     table, group = result.table, f"{source.paper}/{result.scale}"
     metrics = [metric for metric in table.metrics if not metric.hidden]
-    keys = [f"summary:{kind}/{table.id}/{m.id}" for m in metrics for kind in ("table", "published")]
+    # Runs have the published value only where theirs may be compared with it.
+    kinds = ("table", "published") if result.scale == "paper" else ("table",)
+    keys = [f"summary:{kind}/{table.id}/{m.id}" for m in metrics for kind in kinds]
     runsets = []
     for row in result.rows:
         stages = dict.fromkeys(s for m in metrics for s in source.instances(table, row, m, result.scale))
@@ -154,7 +152,7 @@ def _table_panels(source: Tables, filled: render.Filled) -> PanelGrid:
         known = any(
             metric.id in row.published and source.instances(table, row, metric, result.scale) for row in result.rows
         )
-        if known and metric.published and not table.ours:
+        if known and result.scale == "paper" and metric.published and not table.ours:
             panels.append(_bars(f"{name}, published", f"published/{table.id}/{metric.id}"))
     return wr.PanelGrid(runsets=runsets, panels=panels)
 
@@ -176,7 +174,7 @@ def _training_panels(paper: Paper, scales: Sequence[str]) -> PanelGrid:
         panels=[
             wr.LinePlot(
                 title=title,
-                x="Step",
+                x="trainer/global_step",
                 metric_regex=pattern,
                 groupby_aggfunc="mean",
                 groupby_rangefunc="minmax",
@@ -266,30 +264,3 @@ def send(report: Report) -> str:
         ReportingError: when the server does not answer in time or refuses.
     """
     return str(within(SEND_SECONDS, lambda: report.save().url))
-
-
-def within(seconds: float, function: Callable[[], _T]) -> _T:
-    """Call a function of the client, which by itself tries again for minutes.
-
-    Raises:
-        ReportingError: when it raises, or has not returned in time.
-    """
-    found: list[_T] = []
-    errors: list[Exception] = []
-
-    def call() -> None:
-        try:
-            found.append(function())
-        except Exception as error:  # whatever the client raises is to be one line for the user
-            errors.append(error)
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise ReportingError(f"W&B refused: {type(errors[0]).__name__}: {errors[0]}")
-    if not found:
-        raise ReportingError(
-            f"W&B did not answer within {seconds:.0f} seconds; `--offline` writes the report to a file"
-        )
-    return found[0]

@@ -45,7 +45,13 @@ class StageCLI(LightningCLI):
         """The configured trainer with the stage's folder, loggers and callbacks."""
         extra = dict(self._trainer_arguments)
         callbacks = [*extra.pop("callbacks", []), ApplySwitches(self._switches)]
-        trainer_config = {**self._get(self.config_init, "trainer", default={}), **extra, **kwargs}
+        configured = self._get(self.config_init, "trainer", default={})
+        if "logger" in extra:
+            # Ours are the record of the stage; a user's own stand beside them.
+            theirs = configured.get("logger")
+            listed = theirs if isinstance(theirs, list) else [] if isinstance(theirs, bool | None) else [theirs]
+            extra["logger"] = [*extra["logger"], *listed]
+        trainer_config = {**configured, **extra, **kwargs}
         try:
             return self._instantiate_trainer(trainer_config, callbacks)
         except (MisconfigurationException, TypeError, ValueError) as error:

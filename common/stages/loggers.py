@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from common.errors import StageError
 from common.files import write_atomically
-from common.reporting.wandb_server import PROJECT, has_key, why_unreachable
+from common.reporting.wandb_server import project, why_no_key, why_unreachable
 
 
 class MetricsFile(Logger):
@@ -82,8 +83,8 @@ def wandb_mode() -> str:
         return "disabled" if mode == "disabled" else "offline"
     if mode != "online":
         return "offline"
-    if not has_key():
-        rank_zero_info("W&B: WANDB_MODE=online but no key (WANDB_API_KEY or `wandb login`); logging offline instead")
+    if reason := why_no_key():
+        rank_zero_info(f"W&B: WANDB_MODE=online but {reason}; logging offline instead")
         return "offline"
     if reason := why_unreachable():
         rank_zero_info(f"W&B: {reason}; logging offline, `wandb sync` sends it later")
@@ -107,11 +108,11 @@ def wandb_logger(
     Args:
         directory: folder that gets the `wandb/` folder.
         run_id: stable id, so that a resumed stage continues its run.
-        name: `<stage>-<scale>-s<seed>`, and `-<isa>` with another rounding.
-        group: `<paper>/<scale>`.
+        name: `<stage>-<scale>-s<seed>`, `-<isa>` with another rounding, and what was changed.
+        group: `<paper>/<scale>`; `WANDB_RUN_GROUP` is another.
         job_type: pretrain, fine_tune, probe or evaluate.
-        tags: scale, row, revision.
-        config: the whole resolved configuration.
+        tags: scale, row, revision; those of `WANDB_TAGS` are added.
+        config: the whole resolved configuration, and what tells the run from others.
         notes: the configuration stack in one line.
     """
     mode = wandb_mode()
@@ -123,9 +124,12 @@ def wandb_logger(
         os.environ.update(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false")
     import wandb
 
+    wanted = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",")]
     directory.mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(
         init_timeout=20,
+        # A network that dies meanwhile: what was not sent stays in the folder, and `wandb sync` sends it.
+        finish_timeout=120,
         silent=True,
         console="off",
         x_disable_stats=True,
@@ -136,13 +140,13 @@ def wandb_logger(
     )
     try:
         run = wandb.init(
-            project=PROJECT,
+            project=project(),
             dir=str(directory),
             id=run_id,
             name=name,
-            group=group,
+            group=os.environ.get("WANDB_RUN_GROUP") or group,
             job_type=job_type,
-            tags=[tag[:64] for tag in tags],
+            tags=list(dict.fromkeys(tag[:64] for tag in (*tags, *wanted) if tag)),
             config=config,
             notes=notes,
             mode="online" if mode == "online" else "offline",
@@ -153,4 +157,54 @@ def wandb_logger(
     except Exception as error:  # W&B must never end a run: the record is the source of truth.
         rank_zero_info(f"W&B: could not start ({type(error).__name__}: {error}); this stage is not logged there")
         return None
+    # Else the axis is the number of calls, and runs that log at other steps, or were resumed, do not line up.
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    if mode == "online":
+        print(f"  W&B: {run.url}", flush=True)
     return WandbLogger(experiment=run, save_dir=str(directory))
+
+
+def run_name(stage: str, scale: str, draw: str, arguments: Sequence[str]) -> str:
+    """Name of a run: of one with overrides it says them, by the last parts of their fields.
+
+    Args:
+        stage: the stage; of one with overrides with a digest of them after a plus sign, which the name replaces.
+        scale: its scale.
+        draw: its seed and rounding, `s0` or `s0-sse41`.
+        arguments: overrides as on the command line, `--field value` or `--field=value`.
+    """
+    said: list[str] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            field, _, value = argument[2:].partition("=")
+            said.append(f"{field.rpartition('.')[2]}={value}")
+        elif said:
+            said[-1] += argument if said[-1].endswith("=") else f" {argument}"
+    base = stage.partition("+")[0] if said else stage
+    return " ".join([f"{base}-{scale}-{draw}", *said])[:128]
+
+
+def note_files(logger: WandbLogger, files: Mapping[str, Path], kind: str, *, used: bool, **about: Any) -> None:
+    """Note files as artifacts by reference, without sending them, so that the dashboard draws what came from what.
+
+    The same name and file is the same version, whoever notes it: a child that uses a checkpoint need not find its
+    parent on the server, and offline runs note the same.
+
+    Args:
+        logger: the run.
+        files: name of each artifact, and the file.
+        kind: type of the artifacts, such as `checkpoint`.
+        used: whether the run took them, rather than made them.
+        about: metadata.
+    """
+    import wandb
+
+    for name, path in files.items():
+        try:
+            artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name)[:128], kind, metadata=about)
+            artifact.add_reference(path.resolve().as_uri(), checksum=False)
+            # What `use_artifact` does with a new artifact, but that waits for the server, and refuses offline.
+            logger.experiment._log_artifact(artifact, is_user_created=True, use_after_commit=used)
+        except Exception as error:  # as above: W&B must never end a run
+            rank_zero_info(f"W&B: {name} is not noted ({type(error).__name__}: {error})")

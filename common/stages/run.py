@@ -351,6 +351,12 @@ def _flags(request: StageRequest) -> str:
     return f"--scale {request.scale} --seed {request.seed}{isa}"
 
 
+def _run_id(request: StageRequest, stage: str, lineage: str) -> str:
+    """Id on W&B of this stage or of one that it starts from."""
+    draw = request.draw.folder.replace("seed", "s")
+    return f"{request.paper}-{request.scale}-{draw}-{stage.replace('@', '-')}-{lineage[:8]}"
+
+
 def _run_claimed(
     request: StageRequest, run: RunConfiguration, config: dict[str, Any], preemption: Preemption
 ) -> records.Record:
@@ -362,9 +368,10 @@ def _run_claimed(
 
     from common.reporting import tables
     from common.stages.cli import build
-    from common.stages.loggers import MetricsFile, wandb_logger
+    from common.stages.loggers import MetricsFile, note_files, run_name, wandb_logger
     from common.stages.memory import peak_memory_gib, reset_peak_memory
     from common.stages.progress import FILE as PROGRESS_FILE
+    from common.stages.telemetry import Telemetry
     from common.training.callbacks import Progress, WallClock, WholeCheckpoints
 
     _quiet_lightning()
@@ -381,7 +388,7 @@ def _run_claimed(
         print("\n".join(announce(run)))
     git = records.git_state(checkout())
     metrics_file = MetricsFile(directory / "metrics.csv")
-    callbacks = [clock, preemption, Progress(directory / PROGRESS_FILE)]
+    callbacks = [clock, preemption, Progress(directory / PROGRESS_FILE), Telemetry()]
     arguments = {"default_root_dir": str(directory), "logger": [metrics_file], "callbacks": callbacks}
     cli = build(run, config, arguments)
     resolved = cli.resolved()
@@ -393,20 +400,34 @@ def _run_claimed(
         if cli.datamodule.world is not None:
             require_cache()
         write_atomically(directory / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
-        draw = request.draw.folder.replace("seed", "s")
         wandb = wandb_logger(
             directory=directory,
-            run_id=f"{request.paper}-{request.scale}-{draw}-{request.stage.replace('@', '-')}-{lineage[:8]}",
-            name=f"{request.stage}-{request.scale}-{draw}",
+            run_id=_run_id(request, request.stage, lineage),
+            name=run_name(request.stage, request.scale, request.draw.folder.replace("seed", "s"), request.arguments),
             group=f"{request.paper}/{request.scale}",
             job_type=request.job,
             tags=[request.scale, *([request.row] if request.row else []), (git.get("revision") or "unknown")[:12]],
-            # Beside the configuration itself, so that the dashboard can take a table's rows apart.
-            config={**resolved, "stage": request.stage, "row": request.row or request.stage},
+            # Beside the configuration itself, under the same keys for every stage, for the dashboard's filters.
+            config={
+                **resolved,
+                "paper": request.paper,
+                "scale": request.scale,
+                "seed": request.seed,
+                "recipe": request.recipe,
+                "stage": request.stage,
+                "row": request.row or request.stage,
+                "config_hash": config_hash,
+                "lineage_hash": lineage,
+                "revision": git.get("revision") or "unknown",
+                "hardware": request.hardware,
+            },
             notes="\n".join(filter(None, (run.describe(), run.describe_ours() and f"ours: {run.describe_ours()}"))),
         )
         if wandb is not None:
-            trainer.loggers = [metrics_file, wandb]
+            trainer.loggers = [metrics_file, wandb, *trainer.loggers[1:]]
+            for parent in request.parents.values():
+                name, parent_id = run.start_from, _run_id(request, parent.stage, parent.lineage_hash)
+                note_files(wandb, {f"{parent_id}-{name}": parent.checkpoint(name)}, "checkpoint", used=True)
     last = directory / "checkpoints" / "last.ckpt"
     interrupted = True
     try:
@@ -431,8 +452,53 @@ def _run_claimed(
         }
         if wandb is not None:
             source = tables.load(request.paper)
-            for key, value in {**metrics, **tables.summary(source, request.stage, request.scale, metrics)}.items():
-                wandb.experiment.summary[key] = value
+            cells = tables.summary(source, request.stage, request.scale, metrics)
+            comparable = request.scale == "paper" and not request.rehearsal
+            for key, value in {**metrics, **cells}.items():
+                if comparable or not key.startswith("published/"):
+                    wandb.experiment.summary[key] = value
+
+        media = directory / "media"
+        device = trainer.strategy.root_device
+        accelerators = [torch.cuda.get_device_name(device)] * trainer.world_size if device.type == "cuda" else []
+        record = records.Record(
+            paper=request.paper,
+            stage=request.stage,
+            recipe=request.recipe,
+            job=request.job,
+            row=request.row,
+            scale=request.scale,
+            seed=request.seed,
+            metrics=metrics,
+            selection="last",
+            config_hash=config_hash,
+            lineage_hash=lineage,
+            config=run.config,
+            deviations=[dict(entry) for entry in run.deviations],
+            parents={
+                name: {"stage": parent.stage, "lineage_hash": parent.lineage_hash}
+                for name, parent in request.parents.items()
+            },
+            git=git,
+            versions=records.versions(),
+            hardware={**records.hardware(accelerators, request.isa), "peak_memory_gib": peak_memory_gib()},
+            precision=str(trainer.precision),
+            global_batch=cli.datamodule.batch_size,
+            steps=steps,
+            wall_seconds=round(clock.seconds, 1),
+            started=started.isoformat().replace("+00:00", "Z"),
+            data=cli.datamodule.describe(),
+            wandb_run_id=wandb.version if wandb is not None else None,
+            media=sorted(str(path.relative_to(directory)) for path in media.glob("*")) if media.is_dir() else [],
+        )
+        if main_process:
+            records.write_atomically(directory / "record.json", record)
+            if wandb is not None:
+                run_id, made = _run_id(request, request.stage, lineage), (directory / "checkpoints").glob("*.ckpt")
+                about = {"config_hash": config_hash, "lineage_hash": lineage, "steps": steps}
+                kept = {f"{run_id}-{path.stem}": path for path in sorted(made) if path.stem != "non_finite"}
+                note_files(wandb, kept, "checkpoint", used=False, **about)
+                note_files(wandb, {f"{run_id}-record": directory / "record.json"}, "record", used=False, **about)
         interrupted = False
     except SystemExit:
         if not trainer.interrupted:
@@ -443,42 +509,6 @@ def _run_claimed(
     finally:
         if wandb is not None:
             wandb.experiment.finish(exit_code=1 if interrupted else 0)
-
-    media = directory / "media"
-    device = trainer.strategy.root_device
-    accelerators = [torch.cuda.get_device_name(device)] * trainer.world_size if device.type == "cuda" else []
-    record = records.Record(
-        paper=request.paper,
-        stage=request.stage,
-        recipe=request.recipe,
-        job=request.job,
-        row=request.row,
-        scale=request.scale,
-        seed=request.seed,
-        metrics=metrics,
-        selection="last",
-        config_hash=config_hash,
-        lineage_hash=lineage,
-        config=run.config,
-        deviations=[dict(entry) for entry in run.deviations],
-        parents={
-            name: {"stage": parent.stage, "lineage_hash": parent.lineage_hash}
-            for name, parent in request.parents.items()
-        },
-        git=git,
-        versions=records.versions(),
-        hardware={**records.hardware(accelerators, request.isa), "peak_memory_gib": peak_memory_gib()},
-        precision=str(trainer.precision),
-        global_batch=cli.datamodule.batch_size,
-        steps=steps,
-        wall_seconds=round(clock.seconds, 1),
-        started=started.isoformat().replace("+00:00", "Z"),
-        data=cli.datamodule.describe(),
-        wandb_run_id=wandb.version if wandb is not None else None,
-        media=sorted(str(path.relative_to(directory)) for path in media.glob("*")) if media.is_dir() else [],
-    )
-    if main_process:
-        records.write_atomically(directory / "record.json", record)
     return record
 
 

@@ -17,6 +17,7 @@ from common.reporting.papers import existing_papers, paper_named
 from common.reporting.records import Record, find_promoted
 from common.reporting.render import fill_best, row_text
 from common.reporting.tables import load
+from common.reporting.wandb_server import within
 from tests.reporting.test_commands import run
 
 Spec = dict[str, Any]
@@ -145,4 +146,4 @@ def test_what_the_client_raises_is_one_line() -> None:
         raise ValueError("project not found")
 
     with pytest.raises(ReportingError, match="W&B refused: ValueError: project not found"):
-        wandb_report.within(5, refuse)
+        within(5, refuse)

@@ -79,7 +79,7 @@ def test_an_offline_run_holds_what_the_table_holds(tmp_path: Path) -> None:
     assert found["config"]["model"]["init_args"]["num_classes"] == 12
     assert found["config"]["data"]["init_args"]["video"]["crop"] == 24
     assert found["summary"]["table/kinetics_linear/best"] == record.metrics["test/best_top1"]
-    assert found["summary"]["published/kinetics_linear/best"] == 43.0
+    assert not any(key.startswith("published/") for key in found["summary"])  # smoke may not be compared
 
     pretraining = read_offline_run(request("avid/avid", tmp_path).directory)
     logged = {key for row in pretraining["history"] for key in row} | set(pretraining["summary"])

@@ -1,0 +1,107 @@
+"""How training goes, beside its losses: learning rates, gradient norms, speed, memory, and waiting for data."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from common.stages.loggers import MetricsFile
+from common.stages.memory import peak_memory_gib
+
+
+class Telemetry(Callback):
+    """Logs at every logging step; in between it reads the clock and nothing else, and it never changes a tensor.
+
+    Learning rates and gradient norms (before clipping) go to every logger. What depends on the machine, which is speed,
+    waiting and memory, stays out of `metrics.csv`, so that a resumed run leaves the same file as an uninterrupted one.
+    Norms stay on the device until the step is over, when Lightning reads the losses that it logs.
+    """
+
+    def __init__(self) -> None:
+        self._norms: dict[int, torch.Tensor] = {}
+        self._began = self._ended = time.monotonic()
+        self._waited = 0.0
+        self._batches = 0
+
+    def _restart(self) -> None:
+        self._began = self._ended = time.monotonic()
+        self._waited = 0.0
+        self._batches = 0
+
+    @staticmethod
+    def _logs(trainer: pl.Trainer) -> bool:
+        loop = trainer.fit_loop.epoch_loop
+        return (
+            bool(trainer.loggers)
+            and (loop._batches_that_stepped + 1) % max(int(getattr(trainer, "log_every_n_steps", 1)), 1) == 0
+        )
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Starting loader processes and validating are no part of a step.
+        self._restart()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restart()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._waited += time.monotonic() - self._ended
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if not self._logs(trainer):
+            return
+        held = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [gradient.detach() for gradient in held if not gradient.is_sparse]
+        if gradients:
+            place = next(i for i, known in enumerate(trainer.optimizers) if _bare(known) is _bare(optimizer))
+            self._norms[place] = torch.nn.utils.get_total_norm(gradients)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._ended = time.monotonic()
+        self._batches += 1
+        if not self._logs(trainer):
+            return
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        of_run, of_machine = self._of_run(trainer), self._of_machine(trainer)
+        for logger in trainer.loggers:
+            logger.log_metrics(of_run if isinstance(logger, MetricsFile) else {**of_run, **of_machine}, step=step)
+        self._restart()
+
+    def _of_run(self, trainer: pl.Trainer) -> dict[str, float]:
+        """Learning rate of every group and norm of each optimizer's gradients; numbered where there are several."""
+        rates = [float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        norms = {place: float(norm) for place, norm in sorted(self._norms.items())}
+        self._norms.clear()
+        several = len(trainer.optimizers) > 1
+        return {
+            **{f"learning_rate/{i}" if len(rates) > 1 else "learning_rate": rate for i, rate in enumerate(rates)},
+            **{f"gradient_norm/{i}" if several else "gradient_norm": norm for i, norm in norms.items()},
+        }
+
+    def _of_machine(self, trainer: pl.Trainer) -> dict[str, float]:
+        seconds = max(self._ended - self._began, 1e-9)
+        found = {"speed/data_waiting_share": min(self._waited / seconds, 1.0)}
+        size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+        if size:
+            found["speed/samples_per_second"] = self._batches * size / seconds
+        device = trainer.strategy.root_device
+        # Counted by the allocator on the host: asking makes nobody wait.
+        if device.type == "cuda":
+            found["memory/gpu_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        elif (held := peak_memory_gib()) is not None:
+            found["memory/process_gib"] = held
+        return found
+
+
+def _bare(optimizer: Any) -> Any:
+    """The optimizer that Lightning's wrapper steps."""
+    return getattr(optimizer, "optimizer", optimizer)

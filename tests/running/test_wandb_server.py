@@ -1,0 +1,263 @@
+"""W&B with its real client against a server on the loopback interface: login, a stage online, resuming, sync later."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import wandb
+from wandb.sdk.lib import wbauth
+
+from common.reporting.wandb_server import NO_KEY, server, why_no_key, why_unreachable
+from common.stages.loggers import run_name, wandb_logger, wandb_mode
+from common.stages.run import run_stage
+from tests.stages import request
+from tests.wandb_stub import KEY, WandbStub, serving
+
+
+def forget() -> None:
+    """Drop what the client read from the environment and files, and whom it logged in."""
+    wandb.teardown()
+    wbauth.unauthenticate_session(update_settings=False)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home without a key, and a client that has read nothing yet."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "NETRC", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_CONFIG_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("WANDB_MODE", "online")
+    # A stage that goes on offline says so to the whole process; the next test must not inherit it.
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    forget()
+    yield folder
+    forget()
+
+
+@pytest.fixture
+def stub() -> Iterator[WandbStub]:
+    with serving() as found:
+        yield found
+        assert not found.unknown
+
+
+def login(stub: WandbStub, *arguments: str) -> None:
+    """`wandb login`, as a user types it."""
+    command = [sys.executable, "-m", "wandb", "login", *arguments, KEY]
+    done = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_login_with_a_host_is_found(stub: WandbStub, home: Path) -> None:
+    login(stub, "--host", stub.address)
+    assert server() == stub.address
+    assert why_no_key() == ""
+    assert why_unreachable() == ""
+    assert wandb_mode() == "online"
+
+
+def test_a_login_to_the_default_host_is_found(home: Path) -> None:
+    wbauth.write_netrc_auth(host=server(), api_key=KEY)
+    forget()
+    assert why_no_key() == ""
+
+
+@pytest.mark.parametrize("place", ["~/.netrc", "~/_netrc", "NETRC"])
+def test_a_server_with_a_port_is_found_in_every_netrc(
+    place: str, stub: WandbStub, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = home / "elsewhere" if place == "NETRC" else home / place[2:]
+    path.write_text(f"machine {urlsplit(stub.address).netloc}\n  login user\n  password {KEY}\n", encoding="utf-8")
+    path.chmod(0o600)
+    if place == "NETRC":
+        monkeypatch.setenv("NETRC", str(path))
+    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
+    assert why_no_key() == ""
+    assert wandb_mode() == "online"
+
+
+def test_the_settings_file_and_identity_tokens_count(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_no_key() == NO_KEY
+    folder = home / ".config" / "wandb"
+    folder.mkdir(parents=True)
+    (folder / "settings").write_text(f"[default]\napi_key = {KEY}\n", encoding="utf-8")
+    forget()
+    assert why_no_key() == ""
+    (folder / "settings").unlink()
+    (home / "token").write_text("a.b.c", encoding="utf-8")
+    monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", str(home / "token"))
+    forget()
+    assert why_no_key() == ""
+
+
+def test_a_key_that_is_too_short_or_refused_means_offline(stub: WandbStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    assert "40+ characters" in why_no_key()
+    assert wandb_mode() == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "2" * 40)
+    forget()
+    assert why_no_key() == ""
+    assert "wandb login --relogin" in why_unreachable()
+    assert wandb_mode() == "offline"
+
+
+def test_a_server_that_hangs_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        clock = time.monotonic()
+        assert "does not answer" in why_unreachable()
+        assert time.monotonic() - clock < 8
+
+
+def test_a_proxy_is_used(stub: WandbStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address leads nowhere by itself, as on a cluster whose nodes reach the net through a proxy alone."""
+    asked: list[str] = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+        def relay(self) -> None:
+            asked.append(self.path)
+            import urllib.request
+
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0))) or None
+            headers = {"Authorization": self.headers.get("Authorization", "")}
+            address = stub.address + urlsplit(self.path).path
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            content = opener.open(urllib.request.Request(address, body, headers)).read()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = relay
+
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.server_address[1]}")
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_address[1]}")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://server.invalid")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert why_unreachable() == ""
+    assert any(path.startswith("http://server.invalid/graphql") for path in asked)
+    proxy.shutdown()
+    proxy.server_close()
+
+
+def test_stages_online(
+    stub: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {
+        "WANDB_BASE_URL": stub.address, "WANDB_API_KEY": KEY, "WANDB_PROJECT": "mine", "WANDB_TAGS": "tried, twice",
+        "WANDB_RUN_GROUP": "together",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    first = run_stage(request("avid/avid", tmp_path))
+    second = run_stage(request("avid/kinetics_linear@avid", tmp_path))
+    run = stub.runs[str(first.wandb_run_id)]
+    assert f"W&B: {stub.address}/someone/mine/runs/{first.wandb_run_id}" in capsys.readouterr().out
+    assert run.fields["project"] == "mine"
+    assert run.fields["groupName"] == "together"
+    assert {"smoke", "tried", "twice"} <= set(run.fields["tags"])
+    assert run.exit_code == 0
+    wanted = {"paper": "avid_cma", "scale": "smoke", "seed": 0, "recipe": first.recipe, "row": "avid"}
+    wanted |= {"config_hash": first.config_hash, "lineage_hash": first.lineage_hash, "hardware": "cpu"}
+    assert {key: run.config[key] for key in wanted} == wanted
+    assert run.config["revision"]
+    checkpoint = stub.artifact(f"{first.wandb_run_id}-last")
+    # One more run, of overrides, that logs every step.
+    third = run_stage(request("avid/avid", tmp_path, "--trainer.log_every_n_steps", "1"))
+    curves = stub.runs[str(third.wandb_run_id)]
+    assert curves.fields["displayName"] == "avid-smoke-s0 log_every_n_steps=1"
+    for key in ("train/loss", "learning_rate", "gradient_norm", "speed/samples_per_second", "memory/process_gib"):
+        rows = [row for row in curves.history if key in row]
+        assert rows, key
+        assert all("trainer/global_step" in row for row in rows), key
+        assert max(row["trainer/global_step"] for row in rows) == third.steps - 1
+    assert all(0 <= row["speed/data_waiting_share"] <= 1 for row in curves.history if "speed/data_waiting_share" in row)
+    assert run.summary["test/loss_first"] == first.metrics["test/loss_first"]
+    # The graph: what the parent made is what its child used, and nothing of it was uploaded.
+    probe = stub.runs[str(second.wandb_run_id)]
+    assert checkpoint.kind == "checkpoint"
+    assert checkpoint.metadata["lineage_hash"] == first.lineage_hash
+    assert probe.used == [checkpoint.name]
+    (entry,) = checkpoint.manifest["contents"].values()
+    assert entry["ref"].startswith("file://")
+    assert not checkpoint.uploaded
+    assert stub.artifact(f"{second.wandb_run_id}-record").kind == "record"
+    assert "table/kinetics_linear/best" in probe.summary
+    assert not any(key.startswith("published/") for key in probe.summary)  # smoke may not be compared
+
+
+def test_a_resumed_run_goes_on_over_one_axis(stub: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    for steps in ((0, 1, 2), (2, 3)):  # stopped after a checkpoint at 2
+        logger = wandb_logger(
+            directory=tmp_path, run_id="one", name="one", group="g", job_type="pretrain", tags=[], config={}
+        )
+        assert logger is not None
+        for step in steps:
+            logger.log_metrics({"train/loss": float(step)}, step=step)
+        logger.experiment.finish()
+    run = stub.runs["one"]
+    assert run.upserts >= 2
+    assert [(row["trainer/global_step"], row["train/loss"]) for row in run.history] == [
+        (0, 0.0), (1, 1.0), (2, 2.0), (2, 2.0), (3, 3.0),
+    ]  # fmt: skip
+    assert [row["_step"] for row in run.history] == sorted({row["_step"] for row in run.history})
+
+
+def test_an_offline_run_is_synced_with_its_lineage(
+    stub: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    stages = [request("avid/avid", tmp_path), request("avid/kinetics_linear@avid", tmp_path)]
+    first, second = (run_stage(stage) for stage in stages)
+    environment = {**os.environ, "WANDB_BASE_URL": stub.address, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
+    for stage in stages:
+        folders = [str(path) for path in stage.directory.glob("wandb/offline-run-*")]
+        command = [sys.executable, "-m", "wandb", "sync", *folders]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+    run, probe = stub.runs[str(first.wandb_run_id)], stub.runs[str(second.wandb_run_id)]
+    assert run.fields["displayName"] == "avid-smoke-s0"
+    assert run.summary["test/loss_first"] == first.metrics["test/loss_first"]
+    assert probe.used == [f"{first.wandb_run_id}-last"]
+
+
+def test_a_run_with_overrides_is_named_by_them() -> None:
+    assert run_name("avid", "mini", "s0", ()) == "avid-mini-s0"
+    changed = ("--model.loss.temperature", "0.1", "--trainer.max_epochs=3", "--data.crops", "a", "b")
+    assert run_name("avid+3f9a1c", "mini", "s1", changed) == "avid-mini-s1 temperature=0.1 max_epochs=3 crops=a b"
+
+
+def test_a_logger_of_the_user_stands_beside_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(tmp_path / "mine")}}
+    stage = request("avid/avid", tmp_path, "--trainer.logger", json.dumps(logger), "--trainer.log_every_n_steps", "1")
+    record = run_stage(stage)
+    assert request("avid/avid", tmp_path, "--trainer.logger", json.dumps(logger)).stage == "avid"
+    assert record.lineage_hash == request("avid/avid", tmp_path).lineage_hash()
+    (path,) = (tmp_path / "mine").rglob("metrics.csv")
+    assert "train/loss" in path.read_text(encoding="utf-8")
+    assert (stage.directory / "metrics.csv").is_file()
+    assert list(stage.directory.glob("wandb/offline-run-*"))

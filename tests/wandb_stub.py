@@ -1,0 +1,313 @@
+"""A W&B server on the loopback interface: enough of its protocol for the real client, and it keeps what it is sent."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+KEY = "1" * 40
+ENTITY = "someone"
+
+
+@dataclass
+class StoredRun:
+    """What was sent of one run.
+
+    Attributes:
+        fields: what the last upsert that named it said: displayName, groupName, jobType, tags, notes, project.
+        config: configuration, without the wrapping of values.
+        files: lines of each streamed file by their number, such as `wandb-history.jsonl`.
+        uploads: content of files that were put.
+        upserts: number of times that it was started.
+        exit_code: None until it ended.
+        used: names of artifacts that it took.
+    """
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[int, str]] = field(default_factory=dict)
+    uploads: dict[str, bytes] = field(default_factory=dict)
+    upserts: int = 0
+    exit_code: int | None = None
+    used: list[str] = field(default_factory=list)
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """Lines of a streamed file, in order."""
+        return [json.loads(line) for _, line in sorted(self.files.get(name, {}).items())]
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Rows of what was logged."""
+        return self.lines("wandb-history.jsonl")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The last summary."""
+        rows = self.lines("wandb-summary.json")
+        return rows[-1] if rows else {}
+
+
+@dataclass
+class StoredArtifact:
+    """An artifact: its manifest, and the names of files that were uploaded."""
+
+    name: str
+    kind: str
+    digest: str
+    metadata: dict[str, Any]
+    state: str = "PENDING"
+    uploaded: list[str] = field(default_factory=list)
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+
+class WandbStub:
+    """State of the server; `address` is its base URL."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.runs: dict[str, StoredRun] = {}
+        self.artifacts: list[StoredArtifact] = []
+        self.operations: list[str] = []
+        self.unknown: list[str] = []
+        self.requests: list[str] = []
+        self.lock = threading.RLock()
+
+    def run(self, run_id: str) -> StoredRun:
+        """The run of an id, made when it is new."""
+        return self.runs.setdefault(run_id, StoredRun())
+
+    def artifact(self, name: str) -> StoredArtifact:
+        """The last artifact of a name."""
+        return next(a for a in reversed(self.artifacts) if a.name == name)
+
+    def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """The data of a GraphQL operation."""
+        found = re.search(r"\b(query|mutation)\s+(\w+)", query)
+        name = found.group(2) if found else "anonymous"
+        self.operations.append(name)
+        handler = getattr(self, f"on_{name}", None)
+        if handler is None:
+            self.unknown.append(f"{name} {query[:2000]} {variables}")
+            return {}
+        data: dict[str, Any] = handler(variables)
+        return data
+
+    def on_Viewer(self, variables: dict[str, Any]) -> dict[str, Any]:
+        viewer = {"id": "1", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}", "admin": False}
+        return {"viewer": {**viewer, "teams": {"edges": []}}}
+
+    def on_ServerFeaturesQuery(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"serverInfo": {"features": []}}
+
+    def on_OrganizationCoreWeaveOrganizationID(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"entity": {"organization": None}}
+
+    def _bucket(self, run_id: str, project: str) -> dict[str, Any]:
+        run = self.run(run_id)
+        owner = {"id": "1", "name": ENTITY}
+        counts = {
+            key: len(run.files.get(name, {}))
+            for key, name in (
+                ("logLineCount", "output.log"),
+                ("historyLineCount", "wandb-history.jsonl"),
+                ("eventsLineCount", "wandb-events.jsonl"),
+            )
+        }
+        return {
+            "id": f"id-{run_id}",
+            "name": run_id,
+            "displayName": run.fields.get("displayName") or run_id,
+            "description": "",
+            "sweepName": None,
+            "config": json.dumps({key: {"value": value} for key, value in run.config.items()}),
+            "summaryMetrics": json.dumps(run.summary),
+            "historyTail": json.dumps(
+                [line for _, line in sorted(run.files.get("wandb-history.jsonl", {}).items())][-1:]
+            ),
+            "eventsTail": "[]",
+            "tags": run.fields.get("tags") or [],
+            "notes": run.fields.get("notes") or "",
+            # Without it the client takes the run for one that never began.
+            "wandbConfig": json.dumps({"t": 1} if "_wandb" in run.config else {}),
+            "project": {"id": "p1", "name": project, "entity": owner},
+            **counts,
+        }
+
+    def on_RunResumeStatus(self, variables: dict[str, Any]) -> dict[str, Any]:
+        run_id = variables["name"]
+        model = {"id": "p1", "name": variables["project"], "entity": {"id": "1", "name": ENTITY}}
+        return {
+            "model": {**model, "bucket": self._bucket(run_id, variables["project"]) if run_id in self.runs else None}
+        }
+
+    def on_UpsertBucket(self, variables: dict[str, Any]) -> dict[str, Any]:
+        run_id = variables.get("name") or str(variables.get("id", "")).removeprefix("id-")
+        inserted = run_id not in self.runs
+        run = self.run(run_id)
+        run.upserts += 1
+        run.fields.update({key: value for key, value in variables.items() if value is not None})
+        if variables.get("config"):
+            run.config.update({key: value.get("value") for key, value in json.loads(variables["config"]).items()})
+        return {"upsertBucket": {"bucket": self._bucket(run_id, run.fields.get("project", "")), "inserted": inserted}}
+
+    def on_CreateRunFiles(self, variables: dict[str, Any]) -> dict[str, Any]:
+        run = variables["run"]
+        files = [{"name": name, "uploadUrl": f"{self.address}/put/{run}/{name}"} for name in variables["files"]]
+        return {"createRunFiles": {"runID": f"id-{run}", "uploadHeaders": [], "files": files}}
+
+    def on_MarkRunFilesUploaded(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"markRunFilesUploaded": {"success": True}}
+
+    def on_ArtifactType(self, variables: dict[str, Any]) -> dict[str, Any]:
+        known = [a for a in self.artifacts if a.name == variables["name"].split(":")[0]]
+        artifact = {"artifactType": {"name": known[-1].kind}} if known else None
+        return {"project": {"artifact": artifact}}
+
+    def on_FetchArtifactDigestAlgorithm(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"project": {"artifactType": None}}
+
+    def on_XXHashDigestsEnabled(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"entity": {"xxhashDigestsEnabled": False}}
+
+    def on_CreateArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        sent = variables["input"]
+        name = sent["artifactCollectionName"]
+        # The same content under the same name is the same version, whoever sends it.
+        number = next((n for n, a in enumerate(self.artifacts) if (a.name, a.digest) == (name, sent["digest"])), None)
+        if number is None:
+            number = len(self.artifacts)
+            metadata = json.loads(sent.get("metadata") or "{}")
+            self.artifacts.append(StoredArtifact(name, sent["artifactTypeName"], sent["digest"], metadata))
+        artifact = self.artifacts[number]
+        sequence = {"id": f"s-{name}", "latestArtifact": None}
+        return {
+            "createArtifact": {"artifact": {"id": str(number), "state": artifact.state, "artifactSequence": sequence}}
+        }
+
+    def on_CreateArtifactManifest(self, variables: dict[str, Any]) -> dict[str, Any]:
+        number = variables["artifactID"]
+        place = {"id": "f", "uploadUrl": f"{self.address}/manifest/{number}/manifest.json", "uploadHeaders": []}
+        return {"createArtifactManifest": {"artifactManifest": {"id": f"m-{number}", "file": place}}}
+
+    def on_UpdateArtifactManifest(self, variables: dict[str, Any]) -> dict[str, Any]:
+        number = variables["artifactManifestID"].removeprefix("m-")
+        place = {"id": "f", "uploadUrl": f"{self.address}/manifest/{number}/manifest.json", "uploadHeaders": []}
+        return {"updateArtifactManifest": {"artifactManifest": {"id": f"m-{number}", "file": place}}}
+
+    def on_CreateArtifactFiles(self, variables: dict[str, Any]) -> dict[str, Any]:
+        nodes = []
+        for file in variables["input"]["artifactFiles"]:
+            number, name = file["artifactID"], file["name"]
+            self.artifacts[int(number)].uploaded.append(name)
+            node = {"storagePath": name, "uploadUrl": f"{self.address}/file/{number}/{name}", "uploadHeaders": []}
+            nodes.append({"node": {**node, "uploadMultipartUrls": None, "artifact": {"id": number}}})
+        return {"createArtifactFiles": {"files": {"edges": nodes}}}
+
+    def on_CommitArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        artifact = self.artifacts[int(variables["artifactID"])]
+        artifact.state = "COMMITTED"
+        return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": artifact.digest}}}
+
+    def on_UseArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
+        sent = variables["input"]
+        self.run(sent["runName"]).used.append(self.artifacts[int(sent["artifactID"])].name)
+        return {"useArtifact": {"artifact": {"id": sent["artifactID"], "digest": "", "state": "COMMITTED"}}}
+
+    def stream(self, run_id: str, sent: dict[str, Any]) -> None:
+        """Take what a run streams: lines of files from an offset on, and its end."""
+        run = self.run(run_id)
+        for name, part in (sent.get("files") or {}).items():
+            kept = run.files.setdefault(name, {})
+            for number, line in enumerate(part["content"]):
+                kept[part["offset"] + number] = line
+        if sent.get("complete"):
+            run.exit_code = sent.get("exitcode")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    stub: WandbStub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+    def _reply(self, value: Any, status: int = 200) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            parts = []
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            content = b"".join(parts)
+        else:
+            content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Content-Encoding") == "gzip":
+            import gzip
+
+            content = gzip.decompress(content)
+        return content
+
+    def do_GET(self) -> None:
+        self.stub.requests.append(self.path)
+        self._reply({})
+
+    def do_PUT(self) -> None:
+        content = self._body()
+        _, kind, owner, name = self.path.split("/", 3)
+        with self.stub.lock:
+            if kind == "manifest":
+                self.stub.artifacts[int(owner)].manifest = json.loads(content)
+            elif kind == "put":
+                self.stub.run(owner).uploads[name] = content
+        self._reply({})
+
+    def do_POST(self) -> None:
+        body = self._body()
+        given = base64.b64decode(self.headers.get("Authorization", "").removeprefix("Basic ")).decode()
+        if given != f"api:{KEY}":
+            self._reply({"errors": [{"message": "user is not logged in"}]}, 401)
+            return
+        with self.stub.lock:
+            sent = json.loads(body)
+            if self.path.endswith("/file_stream"):
+                self.stub.stream(self.path.split("/")[-2], sent)
+                self._reply({})
+            else:
+                self._reply({"data": self.stub.answer(sent["query"], sent.get("variables") or {})})
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client may leave at any time; what it did not get it asks for again."""
+
+
+@contextmanager
+def serving() -> Iterator[WandbStub]:
+    """A server on a free port of the loopback interface, until the block ends."""
+    stub = WandbStub()
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"stub": stub}))
+    stub.address = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield stub
+    finally:
+        server.shutdown()
+        server.server_close()
