@@ -12,6 +12,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from wandb.sdk.lib import wbauth
+
+import wandb
+
 KEY = "1" * 40
 ENTITY = "someone"
 
@@ -311,3 +315,9 @@ def serving() -> Iterator[WandbStub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def forget() -> None:
+    """Drop what the client read from the environment and files, and whom it logged in."""
+    wandb.teardown()
+    wbauth.unauthenticate_session(update_settings=False)

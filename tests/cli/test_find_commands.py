@@ -105,7 +105,7 @@ def test_seeds_may_stand_with_commas_and_titles_name_papers(capsys: pytest.Captu
     arguments = ["plan", "AVID-CMA", "--seeds", "0,2", "5", "--stages", "avid", "--runs", str(tmp_path)]
     lines = said(capsys, *arguments).splitlines()
     assert lines[0].split() == ["draw", "stage", "recipe", "time", "why"]
-    assert [line.split()[:3] for line in lines[1:4]] == [["run", seed, "avid"] for seed in "025"]
+    assert [line.split()[:4] for line in lines[1:4]] == [["run", "seed", seed, "avid"] for seed in "025"]
     assert "min" in lines[1]
 
 

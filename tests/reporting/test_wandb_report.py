@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,20 @@ from common.reporting.render import fill_best, row_text
 from common.reporting.tables import load
 from common.reporting.wandb_server import within
 from tests.reporting.test_commands import run
+from tests.wandb_stub import forget
 
 Spec = dict[str, Any]
 
 
 @pytest.fixture(autouse=True)
-def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key from this machine."""
+def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No key from this machine, and a client that has read nothing yet."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("HOME", str(tmp_path))
+    forget()
+    yield
+    forget()
 
 
 def blocks(spec: Spec, kind: str) -> list[Spec]:

@@ -15,20 +15,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-import wandb
 from wandb.sdk.lib import wbauth
 
 from common.reporting.wandb_server import NO_KEY, server, why_no_key, why_unreachable
 from common.stages.loggers import run_name, wandb_logger, wandb_mode
 from common.stages.run import run_stage
 from tests.stages import request
-from tests.wandb_stub import KEY, WandbStub, serving
-
-
-def forget() -> None:
-    """Drop what the client read from the environment and files, and whom it logged in."""
-    wandb.teardown()
-    wbauth.unauthenticate_session(update_settings=False)
+from tests.wandb_stub import KEY, WandbStub, forget, serving
 
 
 @pytest.fixture(autouse=True)
