@@ -46,7 +46,7 @@ class StageCLI(LightningCLI):
         extra = dict(self._trainer_arguments)
         callbacks = [*extra.pop("callbacks", []), ApplySwitches(self._switches)]
         configured = self._get(self.config_init, "trainer", default={})
-        if "logger" in extra:
+        if extra.get("logger"):
             # Ours are the record of the stage; a user's own stand beside them.
             theirs = configured.get("logger")
             listed = theirs if isinstance(theirs, list) else [] if isinstance(theirs, bool | None) else [theirs]
