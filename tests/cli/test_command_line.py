@@ -127,9 +127,9 @@ def test_reproduce_skips_what_is_done_and_says_why(capsys: pytest.CaptureFixture
     broken.write_text("{")
     assert main(["plan", *arguments[1:]]) == 0
     planned = capsys.readouterr()
-    assert [line.split()[:4] for line in planned.out.splitlines()[1:3]] == [
-        ["done", "0", "avid", "avid"],
-        ["run", "0", "esc@avid", "esc50_svm"],
+    assert [line.split()[:5] for line in planned.out.splitlines()[1:3]] == [
+        ["done", "seed", "0", "avid", "avid"],
+        ["run", "seed", "0", "esc@avid", "esc50_svm"],
     ]
     assert "its record is malformed" in planned.out
     assert planned.err.startswith(f"warning: a record is left out: {broken}: not valid JSON")

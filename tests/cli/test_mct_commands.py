@@ -62,9 +62,13 @@ def test_export_in_the_layouts_of_other_libraries(
 @pytest.mark.parametrize(
     ("output", "layout", "message"),
     [
-        ("x.pth", "torchvison", r"--layout torchvison: .*torchvision.*safetensors, torchvision, timm, detectron2"),
+        (
+            "x.pth",
+            "torchvison",
+            r"--layout torchvison: .*torchvision.*valid: detectron2, safetensors, timm, torchvision",
+        ),
         ("x.pth", "safetensors", r"the layout safetensors is a folder.*--layout torchvision, timm, detectron2"),
-        ("x.pth", "caffe", r"--layout caffe: .*the layouts of mct are safetensors, torchvision, timm, detectron2"),
+        ("x.pth", "caffe", r"--layout caffe: valid: detectron2, safetensors, timm, torchvision"),
         ("x.pth", "detectron2", r"a file of the layout detectron2 ends in .pkl, got '.*x.pth'"),
     ],
 )

@@ -133,7 +133,7 @@ def test_orientation_is_not_applied_and_an_animation_gives_its_first_frame(tmp_p
 
 def test_a_path_may_be_a_string_but_not_of_a_folder_or_of_nothing(tmp_path: Path) -> None:
     assert read_image(str(write_image(tmp_path / "a.jpg"))).size == (24, 20)
-    for path, reason in ((tmp_path / "none.jpg", "No such file"), (tmp_path, "is no file")):
+    for path, reason in ((tmp_path / "none.jpg", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(ImageError, match=f"cannot be read: {reason}") as caught:
             read_image(path)
         assert caught.value.path == path

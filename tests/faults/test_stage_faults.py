@@ -238,7 +238,7 @@ def test_the_command_line_says_what_is_wrong(
     assert "Given value" not in error
 
 
-@pytest.mark.parametrize("seeds", ["0,1,2", "-1", "4294967296", "1_0", "x"])
+@pytest.mark.parametrize("seeds", ["-1", "4294967296", "1_0", "x"])
 def test_what_is_no_seed_is_refused_before_anything_runs(seeds: str, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["plan", "avid", "--scale", "smoke", "--seeds"], ["fit", "avid/avid", "--seed"]):
         with pytest.raises(SystemExit):
