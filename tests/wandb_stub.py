@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from wandb.sdk.lib import wbauth
-
 import wandb
+from wandb.sdk.lib import wbauth
 
 KEY = "1" * 40
 ENTITY = "someone"

@@ -52,7 +52,6 @@ def log_table(module: pl.LightningModule, name: str, columns: Sequence[str], row
     """
     for logger in wandb_loggers(module):
         import numpy as np
-
         import wandb
 
         shown = [[wandb.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row] for row in rows]
