@@ -4,7 +4,7 @@ One module for each paper, with `migrate(config)`: the configuration of an old r
 Fields that have other names in all papers are listed here. Nothing about the experiments changed, so what was measured
 stays; the records keep their old hashes beside the new.
 
-`python -m migrations.papers_hold_methods [FOLDER ...]` rewrites records.
+`python -m migrations papers_hold_methods [FOLDER ...]` rewrites records.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 from typing import Any
 
-NAME = "papers_hold_methods"
 RENAMED = {
     "held_out_share": "held_out_fraction",
     "lr_final_share": "lr_final_fraction",
