@@ -227,6 +227,9 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tables", nargs="+", help="only these tables (ids)")
     command.add_argument("--rows", nargs="+", help="only these rows (labels or models)")
     command.add_argument("--stages", nargs="+", help="only these stages and what they start from")
+    command.add_argument(
+        "--everything", action="store_true", help="also the tables and rows that are made by request (assemble list)"
+    )
 
 
 def _add_estimate(command: argparse.ArgumentParser) -> None:
@@ -260,6 +263,7 @@ def _selection(arguments: argparse.Namespace) -> Any:
         rows=chosen("rows"),
         stages=chosen("stages"),
         isa=arguments.isa,
+        everything=getattr(arguments, "everything", False),
     )
 
 

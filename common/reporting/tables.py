@@ -145,6 +145,7 @@ class Row(Part):
         metrics: the metrics it fills; None for all.
         stages: metric id to the stages whose mean fills it, where they are not the column's own: one model may be
             measured in several rows, each after another further training.
+        by_request: scales at which its stages run only when the table, the row or a stage is named.
     """
 
     label: Text
@@ -156,6 +157,7 @@ class Row(Part):
     scales: _Scales = SCALES
     metrics: tuple[_MetricName, ...] | None = None
     stages: dict[_MetricName, _StageNames] = Field(default_factory=dict)
+    by_request: _Scales = ()
 
     @field_validator("label")
     @classmethod
@@ -259,7 +261,8 @@ class Curve(Part):
 class Table(Part):
     """A published table: rows, metrics, claims over its cells.
 
-    The report page draws its measured cells if asked to (`chart`), and README and page a `curve`.
+    The report page draws its measured cells if asked to (`chart`), and README and page a `curve`. At the scales in
+    `by_request` its stages run only when the table, a row or a stage is named.
     """
 
     id: Text
@@ -273,6 +276,7 @@ class Table(Part):
     ours: StrictBool = False
     chart: StrictBool = False
     curve: Curve | None = None
+    by_request: _Scales = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -472,6 +476,7 @@ def expand(
     tables: Collection[str] | None = None,
     rows: Collection[str] | None = None,
     stages: Collection[str] | None = None,
+    everything: bool = True,
 ) -> list[StageInstance]:
     """The stages that tables and claims need at a scale, in the order of the tables, parents before children.
 
@@ -483,6 +488,7 @@ def expand(
         tables: keep these tables (ids).
         rows: keep these rows (labels, or names of their models).
         stages: keep these stages (names, or instance ids). Whatever a kept stage starts from is kept too.
+        everything: also what is made by request, when nothing is named.
 
     Raises:
         TablesError: for an unknown table, row or stage, and for a stage that is needed where it does not exist.
@@ -492,9 +498,12 @@ def expand(
     kept = [source.table(name) for name in tables] if tables is not None else list(source.tables)
     if rows is not None:
         _check_rows(rows, kept, source.path)
+    everything = everything or not (tables is None and rows is None and stages is None)
     needed: dict[str, StageInstance] = {}
     for table in kept:
         for row in table.rows:
+            if not everything and scale in (*table.by_request, *row.by_request):
+                continue
             if rows is not None and row.label not in rows and row.model not in rows:
                 continue
             for metric in table.metrics:

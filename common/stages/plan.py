@@ -33,7 +33,10 @@ from common.stages.run import Parent, StageRequest, finished_record
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user asked for: scale, draws, machine, folders, which part of the tables, whether it is a rehearsal."""
+    """What the user asked for: scale, draws, machine, folders, which part of the tables, whether it is a rehearsal.
+
+    Without `everything`, what the tables mark as made by request is left out unless it is named.
+    """
 
     scale: str = "mini"
     seeds: tuple[int, ...] = (0,)
@@ -45,6 +48,7 @@ class Selection:
     stages: tuple[str, ...] | None = None
     rehearsal: bool = False
     isa: str = NATIVE
+    everything: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def plan(paper: str, selection: Selection, arguments: Sequence[str] = ()) -> lis
         ConfigurationError, TablesError: before anything runs.
     """
     name = paper_named(paper).name
-    instances = expand(name, selection.scale, selection.tables, selection.rows, selection.stages)
+    instances = expand(name, selection.scale, selection.tables, selection.rows, selection.stages, selection.everything)
     planned: list[Planned] = []
     for seed in selection.seeds:
         lineages: dict[str, str] = {}

@@ -27,11 +27,11 @@ def world(rendered: Callable[[type[World]], Any]) -> AudioVisualWorld:
 
 def test_kinetics(world: AudioVisualWorld) -> None:
     dataset = Kinetics400(world.root_of("kinetics400"))
-    for split, count in (("train", 24), ("validation", 12)):
+    for split, count in (("train", 40), ("validation", 20)):
         listing = dataset.listing(split)
         assert len(listing) == count
         assert set(listing.classes) == set(VIDEO_CLASSES)
-        assert np.bincount(listing.labels).tolist() == [count // 12] * 12
+        assert np.bincount(listing.labels).tolist() == [count // 20] * 20
     stem = Path(dataset.listing("train").table.name(0)).stem
     identifier, begin, end = stem[:11], *stem[12:].split("_")
     assert len(identifier) == 11
@@ -41,9 +41,9 @@ def test_kinetics(world: AudioVisualWorld) -> None:
 def test_audioset(world: AudioVisualWorld) -> None:
     dataset = AudioSet(world.root_of("audioset"))
     listing = dataset.listing("unbalanced_train")
-    assert (len(listing), listing.missing) == (24, 0)
+    assert (len(listing), listing.missing) == (40, 0)
     assert listing.classes == SOUND_CLASSES
-    assert len(dataset.listing("evaluation")) == 12
+    assert len(dataset.listing("evaluation")) == 20
 
 
 def test_ucf(world: AudioVisualWorld) -> None:
@@ -52,9 +52,9 @@ def test_ucf(world: AudioVisualWorld) -> None:
     for fold in (1, 2, 3):
         train, test = dataset.listing("train", fold), dataset.listing("test", fold)
         assert (train.missing, test.missing) == (0, 0)
-        assert (len(train), len(test)) == (36, 12)
+        assert (len(train), len(test)) == (60, 20)
         assert not set(train.table.names()) & set(test.table.names())
-        assert np.bincount(test.labels).tolist() == [1] * 12
+        assert np.bincount(test.labels).tolist() == [1] * 20
         tested += test.table.names()
     assert len(set(tested)) == len(tested)
 
@@ -64,23 +64,23 @@ def test_hmdb(world: AudioVisualWorld) -> None:
     for fold in (1, 2, 3):
         train, test = dataset.listing("train", fold), dataset.listing("test", fold)
         assert (train.missing, test.missing) == (0, 0)
-        assert np.bincount(train.labels).tolist() == [2] * 12
-        assert np.bincount(test.labels).tolist() == [1] * 12
+        assert np.bincount(train.labels).tolist() == [2] * 20
+        assert np.bincount(test.labels).tolist() == [1] * 20
         assert not set(train.table.names()) & set(test.table.names())
 
 
 def test_esc(world: AudioVisualWorld) -> None:
     listing = ESC50(world.root_of("esc50")).listing("all")
-    assert (len(listing), listing.missing) == (60, 0)
-    assert np.bincount(listing.folds).tolist() == [0] + [12] * 5
+    assert (len(listing), listing.missing) == (100, 0)
+    assert np.bincount(listing.folds).tolist() == [0] + [20] * 5
     assert [name.replace("_", " ") for name in listing.classes] == list(SOUND_CLASSES)
 
 
 def test_dcase(world: AudioVisualWorld) -> None:
     dataset = DCASE2014(world.root_of("dcase2014"))
     train, test = dataset.listing("train"), dataset.listing("test")
-    assert (len(train), len(test)) == (24, 12)
-    assert len(train.classes) == 12
+    assert (len(train), len(test)) == (40, 20)
+    assert len(train.classes) == 20
     assert train.classes == test.classes
 
 
@@ -88,7 +88,7 @@ def test_labels_name_what_the_generator_drew(world: AudioVisualWorld) -> None:
     """The class folder of a file is the class of the clip in it, in picture and sound."""
     listing = Kinetics400(world.root_of("kinetics400")).listing("train")
     generator = ClipGenerator(5)
-    rendered = np.stack([generator.video(1, index, 2.0) for index in range(24)]).astype(float)
+    rendered = np.stack([generator.video(1, index, 2.0) for index in range(40)]).astype(float)
     for clip in listing.clips:
         frames, _ = decode(clip.path)
         index = int(np.abs(rendered - frames).mean(axis=(1, 2, 3, 4)).argmin())
@@ -107,7 +107,7 @@ def decode(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 def test_codecs_keep_picture_and_sound(tmp_path: Path) -> None:
     generator = ClipGenerator(0)
-    for index in range(12):
+    for index in range(20):
         frames, samples = generator.video(1, index, 2.0), generator.audio(1, index, 2.0)
         path = tmp_path / f"{index}.mp4"
         audiovisual.write_clip(path, frames, 8, samples, 8000)

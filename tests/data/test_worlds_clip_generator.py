@@ -1,13 +1,19 @@
 """The generator of the audio-visual world: what picture and sound share, and what they do not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data.worlds.clip_generator import (
+    ENVELOPES,
+    MIDDLE_PITCH,
+    MOTIONS,
     NUM_CLASSES,
-    SHAPES,
+    PITCH_RANGE,
+    PITCH_RANKS,
     SOUND_CLASSES,
     TIMBRES,
     VIDEO_CLASSES,
@@ -16,7 +22,9 @@ from common.data.worlds.clip_generator import (
 )
 
 SECONDS = 2.0
-QUIET = Nuisance(background_strength=0.0, distractors=0, pixel_noise=0.0, opacity=1.0, snr=(60.0, 60.0), hums=0)
+QUIET = Nuisance(
+    pitch_spread=0.0, background_strength=0.0, distractors=0, pixel_noise=0.0, opacity=1.0, snr=(60.0, 60.0), hums=0
+)
 
 
 def _of_class(label: int, count: int) -> list[int]:
@@ -32,7 +40,7 @@ def test_a_clip_depends_on_seed_split_and_index_alone(index: int, split: int, se
     assert np.array_equal(first.audio(split, index, SECONDS), second.audio(split, index, SECONDS))
     assert not np.array_equal(first.video(split, index, SECONDS), ClipGenerator(seed + 1).video(split, index, SECONDS))
     assert not np.array_equal(first.video(split, index, SECONDS), first.video(split + 1, index, SECONDS))
-    assert not np.array_equal(first.audio(split, index, SECONDS), first.audio(split, index + 12, SECONDS))
+    assert not np.array_equal(first.audio(split, index, SECONDS), first.audio(split, index + NUM_CLASSES, SECONDS))
 
 
 def test_shapes_types_and_ranges() -> None:
@@ -46,72 +54,79 @@ def test_shapes_types_and_ranges() -> None:
 def test_classes_are_balanced_and_named() -> None:
     labels = [ClipGenerator.label(index) for index in range(10 * NUM_CLASSES)]
     assert np.bincount(labels).tolist() == [10] * NUM_CLASSES
-    assert len(set(VIDEO_CLASSES)) == len(set(SOUND_CLASSES)) == NUM_CLASSES == 12
+    assert len(set(VIDEO_CLASSES)) == len(set(SOUND_CLASSES)) == NUM_CLASSES == 20
 
 
-def test_a_pure_tone_peaks_at_its_base_frequency() -> None:
-    steady_tone = 8  # third envelope, first timbre
-    assert SOUND_CLASSES[steady_tone] == "steady pure tone"
+def test_classes_that_are_neighbors_in_color_are_far_apart_in_pitch_and_differ_in_shape_and_motion() -> None:
+    assert sorted(PITCH_RANKS) == list(range(NUM_CLASSES))
+    for label in range(NUM_CLASSES):
+        other = (label + 1) % NUM_CLASSES
+        assert abs(PITCH_RANKS[label] - PITCH_RANKS[other]) > 5
+        assert not set(VIDEO_CLASSES[label].split(" ", 1)) & set(VIDEO_CLASSES[other].split(" ", 1))
+
+
+def test_a_pure_tone_peaks_at_the_pitch_of_its_class() -> None:
+    steady_tone = SOUND_CLASSES.index("steady pure tone")
+    place = 2 * PITCH_RANKS[steady_tone] / (NUM_CLASSES - 1) - 1
     for index in _of_class(steady_tone, 8):
         samples = ClipGenerator(0, nuisance=QUIET).audio(1, index, SECONDS)
         spectrum = np.abs(np.fft.rfft(samples))
         peak = np.argmax(spectrum) / SECONDS
-        assert 220 * np.exp(-0.5) - 1 <= peak <= 220 * np.exp(0.5) + 1
+        assert peak == pytest.approx(MIDDLE_PITCH * np.exp(PITCH_RANGE * place), abs=1)
         assert (spectrum**2)[int(peak * SECONDS) - 3 : int(peak * SECONDS) + 4].sum() > 0.9 * (spectrum**2).sum()
 
 
-@pytest.mark.parametrize("timbre", range(len(TIMBRES)))
-def test_timbres_differ_in_their_spectrum(timbre: int) -> None:
-    samples = ClipGenerator(1, nuisance=QUIET).audio(1, 8 + timbre, SECONDS)
+def test_no_partial_folds_back_at_half_of_the_sample_rate() -> None:
+    shrill = ClipGenerator(0, nuisance=replace(QUIET, pitch_spread=6.0))
+    odd = SOUND_CLASSES.index("steady odd partials")
+    for index in _of_class(odd, 20):
+        power = np.abs(np.fft.rfft(shrill.audio(1, index, SECONDS))) ** 2
+        peaks = np.flatnonzero(power > 0.1 * power.max()) / SECONDS
+        ratios = peaks / peaks.min()
+        assert np.abs(ratios - np.round(ratios)).max() < 0.05
+
+
+@pytest.mark.parametrize("timbre", TIMBRES)
+def test_timbres_differ_in_their_spectrum(timbre: str) -> None:
+    samples = ClipGenerator(1, nuisance=QUIET).audio(1, SOUND_CLASSES.index(f"steady {timbre}"), SECONDS)
     power = np.abs(np.fft.rfft(samples)) ** 2
     power = power / power.sum()
-    peaks = int((power > 0.1).sum())
-    if timbre == 3:
+    if timbre == "rushing noise":
         assert np.sort(power)[::-1][:200].sum() < 0.9  # a band of noise spreads out
     else:
-        assert peaks <= 8
+        assert int((power > 0.1).sum()) <= 8
         assert np.sort(power)[::-1][:24].sum() > 0.9
 
 
 def object_mask(generator: ClipGenerator, split: int, index: int, duration: float) -> np.ndarray:
     """The pixels [T, size, size] that the object covers, found by rendering it without a background."""
-    bare = Nuisance(generator.nuisance.background_cells, 0.0, 0, 0.0, 1.0)
-    frames = ClipGenerator(generator.seed, generator.size, generator.fps, generator.sample_rate, bare).video(
-        split, index, duration
-    )
+    bare = replace(QUIET, color_spread=generator.nuisance.color_spread)
+    frames = replace(generator, nuisance=bare).video(split, index, duration)
     return np.abs(frames.astype(int) - 128).max(axis=-1) > 40
 
 
-def test_only_the_first_motion_moves_the_object() -> None:
+def test_motions_move_blink_rest_and_grow() -> None:
     generator = ClipGenerator(0)
-    travels: dict[int, list[float]] = {0: [], 1: [], 2: []}
     for index in range(4 * NUM_CLASSES):
-        motion = generator.label(index) // len(SHAPES)
         mask = object_mask(generator, 1, index, SECONDS)
         shown = mask.any(axis=(1, 2))
         centers = np.array([np.argwhere(frame).mean(axis=0) for frame in mask[shown]])
-        travels[motion].append(float(np.ptp(centers, axis=0).max()))
-    assert min(travels[0]) > 2.5
-    assert max(travels[1]) == 0.0
-    assert max(travels[2]) <= 1.0  # jitter of 0.15 pixels shifts a rasterized edge by one at most
-
-
-def test_only_the_second_motion_blinks() -> None:
-    generator = ClipGenerator(0)
-    for index in range(4 * NUM_CLASSES):
-        shown = object_mask(generator, 1, index, SECONDS).any(axis=(1, 2))
-        if generator.label(index) // len(SHAPES) == 1:
-            assert 0.2 < shown.mean() < 0.8
-        else:
-            assert shown.all()
+        travel, sizes = float(np.ptp(centers, axis=0).max()), mask[shown].sum(axis=(1, 2))
+        motion = MOTIONS[generator.label(index) % len(MOTIONS)]
+        assert (0.2 < shown.mean() < 0.8) if motion == "blinking" else shown.all()
+        assert travel > 2.5 if motion == "swinging" else travel < 2.5
+        if motion == "growing":
+            assert sizes.max() > 1.5 * sizes.min()
+        elif motion != "swinging":  # which may leave the frame
+            assert np.ptp(sizes) == 0
 
 
 def test_picture_and_sound_of_a_blinking_clip_share_the_tempo() -> None:
     """Counting the onsets in either modality gives the tempo of the clip."""
     generator = ClipGenerator(0, fps=48, nuisance=QUIET)
     seconds, errors = 4.0, []
-    for index in [4 + NUM_CLASSES * n for n in range(6)]:
-        tempo = generator.tempo(1, index)
+    for index in [1 + NUM_CLASSES * n for n in range(6)]:
+        tempo = generator.shared(1, index).tempo
         shown = object_mask(generator, 1, index, seconds).any(axis=(1, 2))
         samples = np.abs(generator.audio(1, index, seconds)).reshape(-1, 160).max(axis=1)
         loud = samples > 0.5 * np.median(samples[samples > np.median(samples)])
@@ -121,13 +136,35 @@ def test_picture_and_sound_of_a_blinking_clip_share_the_tempo() -> None:
     assert max(errors) <= 1.0
 
 
-def test_sound_of_the_second_envelope_is_gated() -> None:
+def test_picture_and_sound_of_a_clip_share_the_phase() -> None:
+    """A blinking object is seen while its sound is heard."""
+    generator = ClipGenerator(0, fps=40, nuisance=QUIET)
+    for index in [1 + NUM_CLASSES * n for n in range(6)]:
+        shown = object_mask(generator, 1, index, SECONDS).any(axis=(1, 2))
+        energy = np.square(generator.audio(1, index, SECONDS)).reshape(-1, 200).mean(axis=1)
+        assert (shown == (energy > 0.05 * energy.max())).mean() > 0.9
+
+
+def test_large_objects_are_loud() -> None:
+    generator = ClipGenerator(0, nuisance=QUIET)
+    steady_disc = VIDEO_CLASSES.index("resting disc")
+    sizes, levels = [], []
+    for index in _of_class(steady_disc, 20):
+        sizes.append(object_mask(generator, 1, index, 0.25)[0].sum())
+        levels.append(np.square(generator.audio(1, index, SECONDS)).mean())
+    assert np.corrcoef(np.sqrt(sizes), np.log(levels))[0, 1] > 0.95
+
+
+def test_envelopes_gate_and_decay_the_sound() -> None:
     generator = ClipGenerator(0, nuisance=QUIET)
     for index in range(2 * NUM_CLASSES):
         energy = np.square(generator.audio(1, index, SECONDS)).reshape(-1, 400).mean(axis=1)
         quiet = float((energy < 0.05 * energy.max()).mean())
-        if generator.label(index) // len(TIMBRES) == 1:
+        envelope = ENVELOPES[generator.label(index) % len(ENVELOPES)]
+        if envelope == "pulsing":
             assert 0.25 < quiet < 0.75
+        elif envelope == "struck":
+            assert 0.25 < float((energy < 0.25 * energy.max()).mean())
         else:
             assert quiet < 0.1
 
@@ -136,9 +173,9 @@ def test_background_and_sound_are_drawn_apart() -> None:
     """Brightness of the corners against loudness and pitch of the noise: no correlation over many clips of a class."""
     generator = ClipGenerator(3)
     pictures, sounds = [], []
-    for index in _of_class(9, 150):
+    for index in _of_class(10, 150):
         frames = generator.video(1, index, 0.25).astype(float)
-        pictures.append([frames[..., channel].mean() for channel in range(3)])
+        pictures.append([frames[:, :3, :3, channel].mean() for channel in range(3)])
         samples = generator.audio(1, index, 0.5)
         power = np.abs(np.fft.rfft(samples)) ** 2
         sounds.append([np.log(power.sum()), np.log(power[:500].sum() / power[500:].sum())])

@@ -52,7 +52,7 @@ CONTRACTS = [
     Contract(
         AudioVisualWorld,
         ("kinetics400", "esc50", "hmdb51"),
-        {"pretrain": 36},
+        {"pretrain": 56},
         held=(),
         apart=True,
         bad=[({"size": 23}, "size"), ({"pretrain": 0}, "pretrain"), ({"ucf_groups": 3}, "ucf_groups")],

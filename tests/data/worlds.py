@@ -19,10 +19,10 @@ MEDIA = {".jpg", ".JPEG", ".png", ".mp4", ".avi", ".wav"}
 TINY: dict[type[World], dict[str, Any]] = {
     AudioVisualWorld: {
         "seed": 5,
-        "pretrain": 24,
-        "validation": 12,
-        "audioset": 24,
-        "audioset_evaluation": 12,
+        "pretrain": 40,
+        "validation": 20,
+        "audioset": 40,
+        "audioset_evaluation": 20,
         "ucf_groups": 4,
         "ucf_clips_per_group": 1,
         "hmdb_train": 2,

@@ -31,7 +31,7 @@ REAL = {"data": {"init_args": {"world": None}}}
 @pytest.fixture(scope="module")
 def kinetics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of our own in Kinetics' layout, to be damaged."""
-    world = AudioVisualWorld(seed=5, pretrain=48, validation=24)
+    world = AudioVisualWorld(seed=5, pretrain=60, validation=20)
     world.prepare(["kinetics400"])
     root = tmp_path_factory.mktemp("kinetics") / "kinetics400"
     shutil.copytree(world.root_of("kinetics400"), root)

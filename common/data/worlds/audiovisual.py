@@ -33,11 +33,11 @@ _SPLIT_NUMBERS = {
     "dcase2014/train": 8,
     "dcase2014/test": 9,
 }
-_HARDER_PICTURE = Nuisance(background_cells=(2, 4), pixel_noise=0.04, distractors=2)
-_HARDER_SOUND = Nuisance(snr=(2.0, 9.0), hums=3)
+_HARDER_PICTURE = Nuisance(background_strength=0.14, pixel_noise=0.04, distractors=2)
+_HARDER_SOUND = Nuisance(snr=(0.0, 8.0), hums=3)
 _UCF_TEST_SHARE = 7 / 25  # seven of the 25 groups of UCF-101 are tested in each division
 
-# Full colour resolution: halving it would smear the two-pixel stripes that two classes are told apart by. No B-frames:
+# Full color resolution: halving it would smear the two-pixel stripes that two classes are told apart by. No B-frames:
 # an .avi file has no place for the decoding order they need. Measured on 40 clips: 33.6 dB PSNR, 9 kB per two seconds.
 _VIDEO_OPTIONS = {
     "crf": "14",
@@ -48,10 +48,10 @@ _AUDIO_OPTIONS = {"aac_coder": "fast"}
 
 
 class AudioVisualWorld(World):
-    """Stand-ins for Kinetics-400, AudioSet, UCF-101, HMDB-51, ESC-50 and DCASE: 12 classes of moving shapes with sound.
+    """Stand-ins for Kinetics-400, AudioSet, UCF-101, HMDB-51, ESC-50 and DCASE: 20 classes of moving shapes with sound.
 
-    The class is what moves (shape and motion) and how it sounds (timbre and envelope); all else is private to one
-    modality. Every split is drawn apart, so downstream clips were never seen in pre-training. Files are rendered on the
+    What is class, what picture and sound share besides it and what is private to one of them says
+    `common.data.worlds.clip_generator`. Every split is drawn apart, so downstream clips were never seen in pre-training. Files are rendered on the
     first :meth:`prepare` into the cache, each data set in the layout in which the real one is distributed, and read by
     the same classes as the real ones.
 
@@ -83,7 +83,7 @@ class AudioVisualWorld(World):
     kind = "audiovisual"
     title = "audio-visual world"
     names = ("kinetics400", "audioset", "ucf101", "hmdb51", "esc50", "dcase2014")
-    version = 2
+    version = 3
 
     def __init__(
         self,
