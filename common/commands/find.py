@@ -87,8 +87,8 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
     from common.stages.plan import duration
 
     source = load(paper.name)
-    print(f"{paper.title}: tables (--tables)")
-    _print(("id", "scales", "title"), [(t.id, " ".join(t.scales), t.title) for t in source.tables])
+    print(f"{paper.title}: tables (--tables); at a scale in brackets only by request: --tables, --rows or --everything")
+    _print(("id", "scales", "title"), [(t.id, _scales(t.scales, t.by_request), t.title) for t in source.tables])
 
     print(f"\nrows that can be run at {scale} (--rows takes label or model)")
     models: dict[tuple[str, str], list[str]] = {}
@@ -120,6 +120,11 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
 
     print(f"\nrecipes (configs/{paper.name}; `assemble show {paper.short}/RECIPE`)")
     _print(("recipe", "what it is"), [(name, _about(paper.name, name)) for name in recipes_of(paper.name)])
+
+
+def _scales(scales: Sequence[str], by_request: Sequence[str]) -> str:
+    """The scales of a table; those at which it is made by request alone stand in brackets."""
+    return " ".join(f"({scale})" if scale in by_request else scale for scale in scales)
 
 
 def show_command(arguments: argparse.Namespace) -> int:

@@ -91,6 +91,13 @@ def plan(paper: str, selection: Selection, arguments: Sequence[str] = ()) -> lis
     return planned
 
 
+def by_request(paper: str, selection: Selection) -> list[str]:
+    """The tables that a selection leaves out because they are made by request."""
+    if selection.everything or selection.tables or selection.rows or selection.stages:
+        return []
+    return [table.id for table in load(paper_named(paper).name).tables if selection.scale in table.by_request]
+
+
 def request_for(
     paper: str,
     instance: StageInstance,
@@ -192,6 +199,9 @@ def reproduce(
         + (f", rounded as with {selection.isa}" if selection.isa != NATIVE else "")
         + f", {len(planned) - total} done, {total} to run"
     )
+    left_out = by_request(paper, selection)
+    if left_out:
+        say(f"  left out, made by request (--tables, or --everything): {', '.join(left_out)}")
     ours = max((item.run.describe_ours() for item in planned), key=len, default="")
     if ours:
         say(f"  values that are ours, in no source of the paper (marked in configs/{planned[0].request.paper}): {ours}")

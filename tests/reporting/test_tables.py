@@ -140,6 +140,21 @@ def test_expand_selection_pulls_parents_in(project: Path) -> None:
         expand("mct", "min")
 
 
+def test_what_is_made_by_request_runs_when_it_is_named(project: Path) -> None:
+    rewritten(project, "model: better,", "model: better, by_request: [mini],")
+    without = ["base", "ucf_1@base", "esc@base"]
+    whole = [*without, "better", "ucf_1@better", "esc@better"]
+    assert ids(expand("mct", "mini")) == whole
+    assert ids(expand("mct", "mini", everything=False)) == without
+    assert ids(expand("mct", "mini", tables=["transfer"], everything=False)) == whole
+    assert ids(expand("mct", "mini", rows=["better"], everything=False)) == ["base", *whole[3:]]
+    assert ids(expand("mct", "mini", stages=["esc@better"], everything=False)) == ["base", "better", "esc@better"]
+    assert "better" in ids(expand("mct", "paper", everything=False))
+    rewritten(project, "model: better,", "model: better, by_request: [medium],")
+    with pytest.raises(TablesError, match="medium"):
+        load("mct")
+
+
 def test_stage_missing_at_a_scale(project: Path) -> None:
     rewritten(project, "mini: [ucf_1]", "mini: [ucf_1, ucf_2]")
     with pytest.raises(

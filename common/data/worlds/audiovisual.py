@@ -51,9 +51,9 @@ class AudioVisualWorld(World):
     """Stand-ins for Kinetics-400, AudioSet, UCF-101, HMDB-51, ESC-50 and DCASE: 20 classes of moving shapes with sound.
 
     What is class, what picture and sound share besides it and what is private to one of them says
-    `common.data.worlds.clip_generator`. Every split is drawn apart, so downstream clips were never seen in pre-training. Files are rendered on the
-    first :meth:`prepare` into the cache, each data set in the layout in which the real one is distributed, and read by
-    the same classes as the real ones.
+    `common.data.worlds.clip_generator`. Every split is drawn apart, so downstream clips were never seen in
+    pre-training. Files are rendered on the first :meth:`prepare` into the cache, each data set in the layout in which
+    the real one is distributed, and read by the same classes as the real ones.
 
     Args:
         seed: seed of all clips; another seed draws another world.
