@@ -50,8 +50,8 @@ class Nuisance:
         hums: number of constant hums.
     """
 
-    color_spread: float = 1.5
-    pitch_spread: float = 1.5
+    color_spread: float = 1.25
+    pitch_spread: float = 1.25
     background_cells: tuple[int, int] = (2, 4)
     background_strength: float = 0.12
     distractors: int = 1
