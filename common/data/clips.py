@@ -96,7 +96,8 @@ class AudioVisualClips(ClipDataset):
         video_fps: Frame rate of the video clip.
         jitter: How far, in seconds, the video clip may reach over the audio clip on either side, in training.
         training: Augment and jitter; both transforms follow.
-        require_audio: Skip a file without sound; otherwise its sound is silence.
+
+    A file without sound is skipped.
 
     Returns of an item:
         `video` [3, T, crop, crop], `audio` [1, frames, bins], `index` (file of the listing), `label`, `sound_label`,
@@ -115,7 +116,6 @@ class AudioVisualClips(ClipDataset):
         video_fps: float = 16.0,
         jitter: float = 0.5,
         training: bool = True,
-        require_audio: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(listing, **options)
@@ -129,7 +129,6 @@ class AudioVisualClips(ClipDataset):
         self.video_duration = video_duration
         self.video_fps = video_fps
         self.jitter = jitter if training else 0.0
-        self.require_audio = require_audio
 
     def decibels(self, key: Key) -> Tensor:
         """Spectrogram of an item's audio clip before augmentation and normalization, [1, frames, bins]."""
@@ -157,10 +156,10 @@ class AudioVisualClips(ClipDataset):
     ) -> tuple[Tensor | None, Tensor]:
         if media.video_limits is None:
             raise MediaError.of(clip.path, "has no video stream")
-        if media.audio_limits is None and self.require_audio:
+        if media.audio_limits is None:
             raise MediaError.of(clip.path, "has no audio stream")
         video = restrict(media.video_limits, clip.start, clip.end)
-        audio = video if media.audio_limits is None else restrict(media.audio_limits, clip.start, clip.end)
+        audio = restrict(media.audio_limits, clip.start, clip.end)
         audio_duration = self.audio_transform.window
         draws = rng.random(2)
         window = paired_window(
@@ -177,8 +176,6 @@ class AudioVisualClips(ClipDataset):
             frames, actual_start = media.read_video(window.video_start, self.video_duration, self.video_fps)
             # Frames lie on a grid; the sound moves with them.
             audio_start += actual_start - window.video_start
-        if media.audio_limits is None:
-            return frames, torch.zeros(self.audio_transform.num_samples)
         samples = media.read_audio(audio_start, audio_duration, self.audio_transform.sample_rate)
         if not len(samples):
             raise MediaError.of(clip.path, f"no sound could be decoded at {audio_start:.3f} s")

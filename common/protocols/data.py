@@ -64,8 +64,10 @@ class AudioVisualData(ShardedDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, world, batch_size=batch_size, max_skipped_fraction=max_skipped_fraction, **kwargs)
-        if world is not None and isinstance(dataset, AudioSet):
-            dataset.clip_list = None  # it names real clips, and all of the world's stand for them
+        if world is not None:
+            dataset.common_seconds = None  # a world's clips are whole
+            if isinstance(dataset, AudioSet):
+                dataset.clip_list = None  # it names real clips, and all of the world's stand for them
         self.video = video
         self.audio = audio
 

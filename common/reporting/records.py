@@ -41,7 +41,9 @@ SET_ASIDE = ".previous"
 
 MACHINE_KEYS = frozenset(
     {
-        # Configs state the global batch, so the result does not depend on how many devices share it.
+        # Configs state the global batch, and samples that a layer or a loss compares with each other are numbers of the
+        # recipe, such as batch_norm_group, where it gives them: docs/cluster.md says which stages depend on the number
+        # of devices all the same.
         "devices", "num_nodes", "accelerator", "strategy", "plugins",
         "num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "cache_bytes",
     }

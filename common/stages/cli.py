@@ -9,6 +9,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from common.stages.configuration import ConfigurationError, RunConfiguration, check_arguments, take_switches
+from common.training.batch_norm import devices_of_group
 from common.training.switches import ApplySwitches, Switches
 
 
@@ -24,7 +25,7 @@ class StageCLI(LightningCLI):
         self._limits = _whole_limits(config.get("trainer") or {})
         self._trainer_arguments = {**self._limits, **(trainer_arguments or {})}
         switches, without = take_switches(config)
-        self._switches = Switches(**switches)  # type: ignore[arg-type]
+        self.switches = Switches(**switches)  # type: ignore[arg-type]
         super().__init__(
             args=without,
             run=False,
@@ -44,7 +45,7 @@ class StageCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The configured trainer with the stage's folder, loggers and callbacks."""
         extra = dict(self._trainer_arguments)
-        callbacks = [*extra.pop("callbacks", []), ApplySwitches(self._switches)]
+        callbacks = [*extra.pop("callbacks", []), ApplySwitches(self.switches)]
         configured = self._get(self.config_init, "trainer", default={})
         if extra.get("logger"):
             # Ours are the record of the stage; a user's own stand beside them.
@@ -63,7 +64,7 @@ class StageCLI(LightningCLI):
     def resolved(self) -> dict[str, Any]:
         """The whole configuration with every default filled in, as plain data."""
         self._dump_config()
-        on = {name: value for name, value in self._switches._asdict().items() if value}
+        on = {name: value for name, value in self.switches._asdict().items() if value}
         model = self.config_dump["model"]
         model["init_args"] = {**(model.get("init_args") or {}), **on}
         self.config_dump["trainer"].update(self._limits)
@@ -126,6 +127,17 @@ def build(run: RunConfiguration, config: dict[str, Any], trainer_arguments: dict
         raise
     except ValueError as error:
         raise ConfigurationError(_brief(error)) from error
+    group = cli.switches.batch_norm_group
+    if group is not None and run.trains:
+        if run.config["trainer"].get("sync_batchnorm"):
+            raise ConfigurationError(
+                f"batch_norm_group is {group} and trainer.sync_batchnorm is true, which would share the statistics of "
+                "all samples: leave one of them out"
+            )
+        try:
+            devices_of_group(group, cli.datamodule.batch_size, cli.trainer.world_size)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from None
     if cli.trainer.accumulate_grad_batches != 1 and not cli.model.automatic_optimization:
         raise ConfigurationError(
             f"trainer.accumulate_grad_batches is {cli.trainer.accumulate_grad_batches}, but "

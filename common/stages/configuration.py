@@ -33,7 +33,7 @@ from common.reporting.papers import SCALES, paper_named, project_root
 STACK_KEYS = ("extends", "deviations", "trains", "start_from", "ours")
 
 #: Keys of a YAML layer, and of the command line, that are fields of every model (see common/training/switches.py).
-SWITCHES = ("compiled", "channels_last", "gradient_checkpointing")
+SWITCHES = ("compiled", "channels_last", "gradient_checkpointing", "batch_norm_group")
 
 #: Keys of an overlay file; see `_overlay_layers`.
 _OVERLAY_KEYS = ("all", "recipes", "sizes", "deviations")
@@ -398,18 +398,21 @@ def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
             )
 
 
-def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str], dict[str, Any]]:
+def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str | int | None], dict[str, Any]]:
     """The switches that a merged configuration sets, by name, and the configuration without them.
 
     Raises:
-        ConfigurationError: a switch is neither true nor false.
+        ConfigurationError: a switch is neither true nor false, or a number of samples is none.
     """
     arguments = (config.get("model") or {}).get("init_args") or {}
     switches = {name: arguments[name] for name in SWITCHES if name in arguments}
     if not switches:
         return {}, config
     for name, value in switches.items():
-        if not isinstance(value, bool) and not (name == "compiled" and isinstance(value, str)):
+        if name == "batch_norm_group":
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
+                raise ConfigurationError(f"{name} must be a number of samples, 2 or more, or null, got {value!r}")
+        elif not isinstance(value, bool) and not (name == "compiled" and isinstance(value, str)):
             also = " or the name of a backend" if name == "compiled" else ""
             raise ConfigurationError(f"{name} must be true or false{also}, got {value!r}")
     without = {name: value for name, value in arguments.items() if name not in switches}

@@ -146,6 +146,10 @@ def synthetic_training(
         "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0,
         "num_sanity_val_steps": 0, "use_distributed_sampler": False, "log_every_n_steps": 20,
     }  # fmt: skip
+    arguments = config["model"]["init_args"]
+    if size % (arguments.get("batch_norm_group") or 1):
+        # A part of a group that spans devices: one device alone cannot tell more about it.
+        config = merge(config, {"model": {"init_args": {"batch_norm_group": None}}})
     quiet = {"logger": False, "enable_checkpointing": False, "default_root_dir": NOWHERE}
     cli = build(run, config, {**quiet, **trainer_arguments})
     if not hasattr(cli.datamodule, "example_batch"):

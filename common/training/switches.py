@@ -1,9 +1,10 @@
-"""Switches that every stage of every paper has: how its networks compute, not what.
+"""Switches that every stage of every paper has: how its networks compute.
 
 A switch is a field of the model, since it belongs to what was run and stands in its record; no module has it as an
 argument. Any layer of the configuration may set it at its top level, a file of configs/hardware as well as the command
 line: `--compiled true`; `take_switches` takes it out before the model is built. `docs/cluster.md` says what stays equal
-under each.
+under each. All but one change numbers by rounding at most; `batch_norm_group` is a number of the recipe, which stands
+here because no network should have to know on how many devices it runs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from common.training.batch_norm import normalize_in_groups, share_statistics
 from common.training.optimizers import lay_out_state
 
 
@@ -30,11 +32,14 @@ class Switches(NamedTuple):
             devices.
         gradient_checkpointing: keep only what enters a block and compute the rest again for the gradient: less memory,
             about a third more time.
+        batch_norm_group: samples whose batch statistics are shared, on however many devices; None leaves every device
+            its own. See `common.training.batch_norm`.
     """
 
     compiled: bool | str = False
     channels_last: bool = False
     gradient_checkpointing: bool = False
+    batch_norm_group: int | None = None
 
 
 class ApplySwitches(Callback):
@@ -54,6 +59,17 @@ class ApplySwitches(Callback):
         # Before optimizers and DDP look at the weights.
         if self.switches.channels_last:
             lay_out_channels_last(pl_module)
+        group, data = self.switches.batch_norm_group, getattr(trainer, "datamodule", None)
+        if group is not None and stage == "fit" and data is not None:
+            normalize_in_groups(pl_module, group, data.batch_size, trainer.world_size)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.switches.batch_norm_group is not None:
+            share_statistics(pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.switches.batch_norm_group is not None:
+            share_statistics(pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         compiled = self.switches.compiled

@@ -22,13 +22,14 @@ from common.types import NonNegativeFloat, PositiveInt
 class PretrainingData(AudioVisualData):
     """Unlabeled videos with sound, each seen `clips_per_video` times per epoch ([2]).
 
+    Clips without sound are left out by `dataset.common_seconds`. Its listing has judged how many files are broken, so
+    that those that turn out so in a training of days are skipped and counted, and do not end it.
+
     Args:
         jitter_seconds: how far the video clip may lie outside the audio clip's window.
         clips_per_video: clips drawn from each video per epoch.
         split, held_out_split: listings for training and for the diagnostics after it.
         held_out_batch_size: clips per step of the diagnostics, per device.
-        require_audio: a clip without a sound track is skipped and counted; otherwise its sound is silence, as in the
-            released code.
         kwargs: see AudioVisualData and ShardedDataModule.
     """
 
@@ -40,7 +41,6 @@ class PretrainingData(AudioVisualData):
         split: str = "train",
         held_out_split: str = "validation",
         held_out_batch_size: PositiveInt = 32,
-        require_audio: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, **kwargs)
@@ -49,11 +49,10 @@ class PretrainingData(AudioVisualData):
         self.split = split
         self.held_out_split = held_out_split
         self.held_out_batch_size = held_out_batch_size
-        self.require_audio = require_audio
 
     def sounds_of_statistics(self) -> dict[str, Any]:
         """A sound clip of every file at a time drawn by the seed, with room for the picture's clip around it."""
-        return {"seed": self.seed, "video_duration": self.video.duration, "require_audio": self.require_audio}
+        return {"seed": self.seed, "video_duration": self.video.duration}
 
     def prepare_data(self) -> None:
         super().prepare_data()
@@ -64,7 +63,6 @@ class PretrainingData(AudioVisualData):
             self.audio_transform(training=False),
             video_duration=self.video.duration,
             training=False,
-            require_audio=self.require_audio,
             **self.item_options,
         )
         self.audio_statistics(listing, sounds)
@@ -73,6 +71,11 @@ class PretrainingData(AudioVisualData):
         self.listing = self.dataset.listing(self.split)
         self.held_out_listing = self.dataset.listing(self.held_out_split)
         self.statistics_of_bins = self.audio_statistics(self.listing)
+
+    @property
+    def item_options(self) -> dict[str, Any]:
+        options = super().item_options
+        return options if self.dataset.common_seconds is None else {**options, "max_skipped_fraction": 1.0}
 
     def _clips(self, listing: Listing, training: bool) -> AudioVisualClips:
         return AudioVisualClips(
@@ -83,7 +86,6 @@ class PretrainingData(AudioVisualData):
             video_fps=self.video.fps,
             jitter=self.jitter_seconds,
             training=training,
-            require_audio=self.require_audio,
             clips_per_video=self.clips_per_video if training else 1,
             **self.item_options,
         )

@@ -36,7 +36,7 @@ class Pretraining:
         model: state dict of `AVID`.
         memory: banks and normalizer under the names of the state dict of `BankLoss`, as far as the file has them.
         listing_fingerprint: which data set listing the rows of the banks belong to; None when the file does not say
-            (a released checkpoint: its listing was never published).
+            (a released checkpoint; [13] says where its listing is).
     """
 
     model: dict[str, Tensor]

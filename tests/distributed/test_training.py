@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.stages import request
 
 
 class PooledLinear(nn.Module):
-    """An encoder without batch statistics: with them, two halves of a batch are not the whole."""
+    """An encoder without batch statistics."""
 
     def __init__(self, channels: int, feature_dim: int = 6) -> None:
         super().__init__()
@@ -27,6 +28,17 @@ class PooledLinear(nn.Module):
         grid = nn.functional.adaptive_avg_pool2d(x.flatten(1, 2) if x.ndim == 5 else x, 4)
         channels = self.linear.in_features // 16
         return torch.tanh(self.linear(grid[:, :channels].flatten(1)))
+
+
+class NormalizedLinear(PooledLinear):
+    """The same with batch statistics: two halves of a batch are the whole if groups are of a fixed size."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.norm = nn.BatchNorm1d(self.feature_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
 
 
 LAYER: dict[str, Any] = {
@@ -53,15 +65,19 @@ def _negatives_by_anchor(self: BankLoss, index: Tensor, positives: Tensor, train
     return (index[:, None] + 1 + rows % (self.num_items - 1)) % self.num_items
 
 
-def _request(runs: Path, devices: int) -> StageRequest:
-    return request("avid/avid_joint", runs, layer=over(LAYER, devices))
+def _request(runs: Path, devices: int, encoder: str, *arguments: str) -> StageRequest:
+    named = json.loads(json.dumps(LAYER).replace("PooledLinear", encoder))
+    return request("avid/avid_joint", runs, *arguments, layer=over(named, devices))
 
 
 @pytest.mark.timeout(300)
-def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("encoder", "group"), [("PooledLinear", 32), ("NormalizedLinear", 4), ("NormalizedLinear", 8)])
+def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str, group: int) -> None:
+    """Also with batch statistics of four samples, a group for each process, and of all eight, over both."""
     monkeypatch.setattr(BankLoss, "draw_negatives", _negatives_by_anchor)
-    one = train(_request(tmp_path / "one", 1))
-    ranks = train_on_two(_request(tmp_path / "two", 2))
+    shared = (encoder, "--batch_norm_group", str(group))
+    one = train(_request(tmp_path / "one", 1, *shared))
+    ranks = train_on_two(_request(tmp_path / "two", 2, *shared))
     for name, expected in one["state"].items():
         if name in {"progress.first", "progress.recent"}:
             continue  # the loss of this rank's half

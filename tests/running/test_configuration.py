@@ -76,17 +76,17 @@ def test_placeholders() -> None:
 
 
 def test_the_stack_in_order() -> None:
-    run = resolve("avid", "cma_top8", scale="paper", seed=3, arguments=["--model.loss.temperature", "0.2"])
+    run = resolve("avid", "cma_within1024", scale="paper", seed=3, arguments=["--model.loss.temperature", "0.2"])
     assert [layer.name for layer in run.layers] == [
         "configs/trainer.yaml",
         "configs/hardware/cpu.yaml",
         "configs/avid_cma/base.yaml",
         "configs/avid_cma/cma.yaml",
-        "configs/avid_cma/cma_top8.yaml",
+        "configs/avid_cma/cma_within1024.yaml",
         "command line model.loss.temperature",
     ]
     arguments = run.config["model"]["init_args"]["loss"]["init_args"]
-    assert (arguments["positives"], arguments["temperature"]) == (8, 0.2)
+    assert (arguments["within_negatives"], arguments["temperature"]) == (1024, 0.2)
     assert run.config["seed_everything"] == 3
 
 

@@ -21,6 +21,7 @@ from common.data.datasets.base import (
     walk,
 )
 from common.data.listing import DatasetMissing
+from common.types import NonNegativeFloat
 
 _LIST_FOLDERS = ("", "csv/", "csvs/", "metadata/", "meta/", "segments/", "annotations/")
 _LIST_OF = {
@@ -57,10 +58,13 @@ class AudioSet(MediaDataset):
 
     Args:
         root: Folder that holds the lists and the clips.
-        clip_list: Text file with one YTID (or file name) a line; only these clips are listed, as in the
-            100,000-clip ablations. None = all.
+        clip_list: Text file with one YTID (or file name, ``<YTID>_<start>_<end>.mp4``) a line; only these clips are
+            listed, as in the 100,000-clip ablations. None = all.
+        in_list_order: List them in the order of `clip_list` and not by name: the rows of memory banks that others
+            trained on such a list are in its order, and fit where no clip is missing.
         trimmed: Whether the files were cut to the ten seconds; False = they are whole videos, and ``start`` and ``end``
             of each clip say which part counts.
+        common_seconds: Clips with so little of picture and sound together are left out; None = all are listed.
     """
 
     name = "audioset"
@@ -93,14 +97,24 @@ class AudioSet(MediaDataset):
     source = "lists from https://research.google.com/audioset/download.html; clips have to be fetched from YouTube"
 
     def __init__(
-        self, root: str | os.PathLike[str], clip_list: str | os.PathLike[str] | None = None, trimmed: bool = True
+        self,
+        root: str | os.PathLike[str],
+        clip_list: str | os.PathLike[str] | None = None,
+        trimmed: bool = True,
+        common_seconds: NonNegativeFloat | None = None,
+        in_list_order: bool = False,
     ) -> None:
         super().__init__(root)
+        self.common_seconds = common_seconds
         self.clip_list = None if clip_list is None else Path(clip_list).expanduser()
         self.trimmed = trimmed
+        self.in_list_order = in_list_order
+        if in_list_order and clip_list is None:
+            raise ValueError("data.dataset.in_list_order needs data.dataset.clip_list, whose order it is")
 
     def _options(self) -> dict[str, object]:
-        return {"clip_list": str(self.clip_list), "trimmed": self.trimmed}
+        options: dict[str, object] = {"clip_list": str(self.clip_list), "trimmed": self.trimmed}
+        return {**options, "in_list_order": True} if self.in_list_order and self.clip_list is not None else options
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         lists = {
@@ -141,9 +155,12 @@ class AudioSet(MediaDataset):
         scan.sound_labels = []
         if not self.trimmed:
             scan.starts, scan.ends = [], []
+        if wanted is not None:
+            segments = [segment for segment in segments if segment[0] in wanted]
+            if self.in_list_order:
+                scan.in_order = True
+                segments.sort(key=lambda segment: wanted[segment[0]])
         for video, start, end, labels in segments:
-            if wanted is not None and video not in wanted:
-                continue
             file_name = files.get(video)
             if file_name is None:
                 scan.missing_names.append(video)
@@ -164,7 +181,8 @@ class AudioSet(MediaDataset):
                     return self.root / above / name
         return next(self.root / name for name in _TOGETHER if (self.root / name).is_dir())
 
-    def _wanted(self, watched: list[Path]) -> set[str] | None:
+    def _wanted(self, watched: list[Path]) -> dict[str, int] | None:
+        """The clips of `clip_list` and their places in it."""
         if self.clip_list is None:
             return None
         if not self.clip_list.is_file():
@@ -174,7 +192,8 @@ class AudioSet(MediaDataset):
             )
         watched.append(self.clip_list)
         names = (os.path.basename(line.split(",")[0].strip()) for line in read_lines(self.clip_list))
-        return {name[:_ID_LENGTH] for name in names if not name.startswith("#")}
+        identifiers = (name[:_ID_LENGTH] for name in names if not name.startswith("#"))
+        return {video: place for place, video in enumerate(dict.fromkeys(identifiers))}
 
 
 def _segments(path: Path) -> Iterator[tuple[str, float, float, tuple[str, ...]]]:

@@ -39,6 +39,7 @@ class Scan:
         watched: Folders read and list files used: the index is valid while these are unchanged.
         missing_names: Items that the official lists name and the folder lacks.
         notes: What else the overview should say.
+        in_order: Whether the names are in the order of the listing already.
     """
 
     classes: tuple[str, ...]
@@ -52,6 +53,7 @@ class Scan:
     watched: list[Path] = field(default_factory=list)
     missing_names: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    in_order: bool = False
 
 
 class MediaDataset(ABC):
@@ -77,6 +79,8 @@ class MediaDataset(ABC):
     license: ClassVar[str]
     source: ClassVar[str]
     prepares: ClassVar[str] = "index of the files; decoding of a random sample"
+    #: Clips with so little of picture and sound together are left out of listings; None keeps all. An argument of some.
+    common_seconds: float | None = None
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).expanduser()
@@ -98,7 +102,17 @@ class MediaDataset(ABC):
         Raises:
             DatasetMissing: If the folder, a list or every item is missing; the message says what is expected.
             ValueError: If the split or the fold does not exist, or a list contradicts itself.
+            TooManyBrokenFiles: If `common_seconds` is set and many files cannot be read.
         """
+        listing = self._all(split, fold)
+        if self.common_seconds is None:
+            return listing
+        from common.data.sounding import sounding  # reads media, which a plan does not
+
+        return sounding(listing, self.common_seconds)
+
+    def _all(self, split: str, fold: int | None) -> Listing:
+        """All clips of a split, whether they have sound or not."""
         split, fold = self._checked(split, fold)
         index = ListingIndex(self.index_path(split, fold))
         kept = index.load()
@@ -164,7 +178,9 @@ class MediaDataset(ABC):
             if shards.unfinished(self.root):
                 raise self._lacks(self.root, "its shards are not complete: write them to the end with --shards")
             raise self._lacks(self.root, f"none of the {self.unit} of split {split!r} was found ({scan.layout})")
-        order = sorted(range(len(scan.names)), key=scan.names.__getitem__)
+        order = list(range(len(scan.names)))
+        if not scan.in_order:
+            order.sort(key=scan.names.__getitem__)
 
         def ordered(column: list[int] | list[float] | None) -> list[int | float] | None:
             return None if column is None else [column[row] for row in order]
@@ -246,7 +262,7 @@ class MediaDataset(ABC):
         for split, fold in self.parts():
             part = _part(split, fold)
             try:
-                listing = self.listing(split, fold)
+                listing = self._all(split, fold)
             except DatasetMissing as error:
                 if split not in self.optional_splits or not self.root.is_dir():
                     problems.append(str(error))
@@ -254,6 +270,7 @@ class MediaDataset(ABC):
             except ValueError as error:
                 problems.append(str(error))
                 continue
+            listing = self._sounding(listing, part, notes)
             counts[part] = len(listing)
             if listing.layout not in layouts:
                 layouts.append(listing.layout)
@@ -286,6 +303,17 @@ class MediaDataset(ABC):
             problem=problems[0] if problems else "",
             unit=self.unit,
         )
+
+    def _sounding(self, listing: Listing, part: str, notes: list[str]) -> Listing:
+        """The clips that are used, if they are known already: an overview opens no files."""
+        if self.common_seconds is None:
+            return listing
+        from common.data.sounding import is_known, sounding
+
+        if is_known(listing):
+            return sounding(listing, self.common_seconds)
+        notes.append(f"{part}: those without sound are still counted; the first use leaves them out")
+        return listing
 
 
 def _part(split: str, fold: int | None) -> str:

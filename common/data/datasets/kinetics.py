@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -17,6 +18,7 @@ from common.data.datasets.base import (
     prefix_of,
     walk,
 )
+from common.types import NonNegativeFloat
 
 # Names that the usual distributions and tools give to the folder of a split.
 _FOLDERS = {
@@ -54,6 +56,7 @@ class Kinetics400(MediaDataset):
 
     Args:
         root: Folder that holds ``train`` and ``val``.
+        common_seconds: Clips with so little of picture and sound together are left out; None = all are listed.
     """
 
     name = "kinetics400"
@@ -76,6 +79,10 @@ class Kinetics400(MediaDataset):
     size = "135 to 450 GB, depending on the resolution of the copy"
     license = "annotations CC BY 4.0; the videos belong to their uploaders"
     source = "the CVDF copy, https://github.com/cvdfoundation/kinetics-dataset"
+
+    def __init__(self, root: str | os.PathLike[str], common_seconds: NonNegativeFloat | None = None) -> None:
+        super().__init__(root)
+        self.common_seconds = common_seconds
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         folder = first_folder(self.root, _FOLDERS[split])

@@ -1,0 +1,125 @@
+"""Listings of the clips whose picture and sound last long enough together, judged once and before a training.
+
+A file without sound that is met in a training costs a sample each time, and files that cannot be read add up until the
+run ends, after days. Here all files are opened once, in parallel; what they last is kept in the cache folder. A call
+that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from common.data.items import TooManyBrokenFiles
+from common.data.listing import Clip, Listing
+from common.data.media import MediaError, probe
+from common.data.windows import restrict
+from common.files import cache_folder, console, exclusive, write_whole
+
+#: Share of the files that may be unreadable, before the listing is refused.
+MOST_UNREADABLE = 0.05
+#: Files between two states on disk.
+_AT_ONCE = 5000
+#: In the place of seconds: nobody has looked yet, the file cannot be read, and there is no picture or no sound.
+_UNKNOWN, _UNREADABLE, _ONE_SIDED = np.nan, -2.0, -1.0
+
+
+def sounding(listing: Listing, seconds: float) -> Listing:
+    """The clips whose picture and sound overlap for more than so many seconds.
+
+    Args:
+        listing: any clips; a clip's own start and end count.
+        seconds: what is too short. 0 leaves out those without picture or sound alone.
+
+    Returns:
+        A part of the listing in the same order, whose version and notes say what was left out.
+
+    Raises:
+        TooManyBrokenFiles: more than `MOST_UNREADABLE` of the files cannot be read.
+        ValueError: nothing is left.
+    """
+    common = common_seconds(listing)
+    broken = common == _UNREADABLE
+    if broken.sum() > MOST_UNREADABLE * len(listing):
+        some = ", ".join(listing.table.name(int(row)) for row in np.flatnonzero(broken)[:5])
+        raise TooManyBrokenFiles(
+            f"{listing.name}: {broken.sum():,} of {len(listing):,} files cannot be read, more than "
+            f"{MOST_UNREADABLE:.0%}. First: {some}. Repair or remove them, and delete {kept_at(listing)} to have them "
+            "looked at again"
+        )
+    kept = common > seconds
+    if not kept.any():
+        raise ValueError(f"{listing.name}: no clip has picture and sound for more than {seconds:g} s")
+    one_sided, short = int((common == _ONE_SIDED).sum()), int(((common >= 0) & ~kept).sum())
+    note = (
+        f"{len(listing) - kept.sum():,} of {len(listing):,} clips are left out: {one_sided:,} without picture or "
+        f"sound, {short:,} with {seconds:g} s or less of both, {broken.sum():,} unreadable"
+    )
+    left = listing.subset(np.flatnonzero(kept))
+    return Listing(
+        left.name, f"{listing.version}, more than {seconds:g} s of picture and sound", left.clips, left.classes,
+        left.root, left.missing, left.missing_names, left.layout, (*left.notes, note),
+    )  # fmt: skip
+
+
+def common_seconds(listing: Listing) -> npt.NDArray[np.float64]:
+    """For how many seconds [N] picture and sound of every clip overlap; from the cache, or found out now."""
+    path = kept_at(listing)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(path.with_suffix(".lock")):
+        known = _read(path, len(listing))
+        left = np.flatnonzero(np.isnan(known))
+        if not len(left):
+            return known
+        with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+            for rows in _blocks(left, listing.name):
+                known[rows] = list(pool.map(lambda row: _of_clip(listing[int(row)]), rows))
+                write_whole(path, lambda file: np.save(file, known))
+    return known
+
+
+def kept_at(listing: Listing) -> Path:
+    """File in the cache folder that holds the durations of a listing."""
+    key = hashlib.sha256(f"{os.path.abspath(listing.root)}\0{listing.fingerprint()}".encode()).hexdigest()[:16]
+    return cache_folder() / "durations" / f"{listing.name}-{key}.npy"
+
+
+def is_known(listing: Listing) -> bool:
+    """Whether all files of a listing have been looked at."""
+    return not np.isnan(_read(kept_at(listing), len(listing))).any()
+
+
+def _read(path: Path, count: int) -> npt.NDArray[np.float64]:
+    try:
+        known = np.load(path)
+        if known.shape == (count,) and known.dtype == np.float64:
+            return known
+    except (OSError, ValueError, EOFError):
+        pass  # whatever is wrong with a cache, looking again puts it right
+    return np.full(count, _UNKNOWN)
+
+
+def _blocks(rows: npt.NDArray[np.int64], name: str) -> Iterator[Sequence[int]]:
+    shown = len(rows) > _AT_ONCE
+    for first in range(0, len(rows), _AT_ONCE):
+        if shown:
+            console().print(f"  {name}: looking for sound, {first:,} of {len(rows):,} files")
+        yield rows[first : first + _AT_ONCE]  # type: ignore[misc]
+
+
+def _of_clip(clip: Clip) -> float:
+    try:
+        info = probe(clip.path)
+    except MediaError:
+        return _UNREADABLE
+    if info.video_limits is None or info.audio_limits is None:
+        return _ONE_SIDED
+    video = restrict(info.video_limits, clip.start, clip.end)
+    audio = restrict(info.audio_limits, clip.start, clip.end)
+    return max(min(video[1], audio[1]) - max(video[0], audio[0]), 0.0)

@@ -1,0 +1,179 @@
+"""Batch normalization over groups of a fixed number of samples, on however many devices.
+
+torch normalizes over what one device sees, so the number of devices would be a hyper-parameter. Here the size of a
+group is one: a device that holds several groups normalizes each by itself, and a group that spans several devices has
+its statistics exchanged between them.
+
+A batch of B samples makes G = B / group of them, and sample p of the joint batch is in group p mod G. Rank r of W holds
+samples r, r + W, ... (`common.data.samplers`): whole groups where W divides G, and a part of one where G divides W. So
+no sample's group depends on the number of devices.
+
+The running statistics are those of the first group of a batch, which lies on the first device. So it is in DDP,
+which sends the buffers of rank 0 to the others, and in DataParallel, which keeps those of the first device; the authors
+of published results used one or the other. They are thus equal on any number of devices, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from common.memory.collective import broadcast_from_rank_zero
+
+
+def devices_of_group(group: int, batch_size: int, devices: int) -> int | None:
+    """How many devices share the statistics of a group.
+
+    Args:
+        group: samples whose statistics are shared; a group of more than the batch is the batch.
+        batch_size: global batch, divisible by `devices`.
+        devices: all of them.
+
+    Returns:
+        1 where a device holds one group or several, and None where it holds the whole batch, or a group of its own:
+        plain batch normalization then does the same.
+
+    Raises:
+        ValueError: the batch of a device is neither made of whole groups nor a whole part of one.
+    """
+    own, group = batch_size // devices, min(group, batch_size)
+    if own == group:
+        return None
+    if own % group == 0:
+        return 1
+    if group % own == 0 and batch_size % group == 0:
+        return group // own
+    fitting = [str(count) for count in range(1, 65) if _fits(group, batch_size, count)]
+    raise ValueError(
+        f"batch_norm_group is {group}, but {devices} devices have {own} of the {batch_size} samples of data.batch_size "
+        f"each, which can be divided neither into such groups nor evenly among them. Numbers of devices that fit: "
+        f"{', '.join(fitting) or 'none, since the group does not divide the batch'}"
+    )
+
+
+def _fits(group: int, batch_size: int, devices: int) -> bool:
+    own = batch_size // devices
+    return batch_size % devices == 0 and batch_size % group == 0 and (own % group == 0 or group % own == 0)
+
+
+def normalize_in_groups(module: nn.Module, group: int, batch_size: int, devices: int) -> None:
+    """Replace every batch normalization in a module by one over groups; names, weights and buffers stay.
+
+    All processes call it together. Nothing is replaced where plain batch normalization does the same.
+
+    Args:
+        module: changed in place.
+        group, batch_size, devices: see `devices_of_group`.
+
+    Raises:
+        ValueError: see `devices_of_group`.
+    """
+    shared = devices_of_group(group, batch_size, devices)
+    if shared is None:
+        return
+    processes = None if shared == 1 else _own_group(devices // shared)
+    for parent in list(module.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, _BatchNorm) and not isinstance(layer, nn.SyncBatchNorm | GroupedBatchNorm):
+                parent.add_module(name, GroupedBatchNorm(layer, group, processes))
+
+
+def _own_group(groups: int) -> Any:
+    """The processes that share the group of this one; made by all of them in the same order."""
+    devices = dist.get_world_size()
+    made = [dist.new_group(range(first, devices, groups)) for first in range(groups)]
+    return made[dist.get_rank() % groups]
+
+
+def share_statistics(module: nn.Module) -> None:
+    """Give the running statistics of the first process to all others, which call it together."""
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
+            for name in ("running_mean", "running_var", "num_batches_tracked"):
+                broadcast_from_rank_zero(getattr(layer, name))
+
+
+class GroupedBatchNorm(_BatchNorm):
+    """Batch normalization over groups of samples; in evaluation it is the plain one.
+
+    Args:
+        layer: the plain one, whose weights and buffers it takes.
+        group: samples of a group.
+        processes: the processes that share one group; None where this one holds whole groups.
+
+    Shapes:
+        [B, C, ...] -> the same; without `processes`, B is a multiple of `group`.
+    """
+
+    def __init__(self, layer: _BatchNorm, group: int, processes: Any = None) -> None:
+        super().__init__(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+        self._parameters, self._buffers = layer._parameters, layer._buffers
+        self.training = layer.training
+        self.group = group
+        self.processes = processes
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected a batch [B, C, ...], got {list(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        return self._within(input) if self.processes is None else self._across(input)
+
+    def _within(self, x: Tensor) -> Tensor:
+        if len(x) % self.group:
+            raise ValueError(
+                f"batch_norm_group is {self.group}, but a layer sees {len(x)} samples, which it must divide"
+            )
+        groups = len(x) // self.group
+        parts = [super().forward(x[::groups])]  # moves the running statistics
+        for first in range(1, groups):
+            parts.append(F.batch_norm(x[first::groups], None, None, self.weight, self.bias, True, 0.0, self.eps))
+        return torch.stack(parts, dim=1).flatten(0, 1)
+
+    def _across(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            values = x if x.dtype == torch.float64 else x.float()
+            var, mean = torch.var_mean(values, [0, *range(2, x.ndim)], correction=0)
+            # All devices hold equally many values, so means of means are means.
+            means, variances = _Gather.apply(torch.stack([mean, var]), self.processes).unbind(1)
+            mean = means.mean(0)
+            var = variances.mean(0) + (means - mean).square().mean(0)
+            self._remember(mean.detach(), var.detach(), len(means) * x.numel() // x.shape[1])
+            scale = (var + self.eps).rsqrt()
+            scale = scale if self.weight is None else scale * self.weight
+            shift = -mean * scale if self.bias is None else self.bias - mean * scale
+            shape = [1, -1] + [1] * (x.ndim - 2)
+            return (values * scale.view(shape) + shift.view(shape)).to(x.dtype)
+
+    def _remember(self, mean: Tensor, var: Tensor, count: int) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), share)
+
+
+class _Gather(torch.autograd.Function):
+    """Stacks a tensor of all processes of a group; what goes back is the sum of the gradients on all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, processes: Any) -> Tensor:
+        ctx.processes = processes
+        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(processes))]
+        dist.all_gather(parts, tensor.contiguous(), group=processes)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total, group=ctx.processes)
+        return total[dist.get_rank(ctx.processes)], None

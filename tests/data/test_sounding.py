@@ -1,0 +1,120 @@
+"""Listings of clips with picture and sound: judged once, kept, and gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.data import sounding as module
+from common.data.datasets.audioset import AudioSet
+from common.data.datasets.kinetics import Kinetics400
+from common.data.items import TooManyBrokenFiles
+from common.data.listing import Clip, Listing
+from common.data.sounding import common_seconds, is_known, kept_at, sounding
+from tests.data.media_factory import write_video
+
+FILES = {"a.mp4": 2.0, "b.mp4": 3.0, "c.mp4": 1.0}
+
+
+@pytest.fixture
+def listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Listing:
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "files"
+    root.mkdir()
+    for name, seconds in FILES.items():
+        write_video(root / name, seconds=seconds, fps=8.0, size=(16, 16), audio_rate=8_000)
+    write_video(root / "d.mp4", seconds=3.0, fps=8.0, size=(16, 16), audio_rate=8_000, with_audio=False)
+    clips = [Clip(root / name, 0) for name in (*FILES, "d.mp4")]
+    return Listing("some", "all", [*clips, Clip(root / "b.mp4", 0, start=2.0)], ("one",), root)
+
+
+def test_short_and_silent_clips_are_left_out_and_told(listing: Listing) -> None:
+    left = sounding(listing, 1.5)
+    assert left.table.names() == ["a.mp4", "b.mp4"]
+    assert left.version == "all, more than 1.5 s of picture and sound"
+    assert left.notes == (
+        "3 of 5 clips are left out: 1 without picture or sound, 2 with 1.5 s or less of both, 0 unreadable",
+    )
+    assert left.fingerprint() != listing.fingerprint()
+    with pytest.raises(ValueError, match="some: no clip has picture and sound for more than 9 s"):
+        sounding(listing, 9)
+
+
+def test_what_is_known_is_not_asked_again(listing: Listing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_AT_ONCE", 2)
+    asked: list[str] = []
+    probe = module._of_clip
+
+    def counted(clip: Clip) -> float:
+        asked.append(clip.path.name)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return probe(clip)
+
+    monkeypatch.setattr(module, "_of_clip", counted)
+    monkeypatch.setattr(module, "ThreadPoolExecutor", _InOrder)
+    with pytest.raises(KeyboardInterrupt):
+        common_seconds(listing)
+    assert not is_known(listing)
+    first = common_seconds(listing)
+    assert asked == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "c.mp4", "d.mp4", "b.mp4"]
+    assert is_known(listing)
+    np.testing.assert_array_equal(common_seconds(listing), first)
+    assert first == pytest.approx([2.0, 3.0, 1.0, -1.0, 1.0], abs=0.15)
+    kept_at(listing).write_bytes(b"damaged")
+    np.testing.assert_array_equal(common_seconds(listing), first)
+
+
+class _InOrder:
+    def __init__(self, _: int) -> None:
+        self.map = map
+
+    def __enter__(self) -> _InOrder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_many_broken_files_end_before_training(listing: Listing) -> None:
+    (listing.root / "a.mp4").write_bytes(b"broken")
+    with pytest.raises(TooManyBrokenFiles, match=r"some: 1 of 5 files cannot be read, more than 5%. First: a.mp4"):
+        sounding(listing, 1.0)
+
+
+def test_data_sets_list_what_sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "kinetics400" / "train" / "juggling"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        write_video(
+            folder / f"video{number:06d}_000000_000002.mp4", seconds=2.0, fps=8.0, size=(16, 16), audio_rate=8_000,
+            with_audio=number != 1,
+        )  # fmt: skip
+    data = Kinetics400(tmp_path / "kinetics400", common_seconds=1.0)
+    overview = data.status()
+    assert overview.counts["train"] == 3  # no file is opened for an overview
+    assert any("those without sound are still counted" in note for note in overview.notes)
+    assert len(data.listing("train")) == 2
+    assert data.status().counts["train"] == 2
+    assert len(Kinetics400(tmp_path / "kinetics400").listing("train")) == 3
+
+
+def test_audioset_in_the_order_of_a_list(tmp_path: Path) -> None:
+    root = tmp_path / "audioset"
+    (root / "unbalanced_train_segments").mkdir(parents=True)
+    videos = [f"{letter * 11}" for letter in "abc"]
+    (root / "unbalanced_train_segments.csv").write_text("".join(f'{video}, 0.0, 10.0, "/m/x"\n' for video in videos))
+    for video in videos:
+        (root / "unbalanced_train_segments" / f"{video}_0_10000.mp4").touch()
+    names = [f"{videos[place]}_0_10000.mp4" for place in (2, 0)]
+    chosen = tmp_path / "unbalanced_train-100k.txt"
+    chosen.write_text("".join(f"{name}\n" for name in names))
+    prefix = "unbalanced_train_segments/"
+    in_order = AudioSet(root, chosen, in_list_order=True).listing("train")
+    assert in_order.table.names() == [prefix + name for name in names]
+    assert AudioSet(root, chosen).listing("train").table.names() == [prefix + name for name in sorted(names)]
+    with pytest.raises(ValueError, match="in_list_order needs"):
+        AudioSet(root, in_list_order=True)
