@@ -17,6 +17,7 @@ from common.commands.data import add_parsers as add_data_parsers
 from common.commands.data import data_root
 from common.commands.find import add_parsers as add_finding_parsers
 from common.commands.models import add_parsers as add_use_parsers
+from common.commands.runs import add_parsers as add_runs_parsers
 from common.errors import Preempted, ReportingError, StageError, is_ours, nearest, printable
 from common.files import described
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, use
@@ -174,6 +175,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(func=_plan_command)
 
     add_finding_parsers(commands)
+    add_runs_parsers(commands)
 
     from common.commands.measure import add_parsers as add_measuring_parsers
     from common.commands.reports import add_parsers

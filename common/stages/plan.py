@@ -25,9 +25,10 @@ from common.files import described
 from common.reporting import records
 from common.reporting.draws import NATIVE, Draw
 from common.reporting.papers import paper_named, working_folder
-from common.reporting.tables import StageInstance, entries, expand, load
+from common.reporting.progress import Watch, duration
+from common.reporting.runs import headline
+from common.reporting.tables import StageInstance, expand
 from common.stages.configuration import RunConfiguration
-from common.stages.progress import Watch, duration
 from common.stages.run import Parent, StageRequest, finished_record
 
 
@@ -174,7 +175,7 @@ def reproduce(
         jobs: stages to run side by side, each in a process of its own with one thread; 1 runs them in this process.
         say: where the lines go.
         finished: called in this process with the name and the seed of every stage that ran to its end.
-        watch: show how far the stages are while they run, see :class:`~common.stages.progress.Watch`.
+        watch: show how far the stages are while they run, see :class:`~common.reporting.progress.Watch`.
 
     Returns:
         The stages that failed, or could not start because a parent failed; empty when all is done.
@@ -238,7 +239,7 @@ def reproduce(
                         say(f"  FAILED {_name(item)}: {described(error)}")
                         continue
                     left = progress.finish(record.wall_seconds, [*waiting, *running.values()])
-                    say(f"  {_name(item)}: {_headline(record)}  [{duration(record.wall_seconds)}{left}]")
+                    say(f"  {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{left}]")
                     if finished is not None:
                         finished(item.request.stage, item.request.seed)
         except KeyboardInterrupt as interrupt:
@@ -346,14 +347,6 @@ class _Progress:
 
 def _name(item: Planned) -> str:
     return f"{item.request.stage} {item.request.draw}"
-
-
-def _headline(record: records.Record) -> str:
-    """The metrics of a stage that tables show, or its first ones; few of them."""
-    filled = (metric.key for _, _, metric in entries(load(record.paper), record.stage, record.scale))
-    names = ([name for name in dict.fromkeys(filled) if name in record.metrics] or list(record.metrics))[:3]
-    values = {name: record.metrics[name] for name in names}
-    return ", ".join(f"{n.removeprefix('test/')} {v:.1f}" for n, v in values.items() if v is not None)
 
 
 def _run(item: Planned) -> records.Record:

@@ -367,10 +367,10 @@ def _run_claimed(
     import torch
 
     from common.reporting import tables
+    from common.reporting.progress import FILE as PROGRESS_FILE
     from common.stages.cli import build
     from common.stages.loggers import MetricsFile, note_files, run_name, wandb_logger
     from common.stages.memory import peak_memory_gib, reset_peak_memory
-    from common.stages.progress import FILE as PROGRESS_FILE
     from common.stages.telemetry import Telemetry
     from common.training.callbacks import Progress, WallClock, WholeCheckpoints
 
