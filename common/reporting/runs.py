@@ -123,13 +123,22 @@ def find_runs(root: Path, papers: Sequence[str] = ()) -> list[Run]:
         root: folder of runs.
         papers: package names; all when empty.
     """
-    folders = [path for path in Path(root).glob("*/*/seed*/*") if path.is_dir() and path.suffix != SET_ASIDE]
-    kept = (path for path in folders if path.parts[-3] in SCALES and (not papers or path.parts[-4] in papers))
-    found = [run for path in kept if (run := _run(root, path)) is not None]
-    return sorted(found, key=lambda r: (r.fields["paper"], SCALES.index(r.fields["scale"]), r.fields["seed"], r.name))
+    return [run for folder in run_folders(root, papers) if (run := read_run(root, folder)) is not None]
 
 
-def _run(root: Path, folder: Path) -> Run | None:
+def run_folders(root: Path, papers: Sequence[str] = ()) -> list[Path]:
+    """Folders of all runs, in the order of `find_runs`; those that were replaced by later ones are left out."""
+    found = []
+    for path in Path(root).glob("*/*/seed*/*"):
+        paper, scale, draw, _ = path.relative_to(root).parts
+        match = re.fullmatch(r"seed(\d+)(-\w+)?", draw)
+        if match and scale in SCALES and (not papers or paper in papers) and path.is_dir() and path.suffix != SET_ASIDE:
+            found.append(((paper, SCALES.index(scale), int(match[1]), draw, path.name), path))
+    return [path for _, path in sorted(found)]
+
+
+def read_run(root: Path, folder: Path) -> Run | None:
+    """The run in one of these folders; None where none was begun."""
     name = folder.relative_to(root).as_posix()
     path, identity = folder / RECORD_FILE, folder / "identity.json"
     if not path.is_file() and not identity.is_file():
