@@ -76,8 +76,8 @@ gpu-check: $(STAMP) ## Measure every paper's training step on this machine's GPU
 doctor: $(STAMP) ## What this machine has and lacks
 	$(ASSEMBLE) doctor --data "$(DATA)"
 
-test: $(STAMP) ## Run the test suite (no network, no GPU)
-	$(VENV)/bin/python -m pytest -n $(TEST_JOBS)
+test: $(STAMP) ## Run the test suite (no network, no GPU); it ends with what was skipped, and what would run it
+	$(VENV)/bin/python -m pytest -n $(TEST_JOBS) -rs
 
 test-slow: $(STAMP) ## Tests that learn something for minutes
 	$(VENV)/bin/python -m pytest -m slow -o addopts="-q --strict-markers --benchmark-skip"
@@ -93,6 +93,11 @@ $(VENV)/.bench: $(STAMP)
 	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
 	  $$UV pip install --quiet --constraint requirements.lock "lightly>=1.5.20,<2" "pycocoevalcap>=1.2" \
 	    && touch $@ || echo "lightly and pycocoevalcap could not be installed: their comparisons are skipped"
+
+# The jars of METEOR and of the original tokenizer, for the tests that need Java.
+$(VENV)/.captioning: $(STAMP)
+	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
+	  $$UV pip install --quiet --constraint requirements.lock "pycocoevalcap>=1.2" && touch $@
 
 mutation: $(STAMP) $(VENV)/.mutation ## Changes to the losses that no test notices (FILE=common/losses/nce.py)
 	$(VENV)/bin/mutmut run --max-children $(TEST_JOBS) $(if $(FILE),"$(subst /,.,$(basename $(FILE))).*")

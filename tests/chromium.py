@@ -11,10 +11,15 @@ from typing import Any
 
 import pytest
 
+from tests.promised import promised
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 
-needed = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver on the path")
+needed = pytest.mark.skipif(
+    not ((CHROMIUM and DRIVER) or promised("browser")),
+    reason="needs chromium and chromedriver on the path (Debian: apt-get install chromium chromium-driver)",
+)
 
 
 @contextmanager
