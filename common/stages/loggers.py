@@ -75,16 +75,17 @@ class MetricsFile(Logger):
 def wandb_mode() -> str:
     """`online`, `offline` or `disabled`, from the environment and what the network allows.
 
-    `WANDB_MODE` decides when it is set. Otherwise: offline, and one line says so. Online needs a key and a server that
-    answers within a few seconds; where it does not, the run goes on offline, and so does the rest of the process.
+    `WANDB_MODE` decides when it is set. Otherwise: online for an agent of a sweep, which cannot do without, else
+    offline, and one line says so. Online needs a key and a server that answers within a few seconds; where it does not,
+    the run goes on offline, and so does the rest of the process.
     """
     mode = os.environ.get("WANDB_MODE", "").lower()
     if mode in {"disabled", "dryrun", "offline"}:
         return "disabled" if mode == "disabled" else "offline"
-    if mode != "online":
+    if mode != "online" and not os.environ.get("WANDB_SWEEP_ID"):
         return "offline"
     if reason := why_no_key():
-        rank_zero_info(f"W&B: WANDB_MODE=online but {reason}; logging offline instead")
+        rank_zero_info(f"W&B: {'WANDB_MODE=online' if mode else 'a sweep'} but {reason}; logging offline instead")
         return "offline"
     if reason := why_unreachable():
         rank_zero_info(f"W&B: {reason}; logging offline, `wandb sync` sends it later")

@@ -83,7 +83,7 @@ def plan(paper: str, selection: Selection, arguments: Sequence[str] = ()) -> lis
             run = request.configuration()
             lineage = request.lineage_hash(run)
             lineages[instance.id] = lineage
-            done, reason = _state(request, lineage)
+            done, reason = state_of(request, lineage)
             planned.append(Planned(request, run, lineage, done, reason))
     return planned
 
@@ -124,7 +124,8 @@ def request_for(
     )
 
 
-def _state(request: StageRequest, lineage: str) -> tuple[bool, str]:
+def state_of(request: StageRequest, lineage: str) -> tuple[bool, str]:
+    """Whether a stage is done, and why it runs or is skipped."""
     record = finished_record(request, lineage)
     if record is not None:
         return True, f"done {record.started[:16].replace('T', ' ')} in {duration(record.wall_seconds)}"
@@ -180,11 +181,26 @@ def reproduce(
     Returns:
         The stages that failed, or could not start because a parent failed; empty when all is done.
     """
-    planned = plan(paper, selection)
+    return run_planned(
+        paper_named(paper).title, plan(paper, selection), selection, jobs=jobs, say=say, finished=finished, watch=watch
+    )
+
+
+def run_planned(
+    title: str,
+    planned: Sequence[Planned],
+    selection: Selection,
+    *,
+    jobs: int = 1,
+    say: Callable[[str], None] = print,
+    finished: Callable[[str, int], None] | None = None,
+    watch: bool = False,
+) -> list[str]:
+    """Run what is not done of planned stages, see `reproduce`; `title` says what they are."""
     waiting = [item for item in planned if not item.done]
     total = len(waiting)
     say(
-        f"{paper_named(paper).title} at scale {selection.scale}: {len(planned)} stages"
+        f"{title} at scale {selection.scale}: {len(planned)} stages"
         + (f" over seeds {', '.join(map(str, selection.seeds))}" if len(selection.seeds) > 1 else "")
         + (f", rounded as with {selection.isa}" if selection.isa != NATIVE else "")
         + f", {len(planned) - total} done, {total} to run"
@@ -386,8 +402,10 @@ def _wait_for(command: Sequence[str]) -> int:
 
 def fit_arguments(request: StageRequest) -> list[str]:
     """Command line after `assemble` that runs one stage."""
+    # One with overrides is named by them again.
+    stage = request.stage.partition("+")[0]
     return [
-        "fit", f"{request.paper}/{request.stage}", "--scale", request.scale, "--seed", str(request.seed),
+        "fit", f"{request.paper}/{stage}", "--scale", request.scale, "--seed", str(request.seed),
         *(["--isa", request.isa] if request.isa != NATIVE else []),
         "--hardware", request.hardware, "--runs", str(request.runs), "--data", str(request.data), *request.arguments,
     ]  # fmt: skip
