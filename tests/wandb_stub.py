@@ -82,6 +82,7 @@ class WandbStub:
         self.operations: list[str] = []
         self.unknown: list[str] = []
         self.requests: list[str] = []
+        self.views: dict[str, dict[str, Any]] = {}
         self.sweep = ""
         self.trials: list[dict[str, Any]] = []
         self.lock = threading.RLock()
@@ -109,6 +110,8 @@ class WandbStub:
     def on_Viewer(self, variables: dict[str, Any]) -> dict[str, Any]:
         viewer = {"id": "1", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}", "admin": False}
         return {"viewer": {**viewer, "teams": {"edges": []}}}
+
+    on_GetDefaultEntity = on_Viewer
 
     def on_ServerFeaturesQuery(self, variables: dict[str, Any]) -> dict[str, Any]:
         return {"serverInfo": {"features": []}}
@@ -226,6 +229,26 @@ class WandbStub:
         sent = variables["input"]
         self.run(sent["runName"]).used.append(self.artifacts[int(sent["artifactID"])].name)
         return {"useArtifact": {"artifact": {"id": sent["artifactID"], "digest": "", "state": "COMMITTED"}}}
+
+    def on_GetProjects(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"models": {"edges": [], "pageInfo": {"endCursor": "", "hasNextPage": False}}}
+
+    def on_CreateProject(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"result": None}
+
+    def on_upsertView(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Keeps reports and saved views; one that was deleted cannot be written again."""
+        known = variables.get("id")
+        if known and known not in self.views:
+            return {"upsertView": None}
+        identity = known or f"view{len(self.views)}"
+        self.views[identity] = {**self.views.get(identity, {}), **variables}
+        project = {"id": "p1", "name": variables["projectName"], "entityName": variables["entityName"]}
+        named = {key: variables.get(key) or "" for key in ("name", "displayName", "description")}
+        view = {"id": identity, "project": project, "spec": variables["spec"], "updatedAt": None, **named}
+        return {"upsertView": {"view": view, "inserted": not known}}
+
+    on_UpsertView2 = on_upsertView
 
     def on_UpsertSweep(self, variables: dict[str, Any]) -> dict[str, Any]:
         self.sweep = variables["config"]

@@ -91,7 +91,7 @@ class Run:
         found: dict[str, Any] = {"run": self.name, "paper": paper, "scale": scale, "draw": draw}
         found |= {"seed": int(re.match(r"seed(\d+)", draw)[1]), "stage": stage, "state": self.state}  # type: ignore[index]
         found["started"] = record.started[:16].replace("T", " ") if record else _began(self.folder)
-        found["overrides"] = " ".join(self.overrides)
+        found["overrides"] = " ".join(short_overrides(self.overrides))
         if self.told:
             left = self.told.get("left")
             found["progress"] = f"{100 * self.told['share']:.0f} %" + (
@@ -181,6 +181,22 @@ def _overrides(identity: Path) -> tuple[str, ...]:
         return tuple(map(str, json.loads(identity.read_text(encoding="utf-8"))["arguments"]))
     except (OSError, ValueError, KeyError, TypeError):
         return ()
+
+
+def short_overrides(arguments: Sequence[str]) -> list[str]:
+    """Overrides by the last parts of their fields: `--model.loss.temperature 0.1` is `temperature=0.1`.
+
+    Args:
+        arguments: as on the command line, `--field value` or `--field=value`.
+    """
+    said: list[str] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            field, _, value = argument[2:].partition("=")
+            said.append(f"{field.rpartition('.')[2]}={value}")
+        elif said:
+            said[-1] += argument if said[-1].endswith("=") else f" {argument}"
+    return said
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -344,6 +360,11 @@ def _counts(field: str) -> bool:
 
 
 def metric_differences(first: Run, second: Run) -> list[Difference]:
-    """All metrics that one of two runs has, equal or not."""
-    left, right = ((run.record.metrics if run.record else run.curves) for run in (first, second))
+    """All metrics that one of two runs has, equal or not: what was measured, and where its curves ended."""
+
+    def known(run: Run) -> dict[str, Any]:
+        ends = {name: value for name, value in run.curves.items() if ":" not in name}
+        return {**ends, **(run.record.metrics if run.record else {})}
+
+    left, right = known(first), known(second)
     return [Difference(name, left.get(name), right.get(name)) for name in sorted({*left, *right})]

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from common.errors import StageError
 from common.files import write_atomically
+from common.reporting.runs import short_overrides
 from common.reporting.wandb_server import project, why_no_key, why_unreachable
 
 
@@ -175,13 +176,7 @@ def run_name(stage: str, scale: str, draw: str, arguments: Sequence[str]) -> str
         draw: its seed and rounding, `s0` or `s0-sse41`.
         arguments: overrides as on the command line, `--field value` or `--field=value`.
     """
-    said: list[str] = []
-    for argument in arguments:
-        if argument.startswith("--"):
-            field, _, value = argument[2:].partition("=")
-            said.append(f"{field.rpartition('.')[2]}={value}")
-        elif said:
-            said[-1] += argument if said[-1].endswith("=") else f" {argument}"
+    said = short_overrides(arguments)
     base = stage.partition("+")[0] if said else stage
     return " ".join([f"{base}-{scale}-{draw}", *said])[:128]
 

@@ -85,7 +85,7 @@ def test_runs_curves_media_and_differences(server: Server) -> None:
     assert by_name["texts.csv"]["rows"] == [["what", "<b>"]]
     diff = json.loads(get(server, f"/api/diff?run={quote(RUN)}&run=mct/mini/seed1/esc@base")[2])
     assert ["model.rate", "0.2", "0.1", True] in diff["config"]
-    assert diff["metrics"] == [["test/top1", 50.0, 60.0]]
+    assert diff["metrics"] == [["test/top1", 50.0, 60.0], ["train/loss", 1.0, None]]
     assert get(server, f"/api/diff?run={quote(RUN)}")[0] == 404
     status, _, page = get(server, "/report")
     assert status == 200

@@ -169,6 +169,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbStub]
             "WANDB_MODE",
         ):
             monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv("WANDB_SILENT", raising=False)  # the client says what its user types next
         for name, value in {"WANDB_BASE_URL": found.address, "WANDB_API_KEY": KEY, "HOME": str(tmp_path)}.items():
             monkeypatch.setenv(name, value)
         forget()

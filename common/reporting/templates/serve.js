@@ -114,7 +114,9 @@
     const log = chosen.log && lines.every((line) => line.points.every(([, y]) => y > 0));
     const scaled = (y) => log ? Math.log10(y) : y;
     const values = lines.flatMap((line) => line.points.map(([, y]) => scaled(y)));
-    const [low, high] = [Math.min(...values), Math.max(...values)], [first, last] = steps;
+    let [low, high] = [Math.min(...values), Math.max(...values)];
+    if (low === high) [low, high] = [low - Math.abs(low || 1) / 2, high + Math.abs(high || 1) / 2]; // in the middle
+    const [first, last] = steps;
     const x = (step) => left + (step - first) / (last - first || 1) * (width - left - right);
     const y = (value) => top + (high - scaled(value)) / (high - low || 1) * (height - top - bottom);
     const text = (content, attributes) => draw("text", attributes, content);
