@@ -19,7 +19,7 @@ RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data "$(DATA)"
 export OMP_NUM_THREADS ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: help setup test test-slow fuzz lint format bench mutation reproduce rehearse tables check-tables claims report wandb-report gpu-check doctor clean
+.PHONY: help setup test test-slow fuzz lint format bench mutation reproduce rehearse tables check-tables claims report serve dashboard wandb-report gpu-check doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
@@ -66,6 +66,16 @@ claims: $(STAMP) ## Judge the papers' claims over the stored records
 
 report: $(STAMP) ## One static HTML page: claims, tables, charts, curves, pictures, clips
 	$(ASSEMBLE) report
+
+serve: $(STAMP) ## A live page of the runs, for a browser on this machine
+	$(ASSEMBLE) serve
+
+# One folder of links, since every stage has a folder of its own, and the dashboard takes one.
+dashboard: $(STAMP) ## W&B's dashboard for the terminal over all runs here, offline ones too; needs no account
+	@mkdir -p runs/wandb && find runs/wandb -type l -delete
+	@for run in runs/*/*/seed*/*/wandb/*run-*; do \
+	  case "$$run" in *.previous/*) ;; *) if test -d "$$run"; then ln -s "$(CURDIR)/$$run" runs/wandb/; fi ;; esac; done
+	$(VENV)/bin/wandb leet runs/wandb
 
 wandb-report: $(STAMP) ## W&B reports of all papers: sent with a key, else files in runs/
 	$(ASSEMBLE) wandb-report

@@ -94,6 +94,13 @@ def wandb_mode() -> str:
     return "online"
 
 
+#: Left out where runs are many and short: it takes longer than some of them, and says nothing of them.
+_QUIET: dict[str, Any] = {
+    "console": "off", "x_disable_stats": True, "x_disable_meta": True, "disable_git": True,
+    "x_disable_machine_info": True,
+}  # fmt: skip
+
+
 def wandb_logger(
     *,
     directory: Path,
@@ -104,6 +111,7 @@ def wandb_logger(
     tags: list[str],
     config: dict[str, Any],
     notes: str = "",
+    whole: bool = False,
 ) -> WandbLogger | None:
     """The W&B run of one stage; None when disabled or when W&B cannot start.
 
@@ -116,6 +124,7 @@ def wandb_logger(
         tags: scale, row, revision; those of `WANDB_TAGS` are added.
         config: the whole resolved configuration, and what tells the run from others.
         notes: the configuration stack in one line.
+        whole: log the console, the load of the machine and what it is, too; `ASSEMBLE_WANDB_SYSTEM=1` asks for it.
     """
     mode = wandb_mode()
     if mode == "disabled":
@@ -133,12 +142,8 @@ def wandb_logger(
         # A network that dies meanwhile: what was not sent stays in the folder, and `wandb sync` sends it.
         finish_timeout=120,
         silent=True,
-        console="off",
-        x_disable_stats=True,
-        x_disable_meta=True,
-        disable_git=True,
-        x_disable_machine_info=True,
         disable_code=True,
+        **({} if whole or os.environ.get("ASSEMBLE_WANDB_SYSTEM", "0") not in ("", "0") else _QUIET),
     )
     try:
         run = wandb.init(
