@@ -179,11 +179,11 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbStub]
 
 
 def test_the_agent_of_wandb_runs_a_sweep(stub: WandbStub, tmp_path: Path) -> None:
-    """The shipped file, at smoke and with fewer values."""
+    """The shipped file, at smoke and with fewer values; an agent's runs log online, though nobody said WANDB_MODE."""
     sweep = yaml.safe_load((project_root() / "configs" / "sweeps" / "avid_cma.yaml").read_text(encoding="utf-8"))
     program = [sys.executable, "-m", "common.commands.main", "fit", "avid/avid", "--scale", "smoke"]
     sweep["command"] = [*program, "--runs", str(tmp_path / "runs"), "${args}"]
-    sweep["parameters"] = {"model.loss.temperature": {"values": [0.05, 0.1]}, "seed": {"values": [1]}}
+    sweep["parameters"] = {"model.loss.temperature": {"values": [0.05]}, "seed": {"values": [1]}}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(project_root())}
 
@@ -195,12 +195,11 @@ def test_the_agent_of_wandb_runs_a_sweep(stub: WandbStub, tmp_path: Path) -> Non
 
     assert "wandb agent someone/mine/grid" in wandb("sweep", "--project", "mine", "sweep.yaml")
     wandb("agent", "someone/mine/grid")
-    assert set(stub.runs) == {"trial0", "trial1"}
-    for name, temperature in (("trial1", 0.05), ("trial0", 0.1)):
-        run = stub.runs[name]
-        assert run.fields["sweep"] == "grid"
-        assert run.exit_code == 0
-        assert run.config["model.loss.temperature"] == temperature
-        assert run.config["model"]["init_args"]["loss"]["init_args"]["temperature"] == temperature
-        assert run.config["seed"] == 1
-        assert "test/loss_last" in run.summary
+    assert set(stub.runs) == {"trial0"}
+    run = stub.runs["trial0"]
+    assert run.fields["sweep"] == "grid"
+    assert run.exit_code == 0
+    assert run.config["model.loss.temperature"] == 0.05
+    assert run.config["model"]["init_args"]["loss"]["init_args"]["temperature"] == 0.05
+    assert run.config["seed"] == 1
+    assert "test/loss_last" in run.summary

@@ -163,7 +163,8 @@
     refilled($("charts"), ...metrics.map((name) => chart(name, curves.map((run, place) => ({ run: run.run, place, points: run.curves[name] }))
       .filter((line) => line.points), ends)));
     refilled($("legend"), ...curves.map((run, place) => make("li", {},
-      draw("svg", { viewBox: "0 0 20 8", width: 20, height: 8, "aria-hidden": "true" }, draw("line", { class: style(place), x1: 0, x2: 20, y1: 4, y2: 4 })), run.run)));
+      draw("svg", { viewBox: "0 0 20 8", width: 20, height: 8, "aria-hidden": "true" }, draw("line", { class: style(place), x1: 0, x2: 20, y1: 4, y2: 4 })),
+      [run.run, all.runs.find((other) => other.name === run.run)?.values.overrides].filter(Boolean).join(" "))));
     $("curves-none").hidden = metrics.length > 0;
     $("curves-none").textContent = curves.length ? "These runs have no curves: they train nothing, or have not begun to."
       : "Choose runs in the table: their curves are drawn here, over one axis.";
