@@ -19,7 +19,7 @@ RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data "$(DATA)"
 export OMP_NUM_THREADS ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: help setup test test-slow fuzz lint format bench mutation reproduce rehearse tables check-tables claims report wandb-report gpu-check doctor clean
+.PHONY: help setup test test-slow fuzz lint format bench mutation reproduce rehearse tables check-tables claims report serve dashboard wandb-report gpu-check doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
@@ -67,6 +67,16 @@ claims: $(STAMP) ## Judge the papers' claims over the stored records
 report: $(STAMP) ## One static HTML page: claims, tables, charts, curves, pictures, clips
 	$(ASSEMBLE) report
 
+serve: $(STAMP) ## A live page of the runs, for a browser on this machine
+	$(ASSEMBLE) serve
+
+# One folder of links, since every stage has a folder of its own, and the dashboard takes one.
+dashboard: $(STAMP) ## W&B's dashboard for the terminal over all runs here, offline ones too; needs no account
+	@mkdir -p runs/wandb && find runs/wandb -type l -delete
+	@for run in runs/*/*/seed*/*/wandb/*run-*; do \
+	  case "$$run" in *.previous/*) ;; *) if test -d "$$run"; then ln -s "$(CURDIR)/$$run" runs/wandb/; fi ;; esac; done
+	$(VENV)/bin/wandb leet runs/wandb
+
 wandb-report: $(STAMP) ## W&B reports of all papers: sent with a key, else files in runs/
 	$(ASSEMBLE) wandb-report
 
@@ -76,8 +86,8 @@ gpu-check: $(STAMP) ## Measure every paper's training step on this machine's GPU
 doctor: $(STAMP) ## What this machine has and lacks
 	$(ASSEMBLE) doctor --data "$(DATA)"
 
-test: $(STAMP) ## Run the test suite (no network, no GPU)
-	$(VENV)/bin/python -m pytest -n $(TEST_JOBS)
+test: $(STAMP) ## Run the test suite (no network, no GPU); it ends with what was skipped, and what would run it
+	$(VENV)/bin/python -m pytest -n $(TEST_JOBS) -rs
 
 test-slow: $(STAMP) ## Tests that learn something for minutes
 	$(VENV)/bin/python -m pytest -m slow -o addopts="-q --strict-markers --benchmark-skip"
@@ -93,6 +103,11 @@ $(VENV)/.bench: $(STAMP)
 	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
 	  $$UV pip install --quiet --constraint requirements.lock "lightly>=1.5.20,<2" "pycocoevalcap>=1.2" \
 	    && touch $@ || echo "lightly and pycocoevalcap could not be installed: their comparisons are skipped"
+
+# The jars of METEOR and of the original tokenizer, for the tests that need Java.
+$(VENV)/.captioning: $(STAMP)
+	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
+	  $$UV pip install --quiet --constraint requirements.lock "pycocoevalcap>=1.2" && touch $@
 
 mutation: $(STAMP) $(VENV)/.mutation ## Changes to the losses that no test notices (FILE=common/losses/nce.py)
 	$(VENV)/bin/mutmut run --max-children $(TEST_JOBS) $(if $(FILE),"$(subst /,.,$(basename $(FILE))).*")

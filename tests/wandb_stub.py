@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
 import threading
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import wandb
+import yaml
 from wandb.sdk.lib import wbauth
 
 KEY = "1" * 40
@@ -80,6 +82,9 @@ class WandbStub:
         self.operations: list[str] = []
         self.unknown: list[str] = []
         self.requests: list[str] = []
+        self.views: dict[str, dict[str, Any]] = {}
+        self.sweep = ""
+        self.trials: list[dict[str, Any]] = []
         self.lock = threading.RLock()
 
     def run(self, run_id: str) -> StoredRun:
@@ -105,6 +110,8 @@ class WandbStub:
     def on_Viewer(self, variables: dict[str, Any]) -> dict[str, Any]:
         viewer = {"id": "1", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}", "admin": False}
         return {"viewer": {**viewer, "teams": {"edges": []}}}
+
+    on_GetDefaultEntity = on_Viewer
 
     def on_ServerFeaturesQuery(self, variables: dict[str, Any]) -> dict[str, Any]:
         return {"serverInfo": {"features": []}}
@@ -222,6 +229,55 @@ class WandbStub:
         sent = variables["input"]
         self.run(sent["runName"]).used.append(self.artifacts[int(sent["artifactID"])].name)
         return {"useArtifact": {"artifact": {"id": sent["artifactID"], "digest": "", "state": "COMMITTED"}}}
+
+    def on_GetProjects(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"models": {"edges": [], "pageInfo": {"endCursor": "", "hasNextPage": False}}}
+
+    def on_CreateProject(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"result": None}
+
+    def on_upsertView(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Keeps reports and saved views; one that was deleted cannot be written again."""
+        known = variables.get("id")
+        if known and known not in self.views:
+            return {"upsertView": None}
+        identity = known or f"view{len(self.views)}"
+        self.views[identity] = {**self.views.get(identity, {}), **variables}
+        project = {"id": "p1", "name": variables["projectName"], "entityName": variables["entityName"]}
+        named = {key: variables.get(key) or "" for key in ("name", "displayName", "description")}
+        view = {"id": identity, "project": project, "spec": variables["spec"], "updatedAt": None, **named}
+        return {"upsertView": {"view": view, "inserted": not known}}
+
+    on_UpsertView2 = on_upsertView
+
+    def on_UpsertSweep(self, variables: dict[str, Any]) -> dict[str, Any]:
+        self.sweep = variables["config"]
+        fields = {name: spec["values"] for name, spec in yaml.safe_load(self.sweep)["parameters"].items()}
+        self.trials = [dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values())]
+        project = {"id": "p1", "name": variables["projectName"], "entity": {"id": "1", "name": ENTITY}}
+        return {"upsertSweep": {"sweep": {"name": "grid", "project": project}, "configValidationWarnings": []}}
+
+    def on_SweepWithRuns(self, variables: dict[str, Any]) -> dict[str, Any]:
+        sweep = {"id": "s1", "name": "grid", "method": "grid", "state": "RUNNING", "config": self.sweep}
+        return {"project": {"sweep": {**sweep, "runs": {"edges": []}}}}
+
+    def on_GetSweepState(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"project": {"sweep": {"state": "RUNNING"}}}
+
+    def on_CreateAgent(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {"createAgent": {"agent": {"id": "a1"}}}
+
+    def on_Heartbeat(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Gives an agent that runs nothing the next trial, and ends it after the last."""
+        commands: list[dict[str, Any]] = []
+        if not json.loads(variables["runState"]):
+            if self.trials:
+                arguments = {name: {"value": value} for name, value in self.trials.pop(0).items()}
+                run_id = f"trial{len(self.trials)}"
+                commands = [{"type": "run", "run_id": run_id, "program": "assemble", "args": arguments}]
+            else:
+                commands = [{"type": "exit"}]
+        return {"agentHeartbeat": {"agent": {"id": "a1"}, "commands": json.dumps(commands)}}
 
     def stream(self, run_id: str, sent: dict[str, Any]) -> None:
         """Take what a run streams: lines of files from an offset on, and its end."""

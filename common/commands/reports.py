@@ -84,6 +84,14 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     dashboard.add_argument("--entity", default="", help="user or team on W&B; default: WANDB_ENTITY, or the key's own")
     _add_runs(dashboard, "tables of fresh records instead of the promoted ones")
 
+    views = add(
+        "wandb-workspace",
+        wandb_workspace_command,
+        "Save a view of the W&B project for each paper, in which the runs table is the paper's table.",
+    )
+    views.add_argument("--entity", default="", help="user or team on W&B; default: WANDB_ENTITY, or the key's own")
+    _add_runs(views, "the tables that fresh records fill, instead of the promoted ones")
+
     promote = add("promote", promote_command, "Copy the records of clean revisions into the papers' results.")
     promote.add_argument("--scale", choices=SCALES, action="append", help="may be repeated; default: paper and mini")
     promote.add_argument("--stage", action="append", help="this stage or instance only; may be repeated")
@@ -264,14 +272,41 @@ def wandb_report_command(args: argparse.Namespace) -> int:
     ]
     if not args.papers:
         reports.append((wandb_report.overview_report(papers, entity), runs_root() / "wandb-report.json"))
+    known = wandb_report.Sent(runs_root() / "wandb-sent.json", entity)
     for report, path in reports:
         wandb_report.write(report, path)
         print(f"wrote: {path}")
         if sending:
-            print(f"sent: {wandb_report.send(report)}")
+            print(f"sent: {wandb_report.send(report, known.id(report.title))}")
+            known.keep(report.title, report.id)
     if not sending:
         again = " ".join(["assemble wandb-report", *args.papers])
         print(f"not sent: {missing}; with a key, `{again}` sends them")
+    return 0
+
+
+@_guarded
+def wandb_workspace_command(args: argparse.Namespace) -> int:
+    """Save the views, and say where they are."""
+    from common.reporting import render
+    from common.reporting.wandb_server import entity as entity_of_environment
+    from common.reporting.wandb_server import why_no_key, why_unreachable
+
+    if missing := why_no_key() or why_unreachable():
+        raise ReportingError(f"W&B: {missing}; a view lies on the server, so it needs both")
+    from common.reporting import wandb_report
+
+    entity = args.entity or entity_of_environment() or wandb_report.default_entity()
+    known = wandb_report.Sent(runs_root() / "wandb-sent.json", entity)
+    runs, papers = _folder(args), [paper_named(name) for name in _names(args)]
+    for paper in papers:
+        records = render.records_of(paper.name, runs)
+        if not records and not args.papers:
+            continue
+        workspace = wandb_report.paper_workspace(paper, records, entity)
+        url, identity = wandb_report.save_workspace(workspace, known.id(workspace.name))
+        known.keep(workspace.name, identity)
+        print(f"saved: {url}")
     return 0
 
 

@@ -26,16 +26,37 @@ def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
         Metric to (step, value) points, sorted by step, thinned to at most `MAX_POINTS`. Metrics with fewer than
         two finite points are left out; so is a file that does not exist, or that is damaged, which is said.
     """
+    return {name: _thinned(points) for name, points in _points(path).items() if len(points) > 1}
+
+
+def summaries(path: Path) -> dict[str, float]:
+    """Last, smallest and largest value of every curve of a run's `metrics.csv`.
+
+    Returns:
+        `<metric>` to the last value, `<metric>:min` and `<metric>:max` where there are several; empty where there is
+        no file that can be read.
+    """
+    found: dict[str, float] = {}
+    for name, points in _points(path).items():
+        values = [value for _, value in points]
+        found[name] = values[-1]
+        if len(values) > 1:
+            found |= {f"{name}:min": min(values), f"{name}:max": max(values)}
+    return found
+
+
+def _points(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Every finite point of a file, sorted by step; nothing of one that does not exist, or, with a word, is damaged."""
     if not path.is_file():
         return {}
     try:
-        return _curves(path)
+        return _read(path)
     except (csv.Error, UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         warn_of(f"{path} holds no curves that can be read ({error})")
         return {}
 
 
-def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
+def _read(path: Path) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, list[tuple[float, float]]] = {}
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8", newline="") as file:
@@ -48,7 +69,7 @@ def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
                 value = _number(text) if isinstance(text, str) else None
                 if name and name not in ("step", "epoch") and value is not None:
                     found.setdefault(name, []).append((step, value))
-    return {name: _thinned(sorted(points)) for name, points in found.items() if len(points) > 1}
+    return {name: sorted(points) for name, points in found.items()}
 
 
 def importance(metric: str) -> tuple[bool, bool, bool, str]:

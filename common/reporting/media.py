@@ -18,6 +18,8 @@ MAX_FILES_PER_RUN = 24
 MAX_TABLE_ROWS = 30
 _IMAGES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp"}
 _VIDEOS = {".mp4": "video/mp4", ".webm": "video/webm"}
+MIMES = {**_IMAGES, **_VIDEOS}
+"""What a page can show, by the ending of the file."""
 _ROW, _ROW_CONTENT = ".row.png", ".row.json"
 
 
@@ -99,11 +101,11 @@ def gallery(folder: Path, record: Record, budget: Budget) -> Gallery:
         suffix = path.suffix.lower()
         if name.endswith((_ROW, _ROW_CONTENT)):
             continue
-        if not _is_own(path, folder):
+        if not is_own(path, folder):
             found.left_out.append(f"{path.name} (not in the run's folder)")
         elif suffix == ".csv":
             try:
-                found.sheets.append(_sheet(path))
+                found.sheets.append(read_sheet(path))
             except (csv.Error, OSError) as error:
                 found.left_out.append(f"{path.name} (cannot be read: {error})")
         elif suffix not in _IMAGES | _VIDEOS:
@@ -135,10 +137,10 @@ def comparisons(records: Sequence[Record], runs: Path, order: Sequence[str], bud
         folder = run_folder(runs, record.paper, record.scale, record.draw, record.stage)
         for name in record.media:
             path = folder / name
-            if not name.endswith(_ROW) or not _is_own(path, folder):
+            if not name.endswith(_ROW) or not is_own(path, folder):
                 continue
             beside = path.with_suffix(".json")
-            text = _columns(beside) if _is_own(beside, folder) else "[]"
+            text = _columns(beside) if is_own(beside, folder) else "[]"
             rows = found.setdefault((record.scale, path.name.removesuffix(_ROW), text), [])
             if record.stage not in [stage for stage, _, _ in rows]:
                 rows.append((record.stage, path, record))
@@ -154,7 +156,7 @@ def comparisons(records: Sequence[Record], runs: Path, order: Sequence[str], bud
     return shown
 
 
-def _is_own(path: Path, folder: Path) -> bool:
+def is_own(path: Path, folder: Path) -> bool:
     """Whether a file lies in a run's folder, links followed: a record of others must not show what lies elsewhere."""
     return path.is_file() and path.resolve().is_relative_to(folder.resolve())
 
@@ -180,7 +182,8 @@ def _embedded(path: Path, record: Record) -> Medium:
     return Medium(kind, path.name, text, f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}")
 
 
-def _sheet(path: Path) -> Sheet:
+def read_sheet(path: Path) -> Sheet:
+    """The first rows of a table of texts."""
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         header, *rows = [*csv.reader(file)] or [[]]
     return Sheet(path.name, header, rows[:MAX_TABLE_ROWS], max(len(rows) - MAX_TABLE_ROWS, 0))

@@ -11,16 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from common.errors import ReportingError
 from common.files import write_atomically
 from common.reporting import render
 from common.reporting.claims import ClaimResult
 from common.reporting.papers import Paper
 from common.reporting.records import Record
 from common.reporting.tables import Tables, load
-from common.reporting.wandb_server import project, within
+from common.reporting.wandb_server import project, server, within
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import PanelGrid, Report, Runset
+    from wandb_workspaces.workspaces import Workspace
 
 SEND_SECONDS = 30.0
 """How long sending a report may take before it is given up."""
@@ -207,12 +209,19 @@ def media_keys(records: Sequence[Record]) -> tuple[list[str], list[str]]:
 def _media_panels(paper: Paper, scales: Sequence[str], records: Sequence[Record]) -> PanelGrid:
     import wandb_workspaces.reports.v2 as wr
 
-    seen, tables = media_keys([r for r in records if r.scale in scales])
-    panels: list[Any] = [wr.MediaBrowser(title=key.replace("_", " "), media_keys=[key], num_columns=2) for key in seen]
-    panels += [wr.WeavePanelSummaryTable(table_name=name) for name in tables]
     return wr.PanelGrid(
-        runsets=[_runset(f"{paper.title}, {scale}", f"{paper.name}/{scale}") for scale in scales], panels=panels
+        runsets=[_runset(f"{paper.title}, {scale}", f"{paper.name}/{scale}") for scale in scales],
+        panels=_media([r for r in records if r.scale in scales]),
     )
+
+
+def _media(records: Sequence[Record]) -> list[Any]:
+    """A panel for each kind of picture, clip and table that runs log."""
+    import wandb_workspaces.reports.v2 as wr
+
+    seen, tables = media_keys(records)
+    panels: list[Any] = [wr.MediaBrowser(title=key.replace("_", " "), media_keys=[key], num_columns=2) for key in seen]
+    return panels + [wr.WeavePanelSummaryTable(table_name=name) for name in tables]
 
 
 def _comparison(paper: Paper, scales: Sequence[str]) -> PanelGrid:
@@ -254,8 +263,12 @@ def default_entity() -> str:
     return str(within(SEND_SECONDS, lambda: wandb.Api(timeout=10).default_entity or ""))
 
 
-def send(report: Report) -> str:
+def send(report: Report, known: str = "") -> str:
     """Save a report on the server.
+
+    Args:
+        report: it then has its id.
+        known: id of the report that it replaces; where the server has none such any more, a new one is made.
 
     Returns:
         Its address.
@@ -263,4 +276,108 @@ def send(report: Report) -> str:
     Raises:
         ReportingError: when the server does not answer in time or refuses.
     """
+    if known:
+        report.id = known
+        try:
+            return str(within(SEND_SECONDS, lambda: report.save().url))
+        except ReportingError as error:
+            if "did not answer" in str(error):
+                raise
+            report.id = ""
     return str(within(SEND_SECONDS, lambda: report.save().url))
+
+
+def paper_workspace(paper: Paper, records: Sequence[Record], entity: str) -> Workspace:
+    """A view of the project whose runs table is the paper's table: a line for each row, a column for each metric.
+
+    Its sections hold a chart for each metric of each measured table, the losses, and what there is to look at.
+
+    Raises:
+        ReportingError: nothing of the paper was measured.
+    """
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+    source = load(paper.name)
+    filled = [f for f in render.fill_best(source, records) if f.result.measured]
+    if not filled:
+        raise ReportingError(f"{paper.title}: nothing was measured, so there is no table to show")
+    scale = filled[0].result.scale
+    shown = [f for f in filled if f.result.scale == scale]
+    columns, sections = [], []
+    for f in shown:
+        table = f.result.table
+        metrics = [metric for metric in table.metrics if not metric.hidden]
+        columns += [f"summary:table/{table.id}/{metric.id}" for metric in metrics]
+        panels: list[Any] = [_bars(metric.label, f"table/{table.id}/{metric.id}") for metric in metrics]
+        sections.append(ws.Section(name=table.title, panels=panels, is_open=f is shown[0]))
+    lines = [wr.LinePlot(title="Training loss", x="trainer/global_step", metric_regex="^train/loss$")]
+    return ws.Workspace(
+        entity=entity,
+        project=project(),
+        name=f"{paper.title}: table, {scale}",
+        sections=[
+            *sections,
+            ws.Section(name="Training", panels=lines),
+            ws.Section(name="Pictures, clips and texts", panels=_media([r for r in records if r.scale == scale])),
+        ],
+        settings=ws.WorkspaceSettings(x_axis="trainer/global_step"),
+        runset_settings=ws.RunsetSettings(
+            filters=[ws.Metric("Group") == f"{paper.name}/{scale}"],
+            groupby=[ws.Config("row")],
+            pinned_columns=["run:displayName", *dict.fromkeys(columns)],
+        ),
+    )
+
+
+def save_workspace(workspace: Workspace, known: str = "") -> tuple[str, str]:
+    """Save a view on the server.
+
+    Args:
+        workspace: the view.
+        known: `<name>/<id>` of the view that it replaces, as this function gave it.
+
+    Returns:
+        Its address, and `<name>/<id>`.
+
+    Raises:
+        ReportingError: when the server does not answer in time or refuses.
+    """
+    workspace._internal_name, _, workspace._internal_id = known.partition("/")
+    try:
+        saved = within(SEND_SECONDS, workspace.save)
+    except ReportingError as error:
+        if not known or "did not answer" in str(error):
+            raise
+        workspace._internal_name = workspace._internal_id = ""
+        saved = within(SEND_SECONDS, workspace.save)
+    return str(saved.url), f"{saved._internal_name}/{saved._internal_id}"
+
+
+class Sent:
+    """What was sent before, so that it is replaced: a file of ids by server, project and name.
+
+    Args:
+        path: the file.
+        entity: user or team that owns the project.
+    """
+
+    def __init__(self, path: Path, entity: str) -> None:
+        self._path, self._place = path, f"{server()}/{entity}/{project()}"
+
+    def _all(self) -> dict[str, dict[str, str]]:
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def id(self, name: str) -> str:
+        """The id under which something was sent; empty when it was not."""
+        return str(self._all().get(self._place, {}).get(name, ""))
+
+    def keep(self, name: str, identity: str) -> None:
+        """Remember the id of what was sent."""
+        found = self._all()
+        found.setdefault(self._place, {})[name] = identity
+        write_atomically(self._path, json.dumps(found, indent=1, sort_keys=True) + "\n")

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from common.errors import StageError
 from common.files import write_atomically
+from common.reporting.runs import short_overrides
 from common.reporting.wandb_server import project, why_no_key, why_unreachable
 
 
@@ -75,21 +76,29 @@ class MetricsFile(Logger):
 def wandb_mode() -> str:
     """`online`, `offline` or `disabled`, from the environment and what the network allows.
 
-    `WANDB_MODE` decides when it is set. Otherwise: offline, and one line says so. Online needs a key and a server that
-    answers within a few seconds; where it does not, the run goes on offline, and so does the rest of the process.
+    `WANDB_MODE` decides when it is set. Otherwise: online for an agent of a sweep, which cannot do without, else
+    offline, and one line says so. Online needs a key and a server that answers within a few seconds; where it does not,
+    the run goes on offline, and so does the rest of the process.
     """
     mode = os.environ.get("WANDB_MODE", "").lower()
     if mode in {"disabled", "dryrun", "offline"}:
         return "disabled" if mode == "disabled" else "offline"
-    if mode != "online":
+    if mode != "online" and not os.environ.get("WANDB_SWEEP_ID"):
         return "offline"
     if reason := why_no_key():
-        rank_zero_info(f"W&B: WANDB_MODE=online but {reason}; logging offline instead")
+        rank_zero_info(f"W&B: {'WANDB_MODE=online' if mode else 'a sweep'} but {reason}; logging offline instead")
         return "offline"
     if reason := why_unreachable():
         rank_zero_info(f"W&B: {reason}; logging offline, `wandb sync` sends it later")
         return "offline"
     return "online"
+
+
+#: Left out where runs are many and short: it takes longer than some of them, and says nothing of them.
+_QUIET: dict[str, Any] = {
+    "console": "off", "x_disable_stats": True, "x_disable_meta": True, "disable_git": True,
+    "x_disable_machine_info": True,
+}  # fmt: skip
 
 
 def wandb_logger(
@@ -102,6 +111,7 @@ def wandb_logger(
     tags: list[str],
     config: dict[str, Any],
     notes: str = "",
+    whole: bool = False,
 ) -> WandbLogger | None:
     """The W&B run of one stage; None when disabled or when W&B cannot start.
 
@@ -114,6 +124,7 @@ def wandb_logger(
         tags: scale, row, revision; those of `WANDB_TAGS` are added.
         config: the whole resolved configuration, and what tells the run from others.
         notes: the configuration stack in one line.
+        whole: log the console, the load of the machine and what it is, too; `ASSEMBLE_WANDB_SYSTEM=1` asks for it.
     """
     mode = wandb_mode()
     if mode == "disabled":
@@ -131,12 +142,8 @@ def wandb_logger(
         # A network that dies meanwhile: what was not sent stays in the folder, and `wandb sync` sends it.
         finish_timeout=120,
         silent=True,
-        console="off",
-        x_disable_stats=True,
-        x_disable_meta=True,
-        disable_git=True,
-        x_disable_machine_info=True,
         disable_code=True,
+        **({} if whole or os.environ.get("ASSEMBLE_WANDB_SYSTEM", "0") not in ("", "0") else _QUIET),
     )
     try:
         run = wandb.init(
@@ -174,13 +181,7 @@ def run_name(stage: str, scale: str, draw: str, arguments: Sequence[str]) -> str
         draw: its seed and rounding, `s0` or `s0-sse41`.
         arguments: overrides as on the command line, `--field value` or `--field=value`.
     """
-    said: list[str] = []
-    for argument in arguments:
-        if argument.startswith("--"):
-            field, _, value = argument[2:].partition("=")
-            said.append(f"{field.rpartition('.')[2]}={value}")
-        elif said:
-            said[-1] += argument if said[-1].endswith("=") else f" {argument}"
+    said = short_overrides(arguments)
     base = stage.partition("+")[0] if said else stage
     return " ".join([f"{base}-{scale}-{draw}", *said])[:128]
 

@@ -25,9 +25,10 @@ from common.files import described
 from common.reporting import records
 from common.reporting.draws import NATIVE, Draw
 from common.reporting.papers import paper_named, working_folder
-from common.reporting.tables import StageInstance, entries, expand, load
+from common.reporting.progress import Watch, duration
+from common.reporting.runs import headline
+from common.reporting.tables import StageInstance, expand
 from common.stages.configuration import RunConfiguration
-from common.stages.progress import Watch, duration
 from common.stages.run import Parent, StageRequest, finished_record
 
 
@@ -86,7 +87,7 @@ def plan(paper: str, selection: Selection, arguments: Sequence[str] = ()) -> lis
             run = request.configuration()
             lineage = request.lineage_hash(run)
             lineages[instance.id] = lineage
-            done, reason = _state(request, lineage)
+            done, reason = state_of(request, lineage)
             planned.append(Planned(request, run, lineage, done, reason))
     return planned
 
@@ -134,7 +135,8 @@ def request_for(
     )
 
 
-def _state(request: StageRequest, lineage: str) -> tuple[bool, str]:
+def state_of(request: StageRequest, lineage: str) -> tuple[bool, str]:
+    """Whether a stage is done, and why it runs or is skipped."""
     record = finished_record(request, lineage)
     if record is not None:
         return True, f"done {record.started[:16].replace('T', ' ')} in {duration(record.wall_seconds)}"
@@ -185,16 +187,31 @@ def reproduce(
         jobs: stages to run side by side, each in a process of its own with one thread; 1 runs them in this process.
         say: where the lines go.
         finished: called in this process with the name and the seed of every stage that ran to its end.
-        watch: show how far the stages are while they run, see :class:`~common.stages.progress.Watch`.
+        watch: show how far the stages are while they run, see :class:`~common.reporting.progress.Watch`.
 
     Returns:
         The stages that failed, or could not start because a parent failed; empty when all is done.
     """
-    planned = plan(paper, selection)
+    return run_planned(
+        paper_named(paper).title, plan(paper, selection), selection, jobs=jobs, say=say, finished=finished, watch=watch
+    )
+
+
+def run_planned(
+    title: str,
+    planned: Sequence[Planned],
+    selection: Selection,
+    *,
+    jobs: int = 1,
+    say: Callable[[str], None] = print,
+    finished: Callable[[str, int], None] | None = None,
+    watch: bool = False,
+) -> list[str]:
+    """Run what is not done of planned stages, see `reproduce`; `title` says what they are."""
     waiting = [item for item in planned if not item.done]
     total = len(waiting)
     say(
-        f"{paper_named(paper).title} at scale {selection.scale}: {len(planned)} stages"
+        f"{title} at scale {selection.scale}: {len(planned)} stages"
         + (f" over seeds {', '.join(map(str, selection.seeds))}" if len(selection.seeds) > 1 else "")
         + (f", rounded as with {selection.isa}" if selection.isa != NATIVE else "")
         + f", {len(planned) - total} done, {total} to run"
@@ -252,7 +269,7 @@ def reproduce(
                         say(f"  FAILED {_name(item)}: {described(error)}")
                         continue
                     left = progress.finish(record.wall_seconds, [*waiting, *running.values()])
-                    say(f"  {_name(item)}: {_headline(record)}  [{duration(record.wall_seconds)}{left}]")
+                    say(f"  {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{left}]")
                     if finished is not None:
                         finished(item.request.stage, item.request.seed)
         except KeyboardInterrupt as interrupt:
@@ -362,14 +379,6 @@ def _name(item: Planned) -> str:
     return f"{item.request.stage} {item.request.draw}"
 
 
-def _headline(record: records.Record) -> str:
-    """The metrics of a stage that tables show, or its first ones; few of them."""
-    filled = (metric.key for _, _, metric in entries(load(record.paper), record.stage, record.scale))
-    names = ([name for name in dict.fromkeys(filled) if name in record.metrics] or list(record.metrics))[:3]
-    values = {name: record.metrics[name] for name in names}
-    return ", ".join(f"{n.removeprefix('test/')} {v:.1f}" for n, v in values.items() if v is not None)
-
-
 def _run(item: Planned) -> records.Record:
     """Run a stage in this process, or in its own where Lightning must start several."""
     trainer: dict[str, Any] = item.run.config["trainer"]
@@ -407,8 +416,10 @@ def _wait_for(command: Sequence[str]) -> int:
 
 def fit_arguments(request: StageRequest) -> list[str]:
     """Command line after `assemble` that runs one stage."""
+    # One with overrides is named by them again.
+    stage = request.stage.partition("+")[0]
     return [
-        "fit", f"{request.paper}/{request.stage}", "--scale", request.scale, "--seed", str(request.seed),
+        "fit", f"{request.paper}/{stage}", "--scale", request.scale, "--seed", str(request.seed),
         *(["--isa", request.isa] if request.isa != NATIVE else []),
         "--hardware", request.hardware, "--runs", str(request.runs), "--data", str(request.data), *request.arguments,
     ]  # fmt: skip

@@ -22,10 +22,10 @@ from common.errors import StageError
 from common.files import console, write_atomically
 from common.reporting import records
 from common.reporting.papers import existing_papers, names_of_papers, paper_named, runs_root
+from common.reporting.progress import duration
 from common.reporting.tables import Tables, load
 from common.stages.parts import optional_part, part
 from common.stages.plan import Planned, Selection, plan, reproduce
-from common.stages.progress import duration
 from common.stages.run import finished_record
 
 if TYPE_CHECKING:

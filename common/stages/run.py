@@ -367,10 +367,11 @@ def _run_claimed(
     import torch
 
     from common.reporting import tables
+    from common.reporting.curves import summaries
+    from common.reporting.progress import FILE as PROGRESS_FILE
     from common.stages.cli import build
     from common.stages.loggers import MetricsFile, note_files, run_name, wandb_logger
     from common.stages.memory import peak_memory_gib, reset_peak_memory
-    from common.stages.progress import FILE as PROGRESS_FILE
     from common.stages.telemetry import Telemetry
     from common.training.callbacks import Progress, WallClock, WholeCheckpoints
 
@@ -421,6 +422,7 @@ def _run_claimed(
                 "revision": git.get("revision") or "unknown",
                 "hardware": request.hardware,
             },
+            whole=request.scale == "paper" and not request.rehearsal,
             notes="\n".join(filter(None, (run.describe(), run.describe_ours() and f"ours: {run.describe_ours()}"))),
         )
         if wandb is not None:
@@ -454,7 +456,13 @@ def _run_claimed(
             source = tables.load(request.paper)
             cells = tables.summary(source, request.stage, request.scale, metrics)
             comparable = request.scale == "paper" and not request.rehearsal
-            for key, value in {**metrics, **cells}.items():
+            # W&B itself keeps the last value of a curve.
+            ends = {
+                "/".join(reversed(name.rsplit(":", 1))): value
+                for name, value in summaries(directory / "metrics.csv").items()
+                if name.endswith((":min", ":max"))
+            }
+            for key, value in {**metrics, **cells, **ends}.items():
                 if comparable or not key.startswith("published/"):
                     wandb.experiment.summary[key] = value
 

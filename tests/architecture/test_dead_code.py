@@ -7,6 +7,7 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -23,6 +24,7 @@ from tests.architecture.sources import ROOT, docstrings, file_of, modules
 CALLERS = (
     pl.LightningModule, pl.LightningDataModule, pl.Callback, LightningCLI, Logger, Strategy, TorchCheckpointIO,
     torch.nn.Module, torch.optim.Optimizer, DistributedSampler, pickle.Unpickler, pickle.Pickler,
+    ThreadingHTTPServer, SimpleHTTPRequestHandler,
 )  # fmt: skip
 #: Methods that libraries look up without a base class of theirs.
 LOOKED_UP = {"readinto", "reducer_override"}

@@ -17,8 +17,8 @@ import pytest
 from common.commands.main import main
 from common.data.listing import DatasetMissing
 from common.reporting.papers import project_root
+from common.reporting.progress import duration
 from common.stages.plan import Selection
-from common.stages.progress import duration
 from common.stages.single import find_request
 from tests.cli.process import LOADED, assemble
 

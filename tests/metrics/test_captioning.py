@@ -186,7 +186,7 @@ def test_rouge_takes_the_best_precision_and_recall_apart(corpus: list[tuple[str,
 @given(CORPUS)
 @settings(deadline=None, max_examples=30)
 def test_equal_to_pycocoevalcap(corpus: list[tuple[str, list[str]]]) -> None:
-    bleu_module = pytest.importorskip("pycocoevalcap.bleu.bleu", reason="pycocoevalcap is not installed")
+    bleu_module = pytest.importorskip("pycocoevalcap.bleu.bleu", reason="needs pycocoevalcap (make .venv/.captioning)")
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 

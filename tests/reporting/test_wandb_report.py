@@ -19,7 +19,7 @@ from common.reporting.render import fill_best, row_text
 from common.reporting.tables import load
 from common.reporting.wandb_server import within
 from tests.reporting.test_commands import run
-from tests.wandb_stub import forget
+from tests.wandb_stub import KEY, WandbStub, forget, serving
 
 Spec = dict[str, Any]
 
@@ -151,3 +151,63 @@ def test_what_the_client_raises_is_one_line() -> None:
 
     with pytest.raises(ReportingError, match="W&B refused: ValueError: project not found"):
         within(5, refuse)
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbStub]:
+    """A server, and a key for it."""
+    with serving() as found:
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "WANDB_PROJECT", "WANDB_ENTITY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_BASE_URL", found.address)
+        forget()
+        yield found
+        assert not found.unknown
+
+
+def test_a_report_is_updated_in_its_place(
+    project: Path, stub: WandbStub, make_record: Callable[..., Record], save: Callable[[Record], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert run("wandb-report", "mct") == 0
+    assert len(stub.views) == 1
+    (first,) = stub.views
+    address = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("sent: "))
+    save(make_record("esc@base", 0, 61.5))
+    assert run("wandb-report", "mct", "--runs", str(project / "runs")) == 0
+    assert address in capsys.readouterr().out
+    assert list(stub.views) == [first]
+    assert "61.5" in stub.views[first]["spec"]
+    stub.views.clear()  # somebody deleted it: there is a new one
+    assert run("wandb-report", "mct") == 0
+    assert len(stub.views) == 1
+
+
+def test_the_view_of_a_paper_is_its_table(
+    project: Path, stub: WandbStub, make_record: Callable[..., Record], save: Callable[[Record], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    save(make_record("esc@base", 0, 61.5, media=["media/neighbors.png", "media/texts.csv"]))
+    for _ in range(2):  # the second time in its place
+        assert run("wandb-workspace", "mct", "--runs", str(project / "runs")) == 0
+        assert f"saved: {stub.address}/someone/representation-assemble?nw=" in capsys.readouterr().out
+    ((_, view),) = stub.views.items()
+    assert view["displayName"] == "MCT: table, mini"
+    section = json.loads(view["spec"])["section"]
+    (runset,) = section["runSets"]
+    assert filters(runset)["group"] == ("=", "mct/mini")
+    assert [key["name"] for key in runset["grouping"]] == ["row.value"]
+    pinned = [name for name, on in runset["runFeed"]["columnPinned"].items() if on]
+    assert pinned == ["run:displayName", "summary:table/transfer/ucf", "summary:table/transfer/esc"]
+    sections = section["panelBankConfig"]["sections"]
+    assert [part["name"] for part in sections] == ["Transfer", "Training", "Pictures, clips and texts"]
+    assert "table/transfer/esc" in json.dumps(sections[0])
+    assert "neighbors" in json.dumps(sections[2])
+    assert run("wandb-workspace", "mct") == 2  # nothing is promoted in this project
+    assert "nothing was measured" in capsys.readouterr().err
+
+
+def test_a_view_needs_a_key(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("wandb-workspace", "mct") == 2
+    assert "no key" in capsys.readouterr().err

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from common.commands.main import print_filled
+from common.reporting.progress import FILE, Watch, read
 from common.reporting.records import Record
 from common.stages import plan as schedule
 from common.stages.plan import Selection
-from common.stages.progress import FILE, Watch, read
 from common.training.callbacks import Progress
 from tests.reporting.conftest import make_record, project, save  # noqa: F401 - fixtures
 
@@ -99,7 +99,7 @@ def test_a_terminal_has_a_line_for_every_stage_that_runs(
 
     monkeypatch.setattr(schedule, "Watch", started)
     monkeypatch.setattr(schedule, "_run", run)
-    monkeypatch.setattr(schedule, "_headline", lambda record: "done")
+    monkeypatch.setattr(schedule, "headline", lambda record: "done")
     wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path, stages=("moco_v2",))
     assert schedule.reproduce("mct", wanted, watch=True) == []
     assert seen == [["  moco_v2 seed 0: 0 s"]]

@@ -187,6 +187,11 @@ def test_stages_online(
         assert max(row["trainer/global_step"] for row in rows) == third.steps - 1
     assert all(0 <= row["speed/data_waiting_share"] <= 1 for row in curves.history if "speed/data_waiting_share" in row)
     assert run.summary["test/loss_first"] == first.metrics["test/loss_first"]
+    losses = [row["train/loss"] for row in curves.history if "train/loss" in row]
+    assert len(losses) > 1
+    assert curves.summary["min/train/loss"] == pytest.approx(min(losses))
+    assert curves.summary["max/train/loss"] == pytest.approx(max(losses))
+    assert curves.summary["train/loss"] == losses[-1]
     # The graph: what the parent made is what its child used, and nothing of it was uploaded.
     probe = stub.runs[str(second.wandb_run_id)]
     assert checkpoint.kind == "checkpoint"
@@ -217,6 +222,26 @@ def test_a_resumed_run_goes_on_over_one_axis(stub: WandbStub, tmp_path: Path, mo
         (0, 0.0), (1, 1.0), (2, 2.0), (2, 2.0), (3, 3.0),
     ]  # fmt: skip
     assert [row["_step"] for row in run.history] == sorted({row["_step"] for row in run.history})
+
+
+@pytest.mark.parametrize("asked", ["", "0", "1", "at paper scale"])
+def test_console_and_machine_are_logged_at_paper_scale_or_when_asked_for(
+    asked: str, stub: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("ASSEMBLE_WANDB_SYSTEM", asked if asked in ("", "0", "1") else "")
+    logger = wandb_logger(
+        directory=tmp_path, run_id="one", name="one", group="g", job_type="pretrain", tags=[], config={},
+        whole=asked == "at paper scale",
+    )  # fmt: skip
+    assert logger is not None
+    print("told on the console")
+    logger.log_metrics({"train/loss": 1.0}, step=0)
+    logger.experiment.finish()
+    told = any("told on the console" in line for line in stub.runs["one"].files.get("output.log", {}).values())
+    machine = "wandb-metadata.json" in stub.runs["one"].uploads
+    assert told == machine == (asked in ("1", "at paper scale"))
 
 
 def test_an_offline_run_is_synced_with_its_lineage(

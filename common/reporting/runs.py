@@ -1,0 +1,370 @@
+"""The runs in a folder: what they are, how far they are, their configuration and metrics, by name of a field.
+
+A field is one of `BASICS`, a metric (`test/top1`), a curve's last, smallest or largest value (`train/loss`,
+`train/loss:min`), or a field of the configuration (`model.loss.temperature`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import operator
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from common.errors import ReportingError, nearest
+from common.files import parse_yaml
+from common.reporting import progress
+from common.reporting.curves import summaries
+from common.reporting.papers import SCALES
+from common.reporting.records import (
+    IGNORED_KEYS,
+    RECORD_FILE,
+    SEED_KEYS,
+    SET_ASIDE,
+    Record,
+    RecordError,
+    portable,
+    read,
+    run_folder,
+    warn,
+    warn_of,
+)
+from common.reporting.tables import entries, load
+
+BASICS = (
+    "run", "paper", "scale", "draw", "seed", "stage", "recipe", "job", "row", "state", "progress", "started", "minutes",
+    "steps", "overrides", "revision", "config_hash", "lineage_hash", "cpu", "measured",
+)  # fmt: skip
+DONE, RUNNING, STOPPED, DAMAGED = "done", "running", "stopped", "damaged"
+_CONDITION = re.compile(r"(?P<field>[^=!<>~]+?)\s*(?P<sign>!=|<=|>=|=|<|>|~)\s*(?P<value>.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a stage.
+
+    Attributes:
+        name: `<paper>/<scale>/<draw>/<stage>`, its folder below the folder of runs.
+        folder: where it lies.
+        record: what it measured; None of one that is not finished.
+        state: `done`, `running`, `stopped`, or `damaged` where its record cannot be read.
+        told: what a running one said last of itself, see `common.reporting.progress.read`.
+        overrides: what was changed on the command line.
+    """
+
+    name: str
+    folder: Path
+    record: Record | None
+    state: str
+    told: dict[str, Any] | None
+    overrides: tuple[str, ...]
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """Fields of its configuration; of a finished run, those that its recipe and its overrides set."""
+        return flat(self.record.config) if self.record else self.whole_config
+
+    @functools.cached_property
+    def whole_config(self) -> dict[str, Any]:
+        """Fields of its configuration with all defaults, or what is known of it."""
+        path = self.folder / "config.yaml"
+        try:
+            content = parse_yaml(path.read_text(encoding="utf-8")) if path.is_file() else None
+        except (ValueError, OSError) as error:
+            warn_of(f"{path} cannot be read ({error})")
+            content = None
+        if isinstance(content, dict):
+            return flat(portable(content, [(str(self.folder.resolve()), "$RUN"), (str(self.folder), "$RUN")]))
+        return flat(self.record.config) if self.record else {}
+
+    @functools.cached_property
+    def fields(self) -> dict[str, Any]:
+        """Every field but those of curves, which take longer."""
+        paper, scale, draw, stage = self.name.split("/")
+        record = self.record
+        found: dict[str, Any] = {"run": self.name, "paper": paper, "scale": scale, "draw": draw}
+        found |= {"seed": int(re.match(r"seed(\d+)", draw)[1]), "stage": stage, "state": self.state}  # type: ignore[index]
+        found["started"] = record.started[:16].replace("T", " ") if record else _began(self.folder)
+        found["overrides"] = " ".join(short_overrides(self.overrides))
+        if self.told:
+            left = self.told.get("left")
+            found["progress"] = f"{100 * self.told['share']:.0f} %" + (
+                "" if left is None else f", {progress.duration(left)} left"
+            )
+            found["steps"] = self.told["step"]
+        if record:
+            found |= {"recipe": record.recipe, "job": record.job, "row": record.row or record.stage}
+            found |= {"minutes": round(record.wall_seconds / 60, 2), "steps": record.steps}
+            found["revision"] = (record.git.get("revision") or "unknown")[:12] + "+" * bool(record.git.get("dirty"))
+            found |= {"config_hash": record.config_hash, "lineage_hash": record.lineage_hash}
+            found |= {"cpu": record.hardware.get("cpu", "unknown"), "measured": headline(record), **record.metrics}
+        return {**self.config, **found}
+
+    @functools.cached_property
+    def curves(self) -> dict[str, float]:
+        """Last, smallest and largest value of every curve."""
+        return summaries(self.folder / "metrics.csv")
+
+    def value(self, field: str) -> Any:
+        """Value of a field; None where it has none."""
+        return self.fields[field] if field in self.fields else self.curves.get(field)
+
+
+def find_runs(root: Path, papers: Sequence[str] = ()) -> list[Run]:
+    """Every run under a folder of runs, finished or not, by paper, scale, draw and stage.
+
+    Args:
+        root: folder of runs.
+        papers: package names; all when empty.
+    """
+    return [run for folder in run_folders(root, papers) if (run := read_run(root, folder)) is not None]
+
+
+def run_folders(root: Path, papers: Sequence[str] = ()) -> list[Path]:
+    """Folders of all runs, in the order of `find_runs`; those that were replaced by later ones are left out."""
+    found = []
+    for path in Path(root).glob("*/*/seed*/*"):
+        paper, scale, draw, _ = path.relative_to(root).parts
+        match = re.fullmatch(r"seed(\d+)(-\w+)?", draw)
+        if match and scale in SCALES and (not papers or paper in papers) and path.is_dir() and path.suffix != SET_ASIDE:
+            found.append(((paper, SCALES.index(scale), int(match[1]), draw, path.name), path))
+    return [path for _, path in sorted(found)]
+
+
+def read_run(root: Path, folder: Path) -> Run | None:
+    """The run in one of these folders; None where none was begun."""
+    name = folder.relative_to(root).as_posix()
+    path, identity = folder / RECORD_FILE, folder / "identity.json"
+    if not path.is_file() and not identity.is_file():
+        return None
+    record = None
+    if path.is_file():
+        try:
+            record = read(path)
+            if run_folder(root, record.paper, record.scale, record.draw, record.stage) != folder:
+                raise RecordError(f"{path}: it is the record of another run")
+        except RecordError as error:
+            warn(error)
+            return Run(name, folder, None, DAMAGED, None, _overrides(identity))
+    told = None if record else progress.read(folder, time.time() - 120)
+    running = told is not None or (record is None and _held(folder.with_name(f".{folder.name}.lock")))
+    state = DONE if record else RUNNING if running else STOPPED
+    return Run(name, folder, record, state, told, _overrides(identity))
+
+
+def _held(lock: Path) -> bool:
+    """Whether a process holds a stage: asked of the system, since to try for the lock would hold up who wants it."""
+    try:
+        place = lock.stat()
+        locks = Path("/proc/locks").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return re.search(rf":{place.st_ino} ", locks) is not None
+
+
+def _began(folder: Path) -> str:
+    try:
+        at = datetime.fromtimestamp((folder / "identity.json").stat().st_mtime, UTC)
+    except OSError:
+        return ""
+    return at.strftime("%Y-%m-%d %H:%M")
+
+
+def _overrides(identity: Path) -> tuple[str, ...]:
+    try:
+        return tuple(map(str, json.loads(identity.read_text(encoding="utf-8"))["arguments"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
+def short_overrides(arguments: Sequence[str]) -> list[str]:
+    """Overrides by the last parts of their fields: `--model.loss.temperature 0.1` is `temperature=0.1`.
+
+    Args:
+        arguments: as on the command line, `--field value` or `--field=value`.
+    """
+    said: list[str] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            field, _, value = argument[2:].partition("=")
+            said.append(f"{field.rpartition('.')[2]}={value}")
+        elif said:
+            said[-1] += argument if said[-1].endswith("=") else f" {argument}"
+    return said
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Fields of a configuration as the command line names them, without `init_args`; lists of plain values stay whole.
+
+    >>> flat({"model": {"class_path": "a.B", "init_args": {"rates": [1, 2]}}})
+    {'model': 'a.B', 'model.rates': [1, 2]}
+    """
+    if isinstance(config, dict) and config:
+        found = {}
+        for key, value in config.items():
+            if key == "init_args":
+                found |= flat(value, prefix)
+            elif key == "class_path" and prefix:
+                found[prefix] = value
+            else:
+                found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+        return found
+    if isinstance(config, list) and any(isinstance(item, dict) for item in config):
+        return {k: v for place, item in enumerate(config) for k, v in flat(item, f"{prefix}.{place}").items()}
+    return {prefix: config} if prefix else {}
+
+
+def headline(record: Record, most: int = 3) -> str:
+    """The metrics of a run that tables show, or its first ones; few of them."""
+    filled = (metric.key for _, _, metric in entries(load(record.paper), record.stage, record.scale))
+    names = [name for name in dict.fromkeys(filled) if name in record.metrics] or list(record.metrics)
+    values = {name: record.metrics[name] for name in names[:most]}
+    return ", ".join(f"{n.removeprefix('test/')} {v:.1f}" for n, v in values.items() if v is not None)
+
+
+def field_names(runs: Iterable[Run], curves: bool = True) -> list[str]:
+    """Names of all fields that some run has; basics first, then metrics, then the configuration's."""
+    runs = list(runs)
+    metrics = {name for run in runs if run.record for name in run.record.metrics}
+    metrics |= {name for run in runs for name in run.curves} if curves else set()
+    configured = {name for run in runs for name in run.config} - metrics
+    return [*BASICS, *sorted(metrics), *sorted(configured - set(BASICS))]
+
+
+def check_fields(runs: Sequence[Run], names: Iterable[str], option: str) -> None:
+    """Refuse a field that no run has.
+
+    Raises:
+        ReportingError: with the nearest one.
+    """
+    quick = {*BASICS, *(name for run in runs for name in run.fields)}
+    for name in names:
+        if name not in quick and not any(name in run.curves for run in runs):
+            raise ReportingError(f"{option} {name}: no run has that field; {nearest(name, field_names(runs))}")
+
+
+def parse_condition(text: str) -> tuple[str, str, str]:
+    """Field, sign and value of a condition such as `scale=mini`, `test/top1>=80` or `stage~esc` (contains).
+
+    Raises:
+        ReportingError: it is none.
+    """
+    match = _CONDITION.fullmatch(text)
+    if match is None:
+        raise ReportingError(
+            f"--where {text}: write FIELD=VALUE, such as scale=mini, 'test/top1>=80', state!=done or stage~esc, which "
+            "asks for a part of it"
+        )
+    return match["field"].strip(), match["sign"], match["value"].strip()
+
+
+_SIGNS: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+    "~": lambda value, part: part in value,
+}  # fmt: skip
+
+
+def matches(run: Run, field: str, sign: str, wanted: str) -> bool:
+    """Whether a run's value meets a condition: as numbers where both are some, else as texts in lower case.
+
+    A run without a value meets `!=` alone.
+    """
+    value = run.value(field)
+    if value is None or value == "":
+        return sign == "!=" and wanted != ""
+    left, right = _number(value), _number(wanted)
+    if left is None or right is None or sign == "~":
+        return _SIGNS[sign](text_of(value).lower(), wanted.lower())
+    return _SIGNS[sign](left, right)
+
+
+def text_of(value: Any) -> str:
+    """A value of a field as it is shown: nothing for none, five digits of a broken number."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if isinstance(value, bool | list | dict) else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def sort_runs(runs: Sequence[Run], field: str, reverse: bool = False) -> list[Run]:
+    """Runs by a field, numbers before texts; those without a value come last either way."""
+
+    def key(run: Run) -> tuple[bool, float, str]:
+        number = _number(value := run.value(field))
+        return number is None, number or 0.0, str(value)
+
+    lacking = [run for run in runs if run.value(field) in (None, "")]
+    having = [run for run in runs if run.value(field) not in (None, "")]
+    return sorted(having, key=key, reverse=reverse) + lacking
+
+
+def one_run(runs: Sequence[Run], name: str) -> Run:
+    """The run that a name, its end or its folder means: `avid`, if there is one such, or `mini/seed0/avid`.
+
+    Raises:
+        ReportingError: none or several have it.
+    """
+    wanted = name.rstrip("/")
+    found = [run for run in runs if run.name == wanted] or [
+        run for run in runs if f"/{run.name}".endswith(f"/{wanted}")
+    ]
+    found = found or [run for run in runs if Path(wanted).exists() and run.folder.resolve() == Path(wanted).resolve()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ReportingError(f"{name!r} means several runs: {', '.join(run.name for run in found)}; say which")
+    raise ReportingError(f"there is no run {name!r}: {nearest(name, [run.name for run in runs])}")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field in which two runs differ; `counts` says whether it may change what is measured."""
+
+    field: str
+    first: Any
+    second: Any
+    counts: bool = True
+
+
+def config_differences(first: Run, second: Run) -> list[Difference]:
+    """Fields of two configurations that differ, those that may change a result first.
+
+    With their defaults, where both runs have kept them.
+    """
+    whole = all((run.folder / "config.yaml").is_file() for run in (first, second))
+    left, right = ((run.whole_config if whole else run.config) for run in (first, second))
+    found = [
+        Difference(name, left.get(name), right.get(name), _counts(name))
+        for name in dict.fromkeys([*left, *right])
+        if left.get(name) != right.get(name)
+    ]
+    return sorted(found, key=lambda d: (not d.counts, d.field))
+
+
+def _counts(field: str) -> bool:
+    return not IGNORED_KEYS & set(field.split(".")) or bool(SEED_KEYS & set(field.split(".")))
+
+
+def metric_differences(first: Run, second: Run) -> list[Difference]:
+    """All metrics that one of two runs has, equal or not: what was measured, and where its curves ended."""
+
+    def known(run: Run) -> dict[str, Any]:
+        ends = {name: value for name, value in run.curves.items() if ":" not in name}
+        return {**ends, **(run.record.metrics if run.record else {})}
+
+    left, right = known(first), known(second)
+    return [Difference(name, left.get(name), right.get(name)) for name in sorted({*left, *right})]

@@ -1,0 +1,61 @@
+"""Debian's Chromium and its driver, for tests of pages; without them these are skipped."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.promised import promised
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+
+needed = pytest.mark.skipif(
+    not ((CHROMIUM and DRIVER) or promised("browser")),
+    reason="needs chromium and chromedriver on the path (Debian: apt-get install chromium chromium-driver)",
+)
+
+
+@contextmanager
+def opened(address: str, profile: Path) -> Iterator[Any]:
+    """A browser that has opened a page and logs what it asks the network for."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    assert CHROMIUM
+    assert DRIVER
+    options = Options()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                     f"--user-data-dir={profile}", "--window-size=1400,900"):  # fmt: skip
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.set_page_load_timeout(180)
+    try:
+        driver.get(address)
+        yield driver
+    finally:
+        driver.quit()
+
+
+def resize(browser: Any, width: int) -> None:
+    """Give the window a width, as of a phone below 600 pixels."""
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+    """Wait for something that the page does in its own time."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+    return found

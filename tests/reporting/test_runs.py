@@ -1,0 +1,166 @@
+"""Runs read from their folders, and the command that lists and compares them."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.commands.runs import add_parsers
+from common.errors import ReportingError
+from common.reporting import runs as reading
+from common.reporting.curves import summaries
+from common.reporting.records import Record
+from common.reporting.runs import DAMAGED, DONE, RUNNING, STOPPED, find_runs, flat
+
+MakeRecord = Callable[..., Record]
+Save = Callable[[Record], Path]
+
+
+@pytest.fixture
+def folder(project: Path, make_record: MakeRecord, save: Save) -> Path:
+    """Three finished runs, one with curves and overrides, and one that was stopped."""
+    for seed, value in ((0, 50.0), (1, 70.0)):
+        save(make_record("esc@base", seed, value, wall_seconds=60.0 * (seed + 1)))
+    config = {"seed_everything": 0, "model": {"init_args": {"rate": 0.3}, "class_path": "a.B"}, "data": {"root": "/d"}}
+    tried = save(make_record("base+1f2e3d", 0, 40.0, config=config, job="pretrain"))
+    (tried / "identity.json").write_text(json.dumps({"arguments": ["--model.rate", "0.3"], "lineage_hash": "0" * 12}))
+    (tried / "metrics.csv").write_text("step,name,value\n0,train/loss,3\n5,train/loss,1\n9,train/loss,2\n")
+    stopped = project / "runs" / "mct" / "mini" / "seed2" / "base"
+    stopped.mkdir(parents=True)
+    (stopped / "identity.json").write_text(json.dumps({"arguments": [], "lineage_hash": "0" * 12}))
+    (stopped / "config.yaml").write_text(yaml.safe_dump({"model": {"rate": 0.7}, "out": str(stopped / "media")}))
+    (stopped.parent / "base.previous").mkdir()
+    (stopped.parent / "base.previous" / "identity.json").write_text("{}")
+    return project / "runs"
+
+
+def run(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> str:
+    parser = argparse.ArgumentParser()
+    add_parsers(parser.add_subparsers(required=True))
+    args = parser.parse_args(["runs", *arguments, "--runs", str(folder)])
+    assert args.func(args) == 0
+    return capsys.readouterr().out
+
+
+def test_finished_and_stopped_runs_are_found(folder: Path) -> None:
+    found = find_runs(folder)
+    assert [(r.name, r.state) for r in found] == [
+        ("mct/mini/seed0/base+1f2e3d", DONE),
+        ("mct/mini/seed0/esc@base", DONE),
+        ("mct/mini/seed1/esc@base", DONE),
+        ("mct/mini/seed2/base", STOPPED),
+    ]
+    assert found[0].value("overrides") == "rate=0.3"
+    assert found[0].value("model.rate") == 0.3
+    assert found[0].value("model") == "a.B"
+    assert [found[0].value(f"train/loss{which}") for which in ("", ":min", ":max")] == [2.0, 1.0, 3.0]
+    assert found[1].value("measured") == "top1 50.0"
+    assert found[3].value("model.rate") == 0.7
+    assert found[3].value("out") == "$RUN/media"
+    assert find_runs(folder, ["other"]) == []
+
+
+def test_a_run_that_is_held_or_tells_its_progress_is_running(folder: Path) -> None:
+    stopped = folder / "mct" / "mini" / "seed2" / "base"
+    with (stopped.parent / ".base.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert find_runs(folder)[-1].state == RUNNING
+    assert find_runs(folder)[-1].state == STOPPED
+    (stopped / "progress.json").write_text(json.dumps({"step": 30, "share": 0.25, "loss": 1.5, "left": 75.0}))
+    found = find_runs(folder)[-1]
+    assert found.state == RUNNING
+    assert found.value("progress") == "25 %, 75 s left"
+    assert found.value("steps") == 30
+
+
+def test_a_damaged_record_is_a_damaged_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "mct" / "mini" / "seed2" / "base" / "record.json").write_text("{")
+    assert find_runs(folder)[-1].state == DAMAGED
+    assert "not valid JSON" in capsys.readouterr().err
+
+
+def test_the_list_is_filtered_sorted_and_has_the_columns_asked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def names(*arguments: str) -> list[str]:
+        return [row["run"] for row in json.loads(run(capsys, folder, "--json", "--columns", "run", *arguments))]
+
+    assert names("--where", "test/top1>=50", "--sort", "test/top1", "--reverse") == [
+        "mct/mini/seed1/esc@base", "mct/mini/seed0/esc@base",
+    ]  # fmt: skip
+    assert names("--where", "stage~BASE+", "seed=0") == ["mct/mini/seed0/base+1f2e3d"]
+    assert names("--where", "state!=done") == ["mct/mini/seed2/base"]
+    assert names("--where", "train/loss:min<=1") == ["mct/mini/seed0/base+1f2e3d"]
+    # Without the metric, last either way.
+    assert names("--sort", "test/top1")[-1] == names("--sort", "test/top1", "--reverse")[-1] == "mct/mini/seed2/base"
+    assert names("--sort", "minutes", "--reverse", "--limit", "1") == ["mct/mini/seed1/esc@base"]
+    table = run(capsys, folder, "mct", "--columns", "stage", "model.rate", "--limit", "2")
+    lines = [line.split() for line in table.splitlines()]
+    assert lines[0] == ["stage", "model.rate"]
+    assert lines[1] == ["base+1f2e3d", "0.3"]
+    assert "2 of 4 runs" in table
+    assert "2 more" in table
+    assert {"run", "test/top1", "train/loss:max", "model.rate"} <= set(run(capsys, folder, "--fields").splitlines())
+    whole = json.loads(run(capsys, folder, "--json", "--where", "seed=1"))[0]
+    assert whole["metrics"] == {"test/top1": 70.0}
+    assert whole["config"]["model.rate"] == 0.1
+    assert whole["minutes"] == 2.0
+
+
+def test_two_runs_are_compared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads(run(capsys, folder, "--json", "--diff", "base+1f2e3d", "mct/mini/seed1/esc@base"))
+    by_field = {entry["field"]: entry for entry in told["config"]}
+    assert by_field["model.rate"] == {"field": "model.rate", "values": [0.3, 0.1], "changes_result": True}
+    assert by_field["data.root"]["changes_result"] is False
+    assert by_field["seed_everything"]["values"] == [0, 1]
+    assert told["metrics"] == [
+        {"field": "test/top1", "values": [40.0, 70.0]}, {"field": "train/loss", "values": [2.0, None]},
+    ]  # fmt: skip
+    text = run(capsys, folder, "--diff", "seed0/esc@base", "seed1/esc@base")
+    assert ["test/top1", "50", "70", "+20"] in [line.split() for line in text.splitlines()]
+    assert "nothing differs" in text
+
+
+def test_what_is_wrong_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, told in (
+        (("--sort", "test/topp1"), "did you mean 'test/top1'"),
+        (("--where", "model.rat=1"), "did you mean 'model.rate'"),
+        (("--columns", "stag"), "did you mean 'stage'"),
+        (("--where", "mini"), "FIELD=VALUE"),
+        (("--limit", "0"), "at least 1"),
+        (("--diff", "esc@base", "base"), "means several runs"),
+        (("--diff", "seed0/esc@bas", "base"), "did you mean 'mct/mini/seed0/esc@base'"),
+    ):
+        with pytest.raises(ReportingError, match=told.replace("+", r"\+")):
+            run(capsys, folder, *arguments)
+    with pytest.raises(ReportingError, match="no such folder"):
+        run(capsys, folder / "nowhere")
+
+
+def test_conditions_compare_numbers_as_numbers(folder: Path) -> None:
+    found = find_runs(folder)[1]  # test/top1 is 50
+    for text, holds in (
+        ("test/top1=50.0", True), ("test/top1>5", True), ("test/top1<100", True), ("test/top1>50", False),
+        ("test/top1<=50", True), ("started>=2026-01", True), ("started<2026-01", False), ("overrides=x", False),
+        ("overrides!=x", True),
+    ):  # fmt: skip
+        assert reading.matches(found, *reading.parse_condition(text)) is holds, text
+
+
+def test_lists_of_mappings_are_fields_and_plain_lists_are_values() -> None:
+    assert flat({"a": [1, 2], "c": [{"class_path": "x.Y", "init_args": {"k": 1}}], "e": {}, "n": None}) == {
+        "a": [1, 2], "c.0": "x.Y", "c.0.k": 1, "e": {}, "n": None,
+    }  # fmt: skip
+
+
+def test_the_smallest_value_is_of_all_points_and_not_of_the_thinned_ones(tmp_path: Path) -> None:
+    rows = [f"{step},loss,{0 if step == 333 else 5}" for step in range(1000)]
+    (tmp_path / "metrics.csv").write_text("\n".join(["step,name,value", *rows, "0,once,7"]) + "\n")
+    assert summaries(tmp_path / "metrics.csv") == {"loss": 5.0, "loss:min": 0.0, "loss:max": 5.0, "once": 7.0}
+    assert summaries(tmp_path / "none.csv") == {}
