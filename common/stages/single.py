@@ -69,7 +69,9 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
     given = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
     # One more logger changes nothing of what is measured.
     if any(field.rpartition(".")[2] not in MACHINE_KEYS and not field.startswith("trainer.logger") for field in given):
-        digest = hashlib.sha256("\0".join(arguments).encode()).hexdigest()[:6]
+        # With a data set of one's own, the folder says which.
+        where = [str(selection.data)] if any(field.endswith(".dataset") for field in given) else []
+        digest = hashlib.sha256("\0".join([*arguments, *where]).encode()).hexdigest()[:6]
         instance = StageInstance(
             f"{instance.id}+{digest}", instance.recipe, instance.job, instance.row, instance.parents, instance.overrides
         )
@@ -143,13 +145,20 @@ def _starts_from_nothing(request: StageRequest) -> str:
         return ""
     config = dict(leaves(request.configuration().config))
     for stage in stages.values():
-        for field, parent in stage.parents.items():
-            if stage.recipe == request.recipe and parent == ROW and config.get(field, "") is None:
-                return (
-                    f"--{field.replace('.init_args', '')} is null, so {request.recipe} measures random weights, unless "
-                    f"an encoder of yours brings its own; {stage.name}@<model> measures a stage's model, see "
-                    f"`assemble list {paper_named(request.paper).short}`"
-                )
+        filled = [field for field, parent in stage.parents.items() if stage.recipe == request.recipe and parent == ROW]
+        empty = [field for field in filled if config.get(field, "") is None]
+        if empty and len(empty) < len(filled):
+            given = next(field for field in filled if field not in empty)
+            return (
+                f"--{empty[0].replace('.init_args', '')} is null: give it the checkpoint of "
+                f"--{given.replace('.init_args', '')}, so that the model is measured as it was trained"
+            )
+        if empty:
+            return (
+                f"--{empty[0].replace('.init_args', '')} is null, so {request.recipe} measures random weights, unless "
+                f"an encoder of yours brings its own; {stage.name}@<model> measures a stage's model, see "
+                f"`assemble list {paper_named(request.paper).short}`"
+            )
     return ""
 
 
