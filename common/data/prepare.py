@@ -1,7 +1,7 @@
 """The overview of a paper's data sets: what is there, what is missing, how to get it; and their preparation.
 
-Nothing is downloaded here: fetching a data set is the user's own act, since each has terms to agree to. A few open ones are
-got by `common.data.fetch`, when its user says so.
+Nothing is downloaded here: fetching a data set is the user's own act, since each has terms to agree to. A few open
+ones are got by `common.data.fetch`, when its user says so.
 """
 
 from __future__ import annotations
