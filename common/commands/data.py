@@ -38,7 +38,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "data", help=text, description=f"{text[0].upper()}{text[1:]}. Nothing is downloaded but by --fetch."
     )
     command.add_argument("paper", help=names_of_papers())
-    command.add_argument("--data", type=Path, default=data_root(), help="folder that holds the data sets")
+    command.add_argument("--data", type=Path, default=data_root(), help="folder of the data sets; default: data")
     command.add_argument(
         "--prepare", action="store_true", help="index what is there, decode a sample of files, compare checksums"
     )
@@ -92,6 +92,16 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     both.add_argument("--device", default="auto", help="cpu, cuda or auto; default: auto")
     command.set_defaults(func=_data_command)
 
+    text = "write a data set of Hugging Face on disk, or WebDataset's shards, as a folder for --data.dataset folder"
+    command = commands.add_parser(
+        "import",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}. Media files are copied as they are; docs/own-data.md.",
+    )
+    command.add_argument("source", type=Path, help="folder that save_to_disk wrote, a .tar, or a folder of them")
+    command.add_argument("folder", type=Path, help="folder to write")
+    command.set_defaults(func=_import_command)
+
 
 def _size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
@@ -137,6 +147,18 @@ def _data_command(arguments: argparse.Namespace) -> int:
     report_files(files_of(paper, data, verify=arguments.prepare))
     if own is not None:
         own.report(data)
+    return 0
+
+
+def _import_command(arguments: argparse.Namespace) -> int:
+    from common.data.importing import import_data
+
+    files.require_writable(arguments.folder, "the folder to write")
+    count, passed_over = import_data(arguments.source, arguments.folder)
+    print(f"{arguments.folder}: {count:,} samples")
+    if passed_over:
+        print(f"  {len(passed_over):,} without video, image or sound are passed over, such as {passed_over[0]}")
+    print(f"train on it with --data.dataset folder --data {arguments.folder}")
     return 0
 
 

@@ -97,9 +97,29 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
     return StageRequest(**{**request.__dict__, "parents": kept})
 
 
-def print_configuration(request: StageRequest) -> None:
-    """Print the stack, the deviations of the scale and the merged configuration."""
+def print_configuration(request: StageRequest, sections: Sequence[str] = ()) -> None:
+    """Print the stack, the deviations of the scale and the merged configuration.
+
+    Args:
+        request: the stage.
+        sections: parts of the configuration, such as `model`, to print alone as flags; none = all of it.
+
+    Raises:
+        ConfigurationError: there is no such part.
+    """
     run = request.configuration()
+    for section in sections:
+        if section not in run.config:
+            raise ConfigurationError(f"--{section}.help: {nearest(section, run.config)}")
+        print(f"# --{section}.FIELD VALUE, as {run.recipe} sets it at scale {run.scale}")
+        for path, value in leaves(run.config[section], section):
+            flag, _, field = path.replace(".init_args", "").rpartition(".")
+            if field == "class_path":
+                print(f"# --{flag} is a {value}")
+            else:
+                print(f"--{flag}.{field} {_in_one_line(value)}")
+    if sections:
+        return
     print("# " + " < ".join(layer.name for layer in run.layers))
     for deviation in run.deviations:
         print(f"# deviation of scale {run.scale}: {deviation['field']}: {deviation['reason']}")
@@ -108,6 +128,10 @@ def print_configuration(request: StageRequest) -> None:
     for field, parent in request.parents.items():
         print(f"# {field} <- stage {parent.stage}: {parent.checkpoint(run.start_from)}")
     print(yaml.safe_dump(run.config, sort_keys=False), end="")
+
+
+def _in_one_line(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).removesuffix("\n").removesuffix("\n...")
 
 
 def run_mode(command: str, request: StageRequest, checkpoint: Path | None) -> int:

@@ -69,7 +69,7 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert set(records) == {
         "avid", "kinetics_linear", "esc50_svm", "mct_tag", "imagenet_linear", "cross_modal_search",
     }  # fmt: skip
-    assert records["kinetics_linear"].metrics["test/videos"] == 4
+    assert records["kinetics_linear"].metrics["test/videos"] == 6
     assert records["esc50_svm"].metrics["test/files"] == 10
     assert records["imagenet_linear"].metrics["test/images"] == 6
 

@@ -52,7 +52,8 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
     "validation": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing"),
 }
-_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+#: The split that each of these names means.
+SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _OTHER = {"validation": "test", "test": "validation"}
 #: Folds in the order in which the files of a class are dealt out: a class of one file is trained on.
 _DEALT = (2, 1, 3, 4, 5)
@@ -196,7 +197,7 @@ class OwnFolder(MediaDataset):
         """
         self.require_folder()
         folders, _ = entries(self.root)
-        parts = [name for name in folders if name.lower() in _SPLIT_OF]
+        parts = [name for name in folders if name.lower() in SPLIT_OF]
         lists = [path for path in (self.root / name for name in LISTS) if path.is_file()]
         own_lists = [self.root / part / name for part in parts for name in LISTS]
         own_lists = [path for path in own_lists if path.is_file()]
@@ -205,7 +206,7 @@ class OwnFolder(MediaDataset):
         if lists or own_lists:
             return self._listed(lists or own_lists)
         others = [name for name in folders if parts and name not in parts and self._holds_any(name)]
-        divided = bool(parts) and (not others or len({_SPLIT_OF[part.lower()] for part in parts}) > 1)
+        divided = bool(parts) and (not others or len({SPLIT_OF[part.lower()] for part in parts}) > 1)
         if divided and others:
             raise ValueError(
                 f"{self.root} holds the splits {', '.join(parts)} and beside them {', '.join(others[:3])}: put each "
@@ -254,7 +255,7 @@ class OwnFolder(MediaDataset):
                     )
                 owners[stem] = name
             sound = prefix + sounds[stem] if stem in sounds else ""
-            split = _SPLIT_OF[part.lower()] if part else ""
+            split = SPLIT_OF[part.lower()] if part else ""
             items.append(Item(name, _normal(label), split, sound, where=str(self.root / name)))
         alone = sorted(set(sounds) - set(owners))
         if alone:
@@ -292,7 +293,7 @@ class OwnFolder(MediaDataset):
         items: list[Item] = []
         for path in paths:
             part = path.parent.relative_to(self.root).as_posix()
-            prefix, split = ("", "") if part == "." else (f"{part}/", _SPLIT_OF[part.lower()])
+            prefix, split = ("", "") if part == "." else (f"{part}/", SPLIT_OF[part.lower()])
             for where, row in _rows(path):
                 items.append(self._item(where, row, prefix, split, present))
         if not items:
@@ -320,9 +321,9 @@ class OwnFolder(MediaDataset):
         if os.path.splitext(name)[1].lower() not in self.suffixes:
             raise ValueError(f"{where}: {name} has none of the endings {' '.join(sorted(self.suffixes))}")
         stated = _text(where, row, "split").lower()
-        if stated and stated not in _SPLIT_OF:
-            raise ValueError(f"{where}: split {stated!r} is none of {', '.join(_SPLIT_OF)}")
-        if stated and split and _SPLIT_OF[stated] != split:
+        if stated and stated not in SPLIT_OF:
+            raise ValueError(f"{where}: split {stated!r} is none of {', '.join(SPLIT_OF)}")
+        if stated and split and SPLIT_OF[stated] != split:
             raise ValueError(f"{where}: split {stated!r} in the list of {prefix}")
         start, end = _seconds(where, row, "start"), _seconds(where, row, "end")
         if end <= start:
@@ -330,7 +331,7 @@ class OwnFolder(MediaDataset):
         return Item(
             name,
             _normal(_text(where, row, "label")),
-            _SPLIT_OF.get(stated, split),
+            SPLIT_OF.get(stated, split),
             self._file(where, row, "sound", prefix, present),
             start,
             end,
