@@ -34,12 +34,21 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         commands: what ``ArgumentParser.add_subparsers`` returned.
     """
     text = "what a paper's data sets and weights are, what is there, how to get the rest"
-    command = commands.add_parser("data", help=text, description=f"{text[0].upper()}{text[1:]}. Nothing is downloaded.")
+    command = commands.add_parser(
+        "data", help=text, description=f"{text[0].upper()}{text[1:]}. Nothing is downloaded but by --fetch."
+    )
     command.add_argument("paper", help=names_of_papers())
-    command.add_argument("--data", type=Path, default=data_root(), help="folder that holds the data sets")
+    command.add_argument("--data", type=Path, default=data_root(), help="folder of the data sets; default: data")
     command.add_argument(
         "--prepare", action="store_true", help="index what is there, decode a sample of files, compare checksums"
     )
+    fetching = command.add_argument_group(
+        "fetching",
+        "With --fetch, an open data set or weights are downloaded from their publisher; first, the terms are shown. A "
+        "download that was stopped goes on. A name that is none lists all.",
+    )
+    fetching.add_argument("--fetch", metavar="NAME", help="what to get, such as esc50 (common/data/open_data.yaml)")
+    fetching.add_argument("--accept-license", "--accept-licence", action="store_true", help="you accept its terms")
     shards = command.add_argument_group(
         "shards",
         "With --shards, all data sets that are there are written anew below another folder, their media files in tar "
@@ -83,6 +92,16 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     both.add_argument("--device", default="auto", help="cpu, cuda or auto; default: auto")
     command.set_defaults(func=_data_command)
 
+    text = "write a data set of Hugging Face on disk, or WebDataset's shards, as a folder for --data.dataset folder"
+    command = commands.add_parser(
+        "import",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}. Media files are copied as they are; docs/own-data.md.",
+    )
+    command.add_argument("source", type=Path, help="folder that save_to_disk wrote, a .tar, or a folder of them")
+    command.add_argument("folder", type=Path, help="folder to write")
+    command.set_defaults(func=_import_command)
+
 
 def _size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
@@ -95,6 +114,10 @@ def _size(text: str) -> int:
 def _data_command(arguments: argparse.Namespace) -> int:
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise StageError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+    if arguments.accept_license and arguments.fetch is None:
+        raise StageError("--accept-license goes with --fetch NAME")
+    if arguments.fetch is not None:
+        return _fetch_command(arguments)
     if arguments.extract_regions is not None:
         return _extract_command(arguments)
     for option in ("detector", "output"):
@@ -124,6 +147,46 @@ def _data_command(arguments: argparse.Namespace) -> int:
     report_files(files_of(paper, data, verify=arguments.prepare))
     if own is not None:
         own.report(data)
+    return 0
+
+
+def _import_command(arguments: argparse.Namespace) -> int:
+    from common.data.importing import import_data
+
+    files.require_writable(arguments.folder, "the folder to write")
+    count, passed_over = import_data(arguments.source, arguments.folder)
+    print(f"{arguments.folder}: {count:,} samples")
+    if passed_over:
+        print(f"  {len(passed_over):,} without video, image or sound are passed over, such as {passed_over[0]}")
+    print(f"train on it with --data.dataset folder --data {arguments.folder}")
+    return 0
+
+
+def _fetch_command(arguments: argparse.Namespace) -> int:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    from common.data.fetch import fetch, open_data
+
+    paper_named(arguments.paper)
+    data, entry = arguments.data.resolve(), open_data(arguments.fetch)
+    console = files.console()
+    console.print(entry.describe(), highlight=False, markup=False, soft_wrap=True)
+    if not arguments.accept_license:
+        raise StageError(
+            f"nothing was fetched: read the terms, and give --accept-license if you accept them; it goes to {data}"
+        )
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        fetch(
+            entry,
+            data,
+            lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+            lambda have, total: progress.update(task, completed=have, total=total or None),
+        )
+    if entry.note:
+        print(entry.note)
+    print(f"{entry.title} is in {data}; `assemble data {arguments.paper} --data {data} --prepare` looks at it")
     return 0
 
 

@@ -146,7 +146,8 @@ def build_parser() -> argparse.ArgumentParser:
             help=text,
             description=f"{text[0].upper()}{text[1:]}. Any further --key value overrides the configuration, such as "
             "--trainer.max_epochs 3 or --model.loss.temperature 0.1; --config FILE adds a layer.",
-            epilog="`assemble list PAPER` names stages and recipes; --print_config shows every field that may be set.",
+            epilog="`assemble list PAPER` names stages and recipes; --print_config shows every field that may be set, "
+            "--model.help, --data.help and --trainer.help those of a part.",
         )
         command.add_argument("name", help=f"<paper>/<stage or recipe>, such as {example_stage()}")
         _add_run_options(command)
@@ -276,9 +277,12 @@ def _run_command(arguments: argparse.Namespace) -> int:
     use(arguments.isa)
     from common.stages.single import find_request, print_configuration, run_mode
 
-    request = find_request(arguments.name, _selection(arguments), arguments.rest)
-    if arguments.print_config:
-        print_configuration(request)
+    # As with LightningCLI, `--model.help` asks what may be set.
+    sections = [text[2:-5] for text in arguments.rest if text.startswith("--") and text.endswith(".help")]
+    rest = [text for text in arguments.rest if not (text.startswith("--") and text.endswith(".help"))]
+    request = find_request(arguments.name, _selection(arguments), rest)
+    if arguments.print_config or sections:
+        print_configuration(request, sections)
         return 0
     if arguments.checkpoint is not None and not arguments.checkpoint.is_file():
         raise StageError(f"--checkpoint {arguments.checkpoint} does not exist")

@@ -18,6 +18,8 @@ from common.stages.parts import TRAINED, check_part, has_part, optional_part
 CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
 #: The layout that `TrainedModel.from_export` reads; each paper has further ones for other libraries.
 OWN_LAYOUT = "safetensors"
+#: Asks for the names of a paper's layouts.
+LIST_LAYOUTS = "list"
 #: Commands that are methods of a paper's model class, which few have, and what the others do not do.
 SPECIAL = {"answer": "answers no questions", "caption": "describes no clips", "generate": "makes no images"}
 #: Letters and digits of a caption in the name of its files, at most.
@@ -138,13 +140,14 @@ def add_parsers(commands: Any) -> None:
     )
     command.add_argument("paper", help=names)
     command.add_argument(
-        "--checkpoint", type=Path, required=True, help="checkpoints/last.ckpt of a stage; other layouts also read a "
-        "released file",
-    )  # fmt: skip
-    command.add_argument(
-        "--layout", default=OWN_LAYOUT, help=f"default: {OWN_LAYOUT}, the folder; a wrong name lists the others"
+        "--checkpoint", type=Path, help="checkpoints/last.ckpt of a stage; other layouts also read a released file"
     )
-    command.add_argument("--output", type=Path, required=True, help="folder, or file of another layout, to write")
+    command.add_argument(
+        "--layout",
+        default=OWN_LAYOUT,
+        help=f"default: {OWN_LAYOUT}, the folder; `--layout {LIST_LAYOUTS}` prints those of the paper",
+    )
+    command.add_argument("--output", type=Path, help="folder, or file of another layout, to write")
     command.add_argument("--force", action="store_true", help="replace an export that is there")
     command.set_defaults(func=_export_command)
 
@@ -522,11 +525,17 @@ def _export_command(arguments: argparse.Namespace) -> int:
     paper = paper_named(arguments.paper).name
     if arguments.layout == OWN_LAYOUT:
         check_part(paper, *TRAINED)
-    if not arguments.checkpoint.exists():
+    missing = [name for name in ("checkpoint", "output") if getattr(arguments, name) is None]
+    if missing and arguments.layout != LIST_LAYOUTS:
+        raise StageError(f"an export needs {' and '.join(f'--{name}' for name in missing)}")
+    if arguments.checkpoint is not None and not arguments.checkpoint.exists():
         raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give checkpoints/last.ckpt of a stage")
     weights = optional_part(paper, "weights")
     others = () if weights is None else weights.LAYOUTS
     layouts = (OWN_LAYOUT, *others)
+    if arguments.layout == LIST_LAYOUTS:
+        print(", ".join(layouts))
+        return 0
     if arguments.layout not in layouts:
         raise StageError(f"--layout {arguments.layout}: {nearest(arguments.layout, layouts)}")
     files.require_writable(arguments.output.parent, "--output")

@@ -26,11 +26,21 @@ def difference(path: Path, published: str) -> str | None:
     kind, _, expected = published.partition(":")
     if kind not in ("md5", "sha256") or not expected:
         raise ValueError(f"a checksum is md5:<digits> or sha256:<digits>, not {published!r}")
-    status = path.stat()
-    found = _digest(path, kind, (status.st_mtime_ns, status.st_size))
+    found = digest(path, kind)
     if found.startswith(expected.lower()):
         return None
     return f"its {kind} is {found[: max(len(expected), 8)]}, published is {expected}: it is damaged, or another version"
+
+
+def digest(path: Path, kind: str) -> str:
+    """Checksum of a file in hexadecimal digits.
+
+    Args:
+        path: The file.
+        kind: `md5` or `sha256`.
+    """
+    status = path.stat()
+    return _digest(path, kind, (status.st_mtime_ns, status.st_size))
 
 
 @functools.lru_cache(maxsize=64)

@@ -70,8 +70,10 @@ class ClipDataset(ItemDataset):
         """Decode every file into the cache, if there is one; files that cannot be decoded are left for later."""
         if self.cache is not None:
             for clip in self.listing.clips:
-                with contextlib.suppress(MediaError):
-                    self.cache.get(clip.path)
+                for path in (clip.path, clip.sound):
+                    if path is not None:
+                        with contextlib.suppress(MediaError):
+                            self.cache.get(path)
 
     def preview(self, item: int) -> npt.NDArray[np.uint8]:
         """The middle frame of a file as it is stored, [H, W, 3], for people to look at."""
@@ -83,6 +85,10 @@ class ClipDataset(ItemDataset):
 
     def _opened(self, clip: Clip) -> MediaFile:
         return MediaFile(clip.path, self.cache)
+
+    def _sound_of(self, clip: Clip, media: MediaFile) -> contextlib.AbstractContextManager[MediaFile]:
+        """The file with the sound of a clip whose own file is open."""
+        return contextlib.nullcontext(media) if clip.sound is None else MediaFile(clip.sound, self.cache)
 
 
 class AudioVisualClips(ClipDataset):
@@ -135,15 +141,15 @@ class AudioVisualClips(ClipDataset):
 
         def make(file: int, rng: np.random.Generator) -> Sample:
             clip = self.listing[file]
-            with self._opened(clip) as media:
-                _, samples = self._cut(media, clip, rng, with_video=False)
+            with self._opened(clip) as media, self._sound_of(clip, media) as sound:
+                _, samples = self._cut(media, sound, clip, rng, with_video=False)
             return {"audio": self.audio_transform.decibels(self.audio_transform.prepare(samples))}
 
         return self._usable(key, make)["audio"]
 
     def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
-        with self._opened(clip) as media:
-            frames, samples = self._cut(media, clip, rng, with_video=self.video_transform is not None)
+        with self._opened(clip) as media, self._sound_of(clip, media) as sound:
+            frames, samples = self._cut(media, sound, clip, rng, with_video=self.video_transform is not None)
         sample: Sample = {}
         if self.video_transform is not None and frames is not None:
             sample["video"] = self.video_transform(frames, rng)
@@ -152,14 +158,14 @@ class AudioVisualClips(ClipDataset):
         return sample
 
     def _cut(
-        self, media: MediaFile, clip: Clip, rng: np.random.Generator, with_video: bool
+        self, media: MediaFile, sound: MediaFile, clip: Clip, rng: np.random.Generator, with_video: bool
     ) -> tuple[Tensor | None, Tensor]:
         if media.video_limits is None:
             raise MediaError.of(clip.path, "has no video stream")
-        if media.audio_limits is None:
-            raise MediaError.of(clip.path, "has no audio stream")
+        if sound.audio_limits is None:
+            raise MediaError.of(sound.path, "has no audio stream")
         video = restrict(media.video_limits, clip.start, clip.end)
-        audio = restrict(media.audio_limits, clip.start, clip.end)
+        audio = restrict(sound.audio_limits, clip.start, clip.end)
         audio_duration = self.audio_transform.window
         draws = rng.random(2)
         window = paired_window(
@@ -176,9 +182,9 @@ class AudioVisualClips(ClipDataset):
             frames, actual_start = media.read_video(window.video_start, self.video_duration, self.video_fps)
             # Frames lie on a grid; the sound moves with them.
             audio_start += actual_start - window.video_start
-        samples = media.read_audio(audio_start, audio_duration, self.audio_transform.sample_rate)
+        samples = sound.read_audio(audio_start, audio_duration, self.audio_transform.sample_rate)
         if not len(samples):
-            raise MediaError.of(clip.path, f"no sound could be decoded at {audio_start:.3f} s")
+            raise MediaError.of(sound.path, f"no sound could be decoded at {audio_start:.3f} s")
         return frames, samples
 
 
@@ -328,9 +334,9 @@ class SoundWindows(ClipDataset):
         self.speed = speed
 
     def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
-        with self._opened(clip) as media:
+        with MediaFile(clip.sound or clip.path, self.cache) as media:
             if media.audio_limits is None:
-                raise MediaError.of(clip.path, "has no audio stream")
+                raise MediaError.of(media.path, "has no audio stream")
             limits = restrict(media.audio_limits, clip.start, clip.end)
             if self.wrap_seconds is not None:
                 limits = (limits[0], min(limits[1], limits[0] + self.wrap_seconds))

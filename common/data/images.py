@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from common.data import shards
-from common.data.annotations import ImageAnnotations
+from common.data.annotations import ImageAnnotations, TextRows
 from common.data.caches import FileCache
 from common.data.image_transforms import Transform
 from common.data.items import ItemDataset, Sample
@@ -191,3 +191,20 @@ class ImageItems(ItemDataset):
     def preview(self, item: int) -> Pixels:
         """A picture as it is stored, [H, W, 3], for people to look at."""
         return np.array(self.image(item))
+
+
+def require_captions(listing: Listing, annotations: ImageAnnotations) -> None:
+    """Stop where an image has no caption, for a model that reads one of each.
+
+    Raises:
+        ValueError: Naming the first such image.
+    """
+    captions = annotations.captions
+    lengths = np.diff(captions.starts) if isinstance(captions, TextRows) else np.array([len(own) for own in captions])
+    without = np.flatnonzero(lengths == 0)
+    if len(without):
+        raise ValueError(
+            f"{listing.root}: {len(without)} of {len(listing)} images have no caption, such as "
+            f"{listing[int(without[0])].path}, and the model reads one of each: write them into a list "
+            "(docs/own-data.md), or take a recipe that reads images alone"
+        )

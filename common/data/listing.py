@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.data.annotations import Texts
 from common.data.sequences import MadeOnDemand
 from common.files import settled, stamp_of, write_atomically
 
@@ -38,6 +39,7 @@ class Clip:
         fold: Official fold the clip belongs to, from 1; 0 = the set has no folds.
         start: First second of the clip inside the file; None = the file is the clip.
         end: Last second of the clip inside the file; None = to the end of the file.
+        sound: File with the sound, on the same clock; None = the sound is in the file itself.
     """
 
     path: Path
@@ -46,6 +48,7 @@ class Clip:
     fold: int = 0
     start: float | None = None
     end: float | None = None
+    sound: Path | None = None
 
 
 class ClipTable(MadeOnDemand[Clip]):
@@ -58,12 +61,13 @@ class ClipTable(MadeOnDemand[Clip]):
         root: Folder that relative names start from.
         names: File names with forward slashes, relative to ``root``.
         labels: One class per name; likewise ``sound_labels``, ``folds``, ``starts``, ``ends`` (NaN = None).
+        sounds: Names of the files with the sound ("" = in the file itself); None = of no clip.
 
     Raises:
         ValueError: If the columns differ in length.
     """
 
-    __slots__ = ("_buffer", "_offsets", "ends", "folds", "labels", "root", "sound_labels", "starts")
+    __slots__ = ("_buffer", "_offsets", "ends", "folds", "labels", "root", "sound_labels", "sounds", "starts")
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class ClipTable(MadeOnDemand[Clip]):
         folds: npt.ArrayLike | None = None,
         starts: npt.ArrayLike | None = None,
         ends: npt.ArrayLike | None = None,
+        sounds: Sequence[str] | None = None,
     ) -> None:
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
         count = len(encoded)
@@ -89,6 +94,9 @@ class ClipTable(MadeOnDemand[Clip]):
         for column in (self.labels, self.sound_labels, self.folds, self.starts, self.ends):
             if len(column) != count:
                 raise ValueError(f"a column of {len(column)} values for {count} clips")
+        self.sounds = Texts(sounds) if sounds is not None and any(sounds) else None
+        if self.sounds is not None and len(self.sounds) != count:
+            raise ValueError(f"{len(self.sounds)} files with sound for {count} clips")
 
     @classmethod
     def of(cls, root: Path, clips: Iterable[Clip]) -> ClipTable:
@@ -102,6 +110,7 @@ class ClipTable(MadeOnDemand[Clip]):
             [clip.fold for clip in rows],
             [np.nan if clip.start is None else clip.start for clip in rows],
             [np.nan if clip.end is None else clip.end for clip in rows],
+            ["" if clip.sound is None else _relative(clip.sound, root) for clip in rows],
         )
 
     def name(self, index: int) -> str:
@@ -124,6 +133,7 @@ class ClipTable(MadeOnDemand[Clip]):
             self.folds[rows],
             self.starts[rows],
             self.ends[rows],
+            None if self.sounds is None else [self.sounds[int(row)] for row in rows],
         )
 
     def __len__(self) -> int:
@@ -131,6 +141,7 @@ class ClipTable(MadeOnDemand[Clip]):
 
     def _item(self, position: int) -> Clip:
         start, end = float(self.starts[position]), float(self.ends[position])
+        sound = "" if self.sounds is None else self.sounds[position]
         return Clip(
             path=joined(self.root, self.name(position)),
             label=int(self.labels[position]),
@@ -138,13 +149,14 @@ class ClipTable(MadeOnDemand[Clip]):
             fold=int(self.folds[position]),
             start=None if np.isnan(start) else start,
             end=None if np.isnan(end) else end,
+            sound=joined(self.root, sound) if sound else None,
         )
 
     def __repr__(self) -> str:
         return f"ClipTable({len(self)} clips under {self.root})"
 
     def digest(self) -> str:
-        """SHA-256 over relative names, labels, folds and segment limits, in order; the root does not count."""
+        """SHA-256 over relative names, labels, folds, segment limits and files with sound, in order; not the root."""
         state = hashlib.sha256(b"listing 1\0")
         for column, kind in (
             (self._offsets, "<i8"),
@@ -156,6 +168,9 @@ class ClipTable(MadeOnDemand[Clip]):
         ):
             state.update(np.ascontiguousarray(column, dtype=kind).tobytes())
         state.update(self._buffer)
+        if self.sounds is not None:
+            state.update(b"sounds\0" + np.ascontiguousarray(self.sounds.ends, dtype="<i8").tobytes())
+            state.update(self.sounds.buffer)
         return state.hexdigest()
 
 
@@ -336,6 +351,7 @@ class ListingIndex:
                 columns.get("fold"),
                 _limits(columns.get("start")),
                 _limits(columns.get("end")),
+                columns.get("sound"),
             )
             return Listing(
                 document["name"],
@@ -376,6 +392,8 @@ class ListingIndex:
         for key, values in (("start", table.starts), ("end", table.ends)):
             if not np.isnan(values).all():
                 columns[key] = [None if np.isnan(value) else value for value in values.tolist()]
+        if table.sounds is not None:
+            columns["sound"] = list(table.sounds)
         document = {
             "schema": INDEX_SCHEMA,
             "name": listing.name,

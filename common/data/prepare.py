@@ -1,15 +1,19 @@
 """The overview of a paper's data sets: what is there, what is missing, how to get it; and their preparation.
 
-Nothing is ever downloaded: fetching a data set is the user's own act, since each has terms to agree to.
+Nothing is downloaded here: fetching a data set is the user's own act, since each has terms to agree to. A few open
+ones are got by `common.data.fetch`, when its user says so.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,12 +25,16 @@ from common.data.datasets.captioned import CaptionedDataset, LanguageCaptioned
 from common.data.listing import Clip, DatasetMissing, DatasetStatus
 from common.data.released_files import FileStatus
 
-__all__ = ["DatasetStatus", "SampleCheck", "check_checksums", "check_samples", "report", "report_files"]
+__all__ = ["DatasetStatus", "SampleCheck", "check_checksums", "check_files", "check_samples", "report", "report_files"]
 
 # Enough of a file to meet most kinds of damage, as long as one clip of the recipes.
 CHECKED_SECONDS = 0.5
 CHECKED_FRAME_RATE = 16.0
 CHECKED_SAMPLE_RATE = 16_000
+
+# Files that cannot be read that are named one by one.
+NAMED_BROKEN = 10
+_SILENT = "no sound"
 
 # Columns of a terminal below which the seven columns of a table hold no whole word.
 NARROW = 100
@@ -193,6 +201,79 @@ def check_samples(dataset: MediaDataset, samples: int = 16, seed: int = 0) -> Sa
             reason = str(error)
             broken.append(reason if str(path) in reason else f"{path}: {reason}")
     return SampleCheck(len(chosen), tuple(broken), silent)
+
+
+def check_files(dataset: MediaDataset, allowed: float = 1.0, at_most: int = 1000) -> list[str]:
+    """Try the files of a data set ahead of training; what was tried before and did not change is not tried again.
+
+    Args:
+        dataset: The data set.
+        allowed: Share of the files that may be broken.
+        at_most: Files that are tried, spread evenly over all.
+
+    Returns:
+        Lines for its user: what was found, what is broken, what has no sound.
+
+    Raises:
+        ValueError: More files are broken than allowed.
+    """
+    listing = dataset.listing("all")
+    clips = [
+        listing[row] for row in np.unique(np.linspace(0, len(listing) - 1, min(len(listing), at_most)).astype(int))
+    ]
+    kept = files.cache_folder() / "tried_files" / dataset.index_path("all").name
+    try:
+        known = json.loads(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    verdicts: dict[str, str] = {}
+    broken: dict[str, str] = {}
+    silent = []
+    for clip in clips:
+        key = json.dumps([str(clip.path), str(clip.sound), *(_stamp(path) for path in (clip.path, clip.sound))])
+        verdicts[key] = known[key] if key in known else _verdict(clip, dataset.streams)
+        if verdicts[key] == _SILENT:
+            silent.append(clip.path)
+        elif verdicts[key]:
+            broken[str(clip.path)] = verdicts[key]
+    with contextlib.suppress(OSError):
+        files.write_atomically(kept, json.dumps(verdicts))
+    classes = len(listing.classes)
+    of = f"of {classes} {'class' if classes == 1 else 'classes'}" if classes else "without classes"
+    lines = [f"{dataset.root}: {len(listing):,} {dataset.unit} {of} ({listing.layout})"]
+    lines += [f"  {note}" for note in listing.notes]
+    lines += [f"  cannot be read: {reason}" for reason in list(broken.values())[:NAMED_BROKEN]]
+    if len(broken) > NAMED_BROKEN:
+        lines.append(f"  ... and {len(broken) - NAMED_BROKEN:,} more of {len(clips):,} files tried")
+    if silent:
+        lines.append(
+            f"  {len(silent):,} of {len(clips):,} files tried have no sound, such as {silent[0]}: training passes "
+            "over them"
+        )
+    if len(broken) > allowed * len(clips) or len(broken) == len(clips):
+        raise ValueError(
+            "\n".join(lines) + f"\n{len(broken)} of {len(clips)} files cannot be read, more than "
+            f"max_skipped_fraction = {allowed:g} allows: repair or remove them, or raise --data.max_skipped_fraction"
+        )
+    return lines
+
+
+def _stamp(path: Path | None) -> list[int]:
+    # Files in shards have no stamp of their own; they do not change.
+    return files.stamp_of(path) if path is not None and path.is_file() else []
+
+
+def _verdict(clip: Clip, streams: tuple[str, ...]) -> str:
+    """What is wrong with the files of a clip; "" = nothing."""
+    from common.data.media import MediaError
+
+    try:
+        silent = _decode(clip.path, streams if clip.sound is None else ("video",))
+        if clip.sound is not None:
+            _decode(clip.sound, ("audio",))
+    except (MediaError, OSError, ValueError) as error:
+        return str(error) if str(clip.path) in str(error) else f"{clip.path}: {error}"
+    return _SILENT if silent else ""
 
 
 def _decode(path: Path, streams: tuple[str, ...]) -> bool:

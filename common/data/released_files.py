@@ -1,6 +1,6 @@
 """What the recipes read beside data sets: released weights, vocabularies, dictionaries and lists.
 
-Nothing is downloaded: like data sets, they are fetched by their user, who agrees to their terms.
+Nothing is downloaded: like data sets, they are fetched by their user, who agrees to their terms (common/data/fetch.py).
 """
 
 from __future__ import annotations

@@ -107,11 +107,24 @@ class EncoderModule(pl.LightningModule):
             )
 
 
-def check_num_classes(module: pl.LightningModule, num_classes: int) -> None:
-    """Stop when the data module says that its data have another number of classes."""
+def check_num_classes(module: pl.LightningModule, num_classes: int | None = None) -> None:
+    """Stop when the data module says that its data have another number of classes, or nothing to tell apart.
+
+    Args:
+        module: its trainer knows the data module.
+        num_classes: what it was made for; None = for any number.
+    """
     found = getattr(getattr(module.trainer, "datamodule", None), "num_classes", None)
-    if found is not None and found != num_classes:
-        raise ValueError(f"num_classes: the model has {num_classes}, but the data have {found}; set it to {found}")
+    if found is not None and found < 2:
+        raise ValueError(
+            f"num_classes: the data have {found or 'no'} {'class' if found else 'classes'}, and a classifier tells at "
+            "least two apart: put the files of each into a folder of its own, or write a list with labels"
+        )
+    if found is not None and num_classes not in (None, found):
+        raise ValueError(
+            f"num_classes: the model has {num_classes}, but the data have {found}; set it to {found} "
+            f"(--model.num_classes {found})"
+        )
 
 
 def number_of_test_loaders(module: pl.LightningModule) -> int:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.datasets.folder import FolderOfImages
 from common.data.images import ImageItems
 from common.data.text import CaptionTokenizer, text_numbers
 from common.encoders.checkpoint_files import load_encoder
@@ -324,7 +325,7 @@ class BridgeData(PairData):
 
     def __init__(
         self,
-        dataset: COCO | COCOKarpathy,
+        dataset: COCO | COCOKarpathy | FolderOfImages,
         tokenizer: CaptionTokenizer,
         held_out_fraction: Fraction = 0.02,
         **kwargs: Any,

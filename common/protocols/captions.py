@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from common.data.annotations import ImageAnnotations
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
-from common.data.images import ImageItems
+from common.data.datasets.folder import FolderOfImages
+from common.data.images import ImageItems, require_captions
 from common.data.items import Sample
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer, normalize_caption, pad_tokens
@@ -99,7 +100,7 @@ class CaptionData(ImageData):
 
     def __init__(
         self,
-        dataset: COCO | COCOKarpathy,
+        dataset: COCO | COCOKarpathy | FolderOfImages,
         tokenizer: CaptionTokenizer | None,
         split: str = "train",
         held_out_split: str = "val",
@@ -115,7 +116,10 @@ class CaptionData(ImageData):
     def prepare_data(self) -> None:
         super().prepare_data()
         if self.tokenizer is not None:
-            self._fit_tokenizer(self.dataset.annotations(self.split))
+            listing = self.dataset.listing(self.split)
+            annotations = self.dataset.annotations(self.split, listing)
+            require_captions(listing, annotations)
+            self._fit_tokenizer(annotations)
 
     def setup(self, stage: str) -> None:
         self.listing = self.dataset.listing(self.split)
@@ -193,7 +197,7 @@ class PairData(CaptionData):
 
     def __init__(
         self,
-        dataset: COCO | COCOKarpathy,
+        dataset: COCO | COCOKarpathy | FolderOfImages,
         tokenizer: CaptionTokenizer,
         captions_per_image: PositiveInt = 5,
         **kwargs: Any,

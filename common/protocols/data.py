@@ -25,6 +25,7 @@ from common.data.datasets.audioset import AudioSet
 from common.data.datasets.base import MediaDataset
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.datasets.folder import FolderOfImages
 from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import ImageTransform
@@ -288,7 +289,7 @@ class ImageData(ShardedDataModule):
 
     def __init__(
         self,
-        dataset: COCO | COCOKarpathy | ImageNet | PascalVOC,
+        dataset: COCO | COCOKarpathy | ImageNet | PascalVOC | FolderOfImages,
         world: World | None = None,
         image: ImageTransform | None = None,
         batch_size: PositiveInt = 256,
@@ -319,7 +320,7 @@ class ClassificationData(ImageData):
 
     def __init__(
         self,
-        dataset: ImageNet,
+        dataset: ImageNet | FolderOfImages,
         train_split: str = "train",
         test_split: str = "validation",
         held_out_fraction: Fraction = 0.01,
@@ -409,7 +410,7 @@ class MultiLabelData(ImageData):
 
     def __init__(
         self,
-        dataset: PascalVOC | COCO,
+        dataset: PascalVOC | COCO | FolderOfImages,
         train_split: str = "trainval",
         test_split: str = "test",
         fit: bool = False,

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.datasets.folder import FolderOfImages
 from common.data.images import ImageItems
 from common.data.text import CaptionTokenizer, text_numbers
 from common.losses.margin import in_batch_hinge
@@ -296,7 +297,11 @@ class SearchData(PairData):
     """
 
     def __init__(
-        self, dataset: COCO | COCOKarpathy, tokenizer: CaptionTokenizer, test_split: str = "test", **kwargs: Any
+        self,
+        dataset: COCO | COCOKarpathy | FolderOfImages,
+        tokenizer: CaptionTokenizer,
+        test_split: str = "test",
+        **kwargs: Any,
     ) -> None:
         super().__init__(dataset, tokenizer, **kwargs)
         self.test_split = test_split

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from common.metrics.gathering import RowsOncePerSample, first_occurrences
 from common.metrics.linear_svm import classify_windowed, evaluate_class
-from common.protocols.base import Batch, EncoderModule, log_results, mean_average_precision, require_two_test_loaders
+from common.protocols.base import (
+    Batch,
+    EncoderModule,
+    check_num_classes,
+    log_results,
+    mean_average_precision,
+    require_two_test_loaders,
+)
 from common.protocols.classification import of_stages, stage_channels
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -103,6 +110,11 @@ class SoundSVM(MachinesOnFeatures):
         options = {"C": C, "loss": loss, "tol": tolerance, "max_iter": max_iterations, "random_state": random_state}
         self.options: dict[str, Any] = options
         self.tables: list[FileFeatures] = []
+
+    def setup(self, stage: str) -> None:
+        """Check that there are classes, and load the pre-trained encoder."""
+        check_num_classes(self)
+        super().setup(stage)
 
     def forward(self, audio: Tensor) -> dict[str, Tensor]:
         """Features [B, channels * side * side] of every stage for spectrograms [B, 1, T, F]."""

@@ -243,6 +243,52 @@ def place(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
     return nested
 
 
+#: Package of the data sets, whose modules have short names.
+_DATASETS = "common.data.datasets"
+
+
+def _whole_dataset(config: dict[str, Any], key: str, value: Any) -> list[tuple[str, Any]]:
+    """The fields that `--key value` sets: itself, unless it gives a data set by a short name.
+
+    `--data.dataset NAME` takes the class in `common/data/datasets/NAME.py` that holds what the configured data set
+    holds (clips, sounds or images), in the folder that `--data` names, without a miniature.
+
+    Raises:
+        ConfigurationError: no module of data sets has that name, or none of its classes fits.
+    """
+    node: Any = config
+    for part in key.split("."):
+        node = node.get("init_args", {}) if "class_path" in node and part not in node else node
+        node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            return [(key, value)]
+    configured = str(node.get("class_path", ""))
+    if not isinstance(value, str) or "." in value or not configured.startswith(f"{_DATASETS}."):
+        return [(key, value)]
+    import importlib
+    import importlib.util
+
+    def classes(path: str) -> list[Any]:
+        found = importlib.import_module(path)
+        named = [one for name, one in vars(found).items() if isinstance(one, type) and not name.startswith("_")]
+        return [one for one in named if one.__module__ == path and isinstance(getattr(one, "name", None), str)]
+
+    if importlib.util.find_spec(f"{_DATASETS}.{value}") is None:
+        folder = Path(str(importlib.import_module(_DATASETS).__file__)).parent
+        known = [path.stem for path in folder.glob("*.py") if not path.stem.startswith("_") and path.stem != "base"]
+        raise ConfigurationError(f"--{key} {value}: there is no {_DATASETS}.{value}; {nearest(value, known)}")
+    module, _, own = configured.rpartition(".")
+    kind = getattr(importlib.import_module(module), own).streams[0]
+    fitting = [one for one in classes(f"{_DATASETS}.{value}") if one.streams[0] == kind]
+    if len(fitting) != 1:
+        raise ConfigurationError(
+            f"--{key} {value}: {len(fitting)} classes of {_DATASETS}.{value} hold {kind}, as {own} does; write the "
+            f"whole class, as in --{key} '{{class_path: {_DATASETS}.{value}.NAME, init_args: {{root: FOLDER}}}}'"
+        )
+    dataset = {"class_path": f"{_DATASETS}.{value}.{fitting[0].__name__}", "init_args": {"root": "$DATA"}}
+    return [(key, dataset), (f"{key.rpartition('.')[0]}.world", None)]
+
+
 def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], list[Path]]:
     """Split `--key value` / `--key=value` and `--config FILE` arguments.
 
@@ -322,10 +368,11 @@ def resolve(
     for layer in layers:
         config = merge(config, layer.content)
     for name, pairs in (("tables.yaml", (stage_overrides or {}).items()), ("command line", overrides)):
-        for key, value in pairs:
-            placed = place(config, key, value)
-            layers.append(Layer(f"{name} {key}", placed))
-            config = merge(config, placed)
+        for given, stated in pairs:
+            for key, value in _whole_dataset(config, given, stated):
+                placed = place(config, key, value)
+                layers.append(Layer(f"{name} {key}", placed))
+                config = merge(config, placed)
     config["seed_everything"] = seed
     for switch in SWITCHES:
         if switch in config:

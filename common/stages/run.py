@@ -322,9 +322,12 @@ def stage_configuration(request: StageRequest) -> tuple[RunConfiguration, dict[s
 
 
 def _require_files(section: object) -> None:
-    """Tell of a missing data set before anything is imported, estimated or built; a world makes its own."""
+    """Tell of a missing data set, and of broken files of one's own, before anything is built; a world makes its own."""
     if not isinstance(section, dict) or (section.get("init_args") or {}).get("world") is not None:
         return
+    from common.data.datasets.folder import OwnFolder
+    from common.data.prepare import check_files
+
     for entry in dataset_entries(section):
         module, _, name = entry["class_path"].rpartition(".")
         try:
@@ -332,6 +335,8 @@ def _require_files(section: object) -> None:
         except (ImportError, AttributeError, TypeError):
             continue  # told in full when the configuration is checked
         dataset.require_folder()
+        if isinstance(dataset, OwnFolder) and is_main_process():
+            print("\n".join(check_files(dataset, (section.get("init_args") or {}).get("max_skipped_fraction", 1.0))))
 
 
 def dataset_entries(section: object) -> Iterator[Mapping[str, Any]]:

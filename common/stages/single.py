@@ -69,7 +69,9 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
     given = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
     # One more logger changes nothing of what is measured.
     if any(field.rpartition(".")[2] not in MACHINE_KEYS and not field.startswith("trainer.logger") for field in given):
-        digest = hashlib.sha256("\0".join(arguments).encode()).hexdigest()[:6]
+        # With a data set of one's own, the folder says which.
+        where = [str(selection.data)] if any(field.endswith(".dataset") for field in given) else []
+        digest = hashlib.sha256("\0".join([*arguments, *where]).encode()).hexdigest()[:6]
         instance = StageInstance(
             f"{instance.id}+{digest}", instance.recipe, instance.job, instance.row, instance.parents, instance.overrides
         )
@@ -95,9 +97,29 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
     return StageRequest(**{**request.__dict__, "parents": kept})
 
 
-def print_configuration(request: StageRequest) -> None:
-    """Print the stack, the deviations of the scale and the merged configuration."""
+def print_configuration(request: StageRequest, sections: Sequence[str] = ()) -> None:
+    """Print the stack, the deviations of the scale and the merged configuration.
+
+    Args:
+        request: the stage.
+        sections: parts of the configuration, such as `model`, to print alone as flags; none = all of it.
+
+    Raises:
+        ConfigurationError: there is no such part.
+    """
     run = request.configuration()
+    for section in sections:
+        if section not in run.config:
+            raise ConfigurationError(f"--{section}.help: {nearest(section, run.config)}")
+        print(f"# --{section}.FIELD VALUE, as {run.recipe} sets it at scale {run.scale}")
+        for path, value in leaves(run.config[section], section):
+            flag, _, field = path.replace(".init_args", "").rpartition(".")
+            if field == "class_path":
+                print(f"# --{flag} is a {value}")
+            else:
+                print(f"--{flag}.{field} {_in_one_line(value)}")
+    if sections:
+        return
     print("# " + " < ".join(layer.name for layer in run.layers))
     for deviation in run.deviations:
         print(f"# deviation of scale {run.scale}: {deviation['field']}: {deviation['reason']}")
@@ -106,6 +128,10 @@ def print_configuration(request: StageRequest) -> None:
     for field, parent in request.parents.items():
         print(f"# {field} <- stage {parent.stage}: {parent.checkpoint(run.start_from)}")
     print(yaml.safe_dump(run.config, sort_keys=False), end="")
+
+
+def _in_one_line(value: object) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).removesuffix("\n").removesuffix("\n...")
 
 
 def run_mode(command: str, request: StageRequest, checkpoint: Path | None) -> int:
@@ -143,13 +169,20 @@ def _starts_from_nothing(request: StageRequest) -> str:
         return ""
     config = dict(leaves(request.configuration().config))
     for stage in stages.values():
-        for field, parent in stage.parents.items():
-            if stage.recipe == request.recipe and parent == ROW and config.get(field, "") is None:
-                return (
-                    f"--{field.replace('.init_args', '')} is null, so {request.recipe} measures random weights, unless "
-                    f"an encoder of yours brings its own; {stage.name}@<model> measures a stage's model, see "
-                    f"`assemble list {paper_named(request.paper).short}`"
-                )
+        filled = [field for field, parent in stage.parents.items() if stage.recipe == request.recipe and parent == ROW]
+        empty = [field for field in filled if config.get(field, "") is None]
+        if empty and len(empty) < len(filled):
+            given = next(field for field in filled if field not in empty)
+            return (
+                f"--{empty[0].replace('.init_args', '')} is null: give it the checkpoint of "
+                f"--{given.replace('.init_args', '')}, so that the model is measured as it was trained"
+            )
+        if empty:
+            return (
+                f"--{empty[0].replace('.init_args', '')} is null, so {request.recipe} measures random weights, unless "
+                f"an encoder of yours brings its own; {stage.name}@<model> measures a stage's model, see "
+                f"`assemble list {paper_named(request.paper).short}`"
+            )
     return ""
 
 

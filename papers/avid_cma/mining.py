@@ -97,7 +97,9 @@ def mine_with_progress_bar(video_bank: Tensor, audio_bank: Tensor, k: int, agree
     console = Console(stderr=True)
     num_items, dim = video_bank.shape
     device, processes = video_bank.device, current_world_size()
-    console.print(estimate_cost(num_items, dim, k, agreement=agreement, world_size=processes, device=device))
+    console.print(
+        estimate_cost(num_items, dim, k, agreement=agreement, world_size=processes, device=device), soft_wrap=True
+    )
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("mining positives", total=None)
 

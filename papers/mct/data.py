@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from common.data.annotations import ImageAnnotations
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.datasets.folder import FolderOfImages
 from common.data.images import ImageItems
 from common.data.items import Sample
 from common.data.listing import Listing
@@ -122,7 +123,7 @@ class PretrainingData(CaptionData):
 
     def __init__(
         self,
-        dataset: COCO | COCOKarpathy,
+        dataset: COCO | COCOKarpathy | FolderOfImages,
         tokenizer: CaptionTokenizer | None,
         caption_views: CaptionViews = "sibling",
         word_dropout: Fraction = 0.0,

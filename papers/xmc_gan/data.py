@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.data.annotations import ImageAnnotations, TextRows
 from common.data.datasets.coco import COCO
+from common.data.datasets.folder import FolderOfImages
 from common.data.datasets.localized_narratives import LocalizedNarratives
 from common.data.image_transforms import SquashTransform
-from common.data.images import ImageItems
+from common.data.images import ImageItems, require_captions
 from common.data.items import Sample
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer
@@ -177,7 +178,7 @@ class TextToImageData(ShardedDataModule):
 
     def __init__(
         self,
-        dataset: COCO | LocalizedNarratives,
+        dataset: COCO | LocalizedNarratives | FolderOfImages,
         tokenizer: CaptionTokenizer,
         world: World | None = None,
         text_features: StoredFeatures | None = None,
@@ -231,7 +232,12 @@ class TextToImageData(ShardedDataModule):
 
     def prepare_data(self) -> None:
         super().prepare_data()
-        self._fit_tokenizer(self.dataset.annotations(self.split))
+        for split in dict.fromkeys((self.split, self.test_split)):
+            listing = self.dataset.listing(split)
+            annotations = self.dataset.annotations(split, listing)
+            require_captions(listing, annotations)
+            if split == self.split:
+                self._fit_tokenizer(annotations)
 
     def setup(self, stage: str) -> None:
         splits = dict.fromkeys((self.split, self.test_split))

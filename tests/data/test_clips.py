@@ -116,7 +116,7 @@ def test_sound_moves_with_the_frames(folder: Path) -> None:
     with MediaFile(folder / "ramp.avi") as media:
         for item in range(20):
             rng = np.random.default_rng(item)
-            pictures, samples = clips._cut(media, clips.listing.clips[0], rng, with_video=True)
+            pictures, samples = clips._cut(media, media, clips.listing.clips[0], rng, with_video=True)
             assert pictures is not None
             brightness = pictures.float().mean((1, 2, 3)) / 255
             # Without jitter both windows are the same second; the frame's time is where its level of sound begins.

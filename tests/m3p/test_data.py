@@ -14,14 +14,25 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from common.data.annotations import LanguageCaptions, TextRows, Texts
+from common.data.datasets.folder import FolderOfImages
 from common.data.items import TooManyBrokenFiles
 from common.data.media import MediaError
 from common.data.regions import RegionError
 from papers.m3p.captions import CaptionPool, forced_captions
 from papers.m3p.masking import Masking
 from papers.m3p.pairs import PairItems
-from papers.m3p.pictures import RegionArrays, pad_regions
-from tests.m3p.layouts import LANGUAGES, WIDTH, WORDS, Layouts, pictures_of, regions_of, sentence, texts_of
+from papers.m3p.pictures import CaptionSet, RegionArrays, pad_regions
+from tests.m3p.layouts import (
+    LANGUAGES,
+    WIDTH,
+    WORDS,
+    Layouts,
+    pictures_of,
+    regions_of,
+    sentence,
+    texts_of,
+    write_features,
+)
 
 PLAIN: dict[str, Any] = {"xmlm_steps": 0, "text": None, "masking": None}
 
@@ -400,6 +411,24 @@ def test_sets_to_search_in(layouts: Layouts) -> None:
         assert texts == expected
         assert [data.caption_text(position, number) for number in range(len(expected))] == expected
     assert data.preview(0, 0) is None
+
+
+def test_images_of_ones_own_are_searched_and_trained_on(layouts: Layouts, tmp_path: Path) -> None:
+    lines = ["file_name,caption,caption_de,split"]
+    for number in range(12):
+        (tmp_path / f"{number}.png").touch()  # with region features, pictures need not be read
+        split = "test" if number < 3 else "train"
+        lines.append(f"{number}.png,{sentence('en', number)},{sentence('de', number)},{split}")
+    (tmp_path / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    write_features(tmp_path, "mine", [str(number) for number in range(12)], False)
+    own = {f"own_{language}": CaptionSet(FolderOfImages(tmp_path), language) for language in ("en", "de")}
+    data = layouts.retrieval("test", sets=own, train_sets=["own_en", "own_de"], test_sets=list(own))
+    loaders = data.test_dataloader()
+    assert [len(loader.dataset) for loader in loaders] == [3, 3, 3]
+    texts = [text for batch in loaders[2] for text in texts_of(batch, data)]
+    assert texts == [sentence("de", number) for number in range(3)]
+    training = layouts.retrieval(sets=own, train_sets=["own_en", "own_de"], test_sets=list(own))
+    assert steps(training)[0]["relations"][0]["t2i"]["regions"].shape[2] == WIDTH
 
 
 def test_fewer_images_and_captions(layouts: Layouts) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_2014 import COCO2014
+from common.data.datasets.folder import FolderOfImages
 from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO
 from common.data.items import TooManyBrokenFiles
 from common.data.text import WordPieceTokenizer
@@ -238,6 +239,30 @@ def test_the_record_says_what_was_read(world: TwoObjectsWorld, tmp_path: Path) -
     assert described["training (coco_2014)"]["annotations"] != described["test (coco_2014)"]["annotations"]
     assert json.dumps(described)
     assert data.credit == ""
+
+
+# ------------------------------------------------------------------------------------------------------ own images
+def test_images_of_ones_own_are_generated_from(tmp_path: Path) -> None:
+    lines = ["file_name,caption"]
+    for number in range(20):
+        Image.new("RGB", (20, 16), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        lines += [f"{number}.png,a picture of {number}", f"{number}.png,number {number}"]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    options: dict[str, Any] = {"image_size": 8, "test_samples": 6, "reference_samples": 2, "batch_size": 4}
+    tokenizer = WordPieceTokenizer(None, 256, T)
+    data = attached(TextToImageData(FolderOfImages(tmp_path), tokenizer, minibatches=2, num_workers=0, **options))
+    first, second = data.train_dataloader()  # 16 images, 8 at a time; 4 are held out
+    assert sorted(torch.cat([first["index"], second["index"]]).tolist()) == list(range(16))
+    assert first["image"].shape == (8, 3, 8, 8)
+    test = next(iter(data.test_dataloader()))
+    assert test["image"].shape == (6, 3, 8, 8)
+    told = data.texts("test", test["caption"].tolist())
+    assert all(text.startswith(("a picture of", "number")) for text in told)
+    (tmp_path / "metadata.csv").write_text(
+        "\n".join(["file_name,caption", "0.png,one", *(f"{n}.png," for n in range(1, 20))])
+    )
+    with pytest.raises(ValueError, match="images have no caption, such as"):
+        TextToImageData(FolderOfImages(tmp_path), WordPieceTokenizer(None, 256, T), **options).prepare_data()
 
 
 # ----------------------------------------------------------------------------------------------------------- narratives

