@@ -16,6 +16,7 @@ KEPT = {
         "every_n_train_steps": 5000,
         "save_top_k": -1,
         "save_weights_only": True,
+        "enable_version_counter": False,
     },
 }
 
