@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -98,14 +99,30 @@ def require_equal_over_ranks(checksum: Tensor, what: str) -> None:
         )
 
 
-def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """Concatenate the tensors of all ranks along the first dimension, in rank order; gradients go back to their ranks.
+def ranks_apart(step: int) -> Any:
+    """The process group of this rank and those that lie a multiple of `step` away.
+
+    Args:
+        step: a divisor of the number of ranks; all ranks ask for the same ones in the same order.
+    """
+    return _ranks_apart(dist.group.WORLD, step)
+
+
+@functools.cache
+def _ranks_apart(world: Any, step: int) -> Any:
+    groups = [dist.new_group(range(first, dist.get_world_size(world), step)) for first in range(step)]
+    return groups[dist.get_rank(world) % step]
+
+
+def gather_with_gradient(tensor: Tensor, ranks: Any = None) -> Tensor:
+    """Concatenate the tensors of several ranks along the first dimension, in rank order; gradients go back to them.
 
     What a rank gets back is the sum of the gradients on all ranks. When all ranks compute the same loss of the joint
     batch and then average the gradients of their weights, these are exactly those of one process with that batch.
 
     Args:
         tensor: local part; every rank must pass the same shape and type.
+        ranks: process group; None for all ranks.
 
     Shapes:
         tensor [B, ...] -> [W * B, ...]
@@ -113,19 +130,20 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     Returns:
         The same tensor on every rank; the input when not distributed.
     """
-    return _Gather.apply(tensor) if is_distributed() else tensor
+    return _Gather.apply(tensor, ranks) if is_distributed() else tensor
 
 
-def sum_with_gradient(tensor: Tensor) -> Tensor:
-    """Sum of a tensor over ranks; its gradient is the sum of the gradients on all ranks.
+def sum_with_gradient(tensor: Tensor, ranks: Any = None) -> Tensor:
+    """Sum of a tensor over ranks; its gradient is the sum of the gradients on these ranks.
 
     Args:
         tensor: local value; every rank must pass the same shape and type.
+        ranks: process group; None for all ranks.
 
     Returns:
         Tensor of the same shape, equal on every rank; the input when not distributed.
     """
-    return _Sum.apply(tensor) if is_distributed() else tensor
+    return _Sum.apply(tensor, ranks) if is_distributed() else tensor
 
 
 @torch.no_grad()
@@ -146,26 +164,31 @@ def average_in_place(tensors: list[Tensor]) -> None:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        ctx.size = len(tensor)
-        return all_gather_concat(tensor)
+    def forward(ctx: Any, tensor: Tensor, ranks: Any) -> Tensor:
+        ctx.size, ctx.ranks = len(tensor), ranks
+        tensor = tensor.contiguous()
+        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(ranks))]
+        dist.all_gather(parts, tensor, group=ranks)
+        return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total[rank() * ctx.size : (rank() + 1) * ctx.size]
+        dist.all_reduce(total, group=ctx.ranks)
+        own = dist.get_rank(ctx.ranks)
+        return total[own * ctx.size : (own + 1) * ctx.size], None
 
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, ranks: Any) -> Tensor:
+        ctx.ranks = ranks
         total = tensor.contiguous().clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=ranks)
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total
+        dist.all_reduce(total, group=ctx.ranks)
+        return total, None

@@ -27,7 +27,7 @@ from common.reporting.draws import NATIVE, Draw
 from common.reporting.papers import paper_named, working_folder
 from common.reporting.progress import Watch, duration
 from common.reporting.runs import headline
-from common.reporting.tables import StageInstance, expand
+from common.reporting.tables import StageInstance, TablesError, expand, load
 from common.stages.configuration import RunConfiguration
 from common.stages.run import Parent, StageRequest, finished_record
 
@@ -79,6 +79,8 @@ def plan(paper: str, selection: Selection, arguments: Sequence[str] = ()) -> lis
     """
     name = paper_named(paper).name
     instances = expand(name, selection.scale, selection.tables, selection.rows, selection.stages, selection.everything)
+    if not instances and not any(selection.scale in table.scales for table in load(name).tables):
+        raise TablesError(f"{paper_named(name).title} has no table at the scale {selection.scale!r}")
     planned: list[Planned] = []
     for seed in selection.seeds:
         lineages: dict[str, str] = {}

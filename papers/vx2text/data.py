@@ -250,6 +250,8 @@ class VideoTextItems(ItemDataset):
         else:
             places = (len(self.prompt.video), len(self.prompt.audio))
             ids = self.prompt.encode(example.text, *self.known.noisy(example.clip, places, self.replaced, rng))
+        if self.prompt.limits.speech:
+            sample["speech_cut"] = torch.tensor(self.prompt.speech_is_cut(example.text))
         sample |= {
             "input_ids": ids,
             "labels": self._labels(example),
@@ -310,7 +312,8 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     Returns:
         `video` float32 [B, S, 3, T, H, W] and `video_present` bool [B], `audio` float32 [B, 1, frames, mel_bins] and
         `audio_present` bool [B], each only where the samples have it; `input_ids` int64 [B, N], padded with 0 at the
-        end, negative in the places of modality tokens; `labels` int64 [B, M], -100 where there is no piece;
+        end, negative in the places of modality tokens; `speech_cut` bool [B], whether some of the speech is left out,
+        where there is any; `labels` int64 [B, M], -100 where there is no piece;
         `video_words` and `audio_words` bool [B, C], the true categories, where they are known; `answer_options` int64
         [B, 5] or `option_labels` int64 [B, 5, M'] where there are options; `correct`, `task`, `index`, `label` and
         `skipped` int64 [B]; lists of length B: `item_id`, `question_text`, `kind` of the question ("" but in the

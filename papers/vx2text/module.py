@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from common.metrics.gathering import OncePerSample
 from common.protocols.text import TextTest
 from common.training.optimizers import adamw, clip_by_norm
 from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat
@@ -81,6 +82,8 @@ class VX2TextModule(pl.LightningModule):
         loss = text_loss(self.model.language_model(embeddings, mask, batch["labels"]), batch["labels"])
         logs = {"train/loss": loss.detach(), "train/input_tokens": mask.sum(1).float().mean()}
         logs["train/answer_tokens"] = (batch["labels"] >= 0).sum(1).float().mean()
+        if "speech_cut" in batch:
+            logs["train/speech_cut"] = batch["speech_cut"].float().mean()
         for name, (_, scores) in named.items():
             log_probability = scores.detach().float().log_softmax(-1)
             logs[f"train/{name}_entropy"] = -(log_probability.exp() * log_probability).sum(-1).mean()
@@ -187,6 +190,7 @@ class VX2TextModule(pl.LightningModule):
     def on_test_start(self) -> None:
         self.test.reset()
         self.token_precision = TokenPrecision()
+        self.speech_cut = OncePerSample("speech_cut")
         self.shift = monitoring.TokenShift(self)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -199,11 +203,16 @@ class VX2TextModule(pl.LightningModule):
             self.test.update_choices(index, picked, batch["correct"])
         columns = [batch[name] for name in ("answer_text", "references", "question_text", "kind")]
         self.test.update_texts(index, texts, *columns)
+        if "speech_cut" in batch:
+            self.speech_cut.update(index, speech_cut=batch["speech_cut"].float())
         self.token_precision.update(batch, {name: chosen for name, (chosen, _) in named.items()})
         self.shift.update(batch, named)
 
     def on_test_epoch_end(self) -> None:
         metrics = {**self.test.compute(self.device), **self.token_precision.compute(self.device)}
+        cut = self.speech_cut.compute(self.device)
+        if cut["count"] > 0:
+            metrics["speech_cut"] = cut["speech_cut"].float()
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
         self.shift.draw(self.test)
 

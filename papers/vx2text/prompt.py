@@ -236,7 +236,7 @@ class PromptLimits:
     """Most pieces of each part; 0 leaves a part out, except for the question and the answer.
 
     Attributes:
-        speech: subtitles; where there are more, the earliest are cut.
+        speech: subtitles; where there are more, the earliest are cut. T5 learned from texts of 512 pieces.
         caption: description of the video that is known beforehand.
         history: earlier questions and answers; the latest are kept, as whole turns where one fits.
         question: what is asked.
@@ -349,6 +349,13 @@ class Prompt:
                 options += [*self._word(f"({letter})"), *self.tokenizer.encode(option)[: limits.option]]
             ids += self._part("options :", options)
         return [*ids, self.tokenizer.eos_id]
+
+    def speech_is_cut(self, text: PromptText) -> bool:
+        """Whether a sample has more pieces of speech than the prompt takes."""
+        return (
+            self.limits.speech > 0
+            and sum(len(self.tokenizer.encode(line)) for line in text.speech) > self.limits.speech
+        )
 
     def answer(self, text: str) -> list[int]:
         """Ids of what the model is to write, its end included."""

@@ -151,7 +151,8 @@ class TextToImageData(ShardedDataModule):
         sentence_pool: which pooled sentence of the store, see `common.data.text_features.pool_sentence`.
         image_size: S, side of the square that images are squashed to.
         flip: probability of the horizontal flip; "left" and "right" in captions stay.
-        official_quirks: images are flipped in evaluation, too, as the official code does.
+        official_quirks: images are flipped in evaluation, too, and where there are fewer than `reference_samples` they
+            are taken again until there are that many, as the official code does.
         minibatches: minibatches that a training batch holds, one after the other; each discriminator step takes one.
         items: an epoch shows each image once, or each caption (Localized Narratives).
         captions_per_image: captions of an image that are used, the first ones.
@@ -159,7 +160,7 @@ class TextToImageData(ShardedDataModule):
         test_caption: which caption of an image is shown in the test.
         test_samples: draws of (image, caption) that the test generates from; None for each item once.
         reference_samples: real images that the test compares with; None for all. The draws begin after them in the same
-            fixed order, and go round.
+            fixed order, and go round: Localized Narratives have fewer than 30,000.
         batch_size: images of one minibatch, over all devices.
         test_batch_size: images per test step, per device.
         dataset, world, kwargs: see ShardedDataModule; what is measured on is the same for every `seed`.
@@ -217,6 +218,7 @@ class TextToImageData(ShardedDataModule):
         self.sentence_pool: SentencePool = checked_pool(sentence_pool)
         self.image_size = image_size
         self.transform = SquashTransform(image_size, flip, flip if official_quirks else 0.0)
+        self.official_quirks = official_quirks
         self.minibatches = minibatches
         self.items: Items = items
         self.captions_per_image = captions_per_image
@@ -278,7 +280,10 @@ class TextToImageData(ShardedDataModule):
     def reference_items(self) -> CaptionedItems:
         """The real images that generated ones are compared with."""
         order = self._test_order
-        return self._items[self.test_split].subset(order[: self.reference_samples])
+        wanted = len(order) if self.reference_samples is None else self.reference_samples
+        if not self.official_quirks:
+            wanted = min(wanted, len(order))
+        return self._items[self.test_split].subset(order[np.arange(wanted) % len(order)])
 
     @cached_property
     def test_items(self) -> CaptionedItems:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.memory.collective import sum_with_gradient, world_size
+from common.memory.collective import sum_with_gradient
+from papers.xmc_gan.groups import groups_here, shared_with, split_groups
 
 # -- normalization -----------------------------------------------------------------------------------------------------
 
@@ -24,10 +27,12 @@ class BatchNorm(nn.Module):
 
     Args:
         channels: of the maps.
-        synchronized: normalize by the statistics of all ranks' batches together.
+        group: samples that are normalized by their common statistics in training; None for the whole batch, over all
+            devices.
 
     Attributes:
-        updating: whether training moves the running statistics; see `keeping_statistics`.
+        updating: whether training moves the running statistics; see `keeping_statistics`. They are those of the first
+            group, which rank 0 holds: the official code keeps those of its first device.
 
     Shapes:
         [B, C, H, W] -> [B, C, H, W]
@@ -38,9 +43,9 @@ class BatchNorm(nn.Module):
     running_mean: Tensor
     running_variance: Tensor
 
-    def __init__(self, channels: int, synchronized: bool = False) -> None:
+    def __init__(self, channels: int, group: int | None = None) -> None:
         super().__init__()
-        self.synchronized = synchronized
+        self.group = group
         self.momentum, self.epsilon = 0.1, 1e-5
         self.updating = True
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -49,8 +54,17 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_variance, eps=self.epsilon)
-        if self.synchronized and world_size() > 1:
-            return self._over_all_ranks(x)
+        ranks = shared_with(len(x), self.group)
+        if ranks is not None:
+            return self._over_ranks(x, ranks)
+        groups = groups_here(len(x), self.group)
+        if groups == 1:
+            return self._alone(x)
+        first, *others = split_groups(x, groups)
+        done = [self._alone(first), *(F.batch_norm(y, None, None, training=True, eps=self.epsilon) for y in others)]
+        return torch.stack(done, dim=1).flatten(0, 1)
+
+    def _alone(self, x: Tensor) -> Tensor:
         if not self.updating:
             return F.batch_norm(x, None, None, training=True, eps=self.epsilon)
         # Into copies, since its backward pass would object to a change of what it was given.
@@ -63,10 +77,10 @@ class BatchNorm(nn.Module):
         self.running_mean.copy_(mean)
         return y
 
-    def _over_all_ranks(self, x: Tensor) -> Tensor:
+    def _over_ranks(self, x: Tensor, ranks: Any) -> Tensor:
         wide = x.float()
-        count = wide.numel() // wide.shape[1] * world_size()
-        sums = sum_with_gradient(torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))]))
+        count = wide.numel() // wide.shape[1] * dist.get_world_size(ranks)
+        sums = sum_with_gradient(torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))]), ranks)
         mean, square = sums / count
         variance = (square - mean.square()).clamp(min=0.0)
         if self.updating:
@@ -107,7 +121,7 @@ class ConditionalBatchNorm(nn.Module):
     Args:
         channels: of the maps.
         conditions: width of the vector.
-        synchronized: see `BatchNorm`.
+        group: see `BatchNorm`.
 
     Shapes:
         x [B, C, H, W], condition [B, K] -> [B, C, H, W]
@@ -115,9 +129,9 @@ class ConditionalBatchNorm(nn.Module):
     Source: [3.3].
     """
 
-    def __init__(self, channels: int, conditions: int, synchronized: bool = False) -> None:
+    def __init__(self, channels: int, conditions: int, group: int | None = None) -> None:
         super().__init__()
-        self.norm = BatchNorm(channels, synchronized)
+        self.norm = BatchNorm(channels, group)
         self.modulation = _two_layers_in_one(nn.Linear(conditions, 2 * channels))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -134,7 +148,7 @@ class SpatialConditionalBatchNorm(nn.Module):
     Args:
         channels: of the maps.
         conditions: channels of the conditions.
-        synchronized: see `BatchNorm`.
+        group: see `BatchNorm`.
 
     Shapes:
         x [B, C, k * h, k * w], condition [B, K, h, w] -> [B, C, k * h, k * w]
@@ -142,9 +156,9 @@ class SpatialConditionalBatchNorm(nn.Module):
     Source: [3.6] and the speed-up of 3.7.
     """
 
-    def __init__(self, channels: int, conditions: int, synchronized: bool = False) -> None:
+    def __init__(self, channels: int, conditions: int, group: int | None = None) -> None:
         super().__init__()
-        self.norm = BatchNorm(channels, synchronized)
+        self.norm = BatchNorm(channels, group)
         self.modulation = _two_layers_in_one(nn.Conv2d(conditions, 2 * channels, 1))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:

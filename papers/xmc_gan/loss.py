@@ -8,7 +8,7 @@ what the networks train by; the functions below it are what it is made of, in fl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +17,8 @@ from torch.nn import functional as F
 from common.losses.adversarial import hinge_discriminator, hinge_generator
 from common.memory.collective import gather_with_gradient
 from common.types import NonNegativeFloat, PositiveFloat, PositiveInt
+from papers.xmc_gan.groups import groups_here, shared_with, split_groups
 from papers.xmc_gan.model import Captions, DiscriminatorOutput, normalize
-
-#: Which pairs are negatives: those of the device's batch, or those of all devices.
-Negatives = Literal["local", "global"]
 
 
 class Contrast(NamedTuple):
@@ -64,7 +62,7 @@ class XMCGANLoss:
         temperature: of all contrastive losses but W.
         word_gammas: sharpness in W: of the attention over regions, of the maximum over words, and the inverse
             temperature.
-        negatives: `local`, those of the device's batch, or `global`, those of all devices.
+        negatives_group: images among which each finds its negatives, on however many devices; null for the whole batch.
         captions_at_once: so many captions are compared at once in W, for memory; null for all.
 
     Raises:
@@ -81,7 +79,7 @@ class XMCGANLoss:
         weight_image_net: NonNegativeFloat = 1.0,
         temperature: PositiveFloat = 0.1,
         word_gammas: Sequence[PositiveFloat] = (5.0, 5.0, 50.0),
-        negatives: Negatives = "local",
+        negatives_group: PositiveInt | None = None,
         captions_at_once: PositiveInt | None = None,
     ) -> None:
         weights = {
@@ -99,8 +97,10 @@ class XMCGANLoss:
             raise ValueError(f"model.loss.word_gammas is {list(word_gammas)}: 3 numbers are needed")
         if min(word_gammas) <= 0:
             raise ValueError(f"model.loss.word_gammas is {list(word_gammas)}: all three must be positive")
-        if negatives not in get_args(Negatives):
-            raise ValueError(f"model.loss.negatives is {negatives!r}: it is local or global")
+        if negatives_group is not None and negatives_group < 2:
+            raise ValueError(
+                f"model.loss.negatives_group is {negatives_group}: at least 2, or null for the whole batch"
+            )
         if captions_at_once is not None and captions_at_once < 1:
             raise ValueError(f"model.loss.captions_at_once is {captions_at_once}: at least 1, or null for all")
         self.weights = {
@@ -113,7 +113,7 @@ class XMCGANLoss:
         }
         self.temperature = temperature
         self.word_gammas = (word_gammas[0], word_gammas[1], word_gammas[2])
-        self.negatives = negatives
+        self.negatives_group = negatives_group
         self.captions_at_once = captions_at_once
 
     def discriminator(self, output: DiscriminatorOutput, captions: Captions) -> Loss:
@@ -155,12 +155,19 @@ class XMCGANLoss:
 
     def pairs(self, left: Tensor, right: Tensor) -> Contrast:
         """S and I: two vectors of every sample."""
-        return pair_loss(left, right, self.temperature, negatives=self.negatives)
+        ranks = shared_with(len(left), self.negatives_group)
+        return mean([pair_loss(*group, self.temperature, ranks=ranks) for group in self.groups(left, right)])
 
-    def words(self, regions: Tensor, captions: Captions, negatives: Negatives | None = None) -> Contrast:
-        """W: regions of images and words of captions; `negatives` in place of the configured ones."""
-        negatives = negatives or self.negatives
-        return word_loss(regions, captions.words, captions.length, self.word_gammas, negatives, self.captions_at_once)
+    def words(self, regions: Tensor, captions: Captions) -> Contrast:
+        """W: regions of images and words of captions."""
+        ranks = shared_with(len(regions), self.negatives_group)
+        groups = self.groups(regions, captions.words, captions.length)
+        return mean([word_loss(*group, self.word_gammas, self.captions_at_once, ranks) for group in groups])
+
+    def groups(self, *values: Tensor) -> list[tuple[Tensor, ...]]:
+        """What each group of negatives has of some values [B, ...]; one group where it lies on several ranks."""
+        count = groups_here(len(values[0]), self.negatives_group)
+        return list(zip(*(split_groups(value, count) for value in values)))
 
     def total(self, network: str, hinge: Tensor, terms: Mapping[str, Contrast]) -> Loss:
         """Hinge loss plus the weighted contrastive terms."""
@@ -169,6 +176,13 @@ class XMCGANLoss:
         for name, term in terms.items():
             logs |= {f"{name}_{part}": value.detach() for part, value in term._asdict().items()}
         return Loss(total, logs)
+
+
+def mean(groups: Sequence[Contrast]) -> Contrast:
+    """The mean over groups of negatives."""
+    if len(groups) == 1:
+        return groups[0]
+    return Contrast(*(torch.stack(values).mean() for values in zip(*groups)))
 
 
 def contrast(logits: Tensor) -> Contrast:
@@ -188,7 +202,7 @@ def contrast(logits: Tensor) -> Contrast:
     if len(logits) < 2:
         raise ValueError(
             "a contrastive loss needs at least 2 pairs, got 1: raise data.batch_size (it is divided by the devices), "
-            "or set model.loss.negatives to global"
+            "or model.loss.negatives_group"
         )
     target = torch.arange(len(logits), device=logits.device)
     loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
@@ -205,7 +219,7 @@ def pair_loss(
     right: Tensor,
     temperature: float = 0.1,
     l2_normalize: bool = True,
-    negatives: Negatives = "local",
+    ranks: Any = None,
 ) -> Contrast:
     """Contrast of two vectors of every sample: image and sentence, or generated and real image.
 
@@ -213,7 +227,8 @@ def pair_loss(
         left, right: one row for each sample.
         temperature: the cosines are divided by it.
         l2_normalize: compare directions alone.
-        negatives: see `Negatives`; with `global` every rank returns the loss of the joint batch.
+        ranks: process group whose samples are all compared; each of its ranks returns the loss of all. None for this
+            rank's alone.
 
     Shapes:
         left, right [B, D]
@@ -227,8 +242,8 @@ def pair_loss(
         left, right = left.float(), right.float()
         if l2_normalize:
             left, right = normalize(left), normalize(right)
-        if negatives == "global":
-            left, right = gather_with_gradient(left), gather_with_gradient(right)
+        if ranks is not None:
+            left, right = gather_with_gradient(left, ranks), gather_with_gradient(right, ranks)
         return contrast(left @ right.T / temperature)
 
 
@@ -281,15 +296,14 @@ def word_loss(
     words: Tensor,
     length: Tensor,
     gammas: tuple[float, float, float] = (5.0, 5.0, 50.0),
-    negatives: Negatives = "local",
     captions_at_once: int | None = None,
+    ranks: Any = None,
 ) -> Contrast:
     """Contrast of captions and images by `word_similarity`.
 
     Args:
         regions, words, length, gammas, captions_at_once: see `word_similarity`; one caption for each image.
-        negatives: see `Negatives`; with `global` each rank compares its own captions with the images of all, and
-            returns the loss of the joint batch.
+        ranks: see `pair_loss`; each rank compares its own captions with the images of all of them.
 
     Shapes:
         regions [B, R, C], words [B, T, C], length [B]
@@ -299,7 +313,7 @@ def word_loss(
 
     Source: [5.6].
     """
-    if negatives == "global":
-        own = word_similarity(gather_with_gradient(regions.float()), words, length, gammas, captions_at_once)
-        return contrast(gather_with_gradient(own))
+    if ranks is not None:
+        own = word_similarity(gather_with_gradient(regions.float(), ranks), words, length, gammas, captions_at_once)
+        return contrast(gather_with_gradient(own, ranks))
     return contrast(word_similarity(regions, words, length, gammas, captions_at_once))

@@ -96,7 +96,7 @@ class GeneratorBlock(nn.Module):
         inputs, outputs: channels.
         conditions: width of the condition of its two normalizations.
         spatial: whether these see a map of conditions or one vector.
-        synchronized: see `BatchNorm`.
+        group: see `BatchNorm`.
 
     Shapes:
         x [B, inputs, H, W] -> [B, outputs, 2 H, 2 W]
@@ -104,12 +104,12 @@ class GeneratorBlock(nn.Module):
     Source: [3.2] and [3.6].
     """
 
-    def __init__(self, inputs: int, outputs: int, conditions: int, spatial: bool, synchronized: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, conditions: int, spatial: bool, group: int | None = None) -> None:
         super().__init__()
         norm = SpatialConditionalBatchNorm if spatial else ConditionalBatchNorm
-        self.norm1 = norm(inputs, conditions, synchronized)
+        self.norm1 = norm(inputs, conditions, group)
         self.conv1 = DoublingConv(inputs, outputs)
-        self.norm2 = norm(outputs, conditions, synchronized)
+        self.norm2 = norm(outputs, conditions, group)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.shortcut = nn.Conv2d(inputs, outputs, 1)
 
@@ -132,7 +132,7 @@ class Generator(nn.Module):
         z_dim: width of the noise, and of the sentence after its projection.
         embedding_dim: width of word and sentence vectors (E).
         gamma: sharpness of the attention.
-        batch_norm: over the batch of one device (`local`) or of all (`sync`).
+        batch_norm_group: images that are normalized together, on however many devices; null for the whole batch.
 
     Raises:
         ValueError: a size is below 1, or `cond_size` is not the side of one of the maps.
@@ -148,28 +148,29 @@ class Generator(nn.Module):
         z_dim: PositiveInt = 128,
         embedding_dim: PositiveInt = 768,
         gamma: PositiveFloat = 15.0,
-        batch_norm: Literal["local", "sync"] = "local",
+        batch_norm_group: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         require_positive("generator", width=width, z_dim=z_dim, embedding_dim=embedding_dim, gamma=gamma)
-        self.z_dim, self.gamma = z_dim, gamma
+        self.z_dim, self.gamma, self.batch_norm_group = z_dim, gamma, batch_norm_group
         self.image_size = image_side(channels)
         sides = [FIRST_SIDE * 2**level for level in range(len(channels))]
         if cond_size not in sides:
             raise ValueError(f"generator.cond_size is {cond_size}, the maps of these channels have sides {sides}")
-        synchronized = batch_norm == "sync"
         widths = [width * multiple for multiple in channels]
         vector, places = 2 * z_dim, 2 * z_dim + embedding_dim
         self.sentence = nn.Linear(embedding_dim, z_dim)
         self.start = nn.Linear(z_dim, FIRST_SIDE**2 * widths[0])
         blocks = [
-            GeneratorBlock(inputs, outputs, places if side >= cond_size else vector, side >= cond_size, synchronized)
+            GeneratorBlock(
+                inputs, outputs, places if side >= cond_size else vector, side >= cond_size, batch_norm_group
+            )
             for side, inputs, outputs in zip(sides, widths, widths[1:])
         ]
         self.blocks = nn.ModuleList(blocks[: sides.index(cond_size)])
         self.query = nn.Conv2d(widths[sides.index(cond_size)], embedding_dim, 1)
         self.spatial_blocks = nn.ModuleList(blocks[sides.index(cond_size) :])
-        self.norm = SpatialConditionalBatchNorm(widths[-1], places, synchronized)
+        self.norm = SpatialConditionalBatchNorm(widths[-1], places, batch_norm_group)
         self.image = nn.Conv2d(widths[-1], 3, 3, padding=1)
         initialize(self)
 

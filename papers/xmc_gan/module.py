@@ -20,9 +20,11 @@ from common.protocols.generation import ImageEvaluation
 from common.training.optimizers import fused
 from common.types import Fraction, Momentum, NonNegativeInt, PositiveFloat
 from papers.xmc_gan import monitoring
+from papers.xmc_gan.choice import CheckpointChoice
 from papers.xmc_gan.data import TextToImageData
+from papers.xmc_gan.groups import require_groups
 from papers.xmc_gan.layers import keeping_statistics
-from papers.xmc_gan.loss import XMCGANLoss, pair_loss
+from papers.xmc_gan.loss import XMCGANLoss, pair_loss, word_loss
 from papers.xmc_gan.model import Captions, Discriminator, Generator, noise_of
 
 Batch = dict[str, Any]
@@ -43,6 +45,8 @@ class XMCGANModule(pl.LightningModule):
         average_momentum: fraction of the averaged generator that a step keeps.
         evaluated: which generator the test measures: `average`, or `trained`, as the last step left it.
         seed: seed of the noise.
+        choice: takes the checkpoint that the test measures, in a stage that does not train; null for the weights as
+            they are.
 
     Raises:
         ValueError: an argument is out of its range, a loss needs a network that is not there, or sizes do not fit.
@@ -62,9 +66,10 @@ class XMCGANModule(pl.LightningModule):
         average_momentum: Fraction = 0.999,
         evaluated: Literal["average", "trained"] = "average",
         seed: NonNegativeInt = 0,
+        choice: CheckpointChoice | None = None,
     ) -> None:
         super().__init__()
-        parts = ["generator", "discriminator", "loss", "text_encoder", "image_network", "evaluation"]
+        parts = ["generator", "discriminator", "loss", "text_encoder", "image_network", "evaluation", "choice"]
         self.save_hyperparameters(ignore=parts, logger=False)
         self.automatic_optimization = False
         if len(betas) != 2:
@@ -90,6 +95,7 @@ class XMCGANModule(pl.LightningModule):
         self.text_encoder = text_encoder
         self.image_network = image_network if loss.weights["image_net"] > 0 else None
         self.evaluation = evaluation
+        self.choice = choice
 
     # -- networks ------------------------------------------------------------------------------------------------------
 
@@ -228,6 +234,11 @@ class XMCGANModule(pl.LightningModule):
             self.evaluation.load_pretrained()
         if stage != "fit":
             return
+        for field, size in (
+            ("model.loss.negatives_group", self.loss.negatives_group),
+            ("model.generator.batch_norm_group", self.generator.batch_norm_group),
+        ):
+            require_groups(field, size, self.data.batch_size, self.trainer.world_size)
         if str(self.trainer.precision).startswith("16"):
             raise ValueError(
                 "trainer.precision 16 needs scaled losses, which one graph for two does not have: bf16-mixed"
@@ -252,6 +263,7 @@ class XMCGANModule(pl.LightningModule):
 
     def on_test_start(self) -> None:
         self._matched = OncePerSample(*(["sentence"] if self.discriminator.regions is None else ["sentence", "word"]))
+        self._chosen = {} if self.choice is None else self.choice.take(self)
         if self.evaluation is not None:
             self.evaluation.begin(self)
 
@@ -266,13 +278,13 @@ class XMCGANModule(pl.LightningModule):
         """How well the discriminator tells held-out pairs apart, as many as are trained, or tested, together."""
         captions = self.captions(batch)
         output = self.discriminator(batch["image"], captions.sentence)
-        size = min(self.data.batch_size, self.data.test_batch_size)
+        size = min(self.loss.negatives_group or self.data.batch_size, self.data.test_batch_size)
         for part in range(len(captions.length) // size):
             rows = slice(part * size, (part + 1) * size)
             accuracy = {"sentence": pair_loss(output.pooled[rows], output.sentence[rows]).accuracy}
             if output.regions is not None:
-                some = Captions(*(value[rows] for value in captions))
-                accuracy["word"] = self.loss.words(output.regions[rows], some, "local").accuracy
+                words = captions.words[rows], captions.length[rows], self.loss.word_gammas, self.loss.captions_at_once
+                accuracy["word"] = word_loss(output.regions[rows], *words).accuracy
             self._matched.update(batch["index"][rows], **{name: x.expand(size) for name, x in accuracy.items()})
 
     def on_test_epoch_end(self) -> None:
@@ -280,5 +292,6 @@ class XMCGANModule(pl.LightningModule):
         if matched.pop("count") > 0:
             self.log_dict({f"test/real_{name}_accuracy": value.float() for name, value in matched.items()})
         if self.evaluation is not None:
-            self.log_dict({f"test/{name}": value for name, value in self.evaluation.compute().items()})
+            values = {**self._chosen, **self.evaluation.compute()}
+            self.log_dict({f"test/{name}": value for name, value in values.items()})
         monitoring.draw(self)

@@ -1,4 +1,4 @@
-"""Two processes train XMC-GAN with the gradients that local, or global, negatives ask for."""
+"""Several processes train XMC-GAN with the gradients of one, whatever the groups of negatives and statistics are."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def _gradients(options: dict[str, Any], rows: slice, joint: bool) -> tuple[Gradi
     return found, loss, module.generator.norm.norm.running_variance
 
 
-def _of_rank(rank: int, options: dict[str, Any], joint: bool) -> tuple[Gradients, Tensor, Tensor]:
-    return _gradients(options, slice(rank, None, 2), joint)
+def _of_rank(rank: int, processes: int, options: dict[str, Any], joint: bool) -> tuple[Gradients, Tensor, Tensor]:
+    return _gradients(options, slice(rank, None, processes), joint)
 
 
 def _compare(found: Gradients, expected: Gradients) -> None:
@@ -43,33 +43,38 @@ def _compare(found: Gradients, expected: Gradients) -> None:
 
 
 @pytest.mark.parametrize("joint", [True, False])
-def test_local_negatives_average_the_gradients_of_the_halves(joint: bool) -> None:
-    halves = [_gradients({}, slice(rank, None, 2), joint) for rank in range(2)]
-    expected = {name: (halves[0][0][name] + halves[1][0][name]) / 2 for name in halves[0][0]}
-    ranks = run_distributed(_of_rank, 2, 60, {}, joint)
-    for rank, half in zip(ranks, halves):
-        _compare(rank[0], expected)
-        torch.testing.assert_close(torch.as_tensor(rank[1]), half[1])
-        torch.testing.assert_close(torch.as_tensor(rank[2]), half[2])  # statistics stay those of the device
-
-
-@pytest.mark.parametrize("joint", [True, False])
-def test_global_negatives_equal_one_process_with_the_joint_batch(joint: bool) -> None:
-    options = {"negatives": "global", "batch_norm": "sync"}
+@pytest.mark.parametrize(
+    ("processes", "group"),
+    [
+        (2, None),  # the whole batch, over both
+        (2, 4),  # a group on each
+        (2, 2),  # two groups on each
+        (4, 4),  # each group on two of the four
+    ],
+)
+def test_groups_equal_those_of_one_process(processes: int, group: int | None, joint: bool) -> None:
+    options = {"negatives_group": group, "batch_norm_group": group}
     expected, loss, variance = _gradients(options, slice(None), joint)
-    ranks = run_distributed(_of_rank, 2, 60, options, joint)
+    ranks = run_distributed(_of_rank, processes, 240, processes, options, joint)
     for rank in ranks:
         _compare(rank[0], expected)
-        torch.testing.assert_close(torch.as_tensor(rank[2]), variance)
-    # The contrastive losses are those of the joint batch on each rank, the hinge that of the rank's own images.
-    mean = sum(float(torch.as_tensor(rank[1])) for rank in ranks) / 2
+    # What is kept is what rank 0 has: the statistics of the first group.
+    torch.testing.assert_close(torch.as_tensor(ranks[0][2]), variance)
+    # The contrastive losses of a rank are those of its groups, the hinge that of its own images.
+    mean = sum(float(torch.as_tensor(rank[1])) for rank in ranks) / processes
     assert mean == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_groups_differ_from_the_whole_batch() -> None:
+    whole, grouped = (_gradients({"negatives_group": g, "batch_norm_group": g}, slice(None), True) for g in (None, 2))
+    assert float(whole[1]) != pytest.approx(float(grouped[1]), rel=1e-3)
+    assert not torch.allclose(whole[2], grouped[2])
 
 
 WITHOUT_PARENTS = ["--model.image_network.pretrained", "null", "--model.evaluation.evaluator.pretrained", "null"]
 LAYER = {
     "trainer": {"limit_train_batches": 2},
-    "model": {"init_args": {"loss": {"init_args": {"negatives": "global"}}}},
+    "model": {"init_args": {"loss": {"init_args": {"negatives_group": 2}}}},
     "data": {"init_args": {"test_samples": 11, "test_batch_size": 5}},  # one rank has a whole batch more to match
 }
 

@@ -133,6 +133,7 @@ def test_metrics_of_the_three_tasks(stages: Any) -> None:
     assert dialog["test/samples"] == 8
     assert {"test/cider", "test/avsd7/cider", "test/exact_match", "test/loss", "test/distinct"} <= set(dialog)
     assert {"test/video_token_precision", "test/audio_token_precision"} <= set(dialog)
+    assert dialog["test/speech_cut"] == 0.0  # of a name or two
     assert 0 <= options["test/accuracy"] <= 100
     assert "test/exact_match" not in options
     assert {"test/bleu_4", "test/rouge_l"} <= set(described)

@@ -141,6 +141,13 @@ def test_too_many_tokens(words: TextTokenizer) -> None:
             PromptLimits(**{name: 0})
 
 
+@pytest.mark.parametrize(("limit", "cut"), [(9, False), (8, False), (7, True), (0, False)])
+def test_speech_that_does_not_fit_is_counted(words: TextTokenizer, limit: int, cut: bool) -> None:
+    assert len(words.encode("hello i am anna")) == 4
+    text = PromptText("dialog", "who speaks ?", speech=("hello i am anna", "hello i am ben"))
+    assert Prompt(words, PromptLimits(speech=limit)).speech_is_cut(text) == cut
+
+
 # -- truncation --------------------------------------------------------------------------------------------------------
 
 

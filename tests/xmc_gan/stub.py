@@ -30,15 +30,17 @@ def steppable(module: XMCGANModule) -> XMCGANModule:
     return module.train()
 
 
-def tiny(batch_norm: Any = "local", **options: Any) -> XMCGANModule:
+def tiny(batch_norm_group: int | None = None, **options: Any) -> XMCGANModule:
     """A module of a few thousand parameters for images of 32 pixels, always with the same weights.
 
     Args:
-        batch_norm: of the generator.
+        batch_norm_group: of the generator.
         options: of the loss or of the module.
     """
     torch.manual_seed(3)
-    generator = Generator(width=4, channels=[4, 4, 2, 1], cond_size=8, z_dim=5, embedding_dim=6, batch_norm=batch_norm)
+    generator = Generator(
+        width=4, channels=[4, 4, 2, 1], cond_size=8, z_dim=5, embedding_dim=6, batch_norm_group=batch_norm_group
+    )
     discriminator = Discriminator(width=4, channels=[1, 2, 4, 4], cond_size=8, embedding_dim=6)
     of_loss = {name: options.pop(name) for name in signature(XMCGANLoss).parameters if name in options}
     loss = XMCGANLoss(**{"weight_image_net": 0.0, **of_loss})

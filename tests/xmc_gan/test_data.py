@@ -177,6 +177,15 @@ def test_draws_follow_the_reference_and_go_round(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("official", [True, False])
+def test_too_few_real_images_are_taken_again_as_officially(tmp_path: Path, official: bool) -> None:
+    data = attached(small(tmp_path, test_samples=8, reference_samples=8, official_quirks=official))
+    rows = data.reference_items.rows.tolist()
+    assert sorted(rows[:6]) == list(range(6))
+    assert rows[6:] == (rows[:2] if official else [])
+    assert data.test_items.rows.tolist() == [*rows[:6], *rows[:2]]
+
+
 def test_what_is_measured_on_does_not_depend_on_the_seed(world: TwoObjectsWorld) -> None:
     first, second = (attached(mini(world, seed=seed)) for seed in (0, 1))
     for mine, theirs in zip(first.test_dataloader(), second.test_dataloader(), strict=True):

@@ -126,16 +126,17 @@ def test_each_sharpness_has_its_own_place() -> None:
     )
 
 
-def test_global_negatives_are_those_of_the_joint_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_negatives_of_several_ranks_are_those_of_the_joint_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of two processes, whose other half of every gathered tensor is at hand."""
     generator = torch.Generator().manual_seed(0)
     left, right = torch.randn(2, 4, 5, generator=generator)
     maps, words = torch.randn(4, 6, 5, generator=generator), torch.randn(4, 3, 5, generator=generator)
     length, gammas = torch.tensor([1, 2, 3, 3]), (4.0, 6.0, 20.0)
     others = [normalize(left[2:]), normalize(right[2:]), maps[2:], word_similarity(maps, words[2:], length[2:], gammas)]
-    monkeypatch.setattr("papers.xmc_gan.loss.gather_with_gradient", lambda own: torch.cat([own, others.pop(0)]))
-    torch.testing.assert_close(pair_loss(left[:2], right[:2], negatives="global"), pair_loss(left, right))
-    found = word_loss(maps[:2], words[:2], length[:2], gammas, "global", 1)
+    gathered = lambda own, ranks: torch.cat([own, others.pop(0)])  # noqa: E731
+    monkeypatch.setattr("papers.xmc_gan.loss.gather_with_gradient", gathered)
+    torch.testing.assert_close(pair_loss(left[:2], right[:2], ranks="both"), pair_loss(left, right))
+    found = word_loss(maps[:2], words[:2], length[:2], gammas, 1, "both")
     torch.testing.assert_close(found, word_loss(maps, words, length, gammas))
     assert not others
 
@@ -253,17 +254,30 @@ def test_terms_that_are_off_are_not_computed() -> None:
     assert "image_d_loss" in without.logs
 
 
-def test_the_test_compares_local_pairs_whatever_training_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    output, captions, _ = seen()
+@pytest.mark.parametrize("size", [2, 4])
+def test_negatives_are_those_of_the_group(size: int) -> None:
+    output, captions, features = seen()
+    count = 4 // size
+    loss = XMCGANLoss(negatives_group=size)
+    whole = XMCGANLoss()
     assert output.regions is not None
-    gathered: list[Tensor] = []
-    monkeypatch.setattr("papers.xmc_gan.loss.gather_with_gradient", lambda x: gathered.append(x) or x)
-    loss = XMCGANLoss(negatives="global")
-    loss.words(output.regions[:4], captions, "local")
-    assert not gathered
-    loss.words(output.regions[:4], captions)
-    loss.pairs(output.pooled[:4], output.sentence)
-    assert len(gathered) == 4
+    pairs = [whole.pairs(output.pooled[j:4:count], output.sentence[j::count]) for j in range(count)]
+    words = [
+        whole.words(output.regions[j:4:count], Captions(*(value[j::count] for value in captions))) for j in range(count)
+    ]
+    for found, expected in (
+        (loss.pairs(output.pooled[:4], output.sentence), pairs),
+        (loss.words(output.regions[:4], captions), words),
+    ):
+        for value, values in zip(found, zip(*expected)):
+            torch.testing.assert_close(value, torch.stack(values).mean())
+    assert loss.pairs(*features).loss.isfinite()
+    assert (whole.pairs(*features).loss > loss.pairs(*features).loss) == (size == 2)  # of fewer
+
+
+def test_samples_that_are_no_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"4 samples are no whole number of groups of 3: change data\.batch_size"):
+        XMCGANLoss(negatives_group=3).pairs(torch.ones(4, 2), torch.ones(4, 2))
 
 
 def test_what_is_logged_has_no_gradient() -> None:
@@ -284,7 +298,7 @@ def test_what_is_logged_has_no_gradient() -> None:
         ("word_gammas", (5.0, 5.0), r"word_gammas is \[5.0, 5.0\]: 3 numbers are needed"),
         ("word_gammas", (5.0, 0.0, 50.0), r"word_gammas is \[5.0, 0.0, 50.0\]: all three must be positive"),
         ("temperature", 0.0, r"temperature is 0.0: it must be positive"),
-        ("negatives", "all", r"negatives is 'all': it is local or global"),
+        ("negatives_group", 1, r"negatives_group is 1: at least 2, or null for the whole batch"),
         ("captions_at_once", 0, r"captions_at_once is 0: at least 1, or null"),
     ],
 )

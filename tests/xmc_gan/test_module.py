@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from common.errors import NonFiniteLossError
 from common.stages.run import run_stage
 from common.training.switches import lay_out_channels_last
+from papers.xmc_gan.choice import CheckpointChoice
 from papers.xmc_gan.loss import XMCGANLoss
+from papers.xmc_gan.miniature import AttributeClassifier, MiniatureEvaluation
 from papers.xmc_gan.model import Discriminator, Generator
 from papers.xmc_gan.module import XMCGANModule
 from papers.xmc_gan.weights import to_official
 from tests.stages import request
 from tests.xmc_gan.golden import captions, networks, tensor
+from tests.xmc_gan.stages import finished
 from tests.xmc_gan.stub import steppable, tiny, tiny_batch
 
 WITHOUT_PARENTS = ["--model.image_network.pretrained", "null", "--model.evaluation.evaluator.pretrained", "null"]
@@ -295,6 +298,8 @@ def test_what_does_not_fit_is_refused() -> None:
         (["--data.batch_size", "1"], "data.batch_size is 1 .* at least 2"),
         (["--data.batch_size", "20"], "is 20 and data.minibatches 2: an iteration takes 40 items, .* has 32"),
         (["--trainer.precision", "16-true"], "bf16-mixed"),
+        (["--model.loss.negatives_group", "3"], "negatives_group is 3, which does not divide data.batch_size 4"),
+        (["--model.generator.batch_norm_group", "8"], "batch_norm_group is 8, which does not divide data.batch_size 4"),
         (["--trainer.gradient_clip_val", "1.0"], "XMCGANModule steps its optimizers itself and clips no gradients"),
         (["--model.text_encoder.vocabulary_size", "3"], "pieces, model.text_encoder 3 embeddings"),
         (["--data.image_size", "64"], "data.image_size is 64, the networks make images of 32"),
@@ -303,6 +308,39 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_a_run_that_cannot_work_stops_before_it_trains(arguments: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         run_stage(request("xmc_gan/s_w", tmp_path, *WITHOUT_PARENTS[2:], *arguments))
+
+
+def test_the_checkpoint_with_the_best_score_is_measured(tmp_path: Path) -> None:
+    last = finished().checkpoint("xmc_gan")
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    state = torch.load(last, weights_only=True)
+    for name, scale in (("step000001", 0.0), ("last", 1.0)):  # a generator of one color is the worse one
+        weights = {key: scale * value if ".image." in key else value for key, value in state["state_dict"].items()}
+        torch.save({**state, "state_dict": weights, "global_step": 1 if scale == 0 else 2}, folder / f"{name}.ckpt")
+    evaluator = str(finished().checkpoint("mini_evaluator"))
+    of_choice = "--model.choice.evaluation.evaluator.pretrained"
+    record = run_stage(
+        request(
+            "xmc_gan/xmc_gan_best", tmp_path, "--model.choice.checkpoint", str(folder / "last.ckpt"),
+            "--model.evaluation.evaluator.pretrained", evaluator, of_choice, evaluator,
+        )
+    )  # fmt: skip
+    found = (tmp_path / "xmc_gan" / "smoke" / "seed0" / "xmc_gan_best" / "media" / "checkpoints.csv").read_text()
+    head, *rows = (line.split(",") for line in found.splitlines())
+    assert head == ["mini_fd", "step", "weights"]
+    assert [row[1:] for row in rows] == [[step, kind] for step in "12" for kind in ("average", "trained")]
+    best = min(rows, key=lambda row: float(row[0]))
+    assert record.metrics["test/chosen_mini_fd"] == pytest.approx(float(best[0]))
+    assert record.metrics["test/chosen_step"] == float(best[1])
+    assert record.metrics["test/chosen_average"] == float(best[2] == "average")
+    # What was chosen is what is measured.
+    assert record.metrics["test/mini_fd"] == pytest.approx(float(best[0]), rel=1e-4)
+
+
+def test_a_choice_of_no_checkpoint_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model\.choice\.checkpoint is null"):
+        CheckpointChoice(MiniatureEvaluation(AttributeClassifier()), "mini_fd").files()
 
 
 def test_half_precision_trains_and_its_losses_are_finite(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""Which of the kept checkpoints is measured: the one that scores best, with its raw or its averaged weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from common.encoders.checkpoint_files import read_checkpoint
+from common.monitoring.media import media_folder, write_table
+from common.protocols.generation import ImageEvaluation
+
+
+class CheckpointChoice:
+    """Scores every checkpoint of a finished stage and takes the best.
+
+    The score is of the images that the test measures, as in the official job: a choice on the test, which a table that
+    shows it has to say.
+
+    Args:
+        evaluation: makes the score.
+        key: its metric that decides.
+        better: whether a lower or a higher one is better.
+        checkpoint: last checkpoint of the stage; the others lie beside it as `step*.ckpt`.
+
+    Source: [9.1].
+    """
+
+    def __init__(
+        self,
+        evaluation: ImageEvaluation,
+        key: str,
+        better: Literal["down", "up"] = "down",
+        checkpoint: str | None = None,
+    ) -> None:
+        self.evaluation = evaluation
+        self.key = key
+        self.better = better
+        self.checkpoint = checkpoint
+
+    def files(self) -> list[Path]:
+        """The checkpoints, in the order of their steps.
+
+        Raises:
+            ValueError: none is named.
+        """
+        if self.checkpoint is None:
+            raise ValueError("model.choice.checkpoint is null: give the last checkpoint of a finished stage")
+        last = Path(self.checkpoint)
+        return [*sorted(last.parent.glob("step*.ckpt")), last]
+
+    def take(self, module: Any) -> dict[str, float]:
+        """Load the best weights into a module that is in its test.
+
+        Returns:
+            The score, the step of the checkpoint, and 1 where its averaged weights were taken, by metric.
+        """
+        rows = []
+        for path in self.files():
+            content = read_checkpoint(path)
+            module.load_state_dict(content["state_dict"])
+            for weights in ("average", "trained"):
+                module.hparams["evaluated"] = weights
+                rows.append((self.score(module), int(content["global_step"]), weights, path))
+        score, step, weights, path = (min if self.better == "down" else max)(rows, key=lambda row: row[0])
+        module.load_state_dict(read_checkpoint(path)["state_dict"])
+        module.hparams["evaluated"] = weights
+        if module.trainer.is_global_zero:
+            path = media_folder(module) / "checkpoints.csv"
+            write_table(module, path, [self.key, "step", "weights"], [row[:3] for row in rows])
+        return {f"chosen_{self.key}": score, "chosen_step": float(step), "chosen_average": float(weights == "average")}
+
+    def score(self, module: Any) -> float:
+        """The metric of the weights that a module has now."""
+        self.evaluation.begin(module)
+        for batch in module.trainer.test_dataloaders:
+            batch = {name: value.to(module.device) for name, value in batch.items() if isinstance(value, Tensor)}
+            with module.trainer.precision_plugin.forward_context():
+                generated = module.images_of(batch, module.hparams["seed"])
+            self.evaluation.update(generated, batch)
+        return self.evaluation.compute()[self.key]

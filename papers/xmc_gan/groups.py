@@ -1,0 +1,73 @@
+"""Groups of samples that are compared with each other, or normalized together, on any number of devices.
+
+A batch of B samples makes G = B / size groups, and sample p of the joint batch is in group p mod G. Rank r of W holds
+samples r, r + W, ...: whole groups where W divides G, and a part of one group, that of rank r mod G, where G divides W.
+So no sample's group depends on the number of devices, and neither does what is learned.
+
+Source: [5.8] and [6.4], where a group is the batch of one device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from common.memory.collective import is_distributed, ranks_apart, world_size
+
+
+def require_groups(field: str, size: int | None, batch_size: int, processes: int) -> None:
+    """Refuse groups that a batch cannot be divided into on so many processes.
+
+    Args:
+        field: where the size stands, for the message.
+        size: samples of a group; None for the whole batch.
+        batch_size: of one minibatch, over all processes.
+        processes: how many share it.
+
+    Raises:
+        ValueError: `size` does not divide the batch, or neither groups nor processes divide the other.
+    """
+    if size is None:
+        return
+    if size > batch_size or batch_size % size:
+        raise ValueError(
+            f"{field} is {size}, which does not divide data.batch_size {batch_size}: give a divisor, or null for the "
+            "whole batch"
+        )
+    groups = batch_size // size
+    if groups % processes and processes % groups:
+        fitting = [n for n in range(1, batch_size + 1) if not batch_size % n and (not groups % n or not n % groups)]
+        raise ValueError(
+            f"{field} is {size}: the {groups} groups of data.batch_size {batch_size} cannot be shared by {processes} "
+            f"devices. Numbers of devices that can: {', '.join(map(str, fitting))}"
+        )
+
+
+def groups_here(samples: int, size: int | None) -> int:
+    """How many groups the samples of a rank make; 1 as well where they are a part of one.
+
+    Raises:
+        ValueError: they are no whole number of groups.
+    """
+    if size is None or samples <= size:
+        return 1
+    if samples % size:
+        raise ValueError(f"{samples} samples are no whole number of groups of {size}: change data.batch_size")
+    return samples // size
+
+
+def shared_with(samples: int, size: int | None) -> Any:
+    """The ranks that hold one group together, this one among them; None where it has its groups to itself."""
+    if not is_distributed():
+        return None
+    together = world_size() if size is None else min(size // samples, world_size())
+    if together <= 1:
+        return None
+    return dist.group.WORLD if together == world_size() else ranks_apart(world_size() // together)
+
+
+def split_groups(x: Tensor, groups: int) -> list[Tensor]:
+    """The samples of each group, [B, ...] -> groups times [B / groups, ...]."""
+    return [x[group::groups] for group in range(groups)] if groups > 1 else [x]
