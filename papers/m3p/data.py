@@ -46,7 +46,7 @@ class RegionTextData(ShardedDataModule):
 
     Args:
         tokenizer: makes tokens of all text; its `max_tokens` cuts captions. The world's own where there is a world.
-        sets: captioned sets by name, to search in and to fine-tune on.
+        sets: captioned sets by name, to search in and to fine-tune on; one that is null is left out.
         training_sets: what training reads.
         test_sets: names of those of `sets` to search in.
         languages: languages with numbers, in any order; a number is the position in sorted order. None for those of the
@@ -81,7 +81,7 @@ class RegionTextData(ShardedDataModule):
     def __init__(
         self,
         tokenizer: XLMRTokenizer,
-        sets: Mapping[str, CaptionSet] | None = None,
+        sets: Mapping[str, CaptionSet | None] | None = None,
         training_sets: Sequence[CaptionSet] = (),
         test_sets: Sequence[str] = (),
         languages: Sequence[str] | None = None,
@@ -109,7 +109,7 @@ class RegionTextData(ShardedDataModule):
         at_least("test_images", test_images)
         at_least("test_captions", test_captions)
         self.tokenizer = tokenizer
-        self.sets = dict(sets or {})
+        self.sets = there(sets or {})
         self.training_sets = list(training_sets)
         self.test_sets = dict(zip(test_sets, chosen_sets(self.sets, test_sets, "test_sets")))
         self.stated_languages = None if languages is None else sorted(languages)
@@ -557,12 +557,12 @@ class RetrievalData(RegionTextData):
     def __init__(
         self,
         tokenizer: XLMRTokenizer,
-        sets: Mapping[str, CaptionSet],
+        sets: Mapping[str, CaptionSet | None],
         train_sets: Sequence[str] = (),
         captions_per_image: PositiveInt = 5,
         **kwargs: Any,
     ) -> None:
-        super().__init__(tokenizer, sets, chosen_sets(sets, train_sets, "train_sets"), **kwargs)
+        super().__init__(tokenizer, sets, chosen_sets(there(sets), train_sets, "train_sets"), **kwargs)
         at_least("captions_per_image", captions_per_image)
         self.captions_per_image = captions_per_image
         self.shown_captions = captions_per_image
@@ -632,6 +632,11 @@ def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
             "model.model.encoder.joint_language_embedding adds the embedding of each caption's language, and "
             f"data.languages lacks {', '.join(unknown)}"
         )
+
+
+def there(sets: Mapping[str, CaptionSet | None]) -> dict[str, CaptionSet]:
+    """The sets but those that are left out."""
+    return {name: one for name, one in sets.items() if one is not None}
 
 
 def chosen_sets(sets: Mapping[str, CaptionSet], names: Sequence[str], field: str) -> list[CaptionSet]:

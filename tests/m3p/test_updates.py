@@ -11,6 +11,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from common.stages.cli import build
+from common.stages.configuration import ConfigurationError, resolve
 from common.training.optimizers import warm_up_then_inverse_sqrt
 from papers.m3p.loss import relation_terms, text_terms, with_places
 from papers.m3p.model import M3P, M3PEncoder
@@ -185,3 +187,14 @@ def test_wrong_settings_are_named(layouts: Layouts, tmp_path: Path) -> None:
     run = trainer(tmp_path, precision="16-true")
     with pytest.raises(ValueError, match=r"trainer\.precision 16 needs scaled losses"):
         run.fit(module("fine_tuning"), datamodule=data("fine_tuning", layouts))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "instead"),
+    [("accumulate_grad_batches", "2", "accumulate"), ("gradient_clip_val", "1.0", "clip_norm")],
+)
+def test_fields_of_the_trainer_lead_to_those_of_the_model(flag: str, value: str, instead: str, tmp_path: Path) -> None:
+    run = resolve("m3p", "fine_tune", scale="smoke", arguments=(f"--trainer.{flag}", value))
+    config = run.with_placeholders(DATA=str(tmp_path), RUN=str(tmp_path))
+    with pytest.raises(ConfigurationError, match=rf"trainer\.{flag}: leave it .* and set model\.{instead} instead"):
+        build(run, config, {"default_root_dir": str(tmp_path), "logger": False})
