@@ -78,13 +78,16 @@ def _new(
     # A deviation is known by its reason, up to its spelling; the field that it speaks of may have moved.
     stated = {d["reason"]: d for d in recipe.deviations}
     close = {d["reason"]: get_close_matches(d["reason"], stated, n=1, cutoff=0.9) for d in record["deviations"]}
+    kept = [dict(stated[close[d["reason"]][0]]) if close[d["reason"]] else d for d in record["deviations"]]
+    # What the scale declares by now of fields that the record has gained.
+    kept += [dict(d) for d in recipe.deviations if d not in kept]
     lineages = {field: parent["lineage_hash"] + suffix for field, parent in parents.items()}
     former = {"config_hash": record["config_hash"], "lineage_hash": record["lineage_hash"], "migration": name}
     return {
         **record,
         "config": config,
         "config_hash": own_hash,
-        "deviations": [dict(stated[close[d["reason"]][0]]) if close[d["reason"]] else d for d in record["deviations"]],
+        "deviations": kept,
         "parents": parents,
         "former": [*(record.get("former") or []), former],
         "lineage_hash": lineage_hash(own_hash, lineages),

@@ -138,6 +138,12 @@ def build(run: RunConfiguration, config: dict[str, Any], trainer_arguments: dict
             devices_of_group(group, cli.datamodule.batch_size, cli.trainer.world_size)
         except ValueError as error:
             raise ConfigurationError(str(error)) from None
+    # Who steps its optimizers itself may accumulate and clip itself, too: then it has fields for that.
+    own = {name for name in ("accumulate", "clip_norm") if name in cli.model.hparams}
+    if cli.trainer.accumulate_grad_batches != 1 and "accumulate" in own:
+        raise ConfigurationError("trainer.accumulate_grad_batches: leave it at 1 and set model.accumulate instead")
+    if cli.trainer.gradient_clip_val and "clip_norm" in own:
+        raise ConfigurationError("trainer.gradient_clip_val: leave it at null and set model.clip_norm instead")
     if cli.trainer.accumulate_grad_batches != 1 and not cli.model.automatic_optimization:
         raise ConfigurationError(
             f"trainer.accumulate_grad_batches is {cli.trainer.accumulate_grad_batches}, but "

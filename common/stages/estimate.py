@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,7 +70,7 @@ class Estimate:
             an addition.
         steps: optimizer steps of the whole training; None where the size of the data is not published.
         size: samples of a batch on one device.
-        accumulated: batches of an optimizer step.
+        accumulated: batches of an optimizer step; below 1 where one batch makes several steps.
         devices: of the whole training.
         precision: of the trainer.
     """
@@ -84,7 +85,7 @@ class Estimate:
     other_flops: int
     steps: int | None
     size: int
-    accumulated: int
+    accumulated: float
     devices: int
     precision: str
 
@@ -132,7 +133,6 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     from common.stages.synthetic import StopAfter, devices_of, synthetic_training
     from common.training.examples import Draw
 
-    accumulated = int(run.config["trainer"].get("accumulate_grad_batches", 1))
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     meter, counter = meters.MemoryMeter(), meters.operation_counter()
     arguments = {
@@ -151,13 +151,15 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
             except (DataDependentOutputException, DynamicOutputShapeException) as error:
                 raise StageError(f"{run.recipe}: its steps depend on values of tensors ({error.func})") from error
             state = [tensor for optimizer in trainer.optimizers for tensor in _tensors(optimizer.state_dict())]
+    # Of a module that decides itself when it updates, after the batch that has just been made.
+    accumulated = getattr(module, "batches_per_update", run.config["trainer"].get("accumulate_grad_batches", 1))
     parameters = list(module.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     devices = devices_of(run)
     gradients = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
     reduction = gradients if devices > 1 else 0
     # Gradients of earlier batches wait through the forward pass of a later one.
-    waiting = gradients if accumulated > 1 else 0
+    waiting = gradients if accumulated != 1 else 0
     counts = counter.get_flop_counts().get("Global", {})
     convolution = sum(count for kind, count in counts.items() if "conv" in str(kind))
     return Estimate(
@@ -167,9 +169,9 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
         optimizer_bytes=_bytes(state),
         reduction_bytes=reduction,
         peak_bytes=meter.peak + reduction + waiting,
-        convolution_flops=convolution * accumulated,
-        other_flops=(sum(counts.values()) - convolution) * accumulated,
-        steps=_steps(run, training.data.synthetic.batches),
+        convolution_flops=round(convolution * accumulated),
+        other_flops=round((sum(counts.values()) - convolution) * accumulated),
+        steps=_steps(run, training.data.synthetic.batches, accumulated),
         size=training.size,
         accumulated=accumulated,
         devices=devices,
@@ -204,7 +206,7 @@ def _bytes(tensors: Iterable[Any]) -> int:
     return sum({id(s := t.untyped_storage()): s.nbytes() for t in tensors}.values())
 
 
-def _steps(run: RunConfiguration, batches: int | None) -> int | None:
+def _steps(run: RunConfiguration, batches: int | None, accumulated: float) -> int | None:
     trainer = run.config["trainer"]
     most, epochs = int(trainer.get("max_steps", -1)), int(trainer.get("max_epochs") or -1)
     limit = trainer.get("limit_train_batches")
@@ -212,7 +214,7 @@ def _steps(run: RunConfiguration, batches: int | None) -> int | None:
         batches = min(batches, limit)
     if batches is None or epochs < 0:
         return most if most > 0 else None
-    steps = epochs * -(-batches // int(trainer.get("accumulate_grad_batches", 1)))
+    steps = epochs * math.ceil(batches / accumulated)
     return min(steps, most) if most > 0 else steps
 
 
@@ -351,7 +353,7 @@ def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], 
         hours = {card: found.hours(card, utilization) for card in cards}
         for card, value in hours.items():
             totals[card] += value or 0.0
-        batches = f" x {found.accumulated}" if found.accumulated > 1 else ""
+        batches = f" x {found.accumulated:g}" if found.accumulated > 1 else ""
         values = [
             f"{found.size}{batches}", str(found.devices), f"{found.parameters / 1e6:.1f} M",
             size_text(found.peak_bytes + CONTEXT_BYTES), f"{found.flops / 1e12:.3g}",

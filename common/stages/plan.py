@@ -194,9 +194,11 @@ def reproduce(
     Returns:
         The stages that failed, or could not start because a parent failed; empty when all is done.
     """
-    return run_planned(
-        paper_named(paper).title, plan(paper, selection), selection, jobs=jobs, say=say, finished=finished, watch=watch
-    )
+    planned = plan(paper, selection)
+    left_out = by_request(paper, selection)
+    if left_out:
+        say(f"left out, made by request (--tables, or --everything): {', '.join(left_out)}")
+    return run_planned(paper_named(paper).title, planned, selection, jobs=jobs, say=say, finished=finished, watch=watch)
 
 
 def run_planned(
@@ -218,9 +220,6 @@ def run_planned(
         + (f", rounded as with {selection.isa}" if selection.isa != NATIVE else "")
         + f", {len(planned) - total} done, {total} to run"
     )
-    left_out = by_request(paper, selection)
-    if left_out:
-        say(f"  left out, made by request (--tables, or --everything): {', '.join(left_out)}")
     ours = max((item.run.describe_ours() for item in planned), key=len, default="")
     if ours:
         say(f"  values that are ours, in no source of the paper (marked in configs/{planned[0].request.paper}): {ours}")

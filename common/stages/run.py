@@ -169,8 +169,10 @@ def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: st
     return checkpoint if checkpoint.is_file() else None
 
 
-def _step_of(checkpoint: Path, stage: str) -> int:
-    """Step at which a checkpoint was saved.
+def _step_of(checkpoint: Path, stage: str) -> tuple[int, int]:
+    """Step at which a checkpoint was saved, and the last one under which something was logged before.
+
+    The two differ where a module makes several updates of a batch: metrics are counted by batches.
 
     Raises:
         StageError: the file is damaged.
@@ -179,7 +181,9 @@ def _step_of(checkpoint: Path, stage: str) -> int:
 
     try:
         require_intact(checkpoint)
-        return int(read_checkpoint(checkpoint)["global_step"])
+        content = read_checkpoint(checkpoint)
+        logged = content["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"]
+        return int(content["global_step"]), int(logged)
     except (CheckpointError, KeyError, TypeError, ValueError) as error:
         reason = f"{checkpoint}: holds no step" if not isinstance(error, CheckpointError) else str(error)
         raise StageError(
@@ -440,10 +444,10 @@ def _run_claimed(
     try:
         if run.trains:
             if resume_from is not None:
-                step = _step_of(resume_from, request.stage)
+                step, logged = _step_of(resume_from, request.stage)
                 if main_process:
                     print(f"  {request.stage}: goes on from step {step} ({resume_from})")
-                    metrics_file.drop_after(step - 1)
+                    metrics_file.drop_after(logged)
             else:
                 metrics_file.drop_after(-1)
             trainer.fit(

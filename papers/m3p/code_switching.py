@@ -61,14 +61,15 @@ class CodeSwitcher:
 
     Args:
         dictionaries: folder of the files.
-        targets: languages to switch to; each needs its file.
+        targets: languages to switch to; each needs its file. None for all whose files are there.
         source: language of the captions that are switched; others stay as they are.
         mode: `every_word`, each word that a dictionary has is replaced with probability `word_ratio` (the paper);
             `one_word`, exactly one of them (the released pre-training code).
         sentence_ratio: probability that a caption is switched at all.
         word_ratio: see `mode`.
-        strip_punctuation: look words up without marks around them, which stay where they are; else "dog," is no word.
-        lower_case: look a word up in lower case where the dictionary lacks it as it is.
+        strip_punctuation: look words up without marks around them, which stay where they are; else "dog," is no word,
+            as in the released code.
+        lower_case: look a word up in lower case where the dictionary lacks it as it is; the released code does not.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -79,7 +80,7 @@ class CodeSwitcher:
     def __init__(
         self,
         dictionaries: str,
-        targets: Sequence[str],
+        targets: Sequence[str] | None = None,
         source: str = "en",
         mode: Mode = "every_word",
         sentence_ratio: Fraction = 0.8,
@@ -92,8 +93,12 @@ class CodeSwitcher:
         for name, value in (("sentence_ratio", sentence_ratio), ("word_ratio", word_ratio)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"code_switching.{name} is a probability, got {value}")
-        if not targets:
-            raise ValueError("code_switching.targets: name at least one language; null switches code-switching off")
+        if targets is not None and not targets:
+            raise ValueError(
+                "code_switching.targets: name at least one language, or null for all whose dictionaries are there"
+            )
+        self.all_there = targets is None
+        targets = targets or ()
         if source in targets or len(set(targets)) < len(targets):
             raise ValueError(
                 f"code_switching.targets: {', '.join(targets)} must be different languages and not {source}"
@@ -113,11 +118,20 @@ class CodeSwitcher:
         """Read the dictionaries.
 
         Raises:
-            FileNotFoundError: one is missing.
+            FileNotFoundError: one is missing, or there is none at all.
             ValueError: one holds no pairs.
         """
         if self._words is not None:
             return
+        if self.all_there:
+            names = [file.stem.partition("-")[2] for file in self.dictionaries.glob(f"{self.source}-*.txt")]
+            self.targets = tuple(sorted(names))
+            if not names:
+                raise FileNotFoundError(
+                    f"code_switching: {self.dictionaries} holds no dictionary {self.source}-<language>.txt. Put some "
+                    'there, one "word<TAB>translation" a line, as MUSE and FreeDict export them, or set '
+                    "data.code_switching to null"
+                )
         words: dict[str, dict[str, list[str]]] = {}
         for target in self.targets:
             for word, translation in read_dictionary(self.dictionaries, self.source, target):

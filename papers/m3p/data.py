@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.utils.data import DataLoader, Subset
 
 from common.data.datasets.wikipedia import WikipediaText
 from common.data.items import Sample
@@ -37,6 +37,8 @@ from papers.m3p.streams import LanguageStream, file_identity, language_probabili
 
 #: Captions of a set that are looked through to see how many of their words the dictionaries hold.
 COUNTED_CAPTIONS = 20_000
+#: Languages that the paper's dictionaries translate into ([5]).
+PUBLISHED_LANGUAGES = 50
 
 
 class RegionTextData(ShardedDataModule):
@@ -44,7 +46,7 @@ class RegionTextData(ShardedDataModule):
 
     Args:
         tokenizer: makes tokens of all text; its `max_tokens` cuts captions. The world's own where there is a world.
-        sets: captioned sets by name, to search in and to fine-tune on.
+        sets: captioned sets by name, to search in and to fine-tune on; one that is null is left out.
         training_sets: what training reads.
         test_sets: names of those of `sets` to search in.
         languages: languages with numbers, in any order; a number is the position in sorted order. None for those of the
@@ -59,8 +61,11 @@ class RegionTextData(ShardedDataModule):
             where images have fewer; a smaller number saves time, and is part of what a model has learned.
         distributions: also read the detector's distributions over classes.
         train_split, test_split: of the sets.
+        validation_split: of the sets to train on, to compare weights on; None for none.
+        validation_items: the first so many captions of it, one of every image before the second of any; None for all.
         test_images: the first so many images of a set are searched; None for all.
         test_captions: the first so many captions of each image; None for all.
+        cut_test_captions: captions of the test are cut like those of training; else they are as long as they are.
         batch_size: pairs, or groups of each direction, per step of one kind, over all devices.
         test_batch_size: images or captions per evaluation step, per device.
         kwargs: see ShardedDataModule; `cache_bytes` keeps the regions of a set that fits in, and an image without
@@ -70,10 +75,13 @@ class RegionTextData(ShardedDataModule):
         ValueError: a set is not there, or a number is out of its range.
     """
 
+    #: Captions of an image that a comparison of weights shows.
+    shown_captions = 1
+
     def __init__(
         self,
         tokenizer: XLMRTokenizer,
-        sets: Mapping[str, CaptionSet] | None = None,
+        sets: Mapping[str, CaptionSet | None] | None = None,
         training_sets: Sequence[CaptionSet] = (),
         test_sets: Sequence[str] = (),
         languages: Sequence[str] | None = None,
@@ -87,8 +95,11 @@ class RegionTextData(ShardedDataModule):
         distributions: bool = False,
         train_split: str = "train",
         test_split: str = "test",
+        validation_split: str | None = None,
+        validation_items: PositiveInt | None = None,
         test_images: PositiveInt | None = None,
         test_captions: PositiveInt | None = None,
+        cut_test_captions: bool = False,
         batch_size: PositiveInt = 192,
         test_batch_size: PositiveInt = 64,
         **kwargs: Any,
@@ -98,7 +109,7 @@ class RegionTextData(ShardedDataModule):
         at_least("test_images", test_images)
         at_least("test_captions", test_captions)
         self.tokenizer = tokenizer
-        self.sets = dict(sets or {})
+        self.sets = there(sets or {})
         self.training_sets = list(training_sets)
         self.test_sets = dict(zip(test_sets, chosen_sets(self.sets, test_sets, "test_sets")))
         self.stated_languages = None if languages is None else sorted(languages)
@@ -112,8 +123,13 @@ class RegionTextData(ShardedDataModule):
         self.distributions = distributions
         self.train_split = train_split
         self.test_split = test_split
+        self.validation_split = validation_split
+        self.validation_items = validation_items
+        #: Pairs to compare weights on; known after setup for training.
+        self.validation: PairItems | None = None
         self.test_images = test_images
         self.test_captions = test_captions
+        self.cut_test_captions = cut_test_captions
         self.test_batch_size = test_batch_size
         self.captions_of = CaptionReader(tokenizer)
         #: What is searched; known after setup.
@@ -130,7 +146,8 @@ class RegionTextData(ShardedDataModule):
     @property
     def used_splits(self) -> list[tuple[Any, str]]:
         """Captioned data sets and splits that are read, each once."""
-        used = [(one.dataset, self.train_split) for one in self.training_sets]
+        splits = [self.train_split, *([] if self.validation_split is None else [self.validation_split])]
+        used = [(one.dataset, split) for one in self.training_sets for split in splits]
         used += [(one.dataset, self.test_split) for one in self.test_sets.values()]
         return list({(id(dataset), split): (dataset, split) for dataset, split in used}.values())
 
@@ -184,11 +201,16 @@ class RegionTextData(ShardedDataModule):
                 self.test_images,
                 self.test_captions,
                 self.max_skipped_fraction,
+                self.cut_test_captions,
                 max_regions=self.max_regions,
                 **self.item_options,
             )
         if stage == "fit":
             self.read_training()
+            if self.validation_split is not None and self.validation is None:
+                self.validation = self.pairs_of(
+                    self.training_sets, self.shown_captions, masked=False, split=self.validation_split
+                )
             if self.coverage is not None:
                 if not self.coverage.tokens:
                     raise ValueError(
@@ -196,6 +218,18 @@ class RegionTextData(ShardedDataModule):
                         "to null"
                     )
                 rank_zero_info(f"  code-switching: {self.coverage}")
+                self.warn_of_few_languages()
+
+    def warn_of_few_languages(self) -> None:
+        """Say so where the dictionaries that are there are of fewer languages than the paper's."""
+        switcher = self.code_switching
+        if switcher is not None and switcher.all_there and len(switcher.targets) < PUBLISHED_LANGUAGES:
+            rank_zero_warn(
+                f"data.code_switching: {switcher.dictionaries} has dictionaries into {len(switcher.targets)} languages "
+                f"({', '.join(switcher.targets)}), the paper switches into {PUBLISHED_LANGUAGES}; the fewer, the more "
+                "often each of those that are tested is met. Add files, or name the languages in "
+                "data.code_switching.targets"
+            )
 
     @abstractmethod
     def read_training(self) -> None:
@@ -224,11 +258,14 @@ class RegionTextData(ShardedDataModule):
     def training_pairs(self) -> list[PairItems]:
         """Pairs that training reads; those of a set of captions, or of several that are pooled."""
 
-    def pairs_of(self, sets: Sequence[CaptionSet], captions_per_image: int, masked: bool) -> PairItems:
-        """Pairs of images and captions of some sets, pooled by image."""
-        pictures = find_pictures(sets, self.train_split, self.captions_of, self.max_skipped_fraction)
-        captions = [self.captions_of(one.dataset, self.train_split, one.language) for one in sets]
-        switcher = self.code_switching
+    def pairs_of(
+        self, sets: Sequence[CaptionSet], captions_per_image: int, masked: bool, split: str | None = None
+    ) -> PairItems:
+        """Pairs of images and captions of some sets, pooled by image; of the split to train on, or of another one."""
+        switcher = self.code_switching if split is None else None
+        split = split or self.train_split
+        pictures = find_pictures(sets, split, self.captions_of, self.max_skipped_fraction)
+        captions = [self.captions_of(one.dataset, split, one.language) for one in sets]
         return PairItems(
             pictures,
             CaptionPool(captions, pictures.keys),
@@ -244,6 +281,15 @@ class RegionTextData(ShardedDataModule):
             max_regions=self.max_regions,
             **self.item_options,
         )
+
+    def validation_loader(self) -> DataLoader[Any]:
+        """Pairs of the validation split as steps of training, every one once over all processes."""
+        assert self.validation is not None
+        count = min(len(self.validation), self.validation_items or len(self.validation))
+        assert self.trainer is not None
+        size = max(self.batch_size // self.trainer.world_size, 1)
+        collator = OneRelation(PairCollator(self.tokenizer, None, self.max_regions))
+        return self.evaluation_loader(Subset(self.validation, range(count)), size, "validation", collator)
 
     # -- test ----------------------------------------------------------------------------------------------------------
 
@@ -318,6 +364,8 @@ class PretrainingData(RegionTextData):
         xmlm_steps: draws of languages per step; 0 leaves text out.
         relation_steps: draws of sets of captions per step.
         text_batch_size: rows of a block of text, over all devices.
+        text_groups: groups of these rows that draw their languages independently, as the processes of the released code
+            do; any number of devices shares them.
         bptt: tokens of such a row.
         steps_per_epoch: steps of an epoch.
         masking: what is masked; null masks nothing.
@@ -341,6 +389,7 @@ class PretrainingData(RegionTextData):
         xmlm_steps: NonNegativeInt = 3,
         relation_steps: NonNegativeInt = 3,
         text_batch_size: PositiveInt = 192,
+        text_groups: PositiveInt = 8,
         bptt: PositiveInt = 128,
         steps_per_epoch: PositiveInt = 1000,
         masking: Masking | None = DEFAULT_MASKING,
@@ -351,9 +400,15 @@ class PretrainingData(RegionTextData):
         at_least("xmlm_steps", xmlm_steps, 0)
         at_least("relation_steps", relation_steps, 0)
         at_least("text_batch_size", text_batch_size)
+        at_least("text_groups", text_groups)
         at_least("bptt", bptt)
         at_least("steps_per_epoch", steps_per_epoch)
         at_least("predicted_multiple", predicted_multiple)
+        if text_batch_size % text_groups:
+            raise ValueError(
+                f"data.text_batch_size ({text_batch_size}) is shared by data.text_groups ({text_groups}) and must be "
+                "divisible by their number"
+            )
         if xmlm_steps and text is None:
             raise ValueError("data.text is null, but data.xmlm_steps is above 0: give it a class, or set that to 0")
         if not xmlm_steps and not (relation_steps and captions):
@@ -366,6 +421,7 @@ class PretrainingData(RegionTextData):
         self.xmlm_steps = xmlm_steps
         self.relation_steps = relation_steps
         self.text_batch_size = text_batch_size
+        self.text_groups = text_groups
         self.bptt = bptt
         self.steps_per_epoch = steps_per_epoch
         self.masking = masking
@@ -405,7 +461,8 @@ class PretrainingData(RegionTextData):
                 lines = self.text.sentences(self.train_split, language)
                 tokens = stream_tokens(lines, self.tokenizer, file_identity(lines.path))
                 self.sentences[language] = len(lines)
-                self.streams.append(LanguageStream(tokens, self.text_batch_size, self.bptt, self.tokenizer.end_id))
+                rows = self.text_batch_size // self.text_groups
+                self.streams.append(LanguageStream(tokens, rows, self.bptt, self.tokenizer.end_id))
             self.probabilities = language_probabilities(self.sentences, self.language_alpha)
         for pairs in self.training_pairs:
             if len(pairs) < self.batch_size:
@@ -430,6 +487,7 @@ class PretrainingData(RegionTextData):
             self.relation_steps,
             self.steps_per_epoch,
             self.seed,
+            self.text_groups,
         )
         steps = MultitaskSteps(
             schedule,
@@ -499,14 +557,15 @@ class RetrievalData(RegionTextData):
     def __init__(
         self,
         tokenizer: XLMRTokenizer,
-        sets: Mapping[str, CaptionSet],
+        sets: Mapping[str, CaptionSet | None],
         train_sets: Sequence[str] = (),
         captions_per_image: PositiveInt = 5,
         **kwargs: Any,
     ) -> None:
-        super().__init__(tokenizer, sets, chosen_sets(sets, train_sets, "train_sets"), **kwargs)
+        super().__init__(tokenizer, sets, chosen_sets(there(sets), train_sets, "train_sets"), **kwargs)
         at_least("captions_per_image", captions_per_image)
         self.captions_per_image = captions_per_image
+        self.shown_captions = captions_per_image
 
     @cached_property
     def training_pairs(self) -> list[PairItems]:
@@ -520,7 +579,7 @@ class RetrievalData(RegionTextData):
 
     def train_dataloader(self) -> DataLoader[Any]:
         collator = PairCollator(self.tokenizer, None, self.max_regions)
-        return self.training_loader(self.training_pairs[0], collate_fn=_OneRelation(collator))
+        return self.training_loader(self.training_pairs[0], collate_fn=OneRelation(collator))
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
         """A step with captions and pictures of the greatest length; see `PretrainingData.example_batch`."""
@@ -530,7 +589,7 @@ class RetrievalData(RegionTextData):
         return Example(step, batches_of_epoch(pairs, self.batch_size), facts_of(module))
 
 
-class _OneRelation:
+class OneRelation:
     """Makes the step of a batch of pairs; a class, since loader processes are given it."""
 
     def __init__(self, collator: PairCollator) -> None:
@@ -550,7 +609,7 @@ def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
     for name, size, needed in (
         ("vocabulary_size", encoder.vocabulary_size, data.vocabulary_size),
         ("languages", encoder.languages, len(data.languages)),
-        ("positions", encoder.positions, data.max_regions + data.tokenizer.max_tokens),
+        ("positions", encoder.positions, data.max_regions + max(data.tokenizer.max_tokens, data.searched.longest)),
     ):
         if needed > size:
             raise ValueError(f"the data has {needed} for model.model.encoder.{name}, which is {size}; raise it")
@@ -573,6 +632,11 @@ def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
             "model.model.encoder.joint_language_embedding adds the embedding of each caption's language, and "
             f"data.languages lacks {', '.join(unknown)}"
         )
+
+
+def there(sets: Mapping[str, CaptionSet | None]) -> dict[str, CaptionSet]:
+    """The sets but those that are left out."""
+    return {name: one for name, one in sets.items() if one is not None}
 
 
 def chosen_sets(sets: Mapping[str, CaptionSet], names: Sequence[str], field: str) -> list[CaptionSet]:

@@ -6,13 +6,15 @@ language or in several. Both are tested by searching captions by images and imag
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
+from common.memory.collective import average_in_place
 from common.training.optimizers import clip_by_norm, fused, warm_up_then_inverse_sqrt
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.m3p import monitoring
@@ -20,18 +22,31 @@ from papers.m3p.data import RegionTextData, check_sizes
 from papers.m3p.evaluation import RetrievalTest
 from papers.m3p.loss import WeightSchedule, relation_terms, text_terms, with_places
 from papers.m3p.model import M3P
+from papers.m3p.selection import Best
 from papers.m3p.weights import load_into_model
 
 Batch = dict[str, Any]
 Weight = float | str
+#: When the weights move: `per_group`, after every group of losses of an iteration that updates, as the released code;
+#: `per_cycle`, once for all losses of a cycle of iterations.
+Updates = Literal["per_group", "per_cycle"]
+Selection = Literal["best", "last"]
+#: Losses of the match of images and captions.
+MATCH = ("vlm_ce", "vlm_bce")
 
 
 class M3PModule(pl.LightningModule):
     """Multitask multilingual multimodal training ([6] and [9]).
 
     Every training batch is one iteration: some steps on text of sampled languages and some on groups of images and
-    captions. Their losses are summed, and one update follows. A weight may be a number or a schedule over iterations,
-    such as "0:1,1000:0"; a task whose weight is always 0 is not computed.
+    captions, each with losses of its own. A weight may be a number or a schedule over iterations, such as
+    "0:1,1000:0"; a task whose weight is always 0 is not computed.
+
+    With `per_group`, every group of losses gives its gradient as soon as it is read, and in every `accumulate`-th
+    iteration, the first one included, an update follows each group. The first of these carries the sum of all that
+    gathered since the last one, the others what their own group gave. With `per_cycle`, the losses of `accumulate`
+    iterations are averaged, those of an iteration summed, and one update follows the last. Steps, checkpoints and the
+    schedule of the rate count updates.
 
     Args:
         model: encoder and heads.
@@ -48,11 +63,19 @@ class M3PModule(pl.LightningModule):
         pretrained: checkpoint or folder of XLM-R, or checkpoint of another stage or of the released code; None starts
             from random weights.
         position_offset: see `load_into_model`.
-        learning_rate, warmup_steps: see `adam`.
+        learning_rate, warmup_steps: see `adam`; of updates.
+        updates: `per_group` or `per_cycle`.
+        accumulate: iterations of a cycle.
+        clip_norm: largest norm of an update's gradient; None leaves it as it is.
+        selection: which weights are tested, and left in the last checkpoint: the `best` on the validation split, see
+            `Best`, or the `last`.
+        select_every: iterations between two comparisons on the validation split.
         tokens_per_batch, captions_per_image: of the test, see `RetrievalTest`.
 
     Raises:
         ValueError: a weight is no schedule, no task is on, or the temperature is not positive.
+
+    Source: [6.3] for the updates.
     """
 
     def __init__(
@@ -75,14 +98,27 @@ class M3PModule(pl.LightningModule):
         position_offset: NonNegativeInt = 2,
         learning_rate: PositiveFloat = 1e-4,
         warmup_steps: NonNegativeInt = 4000,
+        updates: Updates = "per_group",
+        accumulate: PositiveInt = 4,
+        clip_norm: PositiveFloat | None = 5.0,
+        selection: Selection = "last",
+        select_every: PositiveInt = 3125,
         tokens_per_batch: PositiveInt = 65536,
         captions_per_image: PositiveInt | None = 5,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model"], logger=False)
+        self.automatic_optimization = False
+        if updates not in get_args(Updates):
+            raise ValueError(f"model.updates is {updates!r}: it is {' or '.join(get_args(Updates))}")
+        if selection not in get_args(Selection):
+            raise ValueError(f"model.selection is {selection!r}: it is {' or '.join(get_args(Selection))}")
         if contrast_temperature <= 0:
             raise ValueError(f"model.contrast_temperature is {contrast_temperature}: it must be positive")
         self.model = model
+        self.best = Best(select_every) if selection == "best" else None
+        self.groups = 1
+        self.held: dict[str, Tensor] = {}
         self.test = RetrievalTest(tokens_per_batch, captions_per_image)
         self.schedules = {
             name: WeightSchedule(self.hparams[f"weight_{name}"], f"model.weight_{name}")
@@ -104,24 +140,40 @@ class M3PModule(pl.LightningModule):
         return with_places(batch) if self.trainer.training else batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        weights = self.weights_at(self.trainer.fit_loop.total_batch_idx)
-        blocks = batch["xmlm"] if "xmlm" in self.on else []
-        groups = [(kind, group) for relation in batch["relations"] for kind, group in relation.items()]
-        read = [("xmlm", text_terms(self.model, block)) for block in blocks]
-        read += [(kind, self.relation_terms(kind, group)) for kind, group in groups]
+        h: Any = self.hparams
+        iteration = self.trainer.fit_loop.total_batch_idx
+        weights = self.weights_at(iteration)
         losses: list[Tensor] = []
         logs: dict[str, list[Tensor]] = {}
-        for kind, terms in read:
+        self.groups = 0
+        for kind, terms in self.terms_of(batch):
+            self.groups += 1
             for name, value in terms.items():
                 logs.setdefault(f"train/{name}", []).append(value.detach())
-                if name in ("vlm_ce", "vlm_bce"):  # weighted within the direction
-                    losses.append(weights[kind] * weights[name] * value)
-                elif name in weights:
-                    losses.append(weights[name] * value)
+            # Those of the match are weighted within their direction.
+            own = {name: weights[name] * (weights[kind] if name in MATCH else 1.0) for name in terms if name in weights}
+            weighted = [weight * terms[name] for name, weight in own.items()]
+            if h.updates == "per_group" and any(own.values()):
+                torch.stack(weighted).sum().backward()
+                if iteration % h.accumulate == 0:
+                    self.update()
+            losses += weighted if h.updates == "per_cycle" else [value.detach() for value in weighted]
         loss = torch.stack(losses).sum()
+        if h.updates == "per_cycle":
+            (loss / h.accumulate).backward()
+            if (iteration + 1) % h.accumulate == 0:
+                self.update()
         means = {name: torch.stack(values).mean() for name, values in logs.items()}
         self.log_dict({"train/loss": loss.detach(), **means}, batch_size=self.data.batch_size)
-        return loss
+        return loss.detach()
+
+    def terms_of(self, batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Kind and losses of every group of an iteration, one after the other: blocks of text, then groups of pairs."""
+        for block in batch["xmlm"] if "xmlm" in self.on else []:
+            yield "xmlm", text_terms(self.model, block)
+        for relation in batch["relations"]:
+            for kind, group in relation.items():
+                yield kind, self.relation_terms(kind, group)
 
     def weights_at(self, iteration: int) -> dict[str, float]:
         """Weight of every term and of every kind of group."""
@@ -153,7 +205,64 @@ class M3PModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         return adam(self, self.hparams["learning_rate"], self.hparams["warmup_steps"])
 
-    configure_gradient_clipping = clip_by_norm
+    # -- updates -------------------------------------------------------------------------------------------------------
+
+    def update(self) -> None:
+        """One step of the optimizer and of its schedule, by the gradients that have gathered; then these are gone."""
+        optimizer: Any = self.optimizers()
+        learning = [p for p in self.parameters() if p.requires_grad]
+        for parameter in learning:
+            # What no group since the last update has read goes on by its momentum, as in the released code.
+            if parameter.grad is None and parameter in optimizer.state:
+                parameter.grad = torch.zeros_like(parameter)
+        average_in_place(gathered(learning))
+        optimizer.step()
+        optimizer.zero_grad()
+        self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        clip_by_norm(self, optimizer, self.hparams["clip_norm"])
+
+    @property
+    def batches_per_update(self) -> float:
+        """Iterations for each update, on average; after a first one, which tells how many groups there are."""
+        h: Any = self.hparams
+        return h.accumulate / (self.groups if h.updates == "per_group" else 1)
+
+    def on_save_checkpoint(self, checkpoint: Batch) -> None:
+        """Keep what has gathered since the last update, which several processes share out evenly for this."""
+        average_in_place(gathered(self.parameters()))
+        held = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+        if held:
+            checkpoint["gathered"] = held
+        if self.best is not None:
+            checkpoint["selection"] = self.best.state()
+
+    def on_load_checkpoint(self, checkpoint: Batch) -> None:
+        """Go on from there."""
+        self.held = checkpoint.get("gathered", {})
+        if self.best is not None and "selection" in checkpoint:
+            self.best.load(checkpoint["selection"])
+
+    def on_train_start(self) -> None:
+        for name, parameter in self.named_parameters():
+            if name in self.held:
+                parameter.grad = self.held[name].to(parameter)
+        self.held = {}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.best is not None:
+            self.best.compare(self, self.trainer.fit_loop.total_batch_idx)
+
+    def on_train_end(self) -> None:
+        self.zero_grad()  # of iterations after the last update, which the released code leaves behind as well
+        if self.best is not None:
+            self.best.compare(self, self.trainer.fit_loop.total_batch_idx + 1, at_end=True)
+            self.best.restore(self)
+
+    def start_without_files(self) -> None:
+        """Train on made-up batches: there is no validation split to compare weights on."""
+        self.best = None
 
     # -- start ---------------------------------------------------------------------------------------------------------
 
@@ -164,6 +273,12 @@ class M3PModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         check_sizes(self.model.encoder, self.data)
+        if stage == "fit" and str(self.trainer.precision).startswith("16"):
+            raise ValueError(
+                "trainer.precision 16 needs scaled losses, which several updates of one step do not have: bf16-mixed"
+            )
+        if stage == "fit" and self.best is not None and self.data.validation is None:
+            raise ValueError("model.selection is best: data.validation_split must name the split to select by")
         if self.hparams["pretrained"] is not None and self.trainer.ckpt_path is None:
             start_from(self.hparams["pretrained"], self.model, self.hparams["position_offset"])
 
@@ -176,8 +291,14 @@ class M3PModule(pl.LightningModule):
         self.test.update(self.model, batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": value for name, value in self.test.compute(self.model).items()})
+        metrics = {**self.test.compute(self.model), **(self.best.metrics() if self.best is not None else {})}
+        self.log_dict({f"test/{name}": value for name, value in metrics.items()})
         monitoring.draw(self, self.test)
+
+
+def gathered(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients that there are, in the order of the parameters."""
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def adam(module: pl.LightningModule, learning_rate: float, warmup_steps: int) -> Any:

@@ -45,12 +45,16 @@ class CaptionItems(Dataset[Sample]):
         pictures: the images that are searched; captions of others are left out.
         first: the first so many captions of each image; None for all.
         tokenizer: whose `max_tokens` cuts them.
+        cut: whether they are cut at all; the released code cuts those of training alone.
     """
 
-    def __init__(self, tokens: CaptionTokens, pictures: Pictures, first: int | None, tokenizer: XLMRTokenizer) -> None:
+    def __init__(
+        self, tokens: CaptionTokens, pictures: Pictures, first: int | None, tokenizer: XLMRTokenizer, cut: bool = False
+    ) -> None:
         self.tokens = tokens
         self.tokenizer = tokenizer
-        self.width = min(tokens.longest() + 2, tokenizer.max_tokens)
+        longest = tokens.longest() + 2
+        self.width = min(longest, tokenizer.max_tokens) if cut else longest
         image_of = {key: image for image, key in enumerate(pictures.keys)}
         starts = tokens.captions.captions.starts.tolist()
         chosen = [
@@ -67,7 +71,7 @@ class CaptionItems(Dataset[Sample]):
 
     def __getitem__(self, item: int) -> Sample:
         return {
-            "pieces": self.tokens.pieces(int(self.numbers[item]))[: self.tokenizer.max_tokens - 2],
+            "pieces": self.tokens.pieces(int(self.numbers[item]))[: self.width - 2],
             "index": item,
             "image_index": int(self.images[item]),
         }
@@ -103,11 +107,13 @@ class SearchedSets:
         captions: reads their captions.
         images, captions_per_image: the first so many images of a set, and captions of each image; None for all.
         max_missing: fraction of the images that may have no regions.
+        cut: whether captions are cut to what the tokenizer cuts those of training to.
         options: see RegionItems.
 
     Attributes:
         sets: what is searched.
         items: of each loader, images or captions.
+        longest: tokens of the longest caption, 0 without any.
     """
 
     def __init__(
@@ -118,6 +124,7 @@ class SearchedSets:
         images: int | None = None,
         captions_per_image: int | None = None,
         max_missing: float = 0.0,
+        cut: bool = False,
         **options: Any,
     ) -> None:
         self.split = split
@@ -134,7 +141,8 @@ class SearchedSets:
                 self.items.append(RegionItems(pictures, **options))
             tokens = captions(dataset, split, one.language)
             self.sets.append(EvaluationSet(name, one.language, loader_of[key], len(self.items)))
-            self.items.append(CaptionItems(tokens, pictures, captions_per_image, captions.tokenizer))
+            self.items.append(CaptionItems(tokens, pictures, captions_per_image, captions.tokenizer, cut))
+        self.longest = max((items.width for items in self.items if isinstance(items, CaptionItems)), default=0)
 
     def loaders(self) -> list[tuple[str, RegionItems | CaptionItems, Collate]]:
         """Name for the record, items and collate function of each loader."""

@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 #: Batch of a training step: `xmlm`, a list of blocks of text, and `relations`, a list of batches of `PairCollator`.
 Step = dict[str, list[Any]]
 #: Independent random streams of an epoch.
-_TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE = range(3)
+_TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE, _LANGUAGES = range(4)
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,16 @@ class Draws:
 class MultitaskSchedule:
     """Which languages and which sets of captions every step reads, as a function of (seed, epoch, step) alone.
 
+    Languages are drawn for each of some groups of rows: the released code draws them in every process for itself. As a
+    number of the recipe, it does not depend on how many processes there are here.
+
     Args:
         languages: probabilities of the languages.
         relations: number of sets of captions; all are drawn alike.
         xmlm_steps, relation_steps: draws of each kind per step, at most as many as there are to choose from.
         steps: of an epoch.
         seed: of the draws.
+        text_groups: groups of rows of a block of text that draw their languages independently.
 
     Source: [6.3].
     """
@@ -68,15 +72,20 @@ class MultitaskSchedule:
     relation_steps: int
     steps: int
     seed: int
-    _epoch: tuple[int, Draws, Draws] | None = None
+    text_groups: int = 1
+    _epoch: tuple[int, list[Draws], Draws] | None = None
 
-    def of(self, epoch: int) -> tuple[Draws, Draws]:
-        """Draws of languages and of sets of captions in an epoch; those of the last one are kept."""
+    def of(self, epoch: int) -> tuple[list[Draws], Draws]:
+        """Draws of languages, for each group of rows, and of sets of captions in an epoch; the last ones are kept."""
         if self._epoch is None or self._epoch[0] != epoch:
             rng = np.random.default_rng((self.seed, epoch))
-            languages = Draws.of(self.languages, self.steps, self.xmlm_steps, rng)
+            languages = [Draws.of(self.languages, self.steps, self.xmlm_steps, rng)]
             uniform = [1 / self.relations] * self.relations
-            self._epoch = (epoch, languages, Draws.of(uniform, self.steps, self.relation_steps, rng))
+            relations = Draws.of(uniform, self.steps, self.relation_steps, rng)
+            for group in range(1, self.text_groups):
+                own = np.random.default_rng((self.seed, epoch, group, 0, _LANGUAGES))
+                languages.append(Draws.of(self.languages, self.steps, self.xmlm_steps, own))
+            self._epoch = (epoch, languages, relations)
         return self._epoch[1:]
 
 
@@ -84,12 +93,13 @@ class MultitaskSchedule:
 class MultitaskSteps(Dataset[Step]):
     """The steps of an epoch: a few blocks of text in some languages, and a few batches of pairs ([6.3]).
 
-    A step is a function of (seed, epoch, step). All ranks read the same languages and sets; of a batch, rank r of W
-    reads rows r, r + W, ..., so that the batches of W ranks joined are that of one.
+    A step is a function of (seed, epoch, step). Row i of a block of text belongs to group i mod `text_groups`, and each
+    group has languages of its own. Of a batch, rank r of W reads rows r, r + W, ..., so that the batches of W ranks
+    joined are that of one; with as many groups as ranks every rank reads languages of its own.
 
     Args:
         schedule: what each step reads; its seed is that of everything random.
-        streams: text of each language, in the order of the languages' numbers.
+        streams: text of each language in blocks of as many rows as a group has, in the order of the languages' numbers.
         pairs: pairs of each set of captions.
         collator: makes batches of pairs, and knows the tokenizer of the text.
         batch_size: pairs or groups of a batch over all ranks.
@@ -107,7 +117,7 @@ class MultitaskSteps(Dataset[Step]):
     multiple_of: int = 1
     rank: int = 0
     world_size: int = 1
-    _orders: dict[tuple[int, int], tuple[tuple[int, int], Ints]] = field(default_factory=dict)
+    _orders: dict[tuple[int, int, int], tuple[tuple[int, int], Ints]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.schedule.steps
@@ -117,8 +127,8 @@ class MultitaskSteps(Dataset[Step]):
         languages, relations = self.schedule.of(epoch)
         return {
             "xmlm": [
-                self._block(epoch, step, draw, int(number), int(languages.turn[step, draw]))
-                for draw, number in enumerate(languages.chosen[step])
+                self._rows([self._block(epoch, step, draw, group, own) for group, own in enumerate(languages)])
+                for draw in range(languages[0].chosen.shape[1])
             ],
             "relations": [
                 self._relation(epoch, int(number), int(relations.turn[step, draw]))
@@ -126,20 +136,22 @@ class MultitaskSteps(Dataset[Step]):
             ],
         }
 
-    def _order(self, kind: int, number: int, count: int, epoch: int, again: int) -> Ints:
+    def _order(self, kind: int, number: int, count: int, epoch: int, again: int, group: int = 0) -> Ints:
         """Order of the blocks or pairs of a source in its n-th pass of an epoch; the last one is kept."""
-        last = self._orders.get((kind, number))
+        last = self._orders.get((kind, number, group))
         if last is None or last[0] != (epoch, again):
-            rng = np.random.default_rng((self.schedule.seed, epoch, again, number, kind))
-            last = self._orders[kind, number] = ((epoch, again), rng.permutation(count))
+            rng = np.random.default_rng((self.schedule.seed, epoch, again, number, kind, *_unless_zero(group)))
+            last = self._orders[kind, number, group] = ((epoch, again), rng.permutation(count))
         return last[1]
 
-    def _block(self, epoch: int, step: int, draw: int, number: int, turn: int) -> dict[str, torch.Tensor]:
+    def _block(self, epoch: int, step: int, draw: int, group: int, draws: Draws) -> dict[str, Any]:
+        """Text of one language for the rows of a group, masked."""
+        number, turn = int(draws.chosen[step, draw]), int(draws.turn[step, draw])
         stream, tokenizer = self.streams[number], self.collator.tokenizer
         again, block = divmod(turn, len(stream))
-        tokens = stream.block(int(self._order(_TEXT_ORDER, number, len(stream), epoch, again)[block]))
+        tokens = stream.block(int(self._order(_TEXT_ORDER, number, len(stream), epoch, again, group)[block]))
         # Drawn for the rows of all ranks, so that what is masked does not depend on their number.
-        rng = np.random.default_rng((self.schedule.seed, epoch, step, draw, _TEXT_NOISE))
+        rng = np.random.default_rng((self.schedule.seed, epoch, step, draw, _TEXT_NOISE, *_unless_zero(group)))
         masked, labels = mask_stream(
             tokens,
             rng.random((*tokens.shape, WORD_NOISE)),
@@ -149,13 +161,18 @@ class MultitaskSteps(Dataset[Step]):
             self.masking,
             self.multiple_of,
         )
-        tokens, masked, labels = (rows[self.rank :: self.world_size] for rows in (tokens, masked, labels))
         return {
-            "tokens": torch.from_numpy(masked),
-            "token_mask": torch.from_numpy(tokens != tokenizer.pad_id),
-            "labels": torch.from_numpy(labels),
-            "languages": torch.full((len(tokens),), number),
+            "tokens": masked,
+            "token_mask": tokens != tokenizer.pad_id,
+            "labels": labels,
+            "languages": np.full(len(tokens), number),
         }
+
+    def _rows(self, groups: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """The rows of this rank of a block whose groups take turns."""
+        joined = {name: np.stack([group[name] for group in groups], axis=1) for name in groups[0]}
+        flat = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in joined.items()}
+        return {name: torch.from_numpy(rows[self.rank :: self.world_size]) for name, rows in flat.items()}
 
     def _relation(self, epoch: int, number: int, turn: int) -> dict[str, Any]:
         pairs = self.pairs[number]
@@ -165,3 +182,8 @@ class MultitaskSteps(Dataset[Step]):
         rows = order[first + self.rank : first + self.batch_size : self.world_size]
         # What an item draws depends on the pass, too: a small set is gone through many times in an epoch.
         return self.collator([pairs[(epoch << 16) + again, int(row)] for row in rows])
+
+
+def _unless_zero(group: int) -> tuple[int, ...]:
+    """What tells the random streams of a group from those of the first one."""
+    return (group,) if group else ()

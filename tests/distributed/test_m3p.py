@@ -18,7 +18,7 @@ ENCODER = {
 }
 LAYERS: dict[str, dict[str, Any]] = {
     "m3p": {
-        "trainer": {"max_epochs": 1, "limit_train_batches": 4, "accumulate_grad_batches": 2, "log_every_n_steps": 1},
+        "trainer": {"max_epochs": 1, "limit_train_batches": 4, "log_every_n_steps": 1},
         "model": ENCODER,
         "data": {"init_args": {"steps_per_epoch": 4, "test_sets": ["multi30k_fr", "stair_ja"], "test_batch_size": 3}},
     },

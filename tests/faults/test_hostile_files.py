@@ -20,14 +20,15 @@ from common.training.callbacks import WholeCheckpoints
 
 
 def saved(path: Path, module: str = "AVIDModule") -> Path:
-    content = {"global_step": 3, "state_dict": {"weight": torch.arange(4000.0)}}
+    loops = {"fit_loop": {"epoch_loop.state_dict": {"_batches_that_stepped": 2}}}
+    content = {"global_step": 3, "loops": loops, "state_dict": {"weight": torch.arange(4000.0)}}
     WholeCheckpoints(module).save_checkpoint(content, path)
     return path
 
 
 def test_a_flipped_byte_is_noticed_before_a_stage_goes_on(tmp_path: Path) -> None:
     path = saved(tmp_path / "last.ckpt")
-    assert _step_of(path, "avid") == 3
+    assert _step_of(path, "avid") == (3, 2)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)

@@ -69,7 +69,7 @@ class Layouts:
         write_conceptual_captions(captions, {"train": [sentence("en", number) for number in range(images)]})
         write_features(captions, "train", [str(number) for number in range(images)], ragged)
         multi30k = root / "multi30k"
-        for split, count in (("train", images), ("test", test_images)):
+        for split, count in (("train", images), ("val", test_images), ("test", test_images)):
             stems = [f"{split}_{number}" for number in range(count)]
             by_language = {
                 language: [
@@ -115,6 +115,7 @@ class Layouts:
             "test_sets": list(self.sets()),
             "batch_size": 4,
             "text_batch_size": 4,
+            "text_groups": 1,
             "bptt": 6,
             "steps_per_epoch": 5,
             "test_batch_size": 3,

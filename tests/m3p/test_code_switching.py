@@ -148,6 +148,17 @@ def test_dictionaries_that_are_wrong(folder: Path, tmp_path: Path) -> None:
         CodeSwitcher(str(tmp_path), ["de"]).prepare()
 
 
+def test_without_names_all_dictionaries_that_are_there_are_taken(folder: Path, tmp_path: Path) -> None:
+    everything = CodeSwitcher(str(folder))
+    everything.prepare()
+    assert everything.targets == tuple(sorted(TARGETS))
+    named = CodeSwitcher(str(folder), sorted(TARGETS))
+    texts = [everything.switch("a dog and a cat", np.random.default_rng(n)) for n in range(20)]
+    assert texts == [named.switch("a dog and a cat", np.random.default_rng(n)) for n in range(20)]
+    with pytest.raises(FileNotFoundError, match=r"holds no dictionary en-<language>\.txt.*code_switching to null"):
+        CodeSwitcher(str(tmp_path)).prepare()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -19,7 +19,9 @@ from common.data.items import TooManyBrokenFiles
 from common.data.media import MediaError
 from common.data.regions import RegionError
 from papers.m3p.captions import CaptionPool, forced_captions
+from papers.m3p.data import check_sizes
 from papers.m3p.masking import Masking
+from papers.m3p.model import M3PEncoder
 from papers.m3p.pairs import PairItems
 from papers.m3p.pictures import CaptionSet, RegionArrays, pad_regions
 from tests.m3p.layouts import (
@@ -33,6 +35,7 @@ from tests.m3p.layouts import (
     texts_of,
     write_features,
 )
+from tests.m3p.tiny import tiny_sizes
 
 PLAIN: dict[str, Any] = {"xmlm_steps": 0, "text": None, "masking": None}
 
@@ -185,9 +188,24 @@ def test_pairs_in_a_batch(layouts: Layouts) -> None:
     assert sorted(seen) == list(range(12))
 
 
-def test_ranks_share_the_schedule_and_divide_the_samples(layouts: Layouts) -> None:
-    whole = steps(layouts.pretraining(), 4)
-    halves = [steps(layouts.pretraining(rank=rank, world_size=2), 4) for rank in range(2)]
+def test_rows_of_text_are_of_languages_of_their_own(layouts: Layouts) -> None:
+    """As many groups as ranks: every rank reads one language at a time, and not the same as the other."""
+    ranks = [steps(layouts.pretraining(text_groups=2, rank=rank, world_size=2), 5) for rank in range(2)]
+    languages = np.array([[[block["languages"].unique().item() for block in s["xmlm"]] for s in own] for own in ranks])
+    assert languages.shape == (2, 5, 3)
+    assert (languages[0] != languages[1]).any()
+    # One process reads the rows of both in turn, in blocks of as many rows.
+    for step, own in enumerate(steps(layouts.pretraining(text_groups=2), 5)):
+        for draw, block in enumerate(own["xmlm"]):
+            assert block["languages"].tolist() == languages[:, step, draw].tolist() * 2
+    with pytest.raises(ValueError, match=r"text_batch_size \(4\) is shared by data.text_groups \(3\)"):
+        layouts.pretraining(text_groups=3)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_ranks_share_the_schedule_and_divide_the_samples(groups: int, layouts: Layouts) -> None:
+    whole = steps(layouts.pretraining(text_groups=groups), 4)
+    halves = [steps(layouts.pretraining(text_groups=groups, rank=rank, world_size=2), 4) for rank in range(2)]
     for one, first, second in zip(whole, *halves):
         for blocks in zip(one["xmlm"], first["xmlm"], second["xmlm"]):
             for name, joined in blocks[0].items():
@@ -453,6 +471,26 @@ def test_long_captions_are_cut(layouts: Layouts) -> None:
     lengths = step["token_mask"].sum(1)
     assert (step["tokens"][torch.arange(16), lengths - 1] == 2).all()
     assert pairs.tokenizer.decode(step["tokens"][0].tolist())
+
+
+def test_captions_of_the_test_are_as_long_as_they_are(layouts: Layouts) -> None:
+    """As in the released code, unless they are to be cut; the encoder must then have positions for them."""
+    tokenizer = layouts.tokenizer
+    tokenizer.max_tokens = 4
+    whole, cut = (
+        layouts.retrieval(tokenizer=tokenizer, test_sets=["multi30k_en"], cut_test_captions=own)
+        for own in (False, True)
+    )
+    lengths = {}
+    for name, data in (("whole", whole), ("cut", cut)):
+        _, captions = data.test_dataloader()
+        lengths[name] = torch.cat([batch["token_mask"].sum(1) for batch in captions])
+    assert lengths["cut"].max() == 4 == cut.searched.longest
+    assert lengths["whole"].max() == whole.searched.longest > 4
+    encoder = M3PEncoder(**tiny_sizes(vocabulary_size=160, feature_dim=WIDTH, positions=8, languages=4))
+    check_sizes(encoder, cut)
+    with pytest.raises(ValueError, match=r"model\.model\.encoder\.positions, which is 8"):
+        check_sizes(encoder, whole)
 
 
 # -- records and faults ------------------------------------------------------------------------------------------------

@@ -94,15 +94,17 @@ def test_turns_count_what_was_drawn_before(sources: int, steps: int, draws: int,
 
 
 def test_a_schedule_depends_on_seed_and_epoch_alone() -> None:
-    def schedule(seed: int = 0) -> MultitaskSchedule:
-        return MultitaskSchedule([0.5, 0.3, 0.2, 0.0], 2, 3, 3, 4000, seed)
+    def schedule(seed: int = 0, groups: int = 1) -> MultitaskSchedule:
+        return MultitaskSchedule([0.5, 0.3, 0.2, 0.0], 2, 3, 3, 4000, seed, groups)
 
     one, other = schedule(), schedule()
     _ = other.of(3), other.of(1)
     for epoch in (0, 1, 0):
-        for first, second in zip(one.of(epoch), other.of(epoch)):
-            np.testing.assert_array_equal(first.chosen, second.chosen)
-    languages, relations = one.of(0)
+        (first,), pairs = one.of(epoch)
+        (second,), same_pairs = other.of(epoch)
+        np.testing.assert_array_equal(first.chosen, second.chosen)
+        np.testing.assert_array_equal(pairs.chosen, same_pairs.chosen)
+    (languages,), relations = one.of(0)
     assert languages.chosen.shape == (4000, 3)
     assert relations.chosen.shape == (4000, 2)  # never more draws than there are sets
     counts = np.bincount(languages.chosen.ravel(), minlength=4)
@@ -110,8 +112,20 @@ def test_a_schedule_depends_on_seed_and_epoch_alone() -> None:
     assert chisquare(counts[:3], np.array([0.5, 0.3, 0.2]) * 12000).pvalue > 1e-3
     # With replacement: a step may read a language twice.
     assert (np.sort(languages.chosen, axis=1)[:, 1:] == np.sort(languages.chosen, axis=1)[:, :-1]).any()
-    assert (one.of(0)[0].chosen != one.of(1)[0].chosen).any()
-    assert (one.of(0)[0].chosen != schedule(1).of(0)[0].chosen).any()
+    assert (languages.chosen != one.of(1)[0][0].chosen).any()
+    assert (languages.chosen != schedule(1).of(0)[0][0].chosen).any()
+
+    # Every group of rows draws for itself, and the first as one alone would.
+    several, same_pairs = schedule(groups=3).of(0)
+    np.testing.assert_array_equal(several[0].chosen, languages.chosen)
+    np.testing.assert_array_equal(same_pairs.chosen, relations.chosen)
+    for group, own in enumerate(several):
+        counts = np.bincount(own.chosen.ravel(), minlength=4)
+        assert chisquare(counts[:3], np.array([0.5, 0.3, 0.2]) * 12000).pvalue > 1e-3
+        for other_group in several[:group]:
+            agreement = (own.chosen == other_group.chosen).mean()
+            assert agreement == pytest.approx(0.5**2 + 0.3**2 + 0.2**2, abs=0.03)
+    assert (several[1].chosen != schedule(groups=3).of(1)[0][1].chosen).any()
 
 
 def test_tokens_of_texts(tokenizer: XLMRTokenizer) -> None:

@@ -72,7 +72,20 @@ class _Profiled(pl.Callback):
     ("paper", "recipe", "overrides"),
     [
         ("avid_cma", "avid", ("--model.video_encoder.width", "8", "--model.audio_encoder.width", "8")),
-        ("m3p", "fine_tune", ("--model.model.encoder.width", "64", "--model.model.encoder.feed_forward_width", "256")),
+        (
+            "m3p",
+            "fine_tune",
+            (
+                "--model.model.encoder.width",
+                "64",
+                "--model.model.encoder.feed_forward_width",
+                "256",
+                "--model.updates",
+                "per_cycle",
+                "--model.accumulate",
+                "1",
+            ),
+        ),
     ],
 )
 def test_memory_and_arithmetic_are_those_of_a_real_step(paper: str, recipe: str, overrides: tuple[str, ...]) -> None:
@@ -138,12 +151,23 @@ def test_too_little_memory_is_said() -> None:
 def test_steps_are_whole_epochs_of_the_published_size() -> None:
     published = paper_named("mct").name
     run = resolve(published, "mct", scale="paper", hardware="gpu8")
-    assert estimates._steps(run, 118_287 // 256) == 200 * 462
+    assert estimates._steps(run, 118_287 // 256, 1) == 200 * 462
     limited = resolve(published, "mct", scale="paper", arguments=("--trainer.limit_train_batches", "10"))
-    assert estimates._steps(limited, 462) == 2000
-    accumulating = resolve("m3p", "m3p", scale="paper")
-    assert estimates._steps(accumulating, 833) == 20 * 209
-    assert estimates._steps(run, None) is None
+    assert estimates._steps(limited, 462, 1) == 2000
+    assert estimates._steps(limited, 462, 4) == 600
+    assert estimates._steps(run, None, 1) is None
+
+
+def test_steps_of_a_recipe_that_counts_them_are_counted_as_it_does() -> None:
+    """Two groups of losses make two updates in the first of two batches: an update for each batch, on average."""
+    published = resolve("m3p", "m3p", scale="paper")
+    assert estimates._steps(published, 833, 0.8) == published.config["trainer"]["max_steps"]
+    by_group, by_cycle = (
+        estimate(resolve("m3p", "fine_tune", scale="smoke", arguments=("--model.updates", updates)), size=4)
+        for updates in ("per_group", "per_cycle")
+    )
+    assert (by_group.accumulated, by_cycle.accumulated) == (1.0, 2)
+    assert by_cycle.flops == 2 * by_group.flops
 
 
 def test_the_plan_shows_an_estimate_and_keeps_it(

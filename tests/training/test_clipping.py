@@ -24,9 +24,10 @@ def test_m3p_clips_in_every_precision(precision: str, monkeypatch: pytest.Monkey
         return before
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watched)
-    run = resolve("m3p", "fine_tune", scale="smoke", arguments=("--trainer.gradient_clip_val", "0.01"))
+    run = resolve("m3p", "fine_tune", scale="smoke", arguments=("--model.clip_norm", "0.01"))
     arguments = {"accelerator": "cpu", "precision": precision, "callbacks": [StopAfter(2)]}
     training = synthetic_training(run, arguments, Draw(), 4)
     training.run()
     assert all(group["fused"] for group in training.trainer.optimizers[0].param_groups)
+    # Two groups in the first of two iterations that are accumulated.
     assert norms == pytest.approx([0.01, 0.01], rel=1e-3)

@@ -1,0 +1,200 @@
+"""When the weights move: how many updates an iteration makes, what each carries, and that a stopped cycle goes on."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from common.stages.cli import build
+from common.stages.configuration import ConfigurationError, resolve
+from common.training.optimizers import warm_up_then_inverse_sqrt
+from papers.m3p.loss import relation_terms, text_terms, with_places
+from papers.m3p.model import M3P, M3PEncoder
+from papers.m3p.module import M3PModule
+from tests.m3p.layouts import WIDTH, Layouts
+from tests.m3p.tiny import tiny_sizes
+
+#: Fine-tuning reads two groups an iteration, t2i and i2t; pre-training three blocks of text more.
+KINDS = {"fine_tuning": 2, "pre_training": 5}
+RATE, WARM_UP, CLIP = 0.01, 3, 0.5
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> Layouts:
+    return Layouts.write(tmp_path_factory.mktemp("layouts"), images=24)
+
+
+def module(kind: str, **options: Any) -> M3PModule:
+    torch.manual_seed(0)
+    sizes = {"vocabulary_size": 160, "feature_dim": WIDTH, "positions": 40, "languages": 4}
+    off = {f"weight_{name}": 0.0 for name in ("xmlm", "mlm", "mrm_class", "mrm_regression")}
+    chosen: dict[str, Any] = {"learning_rate": RATE, "warmup_steps": WARM_UP, "clip_norm": CLIP, **options}
+    return M3PModule(M3P(M3PEncoder(**tiny_sizes(**sizes)), 12), **(off if kind == "fine_tuning" else {}), **chosen)
+
+
+def data(kind: str, layouts: Layouts) -> Any:
+    if kind == "fine_tuning":
+        return layouts.retrieval(test_sets=["multi30k_fr"])
+    return layouts.pretraining(steps_per_epoch=20, test_sets=["multi30k_fr"])
+
+
+def trainer(folder: Path, *callbacks: Callback, **options: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, default_root_dir=folder,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks), **options,
+    )  # fmt: skip
+
+
+class Watch(Callback):
+    """Notes for every update its iteration and how many groups were read since the last one; may save the state."""
+
+    def __init__(self, save_after: int | None = None, path: Path | None = None) -> None:
+        self.updates: list[tuple[int, int]] = []
+        self.save_after, self.path = save_after, path
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        read, update = pl_module.terms_of, pl_module.update
+        self.waiting = 0
+
+        def terms_of(batch: Any) -> Any:
+            for pair in read(batch):
+                self.waiting += 1
+                yield pair
+
+        def watched() -> None:
+            self.updates.append((trainer.fit_loop.total_batch_idx, self.waiting))
+            self.waiting = 0
+            update()
+
+        pl_module.terms_of, pl_module.update = terms_of, watched
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.save_after:
+            trainer.save_checkpoint(self.path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_group_of_an_updating_iteration_makes_an_update(kind: str, layouts: Layouts, tmp_path: Path) -> None:
+    """In fine-tuning two of four iterations, of which the first carries seven losses and the second its own."""
+    groups, watch, own = KINDS[kind], Watch(), module(kind)
+    run = trainer(tmp_path, watch, limit_train_batches=11)
+    run.fit(own, datamodule=data(kind, layouts))
+    alone = [1] * (groups - 1)
+    carried = [1, *alone, 3 * groups + 1, *alone, 3 * groups + 1, *alone]
+    assert watch.updates == list(zip([at for at in (0, 4, 8) for _ in range(groups)], carried))
+    assert run.global_step == 3 * groups
+    assert run.lr_scheduler_configs[0].scheduler.last_epoch == 3 * groups
+    assert own.batches_per_update == 4 / groups
+    assert all(parameter.grad is None for parameter in own.parameters()), "what came after the last update is dropped"
+
+
+def test_a_cycle_makes_one_update_at_its_end(layouts: Layouts, tmp_path: Path) -> None:
+    watch, own = Watch(), module("pre_training", updates="per_cycle")
+    run = trainer(tmp_path, watch, limit_train_batches=11)
+    run.fit(own, datamodule=data("pre_training", layouts))
+    assert watch.updates == [(3, 20), (7, 20)]
+    assert run.global_step == 2
+    assert own.batches_per_update == 4
+
+
+def test_a_length_is_counted_in_updates(layouts: Layouts, tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=6)
+    run.fit(module("fine_tuning"), datamodule=data("fine_tuning", layouts))
+    assert (run.global_step, run.fit_loop.total_batch_idx) == (6, 8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("updates", ["per_group", "per_cycle"])
+def test_updates_are_those_of_a_loop_by_hand(kind: str, updates: str, layouts: Layouts, tmp_path: Path) -> None:
+    own = module(kind, updates=updates)
+    expected = copy.deepcopy(own.model)
+    trainer(tmp_path, limit_train_batches=10).fit(own, datamodule=data(kind, layouts))
+
+    optimizer = torch.optim.Adam([p for p in expected.parameters() if p.requires_grad], RATE, (0.9, 0.98), 1e-8)
+    rate = warm_up_then_inverse_sqrt(WARM_UP, 1e-7 / RATE)
+    made = 0
+
+    def step() -> None:
+        nonlocal made
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * rate(made)
+        torch.nn.utils.clip_grad_norm_(expected.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)  # zeros, which have Adam go on by its momentum
+        made += 1
+
+    def read(batch: Any) -> Any:
+        """The losses of one group after the other."""
+        for block in batch["xmlm"]:
+            yield text_terms(expected, block)
+        for relation in batch["relations"]:
+            for side, group in relation.items():
+                masked = kind == "pre_training"
+                yield relation_terms(expected, group, side, words=masked, regions=masked)
+
+    for iteration, batch in zip(range(10), data(kind, layouts).train_dataloader()):
+        for terms in read(with_places(batch)):
+            loss = sum(value for name, value in terms.items() if name != "accuracy")
+            if updates == "per_group":
+                loss.backward()
+                if iteration % 4 == 0:
+                    step()
+            else:
+                (loss / 4).backward()
+        if updates == "per_cycle" and iteration % 4 == 3:
+            step()
+    assert made == (3 * KINDS[kind] if updates == "per_group" else 2)
+    found = own.model.state_dict()
+    for name, value in expected.state_dict().items():
+        if name.endswith("key.bias"):
+            continue  # moves all scores of a query alike: its gradient is rounding alone, which Adam scales up
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("updates", ["per_group", "per_cycle"])
+@pytest.mark.parametrize("after", [4, 5])
+def test_a_cycle_that_is_stopped_goes_on(updates: str, after: int, layouts: Layouts, tmp_path: Path) -> None:
+    """Bit for bit, though the state is saved where gradients have gathered and no update has followed."""
+    path = tmp_path / "stopped.ckpt"
+    whole, resumed = module("pre_training", updates=updates), module("pre_training", updates=updates)
+    trainer(tmp_path, Watch(after, path), limit_train_batches=11).fit(whole, datamodule=data("pre_training", layouts))
+    held = "gathered" in torch.load(path, weights_only=True)
+    assert held == (updates == "per_cycle" or after == 5)
+    watch = Watch()
+    run = trainer(tmp_path, watch, limit_train_batches=11)
+    run.fit(resumed, datamodule=data("pre_training", layouts), ckpt_path=path, weights_only=True)
+    assert {at for at, _ in watch.updates} == ({8} if updates == "per_group" else {7})
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_a_group_whose_weights_are_zero_makes_no_update(layouts: Layouts, tmp_path: Path) -> None:
+    watch = Watch()
+    own = module("fine_tuning", weight_t2i="0:1,4:0")
+    trainer(tmp_path, watch, limit_train_batches=9).fit(own, datamodule=data("fine_tuning", layouts))
+    assert [at for at, _ in watch.updates] == [0, 0, 4, 8]
+
+
+def test_wrong_settings_are_named(layouts: Layouts, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.updates is 'often': it is per_group or per_cycle"):
+        module("fine_tuning", updates="often")
+    run = trainer(tmp_path, precision="16-true")
+    with pytest.raises(ValueError, match=r"trainer\.precision 16 needs scaled losses"):
+        run.fit(module("fine_tuning"), datamodule=data("fine_tuning", layouts))
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "instead"),
+    [("accumulate_grad_batches", "2", "accumulate"), ("gradient_clip_val", "1.0", "clip_norm")],
+)
+def test_fields_of_the_trainer_lead_to_those_of_the_model(flag: str, value: str, instead: str, tmp_path: Path) -> None:
+    run = resolve("m3p", "fine_tune", scale="smoke", arguments=(f"--trainer.{flag}", value))
+    config = run.with_placeholders(DATA=str(tmp_path), RUN=str(tmp_path))
+    with pytest.raises(ConfigurationError, match=rf"trainer\.{flag}: leave it .* and set model\.{instead} instead"):
+        build(run, config, {"default_root_dir": str(tmp_path), "logger": False})
