@@ -14,6 +14,7 @@ STAMP := $(VENV)/.installed
 ASSEMBLE := $(VENV)/bin/assemble
 PAPERS := $(notdir $(patsubst %/tables.yaml,%,$(wildcard papers/*/tables.yaml)))
 RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data "$(DATA)"
+REHEARSED = $(if $(filter single,$(SCALE)),--scale single)
 
 # One thread per process is faster than two on small networks, and what the records state.
 export OMP_NUM_THREADS ?= 1
@@ -23,7 +24,7 @@ export WANDB_SILENT ?= true
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
-	@echo "  variables: SCALE=smoke|mini|paper SEEDS=\"0 1 2\" TEST_JOBS=2 HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder"
+	@echo "  variables: SCALE=smoke|mini|single|paper SEEDS=\"0 1 2\" TEST_JOBS=2 HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder"
 
 setup: $(STAMP) ## Make the virtual environment from requirements.lock
 
@@ -44,10 +45,10 @@ reproduce: $(STAMP) ## All papers that exist, one after the other
 	@for paper in $(PAPERS); do $(ASSEMBLE) reproduce $$paper $(RUN) || exit 1; done
 
 rehearse-%: $(STAMP) ## Every stage of a paper's published recipes, on tiny data in the real layouts
-	$(ASSEMBLE) rehearse $*
+	$(ASSEMBLE) rehearse $* $(REHEARSED)
 
 rehearse: $(STAMP) ## The same for all papers, one after the other
-	$(ASSEMBLE) rehearse
+	$(ASSEMBLE) rehearse $(REHEARSED)
 
 data-%: $(STAMP) ## What a paper's data sets are, what is there, how to get the rest
 	$(ASSEMBLE) data $* --data "$(DATA)" $(if $(PREPARE),--prepare) $(if $(SHARDS),--shards "$(SHARDS)")

@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 import pytest
 
-from common.reporting.papers import SCALES, existing_papers
+from common.reporting.papers import existing_papers
 from common.stages.cli import build
-from common.stages.configuration import ConfigurationError, recipes_of, resolve
+from common.stages.configuration import ConfigurationError, recipes_of, resolve, scales_of
 from common.types import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, hints_of, outside, ranges_in
 
 #: Numbers of any size and sign are right here: a statistic of pictures, and what joblib takes for all cores. Weights
@@ -79,7 +79,7 @@ def _classes(config: Any) -> set[str]:
 def test_every_number_that_a_recipe_can_set_has_a_range(paper: str) -> None:
     paths: set[str] = set()
     for recipe in recipes_of(paper):
-        for scale in SCALES:
+        for scale in scales_of(paper):
             paths |= _classes(resolve(paper, recipe, scale=scale).config)
     ours = sorted(path for path in paths if path.startswith(("common.", "papers.")))
     assert len(ours) > 10

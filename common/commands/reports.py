@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from common import files
 from common.errors import ReportingError, printable
 from common.reporting.papers import (
+    PROMOTED_SCALES,
     SCALES,
     checkout,
     existing_papers,
@@ -85,7 +86,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     _add_runs(dashboard, "tables of fresh records instead of the promoted ones")
 
     promote = add("promote", promote_command, "Copy the records of clean revisions into the papers' results.")
-    promote.add_argument("--scale", choices=SCALES, action="append", help="may be repeated; default: paper and mini")
+    promote.add_argument("--scale", choices=SCALES, action="append", help="may be repeated; default: all but smoke")
     promote.add_argument("--stage", action="append", help="this stage or instance only; may be repeated")
     promote.add_argument("--stages", dest="stage", action="extend", nargs="+", help="the same for several")
     promote.add_argument("--runs", type=Path, help="folder of runs; default: runs")
@@ -210,7 +211,7 @@ def compare_command(args: argparse.Namespace) -> int:
     console, runs = files.console(), _folder(args) or runs_root()
     if args.against is not None and not args.against.is_dir():
         raise ReportingError(f"--against {args.against}: no such folder")
-    scales = [args.scale] if args.scale else SCALES if args.against else ("paper", "mini")
+    scales = [args.scale] if args.scale else SCALES if args.against else PROMOTED_SCALES
     verdicts = []
     for name in _names(args):
         for scale in scales:
@@ -281,7 +282,7 @@ def promote_command(args: argparse.Namespace) -> int:
     from common.reporting.promote import REFUSED, promote
 
     needed_checkout("`assemble promote` writes into papers/*/results of the repository")
-    scales = tuple(args.scale) if args.scale else ("paper", "mini")
+    scales = tuple(args.scale) if args.scale else PROMOTED_SCALES
     done = [p for name in _names(args) for p in promote(name, scales, _folder(args), args.stage)]
     for p in done:
         where = f"{p.record.paper}/{p.record.scale}/{p.record.draw.folder}/{p.record.stage}"

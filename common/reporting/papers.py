@@ -12,7 +12,10 @@ from typing import Any
 from common.errors import ReportingError, nearest
 from common.files import parse_yaml
 
-SCALES = ("paper", "mini", "smoke")
+#: From the largest to the smallest; `single` is one card for about a day, for the tables that list it.
+SCALES = ("paper", "single", "mini", "smoke")
+#: Smoke numbers mean nothing: they only show that a stage runs.
+PROMOTED_SCALES = ("paper", "single", "mini")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.errors import ReportingError
 from common.files import write_whole
-from common.reporting.papers import check_scale, paper_named, project_root, runs_root
+from common.reporting.papers import PROMOTED_SCALES, check_scale, paper_named, project_root, runs_root
 from common.reporting.records import (
     Record,
     find,
@@ -47,7 +47,7 @@ class Promotion:
 
 
 def promote(
-    paper: str, scales: Sequence[str] = ("paper", "mini"), runs: Path | None = None, stages: Sequence[str] | None = None
+    paper: str, scales: Sequence[str] = PROMOTED_SCALES, runs: Path | None = None, stages: Sequence[str] | None = None
 ) -> list[Promotion]:
     """Copy the records of a paper from clean revisions into its results.
 

@@ -36,6 +36,8 @@ from common.reporting.schema import first_of, one_of
 SCHEMA = 1
 JOBS = ("pretrain", "fine_tune", "probe", "evaluate")
 RECORD_FILE = "record.json"
+REHEARSED = "rehearsal: "
+"""What the reason of a deviation begins with that a rehearsal makes."""
 SET_ASIDE = ".previous"
 """Ending of the folder of an earlier run that another configuration replaced; its record no longer counts."""
 
@@ -145,7 +147,7 @@ class Record:
         recipe: name of the recipe under `configs/<paper>/`.
         job: one of `pretrain`, `fine_tune`, `probe`, `evaluate`.
         row: the model stage that the row measures, or None.
-        scale: `paper`, `mini` or `smoke`.
+        scale: `paper`, `single`, `mini` or `smoke`.
         seed: the seed of the run.
         metrics: name to value; accuracies in percent. A value that is not finite is kept as null.
         selection: which weights were measured; `last` unless a paper says otherwise, never the best on test.
@@ -262,8 +264,8 @@ class Record:
 
     @property
     def rehearsal(self) -> bool:
-        """Whether it comes from a rehearsal: the scale `paper` has no overlay, so nothing else deviates there."""
-        return self.scale == "paper" and bool(self.deviations)
+        """Whether it comes from a rehearsal, which gives each of its changes as a reason of its own."""
+        return any(one["reason"].startswith(REHEARSED) for one in self.deviations)
 
     @property
     def clean(self) -> bool:

@@ -14,7 +14,7 @@ from common.reporting import figures
 from common.reporting.aggregate import Cell, TableResult, collect
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, VERDICTS, ClaimResult, judge
 from common.reporting.draws import told
-from common.reporting.papers import SCALES, Paper, existing_papers, paper_named, project_root
+from common.reporting.papers import PROMOTED_SCALES, SCALES, Paper, existing_papers, paper_named, project_root
 from common.reporting.records import Record, find, find_promoted, warn
 from common.reporting.tables import Metric, Row, Tables, load
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 DASH = "–"
-README_SCALES = ("paper", "mini")  # smoke numbers mean nothing: they only show that a stage runs
 _PLURAL = {HOLDS: "hold", FAILS: "fail"}
 _MEANINGS = {
     "paper": "the published recipe on the published data",
+    "single": "a smaller recipe for one card and public data of modest size, not comparable with published numbers",
     "mini": "a miniature of data and model, whose numbers cannot be compared with published ones",
     "smoke": "a few steps on a few samples, whose numbers mean nothing",
 }
@@ -61,11 +61,11 @@ def records_of(paper: str, runs: Path | None = None, strict: bool = False) -> li
 
 
 def fill_best(source: Tables, records: Sequence[Record]) -> list[Filled]:
-    """Every table at every scale (paper, mini) at which something was measured; else empty, at its largest scale."""
+    """Every table at every scale but smoke at which something was measured; else empty, at its largest scale."""
     per_scale = {scale: {f.result.table.id: f for f in fill(source, scale, records)} for scale in SCALES}
     filled: list[Filled] = []
     for table in source.tables:
-        there = [per_scale[s][table.id] for s in README_SCALES if table.id in per_scale[s]]
+        there = [per_scale[s][table.id] for s in PROMOTED_SCALES if table.id in per_scale[s]]
         filled += [f for f in there if f.result.measured] or there[:1]
     return filled
 
@@ -320,8 +320,8 @@ def overview(runs: Path | None = None) -> list[OverviewRow]:
 
 def overview_row(paper: Paper, source: Tables, records: Sequence[Record]) -> OverviewRow:
     """One line on a paper from its records."""
-    filled = {scale: fill(source, scale, records) for scale in README_SCALES}
-    measured = [scale for scale in README_SCALES if any(f.result.measured for f in filled[scale])]
+    filled = {scale: fill(source, scale, records) for scale in PROMOTED_SCALES}
+    measured = [scale for scale in PROMOTED_SCALES if any(f.result.measured for f in filled[scale])]
     status = f"measured at {' and '.join(measured)} scale" if measured else "built, not measured yet"
     claims = DASH
     if measured:

@@ -50,6 +50,10 @@ _StageNames = Annotated[
 ]
 
 
+# A day on one card pays for a few rows: a table that is measured there, too, lists the scale.
+_UNLISTED = tuple(scale for scale in SCALES if scale != "single")
+
+
 def _names(info: ValidationInfo) -> dict[str, Any]:
     """The context; what is put into it is of no use where there is none, as for a part that a test makes."""
     return {} if info.context is None else info.context
@@ -265,7 +269,7 @@ class Table(Part):
     id: Text
     title: Text
     source: Text
-    scales: _Scales = SCALES
+    scales: _Scales = _UNLISTED
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
     rows: Annotated[tuple[Row, ...], Field(min_length=1)]
     claims: tuple[Claim, ...] = ()
@@ -479,7 +483,7 @@ def expand(
 
     Args:
         paper: package or short name, or a loaded file.
-        scale: `paper`, `mini` or `smoke`.
+        scale: one of `common.reporting.papers.SCALES`.
         tables: keep these tables (ids).
         rows: keep these rows (labels, or names of their models).
         stages: keep these stages (names, or instance ids). Whatever a kept stage starts from is kept too.

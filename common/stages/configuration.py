@@ -6,7 +6,8 @@ A run is `paper` + `recipe` + `scale` + `hardware` + `seed` + command-line overr
     configs/hardware/<hardware>.yaml
     configs/<paper>/base.yaml
     configs/<paper>/<recipe>.yaml        (after the recipes that it `extends`)
-    configs/<paper>/<scale>.yaml         (none for the scale `paper`; `rehearsal.yaml` in a rehearsal of it)
+    configs/<paper>/<scale>.yaml         (none for the scale `paper`)
+    configs/<paper>/rehearsal.yaml       (in a rehearsal)
     --config FILE, then --key value      from the command line
 
 The merge is done here and not by jsonargparse for two reasons. Planning, skipping and hashing must not import torch;
@@ -28,6 +29,7 @@ from typing import Any
 from common.errors import nearest
 from common.files import parse_yaml, read_yaml, stamp_of
 from common.reporting.papers import SCALES, paper_named, project_root
+from common.reporting.records import REHEARSED
 
 #: Keys of a YAML layer that steer the stack itself and are not handed to LightningCLI.
 STACK_KEYS = ("extends", "deviations", "trains", "start_from", "ours")
@@ -37,8 +39,9 @@ SWITCHES = ("compiled", "channels_last", "gradient_checkpointing")
 
 #: Keys of an overlay file; see `_overlay_layers`.
 _OVERLAY_KEYS = ("all", "recipes", "sizes", "deviations")
-#: Overlay over the recipes of the scale `paper` that lets them run on tiny data; see common/stages/rehearse.py.
+#: Overlay that lets recipes of large scales run on tiny data; see common/stages/rehearse.py.
 REHEARSAL = "rehearsal"
+REHEARSED_SCALES = ("paper", "single")
 #: Files in configs/<paper>/ that are no recipes.
 _NO_RECIPES = frozenset({"base", REHEARSAL, *SCALES})
 
@@ -167,6 +170,12 @@ def recipes_of(paper: str) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in _NO_RECIPES)
 
 
+def scales_of(paper: str) -> list[str]:
+    """The scales at which a paper's recipes exist: `paper`, and those that it has an overlay for."""
+    folder = project_root() / "configs" / paper_named(paper).name
+    return [scale for scale in SCALES if scale == "paper" or (folder / f"{scale}.yaml").is_file()]
+
+
 def hardware_names() -> list[str]:
     """Names of the hardware layers that exist."""
     return sorted(path.stem for path in (project_root() / "configs" / "hardware").glob("*.yaml"))
@@ -287,12 +296,12 @@ def resolve(
     Args:
         paper: package or short name.
         recipe: name of a file in configs/<paper>/.
-        scale: smoke, mini or paper.
+        scale: paper, single, mini or smoke.
         hardware: name of a file in configs/hardware/.
         seed: of weights, order, augmentation and, for a miniature, of the data.
         stage_overrides: dotted fields that the stage sets (`set:` and parents in tables.yaml).
         arguments: what is left of the command line: `--config FILE`, `--dotted.key value`.
-        rehearsal: put `rehearsal.yaml` over the recipe; whatever differs through it is a deviation.
+        rehearsal: put `rehearsal.yaml` over the scale; whatever differs through it is a deviation.
 
     Raises:
         ConfigurationError: an unknown paper, recipe, scale, hardware or key, naming it and the nearest valid one.
@@ -300,6 +309,8 @@ def resolve(
     paper = paper_named(paper).name
     if scale not in SCALES:
         raise ConfigurationError(f"unknown scale {scale!r}; {nearest(scale, SCALES)}")
+    if scale not in scales_of(paper):
+        raise ConfigurationError(f"there is no configs/{paper}/{scale}.yaml; {paper} has {', '.join(scales_of(paper))}")
     if hardware not in hardware_names():
         raise ConfigurationError(f"there is no configs/hardware/{hardware}.yaml; {nearest(hardware, hardware_names())}")
     root = project_root() / "configs"
@@ -309,10 +320,13 @@ def resolve(
         Layer(f"configs/{paper}/base.yaml", load_yaml(root / paper / "base.yaml")),
         *_recipe_layers(paper, recipe),
     ]
-    if rehearsal and scale != "paper":
-        raise ConfigurationError(f"only the scale 'paper' is rehearsed; the scale {scale!r} is small enough to be run")
-    overlay_layers, deviations = _overlay_layers(paper, recipe, REHEARSAL if rehearsal else scale)
+    if rehearsal and scale not in REHEARSED_SCALES:
+        told = " and ".join(map(repr, REHEARSED_SCALES))
+        raise ConfigurationError(f"only {told} are rehearsed; the scale {scale!r} is small enough to be run")
+    overlay_layers, deviations = _overlay_layers(paper, recipe, scale)
     layers += overlay_layers
+    if rehearsal:
+        layers += _overlay_layers(paper, recipe, REHEARSAL)[0]
     overrides, files = parse_overrides(arguments)
     if any(key == "seed_everything" for key, _ in overrides):
         raise ConfigurationError("--seed_everything is set by --seed, which also names the run's folder: use that one")
@@ -341,7 +355,7 @@ def resolve(
             paper, recipe, scale=scale, hardware=hardware, seed=seed, stage_overrides=stage_overrides,
             arguments=arguments,
         )  # fmt: skip
-        deviations = _changes(published.config, config)
+        deviations += _changes(published.config, config)
     return RunConfiguration(
         paper=paper,
         recipe=recipe,
@@ -368,7 +382,7 @@ def _changes(published: dict[str, Any], rehearsed: dict[str, Any]) -> list[dict[
     """Every field that a rehearsal changes, as deviations whose reason is the change."""
     before, after = dict(leaves(published)), dict(leaves(rehearsed))
     return [
-        {"field": field, "reason": f"rehearsal: {before.get(field, 'not set')} -> {after.get(field, 'not set')}"}
+        {"field": field, "reason": f"{REHEARSED}{before.get(field, 'not set')} -> {after.get(field, 'not set')}"}
         for field in sorted({**before, **after})
         if before.get(field, ...) != after.get(field, ...)
     ]

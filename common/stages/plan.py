@@ -25,7 +25,7 @@ from common.files import described
 from common.reporting import records
 from common.reporting.draws import NATIVE, Draw
 from common.reporting.papers import paper_named, working_folder
-from common.reporting.tables import StageInstance, entries, expand, load
+from common.reporting.tables import StageInstance, TablesError, entries, expand, load
 from common.stages.configuration import RunConfiguration
 from common.stages.progress import Watch, duration
 from common.stages.run import Parent, StageRequest, finished_record
@@ -74,6 +74,8 @@ def plan(paper: str, selection: Selection, arguments: Sequence[str] = ()) -> lis
     """
     name = paper_named(paper).name
     instances = expand(name, selection.scale, selection.tables, selection.rows, selection.stages)
+    if not instances and not any(selection.scale in table.scales for table in load(name).tables):
+        raise TablesError(f"{paper_named(name).title} has no table at the scale {selection.scale!r}")
     planned: list[Planned] = []
     for seed in selection.seeds:
         lineages: dict[str, str] = {}

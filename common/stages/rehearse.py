@@ -1,6 +1,6 @@
-"""`assemble rehearse`: every stage of a paper at the scale `paper`, on tiny data in the layouts of the real sets.
+"""`assemble rehearse`: every stage of a paper at a large scale, on tiny data in the layouts of the real sets.
 
-What runs is `reproduce` itself. Only two things are put under it: what `papers/<paper>/rehearsal.py` writes in place of
+What runs is `reproduce` itself. Only two things are put under it: what `rehearsals/<paper>.py` writes in place of
 real data and weights, and the overlay `configs/<paper>/rehearsal.yaml`, which is printed field by field.
 """
 
@@ -23,6 +23,7 @@ from common.files import console, write_atomically
 from common.reporting import records
 from common.reporting.papers import existing_papers, names_of_papers, paper_named, runs_root
 from common.reporting.tables import Tables, load
+from common.stages.configuration import REHEARSED_SCALES, scales_of
 from common.stages.parts import optional_part, part
 from common.stages.plan import Planned, Selection, plan, reproduce
 from common.stages.progress import duration
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-SCALE = "paper"
 DATA_FOLDER = "data"
 _WRITTEN = ".written"
 
@@ -90,16 +90,18 @@ def rehearse(
     paper: str,
     folder: Path,
     *,
+    scale: str = "paper",
     stages: Sequence[str] | None = None,
     jobs: int = 1,
     keep: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Rehearsed]:
-    """Run every stage of a paper at the scale `paper` on tiny data; finished ones are passed over.
+    """Run every stage of a paper at a large scale on tiny data; finished ones are passed over.
 
     Args:
         paper: package or short name.
         folder: where data, runs and cache lie.
+        scale: one of `REHEARSED_SCALES`.
         stages: only these and what they start from.
         jobs: stages to run side by side.
         keep: keep the checkpoints; otherwise each goes as soon as no stage starts from it any more.
@@ -113,7 +115,7 @@ def rehearse(
     with _surroundings(folder):
         data = write_fixtures(name, folder, say)
         selection = Selection(
-            scale=SCALE, runs=folder, data=data, stages=tuple(stages) if stages else None, rehearsal=True
+            scale=scale, runs=folder, data=data, stages=tuple(stages) if stages else None, rehearsal=True
         )
         planned = plan(name, selection)
         for line in describe_reductions(planned):
@@ -184,7 +186,9 @@ def describe_reductions(planned: Sequence[Planned]) -> list[str]:
     recipes: dict[tuple[str, str], list[str]] = defaultdict(list)
     for item in planned:
         for entry in item.run.deviations:
-            own = recipes[entry["field"], entry["reason"].removeprefix("rehearsal: ")]
+            if not entry["reason"].startswith(records.REHEARSED):
+                continue  # of the scale itself
+            own = recipes[entry["field"], entry["reason"].removeprefix(records.REHEARSED)]
             if item.run.recipe not in own:
                 own.append(item.run.recipe)
     every = {item.run.recipe for item in planned}
@@ -201,7 +205,7 @@ def _judged(item: Planned, source: Tables, failure: str | None) -> Rehearsed:
     if failure is not None or not _finished(item):
         return Rehearsed(stage, None, failure or "did not run")
     record = records.read(path)
-    wanted = published_keys(source).get(stage, set())
+    wanted = published_keys(source, item.run.scale).get(stage, set())
     absent = tuple(sorted(wanted - set(record.metrics)))
     if wanted and len(absent) == len(wanted):
         return Rehearsed(stage, record, f"measured nothing that the tables read: {', '.join(absent)}")
@@ -210,13 +214,13 @@ def _judged(item: Planned, source: Tables, failure: str | None) -> Rehearsed:
     return Rehearsed(stage, record, absent=absent)
 
 
-def published_keys(source: Tables) -> dict[str, set[str]]:
-    """The metrics with published values that the tables of a paper read from each stage at the scale `paper`."""
+def published_keys(source: Tables, scale: str) -> dict[str, set[str]]:
+    """The metrics with published values that the tables of a paper read from each stage at a scale."""
     keys: dict[str, set[str]] = defaultdict(set)
     for table in source.tables:
         for row in table.rows:
             for metric in table.metrics:
-                for stage in source.instances(table, row, metric, SCALE) if metric.published else ():
+                for stage in source.instances(table, row, metric, scale) if metric.published else ():
                     keys[stage].add(metric.key)
     return keys
 
@@ -253,11 +257,12 @@ def add_parsers(commands: Any) -> None:
     command = commands.add_parser(
         "rehearse",
         help="run every stage of the published recipes on tiny data in the layouts of the real sets",
-        description="Run every stage of the scale paper on tiny data in the layouts of the real sets, with random "
+        description="Run every stage of a large scale on tiny data in the layouts of the real sets, with random "
         "weights in those of the released ones: it shows whether the published recipes would run. What is smaller than "
         "published is printed. Finished stages are passed over.",
     )
     command.add_argument("papers", nargs="*", metavar="paper", help=f"{names}; default: all")
+    command.add_argument("--scale", choices=REHEARSED_SCALES, default="paper", help="default: paper")
     command.add_argument("--stages", nargs="+", help="only these stages and what they start from")
     command.add_argument("--folder", type=Path, help="where data and runs lie; default: runs/rehearsal")
     command.add_argument("--keep", action="store_true", help="keep all checkpoints, tens of gigabytes")
@@ -279,11 +284,14 @@ def rehearse_command(arguments: Namespace) -> int:
         names = [name for name in existing if optional_part(name, "rehearsal") is not None]
         for name in sorted(set(existing) - set(names)):
             say(f"left out: {name}, rehearsals/{name}.py does not exist")
+        names = [name for name in names if arguments.scale in scales_of(name)]
     if arguments.stages and len(names) > 1:
         raise StageError("--stages names stages of one paper: name the paper, too")
     found: dict[str, list[Rehearsed]] = {}
     for name in names:
-        found[name] = rehearse(name, folder, stages=arguments.stages, jobs=jobs, keep=arguments.keep, say=say)
+        found[name] = rehearse(
+            name, folder, scale=arguments.scale, stages=arguments.stages, jobs=jobs, keep=arguments.keep, say=say
+        )
         terminal.print(table_of(paper_named(name).title, found[name]))
     failed = 0
     for name, entries in found.items():

@@ -71,7 +71,7 @@ class StageRequest:
         arguments: overrides from the command line.
         runs: folder of all runs.
         data: folder that `$DATA` in configs stands for.
-        rehearsal: whether it is a stage of the scale `paper` on tiny data.
+        rehearsal: whether it is a stage of a large scale on tiny data.
         isa: instruction set that decides how sums are rounded.
     """
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from common.reporting.papers import SCALES, existing_papers, project_root
-from common.stages.configuration import leaves, load_yaml, matches, recipes_of, resolve
+from common.reporting.papers import existing_papers, project_root
+from common.reporting.tables import expand
+from common.stages.configuration import leaves, load_yaml, matches, recipes_of, resolve, scales_of
 
 
 def names_a_class(paper: str, recipe: str) -> bool:
-    """Whether a recipe says more than numbers; those that do not are checked at the smaller scales alone."""
+    """Whether a recipe says more than numbers; those that do not are checked at the small scales alone."""
     text = (project_root() / "configs" / paper / f"{recipe}.yaml").read_text(encoding="utf-8")
     return "class_path" in text or "extends: null" in text
 
@@ -20,10 +21,11 @@ CASES = [
     (p.name, recipe, scale)
     for p in existing_papers()
     for recipe in recipes_of(p.name)
-    for scale in SCALES
-    if scale != "paper" or names_a_class(p.name, recipe)
+    for scale in scales_of(p.name)
+    if scale in ("mini", "smoke") or names_a_class(p.name, recipe)
+    if scale != "single" or recipe in {instance.recipe for instance in expand(p.name, "single")}
 ]
-OVERLAYS = [(p.name, scale) for p in existing_papers() for scale in SCALES if scale != "paper"]
+OVERLAYS = [(p.name, scale) for p in existing_papers() for scale in scales_of(p.name) if scale != "paper"]
 
 
 @pytest.mark.parametrize(("paper", "recipe", "scale"), CASES)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from common.reporting.papers import SCALES
-from common.stages.configuration import resolve
+from common.stages.configuration import resolve, scales_of
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", scales_of("mct"))
 def test_rows_differ_in_the_losses_alone(scale: str) -> None:
     joint = resolve("mct", "mct", scale=scale).config
     for recipe in ("intra_only", "inter_only", "intra_only_tag", "mct_tag"):

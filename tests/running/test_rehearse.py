@@ -62,8 +62,8 @@ def test_every_data_set_of_a_paper_is_written(paper: str, tmp_path: Path) -> Non
         assert not [note for note in status.notes if "no region features" in note], status.notes
 
 
-def test_only_the_paper_scale_is_rehearsed() -> None:
-    with pytest.raises(ConfigurationError, match="only the scale 'paper' is rehearsed"):
+def test_only_large_scales_are_rehearsed() -> None:
+    with pytest.raises(ConfigurationError, match="only 'paper' and 'single' are rehearsed"):
         resolve("mct", "mct", scale="mini", rehearsal=True)
     assert REHEARSAL not in recipes_of("mct")
 
@@ -125,7 +125,7 @@ def test_a_stage_must_have_measured_what_a_table_reads(tmp_path: Path, monkeypat
         return rehearse._judged(item, rehearse.load("mct"), failure)
 
     monkeypatch.setattr(rehearse, "_finished", lambda item: True)
-    monkeypatch.setattr(rehearse, "published_keys", lambda source: {"in_sup": {"test/top1", "test/meteor"}})
+    monkeypatch.setattr(rehearse, "published_keys", lambda source, scale: {"in_sup": {"test/top1", "test/meteor"}})
     assert judged({}, 2).problem == "measured nothing that the tables read: test/meteor, test/top1"
     assert judged({"test/top1": 1.0}, 0).problem == "took no step"
     assert judged({"test/top1": 1.0}, 2, "broke").problem == "broke"
@@ -140,7 +140,7 @@ class _Record:
 
 
 def test_tables_read_metrics_of_every_kind_of_stage() -> None:
-    keys = rehearse.published_keys(rehearse.load("mct"))
+    keys = rehearse.published_keys(rehearse.load("mct"), "paper")
     assert "test/top1" in keys["imagenet_linear@mct"]
     assert keys["detection@mct"]
 
