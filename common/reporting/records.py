@@ -45,7 +45,7 @@ MACHINE_KEYS = frozenset(
     {
         # Configs state the global batch, so the result does not depend on how many devices share it.
         "devices", "num_nodes", "accelerator", "strategy", "plugins",
-        "num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "cache_bytes",
+        "num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "cache_bytes", "in_flight_bytes",
     }
 )  # fmt: skip
 """Configuration keys, at any depth, that say on what a stage runs."""
