@@ -49,9 +49,11 @@ class VideoTransform:
         flip: Probability of the horizontal flip.
         mean, std: Statistics of the channels, on a scale of 0 to 1.
         training: Which of the two branches a call takes.
+        normalize: False leaves the pixels as bytes, a quarter of the size, for `normalized` to be called elsewhere. Not
+            for training with color jitter, whose results are no bytes.
 
     Shapes:
-        frames uint8 [T, H, W, 3] -> float32 [3, frames, crop, crop].
+        frames uint8 [T, H, W, 3] -> float32 [3, frames, crop, crop]; uint8 without `normalize`.
 
     Source: docs/papers/avid_cma.md [2.2].
     """
@@ -67,8 +69,11 @@ class VideoTransform:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     training: bool = True
+    normalize: bool = True
 
     def __post_init__(self) -> None:
+        if not self.normalize and self.training and max(self.jitter, default=0.0) > 0.0:
+            raise ValueError("jittered colors are no bytes: leave normalize on, or jitter at zero")
         if self.mode not in ("msc", "crop"):
             raise ValueError(f'mode must be "msc" or "crop", not {self.mode!r}')
         if self.crop < 1 or self.frames < 0:
@@ -110,7 +115,7 @@ class VideoTransform:
         if not self.training:
             pixels = self._resized(pixels)
             top, left = (round((side - self.crop) / 2) for side in pixels.shape[-2:])
-            return self._normalized(pixels[..., top : top + self.crop, left : left + self.crop])
+            return self._finished(pixels[..., top : top + self.crop, left : left + self.crop])
         if rng is None:
             raise ValueError("the training branch needs a random generator")
         # One block of draws: cheaper than a call for each, and a draw keeps its place whatever the others decide.
@@ -128,14 +133,14 @@ class VideoTransform:
         if draws[-9] < self.flip:
             pixels = pixels.flip(-1)
         if max(self.jitter) == 0.0:
-            return self._normalized(pixels)
+            return self._finished(pixels)
         planes = pixels.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
         # NumPy has a fraction of the cost of a call, which is what counts for small frames. Large ones are bound by
         # memory: they are taken in blocks that stay in a core's cache.
         colors = planes.numpy()
         for first in range(0, colors.shape[1], self._block):
             self._jitter(colors[:, first : first + self._block], draws[-8:])
-        return planes.sub_(_column(self.mean)[:, None]).div_(_column(self.std)[:, None])
+        return self._standardized(planes)
 
     def _resized(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[-2:]
@@ -146,9 +151,17 @@ class VideoTransform:
             return _bilinear(pixels, (side, int(side * width / height)))
         return _bilinear(pixels, (int(side * height / width), side))
 
-    def _normalized(self, pixels: Tensor) -> Tensor:
-        colors = pixels.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format)
-        return colors.div_(255.0).sub_(_column(self.mean)[:, None]).div_(_column(self.std)[:, None])
+    def normalized(self, video: Tensor) -> Tensor:
+        """Bytes [..., 3, T, H, W] of a call without `normalize` as the values of one with it, on their own device."""
+        return self._standardized(video.to(torch.float32, memory_format=torch.contiguous_format).div_(255.0))
+
+    def _finished(self, pixels: Tensor) -> Tensor:
+        video = pixels.transpose(0, 1)
+        return self.normalized(video) if self.normalize else video.contiguous()
+
+    def _standardized(self, colors: Tensor) -> Tensor:
+        mean, std = (_column(one)[:, None].to(colors.device) for one in (self.mean, self.std))
+        return colors.sub_(mean).div_(std)
 
     def _random_area(self, height: int, width: int, draws: npt.NDArray[np.float64]) -> tuple[int, int, int, int]:
         area = height * width

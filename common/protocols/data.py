@@ -6,6 +6,7 @@ there.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -185,15 +186,23 @@ class VideoClassificationData(AudioVisualData):
         return Example(batch, batches_of_epoch(known, self.batch_size), {"num_classes": None})
 
     def _test_clips(self, clips: int, random_starts: bool) -> DenseVideoClips:
+        # As bytes: ten clips of 32 frames are 193 MB as numbers, and the loaders hold tens of them.
+        transform = dataclasses.replace(self.video_transform(training=False), normalize=False)
         return DenseVideoClips(
             self.test_listing,
-            self.video_transform(training=False),
+            transform,
             clips=clips,
             random_starts=random_starts,
             video_duration=self.video.duration,
             video_fps=self.video.fps,
             **self.item_options,
         )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make numbers of clips that came as bytes, on the device."""
+        if batch["video"].dtype == torch.uint8:
+            batch["video"] = self.video_transform(training=False).normalized(batch["video"])
+        return batch
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         loaders = [self.evaluation_loader(self._test_clips(self.test_clips, False), self.test_batch_size)]

@@ -47,7 +47,7 @@ MACHINE_KEYS = frozenset(
         # recipe, such as batch_norm_group, where it gives them: docs/cluster.md says which stages depend on the number
         # of devices all the same.
         "devices", "num_nodes", "accelerator", "strategy", "plugins",
-        "num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "cache_bytes",
+        "num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "cache_bytes", "in_flight_bytes",
     }
 )  # fmt: skip
 """Configuration keys, at any depth, that say on what a stage runs."""

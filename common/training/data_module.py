@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -19,6 +21,9 @@ from common.types import Fraction, NonNegativeInt, PositiveInt
 
 # Makes a batch of samples; None = stack tensors of one shape.
 Collate = Callable[[list[Any]], Any]
+
+#: Batches that each loader process may be ahead; more have helped nothing.
+MOST_AHEAD = 4
 
 
 class LateLoader(DataLoader[Any]):
@@ -47,6 +52,8 @@ class ShardedDataModule(pl.LightningDataModule):
         num_workers: loader processes per device.
         seed: seed of order and augmentation.
         cache_bytes: memory for decoded files, for sets small enough to be kept; 0 decodes anew every time.
+        in_flight_bytes: memory for the batches that the loader processes of one device make and hold ready; it decides
+            how far they are ahead and, where batches are huge, how many there are (see `loader_processes`).
         max_skipped_fraction: the run stops when more than this share of the files is broken.
 
     Raises:
@@ -62,6 +69,7 @@ class ShardedDataModule(pl.LightningDataModule):
         num_workers: NonNegativeInt = 8,
         seed: NonNegativeInt = 0,
         cache_bytes: NonNegativeInt = 0,
+        in_flight_bytes: PositiveInt = 10_000_000_000,
         max_skipped_fraction: Fraction = 0.01,
     ) -> None:
         super().__init__()
@@ -73,6 +81,7 @@ class ShardedDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.cache_bytes = cache_bytes
+        self.in_flight_bytes = in_flight_bytes
         self.max_skipped_fraction = max_skipped_fraction
         self._used: dict[str, Dataset[Any]] = {}
         if dataset is not None and world is not None:
@@ -123,13 +132,14 @@ class ShardedDataModule(pl.LightningDataModule):
         )
         self._goes_on(sampler)
         self._used["training"] = dataset
+        batch_size = batches_at_once * self.batch_size // trainer.world_size
         return LateLoader(
             dataset,
             sampler=sampler,
-            batch_size=batches_at_once * self.batch_size // trainer.world_size,
+            batch_size=batch_size,
             drop_last=True,
             collate_fn=collate_fn,
-            **self._workers(dataset),
+            **self._workers(dataset, batch_size, (0, 0)),
         )
 
     def step_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
@@ -141,7 +151,7 @@ class ShardedDataModule(pl.LightningDataModule):
         """
         sampler = EpochSampler(len(dataset), 1, self.seed, shuffle=False)  # type: ignore[arg-type]
         self._goes_on(sampler)
-        return LateLoader(dataset, sampler=sampler, batch_size=None, **self._workers(dataset))
+        return LateLoader(dataset, sampler=sampler, batch_size=None, **self._workers(dataset, 1, (0, 0)))
 
     def _goes_on(self, sampler: EpochSampler) -> None:
         trainer = self.trainer
@@ -175,21 +185,30 @@ class ShardedDataModule(pl.LightningDataModule):
         self._used[role] = dataset
         sampler = ShardSampler(len(dataset), trainer.global_rank, trainer.world_size)  # type: ignore[arg-type]
         return DataLoader(
-            dataset, sampler=sampler, batch_size=batch_size, collate_fn=collate_fn, **self._workers(dataset)
+            dataset,
+            sampler=sampler,
+            batch_size=batch_size,
+            collate_fn=collate_fn,
+            **self._workers(dataset, batch_size, 0),
         )
 
-    def _workers(self, dataset: Dataset[Any]) -> dict[str, Any]:
-        workers = min(self.num_workers, os.cpu_count() or 1)
+    def _workers(self, dataset: Dataset[Any], batch_size: int, key: Any) -> dict[str, Any]:
+        """Arguments of a loader of so many samples a batch; `key` is one that the data set takes."""
+        workers, ahead = min(self.num_workers, os.cpu_count() or 1), None
         items = _items_of(dataset)
         if workers and items is not None:
             # A cache filled before the fork is shared by all workers and by all stages of this process.
             items.fill_cache()
+        if workers:
+            # A sample depends on its key alone, so that making one here changes none of those to come.
+            batch_bytes = batch_size * bytes_of(dataset[key])
+            workers, ahead = loader_processes(self.in_flight_bytes, batch_bytes, workers)
         accelerator = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return {
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": accelerator,
-            "prefetch_factor": 4 if workers else None,
+            "prefetch_factor": ahead,
         }
 
     # -- record --------------------------------------------------------------------------------------------------------
@@ -215,6 +234,41 @@ class ShardedDataModule(pl.LightningDataModule):
                 "skipped_names": names[:20],
             }
         return described
+
+
+def loader_processes(budget: int, batch_bytes: int, workers: int) -> tuple[int, int]:
+    """How many loader processes there may be, and how many batches each may be ahead.
+
+    A process holds the batches that it is ahead, and the samples of the one that it is putting together: w processes
+    that are a ahead have w (a + 1) batches in flight. Being less ahead comes before fewer processes; one process that
+    is one batch ahead is the least.
+
+    Args:
+        budget: bytes in flight.
+        batch_bytes: of one batch.
+        workers: processes wanted, at least 1.
+
+    Returns:
+        Number of processes, and batches ahead.
+    """
+    batches = budget // max(batch_bytes, 1)
+    workers = max(min(workers, batches // 2), 1)
+    return workers, min(max(batches // workers - 1, 1), MOST_AHEAD)
+
+
+def bytes_of(sample: Any) -> int:
+    """Bytes of all tensors and arrays in a sample, however it is nested."""
+    if isinstance(sample, torch.Tensor):
+        return sample.numel() * sample.element_size()
+    if isinstance(sample, np.ndarray):
+        return int(sample.nbytes)
+    if dataclasses.is_dataclass(sample):
+        return bytes_of(vars(sample))
+    if isinstance(sample, Mapping):
+        return sum(map(bytes_of, sample.values()))
+    if isinstance(sample, Iterable) and not isinstance(sample, str | bytes):
+        return sum(map(bytes_of, sample))
+    return 0
 
 
 def _items_of(dataset: Dataset[Any]) -> ItemDataset | None:

@@ -382,3 +382,13 @@ def test_one_cache_serves_all_data_sets_of_a_process(folder: Path) -> None:
     second = DenseVideoClips(_good(folder), VIDEO, cache_bytes=2**24)
     assert first.cache is second.cache is DecodedCache.shared(1)
     assert VideoClips(_good(folder), VIDEO).cache is None
+
+
+def test_dense_clips_as_bytes_are_the_same_clips(folder: Path) -> None:
+    transform = dataclasses.replace(VIDEO, training=False)
+    bare = dataclasses.replace(transform, normalize=False)
+    numbers, pixels = (
+        DenseVideoClips(_good(folder), one, clips=3, video_duration=0.5, video_fps=8.0)[1] for one in (transform, bare)
+    )
+    assert pixels["video"].dtype == torch.uint8
+    assert torch.equal(bare.normalized(pixels["video"]), numbers["video"])

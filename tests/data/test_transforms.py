@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import dataclasses
 import math
 import pickle
 from pathlib import Path
@@ -360,3 +361,17 @@ def test_statistics_are_computed_written_and_used(tmp_path: Path) -> None:
 def test_audio_settings_are_checked(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AudioTransform(**options)
+
+
+@pytest.mark.parametrize(("training", "jitter"), [(False, 0.4), (True, 0.0)])
+def test_bytes_are_normalized_later_bit_for_bit(training: bool, jitter: float) -> None:
+    whole = VideoTransform(crop=12, resize=14, frames=7, jitter=(jitter,) * 4, training=training)
+    bare = dataclasses.replace(whole, normalize=False)
+    frames = torch.randint(0, 256, (5, 20, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = whole(frames, np.random.default_rng(1))
+    video = bare(frames, np.random.default_rng(1))
+    assert video.dtype == torch.uint8
+    assert video.is_contiguous()
+    assert torch.equal(bare.normalized(torch.stack([video, video])), torch.stack([expected, expected]))
+    with pytest.raises(ValueError, match="jittered colors are no bytes"):
+        VideoTransform(training=True, normalize=False)
