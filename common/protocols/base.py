@@ -107,18 +107,19 @@ class EncoderModule(pl.LightningModule):
             )
 
 
-def check_num_classes(module: pl.LightningModule, num_classes: int | None = None) -> None:
+def check_num_classes(module: pl.LightningModule, num_classes: int | None = None, fewest: int = 2) -> None:
     """Stop when the data module says that its data have another number of classes, or nothing to tell apart.
 
     Args:
         module: its trainer knows the data module.
         num_classes: what it was made for; None = for any number.
+        fewest: least number that means something; tags can be alone, classes cannot.
     """
     found = getattr(getattr(module.trainer, "datamodule", None), "num_classes", None)
-    if found is not None and found < 2:
+    if found is not None and found < fewest:
         raise ValueError(
-            f"num_classes: the data have {found or 'no'} {'class' if found else 'classes'}, and a classifier tells at "
-            "least two apart: put the files of each into a folder of its own, or write a list with labels"
+            f"num_classes: the data have {found or 'no'} {'class' if found else 'classes'}, and at least {fewest} can "
+            "be learned: put the files of each class into a folder of its own, or write a list with labels (or tags)"
         )
     if found is not None and num_classes not in (None, found):
         raise ValueError(

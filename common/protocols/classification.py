@@ -7,7 +7,7 @@ test is reported. Samples count once, whatever the number of processes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ class Classification(EncoderModule):
         [B, clips, 3, T, H, W].
     """
 
+    fewest_classes: ClassVar[int] = 2
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -74,7 +76,7 @@ class Classification(EncoderModule):
 
     def setup(self, stage: str) -> None:
         """Check the classes and, before training only, load the pre-trained encoder."""
-        check_num_classes(self, self.num_classes)
+        check_num_classes(self, self.num_classes, self.fewest_classes)
         super().setup(stage)
 
     # -- the model -----------------------------------------------------------------------------------------------------
@@ -517,6 +519,8 @@ class MultiLabelTagging(Classification):
 
     Source: docs/papers/avid_cma.md [8], Stock; the learning rate and its schedule are ours.
     """
+
+    fewest_classes = 1
 
     def __init__(
         self,

