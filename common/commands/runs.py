@@ -86,7 +86,8 @@ def runs_command(arguments: argparse.Namespace) -> int:
         raise ReportingError(f"--limit must be at least 1, got {arguments.limit}")
     found = reading.find_runs(arguments.runs, [paper_named(name).name for name in arguments.papers])
     if arguments.diff:
-        return _diff(*(reading.one_run(found, name) for name in arguments.diff), arguments.json)
+        first, second = (reading.one_run(found, name) for name in arguments.diff)
+        return _diff(first, second, arguments.json)
     conditions = [reading.parse_condition(text) for text in arguments.where]
     if found:
         reading.check_fields(found, [field for field, _, _ in conditions], "--where")

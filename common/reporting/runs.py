@@ -206,7 +206,7 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     {'model': 'a.B', 'model.rates': [1, 2]}
     """
     if isinstance(config, dict) and config:
-        found = {}
+        found: dict[str, Any] = {}
         for key, value in config.items():
             if key == "init_args":
                 found |= flat(value, prefix)

@@ -311,7 +311,7 @@ def paper_workspace(paper: Paper, records: Sequence[Record], entity: str) -> Wor
         columns += [f"summary:table/{table.id}/{metric.id}" for metric in metrics]
         panels: list[Any] = [_bars(metric.label, f"table/{table.id}/{metric.id}") for metric in metrics]
         sections.append(ws.Section(name=table.title, panels=panels, is_open=f is shown[0]))
-    lines = [wr.LinePlot(title="Training loss", x="trainer/global_step", metric_regex="^train/loss$")]
+    lines: list[Any] = [wr.LinePlot(title="Training loss", x="trainer/global_step", metric_regex="^train/loss$")]
     return ws.Workspace(
         entity=entity,
         project=project(),

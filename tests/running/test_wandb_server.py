@@ -226,7 +226,7 @@ def test_a_resumed_run_goes_on_over_one_axis(stub: WandbStub, tmp_path: Path, mo
 
 @pytest.mark.parametrize("asked", ["", "0", "1", "at paper scale"])
 def test_console_and_machine_are_logged_at_paper_scale_or_when_asked_for(
-    asked: str, stub: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    asked: str, stub: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", stub.address)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -236,12 +236,14 @@ def test_console_and_machine_are_logged_at_paper_scale_or_when_asked_for(
         whole=asked == "at paper scale",
     )  # fmt: skip
     assert logger is not None
-    print("told on the console")
+    settings = logger.experiment.settings
     logger.log_metrics({"train/loss": 1.0}, step=0)
     logger.experiment.finish()
-    told = any("told on the console" in line for line in stub.runs["one"].files.get("output.log", {}).values())
-    machine = "wandb-metadata.json" in stub.runs["one"].uploads
-    assert told == machine == (asked in ("1", "at paper scale"))
+    expected = asked in ("1", "at paper scale")
+    assert (settings.console != "off") == expected
+    assert settings.x_disable_stats != expected
+    assert ("wandb-metadata.json" in stub.runs["one"].uploads) == expected
+    assert settings.disable_code
 
 
 def test_an_offline_run_is_synced_with_its_lineage(

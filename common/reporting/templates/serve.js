@@ -187,7 +187,8 @@
       $("diff").replaceChildren(make("p", { class: "quiet" }, "Choose two runs in the table."));
       return;
     }
-    const told = await ask("/api/diff", [form.first.value, form.second.value]);
+    const pair = [form.first.value, form.second.value], told = await ask("/api/diff", pair);
+    if (pair[0] !== form.first.value || pair[1] !== form.second.value) return; // answers may overtake each other
     const rows = (counts) => told.config.filter((d) => d[3] === counts).map((d) => d.slice(0, 3)), heads = ["first", "second"];
     $("diff").replaceChildren(make("h3", {}, "Configuration"),
       rows(true).length ? sheet(["field", ...heads], rows(true)) : make("p", {}, "Nothing that changes a result differs."),
@@ -197,7 +198,8 @@
         : make("p", {}, "None yet."));
   };
   const drawMedia = async () => {
-    const found = await ask("/api/media", list("runs"));
+    const asked = chosen.runs, found = await ask("/api/media", list("runs"));
+    if (asked !== chosen.runs) return;
     const names = [...new Set(found.flatMap((run) => run.files.map((file) => file.name)))].sort();
     const figure = (run, file) => {
       const where = `/media/${[...run.split("/"), file.name].map(encodeURIComponent).join("/")}?${file.changed}`, what = `${file.name} of ${run}`;
@@ -216,7 +218,9 @@
   let seen = "";
   const load = async () => {
     try {
-      curves = await ask("/api/curves", list("runs"));
+      const asked = chosen.runs, found = await ask("/api/curves", list("runs"));
+      if (asked !== chosen.runs) return true;
+      curves = found;
       drawCurves();
       await drawDifferences();
       const key = JSON.stringify([list("runs"), all.runs.map((run) => run.values.state)]);
