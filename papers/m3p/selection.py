@@ -26,7 +26,7 @@ class Best:
         compared: iterations up to the last comparison.
         weights: the best; None before any was compared, and when they are in the model.
 
-    Source: [10] and [15].
+    Source: [10].
     """
 
     def __init__(self, every: int) -> None:
