@@ -68,7 +68,9 @@ class Best:
         vars(self).update(state)
 
     def metrics(self) -> dict[str, float]:
-        """For the record."""
+        """For the record; nothing where weights are tested that were not compared here."""
+        if not self.iteration:
+            return {}
         return {"selected_iteration": float(self.iteration), "validation_accuracy": self.accuracy}
 
 
