@@ -218,7 +218,7 @@ class M3PModule(pl.LightningModule):
         average_in_place(gathered(learning))
         optimizer.step()
         optimizer.zero_grad()
-        self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+        self.lr_schedulers().step()  # type: ignore[union-attr]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         clip_by_norm(self, optimizer, self.hparams["clip_norm"])
@@ -291,7 +291,10 @@ class M3PModule(pl.LightningModule):
         self.test.update(self.model, batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        metrics = {**self.test.compute(self.model), **(self.best.metrics() if self.best is not None else {})}
+        metrics: dict[str, Any] = {
+            **self.test.compute(self.model),
+            **(self.best.metrics() if self.best is not None else {}),
+        }
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
         monitoring.draw(self, self.test)
 

@@ -26,7 +26,7 @@ class Best:
         compared: iterations up to the last comparison.
         weights: the best; None before any was compared, and when they are in the model.
 
-    Source: [10] and [15].
+    Source: [10].
     """
 
     def __init__(self, every: int) -> None:
@@ -68,7 +68,9 @@ class Best:
         vars(self).update(state)
 
     def metrics(self) -> dict[str, float]:
-        """For the record."""
+        """For the record; nothing where weights are tested that were not compared here."""
+        if not self.iteration:
+            return {}
         return {"selected_iteration": float(self.iteration), "validation_accuracy": self.accuracy}
 
 

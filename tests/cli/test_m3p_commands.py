@@ -15,7 +15,7 @@ from tests.m3p.stages import region_network
 
 # The encoder of the smoke scale.
 SIZES = {
-    "vocabulary_size": 1002, "width": 16, "layers": 2, "attention_heads": 2, "feed_forward_width": 32, "positions": 64,
+    "vocabulary_size": 1002, "width": 16, "layers": 2, "attention_heads": 2, "feed_forward_width": 32, "positions": 128,
     "languages": 6, "feature_dim": 64,
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,14 @@ class Trained:
         folder = _folder()
         given = {
             "xmc_gan": ("--model.image_network.pretrained", "null", "--model.evaluation", "null"),
-            "m3p": ("--data.region_network", str(region_network(folder))),
+            "m3p": (
+                "--data.region_network",
+                str(region_network(folder)),
+                "--model.updates",
+                "per_cycle",
+                "--model.accumulate",
+                "1",
+            ),
             # Dropout on maps draws in the order of memory, which the layout changes.
             "vx2text": ("--model.model.audio_classifier.encoder.dropout", "0.0"),
         }
@@ -62,15 +70,26 @@ class Trained:
             return loss
 
         self.cli.model.training_step = noted
+        updates = _Updates()
+        self.cli.trainer.callbacks.append(updates)
         self.start = {name: p.detach().clone() for name, p in self.cli.model.named_parameters()}
         path = checkpoint and str(checkpoint)
         self.cli.trainer.fit(self.cli.model, datamodule=self.cli.datamodule, ckpt_path=path, weights_only=True)
         named = dict(self.cli.model.named_parameters())
-        self.gradients = {name: p.grad for name, p in named.items() if p.grad is not None}
+        left = {name: p.grad for name, p in named.items() if p.grad is not None}
+        self.gradients = left or updates.gradients  # where an update leaves none behind
         for name, gradient in self.gradients.items():
             # What fused steps take for granted.
             assert _steps_of(gradient) == _steps_of(named[name]), name
         self.state = {name: value for name, value in self.cli.model.state_dict().items() if isinstance(value, Tensor)}
+
+
+class _Updates(pl.Callback):
+    """Keeps the gradients of the last update."""
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        named = pl_module.named_parameters()
+        self.gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
 def _steps_of(tensor: Tensor) -> list[int]:
