@@ -320,13 +320,12 @@ def test_the_checkpoint_with_the_best_score_is_measured(tmp_path: Path) -> None:
         torch.save({**state, "state_dict": weights, "global_step": 1 if scale == 0 else 2}, folder / f"{name}.ckpt")
     evaluator = str(finished().checkpoint("mini_evaluator"))
     of_choice = "--model.choice.evaluation.evaluator.pretrained"
-    record = run_stage(
-        request(
-            "xmc_gan/xmc_gan_best", tmp_path, "--model.choice.checkpoint", str(folder / "last.ckpt"),
-            "--model.evaluation.evaluator.pretrained", evaluator, of_choice, evaluator,
-        )
+    stage = request(
+        "xmc_gan/xmc_gan_best", tmp_path, "--model.choice.checkpoint", str(folder / "last.ckpt"),
+        "--model.evaluation.evaluator.pretrained", evaluator, of_choice, evaluator,
     )  # fmt: skip
-    found = (tmp_path / "xmc_gan" / "smoke" / "seed0" / "xmc_gan_best" / "media" / "checkpoints.csv").read_text()
+    record = run_stage(stage)
+    found = (stage.directory / "media" / "checkpoints.csv").read_text(encoding="utf-8")
     head, *rows = (line.split(",") for line in found.splitlines())
     assert head == ["mini_fd", "step", "weights"]
     assert [row[1:] for row in rows] == [[step, kind] for step in "12" for kind in ("average", "trained")]
