@@ -47,6 +47,7 @@ def write_datasets(root: Path) -> None:
         write_sound(sounds[-1], generator.audio(1, number, 6.0), generator.sample_rate)
 
     write_kinetics(root / "kinetics400", _names(400), 1, write=_one_of(sounding))
+    write_kinetics(root / "kinetics_sounds", _names(34), 4, write=_one_of(sounding))
     for part, prefix, clips in (("unbalanced_train", "u", AUDIOSET_CLIPS), ("eval", "e", CLIPS_PER_KIND)):
         write_audioset(
             root / "audioset", clips, folder=f"{part}_segments", list_name=f"{part}_segments.csv", prefix=prefix,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from common.data.datasets.coco import CLASSES
 from common.data.worlds.layouts import imagenet_class
 from common.data.worlds.random_pictures import (
@@ -13,6 +15,7 @@ from common.data.worlds.random_pictures import (
     write_random_karpathy,
     write_random_voc,
 )
+from common.encoders.image import ImageResNet
 from common.encoders.random_bert import write_random_bert
 
 
@@ -33,9 +36,11 @@ def write_datasets(root: Path) -> None:
 
 
 def write_weights(root: Path) -> None:
-    """Write BERT, which knows the words of the captions.
+    """Write BERT, which knows the words of the captions, and a network as MoCo v2 released it.
 
     Args:
         root: folder that `$DATA` stands for.
     """
     write_random_bert(root / "bert-base-uncased", words_of_captions(CLASSES), layers=2)
+    weights = {f"module.encoder_q.{name}": value for name, value in ImageResNet().state_dict().items()}
+    torch.save({"epoch": 200, "arch": "resnet50", "state_dict": weights}, root / "moco_v2_200ep_pretrain.pth.tar")

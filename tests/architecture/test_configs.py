@@ -56,7 +56,7 @@ def test_a_scale_touches_sizes_or_declares_a_deviation(paper: str, scale: str) -
     for pattern, section in [("*", overlay.get("all") or {}), *(overlay.get("recipes") or {}).items()]:
         covered = [r for r in recipes_of(paper) if matches(r, pattern)]
         assert covered, f"{scale}.yaml: pattern {pattern!r} matches no recipe"
-        for path, value in leaves(section):
+        for path, value in leaves(section) if section else ():
             found = sizes & set(path.split("."))
             used |= found
             if found or path in {"start_from", "trainer.enable_progress_bar"}:

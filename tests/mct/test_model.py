@@ -135,12 +135,13 @@ def test_groups_are_drawn_anew_from_the_global_generator_and_not_without_shuffli
     torch.testing.assert_close(draws[0], draws[1])
     assert not torch.allclose(draws[0], draws[2])
     plain = encode_keys(pair.key, rows, shuffle=False, groups=2)["intra"]
-    torch.testing.assert_close(plain, torch.cat([pair.key(half)["intra"] for half in rows.chunk(2)]))
+    for first in (0, 1):
+        torch.testing.assert_close(plain[first::2], pair.key(rows[first::2])["intra"])
 
 
 @pytest.mark.parametrize("groups", [0, -1, 4, 7])
 def test_groups_must_divide_the_batch(groups: int) -> None:
-    with pytest.raises(ValueError, match=f"key_bn_groups={groups} does not divide the 6 rows"):
+    with pytest.raises(ValueError, match=f"{groups} groups do not divide the 6 rows"):
         encode_keys(tower(), torch.randn(6, 5), groups=groups)
 
 
@@ -149,7 +150,7 @@ def test_the_query_sees_no_other_statistics_because_of_groups() -> None:
     query, key = pair.query.backbone.bn, pair.key.backbone.bn  # type: ignore[union-attr]
     encode_keys(pair.key, torch.randn(8, 5), groups=4)
     assert query.num_batches_tracked == 0  # type: ignore[union-attr]
-    assert key.num_batches_tracked == 4  # type: ignore[union-attr]
+    assert key.num_batches_tracked == 1  # type: ignore[union-attr]
 
 
 # -- shuffling in one process ------------------------------------------------------------------------------------------

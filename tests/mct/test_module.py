@@ -75,6 +75,7 @@ class Data(pl.LightningDataModule):
         self.tag_names = [f"tag {number}" for number in range(tags)]
         self.vocabulary_size = vocabulary_size
         self.tokenizer = object()
+        self.batch_size = BATCH
         draw = torch.Generator().manual_seed(1)
         pictures = torch.randn(images, 3, 9, 9, generator=draw)
         tokens = torch.randint(1, VOCABULARY, (images, 5), generator=draw)
@@ -251,7 +252,7 @@ def test_every_choice_of_losses(weights: tuple[float, ...], heads: str) -> None:
         {"inter_loss": "infonce", "temperature_cross": 0.1},
         {"inter_reduction": "max", "queue_warm": "masked"},
         {"queue_dtype": "float16", "mask_same_image": False},
-        {"heads": Heads(batch_norm=True, hidden_dim=3), "key_bn_groups": 4},
+        {"heads": Heads(batch_norm=True, hidden_dim=3), "batch_norm_group": 4},
         {"queue_size": 5},
         {"epsilon": 1.5, "heads": Heads(shared=True), "inter_dim": 5},
     ],
@@ -469,8 +470,8 @@ def test_data_that_do_not_fit() -> None:
     train(module(weight_tag=0.0), Data(tags=3), limit_train_batches=1)
     with pytest.raises(ValueError, match=r"the tokenizer has 21 pieces, model.text_encoder 20 .*vocabulary_size"):
         train(module(), Data(vocabulary_size=21))
-    with pytest.raises(ValueError, match=r"key_bn_groups=3 does not divide the 16 rows"):
-        train(module(key_bn_groups=3))
+    with pytest.raises(ValueError, match=r"batch_norm_group is 3, but a device gets 16 of the 16 images"):
+        train(module(batch_norm_group=3))
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
@@ -480,19 +481,25 @@ def test_a_precision_in_which_the_averages_would_stand_still(precision: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("device", "processes", "groups", "warned"),
-    [("cuda", 1, 1, True), ("cuda", 1, 4, False), ("cuda", 8, 1, False), ("cpu", 1, 1, False)],
+    ("device", "processes", "group", "warned"),
+    [
+        ("cuda", 1, None, True),
+        ("cuda", 1, 16, True),
+        ("cuda", 1, 4, False),
+        ("cuda", 8, None, False),
+        ("cpu", 1, None, False),
+    ],
 )
 def test_a_single_gpu_without_groups_is_warned_of(
-    device: str, processes: int, groups: int, warned: bool, recwarn: pytest.WarningsRecorder
+    device: str, processes: int, group: int | None, warned: bool, recwarn: pytest.WarningsRecorder
 ) -> None:
-    model = module(key_bn_groups=groups)
+    model = module(batch_norm_group=group)
     strategy = SimpleNamespace(root_device=torch.device(device))
-    model._trainer = SimpleNamespace(ckpt_path=None, world_size=processes, strategy=strategy)
+    model._trainer = SimpleNamespace(ckpt_path=None, world_size=processes, strategy=strategy, datamodule=Data())
     model.on_fit_start()
-    said = [str(warning.message) for warning in recwarn if "key_bn_groups" in str(warning.message)]
+    said = [str(warning.message) for warning in recwarn if "batch_norm_group" in str(warning.message)]
     assert len(said) == warned
-    assert all("Set model.key_bn_groups to 4" in text for text in said)
+    assert all("Set model.batch_norm_group to 32" in text for text in said)
 
 
 def test_released_weights_that_are_missing_stop_a_fit_before_its_first_step(tmp_path: Path) -> None:

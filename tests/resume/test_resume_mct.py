@@ -24,7 +24,7 @@ from tests.stages import callbacks, request
 def test_mct_with_queues(tmp_path: Path, killed_at: int, workers: int) -> None:
     layer: dict[str, Any] = {
         "trainer": {**LAYER["trainer"], "callbacks": callbacks(3)},
-        "model": {"init_args": {"loss": {"init_args": {"queue_size": 24}}, "key_bn_groups": 4}},
+        "model": {"init_args": {"loss": {"init_args": {"queue_size": 24}}, "batch_norm_group": 4}},
         "data": {"init_args": {"num_workers": workers, "word_dropout": 0.2}},
     }
     whole = request("mct/mct_tag", tmp_path / "whole", layer=layer)
