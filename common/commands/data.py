@@ -59,6 +59,13 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     shards.add_argument(
         "--shard-size", type=_size, metavar="SIZE", help="size of a shard, such as 500MB or 1GB; default: 1GB"
     )
+    command.add_argument(
+        "--transcode",
+        type=Path,
+        metavar="FOLDER",
+        help="write the videos with sound that are there anew below another folder: key frames every 32 pictures, a "
+        "shorter side of 288 pixels at most; clips are then read several times as fast. A run that was stopped goes on",
+    )
     features = command.add_argument_group(
         "text features",
         "With --text-features, the frozen text features of a paper that stores them are computed. A run that was "
@@ -143,6 +150,8 @@ def _data_command(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.shards is not None:
         return _shards_command(paper, data, arguments.shards.resolve(), arguments.shard_size or _UNITS["G"])
+    if arguments.transcode is not None:
+        return _transcode_command(paper, data, arguments.transcode.resolve())
     report(datasets_of(paper, data), prepare=arguments.prepare)
     report_files(files_of(paper, data, verify=arguments.prepare))
     if own is not None:
@@ -222,6 +231,32 @@ def _shards_command(paper: str, data: Path, target: Path, shard_bytes: int) -> i
         markup=False,
         soft_wrap=True,
     )
+    return 0
+
+
+def _transcode_command(paper: str, data: Path, target: Path) -> int:
+    from rich.progress import track
+
+    from common.data.transcoding import FAILED, transcode_folder, videos_of
+    from common.stages.single import datasets_of
+
+    # The others are few and small.
+    wanted = [dataset for dataset in datasets_of(paper, data) if dataset.streams == ("video", "audio")]
+    present = [folder for folder in _folders(wanted, data) if folder.is_dir()]
+    if not present:
+        raise StageError(f"no videos with sound of {paper} are in {data}; `assemble data {paper}` says how to get them")
+    if target == data or target.is_relative_to(data):
+        raise StageError(f"--transcode {target} lies in --data {data}: name a folder beside it")
+    console = files.console()
+    for folder in present:
+        steps = iter(track(videos_of(folder), f"Videos of {folder.name}", console=console, transient=True))
+        done = transcode_folder(folder, target / folder.relative_to(data), advance=lambda: next(steps, None))  # noqa: B023
+        told = f"{folder.name}: {done.written:,} videos written, {done.kept:,} from before, {done.lists:,} lists"
+        if done.failed:
+            told += f"; {len(done.failed):,} failed and are listed in {target / folder.relative_to(data) / FAILED}"
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
+    others = "Link the other data sets beside them, and train with"
+    console.print(f"{others} --data {target}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -168,11 +168,11 @@ RELEASED = (
         "`assemble data` with --text-features makes them",
     ),
     ReleasedFile(
-        "audioset/audioset_100k.txt",
-        "100,000 clips of AudioSet, one YTID a line",
-        "1.2 MB",
+        "audioset/unbalanced_train-100k.txt",
+        "99,999 clips of AudioSet, one file name a line",
+        "2.5 MB",
         "CC BY-NC 4.0, with the official code",
-        "https://github.com/facebookresearch/AVID-CMA",
+        "https://github.com/facebookresearch/AVID-CMA, datasets/cache/audioset",
     ),
     ReleasedFile(
         "imagenet/imagenet100.txt",

@@ -19,6 +19,7 @@ import pytest
 from common.data.clips import AudioVisualClips
 from common.data.listing import Clip, Listing
 from common.data.media import MediaFile
+from common.data.transcoding import transcode
 from common.data.transforms import AudioTransform, VideoTransform
 from tests.data.media_factory import tone, write_video
 
@@ -127,3 +128,37 @@ def test_miniature_sample_from_the_cache(benchmark: Any, tmp_path: Path) -> None
     for item in range(8):
         clips[item]
     benchmark(lambda: clips[(0, next(items) % len(clips))])
+
+
+def test_clips_per_second_of_a_film_written_anew(benchmark: Any, tmp_path: Path) -> None:
+    """Pre-training samples from a film as the web has it, and from the same by `assemble data --transcode`.
+
+    `extra_info` has the clips per second of one process for both, and `ratio`, the old time by the new one.
+    """
+    base = np.random.default_rng(0).integers(0, 256, (480, 640 + 300, 3), dtype=np.uint8)
+    base = (base.astype(np.uint16) + np.roll(base, 1, 0) + np.roll(base, 1, 1) + np.roll(base, 2, 1)) // 4
+    frames = np.stack([base[:, number : number + 640].astype(np.uint8) for number in range(300)])
+    sound = tone(10.0, 44_100, channels=2)
+    stock = write_video(
+        tmp_path / "stock.mp4", frames=frames, fps=30.0, audio=sound, audio_rate=44_100, key_frame_every=250, b_frames=2
+    )
+    transcode(stock, tmp_path / "anew.mp4")
+
+    def reader(name: str) -> Callable[[int], Any]:
+        listing = Listing("film", "1", [Clip(tmp_path / name, 0)], ("a",), tmp_path)
+        transforms = VideoTransform(crop=224, min_area=0.08), AudioTransform(mean=-20.0, std=20.0)
+        clips = AudioVisualClips(listing, *transforms, clips_per_video=1000)
+        return lambda item: clips[(0, item)]
+
+    old, new = reader("stock.mp4"), reader("anew.mp4")
+    seconds: dict[str, list[float]] = {"before": [], "after": []}
+    for item in range(40):  # the same moments of both, one after the other
+        for name, read in (("before", old), ("after", new)):
+            started = time.perf_counter()
+            read(item)
+            seconds[name].append(time.perf_counter() - started)
+    mean = {name: statistics.mean(times) for name, times in seconds.items()}
+    benchmark.extra_info["clips_per_second"] = {name: round(1 / value, 1) for name, value in mean.items()}
+    benchmark.extra_info["ratio"] = round(mean["before"] / mean["after"], 2)
+    items = iter(range(1000))
+    benchmark.pedantic(lambda: new(next(items)), rounds=15, warmup_rounds=1)

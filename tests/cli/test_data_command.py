@@ -36,7 +36,7 @@ def test_every_file_that_a_recipe_reads_is_described(tmp_path: Path):
         assert "unknown" not in (file.size, file.license), file.path
     assert named["mct"]["bert-base-uncased"].recipes
     assert "weights/t5-base" in named["vx2text"]
-    assert "audioset/audioset_100k.txt" in named["avid_cma"]
+    assert "audioset/unbalanced_train-100k.txt" in named["avid_cma"]
     assert not any(status.present for own in named.values() for status in own.values())
 
 

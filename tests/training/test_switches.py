@@ -328,12 +328,12 @@ def test_layout_of_convolutions() -> None:
 def test_switches_of_a_layer_and_of_the_command_line(tmp_path: Path) -> None:
     layer = tmp_path / "fast.yaml"
     layer.write_text("compiled: true\nchannels_last: true\n", encoding="utf-8")
-    run = resolve("avid", "avid", scale="smoke", arguments=["--config", str(layer), "--compiled", "aot_eager"])
+    run = resolve("mct", "mct", scale="smoke", arguments=["--config", str(layer), "--compiled", "aot_eager"])
     switches, config = take_switches(run.config)
     assert switches == {"compiled": "aot_eager", "channels_last": True}
     assert Switches._fields == SWITCHES
     assert not set(config["model"]["init_args"]) & {"compiled", "channels_last"}
-    plain = resolve("avid", "avid", scale="smoke").config
+    plain = resolve("mct", "mct", scale="smoke").config
     assert config == plain  # nothing else has changed
     assert config_hash(run.config) != config_hash(plain)
     assert take_switches(plain) == ({}, plain)
