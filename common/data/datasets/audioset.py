@@ -59,7 +59,7 @@ class AudioSet(MediaDataset):
     Args:
         root: Folder that holds the lists and the clips.
         clip_list: Text file with one YTID (or file name, ``<YTID>_<start>_<end>.mp4``) a line; only these clips are
-            listed, as in the 100,000-clip ablations. None = all.
+            listed for training, as in the 100,000-clip ablations; evaluation is whole. None = all.
         in_list_order: List them in the order of `clip_list` and not by name: the rows of memory banks that others
             trained on such a list are in its order, and fit where no clip is missing.
         trimmed: Whether the files were cut to the ten seconds; False = they are whole videos, and ``start`` and ``end``
@@ -155,7 +155,7 @@ class AudioSet(MediaDataset):
         scan.sound_labels = []
         if not self.trimmed:
             scan.starts, scan.ends = [], []
-        if wanted is not None:
+        if wanted is not None and split != "evaluation":
             segments = [segment for segment in segments if segment[0] in wanted]
             if self.in_list_order:
                 scan.in_order = True
