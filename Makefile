@@ -21,7 +21,7 @@ RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data "$(DATA)"
 export OMP_NUM_THREADS ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: help setup lock lock-check test test-slow fuzz lint format bench mutation reproduce rehearse tables check-tables claims report wandb-report gpu-check doctor clean
+.PHONY: help setup lock lock-check audit test test-slow fuzz lint format docs bench mutation reproduce rehearse tables check-tables claims report wandb-report gpu-check doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
@@ -61,6 +61,12 @@ lock-check: ## Whether the lock can be installed from wheels on every system, Py
 	    then echo "$$platform, Python $$python: $$(grep -c '^ + ' <<< "$$told") packages"; \
 	    else failed=1; echo "$$platform, Python $$python: $$told"; fi; \
 	  done; done; exit $$failed
+
+# pip-audit is no dependency: it runs in an environment of its own.
+audit: $(STAMP) ## Known weaknesses of the locked packages, by a public database; says what it could not ask
+	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); \
+	  $$UV tool run --quiet pip-audit --requirement requirements.lock --disable-pip --require-hashes --format json \
+	    --progress-spinner off 2>/dev/null | $(VENV)/bin/python .ci/audit.py
 
 reproduce-%: $(STAMP) ## Train and evaluate one paper (avid), print and write its tables
 	$(ASSEMBLE) reproduce $* $(RUN)
@@ -109,6 +115,15 @@ test-slow: $(STAMP) ## Tests that learn something for minutes
 
 fuzz: $(STAMP) ## Damaged files for every reader: FUZZ_MINUTES=3 FUZZ_SEED=0; docs/reliability.md
 	$(VENV)/bin/python -m tests.fuzz --minutes $(or $(FUZZ_MINUTES),3) --seed $(or $(FUZZ_SEED),0)
+
+docs: $(STAMP) $(VENV)/.docs ## The pages as a site with search and a reference, in site/; a dead link stops it
+	$(VENV)/bin/python .ci/site.py site
+	@echo "site/index.html; with search: python -m http.server --directory site"
+
+# No dependency of the suite either.
+$(VENV)/.docs: $(STAMP)
+	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
+	  $$UV pip install --quiet --constraint requirements.lock "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=0.26,<2" && touch $@
 
 bench: $(STAMP) $(VENV)/.bench ## Speed as ratios against named baselines
 	$(VENV)/bin/python -m pytest tests/benchmarks -o addopts="" -q -s --benchmark-only --benchmark-columns=min,median,rounds
