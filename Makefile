@@ -11,6 +11,8 @@ PYTHON ?= python3
 
 VENV := .venv
 STAMP := $(VENV)/.installed
+# Empty is what the lock says: CUDA builds on Linux. `cpu` takes PyTorch from its index of CPU builds; docs/platforms.md.
+TORCH ?=
 ASSEMBLE := $(VENV)/bin/assemble
 PAPERS := $(notdir $(patsubst %/tables.yaml,%,$(wildcard papers/*/tables.yaml)))
 RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data "$(DATA)"
@@ -20,11 +22,11 @@ REHEARSED = $(if $(filter single,$(SCALE)),--scale single)
 export OMP_NUM_THREADS ?= 1
 export WANDB_SILENT ?= true
 
-.PHONY: help setup test test-slow fuzz lint format bench mutation reproduce rehearse tables check-tables claims report serve dashboard wandb-report gpu-check doctor clean
+.PHONY: help setup lock lock-check audit test test-slow fuzz lint format docs bench mutation reproduce rehearse tables check-tables claims report serve dashboard wandb-report gpu-check doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
-	@echo "  variables: SCALE=smoke|mini|single|paper SEEDS=\"0 1 2\" TEST_JOBS=2 HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder"
+	@echo "  variables: SCALE=smoke|mini|single|paper SEEDS=\"0 1 2\" TEST_JOBS=2 HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder TORCH=cpu"
 
 setup: $(STAMP) ## Make the virtual environment from requirements.lock
 
@@ -34,9 +36,38 @@ $(STAMP): requirements.lock pyproject.toml
 	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); set -e; \
 	  test -x $(VENV)/bin/python || $$UV venv --quiet --python $(PYTHON) $(VENV); \
 	  export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
-	  $$UV pip sync --quiet --compile-bytecode requirements.lock; \
-	  $$UV pip install --quiet --no-deps --editable .
+	  if [ "$(TORCH)" = cpu ]; then \
+	    $$UV pip install --quiet --compile-bytecode --torch-backend cpu --no-verify-hashes \
+	      --constraint requirements.lock --editable ".[dev,hub]"; \
+	  else \
+	    $$UV pip sync --quiet --compile-bytecode --require-hashes requirements.lock; \
+	    $$UV pip install --quiet --no-deps --editable .; \
+	  fi
 	@touch $@
+
+# One lock for all: markers say what is for which system. Versions stay as they are where they fit; UPGRADE=1 takes new ones.
+lock: ## Write requirements.lock anew from pyproject.toml (UPGRADE=1)
+	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); \
+	  $$UV pip compile pyproject.toml --quiet --extra dev --extra hub --universal --python-version 3.11 --generate-hashes \
+	    --no-header --no-annotate $(if $(UPGRADE),--upgrade) --output-file requirements.lock
+
+PLATFORMS := x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu aarch64-apple-darwin
+
+# Nothing is installed. Of macOS the oldest that the wheels are for.
+lock-check: ## Whether the lock can be installed from wheels on every system, Python 3.11 to 3.13
+	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); failed=0; \
+	  for platform in $(PLATFORMS); do for python in 3.11 3.12 3.13; do \
+	    if told=$$(MACOSX_DEPLOYMENT_TARGET=14.0 $$UV pip install --dry-run --only-binary :all: --require-hashes \
+	      --python-platform $$platform --python-version $$python --target .lock-check -r requirements.lock 2>&1); \
+	    then echo "$$platform, Python $$python: $$(grep -c '^ + ' <<< "$$told") packages"; \
+	    else failed=1; echo "$$platform, Python $$python: $$told"; fi; \
+	  done; done; exit $$failed
+
+# pip-audit is no dependency: it runs in an environment of its own.
+audit: $(STAMP) ## Known weaknesses of the locked packages, by a public database; says what it could not ask
+	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); \
+	  $$UV tool run --quiet pip-audit --requirement requirements.lock --disable-pip --require-hashes --format json \
+	    --progress-spinner off 2>/dev/null | $(VENV)/bin/python .ci/audit.py
 
 reproduce-%: $(STAMP) ## Train and evaluate one paper (avid), print and write its tables
 	$(ASSEMBLE) reproduce $* $(RUN)
@@ -95,6 +126,15 @@ test-slow: $(STAMP) ## Tests that learn something for minutes
 
 fuzz: $(STAMP) ## Damaged files for every reader: FUZZ_MINUTES=3 FUZZ_SEED=0; docs/reliability.md
 	$(VENV)/bin/python -m tests.fuzz --minutes $(or $(FUZZ_MINUTES),3) --seed $(or $(FUZZ_SEED),0)
+
+docs: $(STAMP) $(VENV)/.docs ## The pages as a site with search and a reference, in site/; a dead link stops it
+	$(VENV)/bin/python .ci/site.py site
+	@echo "site/index.html; with search: python -m http.server --directory site"
+
+# No dependency of the suite either.
+$(VENV)/.docs: $(STAMP)
+	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
+	  $$UV pip install --quiet --constraint requirements.lock "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=0.26,<2" && touch $@
 
 bench: $(STAMP) $(VENV)/.bench ## Speed as ratios against named baselines
 	$(VENV)/bin/python -m pytest tests/benchmarks -o addopts="" -q -s --benchmark-only --benchmark-columns=min,median,rounds

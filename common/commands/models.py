@@ -20,6 +20,8 @@ CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an exp
 OWN_LAYOUT = "safetensors"
 #: Asks for the names of a paper's layouts.
 LIST_LAYOUTS = "list"
+#: Encoders as programs of `torch.export`, which need none of this code.
+TRACED_LAYOUT = "torch_export"
 #: Commands that are methods of a paper's model class, which few have, and what the others do not do.
 SPECIAL = {"answer": "answers no questions", "caption": "describes no clips", "generate": "makes no images"}
 #: Letters and digits of a caption in the name of its files, at most.
@@ -149,6 +151,10 @@ def add_parsers(commands: Any) -> None:
     )
     command.add_argument("--output", type=Path, help="folder, or file of another layout, to write")
     command.add_argument("--force", action="store_true", help="replace an export that is there")
+    command.add_argument(
+        "--push", metavar="USER/NAME", help="also send the folder to this repository of the Hugging Face Hub"
+    )
+    command.add_argument("--private", action="store_true", help="with --push: a new repository is seen by you alone")
     command.set_defaults(func=_export_command)
 
 
@@ -532,14 +538,29 @@ def _export_command(arguments: argparse.Namespace) -> int:
         raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give checkpoints/last.ckpt of a stage")
     weights = optional_part(paper, "weights")
     others = () if weights is None else weights.LAYOUTS
-    layouts = (OWN_LAYOUT, *others)
+    layouts = (OWN_LAYOUT, TRACED_LAYOUT, *others)
     if arguments.layout == LIST_LAYOUTS:
         print(", ".join(layouts))
         return 0
     if arguments.layout not in layouts:
         raise StageError(f"--layout {arguments.layout}: {nearest(arguments.layout, layouts)}")
+    if arguments.push and arguments.layout != OWN_LAYOUT:
+        raise StageError(f"--push sends the folder of --layout {OWN_LAYOUT}, not {arguments.layout}")
+    if arguments.private and not arguments.push:
+        raise StageError("--private says who sees what --push sends: give --push USER/NAME, too")
+    if arguments.push:
+        from common.stages.hub import check_repository
+
+        check_repository(arguments.push)
     files.require_writable(arguments.output.parent, "--output")
-    if arguments.layout != OWN_LAYOUT:
+    if arguments.layout == TRACED_LAYOUT:
+        from common.stages.export import trained_model
+        from common.stages.traced import write_traced
+
+        check_part(paper, *TRAINED)
+        written, told = write_traced(trained_model(paper), arguments.checkpoint, arguments.output)
+        print("\n".join(told))
+    elif arguments.layout != OWN_LAYOUT:
         written = weights.export(arguments.checkpoint, arguments.output, arguments.layout)
     elif arguments.output.suffix in FILE_SUFFIXES:
         raise StageError(
@@ -549,6 +570,11 @@ def _export_command(arguments: argparse.Namespace) -> int:
     else:
         from common.stages.export import trained_model, write_export
 
-        written = write_export(trained_model(paper), arguments.checkpoint, arguments.output, arguments.force)
+        model = trained_model(paper)
+        written = write_export(model, arguments.checkpoint, arguments.output, arguments.force, arguments.push)
     print(f"written to {written}")
+    if arguments.push:
+        from common.stages.hub import push_export
+
+        print(f"sent to {push_export(written, arguments.push, arguments.private)}")
     return 0

@@ -45,7 +45,7 @@ class DetectionsOncePerImage:
     A distributed sampler may repeat images, and a loader that meets a broken file delivers its neighbour twice; the
     first of them stays.
 
-    Example:
+    Examples:
         >>> found = DetectionsOncePerImage()
         >>> objects = {"boxes": torch.tensor([[0.0, 0.0, 9.0, 9.0]]), "labels": torch.tensor([1])}
         >>> detections = {**objects, "scores": torch.tensor([0.8])}

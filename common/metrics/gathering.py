@@ -67,7 +67,7 @@ class OncePerSample:
     Args:
         names: the values of one sample.
 
-    Example:
+    Examples:
         >>> meter = OncePerSample("top1")
         >>> meter.update(torch.tensor([4, 7, 4]), top1=torch.tensor([1.0, 0.0, 1.0]))
         >>> meter.compute()["top1"].item()
@@ -129,7 +129,7 @@ class RowsOncePerSample:
     Args:
         names: the tensors.
 
-    Example:
+    Examples:
         >>> rows = RowsOncePerSample("embedding")
         >>> rows.update(torch.tensor([4, 1, 4]), embedding=torch.eye(3))
         >>> index, collected = rows.compute()

@@ -80,6 +80,36 @@ class Trained:
         return found.read_bytes() if isinstance(found, Path) else found
 
 
+class Encoder(nn.Module):
+    """From tensors of one modality to vectors, as a module of its own; see `common.stages.traced`.
+
+    Args:
+        network: what it computes with.
+        embed: vectors [B, D] of the network and its inputs.
+        inputs: an example of two rows; of integers and truth values the second dimension is a length.
+    """
+
+    def __init__(self, network: nn.Module, embed: Callable[..., Tensor], *inputs: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.embed = embed
+        self.inputs = inputs
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.embed(self.network, *inputs)
+
+    @property
+    @torch.no_grad()
+    def width(self) -> int:
+        """D of the vectors."""
+        return int(self(*self.inputs).shape[-1])
+
+
+def noise_like(example: Tensor) -> Tensor:
+    """Two rows of noise, of the shape and the type of an example."""
+    return torch.randn(2, *example.shape, generator=torch.Generator().manual_seed(0)).to(example)
+
+
 class TrainedModel(nn.Module):
     """A trained model with methods for its use; each paper has one such class.
 
@@ -168,6 +198,22 @@ class TrainedModel(nn.Module):
             return model.to(device).eval()
         except (RuntimeError, AssertionError) as error:
             raise StageError(f"--device {device}: {str(error).splitlines()[0]}") from None
+
+    @classmethod
+    def from_pretrained(cls, repo: str, revision: str | None = None, device: str = "cpu") -> Self:
+        """A trained model from the Hugging Face Hub, ready to use, in evaluation mode.
+
+        Args:
+            repo: `user/name` of a repository that `assemble export --push` made.
+            revision: branch, tag or commit; None is the newest. A commit is the same for ever.
+            device: where it runs.
+
+        Raises:
+            StageError: it cannot be fetched, is damaged or of another model; there is no such device.
+        """
+        from common.stages.hub import fetch_export
+
+        return cls.from_export(fetch_export(repo, revision), device)
 
     @classmethod
     def of(cls, trained: Trained) -> Self:
@@ -288,6 +334,10 @@ class TrainedModel(nn.Module):
         """What embeddings [N, ...] say in words, one line for each; None where they say nothing."""
         return None
 
+    def encoders(self) -> dict[str, Encoder]:
+        """Encoders that take tensors alone, by modality; they give what `embed_<modality>` gives of one clip."""
+        return {}
+
     # -- retrieval -----------------------------------------------------------------------------------------------------
 
     def searched(
@@ -352,7 +402,9 @@ def renamed(state: Mapping[str, Tensor], **prefixes: str) -> dict[str, Tensor]:
 # -- the folder --------------------------------------------------------------------------------------------------------
 
 
-def write_export(model: type[TrainedModel], checkpoint: str | Path, output: str | Path, force: bool = False) -> Path:
+def write_export(
+    model: type[TrainedModel], checkpoint: str | Path, output: str | Path, force: bool = False, repo: str | None = None
+) -> Path:
     """Write a trained model as a folder of its own; it appears whole or not at all.
 
     Args:
@@ -360,6 +412,7 @@ def write_export(model: type[TrainedModel], checkpoint: str | Path, output: str 
         checkpoint: `checkpoints/last.ckpt` of a finished stage.
         output: the folder.
         force: replace an export that is there.
+        repo: where it will lie on the Hub, for its card.
 
     Returns:
         `output`.
@@ -411,7 +464,7 @@ def write_export(model: type[TrainedModel], checkpoint: str | Path, output: str 
             },
         }
         (partial / CONFIGURATION).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        card = model_card(record, output.name, model.__name__, model.usage_of(trained), model.limits)
+        card = model_card(record, output.name, model, model.usage_of(trained), repo)
         (partial / CARD).write_text(card, encoding="utf-8")
         for path in partial.rglob("*"):
             if path.is_file():

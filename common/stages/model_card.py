@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from common.errors import StageError
 from common.reporting.papers import paper_named
 from common.reporting.records import Record
 
+if TYPE_CHECKING:
+    from common.stages.export import TrainedModel
+
+LIBRARY = "representation-assemble"
+#: What the Hub calls a model that has a method; any other gives features.
+TASKS = {"generate": "text-to-image", "answer": "video-text-to-text"}
 SCALES = {
     "paper": "It was trained at the paper's scale.",
     "single": "It was trained on one card for about a day: on fewer data and for fewer steps than the paper's, so its "
@@ -22,15 +31,15 @@ SCALES = {
 }
 
 
-def model_card(record: Record, folder: str, name: str, usage: str, limits: str) -> str:
-    """Markdown of the card.
+def model_card(record: Record, folder: str, model: type[TrainedModel], usage: str, repo: str | None = None) -> str:
+    """Markdown of the card, with what the Hub reads of it in front.
 
     Args:
         record: of the stage that trained the model.
         folder: name of the export's folder, for the example.
-        name: of the model's class.
+        model: class of the model.
         usage: line of Python that uses `model`.
-        limits: what it is for and what it cannot do.
+        repo: where the model will lie on the Hub.
 
     Raises:
         StageError: the docstring of the paper's package has no title, citation and method.
@@ -61,7 +70,12 @@ def model_card(record: Record, folder: str, name: str, usage: str, limits: str) 
         ("revision", revision),
         ("weights measured", record.selection),
     ]
+    name = model.__name__
     lines = [
+        "---",
+        yaml.safe_dump(metadata(record, folder, model), sort_keys=False, allow_unicode=True).rstrip(),
+        "---",
+        "",
         f"# {paper.title}: {record.stage}, {record.scale}, {record.draw}",
         "",
         f"{title} {SCALES[record.scale]}",
@@ -76,9 +90,11 @@ def model_card(record: Record, folder: str, name: str, usage: str, limits: str) 
         "",
         "```python",
         f"from papers.{paper.name} import {name}",
-        f'model = {name}.from_export("{folder}")',
+        f'model = {name}.from_pretrained("{repo}")' if repo else f'model = {name}.from_export("{folder}")',
         usage,
         "```",
+        "",
+        "`papers` comes with Representation Assemble: clone its repository and run `pip install '.[hub]'` there.",
         "",
         "## What was measured",
         "",
@@ -100,7 +116,7 @@ def model_card(record: Record, folder: str, name: str, usage: str, limits: str) 
         "",
         "## Intended use and limits",
         "",
-        limits,
+        model.limits,
         "",
         "The code is under the Apache License 2.0. What the terms of the data above ask of those who share a model "
         "that was trained on them has to be met as well.",
@@ -108,23 +124,68 @@ def model_card(record: Record, folder: str, name: str, usage: str, limits: str) 
     return "\n".join(lines) + "\n"
 
 
+def metadata(record: Record, folder: str, model: type[TrainedModel]) -> dict[str, Any]:
+    """What the Hub reads of a card: license, library, task, tags, data sets, and the metrics of the record.
+
+    Args:
+        record: of the stage that trained the model.
+        folder: name of the export's folder.
+        model: class of the model.
+    """
+    world = _world(record)
+    sets = [] if world else _sets(record)
+    task = next((found for method, found in TASKS.items() if hasattr(model, method)), "feature-extraction")
+    paper = paper_named(record.paper)
+    # Weights learn from data of several terms, which the card names; only what is generated has none.
+    free = world is not None and not world.credit
+    found: dict[str, Any] = {"license": "apache-2.0"} if free else {"license": "other", "license_name": "see-data"}
+    found |= {"library_name": LIBRARY, "pipeline_tag": task}
+    found["tags"] = [LIBRARY, paper.title.lower().replace(" ", "-"), "pytorch", "safetensors", *model.embeds]
+    if record.scale != "paper":
+        found["tags"].append({"mini": "miniature", "smoke": "smoke-test"}[record.scale])
+    if sets:
+        found["datasets"] = [kind.name for kind in sets]
+    metrics = [
+        {"type": name, "name": name, "value": value}
+        for name, value in sorted(record.metrics.items())
+        if value is not None
+    ]
+    if metrics and record.scale != "smoke":  # a smoke test has learned nothing
+        titles = [world.title] if world else [getattr(kind, "title", kind.__name__) for kind in sets]
+        title = ", ".join(titles) or "unknown"
+        result = {
+            "task": {"type": task},
+            "dataset": {"type": re.sub(r"\W+", "-", title.lower()).strip("-"), "name": title},
+            "metrics": metrics,
+            "source": {"name": "record.json: what the stage measured", "url": "record.json"},
+        }
+        found["model-index"] = [{"name": folder, "results": [result]}]
+    return found
+
+
+def _world(record: Record) -> Any:
+    """Class of the world whose files stood in for data sets, or None."""
+    world = ((record.config.get("data") or {}).get("init_args") or {}).get("world")
+    return _class(world["class_path"]) if world else None
+
+
+def _sets(record: Record) -> list[Any]:
+    """Classes of the data sets, each once."""
+    return [_class(path) for path in dict.fromkeys(_datasets(record.config.get("data") or {}))]
+
+
 def _data(record: Record) -> Iterator[str]:
     """Terms of the data sets, or of the world whose files stood in for them, and what was read of each."""
-    data = record.config.get("data") or {}
-    world = (data.get("init_args") or {}).get("world")
+    world = _world(record)
     if world:
-        kind = _class(world["class_path"])
         yield (
-            f"Files of the {kind.title}, in the layouts of real data sets of which no sample was used. "
-            f"{kind.credit or 'They are generated and have no license of their own.'}"
+            f"Files of the {world.title}, in the layouts of real data sets of which no sample was used. "
+            f"{world.credit or 'They are generated and have no license of their own.'}"
         )
     else:
-        found: dict[str, Any] = {}
-        for path in _datasets(data):
-            found.setdefault(path, _class(path))
         yield from (
             f"- {getattr(kind, 'title', kind.__name__)}: {kind.license}. {getattr(kind, 'source', '')}".rstrip()
-            for kind in found.values()
+            for kind in _sets(record)
         )
     yield ""
     rows = (

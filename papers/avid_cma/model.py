@@ -20,7 +20,7 @@ from common.encoders.checkpoint_files import below
 from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
 from common.stages.allowed import Builder, path_of
-from common.stages.export import Items, Modality, Trained, TrainedModel
+from common.stages.export import Encoder, Items, Modality, Trained, TrainedModel, noise_like
 from common.stages.finished import FinishedStage
 
 
@@ -197,10 +197,23 @@ class AVID(TrainedModel):
         """
         return self._means(lambda clips: self.audio_proj(self.audio_model(clips)), self.read_all("audio", sounds))
 
+    def encoders(self) -> dict[str, Encoder]:
+        side, frames = self.video.crop, frame_count(self.video.duration, self.video.fps)
+        clip = self._pixels(torch.zeros(frames, side, side, 3, dtype=torch.uint8))
+        sound = self._spectrogram(torch.zeros(self._spectrogram.num_samples))
+        return {
+            "video": Encoder(nn.Sequential(self.video_model, self.video_proj), _unit, noise_like(clip)),
+            "audio": Encoder(nn.Sequential(self.audio_model, self.audio_proj), _unit, noise_like(sound)),
+        }
+
     def _means(self, encode: Callable[[Tensor], Tensor], samples: list[Tensor]) -> Tensor:
         rows = F.normalize(encode(torch.cat(samples).to(self.device)).float(), dim=1)
         means = [clips.mean(0) for clips in rows.split([len(sample) for sample in samples])]
         return F.normalize(torch.stack(means), dim=1)
+
+
+def _unit(network: nn.Module, clips: Tensor) -> Tensor:
+    return F.normalize(network(clips).float(), dim=1)
 
 
 MODEL = AVID

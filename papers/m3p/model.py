@@ -20,6 +20,7 @@ from common.errors import StageError
 from common.losses.info_nce import at_least_float32
 from common.stages.allowed import Builder
 from common.stages.export import (
+    Encoder,
     Items,
     Modality,
     Trained,
@@ -550,6 +551,12 @@ class M3P(TrainedModel):
         languages = None if number is None else torch.full((len(ids),), number, device=self.device)
         start = self.encoder.start_text(ids, mask, 0, languages)
         return self.encoder.encode(start, mask, "first")[:, 0].float()
+
+    def encoders(self) -> dict[str, Encoder]:
+        def of_text(encoder: M3PEncoder, ids: Tensor, mask: Tensor) -> Tensor:
+            return encoder.encode(encoder.start_text(ids, mask), mask, "first")[:, 0].float()
+
+        return {"text": Encoder(self.encoder, of_text, *self._tokens(["a dog on a sofa", "ein Hund"]))}
 
     @torch.no_grad()
     def match(self, images: Items, texts: Items) -> Tensor:

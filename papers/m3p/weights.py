@@ -75,7 +75,7 @@ _XLM_R_BLOCK = {
 def released_name(name: str) -> str:
     """Name in the released code of a tensor of `M3P`.
 
-    Example:
+    Examples:
         >>> released_name("encoder.blocks.3.query.weight")
         'attentions.3.q_lin.weight'
     """

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,10 +30,12 @@ from common.losses.info_nce import at_least_float32
 from common.memory.collective import all_gather_concat, broadcast_from_rank_zero, is_distributed, rank, world_size
 from common.stages.allowed import Builder, path_of
 from common.stages.export import (
+    Encoder,
     Items,
     Modality,
     Trained,
     TrainedModel,
+    noise_like,
     renamed,
     with_arguments,
     without_sources,
@@ -264,6 +267,21 @@ class MCT(TrainedModel):
             raise StageError("this model was trained without captions and embeds images alone")
         rows = [self.tokenizer.encode(normalize_caption(text)) for text in self.read_all("text", texts)]
         return self._of(self.text(pad_tokens(rows, self.tokenizer.pad_id).to(self.device)))
+
+    def encoders(self) -> dict[str, Encoder]:
+        if self.pixels is None:
+            return {}
+
+        def embed(tower: Tower, inputs: Tensor) -> Tensor:
+            head = tower.heads["both" if "both" in tower.heads else self.embedding]
+            return F.normalize(head(tower.trunk(tower.features(inputs))).float(), dim=1)
+
+        picture = self.pixels(Image.new("RGB", (64, 64)))[0]
+        found = {"image": Encoder(self.image, embed, noise_like(picture))}
+        if self.text is not None and self.tokenizer is not None:
+            rows = [self.tokenizer.encode(text) for text in ("a dog on a sofa", "a cat")]
+            found["text"] = Encoder(self.text, embed, pad_tokens(rows, self.tokenizer.pad_id))
+        return found
 
     def compare(self, query_modality: Modality, query: Any, modality: Modality, searched: Any) -> Tensor:
         """Scores [N] of a query with everything that is searched, the cosine of the embeddings.

@@ -207,7 +207,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvi
 def detectron2_name(name: str) -> str:
     """Name in detectron2's residual networks of a tensor in torchvision's.
 
-    Example:
+    Examples:
         >>> detectron2_name("layer1.0.downsample.1.weight")
         'res2.0.shortcut.norm.weight'
 

@@ -200,6 +200,14 @@ class ClipReader:
                 sample["audio_present"] = torch.tensor(present)
         return sample
 
+    def empty(self, modality: Modality) -> Tensor:
+        """One clip of black [3, T, crop, crop], or one window of silence [1, frames, mel_bins]."""
+        if modality == "video":
+            return self._black()[0]
+        assert self.audio is not None
+        assert self._log_mel is not None
+        return self._log_mel(torch.zeros(self.audio.samples))
+
     def preview(self, clip: Clip) -> npt.NDArray[np.uint8]:
         """The middle frame of a clip as it is stored, [H, W, 3]."""
         with open_media(clip.path, self.caches) as media:

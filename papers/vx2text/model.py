@@ -18,7 +18,7 @@ from common.encoders.kinetics import KineticsR2Plus1D
 from common.encoders.panns import PANNsCNN14
 from common.errors import StageError
 from common.stages.allowed import Builder
-from common.stages.export import SOURCES, Items, Trained, TrainedModel, with_arguments
+from common.stages.export import SOURCES, Encoder, Items, Trained, TrainedModel, noise_like, with_arguments
 from common.stages.export import Modality as AnyModality
 from common.stages.finished import FinishedStage
 from common.types import PositiveFloat, PositiveInt
@@ -400,6 +400,15 @@ class VX2Text(TrainedModel):
         """
         windows = torch.stack(self.read_all("audio", sounds)).to(self.device)
         return self.tokens["audio"](windows[:, None])[2].float().softmax(-1)
+
+    def encoders(self) -> dict[str, Encoder]:
+        def probabilities(classifier: nn.Module, clips: Tensor) -> Tensor:
+            return classifier(clips).float().softmax(-1)
+
+        return {
+            name: Encoder(tokens.classifier, probabilities, noise_like(self.reader.empty(name)))
+            for name, tokens in self.tokens.items()
+        }
 
     def captions(self, modality: AnyModality, embeddings: Tensor) -> list[str]:
         """The tokens that each file brings into the prompt: the most probable categories of each of its clips."""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,7 +29,17 @@ from common.data.text_features import encode_texts
 from common.encoders.checkpoint_files import CheckpointError, differences, named_tensors, read_checkpoint
 from common.errors import StageError
 from common.stages.allowed import Builder, path_of
-from common.stages.export import Items, Modality, Trained, TrainedModel, renamed, with_arguments, without_sources
+from common.stages.export import (
+    Encoder,
+    Items,
+    Modality,
+    Trained,
+    TrainedModel,
+    noise_like,
+    renamed,
+    with_arguments,
+    without_sources,
+)
 from common.stages.finished import FinishedStage
 from common.types import PositiveFloat, PositiveInt
 from papers.xmc_gan.layers import (
@@ -609,6 +620,13 @@ class XMCGAN(TrainedModel):
         """
         pictures = torch.stack(self.read_all("image", images)).to(self.device)
         return F.normalize(self.discriminator.features(pictures)[0].float(), dim=1)
+
+    def encoders(self) -> dict[str, Encoder]:
+        def embed(discriminator: Discriminator, pictures: Tensor) -> Tensor:
+            return F.normalize(discriminator.features(pictures)[0].float(), dim=1)
+
+        picture = self._pixels(Image.new("RGB", (64, 64)))[0]
+        return {"image": Encoder(self.discriminator, embed, noise_like(picture))}
 
     @torch.no_grad()
     def embed_text(self, texts: Items) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 from common.commands.main import main
 from common.errors import StageError
 from common.reporting.records import find_promoted
+from common.stages.export import trained_model
 from common.stages.model_card import model_card
 from common.stages.parts import has_part, optional_part, part
 
@@ -83,4 +84,4 @@ def test_a_paper_that_cannot_be_rehearsed_does_not_stop_the_others(
 def test_a_card_without_a_docstring_to_be_made_of_names_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("papers.mct.__doc__", "A title alone.")
     with pytest.raises(StageError, match=r"papers/mct/__init__.py: .* docstring of three paragraphs"):
-        model_card(find_promoted("mct")[0], "folder", "MCT", "model.embed_image(...)", "none")
+        model_card(find_promoted("mct")[0], "folder", trained_model("mct"), "model.embed_image(...)")

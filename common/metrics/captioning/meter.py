@@ -23,7 +23,7 @@ class CaptionMeter:
         tokenizer: as above.
         with_meteor: as above.
 
-    Example:
+    Examples:
         >>> meter = CaptionMeter(with_meteor=False)
         >>> meter.update([4, 7], ["a dog runs", "yes"], [["a dog is running"], ["yes", "yes he does"]])
         >>> round(meter.compute().measured["rouge_l"], 3)

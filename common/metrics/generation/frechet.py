@@ -120,7 +120,7 @@ class FeatureStatistics:
 
     The sums are taken about the first row that a process sees, so that a large mean does not drown a small variance.
 
-    Example:
+    Examples:
         >>> statistics = FeatureStatistics()
         >>> statistics.update(torch.tensor([0, 1, 1]), torch.tensor([[0.0, 1.0], [2.0, 1.0], [2.0, 1.0]]))
         >>> statistics.compute().mean.tolist()

@@ -156,7 +156,7 @@ def mentioned_classes(caption: str) -> tuple[int, ...]:
     Returns:
         Positions in `CLASSES`.
 
-    Example:
+    Examples:
         >>> [CLASSES[number] for number in mentioned_classes("A dog and two men eat hot dogs.")]
         ['person', 'dog', 'hot dog']
     """

@@ -1,0 +1,104 @@
+"""The commands of docs/released-weights.md, run at the smoke scale on weights in the released layouts."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from common.commands.main import main
+from common.encoders.checkpoint_files import below, read_checkpoint
+from common.reporting.papers import project_root
+from papers.m3p.weights import export
+from tests.m3p.stages import region_network
+from tests.trained import checkpoint
+
+# One worker runs these tests, as each would train the stages anew.
+pytestmark = pytest.mark.xdist_group("xmc_gan stages")
+
+PAGE = (project_root() / "docs" / "released-weights.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines() if line[0] != "#"
+]
+
+
+def state_of(paper: str) -> dict[str, Tensor]:
+    return dict(read_checkpoint(checkpoint(paper))["state_dict"])
+
+
+def renamed(state: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
+    return {new + name: value.clone() for name, value in below(state, old).items()}
+
+
+def write_released(folder: Path, name: str) -> Path:
+    """A file in a released layout, with the weights of a tiny model of ours."""
+    path = folder / name
+    if name == "avid.pth.tar":
+        content = {"epoch": 400, "model": renamed(state_of("avid_cma"), "model.", "module."), "train_criterion": {}}
+    elif name == "moco.pth.tar":
+        backbone = renamed(state_of("mct"), "model.image.backbone.", "module.encoder_q.")
+        content = {"epoch": 200, "arch": "resnet50", "state_dict": backbone}
+    elif name == "virtex.pth":
+        content = {"model": renamed(state_of("mct"), "model.image.backbone.", "visual.cnn."), "iteration": 500_000}
+    else:
+        assert name == "m3p.pth"
+        return export(checkpoint("m3p"), path, "m3p")
+    torch.save(content, path)
+    return path
+
+
+def test_every_downstream_recipe_has_its_command() -> None:
+    told = {
+        (shlex.split(line)[2], shlex.split(line)[shlex.split(line).index("--model.pretrained") + 1])
+        for line in COMMANDS
+    }
+    folder = project_root() / "configs" / "avid_cma"
+    names = ("*_fine_tune*.yaml", "*_svm.yaml", "kinetics_linear.yaml")
+    recipes = {path.stem for name in names for path in folder.glob(name)}
+    assert {name for name, _ in told if name.startswith("avid/")} == {f"avid/{recipe}" for recipe in recipes}
+    for file in ("moco.pth.tar", "virtex.pth"):
+        found = {name.removeprefix("mct/").removesuffix("_moco") for name, own in told if own == file}
+        assert found == {"imagenet_linear", "voc07_svm", "coco_tagging", "cross_modal_search", "voc_detection"}
+    assert {name for name, _ in told if name.startswith("m3p/")} == {
+        "m3p/zero_shot",
+        "m3p/fine_tune",
+        "m3p/fine_tune_all",
+    }
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_released_file_goes_into_its_protocol(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = shlex.split(line)
+    assert words[0] == ".venv/bin/assemble"
+    assert words[3:7] == ["--scale", "paper", "--data", "/data"]
+    # The published recipe has every field that the line sets.
+    assert main([*words[1:], "--print_config"]) == 0
+    file = words[words.index("--model.pretrained") + 1]
+    assert f"pretrained: {file}" in capsys.readouterr().out
+
+    written = write_released(tmp_path, file)
+    # The statistics of the tiny spectrogram.
+    np.savez(tmp_path / "norm.npz", mean=np.full(65, -30.0, np.float32), std=np.full(65, 20.0, np.float32))
+    places = {
+        "/data": str(tmp_path / "data"),
+        "paper": "smoke",
+        file: str(written),
+        "norm.npz": str(tmp_path / "norm.npz"),
+    }
+    given = [places.get(word, word) for word in words[1:]]
+    if "m3p/" in line:
+        given += ["--data.region_network", str(region_network(tmp_path))]
+    monkeypatch.chdir(tmp_path)
+    assert main([*given, "--runs", str(tmp_path / "runs")]) == 0, capsys.readouterr().err
+    (record,) = (tmp_path / "runs").rglob("record.json")
+    found = json.loads(record.read_bytes())
+    assert found["metrics"]
+    assert all(name.startswith("test/") for name in found["metrics"])

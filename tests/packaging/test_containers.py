@@ -1,0 +1,76 @@
+"""The files of containers: they parse, what they name is here, they install the lock, and nobody is root in them."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from tests.architecture.sources import ROOT
+
+MAKE = (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def instructions() -> list[tuple[str, str]]:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in joined.splitlines())]
+
+
+def made() -> list[str]:
+    """Targets of make that are called."""
+    return [
+        target for name, rest in instructions() if name == "RUN" for target in re.findall(r"\bmake ([\w-]+)\s*$", rest)
+    ]
+
+
+def test_the_image_is_of_a_python_that_the_project_takes() -> None:
+    found = instructions()
+    assert found[0][0] == "FROM"
+    version = re.fullmatch(r"python:(3\.\d+)-slim", found[0][1])
+    assert version
+    assert version[1] in ("3.11", "3.12", "3.13")
+    known = {"FROM", "RUN", "USER", "WORKDIR", "COPY", "ENV", "CMD"}
+    assert {name for name, _ in found} <= known
+    assert all("://" not in rest for _, rest in found)
+
+
+def test_what_is_copied_is_here_and_the_lock_is_what_is_installed() -> None:
+    found = instructions()
+    copied = [rest.split()[1:-1] for name, rest in found if name == "COPY"]
+    assert copied == [["requirements.lock"], ["."]]
+    assert all((ROOT / source).exists() for sources in copied for source in sources)
+    (sync,) = (rest for name, rest in found if name == "RUN" and "uv pip sync" in rest)
+    assert "--require-hashes requirements.lock" in sync
+    assert made() == ["setup"]
+    assert re.search(r"^setup:", MAKE, flags=re.MULTILINE)
+
+
+def test_nobody_is_root() -> None:
+    found = instructions()
+    (user,) = (rest for name, rest in found if name == "USER")
+    assert user != "root"
+    place = [name for name, _ in found].index("USER")
+    assert any(f" {user}" in rest and "useradd" in rest for name, rest in found[:place] if name == "RUN")
+    assert all(f"--chown={user} " in rest for name, rest in found if name == "COPY")
+    assert all("apt-get" not in rest for _, rest in found[place:])
+    home = next(rest for name, rest in found if name == "WORKDIR")
+    assert home.startswith(f"/home/{user}/")
+    assert next(rest for name, rest in found if name == "ENV").startswith(f'PATH="{home}/.venv/bin:')
+
+
+def test_what_is_not_sent_to_the_build_is_nothing_that_it_needs() -> None:
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    assert {".venv", "runs", "data"} <= set(ignored)
+    assert not {"requirements.lock", "pyproject.toml", "Makefile", "README.md", "common", "configs", ".git"} & set(
+        ignored
+    )
+
+
+def test_the_development_container_is_the_same_image() -> None:
+    folder = ROOT / ".devcontainer"
+    found = json.loads((folder / "devcontainer.json").read_text(encoding="utf-8"))
+    assert (folder / found["build"]["dockerfile"]).resolve() == ROOT / "Dockerfile"
+    assert (folder / found["build"]["context"]).resolve() == ROOT
+    assert ("USER", found["remoteUser"]) in instructions()
+    assert found["postCreateCommand"] == "make setup"

@@ -1,0 +1,112 @@
+"""One lock for all systems: complete, hashed, and what pyproject.toml asks for. None of it needs a network."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib import metadata
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.architecture.sources import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+#: A requirement for each of its lines, and the hashes below it.
+ENTRIES = {
+    Requirement(entry.partition(" \\\n")[0]): re.findall(r"--hash=(\S+)", entry)
+    for entry in re.split(r"\n(?=\S)", LOCK.strip())
+}
+SYSTEMS = {
+    "Linux, x86-64": {
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "platform_machine": "x86_64",
+        "os_name": "posix",
+    },
+    "Linux, ARM": {
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "platform_machine": "aarch64",
+        "os_name": "posix",
+    },
+    "macOS": {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64", "os_name": "posix"},
+}
+PYTHONS = ("3.11", "3.12", "3.13")
+#: The extras that `make setup` installs.
+EXTRAS = ("dev", "hub")
+
+
+def asked_for() -> list[Requirement]:
+    optional = [text for extra in EXTRAS for text in PROJECT["optional-dependencies"][extra]]
+    return [Requirement(text) for text in (*PROJECT["dependencies"], *optional)]
+
+
+def pinned(environment: dict[str, str]) -> dict[str, str]:
+    """Versions by name that a machine gets."""
+    found: dict[str, str] = {}
+    for entry in ENTRIES:
+        if entry.marker is None or entry.marker.evaluate(environment):
+            (version,) = entry.specifier
+            assert version.operator == "=="
+            assert entry.name not in found, f"{entry.name} stands twice for one machine"
+            found[canonicalize_name(entry.name)] = version.version
+    return found
+
+
+def on(system: str, python: str) -> dict[str, str]:
+    return {**default_environment(), **SYSTEMS[system], "python_version": python, "python_full_version": f"{python}.0"}
+
+
+def test_every_entry_has_hashes_and_none_names_a_place() -> None:
+    assert len(ENTRIES) > 100
+    for entry, hashes in ENTRIES.items():
+        assert hashes, f"{entry.name} has no hash"
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", one) for one in hashes)
+    assert "://" not in LOCK
+    assert " @ " not in LOCK
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_each_system_gets_what_the_project_asks_for(system: str, python: str) -> None:
+    found = pinned(on(system, python))
+    for requirement in asked_for():
+        name = canonicalize_name(requirement.name)
+        assert name in found, f"{name} is not locked: make lock"
+        assert requirement.specifier.contains(found[name], prereleases=True), f"{requirement}, locked {found[name]}"
+    cuda = {name for name in found if name.startswith(("nvidia-", "cuda-"))}
+    assert bool(cuda) == system.startswith("Linux")
+
+
+def test_what_the_locked_packages_ask_for_is_locked() -> None:
+    """By their own metadata, for this machine; an extra counts where a locked package or the project asks for it."""
+    here = {key: str(value) for key, value in default_environment().items()}
+    found = pinned(here)
+    waiting = [(canonicalize_name(one.name), frozenset(one.extras)) for one in asked_for()]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while waiting:
+        name, extras = item = waiting.pop()
+        if item in seen:
+            continue
+        seen.add(item)
+        try:
+            needs = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        if metadata.version(name) != found[name]:
+            continue  # another version than the locked one is installed here, such as an older PyTorch
+        for text in needs:
+            requirement = Requirement(text)
+            if requirement.marker and not any(
+                requirement.marker.evaluate({**here, "extra": extra}) for extra in (extras or {""}) | {""}
+            ):
+                continue
+            other = canonicalize_name(requirement.name)
+            assert other in found, f"{name} needs {other}, which is not locked: make lock"
+            assert requirement.specifier.contains(found[other], prereleases=True), f"{name} needs {requirement}"
+            waiting.append((other, frozenset(requirement.extras)))
+    assert len(seen) > 100

@@ -1,0 +1,80 @@
+"""The site: every page is on it, every link of its pages leads to a file, and it builds where mkdocs is installed."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import common
+from tests.architecture.sources import ROOT, modules
+
+SITE: dict[str, Any] = runpy.run_path(str(ROOT / ".ci" / "site.py"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("site")
+    SITE["put_together"](path)
+    return path
+
+
+def named(nav: Any) -> list[str]:
+    if isinstance(nav, str):
+        return [nav]
+    return [name for one in (nav if isinstance(nav, list) else nav.values()) for name in named(one)]
+
+
+def test_every_page_has_its_place(folder: Path) -> None:
+    found = named(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.md")}
+    assert set(found) == there
+    assert len(found) == len(set(found))
+
+
+def test_links_lead_to_files(folder: Path) -> None:
+    links = 0
+    for page in folder.rglob("*.md"):
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if "://" not in target and not target.startswith("mailto:"):
+                links += 1
+                assert (page.parent / target).is_file(), f"{page.relative_to(folder)} links to {target}"
+    assert links > 50
+
+
+def test_the_reference_names_what_is_there(folder: Path) -> None:
+    known = set(modules())
+    named_there = re.findall(r"^::: (\S+)$", "\n".join(p.read_text() for p in (folder / "api").iterdir()), re.MULTILINE)
+    assert len(named_there) > 40
+    for name in named_there:
+        assert name in known or name.rpartition(".")[0] in known, name
+    assert {"common.losses.nce", "common.memory.bank", "papers.avid_cma.model.AVID"} <= set(named_there)
+
+
+def test_it_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+    pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
+    SITE["build"](tmp_path / "site")
+    page = (tmp_path / "site" / "api" / "models.html").read_text(encoding="utf-8")
+    assert "from_pretrained" in page
+    assert "Unit vectors" in page
+    assert (tmp_path / "site" / "search" / "search_index.json").is_file()
+    # Nothing is fetched when it is read.
+    home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(?:https?:)?//', home)
+
+
+def test_the_citation_names_this_version_and_the_five_papers() -> None:
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert found["version"] == common.__version__
+    assert found["license"] == "Apache-2.0"
+    assert len(found["references"]) == 5
+    for paper, reference in zip(("avid_cma", "mct", "xmc_gan", "m3p", "vx2text"), found["references"]):
+        text = " ".join((ROOT / "papers" / paper / "__init__.py").read_text(encoding="utf-8").split())
+        assert reference["title"] in text
+        assert ", ".join(f"{one['given-names']} {one['family-names']}" for one in reference["authors"]) in text
+        assert reference["identifiers"][0]["value"].replace(":", " ") in text

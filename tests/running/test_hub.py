@@ -1,0 +1,238 @@
+"""Exports on the Hub: sent and fetched by the real client, against a server of ours on the loopback interface."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from common.commands.main import main
+from common.errors import StageError
+from common.reporting.records import Record
+from common.stages.export import trained_model, write_export
+from common.stages.hub import fetch_export, push_export
+from common.stages.model_card import metadata
+from tests.hub_stub import HubStub, hub
+from tests.trained import checkpoint
+
+# One worker runs these tests, as each would train the stages anew.
+pytestmark = pytest.mark.xdist_group("xmc_gan stages")
+
+REPO = "someone/avid"
+SENT = {".gitattributes", "README.md", "config.json", "model.safetensors", "record.json"}
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hub") / "avid"
+    write_export(trained_model("avid_cma"), checkpoint("avid_cma"), folder)
+    (folder / "notes.txt").write_text("not of the export", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubStub]:
+    """The Hub of this process."""
+    from huggingface_hub import constants
+
+    with hub() as stub:
+        monkeypatch.setattr(constants, "ENDPOINT", stub.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants_template(stub.address))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_none")
+        yield stub
+
+
+def constants_template(address: str) -> str:
+    return address + "/{repo_id}/resolve/{revision}/{filename}"
+
+
+def test_what_is_sent_comes_back_and_nothing_else(server: HubStub, export: Path) -> None:
+    address = push_export(export, REPO, private=True)
+    (commit,) = server.commits[REPO]
+    assert address == f"{server.address}/{REPO}/commit/{commit}"
+    assert server.private[REPO]
+    files = server.commits[REPO][commit]
+    assert set(files) - {".gitattributes"} == SENT - {".gitattributes"}
+    assert all((export / name).read_bytes() == content for name, content in files.items() if name in SENT)
+
+    folder = fetch_export(REPO)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "record.json"}
+    model: Any = trained_model("avid_cma").from_pretrained(REPO)
+    assert not model.training
+    assert model.fingerprint() == trained_model("avid_cma").from_export(export).fingerprint()
+    with pytest.raises(StageError, match="is a model of avid and not of mct"):
+        trained_model("mct").from_pretrained(REPO)
+
+
+def test_a_commit_stays_what_it_was_and_needs_no_network(
+    server: HubStub, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    push_export(export, REPO)
+    (first,) = server.commits[REPO]
+    config = json.loads(server.commits[REPO][first]["config.json"])
+    second = server.commit(REPO, {"config.json": json.dumps({**config, "seed": 7}).encode()})
+    newest = fetch_export(REPO)
+    assert newest.name == second
+    pinned = fetch_export(REPO, first)
+    assert pinned.name == first
+    assert json.loads((pinned / "config.json").read_bytes())["seed"] == 0
+    # What is there is used as it is: by its commit without a question, and without a network by its branch, too.
+    before = len(server.requests)
+    assert fetch_export(REPO, first) == pinned
+    assert len(server.requests) == before
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch_export(REPO) == newest
+    assert len(server.requests) == before
+    with pytest.raises(StageError, match="someone/other is not in the cache, and the Hub cannot be reached"):
+        fetch_export("someone/other")
+
+
+def test_what_cannot_be_fetched_is_told(server: HubStub, export: Path) -> None:
+    push_export(export, REPO)
+    with pytest.raises(StageError, match="someone/other: there is no such repository on the Hub, or it is private"):
+        fetch_export("someone/other")
+    with pytest.raises(StageError, match="someone/avid has no revision 'v9'"):
+        fetch_export(REPO, "v9")
+    for name in ("avid", "a/b/c", "../avid", "a/..", ""):
+        with pytest.raises(StageError, match="is no name of a repository on the Hub, which is user/name"):
+            fetch_export(name)
+    with pytest.raises(StageError, match="a folder is read by from_export"):
+        fetch_export(str(export))
+    server.commit("someone/bert", {"config.json": b'{"model_type": "bert"}'})
+    with pytest.raises(StageError, match="someone/bert is no export of this suite"):
+        fetch_export("someone/bert")
+    server.commit("someone/half", {"config.json": (export / "config.json").read_bytes()})
+    with pytest.raises(StageError, match="someone/half is no whole export"):
+        fetch_export("someone/half")
+    for name in ("*", "../outside", "/etc/passwd", "a/../../b"):
+        server.commit("someone/bad", {"config.json": json.dumps({"files": {name: {}}}).encode()})
+        with pytest.raises(StageError, match="which no export holds"):
+            fetch_export("someone/bad")
+
+
+def test_a_strangers_configuration_runs_nothing(server: HubStub, export: Path, tmp_path: Path) -> None:
+    """A model from the Hub is read as any export: no class but the listed ones, no pickle, no code."""
+    push_export(export, REPO)
+    marker = tmp_path / "it_ran"
+    config = json.loads((export / "config.json").read_bytes())
+    config["model"]["init_args"]["video_model"] = {
+        "class_path": "os.system",
+        "init_args": {"command": f"touch {marker}"},
+    }
+    config["auto_map"] = {"AutoModel": "modeling.Model"}
+    code = f"open({str(marker)!r}, 'w')".encode()
+    server.commit(REPO, {"config.json": json.dumps(config).encode(), "modeling.py": code, "pytorch_model.bin": code})
+    with pytest.raises(StageError, match=r"video_model\.class_path asks for 'os\.system'"):
+        trained_model("avid_cma").from_pretrained(REPO)
+    assert not marker.exists()
+    asked = {line.rpartition("/")[2] for line in server.requests}
+    assert not asked & {"modeling.py", "pytorch_model.bin"}
+
+
+def test_commands_and_variables_of_a_user(export: Path, tmp_path: Path) -> None:
+    """`assemble export --push`, then three lines of Python, with the server named by HF_ENDPOINT."""
+    weights = str(checkpoint("avid_cma"))
+    program = (
+        "import sys; from common.commands.main import main; from papers.avid_cma import AVID\n"
+        f"status = main(['export', 'avid', '--checkpoint', {weights!r}, '--output', 'mine', '--push', '{REPO}'])\n"
+        f"print(status, AVID.from_pretrained('{REPO}').fingerprint())"
+    )
+    with hub() as stub:
+        own = {"HF_ENDPOINT": stub.address, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_none"}
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            env={**os.environ, **own, "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+            text=True,
+            timeout=550,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        (commit,) = stub.commits[REPO]
+        assert f"sent to {stub.address}/{REPO}/commit/{commit}\n" in done.stdout
+        fingerprint = trained_model("avid_cma").from_export(export).fingerprint()
+        assert done.stdout.endswith(f"0 {fingerprint}\n")
+        card = stub.commits[REPO][commit]["README.md"].decode()
+    assert f'AVID.from_pretrained("{REPO}")' in card
+    assert not stub.private[REPO]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--push", "mine"], "'mine' is no name of a repository"),
+        (["--private"], "give --push USER/NAME"),
+        (["--push", "a/b", "--layout", "video"], "--push sends the folder of --layout safetensors, not video"),
+    ],
+)
+def test_what_cannot_be_sent_is_told_before_anything_is_written(
+    given: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "export"
+    assert main(["export", "avid", "--checkpoint", str(checkpoint("avid_cma")), "--output", str(output), *given]) == 2
+    assert told in capsys.readouterr().err
+    assert not output.exists()
+
+
+# -- the card ----------------------------------------------------------------------------------------------------------
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    start, text, _ = card.split("---\n", 2)
+    assert start == ""
+    return dict(yaml.safe_load(text))
+
+
+def test_the_card_says_to_the_hub_what_the_record_says(export: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    text = (export / "README.md").read_text(encoding="utf-8")
+    found = front_matter(text)
+    assert found["license"] == "apache-2.0"  # made of generated clips
+    assert found["library_name"] == "representation-assemble"
+    assert {"avid-cma", "video", "audio", "safetensors", "smoke-test"} <= set(found["tags"])
+    assert "model-index" not in found  # a smoke test has learned nothing
+    assert "datasets" not in found
+    assert ModelCard(text).data.pipeline_tag == "feature-extraction"
+
+
+def test_metrics_are_those_of_the_record_and_real_data_are_named(export: Path) -> None:
+    from dataclasses import replace
+
+    from huggingface_hub import ModelCard
+
+    smoke = Record.from_json((export / "record.json").read_text(encoding="utf-8"))
+    model = trained_model("avid_cma")
+    mini = replace(smoke, scale="mini", metrics={**smoke.metrics, "test/none": None})
+    found = metadata(mini, "avid", model)
+    card = ModelCard(f"---\n{yaml.safe_dump(found)}---\n")
+    assert {one.metric_type: one.metric_value for one in card.data.eval_results} == smoke.metrics
+    assert {one.dataset_name for one in card.data.eval_results} == {"audio-visual world"}
+
+    arguments = smoke.config["data"]["init_args"]
+    real = replace(mini, scale="paper", config={**smoke.config, "data": {"init_args": {**arguments, "world": None}}})
+    found = metadata(real, "avid", model)
+    assert found["license"] == "other"
+    assert found["datasets"] == ["kinetics400"]
+    assert "miniature" not in found["tags"]
+
+
+@pytest.mark.parametrize(
+    ("paper", "task"),
+    [("mct", "feature-extraction"), ("xmc_gan", "text-to-image"), ("vx2text", "video-text-to-text")],
+)
+def test_tasks_of_the_papers(paper: str, task: str, export: Path) -> None:
+    record = Record.from_json((export / "record.json").read_text(encoding="utf-8"))
+    assert metadata(record, "folder", trained_model(paper))["pipeline_tag"] == task
