@@ -152,7 +152,8 @@ class Record:
         scale: `paper`, `single`, `mini` or `smoke`.
         seed: the seed of the run.
         metrics: name to value; accuracies in percent. A value that is not finite is kept as null.
-        selection: which weights were measured; `last` unless a paper says otherwise, never the best on test.
+        selection: which weights were measured: `last`, or what the module names in `selected_by`, such as `best on
+            validation`.
         config_hash: see `config_hash`.
         lineage_hash: see `lineage_hash`.
         config: the whole resolved configuration, plain data.

@@ -487,7 +487,7 @@ def _run_claimed(
             scale=request.scale,
             seed=request.seed,
             metrics=metrics,
-            selection="last",
+            selection=getattr(cli.model, "selected_by", "last"),
             config_hash=config_hash,
             lineage_hash=lineage,
             config=run.config,

@@ -72,11 +72,6 @@ class PretrainingData(AudioVisualData):
         self.held_out_listing = self.dataset.listing(self.held_out_split)
         self.statistics_of_bins = self.audio_statistics(self.listing)
 
-    @property
-    def item_options(self) -> dict[str, Any]:
-        options = super().item_options
-        return options if self.dataset.common_seconds is None else {**options, "max_skipped_fraction": 1.0}
-
     def _clips(self, listing: Listing, training: bool) -> AudioVisualClips:
         return AudioVisualClips(
             listing,

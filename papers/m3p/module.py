@@ -117,6 +117,7 @@ class M3PModule(pl.LightningModule):
             raise ValueError(f"model.contrast_temperature is {contrast_temperature}: it must be positive")
         self.model = model
         self.best = Best(select_every) if selection == "best" else None
+        self.selected_by = "last" if self.best is None else "best on validation"
         self.groups = 1
         self.held: dict[str, Tensor] = {}
         self.test = RetrievalTest(tokens_per_batch, captions_per_image)

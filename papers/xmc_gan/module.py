@@ -96,6 +96,7 @@ class XMCGANModule(pl.LightningModule):
         self.image_network = image_network if loss.weights["image_net"] > 0 else None
         self.evaluation = evaluation
         self.choice = choice
+        self.selected_by = "last" if choice is None else "best on test"  # as published numbers of the field are [9.1]
 
     # -- networks ------------------------------------------------------------------------------------------------------
 
