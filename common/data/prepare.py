@@ -250,7 +250,7 @@ def check_files(dataset: MediaDataset, allowed: float = 1.0, at_most: int = 1000
             f"  {len(silent):,} of {len(clips):,} files tried have no sound, such as {silent[0]}: training passes "
             "over them"
         )
-    if len(broken) > allowed * len(clips) or len(broken) == len(clips):
+    if len(broken) > allowed * len(clips) or len(broken) + len(silent) == len(clips):
         raise ValueError(
             "\n".join(lines) + f"\n{len(broken)} of {len(clips)} files cannot be read, more than "
             f"max_skipped_fraction = {allowed:g} allows: repair or remove them, or raise --data.max_skipped_fraction"

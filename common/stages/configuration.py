@@ -462,11 +462,15 @@ def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
 def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str | int | None], dict[str, Any]]:
     """The switches that a merged configuration sets, by name, and the configuration without them.
 
+    A model that has an argument of a switch's name does by itself what the switch would do, and keeps it.
+
     Raises:
         ConfigurationError: a switch is neither true nor false, or a number of samples is none.
     """
     arguments = (config.get("model") or {}).get("init_args") or {}
-    switches = {name: arguments[name] for name in SWITCHES if name in arguments}
+    found = [name for name in SWITCHES if name in arguments]
+    own = _arguments_of(config["model"].get("class_path")) if found else frozenset()
+    switches = {name: arguments[name] for name in found if name not in own}
     if not switches:
         return {}, config
     for name, value in switches.items():
@@ -478,6 +482,18 @@ def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str | int | 
             raise ConfigurationError(f"{name} must be true or false{also}, got {value!r}")
     without = {name: value for name, value in arguments.items() if name not in switches}
     return switches, {**config, "model": {**config["model"], "init_args": without}}
+
+
+def _arguments_of(path: Any) -> frozenset[str]:
+    """Names of the arguments of a class; nothing for what is no class, which others tell."""
+    import importlib
+    import inspect
+
+    module, _, name = str(path).rpartition(".")
+    try:
+        return frozenset(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return frozenset()
 
 
 def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> None:

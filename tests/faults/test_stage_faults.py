@@ -51,7 +51,7 @@ def test_broken_files_are_skipped_counted_and_named(kinetics: Path, tmp_path: Pa
     layer["trainer"] = {"limit_train_batches": 1.0}
     record = run_stage(request("avid/avid", tmp_path / "run", layer=layer))
     training = record.data["training (kinetics400)"]
-    assert training["samples"] == 48
+    assert training["samples"] == 60
     assert training["skipped"] == 3
     assert set(training["skipped_names"]) == {files[i].relative_to(kinetics).as_posix() for i in (3, 11, 20)}
 
@@ -67,7 +67,7 @@ def test_a_missing_data_set_says_what_is_expected(tmp_path: Path) -> None:
 
 
 def test_a_batch_larger_than_the_data(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data.batch_size \(64\) is larger than the 48 samples"):
+    with pytest.raises(ValueError, match=r"data.batch_size \(64\) is larger than the 60 samples"):
         run_stage(request("avid/avid", tmp_path, "--data.batch_size", "64"))
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.encoders.text import BertEncoder
 from common.stages.cli import build
+from common.stages.configuration import resolve, take_switches
 from common.stages.run import stage_configuration
 from papers.mct.loss import MultimodalContrast
 from papers.mct.model import Heads
@@ -509,3 +510,11 @@ def test_released_weights_that_are_missing_stop_a_fit_before_its_first_step(tmp_
     with pytest.raises(FileNotFoundError, match=r"text_encoder.pretrained: .*bert is neither .*pretrained to null"):
         train(module(text_encoder=encoder), watch=watch)
     assert not watch.rates
+
+
+def test_the_group_of_a_recipe_reaches_the_module() -> None:
+    """The configuration has a switch of the same name, which must not take it away."""
+    run = resolve("mct", "mct", scale="paper")
+    switches, without = take_switches(run.config)
+    assert "batch_norm_group" not in switches
+    assert without["model"]["init_args"]["batch_norm_group"] == 32

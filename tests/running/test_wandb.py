@@ -76,7 +76,7 @@ def test_an_offline_run_holds_what_the_table_holds(tmp_path: Path) -> None:
     assert run.display_name == "kinetics_linear@avid-smoke-s0"
     assert {"smoke", "avid"} <= set(run.tags)
     assert record.wandb_run_id == run.run_id
-    assert found["config"]["model"]["init_args"]["num_classes"] == 12
+    assert found["config"]["model"]["init_args"]["num_classes"] == 20
     assert found["config"]["data"]["init_args"]["video"]["crop"] == 24
     assert found["summary"]["table/kinetics_linear/best"] == record.metrics["test/best_top1"]
     assert not any(key.startswith("published/") for key in found["summary"])  # smoke may not be compared
