@@ -45,7 +45,9 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
     tables = load(paper)
     instances = {instance.id: instance for instance in expand(tables, selection.scale)}
     seed = selection.seeds[0]
-    if wanted not in instances and wanted in tables.stages:
+    # A stage of other scales may have a recipe of its name, which runs at every scale.
+    elsewhere = wanted in recipes_of(paper) and selection.scale not in getattr(tables.stages.get(wanted), "scales", ())
+    if wanted not in instances and wanted in tables.stages and not elsewhere:
         try:
             for instance in expand(tables, selection.scale, stages=[wanted]):
                 instances.setdefault(instance.id, instance)

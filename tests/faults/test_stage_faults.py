@@ -39,7 +39,8 @@ def kinetics(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_root(root: Path, **data: Any) -> dict[str, Any]:
-    return {"data": {"init_args": {"world": None, "dataset": {"init_args": {"root": str(root)}}, **data}}}
+    dataset = {"init_args": {"root": str(root), "common_seconds": None}}
+    return {"data": {"init_args": {"world": None, "dataset": dataset, **data}}}
 
 
 def test_broken_files_are_skipped_counted_and_named(kinetics: Path, tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ def test_broken_files_are_skipped_counted_and_named(kinetics: Path, tmp_path: Pa
 
     layer = with_root(kinetics, max_skipped_fraction=0.04)
     layer["trainer"] = {"limit_train_batches": 1.0}
-    with pytest.raises(TooManyBrokenFiles, match=r"2 of 48 files.*max_skipped_fraction"):
+    with pytest.raises(TooManyBrokenFiles, match=r"3 of 60 files.*max_skipped_fraction"):
         run_stage(request("avid/avid", tmp_path / "strict", layer=layer))
 
 
@@ -115,7 +116,7 @@ def test_a_checkpoint_is_loaded_without_pickle(tmp_path: Path) -> None:
     state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)
     banks = [key for key in state["state_dict"] if key.endswith("_bank.vectors")]
     assert sorted(banks) == ["loss.audio_bank.vectors", "loss.video_bank.vectors"]
-    assert state["num_items"] == 48
+    assert state["num_items"] == 60
     assert set(state["audio_statistics"]) == {"mean", "std"}
 
 
