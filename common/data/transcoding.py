@@ -65,10 +65,16 @@ def transcode_folder(
         advance: called after every video.
 
     Raises:
-        ValueError: the folders are one, or a size is too small.
+        ValueError: the folders are one, a size is too small, or two videos would become one file.
     """
     if source == target or short_side < 16 or group < 1:
         raise ValueError(f"cannot write {target} from {source} with a side of {short_side} and groups of {group}")
+    videos = videos_of(source)
+    first: dict[Path, Path] = {}
+    for path in videos:
+        other = first.setdefault(path.with_suffix(".mp4"), path)
+        if other != path:
+            raise ValueError(f"{other} and {path} would both become {path.stem}.mp4: rename or remove one of them")
     done = Transcoded()
 
     def write(path: Path) -> tuple[Path, str]:
@@ -83,7 +89,7 @@ def transcode_folder(
 
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         try:
-            for path, outcome in pool.map(write, videos_of(source)):
+            for path, outcome in pool.map(write, videos):
                 if outcome == "kept":
                     done.kept += 1
                 elif outcome:

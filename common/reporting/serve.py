@@ -5,7 +5,9 @@ What it answers is read from disk at the time. It writes nothing but the report 
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -142,7 +144,10 @@ def media_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 kind = media.MIMES[path.suffix.lower()].partition("/")[0]
                 files.append({"name": path.name, "kind": kind, "changed": path.stat().st_mtime_ns // 10**6})
             elif path.suffix == ".csv":
-                sheet = media.read_sheet(path)
+                try:
+                    sheet = media.read_sheet(path)
+                except (csv.Error, OSError) as error:
+                    sheet = media.Sheet(path.name, ["cannot be read"], [[str(error)]])
                 files.append(
                     {"name": path.name, "kind": "table", "head": sheet.header, "rows": sheet.rows, "more": sheet.more}
                 )
@@ -156,6 +161,15 @@ def differences(first: Run, second: Run) -> dict[str, Any]:
         "config": [[d.field, text_of(d.first), text_of(d.second), d.counts] for d in config_differences(first, second)],
         "metrics": [[d.field, d.first, d.second] for d in metric_differences(first, second)],
     }
+
+
+def _finite(value: Any) -> Any:
+    """The same with numbers that JSON lacks as texts: a browser reads no `Infinity`."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def media_file(root: Path, name: str) -> Path | None:
@@ -301,7 +315,8 @@ class Handler(BaseHTTPRequestHandler):
             self.server.closing.wait(self.server.interval)
 
     def _json(self, content: Any) -> None:
-        self._send(json.dumps(content, ensure_ascii=False).encode(), "application/json")
+        text = json.dumps(_finite(content), ensure_ascii=False, allow_nan=False, default=str)
+        self._send(text.encode(), "application/json")
 
     def _text(self, status: int, text: str) -> None:
         self._send(text.encode(), "text/plain; charset=utf-8", status=status)

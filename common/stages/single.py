@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,14 +70,6 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
         instances[wanted] = StageInstance(wanted, wanted, job, None)
     instance = instances[wanted]
     given = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
-    # One more logger changes nothing of what is measured.
-    if any(field.rpartition(".")[2] not in MACHINE_KEYS and not field.startswith("trainer.logger") for field in given):
-        # With a data set of one's own, the folder says which.
-        where = [str(selection.data)] if any(field.endswith(".dataset") for field in given) else []
-        digest = hashlib.sha256("\0".join([*arguments, *where]).encode()).hexdigest()[:6]
-        instance = StageInstance(
-            f"{instance.id}+{digest}", instance.recipe, instance.job, instance.row, instance.parents, instance.overrides
-        )
     lineages: dict[str, str] = {}
 
     def lineage(identity: str) -> str:
@@ -90,13 +83,30 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
     for parent in instance.parents.values():
         lineage(parent)
     request = request_for(paper, instance, selection, seed, lineages, arguments)
+    stage = request.stage
+    # One more logger changes nothing of what is measured.
+    if any(field.rpartition(".")[2] not in MACHINE_KEYS and not field.startswith("trainer.logger") for field in given):
+        # With a data set of one's own, the folder says which: hashes of configurations leave out where things lie.
+        where = [str(selection.data)] if any(field.endswith(".dataset") for field in given) else []
+        where += _own_folders(request)
+        stage += "+" + hashlib.sha256("\0".join([*arguments, *where]).encode()).hexdigest()[:6]
     # A parent given on the command line replaces that of the table.
     kept = {
         field: parent
         for field, parent in request.parents.items()
         if field not in given and field.replace(".init_args", "") not in given
     }
-    return StageRequest(**{**request.__dict__, "parents": kept})
+    return replace(request, stage=stage, parents=kept)
+
+
+def _own_folders(request: StageRequest) -> list[str]:
+    """The folders of one's own that a stage reads, however its configuration names them."""
+    config = request.configuration().with_placeholders(DATA=str(request.data), RUN="")
+    return [
+        str(Path(str((entry.get("init_args") or {}).get("root"))).expanduser().resolve())
+        for entry in dataset_entries(config)
+        if str(entry["class_path"]).startswith("common.data.datasets.folder.")
+    ]
 
 
 def print_configuration(request: StageRequest, sections: Sequence[str] = ()) -> None:

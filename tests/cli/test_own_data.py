@@ -86,6 +86,25 @@ def test_another_folder_is_another_run(tmp_path: Path, capsys: pytest.CaptureFix
     assert stages[0] == stages[2] != stages[1]
 
 
+def test_another_root_is_another_run_wherever_it_is_written(tmp_path: Path) -> None:
+    from common.stages.plan import Selection
+    from common.stages.single import find_request
+
+    mine = tmp_path / "mine.yaml"
+
+    def stage(root: str, data: str = "data", *arguments: str) -> str:
+        own = {"class_path": f"{SETS}.folder.FolderOfImages", "init_args": {"root": root}}
+        mine.write_text(yaml.safe_dump({"data": {"init_args": {"dataset": own, "world": None}}}))
+        selection = Selection(scale="smoke", runs=tmp_path, data=tmp_path / data)
+        return find_request("mct/mct", selection, [*(arguments or ("--config", str(mine)))]).stage
+
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    assert stage(a) == stage(a, "elsewhere") == stage(str(tmp_path / "b" / ".." / "a")) != stage(b)
+    assert stage("$DATA") != stage("$DATA", "elsewhere")
+    by_class = ("--data.dataset.class_path", f"{SETS}.folder.FolderOfImages", "--data.dataset.root", "$DATA")
+    assert stage("", "data", *by_class) == stage("", "data", *by_class) != stage("", "elsewhere", *by_class)
+
+
 @pytest.mark.parametrize(
     ("paper", "recipe", "name"),
     [

@@ -62,6 +62,15 @@ def test_a_folder_goes_on_and_names_what_fails(tmp_path: Path) -> None:
     assert not (target / FAILED).exists()
 
 
+def test_two_videos_that_would_become_one_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for name in ("a.avi", "a.mkv", "b.avi"):
+        (tmp_path / "source" / name).write_bytes(b"no film")
+    with pytest.raises(ValueError, match=r"source/a\.avi and .*source/a\.mkv would both become a\.mp4"):
+        transcode_folder(tmp_path / "source", tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
 def test_what_is_not_as_it_should_be_does_not_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     film = _film(tmp_path / "film.mp4")
     monkeypatch.setattr(transcoding, "longest_group", lambda path: 250)

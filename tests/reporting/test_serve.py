@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import http.client
 import json
 import socket
@@ -90,6 +91,33 @@ def test_runs_curves_media_and_differences(server: Server) -> None:
     status, _, page = get(server, "/report")
     assert status == 200
     assert b"Transfer" in page
+
+
+def test_what_json_lacks_and_a_table_with_a_long_cell_are_told(
+    server: Server, make_record: Callable[..., Record], save: Save
+) -> None:
+    csv.field_size_limit(131_072)  # as it is at the start; readers of annotations raise it for the whole process
+    media = server.runs.root / RUN / "media"
+    (media / "long.csv").write_text(f"text\n{'a' * 200_000}\n")
+    (told,) = json.loads(get(server, f"/api/media?run={quote(RUN)}")[2])
+    by_name = {file["name"]: file for file in told["files"]}
+    assert by_name["long.csv"]["head"] == ["cannot be read"]
+    assert "field larger than field limit" in by_name["long.csv"]["rows"][0][0]
+    assert by_name["texts.csv"]["rows"] == [["what", "<b>"]]
+
+    stopped = server.runs.root / "mct/mini/seed0/stopped"
+    stopped.mkdir()
+    (stopped / "identity.json").write_text("{}")
+    (stopped / "config.yaml").write_text("{model: {rate: .inf}, data: {root: 2020-01-02}}\n")
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    runs = json.loads(get(server, "/api/runs")[2], parse_constant=refuse)["runs"]
+    (values,) = [run["values"] for run in runs if run["name"].endswith("/stopped")]
+    assert values["model.rate"] == "inf"
+    assert values["data.root"] == "2020-01-02"
+    assert get(server, f"/api/diff?run={quote(RUN)}&run=mct/mini/seed0/stopped")[0] == 200
 
 
 def test_pictures_are_served_whole_and_in_parts(server: Server) -> None:
