@@ -295,7 +295,7 @@ def _whole_dataset(config: dict[str, Any], key: str, value: Any) -> list[tuple[s
             f"whole class, as in --{key} '{{class_path: {_DATASETS}.{value}.NAME, init_args: {{root: FOLDER}}}}'"
         )
     dataset = {"class_path": f"{_DATASETS}.{value}.{fitting[0].__name__}", "init_args": {"root": "$DATA"}}
-    return [(key, dataset), (f"{key.rpartition('.')[0]}.world", None)]
+    return [(key, dataset), ("data.world", None)]
 
 
 def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], list[Path]]:
@@ -316,6 +316,8 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], li
             if not pending or (pending[0].startswith("--") and len(pending[0]) > 2):
                 raise ConfigurationError(f"--{key} needs a value (--print_config shows every field and its value)")
             value = pending.pop(0)
+        if not value.strip():
+            raise ConfigurationError(f"--{key} is given an empty value; null stands for none")
         if key in {"config", "c"}:
             files.append(Path(value))
         else:
