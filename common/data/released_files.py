@@ -175,6 +175,13 @@ RELEASED = (
         "https://github.com/facebookresearch/AVID-CMA, datasets/cache/audioset",
     ),
     ReleasedFile(
+        "weights/moco_v2_200ep_pretrain.pth.tar",
+        "MoCo v2 on ImageNet, 200 epochs",
+        "about 0.35 GB",
+        "CC BY-NC 4.0",
+        "https://github.com/facebookresearch/moco, or `assemble data mct --fetch moco_v2_weights`",
+    ),
+    ReleasedFile(
         "imagenet/imagenet100.txt",
         "100 classes of ImageNet, one a line",
         "1 kB",

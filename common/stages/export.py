@@ -28,10 +28,11 @@ from common.files import sweep, temporary_of
 from common.reporting.papers import existing_papers
 from common.stages.allowed import Builder
 from common.stages.finished import FinishedStage, open_finished
+from common.stages.model_card import CARD, CONFIGURATION, model_card
 from common.stages.parts import TRAINED, part
 
 FORMAT = "representation-assemble/model/1"
-WEIGHTS, CONFIGURATION, CARD, RECORD = "model.safetensors", "config.json", "README.md", "record.json"
+WEIGHTS, RECORD = "model.safetensors", "record.json"
 #: Arguments of classes that name files which training started from; what was learned since stands in the weights.
 SOURCES = frozenset(
     {"pretrained", "warm_start", "text_pretrained", "video_pretrained", "audio_pretrained", "statistics"}
@@ -423,7 +424,6 @@ def write_export(
     from safetensors.torch import save_file
 
     from common.reporting.records import Record
-    from common.stages.model_card import model_card
 
     output = Path(output)
     _check_free(output, force)

@@ -36,7 +36,7 @@ def test_a_released_checkpoint_is_exported_and_searched_with(
     assert main([*export, str(released), "--layout", "m3p"]) == 0
     assert main([*export, str(tmp_path / "text.safetensors"), "--layout", "xlm_roberta"]) == 0
     assert main([*export, str(tmp_path / "x.pth"), "--layout", "bert"]) != 0
-    assert "valid: m3p, safetensors, xlm_roberta" in capsys.readouterr().err
+    assert "valid: m3p, safetensors, torch_export, xlm_roberta" in capsys.readouterr().err
     again = M3P(M3PEncoder(**SIZES), 97)  # type: ignore[arg-type]
     assert load_into_model(again, released) == []
 

@@ -60,7 +60,7 @@ def test_every_downstream_recipe_has_its_command() -> None:
     }
     folder = project_root() / "configs" / "avid_cma"
     names = ("*_fine_tune*.yaml", "*_svm.yaml", "kinetics_linear.yaml")
-    recipes = {path.stem for name in names for path in folder.glob(name)}
+    recipes = {path.stem for name in names for path in folder.glob(name) if "small" not in path.stem}
     assert {name for name, _ in told if name.startswith("avid/")} == {f"avid/{recipe}" for recipe in recipes}
     for file in ("moco.pth.tar", "virtex.pth"):
         found = {name.removeprefix("mct/").removesuffix("_moco") for name, own in told if own == file}

@@ -75,7 +75,7 @@ def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
                 if not line.startswith(("make ", "export ")):
                     run(line)
     printed = capsys.readouterr().out
-    assert "1 of 25 files passed over" in printed
+    assert "1 of 21 files passed over" in printed
     written = {path.name for path in (tmp_path / "runs" / "tour").iterdir()}
     assert {"clips.npz", "words.npz", "generated", "avid", "mct"} <= written
     assert (tmp_path / "runs" / "tour" / "avid" / "model.safetensors").is_file()

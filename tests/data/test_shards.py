@@ -363,7 +363,9 @@ class Losses(Callback):
 
 def trained(name: str, root: Path, folder: Path) -> tuple[list, dict, dict]:
     """Losses and items step by step, weights, and what a record says of the data of a stage that reads a folder."""
-    own = {"world": None, "dataset": {"init_args": {"root": str(root)}}, "cache_bytes": 0, "num_workers": 2}
+    whole = {} if name.startswith("mct") else {"common_seconds": None}  # also clips of less than three seconds
+    dataset = {"init_args": {"root": str(root), **whole}}
+    own = {"world": None, "dataset": dataset, "cache_bytes": 0, "num_workers": 2}
     data = {"init_args": {**own, "max_skipped_fraction": 0.2}}
     stage = request(name, folder, layer={"trainer": {"max_epochs": 2, "callbacks": None}, "data": data})
     run = stage.configuration()

@@ -32,7 +32,7 @@ def test_avid(tmp_path: Path, killed_at: int, workers: int, warmup: int) -> None
     records = [run_stage(stage) for stage in (whole, resumed)]
     compare(whole, resumed)
     assert records[0].metrics == records[1].metrics
-    assert records[0].steps == records[1].steps == 18
+    assert records[0].steps == records[1].steps == 21
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from common.stages.configuration import (
     place,
     resolve,
     substitute,
+    take_switches,
 )
 
 trees = st.recursive(
@@ -76,17 +77,17 @@ def test_placeholders() -> None:
 
 
 def test_the_stack_in_order() -> None:
-    run = resolve("avid", "cma_within1024", scale="paper", seed=3, arguments=["--model.loss.temperature", "0.2"])
+    run = resolve("avid", "cma_agreement_union", scale="paper", seed=3, arguments=["--model.loss.temperature", "0.2"])
     assert [layer.name for layer in run.layers] == [
         "configs/trainer.yaml",
         "configs/hardware/cpu.yaml",
         "configs/avid_cma/base.yaml",
         "configs/avid_cma/cma.yaml",
-        "configs/avid_cma/cma_within1024.yaml",
+        "configs/avid_cma/cma_agreement_union.yaml",
         "command line model.loss.temperature",
     ]
     arguments = run.config["model"]["init_args"]["loss"]["init_args"]
-    assert (arguments["within_negatives"], arguments["temperature"]) == (1024, 0.2)
+    assert (arguments["agreement"], arguments["temperature"]) == ("union", 0.2)
     assert run.config["seed_everything"] == 3
 
 
@@ -110,10 +111,10 @@ def test_a_misspelt_field_is_named_with_its_layer_and_the_nearest() -> None:
     with pytest.raises(
         ConfigurationError, match=r"command line.*'model.init_args.loss.init_args.temprature'.*'temperature'"
     ):
-        check_arguments(run.config, run.layers)
+        check_arguments(take_switches(run.config)[1], run.layers)
     run = resolve("avid", "avid", scale="paper", arguments=["--trainer.max_epoch", "1"])
     with pytest.raises(ConfigurationError, match=r"'trainer.max_epoch'.*'max_epochs'"):
-        check_arguments(run.config, run.layers)
+        check_arguments(take_switches(run.config)[1], run.layers)
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_rehearsal_runs_is_gone_on_with_and_is_never_promoted(
     command = ["rehearse", "avid", "--stages", "dcase@avid_audioset", "--folder", str(tmp_path), "--jobs", "1"]
     assert main(command) == 0
     printed = capfd.readouterr().out
-    assert "data.batch_size: 640 -> 2  [avid_audioset]" in printed
+    assert "data.batch_size: 2560 -> 2  [avid_audioset]" in printed
     assert "AVID-CMA: 2 of 2 stages passed" in printed
     child, parent = ("dcase@avid_audioset", "avid_audioset")
     home = tmp_path / "avid_cma" / "paper" / "seed0"
