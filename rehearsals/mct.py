@@ -43,6 +43,6 @@ def write_weights(root: Path) -> None:
     """
     write_random_bert(root / "bert-base-uncased", words_of_captions(CLASSES), layers=2)
     weights = {f"module.encoder_q.{name}": value for name, value in ImageResNet().state_dict().items()}
-    torch.save(
-        {"epoch": 200, "arch": "resnet50", "state_dict": weights}, root / "weights/moco_v2_200ep_pretrain.pth.tar"
-    )
+    (root / "weights").mkdir(exist_ok=True)
+    released = root / "weights" / "moco_v2_200ep_pretrain.pth.tar"
+    torch.save({"epoch": 200, "arch": "resnet50", "state_dict": weights}, released)

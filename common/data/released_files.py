@@ -179,7 +179,7 @@ RELEASED = (
         "MoCo v2 on ImageNet, 200 epochs",
         "about 0.35 GB",
         "CC BY-NC 4.0",
-        "https://github.com/facebookresearch/moco, or `assemble data mct --fetch moco_v2_weights`",
+        "https://github.com/facebookresearch/moco, or --fetch moco_v2_weights",
     ),
     ReleasedFile(
         "imagenet/imagenet100.txt",

@@ -28,8 +28,7 @@ from common.files import sweep, temporary_of
 from common.reporting.papers import existing_papers
 from common.stages.allowed import Builder
 from common.stages.finished import FinishedStage, open_finished
-from common.stages.model_card import CARD, CONFIGURATION, model_card
-from common.stages.parts import TRAINED, part
+from common.stages.parts import CARD, CONFIGURATION, TRAINED, part
 
 FORMAT = "representation-assemble/model/1"
 WEIGHTS, RECORD = "model.safetensors", "record.json"
@@ -424,6 +423,7 @@ def write_export(
     from safetensors.torch import save_file
 
     from common.reporting.records import Record
+    from common.stages.model_card import model_card
 
     output = Path(output)
     _check_free(output, force)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import StageError
-from common.stages.model_card import CARD, CONFIGURATION
+from common.stages.parts import CARD, CONFIGURATION
 
 #: What a repository is called, the name of its owner in front.
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from common.stages.export import TrainedModel
 
 LIBRARY = "representation-assemble"
-#: Files of an export: its configuration, and its card.
-CONFIGURATION, CARD = "config.json", "README.md"
 #: What the Hub calls a model that has a method; any other gives features.
 TASKS = {"generate": "text-to-image", "answer": "video-text-to-text"}
 SCALES = {

@@ -8,6 +8,9 @@ from typing import Any
 
 from common.errors import StageError
 
+#: Files of an export: its configuration, and its card.
+CONFIGURATION, CARD = "config.json", "README.md"
+
 
 def _module(paper: str, name: str) -> str:
     """Import path of a part; what a rehearsal writes stands apart from the papers."""

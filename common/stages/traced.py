@@ -15,7 +15,7 @@ from torch import Tensor
 from common.errors import StageError
 from common.files import sweep, temporary_of
 from common.stages.export import Encoder, TrainedModel
-from common.stages.model_card import CARD
+from common.stages.parts import CARD
 
 #: Largest difference between program and model, relative to the largest output: a few roundings of float32.
 TOLERANCE = 1e-5
