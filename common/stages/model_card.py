@@ -6,16 +6,13 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from common.errors import StageError
 from common.reporting.papers import paper_named
 from common.reporting.records import Record
-
-if TYPE_CHECKING:
-    from common.stages.export import TrainedModel
 
 LIBRARY = "representation-assemble"
 #: What the Hub calls a model that has a method; any other gives features.
@@ -31,7 +28,7 @@ SCALES = {
 }
 
 
-def model_card(record: Record, folder: str, model: type[TrainedModel], usage: str, repo: str | None = None) -> str:
+def model_card(record: Record, folder: str, model: type[Any], usage: str, repo: str | None = None) -> str:
     """Markdown of the card, with what the Hub reads of it in front.
 
     Args:
@@ -124,7 +121,7 @@ def model_card(record: Record, folder: str, model: type[TrainedModel], usage: st
     return "\n".join(lines) + "\n"
 
 
-def metadata(record: Record, folder: str, model: type[TrainedModel]) -> dict[str, Any]:
+def metadata(record: Record, folder: str, model: type[Any]) -> dict[str, Any]:
     """What the Hub reads of a card: license, library, task, tags, data sets, and the metrics of the record.
 
     Args:
