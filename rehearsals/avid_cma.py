@@ -53,8 +53,8 @@ def write_datasets(root: Path) -> None:
             root / "audioset", clips, folder=f"{part}_segments", list_name=f"{part}_segments.csv", prefix=prefix,
             write=_one_of(sounding),
         )  # fmt: skip
-    clips = sorted(path.name for path in (root / "audioset" / "unbalanced_train_segments").iterdir())
-    (root / "audioset" / "unbalanced_train-100k.txt").write_text("".join(f"{name}\n" for name in clips))
+    names = sorted(path.name for path in (root / "audioset" / "unbalanced_train_segments").iterdir())
+    (root / "audioset" / "unbalanced_train-100k.txt").write_text("".join(f"{name}\n" for name in names))
     write_ucf101(root / "ucf101", _names(101), groups=3, clips_per_group=1, write=_one_of(silent))
     write_hmdb51(root / "hmdb51", _names(51), clips_per_class=3, write=_one_of(silent))
     write_esc50(root / "esc50", _names(3), write=_one_of(sounds))

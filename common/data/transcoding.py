@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def transcode_folder(
     for path in _files(source, LISTS):
         output = target / path.relative_to(source)
         if not output.is_file():
-            write_whole(output, lambda copy, path=path: shutil.copyfile(path, copy))
+            write_whole(output, partial(shutil.copyfile, path))
         done.lists += 1
     if done.failed:
         lines = "".join(f"{name}\t{reason}\n" for name, reason in sorted(done.failed.items()))
@@ -173,6 +174,7 @@ def _encode(source: Path, output: Path, short_side: int, group: int) -> None:
         last = None
         for packet in read.demux(streams):
             if packet.stream is pictures:
+                frame: Any
                 for frame in packet.decode():
                     # Damaged files repeat times, which no encoder takes.
                     if frame.pts is None or (last is not None and frame.pts <= last):

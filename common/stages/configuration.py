@@ -391,9 +391,9 @@ def resolve(
                 config = merge(config, placed)
     config["seed_everything"] = seed
     for switch in SWITCHES:
-        given = {"model": {"init_args": {switch: config.pop(switch)}}} if switch in config else {}
+        switched = {"model": {"init_args": {switch: config.pop(switch)}}} if switch in config else {}
         if isinstance(config.get("model", {}), dict):  # whoever gave something else is told so below
-            config = merge(config, given)
+            config = merge(config, switched)
     trains, start_from = bool(config.get("trains", True)), str(config.get("start_from", "last"))
     ours = tuple(config.get("ours") or ())
     for key in STACK_KEYS:

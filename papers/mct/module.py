@@ -92,9 +92,11 @@ class MCTModule(pl.LightningModule):
 
     def queries(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Trained embeddings of one view of every image and caption, by the loss that compares them."""
-        model, tokens = self.model, batch.get("tokens_query")
+        model = self.model
         image = encode_queries(model.image, batch["image_query"], groups=self.groups(batch, model.image))
-        text = {} if model.text is None else encode_queries(model.text, tokens, groups=self.groups(batch, model.text))
+        text: dict[str, Tensor] = {}
+        if model.text is not None:
+            text = encode_queries(model.text, batch["tokens_query"], groups=self.groups(batch, model.text))
         return _present(ii=image.get("intra"), cc=text.get("intra"), ic=image.get("inter"), ci=text.get("inter"))
 
     def keys(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

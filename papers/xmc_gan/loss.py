@@ -156,13 +156,14 @@ class XMCGANLoss:
     def pairs(self, left: Tensor, right: Tensor) -> Contrast:
         """S and I: two vectors of every sample."""
         ranks = shared_with(len(left), self.negatives_group)
-        return mean([pair_loss(*group, self.temperature, ranks=ranks) for group in self.groups(left, right)])
+        return mean([pair_loss(a, b, self.temperature, ranks=ranks) for a, b in self.groups(left, right)])
 
     def words(self, regions: Tensor, captions: Captions) -> Contrast:
         """W: regions of images and words of captions."""
         ranks = shared_with(len(regions), self.negatives_group)
         groups = self.groups(regions, captions.words, captions.length)
-        return mean([word_loss(*group, self.word_gammas, self.captions_at_once, ranks) for group in groups])
+        options = (self.word_gammas, self.captions_at_once, ranks)
+        return mean([word_loss(parts, words, length, *options) for parts, words, length in groups])
 
     def groups(self, *values: Tensor) -> list[tuple[Tensor, ...]]:
         """What each group of negatives has of some values [B, ...]; one group where it lies on several ranks."""
