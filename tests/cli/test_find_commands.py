@@ -34,7 +34,7 @@ def test_list_names_every_table_stage_and_recipe_of_a_paper(capsys: pytest.Captu
     assert first >= set(recipes_of("avid"))
     line = next(line for line in output.splitlines() if line.startswith("esc@avid_cma "))
     assert "esc50_svm" in line
-    assert "0,1,2" in line  # seeds of the promoted records
+    assert line.split()[-1].startswith("0")  # seeds of the promoted records
 
 
 def test_show_says_where_a_stage_comes_from(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_show_says_where_a_stage_comes_from(capsys: pytest.CaptureFixture[str], 
         (["fit", "avid/ucf_1"], "'ucf_1' measures a model: say which, as in avid/ucf_1@avid"),
         (["fit", "avid/avidd"], "did you mean 'avid'?"),
         (["fit", "avid/avid", "--temperature", "0.1"], "did you mean --model.loss.temperature?"),
-        (["fit", "avid/avid", "--model.help"], "--print_config shows every field"),
+        (["fit", "avid/avid", "--model.temperature"], "--print_config shows every field"),
         (["plan", "avid", "--rows", "AVIDD"], "unknown row 'AVIDD': did you mean 'AVID'?"),
         (["tables", "avvid"], "assemble: unknown paper 'avvid'"),
     ],
