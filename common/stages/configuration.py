@@ -472,7 +472,7 @@ def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str | int | 
     """
     arguments = (config.get("model") or {}).get("init_args") or {}
     found = [name for name in SWITCHES if name in arguments]
-    own = _arguments_of(config["model"].get("class_path")) if found else frozenset()
+    own = _own_arguments(config["model"].get("class_path")) if found else set()
     switches = {name: arguments[name] for name in found if name not in own}
     if not switches:
         return {}, config
@@ -487,16 +487,37 @@ def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str | int | 
     return switches, {**config, "model": {**config["model"], "init_args": without}}
 
 
-def _arguments_of(path: Any) -> frozenset[str]:
-    """Names of the arguments of a class; nothing for what is no class, which others tell."""
+def _own_arguments(path: Any) -> set[str]:
+    try:
+        return _arguments_of(_class_at(path)) or set()
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return set()  # what is no class is told where classes are checked
+
+
+def _class_at(path: Any) -> Any:
+    """What an import path names; ImportError, AttributeError or ValueError where that is nothing."""
     import importlib
-    import inspect
 
     module, _, name = str(path).rpartition(".")
-    try:
-        return frozenset(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
-    except (ImportError, AttributeError, TypeError, ValueError):
-        return frozenset()
+    return getattr(importlib.import_module(module), name)
+
+
+def _arguments_of(cls: Any) -> set[str] | None:
+    """Names of all arguments of a class, those that it hands on to its bases too; None where it takes any."""
+    import inspect
+
+    names: set[str] = set()
+    for ancestor in inspect.getmro(cls) if inspect.isclass(cls) else (cls,):
+        if ancestor is object:
+            continue
+        initializer = ancestor.__dict__.get("__init__") if inspect.isclass(ancestor) else ancestor
+        if initializer is None:
+            continue
+        signature = inspect.signature(initializer)
+        names |= {name for name in signature.parameters if name != "self"}
+        if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+            return names
+    return None if "kwargs" in names else names
 
 
 def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> None:
@@ -507,24 +528,9 @@ def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> Non
     Raises:
         ConfigurationError: naming the field, the layer that set it, and the nearest valid name or the range.
     """
-    import importlib
     import inspect
 
     from common.types import outside
-
-    def parameters(cls: Any) -> set[str] | None:
-        names: set[str] = set()
-        for ancestor in inspect.getmro(cls) if inspect.isclass(cls) else (cls,):
-            if ancestor is object:
-                continue
-            initializer = ancestor.__dict__.get("__init__") if inspect.isclass(ancestor) else ancestor
-            if initializer is None:
-                continue
-            signature = inspect.signature(initializer)
-            names |= {name for name in signature.parameters if name != "self"}
-            if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-                return names
-        return None if "kwargs" in names else names
 
     def visit(node: Any, path: str) -> None:
         if isinstance(node, list):
@@ -532,14 +538,13 @@ def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> Non
                 visit(value, f"{path}.{position}")
         elif isinstance(node, dict):
             if "class_path" in node:
-                module, _, name = str(node["class_path"]).rpartition(".")
                 try:
-                    cls = getattr(importlib.import_module(module), name)
+                    cls = _class_at(node["class_path"])
                 except (ImportError, AttributeError, ValueError) as error:
                     raise ConfigurationError(
                         f"{_origin(path, layers)}: {path}.class_path {node['class_path']!r} cannot be imported: {error}"
                     ) from None
-                valid, given = parameters(cls), node.get("init_args") or {}
+                valid, given = _arguments_of(cls), node.get("init_args") or {}
                 for argument in given:
                     if valid is not None and argument not in valid:
                         field_path = f"{path}.init_args.{argument}"

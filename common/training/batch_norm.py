@@ -18,12 +18,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from common.memory.collective import broadcast_from_rank_zero
+from common.memory.collective import broadcast_from_rank_zero, gather_with_gradient, ranks_apart
 
 
 def devices_of_group(group: int, batch_size: int, devices: int) -> int | None:
@@ -76,18 +75,11 @@ def normalize_in_groups(module: nn.Module, group: int, batch_size: int, devices:
     shared = devices_of_group(group, batch_size, devices)
     if shared is None:
         return
-    processes = None if shared == 1 else _own_group(devices // shared)
+    processes = None if shared == 1 else ranks_apart(devices // shared)
     for parent in list(module.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, _BatchNorm) and not isinstance(layer, nn.SyncBatchNorm | GroupedBatchNorm):
                 parent.add_module(name, GroupedBatchNorm(layer, group, processes))
-
-
-def _own_group(groups: int) -> Any:
-    """The processes that share the group of this one; made by all of them in the same order."""
-    devices = dist.get_world_size()
-    made = [dist.new_group(range(first, devices, groups)) for first in range(groups)]
-    return made[dist.get_rank() % groups]
 
 
 def share_statistics(module: nn.Module) -> None:
@@ -143,7 +135,7 @@ class GroupedBatchNorm(_BatchNorm):
             values = x if x.dtype == torch.float64 else x.float()
             var, mean = torch.var_mean(values, [0, *range(2, x.ndim)], correction=0)
             # All devices hold equally many values, so means of means are means.
-            means, variances = _Gather.apply(torch.stack([mean, var]), self.processes).unbind(1)
+            means, variances = gather_with_gradient(torch.stack([mean, var])[None], self.processes).unbind(1)
             mean = means.mean(0)
             var = variances.mean(0) + (means - mean).square().mean(0)
             self._remember(mean.detach(), var.detach(), len(means) * x.numel() // x.shape[1])
@@ -160,20 +152,3 @@ class GroupedBatchNorm(_BatchNorm):
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), share)
-
-
-class _Gather(torch.autograd.Function):
-    """Stacks a tensor of all processes of a group; what goes back is the sum of the gradients on all of them."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, processes: Any) -> Tensor:
-        ctx.processes = processes
-        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(processes))]
-        dist.all_gather(parts, tensor.contiguous(), group=processes)
-        return torch.stack(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total, group=ctx.processes)
-        return total[dist.get_rank(ctx.processes)], None
