@@ -34,7 +34,6 @@ def test_every_sample_counts_once_and_kinds_apart() -> None:
     assert found["exact_match_color"].item() == 0.0
     assert found["distinct"].item() == 2
     assert "accuracy" not in found
-    assert "meteor" not in found
     assert test.texts[7] == GeneratedText("a", "a", ("a",), "what", "shape")
 
 

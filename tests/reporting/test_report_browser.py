@@ -163,7 +163,7 @@ def test_without_its_script_a_click_shows_it(browser: Any, page: Path, tmp_path:
         value = browser.find_element("css selector", ".value[popovertarget]")
         browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", value)
         value.click()
-        assert "seed 0" in shown(browser)
+        until(lambda: "seed 0" in shown(browser), "shown on a click")
         assert not browser.find_element("css selector", ".filters").is_displayed()
     finally:
         browser.get(page.as_uri())

@@ -107,8 +107,8 @@ def test_chosen_runs_show_curves_media_and_differences(tab: Any) -> None:
     )
     read = tab.execute_script("return document.querySelector('#charts figcaption').textContent")
     assert "seed2/base: 3.8571 at 6" in read
-    assert count(tab, "#media img") == 2
-    assert "<img src=x>" in tab.find_element("id", "media").text
+    until(lambda: count(tab, "#media img") == 2, "a picture of each run")
+    until(lambda: "<img src=x>" in tab.find_element("id", "media").text, "the texts")
     assert "model.rate" in until(lambda: tab.find_element("id", "diff").text, "the difference")
     assert ["test/top1", "50", "52", "2"] in tab.execute_script(
         "return [...document.querySelectorAll('#diff tbody tr')].map(row => [...row.cells].map(c => c.textContent))"
