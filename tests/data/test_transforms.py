@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision.transforms.v2.functional as v2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from common.data.transforms import (
+    CROP_TRIES,
     AudioTransform,
     VideoTransform,
     compute_audio_statistics,
@@ -162,6 +164,25 @@ def test_hue_equals_the_textbook(shift: float, seed: int) -> None:
         hue, saturation, value = colorsys.rgb_to_hsv(*colors[(slice(None), *place)].tolist())
         expected = colorsys.hsv_to_rgb((hue + shift) % 1.0, saturation, value)
         assert turned[(slice(None), *place)].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_is_ours_equals_torchvision() -> None:
+    """Crops, flips and brightness to the bit, hue to its rounding; gray alone has Pillow's weights, as published."""
+    frames = _frames(4, 30, 26)
+    area = VideoTransform(crop=16, min_area=0.3, jitter=NO_JITTER, flip=1.0, normalize=False)
+    top, left, height, width = area._random_area(30, 26, np.random.default_rng(3).random(2 * CROP_TRIES + 11))
+    expected = v2.resized_crop(frames.permute(0, 3, 1, 2), top, left, height, width, [16, 16], antialias=True)
+    assert torch.equal(area(frames, np.random.default_rng(3)), v2.horizontal_flip(expected).transpose(0, 1))
+
+    plain = VideoTransform(crop=16, training=False)
+    expected = v2.center_crop(v2.resize(frames.permute(0, 3, 1, 2), [18], antialias=True), [16, 16])
+    expected = v2.normalize(v2.to_dtype(expected, torch.float32, scale=True), list(plain.mean), list(plain.std))
+    torch.testing.assert_close(plain(frames), expected.transpose(0, 1), rtol=0, atol=1e-6)
+
+    colors = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    turned = colors.transpose(0, 1).contiguous()
+    shift_hue(turned.numpy(), 0.13)
+    torch.testing.assert_close(turned.transpose(0, 1), v2.adjust_hue(colors, 0.13), rtol=0, atol=2e-6)
 
 
 def test_color_operations_one_at_a_time() -> None:
