@@ -10,10 +10,12 @@ from pathlib import Path
 
 from common.errors import ReportingError
 from common.files import write_whole
+from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw
 from common.reporting.papers import PROMOTED_SCALES, check_scale, paper_named, project_root, runs_root
 from common.reporting.records import (
     Record,
     find,
+    find_promoted,
     portable,
     promoted_curves,
     promoted_file,
@@ -54,6 +56,9 @@ def promote(
     A record from a changed tree, or from a tree whose revision is unknown, cannot be reproduced from what is
     committed and is refused: commit, run the stage again. So is one of a rehearsal, which measured nothing.
 
+    A seed on a processor with other instructions is another draw: where a native draw of the seed is there already, one
+    of another kind of machine is kept beside it under the name of its instruction set, as with `--isa`.
+
     Args:
         paper: package or short name.
         scales: the scales to promote; smoke numbers mean nothing, so they are not unless asked for.
@@ -77,7 +82,11 @@ def promote(
         if missing:
             raise ReportingError(f"no record of stage(s) {', '.join(missing)} at {', '.join(scales)} scale to promote")
         found = [r for r in found if r.stage in stages or r.stage.split("@")[0] in stages]
-    done = [_promote(record, promoted_file(entry, record.scale, record.draw, record.stage)) for record in found]
+    kinds = _machines(find_promoted(entry.name))
+    done = [
+        _promote(record, kept := _named(record, kinds), promoted_file(entry, kept.scale, kept.draw, kept.stage))
+        for record in found
+    ]
     for promotion in done:
         if promotion.action in (PROMOTED, UPDATED, UNCHANGED):
             r = promotion.record
@@ -99,7 +108,27 @@ def _promote_curves(source: Path, target: Path) -> None:
         write_whole(target, lambda partial: partial.write_bytes(content))
 
 
-def _promote(record: Record, path: Path) -> Promotion:
+def _machines(promoted: Sequence[Record]) -> dict[tuple[str, Draw], set[str]]:
+    """Per scale and native draw, the instruction sets of the machines that its records are from."""
+    kinds: dict[tuple[str, Draw], set[str]] = {}
+    for record in promoted:
+        machine = record.hardware.get("isa", {}).get("machine")
+        if record.draw.isa == NATIVE and machine:
+            kinds.setdefault((record.scale, record.draw), set()).add(machine)
+    return kinds
+
+
+def _named(record: Record, kinds: dict[tuple[str, Draw], set[str]]) -> Record:
+    """The record as it is kept: a native one says its instruction set where another machine has the seed already."""
+    machine = record.hardware.get("isa", {}).get("machine")
+    others = kinds.get((record.scale, record.draw), set())
+    if record.draw.isa != NATIVE or machine not in INSTRUCTION_SETS or not others or machine in others:
+        return record
+    isa = {**record.hardware["isa"], "requested": machine}
+    return dataclasses.replace(record, hardware={**record.hardware, "isa": isa})
+
+
+def _promote(record: Record, kept: Record, path: Path) -> Promotion:
     if record.rehearsal:
         reason = "it is a rehearsal on tiny data and measured nothing; run the stage with `assemble reproduce`"
         return Promotion(record, REFUSED, path, reason)
@@ -109,7 +138,7 @@ def _promote(record: Record, path: Path) -> Promotion:
         else:
             reason = "it was measured on uncommitted changes; commit them, then run the stage again"
         return Promotion(record, REFUSED, path, reason)
-    portable_record = dataclasses.replace(record, config=portable(record.config, _replacements()))
+    portable_record = dataclasses.replace(kept, config=portable(kept.config, _replacements()))
     action = PROMOTED
     if path.exists():
         present = read(path)

@@ -99,6 +99,22 @@ def test_promote(
     assert records.read(promoted).metrics == {"test/top1": 51.0}
 
 
+def test_native_draws_of_different_machines_are_kept_apart(
+    project: Path, make_record: Callable[..., Record], save: Callable[[Record], Path]
+) -> None:
+    def of(machine: str, value: float) -> dict[str, str]:
+        save(make_record("esc@base", 0, value, hardware={"isa": {"requested": "native", "machine": machine}}))
+        (promotion,) = promote("mct")
+        return {promotion.path.parent.name: promotion.action}
+
+    assert of("avx512", 50.0) == {"seed0": "promoted"}
+    assert of("avx2", 52.0) == {"seed0-avx2": "promoted"}
+    assert of("avx2", 52.0) == {"seed0-avx2": "unchanged"}
+    assert of("avx512", 50.0) == {"seed0": "unchanged"}
+    kept = {record.draw.folder: record.metrics["test/top1"] for record in records.find_promoted("mct")}
+    assert kept == {"seed0": 50.0, "seed0-avx2": 52.0}
+
+
 @pytest.mark.parametrize(
     ("git", "word"),
     [({"revision": "a", "dirty": True}, "uncommitted changes"), ({"revision": None, "dirty": None}, "unknown")],
