@@ -131,15 +131,19 @@ def _fitted(text: str, width: float) -> str:
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
-def svg_lines(title: str, lines: Mapping[str, Points], x_label: str = "step") -> str:
+def svg_lines(
+    title: str, lines: Mapping[str, Points], x_label: str = "step", band: Sequence[tuple[float, float, float]] = ()
+) -> str:
     """A line chart, with the ends of both axes written out.
 
     Args:
         title: what is drawn.
         lines: name to (x, y) points; at least one point in all.
         x_label: what the horizontal axis counts.
+        band: (x, lowest, highest) of what the lines are compared with, drawn behind them.
     """
     points = [point for line in lines.values() for point in line]
+    points += [(x, y) for x, *ends in band for y in ends]
     low_x, high_x = min(x for x, _ in points), max(x for x, _ in points)
     low_y, high_y = min(y for _, y in points), max(y for _, y in points)
     height, left, top, right, bottom = 180, 50, 24, 8, 20
@@ -166,6 +170,12 @@ def svg_lines(title: str, lines: Mapping[str, Points], x_label: str = "step") ->
         f'<text x="{_WIDTH - right}" y="{height - 5}" text-anchor="end">'
         f"{html.escape(x_label)} {_number(high_x)}</text>",
     ]
+    if band:
+        outline = [place(x, low) for x, low, _ in band] + [place(x, high) for x, _, high in reversed(band)]
+        corners = " ".join(f"{x} {y}" for x, y in outline)
+        parts.append(
+            f'<path class="recorded" transform="scale(.1)" d="M{corners}Z"><title>recorded draws</title></path>'
+        )
     for i, (name, line) in enumerate(lines.items()):
         if not line:
             continue

@@ -24,7 +24,16 @@ from common.reporting.papers import (
     project_root,
     runs_root,
 )
-from common.reporting.records import RECORD_FILE, Record, find, find_promoted, promoted_file, run_folder, warn
+from common.reporting.records import (
+    RECORD_FILE,
+    Record,
+    find,
+    find_promoted,
+    promoted_curves,
+    promoted_file,
+    run_folder,
+    warn,
+)
 from common.reporting.tables import Row, Tables, load
 
 MARKS = {HOLDS: "✓", FAILS: "✗", NOT_SEPARABLE: "≈", NOT_RUN: "–"}
@@ -98,6 +107,9 @@ class _Section:
         self.source: Tables = load(paper.name)
         self.fresh = [r for r in (find(runs, paper.name, malformed=warn) if runs.is_dir() else []) if r.scale in scales]
         promoted = [r for r in find_promoted(paper.name) if r.scale in scales]
+        self.promoted: dict[tuple[str, str], list[Record]] = {}
+        for record in promoted:
+            self.promoted.setdefault((record.scale, record.stage), []).append(record)
         self.records = [*promoted, *self.fresh]
         self.files = {id(r): promoted_file(paper, r.scale, r.draw, r.stage) for r in promoted}
         self.files |= {id(r): run_folder(runs, r.paper, r.scale, r.draw, r.stage) / RECORD_FILE for r in self.fresh}
@@ -262,6 +274,7 @@ class _Section:
             for record in group:
                 for metric, points in read_curves(self._folder(record) / "metrics.csv").items():
                     lines.setdefault(metric, {})[str(record.draw)] = points
+            recorded = self._recorded(scale, stage) if lines else {}
             sections.append(
                 {
                     "stage": stage,
@@ -269,7 +282,11 @@ class _Section:
                     "seeds": [r.draw.label for r in group],
                     "duration": _duration(group),
                     "provenance": render.provenance(group),
-                    "curves": [charts.svg_lines(name, lines[name]) for name in sorted(lines, key=importance)],
+                    "curves": [
+                        charts.svg_lines(name, lines[name], band=recorded.get(name, ()))
+                        for name in sorted(lines, key=importance)
+                    ],
+                    "recorded": len(self.promoted.get((scale, stage), ())) if recorded else 0,
                     "galleries": galleries[scale, stage],
                     "holds": _holds(len(lines), list(galleries[scale, stage].values())),
                 }
@@ -279,6 +296,16 @@ class _Section:
         for section in sections:
             section["open"] = section is shown[0]
         return sections
+
+    def _recorded(self, scale: str, stage: str) -> dict[str, list[tuple[float, float, float]]]:
+        """Per curve, the least and the greatest value of the promoted draws at every step."""
+        values: dict[str, dict[float, list[float]]] = {}
+        for record in self.promoted.get((scale, stage), ()):
+            file = promoted_curves(promoted_file(self.paper, scale, record.draw, stage))
+            for metric, points in read_curves(file).items():
+                for x, y in points:
+                    values.setdefault(metric, {}).setdefault(x, []).append(y)
+        return {m: [(x, min(at[x]), max(at[x])) for x in sorted(at)] for m, at in values.items()}
 
     def _folder(self, record: Record) -> Path:
         return run_folder(self.runs, record.paper, record.scale, record.draw, record.stage)

@@ -296,6 +296,22 @@ def test_lines_keep_to_their_frame() -> None:
     assert "epoch 10</text>" in text
 
 
+def test_curves_lie_over_those_of_the_recorded_draws(
+    project: Path, make_record: Callable[..., Record], save: Callable[[Record], Path], tmp_path: Path
+) -> None:
+    for seed, height in ((0, 1), (1, 3), (2, 2)):
+        folder = save(make_record("base", seed, job="pretrain"))
+        points = "".join(f"{step},train/loss,{height + step}\n" for step in range(3))
+        (folder / "metrics.csv").write_text(f"step,name,value\n{points}")
+        if seed < 2:
+            promote("mct")
+    text = written(tmp_path, runs=project / "runs")
+    assert "from the lowest to the highest of 2 recorded draws" in text
+    (band,) = re.findall(r'class="recorded" transform="scale\(.1\)" d="M([^"]+)Z"', text)
+    # Steps 0 to 2 of the lowest draw, 1 to 3, and back along the highest, 5 to 3, in a frame of 1 to 5.
+    assert band == "500 1600 1810 1260 3120 920 3120 240 1810 580 500 920"
+
+
 def test_the_shipped_records_make_a_whole_page(tmp_path: Path) -> None:
     text = written(tmp_path, runs=tmp_path)
     page = Page(text)
