@@ -475,8 +475,8 @@ def expected_seconds(records: Iterable[Record], scale: str, stage: str) -> float
 def git_state(root: Path | None) -> dict[str, Any]:
     """Revision of a working tree, and whether it differs from it.
 
-    Promoted results and Markdown pages do not count as a difference: promoting a record or rendering a table
-    must not make the next stage's record unfit for promotion.
+    Promoted results, Markdown pages and folders of runs, wherever `--runs` puts them, do not count as a difference:
+    running one stage, promoting its record or rendering a table must not make the next record unfit for promotion.
 
     Args:
         root: a folder in the working tree; None for a package that was installed without one.
@@ -487,7 +487,8 @@ def git_state(root: Path | None) -> dict[str, Any]:
     if root is None:
         return {"revision": None, "dirty": None}
     revision = _git(root, "rev-parse", "HEAD")
-    counted = (":/", ":(exclude,top,glob)papers/*/results/**", ":(exclude,top,glob)**/*.md")
+    apart = ("papers/*/results/**", "**/*.md", *(f"**/{scale}/seed*/**" for scale in SCALES))
+    counted = (":/", *(f":(exclude,top,glob){pattern}" for pattern in apart))
     status = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *counted)
     if revision is None or status is None:
         return {"revision": None, "dirty": None}

@@ -235,7 +235,7 @@ def test_portable_paths() -> None:
     }  # fmt: skip
 
 
-def test_git_state_ignores_results_and_pages_only(tmp_path: Path) -> None:
+def test_git_state_ignores_results_pages_and_runs_only(tmp_path: Path) -> None:
     def git(*arguments: str) -> None:
         subprocess.run(
             ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
@@ -254,6 +254,9 @@ def test_git_state_ignores_results_and_pages_only(tmp_path: Path) -> None:
     results.mkdir(parents=True)
     (results / "x.json").write_text("{}")
     (tmp_path / "papers" / "README.md").write_text("page")
+    run = tmp_path / "mine" / "mct" / "mini" / "seed0-sse41" / "mct"
+    run.mkdir(parents=True)
+    (run / "record.json").write_text("{}")
     assert records.git_state(tmp_path)["dirty"] is False
     assert records.git_state(tmp_path / "papers")["dirty"] is False
     (tmp_path / "new.py").write_text("2")
