@@ -102,10 +102,10 @@ class ImageTransform:
             raise ValueError(f"blur_sigma must be a range of numbers >= 0, not {self.blur_sigma}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(0.0 < value < math.inf for value in self.std):
             raise ValueError(f"mean ({self.mean}) and std ({self.std}) must be three numbers each, std above 0")
-        levels = torch.arange(256, dtype=torch.float32)[None] / 255.0
-        table = (levels - torch.tensor(self.mean)[:, None]) / torch.tensor(self.std)[:, None]
+        levels = np.arange(256, dtype=np.float32)[None] / np.float32(255.0)
+        table = (levels - np.float32(self.mean)[:, None]) / np.float32(self.std)[:, None]
         # There are only 256 values a channel can have, so each is normalized once.
-        object.__setattr__(self, "_table", table.numpy())
+        object.__setattr__(self, "_table", table)
 
     def with_training(self, training: bool) -> ImageTransform:
         """The same transform on one of its branches."""
