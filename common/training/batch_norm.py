@@ -93,6 +93,9 @@ def share_statistics(module: nn.Module) -> None:
 class GroupedBatchNorm(_BatchNorm):
     """Batch normalization over groups of samples; in evaluation it is the plain one.
 
+    A row of what a layer sees counts as a sample. Where a network makes several rows of a sample (clips of a video, say),
+    give the group in rows; they are then dealt to the groups one by one, and not sample by sample.
+
     Args:
         layer: the plain one, whose weights and buffers it takes.
         group: samples of a group.
