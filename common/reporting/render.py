@@ -203,9 +203,8 @@ def table_markdown(filled: Filled) -> str:
     for row in result.rows:
         cells = " | ".join(_escape(pair_text(result, row, metric)) for metric in metrics)
         lines.append(f"| {_escape(row_text(row))} | {cells} |")
-    if figures.curve(result):
-        assert result.table.curve is not None
-        text = f"{result.table.curve.y} against {result.table.curve.x}; the bands are standard deviations over draws"
+    drawn, text = figures.figure(result)
+    if drawn:
         lines += ["", f"![{_escape(text)}]({_figure_name(result)})"]
     notes = notes_of(result)
     if notes:
@@ -248,7 +247,7 @@ def figures_of(paper: str) -> dict[Path, str]:
     """The figures of a paper's README from the promoted records: file to SVG."""
     folder = paper_named(paper).readme.parent
     drawn = {
-        folder / _figure_name(f.result): figures.curve(f.result) for f in fill_best(load(paper), records_of(paper))
+        folder / _figure_name(f.result): figures.figure(f.result)[0] for f in fill_best(load(paper), records_of(paper))
     }
     return {path: text for path, text in drawn.items() if text}
 

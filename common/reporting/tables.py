@@ -265,7 +265,7 @@ class Curve(Part):
 class Table(Part):
     """A published table: rows, metrics, claims over its cells.
 
-    The report page draws its measured cells if asked to (`chart`), and README and page a `curve`. At the scales in
+    README and report page draw a `curve`, or its measured cells as bars if asked to (`chart`). At the scales in
     `by_request` its stages run only when the table, a row or a stage is named.
     """
 

@@ -32,7 +32,8 @@ from common.reporting.papers import SCALES, paper_named, project_root
 from common.reporting.records import REHEARSED
 
 #: Keys of a YAML layer that steer the stack itself and are not handed to LightningCLI.
-STACK_KEYS = ("extends", "deviations", "trains", "start_from", "ours")
+#: `most_devices`: a recipe whose groups of samples do not divide among more devices of a node leaves the others idle.
+STACK_KEYS = ("extends", "deviations", "trains", "start_from", "ours", "most_devices")
 
 #: Keys of a YAML layer, and of the command line, that are fields of every model (see common/training/switches.py).
 SWITCHES = ("compiled", "channels_last", "gradient_checkpointing", "batch_norm_group")
@@ -378,10 +379,11 @@ def resolve(
     overrides, files = parse_overrides(arguments)
     if any(key == "seed_everything" for key, _ in overrides):
         raise ConfigurationError("--seed_everything is set by --seed, which also names the run's folder: use that one")
-    layers += [Layer(str(path), load_yaml(path)) for path in files]
-
     config: dict[str, Any] = {}
     for layer in layers:
+        config = merge(config, layer.content)
+    for layer in [*_fewer_devices(config), *(Layer(str(path), load_yaml(path)) for path in files)]:
+        layers.append(layer)
         config = merge(config, layer.content)
     for name, pairs in (("tables.yaml", (stage_overrides or {}).items()), ("command line", overrides)):
         for given, stated in pairs:
@@ -419,6 +421,14 @@ def resolve(
         start_from=start_from,
         ours=ours,
     )
+
+
+def _fewer_devices(config: dict[str, Any]) -> list[Layer]:
+    """A layer that takes no more devices of a node than the recipe can use; none where they are few enough."""
+    most, devices = config.get("most_devices"), (config.get("trainer") or {}).get("devices")
+    if most is None or not isinstance(devices, int) or devices <= most:
+        return []
+    return [Layer(f"most_devices {most}", {"trainer": {"devices": most}})]
 
 
 def _copied(tree: Any) -> Any:

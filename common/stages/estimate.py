@@ -1,4 +1,4 @@
-"""What a stage will need: parameters, memory of each device, arithmetic of a step, number of steps, hours.
+"""What a stage will need: parameters, memory of each device, arithmetic of a step, number of steps, hours, disk.
 
 One batch of the stage's own training runs on tensors without storage (torch's FakeTensorMode), so that it takes
 seconds, no GPU and hardly any memory. What is counted:
@@ -7,6 +7,8 @@ seconds, no GPU and hardly any memory. What is counted:
   are the CUDA context and the workspaces of libraries, about a gigabyte, nor what the allocator cannot use.
 - arithmetic: multiplications of matrices, convolutions and attention, forward and backward, by torch's FlopCounterMode.
 - steps: from the published sizes of the data sets.
+- disk: checkpoints, the one to go on from and those that a recipe keeps. Not counted are pictures, curves and logs of a
+  run, and what lies in the cache folder.
 
 Hours are arithmetic by the rate of a card by a utilization that is given, not measured.
 """
@@ -53,7 +55,7 @@ CARDS = {
 UTILIZATION = (0.2, 0.4)
 #: What CUDA and its libraries take beside tensors, in bytes.
 CONTEXT_BYTES = 1 << 30
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class Estimate:
         accumulated: batches of an optimizer step; below 1 where one batch makes several steps.
         devices: of the whole training.
         precision: of the trainer.
+        weights_bytes: of a checkpoint of weights alone.
+        checkpoint_bytes: of one to go on from, with the state of the optimizers.
+        kept_bytes: of all checkpoints that stay beside the last one; None where their number is not known.
     """
 
     parameters: int
@@ -88,6 +93,14 @@ class Estimate:
     accumulated: float
     devices: int
     precision: str
+    weights_bytes: int
+    checkpoint_bytes: int
+    kept_bytes: int | None
+
+    @property
+    def disk_bytes(self) -> int | None:
+        """Checkpoints of a finished stage; None where their number is not known."""
+        return None if self.kept_bytes is None else self.checkpoint_bytes + self.kept_bytes
 
     @property
     def flops(self) -> int:
@@ -160,6 +173,10 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     reduction = gradients if devices > 1 else 0
     # Gradients of earlier batches wait through the forward pass of a later one.
     waiting = gradients if accumulated != 1 else 0
+    weights = _bytes(_tensors(module.state_dict()))
+    # Some keep a second copy, such as the best weights so far.
+    checkpoint = weights * getattr(module, "weights_in_checkpoint", 1) + _bytes(state) + waiting
+    steps = _steps(run, training.data.synthetic.batches, accumulated)
     counts = counter.get_flop_counts().get("Global", {})
     convolution = sum(count for kind, count in counts.items() if "conv" in str(kind))
     return Estimate(
@@ -171,11 +188,14 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
         peak_bytes=meter.peak + reduction + waiting,
         convolution_flops=round(convolution * accumulated),
         other_flops=round((sum(counts.values()) - convolution) * accumulated),
-        steps=_steps(run, training.data.synthetic.batches, accumulated),
+        steps=steps,
         size=training.size,
         accumulated=accumulated,
         devices=devices,
         precision=str(run.config["trainer"].get("precision", "32-true")),
+        weights_bytes=weights,
+        checkpoint_bytes=checkpoint,
+        kept_bytes=_kept(run, steps, weights, checkpoint),
     )
 
 
@@ -216,6 +236,25 @@ def _steps(run: RunConfiguration, batches: int | None, accumulated: float) -> in
         return most if most > 0 else None
     steps = epochs * math.ceil(batches / accumulated)
     return min(steps, most) if most > 0 else steps
+
+
+def _kept(run: RunConfiguration, steps: int | None, weights: int, whole: int) -> int | None:
+    """Bytes of the checkpoints that callbacks keep beside the last one."""
+    trainer, kept = run.config["trainer"], 0
+    for callback in trainer.get("callbacks") or []:
+        arguments = callback.get("init_args") or {}
+        most = arguments.get("save_top_k", 1)
+        if not str(callback["class_path"]).endswith(".ModelCheckpoint") or arguments.get("filename") == "last":
+            continue
+        if every := arguments.get("every_n_train_steps"):
+            count = None if steps is None else steps // every
+        else:
+            epochs = int(trainer.get("max_epochs") or -1)
+            count = None if epochs < 0 else epochs // (arguments.get("every_n_epochs") or 1)
+        if count is None:
+            return None
+        kept += (count if most < 0 else min(most, count)) * (weights if arguments.get("save_weights_only") else whole)
+    return kept
 
 
 # -- kept estimates ----------------------------------------------------------------------------------------------------
@@ -271,6 +310,11 @@ def hours_text(hours: float | None) -> str:
     return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
 
 
+def disk_text(count: int | None) -> str:
+    """As `size_text`; a dash for what is not known."""
+    return "-" if count is None else size_text(count)
+
+
 def describe(found: Estimate, cards: Iterable[Card] = (CARDS["a100"], CARDS["h100"])) -> str:
     """An estimate in one line."""
     low, high = UTILIZATION
@@ -280,7 +324,8 @@ def describe(found: Estimate, cards: Iterable[Card] = (CARDS["a100"], CARDS["h10
     steps = "an unknown number of" if found.steps is None else f"{found.steps:,}"
     return (
         f"{found.parameters / 1e6:.0f} M parameters, {size_text(found.peak_bytes + CONTEXT_BYTES)} on each of "
-        f"{found.devices} devices with {found.size} samples, {found.flops / 1e12:.3g} TFLOP a step, {steps} steps; "
+        f"{found.devices} devices with {found.size} samples, {found.flops / 1e12:.3g} TFLOP a step, {steps} steps, "
+        f"{disk_text(found.disk_bytes)} of checkpoints; "
         f"GPU hours at {high:.0%} to {low:.0%} of a card's rate: {hours}"
     )
 
@@ -326,7 +371,7 @@ def announce(run: RunConfiguration) -> list[str]:
     return [f"  estimate: {describe(found)}", *([f"  WARNING: {too_much}"] if too_much else [])]
 
 
-HEADS = ("batch/GPU", "GPUs", "parameters", "memory/GPU", "TFLOP/step", "steps")
+HEADS = ("batch/GPU", "GPUs", "parameters", "memory/GPU", "TFLOP/step", "steps", "disk")
 
 
 def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], utilization: float) -> Iterator[str]:
@@ -344,6 +389,7 @@ def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], 
 
     yield line("stage", [*HEADS, *(f"h {card.name}" for card in cards)])
     totals = dict.fromkeys(cards, 0.0)
+    disk = largest = 0
     for name, run in runs.items():
         try:
             found = kept_estimate(run)
@@ -353,17 +399,23 @@ def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], 
         hours = {card: found.hours(card, utilization) for card in cards}
         for card, value in hours.items():
             totals[card] += value or 0.0
+        disk += found.disk_bytes or 0
+        largest = max(largest, found.checkpoint_bytes)
         batches = f" x {found.accumulated:g}" if found.accumulated > 1 else ""
         values = [
             f"{found.size}{batches}", str(found.devices), f"{found.parameters / 1e6:.1f} M",
             size_text(found.peak_bytes + CONTEXT_BYTES), f"{found.flops / 1e12:.3g}",
-            "-" if found.steps is None else f"{found.steps:,}",
+            "-" if found.steps is None else f"{found.steps:,}", disk_text(found.disk_bytes),
         ]  # fmt: skip
         yield line(name, [*values, *map(hours_text, hours.values())])
-    yield line("all", [*[""] * len(HEADS), *map(hours_text, totals.values())])
+    yield line("all", [*[""] * (len(HEADS) - 1), size_text(disk), *map(hours_text, totals.values())])
     yield (
         f"GPU hours of training alone, at {utilization:.0%} of a card's matrix rate; memory with 1.1 GB for CUDA; an "
         "estimate, not a measurement"
+    )
+    yield (
+        f"disk: the last checkpoint and those that are kept; {size_text(largest)} more at most while one is replaced. "
+        "Without data, caches, pictures and curves (docs/gpu.md)"
     )
 
 

@@ -93,6 +93,9 @@ def share_statistics(module: nn.Module) -> None:
 class GroupedBatchNorm(_BatchNorm):
     """Batch normalization over groups of samples; in evaluation it is the plain one.
 
+    A row of what a layer sees counts as a sample. Where a network makes several rows of a sample (clips of a video),
+    give the group in rows; rows are dealt to the groups one by one.
+
     Args:
         layer: the plain one, whose weights and buffers it takes.
         group: samples of a group.

@@ -1,9 +1,12 @@
-"""The tour's commands and code, run as they stand there, at the smoke scale and on stages that are trained already."""
+"""The tour's commands and code, run out of its notebook, at the smoke scale and on stages that are trained already."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 from pathlib import Path
@@ -22,6 +25,7 @@ from tests.trained import checkpoint
 pytestmark = pytest.mark.xdist_group("xmc_gan stages")
 
 TOUR = project_root() / "docs" / "tour.md"
+NOTEBOOK: dict[str, Any] = runpy.run_path(str(project_root() / ".ci" / "notebook.py"))
 TRAINING = {"avid_cma": "avid", "mct": "mct", "m3p": "m3p", "xmc_gan": "xmc_gan", "vx2text": "avsd"}
 
 
@@ -36,6 +40,16 @@ def run(line: str) -> None:
     elif words[1] == "reproduce":
         words[1] = "plan"
     assert main(words[1:]) == 0, line
+
+
+def test_the_notebook_is_made_of_the_tour() -> None:
+    text = NOTEBOOK["NOTEBOOK"].read_text(encoding="utf-8")
+    assert text == NOTEBOOK["written"](), "run python .ci/notebook.py"
+    cells = json.loads(text)["cells"]
+    printed = re.findall(r"```text\n(.*?)```", TOUR.read_text(encoding="utf-8"), re.DOTALL)
+    assert printed == ["".join(output["text"]) for cell in cells for output in cell.get("outputs", [])]
+    assert [cell["id"] for cell in cells] == [f"cell-{number}" for number in range(len(cells))]
+    assert "notebook" not in "".join(cells[0]["source"])
 
 
 def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,14 +80,19 @@ def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ASSEMBLE_CACHE", os.fspath(worlds.parent))
+    # What the first cell looks for.
+    (tmp_path / "configs").mkdir()
     space: dict[str, Any] = {}
-    for kind, block in blocks:
-        if kind == "python":
-            exec(block, space)
-        else:
-            for line in block.splitlines():
-                if not line.startswith(("make ", "export ")):
-                    run(line)
+    for cell in json.loads(NOTEBOOK["NOTEBOOK"].read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            lines = "".join(cell["source"]).replace("mini", "smoke").splitlines()
+            for shell, together in itertools.groupby(lines, lambda line: line.startswith("!")):
+                if shell:
+                    for line in together:
+                        run(line[1:])
+                else:
+                    exec("\n".join(together), space)
+    assert Path(os.environ["ASSEMBLE_CACHE"]) == worlds.parent
     printed = capsys.readouterr().out
     assert "1 of 21 files passed over" in printed
     written = {path.name for path in (tmp_path / "runs" / "tour").iterdir()}

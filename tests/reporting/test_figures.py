@@ -61,6 +61,29 @@ def test_nothing_to_draw(drawn: Path, project: Path, make_record: Callable[..., 
     assert figures.curve(render.fill(load("mct"), "mini", [make_record()])[0].result) == ""
 
 
+def test_bars_where_a_table_asks_for_them(drawn: Path, project: Path, make_record: Callable[..., Record]) -> None:
+    text = TABLES.replace("title: Transfer", "chart: true\n    title: Transfer")
+    (project / "papers" / "mct" / "tables.yaml").write_text(text)
+    values = {("ucf_1@base", 0): 20, ("ucf_1@base", 1): 40, ("ucf_1@better", 0): 60}
+    some = [make_record(stage, seed, value) for (stage, seed), value in values.items()]
+    (filled,) = render.fill(load("mct"), "mini", some)
+    drawing, told = figures.figure(filled.result)
+    assert "dot for each draw" in told
+    picture = ElementTree.fromstring(drawing)
+    shown = {row.label: cell for row in filled.result.rows if (cell := filled.result.cells[row.label, "ucf"]).values}
+    bars = [float(bar.attrib["width"]) for bar in picture.iter(f"{SVG}rect") if bar.attrib.get("class") == "bar"]
+    means = [cell.mean or 0.0 for cell in shown.values()]
+    # One panel, since no other metric has two rows; as long as the values are large.
+    assert len(bars) == len(means) > 1
+    assert [bar / bars[0] for bar in bars] == pytest.approx([mean / means[0] for mean in means], rel=1e-2)
+    dots = list(picture.iter(f"{SVG}circle"))
+    assert len(dots) == sum(len(cell.values) for cell in shown.values() if len(cell.values) > 1)
+    words = {text.text for text in picture.iter(f"{SVG}text")}
+    assert set(shown) <= words
+    (project / "papers" / "mct" / "tables.yaml").write_text(TABLES)
+    assert figures.figure(render.fill(load("mct"), "mini", some)[0].result) == ("", "")
+
+
 def test_pages_and_figures_are_checked_together(
     drawn: Path, save: Callable[[Record], Path], make_record: Callable[..., Record]
 ) -> None:

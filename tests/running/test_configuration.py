@@ -106,6 +106,18 @@ def test_unknown_names_get_the_nearest(call: dict, message: str) -> None:
         resolve(**call)
 
 
+def test_a_recipe_takes_no_more_devices_than_its_groups_allow() -> None:
+    def devices(hardware: str, *arguments: str, recipe: str = "paper128") -> int:
+        run = resolve("xmc_gan", recipe, scale="paper", hardware=hardware, arguments=arguments)
+        assert "most_devices" not in run.config
+        return run.config["trainer"]["devices"]
+
+    assert devices("gpu8") == devices("slurm") == devices("gpu8", recipe="paper128_best") == 7
+    assert devices("gpu1") == 1
+    assert devices("gpu8", recipe="xmc_gan") == 8
+    assert devices("gpu8", "--trainer.devices", "14") == 14
+
+
 def test_a_misspelt_field_is_named_with_its_layer_and_the_nearest() -> None:
     run = resolve("avid", "avid", scale="paper", arguments=["--model.loss.temprature", "0.1"])
     with pytest.raises(

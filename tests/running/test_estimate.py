@@ -20,6 +20,7 @@ from common.stages.estimate import CARDS, Estimate, estimate
 from common.stages.meters import operation_counter
 from common.stages.synthetic import StopAfter, synthetic_training
 from common.training.examples import Draw
+from papers.m3p.selection import Best
 
 FOUND = Estimate(
     parameters=300_000_000,
@@ -35,6 +36,9 @@ FOUND = Estimate(
     accumulated=1,
     devices=8,
     precision="bf16-mixed",
+    weights_bytes=1_200_000_000,
+    checkpoint_bytes=3_520_000_000,
+    kept_bytes=0,
 )
 
 
@@ -170,6 +174,47 @@ def test_steps_of_a_recipe_that_counts_them_are_counted_as_it_does() -> None:
     assert by_cycle.flops == 2 * by_group.flops
 
 
+@pytest.mark.parametrize(
+    ("paper", "recipe", "overrides"),
+    [
+        ("mct", "moco_v2", ("--model.image_encoder.channels", "[32, 32, 64, 64]")),
+        (
+            "m3p",
+            "fine_tune",
+            ("--model.model.encoder.width", "64", "--model.model.encoder.feed_forward_width", "256",
+             "--model.selection", "best", "--model.updates", "per_cycle"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_is_as_large_as_estimated(
+    paper: str, recipe: str, overrides: tuple[str, ...], tmp_path: Path
+) -> None:
+    """M3P's holds, beside the optimizer's state, gradients that wait for an update and the best weights so far."""
+    run = resolve(paper, recipe, scale="smoke", arguments=overrides)
+    found = estimate(run, size=4)
+    training = synthetic_training(run, {"accelerator": "cpu", "callbacks": [StopAfter(2)]}, Draw(), 4)
+    training.run()
+    if paper == "m3p":
+        training.module.best = Best(1)
+        training.module.best.weights = {k: v.clone() for k, v in training.module.model.state_dict().items()}
+        for parameter in training.module.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+    path = tmp_path / "last.ckpt"
+    training.trainer.save_checkpoint(path)
+    print(f"{paper}: {found.checkpoint_bytes / 1e6:.3f} MB estimated, {path.stat().st_size / 1e6:.3f} MB written")
+    assert path.stat().st_size == pytest.approx(found.checkpoint_bytes, rel=0.08)
+
+
+def test_kept_checkpoints_are_counted() -> None:
+    main_model = resolve("xmc_gan", "xmc_gan_main", scale="paper")
+    assert estimates._kept(main_model, 161_000, 10, 30) == 32 * 10  # weights alone, every 5,000 steps
+    assert estimates._kept(main_model, None, 10, 30) is None
+    assert estimates._kept(resolve("mct", "mct", scale="paper"), 92_400, 10, 30) == 0
+    assert estimates._kept(resolve("avid_cma", "ablation_cross", scale="paper"), None, 10, 30) == 4 * 30
+    assert replace(FOUND, kept_bytes=2 * 10**9).disk_bytes == 5_520_000_000
+    assert "3.5 GB of checkpoints" in estimates.describe(FOUND)
+
+
 def test_the_plan_shows_an_estimate_and_keeps_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +225,8 @@ def test_the_plan_shows_an_estimate_and_keeps_it(
     first = capsys.readouterr().out
     assert "moco_v2 seed 0" in first
     assert "h A100 80 GB" in first.splitlines()[0]
+    assert " disk " in first.splitlines()[0]
+    assert "at most while one is replaced" in first.splitlines()[-1]
     # The second time it is read.
     monkeypatch.setattr(estimates, "estimate", lambda *_: pytest.fail("estimated again"))
     assert main(command) == 0
