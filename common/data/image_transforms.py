@@ -103,7 +103,7 @@ class ImageTransform:
         if len(self.mean) != 3 or len(self.std) != 3 or not all(0.0 < value < math.inf for value in self.std):
             raise ValueError(f"mean ({self.mean}) and std ({self.std}) must be three numbers each, std above 0")
         levels = np.arange(256, dtype=np.float32)[None] / np.float32(255.0)
-        table = (levels - np.float32(self.mean)[:, None]) / np.float32(self.std)[:, None]
+        table = (levels - np.asarray(self.mean, np.float32)[:, None]) / np.asarray(self.std, np.float32)[:, None]
         # There are only 256 values a channel can have, so each is normalized once.
         object.__setattr__(self, "_table", table)
 
