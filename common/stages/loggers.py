@@ -149,7 +149,7 @@ def wandb_logger(
     if "wandb.sdk.launch" not in sys.modules and hasattr(wandb.Run, "_detect_and_apply_job_inputs"):
         # Every run looks for inputs that its process has staged for a launch agent, and to find none imports the agent,
         # which takes three quarters of the start. Who has not imported it has staged none.
-        wandb.Run._detect_and_apply_job_inputs = lambda run: None  # type: ignore[method-assign]
+        wandb.Run._detect_and_apply_job_inputs = lambda run: None  # type: ignore[method-assign, assignment]
     try:
         run = wandb.init(
             project=project(),
