@@ -379,8 +379,8 @@ def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], 
         "estimate, not a measurement"
     )
     readings = {key: kept_reading(run) for key, (run, _) in fastest.items()}
-    for key, (run, pace) in fastest.items():
-        yield wanted(run, pace, readings[key])
+    for key, (run, taken) in fastest.items():
+        yield wanted(run, taken, readings[key])
     if None in readings.values():
         yield "what that takes of this machine: `assemble data PAPER --measure`, where the data are"
 
