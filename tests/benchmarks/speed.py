@@ -91,8 +91,10 @@ def add(line: Line) -> Line:
 
 
 def amount(value: float, unit: str = "ms") -> str:
-    """`12.3 ms` of 0.0123 seconds; of another unit the number as it is."""
-    return f"{1000 * value:.3g} ms" if unit == "ms" else f"{value:.3g} {unit}"
+    """`12.3 ms` of 0.0123 seconds, `2.77 s` of 2.77; of another unit the number as it is."""
+    if unit != "ms":
+        return f"{value:.3g} {unit}"
+    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
 
 
 def cells(line: Line) -> list[str]:
