@@ -66,6 +66,14 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="write the videos with sound that are there anew below another folder: key frames every 32 pictures, a "
         "shorter side of 288 pixels at most; clips are then read several times as fast. A run that was stopped goes on",
     )
+    command.add_argument(
+        "--measure",
+        nargs="?",
+        const="",
+        metavar="RECIPE",
+        help="read training samples of a recipe (default: the main one) at paper scale for 20 s of CPU time, and say "
+        "how many a core makes; `assemble plan --estimate` then says how many cores the cards want",
+    )
     features = command.add_argument_group(
         "text features",
         "With --text-features, the frozen text features of a paper that stores them are computed. A run that was "
@@ -152,6 +160,14 @@ def _data_command(arguments: argparse.Namespace) -> int:
         return _shards_command(paper, data, arguments.shards.resolve(), arguments.shard_size or _UNITS["G"])
     if arguments.transcode is not None:
         return _transcode_command(paper, data, arguments.transcode.resolve())
+    if arguments.measure is not None:
+        from common.stages.configuration import resolve
+        from common.stages.reading import measure_reading
+
+        recipe = arguments.measure or paper_named(paper).recipe
+        found = measure_reading(resolve(paper, recipe, scale="paper"), data)
+        print(f"{recipe}: {found.describe()}, of {found.samples:,} that were read")
+        return 0
     report(datasets_of(paper, data), prepare=arguments.prepare)
     report_files(files_of(paper, data, verify=arguments.prepare))
     if own is not None:

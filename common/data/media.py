@@ -147,8 +147,12 @@ class AudioTrack:
     def _resample(self, samples: npt.NDArray[Any], sample_rate: int) -> npt.NDArray[np.int16]:
         if not len(samples):
             return np.zeros(0, dtype=np.int16)
-        packed = np.ascontiguousarray(samples).reshape(1, -1)
-        frame = AudioFrame.from_ndarray(packed, format=self.sample_format, layout=self.layout)
+        if samples.shape[1] > 1 and samples.strides[0] == samples.itemsize:
+            # Channel after channel, as most decoders return them: the resampler takes them so, too.
+            frame = AudioFrame.from_ndarray(samples.T, format=f"{self.sample_format}p", layout=self.layout)
+        else:
+            packed = np.ascontiguousarray(samples).reshape(1, -1)
+            frame = AudioFrame.from_ndarray(packed, format=self.sample_format, layout=self.layout)
         frame.sample_rate = self.rate
         resampler = AudioResampler(format="s16", layout="mono", rate=sample_rate)
         parts = [out.to_ndarray() for out in (*resampler.resample(frame), *resampler.resample(None))]

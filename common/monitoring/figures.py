@@ -1,7 +1,8 @@
 """Figures of a run: made without a screen, written whole, and logged to Weights & Biases.
 
 They stand on `matplotlib.figure.Figure`, not on pyplot: no backend is chosen for the process, and none stays open.
-A figure is made by `chart`, `image_grid`, `described_images` or `embedding_map` and handed to `save_figure`.
+A figure is made by `chart`, `image_grid`, `described_images` or `embedding_map` and handed to `save_figure`. Matplotlib
+is imported when the first one is made, so that no stage waits for it to begin.
 """
 
 from __future__ import annotations
@@ -16,10 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch.nn.functional as F
-from matplotlib import colormaps, font_manager
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 from torch import Tensor
 
 from common.files import write_whole
@@ -27,6 +24,7 @@ from common.monitoring.media import log_image
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    from matplotlib.figure import Figure
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -83,6 +81,8 @@ def save_figure(module: pl.LightningModule, figure: Figure, path: Path, credit: 
         path: the file.
         credit: line under pictures whose license asks for one.
     """
+    from matplotlib.text import Text
+
     texts: list[Any] = figure.findobj(Text)
     if any(NO_FONT in text.get_text() for text in texts):
         credit = f"{credit}  {NO_FONT}: this machine has no font for these characters.".strip()
@@ -96,6 +96,8 @@ def save_figure(module: pl.LightningModule, figure: Figure, path: Path, credit: 
 
 def chart(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4, 3)) -> tuple[Figure, Any]:
     """A figure of `size` inches and its axes [rows, columns]."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -150,6 +152,7 @@ def embedding_map(
     Returns:
         None when there are fewer than 8 rows, or all are equal or not finite.
     """
+    from matplotlib import colormaps
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
@@ -201,6 +204,8 @@ def _place(axis: Any, image: Pixels, left: float, top: float, tallest: float, co
     x, y = left + 0.5, top + tallest / 2
     axis.imshow(image, extent=(x - width, x + width, y + height, y - height))
     if color is not None:
+        from matplotlib.patches import Rectangle
+
         box = Rectangle((x - width, y - height), 2 * width, 2 * height, fill=False, linewidth=2, edgecolor=color)
         axis.add_patch(box)
 
@@ -208,6 +213,8 @@ def _place(axis: Any, image: Pixels, left: float, top: float, tallest: float, co
 @cache
 def _fonts() -> list[str]:
     """The usual font, which comes with matplotlib, and those with Japanese and Chinese that this machine has."""
+    from matplotlib import font_manager
+
     installed = {font.name for font in font_manager.fontManager.ttflist}
     return ["DejaVu Sans", *(name for name in ASIAN_FONTS if name in installed)]
 
@@ -215,5 +222,7 @@ def _fonts() -> list[str]:
 @cache
 def _characters() -> frozenset[int]:
     """All characters that these fonts have."""
+    from matplotlib import font_manager
+
     files = [font_manager.findfont(font_manager.FontProperties(family=[name])) for name in _fonts()]
     return frozenset(code for file in files for code in font_manager.get_font(file).get_charmap())

@@ -30,6 +30,8 @@ from common.files import write_atomically
 from common.reporting.papers import project_root
 from common.reporting.records import IGNORED_KEYS, SEED_KEYS, config_hash
 from common.stages.configuration import RunConfiguration
+from common.stages.lean import import_lightning
+from common.stages.reading import kept_reading, reads_as, wanted
 
 
 @dataclass(frozen=True)
@@ -107,16 +109,22 @@ class Estimate:
         """Operations of an optimizer step on one device."""
         return self.convolution_flops + self.other_flops
 
-    def hours(self, card: Card, utilization: float) -> float | None:
-        """Hours of all devices together; None where the number of steps is not known."""
-        if self.steps is None:
-            return None
+    def seconds(self, card: Card, utilization: float) -> float:
+        """Seconds of an optimizer step."""
         if self.precision.startswith(("bf16", "16")):
             seconds = self.flops / (card.bfloat16 * 1e12)
         else:
             # torch lets convolutions take TF32 and keeps products of matrices in float32.
             seconds = self.convolution_flops / (card.tensor_float32 * 1e12) + self.other_flops / (card.float32 * 1e12)
-        return seconds / utilization * self.steps * self.devices / 3600
+        return seconds / utilization
+
+    def hours(self, card: Card, utilization: float) -> float | None:
+        """Hours of all devices together; None where the number of steps is not known."""
+        return None if self.steps is None else self.seconds(card, utilization) * self.steps * self.devices / 3600
+
+    def samples_per_second(self, card: Card, utilization: float) -> float:
+        """Samples a second that all devices together take."""
+        return self.size * self.accumulated * self.devices / self.seconds(card, utilization)
 
 
 # -- estimating --------------------------------------------------------------------------------------------------------
@@ -134,7 +142,7 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     """
     if not run.trains:
         raise StageError(f"{run.recipe} trains nothing")
-    import lightning.pytorch  # noqa: F401 - sets the level of its loggers
+    import_lightning()  # first: it sets the level of its loggers
     import torch
     from torch._subclasses.fake_tensor import (
         DataDependentOutputException,
@@ -390,6 +398,7 @@ def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], 
     yield line("stage", [*HEADS, *(f"h {card.name}" for card in cards)])
     totals = dict.fromkeys(cards, 0.0)
     disk = largest = 0
+    fastest: dict[str, tuple[RunConfiguration, Mapping[str, float]]] = {}
     for name, run in runs.items():
         try:
             found = kept_estimate(run)
@@ -401,6 +410,10 @@ def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], 
             totals[card] += value or 0.0
         disk += found.disk_bytes or 0
         largest = max(largest, found.checkpoint_bytes)
+        pace = {card.name: found.samples_per_second(card, utilization) for card in cards if found.flops}
+        before = fastest.get(reads_as(run))
+        if pace and (before is None or max(pace.values()) > max(before[1].values())):
+            fastest[reads_as(run)] = run, pace
         batches = f" x {found.accumulated:g}" if found.accumulated > 1 else ""
         values = [
             f"{found.size}{batches}", str(found.devices), f"{found.parameters / 1e6:.1f} M",
@@ -417,6 +430,11 @@ def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], 
         f"disk: the last checkpoint and those that are kept; {size_text(largest)} more at most while one is replaced. "
         "Without data, caches, pictures and curves (docs/gpu.md)"
     )
+    readings = {key: kept_reading(run) for key, (run, _) in fastest.items()}
+    for key, (run, taken) in fastest.items():
+        yield wanted(run, taken, readings[key])
+    if None in readings.values():
+        yield "what that takes of this machine: `assemble data PAPER --measure`, where the data are"
 
 
 def chosen_cards(names: Iterable[str]) -> list[Card]:

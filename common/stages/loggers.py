@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def wandb_mode() -> str:
 #: Left out where runs are many and short: it takes longer than some of them, and says nothing of them.
 _QUIET: dict[str, Any] = {
     "console": "off", "x_disable_stats": True, "x_disable_meta": True, "disable_git": True,
-    "x_disable_machine_info": True,
+    "x_disable_machine_info": True, "x_save_requirements": False,
 }  # fmt: skip
 
 
@@ -145,6 +146,10 @@ def wandb_logger(
         disable_code=True,
         **({} if whole or os.environ.get("ASSEMBLE_WANDB_SYSTEM", "0") not in ("", "0") else _QUIET),
     )
+    if "wandb.sdk.launch" not in sys.modules and hasattr(wandb.Run, "_detect_and_apply_job_inputs"):
+        # Every run looks for inputs that its process has staged for a launch agent, and to find none imports the agent,
+        # which takes three quarters of the start. Who has not imported it has staged none.
+        wandb.Run._detect_and_apply_job_inputs = lambda run: None  # type: ignore[method-assign, assignment]
     try:
         run = wandb.init(
             project=project(),

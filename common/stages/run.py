@@ -41,6 +41,7 @@ from common.stages.configuration import (
     substitute,
     take_switches,
 )
+from common.stages.lean import import_lightning
 
 if TYPE_CHECKING:
     from common.stages.preempt import Preemption
@@ -244,12 +245,12 @@ def run_stage(request: StageRequest) -> records.Record:
     """
     require(request.isa)
     run, config = stage_configuration(request)
+    # Heavy imports only now: help, plans and skipped stages do not pay for them.
+    import_lightning()
     if request.arguments:
         # What its user set is checked before the data; it takes seconds, since the classes are imported.
-
         check_arguments(take_switches(config)[1], run.layers)
     _require_files(config.get("data"))
-    # Heavy imports only now: help, plans and skipped stages do not pay for them.
     from common.stages.preempt import REQUEUE_SIGNAL, Preemption, requeue
 
     preemption = Preemption(request.directory / "checkpoints" / "last.ckpt")

@@ -10,7 +10,8 @@ no sample's group depends on the number of devices.
 
 The running statistics are those of the first group of a batch, which lies on the first device. So it is in DDP,
 which sends the buffers of rank 0 to the others, and in DataParallel, which keeps those of the first device; the authors
-of published results used one or the other. They are thus equal on any number of devices, too.
+of published results used one or the other. They are thus equal on any number of devices, too. Training does not read
+them: they are sent when they will be read (`share_buffers`), not at every step.
 """
 
 from __future__ import annotations
@@ -82,12 +83,15 @@ def normalize_in_groups(module: nn.Module, group: int, batch_size: int, devices:
                 parent.add_module(name, GroupedBatchNorm(layer, group, processes))
 
 
-def share_statistics(module: nn.Module) -> None:
-    """Give the running statistics of the first process to all others, which call it together."""
-    for layer in module.modules():
-        if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
-            for name in ("running_mean", "running_var", "num_batches_tracked"):
-                broadcast_from_rank_zero(getattr(layer, name))
+def share_buffers(module: nn.Module) -> None:
+    """Give running statistics, and all other buffers, of the first process to all others, which call it together.
+
+    Buffers that DDP is told to leave alone are equal already, and left alone here.
+    """
+    alone = getattr(module, "_ddp_params_and_buffers_to_ignore", ())
+    for name, buffer in module.named_buffers():
+        if name not in alone:
+            broadcast_from_rank_zero(buffer.view(torch.uint8) if buffer.dtype == torch.bool else buffer)
 
 
 class GroupedBatchNorm(_BatchNorm):

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from common.training.batch_norm import normalize_in_groups, share_statistics
+from common.training.batch_norm import normalize_in_groups, share_buffers
 from common.training.optimizers import lay_out_state
 
 
@@ -63,13 +64,16 @@ class ApplySwitches(Callback):
         if group is not None and stage == "fit" and data is not None:
             normalize_in_groups(pl_module, group, data.batch_size, trainer.world_size)
 
+        if stage == "fit" and isinstance(trainer.strategy, DDPStrategy):
+            # At every step all would wait there for rank 0, whose buffers depend on no other rank's and are what is
+            # saved; who asks for it by `trainer.strategy.init_args` has it.
+            trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
+
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.switches.batch_norm_group is not None:
-            share_statistics(pl_module)
+        share_buffers(pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.switches.batch_norm_group is not None:
-            share_statistics(pl_module)
+        share_buffers(pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         compiled = self.switches.compiled

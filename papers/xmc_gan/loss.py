@@ -7,12 +7,14 @@ what the networks train by; the functions below it are what it is made of, in fl
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from common.losses.adversarial import hinge_discriminator, hinge_generator
 from common.memory.collective import gather_with_gradient
@@ -63,7 +65,8 @@ class XMCGANLoss:
         word_gammas: sharpness in W: of the attention over regions, of the maximum over words, and the inverse
             temperature.
         negatives_group: images among which each finds its negatives, on however many devices; null for the whole batch.
-        captions_at_once: so many captions are compared at once in W, for memory; null for all.
+        captions_at_once: so many captions are compared at once in W, and again for the gradient: less memory, more
+            time; null for all.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -265,7 +268,8 @@ def word_similarity(
         words: vectors of the words of M captions, padded with anything, zeros as well.
         length: number of words that count, at least one.
         gammas: sharpness of the attention, of the maximum over words, and of the result.
-        captions_at_once: so many captions are compared at once, for memory; null for all.
+        captions_at_once: so many captions are compared at once, and again for the gradient: less memory, more time;
+            null for all.
 
     Shapes:
         regions [N, R, C], words [M, T, C], length [M] -> [M, N]
@@ -274,17 +278,22 @@ def word_similarity(
     """
     with torch.autocast(regions.device.type, enabled=False):
         regions, words = normalize(regions.float()), normalize(words.float())
+        sharp = (gammas[0] * regions).transpose(1, 2)
         size = captions_at_once or len(words)
-        parts = [
-            _word_similarity(regions, some, count, gammas) for some, count in zip(words.split(size), length.split(size))
-        ]
-        return torch.cat(parts)
+        parts = zip(words.split(size), length.split(size))
+        if size >= len(words):
+            return torch.cat([_word_similarity(regions, sharp, *part, gammas) for part in parts])
+        # What lies between is made again for the gradient: kept for all parts, it would take what one part saves.
+        again: Any = functools.partial(checkpoint, _word_similarity, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([again(regions, sharp, *part, gammas) for part in parts])
 
 
-def _word_similarity(regions: Tensor, words: Tensor, length: Tensor, gammas: tuple[float, float, float]) -> Tensor:
-    """`word_similarity` of normalized regions and words."""
+def _word_similarity(
+    regions: Tensor, sharp: Tensor, words: Tensor, length: Tensor, gammas: tuple[float, float, float]
+) -> Tensor:
+    """`word_similarity` of normalized regions, the same transposed and times the first gamma, and normalized words."""
     flat = words.flatten(0, 1)
-    attention = (flat @ (gammas[0] * regions).transpose(1, 2)).softmax(dim=-1)
+    attention = (flat @ sharp).softmax(dim=-1)
     context = attention @ regions
     aligned = (flat * context).sum(dim=-1) / context.norm(dim=-1).clamp(min=1e-8)
     padded = torch.arange(words.shape[1], device=words.device) >= length[:, None]
@@ -304,7 +313,8 @@ def word_loss(
 
     Args:
         regions, words, length, gammas, captions_at_once: see `word_similarity`; one caption for each image.
-        ranks: see `pair_loss`; each rank compares its own captions with the images of all of them.
+        ranks: see `pair_loss`; each rank compares its own images with the captions of all of them, which are the
+            smaller of the two, and with `captions_at_once` takes hardly more memory the more ranks there are.
 
     Shapes:
         regions [B, R, C], words [B, T, C], length [B]
@@ -315,6 +325,7 @@ def word_loss(
     Source: [5.6].
     """
     if ranks is not None:
-        own = word_similarity(gather_with_gradient(regions.float(), ranks), words, length, gammas, captions_at_once)
-        return contrast(gather_with_gradient(own, ranks))
+        words, length = gather_with_gradient(words.float(), ranks), gather_with_gradient(length, ranks)
+        own = word_similarity(regions, words, length, gammas, captions_at_once)
+        return contrast(gather_with_gradient(own.T, ranks).T)
     return contrast(word_similarity(regions, words, length, gammas, captions_at_once))

@@ -1,23 +1,19 @@
 """Time of word-region alignment of a batch at UNITER's sizes, against a Python loop over its pairs.
 
-Run with `pytest tests/benchmarks/test_bench_alignment.py --benchmark-only`. The loop runs the same steps on each pair
-by itself, without its padding, as one would write them down. Process CPU time on one thread, forward and backward;
-`test_the_batch_is_faster` takes the two in turns and asserts the ratio of their medians.
+The loop runs the same steps on each pair by itself, without its padding, as one would write them down. Process CPU time
+on one thread, forward and backward.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
-from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from common.losses.alignment import word_region_alignment
+from tests.benchmarks.speed import compare, in_turns
 
 PAIRS, WORDS, REGIONS, WIDTH, ITERATIONS, BETA = 64, 24, 36, 64, 50, 0.5
 Step = Callable[[], Tensor]
@@ -71,28 +67,9 @@ def steps() -> dict[str, Step]:
     return {"loop": loop, "ours": ours}
 
 
-@pytest.mark.benchmark(timer=time.process_time, group="word-region alignment")
-@pytest.mark.parametrize("form", ["loop", "ours"])
-def test_step(benchmark: Any, form: str) -> None:
-    benchmark.pedantic(steps()[form], rounds=10, warmup_rounds=2)
-
-
-def test_the_batch_is_faster(benchmark: Any) -> None:
+def test_the_batch_is_faster() -> None:
     forms = steps()
     torch.testing.assert_close(forms["ours"](), forms["loop"](), rtol=1e-4, atol=1e-5)
-    seconds: dict[str, list[float]] = {name: [] for name in forms}
-
-    def compare() -> None:
-        for _ in range(10):
-            for name, step in forms.items():
-                start = time.process_time()
-                step()
-                seconds[name].append(time.process_time() - start)
-
-    benchmark.pedantic(compare, rounds=1)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    ratio = medians["loop"] / medians["ours"]
-    benchmark.extra_info.update({f"{name}_ms": round(1000 * median, 2) for name, median in medians.items()})
-    benchmark.extra_info["ratio"] = round(ratio, 2)
-    print(f"\nword-region alignment: {benchmark.extra_info}")
-    assert ratio > 3
+    seconds = in_turns(forms, 10)
+    line = compare("word-region alignment, 64 pairs", "a loop over pairs", seconds["ours"], seconds["loop"])
+    line.stays_below(1 / 3)

@@ -1,13 +1,11 @@
 """Our reading of clips beside a bare PyAV loop over the same frames, in one run.
 
-Run with `pytest tests/benchmarks/test_bench_decoding.py --benchmark-only`. `extra_info["ratio"]` is the median over
-pairs of runs, one after the other, of our time divided by the bare loop's. Target: at most 1.2.
+Opening included, one thread, process CPU time.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,8 @@ from common.data.listing import Clip, Listing
 from common.data.media import MediaFile
 from common.data.transcoding import transcode
 from common.data.transforms import AudioTransform, VideoTransform
+from tests.benchmarks.speed import Line, add, amount, compare, in_turns
 from tests.data.media_factory import tone, write_video
-
-pytestmark = pytest.mark.benchmark(group="decoding")
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +35,6 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(
         path, frames=frames.clip(0, 255).astype(np.uint8), fps=25.0, audio=sound, audio_rate=44_100, key_frame_every=50
     )
-
-
-def _compare(benchmark: Any, ours: Callable[[], Any], bare: Callable[[], Any], rounds: int = 15) -> None:
-    pairs = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        bare()
-        middle = time.perf_counter()
-        ours()
-        pairs.append((time.perf_counter() - middle) / (middle - started))
-    benchmark.extra_info["ratio"] = round(statistics.median(pairs), 3)
-    benchmark.pedantic(ours, rounds=rounds, warmup_rounds=1)
 
 
 def _bare_video(path: Path, start: float, numbers: list[int]) -> np.ndarray:
@@ -85,7 +70,7 @@ def _bare_audio(path: Path, start: float, duration: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("duration", [0.5, 2.0])
-def test_video(benchmark: Any, film: Path, duration: float) -> None:
+def test_video(film: Path, duration: float) -> None:
     start = 5.2
     numbers = [int(np.floor((start + k / 16) * 25)) for k in range(int(duration * 16))]
 
@@ -94,20 +79,24 @@ def test_video(benchmark: Any, film: Path, duration: float) -> None:
             return media.read_video(start, duration, 16.0)[0].numpy()
 
     assert np.array_equal(ours(), _bare_video(film, start, numbers))
-    _compare(benchmark, ours, lambda: _bare_video(film, start, numbers))
+    seconds = in_turns({"ours": ours, "bare": lambda: _bare_video(film, start, numbers)}, 30)
+    what = f"{duration:g} s of picture, 340 x 256, a key frame every 50"
+    compare(what, "bare PyAV", seconds["ours"], seconds["bare"]).stays_below(1.2)
 
 
-def test_audio(benchmark: Any, film: Path) -> None:
+def test_audio(film: Path) -> None:
     def ours() -> np.ndarray:
         with MediaFile(film) as media:
             return media.read_audio(5.2, 2.0, 24_000).numpy()
 
     assert len(ours()) == len(_bare_audio(film, 5.2, 2.0)) == 48_000
-    _compare(benchmark, ours, lambda: _bare_audio(film, 5.2, 2.0))
+    seconds = in_turns({"ours": ours, "bare": lambda: _bare_audio(film, 5.2, 2.0)}, 30)
+    what = "2 s of sound, AAC, 44,100 to 24,000 Hz"
+    compare(what, "bare PyAV", seconds["ours"], seconds["bare"]).stays_below(1.2)
 
 
-def test_miniature_sample_from_the_cache(benchmark: Any, tmp_path: Path) -> None:
-    """A whole sample of the size of the miniature world, decoded once; target: at most a millisecond."""
+def test_miniature_sample_from_the_cache(tmp_path: Path) -> None:
+    """A whole sample of the size of the miniature world, decoded once."""
     generator = np.random.default_rng(0)
     files = []
     for number in range(8):
@@ -127,14 +116,12 @@ def test_miniature_sample_from_the_cache(benchmark: Any, tmp_path: Path) -> None
     items = iter(range(10**9))
     for item in range(8):
         clips[item]
-    benchmark(lambda: clips[(0, next(items) % len(clips))])
+    seconds = in_turns({"ours": lambda: clips[(0, next(items) % len(clips))]}, 300)["ours"]
+    add(Line("a sample of AVID's miniature, from memory", "", amount(statistics.median(seconds)), ""))
 
 
-def test_clips_per_second_of_a_film_written_anew(benchmark: Any, tmp_path: Path) -> None:
-    """Pre-training samples from a film as the web has it, and from the same by `assemble data --transcode`.
-
-    `extra_info` has the clips per second of one process for both, and `ratio`, the old time by the new one.
-    """
+def test_clips_per_second_of_a_film_written_anew(tmp_path: Path) -> None:
+    """Pre-training samples from a film as the web has it, and from the same by `assemble data --transcode`."""
     base = np.random.default_rng(0).integers(0, 256, (480, 640 + 300, 3), dtype=np.uint8)
     base = (base.astype(np.uint16) + np.roll(base, 1, 0) + np.roll(base, 1, 1) + np.roll(base, 2, 1)) // 4
     frames = np.stack([base[:, number : number + 640].astype(np.uint8) for number in range(300)])
@@ -150,15 +137,10 @@ def test_clips_per_second_of_a_film_written_anew(benchmark: Any, tmp_path: Path)
         clips = AudioVisualClips(listing, *transforms, clips_per_video=1000)
         return lambda item: clips[(0, item)]
 
+    items = [iter(range(1000)) for _ in range(2)]  # the same moments of both, one after the other
     old, new = reader("stock.mp4"), reader("anew.mp4")
-    seconds: dict[str, list[float]] = {"before": [], "after": []}
-    for item in range(40):  # the same moments of both, one after the other
-        for name, read in (("before", old), ("after", new)):
-            started = time.perf_counter()
-            read(item)
-            seconds[name].append(time.perf_counter() - started)
-    mean = {name: statistics.mean(times) for name, times in seconds.items()}
-    benchmark.extra_info["clips_per_second"] = {name: round(1 / value, 1) for name, value in mean.items()}
-    benchmark.extra_info["ratio"] = round(mean["before"] / mean["after"], 2)
-    items = iter(range(1000))
-    benchmark.pedantic(lambda: new(next(items)), rounds=15, warmup_rounds=1)
+    seconds = in_turns({"new": lambda: new(next(items[0])), "old": lambda: old(next(items[1]))}, 40)
+    compare("a sample of AVID, 224 pixels, written anew", "the film as it was", seconds["new"], seconds["old"])
+    per_second = [1 / statistics.mean(seconds[name]) for name in ("new", "old")]
+    mine, other = (amount(value, "a second") for value in per_second)
+    add(Line("samples of AVID, 224 pixels, written anew", "the film as it was", mine, other))

@@ -1,21 +1,16 @@
 """Time of generating answers: a batch at once with cached keys and values, against one by one without a cache.
 
-Run with `pytest tests/benchmarks/test_bench_generation.py --benchmark-only`. A network of the miniature's size, 32
-prompts, beams of 5, 12 words. Process CPU time on one thread. `test_a_batch_with_a_cache_is_faster` takes the two in
-turns and asserts the ratio of their medians.
+A network of the miniature's size, 32 prompts, beams of 5, 12 words. Process CPU time on one thread.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
-from typing import Any
 
-import pytest
 import torch
 
 from papers.vx2text.language_model import LanguageModel
+from tests.benchmarks.speed import compare, in_turns
 
 PROMPTS, LENGTH, WORDS, BEAMS = 32, 27, 12, 5
 
@@ -39,21 +34,9 @@ def decoders() -> tuple[Callable[[], list[torch.Tensor]], Callable[[], list[torc
     return batched, one_by_one
 
 
-@pytest.mark.parametrize("way", [0, 1], ids=["batched", "one_by_one"])
-def test_generation(benchmark: Any, way: int) -> None:
-    benchmark(decoders()[way])
-
-
 def test_a_batch_with_a_cache_is_faster() -> None:
-    ways = decoders()
-    texts = [way() for way in ways]
-    assert all(torch.equal(left, right) for left, right in zip(*texts))
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(3):
-        for way, spent in zip(ways, seconds):
-            start = time.process_time()
-            way()
-            spent.append(time.process_time() - start)
-    ratio = statistics.median(seconds[1]) / statistics.median(seconds[0])
-    print(f"one by one without a cache / batched with one: {ratio:.1f}")
-    assert ratio > 3
+    batched, one_by_one = decoders()
+    assert all(torch.equal(left, right) for left, right in zip(batched(), one_by_one()))
+    seconds = in_turns({"ours": batched, "loop": one_by_one}, 3)
+    line = compare("32 answers, beams of 5", "one by one, no cache", seconds["ours"], seconds["loop"])
+    line.stays_below(1 / 3)

@@ -1,13 +1,12 @@
 """Time of a step of AVID's loss (forward, backward, bank update) at the paper's sizes, beside the released code's form.
 
-`make bench` runs it. The released code's form gathers the negative rows of each bank as [B, K, d], multiplies batch by
+The released code's form gathers the negative rows of each bank as [B, K, d], multiplies batch by
 batch, leaves the gradient to autograd and writes rows by index; ours does the same with checks, any terms and repeated
 clips. Process CPU time on one thread. No ratio is asserted: a step of training takes many times as long.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 
 from common.losses.nce import nce
 from papers.avid_cma.loss import BankLoss, skip_rows
+from tests.benchmarks.speed import compare, in_turns
 
 ITEMS, DIM, NEGATIVES, BATCH, POSITIVES, WITHIN = 240_000, 128, 1024, 32, 32, 64
 SETTINGS = ["cross", "joint", "cma"]
@@ -73,21 +73,24 @@ def our_step(loss: BankLoss) -> Step:
     return step
 
 
-@pytest.mark.benchmark(timer=time.process_time)
-@pytest.mark.parametrize("form", ["official", "ours"])
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_step(benchmark: Any, setting: str, form: str) -> None:
-    benchmark.group = f"a step of the loss, {setting}"
-    more = {"positives": POSITIVES, "within_negatives": WITHIN, "positive_within": 1.0} if setting == "cma" else {}
-    loss = BankLoss(NEGATIVES, instance_within=float(setting == "joint"), **more).allocate(ITEMS, DIM)  # type: ignore[arg-type]
+def test_step(setting: str) -> None:
+    more: dict[str, Any] = {}
+    if setting == "cma":
+        more = {"positives": POSITIVES, "within_negatives": WITHIN, "positive_within": 1.0}
+    loss = BankLoss(NEGATIVES, instance_within=float(setting == "joint"), **more).allocate(ITEMS, DIM)
     generator = torch.Generator().manual_seed(0)
     loss.positive_set.copy_(torch.randint(ITEMS, loss.positive_set.shape, generator=generator).sort(dim=1).values)
     loss.normalizer.fill_(2.2)
-    step = our_step(loss) if form == "ours" else official_step(loss, setting)
 
-    def batch() -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        video, audio = (torch.randn(BATCH, DIM, generator=generator, requires_grad=True) for _ in range(2))
-        return (video, audio, torch.randint(ITEMS, (BATCH,), generator=generator)), {}
+    def fed(step: Step) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            video, audio = (torch.randn(BATCH, DIM, generator=generator, requires_grad=True) for _ in range(2))
+            return step(video, audio, torch.randint(ITEMS, (BATCH,), generator=generator))
 
-    total = benchmark.pedantic(step, setup=batch, rounds=30, warmup_rounds=5)
-    assert 4.0 < total < 20.0
+        return run
+
+    steps = {"ours": fed(our_step(loss)), "official": fed(official_step(loss, setting))}
+    assert all(4.0 < float(step()) < 20.0 for step in steps.values())
+    seconds = in_turns(steps, 30, warm_up=5)
+    compare(f"AVID's loss, {setting}, 240,000 clips", "the released code's form", seconds["ours"], seconds["official"])

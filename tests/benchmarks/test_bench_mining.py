@@ -1,21 +1,17 @@
 """Time and memory of mining positives, against simple exact searches.
 
-Run with `pytest tests/benchmarks/test_bench_mining.py --benchmark-only`.
-
 column_wise_16  blocks of 16 queries, scores [N, 16], top-k along the strided axis
 row_wise_64     blocks of 64 queries, scores [64, N], top-k along the contiguous axis
 ours            tiles that serve both of their sides, thresholds, no score computed twice
 
-Process CPU time on one thread; `test_search_is_faster` takes the three in one process.
+Process CPU time on one thread.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -23,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from papers.avid_cma.mining import mine_positives
+from tests.benchmarks.speed import Line, add, amount, compare, in_turns
 
 DIM, POSITIVES = 128, 32
 
@@ -62,33 +59,22 @@ def banks(num_items: int) -> tuple[Tensor, Tensor]:
     return video, audio
 
 
-@pytest.mark.benchmark(timer=time.process_time)
-@pytest.mark.parametrize("search", SEARCHES)
-@pytest.mark.parametrize("num_items", [2_500, 5_000, 10_000, 20_000])
-def test_search(benchmark: Any, num_items: int, search: str) -> None:
-    benchmark.group = f"mining, N={num_items}"
-    benchmark.pedantic(SEARCHES[search], (*banks(num_items), POSITIVES), rounds=2, warmup_rounds=1)
-
-
-def test_search_is_faster(benchmark: Any) -> None:
+def test_search_is_faster() -> None:
     data = banks(20_000)
-    seconds: dict[str, float] = dict.fromkeys(SEARCHES, float("inf"))
     results: dict[str, Tensor] = {}
 
-    def compare() -> None:
-        for _ in range(2):
-            for name, search in SEARCHES.items():
-                start = time.process_time()
-                results[name] = search(*data, POSITIVES)
-                seconds[name] = min(seconds[name], time.process_time() - start)
+    def kept(name: str) -> Callable[[], None]:
+        def run() -> None:
+            results[name] = SEARCHES[name](*data, POSITIVES)
 
-    benchmark.pedantic(compare, rounds=1)
-    benchmark.extra_info.update({name: round(value, 2) for name, value in seconds.items()})
-    print(f"\nseconds: {benchmark.extra_info}")
+        return run
+
+    seconds = in_turns({name: kept(name) for name in SEARCHES}, 3, warm_up=0)
     assert torch.equal(results["ours"], results["column_wise_16"])
     assert torch.equal(results["ours"], results["row_wise_64"])
-    assert seconds["ours"] < seconds["row_wise_64"]
-    assert seconds["column_wise_16"] > 1.5 * seconds["ours"]
+    what = "mining 32 positives of 20,000 clips"
+    compare(what, "blocks of 64 rows, top-k", seconds["ours"], seconds["row_wise_64"]).stays_below(0.8)
+    compare(what, "blocks of 16 columns, top-k", seconds["ours"], seconds["column_wise_16"]).stays_below(0.6)
 
 
 MEASURE_PEAK = """
@@ -127,17 +113,12 @@ def peak_growth(search: str, num_items: int) -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_memory_does_not_grow_with_the_square_of_the_items(benchmark: Any) -> None:
-    peaks: dict[tuple[str, int], int] = {}
-
-    def measure() -> None:
-        for search, num_items in [("ours", 10_000), ("ours", 20_000), ("row_wise_64", 20_000)]:
-            peaks[search, num_items] = peak_growth(search, num_items)
-
-    benchmark.pedantic(measure, rounds=1)
-    mebibytes = {f"{search}_{num_items}": round(peak / 2**20, 1) for (search, num_items), peak in peaks.items()}
-    benchmark.extra_info.update(mebibytes)
-    print(f"\npeak growth in MiB: {mebibytes}")
+def test_memory_does_not_grow_with_the_square_of_the_items() -> None:
+    cases = [("ours", 10_000), ("ours", 20_000), ("row_wise_64", 20_000)]
+    peaks = {(search, items): peak_growth(search, items) for search, items in cases}
+    ours, theirs = (amount(peaks[name, 20_000] / 2**20, "MiB") for name in ("ours", "row_wise_64"))
+    ratio = peaks["ours", 20_000] / peaks["row_wise_64", 20_000]
+    add(Line("mining, memory on top of 20,000 clips", "blocks of 64 rows, top-k", ours, theirs, ratio))
     limit = 5 * 20_000 * 64 * 4 + 20_000 * POSITIVES * 4  # five score blocks of 64 queries, and the output
     assert 0 < peaks["ours", 20_000] < limit
     output_growth = 10_000 * POSITIVES * 8 * 4

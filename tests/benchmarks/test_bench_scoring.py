@@ -6,15 +6,12 @@ thread, with what is compared taken in turns, so that other work on the machine 
 
 from __future__ import annotations
 
-import statistics
-import time
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from papers.m3p.evaluation import Gallery, score_pairs
 from papers.m3p.model import M3P, M3PEncoder
+from tests.benchmarks.speed import compare, in_turns
 
 IMAGES, CAPTIONS, REGIONS, WIDTH, FEATURES = 60, 100, 5, 66, 64
 ROUNDS = 3
@@ -55,29 +52,12 @@ def _tiles(model: M3P, data: dict[str, Tensor]) -> Tensor:
     return score_pairs(model, gallery, 16384)
 
 
-def test_tiles_are_faster(benchmark: Any) -> None:
+def test_tiles_are_faster() -> None:
     torch.manual_seed(0)
     encoder = M3PEncoder(1000, 64, 2, 4, 128, REGIONS + WIDTH, 6, FEATURES, 0.0, 0.0)
     model, data = M3P(encoder, 10).eval(), _data()
     torch.testing.assert_close(_tiles(model, data), _padded_loop(model, data), rtol=1e-4, atol=1e-5)
-    seconds: dict[str, list[float]] = {"padded loop": [], "tiles": []}
-
-    def compare() -> None:
-        for _ in range(ROUNDS):
-            for name, score in (("padded loop", _padded_loop), ("tiles", _tiles)):
-                start = time.process_time()
-                score(model, data)
-                seconds[name].append(time.process_time() - start)
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        benchmark.pedantic(compare, rounds=1)
-    finally:
-        torch.set_num_threads(threads)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    ratio = medians["padded loop"] / medians["tiles"]
-    benchmark.extra_info.update({f"{name}_s": round(median, 3) for name, median in medians.items()})
-    benchmark.extra_info["ratio"] = round(ratio, 2)
-    print(f"\nscores of all pairs: {benchmark.extra_info}")
-    assert ratio > 2
+    steps = {"ours": lambda: _tiles(model, data), "loop": lambda: _padded_loop(model, data)}
+    seconds = in_turns(steps, ROUNDS)
+    what = "scores of 60 images with 100 captions"
+    compare(what, "a padded loop over pairs", seconds["ours"], seconds["loop"]).stays_below(0.5)

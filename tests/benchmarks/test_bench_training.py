@@ -1,20 +1,31 @@
-"""How well a training step is fed, and what a second process brings. Ratios in one run; `make bench` prints them."""
+"""Whole training steps: of every paper on made-up batches, of AVID with its data, and what a second process brings.
+
+Wall time of steps alone: what comes before the first ones (start, decoding, process groups) is left out.
+"""
 
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
+from lightning.pytorch.callbacks import Callback
 
+from common.reporting.papers import existing_papers, paper_named
 from common.stages.cli import StageCLI, build
+from common.stages.configuration import resolve
+from common.stages.gpu_check import measure
 from common.stages.run import stage_configuration
+from tests.benchmarks.speed import Line, add, amount
 from tests.distributed.harness import run_distributed
 from tests.stages import request
 
-STEPS = 24
+WARM_UP, BATCH = 8, 32
+STEPS = WARM_UP + min(32, 4 * int(os.environ.get("BENCH_ROUNDS", 8)))
 LAYER: dict[str, Any] = {
     "trainer": {"max_epochs": 1, "limit_train_batches": STEPS, "log_every_n_steps": 1000, "callbacks": []},
     "model": {
@@ -23,53 +34,71 @@ LAYER: dict[str, Any] = {
             "audio_encoder": {"init_args": {"width": 12}},
         }
     },
-    "data": {"init_args": {"clips_per_video": 32, "batch_size": 32}},
+    "data": {"init_args": {"clips_per_video": 64, "batch_size": BATCH}},
 }
 
 
-def _built(folder: Path, *overrides: str) -> StageCLI:
+class StepClock(Callback):
+    """Seconds of every step after the first ones, and how much of each was waiting for its batch."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.waited: list[float] = []
+        self._ended = self._began = 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        if batch_idx >= WARM_UP:
+            self.seconds.append(now - self._ended)
+            self.waited.append(self._began - self._ended)
+        self._ended = now
+
+
+def _steps(folder: Path, *overrides: str) -> StepClock:
+    """Train one short epoch; its steps."""
     stage = request("avid/avid", folder, *overrides, layer=LAYER)
     run, config = stage_configuration(stage)
-    return build(run, config, {"default_root_dir": str(folder), "logger": False, "enable_checkpointing": False})
+    clock = StepClock()
+    arguments = {"logger": False, "enable_checkpointing": False, "callbacks": [clock]}
+    cli: StageCLI = build(run, config, {"default_root_dir": str(folder), **arguments})
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    return clock
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_share_of_a_step_spent_waiting_for_data(benchmark: Any, tmp_path: Path, workers: int) -> None:
-    """Baseline: the training steps alone, on a batch that is there already."""
-    cli = _built(tmp_path, "--data.num_workers", str(workers))
-    module = type(cli.model)
-    original, compute = module.training_step, [0.0]
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule)  # decodes and caches
-
-    def fit() -> float:
-        again = _built(tmp_path, "--data.num_workers", str(workers))
-        waits: list[float] = []
-        started = [0.0]
-
-        def step(self: Any, batch: Any, batch_idx: int) -> Any:
-            if started[0]:
-                waits.append(time.perf_counter() - started[0])
-            return original(self, batch, batch_idx)
-
-        def after(*args: Any, **kwargs: Any) -> None:
-            started[0] = time.perf_counter()
-
-        module.training_step, module.on_train_batch_end = step, after  # type: ignore[method-assign, assignment]
-        clock = time.perf_counter()
-        try:
-            again.trainer.fit(again.model, datamodule=again.datamodule)
-        finally:
-            module.training_step = original  # type: ignore[method-assign]
-            del module.on_train_batch_end
-        compute[0] = time.perf_counter() - clock
-        return sum(waits) / compute[0]
-
-    idle = benchmark.pedantic(fit, rounds=2, iterations=1)
-    benchmark.extra_info["idle share, baseline: the whole fit"] = round(idle, 3)
-    print(f"\nworkers={workers}: {idle:.1%} of the fit waits for data")
+@pytest.mark.parametrize("paper", [paper.short for paper in existing_papers()])
+def test_a_step_of_every_miniature(paper: str) -> None:
+    """Baseline: its arithmetic, at the rate of a product of two matrices of 256 rows in the same run."""
+    recipe = paper_named(paper).recipe
+    run = resolve(paper_named(paper).name, recipe, scale="mini", hardware="cpu")
+    size = int(run.config["data"]["init_args"]["batch_size"])
+    steps = min(20, 2 * int(os.environ.get("BENCH_ROUNDS", 10)))
+    step = measure(paper, device="cpu", precision="32-true", scale="mini", size=size, warm_up=3, steps=steps)
+    arithmetic = step.flops / step.matrix_rate
+    noise = step.seconds_spread / step.seconds / step.steps**0.5
+    what = f"a step of {recipe} at mini, {size} samples, {size / step.seconds:.0f} a second"
+    ratio = step.seconds / arithmetic
+    add(Line(what, "its arithmetic alone", amount(step.seconds), amount(arithmetic), ratio, ratio * noise))
 
 
-def _steps_per_second(rank: int, folder: str, world: int) -> float:
+def test_share_of_a_step_spent_waiting_for_data(tmp_path: Path) -> None:
+    """Baseline: the same with a loader process."""
+    _steps(tmp_path, "--data.num_workers", "0")  # decodes and caches
+    clocks = [_steps(tmp_path, "--data.num_workers", str(workers)) for workers in (0, 1)]
+    mine, other = (statistics.median(clock.seconds) for clock in clocks)
+    shares = [sum(clock.waited) / sum(clock.seconds) for clock in clocks]
+    peer = "one loader process"
+    add(Line("AVID's step with its data, no loader process", peer, amount(mine), amount(other), mine / other))
+    per_second = [f"{BATCH / seconds:.0f} a second" for seconds in (mine, other)]
+    add(Line("clips", peer, *per_second))
+    add(Line("share of it that waits for data", peer, *(f"{share:.1%}" for share in shares)))
+
+
+def _median_step(rank: int, folder: str, world: int) -> float:
     os.environ["WANDB_MODE"] = "disabled"
     if world > 1:
         os.environ.update(
@@ -77,23 +106,18 @@ def _steps_per_second(rank: int, folder: str, world: int) -> float:
             TORCHELASTIC_RUN_ID="bench", MASTER_ADDR="127.0.0.1", MASTER_PORT="0",
         )  # fmt: skip
     strategy = ["--trainer.strategy", "ddp"] if world > 1 else []
-    cli = _built(
-        Path(folder) / str(rank), "--trainer.devices", str(world), "--data.batch_size", str(32 * world), *strategy
-    )
-    clock = time.perf_counter()
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    return STEPS * 32 * world / (time.perf_counter() - clock)
+    size = ("--trainer.devices", str(world), "--data.batch_size", str(BATCH * world))
+    return statistics.median(_steps(Path(folder) / str(rank), *size, *strategy).seconds)
 
 
-def test_two_processes_against_one(benchmark: Any, tmp_path: Path) -> None:
-    """Baseline: one process, one thread. Clips per second at the same batch per process."""
-    run_distributed(_steps_per_second, 1, 120, str(tmp_path / "warm"), 1)
-
-    def compare() -> tuple[float, float]:
-        one = run_distributed(_steps_per_second, 1, 120, str(tmp_path / "one"), 1)[0]
-        two = min(run_distributed(_steps_per_second, 2, 120, str(tmp_path / "two"), 2))
-        return one, two
-
-    one, two = benchmark.pedantic(compare, rounds=1, iterations=1)
-    benchmark.extra_info["scaling efficiency of 2 processes, baseline: 1 process"] = round(two / one / 2, 3)
-    print(f"\n1 process: {one:.0f} clips/s, 2 processes: {two:.0f} clips/s, efficiency {two / one / 2:.0%}")
+def test_two_processes_against_one(tmp_path: Path) -> None:
+    """Baseline: one process, one thread, at the same batch per process; in turns."""
+    one: list[float] = []
+    two: list[float] = []
+    for number in range(min(3, int(os.environ.get("BENCH_ROUNDS", 3)))):
+        for seconds, world in ((one, 1), (two, 2)):
+            folder = str(tmp_path / f"{world}-{number}")
+            seconds.append(max(run_distributed(_median_step, world, 240, folder, world)))
+    mine, other = statistics.median(two), statistics.median(one)
+    add(Line("AVID's step, 2 processes", "1 process, half the batch", amount(mine), amount(other), mine / other))
+    add(Line("efficiency of 2 processes", "1 process", f"{other / mine:.0%}", ""))

@@ -5,8 +5,6 @@ Process CPU time on one thread, with what is compared taken in turns, so that ot
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,28 +18,10 @@ from papers.xmc_gan.layers import DoublingConv, SpatialConditionalBatchNorm
 from papers.xmc_gan.loss import XMCGANLoss, contrast, word_loss
 from papers.xmc_gan.model import Discriminator, Generator, GeneratorBlock, normalize
 from papers.xmc_gan.module import XMCGANModule
+from tests.benchmarks.speed import compare, in_turns
 from tests.xmc_gan.stub import steppable
 
-WARM_UP = 1
 Step = Callable[[], Any]
-
-
-def _in_turns(steps: dict[str, Step], rounds: int) -> dict[str, float]:
-    """Median CPU seconds of each step."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(WARM_UP + rounds):
-        for name, step in steps.items():
-            start = time.process_time()
-            step()
-            if round_ >= WARM_UP:
-                seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
-def _report(benchmark: Any, found: dict[str, float]) -> None:
-    rounded = {name: round(value, 4) for name, value in found.items()}
-    benchmark.extra_info.update(rounded)
-    print(f"\n{rounded}")
 
 
 def _in_the_official_order(patch: pytest.MonkeyPatch, conditions_only: bool) -> None:
@@ -64,7 +44,7 @@ def _in_the_official_order(patch: pytest.MonkeyPatch, conditions_only: bool) -> 
         patch.setattr(GeneratorBlock, "forward", block)
 
 
-def test_the_generator_against_the_official_order(benchmark: Any) -> None:
+def test_the_generator_against_the_official_order() -> None:
     """Baseline: the same images at 128 pixels, every change of resolution where the official code has it."""
     torch.manual_seed(0)
     generator = Generator(width=32, channels=[16, 16, 8, 4, 2, 1]).eval()
@@ -86,11 +66,10 @@ def test_the_generator_against_the_official_order(benchmark: Any) -> None:
         "conditions enlarged first": lambda: official(True),
         "ours": ours,
     }
-    seconds = benchmark.pedantic(_in_turns, args=(steps, 5), rounds=1)
-    ratio = seconds["official order"] / seconds["ours"]
-    only = seconds["conditions enlarged first"] / seconds["ours"]
-    _report(benchmark, {**seconds, "ratio": ratio, "ratio of the conditions alone": only})
-    assert ratio > 1.4
+    seconds = in_turns(steps, 5)
+    what = "XMC-GAN's generator, 2 images of 128 pixels"
+    compare(what, "conditions enlarged first", seconds["ours"], seconds["conditions enlarged first"])
+    compare(what, "the official order", seconds["ours"], seconds["official order"]).stays_below(0.7)
 
 
 def _one_caption_after_the_other(regions: Tensor, words: Tensor, length: Tensor) -> Tensor:
@@ -106,7 +85,7 @@ def _one_caption_after_the_other(regions: Tensor, words: Tensor, length: Tensor)
     return contrast(torch.stack(rows)).loss
 
 
-def test_the_loss_of_words_against_a_loop_over_captions(benchmark: Any) -> None:
+def test_the_loss_of_words_against_a_loop_over_captions() -> None:
     """Baseline: one caption after the other against all images, without its padding; forwards and backwards.
 
     Sizes of the miniature: 32 captions of 16 words, 64 regions. The loop does less arithmetic and more calls.
@@ -121,13 +100,12 @@ def test_the_loss_of_words_against_a_loop_over_captions(benchmark: Any) -> None:
         "loop": lambda: torch.autograd.grad(_one_caption_after_the_other(regions, words, length), regions),
         "ours": lambda: torch.autograd.grad(word_loss(regions, words, length).loss, regions),
     }
-    seconds = benchmark.pedantic(_in_turns, args=(steps, 15), rounds=1)
-    ratio = seconds["loop"] / seconds["ours"]
-    _report(benchmark, {**seconds, "ratio": ratio})
-    assert ratio > 1.0
+    seconds = in_turns(steps, 15)
+    what = "XMC-GAN's loss of words, 32 captions"
+    compare(what, "a loop over captions", seconds["ours"], seconds["loop"]).stays_below(0.8)
 
 
-def test_where_the_time_of_a_step_goes(benchmark: Any) -> None:
+def test_where_the_time_of_a_step_goes() -> None:
     """Parts of a joint step at the miniature's size; baseline of the last line: both networks' bare passes."""
     torch.manual_seed(0)
     generator = Generator(width=16, channels=[4, 4, 2, 1], cond_size=8, z_dim=16, embedding_dim=48)
@@ -155,7 +133,9 @@ def test_where_the_time_of_a_step_goes(benchmark: Any) -> None:
         "average": lambda: module.generators.update(0.98),
         "whole step": lambda: (module.joint_step(batch, z), module.generators.update(0.98)),
     }
-    seconds = benchmark.pedantic(_in_turns, args=(steps, 10), rounds=1)
-    share = seconds["whole step"] / seconds["both forwards and backwards"] - 1.0
-    _report(benchmark, {**seconds, "losses, optimizers and average, share on top of the passes": share})
-    assert share < 0.8
+    seconds = in_turns(steps, 10)
+    peer = "bare passes of both networks"
+    for name in ("generator forwards", "both forwards", "average"):
+        compare(f"XMC-GAN, {name}", peer, seconds[name], seconds["both forwards and backwards"])
+    what = "XMC-GAN's joint step, 32 images of 32 pixels"
+    compare(what, peer, seconds["whole step"], seconds["both forwards and backwards"]).stays_below(1.8)

@@ -16,7 +16,7 @@ from common.training.batch_norm import (
     GroupedBatchNorm,
     devices_of_group,
     normalize_in_groups,
-    share_statistics,
+    share_buffers,
 )
 from tests.distributed.harness import run_distributed
 from tests.stages import request
@@ -66,7 +66,7 @@ def _rank(rank: int, group: int, devices: int) -> dict[str, Any]:
         if name.startswith("grad"):
             torch.distributed.all_reduce(value)
             value /= devices
-    share_statistics(net)
+    share_buffers(net)
     return {**found, **net.state_dict()}
 
 

@@ -132,7 +132,8 @@ def test_negatives_of_several_ranks_are_those_of_the_joint_batch(monkeypatch: py
     left, right = torch.randn(2, 4, 5, generator=generator)
     maps, words = torch.randn(4, 6, 5, generator=generator), torch.randn(4, 3, 5, generator=generator)
     length, gammas = torch.tensor([1, 2, 3, 3]), (4.0, 6.0, 20.0)
-    others = [normalize(left[2:]), normalize(right[2:]), maps[2:], word_similarity(maps, words[2:], length[2:], gammas)]
+    similar = word_similarity(maps[2:], words, length, gammas)
+    others = [normalize(left[2:]), normalize(right[2:]), words[2:], length[2:], similar.T]
     gathered = lambda own, ranks: torch.cat([own, others.pop(0)])  # noqa: E731
     monkeypatch.setattr("papers.xmc_gan.loss.gather_with_gradient", gathered)
     torch.testing.assert_close(pair_loss(left[:2], right[:2], ranks="both"), pair_loss(left, right))
@@ -306,3 +307,42 @@ def test_arguments_out_of_range_are_refused(option: str, value: object, message:
     with pytest.raises(ValueError, match=rf"model\.loss\.{message}"):
         XMCGANLoss(**{option: value})  # type: ignore[arg-type]
     XMCGANLoss(captions_at_once=1)
+
+
+def kept_for_the_gradient(captions: int, captions_at_once: int | None) -> int:
+    """Bytes that the backward pass of the similarity of words finds, of 4 images."""
+    generator = torch.Generator().manual_seed(0)
+    regions = torch.randn(4, 64, 16, generator=generator, requires_grad=True)
+    words, length = torch.randn(captions, 8, 16, generator=generator), torch.full((captions,), 8)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = word_similarity(regions, words, length, captions_at_once=captions_at_once)
+    assert found.requires_grad
+    return sum(kept.values())
+
+
+def test_captions_one_after_the_other_take_the_memory_of_one() -> None:
+    """However many there are, such as those of all ranks."""
+    assert kept_for_the_gradient(64, None) > 6 * kept_for_the_gradient(8, None)
+    few, many = kept_for_the_gradient(8, 4), kept_for_the_gradient(64, 4)
+    assert many < few + 64 * 8 * 16 * 4  # the words themselves
+    assert many < kept_for_the_gradient(64, None) / 8
+
+
+@pytest.mark.parametrize("captions_at_once", [1, 2, 4])
+def test_captions_at_once_change_neither_loss_nor_gradient(captions_at_once: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    words, length = torch.randn(4, 6, 8, generator=generator), torch.tensor([6, 1, 3, 5])
+    gradients = []
+    for at_once in (None, captions_at_once):
+        regions = torch.randn(4, 9, 8, generator=generator.manual_seed(1), requires_grad=True)
+        texts = words.clone().requires_grad_()
+        loss = word_loss(regions, texts, length, captions_at_once=at_once).loss
+        gradients.append([loss.detach(), *torch.autograd.grad(loss, [regions, texts])])
+    for found, expected in zip(*gradients):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,33 @@
+"""Benchmarks run by `make bench` alone, which sets `BENCH`: to the page that gets the table, or to 1 for none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from common.reporting.render import update_between_markers
+from tests.benchmarks.speed import LINES, markdown
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("BENCH"):
+        for item in items:
+            if HERE in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason="run by make bench"))
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    if not LINES:
+        return
+    table, page = markdown(LINES), os.environ["BENCH"]
+    print(f"\n\n{table}\n")
+    if page != "1":
+        if exitstatus:
+            print(f"{page} stays as it is: something failed, see above")
+        else:
+            update_between_markers(Path(page), "speed", table)
+            print(f"written to {page}")

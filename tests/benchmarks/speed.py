@@ -1,0 +1,115 @@
+"""What is compared is timed in turns in one process; every figure is a line of one table.
+
+`make bench` prints the table and puts it into docs/speed.md, with machine, versions and date.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from common.reporting import records
+from common.reporting.papers import checkout
+
+Step = Callable[[], Any]
+HEADS = ("what", "compared with", "ours", "the other", "ours / the other", "noise")
+
+
+class Line(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+        what, peer: what is measured, and what it is compared with.
+        ours, theirs: with their units.
+        ratio: ours by theirs; below 1, ours takes less.
+        noise: standard error of the ratio, from how much it differs between rounds; None where it has none.
+    """
+
+    what: str
+    peer: str
+    ours: str
+    theirs: str
+    ratio: float | None = None
+    noise: float | None = None
+
+    def stays_below(self, most: float) -> None:
+        """Fail when ours takes more than `most` times what the other takes, by more than three times the noise."""
+        assert self.ratio is not None
+        told = f"{self.what}: {self.ratio:.3f} of {self.peer}, at most {most}"
+        assert self.ratio - 3 * (self.noise or 0.0) < most, told
+
+
+#: Of this run.
+LINES: list[Line] = []
+
+
+def in_turns(
+    steps: Mapping[str, Step], rounds: int, warm_up: int = 1, timer: Callable[[], float] = time.process_time
+) -> dict[str, list[float]]:
+    """Seconds of every step in every round: other work on the machine hits all alike.
+
+    `BENCH_ROUNDS` in the environment is the most rounds, for a short look.
+    """
+    rounds = min(rounds, int(os.environ.get("BENCH_ROUNDS", rounds)))
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(warm_up + rounds):
+        for name, step in steps.items():
+            start = timer()
+            step()
+            if number >= warm_up:
+                seconds[name].append(timer() - start)
+    return seconds
+
+
+def compare(what: str, peer: str, ours: Sequence[float], theirs: Sequence[float], unit: str = "ms") -> Line:
+    """Add a line on two series of times of the same rounds.
+
+    Args:
+        what, peer: see `Line`.
+        ours, theirs: seconds, or another amount of which less is better.
+        unit: `ms` for seconds; any other is printed as it is.
+    """
+    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    ratio = statistics.median(ratios)
+    # Of a median, from the median deviation, which a single slow round does not move.
+    spread = 1.4826 * statistics.median(abs(one - ratio) for one in ratios)
+    noise = 1.2533 * spread / math.sqrt(len(ratios)) if len(ratios) > 2 else None
+    mine, other = (amount(statistics.median(values), unit) for values in (ours, theirs))
+    return add(Line(what, peer, mine, other, ratio, noise))
+
+
+def add(line: Line) -> Line:
+    """Keep a line for the table, and print it."""
+    LINES.append(line)
+    print("\n" + "  ".join(cells(line)), flush=True)
+    return line
+
+
+def amount(value: float, unit: str = "ms") -> str:
+    """`12.3 ms` of 0.0123 seconds, `2.77 s` of 2.77; of another unit the number as it is."""
+    if unit != "ms":
+        return f"{value:.3g} {unit}"
+    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
+
+
+def cells(line: Line) -> list[str]:
+    """A line as texts, in the order of `HEADS`."""
+    ratio = "" if line.ratio is None else f"{line.ratio:.2f}"
+    return [line.what, line.peer, line.ours, line.theirs, ratio, "" if line.noise is None else f"± {line.noise:.2f}"]
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """The table, below a line with machine, versions and date."""
+    machine, versions, git = records.hardware(), records.versions(), records.git_state(checkout())
+    revision = str(git.get("revision") or "unknown")[:12] + (", with changes" if git.get("dirty") else "")
+    about = (
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB, "
+        f"torch {versions.get('torch', 'unknown')}, PyAV {versions.get('av', 'unknown')}, revision {revision}"
+    )
+    rows = [f"| {' | '.join(cells(line))} |" for line in lines]
+    return "\n".join([about, "", f"| {' | '.join(HEADS)} |", "|---|---|---:|---:|---:|---:|", *rows])
