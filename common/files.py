@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from common.errors import StageError
 
@@ -29,6 +29,8 @@ SETTLED_SECONDS = 2.0
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.\w+)?")
 #: They are left alone for so long, since another machine's process may have this number.
 _ABANDONED_SECONDS = 600.0
+#: What systems answer for a lock on a disk that has none, as network disks without a lock service.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class AtomicWriteError(OSError):
@@ -74,7 +76,7 @@ def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
         `output`.
     """
     output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     sweep(output.parent)
     temporary = temporary_of(output)
     try:
@@ -154,12 +156,11 @@ def described(error: BaseException) -> str:
 @functools.cache
 def sweep(folder: Path) -> None:
     """Remove the temporary files and folders of processes that were killed; of each folder once in a process."""
-    now = time.time()
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            match = _TEMPORARY.fullmatch(entry.name)
-            if match is None or _runs(int(match[1])):
-                continue
+        matches = [(entry, _TEMPORARY.fullmatch(entry.name)) for entry in entries]
+        left = [entry for entry, match in matches if match is not None and not _runs(int(match[1]))]
+        now = _clock_of(folder) if left else 0.0
+        for entry in left:
             with contextlib.suppress(OSError):
                 if now - entry.stat(follow_symlinks=False).st_mtime < _ABANDONED_SECONDS:
                     continue
@@ -167,6 +168,12 @@ def sweep(folder: Path) -> None:
                     shutil.rmtree(entry.path, ignore_errors=True)
                 else:
                     os.unlink(entry.path)
+
+
+def _clock_of(folder: Path) -> float:
+    """Time of the disk's own clock, which stamps files: that of a file server may be hours from this machine's."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
 
 
 def _runs(process: int) -> bool:
@@ -177,6 +184,14 @@ def _runs(process: int) -> bool:
     except OSError:  # another user's
         return True
     return True
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it so that they, too, are there after a loss of power."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        _sync_folder(place.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -191,15 +206,40 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold a lock that the operating system releases when the process dies, also by SIGKILL."""
+    """Hold a lock that the operating system releases when the process dies, also by SIGKILL.
+
+    Where there are no locks, two processes do the same work; what is renamed when complete is still whole.
+    """
+    with path.open("w") as stream:
+        lock(stream)
+        yield
+
+
+def lock(stream: IO[Any], wait: bool = True) -> bool:
+    """Take the lock of an open file, until it is closed.
+
+    Args:
+        stream: the file, open for writing.
+        wait: for another process to release it.
+
+    Returns:
+        False where the system or the disk has no locks.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is false.
+        OSError: the disk fails.
+    """
     try:
         import fcntl
-    except ImportError:  # not a POSIX system: what is renamed when complete is still whole
-        yield
-        return
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+    except ImportError:  # not a POSIX system
+        return False
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        raise
+    return True
 
 
 # -- caches ------------------------------------------------------------------------------------------------------------
@@ -261,7 +301,9 @@ def read_yaml(path: Path, wrong: type[Exception]) -> Any:
         wrong: class of the error where it is missing, cannot be read or is not valid.
     """
     try:
-        return parse_yaml(path.read_text(encoding="utf-8"))
+        with named(path):
+            text = path.read_text(encoding="utf-8")
+        return parse_yaml(text)
     except FileNotFoundError:
         raise wrong(f"{path} does not exist") from None
     except OSError as error:

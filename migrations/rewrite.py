@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,10 @@ def migrated(records: dict[Path, dict[str, Any]], name: str, migrate: Migrate) -
     Raises:
         ValueError: if a record's parents are not in the folder.
     """
-    new_lineage: dict[tuple[Any, ...], str] = {}
+    # Of a migration that was stopped, some parents have their new hashes already.
+    new_lineage: dict[tuple[Any, ...], str] = {
+        _key(record, record["stage"], old): new for record in records.values() for old, new in _changes(record, name)
+    }
     done: dict[Path, dict[str, Any]] = {}
     left = {path: record for path, record in records.items() if not _went_through(record, name)}
     while left:
@@ -53,6 +56,13 @@ def rewrite(folder: Path, name: str, migrate: Migrate) -> int:
 
 def _went_through(record: dict[str, Any], name: str) -> bool:
     return any(entry["migration"] == name for entry in record.get("former") or [])
+
+
+def _changes(record: dict[str, Any], name: str) -> Iterator[tuple[str, str]]:
+    """The lineage of a record before and after it went through a migration."""
+    former = record.get("former") or []
+    after = [*(entry["lineage_hash"] for entry in former[1:]), record["lineage_hash"]]
+    return ((entry["lineage_hash"], new) for entry, new in zip(former, after) if entry["migration"] == name)
 
 
 def _key(record: dict[str, Any], stage: str, lineage: str) -> tuple[Any, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import time
@@ -15,6 +17,8 @@ from common.files import (
     AtomicWriteError,
     cache_folder,
     described,
+    exclusive,
+    lock,
     named,
     parse_yaml,
     read_yaml,
@@ -24,6 +28,7 @@ from common.files import (
     write_atomically,
     write_whole,
 )
+from common.training.callbacks import WholeCheckpoints
 
 
 def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +85,60 @@ def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
     write_atomically(tmp_path / "another", "")
     assert {path.name for path in tmp_path.iterdir()} == {"another", *(path.name for path in kept)}
     sweep(tmp_path / "absent")
+
+
+def test_the_age_of_what_was_left_is_told_by_the_clock_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=int)
+    process.start()
+    process.join()
+    fresh = tmp_path / f".new.{process.pid}.tmp.json"
+    fresh.write_text("half")
+    ours = time.time()
+    monkeypatch.setattr(time, "time", lambda: ours + 7200)  # another machine's process may be writing it
+    write_atomically(tmp_path / "another", "")
+    assert fresh.exists()
+
+
+def test_a_disk_without_locks_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(number: int) -> None:
+        def flock(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+
+    for number in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+        refused(number)
+        with exclusive(tmp_path / ".lock"), (tmp_path / ".lock").open("a") as stream:
+            assert not lock(stream, wait=False)
+    refused(errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), exclusive(tmp_path / ".lock"):
+        pass
+
+
+def test_what_was_written_survives_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content, name and new folders are on the disk in this order, so that none is there without the one before."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        done.append(f"sync {os.readlink(f'/proc/self/fd/{descriptor}')}")
+        fsync(descriptor)
+
+    def replaced(source: Path, target: Path) -> None:
+        done.append(f"rename {source}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    for writer in (WholeCheckpoints("Net").save_checkpoint, lambda content, path: write_atomically(path, "text")):
+        done.clear()
+        path = tmp_path / writer.__name__ / "checkpoints" / "last.ckpt"
+        writer({"global_step": 1}, path)
+        temporary = temporary_of(path)
+        assert done[-3:] == [f"sync {temporary}", f"rename {temporary}", f"sync {path.parent}"]
+        assert {f"sync {path.parents[1]}", f"sync {tmp_path}"} <= set(done[:-3])
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,8 @@ def _found(paths: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
 def _lines(path: Path) -> list[str]:
     """The texts of a file, one a line."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        with files.named(path):
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise StageError(f"{path} cannot be read as text: {error}") from None
     texts = [line.strip() for line in lines if line.strip()]

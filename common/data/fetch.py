@@ -7,6 +7,7 @@ checksum is right, and an archive is unpacked beside its place before anything i
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import shutil
 import tarfile
@@ -14,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -22,7 +24,7 @@ from typing import Any
 
 from common.data import checksums
 from common.errors import StageError, nearest
-from common.files import exclusive, read_yaml, write_atomically
+from common.files import exclusive, named, read_yaml, write_atomically
 
 TABLE = Path(__file__).with_name("open_data.yaml")
 #: What was fetched, with computed checksums; lies in the folder of the data sets.
@@ -31,6 +33,10 @@ _BLOCK_BYTES = 1 << 20
 _SECONDS = 60.0
 #: How often a connection that broke is made anew without a byte more.
 _TRIES = 3
+#: What a damaged archive raises, besides errors of the system without a number.
+_DAMAGED = (
+    tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, ValueError, RuntimeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,8 @@ def fetch(data: OpenData, root: Path, tell: Callable[[str], None], progress: Cal
         for file in data.files:
             path = root / file.file
             known = _fetched(root).get(file.file, {})
-            if known.get("unpacked") and not path.is_file():
+            unpacked = file.unpack is not None and _is_unpacked(known, root / file.unpack)
+            if unpacked and not path.is_file():
                 tell(f"{file.file}: was fetched and unpacked before")
                 continue
             if path.is_file():
@@ -122,10 +129,9 @@ def fetch(data: OpenData, root: Path, tell: Callable[[str], None], progress: Cal
                 part = _download(file, path, progress)
                 known = _checked(file, part, known, tell)
                 os.replace(part, path)
-            if file.unpack is not None and not known.get("unpacked"):
+            if file.unpack is not None and not unpacked:
                 tell(f"{file.file}: unpacking into {file.unpack}/")
-                _unpack(path, root / file.unpack, file.strip)
-                known["unpacked"] = True
+                known["unpacked"] = _unpack(path, root / file.unpack, file.strip, genuine=file.checksum is not None)
             write_atomically(
                 root / FETCHED, json.dumps({**_fetched(root), file.file: known}, indent=1, sort_keys=True) + "\n"
             )
@@ -133,12 +139,23 @@ def fetch(data: OpenData, root: Path, tell: Callable[[str], None], progress: Cal
 
 def _fetched(root: Path) -> dict[str, Any]:
     try:
-        found = json.loads((root / FETCHED).read_text(encoding="utf-8"))
+        with named(root / FETCHED):
+            found = json.loads((root / FETCHED).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise StageError(f"{root / FETCHED} cannot be read ({error}): mend or delete it") from None
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
+        raise StageError(f"{root / FETCHED} is no list of what was fetched: mend or delete it")
+    return found
+
+
+def _is_unpacked(known: dict[str, Any], folder: Path) -> bool:
+    """Whether what came of an archive is still there, by the files and folders at its top."""
+    entries = known.get("unpacked")
+    if entries is True:  # as it was noted before these were
+        return folder.is_dir() and any(folder.iterdir())
+    return isinstance(entries, list) and all((folder / str(entry)).exists() for entry in entries)
 
 
 def _checked(file: OpenFile, path: Path, known: dict[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
@@ -232,8 +249,21 @@ def _go_on(address: str, part: Path, version: Path, progress: Callable[[int, int
 
 
 # ---------------------------------------------------------------------------------------------------- unpacking
-def _unpack(archive: Path, folder: Path, strip: int) -> None:
-    """Unpack an archive beside its place, then move its files there."""
+def _unpack(archive: Path, folder: Path, strip: int, genuine: bool) -> list[str]:
+    """Unpack an archive beside its place, then move its files there.
+
+    Args:
+        archive: The file.
+        folder: Where its content goes.
+        strip: How many of the first folders of its names are left out.
+        genuine: Its checksum is as published; another one that cannot be read is moved aside, since it came damaged.
+
+    Returns:
+        Names of the files and folders at the top.
+
+    Raises:
+        StageError: It is damaged, or the disk is full.
+    """
     unpacking = folder / f".unpacking-{archive.name}"
     shutil.rmtree(unpacking, ignore_errors=True)
     unpacking.mkdir(parents=True)
@@ -244,16 +274,26 @@ def _unpack(archive: Path, folder: Path, strip: int) -> None:
         else:
             with tarfile.open(archive) as packed:
                 packed.extractall(unpacking, filter="data")
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, *_DAMAGED) as error:
         shutil.rmtree(unpacking, ignore_errors=True)
-        raise StageError(f"{archive} cannot be unpacked: {error}") from None
+        if genuine or getattr(error, "errno", None) is not None:  # the disk's, not the archive's
+            raise StageError(f"{archive} cannot be unpacked: {error}") from None
+        wrong = archive.with_name(f"{archive.name}.wrong")
+        os.replace(archive, wrong)
+        raise StageError(
+            f"{archive} cannot be unpacked: {error}. No checksum of it is published, so it may have come damaged: it "
+            f"is kept as {wrong}, and the same command gets it anew"
+        ) from None
+    tops = set()
     for path in _files_below(unpacking):
         parts = path.relative_to(unpacking).parts[strip:]
         if parts:
+            tops.add(parts[0])
             target = folder.joinpath(*parts)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
     shutil.rmtree(unpacking)
+    return sorted(tops)
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

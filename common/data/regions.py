@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.annotations import Texts
-from common.files import write_whole
+from common.files import named, write_whole
 
 #: What the keys of region features are made from: the name of the picture's file without its suffix, or its digits.
 KeyKind = Literal["stem", "number"]
@@ -453,7 +453,8 @@ class _MmfFolder(_File):
         name = self._names[row]
         path = self.path / f"{name}.npy"
         try:
-            features = np.load(path, allow_pickle=False)
+            with named(path):
+                features = np.load(path, allow_pickle=False)
             info = _plain_object(self.path / f"{name}{_INFO}")
             boxes, labels = np.asarray(info["bbox"]), np.asarray(info["objects"])
             count = min(int(info.get("num_boxes", len(boxes))), len(features))
@@ -584,7 +585,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def _plain_object(path: Path) -> dict[str, Any]:
     """The dictionary of a file, with arrays and numbers as values; other values are left out."""
-    with path.open("rb") as stream:
+    with named(path), path.open("rb") as stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         _, _, kind = read(stream)

@@ -67,6 +67,14 @@ class _Names(Sequence[bytes]):
         ends = np.cumsum([len(name) for name in names], dtype=np.int64)
         return cls(np.frombuffer(b"".join(names), dtype=np.uint8), ends)
 
+    def check(self) -> None:
+        """Raises ValueError where the ends do not divide the buffer."""
+        ends = self.ends
+        if ends.ndim != 1 or self.buffer.ndim != 1 or self.buffer.dtype != np.uint8:
+            raise ValueError("its names are no list")
+        if (np.diff(ends, prepend=0) < 0).any() or (int(ends[-1]) if len(ends) else 0) != len(self.buffer):
+            raise ValueError("its names do not fit their lengths")
+
     def __len__(self) -> int:
         return len(self.ends)
 
@@ -90,6 +98,7 @@ class ShardIndex:
 
     Raises:
         KeyError: A column is missing.
+        ValueError: The columns do not fit each other, or lead out of the folder or of a shard.
     """
 
     def __init__(self, root: Path, columns: Mapping[str, npt.NDArray[Any]], stamp: tuple[int, ...]) -> None:
@@ -104,6 +113,33 @@ class ShardIndex:
         self._offset = columns["offset"]
         self._size = columns["size"]
         self.reasons: dict[str, str] = json.loads(columns["reasons"].tobytes())
+        self._check()
+
+    def _check(self) -> None:
+        """An index may come from a stranger: it must not make this process read anything but its shards."""
+        for name in self.shards:
+            if not isinstance(name, str) or name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
+                raise ValueError(f"{name!r} is no name of a shard")
+        if len(self.shard_bytes) != len(self.shards):
+            raise ValueError(f"{len(self.shards)} shards and {len(self.shard_bytes)} sizes")
+        count = len(self._names)
+        self._names.check()
+        self._folders.check()
+        rows = self._rows
+        if rows.shape != (len(self._folders) + 1,) or rows[0] != 0 or rows[-1] != count or (np.diff(rows) < 0).any():
+            raise ValueError("its folders do not hold its files")
+        if any(column.shape != (count,) for column in (self._shard, self._offset, self._size)):
+            raise ValueError(f"not every one of its {count} files has a place")
+        if ((self._shard < PASSED_OVER) | (self._shard >= len(self.shards))).any():
+            raise ValueError("a file lies in a shard that there is not")
+        ends = np.array([*self.shard_bytes, 0], dtype=np.int64)[self._shard]
+        kept = self._shard != PASSED_OVER
+        # Written so that no sum overflows.
+        outside = (self._offset < 0) | (self._size < 0) | (self._offset > ends) | (self._size > ends - self._offset)
+        if (outside & kept).any():
+            raise ValueError("a file lies outside its shard")
+        if not isinstance(self.reasons, dict) or not all(isinstance(reason, str) for reason in self.reasons.values()):
+            raise ValueError("its reasons are no texts")
 
     def names_in(self, folder: str) -> list[str]:
         """Names of the files of a folder ("" = the root), sorted."""

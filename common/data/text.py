@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.files import cache_folder, write_atomically
+from common.files import cache_folder, named, write_atomically
 from common.types import NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
@@ -189,7 +189,9 @@ def read_back_translations(path: str | Path) -> dict[int, str]:
     path = Path(path)
     form = 'expected a JSON object of annotation ids and texts, as {"37": "a man on a wave"}'
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        with named(path):
+            text = path.read_text(encoding="utf-8-sig")
+        document = json.loads(text)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"data.back_translations: {path} does not exist; make it once by translating the captions there and back, "
@@ -335,7 +337,8 @@ class CaptionTokenizer(ABC):
         if path.is_dir():
             path = path / self.file_name
         try:
-            content = path.read_bytes()
+            with named(path):
+                content = path.read_bytes()
         except OSError as error:
             raise FileNotFoundError(
                 f"{self.field}: {path} cannot be read ({error.strerror}). Put the file there (nothing is downloaded), "

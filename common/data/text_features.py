@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from common.data.annotations import Rows
 from common.data.text import CaptionTokenizer
-from common.files import exclusive, write_atomically
+from common.files import exclusive, named, write_atomically
 
 SentencePool = Literal["official", "masked_mean"]
 
@@ -123,8 +123,10 @@ class FeatureStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.identity: dict[str, Any] = json.loads((folder / "store.json").read_bytes())
-            self.starts: npt.NDArray[np.int64] = np.load(folder / "starts.npy")
+            with named(folder / "store.json"):
+                self.identity: dict[str, Any] = json.loads((folder / "store.json").read_bytes())
+            with named(folder / "starts.npy"):
+                self.starts: npt.NDArray[np.int64] = np.load(folder / "starts.npy")
             self._arrays: dict[str, npt.NDArray[np.float16]] = {}
             shapes = {name: self._array(name).shape for name in ("words", *get_args(SentencePool))}
             captions, width = len(self.starts) - 1, self.identity["width"]
@@ -135,7 +137,7 @@ class FeatureStore:
                 raise ValueError(f"its arrays have the shapes {shapes}, expected {expected}")
         except FileNotFoundError as error:
             raise FeaturesMissing(f"{folder} is no store of text features ({error.filename} is missing)") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise FeaturesStale(f"{folder} is damaged ({error}): delete it") from None
 
     def __len__(self) -> int:
@@ -180,7 +182,8 @@ class FeatureStore:
 
     def _array(self, name: str) -> npt.NDArray[np.float16]:
         if name not in self._arrays:
-            self._arrays[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+            with named(self.folder / f"{name}.npy"):
+                self._arrays[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
         return self._arrays[name]
 
 

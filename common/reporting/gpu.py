@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ReportingError
-from common.files import write_atomically
+from common.files import named, write_atomically
 from common.reporting.papers import existing_papers, needed_checkout, paper_named
 from common.reporting.render import update_between_markers
 
@@ -97,7 +97,9 @@ def read(path: Path) -> MeasuredStep:
     """
     names = {one.name for one in fields(MeasuredStep)}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        with named(path):
+            text = path.read_text(encoding="utf-8")
+        found = json.loads(text)
         if set(found) != names:
             raise ValueError(f"fields {', '.join(sorted(set(found) ^ names))}")
         return MeasuredStep(**found)

@@ -374,7 +374,8 @@ def read(path: Path) -> Record:
         RecordError: when it is malformed, naming the file and the field.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with files.named(Path(path)):
+            text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise RecordError(f"{path}: not UTF-8 ({error.reason}); delete it and run the stage again") from None
     except OSError as error:

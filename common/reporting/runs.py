@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ReportingError, nearest
-from common.files import parse_yaml
+from common.files import named, parse_yaml
 from common.reporting import progress
 from common.reporting.curves import summaries
 from common.reporting.papers import SCALES
@@ -178,7 +178,9 @@ def _began(folder: Path) -> str:
 
 def _overrides(identity: Path) -> tuple[str, ...]:
     try:
-        return tuple(map(str, json.loads(identity.read_text(encoding="utf-8"))["arguments"]))
+        with named(identity):
+            content = json.loads(identity.read_text(encoding="utf-8"))
+        return tuple(map(str, content["arguments"]))
     except (OSError, ValueError, KeyError, TypeError):
         return ()
 

@@ -174,7 +174,10 @@ class TrainedModel(nn.Module):
         stage = open_finished(path, cls.kinds, cls.otherwise, cls.example)
         found = cls.gather(stage)
         record = stage.folder / RECORD
-        text = record.read_text(encoding="utf-8") if record.is_file() else None
+        try:
+            text = record.read_text(encoding="utf-8") if record.is_file() else None
+        except UnicodeDecodeError as error:
+            raise StageError(f"{record} is damaged ({error}): delete it and run the stage again") from None
         return Trained(found.model, found.inputs, found.weights, found.files, text, str(path))
 
     @classmethod

@@ -68,6 +68,9 @@ class MetricsFile(Logger):
             if new:
                 writer.writerow(["step", "name", "value"])
             writer.writerows([step if step is not None else 0, name, repr(float(v))] for name, v in metrics.items())
+            # Else a loss of power takes rows of before the last checkpoint, which the resumed run does not make again.
+            file.flush()
+            os.fsync(file.fileno())
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

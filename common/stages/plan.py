@@ -247,7 +247,7 @@ def run_planned(
                     # Lightning's own bar shows the step where it is on.
                     if shown is not None and not item.run.config["trainer"].get("enable_progress_bar", True):
                         shown.begin(_name(item), item.request.directory)
-                    running[pool.submit(_run, item)] = item
+                    running[pool.submit(_run if jobs == 1 else _run_in_worker, item)] = item
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     item = running.pop(future)
                     if shown is not None:
@@ -318,12 +318,16 @@ def _startable(
 
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
-    """While it lasts, SIGTERM ends a run as Ctrl-C does, so that no worker goes on alone and keeps its stage locked."""
+    """While it lasts, SIGTERM ends a run as Ctrl-C does, so that no worker goes on alone and keeps its stage locked.
+
+    Once is enough: a second one would end the ending, before all workers are told.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
         raise Preempted(number)
 
     before = signal.signal(signal.SIGTERM, interrupt)
@@ -398,9 +402,28 @@ def _run(item: Planned) -> records.Record:
     # Lightning starts the other ranks by running the command line again, so it must be that of this stage alone.
     status = _wait_for([sys.executable, "-m", "common.commands.main", *fit_arguments(item.request)])
     record = finished_record(item.request, item.lineage)
+    if status < 0:
+        raise StageError(
+            f"{item.request.stage} was ended by {signal.Signals(-status).name}, as when one of its processes died or "
+            "memory ran out; see its messages above. The same command goes on where it was"
+        )
     if status or record is None:
         raise StageError(f"{item.request.stage} ended with status {status}; see its messages above")
     return record
+
+
+def _run_in_worker(item: Planned) -> records.Record:
+    """Run a stage in a process of a pool, which ends when it is asked to, once its stage is saved.
+
+    A pool that has lost a process asks the others to end and waits for them, while one that only gave up its stage
+    would wait for the next: for ever, where the lost one held the lock of the queue.
+    """
+    try:
+        with _termination_as_interrupt():
+            return _run(item)
+    except KeyboardInterrupt as stop:
+        sys.stdout.flush()
+        os._exit(stop.status if isinstance(stop, Preempted) else 128 + signal.SIGINT)
 
 
 def _wait_for(command: Sequence[str]) -> int:

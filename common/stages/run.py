@@ -7,7 +7,6 @@ A stage's folder `runs/<paper>/<scale>/seed<k>/<stage>/` (`seed<k>-<isa>` with a
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import importlib
 import json
@@ -15,6 +14,8 @@ import logging
 import os
 import shutil
 import signal
+import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from common.errors import Preempted, RunsElsewhereError, StageError
-from common.files import require_cache, write_atomically
+from common.files import lock, make_folder, require_cache, write_atomically
 from common.reporting import records
 from common.reporting.draws import NATIVE, Draw, require
 from common.reporting.papers import checkout
@@ -145,6 +146,27 @@ def is_main_process() -> bool:
     return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
+def end_with_parent(seconds: float = 1.0) -> None:
+    """End this process, a rank beside the first, soon after the one that started it is gone.
+
+    Left alone it would wait for the others, for half an hour where they never met, and hold its memory and its device.
+    The other way round Lightning, torchrun and srun see to it.
+
+    Args:
+        seconds: between two looks.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(seconds)
+        print(f"rank {os.environ.get('LOCAL_RANK', '?')}: the process that started it is gone", file=sys.stderr)
+        # What hangs in a collective hears nothing else; a rank beside the first writes no files.
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent-observer", daemon=True).start()
+
+
 def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: str) -> Path | None:
     """Make the stage's folder its own; returns the checkpoint to go on from, if there is one.
 
@@ -161,7 +183,7 @@ def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: st
             shutil.rmtree(previous, ignore_errors=True)
             directory.rename(previous)
             print(f"  {request.stage}: the configuration changed; the earlier run is kept in {previous}")
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         write_atomically(identity_path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
         # A folder named by the stage may be started anew after its record was made by other parents.
         (directory / "record.json").unlink(missing_ok=True)
@@ -215,6 +237,8 @@ def _quiet_lightning() -> None:
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # All that it says is which rank died before it ends the others.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for message in (
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
@@ -244,6 +268,8 @@ def run_stage(request: StageRequest) -> records.Record:
         Preempted: a signal asked the process to end.
     """
     require(request.isa)
+    if not is_main_process():
+        end_with_parent()
     run, config = stage_configuration(request)
     # Heavy imports only now: help, plans and skipped stages do not pay for them.
     import_lightning()
@@ -269,10 +295,25 @@ def run_stage(request: StageRequest) -> records.Record:
                 where = "goes on from its last checkpoint" if saved else "starts anew: no checkpoint was saved yet"
                 print(f"  {request.stage}: interrupted; the same command {where}", flush=True)
             raise
+        except RuntimeError as error:
+            if not _lost_a_process(error):
+                raise
+            raise StageError(
+                f"{request.stage}: another of its processes is gone, as when it failed, was killed or memory ran out; "
+                "its own messages, if any, say why. The same command goes on from the last checkpoint"
+            ) from error
         finally:
             # Trainer, model and optimizer refer to each other: without this they stay in memory, also that of the
             # accelerator, while this process runs its next stage.
             gc.collect()
+
+
+def _lost_a_process(error: RuntimeError) -> bool:
+    """Whether an error is that of a collective that another process has left."""
+    import torch.distributed as dist
+
+    # Gloo's errors have no class of their own, but begin with the place in its source.
+    return (dist.is_available() and isinstance(error, dist.DistError)) or "gloo/transport/" in str(error)
 
 
 @contextmanager
@@ -283,7 +324,7 @@ def _claimed(request: StageRequest) -> Iterator[None]:
         return
     path = request.directory.with_name(f".{request.stage}.lock")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         opened = path.open("a+", encoding="utf-8")
     except OSError as error:
         raise StageError(
@@ -291,12 +332,18 @@ def _claimed(request: StageRequest) -> Iterator[None]:
         ) from None
     with opened as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = lock(file, wait=False)
         except BlockingIOError:
             raise RunsElsewhereError(
                 f"{request.stage} ({request.draw}) is being run by another process, which holds {path}; wait for "
                 "it, or stop it"
             ) from None
+        if not held:
+            print(
+                f"  {request.stage}: the disk of {path.parent} has no locks, so nothing keeps a second command from "
+                "running this stage at the same time: start none",
+                flush=True,
+            )
         yield
 
 
@@ -383,7 +430,7 @@ def _run_claimed(
     from common.stages.loggers import MetricsFile, note_files, run_name, wandb_logger
     from common.stages.memory import peak_memory_gib, reset_peak_memory
     from common.stages.telemetry import Telemetry
-    from common.training.callbacks import Progress, WallClock, WholeCheckpoints
+    from common.training.callbacks import EpochCount, Progress, WallClock, WholeCheckpoints
 
     _quiet_lightning()
     if run.config["trainer"].get("accelerator") == "cpu":
@@ -399,7 +446,7 @@ def _run_claimed(
         print("\n".join(announce(run)))
     git = records.git_state(checkout())
     metrics_file = MetricsFile(directory / "metrics.csv")
-    callbacks = [clock, preemption, Progress(directory / PROGRESS_FILE), Telemetry()]
+    callbacks = [clock, preemption, EpochCount(), Progress(directory / PROGRESS_FILE), Telemetry()]
     arguments = {"default_root_dir": str(directory), "logger": [metrics_file], "callbacks": callbacks}
     cli = build(run, config, arguments)
     resolved = cli.resolved()

@@ -120,6 +120,23 @@ class CheckReplicas(Callback):
             check()
 
 
+class EpochCount(Callback):
+    """Counts an epoch that begins with a resume from the last batch of the one before, which Lightning does not.
+
+    Uncounted, every later checkpoint of that run looked like one of an epoch's end: a second resume would begin its
+    epoch anew and train for too many steps.
+    """
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        progress = trainer.fit_loop.epoch_progress
+        current: Any = progress.current
+        if current.ready == current.processed:
+            progress.increment_ready()
+            progress.increment_started()
+
+
 class WallClock(Callback):
     """Seconds that a stage has taken, those of the sessions before a restart included.
 

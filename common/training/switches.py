@@ -131,8 +131,25 @@ def _has_layers(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def lay_out_channels_last(network: nn.Module) -> None:
-    """Keep the weights of all convolutions with their channels last; the maps that they make follow."""
-    for layer in network.modules():
+    """Keep the weights of all convolutions with their channels last; the maps that they make follow.
+
+    Raises:
+        ValueError: on the CPU, a convolution of one pixel with a stride takes fewer than eight channels. Where the
+            processor has no AVX-512, its gradient in oneDNN writes beyond its memory (seen in torch 2.14 with AVX2).
+    """
+    for name, layer in network.named_modules():
+        if (
+            isinstance(layer, nn.Conv2d)
+            and layer.weight.device.type == "cpu"
+            and layer.kernel_size == (1, 1)
+            and layer.stride != (1, 1)
+            and layer.in_channels < 8
+        ):
+            raise ValueError(
+                f"channels_last: {name} has {layer.in_channels} channels, a kernel of one pixel and a stride, which oneDNN "
+                "cannot take with its channels last on every CPU (it corrupts memory); take a network of 8 channels or "
+                "more, or leave channels_last false"
+            )
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
         elif isinstance(layer, nn.Conv3d | nn.ConvTranspose3d):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 import threading
 import zipfile
@@ -198,6 +199,51 @@ class TestUnpack:
         with pytest.raises(StageError, match=r"x\.tar cannot be unpacked"):
             get(one(address, file="set/x.tar", unpack="set"), tmp_path / "data")
         assert not list(tmp_path.rglob("out.txt"))
+
+    def test_what_came_damaged_is_got_anew(self, address: str, tmp_path: Path) -> None:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+            member = tarfile.TarInfo("a/list.txt")
+            member.size = len(BODY)
+            archive.addfile(member, io.BytesIO(BODY))
+        whole = packed.getvalue()
+        data = one(address, file="set/x.tgz", unpack="set")
+        Server.body = whole[: len(whole) // 2]  # as of a server that says no length and breaks off
+        with pytest.raises(StageError, match=r"x\.tgz cannot be unpacked: .*kept as .*x\.tgz\.wrong.*anew"):
+            get(data, tmp_path)
+        assert not (tmp_path / "set/a").exists()
+        Server.body = whole
+        get(data, tmp_path)
+        assert (tmp_path / "set/a/list.txt").read_bytes() == BODY
+        # With a checksum that fits, it is no fault of the way that it came.
+        Server.body = b"no archive"
+        data = one(address, file="other/x.tgz", unpack="other", checksum=f"md5:{hashlib.md5(Server.body).hexdigest()}")
+        with pytest.raises(StageError, match=r"x\.tgz cannot be unpacked"):
+            get(data, tmp_path)
+        assert (tmp_path / "other/x.tgz").is_file()
+
+    def test_what_was_unpacked_and_deleted_is_got_anew(self, address: str, tmp_path: Path) -> None:
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.writestr("set/data/a.txt", "a")
+            archive.writestr("set/README", "b")
+        Server.body = packed.getvalue()
+        data = one(address, file="x.zip", unpack="set", strip=1)
+        get(data, tmp_path)
+        known = json.loads((tmp_path / FETCHED).read_text())
+        assert known["x.zip"]["unpacked"] == ["README", "data"]
+        for noted in (["README", "data"], True):  # as it was noted before, only an empty folder is noticed
+            known["x.zip"]["unpacked"] = noted
+            (tmp_path / FETCHED).write_text(json.dumps(known))
+            shutil.rmtree(tmp_path / "set" / "data")
+            if noted is True:
+                (tmp_path / "set/README").unlink()
+            (tmp_path / "x.zip").unlink()
+            get(data, tmp_path)
+            assert (tmp_path / "set/data/a.txt").read_text() == "a"
+        (tmp_path / FETCHED).write_text("[1]")
+        with pytest.raises(StageError, match=r"fetched\.json is no list of what was fetched"):
+            get(data, tmp_path)
 
     def test_what_is_no_archive_is_told(self, address: str, tmp_path: Path) -> None:
         with pytest.raises(StageError, match="cannot be unpacked"):

@@ -286,6 +286,42 @@ def test_a_damaged_index_is_named(tmp_path: Path):
     assert len(Kinetics400(target).listing("train"))
 
 
+@pytest.mark.parametrize(
+    ("column", "change"),
+    [
+        ("shards", lambda c: np.array(["../../secret.tar", *c[1:]])),
+        ("shards", lambda c: np.array(["/etc/passwd", *c[1:]])),
+        ("shards", lambda c: np.array(["..", *c[1:]])),
+        ("shards", lambda c: c[:-1]),
+        ("shard_bytes", lambda c: c[:-1]),
+        ("shard", lambda c: c + 100),
+        ("shard", lambda c: c - 100),
+        ("shard", lambda c: c[:-1]),
+        ("offset", lambda c: c - 10**9),
+        ("offset", lambda c: np.full_like(c, 2**63 - 1)),
+        ("size", lambda c: -c),
+        ("size", lambda c: np.full_like(c, 2**63 - 1)),
+        ("size", lambda c: np.append(c, 1)),
+        ("name_ends", lambda c: c[::-1]),
+        ("name_ends", lambda c: c + 1),
+        ("folder_rows", lambda c: c[:-1]),
+        ("folder_rows", lambda c: c - 1),
+        ("reasons", lambda c: np.frombuffer(b"[1]", dtype=np.uint8)),
+    ],
+)
+def test_an_index_leads_nowhere_but_into_its_shards(tmp_path: Path, column: str, change):
+    """It may come with shards of a stranger."""
+    (tmp_path / "secret.tar").write_bytes(b"secret" * 10_000)
+    target = tmp_path / "sharded"
+    written(write_imagenet(tmp_path / "plain"), target)
+    path = target / "webdataset/index.npz"
+    with np.load(path) as content:
+        columns = dict(content)
+    np.savez(path, **{**columns, column: change(columns[column])})
+    with pytest.raises(shards.ShardError, match=r"index\.npz"):
+        ImageNet(target).listing("train")
+
+
 def _read_all(paths: list[Path]) -> list[bytes]:
     return [content(path) for path in paths]
 

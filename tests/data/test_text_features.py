@@ -171,6 +171,13 @@ def test_damaged_stores_are_refused(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(FeaturesMissing, match=r"words\.npy is missing"):
         features.open("coco", "train", CAPTIONS, tokenizer)
     (folder / "words.npy").write_bytes(words)
+    for name in ("starts", "words", "official"):
+        path = folder / f"{name}.npy"
+        whole = path.read_bytes()
+        path.write_bytes(b"")
+        with pytest.raises(FeaturesStale, match="is damaged"):
+            features.open("coco", "train", CAPTIONS, tokenizer)
+        path.write_bytes(whole)
     (folder / "store.json").write_text("{")
     with pytest.raises(FeaturesStale, match="is damaged"):
         features.open("coco", "train", CAPTIONS, tokenizer)

@@ -5,18 +5,29 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from common.commands import models
 from common.commands.main import main
+from common.data import fetch
+from common.data.datasets.captioned import read_caption_table
 from common.data.images import read_image
 from common.data.media import MediaError, MediaFile
+from common.data.regions import RegionError, RegionFeatures
+from common.data.text import WordPieceTokenizer, read_back_translations
+from common.data.text_features import FeaturesStale, FeatureStore
 from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, require_intact
 from common.errors import StageError, printable
+from common.reporting import gpu, records
+from common.stages.configuration import load_yaml
 from common.stages.run import _step_of
 from common.training.callbacks import WholeCheckpoints
+from tests.data.region_layouts import regions, write_mmf
 
 
 def saved(path: Path, module: str = "AVIDModule") -> Path:
@@ -58,6 +69,44 @@ def test_a_pipe_in_place_of_a_file_does_not_hang_its_reader(tmp_path: Path) -> N
         os.mkfifo(tmp_path / name)
         with pytest.raises(MediaError, match=rf"{name}: .*is no file"):
             read(tmp_path / name)
+
+
+@pytest.mark.timeout(60)
+def test_no_reader_of_a_text_or_an_array_waits_for_a_pipe(tmp_path: Path) -> None:
+    """Found by `make fuzz`: without a writer, to open one is to wait for ever."""
+    path = tmp_path / "a.yaml"
+    os.mkfifo(path)
+    readers: tuple[Callable[[Path], object], ...] = (
+        load_yaml,
+        records.read,
+        gpu.read,
+        read_back_translations,
+        lambda path: list(read_caption_table(path)),
+        lambda path: WordPieceTokenizer(str(path)).prepare(),
+        models._lines,
+        fetch._fetched,
+    )
+    os.mkfifo(tmp_path / fetch.FETCHED)
+    for read in readers:
+        place = tmp_path if read is fetch._fetched else path
+        with pytest.raises((OSError, ValueError, RuntimeError), match="is no regular file") as error:
+            read(place)
+        assert str(tmp_path) in str(error.value)
+    write_mmf(tmp_path / "mmf", "1", regions(0))
+    (tmp_path / "mmf" / "1.npy").unlink()
+    os.mkfifo(tmp_path / "mmf" / "1.npy")
+    with pytest.raises(RegionError, match=r"1\.npy.*is no regular file"):
+        RegionFeatures(tmp_path / "mmf")
+    (tmp_path / "store").mkdir()
+    for name in ("store.json", "starts.npy", "words.npy"):
+        os.mkfifo(tmp_path / "store" / name)
+        with pytest.raises(FeaturesStale, match="is no regular file"):
+            FeatureStore(tmp_path / "store")
+        (tmp_path / "store" / name).unlink()
+        if name == "store.json":
+            (tmp_path / "store" / name).write_text("{}", encoding="utf-8")
+        else:
+            np.save(tmp_path / "store" / name, np.zeros(1, dtype=np.int64))
 
 
 def test_the_name_of_a_file_cannot_steer_a_terminal(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +23,10 @@ from common.stages.plan import Selection, plan
 
 
 def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
-    """SIGTERM, which a scheduler or `kill` sends to one process alone, ends the stages that run beside each other."""
+    """SIGTERM, which a scheduler or `kill` sends to one process alone, ends the stages that run beside each other.
+
+    Whoever sends it twice gets the same end.
+    """
     command = [sys.executable, "-m", "common.commands.main", "reproduce", "mct", "--scale", "smoke", "--jobs", "2"]
     options = ["--stages", "moco_v2", "mct", "--runs", str(tmp_path)]
     process = subprocess.Popen(
@@ -35,6 +40,8 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
             assert process.poll() is None
             time.sleep(0.1)
         process.terminate()
+        time.sleep(0.3)
+        process.terminate()
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 143
         assert "stopped; the same command goes on where it was" in output
@@ -45,6 +52,53 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
     finally:
         if _lives(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+class _Begun:
+    """In place of a planned stage, for a worker: ends at once, or trains until it is asked to end, and then saves."""
+
+    def __init__(self, folder: Path, trains: bool) -> None:
+        self.folder, self.trains = folder, trains
+
+    @property
+    def run(self) -> None:
+        asked: list[int] = []
+        before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+        (self.folder / f"began {self.trains}").touch()
+        while self.trains and not asked:
+            time.sleep(0.05)
+        signal.signal(signal.SIGTERM, before)
+        if not self.trains:
+            raise StageError("ended")
+        time.sleep(0.5)
+        (self.folder / "saved").touch()
+        raise Preempted(signal.SIGTERM)
+
+
+def test_a_worker_that_saved_does_not_wait_for_one_that_is_gone(tmp_path: Path) -> None:
+    """The one without a stage dies while it holds the lock of the pool's queue."""
+    pool = schedule._pool(2)
+    stopping = threading.Thread(target=pool.shutdown, daemon=True)
+    try:
+        ended = pool.submit(schedule._run_in_worker, _Begun(tmp_path, trains=False))  # type: ignore[arg-type]
+        trains = pool.submit(schedule._run_in_worker, _Begun(tmp_path, trains=True))  # type: ignore[arg-type]
+        assert isinstance(ended.exception(120), StageError)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "began True").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        workers = multiprocessing.active_children()
+        assert len(workers) == 2
+        for worker in workers:
+            worker.terminate()
+        stopping.start()
+        stopping.join(60)
+        assert not stopping.is_alive()
+        assert isinstance(trains.exception(0), BrokenProcessPool)
+        assert (tmp_path / "saved").exists()
+    finally:
+        for worker in multiprocessing.active_children():
+            worker.kill()
 
 
 def _lives(group: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -318,6 +319,19 @@ def test_a_cache_that_cannot_be_written_is_told_before_logging_begins(
     with pytest.raises(StageError, match=r"cache folder \(ASSEMBLE_CACHE names it\) .*cache cannot be written"):
         run_stage(stage)
     assert not (stage.directory / "wandb").exists()
+
+
+def test_a_folder_of_runs_on_a_disk_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    run_stage(request("avid/avid", tmp_path))
+    told = capsys.readouterr().out
+    assert f"avid: the disk of {tmp_path}" in told
+    assert "has no locks, so nothing keeps a second command from running this stage" in told
 
 
 def test_a_folder_in_the_place_of_the_curves_is_told(tmp_path: Path) -> None:

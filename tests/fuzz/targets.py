@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+import io
 import json
+import shutil
+import tarfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 from PIL import Image
 
 from common.commands.main import main
+from common.data import shards
 from common.data.datasets.audioset import AudioSet
 from common.data.datasets.avsd import AVSD
 from common.data.datasets.base import MediaDataset
 from common.data.datasets.coco import COCO
+from common.data.datasets.coco_2014 import COCO2014
 from common.data.datasets.coco_cn import COCOCN
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.conceptual_captions import ConceptualCaptions
@@ -27,6 +35,7 @@ from common.data.datasets.folder import FolderOfClips, FolderOfImages
 from common.data.datasets.hmdb51 import HMDB51
 from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.kinetics import Kinetics400
+from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO
 from common.data.datasets.multi30k import Multi30K
 from common.data.datasets.sbu import SBU
 from common.data.datasets.stair_captions import STAIRCaptions
@@ -35,9 +44,14 @@ from common.data.datasets.tvqa import TVQA
 from common.data.datasets.ucf101 import UCF101
 from common.data.datasets.voc import PascalVOC
 from common.data.datasets.wikipedia import WikipediaText as Wikipedia
+from common.data.fetch import OpenData, OpenFile, fetch
 from common.data.images import read_image
+from common.data.listing import DatasetMissing
 from common.data.media import MediaFile
 from common.data.regions import RegionFeatures
+from common.data.shard_writing import write_shards
+from common.data.text import SentencePieceTokenizer, WordPieceTokenizer, XLMRTokenizer, read_back_translations
+from common.data.text_features import FeatureStore, SentencePool
 from common.data.worlds.clip_layouts import (
     write_audioset,
     write_dcase,
@@ -47,12 +61,15 @@ from common.data.worlds.clip_layouts import (
     write_ucf101,
 )
 from common.encoders.checkpoint_files import read_checkpoint, require_intact
-from common.reporting import records, tables
+from common.reporting import gpu, records, serve, tables
+from common.reporting.curves import read_curves
+from common.reporting.draws import Draw
 from common.reporting.papers import project_root
 from common.stages.configuration import load_yaml
 from common.stages.export import trained_model, write_export
 from tests.data import image_layouts, language_layouts, region_layouts, text_layouts
 from tests.data.media_factory import tone, write_video, write_wav
+from tests.data.test_localized_narratives import write_coco_2014, write_ln_coco
 from tests.trained import checkpoint
 
 
@@ -90,6 +107,8 @@ def _read_all(kind: Callable[[Path], MediaDataset]) -> Callable[[Path], object]:
             for call in calls:
                 try:
                     call()
+                except DatasetMissing:
+                    pass  # good files, too, are a part only of what a set has
                 except Exception as error:
                     errors.append(error)
         if errors:
@@ -148,10 +167,13 @@ def _promoted() -> Path:
 def _write_runs(folder: Path) -> None:
     document = json.loads(_promoted().read_text(encoding="utf-8"))
     document["media"] = ["media/rows.csv", "media/picture.png"]
-    where = (document[key] for key in ("paper", "scale", "seed", "stage"))
-    place = records.run_folder(folder / "runs", *where)
+    place = records.run_folder(
+        folder / "runs", document["paper"], document["scale"], Draw(document["seed"]), document["stage"]
+    )
     (place / "media").mkdir(parents=True)
     (place / "record.json").write_text(json.dumps(document), encoding="utf-8")
+    identity = {"lineage_hash": document["lineage_hash"], "stack": "a", "arguments": ["--model.x", "1"]}
+    (place / "identity.json").write_text(json.dumps(identity), encoding="utf-8")
     (place / "metrics.csv").write_text("step,name,value\n0,train/loss,3.0\n1,train/loss,2.0\n", encoding="utf-8")
     (place / "media" / "rows.csv").write_text("clip,score\na,1\nb,2\n", encoding="utf-8")
     Image.new("RGB", (8, 8)).save(place / "media" / "picture.png")
@@ -162,12 +184,126 @@ def _read_record(folder: Path) -> None:
         records.read(path)
 
 
+def _read_curves(folder: Path) -> None:
+    for path in folder.rglob("metrics.csv"):
+        read_curves(path)
+
+
+def _served(folder: Path) -> None:
+    """What the live page asks for."""
+    runs = serve.Runs(folder / "runs").all()
+    json.dumps([serve.overview(runs), serve.curves_of(runs), serve.media_of(runs)])
+    if runs:
+        json.dumps(serve.differences(runs[0], runs[0]))
+
+
+def _told(*arguments: str) -> Callable[[Path], int]:
+    """A command on a folder of runs that leaves out what it cannot read, and whose status says something else."""
+
+    def read(folder: Path) -> int:
+        main([*arguments, "--runs", str(folder / "runs")])
+        return 0
+
+    return read
+
+
 def _report(folder: Path) -> int:
     return main(["report", "--runs", str(folder / "runs"), "--output", str(folder.parent / "page.html")])
 
 
 def _plan(folder: Path) -> int:
     return main(["plan", "avid", "--scale", "mini", "--runs", str(folder / "runs")])
+
+
+def _write_measurement(folder: Path) -> None:
+    names = {one.name: one.type for one in dataclasses.fields(gpu.MeasuredStep)}
+    texts = dict.fromkeys(names, 1.0) | {name: "text" for name, kind in names.items() if kind == "str"}
+    step = gpu.MeasuredStep(**{**texts, "git": {"revision": "0" * 40}, "versions": {"torch": "2"}, "kernels": []})
+    gpu.write(step, folder)
+
+
+def _write_shards(folder: Path) -> None:
+    write_shards(image_layouts.write_imagenet(folder / "whole"), folder / "set", 8_000)
+    shutil.rmtree(folder / "whole")
+
+
+def _read_shards(folder: Path) -> None:
+    for path in sorted((folder / "set").rglob("*")):
+        if path.is_dir():
+            for name in shards.names_in(path):
+                read_image(path / name)
+
+
+def _write_tar(folder: Path) -> None:
+    with tarfile.open(folder / "samples.tar", "w") as archive:
+        for name, content in (("1.png", b"picture"), ("1.json", b'{"caption": "a dog"}'), ("2.png", b"another")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def _data(folder: Path) -> int:
+    main(["data", "avid", "--data", str(folder), "--prepare"])
+    return 0  # most data sets of the paper are missing here
+
+
+def _import(folder: Path) -> int:
+    shutil.rmtree(folder.parent / "imported", ignore_errors=True)
+    return main(["import", str(folder / "samples.tar"), str(folder.parent / "imported")])
+
+
+def _open_data(folder: Path) -> OpenData:
+    nowhere = (folder.parent / "archive.zip").as_uri()  # nothing is got over a network
+    file = OpenFile(nowhere, "archive.zip", unpack="set")
+    return OpenData("set", "A set", "CC0", "https://example.org", "1 kB", (file,))
+
+
+def _write_fetched(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "archive.zip", "w") as archive:
+        archive.writestr("a/list.txt", "a\nb\n")
+    fetch(_open_data(folder), folder, str, lambda *_: None)
+
+
+def _fetch_again(folder: Path) -> None:
+    own = folder.parent / "fetched"  # what is wrong is moved aside
+    shutil.rmtree(own, ignore_errors=True)
+    shutil.copytree(folder, own, symlinks=True) if not any(p.is_fifo() for p in folder.iterdir()) else own.mkdir()
+    fetch(_open_data(own), own, str, lambda *_: None)
+
+
+def _write_words(folder: Path) -> None:
+    captions = ["a red circle", "a blue square", "two dogs on a green field", "nobody is there"]
+    for kind in (WordPieceTokenizer, SentencePieceTokenizer, XLMRTokenizer):
+        tokenizer = kind(vocabulary_size=60)
+        tokenizer.prepare(captions, folder / kind.__name__)
+        (made,) = (folder / kind.__name__).iterdir()
+        made.rename(folder / f"{kind.__name__}.{made.suffix.removeprefix('.')}")
+        (folder / kind.__name__).rmdir()
+    (folder / "back.json").write_text(json.dumps({"37": "a man on a wave", "38": "a dog"}), encoding="utf-8")
+
+
+def _read_words(folder: Path) -> None:
+    read_back_translations(folder / "back.json")
+    for kind in (WordPieceTokenizer, SentencePieceTokenizer, XLMRTokenizer):
+        (path,) = folder.glob(f"{kind.__name__}.*")
+        tokenizer = kind(str(path))
+        tokenizer.prepare()
+        tokenizer.decode(tokenizer.encode("a red dog"))
+
+
+def _write_text_features(folder: Path) -> None:
+    (folder / "store").mkdir()
+    (folder / "store" / "store.json").write_text(json.dumps({"width": 4, "max_tokens": 5}), encoding="utf-8")
+    np.save(folder / "store" / "starts.npy", np.array([0, 3, 5]))
+    np.save(folder / "store" / "words.npy", np.ones((5, 4), np.float16))
+    for name in get_args(SentencePool):
+        np.save(folder / "store" / f"{name}.npy", np.ones((2, 4), np.float16))
+
+
+def _read_text_features(folder: Path) -> None:
+    store = FeatureStore(folder / "store")
+    for name in get_args(SentencePool):
+        store.read(np.arange(len(store)), name)
 
 
 def _write_tables(folder: Path) -> None:
@@ -201,6 +337,23 @@ def _write_export(folder: Path) -> None:
 def _embed(folder: Path) -> int:
     captions, output = str(folder / "captions.txt"), str(folder.parent / "rows.npz")
     return main(["embed", "mct", "--captions", captions, "--checkpoint", str(folder / "export"), "--output", output])
+
+
+def _retrieve(folder: Path) -> int:
+    where = ["--among", str(folder / "captions.txt"), "--checkpoint", str(folder / "export")]
+    return main(["retrieve", "mct", "--query", "a red circle", *where])
+
+
+def _write_trained(folder: Path) -> None:
+    shutil.copytree(checkpoint("mct").parents[1], folder / "stage")
+    for name in ("wandb", "media"):
+        shutil.rmtree(folder / "stage" / name, ignore_errors=True)
+
+
+def _export(folder: Path) -> int:
+    shutil.rmtree(folder.parent / "export", ignore_errors=True)
+    trained = str(folder / "stage" / "checkpoints" / "last.ckpt")
+    return main(["export", "mct", "--checkpoint", trained, "--output", str(folder.parent / "export")])
 
 
 def _write_sbu(root: Path) -> None:
@@ -245,18 +398,36 @@ TARGETS: dict[str, Target] = {
     "COCO-CN": _dataset(language_layouts.write_coco_cn, COCOCN),
     "Wikipedia": _dataset(language_layouts.write_wikipedia, Wikipedia),
     "SBU": _dataset(_write_sbu, SBU),
+    "COCO 2014": _dataset(write_coco_2014, COCO2014),
+    "Localized Narratives": _dataset(write_ln_coco, LocalizedNarrativesCOCO),
     "TVQA": _dataset(text_layouts.write_tvqa, TVQA),
     "TVC": _dataset(lambda root: (text_layouts.write_tvc(root), text_layouts.write_tvqa(root)), TVC),
     "AVSD": _dataset(text_layouts.write_avsd, AVSD),
     "media": Target(_write_media, _read_media),
     "pictures": Target(_write_pictures, _read_pictures),
     "regions": Target(_write_regions, _read_regions),
+    "shards": Target(_write_shards, _read_shards),
+    "text features": Target(_write_text_features, _read_text_features),
+    "vocabularies": Target(_write_words, _read_words),
     "record": Target(_write_runs, _read_record),
+    "curves": Target(_write_runs, _read_curves),
+    "measured step": Target(_write_measurement, gpu.find),
     "tables": Target(_write_tables, lambda folder: tables.load("mct", folder / "tables.yaml")),
     "YAML": Target(_write_config, lambda folder: load_yaml(folder / "mine.yaml")),
     "checkpoint": Target(_write_checkpoint, _read_checkpoint),
     "assemble report": Target(_write_runs, _report),
     "assemble plan": Target(_write_runs, _plan),
+    "assemble runs": Target(_write_runs, _told("runs", "--json")),
+    "assemble serve": Target(_write_runs, _served),
+    "assemble compare": Target(_write_runs, _told("compare", "avid")),
+    "assemble claims": Target(_write_runs, _told("claims", "avid")),
+    "assemble tables": Target(_write_runs, _told("tables", "avid", "--no-write")),
+    "assemble list": Target(_write_runs, _told("list", "avid")),
+    "assemble data": Target(lambda folder: write_esc50(folder / "esc50"), _data),
+    "assemble data --fetch": Target(_write_fetched, _fetch_again),
+    "assemble import": Target(_write_tar, _import),
     "assemble fit --config": Target(_write_config, _print_config),
     "assemble embed": Target(_write_export, _embed),
+    "assemble retrieve": Target(_write_export, _retrieve),
+    "assemble export": Target(_write_trained, _export),
 }

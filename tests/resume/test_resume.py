@@ -14,8 +14,8 @@ from tests.resume.killing import LAYER, compare, kill_at
 from tests.stages import callbacks, request
 
 
-# Six steps an epoch and a checkpoint every four: step 10 goes on from 8, in the middle of epoch 1; step 14 goes on from
-# 12, the boundary of epochs 1 and 2, which is written before the epoch has ended.
+# Seven steps an epoch and a checkpoint every four: step 10 goes on from 8, step 14 from 12. Every step, the last of an
+# epoch among them, is gone on from in tests/running/test_preemption.py.
 # Loader processes start before Lightning tells the sampler its epoch, so they are tried too.
 # A warm-up asks the trainer for the number of steps: Lightning then makes the loader before it reads the checkpoint.
 @pytest.mark.parametrize(("killed_at", "workers", "warmup"), [(5, 0, 3), (10, 0, 0), (14, 0, 3), (14, 1, 0)])

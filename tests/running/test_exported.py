@@ -373,6 +373,9 @@ def test_an_export_that_fails_leaves_what_was_there(
 
 def test_a_stage_without_a_record_is_not_exported(tmp_path: Path) -> None:
     run = shutil.copytree(checkpoint("avid_cma").parents[1], tmp_path / "run")
+    (run / "record.json").write_bytes(b"\xff")
+    with pytest.raises(StageError, match=r"record\.json is damaged"):
+        write_export(trained_model("avid_cma"), run / "checkpoints" / "last.ckpt", tmp_path / "export")
     (run / "record.json").unlink()
     with pytest.raises(StageError, match="has no record yet"):
         write_export(trained_model("avid_cma"), run / "checkpoints" / "last.ckpt", tmp_path / "export")

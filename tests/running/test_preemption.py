@@ -5,15 +5,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from common.errors import Preempted
+from common.errors import Preempted, StageError
 from common.stages import preempt as preemption
-from common.stages.run import StageRequest, run_stage
+from common.stages import run as running
+from common.stages.run import StageRequest, end_with_parent, run_stage
 from papers.avid_cma.module import AVIDModule
 from tests.distributed.harness import run_distributed
 from tests.distributed.stages import over
@@ -29,7 +33,7 @@ SLURM = {
 
 
 def _layer(parts: int = 1) -> dict[str, Any]:
-    """Six batches an epoch; no checkpoint but that of the signal."""
+    """Seven batches an epoch; no checkpoint but that of the signal."""
     trainer = {"max_epochs": 2, "limit_train_batches": 1.0, "log_every_n_steps": 1, "accumulate_grad_batches": parts}
     return {"trainer": {**trainer, "callbacks": callbacks(1000)}}
 
@@ -106,6 +110,50 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert state["wall_seconds"] < last < records[1].wall_seconds + 0.1
 
 
+@pytest.mark.parametrize(
+    ("epochs", "stops"),
+    # Seven steps an epoch: its last one, then the first of the next.
+    [(2, (7, 8, 10)), pytest.param(15, range(1, 105), marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+)
+def test_stopped_again_and_again_under_clocks_that_jump(
+    epochs: int, stops: Sequence[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after these steps, a stage leaves neither more nor something else than one that runs through."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")  # it begins a folder in each session
+    layer = _layer()
+    layer["trainer"]["max_epochs"] = epochs
+    whole, resumed = (request("avid/avid", tmp_path / name, layer=layer) for name in ("whole", "resumed"))
+    records = [run_stage(whole)]
+    original, now = AVIDModule.training_step, time.time
+    hours = np.random.default_rng(0)
+
+    def training_step(self: AVIDModule, inputs: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step + 1 in stops:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, inputs, batch_idx)
+
+    held: list[tuple[int, int, list[str]]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(AVIDModule, "training_step", training_step)
+        for _ in stops:
+            shift = 3600 * int(hours.integers(-48, 49))
+            patch.setattr(time, "time", lambda shift=shift: now() + shift)
+            with pytest.raises(Preempted):
+                run_stage(resumed)
+            for path in resumed.directory.rglob("*"):
+                os.utime(path, (now() - shift, now() - shift))
+            size = (resumed.directory / "checkpoints" / "last.ckpt").stat().st_size
+            files = sorted(str(path.relative_to(resumed.directory)) for path in resumed.directory.rglob("*"))
+            held.append((len(os.listdir("/proc/self/fd")), size, files))
+    records.append(run_stage(resumed))
+    compare(whole, resumed)
+    assert records[0].metrics == records[1].metrics
+    assert abs(held[-1][0] - held[1][0]) <= 3  # open files
+    assert abs(held[-1][1] - held[1][1]) <= 1024
+    assert held[-1][2] == held[1][2]
+    assert 0 < records[1].wall_seconds < 3600
+
+
 def test_a_signal_during_the_test_ends_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = request("avid/avid", tmp_path)
     with monkeypatch.context() as patch:
@@ -142,6 +190,44 @@ def test_all_ranks_leave_after_the_same_step(tmp_path: Path) -> None:
     stage = request("avid/avid_joint", tmp_path, layer=over(LAYER, 2))
     assert run_distributed(_stopped_rank, 2, 200, stage) == [3, 3]
     assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def _of_rank(started: Any, gone: Any) -> None:
+    end_with_parent(0.05)
+    started.set()
+    gone.wait(60)  # as in a collective that the others never enter
+
+
+def _of_launcher(started: Any, gone: Any, rank: Any) -> None:
+    process = multiprocessing.get_context("fork").Process(target=_of_rank, args=(started, gone))
+    process.start()
+    rank.send(process.pid)
+    process.join()
+
+
+def test_a_rank_ends_with_the_process_that_started_it() -> None:
+    context = multiprocessing.get_context("fork")
+    started, gone = context.Event(), context.Event()
+    receiver, sender = context.Pipe(duplex=False)
+    launcher = context.Process(target=_of_launcher, args=(started, gone, sender))
+    launcher.start()
+    rank = receiver.recv()
+    assert started.wait(60)
+    launcher.kill()
+    launcher.join()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{rank}").exists() and "Z" not in Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_process_that_is_gone_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error: reset by peer.")
+
+    monkeypatch.setattr(running, "_run_claimed", lost)
+    with pytest.raises(StageError, match=r"avid: another of its processes is gone.*goes on from the last checkpoint"):
+        run_stage(request("avid/avid", tmp_path))
 
 
 def test_a_job_that_cannot_be_queued_again_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

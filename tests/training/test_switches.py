@@ -147,8 +147,9 @@ def test_gradient_checkpointing_changes_no_bit(paper: str) -> None:
 
 @pytest.mark.parametrize("paper", ["avid_cma", "mct", "xmc_gan", "vx2text"])  # M3P has no convolution
 def test_channels_last(paper: str) -> None:
-    found = Trained(paper, "--channels_last", "true")
-    assert_close(found, plain(paper))
+    wide = ("--model.image_encoder.init_args.width", "8") if paper == "mct" else ()
+    found = Trained(paper, "--channels_last", "true", *wide)
+    assert_close(found, Trained(paper, *wide) if wide else plain(paper))
     layouts = [
         value.is_contiguous(memory_format=torch.channels_last if value.ndim == 4 else torch.channels_last_3d)
         for name, value in found.state.items()
@@ -156,6 +157,15 @@ def test_channels_last(paper: str) -> None:
     ]
     assert len(layouts) > 3
     assert all(layouts)
+
+
+def test_channels_last_is_refused_where_it_would_corrupt_memory() -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(8, 4, 1, stride=2), torch.nn.Conv2d(4, 4, 1), torch.nn.Conv2d(4, 4, 3, 2)
+    )
+    lay_out_channels_last(network)
+    with pytest.raises(ValueError, match=r"channels_last: 1 has 4 channels.*leave channels_last false"):
+        lay_out_channels_last(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Conv2d(4, 8, 1, stride=2)))
 
 
 @pytest.mark.parametrize("paper", RECIPES)

@@ -288,7 +288,7 @@ def read_caption_table(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         ValueError: a row is damaged; the message names file and line.
     """
-    with path.open(encoding="utf-8-sig", newline="") as stream:
+    with named(path), path.open(encoding="utf-8-sig", newline="") as stream:
         try:
             first = stream.readline().rstrip("\r\n").split("\t")
             headed = "caption" in first

@@ -16,7 +16,7 @@ from common.data.annotations import kept_columns
 from common.data.datasets.base import MediaDataset, Scan
 from common.data.listing import DatasetStatus
 from common.data.sequences import MadeOnDemand
-from common.files import stamp_of
+from common.files import named, stamp_of
 
 _NAME = re.compile(r"([a-z][a-z_]*)\.(train|valid)\.txt")
 _READ_AT_ONCE = 2**24
@@ -62,7 +62,7 @@ def _line_limits(path: Path) -> dict[str, npt.NDArray[Any]]:
     ends = []
     blank = []
     place = 0
-    with path.open("rb") as stream:
+    with named(path), path.open("rb") as stream:
         while block := stream.readlines(_READ_AT_ONCE):
             lengths = np.fromiter(map(len, block), dtype=np.int64, count=len(block))
             ends.append(place + np.cumsum(lengths))
