@@ -146,9 +146,9 @@ def lay_out_channels_last(network: nn.Module) -> None:
             and layer.in_channels < 8
         ):
             raise ValueError(
-                f"channels_last: {name} has {layer.in_channels} channels, a kernel of one pixel and a stride, which oneDNN "
-                "cannot take with its channels last on every CPU (it corrupts memory); take a network of 8 channels or "
-                "more, or leave channels_last false"
+                f"channels_last: {name} has {layer.in_channels} channels, a kernel of one pixel and a stride, which "
+                "oneDNN cannot take with its channels last on every CPU (it corrupts memory); take a network of 8 "
+                "channels or more, or leave channels_last false"
             )
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)

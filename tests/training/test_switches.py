@@ -147,7 +147,8 @@ def test_gradient_checkpointing_changes_no_bit(paper: str) -> None:
 
 @pytest.mark.parametrize("paper", ["avid_cma", "mct", "xmc_gan", "vx2text"])  # M3P has no convolution
 def test_channels_last(paper: str) -> None:
-    wide = ("--model.image_encoder.init_args.width", "8") if paper == "mct" else ()
+    eight = ("--model.image_encoder.channels", "[8, 8, 8, 8]", "--model.image_encoder.stem_channels", "8")
+    wide = eight if paper == "mct" else ()
     found = Trained(paper, "--channels_last", "true", *wide)
     assert_close(found, Trained(paper, *wide) if wide else plain(paper))
     layouts = [
@@ -160,12 +161,10 @@ def test_channels_last(paper: str) -> None:
 
 
 def test_channels_last_is_refused_where_it_would_corrupt_memory() -> None:
-    network = torch.nn.Sequential(
-        torch.nn.Conv2d(8, 4, 1, stride=2), torch.nn.Conv2d(4, 4, 1), torch.nn.Conv2d(4, 4, 3, 2)
-    )
-    lay_out_channels_last(network)
+    conv, sequence = torch.nn.Conv2d, torch.nn.Sequential
+    lay_out_channels_last(sequence(conv(8, 4, 1, stride=2), conv(4, 4, 1), conv(4, 4, 3, stride=2)))
     with pytest.raises(ValueError, match=r"channels_last: 1 has 4 channels.*leave channels_last false"):
-        lay_out_channels_last(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Conv2d(4, 8, 1, stride=2)))
+        lay_out_channels_last(sequence(torch.nn.ReLU(), conv(4, 8, 1, stride=2)))
 
 
 @pytest.mark.parametrize("paper", RECIPES)
