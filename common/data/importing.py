@@ -17,7 +17,7 @@ from typing import Any
 from common.data.datasets.base import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from common.data.datasets.folder import LISTS, SPLIT_OF
 from common.errors import StageError
-from common.files import write_atomically
+from common.files import named, write_atomically
 
 #: What stands for the package that reads Hugging Face's data sets.
 EXTRA = "datasets"
@@ -103,7 +103,7 @@ def _samples_of_shards(shards: list[Path]) -> Iterator[tuple[str, dict[str, Any]
     for shard in shards:
         key, sample = "", dict[str, Any]()
         try:
-            with tarfile.open(shard) as archive:
+            with named(shard), tarfile.open(shard) as archive:
                 for member in archive:
                     if not member.isfile():
                         continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from common.commands.main import main
 from common.data import fetch
 from common.data.datasets.captioned import read_caption_table
 from common.data.images import read_image
+from common.data.importing import _samples_of_shards
 from common.data.media import MediaError, MediaFile
 from common.data.regions import RegionError, RegionFeatures
 from common.data.text import WordPieceTokenizer, read_back_translations
@@ -49,6 +51,15 @@ def test_a_flipped_byte_is_noticed_before_a_stage_goes_on(tmp_path: Path) -> Non
         require_intact(path)
     with pytest.raises(StageError, match=r"avid cannot go on .*last\.ckpt: damaged.*Delete that file"):
         _step_of(path, "avid")
+
+
+def test_an_archive_whose_names_are_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("ä", b"content")
+    path.write_bytes(path.read_bytes().replace("ä".encode(), b"\xff\xff"))
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: damaged"):
+        require_intact(path)
 
 
 def test_a_checkpoint_of_another_module_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,6 +96,7 @@ def test_no_reader_of_a_text_or_an_array_waits_for_a_pipe(tmp_path: Path) -> Non
         lambda path: WordPieceTokenizer(str(path)).prepare(),
         models._lines,
         fetch._fetched,
+        lambda path: list(_samples_of_shards([path])),
     )
     os.mkfifo(tmp_path / fetch.FETCHED)
     for read in readers:

@@ -67,11 +67,12 @@ class _Begun:
         (self.folder / f"began {self.trains}").touch()
         while self.trains and not asked:
             time.sleep(0.05)
+        if self.trains:
+            time.sleep(0.5)  # the pool asks again when it finds that another worker is gone
+            (self.folder / "saved").touch()
         signal.signal(signal.SIGTERM, before)
         if not self.trains:
             raise StageError("ended")
-        time.sleep(0.5)
-        (self.folder / "saved").touch()
         raise Preempted(signal.SIGTERM)
 
 
