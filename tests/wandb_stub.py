@@ -241,10 +241,7 @@ class WandbStub:
         known = variables.get("id")
         if known and known not in self.views:
             return {"upsertView": None}
-        # A busy machine answers late, and the client then sends the same again.
-        same = (name for name, view in self.views.items() if all(view.get(k) == v for k, v in variables.items()))
-        again = None if known else next(same, None)
-        identity = known or again or f"view{len(self.views)}"
+        identity = known or f"view{len(self.views)}"
         self.views[identity] = {**self.views.get(identity, {}), **variables}
         project = {"id": "p1", "name": variables["projectName"], "entityName": variables["entityName"]}
         named = {key: variables.get(key) or "" for key in ("name", "displayName", "description")}
