@@ -43,7 +43,8 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
         time.sleep(0.3)
         process.terminate()
         output, _ = process.communicate(timeout=120)
-        assert process.returncode == 143
+        # The second one may find the command at its very end, where nothing is left to be ended but itself.
+        assert process.returncode in (143, -signal.SIGTERM)
         assert "stopped; the same command goes on where it was" in output
         deadline = time.monotonic() + 30
         while _lives(process.pid):
