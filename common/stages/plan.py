@@ -320,7 +320,7 @@ def _startable(
 def _termination_as_interrupt() -> Iterator[None]:
     """While it lasts, SIGTERM ends a run as Ctrl-C does, so that no worker goes on alone and keeps its stage locked.
 
-    Once is enough: a second one would end the ending, before all workers are told.
+    Once is enough: a second one, until the process is gone, would end the ending, before all workers are told.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -334,7 +334,8 @@ def _termination_as_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if signal.getsignal(signal.SIGTERM) is interrupt:
+            signal.signal(signal.SIGTERM, before)
 
 
 class _Here(Executor):
