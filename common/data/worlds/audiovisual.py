@@ -83,7 +83,7 @@ class AudioVisualWorld(World):
     kind = "audiovisual"
     title = "audio-visual world"
     names = ("kinetics400", "audioset", "ucf101", "hmdb51", "esc50", "dcase2014")
-    version = 3
+    version = 4
 
     def __init__(
         self,

@@ -50,8 +50,8 @@ class Nuisance:
         hums: number of constant hums.
     """
 
-    color_spread: float = 1.25
-    pitch_spread: float = 1.25
+    color_spread: float = 1.0
+    pitch_spread: float = 1.0
     background_cells: tuple[int, int] = (2, 4)
     background_strength: float = 0.12
     distractors: int = 1
