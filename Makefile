@@ -146,7 +146,8 @@ bench: $(STAMP) $(VENV)/.bench ## Speed as ratios against named peers, written i
 $(VENV)/.bench: $(STAMP)
 	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
 	  $$UV pip install --quiet --constraint requirements.lock "lightly>=1.5.20,<2" "pycocoevalcap>=1.2" \
-	    && touch $@ || echo "lightly and pycocoevalcap could not be installed: their comparisons are skipped"
+	    && $$UV pip install --quiet --no-deps "torchcodec>=0.17" \
+	    && touch $@ || echo "lightly, pycocoevalcap or torchcodec could not be installed: their comparisons are skipped"
 
 # The jars of METEOR and of the original tokenizer, for the tests that need Java.
 $(VENV)/.captioning: $(STAMP)

@@ -1,10 +1,11 @@
-"""Our reading of clips beside a bare PyAV loop over the same frames, in one run.
+"""Our reading of clips beside a bare PyAV loop over the same frames and torchcodec, in one run.
 
 Opening included, one thread, process CPU time.
 """
 
 from __future__ import annotations
 
+import importlib
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,14 @@ def _bare_audio(path: Path, start: float, duration: float) -> np.ndarray:
     return np.concatenate(parts, axis=1)[0, : int(duration * 24_000)].astype(np.float32) / 32767
 
 
+def _torchcodec() -> Any:
+    """Its decoders, or None where it or a shared FFmpeg is missing."""
+    try:
+        return importlib.import_module("torchcodec.decoders")
+    except (ImportError, OSError, RuntimeError):
+        return None
+
+
 @pytest.mark.parametrize("duration", [0.5, 2.0])
 def test_video(film: Path, duration: float) -> None:
     start = 5.2
@@ -79,9 +88,20 @@ def test_video(film: Path, duration: float) -> None:
             return media.read_video(start, duration, 16.0)[0].numpy()
 
     assert np.array_equal(ours(), _bare_video(film, start, numbers))
-    seconds = in_turns({"ours": ours, "bare": lambda: _bare_video(film, start, numbers)}, 30)
+    steps: dict[str, Callable[[], Any]] = {"ours": ours, "bare": lambda: _bare_video(film, start, numbers)}
+    if torchcodec := _torchcodec():
+
+        def other() -> Any:
+            decoder = torchcodec.VideoDecoder(str(film), dimension_order="NHWC", seek_mode="approximate")
+            return decoder.get_frames_at(numbers).data.numpy()
+
+        assert np.abs(ours().astype(int) - other()).mean() < 1  # the same frames, by another conversion of colors
+        steps["torchcodec"] = other
+    seconds = in_turns(steps, 30)
     what = f"{duration:g} s of picture, 340 x 256, a key frame every 50"
     compare(what, "bare PyAV", seconds["ours"], seconds["bare"]).stays_below(1.2)
+    if torchcodec:
+        compare(what, "torchcodec", seconds["ours"], seconds["torchcodec"])
 
 
 def test_audio(film: Path) -> None:
@@ -90,9 +110,20 @@ def test_audio(film: Path) -> None:
             return media.read_audio(5.2, 2.0, 24_000).numpy()
 
     assert len(ours()) == len(_bare_audio(film, 5.2, 2.0)) == 48_000
-    seconds = in_turns({"ours": ours, "bare": lambda: _bare_audio(film, 5.2, 2.0)}, 30)
+    steps: dict[str, Callable[[], Any]] = {"ours": ours, "bare": lambda: _bare_audio(film, 5.2, 2.0)}
+    if torchcodec := _torchcodec():
+
+        def other() -> Any:
+            decoder = torchcodec.AudioDecoder(str(film), sample_rate=24_000, num_channels=1)
+            return decoder.get_samples_played_in_range(5.2, 7.2).data[0].numpy()
+
+        assert len(other()) == 48_000
+        steps["torchcodec"] = other
+    seconds = in_turns(steps, 30)
     what = "2 s of sound, AAC, 44,100 to 24,000 Hz"
     compare(what, "bare PyAV", seconds["ours"], seconds["bare"]).stays_below(1.2)
+    if torchcodec:
+        compare(what, "torchcodec", seconds["ours"], seconds["torchcodec"])
 
 
 def test_miniature_sample_from_the_cache(tmp_path: Path) -> None:
