@@ -1,7 +1,8 @@
 """Does a run match? Every measured cell beside the recorded mean and spread over draws, worst first.
 
 A cell is reproduced when it lies within two standard deviations of the recorded draws, or within its metric's own
-tolerance; a difference below the last digit that the table prints is none.
+tolerance; a difference below the last digit that the table prints is none. Of honest cells about one in twenty lies
+outside by chance.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ REPRODUCED = "reproduced"
 NO_REFERENCE = "no reference"
 _WORST_FIRST = (OUTSIDE, REPRODUCED, NO_REFERENCE)
 DEVIATIONS = 2.0
+#: Share of cells that may be outside by chance, and how far, in what is allowed.
+CHANCE_SHARE, CHANCE_RATIO = 0.05, 2.0
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,20 @@ def summary(compared: Sequence[Compared]) -> str:
     cells = f"{good} of {len(judged)} cells reproduce the reference"
     worst = judged[0]
     return "; ".join(filter(None, (f"{cells}, worst: {worst.told}", apart)))
+
+
+def strict_failure(compared: Sequence[Compared]) -> str | None:
+    """Why these do not match their reference as a whole; None where they do, or none has a reference.
+
+    Up to one cell in twenty may be outside, by up to twice what is allowed: that much is chance.
+    """
+    judged = [c for c in compared if c.verdict != NO_REFERENCE]
+    outside = [c for c in judged if c.verdict == OUTSIDE]
+    if len(outside) > CHANCE_SHARE * len(judged):
+        return f"{len(outside)} of {len(judged)} cells are outside, where chance allows one in twenty"
+    if outside and outside[0].ratio > CHANCE_RATIO:
+        return f"{outside[0].told} is {outside[0].ratio:.1f} times as far off as is allowed, which is no chance"
+    return None
 
 
 def rich_comparison(compared: Sequence[Compared]) -> RichTable:

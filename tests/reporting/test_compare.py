@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from common.reporting.compare import NO_REFERENCE, OUTSIDE, REPRODUCED, compare, summary
+from common.reporting.compare import (
+    NO_REFERENCE,
+    OUTSIDE,
+    REPRODUCED,
+    Compared,
+    compare,
+    strict_failure,
+    summary,
+)
 from common.reporting.promote import promote
 from common.reporting.records import Record, promoted_file, write_atomically
 from common.reporting.tables import load
@@ -66,6 +74,22 @@ def test_worst_first_each_cell_once(project: Path, make_record: MakeRecord, refe
     assert summary([]) == "no cell is measured"
 
 
+def test_strict_allows_one_cell_in_twenty(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
+    def cell(value: float) -> Compared:
+        return compare(load("mct"), "mini", [make_record("esc@base", 7, value)], reference)[0]
+
+    good, outside, far = cell(50.0), cell(55.0), cell(59.0)
+    unknown = compare(load("mct"), "mini", [make_record("ucf_1@base", 0, 1.0)], reference)[0]
+    assert (outside.verdict, far.verdict, unknown.verdict) == (OUTSIDE, OUTSIDE, NO_REFERENCE)
+    assert strict_failure([*[good] * 20, unknown]) is None
+    assert strict_failure([outside, *[good] * 19]) is None
+    assert strict_failure([outside, *[good] * 18, unknown]) == (
+        "1 of 19 cells are outside, where chance allows one in twenty"
+    )
+    told = strict_failure([far, *[good] * 19])
+    assert told == "New, ESC 59.0 against 50.0 ± 2.0 is 2.2 times as far off as is allowed, which is no chance"
+
+
 def test_another_configuration_is_said(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
     mine = make_record("esc@base", 0, 50.0, config={"rate": 3})
     compared = compare(load("mct"), "mini", [mine], reference)
@@ -95,7 +119,9 @@ def test_command(
     assert "measured: seeds 0; reference: seeds 0, 1; seeds 0 (sse41)" in told
     save(make_record("esc@base", 0, 60.0))
     assert run("compare", "mct", "--runs", runs) == 0
+    capsys.readouterr()
     assert run("compare", "mct", "--runs", runs, "--strict") == 1
+    assert "strict: mct, mini: 1 of 1 cells are outside" in capsys.readouterr().err
     assert run("compare", "mct", "--runs", runs, "--against", runs, "--strict") == 0  # equal to itself
     assert run("compare", "mct", "--runs", runs, "--against", str(project / "none")) == 2
     assert "no such folder" in capsys.readouterr().err
