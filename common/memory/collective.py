@@ -133,19 +133,6 @@ def gather_with_gradient(tensor: Tensor, ranks: Any = None) -> Tensor:
     return _Gather.apply(tensor, ranks) if is_distributed() else tensor
 
 
-def sum_with_gradient(tensor: Tensor, ranks: Any = None) -> Tensor:
-    """Sum of a tensor over ranks; its gradient is the sum of the gradients on these ranks.
-
-    Args:
-        tensor: local value; every rank must pass the same shape and type.
-        ranks: process group; None for all ranks.
-
-    Returns:
-        Tensor of the same shape, equal on every rank; the input when not distributed.
-    """
-    return _Sum.apply(tensor, ranks) if is_distributed() else tensor
-
-
 @torch.no_grad()
 def average_in_place(tensors: list[Tensor]) -> None:
     """Replace each tensor by its mean over ranks, with one message for all of them.
@@ -177,18 +164,3 @@ class _Gather(torch.autograd.Function):
         dist.all_reduce(total, group=ctx.ranks)
         own = dist.get_rank(ctx.ranks)
         return total[own * ctx.size : (own + 1) * ctx.size], None
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, ranks: Any) -> Tensor:
-        ctx.ranks = ranks
-        total = tensor.contiguous().clone()
-        dist.all_reduce(total, group=ranks)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total, group=ctx.ranks)
-        return total, None

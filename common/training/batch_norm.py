@@ -4,9 +4,7 @@ torch normalizes over what one device sees, so the number of devices would be a 
 group is one: a device that holds several groups normalizes each by itself, and a group that spans several devices has
 its statistics exchanged between them.
 
-A batch of B samples makes G = B / group of them, and sample p of the joint batch is in group p mod G. Rank r of W holds
-samples r, r + W, ... (`common.data.samplers`): whole groups where W divides G, and a part of one where G divides W. So
-no sample's group depends on the number of devices.
+Which samples are a group says `common.memory.groups`.
 
 The running statistics are those of the first group of a batch, which lies on the first device. So it is in DDP,
 which sends the buffers of rank 0 to the others, and in DataParallel, which keeps those of the first device; the authors
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.memory.collective import broadcast_from_rank_zero, gather_with_gradient, ranks_apart
+from common.memory.groups import join_groups, require_groups, split_groups
 
 
 def devices_of_group(group: int, batch_size: int, devices: int) -> int | None:
@@ -42,23 +41,8 @@ def devices_of_group(group: int, batch_size: int, devices: int) -> int | None:
         ValueError: the batch of a device is neither made of whole groups nor a whole part of one.
     """
     own, group = batch_size // devices, min(group, batch_size)
-    if own == group:
-        return None
-    if own % group == 0:
-        return 1
-    if group % own == 0 and batch_size % group == 0:
-        return group // own
-    fitting = [str(count) for count in range(1, 65) if _fits(group, batch_size, count)]
-    raise ValueError(
-        f"batch_norm_group is {group}, but {devices} devices have {own} of the {batch_size} samples of data.batch_size "
-        f"each, which can be divided neither into such groups nor evenly among them. Numbers of devices that fit: "
-        f"{', '.join(fitting) or 'none, since the group does not divide the batch'}"
-    )
-
-
-def _fits(group: int, batch_size: int, devices: int) -> bool:
-    own = batch_size // devices
-    return batch_size % devices == 0 and batch_size % group == 0 and (own % group == 0 or group % own == 0)
+    require_groups("batch_norm_group", group, batch_size, devices)
+    return None if own == group else max(group // own, 1)
 
 
 def normalize_in_groups(module: nn.Module, group: int, batch_size: int, devices: int) -> None:
@@ -92,6 +76,23 @@ def share_buffers(module: nn.Module) -> None:
     for name, buffer in module.named_buffers():
         if name not in alone:
             broadcast_from_rank_zero(buffer.view(torch.uint8) if buffer.dtype == torch.bool else buffer)
+
+
+def statistics_over(x: Tensor, processes: Any) -> tuple[Tensor, Tensor, int]:
+    """Mean, biased variance and number of the values of each channel over several processes, with gradient.
+
+    Args:
+        x: in float32 or more; all processes hold equally many values, so that means of means are means.
+        processes: those that share them.
+
+    Shapes:
+        x [B, C, ...] -> mean [C], variance [C]
+    """
+    var, mean = torch.var_mean(x, [0, *range(2, x.ndim)], correction=0)
+    means, variances = gather_with_gradient(torch.stack([mean, var])[None], processes).unbind(1)
+    mean = means.mean(0)
+    var = variances.mean(0) + (means - mean).square().mean(0)
+    return mean, var, len(means) * x.numel() // x.shape[1]
 
 
 class GroupedBatchNorm(_BatchNorm):
@@ -131,21 +132,16 @@ class GroupedBatchNorm(_BatchNorm):
             raise ValueError(
                 f"batch_norm_group is {self.group}, but a layer sees {len(x)} samples, which it must divide"
             )
-        groups = len(x) // self.group
-        parts = [super().forward(x[::groups])]  # moves the running statistics
-        for first in range(1, groups):
-            parts.append(F.batch_norm(x[first::groups], None, None, self.weight, self.bias, True, 0.0, self.eps))
-        return torch.stack(parts, dim=1).flatten(0, 1)
+        first, *others = split_groups(x, len(x) // self.group)
+        done = [super().forward(first)]  # moves the running statistics
+        done += [F.batch_norm(y, None, None, self.weight, self.bias, True, 0.0, self.eps) for y in others]
+        return join_groups(done)
 
     def _across(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             values = x if x.dtype == torch.float64 else x.float()
-            var, mean = torch.var_mean(values, [0, *range(2, x.ndim)], correction=0)
-            # All devices hold equally many values, so means of means are means.
-            means, variances = gather_with_gradient(torch.stack([mean, var])[None], self.processes).unbind(1)
-            mean = means.mean(0)
-            var = variances.mean(0) + (means - mean).square().mean(0)
-            self._remember(mean.detach(), var.detach(), len(means) * x.numel() // x.shape[1])
+            mean, var, count = statistics_over(values, self.processes)
+            self._remember(mean.detach(), var.detach(), count)
             scale = (var + self.eps).rsqrt()
             scale = scale if self.weight is None else scale * self.weight
             shift = -mean * scale if self.bias is None else self.bias - mean * scale

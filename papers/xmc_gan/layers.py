@@ -12,18 +12,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.memory.collective import sum_with_gradient
-from papers.xmc_gan.groups import groups_here, shared_with, split_groups
+from common.memory.groups import groups_here, join_groups, shared_with, split_groups
+from common.training.batch_norm import statistics_over
 
 # -- normalization -----------------------------------------------------------------------------------------------------
 
 
 class BatchNorm(nn.Module):
     """Batch normalization without weights of its own, whose running variance is the biased one.
+
+    So it is no `common.training.batch_norm.GroupedBatchNorm`, which is PyTorch's but for its groups; which samples are
+    a group, and the statistics of one that spans devices, are the same there.
 
     Args:
         channels: of the maps.
@@ -57,12 +59,12 @@ class BatchNorm(nn.Module):
         ranks = shared_with(len(x), self.group)
         if ranks is not None:
             return self._over_ranks(x, ranks)
-        groups = groups_here(len(x), self.group)
+        groups = groups_here("model.generator.batch_norm_group", len(x), self.group)
         if groups == 1:
             return self._alone(x)
         first, *others = split_groups(x, groups)
         done = [self._alone(first), *(F.batch_norm(y, None, None, training=True, eps=self.epsilon) for y in others)]
-        return torch.stack(done, dim=1).flatten(0, 1)
+        return join_groups(done)
 
     def _alone(self, x: Tensor) -> Tensor:
         if not self.updating:
@@ -79,10 +81,7 @@ class BatchNorm(nn.Module):
 
     def _over_ranks(self, x: Tensor, ranks: Any) -> Tensor:
         wide = x.float()
-        count = wide.numel() // wide.shape[1] * dist.get_world_size(ranks)
-        sums = sum_with_gradient(torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))]), ranks)
-        mean, square = sums / count
-        variance = (square - mean.square()).clamp(min=0.0)
+        mean, variance, _ = statistics_over(wide, ranks)
         if self.updating:
             self.running_mean.lerp_(mean.detach(), self.momentum)
             self.running_variance.lerp_(variance.detach(), self.momentum)

@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from common.losses.adversarial import hinge_discriminator, hinge_generator
 from common.memory.collective import gather_with_gradient
+from common.memory.groups import groups_here, shared_with, split_groups
 from common.types import NonNegativeFloat, PositiveFloat, PositiveInt
-from papers.xmc_gan.groups import groups_here, shared_with, split_groups
 from papers.xmc_gan.model import Captions, DiscriminatorOutput, normalize
 
 
@@ -170,7 +170,7 @@ class XMCGANLoss:
 
     def groups(self, *values: Tensor) -> list[tuple[Tensor, ...]]:
         """What each group of negatives has of some values [B, ...]; one group where it lies on several ranks."""
-        count = groups_here(len(values[0]), self.negatives_group)
+        count = groups_here("model.loss.negatives_group", len(values[0]), self.negatives_group)
         return list(zip(*(split_groups(value, count) for value in values)))
 
     def total(self, network: str, hinge: Tensor, terms: Mapping[str, Contrast]) -> Loss:

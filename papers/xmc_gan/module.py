@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common.memory.collective import average_in_place
+from common.memory.groups import require_groups
 from common.memory.momentum import MomentumPair
 from common.metrics.gathering import OncePerSample
 from common.protocols.generation import ImageEvaluation
@@ -22,7 +23,6 @@ from common.types import Fraction, Momentum, NonNegativeInt, PositiveFloat
 from papers.xmc_gan import monitoring
 from papers.xmc_gan.choice import CheckpointChoice
 from papers.xmc_gan.data import TextToImageData
-from papers.xmc_gan.groups import require_groups
 from papers.xmc_gan.layers import keeping_statistics
 from papers.xmc_gan.loss import XMCGANLoss, pair_loss, word_loss
 from papers.xmc_gan.model import Captions, Discriminator, Generator, noise_of

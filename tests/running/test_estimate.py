@@ -205,6 +205,18 @@ def test_a_checkpoint_is_as_large_as_estimated(
     assert path.stat().st_size == pytest.approx(found.checkpoint_bytes, rel=0.08)
 
 
+@pytest.mark.parametrize(("recipe", "clips", "mined"), [("cma_audioset", 1_784_108, 32), ("ablation_cma", 99_999, 128)])
+def test_banks_of_the_whole_set_are_counted(recipe: str, clips: int, mined: int) -> None:
+    """Two banks of 128 numbers a clip and its positives, in memory and in a checkpoint; on lists, those of the list."""
+    narrow = ["--model.video_encoder.width", "4", "--model.audio_encoder.width", "4"]
+    found = estimate(resolve("avid_cma", recipe, scale="paper", arguments=narrow), size=2)
+    banks = clips * (2 * 128 + mined) * 4
+    assert banks < found.state_bytes - 4 * found.parameters < banks + 100_000
+    assert found.peak_bytes > found.state_bytes
+    assert found.checkpoint_bytes > found.state_bytes
+    assert found.steps == {"cma_audioset": 40 * 3484, "ablation_cma": 75 * 1785}[recipe]
+
+
 def test_kept_checkpoints_are_counted() -> None:
     main_model = resolve("xmc_gan", "xmc_gan_main", scale="paper")
     assert estimates._kept(main_model, 161_000, 10, 30) == 32 * 10  # weights alone, every 5,000 steps

@@ -277,7 +277,7 @@ def test_negatives_are_those_of_the_group(size: int) -> None:
 
 
 def test_samples_that_are_no_groups_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"4 samples are no whole number of groups of 3: change data\.batch_size"):
+    with pytest.raises(ValueError, match=r"negatives_group is 3, which does not divide the 4 samples"):
         XMCGANLoss(negatives_group=3).pairs(torch.ones(4, 2), torch.ones(4, 2))
 
 

@@ -38,6 +38,7 @@ _FOLDERS_OF = {
 _ABOVE = ("", "data/", "videos/", "video/", "clips/", "audios/", "audio/")
 _TOGETHER = ("videos", "video", "clips", "data", "audios", "audio", ".")
 _CLASS_LIST = "class_labels_indices.csv"
+_PUBLISHED_LISTS = {"unbalanced_train-100k.txt": 99_999}
 _ID_LENGTH = 11
 _TIMES = re.compile(r"(?:_\d+(?:\.\d+)?){0,2}")
 
@@ -111,6 +112,12 @@ class AudioSet(MediaDataset):
         self.in_list_order = in_list_order
         if in_list_order and clip_list is None:
             raise ValueError("data.dataset.in_list_order needs data.dataset.clip_list, whose order it is")
+
+    def published_count(self, split: str, fold: int | None = None) -> int | None:
+        """As of any set; of a list of clips only where it is the one of 100,000 that was published."""
+        if self.clip_list is None or split == "evaluation":
+            return super().published_count(split, fold)
+        return _PUBLISHED_LISTS.get(self.clip_list.name)
 
     def _options(self) -> dict[str, object]:
         options: dict[str, object] = {"clip_list": str(self.clip_list), "trimmed": self.trimmed}

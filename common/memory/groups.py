@@ -1,51 +1,50 @@
 """Groups of samples that are compared with each other, or normalized together, on any number of devices.
 
 A batch of B samples makes G = B / size groups, and sample p of the joint batch is in group p mod G. Rank r of W holds
-samples r, r + W, ...: whole groups where W divides G, and a part of one group, that of rank r mod G, where G divides W.
-So no sample's group depends on the number of devices, and neither does what is learned.
-
-Source: [5.8] and [6.4], where a group is the batch of one device.
+samples r, r + W, ... (`common.data.samplers`): whole groups where W divides G, and a part of one group, that of rank
+r mod G, where G divides W. So no sample's group depends on the number of devices, and neither does what is learned.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from common.memory.collective import is_distributed, ranks_apart, world_size
 
 
-def require_groups(field: str, size: int | None, batch_size: int, processes: int) -> None:
-    """Refuse groups that a batch cannot be divided into on so many processes.
+def require_groups(field: str, size: int | None, batch_size: int, devices: int) -> None:
+    """Refuse groups that a batch cannot be divided into on so many devices.
 
     Args:
         field: where the size stands, for the message.
         size: samples of a group; None for the whole batch.
-        batch_size: of one minibatch, over all processes.
-        processes: how many share it.
+        batch_size: of all devices.
+        devices: how many share it.
 
     Raises:
-        ValueError: `size` does not divide the batch, or neither groups nor processes divide the other.
+        ValueError: `size` does not divide the batch, or neither groups nor devices divide the other.
     """
     if size is None:
         return
-    if size > batch_size or batch_size % size:
+    if batch_size % size:
         raise ValueError(
-            f"{field} is {size}, which does not divide data.batch_size {batch_size}: give a divisor, or null for the "
-            "whole batch"
+            f"{field} is {size}, which does not divide data.batch_size {batch_size}: give a divisor, or null"
         )
     groups = batch_size // size
-    if groups % processes and processes % groups:
+    if batch_size % devices or (groups % devices and devices % groups):
         fitting = [n for n in range(1, batch_size + 1) if not batch_size % n and (not groups % n or not n % groups)]
         raise ValueError(
-            f"{field} is {size}: the {groups} groups of data.batch_size {batch_size} cannot be shared by {processes} "
+            f"{field} is {size}: the {groups} groups of data.batch_size {batch_size} cannot be shared by {devices} "
             f"devices. Numbers of devices that can: {', '.join(map(str, fitting))}"
         )
 
 
-def groups_here(samples: int, size: int | None) -> int:
+def groups_here(field: str, samples: int, size: int | None) -> int:
     """How many groups the samples of a rank make; 1 as well where they are a part of one.
 
     Raises:
@@ -54,7 +53,7 @@ def groups_here(samples: int, size: int | None) -> int:
     if size is None or samples <= size:
         return 1
     if samples % size:
-        raise ValueError(f"{samples} samples are no whole number of groups of {size}: change data.batch_size")
+        raise ValueError(f"{field} is {size}, which does not divide the {samples} samples here")
     return samples // size
 
 
@@ -71,3 +70,8 @@ def shared_with(samples: int, size: int | None) -> Any:
 def split_groups(x: Tensor, groups: int) -> list[Tensor]:
     """The samples of each group, [B, ...] -> groups times [B / groups, ...]."""
     return [x[group::groups] for group in range(groups)] if groups > 1 else [x]
+
+
+def join_groups(parts: Sequence[Tensor]) -> Tensor:
+    """The inverse of `split_groups`."""
+    return torch.stack(list(parts), dim=1).flatten(0, 1)

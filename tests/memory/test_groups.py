@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from papers.xmc_gan.groups import groups_here, require_groups, split_groups
-from papers.xmc_gan.layers import BatchNorm, keeping_statistics
+from common.memory.groups import groups_here, join_groups, require_groups, split_groups
 
 
 def group_of(size: int, batch_size: int, processes: int) -> dict[int, frozenset[int]]:
@@ -15,7 +13,7 @@ def group_of(size: int, batch_size: int, processes: int) -> dict[int, frozenset[
     found: dict[int, frozenset[int]] = {}
     own = {rank: torch.arange(batch_size)[rank::processes] for rank in range(processes)}
     for rank, samples in own.items():
-        count = groups_here(len(samples), size)
+        count = groups_here("size", len(samples), size)
         apart = max(1, processes * len(samples) // size) if len(samples) < size else processes
         for place in range(count):
             members = torch.cat([split_groups(own[r], count)[place] for r in range(rank % apart, processes, apart)])
@@ -35,6 +33,14 @@ def test_the_official_groups_hold_on_sevens(processes: int) -> None:
     require_groups("model.loss.negatives_group", 8, 56, processes)
 
 
+def test_samples_of_groups_come_back_in_order() -> None:
+    x = torch.arange(12.0).view(6, 2)
+    assert join_groups(split_groups(x, 3)).equal(x)
+    assert join_groups(split_groups(x, 1)).equal(x)
+    with pytest.raises(ValueError, match="size is 4, which does not divide the 6 samples here"):
+        groups_here("size", 6, 4)
+
+
 def test_devices_that_cannot_hold_the_groups_are_told_which_can() -> None:
     with pytest.raises(
         ValueError,
@@ -47,20 +53,3 @@ def test_devices_that_cannot_hold_the_groups_are_told_which_can() -> None:
     with pytest.raises(ValueError, match=r"is 64, which does not divide data\.batch_size 32"):
         require_groups("model.loss.negatives_group", 64, 32, 1)
     require_groups("model.loss.negatives_group", None, 56, 8)
-
-
-def test_each_group_is_normalized_by_its_own_statistics_and_the_first_is_remembered() -> None:
-    x = 3 * torch.randn(8, 5, 4, 4, generator=torch.Generator().manual_seed(0)) + 1
-    norm, alone = BatchNorm(5, group=4), BatchNorm(5)
-    y = norm(x)
-    for place in range(2):
-        expected = F.batch_norm(x[place::2], None, None, training=True)
-        torch.testing.assert_close(y[place::2], expected)
-    alone(x[::2])
-    assert norm.running_mean.equal(alone.running_mean)
-    assert norm.running_variance.equal(alone.running_variance)
-    before = norm.running_mean.clone()
-    with keeping_statistics(norm):
-        assert norm(x + 1).shape == x.shape
-    assert norm.running_mean.equal(before)
-    torch.testing.assert_close(norm.eval()(x), F.batch_norm(x, norm.running_mean, norm.running_variance))
