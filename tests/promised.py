@@ -6,5 +6,5 @@ import os
 
 
 def promised(what: str) -> bool:
-    """Whether the variable ASSEMBLE_TESTS_HAVE names it: `browser` or `java`."""
+    """Whether the variable ASSEMBLE_TESTS_HAVE names it: `browser`, `docs` or `java`."""
     return what in os.environ.get("ASSEMBLE_TESTS_HAVE", "").split()

@@ -81,6 +81,7 @@ def save_figure(module: pl.LightningModule, figure: Figure, path: Path, credit: 
         path: the file.
         credit: line under pictures whose license asks for one.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
     texts: list[Any] = figure.findobj(Text)
@@ -90,7 +91,9 @@ def save_figure(module: pl.LightningModule, figure: Figure, path: Path, credit: 
         texts.append(figure.supxlabel(credit, fontsize=4))
     for text in texts:
         text.set_fontfamily(_fonts())
-    write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=110))
+    # Not `savefig`: it draws a figure with a layout twice, the first time for the layout alone.
+    figure.set_dpi(110)
+    write_whole(path, FigureCanvasAgg(figure).print_png)
     log_image(module, path)
 
 

@@ -18,9 +18,6 @@ from common.stages.run import run_stage
 from tests.cli.process import LOADED, assemble
 from tests.stages import request
 
-# One worker runs these tests, as each would train the stages anew.
-pytestmark = pytest.mark.xdist_group("mct stages")
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -19,9 +19,6 @@ from papers.m3p.weights import export
 from tests.m3p.stages import region_network
 from tests.trained import checkpoint
 
-# One worker runs these tests, as each would train the stages anew.
-pytestmark = pytest.mark.xdist_group("xmc_gan stages")
-
 PAGE = (project_root() / "docs" / "released-weights.md").read_text(encoding="utf-8")
 COMMANDS = [
     line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines() if line[0] != "#"

@@ -21,9 +21,6 @@ from common.reporting.papers import paper_named, project_root
 from common.stages.finished import instantiate
 from tests.trained import checkpoint
 
-# One worker runs these tests, as each would train the stages anew.
-pytestmark = pytest.mark.xdist_group("xmc_gan stages")
-
 TOUR = project_root() / "docs" / "tour.md"
 NOTEBOOK: dict[str, Any] = runpy.run_path(str(project_root() / ".ci" / "notebook.py"))
 TRAINING = {"avid_cma": "avid", "mct": "mct", "m3p": "m3p", "xmc_gan": "xmc_gan", "vx2text": "avsd"}

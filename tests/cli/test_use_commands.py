@@ -16,9 +16,6 @@ from tests.cli.process import LOADED, assemble
 from tests.data.media_factory import tone, write_video, write_wav
 from tests.trained import checkpoint
 
-# One worker runs these tests, as each would train the stages anew.
-pytestmark = pytest.mark.xdist_group("xmc_gan stages")
-
 Run = Callable[..., str]
 
 

@@ -11,9 +11,6 @@ from common.commands.main import main
 from tests.cli.process import LOADED, assemble
 from tests.xmc_gan.stages import Stages, finished
 
-# One worker runs these tests, as each would train the stages anew.
-pytestmark = pytest.mark.xdist_group("xmc_gan stages")
-
 CAPTION = "a red circle left and a blue square right on white"
 
 

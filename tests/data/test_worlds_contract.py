@@ -144,10 +144,7 @@ CONTRACTS = [
 
 
 def worlds_where(holds: Callable[[Contract], Any]) -> pytest.MarkDecorator:
-    # One worker runs the tests of a world, as each would render it anew.
-    own = [one for one in CONTRACTS if holds(one)]
-    marked = [pytest.param(one, id=str(one), marks=pytest.mark.xdist_group(f"world {one}")) for one in own]
-    return pytest.mark.parametrize("contract", marked)
+    return pytest.mark.parametrize("contract", [one for one in CONTRACTS if holds(one)], ids=str)
 
 
 every_world = worlds_where(lambda contract: True)

@@ -35,9 +35,6 @@ from common.data.worlds.emoji import (
 )
 from tests.data.worlds import tiny
 
-# One worker runs these tests, as each would render the worlds anew.
-pytestmark = pytest.mark.xdist_group("emoji worlds")
-
 
 @pytest.fixture(scope="module")
 def world(rendered: Callable[[type[World]], Any]) -> EmojiWorld:

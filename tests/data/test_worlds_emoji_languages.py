@@ -25,9 +25,6 @@ from common.data.worlds.emoji import LANGUAGES, Concept
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld, induced_dictionary, plain
 from tests.data.worlds import tiny
 
-# One worker runs these tests, as each would render the worlds anew.
-pytestmark = pytest.mark.xdist_group("emoji languages worlds")
-
 STYLES = ("noto", "openmoji", "fluent_flat")
 
 

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -23,6 +24,7 @@ from common.monitoring import figures
 from common.monitoring.figures import (
     NO_FONT,
     RIGHT,
+    WRONG,
     Cell,
     Described,
     Row,
@@ -68,16 +70,31 @@ def test_a_figure_is_written_and_logged_under_its_name(tmp_path: Path) -> None:
     assert plt.get_fignums() == []
 
 
+@pytest.mark.parametrize("credit", ["", "Pictures: nobody"])
+def test_a_figure_is_drawn_once_and_looks_as_matplotlib_saves_it(
+    credit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = image_grid([Row("row", [Cell(picture(), "one\ntwo", WRONG), Cell(picture(8, 6))])], "title")
+    drawn: list[object] = []
+    draw = Figure.draw
+    with monkeypatch.context() as patch:
+        patch.setattr(Figure, "draw", lambda self, renderer: (drawn.append(self), draw(self, renderer)))
+        saved(figure, tmp_path / "ours.png", credit)
+    assert drawn == [figure]
+    figure.savefig(tmp_path / "theirs.png", dpi=110)
+    assert (tmp_path / "ours.png").read_bytes() == (tmp_path / "theirs.png").read_bytes()
+
+
 def test_a_figure_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "curves.png"
     saved(chart()[0], path)
     before = path.read_bytes()
 
-    def full(self: Figure, file: Path, **options: Any) -> None:
+    def full(self: FigureCanvasAgg, file: Path, **options: Any) -> None:
         Path(file).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Figure, "savefig", full)
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", full)
     with pytest.raises(OSError, match="No space"):
         save_figure(QUIET, chart()[0], path)
     assert path.read_bytes() == before

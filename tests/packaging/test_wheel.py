@@ -19,7 +19,6 @@ import pytest
 import common
 from tests.architecture.sources import ROOT
 
-pytestmark = pytest.mark.xdist_group("wheel")
 SHIPPED = ("common", "configs", "papers", "rehearsals")
 #: Files that a package of Python does not need, and that only a checkout has.
 LEFT_OUT = {".pyc"}

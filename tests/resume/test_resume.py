@@ -43,7 +43,6 @@ def runs_with_avid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs
 
 
-@pytest.mark.xdist_group("cma")
 @pytest.mark.parametrize("killed_at", [10, 14])
 def test_cma_with_a_set_mined_in_between(
     tmp_path: Path, killed_at: int, runs_with_avid: Path, monkeypatch: pytest.MonkeyPatch

@@ -27,9 +27,6 @@ from common.stages.export import TrainedModel, trained_model, write_export
 from tests.data.media_factory import tone, write_video
 from tests.trained import checkpoint
 
-# One worker runs these tests, as each would train the stages anew.
-pytestmark = pytest.mark.xdist_group("xmc_gan stages")
-
 PAPERS = ("avid_cma", "mct", "xmc_gan", "m3p", "vx2text")
 NAMES = {"avid_cma": "AVID", "mct": "MCT", "xmc_gan": "XMCGAN", "m3p": "M3P", "vx2text": "VX2Text"}
 CAPTION = "a red circle left and a blue square right on white"

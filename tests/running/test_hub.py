@@ -22,9 +22,6 @@ from common.stages.model_card import metadata
 from tests.hub_stub import HubStub, hub
 from tests.trained import checkpoint
 
-# One worker runs these tests, as each would train the stages anew.
-pytestmark = pytest.mark.xdist_group("xmc_gan stages")
-
 REPO = "someone/avid"
 SENT = {".gitattributes", "README.md", "config.json", "model.safetensors", "record.json"}
 

@@ -19,9 +19,6 @@ from common.stages.traced import write_traced
 from tests.data.media_factory import tone, write_video
 from tests.trained import checkpoint
 
-# One worker runs these tests, as each would train the stages anew.
-pytestmark = pytest.mark.xdist_group("xmc_gan stages")
-
 HAVE = {
     "avid_cma": {"video", "audio"},
     "mct": {"image", "text"},

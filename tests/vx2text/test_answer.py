@@ -19,9 +19,6 @@ from papers.vx2text.monitoring import listed_categories
 from tests.data.media_factory import tone, write_video, write_wav
 from tests.stages import request
 
-# One worker runs these tests, as each would train the stages anew.
-pytestmark = pytest.mark.xdist_group("vx2text stages")
-
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[StageRequest, Record]]:

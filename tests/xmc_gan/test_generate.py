@@ -16,9 +16,6 @@ from common.errors import StageError
 from papers.xmc_gan import XMCGAN
 from tests.xmc_gan.stages import Stages, finished
 
-# One worker runs these tests, as each would train the stages anew.
-pytestmark = pytest.mark.xdist_group("xmc_gan stages")
-
 CAPTION = "a red circle left and a blue square right on white"
 
 

@@ -21,9 +21,6 @@ from papers.xmc_gan.monitoring import draw_curves, slerp, words_of
 from tests.monitoring.loggers import Kept
 from tests.xmc_gan.stages import Stages, finished
 
-# One worker runs these tests, as each would train the stages anew.
-pytestmark = pytest.mark.xdist_group("xmc_gan stages")
-
 
 @pytest.fixture(scope="module")
 def stages() -> Stages:
