@@ -127,8 +127,9 @@ test: $(STAMP) ## Run the test suite (no network, no GPU); it ends with what was
 test-slow: $(STAMP) ## Tests that learn something for minutes
 	$(VENV)/bin/python -m pytest -m slow -o addopts="-q --strict-markers"
 
-fuzz: $(STAMP) ## Damaged files for every reader: FUZZ_MINUTES=3 FUZZ_SEED=0; docs/reliability.md
-	$(VENV)/bin/python -m tests.fuzz --minutes $(or $(FUZZ_MINUTES),3) --seed $(or $(FUZZ_SEED),0)
+fuzz: $(STAMP) ## Damaged files for every reader: FUZZ_MINUTES=3 FUZZ_SEED=0 FUZZ_TARGET=media; docs/reliability.md
+	$(VENV)/bin/python -m tests.fuzz --minutes $(or $(FUZZ_MINUTES),3) --seed $(or $(FUZZ_SEED),0) \
+		$(if $(FUZZ_TARGET),--target "$(FUZZ_TARGET)")
 
 docs: $(STAMP) $(VENV)/.docs ## The pages as a site with search and a reference, in site/; a dead link stops it
 	$(VENV)/bin/python .ci/site.py site

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ReportingError, nearest
-from common.files import parse_yaml
+from common.files import named, parse_yaml
 
 #: From the largest to the smallest; `single` is one card for about a day, for the tables that list it.
 SCALES = ("paper", "single", "mini", "smoke")
@@ -127,7 +127,12 @@ def _headed(file: Path, changed: int) -> Paper:
 
     The block alone is parsed: the whole file takes fifty times as long, and every command asks for the papers.
     """
-    block = re.search(r"^paper:.*\n(?:[ #].*\n|\n)*", file.read_text(encoding="utf-8"), re.MULTILINE)
+    try:
+        with named(file):
+            text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ReportingError(f"{file} cannot be read as text: {error}") from None
+    block = re.search(r"^paper:.*\n(?:[ #].*\n|\n)*", text, re.MULTILINE)
     try:
         head = parse_yaml(block[0])["paper"] if block else None
     except ValueError as error:

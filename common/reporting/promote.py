@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ReportingError
-from common.files import write_whole
+from common.files import named, write_whole
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw
 from common.reporting.papers import PROMOTED_SCALES, check_scale, paper_named, project_root, runs_root
 from common.reporting.records import (
@@ -103,8 +103,11 @@ def _promote_curves(source: Path, target: Path) -> None:
         target.unlink(missing_ok=True)
         return
     # Without a time in it, so that the same curves are the same file.
-    content = gzip.compress(source.read_bytes(), mtime=0)
-    if not target.is_file() or target.read_bytes() != content:
+    with named(source):
+        content = gzip.compress(source.read_bytes(), mtime=0)
+    with named(target):
+        there = target.read_bytes() if target.is_file() else None
+    if there != content:
         write_whole(target, lambda partial: partial.write_bytes(content))
 
 

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from common.stages.configuration import ConfigurationError, RunConfiguration, check_arguments, take_switches
 from common.training.batch_norm import devices_of_group
+from common.training.callbacks import SamplesForAll
 from common.training.switches import ApplySwitches, Switches
 
 
@@ -45,7 +46,7 @@ class StageCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The configured trainer with the stage's folder, loggers and callbacks."""
         extra = dict(self._trainer_arguments)
-        callbacks = [*extra.pop("callbacks", []), ApplySwitches(self.switches)]
+        callbacks = [*extra.pop("callbacks", []), ApplySwitches(self.switches), SamplesForAll()]
         configured = self._get(self.config_init, "trainer", default={})
         if extra.get("logger"):
             # Ours are the record of the stage; a user's own stand beside them.

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from common.encoders.checkpoint_files import differences
 from common.errors import StageError
-from common.files import sweep, temporary_of
+from common.files import named, sweep, temporary_of
 from common.reporting.papers import existing_papers
 from common.stages.allowed import Builder
 from common.stages.finished import FinishedStage, open_finished
@@ -175,7 +175,8 @@ class TrainedModel(nn.Module):
         found = cls.gather(stage)
         record = stage.folder / RECORD
         try:
-            text = record.read_text(encoding="utf-8") if record.is_file() else None
+            with named(record):
+                text = record.read_text(encoding="utf-8") if record.is_file() else None
         except UnicodeDecodeError as error:
             raise StageError(f"{record} is damaged ({error}): delete it and run the stage again") from None
         return Trained(found.model, found.inputs, found.weights, found.files, text, str(path))
@@ -524,7 +525,8 @@ def read_export(folder: str | Path, paper: str) -> Trained:
             "checkpoints/last.ckpt of a finished stage"
         )
     try:
-        config = dict(json.loads(path.read_bytes()))
+        with named(path):
+            config = dict(json.loads(path.read_bytes()))
     except (ValueError, TypeError, RecursionError) as error:
         raise StageError(f"{path} is damaged ({error}): export the model again") from None
 

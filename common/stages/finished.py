@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import StageError
+from common.files import named
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def open_finished(checkpoint: str | Path, kinds: Collection[str], otherwise: str
     from common.stages.configuration import take_switches
 
     try:
-        config = yaml.safe_load(configuration.read_text(encoding="utf-8"))
+        with named(configuration):
+            config = yaml.safe_load(configuration.read_text(encoding="utf-8"))
         found = str(config["model"]["class_path"])
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
         raise StageError(f"{configuration} is damaged: run the stage again, which writes it anew") from None

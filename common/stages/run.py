@@ -47,6 +47,9 @@ from common.stages.lean import import_lightning
 if TYPE_CHECKING:
     from common.stages.preempt import Preemption
 
+#: How torch's error for batch normalization of a single value begins.
+_ONE_VALUE = "Expected more than 1 value per channel when training"
+
 
 @dataclass(frozen=True)
 class Parent:
@@ -565,6 +568,13 @@ def _run_claimed(
                 note_files(wandb, kept, "checkpoint", used=False, **about)
                 note_files(wandb, {f"{run_id}-record": directory / "record.json"}, "record", used=False, **about)
         interrupted = False
+    except ValueError as error:
+        if not str(error).startswith(_ONE_VALUE):
+            raise
+        raise StageError(
+            f"data.batch_size is {cli.datamodule.batch_size} over {trainer.world_size} process(es): batch "
+            "normalization met maps of one value a channel, which have no variance; raise it, or train on fewer devices"
+        ) from error
     except SystemExit:
         if not trainer.interrupted:
             raise

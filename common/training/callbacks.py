@@ -1,6 +1,6 @@
 """Callbacks of every stage: counter-based randomness, stop at a non-finite loss, checks of replicas, clock, progress.
 
-And how checkpoints are written.
+And a check that every process has a sample, and how checkpoints are written.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from common.errors import NonFiniteLossError, StageError
 from common.files import write_whole
@@ -118,6 +119,31 @@ class CheckReplicas(Callback):
         check = getattr(pl_module, "check_replicas", None)
         if trainer.world_size > 1 and check is not None and (trainer.global_step % self.every_n_steps) == 0:
             check()
+
+
+class SamplesForAll(Callback):
+    """Refuses data of a validation or a test that hold fewer samples than there are processes, before training.
+
+    Lightning finds that out after training, and in the processes without a sample alone: the others wait for them.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if trainer.world_size == 1 or data is None:
+            return
+        for name in ("val", "test") if stage == "fit" else ("val",) if stage == "validate" else (stage,):
+            validates = trainer.limit_val_batches and is_overridden("validation_step", pl_module)
+            if not is_overridden(f"{name}_dataloader", data) or (name == "val" and not validates):
+                continue
+            loaders = getattr(data, f"{name}_dataloader")()
+            for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
+                if 0 < (count := len(loader.dataset)) < trainer.world_size:
+                    what = {"val": "validation"}.get(name, name)
+                    raise ValueError(
+                        f"trainer.devices: the {what} has {count} sample{'s' * (count > 1)}, fewer than the "
+                        f"{trainer.world_size} processes (trainer.devices x trainer.num_nodes), and each needs one: "
+                        "run it on fewer devices, or with more samples"
+                    )
 
 
 class EpochCount(Callback):

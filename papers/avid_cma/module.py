@@ -96,7 +96,9 @@ class AVIDModule(pl.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         video, audio = self.model(batch["video"], batch["audio"])
         terms = self.loss(video, audio, batch["index"], update=False)
-        self.log_dict({f"val/{name}": v for name, v in terms.items()}, batch_size=len(video), sync_dist=True)
+        # As a whole number the samples of all processes would be divided by their number, and the rest dropped.
+        count: Any = float(len(video))
+        self.log_dict({f"val/{name}": v for name, v in terms.items()}, batch_size=count, sync_dist=True)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         video, audio = self.model(batch["video"], batch["audio"])

@@ -24,7 +24,7 @@ from common.data.images import ImageError, read_image
 from common.data.regions import RegionError, RegionFeatures, Regions, write_regions
 from common.encoders.checkpoint_files import CheckpointError, named_tensors, read_checkpoint
 from common.encoders.image import ImageResNet
-from common.files import cache_folder, exclusive, write_atomically
+from common.files import cache_folder, exclusive, named, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,8 @@ def prepare_regions(
     if not checkpoint.is_file():
         raise CheckpointError(f"{checkpoint}: no such checkpoint file; the stage `regions` makes one")
     pictures = getattr(dataset, "coco", dataset).root.resolve()
-    digest = hashlib.sha256(f"{_VERSION}\0{pictures}\0".encode() + checkpoint.read_bytes()).hexdigest()[:24]
+    with named(checkpoint):
+        digest = hashlib.sha256(f"{_VERSION}\0{pictures}\0".encode() + checkpoint.read_bytes()).hexdigest()[:24]
     folder = (folder or cache_folder() / "regions") / digest
     network: RegionNetwork | None = None
     for split in splits:

@@ -127,9 +127,10 @@ class VX2TextModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         embeddings, mask, _ = self.model(batch)
         loss, words = per_answer(self.model.language_model(embeddings, mask, batch["labels"]), batch["labels"])
-        # Weighed by words, and summed over processes at the end alone: one of them may have a batch less.
-        count = words.sum()
-        self.log("val/loss", loss.sum() / count.clamp(min=1.0), batch_size=int(count), sync_dist=True)
+        # Weighed by words, and summed over processes at the end alone: one of them may have a batch less. As a whole
+        # number the words of all processes would be divided by their number, and the rest dropped.
+        count: Any = float(words.sum())
+        self.log("val/loss", loss.sum() / max(count, 1.0), batch_size=count, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         h: Any = self.hparams

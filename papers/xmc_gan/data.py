@@ -293,6 +293,19 @@ class TextToImageData(ShardedDataModule):
         after = len(order[: self.reference_samples])
         return self._items[self.test_split].subset(order[(after + np.arange(wanted)) % len(order)])
 
+    def require_two(self) -> None:
+        """Check, before training, that the test has enough images for the covariances that it compares.
+
+        Raises:
+            ValueError: it has fewer than two, generated or real; the message names the field.
+        """
+        for name, items in (("test_samples", self.test_items), ("reference_samples", self.reference_items)):
+            if len(items.listing) < 2:
+                raise ValueError(
+                    f"data.{name}: {len(items.listing)} of data.test_split {self.test_split!r}, but a test takes at "
+                    "least two, whose covariance it compares"
+                )
+
     @property
     def _test_order(self) -> npt.NDArray[np.int64]:
         return np.random.default_rng(0).permutation(len(self._items[self.test_split].first))

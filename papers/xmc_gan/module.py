@@ -233,6 +233,7 @@ class XMCGANModule(pl.LightningModule):
             )
         if self.evaluation is not None:
             self.evaluation.load_pretrained()
+            self.data.require_two()
         if stage != "fit":
             return
         for field, size in (

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from common.stages.run import StageRequest
 from papers.avid_cma.loss import BankLoss
 from tests.distributed.stages import over, train, train_on_two
-from tests.stages import request
+from tests.stages import read_metrics, request
 
 
 class PooledLinear(nn.Module):
@@ -42,7 +42,15 @@ class NormalizedLinear(PooledLinear):
 
 
 LAYER: dict[str, Any] = {
-    "trainer": {"max_epochs": 2, "limit_train_batches": 4, "log_every_n_steps": 1},
+    "trainer": {
+        "max_epochs": 2,
+        "limit_train_batches": 4,
+        "log_every_n_steps": 1,
+        "limit_val_batches": 1.0,
+        "check_val_every_n_epoch": 2,
+    },
+    # The loss is validated on them: an odd number, one more in one process than in the other.
+    "data": {"init_args": {"world": {"init_args": {"pretrain": 61}}}},
     "model": {
         "init_args": {
             "video_encoder": {
@@ -76,8 +84,10 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Also with batch statistics of four samples, a group for each process, and of all eight, over both."""
     monkeypatch.setattr(BankLoss, "draw_negatives", _negatives_by_anchor)
     shared = (encoder, "--batch_norm_group", str(group))
-    one = train(_request(tmp_path / "one", 1, *shared))
-    ranks = train_on_two(_request(tmp_path / "two", 2, *shared))
+    stages = _request(tmp_path / "one", 1, *shared), _request(tmp_path / "two", 2, *shared)
+    one, ranks = train(stages[0]), train_on_two(stages[1])
+    validated = [read_metrics(stage.directory / "metrics.csv")["val/loss"] for stage in stages]
+    assert validated[1] == [(step, pytest.approx(loss, rel=1e-4)) for step, loss in validated[0]]
     for name, expected in one["state"].items():
         if name in {"progress.first", "progress.recent"}:
             continue  # the loss of this rank's half

@@ -13,7 +13,7 @@ from common.stages.run import StageRequest
 from papers.vx2text.loss import text_loss
 from tests.distributed.harness import run_distributed
 from tests.distributed.stages import over, train, train_on_two
-from tests.stages import request
+from tests.stages import read_metrics, request
 from tests.vx2text.stages import batch_of, started
 
 # Without dropout, which every process draws for itself; an odd number of samples is tested.
@@ -21,6 +21,8 @@ LAYER: dict[str, Any] = {
     "trainer": {
         "max_epochs": 2,
         "limit_train_batches": 3,
+        "limit_val_batches": 1.0,
+        "check_val_every_n_epoch": 2,
         "log_every_n_steps": 1,
         # Sums in another order differ by rounding alone: 1e-16 in double precision. In single precision a wrong weight
         # and rounding look alike after AdamW, which divides a gradient that is only rounding by itself.
@@ -56,8 +58,10 @@ def _request(runs: Path, devices: int) -> StageRequest:
 def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Plain steps without clipping: AdamW and a clipped norm take no notice of a gradient that is twice too large.
     monkeypatch.setattr(torch.optim, "AdamW", torch.optim.SGD)
-    one = train(_request(tmp_path / "one", 1))
-    ranks = train_on_two(_request(tmp_path / "two", 2))
+    stages = _request(tmp_path / "one", 1), _request(tmp_path / "two", 2)
+    one, ranks = train(stages[0]), train_on_two(stages[1])
+    validated = [read_metrics(stage.directory / "metrics.csv")["val/loss"] for stage in stages]
+    assert validated[1] == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in validated[0]]
     for name, expected in one["state"].items():
         for rank in ranks:
             found = torch.as_tensor(rank["state"][name])
@@ -70,13 +74,14 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             assert rank["metrics"][key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
 
 
-def _validated(module: Any, batches: list[dict[str, Any]]) -> list[tuple[float, int]]:
+def _validated(module: Any, batches: list[dict[str, Any]]) -> list[tuple[float, float]]:
     """What a process logs of its batches: loss and weight."""
-    logged: list[tuple[float, int]] = []
+    logged: list[tuple[float, float]] = []
 
-    def log(name: str, value: Tensor, batch_size: int, sync_dist: bool) -> None:
+    def log(name: str, value: Tensor, batch_size: float, sync_dist: bool) -> None:
         assert name == "val/loss"
         assert sync_dist  # Lightning then adds up value x weight, and the weights, over processes
+        assert isinstance(batch_size, float)  # and cuts a whole number of them when it divides
         logged.append((value.item(), batch_size))
 
     module.log = log

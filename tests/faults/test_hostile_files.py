@@ -24,9 +24,11 @@ from common.data.regions import RegionError, RegionFeatures
 from common.data.text import WordPieceTokenizer, read_back_translations
 from common.data.text_features import FeaturesStale, FeatureStore
 from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, require_intact
-from common.errors import StageError, printable
-from common.reporting import gpu, records
+from common.errors import ReportingError, StageError, printable
+from common.reporting import gpu, papers, promote, records
 from common.stages.configuration import load_yaml
+from common.stages.export import read_export
+from common.stages.finished import open_finished
 from common.stages.run import _step_of
 from common.training.callbacks import WholeCheckpoints
 from tests.data.region_layouts import regions, write_mmf
@@ -119,6 +121,50 @@ def test_no_reader_of_a_text_or_an_array_waits_for_a_pipe(tmp_path: Path) -> Non
             (tmp_path / "store" / name).write_text("{}", encoding="utf-8")
         else:
             np.save(tmp_path / "store" / name, np.zeros(1, dtype=np.int64))
+
+
+def _open_stage(config: Path) -> None:
+    saved(config.parent / "checkpoints" / "last.ckpt")
+    open_finished(config.parent / "checkpoints" / "last.ckpt", ["papers.mct.MCT"], "", "mct/smoke/seed0/mct")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that opens and cannot be read, on Linux alone")
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("papers/mct/tables.yaml", lambda path: papers.existing_papers()),
+        ("stage/config.yaml", _open_stage),
+        ("export/config.json", lambda path: read_export(path.parent, "mct")),
+        ("run/metrics.csv", lambda path: promote._promote_curves(path, path.parent / "kept.csv.gz")),
+        ("results/kept.csv.gz", lambda path: promote._promote_curves(path.parents[1] / "metrics.csv", path)),
+    ],
+)
+def test_a_file_that_the_system_cannot_read_is_named(
+    name: str, read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by `make fuzz`: an error of the disk in the middle of a file has no name by itself."""
+    monkeypatch.setenv("ASSEMBLE_ROOT", str(tmp_path))
+    (tmp_path / "metrics.csv").write_text("step,name,value\n", encoding="utf-8")
+    path = tmp_path / name
+    path.parent.mkdir(parents=True)
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match=path.name):
+        read(path)
+
+
+@pytest.mark.parametrize("damage", ["utf-16", "pipe"])
+def test_the_tables_of_a_paper_that_are_no_text_are_named(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASSEMBLE_ROOT", str(tmp_path))
+    path = tmp_path / "papers" / "mct" / "tables.yaml"
+    path.parent.mkdir(parents=True)
+    if damage == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text("paper: {short: mct}\n", encoding="utf-16")
+    with pytest.raises((OSError, ReportingError), match=r"tables\.yaml"):
+        papers.existing_papers()
 
 
 def test_the_name_of_a_file_cannot_steer_a_terminal(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,18 +176,18 @@ def judge(target: Target, folder: Path, path: Path) -> tuple[str, str]:
     return "told", text
 
 
-def main(minutes: float, seed: int, only: int | None = None) -> int:
-    """Run cases for some minutes; returns the number of findings."""
+def main(minutes: float, seed: int, only: int | None = None, names: Sequence[str] = tuple(TARGETS)) -> int:
+    """Run cases of some targets for some minutes; returns the number of findings."""
     end = time.monotonic() + 60 * minutes
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     findings: list[str] = []
     with tempfile.TemporaryDirectory() as base:
         os.environ.update(ASSEMBLE_CACHE=f"{base}/cache", WANDB_MODE="offline", OMP_NUM_THREADS="1")
-        good = {name: Path(base) / "good" / str(number) for number, name in enumerate(TARGETS)}
+        good = {name: Path(base) / "good" / str(number) for number, name in enumerate(names)}
         case = 0 if only is None else only
         while time.monotonic() < end and (only is None or case == only):
             rng = np.random.default_rng((seed, case))
-            name = list(TARGETS)[int(rng.integers(len(TARGETS)))]
+            name = names[int(rng.integers(len(names)))]
             if not good[name].exists():
                 good[name].mkdir(parents=True)
                 TARGETS[name].write(good[name])
@@ -206,7 +206,7 @@ def main(minutes: float, seed: int, only: int | None = None) -> int:
             shutil.rmtree(folder.parent, ignore_errors=True)
             case += 1
     print(f"\n{'target':<24}{'read':>8}{'told':>8}{'found':>8}")
-    for name in TARGETS:
+    for name in names:
         print(f"{name:<24}" + "".join(f"{counts[name, came]:>8}" for came in ("read", "told", "FOUND")))
     print(f"seed {seed}: {sum(counts.values())} cases, {len(findings)} findings")
     return len(findings)
@@ -217,5 +217,8 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="this one alone, with what came of it")
+    parser.add_argument(
+        "--target", action="append", choices=list(TARGETS), metavar="NAME", help="these alone; a case needs them, too"
+    )
     chosen = parser.parse_args()
-    sys.exit(bool(main(chosen.minutes, chosen.seed, chosen.case)))
+    sys.exit(bool(main(chosen.minutes, chosen.seed, chosen.case, chosen.target or tuple(TARGETS))))

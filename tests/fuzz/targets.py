@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gzip
 import inspect
 import io
 import json
+import os
 import shutil
 import tarfile
 import zipfile
@@ -48,7 +50,7 @@ from common.data.fetch import OpenData, OpenFile, fetch
 from common.data.images import read_image
 from common.data.listing import DatasetMissing
 from common.data.media import MediaFile
-from common.data.regions import RegionFeatures
+from common.data.regions import RegionFeatures, write_regions
 from common.data.shard_writing import write_shards
 from common.data.text import SentencePieceTokenizer, WordPieceTokenizer, XLMRTokenizer, read_back_translations
 from common.data.text_features import FeatureStore, SentencePool
@@ -67,9 +69,12 @@ from common.reporting.draws import Draw
 from common.reporting.papers import project_root
 from common.stages.configuration import load_yaml
 from common.stages.export import trained_model, write_export
+from common.stages.run import run_stage
 from tests.data import image_layouts, language_layouts, region_layouts, text_layouts
 from tests.data.media_factory import tone, write_video, write_wav
 from tests.data.test_localized_narratives import write_coco_2014, write_ln_coco
+from tests.m3p import stages as m3p
+from tests.stages import request
 from tests.trained import checkpoint
 
 
@@ -344,16 +349,142 @@ def _retrieve(folder: Path) -> int:
     return main(["retrieve", "mct", "--query", "a red circle", *where])
 
 
-def _write_trained(folder: Path) -> None:
-    shutil.copytree(checkpoint("mct").parents[1], folder / "stage")
+def _copy_stage(finished: Path, folder: Path) -> None:
+    shutil.copytree(finished, folder)
     for name in ("wandb", "media"):
-        shutil.rmtree(folder / "stage" / name, ignore_errors=True)
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _write_trained(folder: Path) -> None:
+    _copy_stage(checkpoint("mct").parents[1], folder / "stage")
 
 
 def _export(folder: Path) -> int:
     shutil.rmtree(folder.parent / "export", ignore_errors=True)
     trained = str(folder / "stage" / "checkpoints" / "last.ckpt")
     return main(["export", "mct", "--checkpoint", trained, "--output", str(folder.parent / "export")])
+
+
+def _write_answering(folder: Path) -> None:
+    write_export(trained_model("vx2text"), checkpoint("vx2text"), folder / "export")
+    write_video(folder / "clip.mp4", audio=tone(1.0, 8_000), audio_rate=8_000)
+
+
+def _answer(folder: Path) -> int:
+    texts = ["--speech", "hello i am anna", "--turn", "who is there ?", "a circle"]
+    where = [str(folder / "clip.mp4"), "what is moving ?", "--checkpoint", str(folder / "export")]
+    return main(["answer", "vx2text", *where, *texts])
+
+
+def _write_describing(folder: Path) -> None:
+    alone = [text for part in ("text", "video", "audio") for text in (f"--model.{part}_pretrained", "null")]
+    stage = request("vx2text/tvc", folder.parent / f"{folder.name}-runs", *alone)
+    run_stage(stage)
+    _copy_stage(stage.directory, folder / "stage")
+    for number in range(1, 10):
+        (folder / "clip").mkdir(exist_ok=True)
+        Image.new("RGB", (24, 20), (10 * number, 0, 0)).save(folder / "clip" / f"{number:05d}.jpg")
+
+
+def _describe(folder: Path) -> int:
+    trained = str(folder / "stage" / "checkpoints" / "last.ckpt")
+    return main(["caption", "vx2text", str(folder / "clip"), "--checkpoint", trained])
+
+
+def _write_painter(folder: Path) -> None:
+    write_export(trained_model("xmc_gan"), checkpoint("xmc_gan"), folder / "export")
+
+
+def _generate(folder: Path) -> int:
+    output, captions = str(folder.parent / "images"), ["a red circle left", "a blue square right"]
+    return main(["generate", "xmcgan", *captions, "--output", output, "--checkpoint", str(folder / "export")])
+
+
+def _write_regions_of_export(folder: Path) -> None:
+    write_export(trained_model("m3p"), checkpoint("m3p"), folder / "export")
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        Image.new("RGB", (32, 32), (80 * number, 0, 0)).save(folder / f"{number}.png")
+    rows = {str(number): region_layouts.regions(number) for number in range(3)}
+    wide = {
+        key: dataclasses.replace(own, features=rng.normal(size=(len(own.boxes), 64)).astype(np.float32))
+        for key, own in rows.items()
+    }
+    write_regions(folder / "regions.npz", wide.items())
+
+
+def _embed_regions(folder: Path) -> int:
+    pictures = [str(folder / f"{number}.png") for number in range(3)]
+    given = ["--regions", str(folder / "regions.npz"), "--checkpoint", str(folder / "export")]
+    return main(["embed", "m3p", *pictures, *given, "--output", str(folder.parent / "rows.npz")])
+
+
+def _own_images(folder: Path) -> list[str]:
+    images = ["--data", str(folder / "images"), "--data.dataset", "folder"]
+    return ["--scale", "smoke", *images, "--model.loss.tag_count", "2"]
+
+
+def _write_measured(folder: Path) -> None:
+    """A stage that was trained on images of one's own, and these."""
+    lines = ["file_name,caption,tags"]
+    for number in range(30):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 36), (200 - number, number, 9)).save(folder / "images" / f"{number}.png")
+        lines.append(f"{number}.png,number {number} is red,red;square")
+    language_layouts.write_lines(folder / "images" / "metadata.csv", lines)
+    runs = folder.parent / f"{folder.name}-runs"
+    assert main(["fit", "mct/mct_tag", *_own_images(folder), "--runs", str(runs)]) == 0
+    (found,) = runs.rglob("last.ckpt")
+    shutil.copyfile(found, folder / "last.ckpt")
+
+
+def _measure(folder: Path) -> int:
+    given = ["--checkpoint", str(folder / "last.ckpt"), "--runs", str(folder.parent / "runs")]
+    return main(["test", "mct/mct_tag", *_own_images(folder), *given])
+
+
+def _write_pairs(folder: Path) -> None:
+    stage = m3p.stage("fine_tune", folder / "runs")
+    run_stage(stage)
+    shutil.copyfile(stage.directory / "checkpoints" / "last.ckpt", folder / "last.ckpt")
+    shutil.rmtree(folder / "runs")
+    (folder / "network" / "regions.ckpt").rename(folder / "regions.ckpt")
+    (folder / "network").rmdir()
+
+
+def _measure_pairs(folder: Path) -> int:
+    network = ["--data.region_network", str(folder / "regions.ckpt"), "--model.pretrained", "null"]
+    given = ["--checkpoint", str(folder / "last.ckpt"), "--runs", str(folder.parent / "runs")]
+    return main(["test", "m3p/fine_tune", "--scale", "smoke", *network, *given])
+
+
+def _write_promoted(folder: Path) -> None:
+    """A run, and a project of one paper that holds an older record of it."""
+    root = folder / "project" / "papers" / "avid_cma"
+    root.mkdir(parents=True)
+    (root / "tables.yaml").write_bytes((project_root() / "papers" / "avid_cma" / "tables.yaml").read_bytes())
+    _write_runs(folder)
+    (path,) = (folder / "runs").rglob("record.json")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    older = root / "results" / document["scale"] / Draw(document["seed"]).folder / f"{document['stage']}.json"
+    older.parent.mkdir(parents=True)
+    older.write_text(json.dumps({**document, "started": "2020-01-01T00:00:00Z"}), encoding="utf-8")
+    older.with_suffix(".csv.gz").write_bytes(gzip.compress(b"step,name,value\n0,train/loss,4.0\n", mtime=0))
+
+
+def _promote(folder: Path) -> int:
+    own = folder.parent / "project"
+    shutil.rmtree(own, ignore_errors=True)
+    shutil.copytree(folder / "project", own, symlinks=True, copy_function=_copy_anything)
+    os.environ["ASSEMBLE_ROOT"] = str(own)  # of the process of this case alone
+    return main(["promote", "avid", "--runs", str(folder / "runs")])
+
+
+def _copy_anything(source: str, target: str) -> None:
+    if Path(source).is_fifo():
+        os.mkfifo(target)
+    else:
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _write_sbu(root: Path) -> None:
@@ -430,4 +561,11 @@ TARGETS: dict[str, Target] = {
     "assemble embed": Target(_write_export, _embed),
     "assemble retrieve": Target(_write_export, _retrieve),
     "assemble export": Target(_write_trained, _export),
+    "assemble embed --regions": Target(_write_regions_of_export, _embed_regions),
+    "assemble answer": Target(_write_answering, _answer),
+    "assemble caption": Target(_write_describing, _describe),
+    "assemble generate": Target(_write_painter, _generate),
+    "assemble test": Target(_write_measured, _measure),
+    "assemble test m3p": Target(_write_pairs, _measure_pairs),
+    "assemble promote": Target(_write_promoted, _promote),
 }

@@ -1,0 +1,81 @@
+"""Sizes that the number of processes does not divide: every sample once, or an error before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+from torch.utils.data import DataLoader
+
+from common.errors import StageError
+from common.stages.run import run_stage
+from common.training.callbacks import SamplesForAll
+from tests.distributed.stages import over, train_on_two
+from tests.stages import request
+
+
+class Sized(pl.LightningDataModule):
+    """So many samples to test, and to validate."""
+
+    def __init__(self, test: int, validation: int = 9) -> None:
+        super().__init__()
+        self.sizes = {"test": test, "val": validation}
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        return [DataLoader(range(9)), DataLoader(range(self.sizes["test"]))]  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(range(self.sizes["val"]))  # type: ignore[arg-type]
+
+
+class Validating(pl.LightningModule):
+    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("data", "stage", "told"),
+    [
+        (Sized(1), "fit", "the test has 1 sample, fewer than the 3 processes"),
+        (Sized(2), "test", "the test has 2 samples"),
+        (Sized(3, 2), "fit", "the validation has 2 samples"),
+        (Sized(3, 2), "validate", "the validation has 2 samples"),
+        (Sized(3, 2), "test", None),
+        (Sized(3), "fit", None),
+        (Sized(2), "validate", None),
+        (pl.LightningDataModule(), "fit", None),
+    ],
+)
+def test_a_process_without_a_sample_is_told_before_training(data: Any, stage: str, told: str | None) -> None:
+    trainer: Any = SimpleNamespace(world_size=3, datamodule=data, limit_val_batches=1.0)
+    if told is None:
+        SamplesForAll().setup(trainer, Validating(), stage)
+    else:
+        with pytest.raises(ValueError, match=rf"^trainer\.devices: {told}"):
+            SamplesForAll().setup(trainer, Validating(), stage)
+    trainer.world_size = 1
+    SamplesForAll().setup(trainer, Validating(), stage)
+
+
+def test_a_validation_that_is_not_made_needs_no_samples() -> None:
+    trainer: Any = SimpleNamespace(world_size=3, datamodule=Sized(3, 2), limit_val_batches=0)
+    SamplesForAll().setup(trainer, Validating(), "fit")
+    trainer.limit_val_batches = 1.0
+    SamplesForAll().setup(trainer, pl.LightningModule(), "fit")
+
+
+@pytest.mark.timeout(120)
+def test_a_stage_with_one_test_sample_ends_before_its_training(tmp_path: Path) -> None:
+    """By its code Lightning finds out after training, in the process that has none."""
+    layer = over({"trainer": {}, "data": {"init_args": {"world": {"init_args": {"validation": 1}}}}}, 2)
+    stage = request("avid/avid", tmp_path, layer=layer)
+    with pytest.raises(AssertionError, match=r"trainer\.devices: the test has 1 sample, fewer than the 2 processes"):
+        train_on_two(stage, 100)
+    assert not list(stage.directory.rglob("*.ckpt"))
+
+
+def test_a_batch_of_one_that_has_no_variance_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"data\.batch_size is 1 over 1 process\(es\): batch normalization"):
+        run_stage(request("mct/mct", tmp_path, "--data.batch_size", "1"))
