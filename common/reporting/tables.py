@@ -98,8 +98,8 @@ class Metric(Part):
         unit: unit, such as `%`.
         published: whether the column of published values is shown.
         hidden: whether the metric serves claims only.
-        tolerance: how far a run may be from the recorded mean and still reproduce it, where that is more than two
-            standard deviations over draws.
+        tolerance: per scale, how far a run may be from the recorded mean and still reproduce it, where that is more
+            than two standard deviations over draws; a number counts at every scale.
     """
 
     id: str
@@ -111,12 +111,12 @@ class Metric(Part):
     unit: Line = ""
     published: StrictBool = True
     hidden: StrictBool = False
-    tolerance: Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)] | None = None
+    tolerance: dict[_Scale, Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
-    def _same_stages_at_every_scale(cls, given: Any) -> Any:
-        """`stage`, or `stages` as a list or by scale."""
+    def _same_at_every_scale(cls, given: Any) -> Any:
+        """`stage`, or `stages` as a list or by scale; so is `tolerance`."""
         if not isinstance(given, Mapping):
             return given
         if not given["id"].isidentifier():
@@ -124,8 +124,11 @@ class Metric(Part):
         if ("stage" in given) == ("stages" in given):
             raise ValueError("expected either 'stage' or 'stages'")
         stages = given.get("stage", given.get("stages"))
-        by_scale = stages if isinstance(stages, Mapping) else dict.fromkeys(SCALES, stages)
-        return {**{key: value for key, value in given.items() if key != "stage"}, "stages": by_scale}
+        found = {**{key: value for key, value in given.items() if key != "stage"}, "stages": stages}
+        for key in ("stages", "tolerance"):
+            if key in found and not isinstance(found[key], Mapping):
+                found[key] = dict.fromkeys(SCALES, found[key])
+        return found
 
 
 class Published(Part):

@@ -52,7 +52,11 @@ def test_a_metric_has_its_own_tolerance(project: Path, make_record: MakeRecord, 
         return compare(load("mct"), "mini", [make_record("ucf_1@better", 0, value)], reference)[0].verdict
 
     assert [verdict(v) for v in (17.0, 23.1)] == [REPRODUCED, OUTSIDE]
-    path.write_text(path.read_text().replace("tolerance: 3.0", "tolerance: -1.0"))
+    path.write_text(path.read_text().replace("tolerance: 3.0", "tolerance: {mini: 3.0}"))
+    assert [verdict(v) for v in (17.0, 23.1)] == [REPRODUCED, OUTSIDE]
+    path.write_text(path.read_text().replace("{mini: 3.0}", "{paper: 3.0}"))
+    assert [verdict(v) for v in (20.0, 17.0)] == [REPRODUCED, NO_REFERENCE]
+    path.write_text(path.read_text().replace("tolerance: {paper: 3.0}", "tolerance: -1.0"))
     with pytest.raises(ValueError, match="tolerance"):
         load("mct")
 
@@ -74,20 +78,23 @@ def test_worst_first_each_cell_once(project: Path, make_record: MakeRecord, refe
     assert summary([]) == "no cell is measured"
 
 
-def test_strict_allows_one_cell_in_twenty(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
+def test_strict_allows_what_chance_does(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
     def cell(value: float) -> Compared:
         return compare(load("mct"), "mini", [make_record("esc@base", 7, value)], reference)[0]
 
-    good, outside, far = cell(50.0), cell(55.0), cell(59.0)
+    good, outside, rare, never = cell(50.0), cell(55.9), cell(56.1), cell(62.1)
     unknown = compare(load("mct"), "mini", [make_record("ucf_1@base", 0, 1.0)], reference)[0]
-    assert (outside.verdict, far.verdict, unknown.verdict) == (OUTSIDE, OUTSIDE, NO_REFERENCE)
-    assert strict_failure([*[good] * 20, unknown]) is None
-    assert strict_failure([outside, *[good] * 19]) is None
-    assert strict_failure([outside, *[good] * 18, unknown]) == (
-        "1 of 19 cells are outside, where chance allows one in twenty"
+    assert [c.verdict for c in (outside, rare, never, unknown)] == [OUTSIDE] * 3 + [NO_REFERENCE]
+    assert strict_failure([unknown]) is None
+    assert strict_failure([outside, good, unknown]) is None
+    assert strict_failure([rare, *[good] * 9]) is None
+    assert strict_failure([rare, *[good] * 8, unknown]) == (
+        "1 of 9 cells are further off than 1.5 times what is allowed; of a draw like the recorded ones it is one in "
+        "ten at most"
     )
-    told = strict_failure([far, *[good] * 19])
-    assert told == "New, ESC 59.0 against 50.0 ± 2.0 is 2.2 times as far off as is allowed, which is no chance"
+    assert strict_failure([never, *[good] * 19]) == (
+        "New, ESC 62.1 against 50.0 ± 2.0 is 3.0 times as far off as is allowed; chance does not go beyond 3"
+    )
 
 
 def test_another_configuration_is_said(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
@@ -121,7 +128,7 @@ def test_command(
     assert run("compare", "mct", "--runs", runs) == 0
     capsys.readouterr()
     assert run("compare", "mct", "--runs", runs, "--strict") == 1
-    assert "strict: mct, mini: 1 of 1 cells are outside" in capsys.readouterr().err
+    assert "strict: mct, mini: 1 of 1 cells are further off" in capsys.readouterr().err
     assert run("compare", "mct", "--runs", runs, "--against", runs, "--strict") == 0  # equal to itself
     assert run("compare", "mct", "--runs", runs, "--against", str(project / "none")) == 2
     assert "no such folder" in capsys.readouterr().err
