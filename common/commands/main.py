@@ -312,15 +312,17 @@ def print_filled(paper: str, stage: str, selection: Selection, printed: set[str]
     """Print the tables whose last cell a stage has filled, and add their ids to those `printed`."""
     from common.files import console
     from common.reporting import render
-    from common.reporting.tables import entries, load
+    from common.reporting.tables import entries, expand, load
 
     source = load(paper)
+    wanted = selection.tables, selection.rows, selection.stages, selection.everything
+    made = {instance.id for instance in expand(source, selection.scale, *wanted)}
     touched = {table.id for table, _, _ in entries(source, stage, selection.scale) if selection.scale in table.scales}
     waiting = [t.id for t in source.tables if t.id in touched - printed and t.id in (selection.tables or touched)]
     draws = [Draw(seed, selection.isa) for seed in selection.seeds]
     if waiting:
         for filled in render.fill(source, selection.scale, render.records_of(paper, selection.runs), waiting):
-            if filled.result.complete(draws):
+            if filled.result.complete(draws, made):
                 render.print_table(filled, console())
                 printed.add(filled.result.table.id)
 

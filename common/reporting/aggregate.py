@@ -79,9 +79,19 @@ class TableResult:
         """Whether any cell holds a measured value."""
         return any(cell.values for cell in self.cells.values())
 
-    def complete(self, draws: Collection[Draw]) -> bool:
-        """Whether every cell that stages fill has a value of each of these draws."""
-        filled = [cell for cell in self.cells.values() if cell.instances]
+    def complete(self, draws: Collection[Draw], made: Collection[str]) -> bool:
+        """Whether every cell that stages fill has a value of each of these draws.
+
+        Args:
+            draws: the draws.
+            made: the stages that are made; rows by request count where theirs are among them.
+        """
+        by_request = {row.label for row in self.rows if self.scale in row.by_request}
+        filled = [
+            cell
+            for (label, _), cell in self.cells.items()
+            if cell.instances and (label not in by_request or set(cell.instances) <= set(made))
+        ]
         return bool(filled) and all(cell.values.keys() >= set(draws) for cell in filled)
 
     @property

@@ -125,3 +125,21 @@ def test_a_table_is_printed_when_its_last_cell_is_there_and_once(
     assert "Transfer (mini)" in capsys.readouterr().out
     print_filled("mct", "esc@better", wanted, printed)
     assert capsys.readouterr().out == ""
+
+
+def test_a_table_does_not_wait_for_rows_by_request(
+    project: Path,  # noqa: F811
+    make_record: Callable[..., Record],  # noqa: F811
+    save: Callable[[Record], Path],  # noqa: F811
+) -> None:
+    tables = project / "papers/mct/tables.yaml"
+    text = tables.read_text(encoding="utf-8")
+    assert "model: better," in text
+    tables.write_text(text.replace("model: better,", "model: better, by_request: [mini],"), encoding="utf-8")
+    for everything in (True, False):
+        wanted = Selection(scale="mini", runs=project / "runs", everything=everything)
+        printed: set[str] = set()
+        for stage in ("base", "ucf_1@base", "esc@base"):
+            save(make_record(stage, 0, 50.0, metrics={"test/top1": 50.0, "test/loss": 1.0}))
+            print_filled("mct", stage, wanted, printed)
+        assert bool(printed) is not everything
