@@ -121,7 +121,8 @@ def load_encoder(
 ) -> None:
     """Give an encoder the weights that a checkpoint holds for it.
 
-    A classifier in the file that the encoder lacks is left out; everything else has to fit.
+    A classifier in the file that the encoder lacks is left out; everything else has to fit. An encoder with a method
+    `released_names` gives the tensors of files that call them otherwise the names that they have in it.
 
     Args:
         encoder: changed in place, and only if all of it is found.
@@ -155,6 +156,8 @@ def load_encoder(
         if name.startswith(prefix)
         and (name.removeprefix(prefix) in expected or not name.removeprefix(prefix).startswith(CLASSIFIERS))
     }
+    if hasattr(encoder, "released_names"):
+        found = encoder.released_names(found)
     for name in [name for name in found if name.endswith(".running_var")]:
         # Files of before PyTorch 0.4.1 do not count the steps of batch normalization.
         found.setdefault(f"{name.removesuffix('running_var')}num_batches_tracked", torch.tensor(0))

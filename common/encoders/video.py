@@ -1,6 +1,7 @@
 """Video encoders."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,8 @@ class R2Plus1D(nn.Module):
 
     It differs from torchvision's `r2plus1d_18`: stem of 3x7x7 followed by a max pool, no widening between the
     spatial and the temporal convolution, one batch normalization on the sum of main and residual path, and a maximum
-    instead of a mean over positions. Parameter names equal those of the released AVID-CMA checkpoints.
+    instead of a mean over positions. Parameter names equal those of the released AVID-CMA checkpoints;
+    `released_names` renames the exception.
 
     Args:
         depth: 10, 18 or 34: (1, 1, 1, 1), (2, 2, 2, 2) or (3, 4, 6, 3) blocks.
@@ -125,6 +127,17 @@ class R2Plus1D(nn.Module):
     def _stage(in_channels: int, out_channels: int, blocks: int, temporal: int, spatial: int) -> nn.Sequential:
         first = SpatioTemporalBlock(in_channels, out_channels, temporal, spatial)
         return nn.Sequential(first, *(SpatioTemporalBlock(out_channels, out_channels) for _ in range(blocks - 1)))
+
+    @staticmethod
+    def released_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of a released file under the names that they have here.
+
+        The authors' networks of depth 10 are no lists of blocks: `conv2x.spt_conv1.weight` is `conv2x.0.spt_conv1.weight`
+        here. Other names stay as they are, whatever stands before them.
+
+        Source: docs/papers/avid_cma.md [3.1], [13].
+        """
+        return {re.sub(r"\b(conv[2-5]x)\.(?!\d)", r"\1.0.", name): tensor for name, tensor in state.items()}
 
     def forward_stages(self, video: Tensor) -> dict[str, Tensor]:
         """Feature maps of every stage.

@@ -18,6 +18,7 @@ from common.encoders.checkpoint_files import (
     named_tensors,
     read_checkpoint,
 )
+from common.encoders.video import R2Plus1D
 from common.files import write_whole
 
 Modality = Literal["video", "audio"]
@@ -98,7 +99,7 @@ def _of_released(content: Mapping[str, Any]) -> Pretraining:
     scores = [value.float().mean() for name, value in criterion.items() if name.endswith("avg_exp_score")]
     if scores:
         memory["normalizer"] = torch.stack(scores).mean()
-    return Pretraining(below(named_tensors(content["model"]), ""), memory)
+    return Pretraining(R2Plus1D.released_names(below(named_tensors(content["model"]), "")), memory)
 
 
 def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, Tensor]:
@@ -134,7 +135,7 @@ def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, T
         raise CheckpointError(
             f"{path}: no {modality} encoder: no entry starts with '{tower}' in {first_of(list(state))}"
         )
-    return backbone
+    return R2Plus1D.released_names(backbone)
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Modality = "video") -> Path:

@@ -103,6 +103,24 @@ def test_official_checkpoint_of_the_old_file_format(tmp_path: Path) -> None:
     assert load_pretraining(path, paper_model()).memory["normalizer"].item() == 2.0
 
 
+def test_a_released_network_of_depth_10_loads_everywhere(tmp_path: Path) -> None:
+    # Its stages are single blocks, whose names have no number.
+    expected = small_model().state_dict()
+    released = {f"module.{key.replace('x.0.', 'x.')}": value for key, value in expected.items()}
+    assert "module.video_model.conv2x.spt_conv1.weight" in released
+    path = tmp_path / "Cross-N1024.pth.tar"
+    torch.save({"model": released, "train_criterion": {}, "epoch": 100}, path)
+    found = load_pretraining(path, small_model()).model
+    small_model().load_state_dict(found, strict=True)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    video = R2Plus1D(depth=10, width=2, stem_pool=False)
+    load_encoder(video, path, prefixes_of("kinetics_linear_small"))
+    assert torch.equal(video.conv5x[0].out_bn.weight, expected["video_model.conv5x.0.out_bn.weight"])
+    assert torch.equal(video.conv5x[0].tmp_conv2.weight, expected["video_model.conv5x.0.tmp_conv2.weight"])
+    assert load_backbone(path, "video").keys() == video.state_dict().keys()
+    assert load_backbone(path, "audio").keys() == AudioConvNet(width=2).state_dict().keys()
+
+
 def test_official_weights_end_in_the_right_tower(official_file: Path) -> None:
     content = torch.load(official_file, weights_only=True)["model"]
     video, audio = R2Plus1D(), AudioConvNet()
