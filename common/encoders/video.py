@@ -132,8 +132,8 @@ class R2Plus1D(nn.Module):
     def released_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of a released file under the names that they have here.
 
-        The authors' networks of depth 10 are no lists of blocks: `conv2x.spt_conv1.weight` is `conv2x.0.spt_conv1.weight`
-        here. Other names stay as they are, whatever stands before them.
+        A stage of the authors' networks of depth 10 is a block and no list of one: their `conv2x.spt_conv1.weight` is
+        `conv2x.0.spt_conv1.weight` here. Other names stay as they are, whatever stands before them.
 
         Source: docs/papers/avid_cma.md [3.1], [13].
         """
