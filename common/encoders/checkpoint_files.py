@@ -156,8 +156,8 @@ def load_encoder(
         if name.startswith(prefix)
         and (name.removeprefix(prefix) in expected or not name.removeprefix(prefix).startswith(CLASSIFIERS))
     }
-    if hasattr(encoder, "released_names"):
-        found = encoder.released_names(found)
+    if callable(rename := getattr(encoder, "released_names", None)):
+        found = rename(found)
     for name in [name for name in found if name.endswith(".running_var")]:
         # Files of before PyTorch 0.4.1 do not count the steps of batch normalization.
         found.setdefault(f"{name.removesuffix('running_var')}num_batches_tracked", torch.tensor(0))
