@@ -281,11 +281,11 @@ def wandb_report_command(args: argparse.Namespace) -> int:
     ]
     if not args.papers:
         reports.append((wandb_report.overview_report(papers, entity), runs_root() / "wandb-report.json"))
-    known = wandb_report.Sent(runs_root() / "wandb-sent.json", entity)
+    known = wandb_report.Sent(runs_root() / "wandb-sent.json", entity) if sending else None
     for report, path in reports:
         wandb_report.write(report, path)
         print(f"wrote: {path}")
-        if sending:
+        if known is not None:
             print(f"sent: {wandb_report.send(report, known.id(report.title))}")
             known.keep(report.title, report.id)
     if not sending:

@@ -6,6 +6,7 @@ import csv
 import io
 import shutil
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +51,18 @@ def log_table(module: pl.LightningModule, name: str, columns: Sequence[str], row
         columns: header.
         rows: cells; an array is shown as an image.
     """
-    for logger in wandb_loggers(module):
+
+    def log(logger: WandbLogger) -> None:
         import numpy as np
         import wandb
 
         shown = [[wandb.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row] for row in rows]
         logger.log_table(name, columns=list(columns), data=shown)
+
+    for logger in wandb_loggers(module):
+        # A stage's own never ends it; and pictures are files, for which a disk may be too full.
+        attempt = getattr(logger, "attempt", None)
+        log(logger) if attempt is None else attempt(partial(log, logger))
 
 
 def log_image(module: pl.LightningModule, path: Path) -> None:

@@ -60,13 +60,17 @@ def _read(path: Path) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, list[tuple[float, float]]] = {}
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            step = _number(row.get("step"))
+        reader = csv.reader(file)
+        head = next(reader, [])
+        long = sorted(head) == ["name", "step", "value"]
+        for row in reader:
+            named = dict(zip(head, row))
+            step = _number(named.get("step"))
             if step is None:
                 continue
-            entries = {row["name"]: row["value"]} if row.keys() == {"step", "name", "value"} else row
+            entries = {named.get("name", ""): named.get("value", "")} if long else named
             for name, text in entries.items():
-                value = _number(text) if isinstance(text, str) else None
+                value = _number(text)
                 if name and name not in ("step", "epoch") and value is not None:
                     found.setdefault(name, []).append((step, value))
     return {name: sorted(points) for name, points in found.items()}

@@ -17,6 +17,8 @@ _T = TypeVar("_T")
 PATIENCE_SECONDS = 3.0
 """How long a server that does not answer may hold anything up."""
 
+REFUSED = "W&B refused: "
+
 NO_KEY = "no key (WANDB_API_KEY or `wandb login`)"
 
 
@@ -39,15 +41,36 @@ def _settings() -> Any:
     return wandb.setup().settings
 
 
+def one_line(error: Exception) -> str:
+    """What an error of the client says, in one line; of a setting that it cannot take, which one and its value."""
+    wrong = getattr(error, "errors", None)  # of pydantic, which words it for programmers, over four lines
+    if not callable(wrong):
+        return " ".join(str(error).split())
+    said = []
+    for found in wrong():
+        name = ".".join(map(str, found["loc"]))
+        value = "" if "key" in name else f" is {found['input']!r}"
+        said.append(f"W&B's setting {name}{value}: {found['msg']} (WANDB_{name.upper()}, or the file of `wandb login`)")
+    return "; ".join(said)
+
+
 def server() -> str:
-    """Address of the server's interface, as `WANDB_BASE_URL` or `wandb login --host` set it."""
-    return str(_settings().base_url)
+    """Address of the server's interface, as `WANDB_BASE_URL` or `wandb login --host` set it.
+
+    Raises:
+        ReportingError: the client cannot take its settings.
+    """
+    try:
+        return str(_settings().base_url)
+    except Exception as error:  # of several kinds; all are the user's to fix
+        raise ReportingError(one_line(error)) from None
 
 
 def _credentials() -> Any:
     """The client's own key or identity token for the server, or None.
 
     Raises:
+        ReportingError: the client cannot take its settings.
         AuthenticationError: there is one that cannot be right, such as a key that is too short.
     """
     host = server()
@@ -58,11 +81,12 @@ def _credentials() -> Any:
 
 def why_no_key() -> str:
     """Why there is no key that could be used; empty when there is one. Asks no server."""
-    # Settings that do not parse raise errors of several kinds; all are the user's to fix.
     try:
         return "" if _credentials() is not None else NO_KEY
-    except Exception as error:
-        return f"no usable key: {' '.join(str(error).split())}"
+    except ReportingError as error:
+        return str(error)
+    except Exception as error:  # as above
+        return f"no usable key: {one_line(error)}"
 
 
 def why_unreachable() -> str:
@@ -70,15 +94,20 @@ def why_unreachable() -> str:
 
     A proxy, such as that of `HTTPS_PROXY`, is used as the client uses it.
     """
+    if missing := why_no_key():
+        return missing
     address = server()
+    host = urlsplit(address).hostname
     try:
         within(2 * PATIENCE_SECONDS, lambda: _knock(address))
     except ReportingError as error:
-        return f"{urlsplit(address).hostname} does not answer ({error})"
+        return f"{host} does not answer ({str(error).removeprefix(REFUSED)})"
     try:
         within(4 * PATIENCE_SECONDS, lambda: _credentials().verify())
     except ReportingError as error:
-        return f"{error}; `wandb login --relogin` takes another key"
+        if not str(error).startswith(REFUSED):
+            return f"{host} does not say whether it takes the key ({error})"
+        return f"{host}: {str(error).removeprefix(REFUSED)}; `wandb login --relogin` takes another key"
     return ""
 
 
@@ -119,7 +148,7 @@ def within(seconds: float, function: Callable[[], _T]) -> _T:
     thread.start()
     thread.join(seconds)
     if errors:
-        raise ReportingError(f"W&B refused: {type(errors[0]).__name__}: {errors[0]}")
+        raise ReportingError(f"{REFUSED}{type(errors[0]).__name__}: {one_line(errors[0])}")
     if not found:
         raise ReportingError(f"W&B did not answer within {seconds:.0f} seconds")
     return found[0]

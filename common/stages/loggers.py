@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import re
+import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from common.errors import StageError
 from common.files import write_atomically
 from common.reporting.runs import short_overrides
-from common.reporting.wandb_server import project, why_no_key, why_unreachable
+from common.reporting.wandb_server import one_line, project, why_no_key, why_unreachable
 
 
 class MetricsFile(Logger):
@@ -25,7 +28,7 @@ class MetricsFile(Logger):
 
     The long form needs no header that changes when a new metric appears, so a row once written is never rewritten. A
     resumed run first drops the rows after its checkpoint, then goes on: the file equals that of an uninterrupted run.
-    Lightning's CSVLogger starts its file anew instead.
+    Lightning's CSVLogger starts its file anew instead. Rows that a full disk does not take wait for the next ones.
 
     Args:
         path: the CSV file.
@@ -36,6 +39,7 @@ class MetricsFile(Logger):
         if path.exists() and not path.is_file():
             raise StageError(f"{path} is no file, but the values of training are written there: move it away")
         self._path = path
+        self._waiting: list[list[Any]] = []
 
     @property
     def name(self) -> str:
@@ -61,20 +65,45 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        told = bool(self._waiting)
+        self._waiting += [[step if step is not None else 0, name, repr(float(v))] for name, v in metrics.items()]
+        try:
+            self._write()
+        except OSError as error:
+            if not told:
+                _say(
+                    f"{self._path} cannot be written ({error.strerror}): training goes on, and its values wait in "
+                    "memory until it can; free space, or the next checkpoint stops it"
+                )
+
+    def _write(self) -> None:
+        """Append the rows that wait, all or none."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        new = not self._path.exists()
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["step", "name", "value"])
-            writer.writerows([step if step is not None else 0, name, repr(float(v))] for name, v in metrics.items())
-            # Else a loss of power takes rows of before the last checkpoint, which the resumed run does not make again.
-            file.flush()
-            os.fsync(file.fileno())
+        # Without a buffer, which would be written a second time when the file is closed.
+        with self._path.open("ab", buffering=0) as file:
+            size = file.tell()
+            text = io.StringIO(newline="")
+            csv.writer(text).writerows([*([] if size else [["step", "name", "value"]]), *self._waiting])
+            content = text.getvalue().encode()
+            try:
+                while content:
+                    content = content[file.write(content) :]
+                # Else a loss of power takes rows of before the last checkpoint, which the resumed run does not make
+                # again.
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(self._path, size)  # the row that was cut off
+                raise
+        self._waiting = []
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The configuration is kept beside the file by the stage, not in it."""
+
+
+def _say(text: str) -> None:
+    """One line for the user: what Lightning's own logger is told is not shown, see `run._quiet_lightning`."""
+    print(f"  {text}", flush=True)
 
 
 def wandb_mode() -> str:
@@ -84,16 +113,20 @@ def wandb_mode() -> str:
     offline, and one line says so. Online needs a key and a server that answers within a few seconds; where it does not,
     the run goes on offline, and so does the rest of the process.
     """
-    mode = os.environ.get("WANDB_MODE", "").lower()
-    if mode in {"disabled", "dryrun", "offline"}:
-        return "disabled" if mode == "disabled" else "offline"
-    if mode != "online" and not os.environ.get("WANDB_SWEEP_ID"):
-        return "offline"
+    given = os.environ.get("WANDB_MODE", "")
+    mode = {"dryrun": "offline", "run": "online"}.get(given.strip().lower(), given.strip().lower())
+    if mode not in ("", "online", "offline", "disabled"):
+        _say(f"W&B: WANDB_MODE={given} is none of online, offline and disabled; logging offline")
+        mode = "offline"
+    if mode:
+        os.environ["WANDB_MODE"] = mode  # the client refuses other spellings of it
+    if mode in ("offline", "disabled") or (not mode and not os.environ.get("WANDB_SWEEP_ID")):
+        return mode or "offline"
     if reason := why_no_key():
-        rank_zero_info(f"W&B: {'WANDB_MODE=online' if mode else 'a sweep'} but {reason}; logging offline instead")
+        _say(f"W&B: {'WANDB_MODE=online' if mode else 'a sweep'} but {reason}; logging offline instead")
         return "offline"
     if reason := why_unreachable():
-        rank_zero_info(f"W&B: {reason}; logging offline, `wandb sync` sends it later")
+        _say(f"W&B: {reason}; logging offline, `wandb sync` sends it later")
         return "offline"
     return "online"
 
@@ -103,6 +136,121 @@ _QUIET: dict[str, Any] = {
     "console": "off", "x_disable_stats": True, "x_disable_meta": True, "disable_git": True,
     "x_disable_machine_info": True, "x_save_requirements": False,
 }  # fmt: skip
+
+
+class StageWandbLogger(WandbLogger):
+    """The W&B run of a stage, which never ends the stage: what fails there is said once, and the stage goes on.
+
+    The client fails when its own process was killed or a disk is full, long after it started.
+
+    Args:
+        run: the run.
+        directory: folder of the stage.
+        first: number of the first row. An offline run that goes on must count on from its earlier file itself, since
+            no server does.
+    """
+
+    def __init__(self, run: Any, directory: Path, first: int = 0) -> None:
+        super().__init__(experiment=run, save_dir=str(directory))
+        self._first, self._failed = first, False
+
+    def attempt(self, action: Callable[[], object]) -> None:
+        """Do something that W&B may fail at."""
+        try:
+            action()
+        except Exception as error:
+            if not self._failed:
+                _say(
+                    f"W&B: {type(error).__name__}: {one_line(error)}; the stage goes on, and {_KEPT}, but W&B may lack "
+                    "some of it"
+                )
+            self._failed = True
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        if self._first:
+            first, self._first = self._first, 0
+            row = {**metrics, "trainer/global_step": step} if step is not None else metrics
+            self.attempt(lambda: self.experiment.log(dict(row), step=first, commit=True))
+        else:
+            self.attempt(lambda: WandbLogger.log_metrics(self, metrics, step))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The run has the whole configuration already, under the same keys for every stage."""
+
+    @rank_zero_only
+    def log_table(self, *args: Any, **kwargs: Any) -> None:
+        self.attempt(lambda: WandbLogger.log_table(self, *args, **kwargs))
+
+    @rank_zero_only
+    def log_image(self, *args: Any, **kwargs: Any) -> None:
+        self.attempt(lambda: WandbLogger.log_image(self, *args, **kwargs))
+
+    @rank_zero_only
+    def log_video(self, *args: Any, **kwargs: Any) -> None:
+        self.attempt(lambda: WandbLogger.log_video(self, *args, **kwargs))
+
+    def summarize(self, values: Mapping[str, Any]) -> None:
+        """Write values into the run's summary."""
+        self.attempt(lambda: self.experiment.summary.update(dict(values)))
+
+    def finish(self, exit_code: int) -> None:
+        """End the run, and say so when it was not kept or sent as a whole."""
+        run = self.experiment
+        self.attempt(lambda: run.finish(exit_code=exit_code))
+        if not self._failed and (reason := _first_error(Path(run.settings.log_internal))):
+            send = f"`wandb sync --include-online {run.settings.sync_dir}` sends what may be missing there"
+            lacking = "its offline file lacks some of them"
+            _say(f"W&B: {reason}; {_KEPT}, and {send if run.settings.mode == 'online' else lacking}")
+
+
+#: What holds without W&B.
+_KEPT = "its values are in metrics.csv and record.json"
+
+
+def _first_error(log: Path) -> str:
+    """The first error that the client's own process wrote into its log; empty when there is none.
+
+    What it could not send or write it tells nowhere else.
+    """
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        try:
+            told = json.loads(line)
+        except ValueError:  # a full disk cut it off
+            continue
+        if isinstance(told, dict) and told.get("level") == "ERROR":
+            parts = [str(told[key]) for key in ("msg", "status", "error") if told.get(key)]
+            return " ".join(": ".join(parts).split())[:300]
+    return ""
+
+
+def _earlier(directory: Path) -> list[Path]:
+    """Files of a stage's runs on W&B so far, the last at the end."""
+    return sorted(
+        directory.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.parent.name.removeprefix("offline-")
+    )
+
+
+def own_id(directory: Path, stem: str) -> str:
+    """Id of a stage's run: that under which its folder was logged before, else a new one that nobody else has.
+
+    Others of a team run the same stage: with the same id, the server would mix theirs and this one.
+
+    Args:
+        directory: folder of the stage.
+        stem: what the id begins with.
+    """
+    ids = [path.stem.removeprefix("run-") for path in _earlier(directory)]
+    return next((found for found in reversed(ids) if found.startswith(stem)), "") or _new_id(stem)
+
+
+def _new_id(stem: str) -> str:
+    return f"{stem[:120]}-{secrets.token_hex(2)}"
 
 
 def wandb_logger(
@@ -116,8 +264,10 @@ def wandb_logger(
     config: dict[str, Any],
     notes: str = "",
     whole: bool = False,
-) -> WandbLogger | None:
+) -> StageWandbLogger | None:
     """The W&B run of one stage; None when disabled or when W&B cannot start.
+
+    A run that cannot start online starts offline, and one that was deleted on the server gets another id.
 
     Args:
         directory: folder that gets the `wandb/` folder.
@@ -133,27 +283,30 @@ def wandb_logger(
     mode = wandb_mode()
     if mode == "disabled":
         return None
-    if mode == "offline":
-        # For all of the process and those that it starts, and before the import: W&B's own telemetry and its reports of
-        # errors ask the environment, not the run, and would look for their servers.
-        os.environ.update(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false")
-    import wandb
-
     wanted = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",")]
-    directory.mkdir(parents=True, exist_ok=True)
-    settings = wandb.Settings(
-        init_timeout=20,
-        # A network that dies meanwhile: what was not sent stays in the folder, and `wandb sync` sends it.
-        finish_timeout=120,
-        silent=True,
-        disable_code=True,
-        **({} if whole or os.environ.get("ASSEMBLE_WANDB_SYSTEM", "0") not in ("", "0") else _QUIET),
-    )
-    if "wandb.sdk.launch" not in sys.modules and hasattr(wandb.Run, "_detect_and_apply_job_inputs"):
-        # Every run looks for inputs that its process has staged for a launch agent, and to find none imports the agent,
-        # which takes three quarters of the start. Who has not imported it has staged none.
-        wandb.Run._detect_and_apply_job_inputs = lambda run: None  # type: ignore[method-assign, assignment]
-    try:
+    # A record takes more than 32 bytes of a file, so this is past all that it holds.
+    first = sum(path.stat().st_size for path in _earlier(directory)) // 32
+
+    def start(mode: str, run_id: str) -> StageWandbLogger:
+        if mode == "offline":
+            # For all of the process and those that it starts, and before the import: W&B's own telemetry and its
+            # reports of errors ask the environment, not the run, and would look for their servers.
+            os.environ.update(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false")
+        import wandb
+
+        directory.mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(
+            init_timeout=20,
+            # A network that dies meanwhile: what was not sent stays in the folder, and `wandb sync` sends it.
+            finish_timeout=120 if whole else 30,
+            silent=True,
+            disable_code=True,
+            **({} if whole or os.environ.get("ASSEMBLE_WANDB_SYSTEM", "0") not in ("", "0") else _QUIET),
+        )
+        if "wandb.sdk.launch" not in sys.modules and hasattr(wandb.Run, "_detect_and_apply_job_inputs"):
+            # Every run looks for inputs that its process has staged for a launch agent, and to find none imports the
+            # agent, which takes three quarters of the start. Who has not imported it has staged none.
+            wandb.Run._detect_and_apply_job_inputs = lambda run: None  # type: ignore[method-assign, assignment]
         run = wandb.init(
             project=project(),
             dir=str(directory),
@@ -169,15 +322,35 @@ def wandb_logger(
             settings=settings,
             reinit="finish_previous",
         )
-    except Exception as error:  # W&B must never end a run: the record is the source of truth.
-        rank_zero_info(f"W&B: could not start ({type(error).__name__}: {error}); this stage is not logged there")
-        return None
-    # Else the axis is the number of calls, and runs that log at other steps, or were resumed, do not line up.
-    run.define_metric("trainer/global_step")
-    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        # Else the axis is the number of calls, and runs that log at other steps, or were resumed, do not line up.
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        if mode == "online":
+            print(f"  W&B: {run.url}", flush=True)
+        return StageWandbLogger(run, directory, 0 if mode == "online" else first)
+
+    # W&B must never end a run: the record is the source of truth.
     if mode == "online":
-        print(f"  W&B: {run.url}", flush=True)
-    return WandbLogger(experiment=run, save_dir=str(directory))
+        try:
+            return start("online", run_id)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {one_line(error)}"
+        if "deleted" in reason:
+            try:
+                logger = start("online", _new_id(run_id))  # the client's process holds the other one
+                _say(f"W&B: {run_id} was deleted on the server, so this goes on under another id")
+                return logger
+            except Exception as error:
+                reason = f"{type(error).__name__}: {one_line(error)}"
+        import wandb
+
+        wandb.teardown()  # its process holds the id of the run that did not start
+        _say(f"W&B: could not start online ({reason}); logging offline, `wandb sync` sends it later")
+    try:
+        return start("offline", run_id)
+    except Exception as error:
+        _say(f"W&B: could not start ({type(error).__name__}: {one_line(error)}); not logged there, but {_KEPT}")
+        return None
 
 
 def run_name(stage: str, scale: str, draw: str, arguments: Sequence[str]) -> str:
@@ -194,7 +367,7 @@ def run_name(stage: str, scale: str, draw: str, arguments: Sequence[str]) -> str
     return " ".join([f"{base}-{scale}-{draw}", *said])[:128]
 
 
-def note_files(logger: WandbLogger, files: Mapping[str, Path], kind: str, *, used: bool, **about: Any) -> None:
+def note_files(logger: StageWandbLogger, files: Mapping[str, Path], kind: str, *, used: bool, **about: Any) -> None:
     """Note files as artifacts by reference, without sending them, so that the dashboard draws what came from what.
 
     The same name and file is the same version, whoever notes it: a child that uses a checkpoint need not find its
@@ -209,11 +382,11 @@ def note_files(logger: WandbLogger, files: Mapping[str, Path], kind: str, *, use
     """
     import wandb
 
+    def note(name: str, path: Path) -> None:
+        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name)[:128], kind, metadata=about)
+        artifact.add_reference(path.resolve().as_uri(), checksum=False)
+        # What `use_artifact` does with a new artifact, but that waits for the server, and refuses offline.
+        logger.experiment._log_artifact(artifact, is_user_created=True, use_after_commit=used)
+
     for name, path in files.items():
-        try:
-            artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name)[:128], kind, metadata=about)
-            artifact.add_reference(path.resolve().as_uri(), checksum=False)
-            # What `use_artifact` does with a new artifact, but that waits for the server, and refuses offline.
-            logger.experiment._log_artifact(artifact, is_user_created=True, use_after_commit=used)
-        except Exception as error:  # as above: W&B must never end a run
-            rank_zero_info(f"W&B: {name} is not noted ({type(error).__name__}: {error})")
+        logger.attempt(partial(note, name, path))

@@ -430,7 +430,7 @@ def _run_claimed(
     from common.reporting.curves import summaries
     from common.reporting.progress import FILE as PROGRESS_FILE
     from common.stages.cli import build
-    from common.stages.loggers import MetricsFile, note_files, run_name, wandb_logger
+    from common.stages.loggers import MetricsFile, note_files, own_id, run_name, wandb_logger
     from common.stages.memory import peak_memory_gib, reset_peak_memory
     from common.stages.telemetry import Telemetry
     from common.training.callbacks import EpochCount, Progress, WallClock, WholeCheckpoints
@@ -463,7 +463,7 @@ def _run_claimed(
         write_atomically(directory / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
         wandb = wandb_logger(
             directory=directory,
-            run_id=_run_id(request, request.stage, lineage),
+            run_id=own_id(directory, _run_id(request, request.stage, lineage)),
             name=run_name(request.stage, request.scale, request.draw.folder.replace("seed", "s"), request.arguments),
             group=f"{request.paper}/{request.scale}",
             job_type=request.job,
@@ -488,7 +488,8 @@ def _run_claimed(
         if wandb is not None:
             trainer.loggers = [metrics_file, wandb, *trainer.loggers[1:]]
             for parent in request.parents.values():
-                name, parent_id = run.start_from, _run_id(request, parent.stage, parent.lineage_hash)
+                parent_id = records.read(parent.directory / "record.json").wandb_run_id
+                name, parent_id = run.start_from, parent_id or _run_id(request, parent.stage, parent.lineage_hash)
                 note_files(wandb, {f"{parent_id}-{name}": parent.checkpoint(name)}, "checkpoint", used=True)
     last = directory / "checkpoints" / "last.ckpt"
     interrupted = True
@@ -522,9 +523,8 @@ def _run_claimed(
                 for name, value in summaries(directory / "metrics.csv").items()
                 if name.endswith((":min", ":max"))
             }
-            for key, value in {**metrics, **cells, **ends}.items():
-                if comparable or not key.startswith("published/"):
-                    wandb.experiment.summary[key] = value
+            found = {**metrics, **cells, **ends}
+            wandb.summarize({k: v for k, v in found.items() if comparable or not k.startswith("published/")})
 
         media = directory / "media"
         device = trainer.strategy.root_device
@@ -562,7 +562,7 @@ def _run_claimed(
         if main_process:
             records.write_atomically(directory / "record.json", record)
             if wandb is not None:
-                run_id, made = _run_id(request, request.stage, lineage), (directory / "checkpoints").glob("*.ckpt")
+                run_id, made = record.wandb_run_id, (directory / "checkpoints").glob("*.ckpt")
                 about = {"config_hash": config_hash, "lineage_hash": lineage, "steps": steps}
                 kept = {f"{run_id}-{path.stem}": path for path in sorted(made) if path.stem != "non_finite"}
                 note_files(wandb, kept, "checkpoint", used=False, **about)
@@ -583,7 +583,7 @@ def _run_claimed(
         raise (KeyboardInterrupt() if preemption.received is None else Preempted(preemption.received)) from None
     finally:
         if wandb is not None:
-            wandb.experiment.finish(exit_code=1 if interrupted else 0)
+            wandb.finish(exit_code=1 if interrupted else 0)
     return record
 
 

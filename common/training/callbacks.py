@@ -10,6 +10,7 @@ import json
 import random
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -220,8 +221,9 @@ class Progress(Callback):
             "loss": float(loss.detach()) if isinstance(loss, torch.Tensor) else None,
             "left": (now - began) * (1 - share) / (share - at) if share > at else None,
         }
-        # A reader that meets half a line takes it as none.
-        self.path.write_text(json.dumps(told), encoding="utf-8")
+        # A reader that meets half a line takes it as none. A full disk is told by what must be written.
+        with suppress(OSError):
+            self.path.write_text(json.dumps(told), encoding="utf-8")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:

@@ -119,6 +119,12 @@ def test_without_a_key_the_reports_are_files(project: Path, capsys: pytest.Captu
     assert not (project / "runs" / "wandb-report.json").exists()  # that is the report of all
 
 
+def test_offline_asks_for_no_server(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "no address")
+    assert run("wandb-report", "mct", "--offline") == 0
+    assert (project / "runs" / "mct" / "wandb-report.json").is_file()
+
+
 def test_a_server_that_does_not_answer_costs_seconds(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
 import struct
 import time
@@ -129,3 +131,28 @@ def test_the_metrics_file_forgets_what_came_after_the_checkpoint(tmp_path: Path)
     assert path.read_text(encoding="utf-8") == whole
     logger.drop_after(2)
     assert read_metrics(path) == {"a": [(0, 0.0), (1, 1 / 3), (2, 2 / 3)], "b": [(0, 1.0), (1, 1.0), (2, 1.0)]}
+
+
+def test_a_disk_that_was_full_for_a_while_costs_no_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, full = tmp_path / "metrics.csv", False
+    fsync = os.fsync
+
+    def sometimes(descriptor: int) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sometimes)
+    logger = MetricsFile(path)
+    for step in range(6):
+        full = step in (0, 2, 3)
+        logger.log_metrics({"a": float(step)}, step)
+        if full:
+            assert "\n3," not in path.read_text(encoding="utf-8")
+    assert read_metrics(path) == {"a": [(step, float(step)) for step in range(6)]}
+    assert path.read_text(encoding="utf-8").count("step,name,value") == 1
+    out = capsys.readouterr().out
+    assert out.count("No space left on device") == 2  # once each time
+    assert "free space" in out

@@ -18,8 +18,8 @@ import pytest
 from wandb.sdk.lib import wbauth
 
 from common.reporting.wandb_server import NO_KEY, server, why_no_key, why_unreachable
-from common.stages.loggers import run_name, wandb_logger, wandb_mode
-from common.stages.run import run_stage
+from common.stages.loggers import StageWandbLogger, own_id, run_name, wandb_logger, wandb_mode
+from common.stages.run import ConfigurationError, run_stage
 from tests.stages import request
 from tests.wandb_stub import KEY, WandbStub, forget, serving
 
@@ -108,6 +108,56 @@ def test_a_key_that_is_too_short_or_refused_means_offline(stub: WandbStub, monke
     assert why_no_key() == ""
     assert "wandb login --relogin" in why_unreachable()
     assert wandb_mode() == "offline"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("WANDB_BASE_URL", "127.0.0.1:8080", "W&B's setting base_url is '127.0.0.1:8080': Input should be a valid URL"),
+        ("WANDB_BASE_URL", "", "W&B's setting base_url is ''"),
+        ("WANDB_API_KEY", "", NO_KEY),
+        ("WANDB_API_KEY", f"{KEY}\n", "API key cannot start or end with whitespace"),
+    ],
+)
+def test_a_setting_that_cannot_be_right_is_told_in_one_line(
+    variable: str, value: str, told: str, stub: WandbStub, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv(variable, value)
+    assert told in why_no_key()
+    assert told in why_unreachable()
+    capsys.readouterr()
+    assert wandb_mode() == "offline"
+    out = capsys.readouterr().out
+    assert told in out
+    assert out.count("\n") == 1
+
+
+def test_an_address_may_end_with_a_slash(stub: WandbStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", f"{stub.address}/")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert wandb_mode() == "online"
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [("ONLINE", "online"), (" online ", "online"), ("run", "online"), ("Offline", "offline"), ("DISABLED", "disabled")],
+)
+def test_modes_may_be_written_as_people_do(
+    given: str, mode: str, stub: WandbStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", given)
+    assert wandb_mode() == mode
+
+
+def test_an_unknown_mode_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    assert wandb_mode() == "offline"
+    assert "WANDB_MODE=onlin is none of online, offline and disabled" in capsys.readouterr().out
 
 
 def test_a_server_that_hangs_costs_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +314,125 @@ def test_an_offline_run_is_synced_with_its_lineage(
     assert probe.used == [f"{first.wandb_run_id}-last"]
 
 
+def begin(folder: Path, run_id: str = "one") -> StageWandbLogger:
+    logger = wandb_logger(
+        directory=folder, run_id=run_id, name="one", group="g", job_type="pretrain", tags=[], config={}
+    )
+    assert logger is not None
+    return logger
+
+
+def sync(stub: WandbStub, *arguments: str) -> None:
+    """`wandb sync`, as a user types it."""
+    environment = {**os.environ, "WANDB_BASE_URL": stub.address, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
+    command = [sys.executable, "-m", "wandb", "sync", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def keyed(stub: WandbStub, monkeypatch: pytest.MonkeyPatch) -> WandbStub:
+    """The server, and an environment whose key is for it."""
+    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    return stub
+
+
+def test_a_key_that_is_revoked_while_a_run_goes_on_loses_nothing(
+    keyed: WandbStub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = begin(tmp_path)
+    logger.log_metrics({"train/loss": 1.0}, step=0)
+    keyed.refusing = 401
+    logger.log_metrics({"train/loss": 2.0}, step=1)
+    logger.finish(exit_code=0)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "wandb sync" in line]
+    assert "401" in line
+    assert "metrics.csv" in line
+    keyed.refusing = 200
+    command = line.split("`")[1].split()
+    assert command[:2] == ["wandb", "sync"]
+    sync(keyed, *command[2:])
+    assert [row["train/loss"] for row in keyed.runs["one"].history] == [1, 2]
+
+
+def test_a_run_that_cannot_start_online_starts_offline(
+    keyed: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("common.stages.loggers.why_unreachable", lambda: "")
+    keyed.refusing = 401
+    logger = begin(tmp_path)
+    out = capsys.readouterr().out
+    assert "could not start online" in out
+    assert out.count("\n") == 1
+    logger.log_metrics({"train/loss": 1.0}, step=0)
+    logger.finish(exit_code=0)
+    assert capsys.readouterr().out == ""
+    keyed.refusing = 200
+    sync(keyed, *map(str, tmp_path.glob("wandb/offline-run-*")))
+    assert [row["train/loss"] for row in keyed.runs["one"].history] == [1]
+
+
+def test_a_run_that_was_deleted_on_the_server_goes_on_under_another_id(
+    keyed: WandbStub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keyed.deleted = {"one"}
+    logger = begin(tmp_path)
+    logger.log_metrics({"train/loss": 1.0}, step=0)
+    logger.finish(exit_code=0)
+    (found,) = keyed.runs
+    assert found.startswith("one-")
+    assert "one was deleted on the server" in capsys.readouterr().out
+    assert own_id(tmp_path, "one") == found
+
+
+def test_folders_have_ids_of_their_own_and_keep_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    mine, theirs = own_id(tmp_path / "mine", "one"), own_id(tmp_path / "theirs", "one")
+    assert mine != theirs
+    begin(tmp_path / "mine", mine).finish(exit_code=0)
+    assert own_id(tmp_path / "mine", "one") == mine
+    assert own_id(tmp_path / "mine", "two") != mine  # another configuration in the same folder
+
+
+def test_an_offline_run_that_was_resumed_counts_on(
+    stub: WandbStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for steps in ((0, 1, 2), (2, 3)):
+        logger = begin(tmp_path)
+        for step in steps:
+            logger.log_metrics({"train/loss": float(step)}, step=step)
+        logger.finish(exit_code=0)
+        time.sleep(1.1)  # the client names folders by the second, and sends them in that order
+    sync(stub, *map(str, tmp_path.glob("wandb/offline-run-*")))
+    rows = stub.runs["one"].history
+    assert [row["trainer/global_step"] for row in rows] == [0, 1, 2, 2, 3]
+    assert [row["_step"] for row in rows] == sorted({row["_step"] for row in rows})
+
+
+def test_a_client_that_dies_ends_no_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when its process was killed: everything that asks it fails from then on."""
+    import wandb
+
+    def lost(*_: object, **__: object) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("log", "_log_artifact", "finish"):
+        monkeypatch.setattr(wandb.Run, name, lost)
+    monkeypatch.setattr(wandb.Image, "__init__", lost)  # pictures are files, too
+    monkeypatch.setattr(wandb.Table, "__init__", lost)
+    record = run_stage(request("avid/avid", tmp_path, "--trainer.log_every_n_steps", "1"))
+    assert record.metrics["test/loss_last"] is not None
+    assert record.media
+    out = capsys.readouterr().out
+    assert out.count("W&B: ") == 1
+    assert "ConnectionResetError: Connection lost; the stage goes on" in out
+
+
 def test_a_run_with_overrides_is_named_by_them() -> None:
     assert run_name("avid", "mini", "s0", ()) == "avid-mini-s0"
     changed = ("--model.loss.temperature", "0.1", "--trainer.max_epochs=3", "--data.crops", "a", "b")
@@ -281,3 +450,11 @@ def test_a_logger_of_the_user_stands_beside_ours(tmp_path: Path, monkeypatch: py
     assert "train/loss" in path.read_text(encoding="utf-8")
     assert (stage.directory / "metrics.csv").is_file()
     assert list(stage.directory.glob("wandb/offline-run-*"))
+
+
+def test_a_logger_whose_package_is_missing_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": str(tmp_path)}}
+    with pytest.raises(ConfigurationError, match=r"tensorboard"):
+        run_stage(request("avid/avid", tmp_path, "--trainer.logger", json.dumps(logger)))
