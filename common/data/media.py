@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from av.audio.frame import AudioFrame
-from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container.input import InputContainer
+from av.filter.graph import Graph
+from av.stream import Discard
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -38,6 +39,12 @@ AUDIO_PREROLL_SECONDS = 0.5
 AUDIO_GAP_SECONDS = 0.05
 # A stream that says it is longer has a damaged header.
 LONGEST_SECONDS = 7 * 24 * 3600.0
+# PyAV's names of the sample types, with a p at the end where channels are apart.
+_SAMPLE_TYPES = {
+    name + planar: np.dtype(kind)
+    for name, kind in (("u8", "u1"), ("s16", "i2"), ("s32", "i4"), ("flt", "f4"), ("dbl", "f8"))
+    for planar in ("", "p")
+}
 # Source samples given to the resampler before and after the window, so that its filter is settled.
 RESAMPLER_MARGIN = 64
 
@@ -154,9 +161,22 @@ class AudioTrack:
             packed = np.ascontiguousarray(samples).reshape(1, -1)
             frame = AudioFrame.from_ndarray(packed, format=self.sample_format, layout=self.layout)
         frame.sample_rate = self.rate
-        resampler = AudioResampler(format="s16", layout="mono", rate=sample_rate)
-        parts = [out.to_ndarray() for out in (*resampler.resample(frame), *resampler.resample(None))]
-        return np.concatenate(parts, axis=1)[0] if parts else np.zeros(0, dtype=np.int16)
+        # What PyAV's resampler does; that one starts a thread for every core of the machine.
+        graph = Graph()
+        graph.threads = 1
+        source = graph.add(
+            "abuffer", sample_rate=str(self.rate), sample_fmt=frame.format.name, channel_layout=frame.layout.name
+        )
+        form = graph.add("aformat", sample_rates=str(sample_rate), sample_fmts="s16", channel_layouts="mono")
+        graph.link_nodes(source, form, graph.add("abuffersink")).configure()
+        graph.push(frame)
+        graph.push(None)
+        parts: list[npt.NDArray[np.int16]] = []
+        while True:
+            try:
+                parts.append(graph.pull().to_ndarray()[0])
+            except EOFError:
+                return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int16)
 
 
 @dataclass(slots=True)
@@ -448,16 +468,17 @@ class MediaFile:
             raise MediaError.of(self.path, f"cannot be read: {error or type(error).__name__}") from error
 
     def _rewind(self, stream: VideoStream | AudioStream, seek_to: float | None) -> None:
-        """Go to a key frame at or before a time; None = the beginning."""
-        if seek_to is not None:
-            assert stream.time_base is not None
-            self._opened().seek(int(seek_to / stream.time_base), stream=stream, backward=True)
-            self._fresh = False
-            return
-        if not self._fresh:
+        """Go to a key frame at or before a time; None = the beginning. Packets of other streams are passed over."""
+        wanted = stream.index
+        if seek_to is None and not self._fresh:
             # Not every container can seek to its very beginning; every one can be opened again.
             self._open()
         self._fresh = False
+        for other in self._opened().streams:
+            other.discard = Discard.default if other.index == wanted else Discard.all
+        if seek_to is not None:
+            assert stream.time_base is not None
+            self._opened().seek(int(seek_to / stream.time_base), stream=stream, backward=True)
 
     # Picture
 
@@ -563,10 +584,9 @@ class MediaFile:
             following = time + frame.samples / rate
             if following <= start:
                 continue
-            samples = frame.to_ndarray()
-            channels = frame.layout.nb_channels
-            samples = samples.T if frame.format.is_planar else samples.reshape(-1, channels)
-            if parts and samples.shape[1] != parts[0].shape[1]:
+            samples = _samples(frame)
+            channels = samples.shape[1]
+            if parts and channels != parts[0].shape[1]:
                 raise MediaError.of(self.path, "the number of channels changes")
             if not parts:
                 if seek_to is not None and time > start:
@@ -592,8 +612,23 @@ class MediaFile:
 
 
 def _pixels(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
-    pixels: Any = reformatter.reformat(frame, format="rgb24").to_ndarray()
+    # Left alone, it starts a thread for every core of the machine, in every loader process.
+    pixels: Any = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     return pixels
+
+
+def _samples(frame: AudioFrame) -> npt.NDArray[Any]:
+    """Samples [N, channels] of a frame: `to_ndarray` without its overhead, at some fifty frames a second of sound."""
+    channels, planar = frame.layout.nb_channels, frame.format.is_planar
+    count, dtype = frame.samples, _SAMPLE_TYPES.get(frame.format.name)
+    if dtype is None:
+        raise ValueError(f"sound of the type {frame.format.name} is not supported")
+    if not planar:
+        return np.frombuffer(memoryview(frame.planes[0]), dtype, count * channels).reshape(-1, channels).copy()
+    samples = np.empty((channels, count), dtype)
+    for row, plane in zip(samples, frame.planes, strict=True):
+        row[:] = np.frombuffer(memoryview(plane), dtype, count)
+    return samples.T
 
 
 def probe(path: str | Path) -> MediaInfo:
