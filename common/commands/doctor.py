@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from common.errors import StageError
 from common.files import cache_folder
 from common.reporting import records
 from common.reporting.papers import checkout, working_folder
@@ -21,6 +22,20 @@ REQUIRED = (
     "torch", "torchvision", "torchaudio", "lightning", "jsonargparse", "transformers", "timm", "torchmetrics", "wandb",
     "av", "sklearn", "rich", "matplotlib", "jinja2",
 )  # fmt: skip
+
+
+def _reader() -> str:
+    """What reads video and sound, and what else could."""
+    from common.data import torchcodec_reader
+
+    reason = torchcodec_reader.why_missing()
+    try:
+        chosen = "torchcodec" if torchcodec_reader.wanted() else "PyAV"
+    except StageError as error:
+        return f"[red]{escape(str(error))}[/red]"
+    if reason:
+        return escape(f"{chosen}; {reason}")
+    return f"{chosen}; torchcodec {torchcodec_reader.version()} loads ({torchcodec_reader.SWITCH}=torchcodec uses it)"
 
 
 def examine(data: Path, papers: list[str]) -> int:
@@ -39,6 +54,7 @@ def examine(data: Path, papers: list[str]) -> int:
         except ImportError as error:
             missing.append(name)
             table.add_row(name, f"[red]does not import: {error}[/red]")
+    table.add_row("reader", _reader())
     if "torch" not in missing:
         import torch
 

@@ -19,15 +19,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from av.audio.frame import AudioFrame
-from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container.input import InputContainer
+from av.filter.graph import Graph
+from av.stream import Discard
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from common.data import shards
+from common.data import shards, torchcodec_reader
 from common.data.caches import FileCache
 from common.data.windows import Limits, select_frames
 
@@ -38,6 +39,12 @@ AUDIO_PREROLL_SECONDS = 0.5
 AUDIO_GAP_SECONDS = 0.05
 # A stream that says it is longer has a damaged header.
 LONGEST_SECONDS = 7 * 24 * 3600.0
+# PyAV's names of the sample types, with a p at the end where channels are apart.
+_SAMPLE_TYPES = {
+    name + planar: np.dtype(kind)
+    for name, kind in (("u8", "u1"), ("s16", "i2"), ("s32", "i4"), ("flt", "f4"), ("dbl", "f8"))
+    for planar in ("", "p")
+}
 # Source samples given to the resampler before and after the window, so that its filter is settled.
 RESAMPLER_MARGIN = 64
 
@@ -154,9 +161,22 @@ class AudioTrack:
             packed = np.ascontiguousarray(samples).reshape(1, -1)
             frame = AudioFrame.from_ndarray(packed, format=self.sample_format, layout=self.layout)
         frame.sample_rate = self.rate
-        resampler = AudioResampler(format="s16", layout="mono", rate=sample_rate)
-        parts = [out.to_ndarray() for out in (*resampler.resample(frame), *resampler.resample(None))]
-        return np.concatenate(parts, axis=1)[0] if parts else np.zeros(0, dtype=np.int16)
+        # What PyAV's resampler does; that one starts a thread for every core of the machine.
+        graph = Graph()
+        graph.threads = 1
+        source = graph.add(
+            "abuffer", sample_rate=str(self.rate), sample_fmt=frame.format.name, channel_layout=frame.layout.name
+        )
+        form = graph.add("aformat", sample_rates=str(sample_rate), sample_fmts="s16", channel_layouts="mono")
+        graph.link_nodes(source, form, graph.add("abuffersink")).configure()
+        graph.push(frame)
+        graph.push(None)
+        parts: list[npt.NDArray[np.int16]] = []
+        while True:
+            try:
+                parts.append(graph.pull().to_ndarray()[0])
+            except EOFError:
+                return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int16)
 
 
 @dataclass(slots=True)
@@ -284,7 +304,7 @@ class MediaFile:
         if self._decoded is not None and self._decoded.video is not None:
             frames = self._decoded.video.pick(boundaries, step)
         else:
-            frames = self._read_frames(boundaries, step)
+            frames = self._read_frames(boundaries, step, indices)
         if not len(frames):
             raise MediaError.of(self.path, f"no video frame could be decoded at {start:.3f} s")
         return torch.from_numpy(frames), actual_start
@@ -448,16 +468,17 @@ class MediaFile:
             raise MediaError.of(self.path, f"cannot be read: {error or type(error).__name__}") from error
 
     def _rewind(self, stream: VideoStream | AudioStream, seek_to: float | None) -> None:
-        """Go to a key frame at or before a time; None = the beginning."""
-        if seek_to is not None:
-            assert stream.time_base is not None
-            self._opened().seek(int(seek_to / stream.time_base), stream=stream, backward=True)
-            self._fresh = False
-            return
-        if not self._fresh:
+        """Go to a key frame at or before a time; None = the beginning. Packets of other streams are passed over."""
+        wanted = stream.index
+        if seek_to is None and not self._fresh:
             # Not every container can seek to its very beginning; every one can be opened again.
             self._open()
         self._fresh = False
+        for other in self._opened().streams:
+            other.discard = Discard.default if other.index == wanted else Discard.all
+        if seek_to is not None:
+            assert stream.time_base is not None
+            self._opened().seek(int(seek_to / stream.time_base), stream=stream, backward=True)
 
     # Picture
 
@@ -476,8 +497,15 @@ class MediaFile:
             following = time + step
             yield time, frame
 
-    def _read_frames(self, boundaries: npt.NDArray[np.float64], step: float) -> npt.NDArray[np.uint8]:
+    def _read_frames(
+        self, boundaries: npt.NDArray[np.float64], step: float, indices: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.uint8]:
         assert self.info.video_limits is not None
+        self._opened()
+        if torchcodec_reader.wanted() and self._video is not None:
+            read = torchcodec_reader.read_frames(self.path, self._video.index, boundaries, step, indices)
+            if read is not None:
+                return read
         first = float(boundaries[0]) - 0.5 * step
         seek_to = first if first - self.info.video_limits[0] > step else None
         with self._explained():
@@ -533,6 +561,10 @@ class MediaFile:
 
     def _read_track(self, start: float, end: float) -> AudioTrack:
         assert self.info.audio_limits is not None
+        if np.isfinite(start) and torchcodec_reader.wanted() and self._audio is not None:
+            track = self._track_by_torchcodec(start, end)
+            if track is not None:
+                return track
         seek_to = start - AUDIO_PREROLL_SECONDS
         with self._explained():
             track = None
@@ -545,6 +577,27 @@ class MediaFile:
         if track is None:
             raise MediaError.of(self.path, f"no sound could be decoded at {max(start, 0.0):.3f} s")
         return track
+
+    def _track_by_torchcodec(self, start: float, end: float) -> AudioTrack | None:
+        assert self._audio is not None
+        assert self.info.audio_limits is not None
+        first, last = self.info.audio_limits
+        # MPEG streams are not stamped at every frame, and those stamps that are made up differ.
+        if self._opened().format.name.startswith("mpeg") or not max(start, first) < min(end, last):
+            return None
+        read = torchcodec_reader.read_samples(
+            self.path,
+            self._audio.index,
+            max(start, first),
+            end,
+            self.info.audio_rate,
+            min(end, last) - AUDIO_GAP_SECONDS,
+        )
+        if read is None:
+            return None
+        samples, time, kind = read
+        layout = {1: "mono", 2: "stereo"}.get(samples.shape[1])
+        return None if layout is None else AudioTrack(samples, self.info.audio_rate, time, kind, layout)
 
     def _collect_audio(self, start: float, end: float, seek_to: float | None) -> AudioTrack | None:
         self._opened()
@@ -563,10 +616,9 @@ class MediaFile:
             following = time + frame.samples / rate
             if following <= start:
                 continue
-            samples = frame.to_ndarray()
-            channels = frame.layout.nb_channels
-            samples = samples.T if frame.format.is_planar else samples.reshape(-1, channels)
-            if parts and samples.shape[1] != parts[0].shape[1]:
+            samples = _samples(frame)
+            channels = samples.shape[1]
+            if parts and channels != parts[0].shape[1]:
                 raise MediaError.of(self.path, "the number of channels changes")
             if not parts:
                 if seek_to is not None and time > start:
@@ -592,8 +644,23 @@ class MediaFile:
 
 
 def _pixels(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
-    pixels: Any = reformatter.reformat(frame, format="rgb24").to_ndarray()
+    # Left alone, it starts a thread for every core of the machine, in every loader process.
+    pixels: Any = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     return pixels
+
+
+def _samples(frame: AudioFrame) -> npt.NDArray[Any]:
+    """Samples [N, channels] of a frame: `to_ndarray` without its overhead, at some fifty frames a second of sound."""
+    channels, planar = frame.layout.nb_channels, frame.format.is_planar
+    count, dtype = frame.samples, _SAMPLE_TYPES.get(frame.format.name)
+    if dtype is None:
+        raise ValueError(f"sound of the type {frame.format.name} is not supported")
+    if not planar:
+        return np.frombuffer(memoryview(frame.planes[0]), dtype, count * channels).reshape(-1, channels).copy()
+    samples = np.empty((channels, count), dtype)
+    for row, plane in zip(samples, frame.planes, strict=True):
+        row[:] = np.frombuffer(memoryview(plane), dtype, count)
+    return samples.T
 
 
 def probe(path: str | Path) -> MediaInfo:

@@ -259,6 +259,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     output = capsys.readouterr().out
     assert "torch" in output
     assert "W&B key" in output
+    assert "PyAV; torchcodec" in output
 
 
 #: Runs a command and writes down every name that is looked up and every connection to another machine.

@@ -6,6 +6,7 @@ import os
 import pickle
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -94,6 +95,40 @@ def test_resampled_sound_stays_in_place(folder: Path, suffix: str, rate: int) ->
             assert len(window) == len(expected)
             # Half a source sample of offset is 0.03 at this frequency and level.
             assert np.abs(window - expected).max() < 0.05
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv", ".flac"])
+def test_sound_and_pixels_are_those_of_pyav(folder: Path, suffix: str) -> None:
+    """Reading passes over PyAV's own resampler, arrays and threads, which cost more; the bits are the same."""
+    sound = tone(2.0, 22_050, channels=2)
+    path = folder / f"pyav{suffix}"
+    if suffix == ".flac":
+        write_audio(path, sound, 22_050)
+    else:
+        write_video(path, size=(34, 50), audio=sound, audio_rate=22_050)
+    with av.open(str(path)) as container:
+        decoded = list(container.decode(audio=0))
+    arrays = [f.to_ndarray() if f.format.is_planar else f.to_ndarray().reshape(-1, 2).T for f in decoded]
+    expected = np.concatenate(arrays, axis=1)
+    with MediaFile(path) as media:
+        decoded_whole = media.decode_all()
+        track = decoded_whole.audio
+        assert track is not None
+        assert track.samples.dtype == expected.dtype
+        assert np.array_equal(track.samples.T, expected)
+        resampler = av.AudioResampler(format="s16", layout="mono", rate=8_000)
+        parts = [o.to_ndarray()[0] for frame in [*decoded, None] for o in resampler.resample(frame)]
+        samples = np.concatenate(parts)[:16_000].astype(np.float32) / 32767
+        # From the file's first sample on, so that both resamplers have seen the same.
+        start = max(track.start, 0.0)
+        assert np.array_equal(
+            media.read_audio(start, 1.0, 8_000).numpy(), samples[round((start - track.start) * 8_000) :][:8_000]
+        )
+        if suffix != ".flac":
+            with av.open(str(path)) as container:
+                frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            assert decoded_whole.video is not None
+            assert np.array_equal(decoded_whole.video.frames, np.stack(frames))
 
 
 def test_treating_sound_as_of_another_rate_changes_its_pitch(folder: Path) -> None:
