@@ -82,7 +82,7 @@ CONTRACTS = [
         held=None,
         apart=False,
         bad=[
-            ({"concepts": 1573}, "concepts"),
+            ({"concepts": 819}, "concepts"),
             ({"concepts": 25}, "concepts"),
             ({"test_style": "noto"}, "test_style"),
             ({"train_styles": ("crayon",)}, "train_styles"),

@@ -21,7 +21,7 @@ from common.data.datasets.multi30k import Multi30K
 from common.data.datasets.stair_captions import STAIRCaptions
 from common.data.datasets.wikipedia import WikipediaText
 from common.data.worlds.base import World
-from common.data.worlds.emoji import LANGUAGES, Concept
+from common.data.worlds.emoji import LANGUAGES, Concept, read_concepts
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld, induced_dictionary, plain
 from tests.data.worlds import tiny
 
@@ -51,17 +51,11 @@ def sets(world: EmojiLanguagesWorld) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- division
 def test_the_whole_world_has_the_sizes_it_says() -> None:
     whole = tiny(EmojiLanguagesWorld, None, concepts=None, test=300, fine_tune=400)
-    parts = (
-        whole.test_concepts,
-        whole.fine_tune_concepts,
-        whole.dictionary_concepts,
-        whole.pretraining_concepts,
-        whole.left_out_concepts,
-    )
-    assert [len(part) for part in parts] == [300, 400, 290, 582, 0]
-    assert len({concept.index for part in parts for concept in part}) == 1572
-    assert all(concept.group != "Flags" for part in parts for concept in part)
-    assert whole.held_out_concepts == whole.dictionary_concepts[:40]
+    parts = (whole.test_concepts, whole.fine_tune_concepts, whole.pretraining_concepts)
+    assert [len(part) for part in parts] == [300, 400, 118]
+    assert len({concept.index for part in parts for concept in part}) == 818
+    assert all(concept.core for part in parts for concept in part)
+    assert whole.held_out_concepts == whole.text_concepts[:40]
     # Seeds are measured on the same pictures.
     assert (
         tiny(EmojiLanguagesWorld, None, concepts=None, test=300, fine_tune=400, seed=7).test_concepts
@@ -70,6 +64,25 @@ def test_the_whole_world_has_the_sizes_it_says() -> None:
     coverage = {language: len(entries) for language, entries in whole.dictionaries.items()}
     assert sorted(coverage) == ["cs", "de", "fr", "ja", "zh"]
     assert min(coverage.values()) > 500
+
+
+def test_nothing_that_is_tested_looks_like_another() -> None:
+    whole = tiny(EmojiLanguagesWorld, None, concepts=None, test=300, fine_tune=400)
+    names = {concept.name["en"] for concept in whole.test_concepts}
+    for alike in (
+        ("blue book", "green book", "orange book"),
+        ("pound banknote", "yen banknote", "euro banknote"),
+        ("first quarter moon", "first quarter moon face"),
+        ("dvd", "optical disk"),
+    ):
+        assert len(names.intersection(alike)) <= 1
+    said = [
+        {word for text in (c.name["en"], *c.keywords["en"]) for word in plain(text).split()} for c in whole.concepts
+    ]
+    tested = [own for own, concept in zip(said, whole.concepts) if concept.name["en"] in names]
+    assert max(len(one & two) / len(one | two) for n, one in enumerate(tested) for two in tested[:n]) < 0.4
+    with pytest.raises(ValueError, match=r"test: of 818 concepts 6\d\d do not look alike, 700 are asked for"):
+        tiny(EmojiLanguagesWorld, None, concepts=None, test=700, fine_tune=1)
 
 
 def test_what_is_tested_is_seen_nowhere_else(world: EmojiLanguagesWorld, sets: dict[str, Any]) -> None:
@@ -82,7 +95,7 @@ def test_what_is_tested_is_seen_nowhere_else(world: EmojiLanguagesWorld, sets: d
             assert not tested & set(dataset.captions("val", language).groups.tolist())
     captioned = set(sets["conceptual_captions"].captions("train").groups.tolist())
     assert captioned == {concept.index for concept in world.pretraining_concepts}
-    assert not captioned & {c.index for c in (*world.dictionary_concepts, *world.fine_tune_concepts)}
+    assert not captioned & {concept.index for concept in world.fine_tune_concepts}
     said = {line for language in LANGUAGES for line in sets["wikipedia"].sentences("train", language)}
     for concept in world.test_concepts:
         assert plain(concept.name["en"]) not in said
@@ -100,7 +113,7 @@ def test_drawings_alone_may_be_unseen(tmp_path: Path) -> None:
     assert set(tested) < {concept.index for concept in made.pretraining_concepts}
     assert set(tested) < {concept.index for concept in made.tuned_concepts}
     assert set(tested) < {concept.index for concept in made._shown}
-    assert not set(tested) & {concept.index for concept in (*made.held_out_concepts, *made.dictionary_concepts)}
+    assert not set(tested) & {concept.index for concept in made.held_out_concepts}
     chinese = COCOCN(made.root_of("coco_cn"), tmp_path)
     styles = {split: {int(key[-12:]) // 10_000 for key in chinese.captions(split).keys} for split in ("train", "test")}
     assert styles == {"train": {1, 2, 3}, "test": {4}}
@@ -198,7 +211,7 @@ def test_every_picture_is_there(world: EmojiLanguagesWorld, sets: dict[str, Any]
     )
     classes = ImageNet(world.root_of("imagenet"))
     assert set(classes.listing("train").labels) == set(range(len(world.class_names)))
-    assert len(classes.listing("val")) == len(world._shown_later)
+    assert len(classes.listing("val")) == len(world.text_concepts)
 
 
 # ---------------------------------------------------------------------------------------------------- dictionaries
@@ -227,9 +240,17 @@ def test_dictionary_files(world: EmojiLanguagesWorld) -> None:
     assert all(len(pair) == 2 and " " not in pair[0] and pair[1] for pair in pairs)
     assert pairs == [[word, text] for word, own in world.dictionaries["ja"].items() for text in own]
     assert max(Counter(word for word, _ in pairs).values()) <= 3
-    # None is made from a concept that pre-training shows or a test asks for.
-    source = {c.index for c in (*world.dictionary_concepts, *world.fine_tune_concepts, *world.left_out_concepts)}
-    assert not source & {c.index for c in (*world.test_concepts, *world.pretraining_concepts)}
+    # A word that one concept alone has is in none: its entry would say what one picture shows.
+    counts = Counter(
+        word
+        for concept in read_concepts()
+        if concept.group != "Flags"
+        for word in {word for text in (concept.name["en"], *concept.keywords["en"]) for word in plain(text).split()}
+    )
+    entries = {word for own in world.dictionaries.values() for word in own}
+    assert min(counts[word] for word in entries) >= 2
+    said = {word for concept in world.test_concepts for text in concept.keywords["en"] for word in plain(text).split()}
+    assert entries & said
 
 
 # ---------------------------------------------------------------------------------------------------- tokenizer

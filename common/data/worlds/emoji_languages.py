@@ -1,7 +1,8 @@
 """Real drawings in miniature with captions in six languages: stand-ins for every data set that M3P reads.
 
-A concept is for testing, for fine-tuning, for pre-training, or for the dictionaries; pictures for testing are by a
-designer whose drawings are not trained on. What they show has been drawn by others before, or never, as one chooses.
+A concept is for testing, for fine-tuning or for pre-training; no two that are tested look alike. Pictures for testing
+are by a designer whose drawings are not trained on. What they show has been drawn by others before, or never, as one
+chooses.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from common.types import NonNegativeInt, PositiveInt
 CAPTIONS_PER_IMAGE = {"en": 5, "de": 5, "fr": 1, "cs": 1, "ja": 5, "zh": 1}
 #: Settings of the dictionaries, docs/papers/m3p.md [13.1].
 LEAST_DICE, LEAST_SHARED, TRANSLATIONS = 0.5, 2, 3
+#: Two concepts look alike that share so much of their English words (Jaccard's coefficient): moons, books, banknotes.
+ALIKE = 0.4
 
 _CJK = re.compile(r"([\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 _MARKS = re.compile(r"[,:、，：()（）\u201c\u201d\u201e\u2018\"«»「」]")
@@ -83,7 +86,7 @@ def induced_dictionary(concepts: Iterable[Concept], language: str) -> dict[str, 
     targets: defaultdict[str, set[int]] = defaultdict(set)
     terms_of: defaultdict[int, list[str]] = defaultdict(list)
     for concept in concepts:
-        for word in {word for text in (concept.name["en"], *concept.keywords["en"]) for word in plain(text).split()}:
+        for word in _english(concept):
             sources[word].add(concept.index)
         terms = {plain(text) for text in (concept.name[language], *concept.keywords[language])} - {""}
         for term in sorted(terms):
@@ -105,23 +108,26 @@ class EmojiLanguagesWorld(World):
     """Stand-ins for Conceptual Captions, Multi30K, COCO, STAIR Captions, COCO-CN, Wikipedia, and what belongs to them.
 
     Captions are a name followed by up to `keywords` keywords in random order; the first caption of a test image always
-    has the first keywords of the list in their order. Flags are left out. Concepts are divided, once for all seeds:
-    `test`, `fine_tune`, and of the others a third for the dictionaries and the rest for pre-training. No picture of a
-    dictionary concept is trained on, and no dictionary is made from a concept that pre-training shows or a test asks
-    for: otherwise an entry would be the translation of a caption. (Concepts of fine-tuning, in which nothing is
-    switched, serve the dictionaries too.) Text without pictures says nothing of test concepts either.
+    has the first keywords of the list in their order. Pictures show the 818 concepts that all designers drew and that
+    can be told apart by sight (`Concept.core`). They are divided, once for all seeds: `test` concepts, no two of which
+    look alike by their English words, `fine_tune` others, and the rest for pre-training. Text without pictures is about
+    the rest alone, and says nothing of test concepts.
+
+    Dictionaries are induced from the annotations of all concepts, with and without pictures. As a printed dictionary
+    they hold the words of what is tested, but only those that at least two concepts share: the name of a single thing
+    is in none, so that no entry says what one picture shows.
 
     Where only `drawings` are unseen, other designers' drawings of the test concepts are in Conceptual Captions, with
     English captions, in the training splits of the other sets, with captions in their languages, and in `imagenet`.
     The fixed caption of a test image is none of them, unless its concept has no keywords.
 
     `dictionaries` holds `en-<language>.txt`, `sentencepiece` a tokenizer that was trained on the text of pre-training,
-    `imagenet` drawings by sub-category for the network that makes region features.
+    `imagenet` drawings by what they show, for the network that makes region features.
 
     Args:
         seed: seed of captions, grounds and places of training pictures.
         size: side of a picture in pixels.
-        concepts: number of concepts, spread evenly over the 1,572 that are no flags; None for all.
+        concepts: number of concepts with pictures, spread evenly over the 818; None for all.
         test, fine_tune: numbers of concepts for testing and for fine-tuning.
         unseen: what is new in a test: the `concepts`, in any language and by any designer, or their `drawings`.
         keywords: most keywords of a caption.
@@ -150,7 +156,7 @@ class EmojiLanguagesWorld(World):
         "sentencepiece",
         "imagenet",
     )
-    version = 2
+    version = 3
     credit = CREDIT
 
     def __init__(
@@ -174,7 +180,8 @@ class EmojiLanguagesWorld(World):
                 raise ValueError(f"train_styles, test_style: {style!r} is not one of {', '.join(STYLES)}")
         if not train_styles or len(set(styles)) < len(styles):
             raise ValueError(f"train_styles, test_style: at least two different designers are needed, got {styles}")
-        every = tuple(concept for concept in read_concepts() if concept.group != "Flags")
+        known = tuple(concept for concept in read_concepts() if concept.group != "Flags")
+        every = tuple(concept for concept in known if concept.core)
         count = len(every) if concepts is None else concepts
         if not 0 < count <= len(every):
             raise ValueError(f"concepts: must be from 1 to {len(every)}, got {concepts}")
@@ -220,26 +227,24 @@ class EmojiLanguagesWorld(World):
         spread = [every[row * len(every) // count] for row in range(count)]
         # The same division for every seed, so that seeds are measured on the same pictures.
         order = [spread[row] for row in np.random.default_rng(0).permutation(count)]
-        third = rest // 3
-
-        def part(start: int, length: int) -> tuple[Concept, ...]:
-            return _ordered(order[start : start + length])
-
-        self.concepts = part(0, count)
-        self.test_concepts = part(0, test)
-        self.fine_tune_concepts = part(test, fine_tune)
-        self.dictionary_concepts = part(test + fine_tune, third)
-        #: What text without pictures is about, besides the dictionary concepts.
-        self.text_concepts = part(test + fine_tune + third, rest - third)
+        apart = told_apart(order, test)
+        if len(apart) < test:
+            raise ValueError(f"test: of {count} concepts {len(apart)} do not look alike, {test} are asked for")
+        tested = {concept.index for concept in apart}
+        others = [concept for concept in order if concept.index not in tested]
+        self.concepts = _ordered(order)
+        self.test_concepts = _ordered(apart)
+        self.fine_tune_concepts = _ordered(others[:fine_tune])
+        #: What text without pictures is about.
+        self.text_concepts = _ordered(others[fine_tune:])
         again = self.test_concepts if unseen == "drawings" else ()
         self.pretraining_concepts = _ordered((*self.text_concepts, *again))
         self.tuned_concepts = _ordered((*self.fine_tune_concepts, *again))
-        chosen = {concept.index for concept in spread}
-        # Of a world that does not hold all concepts, the others make the dictionaries, too: a handful shares no words.
-        self.left_out_concepts = tuple(concept for concept in every if concept.index not in chosen)
+        #: All that have names, with and without pictures here: what the dictionaries are made of.
+        self.named_concepts = known
         self._sheets: dict[str, dict[int, np.ndarray]] = {}
         # Drawn by the test designer for validation.
-        self.held_out_concepts = (self.text_concepts if again else self.dictionary_concepts)[:_HELD_OUT_IMAGES]
+        self.held_out_concepts = self.text_concepts[:_HELD_OUT_IMAGES]
 
     def prepare(self, names: Sequence[str] | None = None) -> None:
         try:
@@ -299,12 +304,12 @@ class EmojiLanguagesWorld(World):
 
     @cached_property
     def dictionaries(self) -> Mapping[str, Mapping[str, list[str]]]:
-        """Translations of English words by language."""
-        concepts = (*self.dictionary_concepts, *self.fine_tune_concepts, *self.left_out_concepts)
-        described = (*self.dictionary_concepts, *self.fine_tune_concepts, *self.text_concepts)
-        used = {word for c in described for text in (c.name["en"], *c.keywords["en"]) for word in plain(text).split()}
+        """Translations of the English words of this world's captions by language."""
+        used = {word for concept in self.concepts for word in _english(concept)}
         return {
-            language: {word: own for word, own in induced_dictionary(concepts, language).items() if word in used}
+            language: {
+                word: own for word, own in induced_dictionary(self.named_concepts, language).items() if word in used
+            }
             for language in LANGUAGES[1:]
         }
 
@@ -312,7 +317,7 @@ class EmojiLanguagesWorld(World):
         """Text without pictures: names with keywords, of concepts that are not tested, in random order."""
         number = LANGUAGES.index(language)
         rng = np.random.default_rng([1 + self.seed, _TEXT, number])
-        concepts = sorted((*self.text_concepts, *self.dictionary_concepts), key=lambda concept: concept.code_points)
+        concepts = sorted(self.text_concepts, key=lambda concept: concept.code_points)
         sentences = [text for concept in concepts for text in self.captions_of(concept, language, _SENTENCES, rng)]
         return [sentences[row] for row in rng.permutation(len(sentences))]
 
@@ -393,7 +398,7 @@ class EmojiLanguagesWorld(World):
         if name in ("multi30k", "coco_karpathy"):
             return sum(drawn(*self._split(split)) for split in ("train", "val", "test"))
         if name == "imagenet":
-            return drawn(self.train_styles, self._shown) + len(self._shown_later)
+            return drawn(self.train_styles, self._shown) + drawn((self.test_style,), self.text_concepts)
         return 0
 
     def _fill(self, name: str, root: Path, write: Write) -> None:
@@ -476,18 +481,16 @@ class EmojiLanguagesWorld(World):
         texts += [
             text for entries in self.dictionaries.values() for word, own in entries.items() for text in (word, *own)
         ]
-        concepts = (*self.test_concepts, *self.fine_tune_concepts, *self.text_concepts)
-        every = {
-            sign
-            for concept in concepts
+        # A tokenizer of a hundred languages was made of text that holds the words of any caption.
+        texts += [
+            plain(text)
+            for concept in self.concepts
             for language in LANGUAGES
             for text in (concept.name[language], *concept.keywords[language])
-            for sign in plain(text)
-        }
-        # A tokenizer of a hundred languages knows every sign, but nothing else of the text that is tested or tuned on.
+        ]
+        known = {sign for text in texts for sign in text}
         # Without pieces of its own, a CJK sign would be two: the space before it, and itself.
-        signs = [f"\u2581{sign}" for sign in sorted(every.union(*texts)) if _CJK.match(sign)]
-        known = set("".join(texts)).union(signs, " ")
+        signs = [f"\u2581{sign}" for sign in sorted(known) if _CJK.match(sign)]
         with (root / "sentencepiece.bpe.model").open("wb") as stream:
             try:
                 SentencePieceTrainer.train(
@@ -497,14 +500,13 @@ class EmojiLanguagesWorld(World):
                     vocab_size=self.vocabulary_size,
                     hard_vocab_limit=False,
                     character_coverage=1.0,
-                    required_chars="".join(sorted(every - known)),
                     user_defined_symbols=signs,
                     num_threads=1,
                     minloglevel=2,
                 )
             except RuntimeError as error:
                 raise ValueError(
-                    f"vocabulary_size: {self.vocabulary_size} pieces are too few for the {len(every | known)} signs of "
+                    f"vocabulary_size: {self.vocabulary_size} pieces are too few for the {len(known)} signs of "
                     f"this world ({error})"
                 ) from None
 
@@ -515,25 +517,38 @@ class EmojiLanguagesWorld(World):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """Sub-categories, sorted: the classes of the regions."""
-        return tuple(sorted({concept.subgroup for concept in self._shown}))
-
-    @cached_property
-    def _shown_later(self) -> tuple[Concept, ...]:
-        """What its features are tried on: other concepts by the test designer."""
-        return tuple(concept for concept in self.dictionary_concepts if concept.subgroup in self.class_names)
+        """English names of what is shown: the classes of the regions, as a detector has those of things."""
+        return tuple(concept.name["en"] for concept in self._shown)
 
     def _imagenet(self, root: Path, write: Write) -> None:
+        label_of = {concept.index: label for label, concept in enumerate(self._shown)}
         for split, styles, concepts in (
             ("train", self.train_styles, self._shown),
-            ("val", (self.test_style,), self._shown_later),
+            # Its features are tried on drawings by the test designer, of what no test asks for.
+            ("val", (self.test_style,), self.text_concepts),
         ):
             # The network moves the drawings itself.
             for style, concept, _, pixels in self._pictures(styles, concepts, 1, False):
-                label = self.class_names.index(concept.subgroup)
-                path = imagenet_path(root, split, label, _number(style, concept))
+                path = imagenet_path(root, split, label_of[concept.index], _number(style, concept))
                 write(path, partial(write_jpeg, path, pixels))
         write_class_names(root, self.class_names)
+
+
+def told_apart(concepts: Iterable[Concept], count: int) -> list[Concept]:
+    """The first `count` concepts that share few English words with those before them; fewer where there are no more."""
+    chosen: list[Concept] = []
+    said: list[set[str]] = []
+    for concept in concepts:
+        words = _english(concept)
+        if len(chosen) < count and all(len(words & own) < ALIKE * len(words | own) for own in said):
+            chosen.append(concept)
+            said.append(words)
+    return chosen
+
+
+def _english(concept: Concept) -> set[str]:
+    """The words of a concept's English name and keywords."""
+    return {word for text in (concept.name["en"], *concept.keywords["en"]) for word in plain(text).split()}
 
 
 def _ordered(concepts: Iterable[Concept]) -> tuple[Concept, ...]:
