@@ -250,6 +250,8 @@ class XMCGANModule(pl.LightningModule):
         if self.evaluation is not None:
             self.evaluation.load_pretrained()
             self.data.require_two()
+        if self.choice is not None:
+            self.choice.require()
         if stage != "fit":
             return
         for field, size in (

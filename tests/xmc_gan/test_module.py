@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import NonFiniteLossError
+from common.protocols.generation import GenerationEvaluation
 from common.stages.run import run_stage
 from common.training.switches import lay_out_channels_last
 from papers.xmc_gan.choice import CheckpointChoice
@@ -363,6 +364,25 @@ def test_the_checkpoint_with_the_best_score_is_measured(tmp_path: Path) -> None:
     assert record.metrics["test/chosen_average"] == float(best[2] == "average")
     # What was chosen is what is measured.
     assert record.metrics["test/mini_fd"] == pytest.approx(float(best[0]), rel=1e-4)
+
+
+def test_a_choice_whose_score_cannot_be_made_ends_before_images_are_generated(tmp_path: Path) -> None:
+    missing = GenerationEvaluation(
+        inception=str(tmp_path / "inception.pth"), inception_tv=None, clip=None, detector=None
+    )
+    for key, message in (("fid", r"key is fid, .*inception\.pth does not exist"), ("r_precision", "clip is null")):
+        with pytest.raises(ValueError, match=message):
+            CheckpointChoice(missing, key, checkpoint=str(tmp_path / "last.ckpt")).require()
+    of_miniature = MiniatureEvaluation(AttributeClassifier())
+    with pytest.raises(ValueError, match=r"key is mini_fd, .*names no checkpoint of mini_evaluator"):
+        CheckpointChoice(of_miniature, "mini_fd", checkpoint=str(tmp_path / "last.ckpt")).require()
+    with pytest.raises(ValueError, match=r"choice.key is mini_fd"):
+        run_stage(
+            request(
+                "xmc_gan/xmc_gan_best", tmp_path, "--model.choice.checkpoint", str(tmp_path / "last.ckpt"),
+                *WITHOUT_PARENTS[2:], "--model.choice.evaluation.evaluator.pretrained", "null",
+            )
+        )  # fmt: skip
 
 
 def test_a_choice_of_no_checkpoint_is_refused() -> None:
