@@ -20,7 +20,7 @@ def migrated(records: dict[Path, dict[str, Any]], name: str, migrate: Migrate) -
 
     Args:
         records: path of the file to its content.
-        name: name of the migration; records that went through it are left out.
+        name: name of the migration; records that went through it are left out, and those that it does not change.
         migrate: (package of the paper, configuration) to the new configuration.
 
     Raises:
@@ -39,7 +39,8 @@ def migrated(records: dict[Path, dict[str, Any]], name: str, migrate: Migrate) -
         for path, record in ready.items():
             new = _new(record, new_lineage, name, migrate)
             new_lineage[_key(record, record["stage"], record["lineage_hash"])] = new["lineage_hash"]
-            done[path] = new
+            if new["lineage_hash"] != record["lineage_hash"]:
+                done[path] = new
             del left[path]
     return done
 

@@ -58,6 +58,10 @@ class ImageEvaluation(ABC):
             CheckpointError: a file is damaged or of another network.
         """
 
+    def why_not(self, metric: str) -> str:
+        """Why a metric will not be measured, once the networks were read; empty where it will."""
+        return ""
+
     @abstractmethod
     def begin(self, module: pl.LightningModule) -> None:
         """Reset, and take the statistics of real images.
@@ -197,6 +201,10 @@ class GenerationEvaluation(ImageEvaluation):
                 self.missing.append(f"{metrics} will be left out: {error}")
         for line in self.missing:
             print_once(line)
+
+    def why_not(self, metric: str) -> str:
+        self.load_pretrained()
+        return next((line for line in self.missing if metric in line.partition(" will be")[0].split(" and ")), "")
 
     def begin(self, module: pl.LightningModule) -> None:
         self.module: Any = module

@@ -157,6 +157,7 @@ class Record:
         config_hash: see `config_hash`.
         lineage_hash: see `lineage_hash`.
         config: the whole resolved configuration, plain data.
+        ours: `{"field": ..., "value": ...}` for what no source of the paper gives, as the recipe lists it.
         deviations: `{"field": ..., "reason": ...}` for whatever the scale changes beyond sizes; at the scale
             `paper` for everything that a rehearsal changes.
         parents: configuration field to `{"stage": ..., "lineage_hash": ...}`.
@@ -195,6 +196,7 @@ class Record:
     started: Annotated[_Name, AfterValidator(_iso_time)]
     selection: _Name = "last"
     deviations: list[Annotated[dict[str, str], _entry("field", "reason")]] = field(default_factory=list)
+    ours: list[Annotated[dict[str, str], _entry("field", "value")]] = field(default_factory=list)
     parents: dict[str, Annotated[dict[str, str], _entry("stage", "lineage_hash")]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     hardware: Annotated[dict[str, Any], AfterValidator(_known_rounding)] = field(default_factory=dict)

@@ -238,6 +238,28 @@ def deviations_markdown(filled: Sequence[Filled]) -> str:
     return "\n\n".join(parts)
 
 
+def ours_at(scale: str, filled: Sequence[Filled]) -> dict[str, list[str]]:
+    """Fields whose values are ours in what was measured, with these; of miniatures none, whose values are all ours."""
+    found: dict[str, dict[str, None]] = {}
+    for f in filled:
+        if f.result.scale == scale in ("paper", "single"):
+            for name, values in f.result.ours.items():
+                found.setdefault(name, {}).update(dict.fromkeys(values))
+    return {name: list(found[name]) for name in sorted(found)}
+
+
+def ours_markdown(filled: Sequence[Filled]) -> str:
+    """The values that no source of the paper gives, once for all tables; empty where there are none."""
+    parts = []
+    for scale in SCALES:
+        lines = [f"- `{name}`: {', '.join(values)}" for name, values in ours_at(scale, filled).items()]
+        if lines:
+            parts.append(
+                "\n".join([f"### Values that are ours at {scale} scale, in no source of the paper", "", *lines])
+            )
+    return "\n\n".join(parts)
+
+
 def _figure_name(result: TableResult) -> str:
     """File of a table's figure, from the paper's folder: beside the records that it is drawn from."""
     return f"results/{result.scale}/{result.table.id}.svg"
@@ -277,14 +299,14 @@ def _escape(text: str) -> str:
 
 
 def paper_markdown(paper: str, runs: Path | None = None) -> str:
-    """All tables of a paper as Markdown, then its deviations, then what was not measured at any scale."""
+    """All tables of a paper as Markdown, its deviations, values of ours, and what was not measured at any scale."""
     return tables_markdown(fill_best(load(paper), records_of(paper, runs)))
 
 
 def tables_markdown(filled: Sequence[Filled]) -> str:
-    """Tables as Markdown; deviations stand once, and a table that nothing fills is a line."""
+    """Tables as Markdown; deviations and values of ours stand once, and a table that nothing fills is a line."""
     parts = [table_markdown(f) for f in filled if f.result.measured]
-    parts.append(deviations_markdown(filled))
+    parts += [deviations_markdown(filled), ours_markdown(filled)]
     waiting = [f"*{f.result.table.title}* ({_origin(f.result)})" for f in filled if not f.result.measured]
     if waiting:
         parts.append(f"Not measured at any scale yet: {'; '.join(waiting)}.")
@@ -537,13 +559,18 @@ def print_table(filled: Filled, console: Console) -> None:
 
 
 def print_tables(filled: Sequence[Filled], console: Console, printed: Collection[str] = ()) -> None:
-    """Print tables, but for those already `printed` (ids), then the deviations of all."""
+    """Print tables, but for those already `printed` (ids), then the deviations of all and the values that are ours."""
     for f in filled:
         if f.result.table.id not in printed:
             print_table(f, console)
     deviations = {(f.result.scale, d["field"], d["reason"]) for f in filled for d in f.result.deviations}
     for scale, field, reason in sorted(deviations):
         console.print(f"deviation at {scale}: {field}: {reason}", markup=False, style="dim")
+    for scale in SCALES:
+        for name, values in ours_at(scale, filled).items():
+            console.print(
+                f"ours at {scale}, in no source of the paper: {name}: {', '.join(values)}", markup=False, style="dim"
+            )
 
 
 def _plain(text: str) -> str:

@@ -144,6 +144,7 @@ class _Section:
             ],
             "waiting": [self._table(f) for f in waiting],
             "deviations": _deviations(used),
+            "ours": {scale: ours for scale in self.scales if (ours := render.ours_at(scale, measured[scale]))},
             "comparisons": comparisons(self.fresh, self.runs, list(self.source.stages), budget),
             "runs": self._runs(budget),
             "records": used,

@@ -53,9 +53,8 @@ def paper_report(paper: Paper, records: Sequence[Record], entity: str = "") -> R
         blocks += [wr.H2(heading.removeprefix("### ")), wr.MarkdownBlock(text=body.strip())]
         if f.result.measured:
             blocks.append(_table_panels(source, f))
-    deviations = render.deviations_markdown(filled)
-    if deviations:
-        blocks.append(wr.MarkdownBlock(text=deviations))
+    for text in filter(None, (render.deviations_markdown(filled), render.ours_markdown(filled))):
+        blocks.append(wr.MarkdownBlock(text=text))
     scales = list(dict.fromkeys(f.result.scale for f in filled if f.result.measured))
     if scales:
         blocks += [wr.H2("Training"), _training_panels(paper, scales)]

@@ -140,11 +140,19 @@ class RunConfiguration:
         """The stack in one line, in the order of merging."""
         return " < ".join(layer.name for layer in self.layers)
 
+    def values_of_ours(self) -> dict[str, str]:
+        """The values that are ours, by field; of a field that is a class, its name. What is not there is left out."""
+        short = {path.replace(".init_args", ""): str(value) for path, value in leaves(self.config)}
+        short |= {
+            path.removesuffix(".class_path"): value.rpartition(".")[2]
+            for path, value in short.items()
+            if path.endswith(".class_path")
+        }
+        return {name: short[name] for name in self.ours if name in short}
+
     def describe_ours(self) -> str:
         """The values that are ours in one line, `field=value, ...`; empty when there are none."""
-        found = dict(leaves(self.config))
-        short = {path.replace(".init_args", ""): value for path, value in found.items()}
-        return ", ".join(f"{name}={short[name]}" for name in self.ours if name in short)
+        return ", ".join(f"{name}={value}" for name, value in self.values_of_ours().items())
 
     def with_placeholders(self, **values: str) -> dict[str, Any]:
         """The config with `$NAME` replaced; see `substitute`."""
@@ -475,15 +483,11 @@ def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
 def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str | int | None], dict[str, Any]]:
     """The switches that a merged configuration sets, by name, and the configuration without them.
 
-    A model that has an argument of a switch's name does by itself what the switch would do, and keeps it.
-
     Raises:
         ConfigurationError: a switch is neither true nor false, or a number of samples is none.
     """
     arguments = (config.get("model") or {}).get("init_args") or {}
-    found = [name for name in SWITCHES if name in arguments]
-    own = _own_arguments(config["model"].get("class_path")) if found else set()
-    switches = {name: arguments[name] for name in found if name not in own}
+    switches = {name: arguments[name] for name in SWITCHES if name in arguments}
     if not switches:
         return {}, config
     for name, value in switches.items():
@@ -495,13 +499,6 @@ def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str | int | 
             raise ConfigurationError(f"{name} must be true or false{also}, got {value!r}")
     without = {name: value for name, value in arguments.items() if name not in switches}
     return switches, {**config, "model": {**config["model"], "init_args": without}}
-
-
-def _own_arguments(path: Any) -> set[str]:
-    try:
-        return _arguments_of(_class_at(path)) or set()
-    except (ImportError, AttributeError, TypeError, ValueError):
-        return set()  # what is no class is told where classes are checked
 
 
 def _class_at(path: Any) -> Any:

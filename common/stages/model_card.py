@@ -107,6 +107,7 @@ def model_card(record: Record, folder: str, model: type[Any], usage: str, repo: 
         "",
         *([f"- `{one['field']}`: {one['reason']}" for one in record.deviations] or ["None beyond sizes are declared."]),
         "",
+        *_ours(record),
         "## Data",
         "",
         *_data(record),
@@ -119,6 +120,13 @@ def model_card(record: Record, folder: str, model: type[Any], usage: str, repo: 
         "that was trained on them has to be met as well.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _ours(record: Record) -> list[str]:
+    if not record.ours:
+        return []
+    lines = [f"- `{one['field']}`: {one['value']}" for one in record.ours]
+    return ["## Values that are in no source of the paper", "", *lines, ""]
 
 
 def metadata(record: Record, folder: str, model: type[Any]) -> dict[str, Any]:

@@ -543,6 +543,7 @@ def _run_claimed(
             lineage_hash=lineage,
             config=run.config,
             deviations=[dict(entry) for entry in run.deviations],
+            ours=[{"field": name, "value": value} for name, value in run.values_of_ours().items()],
             parents={
                 name: {"stage": parent.stage, "lineage_hash": parent.lineage_hash}
                 for name, parent in request.parents.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -41,6 +40,7 @@ from common.stages.export import (
     without_sources,
 )
 from common.stages.finished import FinishedStage, instantiate
+from common.training.batch_norm import GroupedBatchNorm
 from papers.mct.loss import MultimodalContrast
 
 
@@ -302,92 +302,50 @@ class MCT(TrainedModel):
         return embeddings[self.embedding].float()
 
 
-def encode_queries(encoder: nn.Module, *inputs: Tensor, groups: int = 1) -> dict[str, Tensor]:
-    """Queries of a batch, encoded in groups that batch normalization sees apart.
-
-    A group holds the rows that one of so many more processes would have: with the sampler's order (rank r of W has the
-    samples r, r + W, ... of a global batch) groups are the same ones on any number of devices. Running statistics are
-    those of the first group, as DDP takes those of rank 0.
-
-    Args:
-        encoder: a tower.
-        *inputs: of the encoder; all have the same number of rows.
-        groups: into how many this rank's rows are divided.
-
-    Returns:
-        As `Tower.forward`, in the order of the inputs.
-
-    Source: [6].
-    """
-    _require_groups(inputs[0], groups)
-    if groups == 1:
-        return encoder(*inputs)
-    parts = _group_by_group(encoder, [[rows[group::groups] for rows in inputs] for group in range(groups)])
-    return {name: torch.stack([part[name] for part in parts], dim=1).flatten(0, 1) for name in parts[0]}
-
-
 @torch.no_grad()
 def encode_keys(
-    encoder: nn.Module, *inputs: Tensor, shuffle: bool = True, groups: int = 1, permutation: Tensor | None = None
+    encoder: nn.Module, *inputs: Tensor, shuffle: bool = True, permutation: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Keys of a batch, without gradient.
 
     The batch normalization of a query and of its key should not see the same samples, or the network recognizes the
-    positive by its batch. Several processes exchange their rows at random; a single one encodes its batch in random
-    groups, each normalized by itself. Only an encoder with batch normalization needs either.
+    positive by its batch. So the rows of all processes change places at random before they are encoded, and back
+    afterwards; which rows are then normalized together is a matter of `common.memory.groups`.
 
     Args:
         encoder: the moving average of a tower.
         *inputs: of the encoder; all have the same number of rows.
-        shuffle: encode the rows in random order, over all ranks. One process with one group keeps its order, which
-            makes no difference to it. Without it, groups are those of `encode_queries`.
-        groups: parts of this rank's rows that are encoded one after the other. A random order divides a global batch
-            into the same groups on any number of devices.
-        permutation: order to use instead of a random one, int64, over the rows of all ranks; the same on each.
+        shuffle: encode the rows in random order, over all ranks. One process whose batch is one group keeps its order,
+            which makes no difference to it.
+        permutation: order to use instead of a random one, int64, over the gathered rows of all ranks, [W * B]; the same
+            on each.
 
     Returns:
         As `Tower.forward`, in the order of the inputs.
 
-    Raises:
-        ValueError: when the batch cannot be divided into the groups.
-
     Source: [6].
     """
-    if not shuffle or (groups == 1 and not is_distributed()):
-        return encode_queries(encoder, *inputs, groups=groups)
-    _require_groups(inputs[0], groups)
+    grouped = any(isinstance(layer, GroupedBatchNorm) for layer in encoder.modules())
+    if not shuffle or not (grouped or is_distributed()):
+        return encoder(*inputs)
     if permutation is None:
         permutation = _drawn_order(inputs[0])
-    shuffled = [batch_shuffle(rows, permutation)[0] for rows in inputs]
-    parts = _group_by_group(encoder, list(zip(*(rows.chunk(groups) for rows in shuffled))))
-    return {name: batch_unshuffle(torch.cat([part[name] for part in parts]), permutation) for name in parts[0]}
-
-
-def _require_groups(rows: Tensor, groups: int) -> None:
-    if groups < 1 or len(rows) % groups:
-        raise ValueError(f"{groups} groups do not divide the {len(rows)} rows that a device gets")
+    keys = encoder(*(batch_shuffle(rows, permutation)[0] for rows in inputs))
+    return {name: batch_unshuffle(rows, permutation) for name, rows in keys.items()}
 
 
 def _drawn_order(rows: Tensor) -> Tensor:
-    """A random order of the rows of all ranks, drawn over the samples of the global batch as the sampler has them."""
-    order = torch.randperm(world_size() * len(rows), device=rows.device)
+    """A random order of the rows of all ranks, which gives the same groups on any number of devices.
+
+    It is drawn over the joint batch. Rank r of W encodes what is at the places r, r + W, ... of the order, as it holds
+    the samples r, r + W, ... of the batch.
+    """
+    ranks, own = world_size(), len(rows)
+    order = torch.randperm(ranks * own, device=rows.device)
     broadcast_from_rank_zero(order)
     # Sample i is row i // W of rank i % W, and gathered rows stand rank by rank.
-    return order % world_size() * len(rows) + order // world_size()
-
-
-def _group_by_group(encoder: nn.Module, groups: Sequence[Sequence[Tensor]]) -> list[dict[str, Tensor]]:
-    normalizations = [one for one in encoder.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
-    followed = [one.track_running_stats for one in normalizations]
-    parts = [encoder(*groups[0])]
-    try:
-        for one in normalizations:
-            one.track_running_stats = False
-        parts += [encoder(*group) for group in groups[1:]]
-    finally:
-        for one, before in zip(normalizations, followed):
-            one.track_running_stats = before
-    return parts
+    gathered = order % ranks * own + order // ranks
+    return gathered.view(own, ranks).T.flatten()
 
 
 @torch.no_grad()

@@ -25,12 +25,13 @@ from common.memory.momentum import update_average
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.protocols.captions import check_vocabulary
+from common.training.batch_norm import GroupedBatchNorm
 from common.training.optimizers import CombinedOptimizer, cosine_by_epoch, fused
-from common.types import Fraction, Momentum, NonNegativeFloat, PositiveFloat, PositiveInt
+from common.types import Fraction, Momentum, NonNegativeFloat, PositiveFloat
 from papers.mct import monitoring
 from papers.mct.data import PretrainingData
 from papers.mct.loss import MultimodalContrast
-from papers.mct.model import MCT, SEPARATE, Heads, Tower, encode_keys, encode_queries
+from papers.mct.model import MCT, SEPARATE, Heads, Tower, encode_keys
 
 
 class MCTModule(pl.LightningModule):
@@ -42,8 +43,6 @@ class MCTModule(pl.LightningModule):
         text_encoder: backbone of the captions; null when no contrast reads them.
         heads: the projection heads of both backbones.
         momentum: share of a key parameter that an update keeps.
-        batch_norm_group: images that batch normalization sees together, in queries and in keys, on any number of
-            devices; null for all that a device has.
         image_learning_rate, image_momentum, image_weight_decay: SGD of the image tower.
         text_learning_rate, text_weight_decay, text_clip_norm: AdamW of the text tower.
         image_warmup_epochs, text_warmup_epochs: length of a linear warm-up; the cosine of MoCo v2 falls every epoch.
@@ -60,7 +59,6 @@ class MCTModule(pl.LightningModule):
         text_encoder: nn.Module | None = None,
         heads: Heads = SEPARATE,
         momentum: Fraction = 0.999,
-        batch_norm_group: PositiveInt | None = None,
         image_learning_rate: PositiveFloat = 0.03,
         image_momentum: Momentum = 0.9,
         image_weight_decay: NonNegativeFloat = 1e-4,
@@ -92,29 +90,16 @@ class MCTModule(pl.LightningModule):
 
     def queries(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Trained embeddings of one view of every image and caption, by the loss that compares them."""
-        model = self.model
-        image = encode_queries(model.image, batch["image_query"], groups=self.groups(batch, model.image))
-        text: dict[str, Tensor] = {}
-        if model.text is not None:
-            text = encode_queries(model.text, batch["tokens_query"], groups=self.groups(batch, model.text))
+        image = self.model.image(batch["image_query"])
+        text = {} if self.model.text is None else self.model.text(batch["tokens_query"])
         return _present(ii=image.get("intra"), cc=text.get("intra"), ic=image.get("inter"), ci=text.get("inter"))
 
     def keys(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Momentum embeddings of the other view; across modalities an image's key is its caption's, and vice versa."""
         average = self.average
-        image = encode_keys(average.image, batch["image_key"], groups=self.groups(batch, average.image))
-        text = {}
-        if average.text is not None:
-            groups = self.groups(batch, average.text)
-            text = encode_keys(average.text, batch["tokens_key"], shuffle=False, groups=groups)
+        image = encode_keys(average.image, batch["image_key"])
+        text = {} if average.text is None else encode_keys(average.text, batch["tokens_key"], shuffle=False)
         return _present(ii=image.get("intra"), cc=text.get("intra"), ic=text.get("inter"), ci=image.get("inter"))
-
-    def groups(self, batch: dict[str, Tensor], tower: Tower) -> int:
-        """In how many groups a tower encodes this rank's rows; one where it does not normalize over the batch."""
-        rows, group = len(batch["image_id"]), self.hparams["batch_norm_group"]
-        if group is None or not any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in tower.modules()):
-            return 1
-        return max(rows // group, 1)  # below one only where an estimate tries small batches
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         # The order is the algorithm's ([6]): keys by the average of the query parameters before this step's
@@ -215,20 +200,17 @@ class MCTModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         if self.trainer.ckpt_path is None:
             self.loss.synchronize()
-        alone_on_gpu = self.trainer.world_size == 1 and self.trainer.strategy.root_device.type == "cuda"
-        group, own = self.hparams["batch_norm_group"], self.data.batch_size // self.trainer.world_size
-        if group is not None and own % group:
-            raise ValueError(
-                f"model.batch_norm_group is {group}, but a device gets {own} of the {self.data.batch_size} images of a "
-                "batch: take fewer devices, a batch size that it divides, or another group, which changes the result"
-            )
-        if alone_on_gpu and own == (group or own):
-            # A single device has no others to exchange keys with ([6]).
+        if self.trainer.strategy.root_device.type == "cuda" and self._normalized_together() >= self.data.batch_size:
             rank_zero_warn(
-                "on a single GPU model.batch_norm_group is the whole batch: batch normalization sees the same samples "
-                "in queries and keys, which can be told by it; the loss falls and the features are poor. Set "
-                "model.batch_norm_group to 32"
+                "batch_norm_group is the whole batch: batch normalization sees the same samples in queries and keys, "
+                "which can be told by it; the loss falls and the features are poor ([6]). Set batch_norm_group to 32"
             )
+
+    def _normalized_together(self) -> int:
+        """Images of the joint batch that batch normalization sees together in the image tower; 0 where it has none."""
+        own = self.data.batch_size // self.trainer.world_size
+        layers = [one for one in self.model.image.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+        return max((one.group if isinstance(one, GroupedBatchNorm) else own for one in layers), default=0)
 
     def check_replicas(self) -> None:
         """Raise when the queues of two ranks differ."""

@@ -39,6 +39,19 @@ class CheckpointChoice:
         self.better = better
         self.checkpoint = checkpoint
 
+    def require(self) -> None:
+        """Read the networks that make the score, before images of a first checkpoint are generated.
+
+        Raises:
+            ValueError: one is missing, or no checkpoint is named.
+            CheckpointError: a file is damaged or of another network.
+        """
+        self.files()
+        self.evaluation.load_pretrained()
+        reason = self.evaluation.why_not(self.key)
+        if reason:
+            raise ValueError(f"model.choice.key is {self.key}, which decides and cannot be measured: {reason}")
+
     def files(self) -> list[Path]:
         """The checkpoints, in the order of their steps.
 
@@ -56,8 +69,10 @@ class CheckpointChoice:
         Returns:
             The score, the step of the checkpoint, and 1 where its averaged weights were taken, by metric.
         """
-        rows = []
-        for path in self.files():
+        rows, files = [], self.files()
+        if module.trainer.is_global_zero:
+            print(f"  {len(files)} checkpoints in {files[-1].parent} are scored, averaged and raw weights of each")
+        for path in files:
             content = read_checkpoint(path)
             module.load_state_dict(content["state_dict"])
             for weights in ("average", "trained"):

@@ -340,11 +340,16 @@ class MiniatureEvaluation(ImageEvaluation):
             self.evaluator.load_pretrained()
             self._loaded = True
 
+    def why_not(self, metric: str) -> str:
+        if self.evaluator.pretrained is not None:
+            return ""
+        return "mini_* are left out: evaluation.evaluator.pretrained names no checkpoint of mini_evaluator"
+
     def begin(self, module: pl.LightningModule) -> None:
         self.load_pretrained()
         self.device = module.device
         if self.evaluator.pretrained is None:
-            print_once("mini_* are left out: evaluation.evaluator.pretrained names no checkpoint of mini_evaluator")
+            print_once(self.why_not("mini_*"))
             return
         data = module.trainer.datamodule  # type: ignore[attr-defined]
         self.evaluator.to(self.device).eval()

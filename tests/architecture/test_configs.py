@@ -86,3 +86,15 @@ def test_what_is_ours_names_fields(paper: str) -> None:
             ".".join(parts[:end]) for parts in (path.split(".") for path in paths) for end in range(1, len(parts) + 1)
         )
     assert named <= fields, f"ours: no recipe of {paper} has {sorted(named - fields)}"
+
+
+#: Recipes that no table asks for: other protocols and other machines, run by name.
+BY_NAME = {"avid_single_node", "imagenet_linear_moco", "imagenet_linear_virtex10"}
+
+
+@pytest.mark.parametrize("paper", [paper.name for paper in existing_papers()])
+def test_every_recipe_is_one_of_a_stage(paper: str) -> None:
+    used = {instance.recipe for scale in scales_of(paper) for instance in expand(paper, scale)}
+    extended = {load_yaml(path).get("extends") for path in (project_root() / "configs" / paper).glob("*.yaml")}
+    idle = set(recipes_of(paper)) - used - extended
+    assert idle <= BY_NAME, f"no stage of papers/{paper}/tables.yaml runs {sorted(idle - BY_NAME)}"

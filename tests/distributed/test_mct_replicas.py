@@ -1,7 +1,7 @@
 """MCT in two processes equals one process with the joined batch: queues, averages, gradients, shuffled normalization.
 
 A rank normalizes its queries over its own batch, and its keys over its part of the shuffled batch. One process does the
-same arithmetic when it encodes the queries in halves and the keys in two groups of the same permutation.
+same arithmetic when it encodes the queries in halves and the keys in two groups of the same order.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.memory.collective import all_gather_concat
 from common.memory.momentum import MomentumPair
+from common.training.batch_norm import normalize_in_groups
 from papers.mct.loss import MultimodalContrast
 from papers.mct.model import Tower, batch_shuffle, batch_unshuffle, encode_keys
 from tests.distributed.harness import run_distributed
@@ -53,7 +54,10 @@ class Model(nn.Module):
         text = self.text(batch["text_query"])
         for tower in (self.image, self.text):
             tower.update(0.9)
-        image_key = encode_keys(self.image.key, batch["image_key"], groups=halves, permutation=permutation)
+        if permutation is not None:
+            # What two ranks encode, one process has in two groups: place p of the order is in group p mod 2.
+            permutation = permutation.view(halves, -1).T.flatten()
+        image_key = encode_keys(self.image.key, batch["image_key"], permutation=permutation)
         text_key = encode_keys(self.text.key, batch["text_key"], shuffle=False)
         queries = {"ii": image["intra"], "ic": image["inter"], "cc": text["intra"], "ci": text["inter"]}
         keys = {"ii": image_key["intra"], "ic": text_key["inter"], "cc": text_key["intra"], "ci": image_key["inter"]}
@@ -112,6 +116,7 @@ def train_rank(rank: int, changes: dict[str, Any]) -> dict[str, Any]:
 )
 def test_two_processes_equal_one_with_the_joined_batch(changes: dict[str, Any]) -> None:
     model = Model(**changes)
+    normalize_in_groups(model.image.key, BATCH // 2, BATCH, 1)
     alone = train(model, model, 0, 1)
     ranks = run_distributed(lambda rank: train_rank(rank, changes))
     for result in ranks:
@@ -146,14 +151,18 @@ def test_rank_zero_draws_the_order_and_rows_come_back() -> None:
         np.testing.assert_array_equal(result["back"], result["rows"])
 
 
-def test_groups_within_ranks_equal_more_groups_in_one_process() -> None:
+@pytest.mark.parametrize("group", [2, 4, 8])
+def test_groups_of_keys_are_the_same_on_two_processes(group: int) -> None:
+    """Several groups on each process, one, and one that spans both."""
+
     def keys(rank: int, world_size: int = 2) -> dict[str, Tensor]:
-        batch = joined_batch(0)
-        local = batch["image_key"].chunk(world_size)[rank]
-        return encode_keys(Model().image.key, local, groups=4 // world_size, permutation=batch["permutation"])
+        pair = Model().image
+        normalize_in_groups(pair, group, BATCH, world_size)
+        torch.manual_seed(7 + rank)  # the order is rank 0's
+        return encode_keys(pair.key, joined_batch(0)["image_key"][rank::world_size])
 
     alone = keys(0, 1)
     ranks = run_distributed(keys)
     for name, expected in alone.items():
-        joined = np.concatenate([result[name] for result in ranks])
+        joined = np.stack([result[name] for result in ranks], axis=1).reshape(expected.shape)
         np.testing.assert_allclose(joined, expected, rtol=0, atol=1e-12)

@@ -103,9 +103,13 @@ def test_two_processes_with_queues_that_a_batch_does_not_divide(tmp_path: Path) 
 
 
 @pytest.mark.timeout(300)
-def test_groups_of_batch_normalization_are_the_same_on_two_processes(tmp_path: Path) -> None:
-    """A network with batch normalization: weights, averages, keys and the statistics that evaluation uses."""
-    layer = small_layer({"queue_size": 64, "queue_warm": "masked"}, batch_norm_group=4)
+@pytest.mark.parametrize("group", [4, 16])
+def test_groups_of_batch_normalization_are_the_same_on_two_processes(tmp_path: Path, group: int) -> None:
+    """A network with batch normalization: weights, averages, keys and the statistics that evaluation uses.
+
+    Two groups of 4 lie on each process, one of 16 on both.
+    """
+    layer = small_layer({"queue_size": 64, "queue_warm": "masked"}, batch_norm_group=group)
     del layer["model"]["init_args"]["image_encoder"], layer["model"]["init_args"]["text_encoder"]
     layer["trainer"]["precision"] = "64-true"  # four samples a group at the last, smallest maps blow up every rounding
     ranks = train_on_two(request("mct/moco_v2", tmp_path / "two", layer=over(layer, 2)))

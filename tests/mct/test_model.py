@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from common.encoders.image import ImageResNet
 from common.memory.momentum import MomentumPair
+from common.training.batch_norm import normalize_in_groups
 from papers.mct.model import Heads, Tower, batch_shuffle, batch_unshuffle, encode_keys
 
 
@@ -94,7 +95,8 @@ def test_a_residual_network_is_a_backbone() -> None:
     model = MomentumPair(Tower(backbone, intra_dim=3, inter_dim=None)).to(memory_format=torch.channels_last)
     images = torch.randn(4, 3, 16, 16).to(memory_format=torch.channels_last)
     assert model.query.features(images).shape == (4, 8)
-    keys = encode_keys(model.key, images, groups=2)["intra"]
+    normalize_in_groups(model, 2, 4, 1)
+    keys = encode_keys(model.key, images)["intra"]
     assert keys.shape == (4, 3)
     assert not keys.requires_grad
 
@@ -113,42 +115,51 @@ def test_keys_follow_the_average_and_have_no_gradient() -> None:
     assert pair(rows)["intra"].requires_grad
 
 
-@pytest.mark.parametrize("groups", [1, 2, 3, 6])
-def test_groups_are_encoded_by_themselves_and_put_back_in_order(groups: int) -> None:
+@pytest.mark.parametrize("group", [6, 3, 2])
+def test_groups_of_a_random_order_are_normalized_by_themselves_and_put_back(group: int) -> None:
     torch.manual_seed(0)
-    pair = MomentumPair(Tower(Backbone(normalized=groups < 6), intra_dim=3, inter_dim=6))
+    pair = MomentumPair(Tower(Backbone(), intra_dim=3, inter_dim=6))
+    plain = copy.deepcopy(pair.key)
     rows, scale = torch.randn(6, 5), torch.rand(6) + 1
     permutation = torch.tensor([3, 0, 5, 1, 4, 2])
-    keys = encode_keys(pair.key, rows, scale, groups=groups, permutation=permutation)
-    for group in permutation.view(groups, -1):
-        alone = pair.key(rows[group], scale[group]) if groups > 1 else pair.key(rows, scale)
+    normalize_in_groups(pair, group, 6, 1)
+    keys = encode_keys(pair.key, rows, scale, permutation=permutation)
+    groups = 6 // group
+    for first in range(groups):
+        # Place p of the order is in group p mod G.
+        together = permutation[first::groups]
+        alone = plain(rows[together], scale[together])
         for name, key in keys.items():
-            torch.testing.assert_close(key[group] if groups > 1 else key, alone[name])
+            torch.testing.assert_close(key[together], alone[name])
 
 
 def test_groups_are_drawn_anew_from_the_global_generator_and_not_without_shuffling() -> None:
     pair, rows = MomentumPair(tower()), torch.randn(8, 5)
+    plain = copy.deepcopy(pair.key)
+    normalize_in_groups(pair, 4, 8, 1)
     draws = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        draws.append(encode_keys(pair.key, rows, groups=2)["intra"])
+        draws.append(encode_keys(pair.key, rows)["intra"])
     torch.testing.assert_close(draws[0], draws[1])
     assert not torch.allclose(draws[0], draws[2])
-    plain = encode_keys(pair.key, rows, shuffle=False, groups=2)["intra"]
+    kept = encode_keys(pair.key, rows, shuffle=False)["intra"]
     for first in (0, 1):
-        torch.testing.assert_close(plain[first::2], pair.key(rows[first::2])["intra"])
+        torch.testing.assert_close(kept[first::2], plain(rows[first::2])["intra"])
 
 
-@pytest.mark.parametrize("groups", [0, -1, 4, 7])
-def test_groups_must_divide_the_batch(groups: int) -> None:
-    with pytest.raises(ValueError, match=f"{groups} groups do not divide the 6 rows"):
-        encode_keys(tower(), torch.randn(6, 5), groups=groups)
+def test_one_process_whose_batch_is_one_group_draws_nothing() -> None:
+    pair, rows = MomentumPair(tower()), torch.randn(8, 5)
+    before = torch.get_rng_state()
+    encode_keys(pair.key, rows)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_query_sees_no_other_statistics_because_of_groups() -> None:
     pair = MomentumPair(tower())
+    normalize_in_groups(pair, 2, 8, 1)
     query, key = pair.query.backbone.bn, pair.key.backbone.bn  # type: ignore[union-attr]
-    encode_keys(pair.key, torch.randn(8, 5), groups=4)
+    encode_keys(pair.key, torch.randn(8, 5))
     assert query.num_batches_tracked == 0  # type: ignore[union-attr]
     assert key.num_batches_tracked == 1  # type: ignore[union-attr]
 

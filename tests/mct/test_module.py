@@ -20,6 +20,7 @@ from common.encoders.text import BertEncoder
 from common.stages.cli import build
 from common.stages.configuration import resolve, take_switches
 from common.stages.run import stage_configuration
+from common.training.batch_norm import GroupedBatchNorm, normalize_in_groups
 from papers.mct.loss import MultimodalContrast
 from papers.mct.model import Heads
 from papers.mct.module import MCTModule
@@ -253,7 +254,7 @@ def test_every_choice_of_losses(weights: tuple[float, ...], heads: str) -> None:
         {"inter_loss": "infonce", "temperature_cross": 0.1},
         {"inter_reduction": "max", "queue_warm": "masked"},
         {"queue_dtype": "float16", "mask_same_image": False},
-        {"heads": Heads(batch_norm=True, hidden_dim=3), "batch_norm_group": 4},
+        {"heads": Heads(batch_norm=True, hidden_dim=3)},
         {"queue_size": 5},
         {"epsilon": 1.5, "heads": Heads(shared=True), "inter_dim": 5},
     ],
@@ -471,8 +472,6 @@ def test_data_that_do_not_fit() -> None:
     train(module(weight_tag=0.0), Data(tags=3), limit_train_batches=1)
     with pytest.raises(ValueError, match=r"the tokenizer has 21 pieces, model.text_encoder 20 .*vocabulary_size"):
         train(module(), Data(vocabulary_size=21))
-    with pytest.raises(ValueError, match=r"batch_norm_group is 3, but a device gets 16 of the 16 images"):
-        train(module(batch_norm_group=3))
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
@@ -491,16 +490,18 @@ def test_a_precision_in_which_the_averages_would_stand_still(precision: str) -> 
         ("cpu", 1, None, False),
     ],
 )
-def test_a_single_gpu_without_groups_is_warned_of(
+def test_a_gpu_whose_batch_is_normalized_as_a_whole_is_warned_of(
     device: str, processes: int, group: int | None, warned: bool, recwarn: pytest.WarningsRecorder
 ) -> None:
-    model = module(batch_norm_group=group)
+    model = module()
+    if group is not None:
+        normalize_in_groups(model, group, BATCH, processes)
     strategy = SimpleNamespace(root_device=torch.device(device))
     model._trainer = SimpleNamespace(ckpt_path=None, world_size=processes, strategy=strategy, datamodule=Data())
     model.on_fit_start()
     said = [str(warning.message) for warning in recwarn if "batch_norm_group" in str(warning.message)]
     assert len(said) == warned
-    assert all("Set model.batch_norm_group to 32" in text for text in said)
+    assert all("Set batch_norm_group to 32" in text for text in said)
 
 
 def test_released_weights_that_are_missing_stop_a_fit_before_its_first_step(tmp_path: Path) -> None:
@@ -512,9 +513,17 @@ def test_released_weights_that_are_missing_stop_a_fit_before_its_first_step(tmp_
     assert not watch.rates
 
 
-def test_the_group_of_a_recipe_reaches_the_module() -> None:
-    """The configuration has a switch of the same name, which must not take it away."""
-    run = resolve("mct", "mct", scale="paper")
-    switches, without = take_switches(run.config)
-    assert "batch_norm_group" not in switches
-    assert without["model"]["init_args"]["batch_norm_group"] == 32
+@pytest.mark.parametrize("recipe", ["mct", "mct_tag", "moco_v2", "shared_128_1024", "in_sup_100", "virtex"])
+def test_what_is_pre_trained_is_normalized_in_groups_of_32(recipe: str) -> None:
+    switches, without = take_switches(resolve("mct", recipe, scale="paper").config)
+    assert switches["batch_norm_group"] == 32
+    assert "batch_norm_group" not in without["model"]["init_args"]
+
+
+def test_groups_reach_queries_and_keys() -> None:
+    model = module(heads=Heads(batch_norm=True, hidden_dim=3))
+    normalize_in_groups(model, 4, BATCH, 1)
+    for tower in (model.model.image, model.average.image):
+        assert sum(isinstance(layer, GroupedBatchNorm) for layer in tower.modules()) == 3
+    watch = train(model)
+    assert all(torch.isfinite(terms["loss"]) for terms in watch.terms)

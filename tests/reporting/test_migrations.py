@@ -43,3 +43,17 @@ def test_a_migration_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytes
     assert rewrite(tmp_path / "stopped", "one", _moved) == len(_content(tmp_path / "stopped")) - 4
     assert _content(tmp_path / "stopped") == _content(tmp_path / "whole")
     assert rewrite(tmp_path / "stopped", "one", _moved) == 0
+
+
+def test_records_that_a_migration_does_not_change_stay_as_they_are(tmp_path: Path) -> None:
+    shutil.copytree(paper_named("mct").results / "mini" / "seed0", tmp_path / "one")
+    before = _content(tmp_path / "one")
+
+    def probed(paper: str, config: dict[str, Any]) -> dict[str, Any]:
+        return _moved(paper, config) if config["model"]["class_path"].endswith(".VirTex") else config
+
+    rewrite(tmp_path / "one", "probed", probed)
+    changed = {name for name, record in _content(tmp_path / "one").items() if record != before[name]}
+    # VirTex and what was measured on it.
+    assert changed == {name for name in before if name == "virtex.json" or name.endswith("@virtex.json")}
+    assert len(changed) > 2

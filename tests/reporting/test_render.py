@@ -139,6 +139,28 @@ def test_deviations_stand_once_below_all_tables(project: Path, some_records: lis
     )
 
 
+def test_values_of_ours_stand_once_below_the_tables_of_a_published_recipe(
+    project: Path, make_record: Callable[..., Record], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def made(scale: str) -> list[Record]:
+        rate = [{"field": "model.rate", "value": "0.1"}]
+        one = make_record("esc@base", scale=scale, ours=rate)
+        other = [*rate, {"field": "data.batch_size", "value": "64"}]
+        # The same field with another value in another stage.
+        return [one, make_record("esc@better", scale=scale, ours=[*other, {"field": "model.rate", "value": "0.2"}])]
+
+    filled = render.fill(load("mct"), "paper", made("paper"))
+    text = render.tables_markdown([*filled, *filled])
+    assert text.endswith(
+        "### Values that are ours at paper scale, in no source of the paper\n\n"
+        "- `data.batch_size`: 64\n- `model.rate`: 0.1, 0.2"
+    )
+    render.print_tables(filled, Console(width=200))
+    assert "ours at paper, in no source of the paper: model.rate: 0.1, 0.2" in capsys.readouterr().out
+    # A miniature's values are all its own.
+    assert "no source" not in render.tables_markdown(render.fill(load("mct"), "mini", made("mini")))
+
+
 def test_shipped_tables_render_without_records(tmp_path: Path) -> None:
     source = load("avid_cma")
     for scale in ("paper", "mini", "smoke"):

@@ -141,3 +141,13 @@ def test_values_that_are_ours_are_named_with_what_they_are() -> None:
     assert "model.loss.margin=0.3" in run.describe_ours()
     assert "ours" not in run.config
     assert resolve("avid", "avid").describe_ours() == ""
+    # Of a class its name, and nothing of fields that the recipe has not.
+    assert resolve("mct", "cross_modal_search", scale="paper").values_of_ours() == {"model.text_encoder": "GRUEncoder"}
+    assert "model.text_encoder.pretrained" not in resolve("mct", "no_captions", scale="paper").values_of_ours()
+
+
+@pytest.mark.parametrize("recipe", ["avsd", "tvqa", "tvc"])
+def test_every_value_that_is_ours_in_a_measured_recipe_is_told(recipe: str) -> None:
+    run = resolve("vx2text", recipe, scale="paper")
+    assert run.values_of_ours().keys() == set(run.ours)
+    assert {"trainer.max_epochs", "model.learning_rate", "data.batch_size", "data.prompt.speech"} <= set(run.ours)

@@ -119,6 +119,8 @@ def test_what_is_in_the_folder(paper: str, exports: Callable[[str], Path]) -> No
     assert record.started in card
     assert all(name in card for name in record.metrics)
     assert all(one["field"] in card and one["reason"] in card for one in record.deviations)
+    assert bool(record.ours) == (paper != "avid_cma")
+    assert all(f"`{one['field']}`: {one['value']}" in card for one in record.ours)
     assert "CVPR 2021" in card
     assert ("Twemoji (CC-BY-4.0)" in card) == (paper == "m3p")
     assert not list(folder.parent.glob(".*"))

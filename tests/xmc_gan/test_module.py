@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import NonFiniteLossError
+from common.protocols.generation import GenerationEvaluation
 from common.stages.run import run_stage
 from common.training.switches import lay_out_channels_last
 from papers.xmc_gan.choice import CheckpointChoice
@@ -120,6 +121,34 @@ def test_weights_move_as_by_plain_adam_in_either_layout(channels_last: bool) -> 
         module.joint_step(batch, z)
     for name, parameter, copy, start in twins:
         assert (parameter - copy).norm() < 1e-3 * (copy - start).norm(), name
+
+
+def test_a_penalty_on_the_gradient_at_real_images_is_the_discriminators_alone() -> None:
+    batch, z = tiny_batch()
+    (plain := tiny()).joint_step(batch, z)
+    (steep := tiny(gradient_penalty=10.0)).joint_step(batch, z)
+    for name, parameter in steep.generator.named_parameters():
+        assert torch.equal(parameter.grad, plain.generator.get_parameter(name).grad), name  # type: ignore[arg-type]
+    # What it adds is the gradient of five times the mean squared slope, image by image.
+    network = tiny().discriminator.eval()  # spectral norm as in a first pass, and not moved by it
+    slopes = []
+    for image, sentence in zip(batch["image"], batch["sentence"]):
+        one = image[None].clone().requires_grad_()
+        logit = network(one, sentence[None]).logit.sum()
+        slopes.append(torch.autograd.grad(logit, one, create_graph=True)[0].square().sum())
+    mean = torch.stack(slopes).mean()
+    torch.testing.assert_close(steep.logged["train/gradient_penalty"], mean.detach(), rtol=1e-4, atol=0)  # type: ignore[index]
+    added = torch.autograd.grad(5.0 * mean, list(network.parameters()), allow_unused=True)
+    for (name, parameter), expected in zip(steep.discriminator.named_parameters(), added):
+        found = parameter.grad - plain.discriminator.get_parameter(name).grad  # type: ignore[operator]
+        expected = torch.zeros_like(parameter) if expected is None else expected
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    # The steps of the discriminator alone have it, too.
+    moved = []
+    for model in (tiny(), tiny(gradient_penalty=10.0)):
+        model.discriminator_step(batch, z)
+        moved.append(torch.cat([parameter.grad.flatten() for parameter in model.discriminator.parameters()]))  # type: ignore[union-attr]
+    assert not torch.allclose(*moved, rtol=1e-2)
 
 
 def test_a_step_of_the_discriminator_leaves_the_generator_as_it_is() -> None:
@@ -335,6 +364,25 @@ def test_the_checkpoint_with_the_best_score_is_measured(tmp_path: Path) -> None:
     assert record.metrics["test/chosen_average"] == float(best[2] == "average")
     # What was chosen is what is measured.
     assert record.metrics["test/mini_fd"] == pytest.approx(float(best[0]), rel=1e-4)
+
+
+def test_a_choice_whose_score_cannot_be_made_ends_before_images_are_generated(tmp_path: Path) -> None:
+    missing = GenerationEvaluation(
+        inception=str(tmp_path / "inception.pth"), inception_tv=None, clip=None, detector=None
+    )
+    for key, message in (("fid", r"key is fid, .*inception\.pth does not exist"), ("r_precision", "clip is null")):
+        with pytest.raises(ValueError, match=message):
+            CheckpointChoice(missing, key, checkpoint=str(tmp_path / "last.ckpt")).require()
+    of_miniature = MiniatureEvaluation(AttributeClassifier())
+    with pytest.raises(ValueError, match=r"key is mini_fd, .*names no checkpoint of mini_evaluator"):
+        CheckpointChoice(of_miniature, "mini_fd", checkpoint=str(tmp_path / "last.ckpt")).require()
+    with pytest.raises(ValueError, match=r"choice.key is mini_fd"):
+        run_stage(
+            request(
+                "xmc_gan/xmc_gan_best", tmp_path, "--model.choice.checkpoint", str(tmp_path / "last.ckpt"),
+                *WITHOUT_PARENTS[2:], "--model.choice.evaluation.evaluator.pretrained", "null",
+            )
+        )  # fmt: skip
 
 
 def test_a_choice_of_no_checkpoint_is_refused() -> None:
