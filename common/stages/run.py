@@ -250,7 +250,7 @@ def _quiet_lightning() -> None:
         ".*have no .validation_step.*",  # the module does it itself, see common/protocols/search.py
         ".*module.s. in eval mode.*",  # frozen encoders are meant to be
         ".*ModelCheckpoint with manual optimization.*",  # weights after the step are what is wanted
-        ".*overridden .on_before_batch_transfer. in .LightningModule.*",  # meant, see papers/m3p/module.py
+        ".*overridden .on_before_batch_transfer. in .LightningModule.*",  # meant by who overrides it
         ".*dataloader is not resumable.*",  # ours is: the sampler starts at the step of the checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)

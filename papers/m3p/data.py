@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch.utils.data import DataLoader, Subset
 
 from common.data.datasets.wikipedia import WikipediaText
@@ -217,7 +217,7 @@ class RegionTextData(ShardedDataModule):
                         "data.code_switching switches no caption: no set to train on is in its source language; set it "
                         "to null"
                     )
-                rank_zero_info(f"  code-switching: {self.coverage}")
+                rank_zero_only(print)(f"  code-switching: {self.coverage}", flush=True)
                 self.warn_of_few_languages()
 
     def warn_of_few_languages(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from common.memory.collective import average_in_place
@@ -326,4 +326,4 @@ def start_from(path: str, model: M3P, position_offset: int = 2) -> None:
     """Load the weights that training starts from; see `load_into_model`."""
     left = load_into_model(model, path, "model.pretrained", position_offset)
     if left:
-        rank_zero_info(f"{path}: {len(left)} tensors are not used: {', '.join(left)}")
+        rank_zero_only(print)(f"  {path}: {len(left)} tensors are not used: {', '.join(left)}", flush=True)
