@@ -75,10 +75,10 @@ audit: $(STAMP) ## Known weaknesses of the locked packages, by a public database
 reproduce-%: $(STAMP) ## Train and evaluate one paper (avid), print and write its tables
 	$(ASSEMBLE) reproduce $* $(RUN)
 
-# A paper that fails does not take the night from the others; a signal ends them all.
+# A paper that fails does not take the night from the others; who stops it (Ctrl-C, a closed terminal, TERM) stops all.
 reproduce: $(STAMP) ## All papers that exist, one after the other
 	@failed=0; for paper in $(PAPERS); do \
-	  $(ASSEMBLE) reproduce $$paper $(RUN) || { status=$$?; [ $$status -lt 128 ] || exit $$status; failed=1; }; done; exit $$failed
+	  $(ASSEMBLE) reproduce $$paper $(RUN) || { status=$$?; case $$status in 129|130|143) exit $$status;; esac; failed=1; }; done; exit $$failed
 
 rehearse-%: $(STAMP) ## Every stage of a paper's published recipes, on tiny data in the real layouts
 	$(ASSEMBLE) rehearse $* $(REHEARSED)

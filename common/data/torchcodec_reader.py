@@ -49,7 +49,9 @@ def why_missing() -> str:
     """What torchcodec lacks on this machine, and what to do; empty when it can be used."""
     try:
         importlib.import_module("torchcodec.decoders").Demuxer  # noqa: B018
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("torchcodec"):
+            return f"torchcodec does not load: {error}"
         return "torchcodec is not installed: pip install 'torchcodec>=0.17'"
     except AttributeError:
         return "torchcodec is too old: pip install 'torchcodec>=0.17'"

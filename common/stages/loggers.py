@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,22 @@ class MetricsFile(Logger):
                     "memory until it can; free space, or the next checkpoint stops it"
                 )
 
+    @rank_zero_only
+    def flush(self) -> None:
+        """Write the rows that wait: a checkpoint or record that comes after them must not be there without them.
+
+        Raises:
+            StageError: the disk does not take them.
+        """
+        if self._waiting:
+            try:
+                self._write()
+            except OSError as error:
+                raise StageError(
+                    f"could not write {self._path}: {error.strerror}. Free space, and the same command goes on from "
+                    "the last checkpoint"
+                ) from error
+
     def _write(self) -> None:
         """Append the rows that wait, all or none."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,9 +109,10 @@ class MetricsFile(Logger):
                 # Else a loss of power takes rows of before the last checkpoint, which the resumed run does not make
                 # again.
                 os.fsync(file.fileno())
-            except OSError:
-                os.truncate(self._path, size)  # the row that was cut off
-                raise
+            except OSError as error:
+                if content or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems have no fsync
+                    os.truncate(self._path, size)  # the row that was cut off
+                    raise
         self._waiting = []
 
     @rank_zero_only
@@ -285,7 +304,9 @@ def wandb_logger(
         return None
     wanted = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",")]
     # A record takes more than 32 bytes of a file, so this is past all that it holds.
-    first = sum(path.stat().st_size for path in _earlier(directory)) // 32
+    earlier = _earlier(directory)
+    first = sum(path.stat().st_size for path in earlier) // 32
+    began_offline = any(path.parent.name.startswith("offline-") for path in earlier)
 
     def start(mode: str, run_id: str) -> StageWandbLogger:
         if mode == "offline":
@@ -327,12 +348,19 @@ def wandb_logger(
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         if mode == "online":
             print(f"  W&B: {run.url}", flush=True)
-        return StageWandbLogger(run, directory, 0 if mode == "online" else first)
+        return StageWandbLogger(run, directory, first if mode == "offline" or began_offline else 0)
+
+    def start_anew(mode: str, run_id: str) -> StageWandbLogger:
+        try:
+            return start(mode, run_id)
+        except ConnectionError:  # not the server's: the client's own process died in an earlier stage
+            _forget_client()
+            return start(mode, run_id)
 
     # W&B must never end a run: the record is the source of truth.
     if mode == "online":
         try:
-            return start("online", run_id)
+            return start_anew("online", run_id)
         except Exception as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
         if "deleted" in reason:
@@ -342,15 +370,21 @@ def wandb_logger(
                 return logger
             except Exception as error:
                 reason = f"{type(error).__name__}: {one_line(error)}"
-        import wandb
-
-        wandb.teardown()  # its process holds the id of the run that did not start
+        _forget_client()  # it holds the id of the run that did not start
         _say(f"W&B: could not start online ({reason}); logging offline, `wandb sync` sends it later")
     try:
-        return start("offline", run_id)
+        return start_anew("offline", run_id)
     except Exception as error:
         _say(f"W&B: could not start ({type(error).__name__}: {one_line(error)}); not logged there, but {_KEPT}")
         return None
+
+
+def _forget_client() -> None:
+    """End the client's process, whatever became of it; the next run starts another."""
+    import wandb
+
+    with suppress(Exception, SystemExit):
+        wandb.teardown()
 
 
 def run_name(stage: str, scale: str, draw: str, arguments: Sequence[str]) -> str:

@@ -454,7 +454,7 @@ def _run_claimed(
     cli = build(run, config, arguments)
     resolved = cli.resolved()
     trainer = cli.trainer
-    trainer.strategy.checkpoint_io = WholeCheckpoints(type(cli.model).__name__)
+    trainer.strategy.checkpoint_io = WholeCheckpoints(type(cli.model).__name__, metrics_file.flush)
 
     wandb = None
     if main_process:
@@ -561,6 +561,7 @@ def _run_claimed(
             media=sorted(str(path.relative_to(directory)) for path in media.glob("*")) if media.is_dir() else [],
         )
         if main_process:
+            metrics_file.flush()
             records.write_atomically(directory / "record.json", record)
             if wandb is not None:
                 run_id, made = record.wandb_run_id, (directory / "checkpoints").glob("*.ckpt")

@@ -10,6 +10,7 @@ import json
 import random
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -248,10 +249,12 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     Args:
         module: class of the module that is saved, which the checkpoint names.
+        before: called before a checkpoint is written, such as to write what it must not be there without.
     """
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, before: Callable[[], None] = lambda: None) -> None:
         self.module = module
+        self.before = before
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint.
@@ -269,6 +272,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             with partial.open("wb") as file:
                 torch.save({**checkpoint, "module": self.module}, file)
 
+        self.before()
         try:
             write_whole(path, write)
         except (OSError, RuntimeError) as error:

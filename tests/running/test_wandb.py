@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from common.errors import StageError
 from common.stages.loggers import MetricsFile, wandb_mode
 from common.stages.run import run_stage
+from common.training.callbacks import WholeCheckpoints
 from tests.stages import read_metrics, request
 
 
@@ -156,3 +158,25 @@ def test_a_disk_that_was_full_for_a_while_costs_no_value(
     out = capsys.readouterr().out
     assert out.count("No space left on device") == 2  # once each time
     assert "free space" in out
+
+
+def test_no_checkpoint_is_written_before_the_values_that_lead_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, fsync = errno.ENOSPC, os.fsync
+
+    def fails(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    logger = MetricsFile(tmp_path / "metrics.csv")
+    logger.log_metrics({"a": 1.0}, 0)
+    with pytest.raises(StageError, match=r"could not write .*metrics.csv: No space left on device"):
+        WholeCheckpoints("Net", logger.flush).save_checkpoint({}, tmp_path / "last.ckpt")
+    assert not (tmp_path / "last.ckpt").exists()
+    code = errno.EINVAL  # of a file system that has no fsync
+    logger.flush()
+    assert read_metrics(tmp_path / "metrics.csv") == {"a": [(0, 1.0)]}
+    monkeypatch.setattr(os, "fsync", fsync)
+    WholeCheckpoints("Net", logger.flush).save_checkpoint({}, tmp_path / "last.ckpt")
+    assert (tmp_path / "last.ckpt").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -136,6 +137,7 @@ def test_a_setting_that_cannot_be_right_is_told_in_one_line(
 
 
 def test_an_address_may_end_with_a_slash(stub: WandbStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.reporting.wandb_server.PATIENCE_SECONDS", 15.0)
     monkeypatch.setenv("WANDB_BASE_URL", f"{stub.address}/")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     assert wandb_mode() == "online"
@@ -148,6 +150,7 @@ def test_an_address_may_end_with_a_slash(stub: WandbStub, monkeypatch: pytest.Mo
 def test_modes_may_be_written_as_people_do(
     given: str, mode: str, stub: WandbStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("common.reporting.wandb_server.PATIENCE_SECONDS", 15.0)
     monkeypatch.setenv("WANDB_BASE_URL", stub.address)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", given)
@@ -431,6 +434,23 @@ def test_a_client_that_dies_ends_no_stage(
     out = capsys.readouterr().out
     assert out.count("W&B: ") == 1
     assert "ConnectionResetError: Connection lost; the stage goes on" in out
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the client's process by /proc")
+def test_a_client_that_was_killed_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by the system that ran out of memory: its process serves all stages of a command."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    begin(tmp_path / "first")
+    children = [pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+    clients = [int(pid) for pid in children if "wandb-core" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert clients
+    for pid in clients:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    second = begin(tmp_path / "second", "two")
+    second.log_metrics({"train/loss": 1.0}, step=0)
+    second.finish(0)
+    assert list((tmp_path / "second").glob("wandb/offline-run-*/*.wandb"))
 
 
 def test_a_run_with_overrides_is_named_by_them() -> None:

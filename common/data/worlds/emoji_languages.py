@@ -1,8 +1,8 @@
 """Real drawings in miniature with captions in six languages: stand-ins for every data set that M3P reads.
 
-A concept is for testing, for fine-tuning or for pre-training; no two that are tested look alike. Pictures for testing
-are by a designer whose drawings are not trained on. What they show has been drawn by others before, or never, as one
-chooses.
+A concept is for testing, for fine-tuning or for pre-training; those that are tested share few words. Pictures for
+testing are by a designer whose drawings are not trained on. What they show has been drawn by others before, or never,
+as one chooses.
 """
 
 from __future__ import annotations
@@ -110,19 +110,20 @@ class EmojiLanguagesWorld(World):
     Captions are a name followed by up to `keywords` keywords in random order; the first caption of a test image always
     has the first keywords of the list in their order. Pictures show the 818 concepts that all designers drew and that
     can be told apart by sight (`Concept.core`). They are divided, once for all seeds: `test` concepts, no two of which
-    look alike by their English words, `fine_tune` others, and the rest for pre-training. Text without pictures is about
-    the rest alone, and says nothing of test concepts.
+    share `ALIKE` or more of their English words, `fine_tune` others, and the rest for pre-training. Text without
+    pictures is about the rest alone, and says nothing of test concepts.
 
-    Dictionaries are induced from the annotations of all concepts, with and without pictures. As a printed dictionary
-    they hold the words of what is tested, but only those that at least two concepts share: the name of a single thing
-    is in none, so that no entry says what one picture shows.
+    Dictionaries are induced from the annotations of all 1,572 concepts, with and without pictures. As a printed
+    dictionary they hold the words of what is tested, but only those that at least two of the 1,572 share. Where few of
+    these have pictures, most words belong to one picture's concept alone.
 
     Where only `drawings` are unseen, other designers' drawings of the test concepts are in Conceptual Captions, with
     English captions, in the training splits of the other sets, with captions in their languages, and in `imagenet`.
     The fixed caption of a test image is none of them, unless its concept has no keywords.
 
-    `dictionaries` holds `en-<language>.txt`, `sentencepiece` a tokenizer that was trained on the text of pre-training,
-    `imagenet` drawings by what they show, for the network that makes region features.
+    `dictionaries` holds `en-<language>.txt`; `sentencepiece` a tokenizer that was trained on the text of pre-training
+    and on the names and keywords of all concepts with pictures, as one of a hundred languages knows the words of any
+    caption; `imagenet` drawings by what they show, for the network that makes region features.
 
     Args:
         seed: seed of captions, grounds and places of training pictures.
