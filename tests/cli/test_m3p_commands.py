@@ -22,7 +22,7 @@ SIZES = {
 
 def model() -> M3P:
     torch.manual_seed(4)
-    return M3P(M3PEncoder(**SIZES), 97)  # type: ignore[arg-type]
+    return M3P(M3PEncoder(**SIZES), 61)  # type: ignore[arg-type]
 
 
 def test_a_released_checkpoint_is_exported_and_searched_with(
@@ -37,7 +37,7 @@ def test_a_released_checkpoint_is_exported_and_searched_with(
     assert main([*export, str(tmp_path / "text.safetensors"), "--layout", "xlm_roberta"]) == 0
     assert main([*export, str(tmp_path / "x.pth"), "--layout", "bert"]) != 0
     assert "valid: m3p, safetensors, torch_export, xlm_roberta" in capsys.readouterr().err
-    again = M3P(M3PEncoder(**SIZES), 97)  # type: ignore[arg-type]
+    again = M3P(M3PEncoder(**SIZES), 61)  # type: ignore[arg-type]
     assert load_into_model(again, released) == []
 
     runs = tmp_path / "runs"

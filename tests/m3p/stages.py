@@ -15,7 +15,7 @@ from tests.stages import request
 def region_network(folder: Path) -> Path:
     """A checkpoint as the stage `regions` leaves it."""
     torch.manual_seed(0)
-    module = RegionClassifier(classes=96, channels=(4, 4, 8, 64), side=32)
+    module = RegionClassifier(classes=60, channels=(4, 4, 8, 64), side=32)
     path = folder / "regions.ckpt"
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}, path)
