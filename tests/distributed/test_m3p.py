@@ -48,7 +48,7 @@ def test_two_processes_equal_one(recipe: str, tmp_path: Path) -> None:
     for name, expected in one["state"].items():
         for rank in ranks:
             found = torch.as_tensor(rank["state"][name])
-            # No loss depends on the biases of keys: softmax takes them out. Their gradient is rounding, scaled up by Adam.
+            # Softmax takes the biases of keys out, so that their gradient is rounding, which Adam scales up.
             atol = 1e-3 if name.endswith("key.bias") else 2e-5
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
     for rank in ranks:
