@@ -54,7 +54,8 @@ def examine(data: Path, papers: list[str]) -> int:
         except ImportError as error:
             missing.append(name)
             table.add_row(name, f"[red]does not import: {error}[/red]")
-    table.add_row("reader", _reader())
+    if not missing:
+        table.add_row("reader", _reader())
     if "torch" not in missing:
         import torch
 
