@@ -100,15 +100,6 @@ class TableResult:
         unique = {(d["field"], d["reason"]): d for record in self.records for d in record.deviations}
         return [unique[key] for key in sorted(unique)]
 
-    @property
-    def ours(self) -> dict[str, list[str]]:
-        """Fields whose values no source of the paper gives, with these, as the records state them."""
-        found: dict[str, dict[str, None]] = {}
-        for record in self.records:
-            for entry in record.ours:
-                found.setdefault(entry["field"], {})[entry["value"]] = None
-        return {field: list(found[field]) for field in sorted(found)}
-
 
 def select(records: Iterable[Record], paper: str, scale: str) -> Selection:
     """Choose the records that may be averaged: one scale, one configuration per stage, one lineage.

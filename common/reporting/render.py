@@ -243,8 +243,8 @@ def ours_at(scale: str, filled: Sequence[Filled]) -> dict[str, list[str]]:
     found: dict[str, dict[str, None]] = {}
     for f in filled:
         if f.result.scale == scale in ("paper", "single"):
-            for name, values in f.result.ours.items():
-                found.setdefault(name, {}).update(dict.fromkeys(values))
+            for entry in (entry for record in f.result.records for entry in record.ours):
+                found.setdefault(entry["field"], {})[entry["value"]] = None
     return {name: list(found[name]) for name in sorted(found)}
 
 

@@ -303,8 +303,8 @@ def wandb_logger(
     if mode == "disabled":
         return None
     wanted = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",")]
-    # A record takes more than 32 bytes of a file, so this is past all that it holds.
     earlier = _earlier(directory)
+    # A record takes more than 32 bytes of a file, so this is past all that they hold.
     first = sum(path.stat().st_size for path in earlier) // 32
     began_offline = any(path.parent.name.startswith("offline-") for path in earlier)
 

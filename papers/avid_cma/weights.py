@@ -86,9 +86,7 @@ def _of_ours(path: str | Path, content: Mapping[str, Any]) -> Pretraining:
             f"{path}: no weights of an audio-visual model; its entries are {first_of(list(state))}. Give the "
             "checkpoint of a pre-training, such as avid"
         )
-    # Earlier runs called them `criterion` and `normalizer`.
-    memory = below(state, "loss.") or below(state, "criterion.")
-    memory = {name.replace("normalizer", "normalizer"): value for name, value in memory.items()}
+    memory = below(state, "loss.") or below(state, "criterion.")  # as earlier runs called it
     return Pretraining(weights, memory, content.get("listing_fingerprint"))
 
 
