@@ -154,8 +154,8 @@ class AudioTrack:
     def _resample(self, samples: npt.NDArray[Any], sample_rate: int) -> npt.NDArray[np.int16]:
         if not len(samples):
             return np.zeros(0, dtype=np.int16)
-        if samples.shape[1] > 1 and samples.strides[0] == samples.itemsize:
-            # Channel after channel, as most decoders return them: the resampler takes them so, too.
+        if 1 < samples.shape[1] < 8 and samples.strides[0] == samples.itemsize:
+            # Channel after channel, as most decoders return them: the resampler takes them so, too; PyAV up to seven.
             frame = AudioFrame.from_ndarray(samples.T, format=f"{self.sample_format}p", layout=self.layout)
         else:
             packed = np.ascontiguousarray(samples).reshape(1, -1)
@@ -658,7 +658,8 @@ def _samples(frame: AudioFrame) -> npt.NDArray[Any]:
     if not planar:
         return np.frombuffer(memoryview(frame.planes[0]), dtype, count * channels).reshape(-1, channels).copy()
     samples = np.empty((channels, count), dtype)
-    for row, plane in zip(samples, frame.planes, strict=True):
+    # Of eight channels (7.1) PyAV lists a ninth plane.
+    for row, plane in zip(samples, frame.planes, strict=False):
         row[:] = np.frombuffer(memoryview(plane), dtype, count)
     return samples.T
 

@@ -59,7 +59,7 @@ class ImageEvaluation(ABC):
         """
 
     def why_not(self, metric: str) -> str:
-        """Why a metric will not be measured, once the networks were read; empty where it will."""
+        """Why a metric will not be measured (a network is missing, or the name is unknown); empty where it will."""
         return ""
 
     @abstractmethod
@@ -204,6 +204,9 @@ class GenerationEvaluation(ImageEvaluation):
 
     def why_not(self, metric: str) -> str:
         self.load_pretrained()
+        known = [name for network in NETWORKS.values() for name in network.metrics.split(" and ")]
+        if metric not in known:
+            return f"there is no such metric; there are {', '.join(known)}"
         return next((line for line in self.missing if metric in line.partition(" will be")[0].split(" and ")), "")
 
     def begin(self, module: pl.LightningModule) -> None:

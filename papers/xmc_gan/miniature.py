@@ -304,6 +304,9 @@ class MiniatureClassification(pl.LightningModule):
 
 # -- metrics -----------------------------------------------------------------------------------------------------------
 
+#: What a choice between checkpoints can go by.
+MINI_METRICS = ("mini_fd", "mini_r_precision", "mini_soa_i", "mini_soa_c", "mini_background")
+
 
 class MiniatureEvaluation(ImageEvaluation):
     """The paper's metrics in the miniature, by a network that names what is in a picture.
@@ -341,6 +344,8 @@ class MiniatureEvaluation(ImageEvaluation):
             self._loaded = True
 
     def why_not(self, metric: str) -> str:
+        if metric not in MINI_METRICS:
+            return f"there is no such metric; there are {', '.join(MINI_METRICS)}"
         if self.evaluator.pretrained is not None:
             return ""
         return "mini_* are left out: evaluation.evaluator.pretrained names no checkpoint of mini_evaluator"
@@ -349,7 +354,7 @@ class MiniatureEvaluation(ImageEvaluation):
         self.load_pretrained()
         self.device = module.device
         if self.evaluator.pretrained is None:
-            print_once(self.why_not("mini_*"))
+            print_once(self.why_not(MINI_METRICS[0]))
             return
         data = module.trainer.datamodule  # type: ignore[attr-defined]
         self.evaluator.to(self.device).eval()

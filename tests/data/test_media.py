@@ -131,6 +131,34 @@ def test_sound_and_pixels_are_those_of_pyav(folder: Path, suffix: str) -> None:
             assert np.array_equal(decoded_whole.video.frames, np.stack(frames))
 
 
+@pytest.mark.parametrize(("layout", "channels"), [("stereo", 2), ("5.1", 6), ("7.1", 8)])
+@pytest.mark.parametrize(("codec", "suffix"), [("aac", ".mp4"), ("pcm_s16le", ".wav")])
+def test_surround_sound_is_mixed_as_pyav_mixes_it(
+    folder: Path, codec: str, suffix: str, layout: str, channels: int
+) -> None:
+    path = folder / f"{codec}{layout}{suffix}"
+    noise = np.random.default_rng(channels).normal(0, 0.1, (16_000, channels)).astype(np.float32)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=16_000, layout=layout)
+        frame = av.AudioFrame.from_ndarray(noise.reshape(1, -1), format="flt", layout=layout)
+        frame.sample_rate = 16_000
+        size = stream.codec_context.frame_size or 0
+        fit = av.AudioResampler(format=stream.format.name, layout=layout, rate=16_000, frame_size=size)
+        fitted = [part for given in (frame, None) for part in fit.resample(given)]
+        for given in (*fitted, None):
+            for packet in stream.encode(given):
+                container.mux(packet)
+    with av.open(str(path)) as container:
+        resampler = av.AudioResampler(format="s16", layout="mono", rate=16_000)
+        decoded = [*container.decode(audio=0), None]
+        expected = np.concatenate([part.to_ndarray()[0] for given in decoded for part in resampler.resample(given)])
+    with MediaFile(path) as media:
+        assert media.info.audio_limits is not None
+        found = media.read_audio(max(media.info.audio_limits[0], 0.0), 0.5, 16_000)
+    skipped = round(max(-media.info.audio_limits[0], 0.0) * 16_000)
+    assert np.array_equal(found, expected[skipped:][:8_000].astype(np.float32) / 32767)
+
+
 def test_treating_sound_as_of_another_rate_changes_its_pitch(folder: Path) -> None:
     path = write_wav(folder / "pitch.wav", seconds=3.0, frequency=500.0)
     with MediaFile(path) as media:

@@ -370,12 +370,18 @@ def test_a_choice_whose_score_cannot_be_made_ends_before_images_are_generated(tm
     missing = GenerationEvaluation(
         inception=str(tmp_path / "inception.pth"), inception_tv=None, clip=None, detector=None
     )
-    for key, message in (("fid", r"key is fid, .*inception\.pth does not exist"), ("r_precision", "clip is null")):
+    for key, message in (
+        ("fid", r"key is fid, .*inception\.pth does not exist"),
+        ("r_precision", "clip is null"),
+        ("fidd", r"key is fidd, .*no such metric; there are fid, "),
+    ):
         with pytest.raises(ValueError, match=message):
             CheckpointChoice(missing, key, checkpoint=str(tmp_path / "last.ckpt")).require()
     of_miniature = MiniatureEvaluation(AttributeClassifier())
     with pytest.raises(ValueError, match=r"key is mini_fd, .*names no checkpoint of mini_evaluator"):
         CheckpointChoice(of_miniature, "mini_fd", checkpoint=str(tmp_path / "last.ckpt")).require()
+    with pytest.raises(ValueError, match=r"key is mini_fid, .*there are mini_fd, "):
+        CheckpointChoice(of_miniature, "mini_fid", checkpoint=str(tmp_path / "last.ckpt")).require()
     with pytest.raises(ValueError, match=r"choice.key is mini_fd"):
         run_stage(
             request(
