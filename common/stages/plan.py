@@ -158,8 +158,13 @@ def expected_seconds(planned: Sequence[Planned]) -> float | None:
     """Expected time of the stages that are left, from earlier records of the same kind; None without any."""
     if not planned:
         return 0.0
-    known = [seconds for seconds in seconds_of(planned) if seconds is not None]
-    return sum(known) * len(planned) / len(known) if known else None
+    return _total(seconds_of(planned))
+
+
+def _total(expected: Sequence[float | None]) -> float | None:
+    """Sum over stages, an unknown one as long as the others are on average; None where all are unknown."""
+    known = [seconds for seconds in expected if seconds is not None]
+    return sum(known) * len(expected) / len(known) if known else None
 
 
 def seconds_of(planned: Sequence[Planned]) -> list[float | None]:
@@ -229,11 +234,11 @@ def run_planned(
     if not waiting:
         return []
     jobs = max(1, min(jobs, total))
-    estimate = expected_seconds(waiting)
+    progress = _Progress(waiting, jobs)
+    estimate = progress.expected(waiting)
     expected = "unknown, no earlier record of this scale" if estimate is None else duration(estimate / jobs)
     say(f"  expected: {expected}" + (f", {jobs} stages side by side" if jobs > 1 else ""))
 
-    progress = _Progress(total, jobs)
     failed: dict[tuple[int, str], str] = {}
     elsewhere = 0
     running: dict[Future[records.Record], Planned] = {}
@@ -269,7 +274,7 @@ def run_planned(
                         elsewhere += isinstance(error, RunsElsewhereError)
                         say(f"  FAILED {_name(item)}: {described(error)}")
                         continue
-                    left = progress.finish(record.wall_seconds, [*waiting, *running.values()])
+                    left = progress.finish(item, record.wall_seconds, [*waiting, *running.values()])
                     say(f"  {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{left}]")
                     if finished is not None:
                         finished(item.request.stage, item.request.seed)
@@ -358,26 +363,37 @@ def _pool(jobs: int) -> Executor:
 
 
 class _Progress:
-    """Counts stages and estimates what is left, from earlier records or from the stages of this call."""
+    """Counts stages and estimates what is left, from earlier records and from the pace of this call."""
 
-    def __init__(self, total: int, jobs: int) -> None:
-        self.total, self.jobs = total, jobs
+    def __init__(self, planned: Sequence[Planned], jobs: int) -> None:
+        self.total, self.jobs = len(planned), jobs
         self._started = 0
-        self._seconds: list[float] = []
+        self._expected = dict(zip(map(_name, planned), seconds_of(planned)))
+        self._took: dict[str, float] = {}
 
     def start(self) -> int:
         """Number of the stage that starts."""
         self._started += 1
         return self._started
 
-    def finish(self, seconds: float, left: Sequence[Planned]) -> str:
+    def expected(self, planned: Sequence[Planned]) -> float | None:
+        """Seconds of stages one after the other, by earlier records; None without any."""
+        return _total([self._expected[_name(item)] for item in planned])
+
+    def finish(self, item: Planned, seconds: float, left: Sequence[Planned]) -> str:
         """Text about the time that the stages left will take."""
-        self._seconds.append(seconds)
+        self._took[_name(item)] = seconds
         if not left:
             return ""
-        expected = expected_seconds(left)
+        expected = self.expected(left)
         if expected is None:
-            expected = sum(self._seconds) / len(self._seconds) * len(left)
+            expected = sum(self._took.values()) / len(self._took) * len(left)
+        else:
+            # This machine may be faster or slower than the one of the records.
+            known = {name: self._expected[name] for name in self._took}
+            foreseen = sum(time for time in known.values() if time is not None)
+            if foreseen > 0:
+                expected *= sum(self._took[name] for name, time in known.items() if time is not None) / foreseen
         return f", about {duration(expected / self.jobs)} left"
 
 
