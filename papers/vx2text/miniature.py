@@ -318,7 +318,8 @@ def class_marks(classes: Sequence[str], categories: Sequence[str]) -> Tensor:
         ValueError: a word of a class is no category.
     """
     known = {name.lower() for name in categories}
-    words = [[name.lower()] if name.lower() in known else re.split(r"[\s_]+", name.lower().strip()) for name in classes]
+    plain = [re.sub(r"[\s_]+", " ", name.lower().strip()) for name in classes]
+    words = [[name] if name in known else name.split(" ") for name in plain]
     numbers = category_numbers(categories, sorted({word for own in words for word in own}), "data.categories")
     marks = torch.zeros(len(classes), len(categories), dtype=torch.bool)
     for row, own in enumerate(words):

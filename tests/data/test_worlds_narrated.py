@@ -17,7 +17,6 @@ from common.data.datasets.tvqa import TVQA
 from common.data.frames import open_media
 from common.data.worlds.base import World
 from common.data.worlds.narrated import (
-    AUDIO_WORDS,
     COLOURS,
     DIRECTIONS,
     PITCHES,
@@ -144,15 +143,15 @@ def test_answers_tell_the_words_of_the_scene() -> None:
         answers = RED_CIRCLE.answers(kind)
         assert len(answers) == len(set(answers)) == 6
         assert all(word in answer.split() for answer in answers)
-        others = set(VIDEO_WORDS + AUDIO_WORDS + SPEAKERS) - {word}
+        others = {*VIDEO_WORDS, *TIMBRES, *PITCHES, *SPEAKERS} - {word}
         assert not any(others & set(answer.split()) for answer in answers)
     for caption in RED_CIRCLE.answers("caption"):
         assert set(RED_CIRCLE.video_words + RED_CIRCLE.audio_words) <= set(caption.split())
     for omitted in range(3):
         assert len({"circle", "red", "left"} & set(RED_CIRCLE.caption(omitted).split())) == 2
-        assert not set(AUDIO_WORDS) & set(RED_CIRCLE.caption(omitted).split())
+        assert not {*TIMBRES, *PITCHES} & set(RED_CIRCLE.caption(omitted).split())
     for omitted in range(2):
-        assert len(set(AUDIO_WORDS) & set(RED_CIRCLE.summary(omitted).split())) == 1
+        assert len({*TIMBRES, *PITCHES} & set(RED_CIRCLE.summary(omitted).split())) == 1
 
 
 def test_kinds_of_questions() -> None:
@@ -217,7 +216,7 @@ def test_dialogues(world: NarratedWorld) -> None:
     for split in ("train", "valid", "test"):
         for place, dialog in enumerate(dataset.dialogs(split)):
             scene = world.scene(f"avsd/{split}", place)
-            assert words[dialog.video] == (scene.video_words, scene.audio_words)
+            assert words[dialog.video] == (scene.video_words, (scene.audio_category,))
             assert subtitles[dialog.video][0].text == f"hello i am {scene.speaker}"
             kinds = [kind_of(turn.question) for turn in dialog.turns]
             assert len(set(kinds)) == len(kinds)

@@ -17,7 +17,7 @@ def test_the_noise_is_that_of_the_joint_batch_whatever_the_number_of_processes(t
     batch = batch_of(cli)
     joint = cli.model.noise(batch)
     assert joint["video"].shape == (4, 2, 1, 11)
-    assert joint["audio"].shape == (4, 1, 1, 5)
+    assert joint["audio"].shape == (4, 1, 1, 6)
     half = {name: value[:2] for name, value in batch.items()}
     for rank in range(2):
         cli.model.trainer.global_rank, cli.model.trainer.world_size = rank, 2
@@ -133,7 +133,7 @@ def test_probabilities_of_the_sound_may_be_those_of_its_sigmoids(tmp_path: Path)
     module = cli.model.train()
     module.training_step(batch_of(cli), 0).backward()
     assert type(module.model.tokens["audio"].classifier).__name__ == "SigmoidClassifier"
-    assert len(module.model.tokens["audio"].classifier.names) == 5
+    assert len(module.model.tokens["audio"].classifier.names) == 6
     assert gradients(module, "model.tokens.audio.classifier")
 
 

@@ -29,9 +29,9 @@ TIMBRES = ("beep", "buzz", "hiss")
 PITCHES = ("high", "low")
 SPEAKERS = ("anna", "ben", "carla", "david", "emma")
 
-#: Categories of pictures and of sounds; each clip has three of the first and two of the second.
+#: Categories of pictures and of sounds; each clip has three of the first and one of the second, which has two words.
 VIDEO_WORDS = (*SHAPES, *COLOURS, *DIRECTIONS)
-AUDIO_WORDS = (*TIMBRES, *PITCHES)
+AUDIO_CATEGORIES = tuple(f"{pitch} {timbre}" for timbre in TIMBRES for pitch in PITCHES)
 
 #: Kind of question -> its wording.
 QUESTIONS = {
@@ -105,8 +105,6 @@ class Domain:
         travel: shortest and longest way of the object in the whole clip.
         low, high: lowest and highest frequency in hertz of either pitch.
         snr: lowest and highest ratio of signal to noise in decibels.
-        overtone: strength of a beep's octave.
-        softness: power by which a buzz's partials fall with their number.
     """
 
     tint: float
@@ -118,8 +116,6 @@ class Domain:
     low: tuple[float, float]
     high: tuple[float, float]
     snr: tuple[float, float]
-    overtone: float
-    softness: float
 
 
 SOURCE = Domain(
@@ -132,8 +128,6 @@ SOURCE = Domain(
     low=(180.0, 320.0),
     high=(800.0, 1400.0),
     snr=(6.0, 15.0),
-    overtone=0.0,
-    softness=1.0,
 )
 TARGET = Domain(
     tint=0.33,
@@ -145,8 +139,6 @@ TARGET = Domain(
     low=(600.0, 900.0),
     high=(1300.0, 2100.0),
     snr=(-2.0, 6.0),
-    overtone=0.5,
-    softness=1.5,
 )
 
 
@@ -174,8 +166,13 @@ class Scene:
 
     @property
     def audio_words(self) -> tuple[str, ...]:
-        """The true categories of the sound."""
+        """The true words of the sound."""
         return self.timbre, self.pitch
+
+    @property
+    def audio_category(self) -> str:
+        """The true category of the sound."""
+        return f"{self.pitch} {self.timbre}"
 
     def answer(self, kind: str) -> str:
         """The answer to the question of a kind, as the speaker of a dialogue gives it."""
@@ -299,10 +296,10 @@ def render_sound(scene: Scene, domain: Domain, samples: int, sample_rate: int, r
     angle = 2 * np.pi * frequency * times + rng.uniform(0, 2 * np.pi)
     spectrum = np.fft.rfftfreq(samples, 1 / sample_rate)
     if scene.timbre == "beep":
-        signal = np.sin(angle) + domain.overtone * np.sin(2 * angle)
+        signal = np.sin(angle)
     elif scene.timbre == "buzz":
         partials = np.arange(1, int(0.45 * sample_rate / frequency) + 1, 2)
-        signal = np.sum([np.sin(partial * angle) / partial**domain.softness for partial in partials], axis=0)
+        signal = np.sum([np.sin(partial * angle) / partial for partial in partials], axis=0)
     else:
         band = np.exp(-((np.log(np.maximum(spectrum, 1.0) / frequency) / 0.35) ** 2))
         beat = 0.6 + 0.4 * np.sin(2 * np.pi * rng.uniform(4.0, 8.0) * times + rng.uniform(0, 2 * np.pi))
@@ -352,7 +349,7 @@ class NarratedWorld(World):
     kind = "narrated"
     title = "narrated world"
     names = ("kinetics400", "esc50", "avsd", "tvqa", "tvc")
-    version = 1
+    version = 2
 
     def __init__(
         self,
@@ -653,7 +650,7 @@ def _subtitles(clip: str, lines: Sequence[tuple[str, float, float]]) -> dict[str
 
 
 def _true_words(clip: str, scene: Scene, sound: bool = True) -> dict[str, object]:
-    return {"vid_name": clip, "video": scene.video_words, "audio": scene.audio_words if sound else ()}
+    return {"vid_name": clip, "video": scene.video_words, "audio": (scene.audio_category,) if sound else ()}
 
 
 def _dialog_document(part: str, dialogs: Sequence[object]) -> dict[str, object]:
