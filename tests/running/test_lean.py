@@ -1,13 +1,20 @@
-"""What a stage imports: no more than it needs to begin."""
+"""What a stage imports and leaves behind: no more than it needs."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from common.reporting.papers import project_root
+from common.stages.cli import StageCLI
 from common.stages.lean import LEFT_OUT
+from common.stages.run import run_stage
+from tests.stages import request
 
 CODE = """
 import sys
@@ -36,3 +43,18 @@ def test_a_stage_begins_without_plots_scipy_and_transformers(tmp_path: Path) -> 
     done = subprocess.run(command, capture_output=True, text=True, cwd=project_root(), timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["LOADED []", "LAUNCH False", "THERE True True"]
+
+
+def test_a_stage_leaves_nothing_of_the_one_before_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Any]] = []
+    instantiate = StageCLI.instantiate_trainer
+
+    def remembered(self: StageCLI, **options: Any) -> Any:
+        trainer = instantiate(self, **options)
+        made.append(weakref.ref(trainer))
+        return trainer
+
+    monkeypatch.setattr(StageCLI, "instantiate_trainer", remembered)
+    for number in range(3):
+        run_stage(request("mct/moco_v2", tmp_path / str(number)))
+    assert [trainer() is None for trainer in made[:-1]] == [True, True]
