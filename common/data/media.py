@@ -659,7 +659,7 @@ def _samples(frame: AudioFrame) -> npt.NDArray[Any]:
         return np.frombuffer(memoryview(frame.planes[0]), dtype, count * channels).reshape(-1, channels).copy()
     samples = np.empty((channels, count), dtype)
     # Of eight channels (7.1) PyAV lists a ninth plane.
-    for row, plane in zip(samples, frame.planes, strict=False):
+    for row, plane in zip(samples, frame.planes[:channels], strict=True):
         row[:] = np.frombuffer(memoryview(plane), dtype, count)
     return samples.T
 

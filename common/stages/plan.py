@@ -370,6 +370,7 @@ class _Progress:
         self._started = 0
         self._expected = dict(zip(map(_name, planned), seconds_of(planned)))
         self._took: dict[str, float] = {}
+        self._took_of_stage: dict[str, float] = {}
 
     def start(self) -> int:
         """Number of the stage that starts."""
@@ -382,19 +383,22 @@ class _Progress:
 
     def finish(self, item: Planned, seconds: float, left: Sequence[Planned]) -> str:
         """Text about the time that the stages left will take."""
-        self._took[_name(item)] = seconds
+        self._took[_name(item)] = self._took_of_stage[item.request.stage] = seconds
         if not left:
             return ""
-        expected = self.expected(left)
+        # This machine may be faster or slower than the one of the records.
+        known = [(took, self._expected[name]) for name, took in self._took.items()]
+        foreseen = sum(expected for _, expected in known if expected)
+        pace = sum(took for took, expected in known if expected) / foreseen if foreseen else 1.0
+        expected = _total([self._left(one, pace) for one in left])
         if expected is None:
             expected = sum(self._took.values()) / len(self._took) * len(left)
-        else:
-            # This machine may be faster or slower than the one of the records.
-            known = {name: self._expected[name] for name in self._took}
-            foreseen = sum(time for time in known.values() if time is not None)
-            if foreseen > 0:
-                expected *= sum(self._took[name] for name, time in known.items() if time is not None) / foreseen
         return f", about {duration(expected / self.jobs)} left"
+
+    def _left(self, item: Planned, pace: float) -> float | None:
+        """Seconds of a stage: as with another seed in this call, else by earlier records."""
+        expected = self._expected[_name(item)]
+        return self._took_of_stage.get(item.request.stage, None if expected is None else expected * pace)
 
 
 def _name(item: Planned) -> str:

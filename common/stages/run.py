@@ -276,11 +276,6 @@ def run_stage(request: StageRequest) -> records.Record:
     run, config = stage_configuration(request)
     # Heavy imports only now: help, plans and skipped stages do not pay for them.
     import_lightning()
-    # Trainer, model and optimizer of a stage that this process ran before refer to each other: without this they stay
-    # in memory, also in that of the accelerator. What is left are modules and caches, a quarter of a second to look
-    # through: it is not looked at again.
-    gc.collect()
-    gc.freeze()
     if request.arguments:
         # What its user set is checked before the data; it takes seconds, since the classes are imported.
         check_arguments(take_switches(config)[1], run.layers)
@@ -310,6 +305,10 @@ def run_stage(request: StageRequest) -> records.Record:
                 f"{request.stage}: another of its processes is gone, as when it failed, was killed or memory ran out; "
                 "its own messages, if any, say why. The same command goes on from the last checkpoint"
             ) from error
+        finally:
+            # Trainer, model and optimizer refer to each other: without this they stay in memory, also that of the
+            # accelerator, while this process runs its next stage.
+            gc.collect()
 
 
 def _lost_a_process(error: RuntimeError) -> bool:

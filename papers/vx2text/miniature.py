@@ -48,7 +48,7 @@ Batch = dict[str, Any]
 
 
 class ModalityClassification(pl.LightningModule):
-    """Training of a classifier whose categories are words, several of which are true at once.
+    """Training of a classifier whose categories are words, one or several of which are true.
 
     Args:
         classifier: the network and its categories.
@@ -317,10 +317,10 @@ def class_marks(classes: Sequence[str], categories: Sequence[str]) -> Tensor:
     Raises:
         ValueError: a word of a class is no category.
     """
-    known = {name.lower() for name in categories}
-    plain = [re.sub(r"[\s_]+", " ", name.lower().strip()) for name in classes]
-    words = [[name] if name in known else name.split(" ") for name in plain]
-    numbers = category_numbers(categories, sorted({word for own in words for word in own}), "data.categories")
+    # "crying_baby" and "Crying baby" are the same name.
+    named, known = ([re.sub(r"[\s_]+", " ", name.lower().strip()) for name in names] for names in (classes, categories))
+    words = [[name] if name in known else name.split(" ") for name in named]
+    numbers = category_numbers(known, sorted({word for own in words for word in own}), "data.categories")
     marks = torch.zeros(len(classes), len(categories), dtype=torch.bool)
     for row, own in enumerate(words):
         marks[row, [numbers[word] for word in own]] = True

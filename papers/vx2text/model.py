@@ -414,7 +414,7 @@ class VX2Text(TrainedModel):
         """The tokens that each file brings into the prompt: the most probable categories of each of its clips."""
         tokens = self.tokens[modality]  # type: ignore[index]
         chosen = largest(embeddings, tokens.tokens).flatten(1)
-        return [" ".join(tokens.classifier.names[number] for number in row) for row in chosen.tolist()]
+        return [", ".join(tokens.classifier.names[number] for number in row) for row in chosen.tolist()]
 
 
 MODEL = VX2Text

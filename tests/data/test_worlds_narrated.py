@@ -1,13 +1,14 @@
 """The narrated world: what is drawn is what the words say, and every file lies where the real sets have it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from common.data.datasets.avsd import AVSD
 from common.data.datasets.esc50 import ESC50
@@ -17,6 +18,7 @@ from common.data.datasets.tvqa import TVQA
 from common.data.frames import open_media
 from common.data.worlds.base import World
 from common.data.worlds.narrated import (
+    AUDIO_CATEGORIES,
     COLOURS,
     DIRECTIONS,
     PITCHES,
@@ -27,6 +29,7 @@ from common.data.worlds.narrated import (
     TARGET,
     TIMBRES,
     VIDEO_WORDS,
+    Domain,
     NarratedWorld,
     Scene,
     kind_of,
@@ -34,6 +37,7 @@ from common.data.worlds.narrated import (
     render_sound,
     sentences,
 )
+from common.reporting.papers import project_root
 from tests.data.worlds import tiny
 
 RED_CIRCLE = Scene("circle", "red", "left", "beep", "high", "anna")
@@ -95,11 +99,14 @@ def test_shapes_differ_in_their_outline() -> None:
     assert areas["triangle"][1] > 0.5
 
 
-@pytest.mark.parametrize(("pitch", "low", "high"), [("low", 180, 320), ("high", 800, 1400)])
-def test_a_beep_has_the_pitch_of_the_word(pitch: str, low: float, high: float) -> None:
+@pytest.mark.parametrize(
+    ("domain", "pitch", "low", "high"),
+    [(SOURCE, "low", 180, 320), (SOURCE, "high", 800, 1400), (TARGET, "low", 500, 750), (TARGET, "high", 1300, 2100)],
+)
+def test_a_beep_has_the_pitch_of_the_word(domain: Domain, pitch: str, low: float, high: float) -> None:
     scene = Scene("circle", "red", "left", "beep", pitch, "anna")
     for seed in range(5):
-        samples = render_sound(scene, SOURCE, 8000, 8000, rng(seed))
+        samples = render_sound(scene, domain, 8000, 8000, rng(seed))
         assert samples.dtype == np.float32
         assert np.abs(samples).max() <= 1
         loudest = np.abs(np.fft.rfft(samples))[50:].argmax() + 50
@@ -275,3 +282,16 @@ def test_moments_bring_the_films_that_they_describe(tmp_path: Path) -> None:
     other = tiny(NarratedWorld, tmp_path)
     other.prepare(["tvc"])
     assert sorted(path.name for path in other.folder.iterdir() if path.is_dir()) == ["tvc", "tvqa"]
+
+
+def test_categories_are_those_of_the_recipes() -> None:
+    def found(node: object) -> Iterator[tuple[str, ...]]:
+        for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            if isinstance(value, list) and any(" beep" in str(name) for name in value):
+                yield tuple(value)
+            yield from found(value)
+
+    for name in ("audio_words", "mini", "smoke"):
+        listed = list(found(yaml.safe_load((project_root() / f"configs/vx2text/{name}.yaml").read_text())))
+        assert listed
+        assert set(listed) == {AUDIO_CATEGORIES}

@@ -88,6 +88,15 @@ def test_frechet_distance_refuses_what_has_none() -> None:
         frechet_distance(Moments(9, np.zeros(2), np.diag([1.0, 2.0])), Moments(9, np.zeros(2), -np.eye(2)))
 
 
+def test_frechet_distance_of_features_that_share_no_direction() -> None:
+    turn = np.linalg.qr(np.random.default_rng(3).normal(size=(64, 64)))[0]
+    variances = np.arange(64.0)
+    parts = [turn * np.where(np.arange(64) < 32, *order) @ turn.T for order in ((variances, 0), (0, variances))]
+    one, other = (Moments(99, np.zeros(64), part.astype(np.float32).astype(np.float64)) for part in parts)
+    assert frechet_distance(one, other) == pytest.approx(variances.sum(), rel=1e-3)
+    assert frechet_distance(other, one) == pytest.approx(variances.sum(), rel=1e-3)
+
+
 @pytest.mark.parametrize("count", [30, 12])
 def test_frechet_distance_takes_the_trace_of_the_root_of_the_product(count: int) -> None:
     rows = np.random.default_rng(count).normal(size=(2 * count, 20)) @ np.random.default_rng(1).normal(size=(20, 20))

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from common.commands.main import print_filled
+from common.reporting.draws import Draw
 from common.reporting.progress import FILE, Watch, read
 from common.reporting.records import Record
 from common.stages import plan as schedule
@@ -143,3 +144,26 @@ def test_a_table_does_not_wait_for_rows_by_request(
             save(make_record(stage, 0, 50.0, metrics={"test/top1": 50.0, "test/loss": 1.0}))
             print_filled("mct", stage, wanted, printed)
         assert bool(printed) is not everything
+
+
+def test_what_is_left_is_told_by_this_machines_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stage(name: str, seed: int = 0) -> Any:
+        return SimpleNamespace(request=SimpleNamespace(stage=name, draw=Draw(seed)))
+
+    def progress(*items: Any, jobs: int = 1) -> Any:
+        by_records = {"avid": 100.0, "cma": 60.0, "probe": 20.0, "new": None}
+        monkeypatch.setattr(schedule, "seconds_of", lambda planned: [by_records[one.request.stage] for one in planned])
+        return schedule._Progress(items, jobs)
+
+    avid, cma, probe, new = map(stage, ("avid", "cma", "probe", "new"))
+    half = progress(avid, cma, probe)
+    assert half.expected([cma, probe]) == 80
+    assert half.finish(avid, 50.0, [cma, probe]) == ", about 40 s left"
+    assert half.finish(cma, 60.0, [probe]) == ", about 14 s left"  # 110 of 160 foreseen
+    assert half.finish(probe, 1.0, []) == ""
+    assert progress(avid, cma, probe, jobs=2).finish(avid, 50.0, [cma, probe]) == ", about 20 s left"
+    # Without an earlier record a stage is as long as others are on average, or as it was with another seed.
+    assert progress(avid, cma, new).finish(avid, 50.0, [cma, new]) == ", about 60 s left"
+    again = [stage("new", 1), stage("probe", 1)]
+    assert progress(new, *again).finish(new, 7.0, again) == ", about 27 s left"
+    assert progress(new, stage("new", 1)).finish(new, 7.0, [stage("new", 1)]) == ", about 7 s left"

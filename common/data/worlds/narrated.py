@@ -330,7 +330,7 @@ class NarratedWorld(World):
         seed: seed of all clips and texts; another seed draws another world.
         source_clips: silent clips to learn the words of pictures from; all 48 classes in turn.
         source_clips_validation: clips of that set's validation split.
-        source_sounds_per_fold: recordings of each of the six classes and five folds to learn the words of sounds from.
+        source_sounds_per_fold: recordings of each of the six classes and five folds to learn the kinds of sound from.
         dialogs, dialogs_validation, dialogs_test: clips with a dialogue in either split of AVSD.
         turns: questions of a dialogue; in the test split dialogues have from one to so many.
         moments, moments_validation, moments_test: clips in either split of TVQA and TVC, each with five questions and

@@ -20,7 +20,7 @@ from common.metrics.generation.seen import Seen
 Floats = npt.NDArray[np.float64]
 
 # What rounding may leave of an eigenvalue that is zero, as a share of the largest.
-_ROUNDING = 1e-8
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,9 @@ def frechet_distance(one: Moments, other: Moments) -> float:
     values, vectors = np.linalg.eigh(one.covariance)
     root = vectors * np.sqrt(values.clip(min=0))  # R up to a rotation, which changes no eigenvalue
     overlap = np.linalg.eigvalsh(root.T @ other.covariance @ root)
-    for found in (values, overlap):
-        if found[0] < -_ROUNDING * abs(found).max():
+    largest = abs(values).max()
+    for found, scale in ((values, largest), (overlap, largest * abs(np.trace(other.covariance)))):
+        if found[0] < -_ROUNDING * scale:
             raise ValueError(f"one of the two is no covariance: it has a negative variance ({found[0]:.3g})")
     difference = one.mean - other.mean
     traces = np.trace(one.covariance) + np.trace(other.covariance) - 2 * np.sqrt(overlap.clip(min=0)).sum()
