@@ -60,6 +60,11 @@ def why_missing() -> str:
     return ""
 
 
+def versions() -> dict[str, str]:
+    """The version of torchcodec by its name, for a record; empty where PyAV reads."""
+    return {} if os.environ.get(SWITCH) != READERS[1] or why_missing() else {READERS[1]: version()}
+
+
 def version() -> str:
     """The version of torchcodec."""
     return str(importlib.import_module("torchcodec").__version__)

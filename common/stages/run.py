@@ -426,6 +426,7 @@ def _run_claimed(
     resume_from = _prepare_directory(request, run, lineage)
     import torch
 
+    from common.data import torchcodec_reader
     from common.reporting import tables
     from common.reporting.curves import summaries
     from common.reporting.progress import FILE as PROGRESS_FILE
@@ -549,7 +550,7 @@ def _run_claimed(
                 for name, parent in request.parents.items()
             },
             git=git,
-            versions=records.versions(),
+            versions={**records.versions(), **torchcodec_reader.versions()},
             hardware={**records.hardware(accelerators, request.isa), "peak_memory_gib": peak_memory_gib()},
             precision=str(trainer.precision),
             global_batch=cli.datamodule.batch_size,

@@ -115,3 +115,14 @@ def test_a_reader_that_is_none_or_missing_is_refused(tmp_path: Path, monkeypatch
             assert len(media.read_audio(0.0, 0.5, 16_000)) == 8_000
     finally:
         torchcodec_reader.why_missing.cache_clear()
+
+
+def test_a_record_names_it_where_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(torchcodec_reader.SWITCH, raising=False)
+    assert torchcodec_reader.versions() == {}
+    monkeypatch.setenv(torchcodec_reader.SWITCH, "torchcodec")
+    monkeypatch.setattr(torchcodec_reader, "why_missing", lambda: "not installed")
+    assert torchcodec_reader.versions() == {}  # a stage without clips trains all the same
+    monkeypatch.setattr(torchcodec_reader, "why_missing", lambda: "")
+    monkeypatch.setattr(torchcodec_reader, "version", lambda: "0.17.0")
+    assert torchcodec_reader.versions() == {"torchcodec": "0.17.0"}
