@@ -98,20 +98,22 @@ class NetworkFile(NamedTuple):
     """
 
     build: Callable[[str], nn.Module]
-    metrics: str
+    metrics: tuple[str, ...]
     wanted: str
 
 
 NETWORKS = {
-    "inception": NetworkFile(InceptionV3, "fid and inception_score", "inception_v3_google-0cc3c7bd.pth of torchvision"),
+    "inception": NetworkFile(
+        InceptionV3, ("fid", "inception_score"), "inception_v3_google-0cc3c7bd.pth of torchvision"
+    ),
     "inception_tv": NetworkFile(
-        TensorFlowInception, "fid_tv", "weights-inception-2015-12-05-6726825d.pth of torch-fidelity"
+        TensorFlowInception, ("fid_tv",), "weights-inception-2015-12-05-6726825d.pth of torch-fidelity"
     ),
     "clip": NetworkFile(
-        ClipEmbeddings, "r_precision", "a folder of CLIP with its tokenizer, as save_pretrained writes it"
+        ClipEmbeddings, ("r_precision",), "a folder of CLIP with its tokenizer, as save_pretrained writes it"
     ),
     "detector": NetworkFile(
-        ObjectDetector, "soa_c and soa_i", "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth of torchvision"
+        ObjectDetector, ("soa_c", "soa_i"), "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth of torchvision"
     ),
 }
 #: Frechet distance of each network that makes features.
@@ -176,7 +178,7 @@ class GenerationEvaluation(ImageEvaluation):
         self.person_captions = person_captions
         self.seed = seed
         self._loaded: dict[str, nn.Module] | None = None
-        self.missing: list[str] = []
+        self.missing: dict[str, str] = {}
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -188,26 +190,30 @@ class GenerationEvaluation(ImageEvaluation):
     def load_pretrained(self) -> None:
         if self._loaded is not None:
             return
-        self._loaded, self.missing = {}, []
+        self._loaded, self.missing = {}, {}
         for name, path in self.files.items():
             build, metrics, wanted = NETWORKS[name]
-            if path is None or not Path(path).exists():
-                where = f"evaluation.{name} is null" if path is None else f"{path} does not exist"
-                self.missing.append(f"{metrics} will be left out: {where} (wanted: {wanted})")
-                continue
-            try:
-                self._loaded[name] = build(path)
-            except ModuleNotFoundError as error:
-                self.missing.append(f"{metrics} will be left out: {error}")
-        for line in self.missing:
+            reason = ""
+            if path is None:
+                reason = f"evaluation.{name} is null (wanted: {wanted})"
+            elif not Path(path).exists():
+                reason = f"{path} does not exist (wanted: {wanted})"
+            else:
+                try:
+                    self._loaded[name] = build(path)
+                except ModuleNotFoundError as error:
+                    reason = str(error)
+            if reason:
+                self.missing.update(dict.fromkeys(metrics, f"{' and '.join(metrics)} will be left out: {reason}"))
+        for line in dict.fromkeys(self.missing.values()):
             print_once(line)
 
     def why_not(self, metric: str) -> str:
         self.load_pretrained()
-        known = [name for network in NETWORKS.values() for name in network.metrics.split(" and ")]
+        known = [name for network in NETWORKS.values() for name in network.metrics]
         if metric not in known:
             return f"there is no such metric; there are {', '.join(known)}"
-        return next((line for line in self.missing if metric in line.partition(" will be")[0].split(" and ")), "")
+        return self.missing.get(metric, "")
 
     def begin(self, module: pl.LightningModule) -> None:
         self.module: Any = module

@@ -154,21 +154,16 @@ def state_of(request: StageRequest, lineage: str) -> tuple[bool, str]:
     return False, "not run yet"
 
 
-def expected_seconds(planned: Sequence[Planned]) -> float | None:
-    """Expected time of the stages that are left, from earlier records of the same kind; None without any."""
-    if not planned:
-        return 0.0
-    return _total(seconds_of(planned))
-
-
 def _total(expected: Sequence[float | None]) -> float | None:
     """Sum over stages, an unknown one as long as the others are on average; None where all are unknown."""
     known = [seconds for seconds in expected if seconds is not None]
-    return sum(known) * len(expected) / len(known) if known else None
+    return sum(known) * len(expected) / len(known) if known else None if expected else 0.0
 
 
 def seconds_of(planned: Sequence[Planned]) -> list[float | None]:
     """Expected time of every stage, from earlier records of the same stage; None where there is none."""
+    if not planned:
+        return []
     request = planned[0].request
     fresh = records.find(request.runs, request.paper, request.scale, malformed=records.warn)
     known = [*fresh, *records.find_promoted(request.paper)]
@@ -369,8 +364,7 @@ class _Progress:
         self.total, self.jobs = len(planned), jobs
         self._started = 0
         self._expected = dict(zip(map(_name, planned), seconds_of(planned)))
-        self._took: dict[str, float] = {}
-        self._took_of_stage: dict[str, float] = {}
+        self._finished: list[tuple[Planned, float]] = []
 
     def start(self) -> int:
         """Number of the stage that starts."""
@@ -383,22 +377,18 @@ class _Progress:
 
     def finish(self, item: Planned, seconds: float, left: Sequence[Planned]) -> str:
         """Text about the time that the stages left will take."""
-        self._took[_name(item)] = self._took_of_stage[item.request.stage] = seconds
+        self._finished.append((item, seconds))
         if not left:
             return ""
+        known = [(took, expected) for one, took in self._finished if (expected := self._expected[_name(one)])]
         # This machine may be faster or slower than the one of the records.
-        known = [(took, self._expected[name]) for name, took in self._took.items()]
-        foreseen = sum(expected for _, expected in known if expected)
-        pace = sum(took for took, expected in known if expected) / foreseen if foreseen else 1.0
-        expected = _total([self._left(one, pace) for one in left])
+        pace = sum(took for took, _ in known) / sum(expected for _, expected in known) if known else 1.0
+        with_another_seed = {one.request.stage: took for one, took in self._finished}
+        by_records = [(one.request.stage, self._expected[_name(one)]) for one in left]
+        expected = _total([with_another_seed.get(stage, time and time * pace) for stage, time in by_records])
         if expected is None:
-            expected = sum(self._took.values()) / len(self._took) * len(left)
+            expected = sum(took for _, took in self._finished) / len(self._finished) * len(left)
         return f", about {duration(expected / self.jobs)} left"
-
-    def _left(self, item: Planned, pace: float) -> float | None:
-        """Seconds of a stage: as with another seed in this call, else by earlier records."""
-        expected = self._expected[_name(item)]
-        return self._took_of_stage.get(item.request.stage, None if expected is None else expected * pace)
 
 
 def _name(item: Planned) -> str:
@@ -478,6 +468,7 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
         form: text, shell or slurm.
     """
     if form == "text":
+        times = seconds_of(planned)
         rows = [("", "draw", "stage", "recipe", "time", "why")] + [
             (
                 "done" if item.done else "run",
@@ -487,12 +478,12 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
                 "" if item.done or seconds is None else duration(seconds),
                 item.reason,
             )
-            for item, seconds in zip(planned, seconds_of(planned) if planned else [])
+            for item, seconds in zip(planned, times)
         ]
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        seconds = expected_seconds([item for item in planned if not item.done])
-        told = "unknown, no earlier record of this scale" if seconds is None else duration(seconds)
+        left = _total([seconds for item, seconds in zip(planned, times) if not item.done])
+        told = "unknown, no earlier record of this scale" if left is None else duration(left)
         lines.append(f"expected time of what is left, one stage after the other: {told}")
         return "\n".join(lines)
     todo = [item for item in planned if not item.done]

@@ -306,6 +306,7 @@ class MiniatureClassification(pl.LightningModule):
 
 #: What a choice between checkpoints can go by.
 MINI_METRICS = ("mini_fd", "mini_r_precision", "mini_soa_i", "mini_soa_c", "mini_background")
+_NO_EVALUATOR = "mini_* are left out: evaluation.evaluator.pretrained names no checkpoint of mini_evaluator"
 
 
 class MiniatureEvaluation(ImageEvaluation):
@@ -348,13 +349,13 @@ class MiniatureEvaluation(ImageEvaluation):
             return f"there is no such metric; there are {', '.join(MINI_METRICS)}"
         if self.evaluator.pretrained is not None:
             return ""
-        return "mini_* are left out: evaluation.evaluator.pretrained names no checkpoint of mini_evaluator"
+        return _NO_EVALUATOR
 
     def begin(self, module: pl.LightningModule) -> None:
         self.load_pretrained()
         self.device = module.device
         if self.evaluator.pretrained is None:
-            print_once(self.why_not(MINI_METRICS[0]))
+            print_once(_NO_EVALUATOR)
             return
         data = module.trainer.datamodule  # type: ignore[attr-defined]
         self.evaluator.to(self.device).eval()

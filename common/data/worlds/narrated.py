@@ -475,7 +475,8 @@ class NarratedWorld(World):
                     scene = Scene(SHAPES[0], COLOURS[0], DIRECTIONS[0], timbre, pitch, SPEAKERS[0])
                     path = root / "audio" / f"{fold}-{100000 + index}-A-{target}.wav"
                     write(path, partial(self._sound, path, scene, index))
-                    rows.append(f"{path.name},{fold},{target},{pitch}_{timbre},False,{100000 + index},A")
+                    category = scene.audio_category.replace(" ", "_")
+                    rows.append(f"{path.name},{fold},{target},{category},False,{100000 + index},A")
                     index += 1
         (root / "meta").mkdir()
         (root / "meta/esc50.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")

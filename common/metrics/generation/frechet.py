@@ -72,8 +72,8 @@ def frechet_distance(one: Moments, other: Moments) -> float:
     """`|m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2))`.
 
     Only the trace of the root is needed, the sum of the roots of the eigenvalues of C1 C2. These are those of `R C2 R`
-    with R the root of C1, which is symmetric: a tenth of the time for 2,048 features, and no imaginary
-    part where there are fewer samples than features.
+    with R the root of C1, which is symmetric: a tenth of the time for 2,048 features, and no imaginary part where there
+    are fewer samples than features.
 
     Args:
         one, other: of features from the same network.
