@@ -16,14 +16,17 @@
     hide();
     shown = box;
     box.classList.add("placed");
+    box.style.maxHeight = "";
     box.showPopover();
     const at = button.getBoundingClientRect(), gap = 8;
     const width = document.documentElement.clientWidth, height = document.documentElement.clientHeight;
     const left = Math.max(gap, Math.min(at.left + at.width / 2 - box.offsetWidth / 2, width - box.offsetWidth - gap));
-    const below = at.bottom + gap, above = at.top - gap - box.offsetHeight;
-    const fits = below + box.offsetHeight <= height;
+    // It never covers its value, which a second tap closes it by: a long one scrolls in the larger of the two rooms.
+    const below = height - at.bottom - 2 * gap, above = at.top - 2 * gap;
+    const isBelow = box.offsetHeight <= below || below >= above;
+    box.style.maxHeight = `${isBelow ? below : above}px`;
     box.style.left = `${left}px`;
-    box.style.top = `${Math.max(gap, fits ? below : above >= gap ? above : height - box.offsetHeight - gap)}px`;
+    box.style.top = `${isBelow ? at.bottom + gap : at.top - gap - box.offsetHeight}px`;
   };
   for (const button of all(".value[popovertarget]")) {
     const id = button.getAttribute("popovertarget");
