@@ -19,8 +19,8 @@ from common.reporting.papers import checkout, working_folder
 from common.stages.single import datasets_of
 
 REQUIRED = (
-    "torch", "torchvision", "torchaudio", "lightning", "jsonargparse", "transformers", "timm", "torchmetrics", "wandb",
-    "av", "sklearn", "rich", "matplotlib", "jinja2",
+    "numpy", "torch", "torchvision", "torchaudio", "lightning", "jsonargparse", "transformers", "timm", "torchmetrics",
+    "wandb", "av", "sklearn", "rich", "matplotlib", "jinja2",
 )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def examine(data: Path, papers: list[str]) -> int:
     table.add_row("revision", state)
     console.print(table)
 
-    for paper in papers:
+    for paper in [] if missing else papers:  # the classes of data sets need the packages
         console.print(
             f"\n[bold]{paper}[/bold]: data sets of the scale paper, looked for in {escape(str(data))} "
             "(--data, ASSEMBLE_DATA)",

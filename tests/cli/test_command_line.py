@@ -267,6 +267,8 @@ def test_doctor_tells_what_does_not_import_also_where_much_needs_it() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
     assert "does not import" in done.stdout
+    assert "missing packages: numpy" in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 #: Runs a command and writes down every name that is looked up and every connection to another machine.
