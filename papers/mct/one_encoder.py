@@ -138,7 +138,7 @@ class PairEncoder(nn.Module):
         self.image = nn.ModuleDict({"backbone": image_encoder})
         self.text = nn.ModuleDict({"backbone": text_encoder})
         self.projection = nn.Linear(image_encoder.feature_dim, width)  # type: ignore[arg-type]
-        self.match = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
+        self.match = nn.Linear(width, 1)
         self.word = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.word_bias = nn.Parameter(torch.zeros(text_encoder.vocabulary_size))
 
@@ -164,29 +164,36 @@ class PairEncoder(nn.Module):
         """The same of captions, [B, L, D] of tokens [B, L]."""
         return self.bert.embeddings(input_ids=tokens)
 
-    def encode(self, text: Tensor, tokens: Tensor, image: Tensor | None = None) -> Tensor:
-        """Last hidden states of the words.
+    def encode(self, text: Tensor, tokens: Tensor, image: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Last hidden states of places and of words.
 
         Args:
             text, image: see `start_captions` and `start_images`; no image reads the caption alone.
             tokens: tell words from padding.
 
         Shapes:
-            text [B, L, D]; tokens [B, L]; image [B, P, D] -> [B, L, D]
+            text [B, L, D]; tokens [B, L]; image [B, P, D] -> [B, P, D], [B, L, D]
         """
-        known, start = tokens != PAD, text
-        if image is not None:
-            start = torch.cat([image, text], 1)
-            known = torch.cat([known.new_ones(image.shape[:2]), known], 1)
-        hidden = self.bert.encoder(start, attention_mask=known[:, None, None, :]).last_hidden_state
-        return hidden[:, -text.shape[1] :]
+        image = text[:, :0] if image is None else image
+        known = F.pad(tokens != PAD, (image.shape[1], 0), value=True)
+        hidden = self.bert.encoder(
+            torch.cat([image, text], 1), attention_mask=known[:, None, None, :]
+        ).last_hidden_state
+        return hidden[:, : image.shape[1]], hidden[:, image.shape[1] :]
 
     def scores(self, image: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
-        """Score of every image with every caption, [N, M] of image [N, P, D], text [M, L, D] and tokens [M, L]."""
+        """Score of every image with every caption, each pair read together.
+
+        The mean state of the image's places times that of the first word, number by number, and a linear layer, as in
+        ViLBERT: by the state of the first word alone a thousand steps of the miniature learn nothing.
+
+        Shapes:
+            image [N, P, D]; text [M, L, D]; tokens [M, L] -> [N, M]
+        """
         images, captions = len(image), len(text)
         pairs = image.repeat_interleave(captions, 0)
-        first = self.encode(text.repeat(images, 1, 1), tokens.repeat(images, 1), pairs)[:, 0]
-        return self.match(first).view(images, captions)
+        places, words = self.encode(text.repeat(images, 1, 1), tokens.repeat(images, 1), pairs)
+        return self.match(places.mean(1) * words[:, 0]).view(images, captions)
 
     def words(self, hidden: Tensor) -> Tensor:
         """Scores of all words, [K, V], of hidden states [K, D]; the embeddings of the words are the last layer."""
@@ -269,7 +276,7 @@ class OneEncoder(pl.LightningModule):
     def masked_words(self, batch: dict[str, Tensor], view: str, image: Tensor | None = None) -> Tensor:
         """Cross entropy of the masked words of a view, averaged over those of all processes."""
         tokens = batch[f"tokens_{view}_masked"]
-        hidden = self.model.encode(self.model.start_captions(tokens), tokens, image)
+        _, hidden = self.model.encode(self.model.start_captions(tokens), tokens, image)
         logits = self.model.words(hidden.flatten(0, 1)[batch[f"places_{view}"]])
         return masked_language_modeling(logits, batch[f"targets_{view}"]) * share_of_mean(len(logits), logits.device)
 
