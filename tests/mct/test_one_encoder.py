@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from common.data.datasets.coco import COCO
-from common.data.text import WordPieceTokenizer, text_numbers
+from common.data.text import WordPieceTokenizer
 from common.encoders.image import ImageResNet
 from common.encoders.text import BertEncoder
 from common.stages.cli import build
@@ -274,9 +274,6 @@ def test_own_ranks_are_those_of_the_scores() -> None:
         found.model.scores(found.model.start_images(images), found.model.start_captions(one), one)
         for one in tokens[:4, None]
     ], 1)  # fmt: skip
-    text = text_numbers(tokens, lengths)[:4]
-    for column, own in enumerate([0, 1, 2, 2]):
-        assert torch.isfinite(scores[own, column]), text
     first = [float((scores[:, column] >= scores[own, column]).sum() == 1) for column, own in enumerate([0, 1, 2, 2])]
     assert logged["test/t2i_r1"] == pytest.approx(100 * sum(first) / 4)
     assert logged["test/t2i_r1_equal_text"] >= logged["test/t2i_r1"]
