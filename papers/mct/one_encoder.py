@@ -134,6 +134,7 @@ class PairEncoder(nn.Module):
     def __init__(self, image_encoder: nn.Module, text_encoder: BertEncoder) -> None:
         super().__init__()
         width = text_encoder.feature_dim
+        self.max_tokens = text_encoder.max_tokens
         # Named as the towers of MCT, so that whoever reads their backbones reads these.
         self.image = nn.ModuleDict({"backbone": image_encoder})
         self.text = nn.ModuleDict({"backbone": text_encoder})
@@ -154,9 +155,8 @@ class PairEncoder(nn.Module):
             ValueError: an image has more places than there are positions.
         """
         grid = self.image["backbone"].forward_map(images).flatten(2).transpose(1, 2)  # type: ignore[operator]
-        most = self.text["backbone"].max_tokens
-        if grid.shape[1] > most:
-            raise ValueError(f"model.text_encoder.max_tokens is {most}, but an image has {grid.shape[1]} places")
+        if (places := grid.shape[1]) > self.max_tokens:
+            raise ValueError(f"model.text_encoder.max_tokens is {self.max_tokens}, but an image has {places} places")
         second = torch.ones(grid.shape[:2], dtype=torch.int64, device=grid.device)
         return self.bert.embeddings(inputs_embeds=self.projection(grid), token_type_ids=second)
 
@@ -301,7 +301,7 @@ class OneEncoder(pl.LightningModule):
         else:
             tokens = batch["tokens"]
             # Of one length, to be collected.
-            padded = F.pad(tokens, (0, self.model.text["backbone"].max_tokens - tokens.shape[1]), value=PAD)
+            padded = F.pad(tokens, (0, self.model.max_tokens - tokens.shape[1]), value=PAD)
             self._captions.update(
                 batch["index"], tokens=padded, image=batch["image_index"], text=text_numbers(tokens, batch["lengths"])
             )
