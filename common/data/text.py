@@ -406,6 +406,20 @@ class WordPieceTokenizer(CaptionTokenizer):
             raise self._unprepared()
         return self._tokenizer.decode([token for token in tokens if token not in self._hidden])
 
+    @property
+    def mask_id(self) -> int:
+        """Number of `[MASK]`.
+
+        Raises:
+            ValueError: the vocabulary has none.
+        """
+        if self._tokenizer is None:
+            raise self._unprepared()
+        number = self._tokenizer.token_to_id("[MASK]")
+        if number is None:
+            raise ValueError(f"data.tokenizer.{self.field} has no [MASK], which masked words need")
+        return number
+
     def _settings(self) -> str:
         return f"{self.largest_size}"
 

@@ -52,10 +52,11 @@ def in_batch_matching(logits: Tensor, group: Tensor | None = None) -> tuple[Tens
 
     Args:
         logits: score of image i with text j; the diagonal holds the true pairs. Half precision is raised to float32.
-        group: pairs of equal numbers show the same thing, and one's image is no negative of another's text.
+        group: pairs of equal numbers show the same thing, and one's image is no negative of another's text; of K
+            numbers one that is equal is enough.
 
     Shapes:
-        logits [B, B]; group [B]
+        logits [B, B]; group [B] or [B, K]
 
     Returns:
         Cross entropy, averaged over both directions and the batch, and binary cross entropy, averaged over all pairs
@@ -74,7 +75,8 @@ def in_batch_matching(logits: Tensor, group: Tensor | None = None) -> tuple[Tens
     if group is None:
         binary = binary.mean()
     else:
-        counted = (group[:, None] != group[None, :]) | target.bool()
+        group = group.view(len(group), -1)
+        counted = (group[:, None] != group[None, :]).all(2) | target.bool()
         binary = (binary * counted).sum() / counted.sum()
         # Finite, so that the gradient of a score that does not count is zero and never a NaN.
         logits = logits.masked_fill(~counted, torch.finfo(logits.dtype).min / 2)

@@ -62,6 +62,14 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     return all_gather_concat(tensor.unsqueeze(0)).mean(dim=0)
 
 
+def share_of_mean(count: int, device: torch.device) -> Tensor | float:
+    """Weight of a mean over `count` items of this process that makes the average over processes one over all items."""
+    if not is_distributed():
+        return 1.0
+    mean = mean_over_ranks(torch.tensor(float(count), device=device))
+    return count / mean.clamp(min=1e-9)
+
+
 @torch.no_grad()
 def broadcast_from_rank_zero(tensor: Tensor) -> None:
     """Overwrite `tensor` on every rank with rank 0's values.

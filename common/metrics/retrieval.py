@@ -220,7 +220,9 @@ def owner_rows(index: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
     return row[known], known
 
 
-def score_retrieval(scores: Tensor, caption_image: Tensor, block: int = 4096) -> dict[str, Tensor]:
+def score_retrieval(
+    scores: Tensor, caption_image: Tensor, equal_text: Tensor | None = None, block: int = 4096
+) -> dict[str, Tensor]:
     """Search for captions by images and for images by captions, by a matrix of scores of all pairs.
 
     For models that have no embeddings to multiply, as every pair is read on its own. A query is a hit among the K best
@@ -229,6 +231,7 @@ def score_retrieval(scores: Tensor, caption_image: Tensor, block: int = 4096) ->
     Args:
         scores: [N, M], images by captions.
         caption_image: row of every caption's image, [M]; an image may have any number, also none.
+        equal_text: see `caption_ranks`.
         block: queries ranked at a time; bounds the memory.
 
     Returns:
@@ -250,12 +253,15 @@ def score_retrieval(scores: Tensor, caption_image: Tensor, block: int = 4096) ->
             f"caption_image: rows {int(own.min())} to {int(own.max())}, but there are {len(scores)} images"
         )
     scores = _at_least_float32(scores)
-    images = torch.arange(len(scores), device=scores.device)
-    described = torch.zeros(len(scores), dtype=torch.bool, device=scores.device).index_fill_(0, own, True)
-    searched = images[described]
-    i2t = torch.cat([_ranks_of_relevant(scores[rows], own == rows[:, None]) for rows in searched.split(block)])
+    text = torch.arange(len(own), device=scores.device)
+    if equal_text is not None:
+        text = torch.unique(equal_text.to(scores.device), return_inverse=True)[1]
+    has_text = torch.zeros(len(scores), int(text.max()) + 1, dtype=torch.bool, device=scores.device)
+    has_text[own, text] = True
+    searched = has_text.any(1).nonzero()[:, 0]
+    i2t = torch.cat([_ranks_of_relevant(scores[rows], has_text[rows][:, text]) for rows in searched.split(block)])
     captions = torch.arange(len(own), device=scores.device)
-    t2i = torch.cat([_ranks_of_relevant(scores.T[rows], own[rows, None] == images) for rows in captions.split(block)])
+    t2i = torch.cat([_ranks_of_relevant(scores.T[rows], has_text.T[text[rows]]) for rows in captions.split(block)])
     found = _summary("i2t", i2t, len(own)) | _summary("t2i", t2i, len(scores))
     recalls = [found[f"{direction}_r{k}"] for direction in ("t2i", "i2t") for k in (1, 5, 10)]
     return found | {"mr": torch.stack(recalls).mean()}

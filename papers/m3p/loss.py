@@ -18,7 +18,7 @@ from common.losses.masked import (
     masked_region_regression,
 )
 from common.losses.matching import candidate_matching, image_text_matching, in_batch_matching
-from common.memory.collective import is_distributed, mean_over_ranks
+from common.memory.collective import share_of_mean
 from papers.m3p.model import M3P, all_pairs
 
 #: One group of pairs: tokens and regions of every pair, and labels of the true ones (see `with_places`).
@@ -278,11 +278,3 @@ def contrast(image: Tensor, text: Tensor, temperature: float, group: Tensor | No
     scores = F.normalize(image.float(), dim=1) @ F.normalize(text.float(), dim=1).T / temperature
     loss, _ = in_batch_matching(scores, group)
     return loss, (scores.detach().argmax(1) == torch.arange(len(scores), device=scores.device)).float().mean()
-
-
-def share_of_mean(count: int, device: torch.device) -> Tensor | float:
-    """Weight of a mean over `count` items of this process that makes the average over processes one over all items."""
-    if not is_distributed():
-        return 1.0
-    mean = mean_over_ranks(torch.tensor(float(count), device=device))
-    return count / mean.clamp(min=1e-9)

@@ -5,7 +5,7 @@ The miniature uses the very same classes: its worlds write files in COCO's layou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,7 @@ class PretrainingData(CaptionData):
         self.back_translations = back_translations
         self.swap_sides = swap_sides
         self.other_drawing = other_drawing
+        self.views: Callable[..., CaptionedViews] = CaptionedViews
 
     @property
     def tag_names(self) -> Sequence[str]:
@@ -161,7 +162,7 @@ class PretrainingData(CaptionData):
                     f"data.back_translations: {self.back_translations} lacks {len(missing)} captions of the split, the "
                     f"first is annotation {missing[0]}; translate all of them, or choose other caption_views"
                 )
-        return CaptionedViews(
+        return self.views(
             self.listing,
             self.annotations,
             self.tokenizer,
@@ -185,7 +186,10 @@ class PretrainingData(CaptionData):
         }  # fmt: skip
         if self.tokenizer is not None:
             batch |= {f"tokens_{view}": self.example_captions(size, draw) for view in ("query", "key")}
-        batches = batches_of_epoch(self.dataset.published_count(self.split), self.batch_size)
         # The vocabulary need not fit the model's here.
         facts = {"vocabulary_size": 0, "tag_names": [str(number) for number in range(tags)]}
-        return Example(batch, batches, facts)
+        return Example(batch, self.published_batches(), facts)
+
+    def published_batches(self) -> int | None:
+        """Batches of an epoch of the published data set, where its size is known."""
+        return batches_of_epoch(self.dataset.published_count(self.split), self.batch_size)

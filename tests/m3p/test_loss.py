@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from common.losses.alignment import word_region_alignment
 from common.losses.matching import image_text_matching, in_batch_matching
+from common.memory.collective import share_of_mean
 from papers.m3p.loss import (
     WeightSchedule,
     _pairs,
     contrast,
     relation_terms,
-    share_of_mean,
     text_terms,
     with_places,
 )
@@ -281,18 +281,18 @@ def test_means_over_masked_things_are_over_those_of_all_processes(monkeypatch: p
     found = with_places({"xmlm": [block], "relations": [{"t2i": group}]})
     text, relation = found["xmlm"][0], found["relations"][0]["t2i"]
     alone = text_terms(model, text) | relation_terms(model, relation, "t2i")
-    monkeypatch.setattr("papers.m3p.loss.is_distributed", lambda: True)
-    monkeypatch.setattr("papers.m3p.loss.mean_over_ranks", lambda count: count + 1)
+    monkeypatch.setattr("common.memory.collective.is_distributed", lambda: True)
+    monkeypatch.setattr("common.memory.collective.mean_over_ranks", lambda count: count + 1)
     together = text_terms(model, text) | relation_terms(model, relation, "t2i")
     words, regions = len(relation["word_places"]), len(relation["region_places"])
     for name, count in (
         ("xmlm", len(text["word_places"])), ("mlm", words), ("mrm_class", regions), ("mrm_regression", regions),
     ):  # fmt: skip
         torch.testing.assert_close(together[name], alone[name] * count / (count + 1))
-    monkeypatch.setattr("papers.m3p.loss.mean_over_ranks", lambda count: count)
+    monkeypatch.setattr("common.memory.collective.mean_over_ranks", lambda count: count)
     assert share_of_mean(0, torch.device("cpu")) == 0
     assert share_of_mean(1, torch.device("cpu")) == 1
-    monkeypatch.setattr("papers.m3p.loss.mean_over_ranks", lambda count: count / 2)
+    monkeypatch.setattr("common.memory.collective.mean_over_ranks", lambda count: count / 2)
     assert share_of_mean(1, torch.device("cpu")) == 2
 
 
@@ -302,8 +302,8 @@ def test_terms_make_what_they_need_on_the_device_of_their_inputs(kind: str, monk
         assert count.device.type == "cuda"
         return count
 
-    monkeypatch.setattr("papers.m3p.loss.is_distributed", lambda: True)
-    monkeypatch.setattr("papers.m3p.loss.mean_over_ranks", mean)
+    monkeypatch.setattr("common.memory.collective.is_distributed", lambda: True)
+    monkeypatch.setattr("common.memory.collective.mean_over_ranks", mean)
     group = golden_group() if kind == "t2i" else in_batch_group()
     found = with_places({"xmlm": [], "relations": [{kind: group}]})["relations"][0][kind]
     with FakeTensorMode() as mode:  # knows shapes and devices, computes nothing

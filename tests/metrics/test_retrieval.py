@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.metrics.retrieval import caption_ranks, caption_retrieval, match_ranks
+from common.metrics.retrieval import caption_ranks, caption_retrieval, match_ranks, score_retrieval
 
 
 def recall_at(query: torch.Tensor, gallery: torch.Tensor, k: int, **options: Any) -> torch.Tensor:
@@ -193,3 +193,14 @@ class TestCaptions:
             caption_retrieval(image[:0], caption, owner)
         with pytest.raises(ValueError, match="images 2 to 3, one fold"):
             caption_retrieval(image, caption, torch.tensor([0, 1, 0, 1]), fold_size=2)
+
+
+@given(seed=st.integers(0, 1000), texts=st.sampled_from([None, 2, 5]))
+def test_scores_of_all_pairs_find_what_embeddings_find(seed: int, texts: int | None) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    image, captions = (torch.randint(-2, 3, (n, 4), generator=generator).double() for n in (6, 11))
+    owner = torch.randint(6, (11,), generator=generator)
+    text = None if texts is None else torch.randint(texts, (11,), generator=generator)
+    found = score_retrieval(image @ captions.T, owner, text, block=4)
+    found.pop("mr")
+    assert found == caption_retrieval(image, captions, owner, equal_text=text)

@@ -13,6 +13,7 @@ from common.protocols.classification import LinearClassification
 from common.protocols.search import CrossModalSearch
 from common.stages.run import run_stage
 from papers.mct.module import MCTModule
+from papers.mct.one_encoder import OneEncoder
 from papers.mct.virtex import VirTex
 from tests.resume.killing import LAYER, compare, kill_at
 from tests.stages import callbacks, request
@@ -57,7 +58,12 @@ def test_the_bridge_keeps_what_it_was_after_some_steps(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "module", "killed_at"),
-    [("virtex", VirTex, 7), ("imagenet_linear", LinearClassification, 7), ("cross_modal_search", CrossModalSearch, 9)],
+    [
+        ("virtex", VirTex, 7),
+        ("one_encoder", OneEncoder, 7),
+        ("imagenet_linear", LinearClassification, 7),
+        ("cross_modal_search", CrossModalSearch, 9),
+    ],
 )
 def test_the_other_modules(tmp_path: Path, stage: str, module: type, killed_at: int) -> None:
     layer = {"trainer": {**LAYER["trainer"], "callbacks": callbacks(2)}}

@@ -1,0 +1,333 @@
+"""One encoder of images and captions together, which the two towers are compared with: network, data and training.
+
+The places of the image's last map and the words of a caption enter one transformer. It learns to tell the caption of an
+image from those of others, reading every pair of the two, and to guess masked words. Backbones are those of MCT, of the
+same sizes, and all else is thrown away after training, as MCT's heads are. Nothing of it is the paper's.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.data.datasets.coco import COCO
+from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.datasets.folder import FolderOfImages
+from common.data.items import Sample
+from common.data.text import WordPieceTokenizer, text_numbers
+from common.encoders.text import BertEncoder
+from common.losses.masked import masked_language_modeling
+from common.losses.matching import in_batch_matching
+from common.memory.collective import rank, share_of_mean, world_size
+from common.memory.groups import groups_here, require_groups, split_groups
+from common.metrics.gathering import RowsOncePerSample, first_occurrences, gather_rows
+from common.metrics.retrieval import owner_rows, score_retrieval
+from common.protocols.captions import check_vocabulary
+from common.training.examples import Draw, Example
+from common.training.optimizers import adamw
+from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from papers.mct.data import CaptionedViews, PretrainingData
+
+#: Token id of padding.
+PAD = 0
+#: Pairs that are read at a time where all images meet all captions; bounds the memory.
+PAIRS_AT_ONCE = 2048
+
+
+def mask_words(tokens: list[int], share: float, mask_id: int, rng: np.random.Generator) -> list[int]:
+    """A caption with words masked, at least one of them; its first and its last token are none.
+
+    Args:
+        tokens: with both boundary tokens.
+        share: of the words, each by chance.
+        mask_id: what stands in their place.
+        rng: draws as often for every caption of that length.
+    """
+    noise = rng.random(max(len(tokens) - 2, 0))
+    chosen = noise < max(share, noise.min(initial=1.0) + 1e-9)
+    return [tokens[0], *np.where(chosen, mask_id, tokens[1:-1]).tolist(), tokens[-1]]
+
+
+class MaskedViews(CaptionedViews):
+    """Two views of every image and of its captions, these also with masked words: `tokens_<view>_masked`.
+
+    Args:
+        masked_words: share of the words.
+        args, kwargs: see CaptionedViews; the views are the same as there.
+    """
+
+    def __init__(self, *args: Any, masked_words: float = 0.15, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.masked_words = masked_words
+
+    def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
+        sample = super()._sample(item, image, rng)
+        mask_id = self.tokenizer.mask_id  # type: ignore[union-attr]
+        for view in ("query", "key"):
+            sample[f"tokens_{view}_masked"] = mask_words(sample[f"tokens_{view}"], self.masked_words, mask_id, rng)
+        return sample
+
+
+class MaskedPretrainingData(PretrainingData):
+    """The images and captions that MCT is trained on, with masked words.
+
+    Args:
+        tokenizer: one with a mask.
+        masked_words: share of the words of a caption.
+        kwargs: see PretrainingData.
+    """
+
+    def __init__(
+        self,
+        dataset: COCO | COCOKarpathy | FolderOfImages,
+        tokenizer: WordPieceTokenizer,
+        masked_words: Fraction = 0.15,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(dataset, tokenizer, **kwargs)
+        self.views = partial(MaskedViews, masked_words=masked_words)
+
+    def collate(self, samples: list[Sample]) -> dict[str, Tensor]:
+        """As in CaptionData, with `places_<view>` [K] of the masked words among the B * L, and `targets_<view>` [K]."""
+        return with_places(super().collate(samples))
+
+    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+        """A made-up batch of `size` images with captions, a seventh of whose words is masked."""
+        batch = {"image_query": self.example_images(size, draw)["image"]} | {
+            name: torch.arange(size) for name in ("index", "image_id")
+        }
+        for view in ("query", "key"):
+            tokens = batch[f"tokens_{view}"] = self.example_captions(size, draw)
+            batch[f"lengths_{view}"] = torch.full((size,), tokens.shape[1])
+            batch[f"tokens_{view}_masked"] = tokens.clone()
+            batch[f"tokens_{view}_masked"][:, 1::7] = 1
+        return Example(with_places(batch), self.published_batches(), {"vocabulary_size": 0})
+
+
+def with_places(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch with the places of its masked words as numbers, found on the host before it goes to an accelerator."""
+    for view in ("query", "key") if "tokens_query_masked" in batch else ():
+        tokens = batch[f"tokens_{view}"]
+        places = (batch[f"tokens_{view}_masked"] != tokens).flatten().nonzero()[:, 0]
+        batch |= {f"places_{view}": places, f"targets_{view}": tokens.flatten()[places]}
+    return batch
+
+
+class PairEncoder(nn.Module):
+    """A transformer that reads an image and a caption together, or a caption alone.
+
+    An image has a token for each place of its last map, told from words by BERT's embedding of the second segment; what
+    BERT has is enough, so that both backbones keep the parameters that they have in MCT.
+
+    Args:
+        image_encoder: backbone with `forward_map` and `feature_dim`.
+        text_encoder: the transformer.
+    """
+
+    def __init__(self, image_encoder: nn.Module, text_encoder: BertEncoder) -> None:
+        super().__init__()
+        width = text_encoder.feature_dim
+        self.max_tokens = text_encoder.max_tokens
+        # Named as the towers of MCT, so that whoever reads their backbones reads these.
+        self.image = nn.ModuleDict({"backbone": image_encoder})
+        self.text = nn.ModuleDict({"backbone": text_encoder})
+        self.projection = nn.Linear(image_encoder.feature_dim, width)  # type: ignore[arg-type]
+        self.match = nn.Linear(width, 1)
+        self.word = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.word_bias = nn.Parameter(torch.zeros(text_encoder.vocabulary_size))
+
+    @property
+    def bert(self) -> Any:
+        """The transformer with its embeddings."""
+        return self.text["backbone"].bert
+
+    def start_images(self, images: Tensor) -> Tensor:
+        """What the transformer starts from, [B, P, D] of images [B, 3, H, W].
+
+        Raises:
+            ValueError: an image has more places than there are positions.
+        """
+        grid = self.image["backbone"].forward_map(images).flatten(2).transpose(1, 2)  # type: ignore[operator]
+        if (places := grid.shape[1]) > self.max_tokens:
+            raise ValueError(f"model.text_encoder.max_tokens is {self.max_tokens}, but an image has {places} places")
+        second = torch.ones(grid.shape[:2], dtype=torch.int64, device=grid.device)
+        return self.bert.embeddings(inputs_embeds=self.projection(grid), token_type_ids=second)
+
+    def start_captions(self, tokens: Tensor) -> Tensor:
+        """The same of captions, [B, L, D] of tokens [B, L]."""
+        return self.bert.embeddings(input_ids=tokens)
+
+    def encode(self, text: Tensor, tokens: Tensor, image: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Last hidden states of places and of words.
+
+        Args:
+            text, image: see `start_captions` and `start_images`; no image reads the caption alone.
+            tokens: tell words from padding.
+
+        Shapes:
+            text [B, L, D]; tokens [B, L]; image [B, P, D] -> [B, P, D], [B, L, D]
+        """
+        image = text[:, :0] if image is None else image
+        known = F.pad(tokens != PAD, (image.shape[1], 0), value=True)
+        hidden = self.bert.encoder(
+            torch.cat([image, text], 1), attention_mask=known[:, None, None, :]
+        ).last_hidden_state
+        return hidden[:, : image.shape[1]], hidden[:, image.shape[1] :]
+
+    def scores(self, image: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
+        """Score of every image with every caption, each pair read together.
+
+        The mean state of the image's places times the state of the first token, number by number, and a linear layer
+        ([11], after ViLBERT). By the state of the first token alone matching was still at chance after 400 steps of the
+        miniature; by the product it leaves chance within 250.
+
+        Shapes:
+            image [N, P, D]; text [M, L, D]; tokens [M, L] -> [N, M]
+        """
+        images, captions = len(image), len(text)
+        pairs = image.repeat_interleave(captions, 0)
+        places, words = self.encode(text.repeat(images, 1, 1), tokens.repeat(images, 1), pairs)
+        return self.match(places.mean(1) * words[:, 0]).view(images, captions)
+
+    def words(self, hidden: Tensor) -> Tensor:
+        """Scores of all words, [K, V], of hidden states [K, D]; the embeddings of the words are the last layer."""
+        return F.linear(self.word(hidden), self.bert.embeddings.word_embeddings.weight, self.word_bias)
+
+
+class OneEncoder(pl.LightningModule):
+    """Training of one encoder by matching and by masked words ([11]).
+
+    The loss is the sum of three. Matching: each image of a group with each of its captions is a pair, of which those on
+    the diagonal belong together; cross entropy both ways and of every pair. Masked words of a caption, given its image.
+    Masked words of another caption of the image without it, so that text alone is not foreign to the transformer.
+
+    Tested as MCTModule on held-out images and captions, by the score of the match of every image with every caption:
+    `test/i2t_...`, `test/t2i_...` and the same with `_equal_text`.
+
+    Args:
+        image_encoder, text_encoder: see PairEncoder.
+        candidates: images and captions of a group; a batch of B has B / candidates groups, each on one device.
+        image_learning_rate, learning_rate: of AdamW, for the image encoder and for all else.
+        weight_decay: of matrices.
+        warmup_fraction: share of the steps of a linear warm-up, which half a cosine follows.
+        clip_norm: largest norm of the gradient.
+
+    Raises:
+        ValueError: in setup, when the groups or the vocabulary do not fit the data.
+    """
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        text_encoder: BertEncoder,
+        candidates: PositiveInt = 16,
+        image_learning_rate: PositiveFloat = 1e-4,
+        learning_rate: PositiveFloat = 4e-5,
+        weight_decay: NonNegativeFloat = 1e-2,
+        warmup_fraction: Fraction = 0.1,
+        clip_norm: PositiveFloat = 1.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["image_encoder", "text_encoder"], logger=False)
+        self.model = PairEncoder(image_encoder, text_encoder)
+
+    def setup(self, stage: str) -> None:
+        data, encoder = self.trainer.datamodule, self.model.text["backbone"]  # type: ignore[attr-defined]
+        if stage == "fit" and self.trainer.ckpt_path is None:
+            encoder.require_weights()  # type: ignore[operator]
+        check_vocabulary(self, encoder)
+        size, devices = self.hparams["candidates"], self.trainer.world_size
+        require_groups("model.candidates", size, data.batch_size, devices)
+        if data.batch_size // size % devices:
+            raise ValueError(
+                f"model.candidates is {size}: the {data.batch_size // size} groups of data.batch_size "
+                f"{data.batch_size} cannot be shared by {devices} devices, each of which needs whole ones"
+            )
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        image = self.model.start_images(batch["image_query"])
+        # The key's caption is the one that follows the flip of the query's image.
+        terms = {
+            "match": self.match(batch, image),
+            "words": self.masked_words(batch, "key", image),
+            "words_alone": self.masked_words(batch, "query"),
+        }
+        terms["loss"] = terms["match"] + terms["words"] + terms["words_alone"]
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=len(image))
+        return terms["loss"]
+
+    def match(self, batch: dict[str, Tensor], image: Tensor) -> Tensor:
+        """Matching inside the groups of this process; pairs of one image or of the same words are no negatives."""
+        tokens = batch["tokens_key"]
+        same = torch.stack([batch["image_id"], text_numbers(tokens, batch["lengths_key"])], 1)
+        groups = groups_here("model.candidates", len(image), self.hparams["candidates"])
+        parts = zip(*(split_groups(x, groups) for x in (image, self.model.start_captions(tokens), tokens, same)))
+        losses = [sum(in_batch_matching(self.model.scores(*pairs), group)) for *pairs, group in parts]
+        return torch.stack(losses).mean()  # type: ignore[arg-type]
+
+    def masked_words(self, batch: dict[str, Tensor], view: str, image: Tensor | None = None) -> Tensor:
+        """Cross entropy of the masked words of a view, averaged over those of all processes."""
+        tokens = batch[f"tokens_{view}_masked"]
+        _, hidden = self.model.encode(self.model.start_captions(tokens), tokens, image)
+        logits = self.model.words(hidden.flatten(0, 1)[batch[f"places_{view}"]])
+        return masked_language_modeling(logits, batch[f"targets_{view}"]) * share_of_mean(len(logits), logits.device)
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        nn.utils.clip_grad_norm_(self.parameters(), self.hparams["clip_norm"])
+
+    def configure_optimizers(self) -> Any:
+        h: Any = self.hparams
+        rates = {"model.image.": h.image_learning_rate, "": h.learning_rate}
+        return adamw(self, rates, h.weight_decay, h.warmup_fraction)
+
+    # -- what is measured after training -------------------------------------------------------------------------------
+
+    def on_test_start(self) -> None:
+        self._images = RowsOncePerSample("start")
+        self._captions = RowsOncePerSample("tokens", "image", "text")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        if dataloader_idx == 0:
+            self._images.update(batch["index"], start=self.model.start_images(batch["image"]))
+        else:
+            tokens = batch["tokens"]
+            # Of one length, to be collected.
+            padded = F.pad(tokens, (0, self.model.max_tokens - tokens.shape[1]), value=PAD)
+            self._captions.update(
+                batch["index"], tokens=padded, image=batch["image_index"], text=text_numbers(tokens, batch["lengths"])
+            )
+
+    def on_test_epoch_end(self) -> None:
+        index, images = self._images.compute(self.device)
+        _, captions = self._captions.compute(self.device)
+        row, known = owner_rows(index, captions["image"])
+        # Every text is read once, however many images have it, and every process reads its part of the images.
+        _, number = torch.unique(captions["text"][known], return_inverse=True)
+        tokens = captions["tokens"][known][first_occurrences(number)]
+        own = images["start"].tensor_split(world_size())[rank()]
+        scores = gather_rows(self.scores_of_all(own, tokens))[:, number]
+        metrics = score_retrieval(scores, row)
+        metrics |= {f"{name}_equal_text": value for name, value in score_retrieval(scores, row, number).items()}
+        metrics["t2i_chance_medr"] = torch.tensor(len(index) / 2)
+        self.log_dict({f"test/{name}": value.to(self.device, torch.float32) for name, value in metrics.items()})
+
+    def scores_of_all(self, image: Tensor, tokens: Tensor) -> Tensor:
+        """Score of every image with every caption, float32 [N, M] of image [N, P, D] and tokens [M, L]."""
+        scores = image.new_zeros(len(image), len(tokens), dtype=torch.float32)
+        lengths = (tokens != PAD).sum(1)
+        # Captions of like lengths together, so that little padding is read.
+        for places in lengths.argsort(stable=True).split(PAIRS_AT_ONCE // 8):
+            words = tokens[places, : int(lengths[places].max())]
+            text = self.model.start_captions(words)
+            for rows in torch.arange(len(image), device=image.device).split(8):
+                scores[rows[:, None], places] = self.model.scores(image[rows], text, words).float()
+        return scores

@@ -1,0 +1,280 @@
+"""One encoder for MCT's comparison: its parameters, what is masked and matched, and what the padding may change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from common.data.datasets.coco import COCO
+from common.data.text import WordPieceTokenizer
+from common.encoders.image import ImageResNet
+from common.encoders.text import BertEncoder
+from common.stages.cli import build
+from common.stages.configuration import resolve
+from common.stages.run import stage_configuration
+from common.training.examples import Draw
+from papers.mct.one_encoder import MaskedPretrainingData, OneEncoder, mask_words, with_places
+from papers.mct.weights import load_backbone
+from tests.distributed.harness import run_distributed
+from tests.stages import request
+
+BATCH, VOCABULARY, MASK = 8, 20, 4
+
+
+class Map(nn.Module):
+    """An image encoder without batch statistics, whose map has four places."""
+
+    feature_dim = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 5, 4, 4)
+
+    def forward_map(self, images: Tensor) -> Tensor:
+        return torch.tanh(self.convolution(images))
+
+
+def module(**options: Any) -> OneEncoder:
+    torch.manual_seed(0)
+    text = BertEncoder(None, VOCABULARY, 8, 2, 2, 16, max_tokens=9, dropout=0.0, initializer_range=0.5)
+    found = OneEncoder(Map(), text, **{"candidates": 4, **options})
+    found.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    return found
+
+
+def some_batch(size: int = BATCH) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    batch = {"image_query": torch.randn(size, 3, 8, 8, generator=draw), "image_id": torch.arange(size)}
+    for view in ("query", "key"):
+        tokens = torch.randint(5, VOCABULARY, (size, 7), generator=draw)
+        for row in range(size):
+            tokens[row, 6 - row % 3 :] = 0
+        batch[f"tokens_{view}"], batch[f"lengths_{view}"] = tokens, (tokens != 0).sum(1)
+        batch[f"tokens_{view}_masked"] = tokens.clone()
+        batch[f"tokens_{view}_masked"][:, 2] = MASK
+        batch[f"tokens_{view}_masked"][::3, 3] = MASK
+    return with_places(batch)
+
+
+def gradients_of(batch: dict[str, Tensor], found: OneEncoder) -> dict[str, Tensor]:
+    found.zero_grad()
+    found.training_step(batch, 0).backward()
+    return {name: parameter.grad.clone() for name, parameter in found.named_parameters() if parameter.grad is not None}
+
+
+# -- network -----------------------------------------------------------------------------------------------------------
+
+
+def size_of(recipe: str, tmp_path: Path) -> int:
+    model: Any = build(*stage_configuration(request(f"mct/{recipe}", tmp_path, scale="mini"))).model.model
+    towers = (model.image, model.text)
+    backbones = [one["backbone"] if isinstance(one, nn.ModuleDict) else one.backbone for one in towers]
+    return sum(parameter.numel() for one in backbones for parameter in one.parameters())
+
+
+def test_backbones_are_those_of_the_towers(tmp_path: Path) -> None:
+    assert size_of("one_encoder", tmp_path) == size_of("mct", tmp_path) == 294_592
+
+
+def test_every_parameter_learns() -> None:
+    found = module()
+    gradients = gradients_of(some_batch(), found)
+    assert gradients.keys() == dict(found.named_parameters()).keys()
+    assert all(gradient.any() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("term", ["match", "words"])
+def test_each_term_reaches_both_backbones(term: str) -> None:
+    found, batch = module(), some_batch()
+    image = found.model.start_images(batch["image_query"])
+    loss = found.match(batch, image) if term == "match" else found.masked_words(batch, "key", image)
+    loss.backward()
+    for tower in (found.model.image, found.model.text):
+        assert any(parameter.grad is not None and parameter.grad.any() for parameter in tower.parameters())
+
+
+def test_padding_changes_no_score_and_no_loss() -> None:
+    found, batch = module(), some_batch()
+    longer = dict(batch)
+    for name in batch:
+        if name.startswith("tokens"):
+            longer[name] = nn.functional.pad(batch[name], (0, 2))
+    torch.testing.assert_close(found.training_step(with_places(longer), 0), found.training_step(batch, 0))
+    image, tokens = found.model.start_images(batch["image_query"]), batch["tokens_key"]
+    whole = found.scores_of_all(image, tokens)
+    torch.testing.assert_close(found.scores_of_all(image, longer["tokens_key"]), whole)
+    for row, length in enumerate((tokens != 0).sum(1).tolist()):
+        alone = tokens[row : row + 1, :length]
+        score = found.model.scores(image, found.model.start_captions(alone), alone)
+        torch.testing.assert_close(score[:, 0], whole[:, row])
+
+
+def test_a_caption_alone_is_what_the_text_encoder_reads() -> None:
+    found, tokens = module().eval(), some_batch()["tokens_key"]
+    _, hidden = found.model.encode(found.model.start_captions(tokens), tokens)
+    torch.testing.assert_close(hidden[:, 0], found.model.text["backbone"](tokens))
+
+
+def test_an_image_of_too_many_places_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"max_tokens is 9, but an image has 16 places"):
+        module().model.start_images(torch.zeros(1, 3, 16, 16))
+
+
+def test_protocols_read_its_image_encoder(tmp_path: Path) -> None:
+    encoder = ImageResNet((1, 1, 1, 1), False, (4, 4, 8, 8), 4)
+    found = OneEncoder(encoder, BertEncoder(None, VOCABULARY, 8, 1, 2, 8))
+    torch.save({"state_dict": found.state_dict()}, tmp_path / "one.ckpt")
+    read = load_backbone(tmp_path / "one.ckpt")
+    assert read.keys() == encoder.state_dict().keys()
+
+
+# -- what is masked and matched ----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(5, 19), max_size=9), st.sampled_from([0.0, 0.15, 1.0]), st.integers(0, 99))
+def test_words_are_masked_and_boundary_tokens_are_not(words: list[int], share: float, seed: int) -> None:
+    tokens = [2, *words, 3]
+    masked = mask_words(tokens, share, MASK, np.random.default_rng(seed))
+    assert (len(masked), masked[0], masked[-1]) == (len(tokens), 2, 3)
+    changed = [place for place in range(len(tokens)) if masked[place] != tokens[place]]
+    assert all(masked[place] == MASK for place in changed)
+    least = {0.0: min(1, len(words)), 0.15: min(1, len(words)), 1.0: len(words)}[share]
+    assert least <= len(changed) <= (least if share in (0.0, 1.0) else len(words))
+
+
+def test_places_of_masked_words() -> None:
+    batch = some_batch()
+    for view in ("query", "key"):
+        rows, columns = batch[f"places_{view}"] // 7, batch[f"places_{view}"] % 7
+        assert (batch[f"tokens_{view}_masked"][rows, columns] == MASK).all()
+        assert torch.equal(batch[f"targets_{view}"], batch[f"tokens_{view}"][rows, columns])
+
+
+@pytest.mark.parametrize("why", ["image", "words"])
+def test_what_shows_the_same_is_no_negative(why: str) -> None:
+    """Pairs 0 and 2 are of one group; where they show the same, their two cross scores have no gradient."""
+    found, batch = module(), some_batch()
+    if why == "image":
+        batch["image_id"][2] = 0
+    else:
+        batch["tokens_key"][2], batch["lengths_key"][2] = batch["tokens_key"][0], batch["lengths_key"][0]
+    kept: list[Tensor] = []
+    scores = found.model.scores
+
+    def watched(*pairs: Tensor) -> Tensor:
+        kept.append(scores(*pairs))
+        kept[-1].retain_grad()
+        return kept[-1]
+
+    found.model.scores = watched  # type: ignore[method-assign]
+    found.match(batch, found.model.start_images(batch["image_query"])).backward()
+    counted = torch.ones(4, 4, dtype=torch.bool)
+    counted[0, 1] = counted[1, 0] = False
+    # Two groups of four: samples 0, 2, 4, 6 and samples 1, 3, 5, 7.
+    assert [one.shape for one in kept] == [(4, 4), (4, 4)]
+    assert kept[0].grad is not None
+    assert torch.equal(kept[0].grad != 0, counted)
+    assert kept[1].grad is not None
+    assert (kept[1].grad != 0).all()
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def test_views_are_those_of_the_towers(tmp_path: Path) -> None:
+    samples = []
+    for recipe in ("mct", "one_encoder"):
+        data: Any = build(*stage_configuration(request(f"mct/{recipe}", tmp_path))).datamodule
+        data.prepare_data()
+        data.setup("fit")
+        samples.append(data.training_images[(3, 5)])
+    plain, masked = samples
+    assert masked.keys() - plain.keys() == {"tokens_query_masked", "tokens_key_masked"}
+    for name, value in plain.items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(masked[name])), name
+
+
+@pytest.mark.parametrize("scale", ["paper", "mini", "smoke"])
+def test_data_and_steps_are_those_of_the_towers(scale: str) -> None:
+    joint, other = (resolve("mct", recipe, scale=scale).config for recipe in ("mct", "one_encoder"))
+    assert other["trainer"] == joint["trainer"]
+    arguments = dict(other["data"]["init_args"])
+    assert arguments.pop("masked_words") > 0
+    assert arguments == joint["data"]["init_args"]
+    for name in ("image_encoder", "text_encoder"):
+        assert other["model"]["init_args"][name] == joint["model"]["init_args"][name]
+
+
+def test_a_made_up_batch_can_be_learned_from() -> None:
+    data = MaskedPretrainingData(COCO("none"), WordPieceTokenizer(max_tokens=9), batch_size=8)
+    example = data.example_batch(None, 4, Draw())
+    text = BertEncoder(None, 40, 8, 1, 2, 8)
+    found = OneEncoder(ImageResNet((1, 1, 1, 1), False, (4, 4, 8, 8), 4), text, candidates=2)
+    found.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    assert torch.isfinite(found.training_step(example.batch, 0))
+
+
+# -- devices -----------------------------------------------------------------------------------------------------------
+
+
+def part_of_gradients(rank: int, batch: dict[str, Tensor]) -> Any:
+    return gradients_of(with_places({name: value[rank::2] for name, value in batch.items()}), module())
+
+
+def test_two_processes_have_the_gradient_of_the_joined_batch() -> None:
+    batch = {name: value for name, value in some_batch().items() if not name.startswith(("places", "targets"))}
+    expected = gradients_of(with_places(dict(batch)), module())
+    parts = run_distributed(part_of_gradients, 2, 60, batch)
+    for name, gradient in expected.items():
+        mean = sum(part[name] for part in parts) / 2
+        np.testing.assert_allclose(mean, gradient.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("devices", "batch_size", "told"), [(1, 10, "does not divide"), (4, 8, "cannot be shared by 4")]
+)
+def test_groups_that_do_not_fit(devices: int, batch_size: int, told: str) -> None:
+    found = module()
+    data = SimpleNamespace(batch_size=batch_size, vocabulary_size=VOCABULARY)
+    found._trainer = SimpleNamespace(ckpt_path=None, world_size=devices, datamodule=data)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=rf"model\.candidates is 4.*{told}"):
+        found.setup("fit")
+
+
+# -- retrieval ---------------------------------------------------------------------------------------------------------
+
+
+def test_own_ranks_are_those_of_the_scores() -> None:
+    """Five captions of three images, two of them of the same words; text 4 belongs to an image that cannot be read."""
+    found = module().eval()
+    logged: dict[str, Tensor] = {}
+    found.log_dict = lambda metrics, **kwargs: logged.update(metrics)  # type: ignore[method-assign]
+    batch = some_batch()
+    images, tokens = batch["image_query"][:3], batch["tokens_key"][:5].clone()
+    tokens[3] = tokens[0]
+    owner = torch.tensor([0, 1, 2, 2, 5])
+    found.on_test_start()
+    found.test_step({"image": images, "index": torch.arange(3)}, 0)
+    lengths = (tokens != 0).sum(1)
+    for rows in (torch.tensor([0, 1]), torch.tensor([2, 3, 4])):
+        found.test_step(
+            {"tokens": tokens[rows], "lengths": lengths[rows], "index": rows, "image_index": owner[rows]}, 0, 1
+        )
+    found.on_test_epoch_end()
+    scores = torch.cat([
+        found.model.scores(found.model.start_images(images), found.model.start_captions(one), one)
+        for one in tokens[:4, None]
+    ], 1)  # fmt: skip
+    first = [float((scores[:, column] >= scores[own, column]).sum() == 1) for column, own in enumerate([0, 1, 2, 2])]
+    assert logged["test/t2i_r1"] == pytest.approx(100 * sum(first) / 4)
+    assert logged["test/t2i_r1_equal_text"] >= logged["test/t2i_r1"]
+    assert logged["test/t2i_chance_medr"] == 1.5
