@@ -190,7 +190,8 @@ class AttributeClassifier(PretrainedNetwork):
 
     def one_hot(self, attributes: Tensor) -> Tensor:
         """Marks of the values [B, sum of sizes]."""
-        return torch.cat([F.one_hot(a, n) for a, n in zip(attributes.unbind(1), self.sizes)], dim=1).float()
+        pairs = zip(attributes.unbind(1), self.sizes, strict=True)
+        return torch.cat([F.one_hot(a, n) for a, n in pairs], dim=1).float()
 
     def identity(self, attributes: Tensor) -> Tensor:
         """A number for every combination of values [B]."""
