@@ -325,7 +325,7 @@ class MiniatureEvaluation(ImageEvaluation):
     | `mini_fd_floor` | the same of the captions' own real pictures, as many: what a perfect generator reaches |
     | `mini_r_precision` | captions whose attributes out-score 99 different ones, in percent; chance is 1 |
     | `mini_r_precision_shuffled` | the same with the captions in another order: the control, at chance |
-    | `mini_soa_i`, `mini_soa_c` | objects whose half has the right shape and color, and the mean over shapes; or things |
+    | `mini_soa_i`, `mini_soa_c` | objects whose half has the right shape and color (or drawing), mean over shapes |
     | `mini_soa_i_shuffled` | the control; chance is 8.3 |
     | `mini_background` | pictures with the right ground |
     | `captions` | how many there were |

@@ -1,4 +1,4 @@
-"""Scenes of real drawings for text-to-image generation: one of twelve things on either side, by one of four designers."""
+"""Scenes of real drawings for text-to-image generation: one of twelve things on either side, by four designers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from common.data.worlds.emoji import CREDIT, STYLES, read_concepts, read_drawing
 from common.data.worlds.two_sides import SIDE, Floats, Things, TwoSidesWorld
 
 # Drawings that the four designers made alike and that are told apart at this size: a network that learned these scenes
-# from three designers (4,000 pictures, six passes) names 94, 77, 95 and 95 % of the things by the fourth (Noto, OpenMoji,
-# Fluent, Twemoji), and none of the things under 78 %. A frog in the watermelon's place was named in 39 %, a tulip in 68 %.
+# from three designers (4,000 pictures less the fourth's, six passes) names 94, 77, 95 and 95 % of the things by the
+# fourth (Noto, OpenMoji, Fluent, Twemoji), and each thing in 78 % at least. A frog in the watermelon's place was named
+# in 39 %, a tulip in 68 %. No name begins with a vowel: captions say "a".
 THINGS = (
     "heart suit", "star", "droplet", "basketball", "fox", "watermelon",
     "panda", "rice ball", "pig face", "doughnut", "deciduous tree", "cheese wedge",
@@ -27,8 +28,8 @@ _OPAQUE = 26  # from here on a pixel belongs to a drawing's box, of 255
 class EmojiScenesWorld(TwoSidesWorld):
     """Scenes of drawings: one thing in either half of a picture, both by the designer who drew the picture.
 
-    With the ground that makes 432 combinations. Every designer is in training and in test: what is generated is compared
-    with real pictures, and a fifth hand among those would be counted against it.
+    With the ground that makes 432 combinations. Every designer is in training and in test: what is generated is
+    compared with real pictures, and a hand that was never seen would be counted against it.
 
     Args:
         seed, train, test, size, captions_per_image, relations, root: see ``TwoSidesWorld``.

@@ -1,4 +1,4 @@
-"""What worlds for text-to-image generation share: a thing in either half of a picture, captions that say what is where."""
+"""What worlds for text-to-image generation share: a thing in either half, captions that say what is where."""
 
 from __future__ import annotations
 
