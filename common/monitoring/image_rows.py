@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from common.files import write_atomically, write_whole
@@ -41,11 +42,17 @@ def first_captions(module: pl.LightningModule, count: int = CAPTIONS) -> Shown:
     return Shown(module.trainer.datamodule.texts("test", batch["caption"]), batch)  # type: ignore[attr-defined]
 
 
+def credit_of(module: pl.LightningModule) -> str:
+    """Line under pictures of the data, and under those that were learned from them; empty where none is asked for."""
+    return getattr(module.trainer.datamodule, "credit", "")  # type: ignore[attr-defined]
+
+
 def draw_real_row(module: pl.LightningModule) -> None:
     """Write the row of the captions' real images; rank 0 alone draws."""
     if module.trainer.is_global_zero:
         shown = first_captions(module)
-        log_image(module, write_row(shown.texts, pixels(shown.batch["image"]), media_folder(module)))
+        images = pixels(shown.batch["image"])
+        log_image(module, write_row(shown.texts, images, media_folder(module), credit_of(module)))
 
 
 def pixels(images: Tensor) -> Pixels:
@@ -54,19 +61,21 @@ def pixels(images: Tensor) -> Pixels:
     return values.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def write_row(texts: Sequence[str], images: Pixels, folder: Path) -> Path:
+def write_row(texts: Sequence[str], images: Pixels, folder: Path, credit: str = "") -> Path:
     """Write `captions.row.png`, the images side by side, and their captions beside it: a row that stages share.
 
     Args:
         texts: the captions.
         images: one for each [N, S, S, 3].
         folder: where both files go.
+        credit: line under pictures whose license asks for one.
 
     Returns:
         The picture.
     """
     path = folder / "captions.row.png"
-    write_whole(path, lambda partial: Image.fromarray(side_by_side(images)).save(partial, "PNG"))
+    row = credited(side_by_side(images), credit) if credit else side_by_side(images)
+    write_whole(path, lambda partial: Image.fromarray(row).save(partial, "PNG"))
     write_atomically(path.with_suffix(".json"), json.dumps(list(texts), ensure_ascii=False) + "\n")
     return path
 
@@ -77,3 +86,11 @@ def side_by_side(images: Pixels) -> Pixels:
     large = images.repeat(scale, axis=1).repeat(scale, axis=2)
     gap = np.full((large.shape[1], GAP, 3), 255, dtype=np.uint8)
     return np.concatenate([part for image in large for part in (image, gap)][:-1], axis=1)
+
+
+def credited(picture: Pixels, credit: str) -> Pixels:
+    """A picture [H, W, 3] with a line of text below it, or several where it is narrow."""
+    lines = textwrap.wrap(credit, max(picture.shape[1] // 7, 1))
+    strip = Image.new("RGB", (picture.shape[1], 14 * len(lines) + 2), "white")
+    ImageDraw.Draw(strip).multiline_text((1, 1), "\n".join(lines), fill="black", spacing=4)
+    return np.concatenate([picture, np.asarray(strip)])

@@ -37,6 +37,7 @@ from common.data.text_features import (
     encode_texts,
 )
 from common.data.worlds.base import World
+from common.data.worlds.two_sides import TwoSidesWorld
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import Fraction, PositiveInt
@@ -411,21 +412,21 @@ class TextToImageData(ShardedDataModule):
         return encode_texts(texts, self.tokenizer)
 
     def attributes(self, role: Role) -> Tensor:
-        """What the images of the world of two objects show.
+        """What the images of a world with a thing on either side show.
 
         Args:
             role: which items; the rows are those that `index` in the batches counts.
 
         Returns:
-            int64 [N, 5], see `common.data.worlds.two_objects.ATTRIBUTES`.
+            int64 [N, A]: attributes of the left thing, of the right one, and the ground.
 
         Raises:
             ValueError: these are other images.
         """
-        from common.data.worlds.two_objects import attributes_of
-
+        if not isinstance(self.world, TwoSidesWorld):
+            raise ValueError("only pictures of a world with a thing on either side have attributes")
         split = self.split if role == "train" else self.test_split
-        return torch.from_numpy(attributes_of(self.annotations[split])[self._of(role).rows])
+        return torch.from_numpy(self.world.attributes_of(self.annotations[split])[self._of(role).rows])
 
     def describe(self) -> dict[str, dict[str, Any]]:
         described = super().describe()

@@ -8,6 +8,7 @@ their own (`MiniatureClassification`) and differ in width and task: a metric mus
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, Self, get_args
 
@@ -103,7 +104,7 @@ class PretrainedNetwork(nn.Module):
 
         Args:
             images: [B, 3, S, S] in [0, 1].
-            attributes: left shape, left color, right shape, right color, ground [B, 5].
+            attributes: those of the left thing, of the right one, and the ground [B, A].
         """
         raise NotImplementedError
 
@@ -139,12 +140,20 @@ def convolutions(width: int, feature_dim: int, grid: int) -> nn.Sequential:
     return nn.Sequential(*layers, *pool)
 
 
+def combination(attributes: Tensor, sizes: Sequence[int]) -> Tensor:
+    """A number for every combination of values [...], by attributes [..., A] of so many values each."""
+    number = torch.zeros_like(attributes[..., 0])
+    for values, size in zip(attributes.unbind(-1), sizes, strict=True):
+        number = number * size + values
+    return number
+
+
 class AttributeClassifier(PretrainedNetwork):
-    """Names shape and color in both halves of a picture, and its ground: the network that measures the miniature.
+    """Names the thing in both halves of a picture, and its ground: the network that measures the miniature.
 
     Args:
         width, feature_dim, grid: see `convolutions`.
-        sizes: number of values of each attribute.
+        sizes: number of values of each attribute: those of the left thing, of the right one, and the ground.
         pretrained: checkpoint of the stage `mini_evaluator`.
 
     Source: [14.4]a.
@@ -173,33 +182,31 @@ class AttributeClassifier(PretrainedNetwork):
         """Sum of the cross-entropies of every image [B], and whether both objects are named right [B]."""
         values = self(images)[1]
         loss = -(values * self.one_hot(attributes)).sum(1)
-        return loss, (self.named(values) == attributes)[:, :4].all(1).float()
+        return loss, (self.named(values) == attributes)[:, :-1].all(1).float()
 
     def named(self, values: Tensor) -> Tensor:
-        """The most probable value of every attribute [B, 5]."""
+        """The most probable value of every attribute [B, A]."""
         return torch.stack([part.argmax(1) for part in values.split(self.sizes, dim=1)], dim=1)
 
     def one_hot(self, attributes: Tensor) -> Tensor:
         """Marks of the values [B, sum of sizes]."""
-        return torch.cat([F.one_hot(a, n) for a, n in zip(attributes.unbind(1), self.sizes)], dim=1).float()
+        pairs = zip(attributes.unbind(1), self.sizes, strict=True)
+        return torch.cat([F.one_hot(a, n) for a, n in pairs], dim=1).float()
 
     def identity(self, attributes: Tensor) -> Tensor:
         """A number for every combination of values [B]."""
-        number = torch.zeros_like(attributes[:, 0])
-        for values, size in zip(attributes.unbind(1), self.sizes):
-            number = number * size + values
-        return number
+        return combination(attributes, self.sizes)
 
 
 class PictureNetwork(PretrainedNetwork):
     """Stands in for an ImageNet network in the loss between generated and real images; its outputs are the features.
 
     Args:
-        task: what it learns. `pairs`: which combinations of color and shape a picture shows, and its ground, without
-            places. `crops`: the combination in a half of a picture, as networks for photos of one thing learn; a weaker
-            teacher. `untrained`: nothing, the weakest.
+        task: what it learns. `pairs`: which things (combinations of color and shape) a picture shows, and its ground,
+            without places. `crops`: the thing in a half of a picture, as networks for photos of one thing learn; a
+            weaker teacher. `untrained`: nothing, the weakest.
         width, feature_dim, grid: see `convolutions`.
-        sizes: number of values of each attribute.
+        sizes: number of values of each attribute: those of the left thing, of the right one, and the ground.
         pretrained: checkpoint of the stage `mini_image_network`; None for random weights.
 
     Raises:
@@ -221,9 +228,9 @@ class PictureNetwork(PretrainedNetwork):
         if task not in get_args(Task):
             raise ValueError(f"task: {task!r} is not one of {', '.join(get_args(Task))}")
         self.task = task
-        self.colors = sizes[1]
-        self.pairs = sizes[0] * sizes[1]
-        self.grounds = 0 if task == "crops" else sizes[4]
+        self.thing_sizes = list(sizes[: len(sizes) // 2])
+        self.pairs = math.prod(self.thing_sizes)
+        self.grounds = 0 if task == "crops" else sizes[-1]
         self.features = convolutions(width, feature_dim, grid)
         self.head = nn.Linear(feature_dim, self.pairs + self.grounds)
 
@@ -237,7 +244,7 @@ class PictureNetwork(PretrainedNetwork):
         Raises:
             ValueError: the task has nothing to learn.
         """
-        pairs = attributes[:, [0, 2]] * self.colors + attributes[:, [1, 3]]
+        pairs = combination(attributes[:, :-1].unflatten(1, (2, -1)), self.thing_sizes)
         if self.task == "crops":
             halves = torch.stack(images.chunk(2, dim=3), dim=1)
             scores = self(halves.flatten(0, 1)).float()
@@ -248,7 +255,7 @@ class PictureNetwork(PretrainedNetwork):
         present, ground = self(images).float().split([self.pairs, self.grounds], dim=1)
         marks = torch.zeros_like(present).scatter_(1, pairs, 1.0)
         loss = F.binary_cross_entropy_with_logits(present, marks, reduction="none").sum(1)
-        loss = loss + F.cross_entropy(ground, attributes[:, 4], reduction="none")
+        loss = loss + F.cross_entropy(ground, attributes[:, -1], reduction="none")
         return loss, ((present > 0) == marks.bool()).all(1).float()
 
 
@@ -318,7 +325,7 @@ class MiniatureEvaluation(ImageEvaluation):
     | `mini_fd_floor` | the same of the captions' own real pictures, as many: what a perfect generator reaches |
     | `mini_r_precision` | captions whose attributes out-score 99 different ones, in percent; chance is 1 |
     | `mini_r_precision_shuffled` | the same with the captions in another order: the control, at chance |
-    | `mini_soa_i`, `mini_soa_c` | objects whose half has the right shape and color, and the mean over shapes |
+    | `mini_soa_i`, `mini_soa_c` | objects whose half has the right shape and color (or drawing), mean over shapes |
     | `mini_soa_i_shuffled` | the control; chance is 8.3 |
     | `mini_background` | pictures with the right ground |
     | `captions` | how many there were |
@@ -399,13 +406,13 @@ class MiniatureEvaluation(ImageEvaluation):
             metrics[f"mini_soa_i{suffix}"] = soa_i
             if not suffix:
                 metrics["mini_soa_c"] = soa_c
-        ground = self.evaluator.named(values)[:, 4] == truth[:, 4]
+        ground = self.evaluator.named(values)[:, -1] == truth[:, -1]
         metrics["mini_background"] = 100 * float(ground.double().mean())
         return metrics
 
     def _objects(self, values: Tensor, truth: Tensor) -> tuple[float, float]:
-        right = self.evaluator.named(values) == truth
-        hits = torch.cat([right[:, 0] & right[:, 1], right[:, 2] & right[:, 3]])
-        shapes = torch.cat([truth[:, 0], truth[:, 2]])
+        right = (self.evaluator.named(values) == truth)[:, :-1]
+        hits = torch.cat([own.all(1) for own in right.chunk(2, dim=1)])
+        shapes = torch.cat([own[:, 0] for own in truth[:, :-1].chunk(2, dim=1)])
         size = self.evaluator.sizes[0]
         return object_accuracy(shapes.bincount(minlength=size), shapes[hits].bincount(minlength=size))

@@ -18,7 +18,7 @@ from matplotlib import colormaps
 from torch import Tensor
 
 from common.monitoring.figures import Cell, Pixels, Row, chart, image_grid, save_figure
-from common.monitoring.image_rows import Shown, first_captions, pixels, write_row
+from common.monitoring.image_rows import Shown, credit_of, first_captions, pixels, write_row
 from common.monitoring.media import log_image, log_table, media_folder
 from papers.xmc_gan.model import noise_of
 
@@ -51,7 +51,7 @@ def draw(module: Any) -> None:
     count = len(shown.texts)
     images = [module.generate(captions, _noise(module, count, number)) for number in range(NOISES)]
     draw_grid(module, shown, [pixels(part) for part in images], folder)
-    log_image(module, write_row(shown.texts, pixels(images[0]), folder))
+    log_image(module, write_row(shown.texts, pixels(images[0]), folder, credit_of(module)))
     draw_interpolation(module, shown, captions, folder)
     draw_attention(module, shown, captions, pixels(images[0]), folder)
     draw_curves(module, Path(module.trainer.default_root_dir) / "metrics.csv", folder)
@@ -75,7 +75,7 @@ def draw_grid(module: pl.LightningModule, shown: Shown, generated: Sequence[Pixe
     """Write `caption_grid.png`: a line for each caption, its real image, then one image for each noise vector.
 
     Args:
-        module: only its loggers are used.
+        module: its loggers and its data's credit line are used.
         shown: the captions and their real images.
         generated: for each noise vector the images of all captions [N, S, S, 3].
         folder: where the file goes.
@@ -86,7 +86,7 @@ def draw_grid(module: pl.LightningModule, shown: Shown, generated: Sequence[Pixe
         for n, text in enumerate(shown.texts)
     ]
     figure = image_grid(rows, "The real image of a caption, then generated ones")
-    save_figure(module, figure, folder / "caption_grid.png")
+    save_figure(module, figure, folder / "caption_grid.png", credit_of(module))
     table = [[text, real[n], *(part[n] for part in generated)] for n, text in enumerate(shown.texts)]
     columns = ["caption", "real", *(f"generated {number + 1}" for number in range(len(generated)))]
     log_table(module, "caption_grid_table", columns, table)
@@ -108,7 +108,7 @@ def draw_interpolation(module: Any, shown: Shown, captions: Any, folder: Path) -
         images = pixels(module.generate(own, slerp(start[line], end[line], STEPS)))
         rows.append(Row(shown.texts[line], [Cell(image) for image in images]))
     figure = image_grid(rows, "Noise turns from one vector to another, the caption stays")
-    save_figure(module, figure, folder / "interpolation.png")
+    save_figure(module, figure, folder / "interpolation.png", credit_of(module))
 
 
 def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, folder: Path) -> None:
@@ -132,7 +132,7 @@ def draw_attention(module: Any, shown: Shown, captions: Any, images: Pixels, fol
         texts = (f"{word[:12]}\nup to {top:.2f}" for word, top in zip(spoken, tops))
         rows.append(Row(text, [Cell(image), *(Cell(shade, below) for shade, below in zip(colored, texts))]))
     figure = image_grid(rows, "Attention of regions over words: brighter regions attend more; scaled for each word")
-    save_figure(module, figure, folder / "attention.png")
+    save_figure(module, figure, folder / "attention.png", credit_of(module))
 
 
 def words_of(text: str, tokenizer: Any) -> list[str]:

@@ -16,6 +16,7 @@ from common.data.worlds.audiovisual import AudioVisualWorld
 from common.data.worlds.base import World, Write
 from common.data.worlds.emoji import EmojiWorld
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld
+from common.data.worlds.emoji_scenes import EmojiScenesWorld
 from common.data.worlds.narrated import NarratedWorld
 from common.data.worlds.shapes import CaptionWords, ShapesWorld
 from common.data.worlds.two_objects import TwoObjectsWorld
@@ -124,21 +125,24 @@ CONTRACTS = [
             ({"caption_style": "full", "words": CaptionWords()}, "words"),
         ],
     ),
-    Contract(
-        TwoObjectsWorld,
-        ("coco_2014",),
-        {"train": 44},
-        held=("val2014/",),
-        apart=True,
-        bad=[
-            ({"seed": -1}, "seed"),
-            ({"train": 0}, "train"),
-            ({"test": 10**7}, "test"),
-            ({"size": 8}, "size"),
-            ({"captions_per_image": 0}, "captions_per_image"),
-            ({"captions_per_image": 100}, "captions_per_image"),
-            ({"relations": 1.5}, "relations"),
-        ],
+    *(
+        Contract(
+            kind,
+            ("coco_2014",),
+            {"train": 44},
+            held=("val2014/",),
+            apart=True,
+            bad=[
+                ({"seed": -1}, "seed"),
+                ({"train": 0}, "train"),
+                ({"test": 10**7}, "test"),
+                ({"size": 8}, "size"),
+                ({"captions_per_image": 0}, "captions_per_image"),
+                ({"captions_per_image": 100}, "captions_per_image"),
+                ({"relations": 1.5}, "relations"),
+            ],
+        )
+        for kind in (EmojiScenesWorld, TwoObjectsWorld)
     ),
 ]
 

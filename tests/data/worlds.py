@@ -11,9 +11,11 @@ from common.data.worlds.audiovisual import AudioVisualWorld
 from common.data.worlds.base import World
 from common.data.worlds.emoji import EmojiWorld
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld
+from common.data.worlds.emoji_scenes import EmojiScenesWorld
 from common.data.worlds.narrated import NarratedWorld
 from common.data.worlds.shapes import ShapesWorld
-from common.data.worlds.two_objects import COLOURS, GROUNDS, SHAPES, TwoObjectsWorld
+from common.data.worlds.two_objects import COLOURS, SHAPES, TwoObjectsWorld
+from common.data.worlds.two_sides import GROUNDS, TwoSidesWorld
 
 MEDIA = {".jpg", ".JPEG", ".png", ".mp4", ".avi", ".wav"}
 TINY: dict[type[World], dict[str, Any]] = {
@@ -43,6 +45,7 @@ TINY: dict[type[World], dict[str, Any]] = {
         "pictures_per_drawing": 2,
         "vocabulary_size": 1000,
     },
+    EmojiScenesWorld: {"seed": 3, "train": 40, "test": 24, "captions_per_image": 8},
     NarratedWorld: {
         "seed": 3,
         "source_clips": 48,
@@ -91,29 +94,29 @@ def media(folder: Path) -> dict[str, str]:
     return digest(folder, MEDIA)
 
 
-def read_caption(text: str) -> tuple[int, ...]:
-    """Attributes that a caption states, by another grammar than the world's."""
-    shapes, colours = "|".join(SHAPES), "|".join(COLOURS)
-    thing = rf"(?:a ({colours}) ({shapes})(?: at)? (left|right)|(left|right) a ({colours}) ({shapes}))"
-    ground = rf" on (?:a )?({'|'.join(GROUNDS)})"
-    plain = re.fullmatch(f"{thing} and {thing}{ground}", text)
-    said: dict[str, tuple[str, str]] = {}
+def read_caption(text: str, kind: type[TwoSidesWorld] = TwoObjectsWorld) -> tuple[int, ...]:
+    """Attributes that a caption of a world states, by another grammar than the world's."""
+    names = [name for name, _ in kind.things]
+    thing, ground = f"({'|'.join(names)})", rf" on (?:a )?({'|'.join(GROUNDS)})"
+    placed = rf"(?:a {thing}(?: at)? (left|right)|(left|right) a {thing})"
+    plain = re.fullmatch(f"{placed} and {placed}{ground}", text)
+    said: dict[str, str] = {}
     if plain is not None:
-        groups = plain.groups()
-        for own in (groups[:6], groups[6:12]):
-            said[own[2] or own[3]] = (own[1] or own[5], own[0] or own[4])
-        last = groups[-1]
+        *groups, last = plain.groups()
+        for own in (groups[:4], groups[4:]):
+            said[own[1] or own[2]] = own[0] or own[3]
     else:
-        related = re.fullmatch(rf"a ({colours}) ({shapes}) (left|right) of a ({colours}) ({shapes}){ground}", text)
+        related = re.fullmatch(rf"a {thing} (left|right) of a {thing}{ground}", text)
         assert related is not None, text
-        first = related[3]
-        said[first] = (related[2], related[1])
-        said["left" if first == "right" else "right"] = (related[5], related[4])
-        last = related[6]
+        said[related[2]] = related[1]
+        said["left" if related[2] == "right" else "right"] = related[3]
+        last = related[4]
     assert set(said) == {"left", "right"}
-    numbers = [
-        position
-        for side in ("left", "right")
-        for position in (SHAPES.index(said[side][0]), list(COLOURS).index(said[side][1]))
-    ]
+    numbers: list[int] = []
+    for side in ("left", "right"):
+        if kind is TwoObjectsWorld:
+            colour, shape = said[side].split()
+            numbers += [SHAPES.index(shape), list(COLOURS).index(colour)]
+        else:
+            numbers.append(names.index(said[side]))
     return (*numbers, list(GROUNDS).index(last))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from common.data.worlds.emoji_scenes import EmojiScenesWorld
 from common.data.worlds.two_objects import ATTRIBUTE_SIZES, TwoObjectsWorld
+from common.data.worlds.two_sides import TwoSidesWorld
 from common.encoders.checkpoint_files import CheckpointError
 from papers.xmc_gan.miniature import AttributeClassifier, MiniatureEvaluation, PictureNetwork
 from tests.protocols.test_generation import module
@@ -20,15 +22,18 @@ from tests.protocols.test_generation import module
 COUNT = 150
 
 
-def drawn(count: int = COUNT, seed: int = 0) -> Tensor:
+EMOJI_SIZES = EmojiScenesWorld.attribute_sizes()
+
+
+def drawn(count: int = COUNT, seed: int = 0, sizes: Sequence[int] = ATTRIBUTE_SIZES) -> Tensor:
     rng = np.random.default_rng(seed)
-    return torch.from_numpy(np.stack([rng.integers(size, size=count) for size in ATTRIBUTE_SIZES], axis=1))
+    return torch.from_numpy(np.stack([rng.integers(size, size=count) for size in sizes], axis=1))
 
 
 def painted(attributes: Tensor) -> Tensor:
     """Pictures whose first pixels hold what they show, for a network that reads them there."""
     images = torch.zeros(len(attributes), 3, 8, 8)
-    images[:, 0, 0, :5] = attributes / 10
+    images[:, 0, 0, : attributes.shape[1]] = attributes / 20
     return images
 
 
@@ -36,15 +41,20 @@ class Reader(AttributeClassifier):
     """Names what `painted` wrote, and is nearly sure of it."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        attributes = (images[:, 0, 0, :5] * 10).round().long()
+        attributes = (images[:, 0, 0, : len(self.sizes)] * 20).round().long()
         parts = self.one_hot(attributes).mul(8).split(self.sizes, dim=1)
         return images[:, :, :2, :5].flatten(1), torch.cat([part.log_softmax(1) for part in parts], dim=1)
 
 
-def miniature(tmp_path: Path, generated: Callable[[Tensor], Tensor], count: int = COUNT) -> dict[str, float]:
+def miniature(
+    tmp_path: Path,
+    generated: Callable[[Tensor], Tensor],
+    count: int = COUNT,
+    sizes: Sequence[int] = ATTRIBUTE_SIZES,
+) -> dict[str, float]:
     """The metrics of pictures that are made from what is to be seen."""
-    truth, others = drawn(count), drawn(count, seed=1)
-    reader = Reader()
+    truth, others = drawn(count, sizes=sizes), drawn(count, seed=1, sizes=sizes)
+    reader = Reader(sizes=sizes)
     torch.save({"state_dict": {f"network.{k}": v for k, v in reader.state_dict().items()}}, tmp_path / "reader.ckpt")
     reader.pretrained = str(tmp_path / "reader.ckpt")
     parts = [{"image": painted(others[part]), "index": part} for part in torch.arange(count).split(40)]
@@ -60,8 +70,9 @@ def miniature(tmp_path: Path, generated: Callable[[Tensor], Tensor], count: int 
 # -- metrics -----------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_that_show_what_was_said(tmp_path: Path) -> None:
-    found = miniature(tmp_path, lambda attributes: attributes)
+@pytest.mark.parametrize("sizes", [ATTRIBUTE_SIZES, EMOJI_SIZES])
+def test_pictures_that_show_what_was_said(sizes: Sequence[int], tmp_path: Path) -> None:
+    found = miniature(tmp_path, lambda attributes: attributes, sizes=sizes)
     perfect = ("mini_r_precision", "mini_soa_i", "mini_soa_c", "mini_background")
     assert [found[name] for name in perfect] == [100] * 4
     assert found["captions"] == COUNT
@@ -96,6 +107,20 @@ def test_pictures_of_the_wrong_sides_colors_and_grounds(tmp_path: Path) -> None:
     assert found["mini_fd"] > found["mini_fd_floor"]
 
 
+def test_a_thing_of_one_attribute_is_right_or_wrong_as_a_whole(tmp_path: Path) -> None:
+    def no_star_on_the_right(attributes: Tensor) -> Tensor:
+        changed = attributes.clone()
+        changed[:, 1] = changed[:, 1].where(changed[:, 1] != 1, 0)
+        return changed
+
+    found = miniature(tmp_path, no_star_on_the_right, sizes=EMOJI_SIZES)
+    truth = drawn(sizes=EMOJI_SIZES)
+    stars = (truth[:, :2] == 1).sum(0)
+    assert found["mini_soa_i"] == pytest.approx(100 - 100 * int(stars[1]) / (2 * COUNT))
+    assert found["mini_soa_c"] == pytest.approx(100 * (11 + int(stars[0]) / int(stars.sum())) / 12)
+    assert found["mini_background"] == 100
+
+
 def test_the_same_picture_for_every_caption_is_at_chance(tmp_path: Path) -> None:
     found = miniature(tmp_path, lambda attributes: torch.zeros_like(attributes))
     assert found["mini_r_precision"] < 8
@@ -123,12 +148,18 @@ def test_a_wrong_file_is_refused_before_training(tmp_path: Path, content: Any) -
 # -- networks ----------------------------------------------------------------------------------------------------------
 
 
-def test_combinations_have_numbers_of_their_own() -> None:
-    every = torch.cartesian_prod(*(torch.arange(size) for size in ATTRIBUTE_SIZES))
-    network = AttributeClassifier()
+@pytest.mark.parametrize("sizes", [ATTRIBUTE_SIZES, EMOJI_SIZES])
+def test_combinations_have_numbers_of_their_own(sizes: Sequence[int]) -> None:
+    every = torch.cartesian_prod(*(torch.arange(size) for size in sizes))
+    network = AttributeClassifier(sizes=sizes)
     assert sorted(network.identity(every).tolist()) == list(range(432))
-    assert network.one_hot(every).sum(1).eq(5).all()
+    assert network.one_hot(every).sum(1).eq(len(sizes)).all()
     assert network.named(network.one_hot(every)).equal(every)
+
+
+def test_attributes_of_another_world_are_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        AttributeClassifier().identity(drawn(4, sizes=EMOJI_SIZES))
 
 
 def test_the_loss_of_the_evaluator_is_the_sum_over_attributes() -> None:
@@ -164,6 +195,13 @@ def test_the_tasks_of_the_image_network() -> None:
     ]
     torch.testing.assert_close(loss, expected[0] + expected[1])
 
+    # The same things without attributes of their own.
+    whole = PictureNetwork("crops", grid=1, sizes=EMOJI_SIZES).eval()
+    whole.load_state_dict(crops.state_dict())
+    things = torch.stack([attributes[:, 0] * 4 + attributes[:, 1], attributes[:, 2] * 4 + attributes[:, 3]], dim=1)
+    found = whole.loss_and_accuracy(images, torch.cat([things, attributes[:, 4:]], dim=1))[0]
+    torch.testing.assert_close(found, loss)
+
     with pytest.raises(ValueError, match="nothing to learn"):
         PictureNetwork("untrained").loss_and_accuracy(images, attributes)
     with pytest.raises(ValueError, match="'halves' is not one of pairs, crops, untrained"):
@@ -182,10 +220,15 @@ def test_a_frozen_image_network_gives_gradients_to_images_alone(task: Any) -> No
 
 
 @pytest.mark.parametrize(
-    ("network", "least"), [(AttributeClassifier(8, 32), 60), (PictureNetwork("crops", 8, 32, grid=2), 90)]
+    ("world", "network", "least"),
+    [
+        (TwoObjectsWorld(), AttributeClassifier(8, 32), 60),
+        (TwoObjectsWorld(), PictureNetwork("crops", 8, 32, grid=2), 90),
+        (EmojiScenesWorld(), AttributeClassifier(8, 32, sizes=EMOJI_SIZES), 60),
+        (EmojiScenesWorld(), PictureNetwork("crops", 8, 32, grid=2, sizes=EMOJI_SIZES), 80),
+    ],
 )
-def test_the_networks_learn_the_world(network: Any, least: float) -> None:
-    world = TwoObjectsWorld(seed=0)
+def test_the_networks_learn_their_world(world: TwoSidesWorld, network: Any, least: float) -> None:
     pictures, held_out = world.draw("train", range(1200)), world.draw("val", range(200))
     images, attributes = (
         torch.from_numpy(pictures.images).permute(0, 3, 1, 2) / 255,

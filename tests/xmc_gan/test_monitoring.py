@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from common.data.text import WordPieceTokenizer
+from common.data.worlds.emoji_scenes import EmojiScenesWorld
 from common.monitoring.image_rows import Shown, write_row
 from common.reporting.report import build
 from papers.xmc_gan import monitoring
@@ -76,6 +77,17 @@ def test_a_row_of_large_images_is_not_enlarged(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "deep" / "captions.row.png").size == (3 * 128 + 8, 128)
 
 
+def test_a_credit_stands_below_a_row(tmp_path: Path) -> None:
+    images = np.zeros((8, 32, 32, 3), dtype=np.uint8)
+    plain = np.asarray(Image.open(write_row(list("abcdefgh"), images, tmp_path)))
+    credited = np.asarray(Image.open(write_row(list("abcdefgh"), images, tmp_path, EmojiScenesWorld.credit)))
+    assert (credited[: len(plain)] == plain).all()
+    below = credited[len(plain) :]
+    assert len(below) < 40
+    assert ((below < 128).any(2).sum(1) > 0).any()
+    assert (below[:, -4:] == 255).all()  # it fits
+
+
 def test_the_path_between_noise_vectors_keeps_their_length() -> None:
     start, end = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 5.0])
     path = slerp(start, end, 5)
@@ -107,7 +119,7 @@ def test_a_logger_of_w_and_b_gets_pictures_and_a_table(tmp_path: Path) -> None:
     logger = Kept()
     shown = Shown(["a $1 circle", "b"], {"image": torch.rand(2, 3, 8, 8)})
     generated = [np.zeros((2, 8, 8, 3), dtype=np.uint8)] * 2
-    module: Any = SimpleNamespace(loggers=[logger])
+    module: Any = SimpleNamespace(loggers=[logger], trainer=SimpleNamespace(datamodule=None))
     monitoring.draw_grid(module, shown, generated, tmp_path)
     assert logger.images == ["caption_grid"]
     columns, data = logger.tables["caption_grid_table"]

@@ -1,0 +1,331 @@
+"""What worlds for text-to-image generation share: a thing in either half, captions that say what is where."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from common.data.annotations import ImageAnnotations
+from common.data.worlds.base import World, Write
+from common.data.worlds.layouts import Annotated, Instance, Vocabulary, coco_name, write_coco
+from common.types import Fraction, NonNegativeInt, PositiveInt
+
+GROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "gray": (0.5, 0.5, 0.5)}
+SIDES = ("left", "right")
+
+# Lengths in pixels of a picture of 32.
+SIDE = 32
+_UP_DOWN = 6.0
+_SIDEWAYS = 1.0
+_TINT = 0.04
+
+# Numbers that keep the random draws of the splits apart, and whether another seed draws the split anew. What is
+# measured on is the same for every seed, so that results differ by training alone.
+_SPLITS = {"train": (1, True), "val": (2, False)}
+_PICTURE, _WORDS = 0, 1  # independent random streams of one picture
+_IDS_PER_SPLIT = 1_000_000
+_MAX_CAPTIONS = 99
+_CHUNK = 512  # pictures drawn at once
+
+Floats = npt.NDArray[np.float64]
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Things:
+    """The two things of some pictures, not yet on their grounds.
+
+    Args:
+        colours: in [0, 1], [N, 2, size, size, 3] or what broadcasts to it.
+        coverage: share of each pixel that a thing covers, [N, 2, size, size].
+        boxes: left, top, right, bottom in pixels, [N, 2, 4].
+        licences: index into the world's licences for each picture.
+    """
+
+    colours: Floats
+    coverage: Floats
+    boxes: Floats
+    licences: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Drawn pictures and what is in them.
+
+    Args:
+        images: uint8 [N, size, size, 3].
+        attributes: int64 [N, A], see ``TwoSidesWorld``.
+        boxes: left, top, right, bottom of both things in pixels, float64 [N, 2, 4].
+        areas: pixels that each thing covers, float64 [N, 2].
+        licences: index into the world's licences for each picture.
+    """
+
+    images: npt.NDArray[np.uint8]
+    attributes: npt.NDArray[np.int64]
+    boxes: Floats
+    areas: Floats
+    licences: Sequence[int]
+
+
+class TwoSidesWorld(World):
+    """A stand-in for COCO 2014: pictures of two things, one in the left and one in the right half, on a plain ground.
+
+    Every thing is an instance of a category with its name; the ground, which is white, black or gray, is one, too, with
+    the whole picture as its box. Captions name all of it, in random order: per thing "a THING SIDE", "SIDE a THING" or
+    "a THING at SIDE", then "on GROUND" or "on a GROUND". Files are PNG, so that no trace of a compression has to be
+    learnt.
+
+    What a picture shows is stated by attributes: those of the left thing, those of the right one, and the ground.
+
+    Training pictures follow the seed, the others are one fixed draw.
+
+    Args:
+        seed: seed of the training split.
+        train: pictures to train on.
+        test: pictures of the validation split, to test on.
+        size: side of a picture in pixels; larger ones show the same with more pixels.
+        captions_per_image: captions of every picture, drawn one by one.
+        relations: share of captions that say "a THING left of a THING" instead.
+        root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    names = ("coco_2014",)
+    description: ClassVar[str]
+    licences: ClassVar[tuple[str, ...]]
+    # Name and more general name of every thing that there is.
+    things: ClassVar[tuple[tuple[str, str], ...]]
+    # Number of values of each attribute of a thing; things are numbered with the last one running fastest.
+    thing_sizes: ClassVar[tuple[int, ...]]
+    # How many random numbers a picture takes besides its attributes and the tint of its ground.
+    _numbers: ClassVar[int]
+
+    def __init__(
+        self,
+        seed: NonNegativeInt = 0,
+        train: NonNegativeInt = 6000,
+        test: NonNegativeInt = 2000,
+        size: PositiveInt = 32,
+        captions_per_image: NonNegativeInt = 10,
+        relations: Fraction = 0.0,
+        root: str | None = None,
+    ) -> None:
+        if seed < 0:
+            raise ValueError(f"seed: must not be below 0, got {seed}")
+        for name, value in {"train": train, "test": test}.items():
+            if not 0 < value <= _IDS_PER_SPLIT:
+                raise ValueError(f"{name}: must be from 1 to {_IDS_PER_SPLIT:,}, got {value}")
+        if size < 16:
+            raise ValueError(f"size: objects need a picture of at least 16 pixels a side, got {size}")
+        if not 0 < captions_per_image <= _MAX_CAPTIONS:
+            raise ValueError(f"captions_per_image: must be from 1 to {_MAX_CAPTIONS}, got {captions_per_image}")
+        if not 0 <= relations <= 1:
+            raise ValueError(f"relations: a share is needed, got {relations}")
+        self.counts = {"train": train, "val": test}
+        self.seed = seed
+        self.size = size
+        self.captions_per_image = captions_per_image
+        self.relations = relations
+        super().__init__(
+            {
+                "seed": seed,
+                "train": train,
+                "test": test,
+                "size": size,
+                "captions_per_image": captions_per_image,
+                "relations": relations,
+            },
+            root,
+        )
+
+    def _files(self, name: str) -> int:
+        return sum(self.counts.values())
+
+    def _fill(self, name: str, root: Path, write: Write) -> None:
+        vocabulary = Vocabulary(self.description, self.categories(), self.licences)
+        for split, count in self.counts.items():
+            images: list[Annotated] = []
+            for first in range(0, count, _CHUNK):
+                rows = range(first, min(first + _CHUNK, count))
+                pictures = self.draw(split, rows)
+                for row, image in zip(rows, pictures.images):
+                    number = _SPLITS[split][0] * _IDS_PER_SPLIT + row
+                    path = root / f"{split}2014" / f"COCO_{split}2014_{Path(coco_name(number)).stem}.png"
+                    write(path, partial(Image.fromarray(image).save, path, "PNG"))
+                    own = row - first
+                    images.append(
+                        Annotated(
+                            number,
+                            path.name,
+                            self.size,
+                            self.size,
+                            self.captions(split, row, pictures.attributes[own].tolist()),
+                            self._instances(pictures, own),
+                            license=pictures.licences[own],
+                        )
+                    )
+            write_coco(root, f"{split}2014", images, vocabulary)
+
+    @classmethod
+    def categories(cls) -> tuple[tuple[str, str], ...]:
+        """Name and more general name of every category: the things, then the grounds."""
+        return (*cls.things, *((f"{ground} ground", "ground") for ground in GROUNDS))
+
+    @classmethod
+    def attribute_sizes(cls) -> tuple[int, ...]:
+        """Number of values of each attribute of a picture."""
+        return (*cls.thing_sizes, *cls.thing_sizes, len(GROUNDS))
+
+    @classmethod
+    def thing_of(cls, attributes: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Numbers of the left and of the right thing, int64 [N, 2], by attributes [N, A]."""
+        both = np.asarray(attributes)[:, :-1].reshape(-1, 2, len(cls.thing_sizes))
+        return np.ravel_multi_index(tuple(np.moveaxis(both, -1, 0)), cls.thing_sizes)
+
+    def draw(self, split: str, rows: Sequence[int]) -> Pictures:
+        """Draw some pictures of a split; each depends on the seed and its own number alone.
+
+        Args:
+            split: `train` or `val`.
+            rows: numbers of the pictures, from 0.
+        """
+        sizes = self.attribute_sizes()
+        count = len(sizes) + 3 + self._numbers
+        draws = np.stack([self._rng(split, row, _PICTURE).random(count) for row in rows])
+        attributes = np.floor(draws[:, : len(sizes)] * sizes).astype(np.int64)
+        spread = 2 * draws[:, len(sizes) :] - 1  # in [-1, 1)
+        grounds = np.array(list(GROUNDS.values()))
+        ground = np.clip(grounds[attributes[:, -1]] + _TINT * spread[:, :3], 0, 1)
+        things = self._things(attributes, spread[:, 3:])
+        image = np.broadcast_to(ground[:, None, None, :], (len(draws), self.size, self.size, 3))
+        for side in range(2):
+            opacity = things.coverage[:, side, :, :, None]
+            image = image * (1 - opacity) + things.colours[:, side] * opacity
+        return Pictures(
+            np.rint(255 * image).astype(np.uint8),
+            attributes,
+            np.clip(things.boxes, 0, self.size),
+            things.coverage.sum(axis=(2, 3)),
+            things.licences,
+        )
+
+    @abstractmethod
+    def _things(self, attributes: npt.NDArray[np.int64], spread: Floats) -> Things:
+        """The things of some pictures.
+
+        Args:
+            attributes: what they are, int64 [N, A].
+            spread: random numbers in [-1, 1), [N, `_numbers`].
+        """
+
+    def _centers(self, spread: Floats) -> tuple[Floats, Floats]:
+        """Across and down, [N, 2] each in pixels, by random numbers [N, 4]: across, then down."""
+        scale = self.size / SIDE
+        return (
+            scale * (np.array([0.25, 0.75]) * SIDE + _SIDEWAYS * spread[:, :2]),
+            scale * (0.5 * SIDE + _UP_DOWN * spread[:, 2:]),
+        )
+
+    def captions(self, split: str, row: int, attributes: Sequence[int]) -> tuple[str, ...]:
+        """The captions of a picture; equal ones may occur.
+
+        Args:
+            split, row: the picture.
+            attributes: what it shows.
+        """
+        draws = self._rng(split, row, _WORDS).random((self.captions_per_image, 5)).tolist()
+        named = [self.things[thing][0] for thing in self.thing_of([attributes])[0]]
+        ground = tuple(GROUNDS)[attributes[-1]]
+        return tuple(_caption(own, named, ground, self.relations) for own in draws)
+
+    def _rng(self, split: str, row: int, stream: int) -> np.random.Generator:
+        number, seeded = _SPLITS[split]
+        return np.random.default_rng([1 + self.seed if seeded else 0, number, row, stream])
+
+    def _instances(self, pictures: Pictures, row: int) -> tuple[Instance, ...]:
+        objects = []
+        for thing, corners, area in zip(
+            self.thing_of(pictures.attributes[row : row + 1])[0].tolist(), pictures.boxes[row], pictures.areas[row]
+        ):
+            left, top, right, bottom = corners.tolist()
+            box = (left, top, right, bottom)
+            objects.append(Instance(thing, box, float(area), self._outline(thing, box)))
+        side = float(self.size)
+        whole = (0.0, 0.0, side, side)
+        number = len(self.things) + int(pictures.attributes[row, -1])
+        return (*objects, Instance(number, whole, side * side, rectangle(whole)))
+
+    def _outline(self, thing: int, box: Box) -> Floats:
+        """Polygon around a thing, [points, 2] in pixels."""
+        return rectangle(box)
+
+    @classmethod
+    def attributes_of(cls, annotations: ImageAnnotations) -> npt.NDArray[np.int64]:
+        """What pictures of this world show, recovered from the instances that their annotation file lists.
+
+        Args:
+            annotations: of some pictures, with boxes.
+
+        Returns:
+            int64 [N, A].
+
+        Raises:
+            ValueError: the annotations are not of this world, or a picture lacks a thing.
+        """
+        names = tuple(name for name, _ in cls.categories())
+        if annotations.tag_names != names:
+            raise ValueError(
+                f"only pictures of the {cls.title} have its attributes; the categories of these are "
+                f"{', '.join(annotations.tag_names[:4]) or 'none'}"
+            )
+        boxes = annotations.boxes()
+        if any(len(own["labels"]) != 3 for own in boxes):
+            wrong = next(row for row, own in enumerate(boxes) if len(own["labels"]) != 3)
+            raise ValueError(
+                f"image {annotations.image_ids[wrong]} has {len(boxes[wrong]['labels'])} instances where two objects "
+                "and a ground are expected; render the world anew"
+            )
+        if not boxes:
+            return np.zeros((0, len(cls.attribute_sizes())), dtype=np.int64)
+        labels = np.stack([own["labels"] for own in boxes])
+        corners = np.stack([own["boxes"] for own in boxes])
+        count = len(cls.things)
+        # The ground comes last, the things from left to right.
+        middle = np.where(labels < count, corners[:, :, 0] + corners[:, :, 2], np.inf)
+        ordered = np.take_along_axis(labels, np.argsort(middle, axis=1, kind="stable"), axis=1)
+        if (ordered[:, :2] >= count).any() or (ordered[:, 2] < count).any():
+            raise ValueError("a picture has another number of objects than two; render the world anew")
+        both = np.stack(np.unravel_index(ordered[:, :2], cls.thing_sizes), axis=-1).reshape(len(boxes), -1)
+        return np.concatenate([both, ordered[:, 2:] - count], axis=1)
+
+
+def rectangle(box: Box) -> Floats:
+    """Corners of a box [4, 2]."""
+    left, top, right, bottom = box
+    return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+
+
+def _caption(draws: Sequence[float], named: Sequence[str], ground_name: str, relations: float) -> str:
+    order = (0, 1) if draws[0] < 0.5 else (1, 0)
+    ground = f"on {'a ' if draws[1] < 0.5 else ''}{ground_name}"
+    if draws[4] < relations:
+        return f"a {named[order[0]]} {SIDES[order[0]]} of a {named[order[1]]} {ground}"
+    said = []
+    for side, draw in zip(order, draws[2:4]):
+        forms = (
+            f"a {named[side]} {SIDES[side]}",
+            f"{SIDES[side]} a {named[side]}",
+            f"a {named[side]} at {SIDES[side]}",
+        )
+        said.append(forms[int(draw * len(forms))])
+    return f"{said[0]} and {said[1]} {ground}"

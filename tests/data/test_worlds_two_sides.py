@@ -1,0 +1,217 @@
+"""The worlds with a thing on either side, on disk: COCO's layout, true annotations, captions that say what is drawn."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.data.annotations import ImageAnnotations
+from common.data.datasets.coco_2014 import COCO2014
+from common.data.worlds.base import World
+from common.data.worlds.emoji import CREDIT, STYLES, pack, read_concepts
+from common.data.worlds.emoji_scenes import THINGS, EmojiScenesWorld
+from common.data.worlds.two_objects import ATTRIBUTE_SIZES, COLOURS, TwoObjectsWorld
+from common.data.worlds.two_sides import GROUNDS, TwoSidesWorld
+from tests.data.worlds import digest, read_caption, tiny
+
+KINDS = [TwoObjectsWorld, EmojiScenesWorld]
+every_kind = pytest.mark.parametrize("kind", KINDS)
+# Attributes of some picture.
+SHOWN = {TwoObjectsWorld: (0, 1, 2, 3, 0), EmojiScenesWorld: (0, 6, 2)}
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.kind)
+def world(request: pytest.FixtureRequest, rendered: Callable[[type[World]], Any]) -> TwoSidesWorld:
+    return rendered(request.param)
+
+
+# -- both --------------------------------------------------------------------------------------------------------------
+
+
+def test_files_lie_as_in_coco_2014(world: TwoSidesWorld) -> None:
+    root = world.root_of("coco_2014")
+    for split, count in (("train", 40), ("val", 24)):
+        captions = json.loads((root / "annotations" / f"captions_{split}2014.json").read_text())
+        names = sorted(path.name for path in (root / f"{split}2014").iterdir())
+        assert len(names) == count
+        assert all(re.fullmatch(rf"COCO_{split}2014_\d{{12}}\.png", name) for name in names)
+        assert [entry["file_name"] for entry in captions["images"]] == names
+        assert len(captions["annotations"]) == 8 * count
+        assert [entry["name"] for entry in captions["licenses"]] == list(world.licences)
+        licences = [entry["license"] - 1 for entry in captions["images"]]
+        assert licences == list(world.draw(split, range(count)).licences)
+
+
+def test_the_reader_finds_captions_and_the_true_attributes(world: TwoSidesWorld) -> None:
+    dataset = COCO2014(world.root_of("coco_2014"))
+    for split, count in (("train", 40), ("val", 24)):
+        listing = dataset.listing(split)
+        assert (len(listing), listing.missing, listing.notes) == (count, 0, ())
+        known = dataset.annotations(split, listing)
+        drawn = world.draw(split, range(count))
+        found = world.attributes_of(known)
+        assert found.dtype == np.int64
+        assert (found == drawn.attributes).all()
+        for row, captions in enumerate(known.captions):
+            assert {read_caption(text, type(world)) for text in captions} == {tuple(found[row].tolist())}
+        for row, clip in enumerate(listing.clips):
+            assert (np.asarray(Image.open(clip.path)) == drawn.images[row]).all()
+
+
+@every_kind
+def test_things_stay_in_their_halves_on_the_named_ground(kind: type[TwoSidesWorld]) -> None:
+    drawn = kind().draw("val", range(60))
+    grounds = np.array(list(GROUNDS.values()))
+    for image, attributes, boxes in zip(drawn.images, drawn.attributes, drawn.boxes):
+        assert np.abs(image[0, 16] / 255 - grounds[attributes[-1]]).max() < 0.06
+        for side, (left, top, right, bottom) in enumerate(boxes):
+            assert 16 * side - 0.5 <= left < right <= 16 * side + 16.5
+            assert 0 <= top < bottom <= 32
+            # The box is tight: nothing but ground within the half and outside of it.
+            half = image[:, 16 * side + 1 : 16 * side + 15].astype(int)
+            outside = np.ones((32, 14), dtype=bool)
+            across = np.arange(16 * side + 1, 16 * side + 15) + 0.5
+            down = np.arange(32) + 0.5
+            outside[np.ix_((down > top - 1) & (down < bottom + 1), (across > left - 1) & (across < right + 1))] = False
+            assert (half[outside] == image[0, 16]).all()
+
+
+@every_kind
+def test_captions_have_13_to_16_tokens_with_their_ends(kind: type[TwoSidesWorld]) -> None:
+    ends = [len(name.split()) for name, _ in kind.things]
+    lengths = {
+        len(text.split()) + 2
+        for row in range(60)
+        for text in kind().captions("train", row, (*SHOWN[kind][:-1], row % 3))
+    }
+    said = sum(ends[thing] for thing in kind.thing_of([SHOWN[kind]])[0])
+    assert lengths == {said + n for n in (9, 10, 11, 12)}
+    assert max(ends) == 2
+
+
+@every_kind
+def test_relations_replace_a_share_of_the_captions(kind: type[TwoSidesWorld], tmp_path: Path) -> None:
+    shown = SHOWN[kind]
+    texts = [text for row in range(50) for text in tiny(kind, tmp_path, relations=0.5).captions("train", row, shown)]
+    related = [text for text in texts if " of a " in text]
+    assert 0.4 < len(related) / len(texts) < 0.6
+    assert {read_caption(text, kind) for text in texts} == {shown}
+
+
+@every_kind
+def test_all_values_occur_equally_often(kind: type[TwoSidesWorld]) -> None:
+    attributes = kind().draw("train", range(2400)).attributes
+    assert attributes.shape[1] == len(kind.attribute_sizes())
+    for column, size in enumerate(kind.attribute_sizes()):
+        counts = np.bincount(attributes[:, column], minlength=size)
+        assert len(counts) == size
+        assert counts.min() > 0.8 * 2400 / size
+
+
+@every_kind
+def test_larger_pictures_show_the_same(kind: type[TwoSidesWorld]) -> None:
+    small, large = (kind(size=size).draw("val", range(20)) for size in (32, 64))
+    assert (small.attributes == large.attributes).all()
+    halved = large.images.reshape(20, 32, 2, 32, 2, 3).mean(axis=(2, 4))
+    # Drawings are put on whole pixels.
+    assert np.abs(halved - small.images).mean() < (3 if kind is TwoObjectsWorld else 8)
+
+
+def test_attributes_of_other_pictures_are_refused(world: TwoSidesWorld) -> None:
+    known = COCO2014(world.root_of("coco_2014")).annotations("val")
+
+    def changed(**changes: Any) -> ImageAnnotations:
+        fields = {name: getattr(known, name) for name in known.__dataclass_fields__}
+        return ImageAnnotations(**{**fields, **changes})
+
+    other = changed(tags=known.tags[:, :2], tag_names=("person", "dog"))
+    with pytest.raises(ValueError, match=rf"only pictures of the {world.title} .*person, dog"):
+        world.attributes_of(other)
+    boxes = known.boxes()
+    lost = [{name: values[1:] for name, values in boxes[0].items()}, *boxes[1:]]
+    with pytest.raises(ValueError, match="has 2 instances where two objects and a ground"):
+        world.attributes_of(changed(read_boxes=lambda _: lost))
+    grounds = [{**boxes[0], "labels": np.full(3, len(world.categories()) - 1)}, *boxes[1:]]
+    with pytest.raises(ValueError, match="another number of objects"):
+        world.attributes_of(changed(read_boxes=lambda _: grounds))
+
+
+# -- two objects -------------------------------------------------------------------------------------------------------
+
+
+def test_two_objects_are_those_of_the_records(tmp_path: Path) -> None:
+    world = TwoObjectsWorld(train=20, test=10, relations=0.3, root=str(tmp_path))
+    world.prepare()
+    assert world.folder.name == "two-objects-3b4306075793e66c"
+    # What a picture shows and what is said of it; pixels come of floating point, which processors may round otherwise.
+    hashes = digest(world.root_of("coco_2014"), {".json"})
+    assert hashes["annotations/captions_train2014.json"].startswith("7c9ff05fd11145cc")
+    assert hashes["annotations/captions_val2014.json"].startswith("7699f295f3d0f698")
+    assert world.draw("val", range(1)).images[0, 16].astype(int).sum(0) == pytest.approx([5878, 4688, 3639], abs=3)
+
+
+def test_colours_in_the_boxes_are_those_that_are_named() -> None:
+    drawn = TwoObjectsWorld().draw("val", range(24))
+    colours = np.array(list(COLOURS.values()))
+    for image, attributes, boxes, areas in zip(drawn.images, drawn.attributes, drawn.boxes, drawn.areas):
+        for side in range(2):
+            left, top, right, bottom = boxes[side]
+            center = image[int((top + bottom) / 2), int((left + right) / 2)] / 255
+            assert np.abs(center - colours[attributes[1 + 2 * side]]).max() < 0.1
+            share = areas[side] / ((right - left) * (bottom - top))
+            assert share == pytest.approx((np.pi / 4, 1.0, 0.5)[attributes[2 * side]], abs=0.08)
+
+
+def test_attributes_are_numbered_as_the_networks_expect() -> None:
+    assert TwoObjectsWorld.attribute_sizes() == ATTRIBUTE_SIZES == (3, 4, 3, 4, 3)
+    assert EmojiScenesWorld.attribute_sizes() == (12, 12, 3)
+    assert TwoObjectsWorld.things[TwoObjectsWorld.thing_of([SHOWN[TwoObjectsWorld]])[0, 1]][0] == "yellow triangle"
+
+
+# -- emoji scenes ------------------------------------------------------------------------------------------------------
+
+
+def test_things_are_concepts_of_the_pack_and_follow_an_article() -> None:
+    names = {concept.name["en"] for concept in read_concepts() if concept.core}
+    assert set(THINGS) <= names
+    assert not any(thing.startswith(tuple("aeiou")) for thing in THINGS)
+
+
+def test_designers_are_credited_and_each_draws_a_quarter() -> None:
+    world = EmojiScenesWorld()
+    assert world.credit == CREDIT
+    assert CREDIT in world.description
+    assert world.licences == tuple(STYLES.values())
+    assert (pack() / "ATTRIBUTION.md").is_file()
+    for split in ("train", "val"):
+        counts = np.bincount(world.draw(split, range(800)).licences, minlength=4)
+        assert counts.min() > 0.8 * 200
+
+
+def test_a_thing_looks_like_itself_whoever_drew_it() -> None:
+    """Pictures of one thing are nearer to one another than to those of other things, over all designers."""
+    world = EmojiScenesWorld()
+    drawn = world.draw("train", range(1500))
+    seen = np.zeros((len(THINGS), len(STYLES), 3))
+    for thing in range(len(THINGS)):
+        for style in range(len(STYLES)):
+            rows = np.flatnonzero((drawn.attributes[:, 0] == thing) & (np.array(drawn.licences) == style))
+            boxes = drawn.boxes[rows, 0].astype(int)
+            seen[thing, style] = np.mean(
+                [drawn.images[r, t:b, left:right].mean((0, 1)) for r, (left, t, right, b) in zip(rows, boxes)], axis=0
+            )
+    within = seen.std(axis=1).mean()
+    assert seen.mean(1).std(axis=0).mean() > 2 * within
+
+
+def test_no_test_picture_is_one_of_training() -> None:
+    world = EmojiScenesWorld()
+    train, test = (world.draw(split, range(600)).images for split in ("train", "val"))
+    assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
