@@ -10,7 +10,7 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,8 +18,6 @@ from common.data.transforms import CROP_TRIES, IMAGENET_MEAN, IMAGENET_STD
 from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 BILINEAR = Image.Resampling.BILINEAR
-# Brightness, contrast and saturation in the order of `jitter`; the hue is no mixture with another picture.
-_ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 class Transform(Protocol):
@@ -168,7 +166,7 @@ class ImageTransform:
                 image = shifted_hue(image, (2.0 * draw - 1.0) * strength)
                 continue
             low = max(1.0 - strength, 0.0)
-            image = _ENHANCERS[operation](image).enhance(low + draw * (1.0 + strength - low))
+            image = Image.blend(_faded(image, operation), image, low + draw * (1.0 + strength - low))
         return image
 
     def _tensor(self, image: Image.Image, flipped: bool) -> Tensor:
@@ -277,6 +275,20 @@ def random_area(
 
 def shifted_hue(image: Image.Image, shift: float) -> Image.Image:
     """Turn the hue of a picture by a share of the color circle in [-0.5, 0.5], in Pillow's steps of 1/256."""
-    hue, saturation, value = image.convert("HSV").split()
-    turned = np.asarray(hue) + np.uint8(int(shift * 255) % 256)  # wraps round, as a circle does
-    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
+    turn = Image.new("HSV", image.size, (int(shift * 255) % 256, 0, 0))
+    # The sum wraps round, as a circle does.
+    return ImageChops.add_modulo(image.convert("HSV"), turn).convert("RGB")
+
+
+def _faded(image: Image.Image, operation: int) -> Image.Image:
+    """What brightness, contrast and saturation, in the order of `jitter`, mix a picture with: black, its mean gray, or
+    itself in gray. As in `PIL.ImageEnhance`, which takes five times as long to find the mean.
+    """
+    if operation == 0:
+        return Image.new("RGB", image.size)
+    gray = image.convert("L")
+    if operation == 2:
+        return gray.convert("RGB")
+    levels = np.frombuffer(gray.tobytes(), dtype=np.uint8)
+    mean = int(int(levels.sum()) / levels.size + 0.5)
+    return Image.new("RGB", image.size, (mean, mean, mean))

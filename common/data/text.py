@@ -587,9 +587,12 @@ class XLMRTokenizer(CaptionTokenizer):
         """
         if self._processor is None:
             raise self._unprepared()
-        # Starting threads takes longer than a few words do.
-        threads = -1 if len(texts) >= MANY_TEXTS else 1
-        rows = self._processor.encode([self.normal_form(text) for text in texts], num_threads=threads)
+        normal = [self.normal_form(text) for text in texts]
+        # A list is always read by threads, if by one alone; starting it takes longer than a few words do.
+        if len(texts) >= MANY_TEXTS:
+            rows = self._processor.encode(normal, num_threads=-1)
+        else:
+            rows = [self._processor.encode(text) for text in normal]
         return [[piece + 1 if piece else self.unknown_id for piece in row] for row in rows]
 
     def encode(self, text: str) -> list[int]:

@@ -204,6 +204,9 @@ class Generator(nn.Module):
         context, _ = self.attend(x, words, length)
         side = x.shape[-1]
         condition = torch.cat([context, vector[:, :, None, None].expand(-1, -1, side, side)], dim=1)
+        if x.is_contiguous(memory_format=torch.channels_last):
+            # What is joined lies channels first; the maps that it scales would then change their layout at every block.
+            condition = condition.contiguous(memory_format=torch.channels_last)
         for block in self.spatial_blocks:
             x = block(x, condition)
         # In float32, or half precision would leave too few shades.

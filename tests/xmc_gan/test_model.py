@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.training.switches import lay_out_channels_last
 from papers.xmc_gan.layers import (
     ConditionalBatchNorm,
     SpatialConditionalBatchNorm,
@@ -202,30 +203,45 @@ def test_modulation_at_the_small_map_equals_that_at_the_large_one() -> None:
     torch.testing.assert_close(fast, naive, rtol=0, atol=1e-5)
 
 
-def naive_generator(generator: Generator, *inputs: Tensor) -> Tensor:
-    """The generator without its speed-up: every map of conditions is enlarged before it is used."""
+def naive_generator(generator: Generator, *inputs: Tensor, enlarged: bool = True) -> Tensor:
+    """The generator without its speed-ups: every map of conditions lies channels first, and is enlarged before use."""
     original = SpatialConditionalBatchNorm.forward
 
     def forward(self: SpatialConditionalBatchNorm, x: Tensor, condition: Tensor) -> Tensor:
-        return original(self, x, F.interpolate(condition, x.shape[-2:], mode="nearest"))
+        condition = F.interpolate(condition, x.shape[-2:], mode="nearest") if enlarged else condition
+        return original(self, x, condition.contiguous())
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SpatialConditionalBatchNorm, "forward", forward)
         return generator(*inputs)  # type: ignore[no-any-return]
 
 
-def test_the_speed_up_gives_the_same_images_and_gradients() -> None:
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("enlarged", [False, True])
+def test_the_speed_ups_give_the_same_images_and_gradients(enlarged: bool, channels_last: bool) -> None:
     given = captions()
     inputs = [given[name] for name in ("z", "words", "sentence", "length")]
     results = []
-    for run in (lambda g: g(*inputs), lambda g: naive_generator(g, *inputs)):
+    for run in (lambda g: g(*inputs), lambda g: naive_generator(g, *inputs, enlarged=enlarged)):
         generator, _ = networks()
+        if channels_last:
+            lay_out_channels_last(generator)
         images = run(generator)
         results.append((images, torch.autograd.grad(images.square().sum(), list(generator.parameters()))))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=1e-5)
     scale = max(gradient.abs().max() for gradient in results[1][1])
     for fast, naive in zip(results[0][1], results[1][1]):
         assert (fast - naive).abs().max() <= 1e-5 * scale
+
+
+def test_maps_keep_their_channels_last() -> None:
+    generator = small_generator()
+    lay_out_channels_last(generator)
+    maps: list[Tensor] = []
+    for module in generator.modules():
+        module.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
+    generator(*small_inputs())
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in maps if x.ndim == 4)
 
 
 def small_generator() -> Generator:
