@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
-import torch
-import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck, make_blocks
 from torch import Tensor, nn
 
@@ -56,7 +54,7 @@ class ImageResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, stem_channels, stem_kernel, stem_stride, stem_kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(stem_channels)
         self.act1 = nn.ReLU(inplace=True)
-        self.maxpool = _MaxPool(3, 2, 1) if stem_pool else nn.Identity()
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem_pool else nn.Identity()
         stages, _ = make_blocks(
             (block,) * 4, tuple(channels), tuple(layers), stem_channels, act_layer=nn.ReLU, norm_layer=nn.BatchNorm2d
         )
@@ -90,20 +88,6 @@ class ImageResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Average of the last map over all places, [B, feature_dim]."""
         return self.forward_map(images).mean((2, 3))
-
-
-class _MaxPool(nn.MaxPool2d):
-    """On the CPU the maxima are found channels last, in a third of the time; results and layouts are the same."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.device.type != "cpu" or not input.is_contiguous():
-            return super().forward(input)
-        with torch.no_grad():
-            last = input.contiguous(memory_format=torch.channels_last)
-            largest, place = F.max_pool2d(last, self.kernel_size, self.stride, self.padding, return_indices=True)
-        if not input.requires_grad or not torch.is_grad_enabled():
-            return largest.contiguous()
-        return input.flatten(2).gather(2, place.contiguous().flatten(2)).view(largest.shape)
 
 
 def timm_encoder(name: str, options: dict[str, Any] | None = None) -> nn.Module:

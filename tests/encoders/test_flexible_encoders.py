@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from common.encoders.audio import AudioConvNet
 from common.encoders.heads import ProjectionHead
-from common.encoders.image import ImageResNet
 from common.encoders.video import R2Plus1D
 
 
@@ -118,19 +117,3 @@ def test_mistakes_name_the_field() -> None:
         R2Plus1D(temporal_strides=(1, 2))
     with pytest.raises(ValueError, match="layers"):
         ProjectionHead(layers=0)
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("shape", [(4, 3, 9, 12), (2, 8, 1, 1), (3, 16, 16, 16)])
-def test_the_pool_of_the_stem_equals_torchs_bit_for_bit(shape: tuple[int, ...], layout: torch.memory_format) -> None:
-    torch.manual_seed(0)
-    images = torch.randn(shape).round(decimals=1).relu().contiguous(memory_format=layout)  # many are equal
-    encoder = ImageResNet(layers=(1, 1, 1, 1), bottleneck=False, channels=(4, 4, 4, 4), stem_channels=4)
-    found = []
-    for pool in (encoder.maxpool, torch.nn.MaxPool2d(3, 2, 1)):
-        given = images.clone(memory_format=torch.preserve_format).requires_grad_()
-        largest = pool(given)
-        largest.square().sum().backward()
-        found.append((largest, pool(images), given.grad))
-        assert largest.stride() == found[0][0].stride()
-    assert all(torch.equal(ours, torchs) for ours, torchs in zip(*found))
