@@ -79,7 +79,9 @@ def examine(data: Path, papers: list[str]) -> int:
     table.add_row("revision", state)
     console.print(table)
 
-    for paper in [] if missing else papers:  # the classes of data sets need the packages
+    if missing and papers:
+        console.print("\ndata sets: not looked for before the packages are there, which their classes need")
+    for paper in [] if missing else papers:
         console.print(
             f"\n[bold]{paper}[/bold]: data sets of the scale paper, looked for in {escape(str(data))} "
             "(--data, ASSEMBLE_DATA)",

@@ -90,12 +90,15 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
     print(f"{paper.title}: tables (--tables); at a scale in brackets only by request: --tables, --rows or --everything")
     _print(("id", "scales", "title"), [(t.id, _scales(t.scales, t.by_request), t.title) for t in source.tables])
 
-    print(f"\nrows that can be run at {scale} (--rows takes label or model)")
+    print(f"\nrows that can be run at {scale} (--rows takes label or model); by request alone for tables in brackets")
     models: dict[tuple[str, str], list[str]] = {}
     for table in source.tables:
         for row in table.rows:
             if (row.model or row.untrained) and scale in table.scales and scale in row.scales:
-                models.setdefault((row.label, row.model or "untrained"), []).append(table.id)
+                asked = scale in (*table.by_request, *row.by_request)
+                models.setdefault((row.label, row.model or "untrained"), []).append(
+                    f"({table.id})" if asked else table.id
+                )
     _print(("label", "model", "tables"), [(*key, " ".join(ids)) for key, ids in models.items()])
 
     print(f"\nstages at {scale} (--stages, assemble fit {paper.short}/STAGE)")

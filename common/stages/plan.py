@@ -95,10 +95,17 @@ def plan(paper: str, selection: Selection, arguments: Sequence[str] = ()) -> lis
 
 
 def by_request(paper: str, selection: Selection) -> list[str]:
-    """The tables that a selection leaves out because they are made by request."""
+    """The tables, and rows of other tables, that a selection leaves out because they are made by request."""
     if selection.everything or selection.tables or selection.rows or selection.stages:
         return []
-    return [table.id for table in load(paper_named(paper).name).tables if selection.scale in table.by_request]
+    left_out = []
+    for table in load(paper_named(paper).name).tables:
+        rows = [row.label for row in table.rows if selection.scale in row.by_request]
+        if selection.scale in table.by_request:
+            left_out.append(table.id)
+        elif rows:
+            left_out.append(f"of {table.id} the rows {', '.join(map(repr, rows))}")
+    return left_out
 
 
 def request_for(
@@ -197,7 +204,7 @@ def reproduce(
     planned = plan(paper, selection)
     left_out = by_request(paper, selection)
     if left_out:
-        say(f"left out, made by request (--tables, or --everything): {', '.join(left_out)}")
+        say(f"left out, made by request (--tables, --rows, or --everything): {'; '.join(left_out)}")
     return run_planned(paper_named(paper).title, planned, selection, jobs=jobs, say=say, finished=finished, watch=watch)
 
 

@@ -26,7 +26,7 @@ from common.encoders.text import BertEncoder
 from common.losses.masked import masked_language_modeling
 from common.losses.matching import in_batch_matching
 from common.memory.collective import rank, share_of_mean, world_size
-from common.memory.groups import groups_here, require_groups, split_groups
+from common.memory.groups import groups_here, split_groups
 from common.metrics.gathering import RowsOncePerSample, first_occurrences, gather_rows
 from common.metrics.retrieval import owner_rows, score_retrieval
 from common.protocols.captions import check_vocabulary
@@ -95,8 +95,13 @@ class MaskedPretrainingData(PretrainingData):
         self.views = partial(MaskedViews, masked_words=masked_words)
 
     def collate(self, samples: list[Sample]) -> dict[str, Tensor]:
-        """As in CaptionData, with `places_<view>` [K] of the masked words among the B * L, and `targets_<view>` [K]."""
-        return with_places(super().collate(samples))
+        """As in CaptionData, with `places_<view>` [K] of the masked words among the B * L, and `targets_<view>` [K].
+
+        One view of an image is read; the other is there, since captions and crops are drawn together.
+        """
+        batch = super().collate(samples)
+        batch.pop("image_key", None)
+        return with_places(batch)
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
         """A made-up batch of `size` images with captions, a seventh of whose words is masked."""
@@ -243,12 +248,14 @@ class OneEncoder(pl.LightningModule):
         if stage == "fit" and self.trainer.ckpt_path is None:
             encoder.require_weights()  # type: ignore[operator]
         check_vocabulary(self, encoder)
+        if stage != "fit":
+            return
         size, devices = self.hparams["candidates"], self.trainer.world_size
-        require_groups("model.candidates", size, data.batch_size, devices)
-        if data.batch_size // size % devices:
+        groups, rest = divmod(data.batch_size, size)
+        if rest or groups % devices:
             raise ValueError(
-                f"model.candidates is {size}: the {data.batch_size // size} groups of data.batch_size "
-                f"{data.batch_size} cannot be shared by {devices} devices, each of which needs whole ones"
+                f"model.candidates is {size}: data.batch_size {data.batch_size} must be whole groups of that many, the "
+                f"same number on each of {devices} devices"
             )
 
     # -- training ------------------------------------------------------------------------------------------------------
@@ -328,6 +335,7 @@ class OneEncoder(pl.LightningModule):
         for places in lengths.argsort(stable=True).split(PAIRS_AT_ONCE // 8):
             words = tokens[places, : int(lengths[places].max())]
             text = self.model.start_captions(words)
-            for rows in torch.arange(len(image), device=image.device).split(8):
+            # A process may have no image at all.
+            for rows in torch.arange(len(image), device=image.device).split(8) if len(image) else ():
                 scores[rows[:, None], places] = self.model.scores(image[rows], text, words).float()
         return scores

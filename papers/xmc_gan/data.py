@@ -424,7 +424,10 @@ class TextToImageData(ShardedDataModule):
             ValueError: these are other images.
         """
         if not isinstance(self.world, TwoSidesWorld):
-            raise ValueError("only pictures of a world with a thing on either side have attributes")
+            raise ValueError(
+                "data.world must be a world with a thing on either side, such as two_objects or emoji_scenes: no other "
+                "pictures have attributes"
+            )
         split = self.split if role == "train" else self.test_split
         return torch.from_numpy(self.world.attributes_of(self.annotations[split])[self._of(role).rows])
 

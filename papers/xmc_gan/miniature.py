@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from common.data.text_features import pool_sentence, valid_mask
 from common.data.worlds.two_objects import ATTRIBUTE_SIZES
+from common.data.worlds.two_sides import TwoSidesWorld
 from common.encoders.checkpoint_files import CheckpointError, below, differences, read_checkpoint
 from common.metrics.gathering import OncePerSample, RowsOncePerSample
 from common.metrics.generation import FeatureStatistics, Moments, first_ranked, frechet_distance, object_accuracy
@@ -95,6 +96,8 @@ class PretrainedNetwork(nn.Module):
         pretrained: checkpoint; None keeps the random weights.
     """
 
+    sizes: list[int]  # number of values of each attribute
+
     def __init__(self, pretrained: str | None) -> None:
         super().__init__()
         self.pretrained = pretrained
@@ -146,6 +149,17 @@ def combination(attributes: Tensor, sizes: Sequence[int]) -> Tensor:
     for values, size in zip(attributes.unbind(-1), sizes, strict=True):
         number = number * size + values
     return number
+
+
+def require_sizes(field: str, sizes: Sequence[int], data: Any) -> None:
+    """Refuse a network for another world than that of the data.
+
+    Raises:
+        ValueError: the world's attributes have other numbers of values.
+    """
+    world = getattr(data, "world", None)
+    if isinstance(world, TwoSidesWorld) and list(sizes) != list(world.attribute_sizes()):
+        raise ValueError(f"{field}.sizes is {list(sizes)}, but the {world.title} has {list(world.attribute_sizes())}")
 
 
 class AttributeClassifier(PretrainedNetwork):
@@ -228,7 +242,8 @@ class PictureNetwork(PretrainedNetwork):
         if task not in get_args(Task):
             raise ValueError(f"task: {task!r} is not one of {', '.join(get_args(Task))}")
         self.task = task
-        self.thing_sizes = list(sizes[: len(sizes) // 2])
+        self.sizes = list(sizes)
+        self.thing_sizes = self.sizes[: len(sizes) // 2]
         self.pairs = math.prod(self.thing_sizes)
         self.grounds = 0 if task == "crops" else sizes[-1]
         self.features = convolutions(width, feature_dim, grid)
@@ -278,6 +293,9 @@ class MiniatureClassification(pl.LightningModule):
         self.network = network
         self.meter = OncePerSample("loss", "accuracy")
 
+    def setup(self, stage: str) -> None:
+        require_sizes("model.network", self.network.sizes, self.trainer.datamodule)  # type: ignore[attr-defined]
+
     def _attributes(self, split: str, batch: Batch) -> Tensor:
         return self.trainer.datamodule.attributes(split)[batch["index"].cpu()].to(self.device)  # type: ignore[attr-defined]
 
@@ -325,7 +343,7 @@ class MiniatureEvaluation(ImageEvaluation):
     | `mini_fd_floor` | the same of the captions' own real pictures, as many: what a perfect generator reaches |
     | `mini_r_precision` | captions whose attributes out-score 99 different ones, in percent; chance is 1 |
     | `mini_r_precision_shuffled` | the same with the captions in another order: the control, at chance |
-    | `mini_soa_i`, `mini_soa_c` | objects whose half has the right shape and color (or drawing), mean over shapes |
+    | `mini_soa_i`, `mini_soa_c` | things whose half is named right (shape and color, or drawing); mean over things |
     | `mini_soa_i_shuffled` | the control; chance is 8.3 |
     | `mini_background` | pictures with the right ground |
     | `captions` | how many there were |
@@ -365,6 +383,7 @@ class MiniatureEvaluation(ImageEvaluation):
             print_once(_NO_EVALUATOR)
             return
         data = module.trainer.datamodule  # type: ignore[attr-defined]
+        require_sizes("model.evaluation.evaluator", self.evaluator.sizes, data)
         self.evaluator.to(self.device).eval()
         self._attributes = data.attributes("test")
         self._rows = RowsOncePerSample("features", "values", "real_features")

@@ -16,7 +16,12 @@ from common.data.worlds.emoji_scenes import EmojiScenesWorld
 from common.data.worlds.two_objects import ATTRIBUTE_SIZES, TwoObjectsWorld
 from common.data.worlds.two_sides import TwoSidesWorld
 from common.encoders.checkpoint_files import CheckpointError
-from papers.xmc_gan.miniature import AttributeClassifier, MiniatureEvaluation, PictureNetwork
+from papers.xmc_gan.miniature import (
+    AttributeClassifier,
+    MiniatureClassification,
+    MiniatureEvaluation,
+    PictureNetwork,
+)
 from tests.protocols.test_generation import module
 
 COUNT = 150
@@ -157,9 +162,16 @@ def test_combinations_have_numbers_of_their_own(sizes: Sequence[int]) -> None:
     assert network.named(network.one_hot(every)).equal(every)
 
 
-def test_attributes_of_another_world_are_refused() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        AttributeClassifier().identity(drawn(4, sizes=EMOJI_SIZES))
+def test_networks_of_another_world_are_refused() -> None:
+    emoji, objects = (SimpleNamespace(world=world) for world in (EmojiScenesWorld(), TwoObjectsWorld()))
+    told = r"sizes is \[3, 4, 3, 4, 3\], but the world of emoji scenes has \[12, 12, 3\]"
+    for network in (AttributeClassifier(), PictureNetwork()):
+        module = MiniatureClassification(network)
+        module._trainer = SimpleNamespace(datamodule=emoji)  # type: ignore[assignment]
+        with pytest.raises(ValueError, match=rf"model\.network\.{told}"):
+            module.setup("fit")
+        module._trainer.datamodule = objects  # type: ignore[union-attr]
+        module.setup("fit")
 
 
 def test_the_loss_of_the_evaluator_is_the_sum_over_attributes() -> None:

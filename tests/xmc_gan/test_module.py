@@ -86,8 +86,8 @@ def test_losses_gradients_and_steps_equal_the_official_ones() -> None:
     expect_losses(module, "dstep_then_2gdstep")
     own = {name.removeprefix("discriminator."): value for name, value in before.items()}
     for key, found, tolerance in (
-        # Biases before a batch normalization have rounding for gradients, which Adam makes whole steps of: of nothing up
-        # to 3e-4 of the square, as the processor and the layout of the maps round.
+        # Biases before a batch normalization have rounding for gradients, which Adam makes whole steps of: up to 3e-4
+        # of the square, as the processor and the layout of the maps round.
         ("G_param_delta_l2", deltas(module.generator, start), 4e-4),
         ("D_param_delta_l2", deltas(module.discriminator, own), 5e-5),
         ("EMA_delta_l2", deltas(module.average, start), 1e-2),  # moves by 1e-7, where float32 has few digits

@@ -40,7 +40,7 @@ class EmojiScenesWorld(TwoSidesWorld):
 
     kind = "emoji_scenes"
     title = "world of emoji scenes"
-    version = 1
+    version = 2
     credit = CREDIT
     description = f"Drawings side by side. {CREDIT}"
     licences = tuple(STYLES.values())
@@ -62,7 +62,9 @@ class EmojiScenesWorld(TwoSidesWorld):
                 tile = _tile(int(style[row]), int(chosen[row, half]), int(side[row, half]))
                 height, width = tile.shape[:2]
                 # Whole pixels: a drawing moves and is not resampled once more.
-                left = int(np.clip(round(across[row, half] - width / 2), 0, self.size - width))
+                # Inside its half, whatever the size rounds to.
+                first = half * (self.size - self.size // 2)
+                left = int(np.clip(round(across[row, half] - width / 2), first, first + self.size // 2 - width))
                 top = int(np.clip(round(down[row, half] - height / 2), 0, self.size - height))
                 place = (row, half, slice(top, top + height), slice(left, left + width))
                 colours[place], coverage[place] = tile[..., :3], tile[..., 3]
