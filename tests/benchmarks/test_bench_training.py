@@ -5,6 +5,7 @@ Wall time of steps alone: what comes before the first ones (start, decoding, pro
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import statistics
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from common.reporting.papers import existing_papers, paper_named
@@ -110,14 +112,25 @@ def _median_step(rank: int, folder: str, world: int) -> float:
     return statistics.median(_steps(Path(folder) / str(rank), *size, *strategy).seconds)
 
 
+def _apart(folder: str, count: int) -> float:
+    """Seconds of a step of so many processes at once that know nothing of each other."""
+    with multiprocessing.get_context("fork").Pool(count, torch.set_num_threads, (1,)) as pool:
+        return max(pool.starmap(_median_step, [(rank, folder, 1) for rank in range(count)]))
+
+
 def test_two_processes_against_one(tmp_path: Path) -> None:
-    """Baseline: one process, one thread, at the same batch per process; in turns."""
+    """Baselines: one process, one thread, at the same batch per process, and two of these side by side, which share
+    the machine and nothing else; in turns."""
     one: list[float] = []
-    two: list[float] = []
+    apart: list[float] = []
+    joined: list[float] = []
     for number in range(min(3, int(os.environ.get("BENCH_ROUNDS", 3)))):
-        for seconds, world in ((one, 1), (two, 2)):
-            folder = str(tmp_path / f"{world}-{number}")
-            seconds.append(max(run_distributed(_median_step, world, 240, folder, world)))
-    mine, other = statistics.median(two), statistics.median(one)
+        one.append(_apart(str(tmp_path / f"one-{number}"), 1))
+        apart.append(_apart(str(tmp_path / f"apart-{number}"), 2))
+        joined.append(max(run_distributed(_median_step, 2, 240, str(tmp_path / f"joined-{number}"), 2)))
+    mine, side_by_side, other = (statistics.median(seconds) for seconds in (joined, apart, one))
     add(Line("AVID's step, 2 processes", "1 process, half the batch", amount(mine), amount(other), mine / other))
+    peer = "2 side by side, not joined"
+    add(Line("AVID's step, 2 processes", peer, amount(mine), amount(side_by_side), mine / side_by_side))
     add(Line("efficiency of 2 processes", "1 process", f"{other / mine:.0%}", ""))
+    add(Line("efficiency of 2 processes", peer, f"{side_by_side / mine:.0%}", ""))
