@@ -95,10 +95,8 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
     for table in source.tables:
         for row in table.rows:
             if (row.model or row.untrained) and scale in table.scales and scale in row.scales:
-                asked = scale in (*table.by_request, *row.by_request)
-                models.setdefault((row.label, row.model or "untrained"), []).append(
-                    f"({table.id})" if asked else table.id
-                )
+                shown = f"({table.id})" if table.made_by_request(row, scale) else table.id
+                models.setdefault((row.label, row.model or "untrained"), []).append(shown)
     _print(("label", "model", "tables"), [(*key, " ".join(ids)) for key, ids in models.items()])
 
     print(f"\nstages at {scale} (--stages, assemble fit {paper.short}/STAGE)")

@@ -329,6 +329,10 @@ class Table(Part):
         """The rows shown at a scale."""
         return tuple(row for row in self.rows if scale in row.scales)
 
+    def made_by_request(self, row: Row, scale: str) -> bool:
+        """Whether the stages of a row run at a scale only when the table, the row or a stage is named."""
+        return scale in (*self.by_request, *row.by_request)
+
 
 class Headline(Part):
     """The one number of a paper that the overview shows.
@@ -509,7 +513,7 @@ def expand(
     needed: dict[str, StageInstance] = {}
     for table in kept:
         for row in table.rows:
-            if not everything and scale in (*table.by_request, *row.by_request):
+            if not everything and table.made_by_request(row, scale):
                 continue
             if rows is not None and row.label not in rows and row.model not in rows:
                 continue

@@ -86,14 +86,11 @@ def draw_grid(module: pl.LightningModule, shown: Shown, generated: Sequence[Pixe
         for n, text in enumerate(shown.texts)
     ]
     figure = image_grid(rows, "The real image of a caption, then generated ones")
-    save_figure(module, figure, folder / "caption_grid.png", credit_of(module))
-    table = [[text, real[n], *(part[n] for part in generated)] for n, text in enumerate(shown.texts)]
     credit = credit_of(module)
-    columns = [
-        f"caption ({credit})" if credit else "caption",
-        "real",
-        *(f"generated {number + 1}" for number in range(len(generated))),
-    ]
+    save_figure(module, figure, folder / "caption_grid.png", credit)
+    table = [[text, real[n], *(part[n] for part in generated)] for n, text in enumerate(shown.texts)]
+    caption = f"caption ({credit})" if credit else "caption"
+    columns = [caption, "real", *(f"generated {number + 1}" for number in range(len(generated)))]
     log_table(module, "caption_grid_table", columns, table)
 
 

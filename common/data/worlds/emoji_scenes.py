@@ -61,8 +61,7 @@ class EmojiScenesWorld(TwoSidesWorld):
             for half in range(2):
                 tile = _tile(int(style[row]), int(chosen[row, half]), int(side[row, half]))
                 height, width = tile.shape[:2]
-                # Whole pixels: a drawing moves and is not resampled once more.
-                # Inside its half, whatever the size rounds to.
+                # Whole pixels, as a drawing moves and is not resampled once more, and inside its half.
                 first = half * (self.size - self.size // 2)
                 left = int(np.clip(round(across[row, half] - width / 2), first, first + self.size // 2 - width))
                 top = int(np.clip(round(down[row, half] - height / 2), 0, self.size - height))
