@@ -252,6 +252,8 @@ def score_retrieval(
         raise ValueError(
             f"caption_image: rows {int(own.min())} to {int(own.max())}, but there are {len(scores)} images"
         )
+    if equal_text is not None and equal_text.shape != own.shape:
+        raise ValueError(f"equal_text: expected one text for each of {len(own)} captions, got {list(equal_text.shape)}")
     scores = _at_least_float32(scores)
     text = torch.arange(len(own), device=scores.device)
     if equal_text is not None:

@@ -138,7 +138,12 @@ class M3PModule(pl.LightningModule):
     # -- training ------------------------------------------------------------------------------------------------------
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        return with_places(batch) if self.trainer.training else batch
+        if not self.trainer.training:
+            return batch
+        batch = with_places(batch)
+        if self.on & {"mrm_class", "mrm_regression"} and not self.hparams["soft_classes"]:
+            check_classes(self.model, batch)
+        return batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         h: Any = self.hparams
@@ -303,6 +308,22 @@ class M3PModule(pl.LightningModule):
         }
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
         monitoring.draw(self, self.test)
+
+
+def check_classes(model: M3P, batch: Batch) -> None:
+    """Refuse a batch, still on the host, with a region of a class that the model does not know.
+
+    Raises:
+        ValueError: there is one.
+    """
+    known = model.region_heads.classifier.out_features
+    for group in (group for relation in batch["relations"] for group in relation.values()):
+        classes = group.get("region_classes")
+        if classes is not None and len(classes) and (highest := int(classes.max())) >= known:
+            raise ValueError(
+                f"a region is of class {highest} and model.model.region_classes is {known}: give it the number of the "
+                "detector's classes, with one more for the background"
+            )
 
 
 def gathered(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

@@ -233,6 +233,12 @@ def test_a_model_too_small_for_the_data_is_named(
         trained(fine_tuning(model(**changes)), layouts.retrieval(), tmp_path)
 
 
+def test_a_detector_with_more_classes_than_the_model_is_named(layouts: Layouts, tmp_path: Path) -> None:
+    small = M3P(model().encoder, region_classes=2)
+    with pytest.raises(ValueError, match=r"a region is of class \d+ and model\.model\.region_classes is 2: give it"):
+        trained(M3PModule(small), layouts.pretraining(), tmp_path)
+
+
 def test_languages_without_a_number_are_named(layouts: Layouts, tmp_path: Path) -> None:
     """Where a caption's language embedding is added beside regions, a wrong number would add another language's."""
     joint = {"joint_language_embedding": True}
