@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.memory.collective import all_gather_concat, broadcast_from_rank_zero, require_equal_over_ranks
+from common.memory.collective import all_gather_rows, broadcast_from_rank_zero, require_equal_over_ranks
 
 
 class MemoryBank(nn.Module):
@@ -71,7 +71,15 @@ class MemoryBank(nn.Module):
         Shapes:
             index [B]; embeddings [B, d]
         """
-        index, embeddings = all_gather_concat(index), all_gather_concat(embeddings.float())
+        self.write(*all_gather_rows(index, embeddings.float()))
+
+    @torch.no_grad()
+    def write(self, index: Tensor, embeddings: Tensor) -> None:
+        """Local part of `update`: takes a batch that was gathered from all ranks already.
+
+        Shapes:
+            index [M]; embeddings [M, d]
+        """
         old = self.vectors.index_select(0, index)
         new = F.normalize(torch.lerp(embeddings, old, self.momentum), dim=1)
         # All occurrences of an item write the same values, so the order of the writes does not matter.

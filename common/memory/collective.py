@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -45,6 +46,30 @@ def all_gather_concat(tensor: Tensor) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     dist.all_gather(parts, tensor)
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def all_gather_rows(*tensors: Tensor | None) -> list[Any]:
+    """`all_gather_concat` of several tensors with as many rows, in one message: ranks wait for each other once.
+
+    Args:
+        tensors: local parts, of any types; every rank must pass the same shapes. A None stays None.
+
+    Shapes:
+        each [B, ...] -> [W * B, ...]
+    """
+    given = [tensor.detach() for tensor in tensors if tensor is not None]
+    if is_distributed() and given:
+        rows = len(given[0])
+        widths = [math.prod(tensor.shape[1:]) * tensor.element_size() for tensor in given]
+        sent = [tensor.contiguous().view(torch.uint8).view(rows, width) for tensor, width in zip(given, widths)]
+        received = all_gather_concat(torch.cat(sent, dim=1)).split(widths, dim=1)
+        given = [
+            part.contiguous().view(tensor.dtype).view(len(part), *tensor.shape[1:])
+            for part, tensor in zip(received, given)
+        ]
+    found = iter(given)
+    return [None if tensor is None else next(found) for tensor in tensors]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from common.memory.collective import all_gather_concat, broadcast_from_rank_zero, require_equal_over_ranks
+from common.memory.collective import all_gather_rows, broadcast_from_rank_zero, require_equal_over_ranks
 
 QueueDtype = Literal["float32", "float16"]
 Warm = Literal["random", "masked"]
@@ -110,11 +110,7 @@ class KeyQueue(nn.Module):
             ValueError: when a shape does not fit, or tags are missing or not wanted.
         """
         self.require_batch(keys, image_id, tags)
-        self.write(
-            all_gather_concat(keys.to(self.vectors.dtype)),
-            None if image_id is None else all_gather_concat(image_id.long()),
-            None if tags is None else gather_flags(tags),
-        )
+        self.write(*all_gather_rows(keys.to(self.vectors.dtype), image_id, tags))
 
     @torch.no_grad()
     def write(self, keys: Tensor, image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
@@ -275,11 +271,6 @@ class KeyQueue(nn.Module):
         ours = (self.size, self.dim, self.vectors.dtype, self.tag_count)
         fields = zip(("size", "dim", "dtype", "tag_count"), saved, ours)
         return [f"{field} {there} instead of {here}" for field, there, here in fields if there != here]
-
-
-def gather_flags(flags: Tensor) -> Tensor:
-    """`all_gather_concat` of a tensor of booleans, or of numbers that stand for them."""
-    return all_gather_concat(flags.bool().view(torch.uint8)).view(torch.bool)
 
 
 def _checksum(values: Tensor) -> Tensor:

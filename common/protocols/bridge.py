@@ -26,7 +26,7 @@ from common.encoders.checkpoint_files import load_encoder
 from common.encoders.heads import ProjectionHead
 from common.encoders.text import BertEncoder
 from common.losses.info_nce import at_least_float32, info_nce_per_anchor
-from common.memory.collective import all_gather_concat
+from common.memory.collective import all_gather_rows
 from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.protocols.base import PREFIXES, Batch, EncoderModule, log_results
@@ -159,10 +159,12 @@ class BridgedRetrieval(EncoderModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Symmetric InfoNCE of the pairs of the global batch, summed over the bridges."""
         # Features have no gradient, so every process may have them all, and the whole loss and gradient with them.
-        image = all_gather_concat(self.features(batch["image"]))
-        text = all_gather_concat(self.text_features(batch["tokens"]))
-        words = all_gather_concat(text_numbers(batch["tokens"], batch["lengths"]))
-        owner = all_gather_concat(batch["image_index"])
+        image, text, words, owner = all_gather_rows(
+            self.features(batch["image"]),
+            self.text_features(batch["tokens"]),
+            text_numbers(batch["tokens"], batch["lengths"]),
+            batch["image_index"],
+        )
         with torch.autocast(image.device.type, enabled=False):
             scores = self.bridge("image", image) @ self.bridge("text", text).mT / self.hparams["temperature"]
             other = (words[:, None] != words) & (owner[:, None] != owner)

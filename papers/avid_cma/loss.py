@@ -18,7 +18,7 @@ from common.encoders.checkpoint_files import differences
 from common.losses.info_nce import info_nce
 from common.losses.nce import estimate_normalizer, nce
 from common.memory.bank import MemoryBank
-from common.memory.collective import broadcast_from_rank_zero, mean_over_ranks, rank
+from common.memory.collective import all_gather_rows, broadcast_from_rank_zero, mean_over_ranks, rank
 from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.avid_cma.mining import Agreement, mine_positives, mine_with_progress_bar
 
@@ -163,8 +163,9 @@ class BankLoss(nn.Module):
             weighted = [weight * terms[name] for name, weight in self.weights.items()]
             loss = torch.stack(weighted).sum() / sum(self.weights.values())
             if update:
-                self.video_bank.update(index, embeddings["v"])
-                self.audio_bank.update(index, embeddings["a"])
+                index, video, audio = all_gather_rows(index, embeddings["v"], embeddings["a"])
+                self.video_bank.write(index, video)
+                self.audio_bank.write(index, audio)
                 self.step += 1
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from common.losses.info_nce import at_least_float32, info_nce_per_anchor
 from common.losses.margin import Reduction, queue_hinge
-from common.memory.collective import all_gather_concat
-from common.memory.queue import KeyQueue, QueueDtype, Warm, gather_flags
+from common.memory.collective import all_gather_rows
+from common.memory.queue import KeyQueue, QueueDtype, Warm
 from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 InterLoss = Literal["hinge", "infonce"]
@@ -282,10 +282,11 @@ class MultimodalContrast(nn.Module):
         Args, Shapes, Raises: as for `forward`.
         """
         self._require(keys, keys, image_id, tags)
-        image_id = None if image_id is None else all_gather_concat(image_id.long())
-        for name, queue in self._queues():
-            flags = gather_flags(tags) if queue.tag_count and tags is not None else None
-            queue.write(all_gather_concat(keys[name].to(queue.vectors.dtype)), image_id, flags)
+        queues = self._queues()
+        own = [keys[name].to(queue.vectors.dtype) for name, queue in queues]
+        image_id, tags, *joint = all_gather_rows(image_id, tags, *own)
+        for (_, queue), rows in zip(queues, joint):
+            queue.write(rows, image_id, tags if queue.tag_count else None)
 
     def _queues(self) -> list[tuple[str, KeyQueue]]:
         return list(self.queues.items())  # type: ignore[arg-type]

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from common.memory.bank import MemoryBank
-from common.memory.collective import all_gather_concat, broadcast_from_rank_zero, mean_over_ranks, rank, world_size
+from common.memory.collective import (
+    all_gather_concat,
+    all_gather_rows,
+    broadcast_from_rank_zero,
+    mean_over_ranks,
+    rank,
+    world_size,
+)
 from papers.avid_cma.loss import BankLoss
 from papers.avid_cma.mining import mine_positives
 from tests.avid_cma.test_loss_golden import TERMS, close, load, tensor
@@ -191,6 +198,28 @@ def test_collectives_keep_rank_order() -> None:
         assert gathered.tolist() == [0, 10, 1, 11]
         assert mean.tolist() == [0.5, 10.5]
         assert received.tolist() == [0, 0, 0]
+
+
+def test_tensors_of_many_types_travel_together() -> None:
+    def rows(rank: int) -> list[torch.Tensor | None]:
+        draw = torch.Generator().manual_seed(rank)
+        return [
+            torch.randn(3, 4, generator=draw)[:, ::2],  # strided
+            None,
+            torch.randint(2**40, (3,), generator=draw),
+            torch.rand(3, 5, generator=draw) > 0.5,
+            torch.randn(3, 2, 3, generator=draw).half(),
+            torch.randn(3, 1, generator=draw).double(),
+        ]
+
+    expected = [None if a is None or b is None else torch.cat([a, b]) for a, b in zip(rows(0), rows(1))]
+    for found in run_distributed(lambda rank: all_gather_rows(*rows(rank))):
+        for one, other in zip(found, expected, strict=True):
+            assert (one is None) == (other is None)
+            if other is not None:
+                torch.testing.assert_close(torch.as_tensor(one), other, rtol=0, atol=0)
+    assert all_gather_rows(None, expected[0])[0] is None
+    assert all_gather_rows(torch.zeros(0, 3), torch.zeros(0).long())[0].shape == (0, 3)
 
 
 def test_validation_on_different_numbers_of_batches_does_not_wait() -> None:

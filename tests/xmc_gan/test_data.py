@@ -241,7 +241,7 @@ def test_truth_of_the_draws(world: TwoObjectsWorld) -> None:
 
 
 def test_photographs_have_no_attributes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="world with a thing on either side, .*: no other pictures have attributes"):
+    with pytest.raises(ValueError, match=r"world with a thing on either side, .*: no other pictures have attributes"):
         attached(small(tmp_path)).attributes("test")
 
 
