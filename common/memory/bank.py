@@ -6,19 +6,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.memory.collective import all_gather_rows, broadcast_from_rank_zero, require_equal_over_ranks
+from common.memory.collective import broadcast_from_rank_zero, require_equal_over_ranks
 
 
 class MemoryBank(nn.Module):
     """Unit vectors, one per item, blended with the embeddings that training produces.
 
-    Every rank holds the full bank. `update` gathers the batch of all ranks and applies the same change everywhere, so
-    the copies stay equal without ever broadcasting the bank after the start.
+    Every rank holds the full bank and writes the batch of all ranks, so the copies stay equal without ever broadcasting
+    the bank after the start.
 
     Args:
         num_items: rows of the bank, one per item of the data set listing.
         dim: width of an embedding.
-        momentum: share of the old row that an update keeps, in [0, 1].
+        momentum: share of the old row that a write keeps, in [0, 1].
 
     Raises:
         ValueError: when a size or the momentum is out of range.
@@ -58,27 +58,18 @@ class MemoryBank(nn.Module):
         return rows.view(*index.shape, self.dim)
 
     @torch.no_grad()
-    def update(self, index: Tensor, embeddings: Tensor) -> None:
+    def write(self, index: Tensor, embeddings: Tensor) -> None:
         """Blend the rows of a batch with its embeddings: row <- normalize(m * row + (1 - m) * embedding).
 
-        The batches of all ranks are joined in rank order. When an item occurs more than once, every occurrence blends
-        with the old row and the last one is kept, on every device alike.
+        When an item occurs more than once, every occurrence blends with the old row and the last one is kept, on every
+        device alike.
 
         Args:
-            index: item numbers of this rank's batch.
-            embeddings: unit vectors of this rank's batch.
+            index: item numbers of the batch of all ranks, joined in rank order.
+            embeddings: unit vectors of that batch.
 
         Shapes:
             index [B]; embeddings [B, d]
-        """
-        self.write(*all_gather_rows(index, embeddings.float()))
-
-    @torch.no_grad()
-    def write(self, index: Tensor, embeddings: Tensor) -> None:
-        """Local part of `update`: takes a batch that was gathered from all ranks already.
-
-        Shapes:
-            index [M]; embeddings [M, d]
         """
         old = self.vectors.index_select(0, index)
         new = F.normalize(torch.lerp(embeddings, old, self.momentum), dim=1)

@@ -105,10 +105,7 @@ def _checked_owners(image: Tensor, captions: Tensor, caption_image: Tensor, equa
         raise ValueError(
             f"caption_image: expected one row for each of {len(captions)} captions, got {list(caption_image.shape)}"
         )
-    if equal_text is not None and equal_text.shape != captions.shape[:1]:
-        raise ValueError(
-            f"equal_text: expected one text for each of {len(captions)} captions, got {list(equal_text.shape)}"
-        )
+    _check_texts(equal_text, len(captions))
     own = caption_image.to(image.device, torch.int64)
     if not len(own):
         raise ValueError("captions: there are none to search")
@@ -118,6 +115,11 @@ def _checked_owners(image: Tensor, captions: Tensor, caption_image: Tensor, equa
             "images"
         )
     return own
+
+
+def _check_texts(equal_text: Tensor | None, captions: int) -> None:
+    if equal_text is not None and equal_text.shape != (captions,):
+        raise ValueError(f"equal_text: expected one text for each of {captions} captions, got {list(equal_text.shape)}")
 
 
 def _at_least_float32(rows: Tensor) -> Tensor:
@@ -252,8 +254,7 @@ def score_retrieval(
         raise ValueError(
             f"caption_image: rows {int(own.min())} to {int(own.max())}, but there are {len(scores)} images"
         )
-    if equal_text is not None and equal_text.shape != own.shape:
-        raise ValueError(f"equal_text: expected one text for each of {len(own)} captions, got {list(equal_text.shape)}")
+    _check_texts(equal_text, len(own))
     scores = _at_least_float32(scores)
     text = torch.arange(len(own), device=scores.device)
     if equal_text is not None:

@@ -34,7 +34,7 @@ def test_update_is_the_sequential_loop(index: list[int], momentum: float, seed: 
     for row, embedding in zip(index, embeddings):
         # Every occurrence blends with the row from before the step; the last one stays.
         expected[row] = F.normalize(momentum * before[row] + (1 - momentum) * embedding, dim=0)
-    bank.update(torch.tensor(index), embeddings)
+    bank.write(torch.tensor(index), embeddings)
     torch.testing.assert_close(bank.vectors, expected)
     torch.testing.assert_close(bank.vectors.norm(dim=1), torch.ones(12))
     untouched = [row for row in range(12) if row not in index]
