@@ -3,13 +3,15 @@
 A cell is reproduced when it lies within two standard deviations of the recorded draws, or within its metric's own
 tolerance; a difference below the last digit that the table prints is none.
 
-Some honest cells lie outside by chance: of twenty, one where many draws are recorded and two or three where six are,
-which measure a spread badly; and cells of one draw move together, as one network feeds many.
+Some honest cells lie outside by chance: of twenty, one where many draws are recorded, two or three where six are and
+four or five where three are, which measure a spread badly; the summary says how many to expect. Cells of one draw
+move together, as one network feeds many.
 """
 
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +87,20 @@ class Compared:
         return max(DEVIATIONS * (self.reference.spread or 0.0), self.metric.tolerance.get(self.scale, 0.0), last_digit)
 
     @property
+    def likelihood(self) -> float:
+        """How often draws like the recorded ones come out as reproduced, by Student's t.
+
+        Both the recorded mean and spread, and the mean of mine, are of a few draws.
+        """
+        if not self.reference.spread:
+            return 1.0
+        from scipy.special import stdtr
+
+        recorded, mine = len(self.reference.values), len(self.mine.values)
+        error = self.reference.spread * math.sqrt(1 / recorded + 1 / mine)
+        return float(1 - 2 * stdtr(recorded - 1, -self.allowed / error))
+
+    @property
     def ratio(self) -> float:
         """The difference as a share of the largest that is allowed."""
         return abs(self.difference or 0.0) / self.allowed
@@ -152,7 +168,10 @@ def compare_paper(paper: str, scale: str, runs: Path | None = None, against: Pat
 
 
 def summary(compared: Sequence[Compared]) -> str:
-    """`41 of 42 cells reproduce the reference, worst: HMDB 78.1 against 83.0 ± 2.1`; what has none is counted apart."""
+    """`41 of 42 cells reproduce the reference, worst: HMDB 78.1 against 83.0 ± 2.1`; what has none is counted apart.
+
+    Beside it, how many a draw like the recorded ones reproduces on average.
+    """
     judged = [c for c in compared if c.verdict != NO_REFERENCE]
     lacking = len(compared) - len(judged)
     apart = f"{lacking} without a reference" if lacking else ""
@@ -161,7 +180,8 @@ def summary(compared: Sequence[Compared]) -> str:
     good = sum(c.verdict == REPRODUCED for c in judged)
     cells = f"{good} of {len(judged)} cells reproduce the reference"
     worst = judged[0]
-    return "; ".join(filter(None, (f"{cells}, worst: {worst.told}", apart)))
+    expected = f"draws like the recorded ones reproduce {sum(c.likelihood for c in judged):.0f} on average"
+    return "; ".join(filter(None, (f"{cells}, worst: {worst.told}", expected, apart)))
 
 
 def strict_failure(compared: Sequence[Compared]) -> str | None:

@@ -6,6 +6,7 @@ import gzip
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.reporting.compare import (
@@ -44,6 +45,20 @@ def test_two_standard_deviations(project: Path, make_record: MakeRecord, referen
     assert verdict("ucf_1@base", 1.0) == NO_REFERENCE
 
 
+def test_how_many_cells_chance_lets_reproduce(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
+    def cell(*values: float) -> Compared:
+        mine = [make_record("esc@base", 7 + k, value) for k, value in enumerate(values)]
+        return compare(load("mct"), "mini", mine, reference)[0]
+
+    draws = np.random.default_rng(0).normal(size=(100_000, 4))
+    near = abs(draws[:, 3] - draws[:, :3].mean(1)) <= 2 * draws[:, :3].std(1, ddof=1)
+    assert cell(50.0).likelihood == pytest.approx(near.mean(), abs=0.005) == pytest.approx(0.775, abs=0.005)
+    # The mean of more draws lies nearer.
+    assert cell(50.0, 51.0).likelihood > cell(50.0).likelihood
+    alone = compare(load("mct"), "mini", [make_record("ucf_1@better", 7, 20.0)], reference)[0]
+    assert alone.likelihood == 1.0
+
+
 def test_a_metric_has_its_own_tolerance(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
     path = project / "papers/mct/tables.yaml"
     path.write_text(path.read_text().replace("stages: {paper: [ucf_1", "tolerance: 3.0, stages: {paper: [ucf_1"))
@@ -72,7 +87,8 @@ def test_worst_first_each_cell_once(project: Path, make_record: MakeRecord, refe
     ]
     assert (compared[0].difference, compared[0].z) == (8.0, pytest.approx(4.0))
     assert summary(compared) == (
-        "1 of 2 cells reproduce the reference, worst: New, ESC 58.0 against 50.0 ± 2.0; 1 without a reference"
+        "1 of 2 cells reproduce the reference, worst: New, ESC 58.0 against 50.0 ± 2.0; draws like the recorded ones "
+        "reproduce 2 on average; 1 without a reference"
     )
     assert summary(compared[2:]) == "no cell has a reference (1 measured)"
     assert summary([]) == "no cell is measured"
