@@ -66,10 +66,7 @@ def caption_ranks(
     """
     own = _checked_owners(image, captions, caption_image, equal_text)
     image, captions = _at_least_float32(image), _at_least_float32(captions).to(image.device)
-    if equal_text is None:
-        text = torch.arange(len(captions), device=image.device)
-    else:
-        text = torch.unique(equal_text.to(image.device), return_inverse=True)[1]
+    text = _numbered(equal_text, own)
     texts = int(text.max()) + 1
 
     of_images, of_captions = [text.new_zeros(0)], [text.new_zeros(0)]
@@ -120,6 +117,13 @@ def _checked_owners(image: Tensor, captions: Tensor, caption_image: Tensor, equa
 def _check_texts(equal_text: Tensor | None, captions: int) -> None:
     if equal_text is not None and equal_text.shape != (captions,):
         raise ValueError(f"equal_text: expected one text for each of {captions} captions, got {list(equal_text.shape)}")
+
+
+def _numbered(equal_text: Tensor | None, own: Tensor) -> Tensor:
+    """The text of each caption as a number from 0, on the device of `own`."""
+    if equal_text is None:
+        return torch.arange(len(own), device=own.device)
+    return torch.unique(equal_text.to(own.device), return_inverse=True)[1]
 
 
 def _at_least_float32(rows: Tensor) -> Tensor:
@@ -256,9 +260,7 @@ def score_retrieval(
         )
     _check_texts(equal_text, len(own))
     scores = _at_least_float32(scores)
-    text = torch.arange(len(own), device=scores.device)
-    if equal_text is not None:
-        text = torch.unique(equal_text.to(scores.device), return_inverse=True)[1]
+    text = _numbered(equal_text, own)
     has_text = torch.zeros(len(scores), int(text.max()) + 1, dtype=torch.bool, device=scores.device)
     has_text[own, text] = True
     searched = has_text.any(1).nonzero()[:, 0]
