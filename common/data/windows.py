@@ -108,8 +108,10 @@ def select_frames(
     """
     count = frame_count(duration, video_fps)
     times = start + np.arange(count) / video_fps
-    times = times[times < min(start + duration - 0.5 / source_fps, end)]
-    indices = np.floor((times - origin) * source_fps).astype(np.int64)
+    # A time where a frame begins may be rounded to just before it.
+    slack = 1e-6
+    times = times[times < min(start + duration - 0.5 / source_fps, end - slack / source_fps)]
+    indices = np.floor((times - origin) * source_fps + slack).astype(np.int64)
     actual = origin + int(indices[0]) / source_fps if len(indices) else start
     return indices, actual
 

@@ -102,6 +102,16 @@ def test_chosen_frames_exist_and_follow_each_other(
         assert abs(actual - start) <= 1.0 / source_fps + 1e-9
 
 
+@pytest.mark.parametrize("fps", [3.0, 24000 / 1001, 25.0, 30.0])
+@pytest.mark.parametrize("origin", [0.0, 0.4])
+def test_a_clip_that_begins_with_a_frame_skips_none(fps: float, origin: float) -> None:
+    for first in range(400):
+        start, end = origin + first / fps, origin + 400 / fps
+        indices, actual = select_frames(start, 8 / fps, fps, fps, end, origin)
+        assert indices.tolist() == list(range(first, min(first + 8, 400)))
+        assert actual == pytest.approx(start)
+
+
 @given(st.integers(1, 400), st.integers(1, 64), st.integers(1, 30))
 def test_dense_clips_lie_in_the_video(num_frames: int, clip_frames: int, clips: int) -> None:
     starts = dense_clip_starts(num_frames, clip_frames, clips)
