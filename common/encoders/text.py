@@ -201,7 +201,8 @@ def _released_bert(pretrained: str, sizes: dict[str, Any], options: dict[str, An
             f"text_encoder.pretrained: the weights in {pretrained} are not those of a BERT, {len(absent)} tensors are "
             f"missing, among them {absent[0]}"
         )
-    return model
+    # transformers hands it over for inference, with its dropout off.
+    return model.train()
 
 
 class GRUEncoder(nn.Module):

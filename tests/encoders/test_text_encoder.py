@@ -54,6 +54,15 @@ def test_bert_base_without_pooler() -> None:
     assert encoder.vocabulary_size == 30522
 
 
+def test_released_weights_train_with_dropout_as_random_ones_do(released: Path) -> None:
+    encoder = BertEncoder(str(released), dropout=0.5, **SIZES)
+    assert all(module.training for module in encoder.modules())
+    tokens = captions()
+    assert not torch.equal(encoder(tokens), encoder(tokens))
+    encoder.eval()
+    assert torch.equal(encoder(tokens), encoder(tokens))
+
+
 def test_the_feature_is_the_state_of_the_first_token() -> None:
     encoder = BertEncoder(**SIZES).eval()
     tokens = captions()
