@@ -45,6 +45,8 @@ from common.stages.configuration import (
 from common.stages.lean import import_lightning
 
 if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
     from common.stages.preempt import Preemption
 
 #: How torch's error for batch normalization of a single value begins.
@@ -501,6 +503,7 @@ def _run_claimed(
                 if main_process:
                     print(f"  {request.stage}: goes on from step {step} ({resume_from})")
                     metrics_file.drop_after(logged)
+                _end_what_is_trained(trainer)
             else:
                 metrics_file.drop_after(-1)
             trainer.fit(
@@ -588,6 +591,31 @@ def _run_claimed(
         if wandb is not None:
             wandb.finish(exit_code=1 if interrupted else 0)
     return record
+
+
+def _end_what_is_trained(trainer: pl.Trainer) -> None:
+    """Have a training begin and end where it goes on with no step left to make; Lightning leaves out both.
+
+    The checkpoint of the last step is written before `on_train_end`, where the best weights are chosen and kept.
+    """
+    loop = trainer.fit_loop
+    run = loop.run
+
+    def begin_and_end() -> None:
+        loop.setup_data()
+        epoch = loop.epoch_progress.current
+        counted = epoch.completed == epoch.ready
+        if not loop.done:
+            run()
+            return
+        loop.on_run_start()
+        if not counted:
+            # The epoch and, for the loggers, the step in which the checkpoint was written.
+            epoch.processed = epoch.completed = epoch.ready
+            loop.epoch_loop._batches_that_stepped += 1
+        loop.on_run_end()
+
+    loop.run = begin_and_end  # type: ignore[method-assign]
 
 
 __all__ = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,24 +16,30 @@ from tests.stages import callbacks
 LAYER = {"trainer": {"max_epochs": 3, "limit_train_batches": 1.0, "log_every_n_steps": 1, "callbacks": callbacks(4)}}
 
 
-def _run_until_killed(stage: StageRequest, module: type, step: int) -> None:
-    original = module.training_step  # type: ignore[attr-defined]
+def _run_until_killed(stage: StageRequest, owner: type, method: str, when: Callable[..., bool]) -> None:
+    original = getattr(owner, method)
 
-    def training_step(self: Any, batch: Any, batch_idx: int) -> Any:
-        if self.trainer.global_step == step:
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        if when(*args, **kwargs):
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, batch, batch_idx)
+        return original(*args, **kwargs)
 
-    module.training_step = training_step  # type: ignore[attr-defined]
+    setattr(owner, method, watched)
     os.environ["WANDB_MODE"] = "disabled"  # a forked child must not talk to its parent's W&B service
     run_stage(stage)
 
 
-def kill_at(stage: StageRequest, module: type, step: int) -> None:
-    process = multiprocessing.get_context("fork").Process(target=_run_until_killed, args=(stage, module, step))
+def kill_when(stage: StageRequest, owner: type, method: str, when: Callable[..., bool]) -> None:
+    """Run a stage until a method is called with arguments for which `when` says so."""
+    process = multiprocessing.get_context("fork").Process(target=_run_until_killed, args=(stage, owner, method, when))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
+
+
+def kill_at(stage: StageRequest, module: type, step: int) -> None:
+    """Run a stage until it is in the middle of a step."""
+    kill_when(stage, module, "training_step", lambda self, *_: self.trainer.global_step == step)
 
 
 def assert_equal(left: Any, right: Any, where: str = "checkpoint") -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from common.stages.run import run_stage
 from papers.m3p.module import M3PModule
+from papers.m3p.selection import Best
 from tests.m3p.stages import stage
-from tests.resume.killing import compare, kill_at
+from tests.resume.killing import compare, kill_at, kill_when
 from tests.stages import callbacks
 
 # Two iterations are a cycle and eight an epoch. With an update for each and a checkpoint every three, the kill at
@@ -48,3 +50,27 @@ def test_killed_and_resumed_equals_uninterrupted(
     compare(*stages)
     assert records[0].metrics == records[1].metrics
     assert records[0].steps == records[1].steps == steps
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "when"),
+    [(Best, "compare", lambda *_, at_end=False: at_end), (M3PModule, "test_step", lambda *_: True)],
+    ids=["ending", "testing"],
+)
+@pytest.mark.parametrize("length", [{"max_epochs": -1, "max_steps": 8}, {"max_epochs": 1}], ids=["steps", "epochs"])
+def test_a_run_killed_after_its_last_step_tests_the_best_weights(
+    length: dict[str, int], owner: type, method: str, when: Callable[..., bool], tmp_path: Path
+) -> None:
+    """The checkpoint of the last step is written before the last weights are compared, and again after."""
+    layer = {
+        **FINE_TUNE,
+        "trainer": {**FINE_TUNE["trainer"], **length},
+        "model": {"init_args": {"selection": "best", "select_every": 3}},
+    }
+    stages = [stage("fine_tune", tmp_path / name, layer=layer) for name in ("whole", "resumed")]
+    kill_when(stages[1], owner, method, when)
+    assert (stages[1].directory / "checkpoints" / "last.ckpt").is_file()
+    records = [run_stage(one) for one in stages]
+    compare(*stages)
+    assert records[0].metrics == records[1].metrics
+    assert records[1].metrics["test/selected_iteration"] > 0
