@@ -72,6 +72,16 @@ class Described(NamedTuple):
     lines: Sequence[tuple[str, str]]
 
 
+def preview_of(dataset: Any, item: int) -> Pixels:
+    """`dataset.preview(item)`, or a gray pixel where a clip has no frame to show: it may be sound alone, or damaged."""
+    from common.data.media import MediaError
+
+    try:
+        return dataset.preview(item)
+    except MediaError:
+        return np.full((1, 1, 3), 127, dtype=np.uint8)
+
+
 def save_figure(module: pl.LightningModule, figure: Figure, path: Path, credit: str = "") -> None:
     """Write a figure as PNG, whole or not at all, and log it to Weights & Biases under the name of the file.
 

@@ -268,9 +268,12 @@ class GenerationEvaluation(ImageEvaluation):
             if "detector" in self.networks and (repeat == 0 or self.object_copies == 0):
                 if self.object_copies > 0:
                     self._look_for_objects()
-                soa_c, soa_i = self._objects[repeat].compute(device)
-                values.setdefault("soa_c", []).append(soa_c)
-                values.setdefault("soa_i", []).append(soa_i)
+                found = self._objects[repeat].compute(device)
+                if found is not None:
+                    values.setdefault("soa_c", []).append(found[0])
+                    values.setdefault("soa_i", []).append(found[1])
+                elif repeat == 0:
+                    print_once("soa_c and soa_i are left out: no caption names a class of COCO")
         means = {name: float(np.mean(repeated)) for name, repeated in values.items()}
         spreads = {
             f"{name}_spread": float(np.std(repeated))
@@ -283,6 +286,8 @@ class GenerationEvaluation(ImageEvaluation):
         """Generate an image of every caption that names a class, several times, and look for the class in it."""
         captions = self.data.texts("test", list(range(self.data.caption_count)))
         wanted = object_captions(captions, self.object_copies, self.person_captions, self.seed)
+        if not wanted:
+            return
         module = self.module
         loader = self.data.caption_loader([image.caption for image in wanted])
         silent = not module.trainer.is_global_zero

@@ -603,7 +603,7 @@ def _end_what_is_trained(trainer: pl.Trainer) -> None:
 
     def begin_and_end() -> None:
         loop.setup_data()
-        epoch = loop.epoch_progress.current
+        epoch: Any = loop.epoch_progress.current
         counted = epoch.completed == epoch.ready
         if not loop.done:
             run()

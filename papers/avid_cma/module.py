@@ -152,6 +152,11 @@ class AVIDModule(pl.LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
+        if stage == "fit" and str(self.trainer.precision) in ("bf16-true", "16-true"):
+            raise ValueError(
+                f"trainer.precision {self.trainer.precision} rounds the memory banks, whose rows move in small steps: "
+                "use bf16-mixed"
+            )
         listing = self.data.listing
         fingerprint = listing.fingerprint()
         if not self.loss.num_items:

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.data.media import MediaError
 from common.metrics.retrieval import match_ranks
-from common.monitoring.figures import WRONG, Cell, Pixels, Row, image_grid, save_figure
+from common.monitoring.figures import WRONG, Cell, Row, image_grid, preview_of, save_figure
 from common.monitoring.media import log_table
 from papers.avid_cma.mining import Agreement, mine_positives
 
@@ -156,7 +155,7 @@ def draw_neighbours(
             items = [int(index[position]) for position in (row, *best)]
             cells = [
                 Cell(
-                    _frame(clips, item),
+                    preview_of(clips, item),
                     names[labels[item]] if names else str(labels[item]),
                     WRONG if labels[item] != labels[items[0]] else None,
                 )
@@ -169,11 +168,3 @@ def draw_neighbours(
     columns = ["query", "kind", *(f"neighbour {number + 1}" for number in range(len(table[0]) - 2))]
     log_table(module, "neighbours_table", columns, table)
     return table
-
-
-def _frame(clips: AudioVisualClips, item: int) -> Pixels:
-    try:
-        return clips.preview(item)
-    except MediaError:
-        # Of a damaged file, the clip that was embedded could be read, but the frame in its middle cannot.
-        return np.full((1, 1, 3), 127, dtype=np.uint8)

@@ -125,8 +125,9 @@ class CodeSwitcher:
             return
         if self.all_there:
             names = [file.stem.partition("-")[2] for file in self.dictionaries.glob(f"{self.source}-*.txt")]
-            self.targets = tuple(sorted(names))
-            if not names:
+            # MUSE's en-de.0-5000.txt and alike are parts of en-de.txt, for training and test.
+            self.targets = tuple(sorted(name for name in names if "." not in name))
+            if not self.targets:
                 raise FileNotFoundError(
                     f"code_switching: {self.dictionaries} holds no dictionary {self.source}-<language>.txt. Put some "
                     'there, one "word<TAB>translation" a line, as MUSE and FreeDict export them, or set '

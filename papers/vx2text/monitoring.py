@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from common.metrics.gathering import gather_objects
-from common.monitoring.figures import WRONG, Described, chart, described_images, plain, save_figure
+from common.monitoring.figures import WRONG, Described, chart, described_images, plain, preview_of, save_figure
 from common.monitoring.media import keep_clips, media_folder, write_table
 from papers.vx2text.tokens import ModalityClassifier
 from papers.vx2text.weights import load_classifier
@@ -176,7 +176,7 @@ def draw_samples(
         ]
         content = [own.question, f"written: {own.text}", f"original: {own.answer}", *described]
         color = "black" if own.matches or not own.answer else WRONG
-        items.append(Described(dataset.preview(item), [(line, color) for line in content if line]))
+        items.append(Described(preview_of(dataset, item), [(line, color) for line in content if line]))
         table.append(
             [dataset.name(item), own.question, own.text, own.answer]
             + [", ".join(words) for both in found.values() for words in both]

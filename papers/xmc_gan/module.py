@@ -295,10 +295,15 @@ class XMCGANModule(pl.LightningModule):
         self.match_real_images(batch)
 
     def match_real_images(self, batch: Batch) -> None:
-        """How well the discriminator tells held-out pairs apart, as many as are trained, or tested, together."""
+        """How well the discriminator tells held-out pairs apart, as many as are trained, or tested, together.
+
+        Each process has groups of its own samples: another number of processes draws other negatives.
+        """
         captions = self.captions(batch)
         output = self.discriminator(batch["image"], captions.sentence)
         size = min(self.loss.negatives_group or self.data.batch_size, self.data.test_batch_size)
+        if size < 2:
+            return  # an image with nothing to tell it apart from
         for part in range(len(captions.length) // size):
             rows = slice(part * size, (part + 1) * size)
             accuracy = {"sentence": pair_loss(output.pooled[rows], output.sentence[rows]).accuracy}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from common.stages.run import run_stage
@@ -29,3 +30,9 @@ def test_each_bank_may_have_its_own_momentum(tmp_path: Path) -> None:
     torch.testing.assert_close(state["loss.video_bank.vectors"], first[0])
     changed = (state["loss.audio_bank.vectors"] - first[1]).abs().amax(dim=1) > 1e-3
     assert changed.sum() == 16  # two steps of eight
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_banks_are_not_rounded(precision: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rounds the memory banks.*bf16-mixed"):
+        run_stage(request("avid/avid", tmp_path, "--trainer.precision", precision))

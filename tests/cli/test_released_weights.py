@@ -50,11 +50,15 @@ def write_released(folder: Path, name: str) -> Path:
     return path
 
 
+def weights(line: str) -> tuple[str, str]:
+    """Which field of the model a command sets to a file, and the file."""
+    words = shlex.split(line)
+    (place,) = (k for k, word in enumerate(words) if word in ("--model.pretrained", "--model.warm_start"))
+    return words[place].removeprefix("--model."), words[place + 1]
+
+
 def test_every_downstream_recipe_has_its_command() -> None:
-    told = {
-        (shlex.split(line)[2], shlex.split(line)[shlex.split(line).index("--model.pretrained") + 1])
-        for line in COMMANDS
-    }
+    told = {(line.split()[2], weights(line)[1]) for line in COMMANDS if weights(line)[0] == "pretrained"}
     folder = project_root() / "configs" / "avid_cma"
     names = ("*_fine_tune*.yaml", "*_svm.yaml", "kinetics_linear.yaml")
     recipes = {path.stem for name in names for path in folder.glob(name) if "small" not in path.stem}
@@ -66,21 +70,24 @@ def test_every_downstream_recipe_has_its_command() -> None:
         "m3p/zero_shot",
         "m3p/fine_tune",
         "m3p/fine_tune_all",
+        "m3p/fine_tune_coco",
     }
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_a_released_file_goes_into_its_protocol(
-    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_published_recipe_has_every_field_of_the_command(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(line)
     assert words[0] == ".venv/bin/assemble"
     assert words[3:7] == ["--scale", "paper", "--data", "/data"]
-    # The published recipe has every field that the line sets.
     assert main([*words[1:], "--print_config"]) == 0
-    file = words[words.index("--model.pretrained") + 1]
-    assert f"pretrained: {file}" in capsys.readouterr().out
+    assert "{}: {}".format(*weights(line)) in capsys.readouterr().out
 
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if weights(line)[0] == "pretrained"])
+def test_a_released_file_goes_into_its_protocol(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, (_, file) = shlex.split(line), weights(line)
     written = write_released(tmp_path, file)
     # The statistics of the tiny spectrogram.
     np.savez(tmp_path / "norm.npz", mean=np.full(65, -30.0, np.float32), std=np.full(65, 20.0, np.float32))

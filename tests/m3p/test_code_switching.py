@@ -152,6 +152,11 @@ def test_without_names_all_dictionaries_that_are_there_are_taken(folder: Path, t
     everything = CodeSwitcher(str(folder))
     everything.prepare()
     assert everything.targets == tuple(sorted(TARGETS))
+    for part in ("en-de.0-5000.txt", "en-de.5000-6500.txt"):  # MUSE's splits of one dictionary are no languages
+        (folder / part).write_text("dog\tHund\n", encoding="utf-8")
+    parted = CodeSwitcher(str(folder))
+    parted.prepare()
+    assert parted.targets == everything.targets
     named = CodeSwitcher(str(folder), sorted(TARGETS))
     texts = [everything.switch("a dog and a cat", np.random.default_rng(n)) for n in range(20)]
     assert texts == [named.switch("a dog and a cat", np.random.default_rng(n)) for n in range(20)]

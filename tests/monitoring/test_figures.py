@@ -20,6 +20,7 @@ from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor
 
+from common.data.media import MediaError
 from common.monitoring import figures
 from common.monitoring.figures import (
     NO_FONT,
@@ -190,6 +191,17 @@ def test_every_image_has_its_own_place(tmp_path: Path, columns: int, count: int)
 
 
 # -- maps --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_clip_without_a_frame_is_shown_in_gray() -> None:
+    def preview(item: int) -> np.ndarray:
+        if item == 1:
+            raise MediaError("sound.mp4: has no video stream")
+        return picture()
+
+    clips = SimpleNamespace(preview=preview)
+    assert np.array_equal(figures.preview_of(clips, 0), picture())
+    assert figures.preview_of(clips, 1).tolist() == [[[127, 127, 127]]]
 
 
 def normal(rows: int, dim: int) -> Tensor:

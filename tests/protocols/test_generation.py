@@ -201,6 +201,27 @@ def test_object_accuracy_generates_images_of_its_own(tiny: dict[str, str]) -> No
     assert found == {"soa_c": pytest.approx(75.0), "soa_i": pytest.approx(100 * (21 + 10) / 41)}
 
 
+@pytest.mark.parametrize("copies", [0, 2])
+def test_captions_without_objects_leave_object_accuracy_out(
+    copies: int, tiny: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class NoObjects(TinyData):
+        def texts(self, role: str, captions: list[int]) -> list[str]:
+            return ["a red flower"] * len(captions)
+
+        def caption_loader(self, numbers: list[int]) -> Any:
+            raise AssertionError("a loader of nothing")
+
+    evaluation = GenerationEvaluation(
+        inception=tiny["inception"], detector=tiny["detector"], repeats=2, object_copies=copies
+    )
+    evaluation.begin(module(NoObjects(), len(IMAGES)))
+    for repeat in range(2):
+        update(evaluation, IMAGES, repeat)
+    assert evaluation.compute().keys() == {"fid", "fid_spread", "inception_score", "inception_score_spread"}
+    assert capsys.readouterr().out.count("no caption names a class of COCO") == 1
+
+
 def test_what_is_missing_is_left_out_and_said_once(
     tiny: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

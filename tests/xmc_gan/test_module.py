@@ -414,6 +414,11 @@ def test_pairs_are_matched_also_where_test_batches_are_smaller_than_those_of_tra
     assert {"test/real_sentence_accuracy", "test/real_word_accuracy"} <= record.metrics.keys()
 
 
+def test_a_test_of_single_samples_has_no_pairs_to_match(tmp_path: Path) -> None:
+    record = run_stage(request("xmc_gan/s_w", tmp_path, *WITHOUT_PARENTS[2:], "--data.test_batch_size", "1"))
+    assert not {"test/real_sentence_accuracy", "test/real_word_accuracy"} & record.metrics.keys()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = XMCGANModule.training_step
 

@@ -265,10 +265,10 @@ class ObjectAccuracy:
         named, found = named.cpu()[chosen], found.cpu()[chosen]
         self._counts += torch.stack([named.sum(0), (named & found).sum(0)])
 
-    def compute(self, device: torch.device | str | None = None) -> tuple[float, float]:
-        """SOA-C and SOA-I in percent, the same on every process; see `object_accuracy`."""
-        counts = self.counts(device)
-        return object_accuracy(counts[0], counts[1])
+    def compute(self, device: torch.device | str | None = None) -> tuple[float, float] | None:
+        """SOA-C and SOA-I in percent, the same on every process; None where no caption names a class."""
+        images, hits = self.counts(device)
+        return object_accuracy(images, hits) if bool(images.any()) else None
 
     def counts(self, device: torch.device | str | None = None) -> Tensor:
         """Images and hits of every class over all processes [2, C]."""
