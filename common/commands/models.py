@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import re
+import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -468,6 +469,8 @@ def _tell_command(arguments: argparse.Namespace) -> int:
     model = _special(a)
     if a.command == "answer":
         more = {"options": a.options, "history": a.history, "known": a.known}
+        for note in model.notes(a.question):
+            print(f"{a.question!r}: {note}", file=sys.stderr)
         print(model.answer(a.clip, a.question, speech=a.speech, **more))
     else:
         print(model.caption(a.clip, speech=a.speech))

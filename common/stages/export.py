@@ -130,7 +130,8 @@ class TrainedModel(nn.Module):
         retrieves: what can be compared: the query, and what is searched.
         compares_vectors: whether that is done by the vectors of `embed`.
         options: what of the model the command line may set: `language`, `regions`. A class has the method `answer`,
-            `caption` or `generate` where the command of that name goes with it; one that generates has `notes`, too.
+            `caption` or `generate` where the command of that name goes with it; one that answers or generates has
+            `notes`.
         limits: what the model is for and what it cannot do, for its card.
         usage: a line of Python that uses `model`, for its card.
     """

@@ -82,7 +82,7 @@ class VX2Text(TrainedModel):
         "and is not made to recognize persons or to decide about them. The method is covered by US patents, see the "
         "paper's page."
     )
-    usage = 'model.words("clip.mp4")  # what it sees and hears; then model.write("clip.mp4", "what is moving?")'
+    usage = 'model.words("clip.mp4")  # what it sees and hears; then model.write("clip.mp4", "what is moving ?")'
 
     tokens: Mapping[Modality, ModalityTokens]
     # Of a trained model: what it learned, and what reads files and texts for it.
@@ -281,6 +281,15 @@ class VX2Text(TrainedModel):
         }
         embeddings, mask, _ = self(batch)
         return self.texts(batch, embeddings, mask, self.tokenizer)[0][0]
+
+    def notes(self, question: str) -> list[str]:
+        """What a user should know about a question: words that the model does not know."""
+        tokenizer = self.tokenizer
+        unknown = [word for word in dict.fromkeys(question.split()) if tokenizer.unknown_id in tokenizer.encode(word)]
+        if not unknown:
+            return []
+        marks = "" if all(word.isalnum() for word in unknown) else "; try marks apart from words, as in `who speaks ?`"
+        return [f"the model does not know {', '.join(unknown)}{marks}"]
 
     def answer(
         self,

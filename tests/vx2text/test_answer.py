@@ -66,6 +66,14 @@ def test_a_clip_without_sound_and_a_question_in_other_letters(stages: Any, clip:
     assert isinstance(answer(checkpoint(stages, "avsd"), clip.with_name("silent.mp4"), "was bewegt sich? 何が"), str)
 
 
+def test_words_that_the_model_does_not_know_are_named(stages: Any) -> None:
+    model = VX2Text.from_export(checkpoint(stages, "avsd"))
+    assert model.notes("where does it move ?") == []
+    assert model.notes("where does a zebra move ?") == ["the model does not know zebra"]
+    (note,) = model.notes("where does it move?")
+    assert note.startswith("the model does not know move?; try marks apart from words")
+
+
 def test_one_of_five_options(stages: Any, clip: Path) -> None:
     options = ["red", "green", "blue", "yellow", "white"]
     for name in ("tvqa", "tvqa_no_decoder"):
