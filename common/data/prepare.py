@@ -203,19 +203,22 @@ def check_samples(dataset: MediaDataset, samples: int = 16, seed: int = 0) -> Sa
     return SampleCheck(len(chosen), tuple(broken), silent)
 
 
-def check_files(dataset: MediaDataset, allowed: float = 1.0, at_most: int = 1000) -> list[str]:
+def check_files(
+    dataset: MediaDataset, allowed: float = 1.0, at_most: int = 1000, needs_sound: bool = True
+) -> list[str]:
     """Try the files of a data set ahead of training; what was tried before and did not change is not tried again.
 
     Args:
         dataset: The data set.
         allowed: Share of the files that may be broken.
         at_most: Files that are tried, spread evenly over all.
+        needs_sound: Whether clips without sound are passed over.
 
     Returns:
         Lines for its user: what was found, what is broken, what has no sound.
 
     Raises:
-        ValueError: More files are broken than allowed.
+        ValueError: More files are broken than allowed, or none is left.
     """
     listing = dataset.listing("all")
     clips = [
@@ -233,7 +236,7 @@ def check_files(dataset: MediaDataset, allowed: float = 1.0, at_most: int = 1000
         key = json.dumps([str(clip.path), str(clip.sound), *(_stamp(path) for path in (clip.path, clip.sound))])
         verdicts[key] = known[key] if key in known else _verdict(clip, dataset.streams)
         if verdicts[key] == _SILENT:
-            silent.append(clip.path)
+            silent += [clip.path] if needs_sound else []
         elif verdicts[key]:
             broken[str(clip.path)] = verdicts[key]
     with contextlib.suppress(OSError):
@@ -250,7 +253,9 @@ def check_files(dataset: MediaDataset, allowed: float = 1.0, at_most: int = 1000
             f"  {len(silent):,} of {len(clips):,} files tried have no sound, such as {silent[0]}: training passes "
             "over them"
         )
-    if len(broken) > allowed * len(clips) or len(broken) + len(silent) == len(clips):
+    if silent and len(broken) + len(silent) == len(clips):
+        raise ValueError("\n".join(lines) + "\nno clip that can be read has sound, which this recipe learns from")
+    if len(broken) > allowed * len(clips) or len(broken) == len(clips):
         raise ValueError(
             "\n".join(lines) + f"\n{len(broken)} of {len(clips)} files cannot be read, more than "
             f"max_skipped_fraction = {allowed:g} allows: repair or remove them, or raise --data.max_skipped_fraction"

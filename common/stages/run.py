@@ -393,7 +393,10 @@ def _require_files(section: object) -> None:
             continue  # told in full when the configuration is checked
         dataset.require_folder()
         if isinstance(dataset, OwnFolder) and is_main_process():
-            print("\n".join(check_files(dataset, (section.get("init_args") or {}).get("max_skipped_fraction", 1.0))))
+            module, _, name = section["class_path"].rpartition(".")
+            needs_sound = getattr(importlib.import_module(module), name).needs_sound
+            allowed = (section.get("init_args") or {}).get("max_skipped_fraction", 1.0)
+            print("\n".join(check_files(dataset, allowed, needs_sound=needs_sound)))
 
 
 def dataset_entries(section: object) -> Iterator[Mapping[str, Any]]:

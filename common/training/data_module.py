@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -56,9 +56,14 @@ class ShardedDataModule(pl.LightningDataModule):
             how far they are ahead and, where batches are huge, how many there are (see `loader_processes`).
         max_skipped_fraction: the run stops when more than this share of the files is broken.
 
+    Attributes:
+        needs_sound: whether clips without sound are passed over.
+
     Raises:
         ValueError: the batch is empty, or the world has no stand-in for the data set.
     """
+
+    needs_sound: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -665,8 +665,8 @@ def spread(count: int, most: int) -> list[int]:
 def images_of_an_epoch(data: RetrievalData) -> int | None:
     """Published number of images that an epoch of fine-tuning shows; None where that of a set is not known.
 
-    Sets are pooled by image. Those of one name show the same images, and those with captions of COCO's images show a
-    part of COCO's.
+    Sets are pooled by image. Those of one name show the same images, and of COCO's images those of COCO are shown,
+    see `find_pictures`.
     """
     counts: dict[str, int] = {}
     for one in data.training_sets:

@@ -336,6 +336,14 @@ class TestCheck:
         with pytest.raises(ValueError, match=r"1 of 3 files cannot be read, more than max_skipped_fraction = 0\.05"):
             check_files(FolderOfClips(tmp_path), allowed=0.05)
 
+    def test_clips_without_sound_are_refused_only_where_it_is_needed(self, tmp_path: Path) -> None:
+        write_video(tmp_path / "x/a.mp4", with_audio=False)
+        write_video(tmp_path / "y/b.mp4", with_audio=False)
+        with pytest.raises(ValueError, match="no clip that can be read has sound, which this recipe learns from"):
+            check_files(FolderOfClips(tmp_path))
+        told = check_files(FolderOfClips(tmp_path), needs_sound=False)
+        assert "no sound" not in "\n".join(told)
+
     def test_a_sound_that_cannot_be_read_counts(self, tmp_path: Path) -> None:
         write_video(tmp_path / "a.mp4", with_audio=False)
         write_video(tmp_path / "b.mp4")

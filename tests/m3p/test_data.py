@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -372,6 +373,20 @@ def test_images_of_several_sets_are_pooled_by_key(layouts: Layouts, tmp_path: Pa
     assert pairs.pictures.source.tolist() == [0] * 12 + [1] * 3
     assert pairs[0, 13]["index"] == 13
     assert pictures_of(steps(data)[0]["relations"][0]["t2i"])
+
+
+def test_a_set_with_splits_of_its_own_adds_no_images_to_those_of_its_source(layouts: Layouts, tmp_path: Path) -> None:
+    """What COCO-CN trains on may be among what COCO tests."""
+    other = Layouts.write(tmp_path / "other", images=15)
+    sets = {"one": layouts.sets()["multi30k_en"], "other": other.sets()["multi30k_fr"]}
+    sets["other"].dataset.own_splits = True
+    pooled = layouts.retrieval(sets=sets, train_sets=["one", "other"], test_sets=[]).training_pairs[0]
+    assert pooled.pool.counts.tolist() == [6] * 12
+    alone = layouts.retrieval(sets=sets, train_sets=["other"], test_sets=[]).training_pairs[0]
+    assert len(alone.pictures.keys) == 15
+    sets["other"].dataset.coco = SimpleNamespace(name="another source")
+    apart = layouts.retrieval(sets=sets, train_sets=["one", "other"], test_sets=[]).training_pairs[0]
+    assert len(apart.pictures.keys) == 15
 
 
 def test_groups_of_several_sets_do_not_mix() -> None:

@@ -34,9 +34,11 @@ class LanguageCaptioned:
     Attributes:
         languages: codes of the languages.
         regions_root: folder of the region features; None = `regions` in the folder of the data set.
+        own_splits: whether its splits are others than those of the data set whose images it shows, `coco`.
     """
 
     languages: ClassVar[tuple[str, ...]]
+    own_splits: ClassVar[bool] = False
     #: Names of the region features of a split in the authors' own files, relative to the root.
     official_regions: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     region_keys: ClassVar[KeyKind] = "stem"

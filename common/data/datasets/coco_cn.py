@@ -36,6 +36,7 @@ class COCOCN(OnCOCO):
     splits = ("train", "val", "test")
     split_aliases: ClassVar[Mapping[str, str]] = {"validation": "val"}
     languages = ("zh",)
+    own_splits = True
     published_counts: ClassVar[Mapping[str, int]] = {"train": 18_341, "val": 1_000, "test": 1_000}
     expected_layout = (
         "coco-cn-version1805v1.1/imageid.human-written-caption.txt\n"
