@@ -439,7 +439,7 @@ def _run_claimed(
     from common.stages.loggers import MetricsFile, note_files, own_id, run_name, wandb_logger
     from common.stages.memory import peak_memory_gib, reset_peak_memory
     from common.stages.telemetry import Telemetry
-    from common.training.callbacks import EpochCount, Progress, WallClock, WholeCheckpoints
+    from common.training.callbacks import EpochCount, MissedCheckpoints, Progress, WallClock, WholeCheckpoints
 
     _quiet_lightning()
     if run.config["trainer"].get("accelerator") == "cpu":
@@ -455,7 +455,7 @@ def _run_claimed(
         print("\n".join(announce(run)))
     git = records.git_state(checkout())
     metrics_file = MetricsFile(directory / "metrics.csv")
-    callbacks = [clock, preemption, EpochCount(), Progress(directory / PROGRESS_FILE), Telemetry()]
+    callbacks = [clock, preemption, EpochCount(), MissedCheckpoints(), Progress(directory / PROGRESS_FILE), Telemetry()]
     arguments = {"default_root_dir": str(directory), "logger": [metrics_file], "callbacks": callbacks}
     cli = build(run, config, arguments)
     resolved = cli.resolved()

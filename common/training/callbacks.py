@@ -18,7 +18,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -52,8 +52,9 @@ class StepSeed(Callback):
 class StopOnNonFiniteLoss(Callback):
     """Stops the run when the loss is not finite; the message has the step and the samples, a checkpoint is kept.
 
-    The flag is kept on the device and read every `every_n_steps` steps, so that no step waits for the device. One
-    process on the CPU, where reading costs nothing, reads it at every step.
+    The flag is kept on the device and read every `every_n_steps` steps, and before a checkpoint is written, so that no
+    step waits for the device and the last checkpoint stays a good one. One process on the CPU, where reading costs
+    nothing, reads it at every step.
 
     Args:
         directory: where `non_finite.ckpt` is written.
@@ -65,6 +66,7 @@ class StopOnNonFiniteLoss(Callback):
         self.every_n_steps = every_n_steps
         self._first_bad: torch.Tensor | None = None
         self._recent: deque[tuple[int, torch.Tensor | None]] = deque(maxlen=every_n_steps)
+        self._stops = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,6 +90,12 @@ class StopOnNonFiniteLoss(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._check(trainer)
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if not self._stops:
+            self._check(trainer)
+
     def _check(self, trainer: pl.Trainer) -> None:
         step = -1 if self._first_bad is None else int(self._first_bad)
         # All ranks stop together: saving is a collective, and one rank alone would wait for the others for ever.
@@ -96,6 +104,7 @@ class StopOnNonFiniteLoss(Callback):
         samples = next((index for at, index in self._recent if at == step), None)
         listed = "unknown" if samples is None else ", ".join(str(i) for i in samples.tolist()[:64])
         path = self.directory / "non_finite.ckpt"
+        self._stops = True
         trainer.save_checkpoint(path)
         if step < 0:
             raise NonFiniteLossError(f"the loss is not finite on another rank; its message has the samples. See {path}")
@@ -163,6 +172,29 @@ class EpochCount(Callback):
         if current.ready == current.processed:
             progress.increment_ready()
             progress.increment_started()
+
+
+class MissedCheckpoints(Callback):
+    """Writes checkpoints that are kept of the very step from which a run goes on, and that are not there.
+
+    The run was stopped after its last checkpoint and before those of the same step or epoch, which Lightning will not
+    write any more; another stage may start from them.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        loop = trainer.fit_loop
+        step, epoch = trainer.global_step, loop.epoch_progress.current.ready - 1
+        if not step:
+            return
+        for kept in trainer.checkpoint_callbacks:
+            if not isinstance(kept, ModelCheckpoint) or kept.save_top_k != -1:
+                continue
+            every, epochs = kept._every_n_train_steps, kept._every_n_epochs
+            ends = loop.epoch_loop.batch_progress.is_last_batch
+            due = (every > 0 and step % every == 0) or (epochs > 0 and ends and (epoch + 1) % epochs == 0)
+            path = kept.format_checkpoint_name({"step": torch.tensor(step), "epoch": torch.tensor(epoch)})
+            if due and not trainer.strategy.broadcast(Path(path).is_file()):
+                trainer.save_checkpoint(path, kept.save_weights_only)
 
 
 class WallClock(Callback):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from common.protocols.classification import ActionRecognition, LinearProbes
 from common.stages.run import run_stage
 from papers.avid_cma.module import AVIDModule
-from tests.resume.killing import LAYER, compare, kill_at
+from tests.resume.killing import LAYER, assert_equal, compare, kill_at, kill_when
 from tests.stages import callbacks, request
 
 
@@ -33,6 +37,46 @@ def test_avid(tmp_path: Path, killed_at: int, workers: int, warmup: int) -> None
     compare(whole, resumed)
     assert records[0].metrics == records[1].metrics
     assert records[0].steps == records[1].steps == 21
+
+
+STEPS = {"filename": "step{step:02d}", "every_n_train_steps": 8}
+EPOCHS = {"filename": "epoch{epoch:02d}", "every_n_epochs": 1, "save_on_train_epoch_end": True}
+
+
+@pytest.mark.parametrize(
+    ("last", "kept", "count", "method", "when"),
+    [
+        (4, STEPS, 2, "_save_checkpoint", lambda self, trainer, path: path.endswith("step08.ckpt")),
+        (
+            7,
+            EPOCHS,
+            3,
+            "on_train_epoch_end",
+            lambda self, trainer, *_: "{epoch" in self.filename and trainer.current_epoch,
+        ),
+    ],
+    ids=["steps", "epochs"],
+)
+def test_a_checkpoint_that_is_kept_is_written_after_a_resume_from_its_own_step(
+    last: int, kept: dict[str, Any], count: int, method: str, when: Callable[..., bool], tmp_path: Path
+) -> None:
+    """The last checkpoint was written before it; another stage may start from it."""
+    one = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    one["init_args"] = {  # type: ignore[assignment]
+        "dirpath": "$RUN/checkpoints", "auto_insert_metric_name": False, "save_top_k": -1, "save_weights_only": True,
+        "enable_version_counter": False, **kept,
+    }  # fmt: skip
+    layer = {"trainer": {**LAYER["trainer"], "callbacks": [*callbacks(last), one]}}
+    whole, resumed = (request("avid/avid_joint", tmp_path / name, layer=layer) for name in ("whole", "resumed"))
+    kill_when(resumed, ModelCheckpoint, method, when)
+    for stage in (whole, resumed):
+        run_stage(stage)
+    files = [sorted((stage.directory / "checkpoints").glob("*.ckpt")) for stage in (whole, resumed)]
+    assert [path.name for path in files[0]] == [path.name for path in files[1]]
+    assert len(files[0]) == count + 1
+    for pair in zip(*files):
+        states = [torch.load(path, weights_only=True)["state_dict"] for path in pair]
+        assert_equal(*states, pair[0].name)
 
 
 @pytest.fixture(scope="module")
