@@ -161,7 +161,8 @@ class Record:
         deviations: `{"field": ..., "reason": ...}` for whatever the scale changes beyond sizes; at the scale
             `paper` for everything that a rehearsal changes.
         parents: configuration field to `{"stage": ..., "lineage_hash": ...}`.
-        git: `{"revision": ..., "dirty": ...}` as `git_state` gives it.
+        git: `{"revision": ..., "dirty": ...}` as `git_state` gives it; `dirty` when any session of the stage was, and
+            `earlier` with the revisions of sessions before the last, where there are others.
         versions: package to version.
         hardware: as :func:`hardware` gives it, and `peak_memory_gib`, the most memory that the process held. One
             without `isa` is native.

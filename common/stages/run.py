@@ -439,7 +439,14 @@ def _run_claimed(
     from common.stages.loggers import MetricsFile, note_files, own_id, run_name, wandb_logger
     from common.stages.memory import peak_memory_gib, reset_peak_memory
     from common.stages.telemetry import Telemetry
-    from common.training.callbacks import EpochCount, MissedCheckpoints, Progress, WallClock, WholeCheckpoints
+    from common.training.callbacks import (
+        CodeState,
+        EpochCount,
+        MissedCheckpoints,
+        Progress,
+        WallClock,
+        WholeCheckpoints,
+    )
 
     _quiet_lightning()
     if run.config["trainer"].get("accelerator") == "cpu":
@@ -454,8 +461,17 @@ def _run_claimed(
 
         print("\n".join(announce(run)))
     git = records.git_state(checkout())
+    code = CodeState(git)
     metrics_file = MetricsFile(directory / "metrics.csv")
-    callbacks = [clock, preemption, EpochCount(), MissedCheckpoints(), Progress(directory / PROGRESS_FILE), Telemetry()]
+    callbacks = [
+        clock,
+        code,
+        preemption,
+        EpochCount(),
+        MissedCheckpoints(),
+        Progress(directory / PROGRESS_FILE),
+        Telemetry(),
+    ]
     arguments = {"default_root_dir": str(directory), "logger": [metrics_file], "callbacks": callbacks}
     cli = build(run, config, arguments)
     resolved = cli.resolved()
@@ -555,7 +571,7 @@ def _run_claimed(
                 name: {"stage": parent.stage, "lineage_hash": parent.lineage_hash}
                 for name, parent in request.parents.items()
             },
-            git=git,
+            git=code.git,
             versions={**records.versions(), **torchcodec_reader.versions()},
             hardware={**records.hardware(accelerators, request.isa), "peak_memory_gib": peak_memory_gib()},
             precision=str(trainer.precision),
@@ -607,15 +623,17 @@ def _end_what_is_trained(trainer: pl.Trainer) -> None:
     def begin_and_end() -> None:
         loop.setup_data()
         epoch: Any = loop.epoch_progress.current
-        counted = epoch.completed == epoch.ready
-        if not loop.done:
+        counted, last = epoch.completed == epoch.ready, epoch.ready == loop.max_epochs
+        done = loop.done
+        if not counted and (done or (last and loop.epoch_loop.batch_progress.is_last_batch)):
+            # For the loggers, the step in which the checkpoint was written; no step that is left counts it.
+            loop.epoch_loop._batches_that_stepped += 1
+        if not done:
             run()
             return
         loop.on_run_start()
         if not counted:
-            # The epoch and, for the loggers, the step in which the checkpoint was written.
             epoch.processed = epoch.completed = epoch.ready
-            loop.epoch_loop._batches_that_stepped += 1
         loop.on_run_end()
 
     loop.run = begin_and_end  # type: ignore[method-assign]

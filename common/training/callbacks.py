@@ -224,6 +224,34 @@ class WallClock(Callback):
             self._earlier = checkpoint.get("wall_seconds", 0.0)
 
 
+class CodeState(Callback):
+    """Revisions of the code that trained a stage, those of the sessions before a restart included.
+
+    Attributes:
+        git: what `git_state` says of this session; `dirty` once any session had changes that were not committed, and
+            under `earlier` the revisions of other sessions.
+    """
+
+    def __init__(self, git: dict[str, Any]) -> None:
+        self.git = git
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["git"] = self.git
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        before = checkpoint.get("git")
+        if before is None or trainer.state.fn != TrainerFn.FITTING:
+            return
+        now, earlier = self.git, [*before.get("earlier", []), before["revision"]]
+        dirty = before["dirty"] if now["dirty"] is False else now["dirty"]
+        others = [revision for revision in dict.fromkeys(earlier) if revision != now["revision"]]
+        self.git = {"revision": now["revision"], "dirty": dirty, **({"earlier": others} if others else {})}
+
+
 class Progress(Callback):
     """Leaves in a file how far the training is, for whoever waits for it; it goes when the training is over.
 

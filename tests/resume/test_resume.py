@@ -12,7 +12,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from common.protocols.classification import ActionRecognition, LinearProbes
+from common.reporting import records
 from common.stages.run import run_stage
+from common.training.switches import ApplySwitches
 from papers.avid_cma.module import AVIDModule
 from tests.resume.killing import LAYER, assert_equal, compare, kill_at, kill_when
 from tests.stages import callbacks, request
@@ -33,10 +35,22 @@ def test_avid(tmp_path: Path, killed_at: int, workers: int, warmup: int) -> None
     resumed = request("avid/avid_joint", tmp_path / "resumed", layer=layer)
     kill_at(resumed, AVIDModule, killed_at)
     assert not (resumed.directory / "record.json").exists()
-    records = [run_stage(stage) for stage in (whole, resumed)]
+    made = [run_stage(stage) for stage in (whole, resumed)]
     compare(whole, resumed)
-    assert records[0].metrics == records[1].metrics
-    assert records[0].steps == records[1].steps == 21
+    assert made[0].metrics == made[1].metrics
+    assert made[0].steps == made[1].steps == 21
+
+
+@pytest.mark.parametrize("length", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 14}], ids=["epochs", "steps"])
+@pytest.mark.parametrize(("owner", "method"), [(ApplySwitches, "on_train_end"), (AVIDModule, "test_step")])
+def test_a_run_killed_after_its_last_step_logs_and_saves_what_an_uninterrupted_one_does(
+    owner: type, method: str, length: dict[str, int], tmp_path: Path
+) -> None:
+    layer = {"trainer": {**LAYER["trainer"], **length, "callbacks": callbacks(7)}}
+    stages = [request("avid/avid_joint", tmp_path / name, layer=layer) for name in ("whole", "resumed")]
+    kill_when(stages[1], owner, method, lambda *_: True)
+    assert [run_stage(stage).steps for stage in stages] == [14, 14]
+    compare(*stages)
 
 
 STEPS = {"filename": "step{step:02d}", "every_n_train_steps": 8}
@@ -77,6 +91,21 @@ def test_a_checkpoint_that_is_kept_is_written_after_a_resume_from_its_own_step(
     for pair in zip(*files):
         states = [torch.load(path, weights_only=True)["state_dict"] for path in pair]
         assert_equal(*states, pair[0].name)
+
+
+def test_a_session_with_changes_that_were_not_committed_makes_no_clean_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = request("avid/avid_joint", tmp_path, layer=LAYER)
+    states = [{"revision": "aaa", "dirty": True}, {"revision": "bbb", "dirty": False}]
+    monkeypatch.setattr(records, "git_state", lambda root: dict(states[0]))
+    kill_at(stage, AVIDModule, 10)
+    monkeypatch.setattr(records, "git_state", lambda root: dict(states[1]))
+    record = run_stage(stage)
+    assert record.git == {"revision": "bbb", "dirty": True, "earlier": ["aaa"]}
+    assert not record.clean
+    (stage.directory / "record.json").unlink()
+    assert run_stage(stage).git == record.git  # tested again
 
 
 @pytest.fixture(scope="module")
