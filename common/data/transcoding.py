@@ -26,7 +26,7 @@ GROUP = 32
 SHORT_SIDE = 288
 #: What is read as a video, and what lies beside it and is copied: lists, not sounds and not archives.
 VIDEOS = frozenset({".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".flv"})
-LISTS = frozenset({".csv", ".txt", ".json"})
+LISTS = frozenset({".csv", ".txt", ".json", ".jsonl"})
 #: File in the new folder that names what could not be written.
 FAILED = "not_transcoded.txt"
 #: Sound that the new container takes as it is; other is encoded as AAC.

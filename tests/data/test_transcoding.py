@@ -49,12 +49,13 @@ def test_a_folder_goes_on_and_names_what_fails(tmp_path: Path) -> None:
     _film(source / "train" / "a.mp4")
     _film(source / "train" / "b.avi")
     (source / "train" / "broken.mp4").write_bytes(b"no film")
-    (source / "train.csv").write_text("label\n")
+    for name in ("train.csv", "subtitles.jsonl"):
+        (source / name).write_text("label\n")
     done = transcode_folder(source, target, workers=2)
-    assert (done.written, done.kept, done.lists) == (2, 0, 1)
+    assert (done.written, done.kept, done.lists) == (2, 0, 2)
     assert list(done.failed) == ["train/broken.mp4"]
     assert (target / FAILED).read_text().startswith("train/broken.mp4\t")
-    assert {path.name for path in target.rglob("*.*")} == {FAILED, "a.mp4", "b.mp4", "train.csv"}
+    assert {path.name for path in target.rglob("*.*")} == {FAILED, "a.mp4", "b.mp4", "train.csv", "subtitles.jsonl"}
     (target / "train" / "a.mp4").unlink()
     (source / "train" / "broken.mp4").unlink()
     again = transcode_folder(source, target, workers=1)
