@@ -22,7 +22,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container.input import InputContainer
 from av.filter.graph import Graph
-from av.stream import Discard
+from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -393,7 +393,7 @@ class MediaFile:
             self._container = av.open(shards.source(self.path), mode="r", metadata_errors="ignore")
         self._fresh = True
         streams = self._container.streams
-        self._video = streams.video[0] if streams.video else None
+        self._video = video_stream(self._container)
         self._audio = streams.audio[0] if streams.audio else None
         for stream in (self._video, self._audio):
             if stream is not None:
@@ -662,6 +662,12 @@ def _samples(frame: AudioFrame) -> npt.NDArray[Any]:
     for row, plane in zip(samples, frame.planes[:channels], strict=True):
         row[:] = np.frombuffer(memoryview(plane), dtype, count)
     return samples.T
+
+
+def video_stream(container: InputContainer) -> VideoStream | None:
+    """The first video stream of a file that is no cover: a picture attached to a sound is not its video."""
+    films = (stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic)
+    return next(films, None)
 
 
 def probe(path: str | Path) -> MediaInfo:

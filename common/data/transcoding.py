@@ -17,7 +17,7 @@ from typing import Any
 
 import av
 
-from common.data.media import MediaError, MediaInfo, probe
+from common.data.media import MediaError, MediaInfo, probe, video_stream
 from common.files import write_atomically, write_whole
 
 #: Pictures from one that stands alone to the next, at most.
@@ -151,7 +151,8 @@ def transcode(source: Path, output: Path, short_side: int = SHORT_SIDE, group: i
 
 def _encode(source: Path, output: Path, short_side: int, group: int) -> None:
     with av.open(str(source)) as read, av.open(str(output), "w") as written:
-        pictures = read.streams.video[0]
+        pictures = video_stream(read)
+        assert pictures is not None
         pictures.codec_context.thread_count = 1
         video: Any = written.add_stream("libx264", rate=pictures.average_rate or 25)
         video.width, video.height = _size(pictures.codec_context.width, pictures.codec_context.height, short_side)

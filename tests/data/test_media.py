@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from pathlib import Path
@@ -10,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from common.data import media as media_module
 from common.data.media import DecodedCache, MediaError, MediaFile, TooShortError, probe
@@ -311,6 +313,26 @@ def test_one_stream_only(folder: Path) -> None:
         assert media.video_limits is None
         with pytest.raises(MediaError, match=r"sound_only\.wav: has no video stream"):
             media.read_video(0.0, 0.5, 16.0)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_cover_is_not_the_video_of_a_sound(folder: Path, damaged: bool) -> None:
+    plain = write_audio(folder / "plain.mp3", tone(2.0, 16_000))
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "png")
+    picture = stream.getvalue()[:8] if damaged else stream.getvalue()
+    body = b"\0image/png\0\x03\0" + picture
+    frame = b"APIC" + len(body).to_bytes(4, "big") + b"\0\0" + body
+    covered = folder / f"covered{damaged}.mp3"
+    # The size of a tag has seven bits a byte.
+    covered.write_bytes(b"ID3\x03\0\0" + bytes([0, 0, len(frame) >> 7, len(frame) & 127]) + frame + plain.read_bytes())
+    with av.open(str(covered)) as container:
+        assert len(container.streams.video) == 1
+    with MediaFile(plain) as expected, MediaFile(covered) as media:
+        assert media.info == expected.info
+        assert media.video_limits is None
+        assert torch.equal(media.read_audio(0.5, 0.5, 16_000), expected.read_audio(0.5, 0.5, 16_000))
+        assert media.decode_all().video is None
 
 
 def test_a_window_without_a_frame_is_too_short(folder: Path) -> None:
