@@ -102,21 +102,35 @@ def _copied(folder: Path, name: str, content: bytes) -> str:
 def _samples_of_shards(shards: list[Path]) -> Iterator[tuple[str, dict[str, Any]]]:
     for shard in shards:
         key, sample = "", dict[str, Any]()
+        finished = set[str]()
         try:
             with named(shard), tarfile.open(shard) as archive:
                 for member in archive:
-                    if not member.isfile():
-                        continue
                     folder, _, base = member.name.rpartition("/")
+                    if not member.isfile() or base.startswith("."):  # hidden files, as of macOS, are of no sample
+                        continue
                     own, _, suffix = base.partition(".")
                     own = f"{folder}/{own}" if folder else own
-                    if own != key and sample:
-                        yield f"{shard.stem}/{key}", sample
-                        sample = {}
-                    key = own
+                    if own != key:
+                        if sample:
+                            yield f"{shard.stem}/{key}", sample
+                            sample = {}
+                        finished.add(key)
+                        key = own
+                    if key in finished:
+                        raise StageError(
+                            f"{shard}: the files of sample {key!r} do not lie together: write the shard anew with its "
+                            "files sorted by name"
+                        )
                     stream = archive.extractfile(member)
                     assert stream is not None
                     _add(sample, suffix.lower(), stream.read(), f"{shard}: {member.name}")
+                # tarfile takes a cut or damaged header for the end; a writer ends an archive with two blocks of zeros.
+                end = bytes(2 * tarfile.BLOCKSIZE)
+                assert archive.fileobj is not None
+                archive.fileobj.seek(archive.offset)
+                if archive.fileobj.read(len(end)) != end:
+                    raise tarfile.ReadError("it ends too early")
         except (tarfile.TarError, EOFError, OSError) as error:
             raise StageError(f"{shard} is damaged: {error}; get it anew") from None
         if sample:

@@ -65,9 +65,20 @@ class TestShards:
         import_data(shard(tmp_path / "x.tar", **{"../../../out.png": picture()}), tmp_path / "deep/er/out")
         assert FolderOfImages(tmp_path / "deep/er/out").listing("all").table.names() == ["files/x/out.png"]
 
-    def test_damaged_shards_leave_no_list(self, tmp_path: Path) -> None:
+    def test_files_of_a_sample_lie_together(self, tmp_path: Path) -> None:
+        members = {"a/1.png": picture(), "a/2.png": picture(), "a/1.txt": b"one", "a/2.txt": b"two"}
+        one = shard(tmp_path / "x.tar", **members)
+        with pytest.raises(StageError, match=r"x\.tar: the files of sample 'a/1' do not lie together: .* sorted by"):
+            import_data(one, tmp_path / "out")
+        assert not (tmp_path / "out/metadata.jsonl").exists()
+        hidden = {"a/._1.png": b"of macOS", "a/1.png": picture(), "a/._1.txt": b"of macOS", "a/1.txt": b"one"}
+        assert import_data(shard(one, **hidden), tmp_path / "out") == (1, [])
+
+    # A file takes two blocks: cut inside a file, between two, and inside a header.
+    @pytest.mark.parametrize("length", [20_000, 20 * 1024, 20 * 1024 + 100])
+    def test_damaged_shards_leave_no_list(self, tmp_path: Path, length: int) -> None:
         whole = shard(tmp_path / "in/0.tar", **{f"{number}.png": picture() for number in range(40)})
-        whole.write_bytes(whole.read_bytes()[:20_000])
+        whole.write_bytes(whole.read_bytes()[:length])
         with pytest.raises(StageError, match=r"0\.tar is damaged"):
             import_data(tmp_path / "in", tmp_path / "out")
         assert not (tmp_path / "out/metadata.jsonl").exists()
