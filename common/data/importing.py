@@ -152,7 +152,9 @@ def _add(sample: dict[str, Any], suffix: str, content: bytes, where: str) -> Non
             if not isinstance(facts, dict):
                 raise ValueError("no JSON object")
             sample |= {
-                column: value for column, value in facts.items() if column in _TEXTS or column.startswith("caption_")
+                column: value
+                for column, value in facts.items()
+                if value is not None and (column in _TEXTS or column.startswith("caption_"))
             }
     except ValueError as error:
         raise StageError(f"{where}: {error}") from None

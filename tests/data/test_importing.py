@@ -61,6 +61,15 @@ class TestShards:
         assert clips.classes == ("3", "4")
         assert [clip.sound and clip.sound.name for clip in clips.clips] == ["1.wav", None]
 
+    def test_a_fact_of_null_is_none(self, tmp_path: Path) -> None:
+        facts = json.dumps({"label": None, "caption": None, "caption_de": "ein Hund"}).encode()
+        import_data(shard(tmp_path / "x.tar", **{"1.png": picture(), "1.json": facts}), tmp_path / "out")
+        assert json.loads((tmp_path / "out/metadata.jsonl").read_text()) == {
+            "file_name": "files/x/1.png",
+            "caption_de": "ein Hund",
+        }
+        assert FolderOfImages(tmp_path / "out").listing("all").classes == ()
+
     def test_names_stay_in_the_folder(self, tmp_path: Path) -> None:
         import_data(shard(tmp_path / "x.tar", **{"../../../out.png": picture()}), tmp_path / "deep/er/out")
         assert FolderOfImages(tmp_path / "deep/er/out").listing("all").table.names() == ["files/x/out.png"]
