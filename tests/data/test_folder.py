@@ -244,12 +244,37 @@ class TestLists:
             ("file_name\nnotes.txt\n", r"line 2: notes\.txt has none of the endings"),
             ("file_name,sound\na.mp4,lost.wav\n", r"line 2: lost\.wav does not exist"),
             ("file_name\n", "lists nothing"),
+            ('file_name,label\na.mp4,"Stop" sign\nb.mp4,x\n', r"metadata\.csv, line 2: .*a text in quotes ends with"),
+            ('file_name,label\na.mp4,x\nb.mp4,"y\na.mp4,x\n', r"metadata\.csv, line 3: .*a text in quotes ends with"),
+            ('"file_name,label\na.mp4,x\n', r"metadata\.csv, line 1: .*a text in quotes ends with"),
         ],
     )
     def test_errors_name_file_and_line(self, tmp_path: Path, text: str, message: str) -> None:
         touch(tmp_path, "a.mp4", "b.mp4", "notes.txt")
         with pytest.raises(ValueError, match=message):
             FolderOfClips(listed(tmp_path, text)).listing("all")
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("metadata.csv", "file_name,label\na.mp4,x\nb.mp4,café\n"),
+            ("metadata.jsonl", '{"file_name": "a.mp4"}\n\n{"file_name": "b.mp4", "label": "café"}\n'),
+        ],
+    )
+    @pytest.mark.parametrize(("encoding", "line"), [("latin-1", 3), ("utf-16", 1)])
+    def test_a_list_in_another_encoding(self, tmp_path: Path, name: str, text: str, encoding: str, line: int) -> None:
+        touch(tmp_path, "a.mp4", "b.mp4")
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        with pytest.raises(ValueError, match=rf"{name}, line {line}: not UTF-8 .*; save the list as UTF-8"):
+            FolderOfClips(tmp_path).listing("all")
+
+    def test_quotes_may_hold_commas_lines_and_quotes(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.png", "b.png")
+        text = 'file_name, caption\na.png, "a ""Stop"" sign,\nred"\n\nb.png,5" wide\n'
+        assert FolderOfImages(listed(tmp_path, text)).annotations("all").captions == [
+            ('a "Stop" sign, red',),
+            ('5" wide',),
+        ]
 
     def test_two_lists_are_one_too_many(self, tmp_path: Path) -> None:
         touch(tmp_path, "a.mp4", "metadata.jsonl")

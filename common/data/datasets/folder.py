@@ -42,7 +42,7 @@ from common.data.datasets.base import (
 )
 from common.data.datasets.captioned import LanguageCaptioned
 from common.data.listing import DatasetMissing, Listing
-from common.files import stamp_of
+from common.files import named, stamp_of
 
 #: Names of the lists, in the convention of Hugging Face's folders of images, sounds and videos.
 LISTS = ("metadata.csv", "metadata.jsonl")
@@ -570,26 +570,49 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 @functools.lru_cache(maxsize=4)
 def _read_rows(path: Path, stamp: tuple[int, ...]) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    try:
+        with named(path):
+            path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the list as UTF-8") from None
     if path.suffix == ".jsonl":
         rows = [
             (where, {column: value for column, value in row.items() if value is not None})
             for where, row in read_json_lines(path)
         ]
     else:
-        rows = []
-        # The csv module's own limit is meant for cells typed by people.
-        csv.field_size_limit(2**24)
-        with csv_rows(path, skipinitialspace=True) as reader:
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if None in row:
-                    raise ValueError(f"{where}: more cells than the heading has; put texts with commas into quotes")
-                stated = {(column or "").strip(): (value or "").strip() for column, value in row.items()}
-                rows.append((where, {column: value for column, value in stated.items() if value}))
+        rows = _csv_cells(path)
     for where, row in rows:
         if "file_name" not in row:
             raise ValueError(f"{where}: no file_name, which every line of a list has")
     return tuple(rows)
+
+
+def _csv_cells(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    rows: list[tuple[str, dict[str, Any]]] = []
+    heading: list[str] = []
+    line = 0
+    # The csv module's own limit is meant for cells typed by people.
+    csv.field_size_limit(2**24)
+    with csv_rows(path, csv.reader, skipinitialspace=True, strict=True) as reader:
+        try:
+            for row in reader:
+                line = reader.line_num
+                where, cells = f"{path}, line {line}", [cell.strip() for cell in row]
+                if not heading:
+                    heading = cells
+                elif len(cells) > len(heading):
+                    raise ValueError(f"{where}: more cells than the heading has; put texts with commas into quotes")
+                elif cells:
+                    rows.append((where, {column: value for column, value in zip(heading, cells) if value}))
+        except csv.Error as error:
+            # Of the line after the last good one: a missing quote is noticed lines below it.
+            raise ValueError(
+                f"{path}, line {line + 1}: {error}; a text in quotes ends with a quote before the next comma or the "
+                "end of the line, and a quote inside it is written twice"
+            ) from None
+    return rows
 
 
 def _text(where: str, row: Mapping[str, Any], column: str) -> str:
