@@ -219,6 +219,19 @@ class TestLists:
         assert names_of(dataset, "train") == ["train/a.png"]
         assert dataset.annotations("test").captions == [("test",)]
 
+    def test_a_split_without_a_list_beside_others_with_one_is_refused(self, tmp_path: Path) -> None:
+        listed(touch(tmp_path, "train/a.png", "test/b.png") / "train", "file_name\na.png\n")
+        with pytest.raises(ValueError, match=r"/test holds files and no list, where .*/train has one: write a list"):
+            FolderOfImages(tmp_path).listing("train")
+        (tmp_path / "test/b.png").unlink()
+        assert names_of(FolderOfImages(tmp_path), "all") == ["train/a.png"]
+
+    def test_a_list_beside_those_of_splits_is_refused(self, tmp_path: Path) -> None:
+        listed(touch(tmp_path, "train/a.png"), "file_name\ntrain/a.png\n")
+        listed(tmp_path / "train", "file_name\na.png\n")
+        with pytest.raises(ValueError, match=r"metadata\.csv and .*/train/metadata\.csv: keep the list of the"):
+            FolderOfImages(tmp_path).listing("train")
+
     def test_names_are_found_however_they_are_spelt(self, tmp_path: Path) -> None:
         touch(tmp_path, unicodedata.normalize("NFD", "café.png"))
         listed(tmp_path, f"file_name\n{unicodedata.normalize('NFC', 'café.png')}\n")

@@ -203,6 +203,15 @@ class OwnFolder(MediaDataset):
         own_lists = [path for path in own_lists if path.is_file()]
         if len(lists) > 1 or len({path.parent for path in own_lists}) < len(own_lists):
             raise ValueError(f"{(lists or own_lists)[0].parent} holds {' and '.join(LISTS)}: which of them counts?")
+        if lists and own_lists:
+            raise ValueError(f"{lists[0]} and {own_lists[0]}: keep the list of the folder or those of its splits")
+        listed = {path.parent.name for path in own_lists}
+        unlisted = [part for part in parts if listed and part not in listed and self._holds_any(part)]
+        if unlisted:
+            raise ValueError(
+                f"{self.root / unlisted[0]} holds files and no list, where {own_lists[0].parent} has one: write a list "
+                f"into each folder of a split, or one into {self.root} with a column `split`"
+            )
         if lists or own_lists:
             return self._listed(lists or own_lists)
         others = [name for name in folders if parts and name not in parts and self._holds_any(name)]
