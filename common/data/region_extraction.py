@@ -27,7 +27,7 @@ from torchvision.transforms.functional import to_tensor
 
 from common.data.datasets.base import IMAGE_SUFFIXES, walk
 from common.data.images import ImageError, read_image
-from common.data.regions import PACKED_SUFFIXES, RegionError, RegionFeatures, Regions, write_regions
+from common.data.regions import PACKED_SUFFIXES, RegionError, RegionFeatures, Regions, picture_key, write_regions
 from common.files import write_atomically
 
 #: torchvision's name of the detector whose weights are expected.
@@ -208,10 +208,11 @@ def extract_regions(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images")
     pictures: dict[str, Path] = {}
-    for name, stem in walk(folder, IMAGE_SUFFIXES, []):
-        if stem in pictures:
-            raise ValueError(f"{folder}: {pictures[stem].relative_to(folder)} and {name} would both be called {stem!r}")
-        pictures[stem] = folder / name
+    for name, _ in walk(folder, IMAGE_SUFFIXES, []):
+        key = picture_key(Path(name).name)
+        if key in pictures:
+            raise ValueError(f"{folder}: {pictures[key].relative_to(folder)} and {name} would both be called {key!r}")
+        pictures[key] = folder / name
     if not pictures:
         raise ValueError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     before = RegionFeatures(output) if output.is_file() else None
@@ -261,7 +262,7 @@ class _Parts:
 
     def add(self, rows: Sequence[tuple[str, Regions]]) -> None:
         """Keep the regions of some pictures."""
-        name = hashlib.sha256("\0".join(key for key, _ in rows).encode()).hexdigest()[:24]
+        name = hashlib.sha256("\0".join(key for key, _ in rows).encode("utf-8", "surrogateescape")).hexdigest()[:24]
         path = self.folder / f"{name}.npz"
         if not self.distribution:
             rows = [(key, replace(own, distribution=None)) for key, own in rows]
@@ -289,6 +290,6 @@ def _joined(before: RegionFeatures | None, parts: _Parts) -> Iterator[tuple[str,
 def write_skipped(path: Path, skipped: Sequence[str]) -> None:
     """Write which pictures were skipped, one a line with the reason; removes an older list when there are none."""
     if skipped:
-        write_atomically(path, "".join(f"{reason}\n" for reason in skipped))
+        write_atomically(path, "".join(f"{reason}\n" for reason in skipped).encode("utf-8", "surrogateescape"))
     else:
         path.unlink(missing_ok=True)

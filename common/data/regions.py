@@ -43,11 +43,19 @@ _FIELDS = {
 }
 _PROBABILITIES = "distribution"
 _WRITTEN_AT_ONCE = 256
-_IMAGE_SUFFIX = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?)$", re.IGNORECASE)
+_IMAGE_SUFFIXES = re.compile(r"(\.(jpe?g|png|webp|bmp|gif|tiff?))+$", re.IGNORECASE)
 
 
 class RegionError(ValueError):
     """Region features cannot be used; the message names the file and, where it is about one, the picture."""
+
+
+def picture_key(name: str) -> str:
+    """What a picture is called among region features: its file's name without suffix.
+
+    All suffixes of images at its end are left out ("cat" of `cat.jpg.jpg`), so that the key of a key is the same.
+    """
+    return _IMAGE_SUFFIXES.sub("", name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +173,10 @@ class RegionFeatures:
         self._files = [_open(path) for path in self.paths]
         names: list[npt.NDArray[np.bytes_]] = []
         for file in self._files:
-            own = np.array([_key_of(name, key, file.path).encode() for name in file.names()], dtype=np.bytes_)
+            own = np.array([_encoded(_key_of(name, key, file.path)) for name in file.names()], dtype=np.bytes_)
             found, counts = np.unique(own, return_counts=True)
             if (counts > 1).any():
-                twice = found[counts > 1][0].decode()
+                twice = _decoded(found[counts > 1][0])
                 raise RegionError(f"{file.path}: the picture {twice!r} occurs twice")
             names.append(own)
         sizes = {file.feature_size for file in self._files}
@@ -199,7 +207,7 @@ class RegionFeatures:
     @property
     def keys(self) -> Texts:
         """The pictures, in the order of the files."""
-        return Texts(self._sorted[row].decode() for row in np.argsort(self._places))
+        return Texts(_decoded(self._sorted[row]) for row in np.argsort(self._places))
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """Those of some pictures that have no regions here."""
@@ -257,7 +265,7 @@ class RegionFeatures:
         return table
 
     def _find(self, key: str) -> int:
-        encoded = key.encode()
+        encoded = _encoded(key)
         row = int(np.searchsorted(self._sorted, encoded))
         return int(self._places[row]) if row < len(self._sorted) and self._sorted[row] == encoded else -1
 
@@ -280,13 +288,22 @@ def _checked(regions: Regions, where: str) -> Regions:
 
 
 def _key_of(name: str, key: KeyKind, path: Path) -> str:
-    stem = _IMAGE_SUFFIX.sub("", name)
+    stem = picture_key(name)
     if key == "stem":
         return stem
     digits = re.findall(r"\d+", stem)
     if not digits:
         raise RegionError(f"{path}: image_id {name!r} has no number, which here is the row of its caption")
     return str(int(digits[-1]))
+
+
+def _encoded(name: str) -> bytes:
+    # File names need not be UTF-8.
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _decoded(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
 
 
 # ---------------------------------------------------------------------------------------------------- layouts
@@ -352,7 +369,7 @@ class _PackedFile(_File):
 
     def names(self) -> list[str]:
         found = np.asarray(self._opened()["image_id"])
-        return [value.decode() if isinstance(value, bytes) else str(value) for value in found.tolist()]
+        return [_decoded(value) if isinstance(value, bytes) else str(value) for value in found.tolist()]
 
     def read(self, row: int, limit: int | None) -> Regions:
         columns = self._opened()
@@ -660,7 +677,7 @@ def _packed(held: Sequence[tuple[str, Regions]], half: bool) -> dict[str, npt.ND
     every = [regions for _, regions in held]
     shares = [regions.distribution for regions in every if regions.distribution is not None]
     columns = {
-        "image_id": np.array([name.encode() for name, _ in held], dtype=np.bytes_),
+        "image_id": np.array([_encoded(name) for name, _ in held], dtype=np.bytes_),
         "height_width": np.array([(regions.height, regions.width) for regions in every], dtype=np.int32),
         "num_boxes": np.array([len(regions) for regions in every], dtype=np.int32),
         "bbox": column([regions.boxes for regions in every], np.float32),

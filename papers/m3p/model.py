@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.data.images import read_image
-from common.data.regions import RegionFeatures
+from common.data.regions import RegionFeatures, picture_key
 from common.data.text import XLMRTokenizer
 from common.errors import StageError
 from common.losses.info_nce import at_least_float32
@@ -603,7 +603,7 @@ class M3P(TrainedModel):
             StageError: there is neither a detector nor a file of features.
         """
         if self.regions is not None:
-            table = self.regions.table([Path(file).stem])
+            table = self.regions.table([picture_key(Path(file).name)])
             count = min(int(table.mask.sum()), self.max_regions)
             return RegionArrays(table.features[0, :count], table.boxes[0, :count], table.labels[0, :count])
         if self.detector is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
 from common.commands.main import main
 from common.data import region_extraction
-from common.data.region_extraction import RegionExtractor, extract_regions, load_detector
+from common.data.datasets.folder import FolderOfImages
+from common.data.region_extraction import RegionExtractor, extract_regions, load_detector, write_skipped
 from common.data.regions import RegionFeatures
 from tests.data.image_layouts import write_image
 
@@ -161,6 +164,31 @@ def test_parts_that_were_left_behind_at_the_end(folder: Path, extractor: RegionE
         extract_regions(folder, output, extractor, progress=False)
     result = extract_regions(folder, output, extractor, progress=False)
     assert (result.written, len(RegionFeatures(output))) == (5, 5)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_pictures_are_called_as_their_captions_call_them(folder: Path, extractor: RegionExtractor, suffix: str) -> None:
+    names = ["cat.jpg.jpg", "dog.PNG.jpeg", os.fsdecode(b"caf\xe9.png")]
+    for number, name in enumerate(names):
+        write_image(folder / name, number)
+    (folder / os.fsdecode(b"broken\xe9.png")).write_bytes(b"")
+    output = folder.parent / f"a{suffix}"
+    for _ in range(2):  # what is there keeps its name
+        result = extract_regions(folder, output, extractor, progress=False)
+        write_image(folder / "new.jpg", 9)
+    found = RegionFeatures(output)
+    assert sorted(found.keys) == sorted([*"01234", "cat", "dog", "caf\udce9", "new"])
+    write_skipped(folder.parent / "skipped.txt", result.skipped)
+    assert b"broken\xe9.png" in (folder.parent / "skipped.txt").read_bytes()
+    rows = "".join(json.dumps({"file_name": name, "caption": "one"}) + "\n" for name in names)
+    (folder / "metadata.jsonl").write_text(rows)
+    dataset = FolderOfImages(folder)
+    keys = dataset.captions("all", "en").keys
+    assert found.missing(keys) == []
+    assert sorted(dataset.image_path(key, "all").name for key in keys) == sorted(names)
+    write_image(folder / "cat.jpg")
+    with pytest.raises(ValueError, match=r"cat\.jpg and cat\.jpg\.jpg would both be called 'cat'"):
+        extract_regions(folder, output, extractor, progress=False)
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path, extractor: RegionExtractor) -> None:

@@ -42,6 +42,7 @@ from common.data.datasets.base import (
 )
 from common.data.datasets.captioned import LanguageCaptioned
 from common.data.listing import DatasetMissing, Listing
+from common.data.regions import picture_key
 from common.files import named, stamp_of
 
 #: Names of the lists, in the convention of Hugging Face's folders of images, sounds and videos.
@@ -494,7 +495,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
             )
         keys: dict[str, Item] = {}
         for item in items:
-            key = Path(item.name).stem
+            key = picture_key(Path(item.name).name)
             if item.name in names and self._captions_of(item, language):
                 if key in keys:
                     raise ValueError(
@@ -506,8 +507,8 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
         return LanguageCaptions(language, Texts(keys), texts)
 
     def image_path(self, key: str, split: str) -> Path:
-        name = next((item.name for item in self._contents().items if Path(item.name).stem == key), f"{key}.jpg")
-        return self.root / name
+        names = (item.name for item in self._contents().items)
+        return self.root / next((name for name in names if picture_key(Path(name).name) == key), f"{key}.jpg")
 
     def _captions_of(self, item: Item, language: str) -> tuple[str, ...]:
         own = item.captions.get(language, ())
