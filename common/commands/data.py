@@ -91,7 +91,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--detector", type=Path, metavar="WEIGHTS", help="weights of the detector; none are downloaded"
     )
     regions.add_argument(
-        "--output", type=Path, metavar="FILE", help="file to write, .h5 or .npz; one that exists grows"
+        "--output", type=Path, metavar="FILE", help="file to write, .h5 or .npz; one made with the same options grows"
     )
     regions.add_argument(
         "--architecture", default="fasterrcnn_resnet50_fpn", help="torchvision's name; default: %(default)s"
@@ -341,6 +341,7 @@ def _alike(expected: Listing, data: Path, found: Listing, target: Path) -> bool:
 def _extract_command(arguments: argparse.Namespace) -> int:
     import torch
 
+    from common.data.checksums import digest
     from common.data.region_extraction import RegionExtractor, extract_regions, load_detector, write_skipped
 
     if arguments.output is None:
@@ -354,7 +355,9 @@ def _extract_command(arguments: argparse.Namespace) -> int:
     device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    extractor = RegionExtractor(detector, arguments.regions, arguments.min_score, device)
+    weights = arguments.detector.expanduser()
+    origin = {"detector": digest(weights, "sha256"), "architecture": arguments.architecture}
+    extractor = RegionExtractor(detector, arguments.regions, arguments.min_score, device, origin)
     result = extract_regions(
         arguments.extract_regions,
         arguments.output,

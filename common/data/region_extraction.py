@@ -9,9 +9,10 @@ Source: docs/papers/m3p.md [4]; `tools/scripts/features/extract_features_vmb.py`
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,15 @@ from torchvision.transforms.functional import to_tensor
 
 from common.data.datasets.base import IMAGE_SUFFIXES, walk
 from common.data.images import ImageError, read_image
-from common.data.regions import PACKED_SUFFIXES, RegionError, RegionFeatures, Regions, picture_key, write_regions
+from common.data.regions import (
+    PACKED_SUFFIXES,
+    RegionError,
+    RegionFeatures,
+    Regions,
+    identity_of,
+    picture_key,
+    write_regions,
+)
 from common.files import write_atomically
 
 #: torchvision's name of the detector whose weights are expected.
@@ -108,13 +117,22 @@ class RegionExtractor:
         regions: regions per picture, at most.
         min_score: least score of a region; the highest-scoring one is always kept.
         device: where to compute.
+        origin: what tells the detector from others, such as a digest of its weights.
+
+    Attributes:
+        identity: what its features depend on.
 
     Shapes:
         Features are the output of the detector's box head, 1024 wide in torchvision's.
     """
 
     def __init__(
-        self, detector: GeneralizedRCNN, regions: int = 100, min_score: float = 0.0, device: str = "cpu"
+        self,
+        detector: GeneralizedRCNN,
+        regions: int = 100,
+        min_score: float = 0.0,
+        device: str = "cpu",
+        origin: Mapping[str, str] | None = None,
     ) -> None:
         if regions < 1:
             raise ValueError(f"regions must be at least 1, not {regions}")
@@ -122,6 +140,7 @@ class RegionExtractor:
         self.regions = regions
         self.min_score = min_score
         self.device = torch.device(device)
+        self.identity: dict[str, Any] = {**(origin or {}), "regions": regions, "min_score": min_score}
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> list[Regions]:
@@ -192,7 +211,7 @@ def extract_regions(
         extractor: finds the regions.
         batch_size: pictures at a time.
         half: keep features with 16 bits.
-        distribution: also keep the probabilities of all classes; a file that exists goes on as it began.
+        distribution: also keep the probabilities of all classes; a file that exists decides itself.
         progress: show a progress bar.
 
     Returns:
@@ -200,7 +219,8 @@ def extract_regions(
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: there is no picture in it that can be read, two are called alike, or `output` has another suffix.
+        ValueError: there is no picture in it that can be read, two are called alike, `output` has another suffix, or it
+            or what a stopped run left was made with another detector or other settings.
     """
     folder, output = Path(folder).expanduser(), Path(output).expanduser()
     if output.suffix.lower() not in PACKED_SUFFIXES:
@@ -220,7 +240,10 @@ def extract_regions(
     if before is not None:
         # All pictures of a file have a distribution or none has: the file that grows decides.
         distribution = before[before.keys[0]].distribution is not None
-    parts = _Parts(output.with_name(f"{output.name}.parts"), half, distribution)
+    identity = {**extractor.identity, "half": half, "distribution": distribution}
+    if before is not None:
+        _check_identity(output, identity_of(output), identity)
+    parts = _Parts(output.with_name(f"{output.name}.parts"), identity)
     todo = [key for key in pictures if key not in done and key not in parts.keys]
     skipped: list[str] = []
     batches = range(0, len(todo), batch_size)
@@ -239,18 +262,32 @@ def extract_regions(
         raise ValueError(f"{folder}: none of its {len(pictures)} images can be read; the first: {skipped[0]}")
     count = len(done) if before is None else len(before)
     if parts.keys:
-        count = write_regions(output, _joined(before, parts), half)
+        count = write_regions(output, _joined(before, parts), half, identity)
     parts.remove()
     return Extraction(count, len(done), tuple(skipped))
+
+
+def _check_identity(path: Path, found: Mapping[str, Any] | None, identity: Mapping[str, Any]) -> None:
+    """Refuse to mix features; a file from before identities were written (None) is taken as it is."""
+    changed = [name for name, value in identity.items() if found is not None and found.get(name) != value]
+    if changed:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        raise ValueError(
+            f"{path} was made with other {options}: delete it, name another --output, or give what it was made with"
+        )
 
 
 class _Parts:
     """What a run has found so far, in small files that appear whole."""
 
-    def __init__(self, folder: Path, half: bool, distribution: bool) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder = folder
-        self.half = half
-        self.distribution = distribution
+        self.half: bool = identity["half"]
+        self.distribution: bool = identity["distribution"]
+        self.identity = identity
+        self.note = folder / "identity.json"
+        if self.note.is_file():
+            _check_identity(folder, json.loads(self.note.read_bytes()), identity)
         self.files: list[Path] = []
         self.keys: set[str] = set()
         for path in sorted(folder.glob("*.npz")) if folder.is_dir() else []:
@@ -262,6 +299,8 @@ class _Parts:
 
     def add(self, rows: Sequence[tuple[str, Regions]]) -> None:
         """Keep the regions of some pictures."""
+        if not self.note.is_file():
+            write_atomically(self.note, json.dumps(self.identity))
         name = hashlib.sha256("\0".join(key for key, _ in rows).encode("utf-8", "surrogateescape")).hexdigest()[:24]
         path = self.folder / f"{name}.npz"
         if not self.distribution:

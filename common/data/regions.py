@@ -11,13 +11,14 @@ This module imports neither torch nor a decoder.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import pickle
 import re
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +43,8 @@ _FIELDS = {
     "labels": ("objects", "distribution"),
 }
 _PROBABILITIES = "distribution"
+# Attribute of an HDF5 file, entry of NumPy's archive.
+_IDENTITY = "assemble_identity"
 _WRITTEN_AT_ONCE = 256
 _IMAGE_SUFFIXES = re.compile(r"(\.(jpe?g|png|webp|bmp|gif|tiff?))+$", re.IGNORECASE)
 
@@ -620,13 +623,19 @@ def _plain_object(path: Path) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------- writing
-def write_regions(path: str | os.PathLike[str], rows: Iterable[tuple[str, Regions]], half: bool = False) -> int:
+def write_regions(
+    path: str | os.PathLike[str],
+    rows: Iterable[tuple[str, Regions]],
+    half: bool = False,
+    identity: Mapping[str, Any] | None = None,
+) -> int:
     """Write a packed file, `.h5` or `.npz`, whole or not at all.
 
     Args:
         path: the file; missing folders are made, an older file is replaced.
         rows: name and regions of every picture. HDF5 is written as they come; the other layout holds all in memory.
         half: keep the features with 16 bits.
+        identity: what they were made with, for :func:`identity_of`.
 
     Returns:
         Number of pictures.
@@ -638,15 +647,29 @@ def write_regions(path: str | os.PathLike[str], rows: Iterable[tuple[str, Region
     if path.suffix.lower() not in PACKED_SUFFIXES:
         raise ValueError(f"{path}: the name must end with {', '.join(PACKED_SUFFIXES)}")
     count = 0
+    note = None if identity is None else json.dumps(dict(identity), sort_keys=True)
 
     def write(temporary: Path) -> None:
         nonlocal count
-        count = (_write_numpy if path.suffix.lower() == ".npz" else _write_hdf5)(temporary, _blocks(rows, half))
+        count = (_write_numpy if path.suffix.lower() == ".npz" else _write_hdf5)(temporary, _blocks(rows, half), note)
         if not count:
             raise ValueError(f"{path}: there are no pictures to write region features of")
 
     write_whole(path, write)
     return count
+
+
+def identity_of(path: Path) -> dict[str, Any] | None:
+    """What the features of a packed file were made with; None where nothing says so."""
+    if path.suffix.lower() == ".npz":
+        with np.load(path, allow_pickle=False) as columns:
+            note = columns[_IDENTITY].item() if _IDENTITY in columns else None
+    else:
+        import h5py
+
+        with h5py.File(path, "r") as file:
+            note = file.attrs.get(_IDENTITY)
+    return None if note is None else json.loads(note)
 
 
 def _blocks(rows: Iterable[tuple[str, Regions]], half: bool) -> Iterator[dict[str, npt.NDArray[Any]]]:
@@ -691,7 +714,7 @@ def _packed(held: Sequence[tuple[str, Regions]], half: bool) -> dict[str, npt.ND
     return columns
 
 
-def _write_numpy(path: Path, blocks: Iterable[dict[str, npt.NDArray[Any]]]) -> int:
+def _write_numpy(path: Path, blocks: Iterable[dict[str, npt.NDArray[Any]]], note: str | None) -> int:
     held = list(blocks)
     if not held:
         return 0
@@ -704,16 +727,20 @@ def _write_numpy(path: Path, blocks: Iterable[dict[str, npt.NDArray[Any]]]) -> i
         return np.concatenate(parts)
 
     columns = {name: joined(name) for name in held[0]}
+    if note is not None:
+        columns[_IDENTITY] = np.array(note)
     with path.open("wb") as stream:
         np.savez(stream, **columns)  # type: ignore[arg-type]
     return len(columns["num_boxes"])
 
 
-def _write_hdf5(path: Path, blocks: Iterable[dict[str, npt.NDArray[Any]]]) -> int:
+def _write_hdf5(path: Path, blocks: Iterable[dict[str, npt.NDArray[Any]]], note: str | None) -> int:
     import h5py
 
     count = 0
     with h5py.File(path, "w") as file:
+        if note is not None:
+            file.attrs[_IDENTITY] = note
         for block in blocks:
             added = len(block["num_boxes"])
             for name, values in block.items():

@@ -19,7 +19,7 @@ from common.commands.main import main
 from common.data import region_extraction
 from common.data.datasets.folder import FolderOfImages
 from common.data.region_extraction import RegionExtractor, extract_regions, load_detector, write_skipped
-from common.data.regions import RegionFeatures
+from common.data.regions import RegionFeatures, identity_of, write_regions
 from tests.data.image_layouts import write_image
 
 CLASSES = 4
@@ -124,7 +124,7 @@ def test_a_folder_of_pictures(folder: Path, extractor: RegionExtractor, suffix: 
     assert {entry.name for entry in folder.parent.iterdir()} == {"images", output.name}
     # What is there is not looked at again, what is new is added.
     write_image(folder / "new.jpg", 9)
-    again = extract_regions(folder, output, _counting(extractor, seen := []), progress=False)
+    again = extract_regions(folder, output, _counting(extractor, seen := []), half=True, progress=False)
     assert (again.written, again.found_before, len(seen)) == (6, 5, 1)
     np.testing.assert_array_equal(RegionFeatures(output)["3"].features, found["3"].features)
 
@@ -136,6 +136,7 @@ def _counting(extractor: RegionExtractor, seen: list[int], stop_after: int | Non
         seen.extend([1] * len(images))
         return extractor(images)
 
+    count.identity = extractor.identity  # type: ignore[attr-defined]
     return count
 
 
@@ -155,6 +156,31 @@ def test_a_stopped_run_goes_on(folder: Path, extractor: RegionExtractor) -> None
     found, expected = RegionFeatures(output), RegionFeatures(whole)
     for key in "01234":
         np.testing.assert_allclose(found[key].features, expected[key].features, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_features_of_two_detectors_or_settings_are_not_mixed(
+    folder: Path, extractor: RegionExtractor, suffix: str
+) -> None:
+    output, parts = folder.parent / f"a{suffix}", folder.parent / f"a{suffix}.parts"
+    fewer, other = (RegionExtractor(detector(), count, origin={"detector": "b"}) for count in (4, 5))
+    with pytest.raises(KeyboardInterrupt):
+        extract_regions(folder, output, _counting(extractor, [], 2), batch_size=2, progress=False)
+    seen: list[int] = []
+    with pytest.raises(ValueError, match=r"a\.\w+\.parts was made with other --detector, --regions: delete it, name"):
+        extract_regions(folder, output, _counting(fewer, seen), progress=False)
+    with pytest.raises(ValueError, match=r"parts was made with other --half, --distribution: delete it"):
+        extract_regions(folder, output, _counting(extractor, seen), half=True, distribution=True, progress=False)
+    (parts / "identity.json").unlink()  # as runs before there were identities left them
+    extract_regions(folder, output, extractor, progress=False)
+    with pytest.raises(ValueError, match=r"a\.\w+ was made with other --detector: delete it, name another --output"):
+        extract_regions(folder, output, _counting(other, seen), progress=False)
+    assert (seen, parts.exists()) == ([], False)
+    write_regions(output, [(key, RegionFeatures(output)[key]) for key in "01234"])
+    assert identity_of(output) is None
+    write_image(folder / "new.jpg", 9)
+    assert extract_regions(folder, output, other, progress=False).written == 6
+    assert identity_of(output) == {**other.identity, "half": False, "distribution": False}
 
 
 def test_parts_that_were_left_behind_at_the_end(folder: Path, extractor: RegionExtractor, monkeypatch: Any) -> None:
@@ -278,6 +304,10 @@ def test_the_command(folder: Path, weights: Path, capsys: pytest.CaptureFixture[
     (folder / "broken.png").unlink()
     assert main([*command, "--detector", str(weights)]) == 0
     assert not listed.exists()
+    capsys.readouterr()
+    torch.save({name: 2 * value for name, value in torch.load(weights).items()}, weights)
+    assert main([*command, "--detector", str(weights), "--min-score", "0.5"]) == 1
+    assert "a.h5 was made with other --detector, --min-score: delete it" in capsys.readouterr().err
 
 
 def test_the_command_explains_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
