@@ -89,7 +89,9 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
         # With a data set of one's own, the folder says which: hashes of configurations leave out where things lie.
         where = [str(selection.data)] if any(field.endswith(".dataset") for field in given) else []
         where += _own_folders(request)
-        stage += "+" + hashlib.sha256("\0".join([*arguments, *where]).encode()).hexdigest()[:6]
+        # `--field=value`, as a sweep writes it, is the run of `--field value`.
+        words = [word for one in arguments for word in (one.split("=", 1) if one.startswith("--") else [one])]
+        stage += "+" + hashlib.sha256("\0".join([*words, *where]).encode()).hexdigest()[:6]
     # A parent given on the command line replaces that of the table.
     kept = {
         field: parent

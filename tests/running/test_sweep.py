@@ -76,7 +76,11 @@ def test_a_sweep_runs_goes_on_and_ends_in_a_table(
     output = sweep(capsys, tmp_path, "--model.loss.temperature", "0.3", "0.1", "0.2", "--seeds", "0", "1", "--largest")
     assert len(ran) == 6
     assert [row[0] for row in rows(output)] == ["0.3", "0.2", "0.1"]
-    fit = find_request("avid/avid", Selection(scale="smoke", runs=tmp_path), ["--model.loss.temperature=0.2"])
+    again, fit = (
+        find_request("avid/avid", Selection(scale="smoke", runs=tmp_path), words)
+        for words in (["--model.loss.temperature", "0.2"], ["--model.loss.temperature=0.2"])
+    )
+    assert fit.directory == again.directory
     assert ran[4] == f"{fit.stage} 0"
     # Another process is told the stage by its name and its overrides.
     assert fit_arguments(fit)[1] == "avid_cma/avid"
