@@ -25,6 +25,7 @@ from common.data.items import Sample
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer, normalize_caption, swap_left_right
 from common.files import write_atomically
+from common.memory.collective import mean_over_ranks
 from common.metrics.gathering import OncePerSample
 from common.protocols.captions import CaptionData
 from common.training.examples import Draw, Example, batches_of_epoch
@@ -244,7 +245,7 @@ class VirTex(pl.LightningModule):
     """Pre-training by bicaptioning ([11]).
 
     The loss is the cross entropy of the forward captions plus that of the backward ones, each a mean over the tokens
-    that are not padding.
+    of all processes that are not padding.
 
     Tested on held-out captions: `test/caption_loss`, that sum over all of them, its parts `test/forward_loss` and
     `test/backward_loss`, `test/perplexity` of the forward captions, and `test/captions`, their number. A few written
@@ -324,8 +325,10 @@ class VirTex(pl.LightningModule):
         grid = self.grid(batch["image"])
         forward = token_losses(self.textual, grid, tokens)
         backward = token_losses(self.backward_textual, grid, tokens_reversed)
-        forward_loss = forward.sum() / predicted(tokens).sum().clamp(min=1)
-        backward_loss = backward.sum() / predicted(tokens_reversed).sum().clamp(min=1)
+        # Processes hold captions of different lengths: each divides by the mean number of tokens per process, so that
+        # the average that data parallelism takes is the mean over the tokens of all.
+        words = torch.stack([predicted(tokens).sum(), predicted(tokens_reversed).sum()]).float()
+        forward_loss, backward_loss = torch.stack([forward.sum(), backward.sum()]) / mean_over_ranks(words).clamp(min=1)
         loss = forward_loss + backward_loss
         parts = {"loss": loss, "forward_loss": forward_loss, "backward_loss": backward_loss}
         self.log_dict({f"train/{name}": value.detach() for name, value in parts.items()}, batch_size=len(tokens))

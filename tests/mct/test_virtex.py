@@ -27,6 +27,7 @@ from common.encoders.image import ImageResNet
 from common.training.optimizers import Lookahead
 from papers.mct.virtex import BicaptioningData, CaptionDecoder, VirTex, reversed_twin, token_losses, write_captions
 from papers.mct.weights import load_backbone
+from tests.distributed.harness import run_distributed
 from tests.protocols.test_captions import coco
 from tests.protocols.test_data import attached
 
@@ -468,6 +469,26 @@ def test_every_parameter_learns(tmp_path: Path) -> None:
     trainer(tmp_path, 2).fit(module, datamodule=SquareData())
     still = [name for name, parameter in module.named_parameters() if torch.equal(parameter, before[name])]
     assert not still
+
+
+def _trained_on(rank: int, rows: list[list[int]]) -> list[Any]:
+    """Loss and gradients of a step on some rows."""
+    module, data = quick(), SquareData()
+    data.setup("fit")
+    module.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    module.visual.eval()  # else each process would normalize its own images
+    squares = Squares(4, data.tokenizer)
+    loss = module.training_step(collate([squares[row] for row in rows[rank]]), 0)
+    loss.backward()
+    return [loss.detach(), *(parameter.grad for parameter in module.parameters())]
+
+
+def test_captions_of_two_processes_weigh_by_their_tokens() -> None:
+    """The captions of one process are longer than those of the other."""
+    whole = _trained_on(0, [[0, 1, 2, 3]])
+    parts = run_distributed(_trained_on, 2, 60, [[0, 2], [1, 3]])
+    for expected, *found in zip(whole, *parts, strict=True):
+        torch.testing.assert_close(sum(map(torch.as_tensor, found)) / 2, expected, rtol=1e-4, atol=1e-6)
 
 
 class SaveAt(pl.Callback):
