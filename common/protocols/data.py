@@ -202,6 +202,8 @@ class VideoClassificationData(AudioVisualData):
         """Make numbers of clips that came as bytes, on the device."""
         if batch["video"].dtype == torch.uint8:
             batch["video"] = self.video_transform(training=False).normalized(batch["video"])
+            # Lightning gives a batch the precision of the weights before this, and leaves bytes as they are.
+            batch = batch if self.trainer is None else self.trainer.precision_plugin.convert_input(batch)
         return batch
 
     def test_dataloader(self) -> list[DataLoader[Any]]:

@@ -14,10 +14,11 @@ from common.data.clip_inputs import AudioInput
 from common.data.datasets.coco import COCO
 from common.data.datasets.esc50 import ESC50
 from common.data.datasets.imagenet import ImageNet
+from common.data.datasets.ucf101 import UCF101
 from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import ImageTransform
 from common.data.worlds.audiovisual import AudioVisualWorld
-from common.protocols.data import ClassificationData, MultiLabelData, SoundClassificationData
+from common.protocols.data import ClassificationData, MultiLabelData, SoundClassificationData, VideoClassificationData
 from common.training.examples import Draw
 from tests.data.image_layouts import write_coco, write_imagenet, write_voc
 
@@ -30,6 +31,20 @@ def attached(data: Any) -> Any:
     data.prepare_data()
     data.setup("fit")
     return data
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16)]
+)
+def test_clips_that_come_as_bytes_get_the_precision_of_the_weights(
+    precision: Any, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    data: Any = VideoClassificationData(UCF101(tmp_path))
+    data.trainer = pl.Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
+    video = torch.randint(256, (2, 3, 3, 4, 8, 8), dtype=torch.uint8)
+    given = data.on_after_batch_transfer({"video": video, "index": torch.arange(2)}, 0)
+    assert given["video"].dtype == dtype
+    assert given["index"].dtype == torch.int64
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.0, 0), (0.1, 3), (0.2, 6), (0.5, 15)])
