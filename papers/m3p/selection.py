@@ -78,11 +78,12 @@ class Best:
 def validation_accuracy(module: Any) -> float:
     """Share of groups of the validation split whose true pair scores highest, in percent; the same on all processes."""
     strategy, found = module.trainer.strategy, torch.zeros(2, dtype=torch.float64)
+    precision = strategy.precision_plugin
     module.eval()
     # Loaders draw a seed for their workers: training must not depend on whether this happened in between.
-    with torch.random.fork_rng(devices=[]), strategy.precision_plugin.forward_context():
+    with torch.random.fork_rng(devices=[]), precision.forward_context():
         for batch in module.data.validation_loader():
-            for relation in strategy.batch_to_device(with_places(batch))["relations"]:
+            for relation in strategy.batch_to_device(precision.convert_input(with_places(batch)))["relations"]:
                 for kind, group in relation.items():
                     accuracy = relation_terms(module.model, group, kind, words=False, regions=False)["accuracy"]
                     groups = len(group["true_rows"])

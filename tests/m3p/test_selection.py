@@ -113,6 +113,14 @@ def test_accuracy_is_that_of_every_validation_item_once(layouts: Layouts, tmp_pa
     assert found[0] == pytest.approx(100 * hits / count)
 
 
+def test_weights_of_half_precision_are_compared(layouts: Layouts, tmp_path: Path) -> None:
+    run = trainer(tmp_path, precision="bf16-true", limit_train_batches=2)
+    run.fit(selecting(), datamodule=data(layouts))
+    own: Any = run.lightning_module
+    assert own.best.compared == 2
+    assert 0 <= own.best.accuracy <= 100
+
+
 def test_wrong_settings_are_named(layouts: Layouts, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.selection is 'first': it is best or last"):
         selecting(selection="first")
