@@ -97,8 +97,8 @@ class Detection(pl.LightningModule):
         in pixels of the tensor), `labels` [n] from 1, `difficult` [n]; `index` [B].
 
     Raises:
-        ValueError: an argument is out of range; before training, when the data have another number of classes; before
-            the test, when there are no training batches for the statistics.
+        ValueError: an argument is out of range; before training, when the data have another number of classes or the
+            precision rounds boxes; before the test, when there are no training batches for the statistics.
 
     Source: Faster R-CNN R50-C4 as detectron2 trains it on VOC, its defaults included: the numbers of proposals in
     training, the thresholds, the start of the warm-up, no weight decay of batch normalization. Its box losses are L1,
@@ -203,7 +203,12 @@ class Detection(pl.LightningModule):
     # -- training ------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Check the classes and, before training only, load the pre-trained encoder."""
+        """Check the precision and the classes and, before training only, load the pre-trained encoder."""
+        if str(self.trainer.precision) in ("bf16-true", "16-true"):
+            raise ValueError(
+                f"trainer.precision {self.trainer.precision} rounds the corners of boxes, true ones as well, by up to "
+                "some pixels: use bf16-mixed"
+            )
         own = self.hparams["num_classes"]
         found = getattr(getattr(self.trainer, "datamodule", None), "num_classes", own)
         if found != own:

@@ -626,6 +626,9 @@ def test_batch_of_one_and_a_test_batch_of_several(voc: Path, tmp_path: Path) -> 
 def test_wrong_settings_stop_before_training(voc: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_classes: the model has 3, but the data have 2"):
         trainer(tmp_path, max_steps=1).fit(detector(num_classes=3), datamodule=data(voc))
+    for precision in ("bf16-true", "16-true"):
+        with pytest.raises(ValueError, match=f"precision {precision} rounds the corners of boxes.*bf16-mixed"):
+            trainer(tmp_path, max_steps=1, precision=precision).fit(detector(), datamodule=data(voc))
     with pytest.raises(CheckpointError, match=r"^model.pretrained: .*absent\.ckpt"):
         trainer(tmp_path, max_steps=1).fit(detector(pretrained="absent.ckpt"), datamodule=data(voc))
     with pytest.raises(ValueError, match=r"data\.batch_size"):
