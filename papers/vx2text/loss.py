@@ -7,6 +7,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.memory.collective import mean_over_ranks
+
 IGNORED = -100
 
 
@@ -57,7 +59,7 @@ def words_loss(logits: Tensor, words: Tensor, smoothing: float = 0.0) -> Tensor:
         smoothing: share of the target that is spread over all categories.
 
     Returns:
-        Scalar, the mean over rows with a true word.
+        Scalar, the mean over rows with a true word; over several processes this process's part of that of all rows.
 
     Raises:
         ValueError: the shapes differ.
@@ -70,4 +72,5 @@ def words_loss(logits: Tensor, words: Tensor, smoothing: float = 0.0) -> Tensor:
     number = target.sum(1)
     target = (1.0 - smoothing) * target / number.clamp(min=1.0)[:, None] + smoothing / target.shape[1]
     losses = -(F.log_softmax(logits.float(), dim=1) * target).sum(1) * (number > 0)
-    return losses.sum() / (number > 0).sum().clamp(min=1)
+    rows = mean_over_ranks((number > 0).sum().float())
+    return losses.sum() / (rows + (rows == 0))
