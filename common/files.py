@@ -205,14 +205,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[bool]:
     """Hold a lock that the operating system releases when the process dies, also by SIGKILL.
 
-    Where there are no locks, two processes do the same work; what is renamed when complete is still whole.
+    Gives whether it is held. Where there are no locks, two processes do the same work; what is renamed when complete is
+    still whole.
     """
     with path.open("w") as stream:
-        lock(stream)
-        yield
+        yield lock(stream)
 
 
 def lock(stream: IO[Any], wait: bool = True) -> bool:

@@ -298,6 +298,21 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert not half.exists()
 
 
+def test_without_locks_no_process_removes_what_another_one_renders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.files.lock", lambda stream: False)
+
+    class Slow(Dots):
+        def _fill(self, name: str, root: Path, write: Write) -> None:
+            super()._fill(name, root, write)
+            Dots(tmp_path).prepare(["second"])  # another process comes when the files are there, but not renamed
+
+    world = Slow(tmp_path)
+    world.prepare(["first"])
+    assert {name: len(digest(world.root_of(name))) for name in world.names} == {"first": 3, "second": 3}
+
+
 def test_of_two_processes_at_once_one_renders(tmp_path: Path) -> None:
     world = Dots(tmp_path)
     processes = [multiprocessing.get_context("fork").Process(target=world.prepare) for _ in range(2)]

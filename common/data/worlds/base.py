@@ -83,12 +83,12 @@ class World(ABC):
         if all(self.root_of(name).is_dir() for name in wanted):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(self.folder / ".lock"):
+        with exclusive(self.folder / ".lock") as locked:
             missing = [name for name in wanted if not self.root_of(name).is_dir()]
             if not missing:
                 return
-            for leftover in self.folder.glob(".rendering-*"):
-                # Whoever left it behind was killed: we hold the lock.
+            for leftover in self.folder.glob(".rendering-*") if locked else ():
+                # Whoever left it behind was killed: we hold the lock. Without one, another process may be writing it.
                 shutil.rmtree(leftover, ignore_errors=True)
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             with Progress(*columns, console=Console(stderr=True)) as progress:
