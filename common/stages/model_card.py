@@ -147,7 +147,7 @@ def metadata(record: Record, folder: str, model: type[Any]) -> dict[str, Any]:
     found |= {"library_name": LIBRARY, "pipeline_tag": task}
     found["tags"] = [LIBRARY, paper.title.lower().replace(" ", "-"), "pytorch", "safetensors", *model.embeds]
     if record.scale != "paper":
-        found["tags"].append({"mini": "miniature", "smoke": "smoke-test"}[record.scale])
+        found["tags"].append({"single": "one-card", "mini": "miniature", "smoke": "smoke-test"}[record.scale])
     if sets:
         found["datasets"] = [kind.name for kind in sets]
     metrics = [

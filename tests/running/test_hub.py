@@ -15,6 +15,7 @@ import yaml
 
 from common.commands.main import main
 from common.errors import StageError
+from common.reporting.papers import SCALES
 from common.reporting.records import Record
 from common.stages.export import trained_model, write_export
 from common.stages.hub import fetch_export, push_export
@@ -224,6 +225,11 @@ def test_metrics_are_those_of_the_record_and_real_data_are_named(export: Path) -
     assert found["license"] == "other"
     assert found["datasets"] == ["kinetics400"]
     assert "miniature" not in found["tags"]
+    # Of each scale there is a card.
+    tags = {scale: set(metadata(replace(real, scale=scale), "avid", model)["tags"]) for scale in SCALES}
+    assert {scale: own - tags["paper"] for scale, own in tags.items()} == {
+        "paper": set(), "single": {"one-card"}, "mini": {"miniature"}, "smoke": {"smoke-test"},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
