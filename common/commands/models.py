@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import re
 import sys
 import zipfile
@@ -39,8 +40,6 @@ SHOWN = 20
 REGION_SUFFIXES = frozenset({".h5", ".hdf5"})
 #: Suffixes of files of weights, which a folder's name will not have.
 FILE_SUFFIXES = frozenset({".pth", ".pt", ".pkl", ".bin", ".ckpt", ".safetensors"})
-#: A query that is longer than this is a text.
-LONGEST_PATH = 4096
 
 
 def add_parsers(commands: Any) -> None:
@@ -392,7 +391,8 @@ def _retrieve_command(arguments: argparse.Namespace) -> int:
 def _pair(of_paper: Any, arguments: argparse.Namespace) -> tuple[str, str]:
     """What of the query is compared with what: as asked for, or the first that the files allow."""
     path, among = Path(arguments.query), arguments.among
-    is_file = len(arguments.query) < LONGEST_PATH and path.is_file()
+    # Unlike `Path.is_file`, it takes a text that is longer than a name can be.
+    is_file = os.path.isfile(arguments.query)
 
     def fits(query_kind: str, kind: str) -> bool:
         if query_kind != (arguments.query_kind or query_kind) or kind != (arguments.kind or kind):

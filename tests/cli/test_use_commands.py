@@ -109,6 +109,7 @@ def test_texts_and_pictures(run: Run, pictures: Path, tmp_path: Path) -> None:
         assert "notes.csv" not in told
         found = run("retrieve", *common, "--query", "a red circle", "--among", pictures, "--top", "9")
         assert "image for a red circle (text)" in found
+        assert "(text)" in run("retrieve", *common, "--query", "a red circle " * 30, "--among", pictures)
         assert len(found.splitlines()) == 4
         found = run("retrieve", *common, "--query", pictures / "1.png", "--among", texts)
         assert "ein roter Apfel" in found
