@@ -297,6 +297,7 @@ def _embed_command(arguments: argparse.Namespace) -> int:
         raise StageError(f"--output {arguments.output} is a folder: give an .npz file")
     require_writable(arguments.output.parent, "--output")
     model = _loaded(of_paper, arguments)
+    kinds = [kind for kind in kinds if kind in model.reads] or kinds  # of one that reads nothing, the reading says so
     columns: dict[str, Any] = {}
     rows: dict[str, dict[str, int]] = {}
     skipped: list[tuple[int, str]] = []

@@ -259,6 +259,11 @@ class TrainedModel(nn.Module):
         self.load_state_dict(trained.weights)
 
     @property
+    def reads(self) -> tuple[Modality, ...]:
+        """What of `embeds` this model embeds, which may have been trained without some of it."""
+        return self.embeds
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.parameters()).device

@@ -366,6 +366,10 @@ class VX2Text(TrainedModel):
             raise MediaError.of(Path(file), f"has no {modality} stream")
         return sample[modality]
 
+    @property
+    def reads(self) -> tuple[AnyModality, ...]:
+        return tuple(self.tokens)
+
     def read_video(self, file: str | Path) -> Tensor:
         """The clips of a video, float32 [S, 3, T, H, W].
 

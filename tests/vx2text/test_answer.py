@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.commands.main import main
 from common.data.media import MediaError
 from common.errors import StageError
 from common.reporting.records import Record
@@ -64,6 +65,16 @@ def test_an_answer_is_text_and_always_the_same(stages: Any, clip: Path) -> None:
 
 def test_a_clip_without_sound_and_a_question_in_other_letters(stages: Any, clip: Path) -> None:
     assert isinstance(answer(checkpoint(stages, "avsd"), clip.with_name("silent.mp4"), "was bewegt sich? 何が"), str)
+
+
+def test_a_model_without_sound_embeds_what_it_sees(
+    stages: Any, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, trained = tmp_path / "x.npz", str(checkpoint(stages, "tvqa"))
+    assert main(["embed", "vx2text", str(clip), "--checkpoint", trained, "--output", str(output)]) == 0
+    assert f"written to {output}: video [1, " in capsys.readouterr().out
+    with np.load(output, allow_pickle=False) as content:
+        assert sorted(content.files) == ["model", "video", "video_names", "video_words"]
 
 
 def test_words_that_the_model_does_not_know_are_named(stages: Any) -> None:
