@@ -132,6 +132,11 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
         raise StageError(f"{at} is no whole export: {_first_line(error)}") from None
     except (errors.HfHubHTTPError, OSError) as error:
         raise StageError(f"{at}: the Hub answers {_first_line(error)}") from None
+    except Exception as error:
+        # The client's own client, of which its errors are a kind, had no answer.
+        if not isinstance(error, errors.HfHubHTTPError.__bases__):
+            raise
+        raise StageError(f"{at}: the Hub cannot be reached: {_first_line(error)}") from None
 
 
 def _first_line(error: BaseException) -> str:
