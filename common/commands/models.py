@@ -142,7 +142,7 @@ def add_parsers(commands: Any) -> None:
     )
     command.add_argument("paper", help=names)
     command.add_argument(
-        "--checkpoint", type=Path, help="checkpoints/last.ckpt of a stage; other layouts also read a released file"
+        "--checkpoint", type=Path, help=f"{CHECKPOINT}; backbones are read of a last.ckpt or a released file"
     )
     command.add_argument(
         "--layout",
@@ -566,6 +566,13 @@ def _export_command(arguments: argparse.Namespace) -> int:
         written, told = write_traced(trained_model(paper), arguments.checkpoint, arguments.output)
         print("\n".join(told))
     elif arguments.layout != OWN_LAYOUT:
+        if arguments.checkpoint.is_dir():
+            raise StageError(
+                f"--layout {arguments.layout} reads a checkpoint and not the folder of an export: give the "
+                "checkpoints/last.ckpt that it was made of"
+            )
+        if arguments.output.is_dir():
+            raise StageError(f"--output {arguments.output} is a folder: give a file for --layout {arguments.layout}")
         written = weights.export(arguments.checkpoint, arguments.output, arguments.layout)
     elif arguments.output.suffix in FILE_SUFFIXES:
         raise StageError(

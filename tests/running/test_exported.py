@@ -370,6 +370,18 @@ def test_an_export_that_fails_leaves_what_was_there(
     assert (damaged / "config.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(("paper", "layout"), [("avid_cma", "video"), ("mct", "timm"), ("vx2text", "t5")])
+def test_other_layouts_name_a_folder_that_stands_where_a_file_must(
+    paper: str, layout: str, exports: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", paper, "--layout", layout, "--checkpoint"]
+    assert main([*command, str(exports(paper)), "--output", str(tmp_path / "x.pth")]) == 2
+    assert f"--layout {layout} reads a checkpoint and not the folder of an export" in capsys.readouterr().err
+    assert main([*command, str(checkpoint(paper)), "--output", str(tmp_path)]) == 2
+    assert f"--output {tmp_path} is a folder: give a file" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_stage_without_a_record_is_not_exported(tmp_path: Path) -> None:
     run = shutil.copytree(checkpoint("avid_cma").parents[1], tmp_path / "run")
     (run / "record.json").write_bytes(b"\xff")
