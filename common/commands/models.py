@@ -368,7 +368,7 @@ def _retrieve_command(arguments: argparse.Namespace) -> int:
     model = _loaded(of_paper, arguments)
     skipped: list[tuple[int, str]] = []
     items: Sequence[Any]
-    if among.suffix == ".npz" and _is_embedded(among):
+    if among.suffix == ".npz" and "model" in _arrays_of(among):
         searched, items = _embedded(among, kind, model)
         kept = list(range(len(items)))
     else:
@@ -412,16 +412,17 @@ def _pair(of_paper: Any, arguments: argparse.Namespace) -> tuple[str, str]:
             f"{of_paper.paper} cannot search {among} by {what}. It does {known}; --among takes a folder for files and "
             "a text file for texts"
         )
-    return found[0]
+    held = _arrays_of(among) if among.suffix == ".npz" else []
+    return next((pair for pair in found if pair[1] in held), found[0])
 
 
-def _is_embedded(path: Path) -> bool:
-    """Whether an .npz file is of `assemble embed`; others may hold region features."""
+def _arrays_of(path: Path) -> list[str]:
+    """Names of what an .npz file holds: `model` if it is of `assemble embed`; others may hold region features."""
     import numpy as np
 
     try:
         with np.load(path, allow_pickle=False) as content:
-            return "model" in content.files
+            return list(content.files)
     except Exception as error:  # Damaged archives make the reader raise whatever its parsing meets.
         raise StageError(f"{path} cannot be read: {error}; write it again with `assemble embed`") from None
 
