@@ -558,6 +558,8 @@ def _export_command(arguments: argparse.Namespace) -> int:
         from common.stages.hub import check_repository
 
         check_repository(arguments.push)
+    if arguments.output.name in ("", ".."):  # it is put in place by its name, which no process may be standing in
+        raise StageError(f"--output {arguments.output}: give a folder or file by its name")
     files.require_writable(arguments.output.parent, "--output")
     if arguments.layout == TRACED_LAYOUT:
         from common.stages.export import trained_model

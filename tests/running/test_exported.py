@@ -382,6 +382,15 @@ def test_other_layouts_name_a_folder_that_stands_where_a_file_must(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_folder_that_one_stands_in_is_no_output(
+    exports: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for layout in ("safetensors", "torch_export"):
+        assert main(["export", "mct", "--checkpoint", str(exports("mct")), "--layout", layout, "--output", "."]) == 2
+        assert "--output .: give a folder or file by its name" in capsys.readouterr().err
+
+
 def test_a_stage_without_a_record_is_not_exported(tmp_path: Path) -> None:
     run = shutil.copytree(checkpoint("avid_cma").parents[1], tmp_path / "run")
     (run / "record.json").write_bytes(b"\xff")
