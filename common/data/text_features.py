@@ -328,6 +328,10 @@ def make_store(
             _note(partial, identity, done)
         advance(done)
         _fill(partial, captions, tokenizer, encoder, identity, done, batch_size, advance)
+        if not (partial / "starts.npy").is_file():
+            # Without file locks another process has filled the same files and put them in place.
+            shutil.rmtree(partial, ignore_errors=True)
+            return FeatureStore(folder)
         write_atomically(partial / "store.json", json.dumps(identity, indent=1, sort_keys=True) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)

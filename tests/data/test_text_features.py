@@ -36,6 +36,21 @@ def made(folder: Path, bert: Path, **changes: Any) -> FeatureStore:
     return make_store(folder, bert=bert_digest(bert), **{**options, **changes})
 
 
+def test_without_locks_a_finished_store_stays_whole(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.files.lock", lambda stream: False)
+    folder, seen = tmp_path / "coco-train-8", []
+
+    def advance(count: int) -> None:
+        seen.append(count)
+        if len(seen) == 2:  # a second process begins and ends while the first is at work
+            made(folder, bert)
+
+    assert len(made(folder, bert, advance=advance)) == 6
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name.startswith("coco")] == [folder.name]
+
+
 def test_the_store_holds_what_bert_says(bert: Path, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(bert)
     store = made(tmp_path / "coco-train-8", bert)
