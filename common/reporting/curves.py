@@ -6,6 +6,7 @@ import csv
 import gzip
 import math
 import zlib
+from operator import itemgetter
 from pathlib import Path
 
 from common.reporting.records import warn_of
@@ -73,7 +74,7 @@ def _read(path: Path) -> dict[str, list[tuple[float, float]]]:
                 value = _number(text)
                 if name and name not in ("step", "epoch") and value is not None:
                     found.setdefault(name, []).append((step, value))
-    return {name: sorted(points) for name, points in found.items()}
+    return {name: sorted(points, key=itemgetter(0)) for name, points in found.items()}
 
 
 def importance(metric: str) -> tuple[bool, bool, bool, str]:

@@ -484,6 +484,8 @@ def write_export(
             output.replace(old)
         partial.replace(output)
     finally:
+        if old.exists() and not output.exists():
+            old.replace(output)  # what was there stays unless the new one is in place
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
     return output

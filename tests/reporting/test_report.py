@@ -234,6 +234,8 @@ def test_curves_of_the_file_that_runs_write(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,name,value\n0,train/loss,2.5\n0,train/mlm,7\n1,train/loss,1.5\n1,train/mlm,nan\n")
     assert read_curves(path) == {"train/loss": [(0.0, 2.5), (1.0, 1.5)]}
+    path.write_text("step,name,value\n1,a,5\n0,a,9\n1,a,3\n")  # the later of two at one step stays the later
+    assert read_curves(path) == {"a": [(0.0, 9.0), (1.0, 5.0), (1.0, 3.0)]}
     assert read_curves(tmp_path / "none.csv") == {}
 
 

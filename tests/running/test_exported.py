@@ -44,6 +44,26 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return export
 
 
+def test_an_export_that_cannot_be_put_in_place_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = trained_model("xmc_gan"), tmp_path / "export"
+    write_export(model, checkpoint("xmc_gan"), folder)
+    before = sorted(path.name for path in folder.iterdir())
+    genuine = Path.replace
+
+    def refused(self: Path, target: Path) -> Path:
+        if target == folder and "-old" not in self.name:
+            raise OSError("no space left")
+        return genuine(self, target)
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(OSError, match="no space left"):
+        write_export(model, checkpoint("xmc_gan"), folder, force=True)
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clip with sound, a silent one, a picture and a broken file."""
