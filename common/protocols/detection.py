@@ -53,6 +53,7 @@ from common.monitoring.figures import chart, plain, save_figure
 from common.protocols.base import PREFIXES
 from common.protocols.data import ImageData
 from common.training.examples import Draw, Example, batches_of_epoch
+from common.training.optimizers import refuse_half_weights
 from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Batch = dict[str, Any]
@@ -204,11 +205,7 @@ class Detection(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check the precision and the classes and, before training only, load the pre-trained encoder."""
-        if str(self.trainer.precision) in ("bf16-true", "16-true"):
-            raise ValueError(
-                f"trainer.precision {self.trainer.precision} rounds the corners of boxes, true ones as well, by up to "
-                "some pixels: use bf16-mixed"
-            )
+        refuse_half_weights(self, "the corners of boxes, true ones as well, by up to some pixels")
         own = self.hparams["num_classes"]
         found = getattr(getattr(self.trainer, "datamodule", None), "num_classes", own)
         if found != own:

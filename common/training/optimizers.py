@@ -50,6 +50,21 @@ def _scales_its_loss(module: pl.LightningModule) -> bool:
         return False
 
 
+def refuse_half_weights(module: pl.LightningModule, rounded: str) -> None:
+    """Stop where the weights themselves would be of half precision; mixed precision keeps them in float32.
+
+    Args:
+        module: knows its trainer.
+        rounded: what would be rounded, and why that matters.
+
+    Raises:
+        ValueError: they would be.
+    """
+    precision = str(module.trainer.precision)
+    if precision in ("bf16-true", "16-true"):
+        raise ValueError(f"trainer.precision {precision} rounds {rounded}: use bf16-mixed")
+
+
 def clip_by_norm(
     module: pl.LightningModule,
     optimizer: Optimizer,

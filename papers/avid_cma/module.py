@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.encoders.heads import ProjectionHead
 from common.metrics.gathering import RowsOncePerSample
-from common.training.optimizers import fused
+from common.training.optimizers import fused, refuse_half_weights
 from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.avid_cma import monitoring
 from papers.avid_cma.data import PretrainingData
@@ -152,11 +152,8 @@ class AVIDModule(pl.LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and str(self.trainer.precision) in ("bf16-true", "16-true"):
-            raise ValueError(
-                f"trainer.precision {self.trainer.precision} rounds the memory banks, whose rows move in small steps: "
-                "use bf16-mixed"
-            )
+        if stage == "fit":
+            refuse_half_weights(self, "the memory banks, whose rows move in small steps")
         listing = self.data.listing
         fingerprint = listing.fingerprint()
         if not self.loss.num_items:

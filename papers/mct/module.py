@@ -26,7 +26,7 @@ from common.metrics.gathering import RowsOncePerSample
 from common.metrics.retrieval import caption_retrieval, owner_rows
 from common.protocols.captions import check_vocabulary
 from common.training.batch_norm import GroupedBatchNorm
-from common.training.optimizers import CombinedOptimizer, cosine_by_epoch, fused
+from common.training.optimizers import CombinedOptimizer, cosine_by_epoch, fused, refuse_half_weights
 from common.types import Fraction, Momentum, NonNegativeFloat, PositiveFloat
 from papers.mct import monitoring
 from papers.mct.data import PretrainingData
@@ -168,10 +168,9 @@ class MCTModule(pl.LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and str(self.trainer.precision) in ("bf16-true", "16-true"):
-            raise ValueError(
-                f"trainer.precision {self.trainer.precision} rounds the small steps of the momentum averages to "
-                "nothing, so that the keys never move: use bf16-mixed"
+        if stage == "fit":
+            refuse_half_weights(
+                self, "the small steps of the momentum averages to nothing, so that the keys never move"
             )
         if self.loss.weights["tag"] and not len(self.data.tag_names):
             raise ValueError(

@@ -19,7 +19,7 @@ from common.memory.groups import require_groups
 from common.memory.momentum import MomentumPair
 from common.metrics.gathering import OncePerSample
 from common.protocols.generation import ImageEvaluation
-from common.training.optimizers import fused
+from common.training.optimizers import fused, refuse_half_weights
 from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from papers.xmc_gan import monitoring
 from papers.xmc_gan.choice import CheckpointChoice
@@ -263,10 +263,7 @@ class XMCGANModule(pl.LightningModule):
             raise ValueError(
                 "trainer.precision 16 needs scaled losses, which one graph for two does not have: bf16-mixed"
             )
-        if str(self.trainer.precision) == "bf16-true":
-            raise ValueError(
-                "trainer.precision bf16-true rounds away the small steps of the averaged generator: take bf16-mixed"
-            )
+        refuse_half_weights(self, "the small steps of the averaged generator to nothing")
         if self.image_network is not None and self.trainer.ckpt_path is None:
             self.image_network.load_pretrained()  # type: ignore[operator]
 
