@@ -235,9 +235,9 @@ def check_files(
     for clip in clips:
         key = json.dumps([str(clip.path), str(clip.sound), *(_stamp(path) for path in (clip.path, clip.sound))])
         verdicts[key] = known[key] if key in known else _verdict(clip, dataset.streams)
-        if verdicts[key] == _SILENT:
-            silent += [clip.path] if needs_sound else []
-        elif verdicts[key]:
+        if verdicts[key] == _SILENT and needs_sound:
+            silent.append(clip.path)
+        elif verdicts[key] not in ("", _SILENT):
             broken[str(clip.path)] = verdicts[key]
     with contextlib.suppress(OSError):
         files.write_atomically(kept, json.dumps(verdicts))

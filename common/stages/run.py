@@ -439,14 +439,7 @@ def _run_claimed(
     from common.stages.loggers import MetricsFile, note_files, own_id, run_name, wandb_logger
     from common.stages.memory import peak_memory_gib, reset_peak_memory
     from common.stages.telemetry import Telemetry
-    from common.training.callbacks import (
-        CodeState,
-        EpochCount,
-        MissedCheckpoints,
-        Progress,
-        WallClock,
-        WholeCheckpoints,
-    )
+    from common.training.callbacks import EpochCount, MissedCheckpoints, Progress, Sessions, WholeCheckpoints
 
     _quiet_lightning()
     if run.config["trainer"].get("accelerator") == "cpu":
@@ -454,24 +447,16 @@ def _run_claimed(
         torch.set_num_threads(1)
     reset_peak_memory()
     started = datetime.now(UTC).replace(microsecond=0)
-    clock = WallClock()
+    git = records.git_state(checkout())
+    sessions = Sessions(git)
     main_process = is_main_process()
     if main_process and request.scale == "paper" and not request.rehearsal:
         from common.stages.estimate import announce
 
         print("\n".join(announce(run)))
-    git = records.git_state(checkout())
-    code = CodeState(git)
     metrics_file = MetricsFile(directory / "metrics.csv")
-    callbacks = [
-        clock,
-        code,
-        preemption,
-        EpochCount(),
-        MissedCheckpoints(),
-        Progress(directory / PROGRESS_FILE),
-        Telemetry(),
-    ]
+    progress = Progress(directory / PROGRESS_FILE)
+    callbacks = [sessions, preemption, EpochCount(), MissedCheckpoints(), progress, Telemetry()]
     arguments = {"default_root_dir": str(directory), "logger": [metrics_file], "callbacks": callbacks}
     cli = build(run, config, arguments)
     resolved = cli.resolved()
@@ -571,13 +556,13 @@ def _run_claimed(
                 name: {"stage": parent.stage, "lineage_hash": parent.lineage_hash}
                 for name, parent in request.parents.items()
             },
-            git=code.git,
+            git=sessions.git,
             versions={**records.versions(), **torchcodec_reader.versions()},
             hardware={**records.hardware(accelerators, request.isa), "peak_memory_gib": peak_memory_gib()},
             precision=str(trainer.precision),
             global_batch=cli.datamodule.batch_size,
             steps=steps,
-            wall_seconds=round(clock.seconds, 1),
+            wall_seconds=round(sessions.seconds, 1),
             started=started.isoformat().replace("+00:00", "Z"),
             data=cli.datamodule.describe(),
             wandb_run_id=wandb.version if wandb is not None else None,

@@ -197,13 +197,18 @@ class MissedCheckpoints(Callback):
                 trainer.save_checkpoint(path, kept.save_weights_only)
 
 
-class WallClock(Callback):
-    """Seconds that a stage has taken, those of the sessions before a restart included.
+class Sessions(Callback):
+    """Hands on what a stage took before a restart: its seconds, and the revisions of the code that trained it.
 
     What a killed session did after its last checkpoint is done again and counted once.
+
+    Attributes:
+        git: what `git_state` says of this session; `dirty` once any session had changes that were not committed, and
+            under `earlier` the revisions of other sessions.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, git: dict[str, Any]) -> None:
+        self.git = git
         self._began = time.monotonic()
         self._earlier = 0.0
 
@@ -215,41 +220,19 @@ class WallClock(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["wall_seconds"] = self.seconds
+        checkpoint |= {"wall_seconds": self.seconds, "git": self.git}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:  # the test that follows reads what this very session wrote
-            self._earlier = checkpoint.get("wall_seconds", 0.0)
-
-
-class CodeState(Callback):
-    """Revisions of the code that trained a stage, those of the sessions before a restart included.
-
-    Attributes:
-        git: what `git_state` says of this session; `dirty` once any session had changes that were not committed, and
-            under `earlier` the revisions of other sessions.
-    """
-
-    def __init__(self, git: dict[str, Any]) -> None:
-        self.git = git
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["git"] = self.git
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        before = checkpoint.get("git")
-        if before is None or trainer.state.fn != TrainerFn.FITTING:
+        if trainer.state.fn != TrainerFn.FITTING:  # the test that follows reads what this very session wrote
             return
-        now, earlier = self.git, [*before.get("earlier", []), before["revision"]]
-        dirty = before["dirty"] if now["dirty"] is False else now["dirty"]
-        others = [revision for revision in dict.fromkeys(earlier) if revision != now["revision"]]
-        self.git = {"revision": now["revision"], "dirty": dirty, **({"earlier": others} if others else {})}
+        self._earlier = checkpoint.get("wall_seconds", 0.0)
+        if before := checkpoint.get("git"):
+            now, earlier = self.git, [*before.get("earlier", []), before["revision"]]
+            dirty = before["dirty"] if now["dirty"] is False else now["dirty"]
+            others = [revision for revision in dict.fromkeys(earlier) if revision != now["revision"]]
+            self.git = {"revision": now["revision"], "dirty": dirty, **({"earlier": others} if others else {})}
 
 
 class Progress(Callback):
