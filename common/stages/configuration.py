@@ -215,6 +215,9 @@ def _overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], li
     An overlay file has four keys: `all` (every recipe), `recipes` (a mapping of shell patterns, alternatives separated
     by `|`, to settings; later patterns win), `sizes` (names of the fields that it may set, being sizes, steps, data or
     learning rates) and `deviations` (for all others, a list of `{field, reason, recipes}`).
+
+    A recipe that no pattern but `*` means is given what the nearest recipe is given that it extends: a new row of a
+    table is as small as the one that it differs from.
     """
     if name == "paper":
         return [], []
@@ -223,6 +226,9 @@ def _overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], li
     for key in overlay:
         if key not in _OVERLAY_KEYS:
             raise ConfigurationError(f"{path}: unknown key {key!r}; {nearest(key, _OVERLAY_KEYS)}")
+    patterns = [pattern for pattern in overlay.get("recipes") or {} if pattern != "*"]
+    family = [Path(layer.name).stem for layer in reversed(_recipe_layers(paper, recipe))]
+    recipe = next((one for one in family if any(matches(one, pattern) for pattern in patterns)), recipe)
     layers = [Layer(f"configs/{paper}/{name}.yaml", overlay.get("all") or {})]
     for pattern, content in (overlay.get("recipes") or {}).items():
         if matches(recipe, pattern):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.reporting.papers import Paper, existing_papers, project_root
 from common.stages.configuration import (
     ConfigurationError,
     check_arguments,
@@ -89,6 +91,29 @@ def test_the_stack_in_order() -> None:
     arguments = run.config["model"]["init_args"]["loss"]["init_args"]
     assert (arguments["agreement"], arguments["temperature"]) == ("union", 0.2)
     assert run.config["seed_everything"] == 3
+
+
+@pytest.mark.parametrize("paper", existing_papers(), ids=lambda paper: paper.name)
+def test_a_new_row_is_as_small_as_the_one_that_it_extends(
+    paper: Paper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As README and CONTRIBUTING tell to make one: a recipe of another name, which no pattern of an overlay means."""
+    shutil.copytree(project_root() / "configs", tmp_path / "configs")
+    for tables in project_root().glob("papers/*/tables.yaml"):
+        folder = tmp_path / tables.relative_to(project_root()).parent
+        folder.mkdir(parents=True)
+        shutil.copy(tables, folder)
+    monkeypatch.setenv("ASSEMBLE_ROOT", str(tmp_path))
+    configs = tmp_path / "configs" / paper.name
+    (configs / "mine.yaml").write_text(f"extends: {paper.recipe}\n")
+    (configs / "mine_further.yaml").write_text("extends: mine\ntrainer: {gradient_clip_val: 0.5}\n")
+    for scale in ("mini", "smoke"):
+        extended = resolve(paper.name, paper.recipe, scale=scale)
+        mine = resolve(paper.name, "mine", scale=scale)
+        assert mine.config == extended.config
+        assert mine.deviations == extended.deviations
+        further = resolve(paper.name, "mine_further", scale=scale)
+        assert further.config == merge(mine.config, {"trainer": {"gradient_clip_val": 0.5}})
 
 
 @pytest.mark.parametrize(
