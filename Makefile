@@ -48,6 +48,10 @@ $(STAMP): requirements.lock pyproject.toml
 	  fi
 	@touch $@
 
+extra-%: $(STAMP) ## Install an optional part (extra-datasets, -tensorboard, -decoders, -captioning; pyproject.toml says what for)
+	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
+	  $$UV pip install --quiet --constraint requirements.lock --editable ".[$*]"
+
 # One lock for all: markers say what is for which system. Versions stay as they are where they fit; UPGRADE=1 takes new ones.
 lock: ## Write requirements.lock anew from pyproject.toml (UPGRADE=1)
 	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); \

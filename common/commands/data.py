@@ -142,6 +142,11 @@ def _data_command(arguments: argparse.Namespace) -> int:
         raise StageError("--bert goes with --text-features")
     if arguments.shard_size is not None and arguments.shards is None:
         raise StageError("--shard-size goes with --shards FOLDER")
+    given = {"prepare": arguments.prepare, "shards": arguments.shards, "transcode": arguments.transcode}
+    given |= {"measure": arguments.measure, "text-features": arguments.text_features}
+    asked = [f"--{name}" for name, value in given.items() if value is not None and value is not False]
+    if len(asked) > 1:
+        raise StageError(f"{' and '.join(asked)} are done one at a time: give one of them")
     from common.data.prepare import report, report_files
     from common.stages.parts import has_part, optional_part
     from common.stages.single import datasets_of, files_of

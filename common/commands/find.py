@@ -63,7 +63,7 @@ def _list_papers(scale: str) -> None:
     rows = []
     for paper in existing_papers():
         source, promoted = load(paper.name), find_promoted(paper.name, scale)
-        names = [instance.id for instance in expand(source, scale)]
+        names = [instance.id for instance in expand(source, scale, everything=False)]
         times = [_median(record.wall_seconds for record in promoted if record.stage == name) for name in names]
         known = [seconds for seconds in times if seconds is not None]
         rows.append(
@@ -77,6 +77,7 @@ def _list_papers(scale: str) -> None:
             )
         )
     _print(("paper", "title", "tables", "recipes", f"stages at {scale}", "time, one seed"), rows)
+    print("stages and time are those of `make reproduce-<paper>`, without what is made by request")
     print(f"`assemble list {existing_papers()[0].short}` shows the tables, rows, stages and recipes of one")
 
 

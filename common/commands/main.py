@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -22,7 +23,15 @@ from common.commands.sweep import add_parser as add_sweep_parser
 from common.errors import Preempted, ReportingError, StageError, is_ours, nearest, printable
 from common.files import described
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, use
-from common.reporting.papers import SCALES, example_stage, existing_papers, names_of_papers, paper_named, runs_root
+from common.reporting.papers import (
+    PROMOTED_SCALES,
+    SCALES,
+    example_stage,
+    existing_papers,
+    names_of_papers,
+    paper_named,
+    runs_root,
+)
 from common.stages.rehearse import add_parsers as add_rehearse_parsers
 
 if TYPE_CHECKING:
@@ -344,9 +353,12 @@ def show_tables(paper: str, scale: str, runs: Path, printed: Collection[str] = (
     render.print_tables(filled, console(), printed)
     path = runs / paper / scale / "tables.md"
     write_atomically(path, render.tables_markdown(filled) + "\n")
-    print(f"written to {path}; `assemble report` makes a page of it, `assemble promote {paper}` keeps the records")
+    short = paper_named(paper).short
+    where = "" if runs.resolve() == runs_root().resolve() else f" --runs {shlex.quote(os.fspath(runs))}"
+    kept = f", `assemble promote {short}{where}` keeps the records" if scale in PROMOTED_SCALES else ""
+    print(f"written to {path}; `assemble report{where}` makes a page of it{kept}")
     if compared := compare_paper(paper, scale, runs):
-        print(f"{summary(compared)} (`assemble compare {paper_named(paper).short} --scale {scale}`)")
+        print(f"{summary(compared)} (`assemble compare {short} --scale {scale}{where}`)")
 
 
 def _plan_command(arguments: argparse.Namespace) -> int:

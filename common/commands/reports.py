@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from common.reporting.render import Filled
 
 LEGEND = """
-A claim compares its rows draw by draw; a draw is a seed. It holds when the mean lies beyond what is claimed with 95 %
-confidence, fails when it lies on the other side, and is not separable between; one draw alone never fails or holds.
+A claim compares its rows draw by draw; a draw is a seed and a rounding. It holds when the mean lies beyond what is
+claimed with 95 % confidence, fails when it lies on the other side, and is not separable between; one draw alone never
+fails or holds.
 `gate mini`: `assemble claims --gate` ends with an error when this one fails at mini scale."""
 
 Command = Callable[[argparse.Namespace], int]

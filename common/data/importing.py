@@ -167,7 +167,7 @@ def _samples_of_datasets(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except ImportError:
         raise StageError(
             f"{source} is a data set of Hugging Face's datasets, which is not installed: "
-            f"pip install 'representation-assemble[{EXTRA}]'"
+            f"`make extra-{EXTRA}` in a checkout, else pip install 'representation-assemble[{EXTRA}]'"
         ) from None
     loaded = datasets.load_from_disk(str(source))
     parts = dict(loaded) if isinstance(loaded, dict) else {"": loaded}

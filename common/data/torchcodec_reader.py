@@ -52,9 +52,9 @@ def why_missing() -> str:
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("torchcodec"):
             return f"torchcodec does not load: {error}"
-        return "torchcodec is not installed: pip install 'torchcodec>=0.17'"
+        return "torchcodec is not installed: `make extra-decoders` in a checkout, else pip install 'torchcodec>=0.17'"
     except AttributeError:
-        return "torchcodec is too old: pip install 'torchcodec>=0.17'"
+        return "torchcodec is too old: `make extra-decoders` in a checkout, else pip install 'torchcodec>=0.17'"
     except (ImportError, OSError, RuntimeError):
         return "torchcodec does not load: it needs FFmpeg's shared libraries (apt install ffmpeg) and its own torch"
     return ""

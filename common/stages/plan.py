@@ -410,7 +410,8 @@ def _run(item: Planned) -> records.Record:
         raise StageError(
             f"{item.request.stage} wants {nodes} nodes, which one command cannot start; submit the stages with "
             f"`assemble plan {item.request.paper} --scale {item.request.scale} --hardware {item.request.hardware} "
-            "--format slurm`"
+            f"--seeds {item.request.seed} --data {shlex.quote(str(item.request.data))} "
+            f"--runs {shlex.quote(str(item.request.runs))} --format slurm`"
         )
     if str(devices) in {"1", "auto"} and str(nodes) == "1":
         from common.stages.run import run_stage

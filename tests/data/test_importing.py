@@ -114,7 +114,7 @@ class TestDatasets:
     def test_without_the_package_the_extra_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "datasets", None)
         (tmp_path / "dataset_info.json").write_text("{}")
-        with pytest.raises(StageError, match=r"pip install 'representation-assemble\[datasets\]'"):
+        with pytest.raises(StageError, match=r"`make extra-datasets` in a checkout, else pip install"):
             import_data(tmp_path, tmp_path / "out")
 
     def test_images_with_classes_and_splits(self, tmp_path: Path) -> None:

@@ -73,4 +73,6 @@ def test_the_development_container_is_the_same_image() -> None:
     assert (folder / found["build"]["dockerfile"]).resolve() == ROOT / "Dockerfile"
     assert (folder / found["build"]["context"]).resolve() == ROOT
     assert ("USER", found["remoteUser"]) in instructions()
-    assert found["postCreateCommand"] == "make setup"
+    # An environment of the host's, whose interpreter is not there, is made anew; ours comes before the image's.
+    assert found["postCreateCommand"] == "test -x .venv/bin/python || rm -rf .venv; make setup"
+    assert found["remoteEnv"]["PATH"] == "${containerWorkspaceFolder}/.venv/bin:${containerEnv:PATH}"

@@ -39,7 +39,9 @@ def java_command(jar: str, memory: str) -> tuple[list[str], Path]:
     places = list(package.submodule_search_locations or []) if package else []
     found = next((path for place in places if (path := Path(place) / jar).is_file()), None)
     if found is None:
-        raise JavaUnavailable(f"{Path(jar).name} not found; `pip install pycocoevalcap` (the extra `captioning`)")
+        raise JavaUnavailable(
+            f"{Path(jar).name} not found; `make extra-captioning` in a checkout, else pip install pycocoevalcap"
+        )
     # The characters that Java assumes follow the locale up to version 17.
     return [java, f"-Xmx{memory}", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8"], found
 
