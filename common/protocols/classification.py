@@ -196,7 +196,7 @@ class SupervisedClassification(Classification):
         learning_rate: of SGD.
         kwargs: see Classification and EncoderModule.
 
-    Source: docs/papers/avid_cma.md [11], `in_sup`: torchvision's recipe of its first ResNet-50 weights.
+    Source: docs/papers/mct.md [11], `in_sup`: torchvision's recipe of its first ResNet-50 weights.
     """
 
     def __init__(
@@ -421,7 +421,7 @@ class LinearClassification(Classification):
         ValueError: in the constructor for a setting of no use; in the test when there are not two loaders, or every
             learning rate diverged.
 
-    Source: docs/papers/avid_cma.md [9], ImageNet linear, and 12.4.
+    Source: docs/papers/mct.md [9], ImageNet linear, and 12.4.
     """
 
     def __init__(
@@ -517,7 +517,7 @@ class MultiLabelTagging(Classification):
     Shapes:
         Batch: `image` [B, 3, H, W], `labels` [B, C] of 1 (present), 0 (absent) and -1 (difficult), `index` [B].
 
-    Source: docs/papers/avid_cma.md [8], Stock; the learning rate and its schedule are ours.
+    Source: docs/papers/mct.md [8], Stock; the learning rate and its schedule are ours.
     """
 
     fewest_classes = 1

@@ -319,7 +319,7 @@ class ImageData(ShardedDataModule):
 
 
 class ClassificationData(ImageData):
-    """Images of one class each, for linear classifiers and for training with labels (docs/papers/avid_cma.md [9]).
+    """Images of one class each, for linear classifiers and for training with labels (docs/papers/mct.md [9]).
 
     Args:
         train_split, test_split: names of the listings.
@@ -410,7 +410,7 @@ class LabeledImages(ImageItems):
 
 
 class MultiLabelData(ImageData):
-    """Images with several labels each: Pascal VOC, or the categories of COCO's instances (docs/papers/avid_cma.md [9]).
+    """Images with several labels each: Pascal VOC, or the categories of COCO's instances (docs/papers/mct.md [9]).
 
     Args:
         train_split, test_split: names of the listings.

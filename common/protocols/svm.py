@@ -217,7 +217,7 @@ class MultiLabelSVM(MachinesOnFeatures):
     Shapes:
         Batch: `image` [B, 3, H, W], `labels` [B, C] of 1 (present), 0 (absent) and -1 (difficult), `index` [B].
 
-    Source: docs/papers/avid_cma.md [9], VOC07 linear SVM.
+    Source: docs/papers/mct.md [9], VOC07 linear SVM.
     """
 
     def __init__(

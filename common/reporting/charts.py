@@ -72,7 +72,7 @@ def svg_bars(result: TableResult) -> list[str]:
 
 
 def _bars(result: TableResult, metric: Metric, rows: Sequence[tuple[str, Cell]]) -> str:
-    compared = result.scale == "paper" and metric.published and not result.table.ours
+    compared = result.scale == "paper" and render.is_paired(result, metric)
     ends = [0.0]
     for _, cell in rows:
         spread = cell.spread or 0.0

@@ -62,7 +62,7 @@ class ClaimResult:
         if self.margin is None:
             return self.detail or "–"
         draws = f"{len(self.draws)} draw{'s' if len(self.draws) > 1 else ''}"
-        told = f"{abs(self.margin):.3g} {'above' if self.margin >= 0 else 'below'} what is claimed"
+        told = f"{'passed' if self.margin >= 0 else 'missed'} by {abs(self.margin):.3g}"
         if self.interval is None:
             return f"{told} ({draws})"
         low, high = self.interval

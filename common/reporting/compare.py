@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from common.files import write_atomically
 from common.reporting import charts
 from common.reporting.aggregate import Cell, collect
-from common.reporting.curves import importance, read_curves
+from common.reporting.curves import band_of, importance, read_curves
 from common.reporting.draws import Draw
 from common.reporting.papers import paper_named, runs_root
 from common.reporting.records import (
@@ -259,24 +259,24 @@ def write_curves(
         files |= {id(r): _metrics_file(runs, r) for r in mine}
         for scale, stage in dict.fromkeys((r.scale, r.stage) for r in mine):
             lines: dict[str, dict[str, charts.Points]] = {}
-            # Theirs first: what is drawn later lies above.
-            for whose, records in (("recorded", theirs), ("mine", mine)):
-                for record in (r for r in records if (r.scale, r.stage) == (scale, stage)):
-                    for metric, points in read_curves(files[id(record)]).items():
-                        lines.setdefault(metric, {})[f"{whose}, {record.draw}"] = points
-            shown = [metric for metric in sorted(lines, key=importance) if any(k[0] == "m" for k in lines[metric])]
-            if not shown:
+            for record in (r for r in mine if (r.scale, r.stage) == (scale, stage)):
+                for metric, points in read_curves(files[id(record)]).items():
+                    lines.setdefault(metric, {})[f"mine, {record.draw}"] = points
+            same = [files[id(r)] for r in theirs if (r.scale, r.stage) == (scale, stage)]
+            recorded = band_of(same)
+            if not lines:
                 continue
             parts.append(f"<h2>{html.escape(f'{paper.title}: {stage}, {scale}')}</h2>")
-            for metric in shown:
+            for metric in sorted(lines, key=importance):
                 legend = "; ".join(
                     f'<svg viewBox="0 0 20 8" width="20" height="8" aria-hidden="true"><line '
                     f'class="series-{i % charts.SERIES}" x1="0" x2="20" y1="4" y2="4"/></svg> {html.escape(line)}'
                     for i, line in enumerate(lines[metric])
                 )
-                parts.append(
-                    f"<figure>{charts.svg_lines(metric, lines[metric])}<figcaption>{legend}</figcaption></figure>"
-                )
+                band = recorded.get(metric, ())
+                legend += f"; the band is recorded, {len(same)} draw{'s' if len(same) > 1 else ''}" if band else ""
+                drawn = charts.svg_lines(metric, lines[metric], band=band)
+                parts.append(f"<figure>{drawn}<figcaption>{legend}</figcaption></figure>")
     write_atomically(output, "\n".join([*parts, "</main>"]) + "\n")
     return output
 

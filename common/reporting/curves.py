@@ -6,6 +6,7 @@ import csv
 import gzip
 import math
 import zlib
+from collections.abc import Iterable
 from operator import itemgetter
 from pathlib import Path
 
@@ -28,6 +29,16 @@ def read_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
         two finite points are left out; so is a file that does not exist, or that is damaged, which is said.
     """
     return {name: _thinned(points) for name, points in _points(path).items() if len(points) > 1}
+
+
+def band_of(paths: Iterable[Path]) -> dict[str, list[tuple[float, float, float]]]:
+    """Per curve of several runs' files, the least and the greatest value at every step: (step, least, greatest)."""
+    values: dict[str, dict[float, list[float]]] = {}
+    for path in paths:
+        for metric, points in read_curves(path).items():
+            for x, y in points:
+                values.setdefault(metric, {}).setdefault(x, []).append(y)
+    return {metric: [(x, min(at[x]), max(at[x])) for x in sorted(at)] for metric, at in values.items()}
 
 
 def summaries(path: Path) -> dict[str, float]:

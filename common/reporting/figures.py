@@ -7,7 +7,7 @@ import math
 
 from common.reporting.aggregate import TableResult
 
-COLOURS = ("#4a4a4a", "#c2571a", "#a8842c", "#3266ad", "#2f8f5b", "#8a4fae")
+COLOURS = ("#4a4a4a", "#c2571a", "#a8842c", "#3266ad", "#2f8f5b", "#8a4fae", "#b8396b")
 _WIDTH, _HEIGHT = 640, 300
 _LEFT, _TOP, _RIGHT, _BOTTOM = 52, 14, 150, 46
 

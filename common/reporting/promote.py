@@ -82,9 +82,9 @@ def promote(
         if missing:
             raise ReportingError(f"no record of stage(s) {', '.join(missing)} at {', '.join(scales)} scale to promote")
         found = [r for r in found if r.stage in stages or r.stage.split("@")[0] in stages]
-    kinds = _machines(find_promoted(entry.name))
+    kinds = machines(find_promoted(entry.name))
     done = [
-        _promote(record, kept := _named(record, kinds), promoted_file(entry, kept.scale, kept.draw, kept.stage))
+        _promote(record, kept := as_kept(record, kinds), promoted_file(entry, kept.scale, kept.draw, kept.stage))
         for record in found
     ]
     for promotion in done:
@@ -111,7 +111,7 @@ def _promote_curves(source: Path, target: Path) -> None:
         write_whole(target, lambda partial: partial.write_bytes(content))
 
 
-def _machines(promoted: Sequence[Record]) -> dict[tuple[str, Draw], set[str]]:
+def machines(promoted: Sequence[Record]) -> dict[tuple[str, Draw], set[str]]:
     """Per scale and native draw, the instruction sets of the machines that its records are from."""
     kinds: dict[tuple[str, Draw], set[str]] = {}
     for record in promoted:
@@ -121,7 +121,7 @@ def _machines(promoted: Sequence[Record]) -> dict[tuple[str, Draw], set[str]]:
     return kinds
 
 
-def _named(record: Record, kinds: dict[tuple[str, Draw], set[str]]) -> Record:
+def as_kept(record: Record, kinds: dict[tuple[str, Draw], set[str]]) -> Record:
     """The record as it is kept: a native one says its instruction set where another machine has the seed already."""
     machine = record.hardware.get("isa", {}).get("machine")
     others = kinds.get((record.scale, record.draw), set())

@@ -15,7 +15,7 @@ from common.reporting.aggregate import Cell, TableResult, collect
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, VERDICTS, ClaimResult, judge
 from common.reporting.draws import told
 from common.reporting.papers import PROMOTED_SCALES, SCALES, Paper, existing_papers, paper_named, project_root
-from common.reporting.records import Record, find, find_promoted, warn
+from common.reporting.records import Record, find, find_promoted, promoted_curves, warn
 from common.reporting.tables import Metric, Row, Tables, load
 
 if TYPE_CHECKING:
@@ -141,17 +141,25 @@ def heading(metric: Metric) -> str:
 
 
 def is_paired(result: TableResult, metric: Metric) -> bool:
-    """Whether the cells of a metric hold published values beside the measured ones."""
-    return metric.published and not result.table.ours
+    """Whether the cells of a metric hold published values beside the measured ones; in a table of ours few do."""
+    return metric.published and (not result.table.ours or any(metric.id in row.published for row in result.rows))
+
+
+def any_paired(result: TableResult) -> bool:
+    """Whether any shown metric of a table holds published values."""
+    return any(is_paired(result, metric) for metric in result.table.metrics if not metric.hidden)
 
 
 def pair_text(result: TableResult, row: Row, metric: Metric) -> str:
-    """Published and measured value of a cell, `81.5 / 50.0 ± 1.4`; one dash where there is neither."""
+    """Published and measured value of a cell, `81.5 / 50.0 ± 1.4`; one dash where there is neither.
+
+    A metric without published values is measured alone; beside metrics that have them it says so by a dash.
+    """
     cell = result.cells[row.label, metric.id]
     measured = measured_text(cell, metric.decimals, usual_draws(result))
-    if not is_paired(result, metric):
+    if not any_paired(result):
         return measured
-    published = published_text(cell, metric.decimals)
+    published = published_text(cell, metric.decimals) if is_paired(result, metric) else DASH
     return DASH if published == measured == DASH else f"{published} / {measured}"
 
 
@@ -279,7 +287,7 @@ def caption(result: TableResult) -> str:
     draws = usual_draws(result)
     spread = f" (mean ± standard deviation of {draws} draws)" if draws > 1 else " (one draw)" if draws else ""
     measured = f"measured at **{result.scale}** scale{spread}: {_MEANINGS[result.scale]}"
-    if not any(is_paired(result, metric) for metric in result.table.metrics if not metric.hidden):
+    if not any_paired(result):
         return f"{measured[0].upper()}{measured[1:]}. {_origin(result)}."
     return f"Cells are *published / measured*, {measured}. {_origin(result)}."
 
@@ -457,6 +465,9 @@ def render_paper(paper: str) -> bool:
     for path, text in _changed_figures(paper).items():
         write_atomically(path, text)
         changed = True
+    for path in _left_over(paper):
+        path.unlink()
+        changed = True
     return changed
 
 
@@ -465,13 +476,23 @@ def _changed_figures(paper: str) -> dict[Path, str]:
     return {p: text for p, text in drawn.items() if not p.is_file() or p.read_text(encoding="utf-8") != text}
 
 
+def _left_over(paper: str) -> list[Path]:
+    """Curves whose record is gone, and figures of tables that no record fills any more."""
+    results, drawn = paper_named(paper).results, figures_of(paper)
+    records = {promoted_curves(path) for path in results.rglob("*.json")}
+    return [
+        *(path for path in sorted(results.rglob("*.csv.gz")) if path not in records),
+        *(path for path in sorted(results.rglob("*.svg")) if path not in drawn),
+    ]
+
+
 def render_overview() -> bool:
     """Write the overview into the top README; return whether it changed."""
     return update_between_markers(project_root() / "README.md", "overview", overview_markdown())
 
 
 def check() -> list[Path]:
-    """The README files and figures that rendering would change (or that lack the markers)."""
+    """The README files, figures and curves that rendering would change or remove (or that lack the markers)."""
     pages = [(p.readme, "tables", paper_markdown(p.name)) for p in existing_papers()]
     pages.append((project_root() / "README.md", "overview", overview_markdown()))
     stale = []
@@ -483,7 +504,7 @@ def check() -> list[Path]:
             continue
         if old != new:
             stale.append(path)
-    return [*stale, *(path for p in existing_papers() for path in _changed_figures(p.name))]
+    return [*stale, *(f for p in existing_papers() for f in (*_changed_figures(p.name), *_left_over(p.name)))]
 
 
 # ---- terminal

@@ -13,7 +13,7 @@ from common.files import write_atomically
 from common.reporting import charts, figures, render
 from common.reporting.aggregate import Cell, TableResult
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, ClaimResult
-from common.reporting.curves import importance, read_curves
+from common.reporting.curves import band_of, importance, read_curves
 from common.reporting.media import Budget, Gallery, comparisons, gallery
 from common.reporting.papers import (
     SCALES,
@@ -24,6 +24,7 @@ from common.reporting.papers import (
     project_root,
     runs_root,
 )
+from common.reporting.promote import as_kept, machines
 from common.reporting.records import (
     RECORD_FILE,
     Record,
@@ -110,9 +111,14 @@ class _Section:
         self.promoted: dict[tuple[str, str], list[Record]] = {}
         for record in promoted:
             self.promoted.setdefault((record.scale, record.stage), []).append(record)
-        self.records = [*promoted, *self.fresh]
+        # A seed on another kind of machine is another draw here as in what is promoted.
+        kinds = machines(promoted)
+        kept = {id(r): as_kept(r, kinds) for r in self.fresh}
+        self.records = [*promoted, *kept.values()]
         self.files = {id(r): promoted_file(paper, r.scale, r.draw, r.stage) for r in promoted}
-        self.files |= {id(r): run_folder(runs, r.paper, r.scale, r.draw, r.stage) / RECORD_FILE for r in self.fresh}
+        for r in self.fresh:
+            file = run_folder(runs, r.paper, r.scale, r.draw, r.stage) / RECORD_FILE
+            self.files |= {id(r): file, id(kept[id(r)]): file}
 
     def content(self, budget: Budget) -> dict[str, Any]:
         """The section as plain data for the template."""
@@ -300,13 +306,8 @@ class _Section:
 
     def _recorded(self, scale: str, stage: str) -> dict[str, list[tuple[float, float, float]]]:
         """Per curve, the least and the greatest value of the promoted draws at every step."""
-        values: dict[str, dict[float, list[float]]] = {}
-        for record in self.promoted.get((scale, stage), ()):
-            file = promoted_curves(promoted_file(self.paper, scale, record.draw, stage))
-            for metric, points in read_curves(file).items():
-                for x, y in points:
-                    values.setdefault(metric, {}).setdefault(x, []).append(y)
-        return {m: [(x, min(at[x]), max(at[x])) for x in sorted(at)] for m, at in values.items()}
+        draws = [record.draw for record in self.promoted.get((scale, stage), ())]
+        return band_of(promoted_curves(promoted_file(self.paper, scale, draw, stage)) for draw in draws)
 
     def _folder(self, record: Record) -> Path:
         return run_folder(self.runs, record.paper, record.scale, record.draw, record.stage)

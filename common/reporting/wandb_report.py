@@ -141,9 +141,13 @@ def _table_panels(source: Tables, filled: render.Filled) -> PanelGrid:
     kinds = ("table", "published") if result.scale == "paper" else ("table",)
     keys = [f"summary:{kind}/{table.id}/{m.id}" for m in metrics for kind in kinds]
     runsets = []
+    stages_of = {r.label: {m.id: source.instances(table, r, m, result.scale) for m in metrics} for r in result.rows}
     for row in result.rows:
-        stages = dict.fromkeys(s for m in metrics for s in source.instances(table, row, m, result.scale))
-        if stages:
+        mine = stages_of[row.label]
+        # A run logs every metric of the table that its stage fills in some row. One that this row has from other stages
+        # would be averaged into its bar: such a run is left out.
+        foreign = {s for of in stages_of.values() for m, names in of.items() if mine[m] for s in {*names} - {*mine[m]}}
+        if stages := dict.fromkeys(s for names in mine.values() for s in names if s not in foreign):
             runsets.append(_runset(render.row_text(row), group, list(stages), keys))
     panels: list[Any] = []
     for metric in metrics:
@@ -153,7 +157,7 @@ def _table_panels(source: Tables, filled: render.Filled) -> PanelGrid:
         known = any(
             metric.id in row.published and source.instances(table, row, metric, result.scale) for row in result.rows
         )
-        if known and result.scale == "paper" and metric.published and not table.ours:
+        if known and result.scale == "paper" and render.is_paired(result, metric):
             panels.append(_bars(f"{name}, published", f"published/{table.id}/{metric.id}"))
     return wr.PanelGrid(runsets=runsets, panels=panels)
 
@@ -323,10 +327,16 @@ def paper_workspace(paper: Paper, records: Sequence[Record], entity: str) -> Wor
         settings=ws.WorkspaceSettings(x_axis="trainer/global_step"),
         runset_settings=ws.RunsetSettings(
             filters=[ws.Metric("Group") == f"{paper.name}/{scale}"],
-            groupby=[ws.Config("row")],
+            groupby=[ws.Config("stage" if _shared_rows(shown) else "row")],
             pinned_columns=["run:displayName", *dict.fromkeys(columns)],
         ),
     )
+
+
+def _shared_rows(filled: Sequence[render.Filled]) -> bool:
+    """Whether a table has two rows of one model, which are told apart by their stages alone."""
+    models = [[row.model for row in f.result.rows if row.model] for f in filled]
+    return any(len(set(of_table)) < len(of_table) for of_table in models)
 
 
 def save_workspace(workspace: Workspace, known: str = "") -> tuple[str, str]:

@@ -129,7 +129,7 @@ def test_margin_is_paired_and_comes_with_its_interval() -> None:
     # 4.302653 is the two-sided 95 % point of Student's t with two degrees of freedom.
     half = 4.302653 * 0.288675 / 3**0.5
     assert result.interval == pytest.approx((13 / 6 - half, 13 / 6 + half), abs=1e-5)
-    assert result.outcome == "2.17 above what is claimed (95 %: +1.45 to +2.88; 3 draws)"
+    assert result.outcome == "passed by 2.17 (95 %: +1.45 to +2.88; 3 draws)"
     assert judge(filled("A.x < B.x", {0: 1.0}, {0: 4.0}))[0].margin == 3.0
 
 
@@ -180,7 +180,7 @@ def test_gate_exit_status(
     save(make_record("ucf_1@base", 1, 50.0))
     save(make_record("ucf_1@better", 1, 50.5))
     assert run("claims", "mct", "--gate", "--runs", str(project / "runs")) == 1
-    assert "transfer.helps fails at mini scale: 0.5 below" in capsys.readouterr().err
+    assert "transfer.helps fails at mini scale: missed by 0.5 " in capsys.readouterr().err
     save(make_record("ucf_1@better", 0, 60.0))
     save(make_record("ucf_1@better", 1, 60.5))
     assert run("claims", "mct", "--gate", "--runs", str(project / "runs")) == 0

@@ -170,7 +170,10 @@ def test_curves_are_promoted_and_drawn_over(
     assert run("compare", "mct", "--runs", str(runs), "--curves", str(page)) == 0
     text = page.read_text()
     assert "MCT: base, mini" in text
-    assert "recorded, seed 0: 5 at the end, mine, seed 0: 4 at the end" in text
+    # However many are recorded, they are a band, so that no color of theirs is one of mine.
+    assert "mine, seed 0: 4 at the end" in text
+    assert "the band is recorded, 1 draw<" in text
+    assert text.count('class="recorded"') == 1
     # A refused record leaves what stands; one without curves takes the old ones away.
     write(3.0, started="2026-03-01T00:00:00Z", git={"revision": "a" * 40, "dirty": True})
     promote("mct", ("mini",), runs)

@@ -32,7 +32,7 @@ data and model, whose numbers cannot be compared with published ones. Published 
 
 | claimed | verdict | came out |
 |---|---|---|
-| One helps | holds | 10 above what is claimed (95 %: +10 to +10; 2 draws) |
+| One helps | holds | passed by 10 (95 %: +10 to +10; 2 draws) |
 
 Claims that were not run: Loss is low (not measured: New.loss).
 
@@ -55,6 +55,21 @@ def some_records(make_record: Callable[..., Record]) -> list[Record]:
 def test_markdown(project: Path, some_records: list[Record]) -> None:
     filled = render.fill(load("mct"), "mini", some_records)
     assert render.table_markdown(filled[0]) == GOLDEN.replace("{h}", some_records[0].configuration)
+
+
+def test_what_has_no_published_value_is_never_taken_for_one(project: Path, some_records: list[Record]) -> None:
+    tables = project / "papers" / "mct" / "tables.yaml"
+    text = tables.read_text()
+    tables.write_text(text.replace("esc: {label: ESC, stage: esc", "esc: {published: false, label: ESC, stage: esc"))
+    assert "| New | 81.5 / 50.0 ± 1.4 | – / 30.0 (n=1) |" in render.table_markdown(
+        render.fill(load("mct"), "mini", some_records)[0]
+    )
+    # In a table of ours, a metric has published values where a row gives one.
+    ours = text.replace("source: a made-up page", "source: ours alone\n    ours: true")
+    tables.write_text(ours.replace(', esc: {value: 70, mark: "*"}', ""))
+    drawn = render.table_markdown(render.fill(load("mct"), "mini", some_records)[0])
+    assert "Cells are *published / measured*" in drawn
+    assert "| New | 81.5 / 50.0 ± 1.4 | – / 30.0 (n=1) |" in drawn
 
 
 @pytest.mark.parametrize("scale", ["mini", "smoke"])

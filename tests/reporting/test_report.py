@@ -327,3 +327,19 @@ def test_the_shipped_records_make_a_whole_page(tmp_path: Path) -> None:
     assert curves
     assert text.count('<figure class="figure">') >= len(curves)
     assert len(text) < 3_000_000
+
+
+def test_a_seed_on_another_kind_of_machine_is_another_draw(project: Path, save: Save, make_record: MakeRecord) -> None:
+    """As it is when records are promoted: two processors' halves of a seed are not compared with one another."""
+
+    def on(machine: str, stage: str, value: float, started: str) -> None:
+        hardware = {"isa": {"requested": "native", "machine": machine}}
+        save(make_record(stage, 0, value, hardware=hardware, started=started))
+
+    for stage, value in (("ucf_1@base", 50.0), ("ucf_1@better", 60.0)):
+        on("avx2", stage, value, "2026-01-01T00:00:00Z")
+    promote("mct", runs=project / "runs")
+    on("avx512", "ucf_1@better", 40.0, "2026-02-01T00:00:00Z")
+    text = written(project, runs=project / "runs")
+    assert "passed by 9 (1 draw)" in text  # of the promoted draw alone, the only one with both
+    assert "50.0 ± 14.1" in text  # of `better`, two draws
