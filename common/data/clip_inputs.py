@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from common.data.transforms import AudioTransform, VideoTransform
+from common.encoders.checkpoint_files import read_checkpoint
 from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
@@ -98,10 +99,13 @@ def read_statistics(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"data.audio.statistics: {path} does not exist")
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as content:
-            found = {name: content[name] for name in ("mean", "std") if name in content}
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                found = {name: content[name] for name in ("mean", "std") if name in content}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"data.audio.statistics: {path} cannot be read: {error}") from None
     else:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = read_checkpoint(path)
         found = {name: value.numpy() for name, value in (checkpoint.get("audio_statistics") or {}).items()}
     if set(found) != {"mean", "std"}:
         raise ValueError(

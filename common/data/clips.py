@@ -69,13 +69,15 @@ class ClipDataset(ItemDataset):
         return self._sample(self.listing[file], rng)
 
     def fill_cache(self) -> None:
-        """Decode every file into the cache, if there is one; files that cannot be decoded are left for later."""
-        if self.cache is not None:
-            for clip in self.listing.clips:
-                for path in (clip.path, clip.sound):
-                    if path is not None:
-                        with contextlib.suppress(MediaError):
-                            self.cache.get(path)
+        """Decode files into the cache, if there is one, until it is full; what cannot be decoded is left for later."""
+        if self.cache is None:
+            return
+        before = self.cache.dropped
+        for path in (path for clip in self.listing.clips for path in (clip.path, clip.sound) if path is not None):
+            with contextlib.suppress(MediaError):
+                self.cache.get(path)
+            if self.cache.dropped > before:
+                return
 
     def preview(self, item: int) -> npt.NDArray[np.uint8]:
         """The middle frame of a file as it is stored, [H, W, 3], for people to look at."""

@@ -58,7 +58,9 @@ def import_data(source: Path, folder: Path) -> tuple[int, list[str]]:
         if row is None:
             passed_over.append(name)
         else:
-            lines.append(json.dumps(row, ensure_ascii=False))
+            line = json.dumps(row, ensure_ascii=False)
+            # A name that is not UTF-8 stands there in escapes.
+            lines.append(json.dumps(row) if any("\ud800" <= c <= "\udfff" for c in line) else line)
     if not lines:
         raise StageError(f"{source}: none of {len(passed_over)} samples holds a video, an image or a sound")
     write_atomically(folder / "metadata.jsonl", "\n".join(lines) + "\n")
@@ -90,7 +92,7 @@ def _written(name: str, sample: Mapping[str, Any], folder: Path) -> dict[str, An
 
 def _copied(folder: Path, name: str, content: bytes) -> str:
     path = folder / name
-    if not path.is_file() or path.stat().st_size != len(content):
+    if not path.is_file() or path.stat().st_size != len(content) or path.read_bytes() != content:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
         part.write_bytes(content)

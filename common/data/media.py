@@ -392,6 +392,7 @@ class MediaFile:
             # Tags in old files are not always valid text; nobody reads them here.
             self._container = av.open(shards.source(self.path), mode="r", metadata_errors="ignore")
         self._fresh = True
+        self._ends: dict[int, float] = {}
         streams = self._container.streams
         self._video = video_stream(self._container)
         self._audio = streams.audio[0] if streams.audio else None
@@ -443,13 +444,14 @@ class MediaFile:
             # Matroska and others only know the length of the whole file.
             origin = (container.start_time or 0) / av.time_base
             return start, origin + container.duration / av.time_base
-        # No header says how long the stream is (a recording that was never finished): look at every packet.
-        end = start
-        for packet in container.demux(stream):
-            if packet.pts is not None:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * base))
-        self._fresh = False
-        return start, end
+        # No header says how long the stream is (a recording that was never finished): look at every packet, once.
+        if not self._ends:
+            self._fresh = False
+            for packet in container.demux([one for one in (self._video, self._audio) if one is not None]):
+                if packet.pts is not None and packet.time_base is not None:
+                    end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                    self._ends[packet.stream.index] = max(end, self._ends.get(packet.stream.index, end))
+        return start, max(start, self._ends.get(stream.index, start))
 
     def _opened(self) -> InputContainer:
         if self._container is None:
@@ -524,7 +526,8 @@ class MediaFile:
         is held longer), else the first one of all.
 
         Returns:
-            Frames, or None when a seek went past the first wanted frame.
+            Frames, or None when a seek went past the first wanted frame, or to where nothing can be decoded (the last
+            group of pictures of an MPEG stream).
         """
         limits = boundaries.tolist()
         lows = (boundaries - step).tolist()
@@ -549,6 +552,8 @@ class MediaFile:
             if len(chosen) == len(limits):
                 break
             previous = frame
+        if previous is None and not chosen and seek_to is not None:
+            return None
         self._check_sizes(chosen)
         return np.stack(chosen) if chosen else np.zeros((0, *self.info.frame_size, 3), dtype=np.uint8)
 

@@ -7,6 +7,7 @@ that was stopped goes on where it was.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ MOST_UNREADABLE = 0.05
 #: Files between two states on disk.
 _AT_ONCE = 5000
 #: In the place of seconds: nobody has looked yet, the file cannot be read, and there is no picture or no sound.
+#: Errors of disk and system, not of a file.
+_PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
 _UNKNOWN, _UNREADABLE, _ONE_SIDED = np.nan, -2.0, -1.0
 
 
@@ -61,6 +64,8 @@ def sounding(listing: Listing, seconds: float) -> Listing:
         f"{len(listing) - kept.sum():,} of {len(listing):,} clips are left out: {one_sided:,} without picture or "
         f"sound, {short:,} with {seconds:g} s or less of both, {broken.sum():,} unreadable"
     )
+    if broken.any():
+        note += f" (looked at once: delete {kept_at(listing)} after repairing them)"
     left = listing.subset(np.flatnonzero(kept))
     return Listing(
         left.name, f"{listing.version}, more than {seconds:g} s of picture and sound", left.clips, left.classes,
@@ -116,7 +121,10 @@ def _blocks(rows: npt.NDArray[np.int64], name: str) -> Iterator[Sequence[int]]:
 def _of_clip(clip: Clip) -> float:
     try:
         info = probe(clip.path)
-    except MediaError:
+    except MediaError as error:
+        # What the disk or the system refuses for now says nothing of the file, and must not be remembered.
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _PASSING:
+            raise
         return _UNREADABLE
     if info.video_limits is None or info.audio_limits is None:
         return _ONE_SIDED

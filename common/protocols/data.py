@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from common.data import shards
 from common.data.clip_inputs import AudioInput, VideoInput, read_statistics
 from common.data.clips import DenseVideoClips, SoundWindows, VideoClips
 from common.data.datasets.audioset import AudioSet
@@ -32,7 +34,7 @@ from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import ImageTransform
 from common.data.images import ImageItems
 from common.data.items import Sample
-from common.data.listing import Listing
+from common.data.listing import Clip, Listing
 from common.data.transforms import AudioTransform, VideoTransform, compute_audio_statistics
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.data.worlds.base import World
@@ -99,20 +101,35 @@ class AudioVisualData(ShardedDataModule):
         audio = self.audio
         if audio.statistics is not None:
             return read_statistics(Path(audio.statistics))
+        table = listing.table
+        # A listing's fingerprint is of names alone: other files of the same names have other statistics.
+        looked_at = [_stamp(table[row]) for row in _evenly(len(table), STATISTICS_CLIPS)]
         settings = [
             audio.sample_rate, audio.duration, audio.fft, audio.frames_per_second, listing.fingerprint(),
-            self.sounds_of_statistics(),
+            os.path.abspath(listing.root), looked_at, self.sounds_of_statistics(),
         ]  # fmt: skip
         key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         path = cache_folder() / "audio_statistics" / f"{listing.name}-{key}.npz"
         if not path.is_file() and sounds is not None:
             # Evenly spaced over the listing: as good as random, and the same for everyone.
-            count = len(sounds)  # type: ignore[arg-type]
-            chosen = np.unique(np.linspace(0, count - 1, min(count, STATISTICS_CLIPS)).astype(int)).tolist()
+            chosen = _evenly(len(sounds), STATISTICS_CLIPS)  # type: ignore[arg-type]
             loader = DataLoader(Subset(sounds, chosen), batch_size=None, num_workers=self.num_workers)
             path.parent.mkdir(parents=True, exist_ok=True)
             compute_audio_statistics((sample["audio"] for sample in loader), path)
         return read_statistics(path)
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """At most so many of `count` rows, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist() if count else []
+
+
+def _stamp(clip: Clip) -> tuple[int, int]:
+    """What changes when the file with a clip's sound is written anew; zeros where it is not there."""
+    try:
+        return shards.stamp(clip.sound or clip.path)
+    except OSError:
+        return 0, 0
 
 
 class VideoClassificationData(AudioVisualData):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.text import XLMRTokenizer
-from common.files import cache_folder, settled, stamp_of
+from common.files import cache_folder, settled, stamp_of, write_whole
 
 Ints = npt.NDArray[np.int64]
 # Texts are made into tokens this many at a time.
@@ -123,11 +122,13 @@ def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str 
     kept = cache_folder() / "tokens" / f"{digest[:32]}.int32"
     try:
         if not kept.is_file():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False, suffix=".part") as stream:
-                for chunk in chunks():
-                    stream.write(chunk.tobytes())
-            os.replace(stream.name, kept)
+
+            def write(path: Path) -> None:
+                with path.open("wb") as stream:
+                    for chunk in chunks():
+                        stream.write(chunk.tobytes())
+
+            write_whole(kept, write)
         return np.memmap(kept, dtype=np.int32, mode="r")
     except OSError:
         # A cache that cannot be written costs time and memory only.

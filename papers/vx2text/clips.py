@@ -216,18 +216,22 @@ class ClipReader:
         return frames[0].numpy()
 
     def fill_cache(self, listing: Listing) -> None:
-        """Decode the files of a listing into the caches; those that cannot be decoded are left for later."""
-        if self.caches.files is None:
+        """Decode files of a listing into the caches until one is full; what cannot be decoded is left for later."""
+        files, frames = self.caches.files, self.caches.frames
+        if files is None or frames is None:
             return
+        before = files.dropped + frames.dropped
         for name in dict.fromkeys(listing.table.names()):
             path = joined(listing.root, name)
             try:
                 if path.is_dir():
-                    FrameFolder(path, cache=self.caches.frames).fill_cache()
+                    FrameFolder(path, cache=frames).fill_cache()
                 else:
-                    self.caches.files.get(path)
+                    files.get(path)
             except MediaError:
                 continue
+            if files.dropped + frames.dropped > before:
+                return
 
     def _clips(
         self, media: MediaFile | FrameFolder, clip: Clip, places: npt.NDArray[np.float64], rng: np.random.Generator

@@ -16,6 +16,7 @@ CODECS = {
     ".mp4": ("libx264", "yuv420p", "aac"),
     ".mkv": ("libx264", "yuv420p", "flac"),
     ".avi": ("mpeg4", "yuv420p", "pcm_s16le"),
+    ".ts": ("libx264", "yuv420p", "aac"),
     ".flac": ("", "", "flac"),
     ".ogg": ("", "", "vorbis"),
     ".mp3": ("", "", "libmp3lame"),

@@ -210,6 +210,19 @@ def test_filling_the_cache_leaves_broken_files_for_later(folder: Path, monkeypat
     assert clips.skipped.names() == ["empty.mp4"]
 
 
+def test_a_cache_is_filled_until_it_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = tuple(f"good{number}.mp4" for number in range(6))
+    monkeypatch.setattr(DecodedCache, "_shared", None)
+    one = DecodedCache(2**30)
+    one.get(folder / names[0])
+    asked: list[str] = []
+    get = DecodedCache.get
+    monkeypatch.setattr(DecodedCache, "get", lambda cache, path: (asked.append(path.name), get(cache, path))[1])
+    clips = VideoClips(_listing(folder, *names), VIDEO, cache_bytes=int(3.5 * one.nbytes))
+    clips.fill_cache()
+    assert asked == list(names[:4])
+
+
 def test_the_failure_of_a_worker_keeps_its_message(folder: Path) -> None:
     # A loader makes the error anew from its class and one text.
     strict = VideoClips(_listing(folder, "empty.mp4", "good0.mp4"), VIDEO, max_skipped_fraction=0.25)

@@ -211,6 +211,16 @@ class TestLists:
         assert len(listing) == 15
         assert all(len(set(listing.folds[start : start + 3])) == 1 for start in range(0, 15, 3))
 
+    def test_parts_of_several_classes_stay_in_one_fold(self, tmp_path: Path) -> None:
+        touch(tmp_path, *(f"{number}.wav" for number in range(20)))
+        rows = [f"{number}.wav,speech,0,1" for number in range(20)]
+        rows += [f"{number}.wav,music,1,2" for number in range(0, 20, 2)]
+        dataset = FolderOfAudio(listed(tmp_path, "\n".join(["file_name,label,start,end", *rows])))
+        train, test = (set(dataset.listing(split).table.names()) for split in ("train", "test"))
+        assert not train & test
+        assert len(train) + len(test) == 20
+        assert {name for name in test if int(Path(name).stem) % 2 == 0}  # files of both kinds are tested
+
     def test_a_list_in_each_folder_of_a_split(self, tmp_path: Path) -> None:
         touch(tmp_path, "train/a.png", "test/b.png")
         for part, name in (("train", "a.png"), ("test", "b.png")):

@@ -70,6 +70,24 @@ class TestShards:
         }
         assert FolderOfImages(tmp_path / "out").listing("all").classes == ()
 
+    def test_what_was_imported_before_is_replaced_by_what_is_new(self, tmp_path: Path) -> None:
+        import_data(shard(tmp_path / "x.tar", **{"1.wav": b"dog", "1.cls": b"0"}), tmp_path / "out")
+        (tmp_path / "out/metadata.jsonl").unlink()
+        import_data(shard(tmp_path / "x.tar", **{"1.wav": b"cat", "1.cls": b"1"}), tmp_path / "out")
+        assert (tmp_path / "out/files/x/1.wav").read_bytes() == b"cat"
+
+    def test_names_that_are_not_utf_8(self, tmp_path: Path) -> None:
+        members = {
+            "\udce4.png": picture(),
+            "\udce4.txt": "ein Bär".encode(),
+            "b.png": picture(),
+            "b.txt": "zwei Bären".encode(),
+        }
+        import_data(shard(tmp_path / "x.tar", **members), tmp_path / "out")
+        found = FolderOfImages(tmp_path / "out").annotations("all")
+        assert sorted(found.captions) == [("ein Bär",), ("zwei Bären",)]
+        assert "zwei Bären" in (tmp_path / "out/metadata.jsonl").read_text(encoding="utf-8")
+
     def test_names_stay_in_the_folder(self, tmp_path: Path) -> None:
         import_data(shard(tmp_path / "x.tar", **{"../../../out.png": picture()}), tmp_path / "deep/er/out")
         assert FolderOfImages(tmp_path / "deep/er/out").listing("all").table.names() == ["files/x/out.png"]

@@ -47,6 +47,35 @@ def test_frames_repeat_when_the_file_is_slower(folder: Path) -> None:
     assert frame_numbers(frames.numpy()) == [24, 24, 25, 26, 27, 27, 28, 29]
 
 
+@pytest.mark.parametrize("every", [20, 60])
+def test_frames_of_the_last_group_of_pictures_of_a_stream(folder: Path, every: int) -> None:
+    """After a seek behind the last key frame of an MPEG stream nothing can be decoded: it is read from the start."""
+    path = write_video(folder / f"groups{every}.ts", seconds=6.0, fps=10.0, key_frame_every=every)
+    with MediaFile(path) as media:
+        begin, _ = media.video_limits or (0.0, 0.0)
+        for start in (0.5, 2.5, 4.6, 5.3):
+            frames, _ = media.read_video(begin + start, 0.5, 10.0)
+            assert frame_numbers(frames.numpy()) == pytest.approx([round(start * 10) + k for k in range(5)], abs=1)
+
+
+def test_a_recording_that_was_never_finished_has_its_sound(folder: Path) -> None:
+    whole = write_video(folder / "whole.mkv", seconds=3.0, fps=8.0)
+    live = folder / "live.mkv"
+    with av.open(str(whole)) as source, av.open(str(live), "w", options={"live": "1"}) as target:
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream_index]
+                target.mux(packet)
+    with av.open(str(live)) as container:
+        assert container.duration is None
+    info = probe(live)
+    assert info.video_limits == pytest.approx((0.0, 3.0), abs=0.15)
+    assert info.audio_limits == pytest.approx((0.0, 3.0), abs=0.15)
+    with MediaFile(live) as media:
+        assert len(media.read_audio(1.0, 0.5, 16_000)) == 8_000
+
+
 @pytest.mark.parametrize("fps", [30000 / 1001, 23.976, 15.0])
 def test_odd_frame_rates_and_rounded_time_stamps(folder: Path, fps: float) -> None:
     # Matroska rounds stamps to milliseconds.

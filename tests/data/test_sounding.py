@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from common.data.datasets.audioset import AudioSet
 from common.data.datasets.kinetics import Kinetics400
 from common.data.items import TooManyBrokenFiles
 from common.data.listing import Clip, Listing
+from common.data.media import MediaError, MediaInfo
 from common.data.sounding import common_seconds, is_known, kept_at, sounding
 from tests.data.media_factory import write_video
 
@@ -82,6 +85,33 @@ def test_many_broken_files_end_before_training(listing: Listing) -> None:
     (listing.root / "a.mp4").write_bytes(b"broken")
     with pytest.raises(TooManyBrokenFiles, match=r"some: 1 of 5 files cannot be read, more than 5%. First: a.mp4"):
         sounding(listing, 1.0)
+
+
+def test_a_broken_file_is_looked_at_again_as_the_note_says(listing: Listing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_UNREADABLE", 0.5)
+    whole = (listing.root / "a.mp4").read_bytes()
+    (listing.root / "a.mp4").write_bytes(b"broken")
+    left = sounding(listing, 1.0)
+    assert left.notes[-1].endswith(f"1 unreadable (looked at once: delete {kept_at(listing)} after repairing them)")
+    (listing.root / "a.mp4").write_bytes(whole)
+    assert len(sounding(listing, 1.0)) == len(left)
+    kept_at(listing).unlink()
+    assert len(sounding(listing, 1.0)) == len(left) + 1
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.ESTALE])
+def test_what_the_system_refuses_for_now_is_not_remembered(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refused(path: Path) -> MediaInfo:
+        raise MediaError.of(path, "cannot be opened") from OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(module, "probe", refused)
+    with pytest.raises(MediaError, match="cannot be opened"):
+        sounding(listing, 1.0)
+    monkeypatch.undo()
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(listing.root.parent / "cache"))
+    assert len(sounding(listing, 1.5)) == 2
 
 
 def test_data_sets_list_what_sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

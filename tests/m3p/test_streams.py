@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from common.data.text import XLMRTokenizer
+from common.files import write_whole
 from papers.m3p import streams
 from papers.m3p.steps import Draws, MultitaskSchedule
 from papers.m3p.streams import LanguageStream, file_identity, language_probabilities, stream_tokens
@@ -152,6 +155,25 @@ def test_tokens_of_many_texts_are_kept(
     assert len(list((tmp_path / "tokens").iterdir())) == 2
     monkeypatch.setenv("ASSEMBLE_CACHE", str(kept))  # a file where a folder should be
     assert stream_tokens(TEXTS, tokenizer, "third texts").tolist() == expected.tolist()
+
+
+def test_a_full_disk_leaves_no_half_of_the_tokens(
+    tokenizer: XLMRTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path))
+    monkeypatch.setattr(streams, "CHUNK", 3)
+
+    def full(output: Path, write: Callable[[Path], object]) -> Path:
+        def cut(path: Path) -> None:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        return write_whole(output, cut)
+
+    monkeypatch.setattr(streams, "write_whole", full)
+    tokens = stream_tokens(TEXTS, tokenizer, "texts of a test")
+    assert tokens.tolist() == stream_tokens(TEXTS, tokenizer).tolist()
+    assert not list((tmp_path / "tokens").iterdir())
 
 
 def test_a_file_that_was_just_changed_has_no_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,17 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.clip_inputs import AudioInput
+from common.data.clip_inputs import AudioInput, read_statistics
 from common.data.datasets.coco import COCO
 from common.data.datasets.esc50 import ESC50
+from common.data.datasets.folder import FolderOfAudio
 from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.ucf101 import UCF101
 from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import ImageTransform
 from common.data.worlds.audiovisual import AudioVisualWorld
+from common.encoders.checkpoint_files import CheckpointError
 from common.protocols.data import ClassificationData, MultiLabelData, SoundClassificationData, VideoClassificationData
 from common.training.examples import Draw
 from tests.data.image_layouts import write_coco, write_imagenet, write_voc
+from tests.data.media_factory import write_wav
 
 SMALL = ImageTransform(crop=8, resize=8)
 
@@ -134,6 +137,34 @@ def test_statistics_of_windows_are_kept_apart_by_how_these_are_cut(
     np.testing.assert_array_equal(means(test_windows=3, seed=1), first)  # nothing of these windows is drawn
     assert not np.array_equal(means(test_windows=5), first)
     assert not np.array_equal(means(test_windows=3, wrap_seconds=3.0), first)
+
+
+def test_statistics_are_of_the_files_and_not_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
+
+    def means(folder: Path) -> np.ndarray:
+        audio = AudioInput(sample_rate=8_000, duration=0.5, fft=256, frames_per_second=40)
+        data = SoundClassificationData(FolderOfAudio(folder), num_workers=0, wrap_seconds=None, audio=audio)
+        data.prepare_data()
+        data.setup("test")
+        return data.statistics_of_bins["mean"]
+
+    for folder, frequency in (("one", 440.0), ("two", 2_000.0)):
+        for name in ("a/1", "a/2", "b/1", "b/2"):
+            write_wav(tmp_path / folder / f"{name}.wav", seconds=5.0, rate=8_000, frequency=frequency)
+    first, second = means(tmp_path / "one"), means(tmp_path / "two")
+    assert first.argmax() != second.argmax()
+    np.testing.assert_array_equal(means(tmp_path / "one"), first)
+    for name in ("a/1", "a/2", "b/1", "b/2"):
+        write_wav(tmp_path / "one" / f"{name}.wav", seconds=5.0, rate=8_000, frequency=2_000.0)
+    np.testing.assert_allclose(means(tmp_path / "one"), second)
+
+
+@pytest.mark.parametrize("name", ["damaged.npz", "damaged.ckpt"])
+def test_a_damaged_file_of_statistics_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"no file of that kind")
+    with pytest.raises((ValueError, CheckpointError), match=name):
+        read_statistics(tmp_path / name)
 
 
 class Model:

@@ -547,10 +547,14 @@ def _normal(text: str) -> str:
 
 def _folds(items: Sequence[Item]) -> list[int]:
     """Fold of every item, from 1: the files of a class in the order of the hashes of their names, dealt out in turn."""
+    labels: defaultdict[str, set[str]] = defaultdict(set)
+    for item in items:
+        labels[_normal(item.name)].add(item.label)
     groups: defaultdict[str, dict[str, list[int]]] = defaultdict(dict)
     for row, item in enumerate(items):
-        # Parts of one file stay together.
-        groups[item.label].setdefault(_normal(item.name), []).append(row)
+        # Parts of one file stay together, also where they are of several classes: such files are a group of their own.
+        name = _normal(item.name)
+        groups["\0".join(sorted(labels[name]))].setdefault(name, []).append(row)
     folds = [0] * len(items)
     for files in groups.values():
         for place, name in enumerate(sorted(files, key=_digest)):
