@@ -1,4 +1,4 @@
-"""Rewrite records of before a change: `python -m migrations NAME [FOLDER ...]`, e.g. `papers_hold_methods`.
+"""Rewrite records of before a change: `python -m migrations NAME [FOLDER ...]`, for a module `migrations/NAME.py`.
 
 Without folders, the published records of all papers. A record that went through the migration is left as it is.
 """

@@ -118,6 +118,8 @@ def _guarded(command: Command) -> Command:
     def run(args: argparse.Namespace) -> int:
         try:
             return command(args)
+        except BrokenPipeError:
+            raise  # whoever read has gone: no error
         except (ReportingError, OSError) as error:
             print(f"assemble: {printable(str(error))}", file=sys.stderr)
             return 2

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from common.reporting import records
 from common.reporting.papers import existing_papers
 from common.reporting.records import config_hash, find_promoted
 from common.stages.plan import Selection, plan
-from migrations.papers_hold_methods import RENAMED, migrate
 
 PAPERS = [paper.name for paper in existing_papers() if find_promoted(paper.name)]
 
@@ -43,18 +41,3 @@ def test_moving_a_class_is_no_new_experiment() -> None:
     assert config_hash(config("papers.x.module.Net")) == config_hash(config("common.y.Net"))
     assert config_hash(config("papers.x.module.Net")) != config_hash(config("papers.x.module.Other"))
     assert config_hash(config("papers.x.module.Net")) != config_hash(config("papers.x.module.Net", 0.2))
-
-
-def test_a_migrated_record_keeps_its_old_hashes() -> None:
-    former = [entry for paper in PAPERS for record in find_promoted(paper) for entry in record.former]
-    assert all(entry.keys() == {"config_hash", "lineage_hash", "migration"} for entry in former)
-
-
-def test_renamed_fields_are_renamed_at_every_depth_and_the_rest_stays() -> None:
-    old, new = next(iter(RENAMED.items()))
-    config = {"model": {"init_args": {old: 1, "parts": [{old: 2}]}}, "data": {"init_args": {"seed": 0}}}
-    assert migrate("another_paper", config) == {
-        "model": {"init_args": {new: 1, "parts": [{new: 2}]}},
-        "data": {"init_args": {"seed": 0}},
-    }
-    assert records.config_hash(config) != records.config_hash(migrate("another_paper", config))
