@@ -235,6 +235,9 @@ def check_files(
     for clip in clips:
         key = json.dumps([str(clip.path), str(clip.sound), *(_stamp(path) for path in (clip.path, clip.sound))])
         verdicts[key] = known[key] if key in known else _verdict(clip, dataset.streams)
+        if len(verdicts) % 100 == 0:  # on a slow disk a stopped run goes on from here
+            with contextlib.suppress(OSError):
+                files.write_atomically(kept, json.dumps({**known, **verdicts}))
         if verdicts[key] == _SILENT and needs_sound:
             silent.append(clip.path)
         elif verdicts[key] not in ("", _SILENT):

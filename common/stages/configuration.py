@@ -406,6 +406,11 @@ def resolve(
                 layers.append(Layer(f"{name} {key}", placed))
                 config = merge(config, placed)
     config["seed_everything"] = seed
+    trainer = config.get("trainer")
+    if isinstance(trainer, dict) and trainer.get("strategy") == "ddp" and _one_process(trainer):
+        # A stage of one device on a machine of several: a launcher would leave its addresses in the environment of this
+        # process, and the next stage could start no ranks.
+        config = merge(config, {"trainer": {"strategy": "auto"}})
     for switch in SWITCHES:
         switched = {"model": {"init_args": {switch: config.pop(switch)}}} if switch in config else {}
         if isinstance(config.get("model", {}), dict):  # whoever gave something else is told so below
@@ -443,6 +448,10 @@ def _fewer_devices(config: dict[str, Any]) -> list[Layer]:
     if most is None or not isinstance(devices, int) or devices <= most:
         return []
     return [Layer(f"most_devices {most}", {"trainer": {"devices": most}})]
+
+
+def _one_process(trainer: dict[str, Any]) -> bool:
+    return str(trainer.get("devices", 1)) == "1" and str(trainer.get("num_nodes", 1)) == "1"
 
 
 def _copied(tree: Any) -> Any:

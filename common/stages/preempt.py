@@ -41,6 +41,7 @@ class Preemption(Callback):
         self.saved_step: int | None = None
         self._training = False
         self._launcher: Any = None
+        self._asked = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -117,6 +118,11 @@ class Preemption(Callback):
         if self.saved_step is not None and self.received is not None:
             raise Preempted(self.received)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # At once: what ends the trainer and W&B may take all the time that SLURM gives.
+        if isinstance(exception, Preempted) and trainer.is_global_zero:
+            self.queue_again()
+
     def training_ended(self) -> None:
         """Call when the last checkpoint of training is written: from here on the stage ends at once.
 
@@ -126,6 +132,12 @@ class Preemption(Callback):
         self._training = False
         if self.received is not None:
             raise Preempted(self.received)
+
+    def queue_again(self) -> None:
+        """Ask SLURM to queue this job again, once, and if it was SLURM that ends it."""
+        if self.received == REQUEUE_SIGNAL and not self._asked:
+            self._asked = True
+            print(f"  {requeue()}", flush=True)
 
     def describe(self, stage: str) -> str:
         """What happened, and how to go on."""

@@ -228,10 +228,10 @@ def _recorded_lineage(identity_path: Path) -> str | None:
 
 def _wait_for_main_process(identity_path: Path, lineage: str, stage: str) -> None:
     """Under `srun` all ranks start at once: none may look at a folder that rank 0 is about to move."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1800  # it may be trying a thousand files of somebody's own
     while _recorded_lineage(identity_path) != lineage:
         if time.monotonic() > deadline:
-            raise StageError(f"{stage}: rank 0 did not prepare {identity_path.parent} within five minutes")
+            raise StageError(f"{stage}: rank 0 did not prepare {identity_path.parent} within half an hour")
         time.sleep(0.1)
 
 
@@ -282,7 +282,7 @@ def run_stage(request: StageRequest) -> records.Record:
         # What its user set is checked before the data; it takes seconds, since the classes are imported.
         check_arguments(take_switches(config)[1], run.layers)
     _require_files(config.get("data"))
-    from common.stages.preempt import REQUEUE_SIGNAL, Preemption, requeue
+    from common.stages.preempt import REQUEUE_SIGNAL, Preemption
 
     preemption = Preemption(request.directory / "checkpoints" / "last.ckpt")
     with _claimed(request), preemption.listening():
@@ -291,8 +291,10 @@ def run_stage(request: StageRequest) -> records.Record:
         except Preempted as stop:
             if is_main_process():
                 print(f"  {preemption.describe(request.stage)}", flush=True)
-                if stop.signal == REQUEUE_SIGNAL:
-                    print(f"  {requeue()}", flush=True)
+                preemption.queue_again()
+            elif stop.signal == REQUEUE_SIGNAL:
+                # A rank that ends badly would have srun end rank 0, which may not have asked for the job yet.
+                raise SystemExit(0) from None
             raise
         except KeyboardInterrupt:
             if is_main_process():

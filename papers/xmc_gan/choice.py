@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from common.encoders.checkpoint_files import read_checkpoint
 from common.monitoring.media import media_folder, write_table
@@ -70,6 +72,12 @@ class CheckpointChoice:
             The score, the step of the checkpoint, and 1 where its averaged weights were taken, by metric.
         """
         rows, files = [], self.files()
+        # A loader of our own: one with persistent workers has one iterator, which the test itself holds by now.
+        of_test = module.trainer.test_dataloaders
+        batches = DataLoader(
+            of_test.dataset, of_test.batch_size, sampler=of_test.sampler, collate_fn=of_test.collate_fn,
+            num_workers=of_test.num_workers, pin_memory=of_test.pin_memory, prefetch_factor=of_test.prefetch_factor,
+        )  # fmt: skip
         if module.trainer.is_global_zero:
             print(f"  {len(files)} checkpoints in {files[-1].parent} are scored, averaged and raw weights of each")
         for path in files:
@@ -77,7 +85,7 @@ class CheckpointChoice:
             module.load_state_dict(content["state_dict"])
             for weights in ("average", "trained"):
                 module.hparams["evaluated"] = weights
-                rows.append((self.score(module), int(content["global_step"]), weights, path))
+                rows.append((self.score(module, batches), int(content["global_step"]), weights, path))
         score, step, weights, path = (min if self.better == "down" else max)(rows, key=lambda row: row[0])
         module.load_state_dict(read_checkpoint(path)["state_dict"])
         module.hparams["evaluated"] = weights
@@ -86,10 +94,10 @@ class CheckpointChoice:
             write_table(module, path, [self.key, "step", "weights"], [row[:3] for row in rows])
         return {f"chosen_{self.key}": score, "chosen_step": float(step), "chosen_average": float(weights == "average")}
 
-    def score(self, module: Any) -> float:
+    def score(self, module: Any, batches: Iterable[dict[str, Any]]) -> float:
         """The metric of the weights that a module has now."""
         self.evaluation.begin(module)
-        for batch in module.trainer.test_dataloaders:
+        for batch in batches:
             batch = {name: value.to(module.device) for name, value in batch.items() if isinstance(value, Tensor)}
             with module.trainer.precision_plugin.forward_context():
                 generated = module.images_of(batch, module.hparams["seed"])

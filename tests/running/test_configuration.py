@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.reporting.papers import Paper, existing_papers, project_root
+from common.reporting.records import config_hash
 from common.stages.configuration import (
     ConfigurationError,
     check_arguments,
@@ -91,6 +92,17 @@ def test_the_stack_in_order() -> None:
     arguments = run.config["model"]["init_args"]["loss"]["init_args"]
     assert (arguments["agreement"], arguments["temperature"]) == ("union", 0.2)
     assert run.config["seed_everything"] == 3
+
+
+@pytest.mark.parametrize("recipe", ["avid/esc50_svm", "avid/dcase_svm", "mct/voc07_svm"])
+def test_a_stage_of_one_device_starts_no_launcher(recipe: str) -> None:
+    """It runs in the process of `reproduce`, whose next stage starts ranks of its own."""
+    paper, name = recipe.split("/")
+    one = resolve(paper, name, scale="paper", hardware="gpu8")
+    assert (one.config["trainer"]["devices"], one.config["trainer"]["strategy"]) == (1, "auto")
+    on_one_card = resolve(paper, name, scale="paper", hardware="gpu1")
+    assert config_hash(on_one_card.config) == config_hash(one.config)
+    assert resolve("avid", "avid", scale="paper", hardware="gpu8").config["trainer"]["strategy"] == "ddp"
 
 
 @pytest.mark.parametrize("paper", existing_papers(), ids=lambda paper: paper.name)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from common.errors import Preempted, StageError
+from common.stages import loggers
 from common.stages import preempt as preemption
 from common.stages import run as running
 from common.stages.run import StageRequest, end_with_parent, run_stage
@@ -228,6 +229,39 @@ def test_a_process_that_is_gone_is_told_in_words(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(running, "_run_claimed", lost)
     with pytest.raises(StageError, match=r"avid: another of its processes is gone.*goes on from the last checkpoint"):
         run_stage(request("avid/avid", tmp_path))
+
+
+def test_a_rank_beside_the_main_one_leaves_without_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`srun --kill-on-bad-exit` would end rank 0 before it has asked for the job to be queued again."""
+
+    def stopped(*_: object) -> None:
+        raise Preempted(number)
+
+    monkeypatch.setattr(running, "_run_claimed", stopped)
+    monkeypatch.setattr(running, "is_main_process", lambda: False)
+    monkeypatch.setattr(running, "end_with_parent", lambda: None)
+    number = signal.SIGUSR1
+    with pytest.raises(SystemExit) as left:
+        run_stage(request("avid/avid", tmp_path))
+    assert not left.value.code
+    number = signal.SIGTERM
+    with pytest.raises(Preempted):
+        run_stage(request("avid/avid", tmp_path))
+
+
+def test_a_job_is_queued_again_once_and_before_its_run_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(preemption, "requeue", lambda: order.append("requeue") or "queued")
+    monkeypatch.setattr(loggers.StageWandbLogger, "finish", lambda *_, **__: order.append("finish"))
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    with monkeypatch.context() as patch:
+        _signal_at(signal.SIGUSR1, 2, patch)
+        with pytest.raises(Preempted):
+            run_stage(request("avid/avid_joint", tmp_path, layer=_layer(1)))
+    assert order == ["requeue", "finish"]
 
 
 def test_a_job_that_cannot_be_queued_again_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
