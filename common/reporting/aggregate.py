@@ -96,8 +96,9 @@ class TableResult:
 
     @property
     def deviations(self) -> list[dict[str, str]]:
-        """What the scale changes beyond sizes, as the records state it; each once."""
-        unique = {(d["field"], d["reason"]): d for record in self.records for d in record.deviations}
+        """What the scale changes beyond sizes, as the newest records of their stages state it; each once."""
+        newest = {record.stage: record for record in sorted(self.records, key=lambda record: record.started)}
+        unique = {(d["field"], d["reason"]): d for record in newest.values() for d in record.deviations}
         return [unique[key] for key in sorted(unique)]
 
 
