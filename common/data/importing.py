@@ -84,9 +84,15 @@ def _written(name: str, sample: Mapping[str, Any], folder: Path) -> dict[str, An
     row: dict[str, Any] = {"file_name": _copied(folder, f"{clean}{main}", files[main])}
     if found["video"] is not None and found["audio"] is not None:
         row["sound"] = _copied(folder, f"{clean}{found['audio']}", files[found["audio"]])
+    # A list of clips or sounds has no column for texts, and one of another split would be refused.
+    of_image = found["video"] is None and found["image"] is not None
     for column, value in sample.items():
-        if column in _TEXTS or column.startswith("caption_"):
-            row[column] = str(value) if column == "label" else value
+        if column == "label":
+            row[column] = str(value)
+        elif column == "split":
+            row |= {column: value} if str(value).lower() in SPLIT_OF else {}
+        elif of_image and (column in _TEXTS or column.startswith("caption_")):
+            row[column] = value
     return row
 
 

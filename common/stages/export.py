@@ -53,6 +53,7 @@ class Trained:
         files: vocabularies and the like by name; their content, or where they lie.
         record: what the stage recorded, as the text of its JSON file; None before it is finished.
         origin: checkpoint or folder, for messages.
+        step: of the checkpoint; None of an export.
     """
 
     model: dict[str, Any]
@@ -61,6 +62,7 @@ class Trained:
     files: dict[str, bytes | Path] = field(default_factory=dict)
     record: str | None = None
     origin: str = ""
+    step: int | None = None
 
     @property
     def where(self) -> str:
@@ -180,7 +182,8 @@ class TrainedModel(nn.Module):
                 text = record.read_text(encoding="utf-8") if record.is_file() else None
         except UnicodeDecodeError as error:
             raise StageError(f"{record} is damaged ({error}): delete it and run the stage again") from None
-        return Trained(found.model, found.inputs, found.weights, found.files, text, str(path))
+        step = stage.content.get("global_step")
+        return Trained(found.model, found.inputs, found.weights, found.files, text, str(path), step)
 
     @classmethod
     def from_export(cls, path: str | Path, device: str = "cpu") -> Self:
@@ -441,6 +444,11 @@ def write_export(
     if trained.record is None:
         raise StageError(f"{checkpoint}: the stage has no record yet, which an export carries; let it finish first")
     record = Record.from_json(trained.record, f"record of {checkpoint}")
+    if trained.step not in (None, record.steps):
+        raise StageError(
+            f"{checkpoint} is of step {trained.step:,}, but the record beside it measured step {record.steps:,}: "
+            "export last.ckpt, or measure this one as a stage of its own (`assemble test ... --checkpoint`)"
+        )
     # Built once, so that no folder is written that cannot be read.
     model.of(trained)
     partial, old = temporary_of(output), temporary_of(output.with_name(f"{output.name}-old"))

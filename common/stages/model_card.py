@@ -61,7 +61,7 @@ def model_card(record: Record, folder: str, model: type[Any], usage: str, repo: 
         ("scale", record.scale),
         ("seed", record.draw.label),
         ("configuration", f"`{record.config_hash}`, lineage `{record.lineage_hash}`"),
-        ("starts from", ", ".join(sorted({f"{one['stage']}" for one in record.parents.values()})) or "random weights"),
+        ("starts from", ", ".join(_starts(record)) or "random weights"),
         ("steps", f"{record.steps:,} of {record.global_batch} samples, {record.precision}"),
         ("trained", f"{record.started}, {record.wall_seconds:,.0f} s on {accelerators}"),
         ("revision", revision),
@@ -111,6 +111,7 @@ def model_card(record: Record, folder: str, model: type[Any], usage: str, repo: 
         "## Data",
         "",
         *_data(record),
+        *(["", "What it starts from was made of further data, whose terms hold as well."] if _starts(record) else []),
         "",
         "## Intended use and limits",
         "",
@@ -120,6 +121,32 @@ def model_card(record: Record, folder: str, model: type[Any], usage: str, repo: 
         "that was trained on them has to be met as well.",
     ]
     return "\n".join(lines) + "\n"
+
+
+#: Parts of a configuration whose weights are none of the model's: what judges it, and what only teaches it.
+_OTHERS = {"evaluation", "choice", "image_network", "tokenizer"}
+
+
+def _starts(record: Record) -> list[str]:
+    """Stages and released files whose weights the training began with."""
+    config = record.config
+    found = {str(one["stage"]) for one in record.parents.values()}
+    features = ((config.get("data") or {}).get("init_args") or {}).get("text_features")
+    return sorted(found | set(_files(config.get("model"))) | set(_files(features)))
+
+
+def _files(config: Any) -> Iterator[str]:
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            if isinstance(value, str) and (
+                name in ("pretrained", "warm_start", "bert") or name.endswith("_pretrained")
+            ):
+                yield value.rstrip("/").rpartition("/")[2]
+            elif name not in _OTHERS:
+                yield from _files(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _files(value)
 
 
 def _ours(record: Record) -> list[str]:

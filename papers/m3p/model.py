@@ -600,9 +600,14 @@ class M3P(TrainedModel):
         Raises:
             ImageError: it cannot be read.
             RegionError: `regions` has no such picture.
-            StageError: there is neither a detector nor a file of features.
+            StageError: there is neither a detector nor a file of features, or these are of another width.
         """
         if self.regions is not None:
+            if self.regions.feature_size != self.encoder.feature_dim:
+                raise StageError(
+                    f"--regions: the features there have {self.regions.feature_size} numbers, and this model reads "
+                    f"{self.encoder.feature_dim}: give features of the detector that it was trained with"
+                )
             table = self.regions.table([picture_key(Path(file).name)])
             count = min(int(table.mask.sum()), self.max_regions)
             return RegionArrays(table.features[0, :count], table.boxes[0, :count], table.labels[0, :count])
@@ -642,6 +647,15 @@ class M3P(TrainedModel):
         return self.languages.index(self.language)
 
     # -- out of a finished stage or an export --------------------------------------------------------------------------
+
+    @classmethod
+    def usage_of(cls, trained: Trained) -> str:
+        if trained.inputs["detector"] is not None:
+            return cls.usage
+        return (
+            "from common.data.regions import RegionFeatures\n"
+            'model.regions = RegionFeatures("regions.h5")  # of the detector that it was trained with\n' + cls.usage
+        )
 
     @classmethod
     def gather(cls, stage: FinishedStage) -> Trained:

@@ -179,8 +179,9 @@ def region_rows(
     crops: list[Tensor] = []
 
     def described() -> Iterator[tuple[str, Regions]]:
-        features = network.features(torch.stack(crops))
-        probabilities = network.classifier(features).softmax(-1)
+        features = network.features(torch.stack(crops).to(next(network.parameters()).device))
+        probabilities = network.classifier(features).softmax(-1).cpu()
+        features = features.cpu()
         columns = zip(held, features.split(REGIONS), probabilities.split(REGIONS))
         for (key, boxes, height, width), feature, probability in columns:
             labels = 1 + probability.argmax(-1)

@@ -142,6 +142,9 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "kinetic
     part = _PART_OF[layout]
     found = _trained(state, part)
     if part in _HEADS:
+        # A stage that trains one classifier does not say of which modality; only networks of sound begin so.
+        if found and ("encoder.bn0.weight" in found) != (part == "audio"):
+            raise CheckpointError(f"--checkpoint: {checkpoint} holds a classifier, but not one of {part}")
         found = {
             name.replace("fc.", _HEADS[part], 1) if name.startswith("fc.") else name.removeprefix("encoder."): value
             for name, value in found.items()

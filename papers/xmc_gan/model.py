@@ -509,7 +509,10 @@ class XMCGAN(TrainedModel):
             data.prepare_data()
         else:
             data.tokenizer.prepare()
-        weights = renamed(stage.state, generator="generators.key", discriminator="discriminator")
+        # The generator that was measured.
+        raw = stage.config["model"]["init_args"].get("evaluated") == "trained"
+        generator = "generators.query" if raw else "generators.key"
+        weights = renamed(stage.state, generator=generator, discriminator="discriminator")
         trained = without_sources(stage.config["model"]["init_args"])
         arguments = {name: trained[name] for name in ("generator", "discriminator", "text_encoder")}
         arguments["regions"] = any(name.startswith("discriminator.regions.") for name in weights)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from common.commands.main import main
-from common.data.datasets.folder import FolderOfClips, FolderOfImages
+from common.data.datasets.folder import FolderOfAudio, FolderOfClips, FolderOfImages
 from common.data.importing import import_data
 from common.errors import StageError
 
@@ -60,6 +60,16 @@ class TestShards:
         clips = FolderOfClips(tmp_path / "out").listing("all")
         assert clips.classes == ("3", "4")
         assert [clip.sound and clip.sound.name for clip in clips.clips] == ["1.wav", None]
+
+    @pytest.mark.parametrize(("suffix", "kind"), [(".mp4", FolderOfClips), (".wav", FolderOfAudio)])
+    def test_what_lists_of_clips_and_sounds_do_not_know_is_left_out(
+        self, tmp_path: Path, suffix: str, kind: type[FolderOfClips]
+    ) -> None:
+        facts = {"text": "a dog barks", "caption_de": "ein Hund", "tags": ["dog"], "label": "dog", "split": "train2017"}
+        members = {f"1{suffix}": b"x", "1.json": json.dumps(facts).encode(), f"2{suffix}": b"y", "2.txt": b"a cat"}
+        members["2.cls"] = b"cat"
+        import_data(shard(tmp_path / "x.tar", **members), tmp_path / "out")
+        assert kind(tmp_path / "out").listing("all").classes == ("cat", "dog")
 
     def test_a_fact_of_null_is_none(self, tmp_path: Path) -> None:
         facts = json.dumps({"label": None, "caption": None, "caption_de": "ein Hund"}).encode()

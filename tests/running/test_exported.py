@@ -422,6 +422,29 @@ def test_a_stage_without_a_record_is_not_exported(tmp_path: Path) -> None:
     assert not (tmp_path / "export").exists()
 
 
+def test_the_record_of_another_step_is_not_given_to_a_kept_checkpoint(tmp_path: Path) -> None:
+    run = shutil.copytree(checkpoint("avid_cma").parents[1], tmp_path / "run")
+    last = run / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    torch.save({**content, "global_step": content["global_step"] - 1}, last.with_name("step000001.ckpt"))
+    with pytest.raises(StageError, match=r"step000001.ckpt is of step .* record beside it measured step .*last.ckpt"):
+        write_export(trained_model("avid_cma"), last.with_name("step000001.ckpt"), tmp_path / "export")
+    write_export(trained_model("avid_cma"), last, tmp_path / "export")
+
+
+def test_the_generator_that_was_measured_is_the_one_that_is_used(tmp_path: Path) -> None:
+    run = shutil.copytree(checkpoint("xmc_gan").parents[1], tmp_path / "run")
+    model, last = trained_model("xmc_gan"), run / "checkpoints" / "last.ckpt"
+    average = model.read(last).weights["generator.image.bias"]
+    text = (run / "config.yaml").read_text(encoding="utf-8")
+    (run / "config.yaml").write_text(text.replace("evaluated: average", "evaluated: trained"), encoding="utf-8")
+    state = torch.load(last, weights_only=True)["state_dict"]
+    raw = model.read(last).weights["generator.image.bias"]
+    assert torch.equal(average, state["generators.key.image.bias"])
+    assert torch.equal(raw, state["generators.query.image.bias"])
+    assert not torch.equal(raw, average)
+
+
 # -- what the models give ----------------------------------------------------------------------------------------------
 
 
@@ -476,6 +499,12 @@ def test_regions_out_of_a_file(exports: Callable[[str], Path], files: Path, tmp_
     skipped: list[tuple[int, str]] = []
     assert model.searched("image", ["there", "absent"], skipped)[1] == [0]
     assert "absent" in skipped[0][1]
+    wide = Regions(np.zeros((5, 3), dtype=np.float32), own.boxes, own.labels, 8, 8)
+    write_regions(tmp_path / "wide.npz", [("there", wide)])
+    narrow, model.regions = model.regions, RegionFeatures(tmp_path / "wide.npz")
+    with pytest.raises(StageError, match=r"--regions: the features there have 3 numbers, and this model reads \d+"):
+        model.match("there", "a cat")
+    model.regions = narrow
     model.languages, model.language = [], "de"
     with pytest.raises(StageError, match=r"--language de: .*fine-tune again with data\.languages"):
         model.match("there", "a cat")

@@ -19,7 +19,7 @@ from common.reporting.papers import SCALES
 from common.reporting.records import Record
 from common.stages.export import trained_model, write_export
 from common.stages.hub import fetch_export, push_export
-from common.stages.model_card import metadata
+from common.stages.model_card import metadata, model_card
 from tests.hub_stub import HubStub, hub
 from tests.trained import checkpoint
 
@@ -229,6 +229,12 @@ def test_metrics_are_those_of_the_record_and_real_data_are_named(export: Path) -
 
     arguments = smoke.config["data"]["init_args"]
     real = replace(mini, scale="paper", config={**smoke.config, "data": {"init_args": {**arguments, "world": None}}})
+    arguments = {**smoke.config["model"]["init_args"], "warm_start": "/data/weights/IG65M.pth"}
+    released = replace(real, config={**real.config, "model": {"init_args": arguments}}, parents={})
+    for record, starts in ((replace(real, parents={}), "random weights"), (released, "IG65M.pth")):
+        card = model_card(record, "avid", model, model.usage)
+        assert f"| starts from | {starts} |" in card
+        assert ("What it starts from" in card) == (record is released)
     found = metadata(real, "avid", model)
     assert found["license"] == "other"
     assert found["datasets"] == ["kinetics400"]

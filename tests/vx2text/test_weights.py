@@ -76,6 +76,15 @@ def test_a_released_audio_network(panns_file: tuple[ModalityClassifier, Path]) -
     assert same(source, target)
 
 
+def test_one_classifier_is_not_written_as_that_of_the_other_modality(tmp_path: Path) -> None:
+    for source, layout, other in ((video(), "kinetics", "panns"), (audio(), "panns", "kinetics")):
+        state = {f"classifier.{name}": value for name, value in source.state_dict().items()}
+        torch.save({"state_dict": state}, tmp_path / "last.ckpt")
+        assert export(tmp_path / "last.ckpt", tmp_path / f"{layout}.pth", layout).is_file()
+        with pytest.raises(CheckpointError, match=r"holds a classifier, but not one of (audio|video)"):
+            export(tmp_path / "last.ckpt", tmp_path / f"{other}.pth", other)
+
+
 def test_counters_of_batch_normalization_may_be_missing(kinetics_file: tuple[ModalityClassifier, Path]) -> None:
     source, path = kinetics_file
     state = {k: v for k, v in torch.load(path, weights_only=True).items() if not k.endswith("num_batches_tracked")}
