@@ -163,6 +163,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--seed", type=_seed, default=0, help="seed of weights, order and miniature data")
         command.add_argument("--print_config", action="store_true", help="print the merged configuration and stop")
         command.add_argument("--checkpoint", type=Path, help="weights to use instead of the stage's own")
+        if name == "fit":
+            command.add_argument("--unless_done", action="store_true", help="leave a finished stage as it is")
         command.set_defaults(func=_run_command)
 
     command = commands.add_parser("reproduce", help="run all stages of a paper that have not run, print its tables")
@@ -295,7 +297,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.checkpoint is not None and not arguments.checkpoint.is_file():
         raise StageError(f"--checkpoint {arguments.checkpoint} does not exist")
-    return run_mode(arguments.command, request, arguments.checkpoint)
+    return run_mode(arguments.command, request, arguments.checkpoint, getattr(arguments, "unless_done", False))
 
 
 def _reproduce_command(arguments: argparse.Namespace) -> int:

@@ -157,6 +157,7 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     meter, counter = meters.MemoryMeter(), meters.operation_counter()
     arguments = {
+        "accelerator": "cpu",  # else Lightning takes the machine's own, and refuses the device without storage
         "strategy": meters.FakeDevice(),
         "callbacks": [meters.WithoutStorage(mode, meter), StopAfter(1)],
         "accumulate_grad_batches": 1,

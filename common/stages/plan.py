@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
@@ -29,7 +30,7 @@ from common.reporting.progress import Watch, duration
 from common.reporting.runs import headline
 from common.reporting.tables import StageInstance, TablesError, expand, load
 from common.stages.configuration import RunConfiguration
-from common.stages.run import Parent, StageRequest, finished_record
+from common.stages.run import Parent, StageRequest, finished_record, recorded_lineage
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,8 @@ def state_of(request: StageRequest, lineage: str) -> tuple[bool, str]:
             return False, "its record is malformed"
         return False, "its configuration or that of a stage it starts from changed"
     if (request.directory / "checkpoints" / "last.ckpt").is_file():
+        if recorded_lineage(request.directory / "identity.json") != lineage:
+            return False, "was stopped, and its configuration or that of a stage it starts from changed: starts anew"
         return False, "was stopped, goes on from its last checkpoint"
     return False, "not run yet"
 
@@ -361,7 +364,19 @@ def _pool(jobs: int) -> Executor:
     if jobs == 1:
         return _Here()
     # Started afresh and not forked: a worker imports torch once and keeps its decoded files for its next stages.
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_pool)
+
+
+def _end_with_pool() -> None:
+    """End this worker soon after the process that started it is gone: SIGTERM saves a stage that trains."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent-observer", daemon=True).start()
 
 
 class _Progress:
@@ -417,9 +432,9 @@ def _run(item: Planned) -> records.Record:
         from common.stages.run import run_stage
 
         # Another command may have finished it since this one was planned.
-        return finished_record(item.request, item.lineage) or run_stage(item.request)
+        return run_stage(item.request, unless_done=True)
     # Lightning starts the other ranks by running the command line again, so it must be that of this stage alone.
-    status = _wait_for([sys.executable, "-m", "common.commands.main", *fit_arguments(item.request)])
+    status = _wait_for([sys.executable, "-m", "common.commands.main", *fit_arguments(item.request), "--unless_done"])
     record = finished_record(item.request, item.lineage)
     if status < 0:
         raise StageError(
@@ -497,7 +512,7 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
     todo = [item for item in planned if not item.done]
     # This very interpreter: a job may start without an activated environment.
     program = [sys.executable, "-m", "common.commands.main"]
-    commands = [shlex.join([*program, *fit_arguments(item.request)]) for item in todo]
+    commands = [shlex.join([*program, *fit_arguments(item.request), "--unless_done"]) for item in todo]
     lines = ["#!/bin/sh", "set -e", f"cd {shlex.quote(str(working_folder()))}"]
     if form == "shell":
         return "\n".join([*lines, *commands])

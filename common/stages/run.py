@@ -182,8 +182,12 @@ def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: st
     identity_path = directory / "identity.json"
     checkpoint = directory / "checkpoints" / "last.ckpt"
     if is_main_process():
-        known = _recorded_lineage(identity_path)
-        if directory.exists() and known != lineage and any(directory.iterdir()):
+        known = recorded_lineage(identity_path)
+        if (
+            directory.exists()
+            and known != lineage
+            and any(not path.name.startswith(".") for path in directory.iterdir())
+        ):
             previous = directory.with_name(directory.name + ".previous")
             shutil.rmtree(previous, ignore_errors=True)
             directory.rename(previous)
@@ -195,6 +199,28 @@ def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: st
     else:
         _wait_for_main_process(identity_path, lineage, request.stage)
     return checkpoint if checkpoint.is_file() else None
+
+
+def _take_back(request: StageRequest, lineage: str) -> None:
+    """Make the run before the last the stage's own again where it is the one that is wanted.
+
+    So it is when a change of the configuration is taken back: what was finished must not go for what was begun.
+    """
+    directory, previous = request.directory, request.directory.with_name(f"{request.stage}.previous")
+    if recorded_lineage(directory / "identity.json") == lineage:
+        return
+    if recorded_lineage(previous / "identity.json") != lineage:
+        return
+    aside = previous.with_name(f".{previous.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    if directory.exists():
+        directory.rename(aside)
+    previous.rename(directory)
+    if aside.exists():
+        aside.rename(previous)
+    print(
+        f"  {request.stage}: the configuration is the former one again, and so is the run; the other is in {previous}"
+    )
 
 
 def _step_of(checkpoint: Path, stage: str) -> tuple[int, int]:
@@ -219,7 +245,7 @@ def _step_of(checkpoint: Path, stage: str) -> tuple[int, int]:
         ) from None
 
 
-def _recorded_lineage(identity_path: Path) -> str | None:
+def recorded_lineage(identity_path: Path) -> str | None:
     try:
         return str(json.loads(identity_path.read_text(encoding="utf-8"))["lineage_hash"])
     except (OSError, ValueError, KeyError):
@@ -229,7 +255,7 @@ def _recorded_lineage(identity_path: Path) -> str | None:
 def _wait_for_main_process(identity_path: Path, lineage: str, stage: str) -> None:
     """Under `srun` all ranks start at once: none may look at a folder that rank 0 is about to move."""
     deadline = time.monotonic() + 1800  # it may be trying a thousand files of somebody's own
-    while _recorded_lineage(identity_path) != lineage:
+    while recorded_lineage(identity_path) != lineage:
         if time.monotonic() > deadline:
             raise StageError(f"{stage}: rank 0 did not prepare {identity_path.parent} within half an hour")
         time.sleep(0.1)
@@ -258,11 +284,12 @@ def _quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def run_stage(request: StageRequest) -> records.Record:
+def run_stage(request: StageRequest, unless_done: bool = False) -> records.Record:
     """Run a stage to its end and write its record.
 
     Args:
         request: what to run.
+        unless_done: leave a stage that is finished as it is; else it is tested again.
 
     Returns:
         The record, already on disk.
@@ -286,6 +313,12 @@ def run_stage(request: StageRequest) -> records.Record:
 
     preemption = Preemption(request.directory / "checkpoints" / "last.ckpt")
     with _claimed(request), preemption.listening():
+        lineage = request.lineage_hash(run)
+        if is_main_process():
+            _take_back(request, lineage)
+        # Looked at here, where no other command can be about to finish it.
+        if unless_done and (done := finished_record(request, lineage)) is not None:
+            return done
         try:
             return _run_claimed(request, run, config, preemption)
         except Preempted as stop:
@@ -432,6 +465,7 @@ def _run_claimed(
     lineage = request.lineage_hash(run)
     resume_from = _prepare_directory(request, run, lineage)
     import torch
+    from lightning.pytorch.callbacks import ModelCheckpoint
 
     from common.data import torchcodec_reader
     from common.reporting import tables
@@ -463,6 +497,9 @@ def _run_claimed(
     cli = build(run, config, arguments)
     resolved = cli.resolved()
     trainer = cli.trainer
+    # The checkpoint that a stage goes on from is written last: the losses of its step follow right behind it.
+    callbacks_of: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks_of.sort(key=lambda one: isinstance(one, ModelCheckpoint) and one.filename == "last")
     trainer.strategy.checkpoint_io = WholeCheckpoints(type(cli.model).__name__, metrics_file.flush)
 
     wandb = None

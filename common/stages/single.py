@@ -148,7 +148,7 @@ def _in_one_line(value: object) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).removesuffix("\n").removesuffix("\n...")
 
 
-def run_mode(command: str, request: StageRequest, checkpoint: Path | None) -> int:
+def run_mode(command: str, request: StageRequest, checkpoint: Path | None, unless_done: bool = False) -> int:
     """`fit`, `test`, `validate` or `predict` for one stage; prints what came out.
 
     Only `fit` writes a record: the others look at a trained stage without changing it.
@@ -165,7 +165,7 @@ def run_mode(command: str, request: StageRequest, checkpoint: Path | None) -> in
         untrained = _starts_from_nothing(request)
         if untrained and is_main_process():
             print(f"warning: {untrained}", file=sys.stderr, flush=True)
-        metrics = run_stage(request).metrics
+        metrics = run_stage(request, unless_done).metrics
         if is_main_process():
             _print_metrics(metrics)
             if untrained:

@@ -54,6 +54,26 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, time; from common.stages.plan import _pool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = _pool(2); found = {pool.submit(os.getpid).result() for _ in range(3)}\n"
+        "    [pool.submit(time.sleep, 60) for _ in range(2)]; time.sleep(1)\n"
+        "    print(*pool._processes, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(code, encoding="utf-8")
+    killed = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    workers = [int(word) for word in killed.stdout.split()]
+    assert workers
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 class _Begun:
     """In place of a planned stage, for a worker: ends at once, or trains until it is asked to end, and then saves."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from common.protocols.classification import ActionRecognition, LinearProbes
 from common.reporting import records
-from common.stages.run import run_stage
+from common.stages.plan import state_of
+from common.stages.run import recorded_lineage, run_stage
 from common.training.switches import ApplySwitches
 from papers.avid_cma.module import AVIDModule
 from tests.resume.killing import LAYER, assert_equal, compare, kill_at, kill_when
@@ -173,3 +175,26 @@ def test_a_changed_configuration_starts_anew_and_keeps_the_old_run(tmp_path: Pat
     identity.write_text(identity.read_text(encoding="utf-8").replace('"lineage_hash": "', '"lineage_hash": "x'))
     run_stage(stage)
     assert (old.with_name("avid.previous") / "record.json").read_text(encoding="utf-8") == record
+
+
+def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = request("avid/avid", tmp_path)
+    record = run_stage(stage)
+    changed = replace(stage, overrides={"model.init_args.learning_rate": 0.5})
+    kill_at(changed, AVIDModule, 1)
+    # What was begun is not gone on with, and what was finished is.
+    lineage = stage.lineage_hash()
+    done, reason = state_of(stage, lineage)
+    assert (done, "starts anew" in reason) == (False, False)
+    assert run_stage(stage, unless_done=True).to_json() == record.to_json()
+    assert "the configuration is the former one again" in capsys.readouterr().out
+    assert state_of(stage, lineage)[0]
+    assert recorded_lineage(stage.directory.with_name("avid.previous") / "identity.json") == changed.lineage_hash()
+
+
+def test_a_stopped_stage_whose_configuration_changed_is_planned_anew(tmp_path: Path) -> None:
+    stage = request("avid/avid", tmp_path, layer=LAYER)
+    kill_at(stage, AVIDModule, 7)
+    assert state_of(stage, stage.lineage_hash()) == (False, "was stopped, goes on from its last checkpoint")
+    changed = replace(stage, overrides={"model.init_args.learning_rate": 0.5})
+    assert state_of(changed, changed.lineage_hash())[1].endswith("changed: starts anew")

@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
 from torch.profiler import ProfilerActivity, profile
 
 from common.commands.main import main
@@ -112,6 +113,14 @@ def test_memory_and_arithmetic_are_those_of_a_real_step(paper: str, recipe: str,
     expected = found.peak_bytes - estimates._bytes(state) - batch
     print(f"{paper}: {expected / 1e6:.2f} MB estimated, {real / 1e6:.2f} MB by torch's allocator")
     assert expected == pytest.approx(real, rel=0.05)
+
+
+def test_a_machine_with_a_gpu_estimates_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = resolve("mct", "mct", scale="smoke", hardware="cpu")
+    expected = estimate(run)
+    monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: True))
+    monkeypatch.setattr(CUDAAccelerator, "auto_device_count", staticmethod(lambda: 1))
+    assert estimate(run) == expected
 
 
 def test_a_larger_batch_needs_more_of_the_same_state() -> None:
