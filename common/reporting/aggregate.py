@@ -96,10 +96,15 @@ class TableResult:
 
     @property
     def deviations(self) -> list[dict[str, str]]:
-        """What the scale changes beyond sizes, as the newest records of their stages state it; each once."""
-        newest = {record.stage: record for record in sorted(self.records, key=lambda record: record.started)}
-        unique = {(d["field"], d["reason"]): d for record in newest.values() for d in record.deviations}
-        return [unique[key] for key in sorted(unique)]
+        """What the scale changes beyond sizes; see `deviations_of`."""
+        return deviations_of(self.records)
+
+
+def deviations_of(records: Iterable[Record]) -> list[dict[str, str]]:
+    """What records change beyond sizes, each field once, in the words of the newest of them."""
+    by_age = sorted(records, key=lambda record: record.started)
+    newest = {deviation["field"]: deviation for record in by_age for deviation in record.deviations}
+    return [newest[field] for field in sorted(newest)]
 
 
 def select(records: Iterable[Record], paper: str, scale: str) -> Selection:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from common.errors import ReportingError
 from common.files import write_atomically
 from common.reporting import figures
-from common.reporting.aggregate import Cell, TableResult, collect
+from common.reporting.aggregate import Cell, TableResult, collect, deviations_of
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, VERDICTS, ClaimResult, judge
 from common.reporting.draws import told
 from common.reporting.papers import PROMOTED_SCALES, SCALES, Paper, existing_papers, paper_named, project_root
@@ -239,9 +239,9 @@ def deviations_markdown(filled: Sequence[Filled]) -> str:
     """What the scales change beyond sizes, each once for all tables; empty where nothing is."""
     parts = []
     for scale in SCALES:
-        found = {(d["field"], d["reason"]) for f in filled if f.result.scale == scale for d in f.result.deviations}
+        found = deviations_of(record for f in filled if f.result.scale == scale for record in f.result.records)
         if found:
-            lines = [f"- `{field}`: {reason}" for field, reason in sorted(found)]
+            lines = [f"- `{deviation['field']}`: {deviation['reason']}" for deviation in found]
             parts.append("\n".join([f"### Deviations from the paper at {scale} scale, besides sizes", "", *lines]))
     return "\n\n".join(parts)
 

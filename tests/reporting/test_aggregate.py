@@ -80,3 +80,7 @@ def test_deviations_are_collected_once(project: Path, make_record: Callable[...,
     deviation = {"field": "model.estimator", "reason": "small"}
     result = table("mini", [make_record("esc@base", k, deviations=[deviation]) for k in (0, 1)])
     assert result.deviations == [deviation]
+    # In the words of today, where they changed.
+    worded = {"field": "model.estimator", "reason": "the small one"}
+    newer = make_record("esc@base", 2, deviations=[worded], started="2027-01-01T00:00:00Z")
+    assert table("mini", [newer, make_record("esc@base", 0, deviations=[deviation])]).deviations == [worded]
