@@ -19,6 +19,7 @@ import pytest
 from common.data.items import TooManyBrokenFiles
 from common.errors import Preempted, RunsElsewhereError, StageError
 from common.stages import plan as schedule
+from common.stages import run as running
 from common.stages.plan import Selection, plan
 
 
@@ -140,7 +141,7 @@ def test_what_another_run_finished_meanwhile_is_not_run_again(tmp_path: Path, mo
         lineages.append(lineage)
         return "the other run's record"
 
-    monkeypatch.setattr(schedule, "finished_record", found)
+    monkeypatch.setattr(running, "finished_record", found)
     assert schedule._run(item) == "the other run's record"
     assert lineages == [item.lineage]
     assert not item.request.directory.exists()
