@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -15,7 +18,7 @@ Content = TypeVar("Content")
 FileKey = tuple[str, int, int]
 
 
-class FileCache(Generic[Content]):
+class FileCache(ABC, Generic[Content]):
     """The contents of files, the least recently used ones dropped first. Failures are remembered too, as messages.
 
     Args:
@@ -59,6 +62,24 @@ class FileCache(Generic[Content]):
         # A process that gets the cache by pickling starts with its own, empty one.
         kind = type(self)
         return (kind.shared if self is kind._shared else kind, (self.max_bytes,))
+
+    def fill(self, paths: Iterable[Path], unreadable: type[Exception]) -> None:
+        """Read files until one has to make room for another.
+
+        Args:
+            paths: the files.
+            unreadable: error of those that cannot be read, which are left for later.
+        """
+        before = self.dropped
+        for path in paths:
+            with contextlib.suppress(unreadable):
+                self.get(path)
+            if self.dropped > before:
+                return
+
+    @abstractmethod
+    def get(self, path: Path) -> Any:
+        """What a file holds, read on the first call."""
 
     def _key(self, path: Path) -> FileKey:
         return os.fspath(path), *shards.stamp(path)

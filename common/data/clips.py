@@ -70,14 +70,9 @@ class ClipDataset(ItemDataset):
 
     def fill_cache(self) -> None:
         """Decode files into the cache, if there is one, until it is full; what cannot be decoded is left for later."""
-        if self.cache is None:
-            return
-        before = self.cache.dropped
-        for path in (path for clip in self.listing.clips for path in (clip.path, clip.sound) if path is not None):
-            with contextlib.suppress(MediaError):
-                self.cache.get(path)
-            if self.cache.dropped > before:
-                return
+        if self.cache is not None:
+            files = (path for clip in self.listing.clips for path in (clip.path, clip.sound) if path is not None)
+            self.cache.fill(files, MediaError)
 
     def preview(self, item: int) -> npt.NDArray[np.uint8]:
         """The middle frame of a file as it is stored, [H, W, 3], for people to look at."""

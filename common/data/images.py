@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -179,14 +178,8 @@ class ImageItems(ItemDataset):
 
     def fill_cache(self) -> None:
         """Decode files into the cache until it is full; those that cannot be decoded are left for later."""
-        if self.cache is None:
-            return
-        before = self.cache.dropped
-        for clip in self.listing.clips:
-            with contextlib.suppress(ImageError):
-                self.cache.get(clip.path)
-            if self.cache.dropped > before:
-                return
+        if self.cache is not None:
+            self.cache.fill((clip.path for clip in self.listing.clips), ImageError)
 
     def preview(self, item: int) -> Pixels:
         """A picture as it is stored, [H, W, 3], for people to look at."""

@@ -178,6 +178,11 @@ def _column(values: npt.ArrayLike | None, count: int, default: float, kind: Any)
     return np.full(count, default, dtype=kind) if values is None else np.asarray(values, dtype=kind).reshape(-1)
 
 
+def spread(count: int, most: int) -> list[int]:
+    """At most so many numbers below `count`, spread evenly."""
+    return np.linspace(0, count - 1, min(most, count), dtype=np.int64).tolist()
+
+
 def joined(root: Path, name: str) -> Path:
     """The file that a name stands for; one that begins with `..` lies beside the root, also where that is a link."""
     return Path(os.path.normpath(root / name)) if name.startswith("../") else root / name

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +21,7 @@ from common import files
 from common.data import checksums, shards
 from common.data.datasets.base import MediaDataset
 from common.data.datasets.captioned import CaptionedDataset, LanguageCaptioned
-from common.data.listing import Clip, DatasetMissing, DatasetStatus
+from common.data.listing import Clip, DatasetMissing, DatasetStatus, spread
 from common.data.released_files import FileStatus
 
 __all__ = ["DatasetStatus", "SampleCheck", "check_checksums", "check_files", "check_samples", "report", "report_files"]
@@ -221,9 +220,7 @@ def check_files(
         ValueError: More files are broken than allowed, or none is left.
     """
     listing = dataset.listing("all")
-    clips = [
-        listing[row] for row in np.unique(np.linspace(0, len(listing) - 1, min(len(listing), at_most)).astype(int))
-    ]
+    clips = [listing[row] for row in spread(len(listing), at_most)]
     kept = files.cache_folder() / "tried_files" / dataset.index_path("all").name
     try:
         known = json.loads(kept.read_text(encoding="utf-8"))

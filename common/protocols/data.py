@@ -34,7 +34,7 @@ from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import ImageTransform
 from common.data.images import ImageItems
 from common.data.items import Sample
-from common.data.listing import Clip, Listing
+from common.data.listing import Clip, Listing, spread
 from common.data.transforms import AudioTransform, VideoTransform, compute_audio_statistics
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.data.worlds.base import World
@@ -103,7 +103,7 @@ class AudioVisualData(ShardedDataModule):
             return read_statistics(Path(audio.statistics))
         table = listing.table
         # A listing's fingerprint is of names alone: other files of the same names have other statistics.
-        looked_at = [_stamp(table[row]) for row in _evenly(len(table), STATISTICS_CLIPS)]
+        looked_at = [_stamp(table[row]) for row in spread(len(table), STATISTICS_CLIPS)]
         settings = [
             audio.sample_rate, audio.duration, audio.fft, audio.frames_per_second, listing.fingerprint(),
             os.path.abspath(listing.root), looked_at, self.sounds_of_statistics(),
@@ -112,16 +112,11 @@ class AudioVisualData(ShardedDataModule):
         path = cache_folder() / "audio_statistics" / f"{listing.name}-{key}.npz"
         if not path.is_file() and sounds is not None:
             # Evenly spaced over the listing: as good as random, and the same for everyone.
-            chosen = _evenly(len(sounds), STATISTICS_CLIPS)  # type: ignore[arg-type]
+            chosen = spread(len(sounds), STATISTICS_CLIPS)  # type: ignore[arg-type]
             loader = DataLoader(Subset(sounds, chosen), batch_size=None, num_workers=self.num_workers)
             path.parent.mkdir(parents=True, exist_ok=True)
             compute_audio_statistics((sample["audio"] for sample in loader), path)
         return read_statistics(path)
-
-
-def _evenly(count: int, most: int) -> list[int]:
-    """At most so many of `count` rows, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist() if count else []
 
 
 def _stamp(clip: Clip) -> tuple[int, int]:

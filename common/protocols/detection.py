@@ -38,7 +38,7 @@ from common.data.annotations import Boxes
 from common.data.datasets.voc import PascalVOC
 from common.data.images import ImageItems
 from common.data.items import Sample
-from common.data.listing import Listing
+from common.data.listing import Listing, spread
 from common.data.samplers import EpochSampler
 from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from common.encoders.checkpoint_files import load_encoder
@@ -283,10 +283,8 @@ class Detection(pl.LightningModule):
         self.log_dict({name: torch.tensor(value, device=self.device) for name, value in metrics.items()})
         items = getattr(getattr(self.trainer, "datamodule", None), "test_images", None)
         if self.trainer.is_global_zero and isinstance(items, DetectionImages) and self.hparams["pictures"] > 0:
-            shown = np.unique(
-                np.linspace(0, len(detections) - 1, min(self.hparams["pictures"], len(detections))).astype(int)
-            )
-            chosen = [list(detections)[position] for position in shown.tolist()]
+            shown = spread(len(detections), self.hparams["pictures"])
+            chosen = [list(detections)[position] for position in shown]
             path = Path(self.trainer.default_root_dir) / "media" / "detections.png"
             draw_detections(self, items, {item: detections[item] for item in chosen}, path)
 

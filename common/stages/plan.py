@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
@@ -30,7 +29,7 @@ from common.reporting.progress import Watch, duration
 from common.reporting.runs import headline
 from common.reporting.tables import StageInstance, TablesError, expand, load
 from common.stages.configuration import RunConfiguration
-from common.stages.run import Parent, StageRequest, finished_record, recorded_lineage
+from common.stages.run import Parent, StageRequest, end_with_parent, finished_record, recorded_lineage
 
 
 @dataclass(frozen=True)
@@ -364,19 +363,8 @@ def _pool(jobs: int) -> Executor:
     if jobs == 1:
         return _Here()
     # Started afresh and not forked: a worker imports torch once and keeps its decoded files for its next stages.
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_pool)
-
-
-def _end_with_pool() -> None:
-    """End this worker soon after the process that started it is gone: SIGTERM saves a stage that trains."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="parent-observer", daemon=True).start()
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, spawn, initializer=end_with_parent, initargs=(1.0, signal.SIGTERM))
 
 
 class _Progress:

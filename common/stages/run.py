@@ -151,14 +151,16 @@ def is_main_process() -> bool:
     return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
-def end_with_parent(seconds: float = 1.0) -> None:
-    """End this process, a rank beside the first, soon after the one that started it is gone.
+def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -> None:
+    """End this process, a rank beside the first or a worker, soon after the one that started it is gone.
 
     Left alone it would wait for the others, for half an hour where they never met, and hold its memory and its device.
     The other way round Lightning, torchrun and srun see to it.
 
     Args:
         seconds: between two looks.
+        by: what ends it. A rank hangs in a collective and hears nothing but SIGKILL, and beside the first it writes no
+            files; SIGTERM saves a stage that trains.
     """
     parent = os.getppid()
 
@@ -166,8 +168,7 @@ def end_with_parent(seconds: float = 1.0) -> None:
         while os.getppid() == parent:
             time.sleep(seconds)
         print(f"rank {os.environ.get('LOCAL_RANK', '?')}: the process that started it is gone", file=sys.stderr)
-        # What hangs in a collective hears nothing else; a rank beside the first writes no files.
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), by)
 
     threading.Thread(target=watch, name="parent-observer", daemon=True).start()
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Subset
 
 from common.data.datasets.wikipedia import WikipediaText
 from common.data.items import Sample
+from common.data.listing import spread
 from common.data.text import XLMRTokenizer
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld
 from common.training.data_module import ShardedDataModule
@@ -655,11 +656,6 @@ def at_least(name: str, number: int | None, least: int = 1) -> None:
     """Raises ValueError where a setting is below its least value."""
     if number is not None and number < least:
         raise ValueError(f"data.{name} must be at least {least}, got {number}")
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most so many numbers below `count`, spread evenly."""
-    return np.linspace(0, count - 1, min(most, count), dtype=np.int64).tolist()
 
 
 def images_of_an_epoch(data: RetrievalData) -> int | None:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.data.listing import spread
 from common.monitoring.figures import (
     RIGHT,
     WRONG,
@@ -94,7 +95,7 @@ def draw_retrieval(
     for words, row in zip(text, caption_image.tolist()):
         owners[words].add(row)
 
-    rows = np.linspace(0, len(image) - 1, min(queries, len(image))).astype(int).tolist()
+    rows = spread(len(image), queries)
     best = similarity[rows].topk(min(found, len(caption))).indices.tolist()
     items = [
         Described(picture(row), [(text[m], RIGHT if row in owners[text[m]] else WRONG) for m in captions])
@@ -105,7 +106,7 @@ def draw_retrieval(
     table = [[row, *(text[m] for m in captions)] for row, captions in zip(rows, best)]
     log_table(module, "image_to_captions_table", ["image", *_numbered("caption", best)], table)
 
-    asked = np.linspace(0, len(caption) - 1, min(queries, len(caption))).astype(int).tolist()
+    asked = spread(len(caption), queries)
     best = similarity[:, asked].T.topk(min(found, len(image))).indices.tolist()
     lines = [
         Row(text[m], [Cell(picture(row), color=RIGHT if row in owners[text[m]] else WRONG) for row in images])
