@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image, ImageFilter
 from torch import Tensor
-from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as v2
 
 from common.data.transforms import CROP_TRIES, IMAGENET_MEAN, IMAGENET_STD
 from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
-BILINEAR = Image.Resampling.BILINEAR
+#: Brightness, contrast, saturation and hue, as in `ImageTransform.jitter`.
+ADJUSTMENTS = (v2.adjust_brightness, v2.adjust_contrast, v2.adjust_saturation, v2.adjust_hue)
 
 
 class Transform(Protocol):
@@ -37,9 +38,10 @@ class ImageTransform:
     """One picture to one normalized tensor; every parameter is drawn from the generator that is passed in.
 
     Training, in this order: random resized crop, color jitter in random order, gray, Gaussian blur, horizontal flip.
-    Evaluation: resize, center crop. Both: divide by 255 and normalize. All of it is Pillow on bytes, with the parameter
-    ranges and the rounding of torchvision's transforms. A view takes a fixed number of draws, so switching one
-    augmentation off leaves the draws of the others as they are.
+    Evaluation: resize, center crop. Both: divide by 255 and normalize. The operations are those of
+    `torchvision.transforms.v2.functional` on Pillow's bytes, with the blur of Pillow that MoCo's code takes; only the
+    draws are ours, since its own come from one global generator. A view takes a fixed number of them, so switching
+    one augmentation off leaves the draws of the others as they are.
 
     Args:
         crop: Side of the result in pixels.
@@ -100,10 +102,6 @@ class ImageTransform:
             raise ValueError(f"blur_sigma must be a range of numbers >= 0, not {self.blur_sigma}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(0.0 < value < math.inf for value in self.std):
             raise ValueError(f"mean ({self.mean}) and std ({self.std}) must be three numbers each, std above 0")
-        levels = np.arange(256, dtype=np.float32)[None] / np.float32(255.0)
-        table = (levels - np.asarray(self.mean, np.float32)[:, None]) / np.asarray(self.std, np.float32)[:, None]
-        # There are only 256 values a channel can have, so each is normalized once.
-        object.__setattr__(self, "_table", table)
 
     def with_training(self, training: bool) -> ImageTransform:
         """The same transform on one of its branches."""
@@ -122,7 +120,8 @@ class ImageTransform:
         if image.mode != "RGB":
             raise ValueError(f"the transform takes RGB pictures, not mode {image.mode!r}: decode with read_image")
         if not self.training:
-            return self._tensor(self._center(image), False), False
+            image = v2.resize(image, [self.resize, self.resize] if self.squeeze else [self.resize])
+            return normalized(v2.center_crop(image, [self.crop]), self.mean, self.std), False
         if rng is None:
             raise ValueError("the training branch needs a random generator")
         # One block: cheaper than a call for each draw, and a draw keeps its place whatever the others decide.
@@ -132,53 +131,27 @@ class ImageTransform:
         left, top, width, height = random_area(
             image.width, image.height, self.min_area, self.max_aspect, draws[: 2 * CROP_TRIES + 2]
         )
-        # Not `resize(box=...)`: its filter would also weigh in pixels beyond the box, which torchvision's does not.
-        image = image.crop((left, top, left + width, top + height)).resize((self.crop, self.crop), BILINEAR)
+        image = v2.resized_crop(image, top, left, height, width, [self.crop, self.crop])
         if jitter < self.jitter_probability:
             image = self._jittered(image, order, strengths)
         if grayscale < self.grayscale:
-            image = image.convert("L").convert("RGB")
+            image = v2.rgb_to_grayscale(image, 3)
         if blur < self.blur:
             low, high = self.blur_sigma
             image = image.filter(ImageFilter.GaussianBlur(low + sigma * (high - low)))
         flipped = flip < self.flip
-        return self._tensor(image, flipped), flipped
-
-    def _center(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
-        if self.squeeze:
-            size = (self.resize, self.resize)
-        elif width <= height:
-            size = (self.resize, int(self.resize * height / width))
-        else:
-            size = (int(self.resize * width / height), self.resize)
-        if size != image.size:
-            image = image.resize(size, BILINEAR)
-        left, top = (round((side - self.crop) / 2.0) for side in size)
-        return image.crop((left, top, left + self.crop, top + self.crop))
+        return normalized(v2.horizontal_flip(image) if flipped else image, self.mean, self.std), flipped
 
     def _jittered(self, image: Image.Image, order: list[float], strengths: list[float]) -> Image.Image:
         for operation in sorted(range(4), key=order.__getitem__):
             strength, draw = self.jitter[operation], strengths[operation]
             if strength == 0.0:
                 continue
+            low, high = max(1.0 - strength, 0.0), 1.0 + strength
             if operation == 3:
-                image = shifted_hue(image, (2.0 * draw - 1.0) * strength)
-                continue
-            low = max(1.0 - strength, 0.0)
-            image = Image.blend(_faded(image, operation), image, low + draw * (1.0 + strength - low))
+                low, high = -strength, strength
+            image = ADJUSTMENTS[operation](image, low + draw * (high - low))
         return image
-
-    def _tensor(self, image: Image.Image, flipped: bool) -> Tensor:
-        pixels = np.asarray(image)
-        if flipped:
-            pixels = pixels[:, ::-1]
-        table: npt.NDArray[np.float32] = self._table  # type: ignore[attr-defined]
-        planes = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
-        for channel in range(3):
-            # Any byte is a valid position, so nothing needs to be checked ("raise" would buffer the result).
-            np.take(table[channel], pixels[:, :, channel], out=planes[channel], mode="clip")
-        return torch.from_numpy(planes)
 
 
 @dataclass(frozen=True)
@@ -234,15 +207,19 @@ class SquashTransform:
         if probability and rng is None:
             raise ValueError("a random flip needs a random generator")
         flipped = rng is not None and bool(rng.random() < probability)
-        pixels = np.asarray(image)
-        if flipped:
-            pixels = pixels[:, ::-1]
-        planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float().div_(255.0)
-        if planes.shape[1:] != (self.size, self.size):
-            size = (self.size, self.size)
-            planes = F.interpolate(planes[None], size, mode="bilinear", align_corners=False, antialias=False)[0]
-            planes.clamp_(0.0, 1.0)
-        return planes, flipped
+        planes = v2.pil_to_tensor(v2.horizontal_flip(image) if flipped else image).contiguous().float().div_(255.0)
+        return v2.resize(planes, [self.size, self.size], antialias=False).clamp_(0.0, 1.0), flipped
+
+
+def normalized(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """A picture as float32 [3, H, W]: bytes over 255, less the channels' mean, over their standard deviation.
+
+    `to_dtype` of torchvision's second version multiplies by 1 / 255, which rounds otherwise than the published code.
+    """
+    planes = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)) / np.float32(255.0)
+    planes -= np.asarray(mean, np.float32)[:, None, None]
+    planes /= np.asarray(std, np.float32)[:, None, None]
+    return torch.from_numpy(planes)
 
 
 def random_area(
@@ -271,24 +248,3 @@ def random_area(
     crop_width = min(width, round(height * max_aspect))
     crop_height = min(height, round(width * max_aspect))
     return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
-
-
-def shifted_hue(image: Image.Image, shift: float) -> Image.Image:
-    """Turn the hue of a picture by a share of the color circle in [-0.5, 0.5], in Pillow's steps of 1/256."""
-    turn = Image.new("HSV", image.size, (int(shift * 255) % 256, 0, 0))
-    # The sum wraps round, as a circle does.
-    return ImageChops.add_modulo(image.convert("HSV"), turn).convert("RGB")
-
-
-def _faded(image: Image.Image, operation: int) -> Image.Image:
-    """What brightness, contrast and saturation, in the order of `jitter`, mix a picture with: black, its mean gray, or
-    itself in gray. As in `PIL.ImageEnhance`, which takes five times as long to find the mean.
-    """
-    if operation == 0:
-        return Image.new("RGB", image.size)
-    gray = image.convert("L")
-    if operation == 2:
-        return gray.convert("RGB")
-    levels = np.frombuffer(gray.tobytes(), dtype=np.uint8)
-    mean = int(int(levels.sum()) / levels.size + 0.5)
-    return Image.new("RGB", image.size, (mean, mean, mean))

@@ -36,11 +36,12 @@ class VideoTransform:
     Training: random resized crop ("msc") or resize and random crop ("crop"), horizontal flip, color jitter.
     Evaluation: resize and center crop. Both: divide by 255, normalize, and repeat the clip's own first frames when it
     is short of frames. Resizing is Pillow's bilinear filter on bytes (about one value in a hundred is rounded to the
-    neighbouring level).
+    neighboring level).
 
     The operations are those of `torchvision.transforms.v2`, which the tests compare them with. They stand here since
-    its draws come from one global generator, its gray has other weights than Pillow's (0.2989 for 0.299), and its hue
-    takes seven times as long: a clip of 8 frames of 224 pixels would cost 69 ms in place of 18.
+    its draws come from one global generator, it resizes bytes as Pillow does only where the processor has AVX2, its
+    gray of a tensor has other weights than Pillow's (0.2989 for 0.299), and its hue takes seven times as long: a clip
+    of 8 frames of 224 pixels would cost 69 ms in place of 18.
 
     Args:
         mode: "msc" = crop of random area and aspect, "crop" = fixed scale.
@@ -283,7 +284,7 @@ class AudioTransform:
     """Samples of one clip to a log spectrogram with linear (not mel) frequency bins.
 
     Mean over channels, cut or zero-pad at the end, random volume (training), power spectrum with a periodic Hann
-    window and reflect padding, average of neighbouring bins (bin 0 stays alone), decibels, normalization per bin.
+    window and reflect padding, average of neighboring bins (bin 0 stays alone), decibels, normalization per bin.
 
     Args:
         sample_rate: Samples per second.

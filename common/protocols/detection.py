@@ -33,9 +33,11 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import roi_align
+from torchvision.transforms.v2 import functional as v2
 
 from common.data.annotations import Boxes
 from common.data.datasets.voc import PascalVOC
+from common.data.image_transforms import normalized
 from common.data.images import ImageItems
 from common.data.items import Sample
 from common.data.listing import Listing, spread
@@ -440,15 +442,11 @@ class BoxTransform:
             flipped = bool(draws[1] < self.flip)
         width, height = self.resized(image.size, size)
         boxes = boxes * np.array([width / image.width, height / image.height] * 2, dtype=np.float32)
-        if (width, height) != image.size:
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image)
+        image = v2.resize(image, [height, width])
         if flipped:
-            pixels = pixels[:, ::-1]
+            image = v2.horizontal_flip(image)
             boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
-        mean, std = np.array(self.mean, dtype=np.float32), np.array(self.std, dtype=np.float32)
-        planes = ((pixels / np.float32(255) - mean) / std).transpose(2, 0, 1)
-        return torch.from_numpy(np.ascontiguousarray(planes)), boxes
+        return normalized(image, self.mean, self.std), boxes
 
 
 class DetectionImages(ImageItems):
@@ -507,7 +505,7 @@ class DetectionData(ImageData):
         dataset: of several years, the test split is that of the years that have one.
         image: what an image and its boxes become; its `training` is set here. None for the published one.
         train_split, test_split: names of the listings.
-        train_difficult: whether difficult objects are learnt like others, as the published numbers have it.
+        train_difficult: whether difficult objects are learned like others, as the published numbers have it.
         test_batch_size: images per test step, per device.
         batch_size: global batch.
         kwargs: see ImageData.

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 from torchvision.transforms import RandomResizedCrop
 
-from common.data.image_transforms import ImageTransform, SquashTransform, random_area, shifted_hue
+from common.data.image_transforms import ImageTransform, SquashTransform, random_area
 from common.data.transforms import CROP_TRIES, IMAGENET_MEAN, IMAGENET_STD
 
 PLAIN = ImageTransform(
@@ -147,12 +147,6 @@ def test_jitter_equals_torchvision_in_every_order(first: int) -> None:
     for step in range(4):
         expected = steps[(first + step) % 4](expected)
     assert torch.equal(result, reference.to_tensor(expected))
-
-
-@pytest.mark.parametrize("shift", [-0.5, -0.31, -0.004, 0.0, 0.003, 0.1, 0.25, 0.499, 0.5])
-def test_the_hue_equals_torchvision(shift: float) -> None:
-    image = picture(64, 48)
-    assert shifted_hue(image, shift).tobytes() == reference.adjust_hue(image, shift).tobytes()
 
 
 def test_a_strength_above_one_does_not_go_below_black() -> None:
