@@ -16,7 +16,16 @@ from common.errors import StageError, nearest
 from common.reporting.papers import example_stage, paper_named
 from common.reporting.records import MACHINE_KEYS
 from common.reporting.tables import ROW, StageInstance, expand, load
-from common.stages.configuration import ConfigurationError, leaves, merge, place, recipes_of, resolve
+from common.stages.configuration import (
+    ConfigurationError,
+    leaves,
+    load_yaml,
+    merge,
+    parse_overrides,
+    place,
+    recipes_of,
+    resolve,
+)
 from common.stages.plan import Selection, request_for
 from common.stages.run import StageRequest, dataset_entries, is_main_process, run_stage
 
@@ -69,7 +78,8 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
         job = next((stage.job for stage in tables.stages.values() if stage.recipe == wanted), "pretrain")
         instances[wanted] = StageInstance(wanted, wanted, job, None)
     instance = instances[wanted]
-    given = {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
+    overrides, files = parse_overrides(arguments)
+    given = {field for field, _ in overrides}
     lineages: dict[str, str] = {}
 
     def lineage(identity: str) -> str:
@@ -85,19 +95,19 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
     request = request_for(paper, instance, selection, seed, lineages, arguments)
     stage = request.stage
     # One more logger changes nothing of what is measured.
-    if any(field.rpartition(".")[2] not in MACHINE_KEYS and not field.startswith("trainer.logger") for field in given):
+    changed = (f for f in given if f.rpartition(".")[2] not in MACHINE_KEYS and not f.startswith("trainer.logger"))
+    if files or any(changed):
         # With a data set of one's own, the folder says which: hashes of configurations leave out where things lie.
         where = [str(selection.data)] if any(field.endswith(".dataset") for field in given) else []
         where += _own_folders(request)
+        where += [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
         # `--field=value`, as a sweep writes it, is the run of `--field value`.
         words = [word for one in arguments for word in (one.split("=", 1) if one.startswith("--") else [one])]
         stage += "+" + hashlib.sha256("\0".join([*words, *where]).encode()).hexdigest()[:6]
-    # A parent given on the command line replaces that of the table.
-    kept = {
-        field: parent
-        for field, parent in request.parents.items()
-        if field not in given and field.replace(".init_args", "") not in given
-    }
+    # A parent given on the command line or in a file of it replaces that of the table.
+    named = {*given, *(field for file in files for field, _ in leaves(load_yaml(file)))}
+    fields = {field.replace(".init_args", "") for field in named}
+    kept = {field: parent for field, parent in request.parents.items() if field.replace(".init_args", "") not in fields}
     return replace(request, stage=stage, parents=kept)
 
 

@@ -19,6 +19,7 @@ from common.data.listing import DatasetMissing
 from common.reporting.papers import project_root
 from common.reporting.progress import duration
 from common.stages.plan import Selection
+from common.stages.run import stage_configuration
 from common.stages.single import find_request
 from tests.cli.process import LOADED, assemble
 
@@ -233,6 +234,21 @@ def test_an_override_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     (folder,) = (path for path in (tmp_path / "avid_cma" / "smoke" / "seed0").iterdir() if path.is_dir())
     assert folder.name.startswith("avid+")
     assert "temperature: 0.1" in (folder / "config.yaml").read_text(encoding="utf-8")
+
+
+def test_a_file_of_overrides_wins_over_the_tables_parent_and_names_the_run(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    selection, arguments = Selection(scale="smoke", runs=tmp_path), ["--config", str(file)]
+    folders = []
+    for weights in ("a.pth", "b.pth"):
+        file.write_text(f"model: {{init_args: {{pretrained: {weights}}}}}", encoding="utf-8")
+        request = find_request("avid/ucf_1@avid", selection, arguments)
+        assert not request.parents
+        assert stage_configuration(request)[1]["model"]["init_args"]["pretrained"] == weights
+        folders.append(request.directory)
+    assert folders[0] != folders[1]
+    file.write_text("model: {init_args: {learning_rate: 0.1}}", encoding="utf-8")
+    assert list(find_request("avid/ucf_1@avid", selection, arguments).parents) == ["model.init_args.pretrained"]
 
 
 def test_on_what_a_stage_runs_is_no_override(tmp_path: Path) -> None:
