@@ -84,7 +84,7 @@ class Captions(NamedTuple):
 
 
 def normalize(x: Tensor) -> Tensor:
-    """x divided by its length along the last dimension; a vector of zeros stays zero, also in its gradient.
+    """x divided by its length along the last dimension; a vector of zeros stays zero, with a finite gradient.
 
     Source: [3.4].
     """
@@ -625,6 +625,7 @@ class XMCGAN(TrainedModel):
             ImageError: a file cannot be read.
         """
         pictures = torch.stack(self.read_all("image", images)).to(self.device)
+        pictures = pictures.reshape(-1, *pictures.shape[-3:])  # of `generate` they come by caption
         return F.normalize(self.discriminator.features(pictures)[0].float(), dim=1)
 
     def encoders(self) -> dict[str, Encoder]:
