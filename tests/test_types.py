@@ -63,6 +63,12 @@ def test_a_value_outside_its_range_is_named(arguments: dict[str, Any], words: st
     assert found[2] == words
 
 
+def test_more_than_one_shared_tag_may_be_asked_for() -> None:
+    from papers.mct.loss import MultimodalContrast
+
+    assert list(outside(MultimodalContrast, {"epsilon": 1.5})) == []  # two tags at least
+
+
 def test_values_inside_their_ranges_pass_also_whole_numbers_for_floats() -> None:
     inside = {"rate": 1, "share": [0, 1], "count": None, "seed": 0, "name": -1, "width": 3, "unknown": -1}
     assert list(outside(Whole, inside)) == []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import files
-from common.errors import StageError
+from common.errors import StageError, printable
 from common.reporting.papers import existing_papers, names_of_papers, paper_named, working_folder
 
 if TYPE_CHECKING:
@@ -187,7 +187,8 @@ def _import_command(arguments: argparse.Namespace) -> int:
     count, passed_over = import_data(arguments.source, arguments.folder)
     print(f"{arguments.folder}: {count:,} samples")
     if passed_over:
-        print(f"  {len(passed_over):,} without video, image or sound are passed over, such as {passed_over[0]}")
+        example = printable(str(passed_over[0]))
+        print(f"  {len(passed_over):,} without video, image or sound are passed over, such as {example}")
     print(f"train on it with --data.dataset folder --data {arguments.folder}")
     return 0
 

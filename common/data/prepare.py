@@ -23,6 +23,7 @@ from common.data.datasets.base import MediaDataset
 from common.data.datasets.captioned import CaptionedDataset, LanguageCaptioned
 from common.data.listing import Clip, DatasetMissing, DatasetStatus, spread
 from common.data.released_files import FileStatus
+from common.errors import printable
 
 __all__ = ["DatasetStatus", "SampleCheck", "check_checksums", "check_files", "check_samples", "report", "report_files"]
 
@@ -141,7 +142,7 @@ def report_files(statuses: Sequence[FileStatus], console: Console | None = None)
         lines += [f"Lacks: {', '.join(status.missing)}"] if status.missing else []
         lines.append(f"Get it from: {status.file.source.replace('{path}', str(status.path))}")
         console.print(Text(status.file.title, style="bold"))
-        console.print(Text("\n".join(f"  {line}" for line in lines)))
+        console.print(Text(printable("\n".join(f"  {line}" for line in lines))))
 
 
 def check_checksums(dataset: MediaDataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -392,4 +393,4 @@ def _print_details(console: Console, status: DatasetStatus, prepared: bool) -> N
     lines += [f"Wrong: {reason}" for reason in status.corrupt]
     if lines:
         console.print(Text(status.title, style="bold"))
-        console.print(Text("\n".join(f"  {line}" for line in lines)))
+        console.print(Text(printable("\n".join(f"  {line}" for line in lines))))

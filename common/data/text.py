@@ -234,9 +234,9 @@ def pad_tokens(rows: Sequence[Sequence[int]], pad_id: int = 0, max_tokens: int |
 class CaptionTokenizer(ABC):
     """From captions to token ids and back.
 
-    The vocabulary comes from a file, or is learnt from the training captions. A learnt one is kept in the cache folder
-    under a name made of the captions and the settings, so it is learnt once; learning is deterministic, so it does not
-    matter where and how often it happens. `prepare` must be called before anything else.
+    The vocabulary comes from a file, or is learned from the training captions. A learned one is kept in the cache
+    folder under a name made of the captions and the settings, so it is learned once; learning is deterministic, so it
+    does not matter where and how often it happens. `prepare` must be called before anything else.
 
     Args:
         file: vocabulary file, or None to learn one.
@@ -303,11 +303,11 @@ class CaptionTokenizer(ABC):
 
         Args:
             captions: training captions, used where no file was given.
-            folder: where learnt vocabularies are kept; by default in the cache folder.
+            folder: where learned vocabularies are kept; by default in the cache folder.
 
         Raises:
             FileNotFoundError: the file does not exist.
-            ValueError: the file is no such vocabulary, or none can be learnt from these captions.
+            ValueError: the file is no such vocabulary, or none can be learned from these captions.
         """
         if self.file is not None:
             if not self._size:
@@ -359,7 +359,7 @@ class CaptionTokenizer(ABC):
 
     @abstractmethod
     def _settings(self) -> str:
-        """What a learnt vocabulary depends on besides the captions."""
+        """What a learned vocabulary depends on besides the captions."""
 
     @abstractmethod
     def _learn(self, texts: Sequence[str]) -> bytes:
@@ -379,7 +379,7 @@ class WordPieceTokenizer(CaptionTokenizer):
 
     Args:
         vocabulary: a `vocab.txt`, or the folder of a released BERT that has one; None learns it.
-        vocabulary_size: of a learnt one, at most; there are fewer pieces when the captions have no more.
+        vocabulary_size: of a learned one, at most; there are fewer pieces when the captions have no more.
         max_tokens: longest result of `encode`.
 
     Source: docs/papers/mct.md [7].
@@ -482,7 +482,7 @@ class SentencePieceTokenizer(CaptionTokenizer):
 
     Args:
         model: a SentencePiece model with the pieces `[SOS]` and `[EOS]`; None learns it.
-        vocabulary_size: of a learnt one, at most; there are fewer pieces when the captions have no more.
+        vocabulary_size: of a learned one, at most; there are fewer pieces when the captions have no more.
         max_tokens: longest result of `encode`.
 
     Source: docs/papers/mct.md [11]. VirTex cuts the closing token off from long captions; here it stays.
@@ -544,7 +544,7 @@ class XLMRTokenizer(CaptionTokenizer):
 
     Args:
         model: a released `sentencepiece.bpe.model`, or the folder that has one; None learns one by its unigram method.
-        vocabulary_size: of a learnt one, at most; there are fewer pieces when the captions have no more.
+        vocabulary_size: of a learned one, at most; there are fewer pieces when the captions have no more.
         max_tokens: longest result of `encode`; longer captions lose pieces, never the closing token.
 
     Source: docs/papers/m3p.md [2].
@@ -627,7 +627,7 @@ def _learn_pieces(texts: Sequence[str], field: str, **options: Any) -> bytes:
     """A SentencePiece model of some texts.
 
     Raises:
-        ValueError: it cannot be learnt from them.
+        ValueError: it cannot be learned from them.
     """
     from sentencepiece import SentencePieceTrainer
 
@@ -667,7 +667,7 @@ class WordVocabulary(CaptionTokenizer):
     Args:
         vocabulary: a text file with one word a line, the special ones first; None learns it.
         min_count: rarer words are unknown.
-        max_words: the most frequent words that a learnt vocabulary keeps; None keeps all.
+        max_words: the most frequent words that a learned vocabulary keeps; None keeps all.
         max_tokens: longest result of `encode`; VSE++ has no such limit, and no caption of COCO reaches this one.
 
     Source: docs/papers/mct.md [9]. VSE++ splits words by NLTK, which cuts contractions elsewhere ("do" and "n't").

@@ -13,7 +13,7 @@ class ProjectionHead(nn.Module):
         layers: number of linear layers; 1 is the linear head of the ablations (65,664 parameters).
         batch_norm: normalize before every ReLU. Without it the parameter names equal those of the released AVID-CMA
             checkpoints (`projection.0`, `.2`, `.4`).
-        output_batch_norm: center and scale the embedding over the batch, without learnt parameters.
+        output_batch_norm: center and scale the embedding over the batch, without learned parameters.
 
     Shapes:
         [B, in_dim] -> [B, out_dim]

@@ -58,7 +58,7 @@ def queue_hinge(
         return total
     if mask is None:
         return total / negatives.shape[1]
-    return total / mask.to(total.dtype).sum(dim=-1).clamp(min=1)
+    return total / mask.expand_as(hinge).to(total.dtype).sum(dim=-1).clamp(min=1)
 
 
 def in_batch_hinge(scores: Tensor, margin: float, hardest: bool = False) -> Tensor:

@@ -42,7 +42,7 @@ class DetectedImage:
 class DetectionsOncePerImage:
     """Detections of all batches and processes, each image once.
 
-    A distributed sampler may repeat images, and a loader that meets a broken file delivers its neighbour twice; the
+    A distributed sampler may repeat images, and a loader that meets a broken file delivers its neighbor twice; the
     first of them stays.
 
     Examples:

@@ -60,7 +60,7 @@ class OncePerSample:
     """Means of per-sample values with every sample weighing the same, however often it was seen.
 
     A distributed sampler may repeat samples to give every process the same number, and a loader that meets a broken
-    file delivers its neighbour twice. Both would weigh twice in an ordinary mean. Here values are kept by sample
+    file delivers its neighbor twice. Both would weigh twice in an ordinary mean. Here values are kept by sample
     index, collected from all processes at the end, and the values of one index are averaged first. So an index may
     also come several times on purpose, once for each random clip of a video.
 
@@ -124,7 +124,7 @@ class OncePerSample:
 class RowsOncePerSample:
     """Tensors with one row a sample, from all batches and processes, each sample once and in ascending order.
 
-    A loader that meets a broken file delivers its neighbour twice; the second row is left out.
+    A loader that meets a broken file delivers its neighbor twice; the second row is left out.
 
     Args:
         names: the tensors.

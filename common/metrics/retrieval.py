@@ -1,4 +1,4 @@
-"""Quality of retrieval and of neighbourhoods."""
+"""Quality of retrieval and of neighborhoods."""
 
 from itertools import pairwise
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import lightning.pytorch as pl
@@ -14,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from common.encoders.checkpoint_files import load_encoder
-from common.files import write_atomically
+from common.monitoring.media import media_folder, write_table
 
 Batch = dict[str, Tensor]
 
@@ -171,7 +169,7 @@ def mean_average_precision(
             {"class": str(name), **detail, "average_precision": None if np.isnan(value) else 100 * float(value)}
             for name, detail, value in zip(names, details, average)
         ]
-        path = Path(module.trainer.default_root_dir) / "media" / "average_precision.json"
-        write_atomically(path, json.dumps(classes, indent=1) + "\n")
+        path = media_folder(module) / "average_precision.csv"
+        write_table(module, path, list(classes[0]), [list(row.values()) for row in classes])
     mean, classes_judged = 100 * float(average[judged].mean()), float(judged.sum())
     return {"test/map": torch.tensor(mean), "test/classes": torch.tensor(classes_judged)}

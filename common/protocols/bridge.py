@@ -40,7 +40,7 @@ Modality = Literal["image", "text"]
 class Bridge(nn.Module):
     """From the features of two frozen encoders into a common space, once for every learning rate of a sweep.
 
-    Features are standardized first, without learnt parameters, by the mean and deviation over all batches so far: the
+    Features are standardized first, without learned parameters, by the mean and deviation over all batches so far: the
     scale of an encoder's features says nothing about it, but decides how fast a projection of them learns.
 
     Args:

@@ -414,7 +414,7 @@ class LinearClassification(Classification):
         learning_rates: of SGD, one classifier for each.
         milestones: epochs at which the learning rates fall.
         normalize_features: `none`, the protocol; `l2` for unit length; `batch_norm` to standardize every feature over
-            the training set, without learnt parameters.
+            the training set, without learned parameters.
         kwargs: see Classification and EncoderModule.
 
     Raises:
@@ -504,7 +504,7 @@ class MultiLabelTagging(Classification):
     """A linear layer on frozen features that says which tags an image has.
 
     Logged are `test/map`, the mean of the average precisions of all tags with a positive test image, how many these are
-    (`test/classes`), and `test/images`; `media/average_precision.json` has every tag. Entries marked as difficult count
+    (`test/classes`), and `test/images`; `media/average_precision.csv` has every tag. Entries marked as difficult count
     neither in training nor in the test.
 
     Args:

@@ -60,7 +60,7 @@ class SoundSVM(MachinesOnFeatures):
     """Linear machines on the stages of an audio encoder, for files seen as several windows each.
 
     The test takes two loaders: augmented windows to learn from and regular ones to be judged on. With `folds` above one
-    both hold all files, and each fold is judged by a machine that learnt from the others; the result is the mean over
+    both hold all files, and each fold is judged by a machine that learned from the others; the result is the mean over
     folds. With one fold the loaders hold different files. Logged are `test/<stage>_top1` for every stage and
     `test/best_top1`, the best of them. Every file counts once.
 
@@ -198,7 +198,7 @@ class MultiLabelSVM(MachinesOnFeatures):
 
     The test takes two loaders: images to learn from, images to test on. Logged are `test/map`, the mean of the average
     precisions of all classes that could be measured, how many these are (`test/classes`), how many of them chose each C
-    (`test/classes_with_C_<C>`), and `test/images`. `media/average_precision.json` has every class. Every image counts
+    (`test/classes_with_C_<C>`), and `test/images`. `media/average_precision.csv` has every class. Every image counts
     once. Memory: the features of all images, `images * dims * 4` bytes (VOC07: 9,963 * 2,048 * 4 = 82 MB), and twice
     those of the training images while a machine is fitted.
 

@@ -102,7 +102,7 @@ def _number(text: str | None) -> float | None:
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Means of equal groups of neighbouring points, so that no peak of noise is picked by chance."""
+    """Means of equal groups of neighboring points, so that no peak of noise is picked by chance."""
     if len(points) <= MAX_POINTS:
         return points
     size = math.ceil(len(points) / MAX_POINTS)

@@ -7,7 +7,7 @@ import math
 
 from common.reporting.aggregate import TableResult
 
-COLOURS = ("#4a4a4a", "#c2571a", "#a8842c", "#3266ad", "#2f8f5b", "#8a4fae", "#b8396b")
+COLORS = ("#4a4a4a", "#c2571a", "#a8842c", "#3266ad", "#2f8f5b", "#8a4fae", "#b8396b")
 _WIDTH, _HEIGHT = 640, 300
 _LEFT, _TOP, _RIGHT, _BOTTOM = 52, 14, 150, 46
 
@@ -159,7 +159,7 @@ def curve(result: TableResult) -> str:
         f"{html.escape(drawn.y)}</text>"
     )
     for number, (label, line) in enumerate(lines.items()):
-        color = COLOURS[number % len(COLOURS)]
+        color = COLORS[number % len(COLORS)]
         upper = [f"{x(place):.1f},{y(mean + spread):.1f}" for place, mean, spread in line]
         lower = [f"{x(place):.1f},{y(mean - spread):.1f}" for place, mean, spread in reversed(line)]
         parts.append(f'<polygon points="{" ".join(upper + lower)}" fill="{color}" fill-opacity="0.15"/>')

@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from common import files
-from common.errors import ReportingError, nearest
+from common.errors import ReportingError, nearest, printable
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, machine_isa
 from common.reporting.papers import SCALES, Paper, check_scale, paper_named
 from common.reporting.schema import first_of, one_of
@@ -409,7 +409,7 @@ def warn(error: RecordError) -> None:
 @functools.cache
 def warn_of(text: str) -> None:
     """Say on the standard error stream what was left out of a page, and why; the same thing once."""
-    print(f"warning: {text}", file=sys.stderr)
+    print(printable(f"warning: {text}"), file=sys.stderr)
 
 
 def find(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import functools
 import io
 import json
 import os
@@ -125,6 +126,9 @@ def _say(text: str) -> None:
     print(f"  {text}", flush=True)
 
 
+_say_once = functools.cache(_say)
+
+
 def wandb_mode() -> str:
     """`online`, `offline` or `disabled`, from the environment and what the network allows.
 
@@ -139,8 +143,11 @@ def wandb_mode() -> str:
         mode = "offline"
     if mode:
         os.environ["WANDB_MODE"] = mode  # the client refuses other spellings of it
-    if mode in ("offline", "disabled") or (not mode and not os.environ.get("WANDB_SWEEP_ID")):
-        return mode or "offline"
+    if mode in ("offline", "disabled"):
+        return mode
+    if not mode and not os.environ.get("WANDB_SWEEP_ID"):
+        _say_once("W&B: offline; WANDB_MODE=online logs live, `wandb sync` sends it later")
+        return "offline"
     if reason := why_no_key():
         _say(f"W&B: {'WANDB_MODE=online' if mode else 'a sweep'} but {reason}; logging offline instead")
         return "offline"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import Preempted, RunsElsewhereError, StageError, is_ours
+from common.errors import Preempted, RunsElsewhereError, StageError, is_ours, printable
 from common.files import described
 from common.reporting import records
 from common.reporting.draws import NATIVE, Draw
@@ -276,7 +276,7 @@ def run_planned(
                             traceback.print_exception(error)
                         failed[item.request.seed, item.request.stage] = described(error)
                         elsewhere += isinstance(error, RunsElsewhereError)
-                        say(f"  FAILED {_name(item)}: {described(error)}")
+                        say(printable(f"  FAILED {_name(item)}: {described(error)}"))
                         continue
                     left = progress.finish(item, record.wall_seconds, [*waiting, *running.values()])
                     say(f"  {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{left}]")

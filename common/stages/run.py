@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from common.errors import Preempted, RunsElsewhereError, StageError
+from common.errors import Preempted, RunsElsewhereError, StageError, printable
 from common.files import lock, make_folder, require_cache, write_atomically
 from common.reporting import records
 from common.reporting.draws import NATIVE, Draw, require
@@ -432,7 +432,7 @@ def _require_files(section: object) -> None:
             module, _, name = section["class_path"].rpartition(".")
             needs_sound = getattr(importlib.import_module(module), name).needs_sound
             allowed = (section.get("init_args") or {}).get("max_skipped_fraction", 1.0)
-            print("\n".join(check_files(dataset, allowed, needs_sound=needs_sound)))
+            print(printable("\n".join(check_files(dataset, allowed, needs_sound=needs_sound))))
 
 
 def dataset_entries(section: object) -> Iterator[Mapping[str, Any]]:

@@ -81,7 +81,7 @@ class StopOnNonFiniteLoss(Callback):
             self._first_bad = torch.full((), -1, dtype=torch.int64, device=loss.device)
         unset = self._first_bad < 0
         self._first_bad = torch.where(bad & unset, torch.full_like(self._first_bad, step), self._first_bad)
-        index = batch.get("index") if isinstance(batch, dict) else None
+        index = batch.get("index", batch.get("image_index")) if isinstance(batch, dict) else None
         self._recent.append((step, index))
         alone_on_cpu = loss.device.type == "cpu" and trainer.world_size == 1
         if alone_on_cpu or (step + 1) % self.every_n_steps == 0:
@@ -102,7 +102,9 @@ class StopOnNonFiniteLoss(Callback):
         if not trainer.strategy.reduce_boolean_decision(step >= 0, all=False):
             return
         samples = next((index for at, index in self._recent if at == step), None)
-        listed = "unknown" if samples is None else ", ".join(str(i) for i in samples.tolist()[:64])
+        listed, look = "unknown", ""
+        if samples is not None:
+            listed, look = ", ".join(map(str, samples.tolist()[:64])), ", or look at those samples"
         path = self.directory / "non_finite.ckpt"
         self._stops = True
         trainer.save_checkpoint(path)
@@ -110,8 +112,8 @@ class StopOnNonFiniteLoss(Callback):
             raise NonFiniteLossError(f"the loss is not finite on another rank; its message has the samples. See {path}")
         raise NonFiniteLossError(
             f"the loss is not finite at batch {step} (rank {trainer.global_rank}); samples of that batch: {listed}. "
-            f"The state is kept in {path}; the last good checkpoint is beside it. Lower the learning rate, or look "
-            "at those samples."
+            f"The state is kept in {path}; the last good checkpoint, if there is one yet, is beside it. Lower the "
+            f"learning rate{look}."
         )
 
 

@@ -234,7 +234,10 @@ class BankLoss(nn.Module):
                 "on the very same data set listing, with the same embedding width."
             )
         if self.estimator == "nce" and not memory["normalizer"] > 0:
-            raise ValueError("model.warm_start: the normalizer was never set; that AVID was not trained for a step")
+            raise ValueError(
+                "model.warm_start: the normalizer was never set: that AVID was not trained for a step, or without "
+                "estimator nce"
+            )
         for name, value in own.items():
             value.copy_(memory[name])
         self.positive_set.fill_(-1)

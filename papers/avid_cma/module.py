@@ -45,7 +45,8 @@ class AVIDModule(pl.LightningModule):
         warm_start: checkpoint of an AVID stage, which CMA needs: model, banks and normalizer are taken over, the
             optimizer and the epoch counter start fresh.
         refresh_every: the positives are mined again at the start of every so many epochs; 0 for never.
-        mined: positives per instance in the diagnosis of mining that follows a training without mined positives.
+        mined: positives per instance in the diagnosis of mining that follows a training without mined positives; 0
+            for no diagnosis.
 
     Raises:
         ValueError: in setup, when a warm start is missing or belongs to another data set listing.
@@ -244,5 +245,5 @@ class AVIDModule(pl.LightningModule):
         metrics |= self.progress.compute(self.loss.normalizer) | monitoring.bank_norms(*banks)
         self.log_dict({f"test/{name}": torch.as_tensor(value) for name, value in metrics.items()})
         if self.trainer.is_global_zero:
-            path = Path(self.trainer.default_root_dir) / "media" / "neighbours.png"
-            monitoring.draw_neighbours(self, self.data.held_out_clips, video, audio, index, path)
+            path = Path(self.trainer.default_root_dir) / "media" / "neighbors.png"
+            monitoring.draw_neighbors(self, self.data.held_out_clips, video, audio, index, path)

@@ -95,7 +95,7 @@ def bank_agreement(video_bank: Tensor, audio_bank: Tensor, labels: np.ndarray, p
     Args:
         video_bank, audio_bank: [N, d]; of more than `LARGEST_BANK` rows, so many evenly spaced ones are measured.
         labels: class of every row [N]; rows without one (-1) are left out.
-        positives: how many are mined per instance.
+        positives: how many are mined per instance; 0 measures nothing.
     """
     if len(video_bank) > LARGEST_BANK:
         chosen = torch.linspace(0, len(video_bank) - 1, LARGEST_BANK, device=video_bank.device).long()
@@ -103,7 +103,7 @@ def bank_agreement(video_bank: Tensor, audio_bank: Tensor, labels: np.ndarray, p
     targets = torch.from_numpy(np.asarray(labels, dtype=np.int64)).to(video_bank.device)
     known = targets >= 0
     metrics: dict[str, Tensor] = {}
-    if not bool(known.any()) or len(targets) < positives + 2:
+    if not positives or not bool(known.any()) or len(targets) < positives + 2:
         return metrics
     for agreement in AGREEMENTS:
         mined = mine_positives(video_bank, audio_bank, positives, agreement).long()
@@ -113,7 +113,7 @@ def bank_agreement(video_bank: Tensor, audio_bank: Tensor, labels: np.ndarray, p
 
 
 @torch.no_grad()
-def draw_neighbours(
+def draw_neighbors(
     module: pl.LightningModule,
     clips: AudioVisualClips,
     video: Tensor,
@@ -121,7 +121,7 @@ def draw_neighbours(
     index: Tensor,
     path: Path,
     queries: int = 6,
-    neighbours: int = 5,
+    neighbors: int = 5,
 ) -> list[list[str]]:
     """Draw each query's nearest clips: by video, by audio, and across modalities.
 
@@ -131,7 +131,7 @@ def draw_neighbours(
         video, audio: unit embeddings [N, d].
         index: positions of the rows in `clips` [N]; a clip whose frame cannot be read is shown in gray.
         path: PNG file to write.
-        queries, neighbours: size of the figure.
+        queries, neighbors: size of the figure.
 
     Returns:
         Rows of the table: query, kind of neighborhood, file of each neighbor.
@@ -151,7 +151,7 @@ def draw_neighbours(
             scores = similarity[number].clone()
             if kind != "video to audio":
                 scores[row] = -2.0
-            best = scores.topk(min(neighbours, len(scores) - 1)).indices.tolist()
+            best = scores.topk(min(neighbors, len(scores) - 1)).indices.tolist()
             items = [int(index[position]) for position in (row, *best)]
             cells = [
                 Cell(
@@ -165,6 +165,6 @@ def draw_neighbours(
             table.append([clips.name(items[0]), kind, *(clips.name(item) for item in items[1:])])
     title = "Query (left) and its nearest held-out clips; red: another class. For audio the clip's frame is shown"
     save_figure(module, image_grid(lines, title), path)
-    columns = ["query", "kind", *(f"neighbour {number + 1}" for number in range(len(table[0]) - 2))]
-    log_table(module, "neighbours_table", columns, table)
+    columns = ["query", "kind", *(f"neighbor {number + 1}" for number in range(len(table[0]) - 2))]
+    log_table(module, "neighbors_table", columns, table)
     return table

@@ -245,7 +245,8 @@ def read_dictionary(folder: Path, source: str, target: str) -> list[tuple[str, s
     for line in content.split("\n"):
         if not line.strip():
             continue
-        word, _, translation = line.strip().partition("\t" if "\t" in line.strip() else " ")
+        # Not stripped before: a tab with nothing behind it is a word of several parts without a translation.
+        word, _, translation = line.partition("\t") if "\t" in line else line.strip().partition(" ")
         word, translation = word.strip(), " ".join(translation.split())
         if word and translation:
             pairs.append((word, translation))

@@ -33,7 +33,7 @@ from papers.m3p.pairs import Candidates, PairCollator, PairItems
 from papers.m3p.pictures import CaptionSet, find_pictures
 from papers.m3p.regions import prepare_regions
 from papers.m3p.searched import EvaluationSet, SearchedSets
-from papers.m3p.steps import MultitaskSchedule, MultitaskSteps, Step
+from papers.m3p.steps import MultitaskSchedule, MultitaskSteps, Step, indices_of
 from papers.m3p.streams import LanguageStream, file_identity, language_probabilities, stream_tokens
 
 #: Captions of a set that are looked through to see how many of their words the dictionaries hold.
@@ -361,7 +361,8 @@ class PretrainingData(RegionTextData):
     Args:
         captions: sets of captioned images.
         text: text without images; None for none.
-        language_alpha: languages are drawn in proportion to (share of sentences)^alpha; -1 for all alike.
+        language_alpha: languages are drawn in proportion to (share of sentences)^alpha; 0 for all alike,
+            which the released code writes as -1.
         xmlm_steps: draws of languages per step; 0 leaves text out.
         relation_steps: draws of sets of captions per step.
         text_batch_size: rows of a block of text, over all devices.
@@ -413,7 +414,9 @@ class PretrainingData(RegionTextData):
         if xmlm_steps and text is None:
             raise ValueError("data.text is null, but data.xmlm_steps is above 0: give it a class, or set that to 0")
         if not xmlm_steps and not (relation_steps and captions):
-            raise ValueError("data.xmlm_steps and data.relation_steps are both 0: a step would read nothing")
+            raise ValueError(
+                "a step would read nothing: data.xmlm_steps is 0, and data.relation_steps is 0 or data.captions empty"
+            )
         if text is not None and self.world is not None:
             self.world.place(text)
         #: Text that is read.
@@ -597,7 +600,7 @@ class OneRelation:
         self.collator = collator
 
     def __call__(self, samples: list[Sample]) -> Step:
-        return {"xmlm": [], "relations": [self.collator(samples)]}
+        return {"xmlm": [], "relations": [self.collator(samples)], "index": indices_of(samples)}
 
 
 def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:

@@ -18,7 +18,7 @@ from common.data.worlds.base import World
 from common.metrics.classification import hits
 from common.training.data_module import ShardedDataModule
 from common.training.optimizers import clip_by_norm, warm_up_then_cosine
-from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from papers.m3p.data import check_sizes
 from papers.m3p.evaluation import RetrievalTest
 from papers.m3p.loss import embedding_contrast
@@ -152,7 +152,7 @@ class WarmStart(pl.LightningModule):
         temperature: PositiveFloat = 0.1,
         pretrained: str | None = None,
         learning_rate: PositiveFloat = 1e-3,
-        warmup_steps: NonNegativeInt = 10,
+        warmup_steps: PositiveInt = 10,
         captions_per_image: PositiveInt | None = 5,
     ) -> None:
         super().__init__()

@@ -97,7 +97,7 @@ class M3PModule(pl.LightningModule):
         pretrained: str | None = None,
         position_offset: NonNegativeInt = 2,
         learning_rate: PositiveFloat = 1e-4,
-        warmup_steps: NonNegativeInt = 4000,
+        warmup_steps: PositiveInt = 4000,
         updates: Updates = "per_group",
         accumulate: PositiveInt = 4,
         clip_norm: PositiveFloat | None = 5.0,

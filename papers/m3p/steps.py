@@ -11,13 +11,15 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from common.data.items import Sample
 from papers.m3p.masking import WORD_NOISE, Masking, mask_stream
 from papers.m3p.pairs import PairCollator, PairItems
 from papers.m3p.streams import LanguageStream
 
 Ints = npt.NDArray[np.int64]
-#: Batch of a training step: `xmlm`, a list of blocks of text, and `relations`, a list of batches of `PairCollator`.
-Step = dict[str, list[Any]]
+#: Batch of a training step: `xmlm`, a list of blocks of text; `relations`, a list of batches of `PairCollator`; and
+#: `index`, the images of these in their listings.
+Step = dict[str, Any]
 #: Independent random streams of an epoch.
 _TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE, _LANGUAGES = range(4)
 
@@ -80,7 +82,7 @@ class MultitaskSchedule:
         if self._epoch is None or self._epoch[0] != epoch:
             rng = np.random.default_rng((self.seed, epoch))
             languages = [Draws.of(self.languages, self.steps, self.xmlm_steps, rng)]
-            uniform = [1 / self.relations] * self.relations
+            uniform = [1 / max(self.relations, 1)] * self.relations
             relations = Draws.of(uniform, self.steps, self.relation_steps, rng)
             for group in range(1, self.text_groups):
                 own = np.random.default_rng((self.seed, epoch, group, 0, _LANGUAGES))
@@ -125,15 +127,17 @@ class MultitaskSteps(Dataset[Step]):
     def __getitem__(self, key: tuple[int, int]) -> Step:
         epoch, step = key
         languages, relations = self.schedule.of(epoch)
+        samples = [
+            self._pairs(epoch, int(number), int(relations.turn[step, draw]))
+            for draw, number in enumerate(relations.chosen[step])
+        ]
         return {
             "xmlm": [
                 self._rows([self._block(epoch, step, draw, group, own) for group, own in enumerate(languages)])
                 for draw in range(languages[0].chosen.shape[1])
             ],
-            "relations": [
-                self._relation(epoch, int(number), int(relations.turn[step, draw]))
-                for draw, number in enumerate(relations.chosen[step])
-            ],
+            "relations": [self.collator(batch) for batch in samples],
+            "index": indices_of([sample for batch in samples for sample in batch]),
         }
 
     def _order(self, kind: int, number: int, count: int, epoch: int, again: int, group: int = 0) -> Ints:
@@ -174,14 +178,19 @@ class MultitaskSteps(Dataset[Step]):
         flat = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in joined.items()}
         return {name: torch.from_numpy(rows[self.rank :: self.world_size]) for name, rows in flat.items()}
 
-    def _relation(self, epoch: int, number: int, turn: int) -> dict[str, Any]:
+    def _pairs(self, epoch: int, number: int, turn: int) -> list[Sample]:
         pairs = self.pairs[number]
         again, batch = divmod(turn, len(pairs) // self.batch_size)
         order = self._order(_PAIR_ORDER, number, len(pairs), epoch, again)
         first = batch * self.batch_size
         rows = order[first + self.rank : first + self.batch_size : self.world_size]
         # What an item draws depends on the pass, too: a small set is gone through many times in an epoch.
-        return self.collator([pairs[(epoch << 16) + again, int(row)] for row in rows])
+        return [pairs[(epoch << 16) + again, int(row)] for row in rows]
+
+
+def indices_of(samples: Sequence[Sample]) -> torch.Tensor:
+    """Positions of the samples' images in their listings, int64 [B], by which a loss that is not finite is told."""
+    return torch.tensor([int(sample["index"]) for sample in samples], dtype=torch.int64)
 
 
 def _unless_zero(group: int) -> tuple[int, ...]:

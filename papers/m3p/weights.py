@@ -88,8 +88,9 @@ def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", pos
     Args:
         model: changed in place, when all fits. Out of XLM-R come the text encoder and the bias of the vocabulary; what
             belongs to regions and to the match keeps its weights.
-        path: a Lightning checkpoint of any stage, a checkpoint of the released code, an export of ours, or XLM-R in the
-            layout of transformers: the folder, or its `model.safetensors` or `pytorch_model.bin`.
+        path: a Lightning checkpoint of any stage, a checkpoint of the released code, what `export` or `assemble export`
+            wrote, or XLM-R in the layout of transformers: the folder, or its `model.safetensors` or
+            `pytorch_model.bin`.
         field: name of the setting that gave `path`, for the message.
         position_offset: first row that is taken of XLM-R's table of positions: 2, where its positions begin, or 0.
 
@@ -106,7 +107,7 @@ def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", pos
         state = _tensors(path)
         wanted = model.state_dict()
         if weights := _of_ours(state):
-            used = {name for name in state if name.startswith("model.")}
+            used = {name for name in state if name.removeprefix("model.") in weights}
         elif weights := _of_released(state):
             used = {released_name(name) for name in weights} | {"pred_layer.proj.weight"}  # the table of words again
         elif weights := _of_xlm_r(state, wanted["encoder.position.weight"], position_offset):
@@ -194,6 +195,8 @@ def _tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def _of_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if "encoder.token.weight" in state:  # a model that is passed on, with its detector where it has one
+        return {name: value.clone() for name, value in state.items() if not name.startswith("detector.")}
     return below(state, "model.") if "model.encoder.token.weight" in state else {}
 
 

@@ -15,7 +15,7 @@ from common.losses.info_nce import at_least_float32, info_nce_per_anchor
 from common.losses.margin import Reduction, queue_hinge
 from common.memory.collective import all_gather_rows
 from common.memory.queue import KeyQueue, QueueDtype, Warm
-from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 InterLoss = Literal["hinge", "infonce"]
 Modality = Literal["image", "text"]
@@ -162,7 +162,7 @@ class MultimodalContrast(nn.Module):
         temperature: PositiveFloat = 0.07,
         temperature_cross: PositiveFloat = 0.07,
         margin: NonNegativeFloat = 0.2,
-        epsilon: Fraction = 0.5,
+        epsilon: NonNegativeFloat = 0.5,
         inter_loss: InterLoss = "hinge",
         inter_reduction: Reduction = "mean",
         queue_size: PositiveInt = 65536,

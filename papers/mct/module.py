@@ -239,7 +239,7 @@ class MCTModule(pl.LightningModule):
         rows = index.cpu().numpy()
         tags = torch.from_numpy(data.held_out_annotations.tags[rows]).to(self.device)
         metrics = {
-            "neighbours_with_a_tag": monitoring.tagged_neighbours(images["feature"], tags),
+            "neighbours_with_a_tag": monitoring.tagged_neighbors(images["feature"], tags),
             "uniformity": monitoring.uniformity(images["embedding"]),
         }
         if self.trainer.is_global_zero:

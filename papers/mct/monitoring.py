@@ -37,13 +37,13 @@ LARGEST_SEARCH = 20_000
 LARGEST_UNIFORMITY = 2_000
 
 
-def tagged_neighbours(features: Tensor, tags: Tensor, neighbours: int = 10) -> Tensor:
+def tagged_neighbors(features: Tensor, tags: Tensor, neighbors: int = 10) -> Tensor:
     """Share of an image's nearest images that share a tag with it, in percent; images without tags are left out.
 
     Args:
         features: of the images [N, d]; compared by their angle.
         tags: [N, T] booleans.
-        neighbours: how many are looked at.
+        neighbors: how many are looked at.
 
     Returns:
         Scalar; NaN where no image has a tag.
@@ -51,7 +51,7 @@ def tagged_neighbours(features: Tensor, tags: Tensor, neighbours: int = 10) -> T
     features, tags = F.normalize(features.float(), dim=1)[:LARGEST_SEARCH], tags[:LARGEST_SEARCH].float()
     similarity = features @ features.T
     similarity.fill_diagonal_(-2.0)
-    nearest = similarity.topk(min(neighbours, len(features) - 1)).indices
+    nearest = similarity.topk(min(neighbors, len(features) - 1)).indices
     shared = torch.einsum("nt,nkt->nk", tags, tags[nearest]) > 0
     return 100 * shared[tags.any(1)].double().mean()
 

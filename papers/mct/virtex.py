@@ -7,8 +7,6 @@ the other backwards. Only the convolutional network is of use afterwards.
 from __future__ import annotations
 
 import copy
-import json
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,9 +22,9 @@ from common.data.images import ImageItems
 from common.data.items import Sample
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer, normalize_caption, swap_left_right
-from common.files import write_atomically
 from common.memory.collective import mean_over_ranks
 from common.metrics.gathering import OncePerSample
+from common.monitoring.media import media_folder, write_table
 from common.protocols.captions import CaptionData
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.training.optimizers import Lookahead, warm_up_then_cosine
@@ -249,7 +247,7 @@ class VirTex(pl.LightningModule):
 
     Tested on held-out captions: `test/caption_loss`, that sum over all of them, its parts `test/forward_loss` and
     `test/backward_loss`, `test/perplexity` of the forward captions, and `test/captions`, their number. A few written
-    captions go to `media/captions.json` and to W&B.
+    captions go to `media/captions.csv` and to W&B.
 
     The tensors of the state dict are named as in VirTex's checkpoints: `visual.cnn.*`, `textual.*`,
     `backward_textual.*`.
@@ -411,15 +409,9 @@ class VirTex(pl.LightningModule):
             self._show_captions()
 
     def _show_captions(self) -> None:
-        from lightning.pytorch.loggers import WandbLogger
-
-        path = Path(self.trainer.default_root_dir) / "media" / "captions.json"
-        write_atomically(path, json.dumps(self._written, indent=1, ensure_ascii=False) + "\n")
-        for logger in self.loggers:
-            if isinstance(logger, WandbLogger):
-                columns = ["index", "caption", "written"]
-                rows = [[row[name] for name in columns] for row in self._written]
-                logger.log_table("captions", columns=columns, data=rows)
+        columns = ["index", "caption", "written"]
+        rows = [[row[name] for name in columns] for row in self._written]
+        write_table(self, media_folder(self) / "captions.csv", columns, rows)
 
 
 def predicted(tokens: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from papers.vx2text.clips import AudioInput, ClipReader, Modality, VideoInput
 from papers.vx2text.data import CaptioningData, QuestionAnsweringData, Scoring, collate, option_targets, prompt_for
 from papers.vx2text.gumbel import largest
 from papers.vx2text.language_model import LanguageModel, OptionClassifier, first_largest
-from papers.vx2text.prompt import Prompt, PromptLimits, PromptText, Task, TextTokenizer
+from papers.vx2text.prompt import LETTERS, Prompt, PromptLimits, PromptText, Task, TextTokenizer
 from papers.vx2text.tokens import (
     PLACES,
     ModalityClassifier,
@@ -248,11 +248,12 @@ class VX2Text(TrainedModel):
             speech: what is said in the clip, line by line.
             known: a description of the clip.
             history: earlier questions and answers.
-            options: answers to choose from.
+            options: five answers to choose from, or none.
 
         Raises:
             MediaError: the clip cannot be read, or has nothing that the model sees or hears.
-            StageError: the model was trained without some of the texts that are given, and would not read them.
+            StageError: the model was trained without some of the texts that are given, and would not read them; or
+                there are other than five options.
         """
         given = {"speech": speech, "caption": known, "history": history, "option": options}
         for part, content in given.items():
@@ -261,6 +262,10 @@ class VX2Text(TrainedModel):
                     f"this model was trained without {_PARTS[part]} (data.prompt.{part} was 0) and would not read "
                     "what is given: leave it out"
                 )
+        if options and len(options) != len(LETTERS):
+            raise StageError(
+                f"a question has {len(LETTERS)} options to choose from; {len(options)} are given (--option, five times)"
+            )
         sample = self._read(clip)
         if self.tokens and not any(sample[f"{name}_present"] for name in self.tokens):
             raise MediaError.of(Path(clip), f"has no {' and no '.join(self.tokens)}, and this model reads nothing else")

@@ -1,4 +1,4 @@
-"""What is measured after pre-training: progress, retrieval, mining precision, and the picture of neighbours."""
+"""What is measured after pre-training: progress, retrieval, mining precision, and the picture of neighbors."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Clips:
 def draw(path: Path, video: torch.Tensor, audio: torch.Tensor, index: torch.Tensor) -> list[list[str]]:
     module: Any = SimpleNamespace(loggers=[])
     clips: Any = Clips()
-    return monitoring.draw_neighbours(module, clips, video, audio, index, path, queries=3, neighbours=2)
+    return monitoring.draw_neighbors(module, clips, video, audio, index, path, queries=3, neighbors=2)
 
 
-def test_neighbours_are_the_nearest_other_clips(tmp_path: Path) -> None:
+def test_neighbors_are_the_nearest_other_clips(tmp_path: Path) -> None:
     index = torch.arange(11, -1, -1)  # rows in another order than the listing
     video, audio = unit(12), unit(12, seed=1)
-    table = draw(tmp_path / "media" / "neighbours.png", video, audio, index)
-    assert (tmp_path / "media" / "neighbours.png").stat().st_size > 0
+    table = draw(tmp_path / "media" / "neighbors.png", video, audio, index)
+    assert (tmp_path / "media" / "neighbors.png").stat().st_size > 0
     similarity = {
         "video to video": (video @ video.T).fill_diagonal_(-2),
         "audio to audio": (audio @ audio.T).fill_diagonal_(-2),
@@ -60,13 +60,13 @@ def test_neighbours_are_the_nearest_other_clips(tmp_path: Path) -> None:
 
 def test_a_picture_that_cannot_be_read_does_not_end_a_stage(tmp_path: Path) -> None:
     video = unit(4)
-    table = draw(tmp_path / "neighbours.png", video, video, torch.arange(4))
+    table = draw(tmp_path / "neighbors.png", video, video, torch.arange(4))
     assert table[0][0] == "clip0"
-    assert (tmp_path / "neighbours.png").stat().st_size > 0
+    assert (tmp_path / "neighbors.png").stat().st_size > 0
 
 
-def test_a_single_held_out_clip_has_no_neighbours(tmp_path: Path) -> None:
-    table = draw(tmp_path / "neighbours.png", unit(1), unit(1), torch.tensor([3]))
+def test_a_single_held_out_clip_has_no_neighbors(tmp_path: Path) -> None:
+    table = draw(tmp_path / "neighbors.png", unit(1), unit(1), torch.tensor([3]))
     assert table == [["clip3", kind] for kind in ("video to video", "audio to audio", "video to audio")]
 
 
@@ -75,7 +75,7 @@ def test_retrieval_counts_ties_against_the_model() -> None:
     found = monitoring.cross_modal_retrieval(video, video)
     assert (found["retrieval_r1"].item(), found["retrieval_r5"].item()) == (100.0, 100.0)
     assert found["retrieval_chance"].item() == pytest.approx(10.0)
-    # Rank 1 for the first five; the sounds of the others are exchanged with their neighbour's, which is rank 10.
+    # Rank 1 for the first five; the sounds of the others are exchanged with their neighbor's, which is rank 10.
     swapped = video[[0, 1, 2, 3, 4, 6, 5, 8, 7, 9]]
     assert monitoring.cross_modal_retrieval(video, swapped)["retrieval_r1"].item() == pytest.approx(60.0)
     alike = torch.ones(10, 4) / 2
@@ -122,6 +122,7 @@ def test_mining_precision_is_the_share_of_positives_of_the_same_class() -> None:
     assert set(found) == {f"mining_precision_{kind}" for kind in ("consensus", "union", "video", "audio")}
     assert not monitoring.bank_agreement(video, sound, np.full(12, -1), 3)
     assert not monitoring.bank_agreement(video, sound, labels, 11)
+    assert not monitoring.bank_agreement(video, sound, labels, 0)
 
 
 def test_large_banks_are_judged_on_evenly_spaced_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,8 @@ def test_one_mask_for_all_anchors_may_have_one_dimension() -> None:
     positive, negatives = torch.tensor([0.5, 0.0]), torch.tensor([[0.5, 9.0, 0.75], [1.0, 9.0, 0.0]])
     loss = queue_hinge(positive, negatives, 0.25, "mean", torch.tensor([True, False, True]))
     assert loss.tolist() == [0.375, 0.75]
+    of_each = queue_hinge(positive, negatives, 0.25, "mean", torch.tensor([[True], [False]]))
+    assert of_each.tolist() == [pytest.approx((0.25 + 8.75 + 0.5) / 3), 0.0]
 
 
 def test_in_batch_hinge_of_one_pair_is_zero() -> None:

@@ -129,12 +129,12 @@ def test_coverage(folder: Path) -> None:
 
 def test_forms_of_a_dictionary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """MUSE writes blanks, FreeDict exports tabs; translations may be of several words."""
-    content = "\ufeffdog Hund\r\nice cream\tdas  Eis\ncat\tKatze\ncat\tKater\n\nnothing\n \tx\n"
+    content = "\ufeffdog Hund\r\nice cream\tdas  Eis\ncat\tKatze\ncat\tKater\n\nnothing\nhot dog\t\n \tx\n"
     (tmp_path / "en-de.txt").write_text(content, encoding="utf-8")
     assert read_dictionary(tmp_path, "en", "de") == [
         ("dog", "Hund"), ("ice cream", "das Eis"), ("cat", "Katze"), ("cat", "Kater"),
     ]  # fmt: skip
-    assert "2 lines without a translation" in caplog.text
+    assert "3 lines without a translation" in caplog.text
 
 
 def test_dictionaries_that_are_wrong(folder: Path, tmp_path: Path) -> None:

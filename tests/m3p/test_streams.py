@@ -79,7 +79,7 @@ def test_languages_alike_and_wrong_numbers() -> None:
         language_probabilities({"en": 5, "cs": 0}, 0.3)
     with pytest.raises(ValueError, match="name at least one"):
         language_probabilities({}, 0.3)
-    with pytest.raises(ValueError, match="language_alpha is 0 or above"):
+    with pytest.raises(ValueError, match="language_alpha is 0, for all languages alike, or above"):
         language_probabilities({"en": 5}, -0.5)
 
 
@@ -94,6 +94,11 @@ def test_turns_count_what_was_drawn_before(sources: int, steps: int, draws: int,
     for number, turn in zip(found.chosen.ravel().tolist(), found.turn.ravel().tolist()):
         assert turn == seen.get(number, 0)
         seen[number] = turn + 1
+
+
+def test_a_schedule_without_captions_draws_none() -> None:
+    (languages,), relations = MultitaskSchedule([1.0], 0, 2, 0, 5, 0).of(0)
+    assert (languages.chosen.shape, relations.chosen.shape) == ((5, 1), (5, 0))
 
 
 def test_a_schedule_depends_on_seed_and_epoch_alone() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from common.encoders.checkpoint_files import CheckpointError
 from papers.m3p.model import M3P, M3PEncoder
@@ -65,6 +66,15 @@ def test_an_exported_checkpoint_comes_back(suffix: str, tmp_path: Path) -> None:
     assert same(model, source)
     model = fresh()
     assert load_into_model(model, tmp_path / "last.ckpt") == []
+    assert same(model, source)
+
+
+def test_a_model_that_is_passed_on_can_be_started_from(tmp_path: Path) -> None:
+    source = tiny_model()
+    state = {**source.state_dict(), "detector.weight": torch.ones(2)}
+    save_file({name: value.clone() for name, value in state.items()}, tmp_path / "model.safetensors")
+    model = fresh()
+    assert load_into_model(model, tmp_path) == ["detector.weight"]
     assert same(model, source)
 
 

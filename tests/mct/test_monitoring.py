@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from papers.mct import monitoring
-from papers.mct.monitoring import draw_map, draw_retrieval, tagged_neighbours, uniformity
+from papers.mct.monitoring import draw_map, draw_retrieval, tagged_neighbors, uniformity
 from tests.monitoring.loggers import Kept
 
 QUIET: Any = SimpleNamespace(loggers=[])
@@ -32,30 +32,30 @@ def on_a_circle(*degrees: float) -> Tensor:
 # -- numbers -----------------------------------------------------------------------------------------------------------
 
 
-def test_neighbours_by_hand() -> None:
+def test_neighbors_by_hand() -> None:
     features = on_a_circle(0, 10, 30, 90, 100) * torch.tensor([1.0, 5.0, 0.1, 3.0, 1.0])[:, None]
     tags = torch.tensor([[1, 0], [1, 1], [0, 1], [0, 0], [0, 1]]).bool()
     # Nearest by angle: 0 -> 1, 1 -> 0, 2 -> 1, 3 -> 4 (left out, no tag), 4 -> 3.
-    assert float(tagged_neighbours(features, tags, 1)) == pytest.approx(100 * 3 / 4)
+    assert float(tagged_neighbors(features, tags, 1)) == pytest.approx(100 * 3 / 4)
     # Two: 0 -> 1, 2; 1 -> 0, 2; 2 -> 1, 0; 4 -> 3, 2.
-    assert float(tagged_neighbours(features, tags, 2)) == pytest.approx(100 * (1 + 2 + 1 + 1) / 8)
-    # Never itself: with all as neighbours there are four others.
-    assert float(tagged_neighbours(features, tags, 99)) == pytest.approx(100 * (1 + 3 + 2 + 2) / 16)
+    assert float(tagged_neighbors(features, tags, 2)) == pytest.approx(100 * (1 + 2 + 1 + 1) / 8)
+    # Never itself: with all as neighbors there are four others.
+    assert float(tagged_neighbors(features, tags, 99)) == pytest.approx(100 * (1 + 3 + 2 + 2) / 16)
 
 
-def test_neighbours_without_tags_are_nan() -> None:
+def test_neighbors_without_tags_are_nan() -> None:
     features = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    assert tagged_neighbours(features, torch.zeros(6, 2, dtype=torch.bool)).isnan()
-    assert tagged_neighbours(features, torch.zeros(6, 0, dtype=torch.bool)).isnan()
-    # An image alone has no neighbour.
-    assert tagged_neighbours(features[:1], torch.ones(1, 2, dtype=torch.bool)).isnan()
+    assert tagged_neighbors(features, torch.zeros(6, 2, dtype=torch.bool)).isnan()
+    assert tagged_neighbors(features, torch.zeros(6, 0, dtype=torch.bool)).isnan()
+    # An image alone has no neighbor.
+    assert tagged_neighbors(features[:1], torch.ones(1, 2, dtype=torch.bool)).isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_neighbours_of_other_types(dtype: torch.dtype) -> None:
+def test_neighbors_of_other_types(dtype: torch.dtype) -> None:
     features = on_a_circle(0, 20, 90, 120).to(dtype)
     tags = torch.tensor([[1], [1], [0], [1]]).bool()
-    assert float(tagged_neighbours(features, tags, 1)) == pytest.approx(200 / 3)
+    assert float(tagged_neighbors(features, tags, 1)) == pytest.approx(200 / 3)
 
 
 def test_large_sets_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_large_sets_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitoring, "LARGEST_UNIFORMITY", 2)
     features = on_a_circle(0, 10, 90, 91)
     tags = torch.tensor([[1], [0], [1], [1]]).bool()
-    assert float(tagged_neighbours(features, tags, 1)) == 0
+    assert float(tagged_neighbors(features, tags, 1)) == 0
     assert float(uniformity(features)) == pytest.approx(-2 * (2 - 2 * math.cos(math.pi / 18)), rel=1e-4)
 
 

@@ -1,6 +1,6 @@
 """Tiny synthetic sets, encoders and trainers for tests of the protocols."""
 
-import json
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -174,4 +174,8 @@ def checkpoint(path: Path, **encoders: nn.Module) -> str:
 
 
 def average_precisions_of(tmp_path: Path) -> list[dict[str, Any]]:
-    return json.loads((tmp_path / "media" / "average_precision.json").read_text(encoding="utf-8"))
+    with (tmp_path / "media" / "average_precision.csv").open(encoding="utf-8", newline="") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    for row in rows:
+        row |= {name: float(row[name]) if row[name] else None for name in ("C", "average_precision") if name in row}
+    return rows

@@ -84,7 +84,8 @@ def outputs(model: Any, files: Path) -> list[Any]:
     if model.paper == "mct":
         return [model.embed_image(picture), model.embed_text(CAPTION), model.features([picture])]
     if model.paper == "xmc_gan":
-        return [model.generate([CAPTION], 2, seed=3), model.embed_image([picture]), model.embed_text([CAPTION])]
+        made = model.generate([CAPTION], 2, seed=3)
+        return [made, model.embed_image(made), model.embed_image([picture]), model.embed_text([CAPTION])]
     if model.paper == "m3p":
         both = [model.embed_image(picture), model.embed_text(["ein roter Apfel", "a cat"])]
         return [*both, model.match(picture, ["ein roter Apfel", "a cat"])]

@@ -87,8 +87,8 @@ def test_an_offline_run_holds_what_the_table_holds(tmp_path: Path) -> None:
 
     pretraining = read_offline_run(request("avid/avid", tmp_path).directory)
     logged = {key for row in pretraining["history"] for key in row} | set(pretraining["summary"])
-    assert any(key.startswith("neighbours_table") for key in logged)
-    assert any(key.startswith("neighbours") and "table" not in key for key in logged)
+    assert any(key.startswith("neighbors_table") for key in logged)
+    assert any(key.startswith("neighbors") and "table" not in key for key in logged)
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("", "offline"), ("offline", "offline"), ("disabled", "disabled")])

@@ -91,6 +91,8 @@ def test_one_of_five_options(stages: Any, clip: Path) -> None:
         assert answer(checkpoint(stages, name), clip, "what color is it ?", options=options) in options
     with pytest.raises(StageError, match="five options; 2 are given"):
         answer(checkpoint(stages, "tvqa"), clip, "what color is it ?", options=options[:2])
+    with pytest.raises(StageError, match="five times"):
+        VX2Text.from_export(checkpoint(stages, "tvqa")).write(clip, "what color is it ?", options=options[:3])
     with pytest.raises(StageError, match="leave the options out"):
         answer(checkpoint(stages, "avsd"), clip, "what color is it ?", options=options)
 

@@ -81,7 +81,7 @@ class TwoSidesWorld(World):
     Every thing is an instance of a category with its name; the ground, which is white, black or gray, is one, too, with
     the whole picture as its box. Captions name all of it, in random order: per thing "a THING SIDE", "SIDE a THING" or
     "a THING at SIDE", then "on GROUND" or "on a GROUND". Files are PNG, so that no trace of a compression has to be
-    learnt.
+    learned.
 
     What a picture shows is stated by attributes: those of the left thing, those of the right one, and the ground.
 

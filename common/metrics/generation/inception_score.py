@@ -17,7 +17,7 @@ def inception_score(probabilities: Tensor, splits: int = 1) -> tuple[float, floa
 
     Args:
         probabilities: of the classes [N, C]; rows sum to 1.
-        splits: parts of neighbouring rows, scored apart. The first parts are one longer where N does not divide.
+        splits: parts of neighboring rows, scored apart. The first parts are one longer where N does not divide.
 
     Returns:
         Mean and standard deviation (divisor n) over the parts; each score is from 1 to C.

@@ -14,7 +14,7 @@ class Seen:
 
     Sums keep no rows, so a sample cannot be taken out again: within a process a second row of a sample is refused
     when it comes, and two processes must bring different samples. The samplers of the suite see to that; rows that
-    stand in for a broken file, which their neighbour's process may bring as well, are left out by the caller.
+    stand in for a broken file, which their neighbor's process may bring as well, are left out by the caller.
     """
 
     def __init__(self) -> None:
