@@ -319,13 +319,14 @@ def _check_order(datasets: list[MediaDataset], sharded: list[MediaDataset], data
     Raises:
         StageError: one is not; a file may have been added or removed meanwhile.
     """
+    from common.data.items import TooManyBrokenFiles
     from common.data.listing import DatasetMissing
 
     for own, other in zip(datasets, sharded):
         for split, fold in own.parts():
             try:
                 expected = own.listing(split, fold)
-            except (DatasetMissing, ValueError):
+            except (DatasetMissing, TooManyBrokenFiles, ValueError):
                 continue  # not in the old folder, or of no use there
             found = other.listing(split, fold)
             if found.fingerprint() != expected.fingerprint() and not _alike(expected, data, found, target):

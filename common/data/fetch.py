@@ -10,6 +10,7 @@ import json
 import lzma
 import os
 import shutil
+import sys
 import tarfile
 import time
 import urllib.error
@@ -195,9 +196,14 @@ def _download(file: OpenFile, path: Path, progress: Callable[[int, int], None]) 
             tries = 1 if came > 0 else tries + 1
             if tries >= _TRIES:
                 reason = getattr(error, "reason", error)
+                goes_on = version.is_file() and version.read_text(encoding="utf-8")
                 raise StageError(
-                    f"{file.address} cannot be got: {reason}; {before + max(came, 0):,} bytes are kept, and the same "
-                    "command goes on from there"
+                    f"{file.address} cannot be got: {reason}; "
+                    + (
+                        f"{before + max(came, 0):,} bytes are kept, and the same command goes on from there"
+                        if goes_on or not part.is_file()
+                        else "give the command again; the server does not say what a part of it is a part of"
+                    )
                 ) from None
             time.sleep(tries)
 
@@ -235,8 +241,9 @@ def _go_on(address: str, part: Path, version: Path, progress: Callable[[int, int
         have = have if goes_on else 0
         length = int(response.headers.get("Content-Length") or 0)
         total = have + length if length else 0
-        stamp = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        write_atomically(version, "" if stamp.startswith("W/") else stamp)
+        stamps = (response.headers.get(name) or "" for name in ("ETag", "Last-Modified"))
+        # A weak one (W/) does not promise the same bytes.
+        write_atomically(version, next((stamp for stamp in stamps if stamp and not stamp.startswith("W/")), ""))
         with part.open("ab" if goes_on else "wb") as stream:
             while block := response.read(_BLOCK_BYTES):
                 stream.write(block)
@@ -272,6 +279,8 @@ def _unpack(archive: Path, folder: Path, strip: int, genuine: bool) -> list[str]
             with zipfile.ZipFile(archive) as opened:
                 opened.extractall(unpacking)
         else:
+            if not hasattr(tarfile, "data_filter"):
+                raise StageError(f"{archive} cannot be unpacked safely by Python {sys.version.split()[0]}: take 3.11.4")
             with tarfile.open(archive) as packed:
                 packed.extractall(unpacking, filter="data")
     except (OSError, *_DAMAGED) as error:

@@ -120,7 +120,7 @@ def _samples_of_shards(shards: list[Path]) -> Iterator[tuple[str, dict[str, Any]
                     own, _, suffix = base.partition(".")
                     own = f"{folder}/{own}" if folder else own
                     if own != key:
-                        if sample:
+                        if key:
                             yield f"{shard.stem}/{key}", sample
                             sample = {}
                         finished.add(key)
@@ -141,7 +141,7 @@ def _samples_of_shards(shards: list[Path]) -> Iterator[tuple[str, dict[str, Any]
                     raise tarfile.ReadError("it ends too early")
         except (tarfile.TarError, EOFError, OSError) as error:
             raise StageError(f"{shard} is damaged: {error}; get it anew") from None
-        if sample:
+        if key:
             yield f"{shard.stem}/{key}", sample
 
 
@@ -187,6 +187,12 @@ def _samples_of_datasets(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 media[column] = kind
                 part = part.cast_column(column, type(feature)(decode=False))
         classes = {name: feature for name, feature in part.features.items() if type(feature).__name__ == "ClassLabel"}
+        if len(classes) > 1 and "label" not in classes:
+            raise StageError(
+                f"{source}: the columns {', '.join(classes)} all hold classes: rename the one to use to 'label'"
+            )
+        if "label" in classes:
+            classes = {"label": classes["label"]}
         for number, row in enumerate(part):
             sample: dict[str, Any] = {"split": split} if split in SPLIT_OF else {}
             for column, value in row.items():
@@ -213,7 +219,7 @@ def _file_of(value: Mapping[str, Any], kind: str, source: Path) -> tuple[str, by
     if os.path.splitext(path)[1].lower() in dict(_KINDS)[kind]:
         return path, content
     for start, suffix in _SIGNATURES.items():
-        if content.startswith(start):
+        if content.startswith(start) and os.path.splitext(suffix)[1] in dict(_KINDS)[kind]:
             return suffix, content
     return {"image": "x.png", "audio": "x.wav", "video": "x.mp4"}[kind], content
 

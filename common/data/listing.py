@@ -21,7 +21,6 @@ from common.data.sequences import MadeOnDemand
 from common.files import settled, stamp_of, write_atomically
 
 INDEX_SCHEMA = 1
-# A folder changed this recently may change again within the resolution of its time stamp: its index is not kept.
 
 
 class DatasetMissing(FileNotFoundError):

@@ -178,6 +178,7 @@ def check_samples(dataset: MediaDataset, samples: int = 16, seed: int = 0) -> Sa
         seed: Seed of the choice.
     """
     # Deciding which files to try needs no decoder, so it is loaded only now.
+    from common.data.items import TooManyBrokenFiles
     from common.data.media import MediaError
 
     chosen: dict[Path, Clip] = {}
@@ -185,7 +186,7 @@ def check_samples(dataset: MediaDataset, samples: int = 16, seed: int = 0) -> Sa
     for split, fold in dataset.parts():
         try:
             parts.append(dataset.listing(split, fold))
-        except (DatasetMissing, ValueError):
+        except (DatasetMissing, TooManyBrokenFiles, ValueError):
             continue
     generator = random.Random(seed)
     for number, listing in enumerate(parts):
@@ -229,6 +230,7 @@ def check_files(
         known = {}
     verdicts: dict[str, str] = {}
     broken: dict[str, str] = {}
+    bad = 0  # clips, of which several may be of one file
     silent = []
     for clip in clips:
         key = json.dumps([str(clip.path), str(clip.sound), *(_stamp(path) for path in (clip.path, clip.sound))])
@@ -240,6 +242,7 @@ def check_files(
             silent.append(clip.path)
         elif verdicts[key] not in ("", _SILENT):
             broken[str(clip.path)] = verdicts[key]
+            bad += 1
     with contextlib.suppress(OSError):
         files.write_atomically(kept, json.dumps(verdicts))
     classes = len(listing.classes)
@@ -254,19 +257,25 @@ def check_files(
             f"  {len(silent):,} of {len(clips):,} files tried have no sound, such as {silent[0]}: training passes "
             "over them"
         )
-    if silent and len(broken) + len(silent) == len(clips):
+    if silent and bad + len(silent) == len(clips):
         raise ValueError("\n".join(lines) + "\nno clip that can be read has sound, which this recipe learns from")
-    if len(broken) > allowed * len(clips) or len(broken) == len(clips):
+    if bad > allowed * len(clips) or bad == len(clips):
         raise ValueError(
-            "\n".join(lines) + f"\n{len(broken)} of {len(clips)} files cannot be read, more than "
+            "\n".join(lines) + f"\n{bad} of {len(clips)} files cannot be read, more than "
             f"max_skipped_fraction = {allowed:g} allows: repair or remove them, or raise --data.max_skipped_fraction"
         )
     return lines
 
 
 def _stamp(path: Path | None) -> list[int]:
-    # Files in shards have no stamp of their own; they do not change.
-    return files.stamp_of(path) if path is not None and path.is_file() else []
+    if path is None:
+        return []
+    if path.is_file():
+        return files.stamp_of(path)
+    try:
+        return list(shards.stamp(path))
+    except OSError:
+        return []
 
 
 def _verdict(clip: Clip, streams: tuple[str, ...]) -> str:

@@ -180,6 +180,7 @@ RELEASED = (
         "about 0.35 GB",
         "CC BY-NC 4.0",
         "https://github.com/facebookresearch/moco, or --fetch moco_v2_weights",
+        checksum="md5:59fd9945",
     ),
     ReleasedFile(
         "imagenet/imagenet100.txt",

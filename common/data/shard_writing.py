@@ -94,7 +94,8 @@ def write_shards(root: Path, target: Path, shard_bytes: int, progress: Progress 
     Args:
         root: Folder of the data set.
         target: Folder to write; may be one that an earlier run began.
-        shard_bytes: Size of a shard that is not exceeded, unless by a single file.
+        shard_bytes: Size of the files of a shard that is not exceeded, unless by a single one; the archive's own words
+            come on top, up to a kilobyte for a long name.
         progress: Told the bytes of media files that are done.
 
     Raises:

@@ -17,6 +17,7 @@ from typing import Any
 
 import av
 
+from common.data.datasets.base import walk
 from common.data.media import MediaError, MediaInfo, probe, video_stream
 from common.files import write_atomically, write_whole
 
@@ -108,7 +109,7 @@ def transcode_folder(
         done.lists += 1
     if done.failed:
         lines = "".join(f"{name}\t{reason}\n" for name, reason in sorted(done.failed.items()))
-        write_atomically(target / FAILED, lines)
+        write_atomically(target / FAILED, lines.encode("utf-8", "surrogateescape"))
     else:
         (target / FAILED).unlink(missing_ok=True)
     return done
@@ -120,10 +121,10 @@ def videos_of(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in suffixes and not hidden and path.is_file():
-            yield path
+    for name, _ in sorted(walk(folder, suffixes, [])):  # also below links to folders, as data sets are listed
+        hidden = any(part.startswith(".") for part in Path(name).parts)
+        if not hidden and (folder / name).is_file():
+            yield folder / name
 
 
 def transcode(source: Path, output: Path, short_side: int = SHORT_SIDE, group: int = GROUP) -> None:
@@ -198,7 +199,8 @@ def _encode(source: Path, output: Path, short_side: int, group: int) -> None:
 def _size(width: int, height: int, short_side: int) -> tuple[int, int]:
     """Even numbers, the shorter one no more than wanted."""
     share = min(1.0, short_side / min(width, height))
-    return max(2, 2 * round(width * share / 2)), max(2, 2 * round(height * share / 2))
+    # A side that is not wanted at all has been scaled to a hair beside a whole number.
+    return max(2, 2 * int(width * share / 2 + 1e-6)), max(2, 2 * int(height * share / 2 + 1e-6))
 
 
 def _check(source: Path, before: MediaInfo, path: Path, group: int) -> None:

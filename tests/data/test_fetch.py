@@ -35,6 +35,7 @@ class Server(BaseHTTPRequestHandler):
     body: ClassVar[bytes] = BODY
     stops_after: ClassVar[int | None] = None
     knows_ranges: ClassVar[bool] = True
+    weak: ClassVar[bool] = False
     asked: ClassVar[list[str | None]] = []
 
     def do_GET(self) -> None:
@@ -44,8 +45,9 @@ class Server(BaseHTTPRequestHandler):
             self.send_error(404, "Not Found")
             return
         tag = f'"{hashlib.sha256(cls.body).hexdigest()[:8]}"'
-        start = 0
-        if cls.knows_ranges and self.headers.get("Range") and self.headers.get("If-Range") == tag:
+        start, date = 0, "Fri, 27 Nov 2026 18:00:00 GMT"
+        same = self.headers.get("If-Range") == (date if cls.weak else tag)
+        if cls.knows_ranges and self.headers.get("Range") and same:
             start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
         if start >= len(cls.body):
             self.send_response(416)
@@ -56,7 +58,9 @@ class Server(BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(cls.body) - 1}/{len(cls.body)}")
         self.send_header("Content-Length", str(len(cls.body) - start))
-        self.send_header("ETag", tag)
+        self.send_header("ETag", f"W/{tag}" if cls.weak else tag)
+        if cls.weak:
+            self.send_header("Last-Modified", date)
         self.end_headers()
         rest = cls.body[start:]
         stop, cls.stops_after = cls.stops_after, None
@@ -71,7 +75,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(fetching.time, "sleep", lambda seconds: None)
-    Server.body, Server.stops_after, Server.knows_ranges, Server.asked = BODY, None, True, []
+    Server.body, Server.stops_after, Server.knows_ranges, Server.weak, Server.asked = BODY, None, True, False, []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -119,8 +123,9 @@ class TestDownload:
         with pytest.raises(StageError, match="another checksum than of the first fetch"):
             get(one(address), tmp_path)
 
-    def test_a_broken_connection_goes_on_where_it_was(self, address: str, tmp_path: Path) -> None:
-        Server.stops_after = 300_000
+    @pytest.mark.parametrize("weak", [False, True])
+    def test_a_broken_connection_goes_on_where_it_was(self, address: str, tmp_path: Path, weak: bool) -> None:
+        Server.stops_after, Server.weak = 300_000, weak
         get(one(address), tmp_path)
         assert Server.asked[0] is None
         assert Server.asked[1] is not None

@@ -257,6 +257,7 @@ class TestLists:
             ),
             ("name,label\na.mp4,x\n", "line 2: no file_name"),
             ("file_name,label\na.mp4,x,y\n", "line 2: more cells than the heading has"),
+            ("file_name,label,label\na.mp4,x,y\n", "line 1: a column of this heading stands twice"),
             ("file_name\na.mp4\na.mp4\n", r"line 3: a\.mp4 is listed before, at .*line 2"),
             ("file_name,start\na.mp4,soon\n", "line 2: start must be a time in seconds, not 'soon'"),
             ("file_name,start,end\na.mp4,3,2\n", "line 2: end 2 is not after start 3"),
@@ -383,6 +384,14 @@ class TestCheck:
         assert "1 of 3 files tried have no sound" in told
         with pytest.raises(ValueError, match=r"1 of 3 files cannot be read, more than max_skipped_fraction = 0\.05"):
             check_files(FolderOfClips(tmp_path), allowed=0.05)
+
+    def test_parts_of_a_broken_file_count_as_clips(self, tmp_path: Path) -> None:
+        write_video(tmp_path / "good.mp4")
+        (tmp_path / "broken.mp4").write_bytes(b"no video")
+        lines = [f"broken.mp4,{start},{start + 1}" for start in range(9)]
+        (tmp_path / "metadata.csv").write_text("\n".join(["file_name,start,end", *lines, "good.mp4,0,1"]))
+        with pytest.raises(ValueError, match="9 of 10 files cannot be read"):
+            check_files(FolderOfClips(tmp_path), allowed=0.5)
 
     def test_clips_without_sound_are_refused_only_where_it_is_needed(self, tmp_path: Path) -> None:
         write_video(tmp_path / "x/a.mp4", with_audio=False)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from common.commands.main import main
+from common.data import importing
 from common.data.datasets.folder import FolderOfAudio, FolderOfClips, FolderOfImages
 from common.data.importing import import_data
 from common.errors import StageError
@@ -136,6 +137,16 @@ class TestShards:
         (tmp_path / "full/metadata.csv").touch()
         with pytest.raises(StageError, match="holds a list already"):
             import_data(tmp_path / "empty", tmp_path / "full")
+
+
+def test_samples_of_files_that_are_not_known_are_told(tmp_path: Path) -> None:
+    archive = shard(tmp_path / "x.tar", **{"0.jp2": b"j", "1.png": picture(), "2.heic": b"h"})
+    assert import_data(archive, tmp_path / "out") == (1, ["x/0", "x/2"])
+
+
+@pytest.mark.parametrize(("kind", "name"), [("image", "x.png"), ("video", "x.mp4"), ("audio", "x.wav")])
+def test_what_begins_as_many_formats_do_is_named_by_its_column(kind: str, name: str, tmp_path: Path) -> None:
+    assert importing._file_of({"path": None, "bytes": b"RIFF\0\0\0\0????"}, kind, tmp_path)[0] == name
 
 
 class TestDatasets:

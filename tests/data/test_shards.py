@@ -69,6 +69,7 @@ LAYOUTS = {
     "coco_karpathy": (COCOKarpathy, write_karpathy),
     "conceptual_captions": (ConceptualCaptions, write_conceptual_captions),
     "dcase2014": (DCASE2014, lambda root: write_dcase(root, write=write_sound)),
+    "dcase2014 by lists": (DCASE2014, lambda root: write_dcase(root, lists=True, write=write_sound)),
     "esc50": (ESC50, lambda root: write_esc50(root, write=write_sound)),
     "hmdb51": (HMDB51, lambda root: write_hmdb51(root, write=write_clip)),
     "imagenet": (ImageNet, write_imagenet),

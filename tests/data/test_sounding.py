@@ -16,6 +16,7 @@ from common.data.items import TooManyBrokenFiles
 from common.data.listing import Clip, Listing
 from common.data.media import MediaError, MediaInfo
 from common.data.sounding import common_seconds, is_known, kept_at, sounding
+from common.data.worlds.clip_layouts import write_kinetics
 from tests.data.media_factory import write_video
 
 FILES = {"a.mp4": 2.0, "b.mp4": 3.0, "c.mp4": 1.0}
@@ -85,6 +86,14 @@ def test_many_broken_files_end_before_training(listing: Listing) -> None:
     (listing.root / "a.mp4").write_bytes(b"broken")
     with pytest.raises(TooManyBrokenFiles, match=r"some: 1 of 5 files cannot be read, more than 5%. First: a.mp4"):
         sounding(listing, 1.0)
+
+
+def test_an_overview_tells_of_broken_files_and_goes_on(tmp_path: Path) -> None:
+    dataset = Kinetics400(write_kinetics(tmp_path), common_seconds=1.0)
+    for split in ("train", "val"):
+        common_seconds(dataset._all(split, None))  # none of these placeholders can be read
+    status = dataset.status()
+    assert any("cannot be read" in note for note in status.notes)
 
 
 def test_a_broken_file_is_looked_at_again_as_the_note_says(listing: Listing, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,27 @@ def test_a_folder_goes_on_and_names_what_fails(tmp_path: Path) -> None:
     again = transcode_folder(source, target, workers=1)
     assert (again.written, again.kept, again.failed) == (1, 1, {})
     assert not (target / FAILED).exists()
+
+
+def test_links_to_folders_are_followed_and_odd_names_are_told(tmp_path: Path) -> None:
+    _film(tmp_path / "disk2" / "a.mp4")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "train").symlink_to(tmp_path / "disk2")
+    (source / os.fsdecode(b"bad\xff.mp4")).write_bytes(b"no film")
+    done = transcode_folder(source, tmp_path / "target", workers=1)
+    assert (tmp_path / "target" / "train" / "a.mp4").is_file()
+    assert done.written == 1
+    assert (tmp_path / "target" / FAILED).read_bytes().startswith(b"bad\xff.mp4\t")
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((1280, 720), (512, 288)), ((1280, 722), (510, 288)), ((320, 175), (320, 174))]
+)
+def test_sides_are_even_and_the_shorter_one_no_more_than_wanted(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert transcoding._size(*size, 288) == expected
 
 
 def test_two_videos_that_would_become_one_file_are_refused(tmp_path: Path) -> None:

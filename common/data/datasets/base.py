@@ -310,10 +310,15 @@ class MediaDataset(ABC):
         """The clips that are used, if they are known already: an overview opens no files."""
         if self.common_seconds is None:
             return listing
+        from common.data.items import TooManyBrokenFiles
         from common.data.sounding import is_known, sounding
 
         if is_known(listing):
-            return sounding(listing, self.common_seconds)
+            try:
+                return sounding(listing, self.common_seconds)
+            except (TooManyBrokenFiles, ValueError) as error:
+                notes.append(f"{part}: {error}")
+                return listing
         notes.append(f"{part}: those without sound are still counted; the first use leaves them out")
         return listing
 

@@ -105,11 +105,14 @@ class LanguageCaptioned:
         """What the overview says about the region features of a split."""
         try:
             features = self.regions(split)
-            keys = self.captions(split, self.languages[0]).keys
         except DatasetMissing:
             return [f"{split}: no region features; expected {_REGION_LAYOUT} in {self.regions_folder}"]
         except (RegionError, OSError) as error:
             return [f"{split}: region features cannot be used: {error}"]
+        try:
+            keys = self.captions(split, self.languages[0]).keys
+        except (DatasetMissing, ValueError):
+            return []  # the status says so
         lacking = features.missing(keys)
         if not lacking:
             return []

@@ -285,12 +285,12 @@ class OwnFolder(MediaDataset):
         if unknown:
             kinds = ", ".join(f"{count} x {kind}" for kind, count in unknown.most_common(3))
             notes.append(f"{sum(unknown.values()):,} other files are passed over: {kinds}")
-        counts = Counter(item.label for item in items if item.label)
+        counts = Counter(label for label, _ in {(item.label, item.name) for item in items} if label)
         if len(counts) == 1:
             notes.append(f"there is one class, {next(iter(counts))!r}: enough to pre-train on, not to classify")
         few = sorted(label for label, count in counts.items() if count < 2)
-        if few:
-            notes.append(f"{len(few)} classes have one file, which is trained on and not tested, such as {few[0]!r}")
+        if few and not any(item.split for item in items):
+            notes.append(f"{len(few)} classes have one file, which fold 2 alone tests, such as {few[0]!r}")
         return tuple(notes)
 
     # ------------------------------------------------------------------------------------------------ lists
@@ -507,7 +507,9 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
         return LanguageCaptions(language, Texts(keys), texts)
 
     def image_path(self, key: str, split: str) -> Path:
-        names = (item.name for item in self._contents().items)
+        wanted = SPLIT_OF.get(split, split)
+        items = sorted(self._contents().items, key=lambda item: item.split != wanted)
+        names = (item.name for item in items)  # those of the split first: another one may have a file of the name
         return self.root / next((name for name in names if picture_key(Path(name).name) == key), f"{key}.jpg")
 
     def _captions_of(self, item: Item, language: str) -> tuple[str, ...]:
@@ -616,6 +618,8 @@ def _csv_cells(path: Path) -> list[tuple[str, dict[str, Any]]]:
                 where, cells = f"{path}, line {line}", [cell.strip() for cell in row]
                 if not heading:
                     heading = cells
+                    if len({*cells} - {""}) < len(list(filter(None, cells))):
+                        raise ValueError(f"{where}: a column of this heading stands twice: give it another name")
                 elif len(cells) > len(heading):
                     raise ValueError(f"{where}: more cells than the heading has; put texts with commas into quotes")
                 elif cells:
