@@ -104,8 +104,10 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
     fresh, promoted = find(runs, paper.name, scale, malformed=warn), find_promoted(paper.name, scale)
     rows = []
     for instance in expand(source, scale):
-        here = [str(record.seed) for record in fresh if record.stage == instance.id]
-        kept = [str(record.seed) for record in promoted if record.stage == instance.id]
+        here, kept = (
+            [record.draw.folder.removeprefix("seed") for record in records if record.stage == instance.id]
+            for records in (fresh, promoted)
+        )
         time = _median(r.wall_seconds for r in [*fresh, *promoted] if r.stage == instance.id)
         rows.append(
             (
@@ -118,7 +120,7 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
                 ",".join(kept) or "-",
             )
         )
-    _print(("stage", "job", "recipe", "starts from", "time", "seeds here", "promoted"), rows)
+    _print(("stage", "job", "recipe", "starts from", "time", "draws here", "promoted"), rows)
 
     print(f"\nrecipes (configs/{paper.name}; `assemble show {paper.short}/RECIPE`)")
     _print(("recipe", "what it is"), [(name, _about(paper.name, name)) for name in recipes_of(paper.name)])
@@ -156,7 +158,7 @@ def show_command(arguments: argparse.Namespace) -> int:
     ]
     records = [record for record in known if record.stage == request.stage]
     for record in records:
-        print(f"has run: seed {record.seed}, {record.started[:10]}, {duration(record.wall_seconds)}")
+        print(f"has run: {record.draw}, {record.started[:10]}, {duration(record.wall_seconds)}")
     if not records:
         print("has run: never, as far as the records know")
     print("\ndeviations of this scale:" if run.deviations else "\nno deviations but sizes")

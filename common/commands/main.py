@@ -162,7 +162,9 @@ def build_parser() -> argparse.ArgumentParser:
         _add_run_options(command)
         command.add_argument("--seed", type=_seed, default=0, help="seed of weights, order and miniature data")
         command.add_argument("--print_config", action="store_true", help="print the merged configuration and stop")
-        command.add_argument("--checkpoint", type=Path, help="weights to use instead of the stage's own")
+        command.add_argument(
+            "--checkpoint", type=Path, help="of test, validate and predict: weights instead of the stage's own"
+        )
         if name == "fit":
             command.add_argument("--unless_done", action="store_true", help="leave a finished stage as it is")
         command.set_defaults(func=_run_command)
@@ -295,6 +297,11 @@ def _run_command(arguments: argparse.Namespace) -> int:
     if arguments.print_config or sections:
         print_configuration(request, sections)
         return 0
+    if arguments.checkpoint is not None and arguments.checkpoint.is_dir():
+        raise StageError(
+            f"--checkpoint {arguments.checkpoint} is a folder: {arguments.command} takes a checkpoint, such as "
+            "checkpoints/last.ckpt of a stage; exports are for embed, retrieve, generate, answer, caption and export"
+        )
     if arguments.checkpoint is not None and not arguments.checkpoint.is_file():
         raise StageError(f"--checkpoint {arguments.checkpoint} does not exist")
     return run_mode(arguments.command, request, arguments.checkpoint, getattr(arguments, "unless_done", False))

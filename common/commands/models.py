@@ -284,6 +284,8 @@ def _embed_command(arguments: argparse.Namespace) -> int:
         raise StageError(f"--output {arguments.output}: the file must end in .npz")
     if arguments.batch_size < 1:
         raise StageError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+    if extra := [path for path in arguments.files if path.suffix == ".ckpt"]:
+        raise StageError(f"{extra[0]} is no file to embed: --checkpoint takes one, and a pattern may fit several")
     texts = [*arguments.text, *(_lines(arguments.captions) if arguments.captions else [])]
     if not arguments.files and not texts:
         raise StageError("there is nothing to embed: give files, --text or --captions")

@@ -187,6 +187,8 @@ def claims_command(args: argparse.Namespace) -> int:
     from common.reporting.tables import load
 
     console, runs = files.console(), _folder(args)
+    if args.gate and args.scale not in (None, "mini"):
+        raise ReportingError(f"--gate judges claims at mini scale: leave out --scale {args.scale}")
     judged = []
     for name in _names(args):
         # A gate must not pass on what is left of the draws.
@@ -279,7 +281,10 @@ def wandb_report_command(args: argparse.Namespace) -> int:
     entity = args.entity or entity_of_environment() or (wandb_report.default_entity() if sending else "")
     papers = [(paper_named(name), render.records_of(name, runs)) for name in names]
     reports = [
-        (wandb_report.paper_report(paper, records, entity), runs_root() / paper.name / "wandb-report.json")
+        (
+            wandb_report.paper_report(paper, records, entity, runs is not None),
+            runs_root() / paper.name / "wandb-report.json",
+        )
         for paper, records in papers
     ]
     if not args.papers:
@@ -292,7 +297,8 @@ def wandb_report_command(args: argparse.Namespace) -> int:
             print(f"sent: {wandb_report.send(report, known.id(report.title))}")
             known.keep(report.title, report.id)
     if not sending:
-        again = " ".join(["assemble wandb-report", *args.papers])
+        again = " ".join(["assemble wandb-report", *args.papers, *(["--runs", str(runs)] if runs else [])])
+        again += f" --entity {args.entity}" if args.entity else ""
         print(f"not sent: {missing}; with a key, `{again}` sends them")
     return 0
 

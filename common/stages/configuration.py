@@ -399,9 +399,12 @@ def resolve(
     for layer in [*_fewer_devices(config), *(Layer(str(path), load_yaml(path)) for path in files)]:
         layers.append(layer)
         config = merge(config, layer.content)
+    overrides.sort(key=lambda pair: pair[0].count("."))  # a class before its arguments, in whatever order they came
     for name, pairs in (("tables.yaml", (stage_overrides or {}).items()), ("command line", overrides)):
         for given, stated in pairs:
             for key, value in _whole_dataset(config, given, stated):
+                if isinstance(value, str) and any(other.startswith(f"{key}.") for other, _ in overrides):
+                    value = {"class_path": value}  # as with LightningCLI, its arguments stand in flags of their own
                 placed = place(config, key, value)
                 layers.append(Layer(f"{name} {key}", placed))
                 config = merge(config, placed)

@@ -12,6 +12,7 @@ import importlib
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -31,7 +32,7 @@ from common.errors import Preempted, RunsElsewhereError, StageError, printable
 from common.files import lock, make_folder, require_cache, write_atomically
 from common.reporting import records
 from common.reporting.draws import NATIVE, Draw, require
-from common.reporting.papers import checkout
+from common.reporting.papers import checkout, runs_root
 from common.stages.configuration import (
     ConfigurationError,
     RunConfiguration,
@@ -195,8 +196,10 @@ def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: st
             print(f"  {request.stage}: the configuration changed; the earlier run is kept in {previous}")
         make_folder(directory)
         write_atomically(identity_path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
-        # A folder named by the stage may be started anew after its record was made by other parents.
-        (directory / "record.json").unlink(missing_ok=True)
+        # A folder named by the stage may be started anew after its record was made by other parents. One that still
+        # fits stands until its successor replaces it: this time there may be no device, or no data.
+        if finished_record(request, lineage) is None:
+            (directory / "record.json").unlink(missing_ok=True)
     else:
         _wait_for_main_process(identity_path, lineage, request.stage)
     return checkpoint if checkpoint.is_file() else None
@@ -448,8 +451,13 @@ def dataset_entries(section: object) -> Iterator[Mapping[str, Any]]:
 
 
 def _flags(request: StageRequest) -> str:
-    isa = f" --isa {request.isa}" if request.isa != NATIVE else ""
-    return f"--scale {request.scale} --seed {request.seed}{isa}"
+    flags = [f"--scale {request.scale} --seed {request.seed}"]
+    flags += [f"--isa {request.isa}"] if request.isa != NATIVE else []
+    flags += [f"--runs {shlex.quote(str(request.runs))}"] if request.runs.resolve() != runs_root().resolve() else []
+    flags += [f"--hardware {request.hardware}"] if request.hardware != "cpu" else []
+    if request.scale not in ("mini", "smoke"):
+        flags.append(f"--data {shlex.quote(str(request.data))}")
+    return " ".join(flags)
 
 
 def _run_id(request: StageRequest, stage: str, lineage: str) -> str:

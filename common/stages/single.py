@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from common.data.checksums import digest
 from common.errors import StageError, nearest
 from common.reporting.papers import example_stage, paper_named
-from common.reporting.records import MACHINE_KEYS
+from common.reporting.records import MACHINE_KEYS, config_hash
 from common.reporting.tables import ROW, StageInstance, expand, load
 from common.stages.configuration import (
     ConfigurationError,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from common.data.released_files import FileStatus
 
 _DATA = "$DATA/"
+#: Fields that name a file of weights or of statistics.
+WEIGHTS = ("pretrained", "warm_start", "statistics")
 
 
 def find_request(name: str, selection: Selection, arguments: Sequence[str] = ()) -> StageRequest:
@@ -100,7 +103,11 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
         # With a data set of one's own, the folder says which: hashes of configurations leave out where things lie.
         where = [str(selection.data)] if any(field.endswith(".dataset") for field in given) else []
         where += _own_folders(request)
-        where += [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        # So does the content of files: of these, but for where things lie, and of the weights that they name.
+        where += [config_hash(load_yaml(file)) for file in files]
+        stated = [*overrides, *(leaf for file in files for leaf in leaves(load_yaml(file)))]
+        weights = [value for field, value in stated if field.rpartition(".")[2] in WEIGHTS and isinstance(value, str)]
+        where += [digest(Path(value), "sha256") if Path(value).is_file() else value for value in weights]
         # `--field=value`, as a sweep writes it, is the run of `--field value`.
         words = [word for one in arguments for word in (one.split("=", 1) if one.startswith("--") else [one])]
         stage += "+" + hashlib.sha256("\0".join([*words, *where]).encode()).hexdigest()[:6]

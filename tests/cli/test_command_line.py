@@ -18,6 +18,7 @@ from common.commands.main import main
 from common.data.listing import DatasetMissing
 from common.reporting.papers import project_root
 from common.reporting.progress import duration
+from common.stages.configuration import resolve
 from common.stages.plan import Selection
 from common.stages.run import stage_configuration
 from common.stages.single import find_request
@@ -249,6 +250,33 @@ def test_a_file_of_overrides_wins_over_the_tables_parent_and_names_the_run(tmp_p
     assert folders[0] != folders[1]
     file.write_text("model: {init_args: {learning_rate: 0.1}}", encoding="utf-8")
     assert list(find_request("avid/ucf_1@avid", selection, arguments).parents) == ["model.init_args.pretrained"]
+
+
+def test_the_content_of_weights_names_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    selection = Selection(scale="smoke", runs=tmp_path / "runs")
+    folders = []
+    for content in (b"one", b"other", b"one"):
+        (tmp_path / "mine.pth").write_bytes(content)
+        monkeypatch.chdir(tmp_path)
+        folders.append(find_request("mct/voc_detection", selection, ["--model.pretrained", "mine.pth"]).directory)
+    assert folders[0] == folders[2] != folders[1]
+
+
+def test_a_class_and_its_arguments_may_come_in_any_order() -> None:
+    flags = [["--data.dataset", "folder"], ["--data.dataset.root", "/mine"]]
+    for first, second in (flags, flags[::-1]):
+        data = resolve("mct", "mct", scale="paper", arguments=[*first, *second]).config["data"]["init_args"]
+        assert data["dataset"]["init_args"]["root"] == "/mine"
+        assert data["dataset"]["class_path"] == "common.data.datasets.folder.FolderOfImages"
+    arguments = ["--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", "runs/tensorboard"]
+    logger = resolve("avid", "avid", scale="smoke", arguments=arguments).config["trainer"]["logger"]
+    assert logger == {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs/tensorboard"}}
+
+
+def test_a_folder_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--scale", "smoke", "--runs", str(tmp_path), "--checkpoint", str(tmp_path)]
+    assert main(["test", "avid/avid", *where]) == 2
+    assert "is a folder: test takes a checkpoint" in capsys.readouterr().err
 
 
 def test_on_what_a_stage_runs_is_no_override(tmp_path: Path) -> None:
