@@ -40,8 +40,9 @@ Modality = Literal["image", "text"]
 class Bridge(nn.Module):
     """From the features of two frozen encoders into a common space, once for every learning rate of a sweep.
 
-    Features are standardized first, without learned parameters, by the mean and deviation over all batches so far: the
-    scale of an encoder's features says nothing about it, but decides how fast a projection of them learns.
+    Features are standardized first, without learned parameters, in training by mean and deviation of the batch, in the
+    test by those over all batches of the training: the scale of an encoder's features says nothing about it, but
+    decides how fast a projection of them learns.
 
     Args:
         widths: features of the encoder of each modality.

@@ -180,7 +180,13 @@ class CaptionData(ImageData):
         return self.gallery(self.held_out_images, self.held_out_captions)
 
     def gallery(self, images: ImageItems, captions: CaptionRows, role: str = "test") -> list[DataLoader[Any]]:
-        """Loaders of images and of captions that are searched by each other."""
+        """Loaders of images and of captions that are searched by each other.
+
+        Raises:
+            ValueError: no image has a caption.
+        """
+        if not len(captions):
+            raise ValueError(f"data: none of the {len(images.listing)} {role} images has a caption to search by")
         return [
             self.evaluation_loader(images, self.held_out_batch_size, role),
             self.evaluation_loader(captions, self.held_out_batch_size, f"{role} captions", collate_fn=self.collate),

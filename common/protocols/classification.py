@@ -413,8 +413,8 @@ class LinearClassification(Classification):
         num_classes: number of classes.
         learning_rates: of SGD, one classifier for each.
         milestones: epochs at which the learning rates fall.
-        normalize_features: `none`, the protocol; `l2` for unit length; `batch_norm` to standardize every feature over
-            the training set, without learned parameters.
+        normalize_features: `none`, the protocol; `l2` for unit length; `batch_norm` to standardize every feature, by
+            the batch in training and by running statistics in the test, without learned parameters.
         kwargs: see Classification and EncoderModule.
 
     Raises:

@@ -132,9 +132,10 @@ class GenerationEvaluation(ImageEvaluation):
     | `r_precision` | `clip` | no: papers train encoders of their own |
     | `soa_c`, `soa_i` | `detector`: torchvision's Faster R-CNN | roughly: another detector, other lists of words |
 
-    Each comes with its standard deviation over the repetitions, `<name>_spread`; `r_precision_fold_spread` is that over
-    the folds. A network that is not at hand leaves its metrics out, and a line at the start says which file is missing.
-    Statistics of real images are kept in the cache folder. The networks are no part of the module's state.
+    With several repetitions each comes with its standard deviation over them, `<name>_spread`, object accuracy only
+    where it has no images of its own (`object_copies` 0); `r_precision_fold_spread` is that over the folds. A network
+    that is not at hand leaves its metrics out, and a line at the start says which file is missing. Statistics of real
+    images are kept in the cache folder. The networks are no part of the module's state.
 
     The module has `images_of(batch, seed)`, images [B, 3, S, S] of a batch's captions. Its data module has
     `reference_loader()`, real images; `texts("test", numbers)`, captions by their numbers; and for object accuracy
@@ -329,11 +330,16 @@ class RealImages(pl.LightningModule):
     """The real images of the test captions, measured as if they were generated: what a perfect generator reaches.
 
     Args:
-        evaluation: what is measured.
+        evaluation: what is measured, once.
+
+    Raises:
+        ValueError: it measures repetitions, or makes images anew.
     """
 
     def __init__(self, evaluation: ImageEvaluation) -> None:
         super().__init__()
+        if getattr(evaluation, "repeats", 1) != 1 or getattr(evaluation, "object_copies", 0):
+            raise ValueError("evaluation: real images cannot be made anew: set repeats to 1 and object_copies to 0")
         self.evaluation = evaluation
 
     def setup(self, stage: str) -> None:

@@ -28,13 +28,14 @@ SEND_SECONDS = 30.0
 """How long sending a report may take before it is given up."""
 
 
-def paper_report(paper: Paper, records: Sequence[Record], entity: str = "") -> Report:
+def paper_report(paper: Paper, records: Sequence[Record], entity: str = "", fresh: bool = False) -> Report:
     """The report of one paper: its tables with verdicts and deviations, panels for each, curves, pictures.
 
     Args:
         paper: the paper.
         records: its records; of what was measured at no scale, the text alone is shown.
         entity: user or team that owns the project; may stay empty until the report is sent.
+        fresh: whether the records are of runs and not the promoted ones.
     """
     import wandb_workspaces.reports.v2 as wr
 
@@ -43,8 +44,8 @@ def paper_report(paper: Paper, records: Sequence[Record], entity: str = "") -> R
     blocks: list[Any] = [
         wr.P(
             "Published and measured values stand apart. A number measured at mini scale comes from a miniature of data "
-            "and model, and is not comparable with a published one. Texts come from the promoted records; panels show "
-            "the runs that are in this project."
+            "and model, and is not comparable with a published one. Texts come from "
+            f"{'fresh records' if fresh else 'the promoted records'}; panels show the runs that are in this project."
         ),
         wr.TableOfContents(),
     ]

@@ -15,7 +15,7 @@ from common.errors import ReportingError
 _T = TypeVar("_T")
 
 PATIENCE_SECONDS = 3.0
-"""How long a server that does not answer may hold anything up."""
+"""How long one question waits for a server that does not answer; whether there is one takes a few of them."""
 
 REFUSED = "W&B refused: "
 

@@ -34,8 +34,8 @@ def devices_of_group(group: int, batch_size: int, devices: int) -> int | None:
         devices: all of them.
 
     Returns:
-        1 where a device holds one group or several, and None where it holds the whole batch, or a group of its own:
-        plain batch normalization then does the same.
+        Devices that share a group; 1 where a device holds several groups; None where it holds just one, or the whole
+        batch: plain batch normalization then does the same.
 
     Raises:
         ValueError: the batch of a device is neither made of whole groups nor a whole part of one.

@@ -261,10 +261,12 @@ class Progress(Callback):
         share = self._share(trainer, step)
         began, at = self._began = self._began or (now, share)
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        # What automatic optimization hands out is a share of the batch's loss.
+        parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
         told = {
             "step": step,
             "share": share,
-            "loss": float(loss.detach()) if isinstance(loss, torch.Tensor) else None,
+            "loss": parts * float(loss.detach()) if isinstance(loss, torch.Tensor) else None,
             "left": (now - began) * (1 - share) / (share - at) if share > at else None,
         }
         # A reader that meets half a line takes it as none. A full disk is told by what must be written.

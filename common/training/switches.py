@@ -59,7 +59,7 @@ class ApplySwitches(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Before optimizers and DDP look at the weights.
         if self.switches.channels_last:
-            lay_out_channels_last(pl_module)
+            lay_out_channels_last(pl_module, trainer.strategy.root_device.type)
         group, data = self.switches.batch_norm_group, getattr(trainer, "datamodule", None)
         if group is not None and stage == "fit" and data is not None:
             normalize_in_groups(pl_module, group, data.batch_size, trainer.world_size)
@@ -130,8 +130,12 @@ def _has_layers(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def lay_out_channels_last(network: nn.Module) -> None:
+def lay_out_channels_last(network: nn.Module, device: str = "cpu") -> None:
     """Keep the weights of all convolutions with their channels last; the maps that they make follow.
+
+    Args:
+        network: may still be on the CPU.
+        device: type of the device that it will run on.
 
     Raises:
         ValueError: on the CPU, a convolution of one pixel with a stride takes fewer than eight channels. Where the
@@ -140,7 +144,7 @@ def lay_out_channels_last(network: nn.Module) -> None:
     for name, layer in network.named_modules():
         if (
             isinstance(layer, nn.Conv2d)
-            and layer.weight.device.type == "cpu"
+            and device == "cpu"
             and layer.kernel_size == (1, 1)
             and layer.stride != (1, 1)
             and layer.in_channels < 8

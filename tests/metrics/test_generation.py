@@ -25,6 +25,7 @@ from common.metrics.generation import (
     object_captions,
     r_precision,
 )
+from common.metrics.generation.object_accuracy import _PHRASES
 
 GOLDEN = dict(np.load(Path(__file__).parents[1] / "golden" / "xmc_gan" / "metrics.npz"))
 
@@ -256,6 +257,16 @@ def test_captions_name_classes() -> None:
         [],
         [],
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "phrases"), [(name, phrases.split("|")) for name, phrases in _PHRASES.items() if name]
+)
+def test_every_listed_word_is_known(name: str, phrases: list[str]) -> None:
+    # "Orange" is a color as well, and "oranges" stands in the list itself.
+    unknown = [phrase for phrase in phrases if named(f"a photo of {phrase}") != [[name]]]
+    assert not unknown
+    assert named("policemen, canoes, calves, neckties and minibuses") == [["person", "bus", "boat", "cow", "tie"]]
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -175,6 +175,8 @@ def test_gate_exit_status(
 
     assert run("claims", "mct", "--gate") == 2
     assert "transfer.helps was not run" in capsys.readouterr().err
+    assert run("claims", "mct", "--gate", "--scale", "paper") == 2
+    assert "leave out --scale paper" in capsys.readouterr().err
     save(make_record("ucf_1@base", 0, 50.0))
     save(make_record("ucf_1@better", 0, 50.5))
     save(make_record("ucf_1@base", 1, 50.0))

@@ -24,11 +24,12 @@ from tests.reporting.conftest import make_record, project, save  # noqa: F401 - 
 
 def trainer(batch: int, max_steps: int = -1, **fields: Any) -> Any:
     given = {"is_global_zero": True, "max_steps": max_steps, "max_epochs": 2, "num_training_batches": 10}
+    given["accumulate_grad_batches"] = 1
     return SimpleNamespace(fit_loop=SimpleNamespace(total_batch_idx=batch), global_step=2 * batch, **(given | fields))
 
 
 def test_a_stage_says_how_far_it_is(tmp_path: Path) -> None:
-    progress, module = Progress(tmp_path / FILE, every=0.0), SimpleNamespace()
+    progress, module = Progress(tmp_path / FILE, every=0.0), SimpleNamespace(automatic_optimization=True)
     started = time.time()
 
     def after(at: Any, loss: float = 2.5) -> dict[str, Any] | None:
@@ -44,6 +45,8 @@ def test_a_stage_says_how_far_it_is(tmp_path: Path) -> None:
     assert 0.02 <= told["left"] < 5
     # Two optimizers step in every batch: 14 of the 20 steps that end the training.
     assert after(trainer(7, max_steps=20))["share"] == pytest.approx(0.7)  # type: ignore[index]
+    # A share of the batch's loss is what Lightning hands out where several batches make a step.
+    assert after(trainer(7, max_steps=20, accumulate_grad_batches=4))["loss"] == 10.0  # type: ignore[index]
     assert after(trainer(9, is_global_zero=False))["step"] == 8  # type: ignore[index]
     assert read(tmp_path, time.time() + 60) is None  # of an earlier session
     progress.on_fit_end(trainer(9), module)  # type: ignore[arg-type]
@@ -53,7 +56,8 @@ def test_a_stage_says_how_far_it_is(tmp_path: Path) -> None:
 def test_the_loss_is_not_read_at_every_step(tmp_path: Path) -> None:
     progress = Progress(tmp_path / FILE, every=60.0)
     for batch in range(3):
-        progress.on_train_batch_end(trainer(batch), None, torch.tensor(1.0), None, 0)  # type: ignore[arg-type]
+        module: Any = SimpleNamespace(automatic_optimization=True)
+        progress.on_train_batch_end(trainer(batch), module, torch.tensor(1.0), None, 0)
     assert json.loads((tmp_path / FILE).read_text())["step"] == 1
 
 

@@ -113,8 +113,14 @@ _PHRASES: dict[str, str] = {
     "telephone pole|telephone booth|ski lift|ski slope|ski resort|ski lodge|kite festival|tie dye|tie dyed|bed room|"
     "bike rack|bike lane|horse shoe|crow bar|hawk eye|bat man|cell phone tower|sheep dog|bull dog|cow boy|cow girl",
 }  # fmt: skip
-_PLURALS = {"men": "man", "women": "woman", "children": "child", "mice": "mouse", "knives": "knife", "wolves": "wolf"}
-_WHOLE = frozenset({"bus", "skis", "scissors", "glass", "shears", "buses", "tennis", "sports", "plus", "grass"})
+_PLURALS = {
+    "men": "man", "women": "woman", "children": "child", "mice": "mouse", "knives": "knife", "wolves": "wolf",
+    "policemen": "policeman", "firemen": "fireman", "gentlemen": "gentleman", "canoes": "canoe", "calves": "calf",
+    "neckties": "necktie", "bowties": "bowtie", "frisbies": "frisbie", "minibuses": "minibus",
+}  # fmt: skip
+_WHOLE = frozenset(
+    {"bus", "minibus", "skis", "scissors", "glass", "shears", "buses", "tennis", "sports", "plus", "grass"}
+)
 # A color and a fruit share a name: only more than one of them is surely the fruit.
 _ORANGES = "oranges"
 
