@@ -122,8 +122,7 @@ def videos_of(folder: Path) -> list[Path]:
 
 def _files(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
     for name, _ in sorted(walk(folder, suffixes, [])):  # also below links to folders, as data sets are listed
-        hidden = any(part.startswith(".") for part in Path(name).parts)
-        if not hidden and (folder / name).is_file():
+        if (folder / name).is_file():
             yield folder / name
 
 
@@ -199,7 +198,7 @@ def _encode(source: Path, output: Path, short_side: int, group: int) -> None:
 def _size(width: int, height: int, short_side: int) -> tuple[int, int]:
     """Even numbers, the shorter one no more than wanted."""
     share = min(1.0, short_side / min(width, height))
-    # A side that is not wanted at all has been scaled to a hair beside a whole number.
+    # Rounded down; a product may lie a hair below the whole number that it is.
     return max(2, 2 * int(width * share / 2 + 1e-6)), max(2, 2 * int(height * share / 2 + 1e-6))
 
 

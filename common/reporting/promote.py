@@ -23,14 +23,14 @@ from common.reporting.records import (
     run_folder,
     write_atomically,
 )
-from common.reporting.tables import expand, load
+from common.reporting.tables import load
 
 PROMOTED = "promoted"
 UPDATED = "updated"
 UNCHANGED = "unchanged"
 KEPT = "kept"
 #: Why the record of a trial, with overrides or of one's own data, stays where it is.
-NO_STAGE = "not promoted, since it is no stage of the tables, which would not show it"
+NO_STAGE = "not promoted, since it is no stage of the paper's tables"
 REFUSED = "refused"
 
 
@@ -86,10 +86,10 @@ def promote(
             raise ReportingError(f"no record of stage(s) {', '.join(missing)} at {', '.join(scales)} scale to promote")
         found = [r for r in found if r.stage in stages or r.stage.split("@")[0] in stages]
     kinds = machines(find_promoted(entry.name))
-    of_tables = {(scale, instance.id) for scale in scales for instance in expand(load(entry.name), scale)}
+    stages_of_paper = load(entry.name).stages
     done = [
         _promote(record, kept := as_kept(record, kinds), promoted_file(entry, kept.scale, kept.draw, kept.stage))
-        if (record.scale, record.stage) in of_tables
+        if "+" not in record.stage and record.stage.partition("@")[0] in stages_of_paper
         else Promotion(record, KEPT, promoted_file(entry, record.scale, record.draw, record.stage), NO_STAGE)
         for record in found
     ]

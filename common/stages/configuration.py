@@ -246,6 +246,11 @@ def matches(recipe: str, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(recipe, part.strip()) for part in pattern.split("|"))
 
 
+def _short(field: str) -> str:
+    """A field as the command line names it."""
+    return field.replace(".init_args", "")
+
+
 def place(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
     """A nested mapping that sets `dotted` to `value`, with `init_args` put in where the config has a class.
 
@@ -399,11 +404,13 @@ def resolve(
     for layer in [*_fewer_devices(config), *(Layer(str(path), load_yaml(path)) for path in files)]:
         layers.append(layer)
         config = merge(config, layer.content)
-    overrides.sort(key=lambda pair: pair[0].count("."))  # a class before its arguments, in whatever order they came
+    overrides.sort(key=lambda pair: _short(pair[0]).count("."))  # a class before its arguments, whatever came first
     for name, pairs in (("tables.yaml", (stage_overrides or {}).items()), ("command line", overrides)):
         for given, stated in pairs:
             for key, value in _whole_dataset(config, given, stated):
-                if isinstance(value, str) and any(other.startswith(f"{key}.") for other, _ in overrides):
+                if isinstance(value, str) and any(
+                    _short(other).startswith(f"{_short(key)}.") for other, _ in overrides
+                ):
                     value = {"class_path": value}  # as with LightningCLI, its arguments stand in flags of their own
                 placed = place(config, key, value)
                 layers.append(Layer(f"{name} {key}", placed))
@@ -562,7 +569,7 @@ def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> Non
             for position, value in enumerate(node):
                 visit(value, f"{path}.{position}")
         elif isinstance(node, dict):
-            if "class_path" in node:
+            if "." in str(node.get("class_path", "")):  # a short name is for LightningCLI to find
                 try:
                     cls = _class_at(node["class_path"])
                 except (ImportError, AttributeError, ValueError) as error:

@@ -7,6 +7,7 @@ import errno
 import functools
 import io
 import json
+import multiprocessing
 import os
 import re
 import secrets
@@ -146,7 +147,8 @@ def wandb_mode() -> str:
     if mode in ("offline", "disabled"):
         return mode
     if not mode and not os.environ.get("WANDB_SWEEP_ID"):
-        _say_once("W&B: offline; WANDB_MODE=online logs live, `wandb sync` sends it later")
+        if multiprocessing.parent_process() is None:  # a command says it for its workers
+            _say_once("W&B: offline; WANDB_MODE=online logs live, `wandb sync` sends it later")
         return "offline"
     if reason := why_no_key():
         _say(f"W&B: {'WANDB_MODE=online' if mode else 'a sweep'} but {reason}; logging offline instead")

@@ -242,6 +242,10 @@ def run_planned(
     estimate = progress.expected(waiting)
     expected = "unknown, no earlier record of this scale" if estimate is None else duration(estimate / jobs)
     say(f"  expected: {expected}" + (f", {jobs} stages side by side" if jobs > 1 else ""))
+    if jobs > 1:
+        from common.stages.loggers import wandb_mode
+
+        wandb_mode()  # says where the runs go, once for all workers
 
     failed: dict[tuple[int, str], str] = {}
     elsewhere = 0

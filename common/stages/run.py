@@ -196,9 +196,9 @@ def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: st
             print(f"  {request.stage}: the configuration changed; the earlier run is kept in {previous}")
         make_folder(directory)
         write_atomically(identity_path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
-        # A folder named by the stage may be started anew after its record was made by other parents. One that still
-        # fits stands until its successor replaces it: this time there may be no device, or no data.
-        if finished_record(request, lineage) is None:
+        # A record made by other parents goes, and so does one whose training begins anew: others would start from it
+        # meanwhile. Else it stands until its successor replaces it: this time there may be no device, or no data.
+        if finished_record(request, lineage) is None or (run.trains and not checkpoint.is_file()):
             (directory / "record.json").unlink(missing_ok=True)
     else:
         _wait_for_main_process(identity_path, lineage, request.stage)

@@ -28,14 +28,14 @@ from common.stages.configuration import (
     resolve,
 )
 from common.stages.plan import Selection, request_for
-from common.stages.run import StageRequest, dataset_entries, is_main_process, run_stage
+from common.stages.run import StageRequest, dataset_entries, is_main_process, recorded_lineage, run_stage
 
 if TYPE_CHECKING:
     from common.data.datasets.base import MediaDataset
     from common.data.released_files import FileStatus
 
 _DATA = "$DATA/"
-#: Fields that name a file of weights or of statistics.
+#: What fields that name a file or folder of weights or of statistics end with.
 WEIGHTS = ("pretrained", "warm_start", "statistics")
 
 
@@ -83,6 +83,8 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
     instance = instances[wanted]
     overrides, files = parse_overrides(arguments)
     given = {field for field, _ in overrides}
+    stated = [leaf for field, value in overrides for leaf in leaves(value, field)]
+    stated += [leaf for file in files for leaf in leaves(load_yaml(file))]
     lineages: dict[str, str] = {}
 
     def lineage(identity: str) -> str:
@@ -105,17 +107,32 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
         where += _own_folders(request)
         # So does the content of files: of these, but for where things lie, and of the weights that they name.
         where += [config_hash(load_yaml(file)) for file in files]
-        stated = [*overrides, *(leaf for file in files for leaf in leaves(load_yaml(file)))]
-        weights = [value for field, value in stated if field.rpartition(".")[2] in WEIGHTS and isinstance(value, str)]
-        where += [digest(Path(value), "sha256") if Path(value).is_file() else value for value in weights]
+        where += _weights(stated, request.data)
         # `--field=value`, as a sweep writes it, is the run of `--field value`.
         words = [word for one in arguments for word in (one.split("=", 1) if one.startswith("--") else [one])]
         stage += "+" + hashlib.sha256("\0".join([*words, *where]).encode()).hexdigest()[:6]
     # A parent given on the command line or in a file of it replaces that of the table.
-    named = {*given, *(field for file in files for field, _ in leaves(load_yaml(file)))}
-    fields = {field.replace(".init_args", "") for field in named}
+    fields = {field.replace(".init_args", "") for field in (*given, *(field for field, _ in stated))}
     kept = {field: parent for field, parent in request.parents.items() if field.replace(".init_args", "") not in fields}
     return replace(request, stage=stage, parents=kept)
+
+
+def _weights(stated: Sequence[tuple[str, Any]], data: Path) -> list[str]:
+    """What tells the weights and statistics that fields name from others: no hash of a configuration looks into files."""
+    found: list[str] = []
+    for field, value in stated:
+        if field.rpartition(".")[2].endswith(WEIGHTS) and isinstance(value, str):
+            path = Path(value.replace("$DATA", str(data)))
+            inside = sorted(path.glob("*.safetensors")) + sorted(path.glob("*.bin")) if path.is_dir() else [path]
+            found += [value, *(_content(one) for one in inside if one.is_file())]
+    return found
+
+
+def _content(path: Path) -> str:
+    """Checksum of a file; of the checkpoint of a finished stage its lineage, as another test writes it anew."""
+    stage = path.parent.parent
+    own = recorded_lineage(stage / "identity.json") if (stage / "record.json").is_file() else None
+    return f"{own}/{path.name}" if own else digest(path, "sha256")
 
 
 def _own_folders(request: StageRequest) -> list[str]:

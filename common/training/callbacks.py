@@ -103,7 +103,7 @@ class StopOnNonFiniteLoss(Callback):
             return
         samples = next((index for at, index in self._recent if at == step), None)
         listed, look = "unknown", ""
-        if samples is not None:
+        if samples is not None and len(samples):
             listed, look = ", ".join(map(str, samples.tolist()[:64])), ", or look at those samples"
         path = self.directory / "non_finite.ckpt"
         self._stops = True

@@ -68,7 +68,7 @@ def test_search_over_several_blocks_equals_brute_force(num_items: int) -> None:
     assert torch.equal(mine_positives(video, audio, 9), brute_force(video, audio, 9, "consensus"))
 
 
-def test_items_whose_neighbours_come_last_keep_improving() -> None:
+def test_items_whose_neighbors_come_last_keep_improving() -> None:
     """Every later block holds better candidates than all before: no threshold ever helps."""
     angle = torch.linspace(0, 1.5, 200).sqrt()
     circle = torch.stack([angle.cos(), angle.sin()], dim=1)

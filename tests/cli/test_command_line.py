@@ -260,6 +260,33 @@ def test_the_content_of_weights_names_the_run(tmp_path: Path, monkeypatch: pytes
         monkeypatch.chdir(tmp_path)
         folders.append(find_request("mct/voc_detection", selection, ["--model.pretrained", "mine.pth"]).directory)
     assert folders[0] == folders[2] != folders[1]
+    # Under other names, in a mapping, in a folder, and below the folder of the data.
+    (tmp_path / "folder").mkdir()
+    named = [
+        ("vx2text/avsd", ["--model.video_pretrained", "mine.pth"], "mine.pth"),
+        ("mct/voc_detection", ["--model", "{init_args: {pretrained: mine.pth}}"], "mine.pth"),
+        ("m3p/m3p", ["--model.pretrained", "folder"], "folder/model.safetensors"),
+        ("mct/voc_detection", ["--model.pretrained", "$DATA/mine.pth"], "mine.pth"),
+    ]
+    for stage, flags, file in named:
+        before, after = (
+            (tmp_path / file).write_bytes(content)
+            and find_request(stage, Selection(scale="smoke", runs=tmp_path / "runs", data=tmp_path), flags).directory
+            for content in (b"one", b"other")
+        )
+        assert before != after, flags
+
+
+def test_a_mapping_wins_over_the_tables_parent_as_its_fields_do(tmp_path: Path) -> None:
+    given = ["--model.image_network", "{init_args: {pretrained: mine.ckpt}}"]
+    request = find_request("xmc_gan/xmc_gan", Selection(runs=tmp_path), given)
+    assert "model.init_args.image_network.init_args.pretrained" not in request.parents
+
+
+def test_of_two_spellings_of_a_field_the_last_one_wins() -> None:
+    flags = ["--model.init_args.generator_learning_rate", "0.1", "--model.generator_learning_rate", "0.2"]
+    model = resolve("xmcgan", "xmc_gan", scale="smoke", arguments=flags).config["model"]["init_args"]
+    assert model["generator_learning_rate"] == 0.2
 
 
 def test_a_class_and_its_arguments_may_come_in_any_order() -> None:
@@ -271,6 +298,25 @@ def test_a_class_and_its_arguments_may_come_in_any_order() -> None:
     arguments = ["--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", "runs/tensorboard"]
     logger = resolve("avid", "avid", scale="smoke", arguments=arguments).config["trainer"]["logger"]
     assert logger == {"class_path": "TensorBoardLogger", "init_args": {"save_dir": "runs/tensorboard"}}
+
+
+def test_a_logger_may_be_named_as_for_lightning(tmp_path: Path) -> None:
+    where = ["--scale", "smoke", "--runs", str(tmp_path / "runs")]
+    logger = ["--trainer.logger.save_dir", str(tmp_path / "mine"), "--trainer.logger", "CSVLogger"]
+    assert main(["fit", "avid/avid", *where, *logger]) == 0
+    assert list((tmp_path / "mine").rglob("metrics.csv"))
+
+
+def test_a_finished_record_stands_until_another_replaces_it(tmp_path: Path) -> None:
+    request = find_request("avid/avid", Selection(scale="smoke", runs=tmp_path))
+    assert main(["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path)]) == 0
+    record = request.directory / "record.json"
+    assert main(["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path), "--hardware", "gpu1"]) == 2
+    assert record.is_file()
+    # Whose training begins anew must not be started from meanwhile.
+    (request.directory / "checkpoints" / "last.ckpt").unlink()
+    assert main(["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path), "--hardware", "gpu1"]) == 2
+    assert not record.exists()
 
 
 def test_a_folder_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

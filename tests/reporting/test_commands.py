@@ -99,6 +99,20 @@ def test_promote(
     assert records.read(promoted).metrics == {"test/top1": 51.0}
 
 
+def test_a_trial_is_not_promoted(
+    project: Path, save: Callable[[Record], Path], make_record: Callable[..., Record]
+) -> None:
+    save(make_record("esc@base", 0))
+    save(make_record("esc@base+3f9a1c", 0))
+    save(make_record("a_recipe_of_my_own", 0))
+    found = {promotion.record.stage: promotion for promotion in promote("mct")}
+    assert {name: one.action for name, one in found.items()} == {
+        "esc@base": "promoted", "esc@base+3f9a1c": "kept", "a_recipe_of_my_own": "kept",
+    }  # fmt: skip
+    assert "no stage of the paper's tables" in found["esc@base+3f9a1c"].reason
+    assert [record.stage for record in records.find_promoted("mct")] == ["esc@base"]
+
+
 def test_native_draws_of_different_machines_are_kept_apart(
     project: Path, make_record: Callable[..., Record], save: Callable[[Record], Path]
 ) -> None:
