@@ -118,7 +118,7 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
 
 
 def _weights(stated: Sequence[tuple[str, Any]], data: Path) -> list[str]:
-    """What tells the weights and statistics that fields name from others; no hash of a configuration looks into them."""
+    """What is in the weights and statistics that fields name; no hash of a configuration looks into files."""
     found: list[str] = []
     for field, value in stated:
         if field.rpartition(".")[2].endswith(WEIGHTS) and isinstance(value, str):
