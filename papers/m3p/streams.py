@@ -86,7 +86,7 @@ def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str,
     if empty:
         raise ValueError(f"data.languages: there is no text in {', '.join(empty)}; add it or leave the language out")
     if alpha < 0 and alpha != -1:
-        raise ValueError(f"data.language_alpha is 0, for all languages alike, or above; got {alpha}")
+        raise ValueError(f"data.language_alpha is 0 or above, 0 for all languages alike; got {alpha}")
     shares = np.array(list(counts.values()), dtype=np.float64) / sum(counts.values())
     weights = shares ** max(alpha, 0.0)
     return dict(zip(counts, (weights / weights.sum()).tolist()))

@@ -79,7 +79,7 @@ def test_languages_alike_and_wrong_numbers() -> None:
         language_probabilities({"en": 5, "cs": 0}, 0.3)
     with pytest.raises(ValueError, match="name at least one"):
         language_probabilities({}, 0.3)
-    with pytest.raises(ValueError, match="language_alpha is 0, for all languages alike, or above"):
+    with pytest.raises(ValueError, match="language_alpha is 0 or above"):
         language_probabilities({"en": 5}, -0.5)
 
 
