@@ -142,7 +142,7 @@ class RunConfiguration:
 
     def values_of_ours(self) -> dict[str, str]:
         """The values that are ours, by field; of a field that is a class, its name. What is not there is left out."""
-        short = {path.replace(".init_args", ""): str(value) for path, value in leaves(self.config)}
+        short = {short_name(path): str(value) for path, value in leaves(self.config)}
         short |= {
             path.removesuffix(".class_path"): value.rpartition(".")[2]
             for path, value in short.items()
@@ -246,8 +246,8 @@ def matches(recipe: str, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(recipe, part.strip()) for part in pattern.split("|"))
 
 
-def _short(field: str) -> str:
-    """A field as the command line names it."""
+def short_name(field: str) -> str:
+    """A field as the command line names it: `model.temperature` for `model.init_args.temperature`."""
     return field.replace(".init_args", "")
 
 
@@ -404,12 +404,12 @@ def resolve(
     for layer in [*_fewer_devices(config), *(Layer(str(path), load_yaml(path)) for path in files)]:
         layers.append(layer)
         config = merge(config, layer.content)
-    overrides.sort(key=lambda pair: _short(pair[0]).count("."))  # a class before its arguments, whatever came first
+    overrides.sort(key=lambda pair: short_name(pair[0]).count("."))  # a class before its arguments, whatever came first
     for name, pairs in (("tables.yaml", (stage_overrides or {}).items()), ("command line", overrides)):
         for given, stated in pairs:
             for key, value in _whole_dataset(config, given, stated):
                 if isinstance(value, str) and any(
-                    _short(other).startswith(f"{_short(key)}.") for other, _ in overrides
+                    short_name(other).startswith(f"{short_name(key)}.") for other, _ in overrides
                 ):
                     value = {"class_path": value}  # as with LightningCLI, its arguments stand in flags of their own
                 placed = place(config, key, value)
@@ -487,7 +487,7 @@ _TOP_LEVEL = ("seed_everything", "trainer", "model", "data")
 def _elsewhere(name: str, config: dict[str, Any], given: str = "") -> str:
     """Where a field of that name is, for who wrote it in another place; empty when there is none."""
     places = [path for path, _ in leaves(config) if path.rpartition(".")[2] == name and path not in (name, given)]
-    found = [f"--{path.replace('.init_args', '')}" for path in places[:3]]
+    found = [f"--{short_name(path)}" for path in places[:3]]
     return f"did you mean {' or '.join(found)}?" if found else ""
 
 
@@ -589,7 +589,7 @@ def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> Non
                         continue
                     field_path, which = f"{path}.init_args.{argument}", "each" if isinstance(value, list) else "it"
                     raise ConfigurationError(
-                        f"{field_path.replace('.init_args', '')} is {value!r}; {which} must be {words} "
+                        f"{short_name(field_path)} is {value!r}; {which} must be {words} "
                         f"(set in: {_origin(field_path, layers)})"
                     )
             for key, value in node.items():

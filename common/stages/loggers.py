@@ -127,7 +127,11 @@ def _say(text: str) -> None:
     print(f"  {text}", flush=True)
 
 
-_say_once = functools.cache(_say)
+@functools.cache
+def say_offline() -> None:
+    """Say once that runs stay on this machine, where nobody asked for W&B."""
+    if not os.environ.get("WANDB_MODE", "").strip() and not os.environ.get("WANDB_SWEEP_ID"):
+        _say("W&B: offline; WANDB_MODE=online logs live, `wandb sync` sends it later")
 
 
 def wandb_mode() -> str:
@@ -148,7 +152,7 @@ def wandb_mode() -> str:
         return mode
     if not mode and not os.environ.get("WANDB_SWEEP_ID"):
         if multiprocessing.parent_process() is None:  # a command says it for its workers
-            _say_once("W&B: offline; WANDB_MODE=online logs live, `wandb sync` sends it later")
+            say_offline()
         return "offline"
     if reason := why_no_key():
         _say(f"W&B: {'WANDB_MODE=online' if mode else 'a sweep'} but {reason}; logging offline instead")

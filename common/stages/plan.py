@@ -243,9 +243,9 @@ def run_planned(
     expected = "unknown, no earlier record of this scale" if estimate is None else duration(estimate / jobs)
     say(f"  expected: {expected}" + (f", {jobs} stages side by side" if jobs > 1 else ""))
     if jobs > 1:
-        from common.stages.loggers import wandb_mode
+        from common.stages.loggers import say_offline
 
-        wandb_mode()  # says where the runs go, once for all workers
+        say_offline()  # once for all workers
 
     failed: dict[tuple[int, str], str] = {}
     elsewhere = 0

@@ -26,6 +26,7 @@ from common.stages.configuration import (
     place,
     recipes_of,
     resolve,
+    short_name,
 )
 from common.stages.plan import Selection, request_for
 from common.stages.run import StageRequest, dataset_entries, is_main_process, recorded_lineage, run_stage
@@ -112,8 +113,8 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
         words = [word for one in arguments for word in (one.split("=", 1) if one.startswith("--") else [one])]
         stage += "+" + hashlib.sha256("\0".join([*words, *where]).encode()).hexdigest()[:6]
     # A parent given on the command line or in a file of it replaces that of the table.
-    fields = {field.replace(".init_args", "") for field in (*given, *(field for field, _ in stated))}
-    kept = {field: parent for field, parent in request.parents.items() if field.replace(".init_args", "") not in fields}
+    fields = {short_name(field) for field in (*given, *(field for field, _ in stated))}
+    kept = {field: parent for field, parent in request.parents.items() if short_name(field) not in fields}
     return replace(request, stage=stage, parents=kept)
 
 
@@ -161,7 +162,7 @@ def print_configuration(request: StageRequest, sections: Sequence[str] = ()) -> 
             raise ConfigurationError(f"--{section}.help: {nearest(section, run.config)}")
         print(f"# --{section}.FIELD VALUE, as {run.recipe} sets it at scale {run.scale}")
         for path, value in leaves(run.config[section], section):
-            flag, _, field = path.replace(".init_args", "").rpartition(".")
+            flag, _, field = short_name(path).rpartition(".")
             if field == "class_path":
                 print(f"# --{flag} is a {value}")
             else:
@@ -222,12 +223,12 @@ def _starts_from_nothing(request: StageRequest) -> str:
         if empty and len(empty) < len(filled):
             given = next(field for field in filled if field not in empty)
             return (
-                f"--{empty[0].replace('.init_args', '')} is null: give it the checkpoint of "
-                f"--{given.replace('.init_args', '')}, so that the model is measured as it was trained"
+                f"--{short_name(empty[0])} is null: give it the checkpoint of "
+                f"--{short_name(given)}, so that the model is measured as it was trained"
             )
         if empty:
             return (
-                f"--{empty[0].replace('.init_args', '')} is null, so {request.recipe} measures random weights, unless "
+                f"--{short_name(empty[0])} is null, so {request.recipe} measures random weights, unless "
                 f"an encoder of yours brings its own; {stage.name}@<model> measures a stage's model, see "
                 f"`assemble list {paper_named(request.paper).short}`"
             )

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from common.errors import StageError
 from common.reporting.papers import paper_named
 from common.stages.cli import build
-from common.stages.configuration import RunConfiguration, leaves, merge, place
+from common.stages.configuration import RunConfiguration, leaves, merge, place, short_name
 from common.training.examples import Draw, Example
 
 #: What of a recipe's trainer a synthetic training keeps: precision and what decides when and how a step is made.
@@ -170,7 +170,7 @@ def without_files(run: RunConfiguration, instead: Mapping[str, Any]) -> dict[str
             `Paper.without_files`.
     """
     config = run.with_placeholders(DATA=NOWHERE, RUN=NOWHERE)
-    present = {path.replace(".init_args", "") for path, _ in leaves(config)}
+    present = {short_name(path) for path, _ in leaves(config)}
     for name, value in instead.items():
         if any(path == name or path.startswith(f"{name}.") for path in present):
             if isinstance(value, dict):
