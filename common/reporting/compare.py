@@ -43,8 +43,11 @@ REPRODUCED = "reproduced"
 NO_REFERENCE = "no reference"
 _WORST_FIRST = (OUTSIDE, REPRODUCED, NO_REFERENCE)
 DEVIATIONS = 2.0
-#: In what is allowed: where chance becomes rare, and where it ends. That share of cells may lie between.
-RARE, NEVER, RARE_SHARE = 1.5, 3.0, 0.1
+#: How often an honest draw may be refused for its worst cell.
+REFUSED = 0.05
+#: In what is allowed: where chance becomes rare; and how many times what it leaves there may lie there, since the cells
+#: of a draw move together.
+RARE, CROWD = 1.5, 3.0
 
 
 @dataclass(frozen=True)
@@ -86,19 +89,31 @@ class Compared:
         last_digit = 0.5 * 10.0**-self.metric.decimals
         return max(DEVIATIONS * (self.reference.spread or 0.0), self.metric.tolerance.get(self.scale, 0.0), last_digit)
 
-    @property
-    def likelihood(self) -> float:
-        """How often draws like the recorded ones come out as reproduced, by Student's t.
+    def beyond(self, ratio: float, spread: float | None = None) -> float:
+        """How often draws like the recorded ones lie further off than `ratio` times what is allowed, by Student's t.
 
         Both the recorded mean and spread, and the mean of mine, are of a few draws.
+
+        Args:
+            ratio: see above.
+            spread: standard deviation of the recorded draws; None for the one that was measured.
         """
-        if not self.reference.spread:
-            return 1.0
+        spread = self.reference.spread if spread is None else spread
+        if not spread:
+            return 0.0
         from scipy.special import stdtr
 
         recorded, mine = len(self.reference.values), len(self.mine.values)
-        error = self.reference.spread * math.sqrt(1 / recorded + 1 / mine)
-        return float(1 - 2 * stdtr(recorded - 1, -self.allowed / error))
+        error = spread * math.sqrt(1 / recorded + 1 / mine)
+        return float(2 * stdtr(recorded - 1, -ratio * self.allowed / error))
+
+    @property
+    def likelihood(self) -> float:
+        """How often draws like the recorded ones lie this far off.
+
+        The spread is taken as half of what is allowed, if it is less: of five draws it can come out as next to nothing.
+        """
+        return self.beyond(self.ratio, self.allowed / DEVIATIONS) if self.reference.spread else 1.0
 
     @property
     def ratio(self) -> float:
@@ -180,25 +195,29 @@ def summary(compared: Sequence[Compared]) -> str:
     good = sum(c.verdict == REPRODUCED for c in judged)
     cells = f"{good} of {len(judged)} cells reproduce the reference"
     worst = judged[0]
-    expected = f"draws like the recorded ones reproduce {sum(c.likelihood for c in judged):.0f} on average"
+    expected = f"draws like the recorded ones reproduce {len(judged) - sum(c.beyond(1) for c in judged):.0f} on average"
     return "; ".join(filter(None, (f"{cells}, worst: {worst.told}", expected, apart)))
 
 
 def strict_failure(compared: Sequence[Compared]) -> str | None:
     """Why these are no draw like the recorded ones; None where they may be, or none has a reference.
 
-    Up to a tenth of the cells may be further off than 1.5 times what is allowed, mostly three standard deviations, and
-    none further than three times.
+    Two rules, both by Student's t. The worst cell may not be further off than among so many cells one honest draw in
+    twenty has one (Bonferroni). And of the cells further off than 1.5 times what is allowed, mostly three standard
+    deviations, there may not be more than three times as many as honest draws have on average, but always one.
     """
     judged = [c for c in compared if c.verdict != NO_REFERENCE]
-    rare = [c for c in judged if c.ratio > RARE]
-    if rare and rare[0].ratio > NEVER:
-        times = f"{rare[0].ratio:.1f} times as far off as is allowed"
-        return f"{rare[0].told} is {times}; chance does not go beyond {NEVER:.0f}"
-    if len(rare) > RARE_SHARE * len(judged):
+    worst = min(judged, key=lambda c: c.likelihood, default=None)
+    if worst and worst.likelihood * len(judged) < REFUSED:
         return (
-            f"{len(rare)} of {len(judged)} cells are further off than {RARE} times what is allowed; of a draw like the "
-            "recorded ones it is one in ten at most"
+            f"{worst.told} is {worst.ratio:.1f} times as far off as is allowed; among {len(judged)} cells, fewer than "
+            "one draw in twenty like the recorded ones has such a one"
+        )
+    rare, expected = sum(c.ratio > RARE for c in judged), sum(c.beyond(RARE) for c in judged)
+    if rare > max(1, CROWD * expected):
+        return (
+            f"{rare} of {len(judged)} cells are further off than {RARE} times what is allowed; draws like the recorded "
+            f"ones have {expected:.1f} there on average, and three times as many at most"
         )
     return None
 

@@ -52,11 +52,12 @@ def test_how_many_cells_chance_lets_reproduce(project: Path, make_record: MakeRe
 
     draws = np.random.default_rng(0).normal(size=(100_000, 4))
     near = abs(draws[:, 3] - draws[:, :3].mean(1)) <= 2 * draws[:, :3].std(1, ddof=1)
-    assert cell(50.0).likelihood == pytest.approx(near.mean(), abs=0.005) == pytest.approx(0.775, abs=0.005)
+    assert 1 - cell(50.0).beyond(1) == pytest.approx(near.mean(), abs=0.005) == pytest.approx(0.775, abs=0.005)
+    assert cell(54.0).likelihood == cell(46.0).likelihood == pytest.approx(1 - near.mean(), abs=0.005)
     # The mean of more draws lies nearer.
-    assert cell(50.0, 51.0).likelihood > cell(50.0).likelihood
+    assert cell(50.0, 51.0).beyond(1) < cell(50.0).beyond(1)
     alone = compare(load("mct"), "mini", [make_record("ucf_1@better", 7, 20.0)], reference)[0]
-    assert alone.likelihood == 1.0
+    assert (alone.beyond(1), alone.likelihood) == (0.0, 1.0)
 
 
 def test_a_metric_has_its_own_tolerance(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
@@ -98,19 +99,23 @@ def test_strict_allows_what_chance_does(project: Path, make_record: MakeRecord, 
     def cell(value: float) -> Compared:
         return compare(load("mct"), "mini", [make_record("esc@base", 7, value)], reference)[0]
 
-    good, outside, rare, never = cell(50.0), cell(55.9), cell(56.1), cell(62.1)
+    good, outside, rare, far = cell(50.0), cell(55.9), cell(56.1), cell(60.0)
     unknown = compare(load("mct"), "mini", [make_record("ucf_1@base", 0, 1.0)], reference)[0]
-    assert [c.verdict for c in (outside, rare, never, unknown)] == [OUTSIDE] * 3 + [NO_REFERENCE]
+    assert [c.verdict for c in (outside, rare, far, unknown)] == [OUTSIDE] * 3 + [NO_REFERENCE]
     assert strict_failure([unknown]) is None
     assert strict_failure([outside, good, unknown]) is None
-    assert strict_failure([rare, *[good] * 9]) is None
-    assert strict_failure([rare, *[good] * 8, unknown]) == (
-        "1 of 9 cells are further off than 1.5 times what is allowed; of a draw like the recorded ones it is one in "
-        "ten at most"
+    assert strict_failure([rare, unknown]) is None
+    assert strict_failure([rare, rare, *[good] * 4]) is None
+    assert strict_failure([rare, rare, good, unknown]) == (
+        "2 of 3 cells are further off than 1.5 times what is allowed; draws like the recorded ones have 0.4 there on "
+        "average, and three times as many at most"
     )
-    assert strict_failure([never, *[good] * 19]) == (
-        "New, ESC 62.1 against 50.0 ± 2.0 is 3.0 times as far off as is allowed; chance does not go beyond 3"
+    # Five standard deviations of three draws: one draw in 26 has that in one cell, and in one cell of two one in 13.
+    assert strict_failure([far]) == (
+        "New, ESC 60.0 against 50.0 ± 2.0 is 2.5 times as far off as is allowed; among 1 cells, fewer than one draw in "
+        "twenty like the recorded ones has such a one"
     )
+    assert strict_failure([far, good]) is None
 
 
 def test_another_configuration_is_said(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
@@ -144,7 +149,7 @@ def test_command(
     assert run("compare", "mct", "--runs", runs) == 0
     capsys.readouterr()
     assert run("compare", "mct", "--runs", runs, "--strict") == 1
-    assert "strict: mct, mini: 1 of 1 cells are further off" in capsys.readouterr().err
+    assert "strict: mct, mini: New, ESC 60.0 against 50.0 ± 2.0 is 2.5 times as far off" in capsys.readouterr().err
     assert run("compare", "mct", "--runs", runs, "--against", runs, "--strict") == 0  # equal to itself
     assert run("compare", "mct", "--runs", runs, "--against", str(project / "none")) == 2
     assert "no such folder" in capsys.readouterr().err
