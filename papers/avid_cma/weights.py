@@ -46,7 +46,7 @@ class Pretraining:
 
 
 def load_pretraining(path: str | Path, model: nn.Module, field: str = "model.warm_start") -> Pretraining:
-    """Read a checkpoint of `AVIDModule`, or one of the released code (AVID or AVID-CMA).
+    """Read a checkpoint of `AVIDModule`, or one of the released code (AVID or AVID-CMA), also its network alone.
 
     Args:
         path: the file.
@@ -61,14 +61,17 @@ def load_pretraining(path: str | Path, model: nn.Module, field: str = "model.war
     """
     try:
         content = read_checkpoint(path, NEEDED)
-        if "state_dict" in content:
-            found = _of_ours(path, content)
-        elif "model" in content:
-            found = _of_released(content)
+        state = _tensors(path, content)
+        if weights := below(state, "model."):
+            memory = below(state, "loss.") or below(state, "criterion.")  # as earlier runs called it
+            found = Pretraining(weights, memory, content.get("listing_fingerprint"))
+        elif below(state, TOWERS["video"]):
+            memory = _released_memory(named_tensors(content.get("train_criterion")))
+            found = Pretraining(R2Plus1D.released_names(below(state, "")), memory)
         else:
             raise CheckpointError(
-                f"{path}: not a released AVID-CMA checkpoint: expected the entries 'model' and 'train_criterion', "
-                f"found {first_of(list(content))}"
+                f"{path}: no weights of an audio-visual model; its entries are {first_of(list(state))}. Give the "
+                "checkpoint of a pre-training, such as avid"
             )
         problem = differences(model.state_dict(), found.model)
         if problem:
@@ -78,26 +81,23 @@ def load_pretraining(path: str | Path, model: nn.Module, field: str = "model.war
     return found
 
 
-def _of_ours(path: str | Path, content: Mapping[str, Any]) -> Pretraining:
-    state = named_tensors(content["state_dict"])
-    weights = below(state, "model.")
-    if not weights:
+def _tensors(path: str | Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Those below `state_dict` (ours) or `model` (released), or of a file that has them at its top."""
+    state = named_tensors(content.get("state_dict", content.get("model", content)))
+    if not state:
         raise CheckpointError(
-            f"{path}: no weights of an audio-visual model; its entries are {first_of(list(state))}. Give the "
-            "checkpoint of a pre-training, such as avid"
+            f"{path}: not a checkpoint of AVID-CMA: expected the entries {NEEDED}, found {first_of(list(content))}"
         )
-    memory = below(state, "loss.") or below(state, "criterion.")  # as earlier runs called it
-    return Pretraining(weights, memory, content.get("listing_fingerprint"))
+    return state
 
 
-def _of_released(content: Mapping[str, Any]) -> Pretraining:
-    criterion = named_tensors(content.get("train_criterion"))
+def _released_memory(criterion: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = {"nce_average.view1_mem": "video_bank.vectors", "nce_average.view2_mem": "audio_bank.vectors"}
     memory = {ours: criterion[theirs].clone() for theirs, ours in names.items() if theirs in criterion}
     scores = [value.float().mean() for name, value in criterion.items() if name.endswith("avg_exp_score")]
     if scores:
         memory["normalizer"] = torch.stack(scores).mean()
-    return Pretraining(R2Plus1D.released_names(below(named_tensors(content["model"]), "")), memory)
+    return memory
 
 
 def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, Tensor]:
@@ -120,14 +120,8 @@ def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, T
         if content["modality"] != modality:
             raise CheckpointError(f"{path}: holds the {content['modality']} backbone, but the {modality} one is needed")
         return below(content["state_dict"], "")
-    entries = content.get("state_dict", content.get("model"))
-    if not isinstance(entries, Mapping):
-        raise CheckpointError(
-            f"{path}: not a checkpoint with an encoder: expected an entry 'state_dict' or 'model', "
-            f"found {first_of(list(content))}"
-        )
     tower = TOWERS[modality]
-    state = {key.removeprefix("model."): value for key, value in named_tensors(entries).items()}
+    state = {key.removeprefix("model."): value for key, value in _tensors(path, content).items()}
     backbone = below(state, tower)
     if not backbone:
         raise CheckpointError(

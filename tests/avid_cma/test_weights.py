@@ -103,13 +103,15 @@ def test_official_checkpoint_of_the_old_file_format(tmp_path: Path) -> None:
     assert load_pretraining(path, paper_model()).memory["normalizer"].item() == 2.0
 
 
-def test_a_released_network_of_depth_10_loads_everywhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix", ["module.", ""])
+@pytest.mark.parametrize("wrapping", ["model", "state_dict", None])
+def test_a_released_network_of_depth_10_loads_everywhere(tmp_path: Path, wrapping: str | None, prefix: str) -> None:
     # Its stages are single blocks, whose names have no number.
     expected = small_model().state_dict()
-    released = {f"module.{key.replace('x.0.', 'x.')}": value for key, value in expected.items()}
-    assert "module.video_model.conv2x.spt_conv1.weight" in released
+    released = {prefix + key.replace("x.0.", "x."): value for key, value in expected.items()}
+    assert f"{prefix}video_model.conv2x.spt_conv1.weight" in released
     path = tmp_path / "Cross-N1024.pth.tar"
-    torch.save({"model": released, "train_criterion": {}, "epoch": 100}, path)
+    torch.save({wrapping: released, "train_criterion": {}, "epoch": 100} if wrapping else released, path)
     found = load_pretraining(path, small_model()).model
     small_model().load_state_dict(found, strict=True)
     assert all(torch.equal(found[key], value) for key, value in expected.items())
@@ -249,6 +251,8 @@ def test_unusable_files_are_explained(tmp_path: Path) -> None:
     torch.save({"state_dict": {"layer.weight": torch.zeros(1)}}, tmp_path / "other.ckpt")
     with pytest.raises(CheckpointError, match=r"no audio encoder.*layer\.weight"):
         load_backbone(tmp_path / "other.ckpt", "audio")
+    with pytest.raises(CheckpointError, match=r"no weights of an audio-visual model.*layer\.weight"):
+        load_pretraining(tmp_path / "other.ckpt", paper_model())
     truncated = tmp_path / "truncated.ckpt"
     torch.save({"state_dict": {"a": torch.zeros(10000)}}, truncated)
     truncated.write_bytes(truncated.read_bytes()[:20000])
