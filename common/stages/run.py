@@ -43,6 +43,7 @@ from common.stages.configuration import (
     substitute,
     take_switches,
 )
+from common.stages.launch import is_main_process, require_processes
 from common.stages.lean import import_lightning
 
 if TYPE_CHECKING:
@@ -145,11 +146,6 @@ def finished_record(request: StageRequest, lineage: str) -> records.Record | Non
     except records.RecordError:
         return None
     return record if record.lineage_hash == lineage else None
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that manages folders: not one that Lightning, torchrun or SLURM started beside it."""
-    return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
 def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -> None:
@@ -307,6 +303,7 @@ def run_stage(request: StageRequest, unless_done: bool = False) -> records.Recor
     if not is_main_process():
         end_with_parent()
     run, config = stage_configuration(request)
+    require_processes(config["trainer"])
     # Heavy imports only now: help, plans and skipped stages do not pay for them.
     import_lightning()
     if request.arguments:

@@ -28,8 +28,9 @@ from common.stages.configuration import (
     resolve,
     short_name,
 )
+from common.stages.launch import is_main_process
 from common.stages.plan import Selection, request_for
-from common.stages.run import StageRequest, dataset_entries, is_main_process, recorded_lineage, run_stage
+from common.stages.run import StageRequest, dataset_entries, recorded_lineage, run_stage
 
 if TYPE_CHECKING:
     from common.data.datasets.base import MediaDataset

@@ -164,9 +164,7 @@ class ShardedDataModule(pl.LightningDataModule):
 
         def position() -> tuple[int, int]:
             """Epoch and batch to begin with: the loader may be made before the checkpoint is read."""
-            batches = sampler.batches_per_epoch
-            if isinstance(trainer.limit_train_batches, int):
-                batches = min(batches, trainer.limit_train_batches)
+            batches = min(sampler.batches_per_epoch, int(trainer.num_training_batches))  # some, by limit_train_batches
             done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
             if done >= batches:  # the checkpoint was written in the last batch of its epoch
                 return trainer.fit_loop.epoch_progress.current.ready, 0
@@ -199,7 +197,7 @@ class ShardedDataModule(pl.LightningDataModule):
 
     def _workers(self, dataset: Dataset[Any], batch_size: int, key: Any) -> dict[str, Any]:
         """Arguments of a loader of so many samples a batch; `key` is one that the data set takes."""
-        workers, ahead = min(self.num_workers, os.cpu_count() or 1), None
+        workers, ahead = min(self.num_workers, _processors()), None
         items = _items_of(dataset)
         if workers and items is not None:
             # A cache filled before the fork is shared by all workers and by all stages of this process.
@@ -214,6 +212,7 @@ class ShardedDataModule(pl.LightningDataModule):
             "persistent_workers": workers > 0,
             "pin_memory": accelerator,
             "prefetch_factor": ahead,
+            "worker_init_fn": _leave_the_group,
         }
 
     # -- record --------------------------------------------------------------------------------------------------------
@@ -239,6 +238,19 @@ class ShardedDataModule(pl.LightningDataModule):
                 "skipped_names": names[:20],
             }
         return described
+
+
+def _processors() -> int:
+    """Cores that this process may run on; SLURM gives a task a part of the node."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _leave_the_group(worker: int) -> None:
+    """Keep a loader from what is sent to a group of processes, as `timeout` and `kill -- -GROUP` do.
+
+    A loader that dies ends the step; the main process, asked to end, saves first and then ends its loaders.
+    """
+    os.setpgid(0, 0)
 
 
 def loader_processes(budget: int, batch_bytes: int, workers: int) -> tuple[int, int]:

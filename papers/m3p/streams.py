@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.text import XLMRTokenizer
-from common.files import cache_folder, settled, stamp_of, write_whole
+from common.files import cache_folder, exclusive, make_folder, settled, stamp_of, write_whole
 
 Ints = npt.NDArray[np.int64]
 # Texts are made into tokens this many at a time.
@@ -128,7 +128,11 @@ def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str 
                     for chunk in chunks():
                         stream.write(chunk.tobytes())
 
-            write_whole(kept, write)
+            # One process of a node makes them, the others read them; of Wikipedia they are tens of gigabytes.
+            make_folder(kept.parent)
+            with exclusive(kept.with_suffix(".lock")):
+                if not kept.is_file():
+                    write_whole(kept, write)
         return np.memmap(kept, dtype=np.int32, mode="r")
     except OSError:
         # A cache that cannot be written costs time and memory only.

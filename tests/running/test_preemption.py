@@ -56,6 +56,7 @@ def _run_in_child(stage: StageRequest) -> int:
 
     def run() -> None:
         os.environ["WANDB_MODE"] = "disabled"
+        os.setpgid(0, 0)  # what is sent to its group does not reach the tests
         try:
             run_stage(stage)
         except Preempted as stop:
@@ -109,6 +110,25 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert state["wall_seconds"] > 0
     last = torch.load(path, weights_only=True)["wall_seconds"]
     assert state["wall_seconds"] < last < records[1].wall_seconds + 0.1
+
+
+def test_a_signal_to_the_whole_group_leaves_the_loaders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    original = AVIDModule.training_step
+
+    def training_step(self: AVIDModule, inputs: Any, batch_idx: int) -> Any:
+        if self.trainer.fit_loop.total_batch_idx == 2:
+            assert multiprocessing.active_children()
+            os.killpg(os.getpgrp(), signal.SIGTERM)
+            time.sleep(0.5)  # a loader that dies is seen to
+        return original(self, inputs, batch_idx)
+
+    monkeypatch.setattr(AVIDModule, "training_step", training_step)
+    stage = request("avid/avid", tmp_path, layer={**_layer(), "data": {"init_args": {"num_workers": 1}}})
+    assert _run_in_child(stage) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM after step 3" in capfd.readouterr().out
+    assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""Which process is the main one, and whether as many were started as the configuration wants."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from common.errors import StageError
+from common.stages.launch import is_main_process, require_processes
+
+NAMES = (
+    *("LOCAL_RANK", "RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"),
+    *("SLURM_JOB_NAME", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+)
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "8", "RANK": "0", "LOCAL_RANK": "0"}
+BATCH = {"SLURM_JOB_NAME": "wrap", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+STEP = {**BATCH, "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def under(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("variables", [{}, BATCH, STEP, {**STEP, "SLURM_JOB_NAME": "bash"}, TORCHRUN])
+def test_the_first_process_is_the_main_one(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    under(monkeypatch, **variables)
+    assert is_main_process()
+
+
+@pytest.mark.parametrize("variables", [{"LOCAL_RANK": "1"}, {**STEP, "SLURM_PROCID": "3"}, {**TORCHRUN, "RANK": "8"}])
+def test_others_are_not(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    under(monkeypatch, **variables)
+    assert not is_main_process()
+
+
+def test_the_order_of_torchrun_counts_within_a_job_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of the nodes gpu9 and gpu10 torchrun takes gpu10 as the first, SLURM gpu9.
+    under(monkeypatch, **TORCHRUN, SLURM_PROCID="1", SLURM_NTASKS="2")
+    assert is_main_process()
+    under(monkeypatch, RANK="8", SLURM_PROCID="0")
+    assert not is_main_process()
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "variables"),
+    [
+        (1, 1, {}),
+        (8, 1, {}),  # Lightning starts them
+        ("auto", 1, TORCHRUN),
+        ([0, 2], 1, STEP),
+        (8, 1, TORCHRUN),
+        (8, 1, STEP),
+        (8, 4, {**STEP, "SLURM_STEP_NUM_TASKS": "32"}),
+        (8, 1, {**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_NAME": "bash"}),  # a shell within a step
+    ],
+)
+def test_as_many_as_are_wanted(
+    devices: object, nodes: int, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under(monkeypatch, **variables)
+    require_processes({"devices": devices, "num_nodes": nodes})
+    assert {name: os.environ[name] for name in variables} == variables
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "variables", "started"),
+    [
+        (1, 1, TORCHRUN, 8),  # eight trainings in one folder
+        (1, 1, STEP, 8),
+        (8, 4, BATCH, 1),  # a batch script without srun
+        (8, 4, {}, 1),
+        (8, 1, {**STEP, "SLURM_STEP_NUM_TASKS": "1"}, 1),  # all on one of eight GPUs
+        (7, 1, TORCHRUN, 8),
+    ],
+)
+def test_other_numbers_are_refused(
+    devices: int, nodes: int, variables: dict[str, str], started: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under(monkeypatch, **variables)
+    with pytest.raises(StageError) as caught:
+        require_processes({"devices": devices, "num_nodes": nodes})
+    begins = f"{started} process{'es were' if started > 1 else ' was'} started, and the configuration wants"
+    assert str(caught.value).startswith(f"{begins} {devices * nodes}: --trainer.devices {devices}")
+
+
+def test_a_batch_script_leaves_one_node_to_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its task is the script; Lightning would take it for all of the processes, and seven GPUs would be idle."""
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    under(monkeypatch, **BATCH)
+    assert SLURMEnvironment.detect()
+    require_processes({"devices": 8, "num_nodes": 1})
+    assert not SLURMEnvironment.detect()
