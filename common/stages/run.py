@@ -317,6 +317,9 @@ def run_stage(request: StageRequest, unless_done: bool = False) -> records.Recor
         lineage = request.lineage_hash(run)
         if is_main_process():
             _take_back(request, lineage)
+        elif unless_done:
+            # What the first finds done, after it took a former run back, all must: it is not there for the others then.
+            _wait_for_main_process(request.directory / "identity.json", lineage, request.stage)
         # Looked at here, where no other command can be about to finish it.
         if unless_done and (done := finished_record(request, lineage)) is not None:
             return done

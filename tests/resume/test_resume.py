@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -186,7 +189,17 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     lineage = stage.lineage_hash()
     done, reason = state_of(stage, lineage)
     assert (done, "starts anew" in reason) == (False, False)
+
+    def other_rank() -> None:
+        os.environ["RANK"] = "1"
+        os._exit(0 if run_stage(stage, unless_done=True).to_json() == record.to_json() else 1)
+
+    other = multiprocessing.get_context("fork").Process(target=other_rank)
+    other.start()
+    time.sleep(1)  # it looks before the first rank has taken the run back
     assert run_stage(stage, unless_done=True).to_json() == record.to_json()
+    other.join(60)
+    assert other.exitcode == 0
     assert "the configuration is the former one again" in capsys.readouterr().out
     assert state_of(stage, lineage)[0]
     assert recorded_lineage(stage.directory.with_name("avid.previous") / "identity.json") == changed.lineage_hash()
