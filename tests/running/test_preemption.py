@@ -132,17 +132,21 @@ def test_a_signal_to_the_whole_group_leaves_the_loaders(
 
 
 @pytest.mark.parametrize(
-    ("epochs", "stops"),
-    # Seven steps an epoch: its last one, then the first of the next.
-    [(2, (7, 8, 10)), pytest.param(15, range(1, 105), marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+    ("epochs", "share", "stops"),
+    # Seven steps an epoch, or three of them: its last one, then one of the next.
+    [
+        (2, 1.0, (7, 8, 10)),
+        (2, 0.5, (3, 5)),
+        pytest.param(15, 1.0, range(1, 105), marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+    ],
 )
 def test_stopped_again_and_again_under_clocks_that_jump(
-    epochs: int, stops: Sequence[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    epochs: int, share: float, stops: Sequence[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after these steps, a stage leaves neither more nor something else than one that runs through."""
     monkeypatch.setenv("WANDB_MODE", "disabled")  # it begins a folder in each session
     layer = _layer()
-    layer["trainer"]["max_epochs"] = epochs
+    layer["trainer"] |= {"max_epochs": epochs, "limit_train_batches": share}
     whole, resumed = (request("avid/avid", tmp_path / name, layer=layer) for name in ("whole", "resumed"))
     records = [run_stage(whole)]
     original, now = AVIDModule.training_step, time.time
