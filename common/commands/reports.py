@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import files
-from common.errors import ReportingError, printable
+from common.errors import ReportingError
 from common.reporting.papers import (
     PROMOTED_SCALES,
     SCALES,
@@ -112,22 +112,6 @@ def _names(args: argparse.Namespace) -> list[str]:
     return [paper.name for paper in [paper_named(name) for name in args.papers] or existing_papers()]
 
 
-def _guarded(command: Command) -> Command:
-    """Turn an error that is the user's to fix into one line and exit status 2."""
-
-    def run(args: argparse.Namespace) -> int:
-        try:
-            return command(args)
-        except BrokenPipeError:
-            raise  # whoever read has gone: no error
-        except (ReportingError, OSError) as error:
-            print(f"assemble: {printable(str(error))}", file=sys.stderr)
-            return 2
-
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    return run
-
-
 def _folder(args: argparse.Namespace) -> Path | None:
     runs: Path | None = args.runs
     if runs is not None and not runs.is_dir():
@@ -135,7 +119,6 @@ def _folder(args: argparse.Namespace) -> Path | None:
     return runs
 
 
-@_guarded
 def tables_command(args: argparse.Namespace) -> int:
     """Print the tables and write them into the READMEs; with ``--check`` only say which READMEs are out of date."""
     from common.reporting import render
@@ -179,7 +162,6 @@ def _say(changed: bool, path: Path) -> None:
     print(f"{'wrote' if changed else 'up to date'}: {path}")
 
 
-@_guarded
 def claims_command(args: argparse.Namespace) -> int:
     """Print the verdicts; with ``--gate`` exit with 1 on a failed gated mini claim, with 2 on one not run."""
     from common.reporting import render
@@ -217,7 +199,6 @@ def _measured(filled: Sequence[Filled]) -> bool:
     return any(f.result.measured for f in filled)
 
 
-@_guarded
 def compare_command(args: argparse.Namespace) -> int:
     """Print the comparison; with ``--strict`` exit with 1 when it is no match, or when nothing was compared."""
     from common.reporting import compare
@@ -253,7 +234,6 @@ def compare_command(args: argparse.Namespace) -> int:
     return int(failed)
 
 
-@_guarded
 def report_command(args: argparse.Namespace) -> int:
     """Write the report page and say where it is."""
     from common.reporting.report import build
@@ -264,7 +244,6 @@ def report_command(args: argparse.Namespace) -> int:
     return 0
 
 
-@_guarded
 def wandb_report_command(args: argparse.Namespace) -> int:
     """Write the specifications of the reports, then send them where there is a key."""
     from common.reporting import render
@@ -303,7 +282,6 @@ def wandb_report_command(args: argparse.Namespace) -> int:
     return 0
 
 
-@_guarded
 def wandb_workspace_command(args: argparse.Namespace) -> int:
     """Save the views, and say where they are."""
     from common.reporting import render
@@ -328,7 +306,6 @@ def wandb_workspace_command(args: argparse.Namespace) -> int:
     return 0
 
 
-@_guarded
 def promote_command(args: argparse.Namespace) -> int:
     """Promote records and say what happened to each; exit with 1 when one was refused."""
     from common.reporting.promote import REFUSED, promote

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import subprocess
@@ -12,18 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from common.commands.reports import add_parsers
+from common.commands.main import main
 from common.reporting import records
 from common.reporting.promote import promote
 from common.reporting.records import Record
 
 
 def run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    add_parsers(parser.add_subparsers(required=True))
-    args = parser.parse_args(arguments)
-    status: int = args.func(args)
-    return status
+    return main([*arguments])
 
 
 def test_tables(
