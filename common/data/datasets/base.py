@@ -280,31 +280,46 @@ class MediaDataset(ABC):
             if listing.missing:
                 example = ", ".join(listing.missing_names[:2])
                 notes.append(f"{part}: {listing.missing:,} listed {self.unit} are missing, such as {example}")
-            published = self.published_count(split, fold)
-            if published is not None and abs(len(listing) - published) > self.count_tolerance * published:
-                about = "about " if self.count_tolerance else ""
-                notes.append(f"{part}: {len(listing):,} {self.unit}, published {about}{published:,}")
+            notes += self._unlike_published(part, len(listing), self.published_count(split, fold))
             if len(listing.classes) != self.published_classes():
                 notes.append(f"{part}: {len(listing.classes)} classes, published {self.published_classes()}")
             notes += [f"{part}: {note}" for note in listing.notes]
+        return self._status("; ".join(layouts), counts, problems, notes, missing)
+
+    def _status(
+        self,
+        layout: str,
+        counts: dict[str, int],
+        problems: Sequence[str],
+        notes: Sequence[str] = (),
+        missing: int = 0,
+        expected_layout: str | None = None,
+    ) -> DatasetStatus:
+        """What was found, with what the class says of the set; None = its own expected layout."""
         return DatasetStatus(
             name=self.name,
             title=self.full_title,
             present=not problems and bool(counts),
             path=self.root,
-            layout="; ".join(layouts),
-            expected_layout=self.expected_layout,
+            layout=layout,
+            expected_layout=self.expected_layout if expected_layout is None else expected_layout,
             size=self.size,
             license=self.license,
             source=self.source,
             prepares=self.prepares,
+            # Splits that are there keep their counts, so a partly present set shows both.
             counts=counts,
             missing=missing,
-            # Splits that are there keep their counts, so a partly present set shows both.
             notes=tuple(dict.fromkeys(notes)),
             problem=problems[0] if problems else "",
             unit=self.unit,
         )
+
+    def _unlike_published(self, part: str, found: int, published: int | None) -> list[str]:
+        """A note where a part holds another number of items than its authors state; None = they state none."""
+        if published is None or abs(found - published) <= self.count_tolerance * published:
+            return []
+        return [f"{part}: {found:,} {self.unit}, published {'about ' if self.count_tolerance else ''}{published:,}"]
 
     def _sounding(self, listing: Listing, part: str, notes: list[str]) -> Listing:
         """The clips that are used, if they are known already: an overview opens no files."""

@@ -196,29 +196,13 @@ class CaptionedDataset(LanguageCaptioned, MediaDataset):
                     problems.append(str(error))
                     continue
                 counts[part] = len(captions)
-                published = self.published_count(split)
-                if published is not None and abs(len(captions) - published) > self.count_tolerance * published:
-                    about = "about " if self.count_tolerance else ""
-                    notes.append(f"{part}: {len(captions):,} images, published {about}{published:,}")
+                notes += self._unlike_published(part, len(captions), self.published_count(split))
             if any(part.split()[0] == split for part in counts):
                 notes += self.region_notes(split)
                 notes += self._picture_notes(split)
-        return DatasetStatus(
-            name=self.name,
-            title=self.full_title,
-            present=not problems and bool(counts),
-            path=self.root,
-            layout="captions by image" if counts else "",
-            expected_layout=f"{self.expected_layout}\n{_REGION_LAYOUT}",
-            size=self.size,
-            license=self.license,
-            source=self.source,
-            prepares=self.prepares,
-            counts=counts,
-            notes=tuple(dict.fromkeys(notes)),
-            problem=problems[0] if problems else "",
-            unit=self.unit,
-        )
+        layout = "captions by image" if counts else ""
+        expected = f"{self.expected_layout}\n{_REGION_LAYOUT}"
+        return self._status(layout, counts, problems, notes, expected_layout=expected)
 
     def grouped(self, captions: LanguageCaptions, split: str) -> LanguageCaptions:
         """Captions with what their images show, where `groups.json` says so; miniatures have it, no real set does.

@@ -158,21 +158,7 @@ class WikipediaText(MediaDataset):
                     counts[f"{split} {language}"] = len(self.sentences(split, language))
                 except (FileNotFoundError, ValueError) as error:
                     problems.append(str(error))
-        return DatasetStatus(
-            name=self.name,
-            title=self.title,
-            present=not problems and bool(counts),
-            path=self.root,
-            layout="text files" if counts else "",
-            expected_layout=self.expected_layout,
-            size=self.size,
-            license=self.license,
-            source=self.source,
-            prepares=self.prepares,
-            counts=counts,
-            problem=problems[0] if problems else "",
-            unit=self.unit,
-        )
+        return self._status("text files" if counts else "", counts, problems)
 
 
 @functools.lru_cache(maxsize=256)
