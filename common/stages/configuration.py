@@ -306,13 +306,14 @@ def _whole_dataset(config: dict[str, Any], key: str, value: Any) -> list[tuple[s
         folder = Path(str(importlib.import_module(_DATASETS).__file__)).parent
         known = [path.stem for path in folder.glob("*.py") if not path.stem.startswith("_") and path.stem != "base"]
         raise ConfigurationError(f"--{key} {value}: there is no {_DATASETS}.{value}; {nearest(value, known)}")
-    module, _, own = configured.rpartition(".")
-    kind = getattr(importlib.import_module(module), own).streams[0]
+    own = class_at(configured)
+    kind = own.streams[0]
     fitting = [one for one in classes(f"{_DATASETS}.{value}") if one.streams[0] == kind]
     if len(fitting) != 1:
         raise ConfigurationError(
-            f"--{key} {value}: {len(fitting)} classes of {_DATASETS}.{value} hold {kind}, as {own} does; write the "
-            f"whole class, as in --{key} '{{class_path: {_DATASETS}.{value}.NAME, init_args: {{root: FOLDER}}}}'"
+            f"--{key} {value}: {len(fitting)} classes of {_DATASETS}.{value} hold {kind}, as {own.__name__} does; "
+            f"write the whole class, as in --{key} "
+            f"'{{class_path: {_DATASETS}.{value}.NAME, init_args: {{root: FOLDER}}}}'"
         )
     dataset = {"class_path": f"{_DATASETS}.{value}.{fitting[0].__name__}", "init_args": {"root": "$DATA"}}
     return [(key, dataset), ("data.world", None)]
@@ -526,8 +527,12 @@ def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str | int | 
     return switches, {**config, "model": {**config["model"], "init_args": without}}
 
 
-def _class_at(path: Any) -> Any:
-    """What an import path names; ImportError, AttributeError or ValueError where that is nothing."""
+def class_at(path: Any) -> Any:
+    """What an import path names.
+
+    Raises:
+        ImportError, AttributeError, ValueError: it names nothing.
+    """
     import importlib
 
     module, _, name = str(path).rpartition(".")
@@ -571,7 +576,7 @@ def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> Non
         elif isinstance(node, dict):
             if "." in str(node.get("class_path", "")):  # a short name is for LightningCLI to find
                 try:
-                    cls = _class_at(node["class_path"])
+                    cls = class_at(node["class_path"])
                 except (ImportError, AttributeError, ValueError) as error:
                     raise ConfigurationError(
                         f"{_origin(path, layers)}: {path}.class_path {node['class_path']!r} cannot be imported: {error}"

@@ -13,6 +13,8 @@ import yaml
 from common.errors import StageError
 from common.reporting.papers import paper_named
 from common.reporting.records import Record
+from common.stages.configuration import class_at
+from common.stages.run import dataset_entries
 
 LIBRARY = "representation-assemble"
 #: What the Hub calls a model that has a method; any other gives features.
@@ -198,12 +200,13 @@ def metadata(record: Record, folder: str, model: type[Any]) -> dict[str, Any]:
 def _world(record: Record) -> Any:
     """Class of the world whose files stood in for data sets, or None."""
     world = ((record.config.get("data") or {}).get("init_args") or {}).get("world")
-    return _class(world["class_path"]) if world else None
+    return class_at(world["class_path"]) if world else None
 
 
 def _sets(record: Record) -> list[Any]:
     """Classes of the data sets, each once."""
-    return [_class(path) for path in dict.fromkeys(_datasets(record.config.get("data") or {}))]
+    paths = [entry["class_path"] for entry in dataset_entries(record.config.get("data"))]
+    return [class_at(path) for path in dict.fromkeys(paths)]
 
 
 def _data(record: Record) -> Iterator[str]:
@@ -225,23 +228,6 @@ def _data(record: Record) -> Iterator[str]:
         for name, entry in sorted(record.data.items())
     )
     yield from _table(("read", "version", "samples", "skipped"), rows)
-
-
-def _datasets(config: Any) -> Iterator[str]:
-    """Import paths of the data sets in a configuration."""
-    if isinstance(config, Mapping):
-        path = str(config.get("class_path", ""))
-        if path.startswith("common.data.datasets."):
-            yield path
-        config = list(config.values())
-    if isinstance(config, list):
-        for value in config:
-            yield from _datasets(value)
-
-
-def _class(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
 
 
 def _table(head: tuple[str, ...], rows: Any) -> Iterator[str]:

@@ -8,7 +8,6 @@ A stage's folder `runs/<paper>/<scale>/seed<k>/<stage>/` (`seed<k>-<isa>` with a
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import logging
 import os
@@ -37,6 +36,7 @@ from common.stages.configuration import (
     ConfigurationError,
     RunConfiguration,
     check_arguments,
+    class_at,
     merge,
     place,
     resolve,
@@ -425,15 +425,13 @@ def _require_files(section: object) -> None:
     from common.data.prepare import check_files
 
     for entry in dataset_entries(section):
-        module, _, name = entry["class_path"].rpartition(".")
         try:
-            dataset = getattr(importlib.import_module(module), name)(**(entry.get("init_args") or {}))
+            dataset = class_at(entry["class_path"])(**(entry.get("init_args") or {}))
         except (ImportError, AttributeError, TypeError):
             continue  # told in full when the configuration is checked
         dataset.require_folder()
         if isinstance(dataset, OwnFolder) and is_main_process():
-            module, _, name = section["class_path"].rpartition(".")
-            needs_sound = getattr(importlib.import_module(module), name).needs_sound
+            needs_sound = class_at(section["class_path"]).needs_sound
             allowed = (section.get("init_args") or {}).get("max_skipped_fraction", 1.0)
             print(printable("\n".join(check_files(dataset, allowed, needs_sound=needs_sound))))
 

@@ -19,6 +19,7 @@ from common.reporting.records import MACHINE_KEYS, config_hash
 from common.reporting.tables import ROW, StageInstance, expand, load
 from common.stages.configuration import (
     ConfigurationError,
+    class_at,
     leaves,
     load_yaml,
     merge,
@@ -310,11 +311,9 @@ def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
             arguments = entry.get("init_args") or {}
             key = (entry["class_path"], str(arguments))
             if key not in found:
-                module, _, name = entry["class_path"].rpartition(".")
-                found[key] = getattr(importlib.import_module(module), name)(**arguments)
+                found[key] = class_at(entry["class_path"])(**arguments)
     for path in getattr(importlib.import_module(f"papers.{paper}"), "OPTIONAL_DATASETS", ()):
-        module, _, name = path.rpartition(".")
-        dataset = getattr(importlib.import_module(module), name)
+        dataset = class_at(path)
         found[path, ""] = dataset(data / dataset.name)
     return list(found.values())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from common.data.listing import DatasetMissing
 from common.data.text import CaptionTokenizer
 from common.data.text_features import StoredFeatures, bert_digest, make_store
 from common.errors import StageError
-from common.stages.configuration import recipes_of, resolve
+from common.stages.configuration import class_at, recipes_of, resolve
 from papers.xmc_gan.text import BertText
 
 PAPER = "xmc_gan"
@@ -85,8 +84,7 @@ def wanted_stores(data: Path, bert: Path | None = None) -> list[WantedStore]:
 
 
 def _instance(section: dict[str, Any]) -> Any:
-    module, _, name = section["class_path"].rpartition(".")
-    return getattr(importlib.import_module(module), name)(**(section.get("init_args") or {}))
+    return class_at(section["class_path"])(**(section.get("init_args") or {}))
 
 
 def report(data: Path, console: Console | None = None) -> None:
