@@ -24,7 +24,7 @@ from common.files import cache_folder, named, settled, stamp_of, write_atomicall
 
 Value = TypeVar("Value")
 # Boxes of one picture: `boxes` float32 [n, 4] as left, top, right, bottom; `labels` int64 [n] from 0; a flag per box,
-# bool [n], that is `difficult` (VOC) or `iscrowd` (COCO); where asked for, `segmentation`, a list of n as in the file.
+# bool [n], that is `difficult` (VOC) or `iscrowd` (COCO).
 Boxes = dict[str, Any]
 # Columns that took this much JSON to find are kept in the cache folder.
 KEEP_FROM_BYTES = 2**24
@@ -128,7 +128,7 @@ class ImageAnnotations:
         tags: Categories that occur in a picture, bool [N, T]; a picture without tags has a row of zeros.
         tag_names: Names of the T categories; none where the set comes without them.
         groups: Pictures with the same number show the same thing, int64 [N].
-        read_boxes: Reads the boxes of all N pictures; its argument says whether with `segmentation`.
+        read_boxes: Reads the boxes of all N pictures.
 
     Raises:
         ValueError: The columns differ in length.
@@ -140,7 +140,7 @@ class ImageAnnotations:
     tags: npt.NDArray[np.bool_]
     tag_names: tuple[str, ...]
     groups: npt.NDArray[np.int64]
-    read_boxes: Callable[[bool], list[Boxes]] | None = None
+    read_boxes: Callable[[], list[Boxes]] | None = None
 
     def __post_init__(self) -> None:
         lengths = {
@@ -155,18 +155,15 @@ class ImageAnnotations:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def boxes(self, segmentation: bool = False) -> list[Boxes]:
+    def boxes(self) -> list[Boxes]:
         """Boxes of every picture, read when they are asked for; see `Boxes` in this module.
-
-        Args:
-            segmentation: Also give the masks, as they are stored.
 
         Raises:
             ValueError: These annotations come without boxes.
         """
         if self.read_boxes is None:
             raise ValueError("these annotations come without boxes")
-        return self.read_boxes(segmentation)
+        return self.read_boxes()
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) over ids, captions, tags and groups in order; boxes do not count."""
@@ -348,7 +345,7 @@ class CaptionedImages:
         rows: npt.NDArray[np.int64],
         tags: npt.NDArray[np.bool_] | None = None,
         tag_names: tuple[str, ...] = (),
-        read_boxes: Callable[[bool], list[Boxes]] | None = None,
+        read_boxes: Callable[[], list[Boxes]] | None = None,
     ) -> ImageAnnotations:
         """The annotations of some images, in the given order; without `tags`, none of them has any."""
         chosen = rows.tolist()

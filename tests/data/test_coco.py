@@ -213,11 +213,7 @@ def test_boxes(tmp_path: Path) -> None:
     assert last["labels"].dtype == np.int64
     assert last["labels"].tolist() == [0, 1, 2]
     assert last["iscrowd"].tolist() == [False, False, True]
-    assert "segmentation" not in last
-    masks = found.boxes(segmentation=True)
-    assert masks[0]["segmentation"] == [[[1, 2, 3, 4, 5, 6]]]
-    assert masks[3]["segmentation"][2] == {"counts": [1, 2, 3], "size": [20, 24]}
-    assert [boxes["boxes"].shape for boxes in masks] == [(1, 4), (1, 4), (2, 4), (3, 4)]
+    assert [boxes["boxes"].shape for boxes in found.boxes()] == [(1, 4), (1, 4), (2, 4), (3, 4)]
 
 
 def test_no_instance_at_all(tmp_path: Path) -> None:
@@ -226,7 +222,7 @@ def test_no_instance_at_all(tmp_path: Path) -> None:
     found = COCO(root).annotations("train")
     assert found.tags.shape == (4, 3)
     assert not found.tags.any()
-    assert all(boxes["boxes"].shape == (0, 4) for boxes in found.boxes(segmentation=True))
+    assert all(boxes["boxes"].shape == (0, 4) for boxes in found.boxes())
 
 
 def test_the_fingerprint_covers_captions_tags_and_groups(tmp_path: Path) -> None:

@@ -137,10 +137,10 @@ def test_attributes_of_other_pictures_are_refused(world: TwoSidesWorld) -> None:
     boxes = known.boxes()
     lost = [{name: values[1:] for name, values in boxes[0].items()}, *boxes[1:]]
     with pytest.raises(ValueError, match="has 2 instances where two objects and a ground"):
-        world.attributes_of(changed(read_boxes=lambda _: lost))
+        world.attributes_of(changed(read_boxes=lambda: lost))
     grounds = [{**boxes[0], "labels": np.full(3, len(world.categories()) - 1)}, *boxes[1:]]
     with pytest.raises(ValueError, match="another number of objects"):
-        world.attributes_of(changed(read_boxes=lambda _: grounds))
+        world.attributes_of(changed(read_boxes=lambda: grounds))
 
 
 # -- two objects -------------------------------------------------------------------------------------------------------

@@ -307,28 +307,23 @@ def _box(entry: Mapping[str, Any], where: str) -> list[float]:
     return [left, top, left + width, top + height]
 
 
-def boxes_of(path: Path, image_ids: npt.NDArray[np.int64], segmentation: bool = False) -> list[Boxes]:
+def boxes_of(path: Path, image_ids: npt.NDArray[np.int64]) -> list[Boxes]:
     """Boxes of some images from a file of instances; those without area are left out.
 
     Args:
         path: The file.
         image_ids: The images.
-        segmentation: Also give the masks as the file has them: lists of polygons, or a run-length code for a crowd.
     """
     instances = read_instances(path, _stamp(path))
-    masks = None
-    if segmentation:
-        masks = [entry.get("segmentation") for entry in objects(read_json(path), "annotations", str(path))]
     solid = np.all(instances.boxes[:, 2:] > instances.boxes[:, :2], axis=1)
     found: list[Boxes] = []
     for positions in instances.by_image(image_ids):
         positions = positions[solid[positions]]
-        boxes: Boxes = {
-            "boxes": instances.boxes[positions],
-            "labels": instances.labels[positions],
-            "iscrowd": instances.crowd[positions],
-        }
-        if masks is not None:
-            boxes["segmentation"] = [masks[position] for position in positions]
-        found.append(boxes)
+        found.append(
+            {
+                "boxes": instances.boxes[positions],
+                "labels": instances.labels[positions],
+                "iscrowd": instances.crowd[positions],
+            }
+        )
     return found
