@@ -6,45 +6,45 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from common.memory.collective import is_distributed, world_size
 
-def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+
+def gather_rows(rows: Tensor) -> Tensor:
     """Rows of all processes in rank order; every process may bring another number of them, also none.
 
     Args:
-        rows: [n, ...], with the same trailing shape and type on every process, on a device the group can use.
-        group: Processes that take part; by default all.
+        rows: [n, ...], with the same trailing shape and type on every process, on a device of the process group.
 
     Returns:
         [sum of n, ...] on every process; `rows` itself when there is one process.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+    if not is_distributed():
         return rows
     count = torch.tensor([len(rows)], device=rows.device)
-    counts = [torch.zeros_like(count) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(counts, count, group=group)
+    counts = [torch.zeros_like(count) for _ in range(world_size())]
+    dist.all_gather(counts, count)
     lengths = [int(one) for one in counts]
     # Collectives want equal shapes, so all bring the longest length and the padding is cut off again.
     padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(parts, padded, group=group)
+    dist.all_gather(parts, padded)
     return torch.cat([part[:length] for part, length in zip(parts, lengths)])
 
 
-def gather_objects(values: list[Any], group: dist.ProcessGroup | None = None) -> list[Any]:
+def gather_objects(values: list[Any]) -> list[Any]:
     """Values of all processes in rank order; every process may bring another number of them, also none.
 
     Args:
         values: Anything that can be pickled.
-        group: Processes that take part; by default all.
 
     Returns:
         The joined list on every process; `values` itself when there is one process.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+    if not is_distributed():
         return values
-    parts: list[list[Any]] = [[] for _ in range(dist.get_world_size(group))]
-    dist.all_gather_object(parts, values, group=group)
+    parts: list[list[Any]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(parts, values)
     return [value for part in parts for value in part]
 
 
@@ -169,11 +169,7 @@ class RowsOncePerSample:
         """
         own = {name: (rows[0].shape[1:], rows[0].dtype) for name, rows in self._rows.items() if rows}
         # A process without samples does not know the shapes, but must take part all the same.
-        known = [own]
-        if dist.is_available() and dist.is_initialized():
-            known = [{} for _ in range(dist.get_world_size())]
-            dist.all_gather_object(known, own)
-        shapes: dict[str, Any] = next((shapes for shapes in known if shapes), {})
+        shapes: dict[str, Any] = next((shapes for shapes in gather_objects([own]) if shapes), {})
         if not shapes:
             raise ValueError("there is no sample to evaluate")
         if not self._indices:

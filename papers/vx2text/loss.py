@@ -7,12 +7,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.memory.collective import mean_over_ranks
+from common.memory.collective import is_distributed, mean_over_ranks, world_size
 
 IGNORED = -100
 
 
-def text_loss(logits: Tensor, labels: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+def text_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy over the valid words of the joint batch of all processes.
 
     Processes hold answers of different lengths, so the mean of their means is not the joint mean. Each divides by the
@@ -21,7 +21,6 @@ def text_loss(logits: Tensor, labels: Tensor, group: dist.ProcessGroup | None = 
     Args:
         logits: scores of the next word at every place [B, M, V].
         labels: the words [B, M]; -100 where there is none.
-        group: processes that share the batch; by default all.
 
     Returns:
         Scalar; 0 where there is no valid word.
@@ -30,9 +29,9 @@ def text_loss(logits: Tensor, labels: Tensor, group: dist.ProcessGroup | None = 
     """
     total, words = per_answer(logits, labels)
     count = words.sum()
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1:
-        dist.all_reduce(count, group=group)
-        return total.sum() * dist.get_world_size(group) / count.clamp(min=1.0)
+    if is_distributed():
+        dist.all_reduce(count)
+        return total.sum() * world_size() / count.clamp(min=1.0)
     return total.sum() / count.clamp(min=1.0)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch.distributed as dist
 from torch import Tensor
 
+from common.memory.collective import is_distributed, rank
 from common.metrics.captioning.caption_set import check_captions
 from common.metrics.captioning.protocols import Protocol
 from common.metrics.captioning.scoring import CaptionScores, Tokenizer, check_options, score_captions
@@ -72,13 +73,10 @@ class CaptionMeter:
         for one, candidate, texts in zip(indices, candidates, references):
             _add(self._samples, one, candidate, tuple(texts))
 
-    def compute(self, group: dist.ProcessGroup | None = None) -> CaptionScores:
+    def compute(self) -> CaptionScores:
         """The scores over all samples of all processes, the same on each.
 
         The first process computes them, so that METEOR's memory is needed once.
-
-        Args:
-            group: Processes that take part; by default all. All of them must call.
 
         Returns:
             Scores with `ids` in ascending order.
@@ -88,18 +86,18 @@ class CaptionMeter:
             RuntimeError: the first process could not score, on every process.
         """
         samples: dict[int, tuple[str, tuple[str, ...]]] = {}
-        gathered = gather_objects(list(self._samples.items()), group)
+        gathered = gather_objects(list(self._samples.items()))
         for one, (candidate, references) in gathered:
             _add(samples, one, candidate, references)
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+        if not is_distributed():
             return self._score(samples)
         answer: list[CaptionScores | str | None] = [None]
-        if dist.get_rank(group) == 0:
+        if rank() == 0:
             try:
                 answer = [self._score(samples)]
             except Exception as error:  # whatever it is, the others must not wait for it
                 answer = [f"{type(error).__name__}: {error}"]
-        dist.broadcast_object_list(answer, src=0 if group is None else dist.get_global_rank(group, 0), group=group)
+        dist.broadcast_object_list(answer, src=0)
         if not isinstance(answer[0], CaptionScores):
             raise RuntimeError(f"the first process could not score the captions: {answer[0]}")
         return answer[0]
