@@ -318,7 +318,7 @@ def _reproduce_command(arguments: argparse.Namespace) -> int:
     paper = paper_named(arguments.paper).name
     printed: set[str] = set()
 
-    def finished(stage: str, seed: int) -> None:
+    def finished(stage: str) -> None:
         print_filled(paper, stage, selection, printed)
 
     failed = reproduce(paper, selection, jobs=jobs, finished=finished, watch=True)

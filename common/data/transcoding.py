@@ -49,8 +49,6 @@ class Transcoded:
 def transcode_folder(
     source: Path,
     target: Path,
-    short_side: int = SHORT_SIDE,
-    group: int = GROUP,
     workers: int | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> Transcoded:
@@ -61,16 +59,14 @@ def transcode_folder(
     Args:
         source: folder of a data set.
         target: folder to write.
-        short_side: pixels of the shorter side, at most.
-        group: pictures from one key frame to the next, at most.
         workers: files at a time; None for one on each CPU.
         advance: called after every video.
 
     Raises:
-        ValueError: the folders are one, a size is too small, or two videos would become one file.
+        ValueError: the folders are one, or two videos would become one file.
     """
-    if source == target or short_side < 16 or group < 1:
-        raise ValueError(f"cannot write {target} from {source} with a side of {short_side} and groups of {group}")
+    if source == target:
+        raise ValueError(f"cannot write the videos of {source} anew into the same folder")
     videos = videos_of(source)
     first: dict[Path, Path] = {}
     for path in videos:
@@ -84,7 +80,7 @@ def transcode_folder(
         if output.is_file():
             return path, "kept"
         try:
-            transcode(path, output, short_side, group)
+            transcode(path, output)
         except (MediaError, OSError, ValueError, av.FFmpegError) as error:
             return path, str(error) or type(error).__name__
         return path, ""
@@ -126,13 +122,13 @@ def _files(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
             yield folder / name
 
 
-def transcode(source: Path, output: Path, short_side: int = SHORT_SIDE, group: int = GROUP) -> None:
+def transcode(source: Path, output: Path, short_side: int = SHORT_SIDE) -> None:
     """Write one video anew and check it, before it takes its place.
 
     Args:
         source: any file that PyAV reads.
         output: the new file, `.mp4`.
-        short_side, group: see `transcode_folder`.
+        short_side: pixels of the shorter side, at most.
 
     Raises:
         MediaError: the file cannot be read, or the new one is not what it should be.
@@ -143,13 +139,13 @@ def transcode(source: Path, output: Path, short_side: int = SHORT_SIDE, group: i
         raise MediaError.of(source, "has no video stream")
 
     def write(path: Path) -> None:
-        _encode(source, path, short_side, group)
-        _check(source, before, path, group)
+        _encode(source, path, short_side)
+        _check(source, before, path)
 
     write_whole(output, write)
 
 
-def _encode(source: Path, output: Path, short_side: int, group: int) -> None:
+def _encode(source: Path, output: Path, short_side: int) -> None:
     with av.open(str(source)) as read, av.open(str(output), "w") as written:
         pictures = video_stream(read)
         assert pictures is not None
@@ -159,9 +155,9 @@ def _encode(source: Path, output: Path, short_side: int, group: int) -> None:
         video.pix_fmt = "yuv420p"
         video.codec_context.thread_count = 1
         video.codec_context.time_base = pictures.time_base
-        video.codec_context.gop_size = group
+        video.codec_context.gop_size = GROUP
         # Pictures that lean on later ones would make a reader decode further.
-        video.options = {"crf": "20", "preset": "fast", "bf": "0", "keyint_min": str(group), "sc_threshold": "0"}
+        video.options = {"crf": "20", "preset": "fast", "bf": "0", "keyint_min": str(GROUP), "sc_threshold": "0"}
         sound = read.streams.audio[0] if read.streams.audio else None
         as_it_is = sound is not None and sound.codec_context.name in _TAKEN
         if sound is None:
@@ -202,7 +198,7 @@ def _size(width: int, height: int, short_side: int) -> tuple[int, int]:
     return max(2, 2 * int(width * share / 2 + 1e-6)), max(2, 2 * int(height * share / 2 + 1e-6))
 
 
-def _check(source: Path, before: MediaInfo, path: Path, group: int) -> None:
+def _check(source: Path, before: MediaInfo, path: Path) -> None:
     after = probe(path)
     for what, old, new in (
         ("picture", before.video_limits, after.video_limits),
@@ -211,8 +207,8 @@ def _check(source: Path, before: MediaInfo, path: Path, group: int) -> None:
         lasted, lasts = (0.0 if limits is None else limits[1] - limits[0] for limits in (old, new))
         if (old is None) != (new is None) or abs(lasted - lasts) > _TOLERANCE:
             raise MediaError.of(source, f"{what} lasts {lasts:.2f} s when written anew and {lasted:.2f} s before")
-    if (longest := longest_group(path)) > group:
-        raise MediaError.of(source, f"written anew, a key frame comes after {longest} pictures and not after {group}")
+    if (longest := longest_group(path)) > GROUP:
+        raise MediaError.of(source, f"written anew, a key frame comes after {longest} pictures and not after {GROUP}")
 
 
 def longest_group(path: Path) -> int:

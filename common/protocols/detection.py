@@ -60,6 +60,8 @@ from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, P
 
 Batch = dict[str, Any]
 Objects = dict[str, Tensor]
+#: Detections that are less sure are not drawn.
+LEAST_SCORE = 0.5
 
 
 class Detection(pl.LightningModule):
@@ -598,7 +600,6 @@ def draw_detections(
     images: DetectionImages,
     found: Mapping[int, DetectedImage],
     path: Path,
-    least_score: float = 0.5,
 ) -> None:
     """Draw images with what is there (dashed, white) and what was found (colored by class, with scores).
 
@@ -607,7 +608,6 @@ def draw_detections(
         images: the images that the keys of `found` count.
         found: the images to draw.
         path: PNG file to write.
-        least_score: detections below it are left out.
     """
     columns = min(3, len(found))
     rows = math.ceil(len(found) / columns)
@@ -627,7 +627,7 @@ def draw_detections(
         for box in image.true_boxes:
             frame(axis, box, edgecolor="white", linestyle="--", linewidth=1)
         for box, label, score in zip(image.boxes, image.labels.tolist(), image.scores.tolist()):
-            if score < least_score:
+            if score < LEAST_SCORE:
                 continue
             color = colormaps["tab20"](label % 20)
             frame(axis, box, edgecolor=color, linewidth=1.5)

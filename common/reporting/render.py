@@ -306,9 +306,9 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def paper_markdown(paper: str, runs: Path | None = None) -> str:
+def paper_markdown(paper: str) -> str:
     """All tables of a paper as Markdown, its deviations, values of ours, and what was not measured at any scale."""
-    return tables_markdown(fill_best(load(paper), records_of(paper, runs)))
+    return tables_markdown(fill_best(load(paper), records_of(paper)))
 
 
 def tables_markdown(filled: Sequence[Filled]) -> str:
@@ -342,9 +342,9 @@ class OverviewRow:
     claims: str = DASH
 
 
-def overview(runs: Path | None = None) -> list[OverviewRow]:
+def overview() -> list[OverviewRow]:
     """The papers, one line each."""
-    return [overview_row(paper, load(paper.name), records_of(paper.name, runs)) for paper in existing_papers()]
+    return [overview_row(paper, load(paper.name), records_of(paper.name)) for paper in existing_papers()]
 
 
 def overview_row(paper: Paper, source: Tables, records: Sequence[Record]) -> OverviewRow:

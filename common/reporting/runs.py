@@ -222,19 +222,19 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: config} if prefix else {}
 
 
-def headline(record: Record, most: int = 3) -> str:
+def headline(record: Record) -> str:
     """The metrics of a run that tables show, or its first ones; few of them."""
     filled = (metric.key for _, _, metric in entries(load(record.paper), record.stage, record.scale))
     names = [name for name in dict.fromkeys(filled) if name in record.metrics] or list(record.metrics)
-    values = {name: record.metrics[name] for name in names[:most]}
+    values = {name: record.metrics[name] for name in names[:3]}
     return ", ".join(f"{n.removeprefix('test/')} {v:.1f}" for n, v in values.items() if v is not None)
 
 
-def field_names(runs: Iterable[Run], curves: bool = True) -> list[str]:
+def field_names(runs: Iterable[Run]) -> list[str]:
     """Names of all fields that some run has; basics first, then metrics, then the configuration's."""
     runs = list(runs)
     metrics = {name for run in runs if run.record for name in run.record.metrics}
-    metrics |= {name for run in runs for name in run.curves} if curves else set()
+    metrics |= {name for run in runs for name in run.curves}
     configured = {name for run in runs for name in run.config} - metrics
     return [*BASICS, *sorted(metrics), *sorted(configured - set(BASICS))]
 

@@ -269,7 +269,7 @@ def _kept(run: RunConfiguration, steps: int | None, weights: int, whole: int) ->
 # -- kept estimates ----------------------------------------------------------------------------------------------------
 
 
-def kept_estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
+def kept_estimate(run: RunConfiguration) -> Estimate:
     """`estimate`, or what an earlier call found for the same configuration and the same code.
 
     Raises:
@@ -281,13 +281,13 @@ def kept_estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     from common.stages.synthetic import devices_of
 
     configured = config_hash(run.config, IGNORED_KEYS | SEED_KEYS)
-    parts = [str(_CACHE_VERSION), torch.__version__, configured, str(devices_of(run)), str(size), _code_hash(run)]
+    parts = [str(_CACHE_VERSION), torch.__version__, configured, str(devices_of(run)), _code_hash(run)]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     path = cache_folder() / "estimates" / f"{run.paper}-{run.recipe}-{key}.json"
     try:
         return Estimate(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        found = estimate(run, size)
+        found = estimate(run)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(asdict(found), indent=1, sort_keys=True) + "\n")
@@ -324,11 +324,12 @@ def disk_text(count: int | None) -> str:
     return "-" if count is None else size_text(count)
 
 
-def describe(found: Estimate, cards: Iterable[Card] = (CARDS["a100"], CARDS["h100"])) -> str:
+def describe(found: Estimate) -> str:
     """An estimate in one line."""
     low, high = UTILIZATION
     hours = "; ".join(
-        f"{card.name} {hours_text(found.hours(card, high))} to {hours_text(found.hours(card, low))}" for card in cards
+        f"{card.name} {hours_text(found.hours(card, high))} to {hours_text(found.hours(card, low))}"
+        for card in (CARDS["a100"], CARDS["h100"])
     )
     steps = "an unknown number of" if found.steps is None else f"{found.steps:,}"
     return (

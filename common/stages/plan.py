@@ -71,7 +71,7 @@ class Planned:
     reason: str
 
 
-def plan(paper: str, selection: Selection, arguments: Sequence[str] = ()) -> list[Planned]:
+def plan(paper: str, selection: Selection) -> list[Planned]:
     """All stages of a paper in the order in which they can run, for every seed.
 
     Raises:
@@ -85,7 +85,7 @@ def plan(paper: str, selection: Selection, arguments: Sequence[str] = ()) -> lis
     for seed in selection.seeds:
         lineages: dict[str, str] = {}
         for instance in instances:
-            request = request_for(name, instance, selection, seed, lineages, arguments)
+            request = request_for(name, instance, selection, seed, lineages)
             run = request.configuration()
             lineage = request.lineage_hash(run)
             lineages[instance.id] = lineage
@@ -185,7 +185,7 @@ def reproduce(
     *,
     jobs: int = 1,
     say: Callable[[str], None] = print,
-    finished: Callable[[str, int], None] | None = None,
+    finished: Callable[[str], None] | None = None,
     watch: bool = False,
 ) -> list[str]:
     """Run every stage whose record is missing or no longer fits, and say what is skipped and why.
@@ -197,7 +197,7 @@ def reproduce(
         selection: which stages, at which scale, for which seeds.
         jobs: stages to run side by side, each in a process of its own with one thread; 1 runs them in this process.
         say: where the lines go.
-        finished: called in this process with the name and the seed of every stage that ran to its end.
+        finished: called in this process with the name of every stage that ran to its end.
         watch: show how far the stages are while they run, see :class:`~common.reporting.progress.Watch`.
 
     Returns:
@@ -217,7 +217,7 @@ def run_planned(
     *,
     jobs: int = 1,
     say: Callable[[str], None] = print,
-    finished: Callable[[str, int], None] | None = None,
+    finished: Callable[[str], None] | None = None,
     watch: bool = False,
 ) -> list[str]:
     """Run what is not done of planned stages, see `reproduce`; `title` says what they are."""
@@ -285,7 +285,7 @@ def run_planned(
                     left = progress.finish(item, record.wall_seconds, [*waiting, *running.values()])
                     say(f"  {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{left}]")
                     if finished is not None:
-                        finished(item.request.stage, item.request.seed)
+                        finished(item.request.stage)
         except KeyboardInterrupt as interrupt:
             if isinstance(interrupt, Preempted):
                 # Ctrl-C reaches every process of a terminal, this signal only the one that it was sent to.

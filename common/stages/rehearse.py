@@ -123,7 +123,7 @@ def rehearse(
         _forget_removed_parents(planned)
         children = _children(planned)
 
-        def finished(stage: str, seed: int) -> None:
+        def finished(stage: str) -> None:
             if not keep:
                 _remove_spent(planned, children)
 

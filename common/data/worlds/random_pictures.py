@@ -32,11 +32,11 @@ VOC_CLASSES = (
 )  # fmt: skip
 
 
-def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
-    """Patches of random colours, uint8 [height, width, 3]."""
+def picture(number: int) -> np.ndarray:
+    """Patches of random colours, uint8 [HEIGHT, WIDTH, 3]."""
     rng = np.random.default_rng(number)
-    patches = rng.integers(0, 256, (-(-height // 12), -(-width // 12), 3), dtype=np.uint8)
-    return np.repeat(np.repeat(patches, 12, axis=0), 12, axis=1)[:height, :width]
+    patches = rng.integers(0, 256, (HEIGHT // 12, WIDTH // 12, 3), dtype=np.uint8)
+    return np.repeat(np.repeat(patches, 12, axis=0), 12, axis=1)
 
 
 def _written(path: Path, number: int) -> Path:
@@ -125,12 +125,12 @@ def write_random_voc(root: Path, year: str, trainval: int, test: int) -> None:
     write_voc(folder, images, VOC_CLASSES, parts)
 
 
-def write_random_imagenet(root: Path, train: int, val: int, classes: int = 1000) -> None:
+def write_random_imagenet(root: Path, train: int, val: int) -> None:
     """ImageNet with the folders of all classes, of which the first have one picture each."""
     for split, count in (("train", train), ("val", val)):
-        for label in range(classes):
+        for label in range(1000):
             path = imagenet_path(root, split, label, label + 1)
             path.parent.mkdir(parents=True, exist_ok=True)
             if label < count:
                 _written(path, label)
-    write_class_names(root, [f"class {number}" for number in range(classes)])
+    write_class_names(root, [f"class {number}" for number in range(1000)])

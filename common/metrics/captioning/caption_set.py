@@ -149,16 +149,13 @@ def _counted(values: Ints) -> tuple[Ints, Ints]:
     return ordered[first], np.diff(first, append=len(ordered))
 
 
-def check_captions(
-    names: Sequence[Hashable], candidates: Sequence[object], references: Sequence[object], field: str = "references"
-) -> None:
+def check_captions(names: Sequence[Hashable], candidates: Sequence[object], references: Sequence[object]) -> None:
     """Refuse captions that cannot be scored, naming the item.
 
     Args:
         names: what messages call the items, [N].
         candidates: Should be strings, [N].
         references: Should be non-empty lists of strings, [N].
-        field: what messages call the references.
 
     Raises:
         TypeError: Something is not a string or not a list.
@@ -168,7 +165,7 @@ def check_captions(
         if not isinstance(candidate, str):
             raise TypeError(f"item {name!r}: the candidate must be one string, got {type(candidate).__name__}")
         if isinstance(one, str) or not isinstance(one, Sequence):
-            raise TypeError(f"item {name!r}: {field} must be a list of strings, got {type(one).__name__}")
+            raise TypeError(f"item {name!r}: references must be a list of strings, got {type(one).__name__}")
         if not one:
             raise ValueError(f"item {name!r}: no reference; every item needs at least one")
         for text in one:
