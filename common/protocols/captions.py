@@ -229,16 +229,18 @@ class PairData(CaptionData):
         return Example(batch, batches_of_epoch(items, self.batch_size), {"vocabulary_size": 0})
 
 
-def check_vocabulary(module: pl.LightningModule, encoder: nn.Module) -> None:
+def check_vocabulary(module: pl.LightningModule, encoder: nn.Module | None) -> None:
     """Stop when a text encoder has fewer embeddings than the tokenizer of the data module has pieces.
 
     Args:
         module: its trainer knows the data module.
-        encoder: one without `vocabulary_size` takes any.
+        encoder: one without `vocabulary_size` takes any; so does None, where the data bring vectors.
     """
     size: Any = getattr(encoder, "vocabulary_size", None)
+    if size is None:
+        return
     needed = getattr(getattr(module.trainer, "datamodule", None), "vocabulary_size", 0)
-    if size is not None and needed > size:
+    if needed > size:
         raise ValueError(
             f"the tokenizer has {needed} pieces, model.text_encoder {size} embeddings; raise "
             "model.text_encoder.vocabulary_size"

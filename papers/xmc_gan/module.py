@@ -18,6 +18,7 @@ from common.memory.collective import average_in_place
 from common.memory.groups import require_groups
 from common.memory.momentum import MomentumPair
 from common.metrics.gathering import OncePerSample
+from common.protocols.captions import check_vocabulary
 from common.protocols.generation import ImageEvaluation
 from common.training.optimizers import fused, refuse_half_weights
 from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat
@@ -241,12 +242,7 @@ class XMCGANModule(pl.LightningModule):
                 f"data.image_size is {self.data.image_size}, the networks make images of {self.generator.image_size}: "
                 "a list of n channels means 4 * 2^(n - 1) pixels"
             )
-        size = getattr(self.text_encoder, "vocabulary_size", None)
-        if size is not None and self.data.vocabulary_size > size:
-            raise ValueError(
-                f"the tokenizer has {self.data.vocabulary_size} pieces, model.text_encoder {size} embeddings; raise "
-                "model.text_encoder.vocabulary_size"
-            )
+        check_vocabulary(self, self.text_encoder)
         if self.evaluation is not None:
             self.evaluation.load_pretrained()
             self.data.require_two()
