@@ -25,8 +25,6 @@ from common.data.listing import Clip, DatasetMissing, DatasetStatus, spread
 from common.data.released_files import FileStatus
 from common.errors import printable
 
-__all__ = ["DatasetStatus", "SampleCheck", "check_checksums", "check_files", "check_samples", "report", "report_files"]
-
 # Enough of a file to meet most kinds of damage, as long as one clip of the recipes.
 CHECKED_SECONDS = 0.5
 CHECKED_FRAME_RATE = 16.0

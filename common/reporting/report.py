@@ -353,6 +353,3 @@ def _deviations(records: Sequence[Record]) -> list[dict[str, Any]]:
         for scale in SCALES
         if scale in found
     ]
-
-
-__all__ = ["build", "read_curves"]

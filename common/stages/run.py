@@ -33,7 +33,6 @@ from common.reporting import records
 from common.reporting.draws import NATIVE, Draw, require
 from common.reporting.papers import checkout, runs_root
 from common.stages.configuration import (
-    ConfigurationError,
     RunConfiguration,
     check_arguments,
     class_at,
@@ -668,14 +667,3 @@ def _end_what_is_trained(trainer: pl.Trainer) -> None:
         loop.on_run_end()
 
     loop.run = begin_and_end  # type: ignore[method-assign]
-
-
-__all__ = [
-    "ConfigurationError",
-    "Parent",
-    "StageError",
-    "StageRequest",
-    "finished_record",
-    "is_main_process",
-    "run_stage",
-]

@@ -19,8 +19,9 @@ import pytest
 from wandb.sdk.lib import wbauth
 
 from common.reporting.wandb_server import NO_KEY, server, why_no_key, why_unreachable
+from common.stages.configuration import ConfigurationError
 from common.stages.loggers import StageWandbLogger, own_id, run_name, wandb_logger, wandb_mode
-from common.stages.run import ConfigurationError, run_stage
+from common.stages.run import run_stage
 from tests.stages import request
 from tests.wandb_stub import KEY, WandbStub, forget, serving
 
