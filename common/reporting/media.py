@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.reporting.records import Record, run_folder, warn_of
+from common.reporting.records import Record, warn_of
 
 MEBIBYTE = 2**20
 MAX_FILE_BYTES = 2 * MEBIBYTE
@@ -134,7 +134,7 @@ def comparisons(records: Sequence[Record], runs: Path, order: Sequence[str], bud
     found: dict[tuple[str, str, str], list[tuple[str, Path, Record]]] = {}
     known = {stage: place for place, stage in enumerate(order)}
     for record in sorted(records, key=lambda r: (known.get(r.stage.partition("@")[0], len(known)), r.stage, r.draw)):
-        folder = run_folder(runs, record.paper, record.scale, record.draw, record.stage)
+        folder = record.folder(runs)
         for name in record.media:
             path = folder / name
             if not name.endswith(_ROW) or not is_own(path, folder):

@@ -20,7 +20,6 @@ from common.reporting.records import (
     promoted_curves,
     promoted_file,
     read,
-    run_folder,
     write_atomically,
 )
 from common.reporting.tables import load
@@ -97,7 +96,7 @@ def promote(
         if promotion.action in (PROMOTED, UPDATED, UNCHANGED):
             r = promotion.record
             _promote_curves(
-                run_folder(runs or runs_root(), r.paper, r.scale, r.draw, r.stage) / "metrics.csv",
+                r.folder(runs or runs_root()) / "metrics.csv",
                 promoted_curves(promotion.path),
             )
     return done

@@ -268,6 +268,10 @@ class Record:
         """Its seed and rounding."""
         return Draw(self.seed, self.hardware.get("isa", {}).get("requested", NATIVE))
 
+    def folder(self, root: Path) -> Path:
+        """Folder of its run under a folder of runs."""
+        return run_folder(root, self.paper, self.scale, self.draw, self.stage)
+
     @property
     def rehearsal(self) -> bool:
         """Whether it comes from a rehearsal, which gives each of its changes as a reason of its own."""
@@ -437,7 +441,7 @@ def find(
     for path in paths:
         try:
             record = read(path)
-            _check_place(path, run_folder(root, record.paper, record.scale, record.draw, record.stage) / RECORD_FILE)
+            _check_place(path, record.folder(root) / RECORD_FILE)
         except RecordError as error:
             if malformed is None:
                 raise

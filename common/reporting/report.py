@@ -32,7 +32,6 @@ from common.reporting.records import (
     find_promoted,
     promoted_curves,
     promoted_file,
-    run_folder,
     warn,
 )
 from common.reporting.tables import Row, Tables, load
@@ -117,7 +116,7 @@ class _Section:
         self.records = [*promoted, *kept.values()]
         self.files = {id(r): promoted_file(paper, r.scale, r.draw, r.stage) for r in promoted}
         for r in self.fresh:
-            file = run_folder(runs, r.paper, r.scale, r.draw, r.stage) / RECORD_FILE
+            file = r.folder(runs) / RECORD_FILE
             self.files |= {id(r): file, id(kept[id(r)]): file}
 
     def content(self, budget: Budget) -> dict[str, Any]:
@@ -310,7 +309,7 @@ class _Section:
         return band_of(promoted_curves(promoted_file(self.paper, scale, draw, stage)) for draw in draws)
 
     def _folder(self, record: Record) -> Path:
-        return run_folder(self.runs, record.paper, record.scale, record.draw, record.stage)
+        return record.folder(self.runs)
 
 
 def _duration(records: Sequence[Record]) -> str:

@@ -31,7 +31,6 @@ from common.reporting.records import (
     RecordError,
     portable,
     read,
-    run_folder,
     warn,
     warn_of,
 )
@@ -147,7 +146,7 @@ def read_run(root: Path, folder: Path) -> Run | None:
     if path.is_file():
         try:
             record = read(path)
-            if run_folder(root, record.paper, record.scale, record.draw, record.stage) != folder:
+            if record.folder(root) != folder:
                 raise RecordError(f"{path}: it is the record of another run")
         except RecordError as error:
             warn(error)
