@@ -15,6 +15,8 @@ from common.errors import StageError, printable
 from common.reporting.papers import existing_papers, names_of_papers, paper_named, working_folder
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from common.data.datasets.base import MediaDataset
     from common.data.listing import Clip, Listing
     from common.data.shard_writing import ShardReport
@@ -201,7 +203,7 @@ def _fetch_command(arguments: argparse.Namespace) -> int:
     paper_named(arguments.paper)
     data, entry = arguments.data.resolve(), open_data(arguments.fetch)
     console = files.console()
-    console.print(entry.describe(), highlight=False, markup=False, soft_wrap=True)
+    _say(console, entry.describe())
     if not arguments.accept_license:
         raise StageError(
             f"nothing was fetched: read the terms, and give --accept-license if you accept them; it goes to {data}"
@@ -212,7 +214,7 @@ def _fetch_command(arguments: argparse.Namespace) -> int:
         fetch(
             entry,
             data,
-            lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
+            functools.partial(_say, console),
             lambda have, total: progress.update(task, completed=have, total=total or None),
         )
     if entry.note:
@@ -242,17 +244,12 @@ def _shards_command(paper: str, data: Path, target: Path, shard_bytes: int) -> i
             task = progress.add_task(f"Shards of {folder.name}", total=media_bytes(folder))
             advance = functools.partial(progress.advance, task)
             written = write_shards(folder, target / folder.relative_to(data), shard_bytes, advance)
-        console.print(_told(written), highlight=False, markup=False, soft_wrap=True)
+        _say(console, _told(written))
     for status in files_of(paper, data):
         if status.path.exists() and not any(status.path.is_relative_to(folder) for folder in present):
             place(status.path, target / status.path.relative_to(data))
     _check_order(datasets, datasets_of(paper, target), data, target)
-    console.print(
-        f"Items and order are those of {data}. Train with --data {target}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    _say(console, f"Items and order are those of {data}. Train with --data {target}")
     return 0
 
 
@@ -276,10 +273,14 @@ def _transcode_command(paper: str, data: Path, target: Path) -> int:
         told = f"{folder.name}: {done.written:,} videos written, {done.kept:,} from before, {done.lists:,} lists"
         if done.failed:
             told += f"; {len(done.failed):,} failed and are listed in {target / folder.relative_to(data) / FAILED}"
-        console.print(told, highlight=False, markup=False, soft_wrap=True)
-    others = "Link the other data sets beside them, and train with"
-    console.print(f"{others} --data {target}", highlight=False, markup=False, soft_wrap=True)
+        _say(console, told)
+    _say(console, f"Link the other data sets beside them, and train with --data {target}")
     return 0
+
+
+def _say(console: Console, text: str) -> None:
+    """Print a text as it is: paths are there to be copied."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _folders(datasets: list[MediaDataset], data: Path) -> list[Path]:
