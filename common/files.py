@@ -1,4 +1,4 @@
-"""Files: strict YAML, writing whole or not at all, locks, the cache folder, stamps of change; and the terminal.
+"""Files: strict YAML, writing whole or not at all, locks, the cache folder, stamps of change; terminal, environment.
 
 Whatever is written goes to a temporary file beside its place and is renamed, so that a reader, a crash or a full disk
 never meets half of it. What a killed process left behind is removed by the next one that writes into the same folder.
@@ -347,7 +347,22 @@ def _loader() -> Any:
     return Loader
 
 
-# -- the terminal ------------------------------------------------------------------------------------------------------
+# -- the environment and the terminal ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """While it lasts, variables of the environment have these values; then those from before."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def console(**options: Any) -> Console:

@@ -6,12 +6,11 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.files import cache_folder, named, write_atomically
+from common.files import cache_folder, environment, named, write_atomically
 from common.types import NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
@@ -449,7 +448,8 @@ class WordPieceTokenizer(CaptionTokenizer):
             limit_alphabet=len(letters),
             show_progress=False,
         )
-        with _one_thread():
+        # The library's threads are what it warns about at every later fork of a worker.
+        with environment(TOKENIZERS_PARALLELISM="false"):
             tokenizer.train_from_iterator(texts, trainer)
         numbers = tokenizer.get_vocab()
         return "".join(f"{token}\n" for token in sorted(numbers, key=numbers.__getitem__)).encode()
@@ -730,21 +730,6 @@ def _uncased(numbers: dict[str, int]) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
     return tokenizer
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep the tokenizers library from starting threads, which it warns about at every later fork of a worker."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def text_numbers(tokens: Tensor, lengths: Tensor) -> Tensor:

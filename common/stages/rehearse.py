@@ -13,13 +13,12 @@ import shutil
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import StageError
-from common.files import console, write_atomically
+from common.files import console, environment, write_atomically
 from common.reporting import records
 from common.reporting.papers import existing_papers, names_of_papers, paper_named, runs_root
 from common.reporting.progress import duration
@@ -30,8 +29,6 @@ from common.stages.plan import Planned, Selection, plan, reproduce
 from common.stages.run import finished_record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rich.table import Table
 
 DATA_FOLDER = "data"
@@ -112,7 +109,8 @@ def rehearse(
     """
     name = paper_named(paper).name
     folder = folder.resolve()
-    with _surroundings(folder):
+    # A cache of its own, and no W&B run: a rehearsal measures nothing that a dashboard should hold.
+    with environment(ASSEMBLE_CACHE=str(folder / "cache"), WANDB_MODE="disabled"):
         data = write_fixtures(name, folder, say)
         selection = Selection(
             scale=scale, runs=folder, data=data, stages=tuple(stages) if stages else None, rehearsal=True
@@ -131,22 +129,6 @@ def rehearse(
     reasons = dict(failure.split(f" (seed {selection.seeds[0]}): ", 1) for failure in failures)
     source = load(name)
     return [_judged(item, source, reasons.get(item.request.stage)) for item in planned]
-
-
-@contextmanager
-def _surroundings(folder: Path) -> Iterator[None]:
-    """A cache of its own, and no W&B run: a rehearsal measures nothing that a dashboard should hold."""
-    wanted = {"ASSEMBLE_CACHE": str(folder / "cache"), "WANDB_MODE": "disabled"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _children(planned: Sequence[Planned]) -> Mapping[str, list[Planned]]:
