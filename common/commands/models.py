@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import re
 import sys
@@ -199,14 +198,9 @@ def _kind(arguments: argparse.Namespace, able: Callable[[Any], object], lacks: s
         raise StageError(f"{paper.short} {lacks}; {others(able)} can")
     for option in OPTIONS:
         if getattr(arguments, option, None) is not None and option not in kind.options:
-            able_to = others(functools.partial(_takes, option))
+            able_to = others(lambda one, option=option: option in one.options)
             raise StageError(f"--{option} goes with {able_to}, not with {paper.short}")
     return kind
-
-
-def _takes(option: str, kind: Any) -> bool:
-    """Whether a class of trained models has an option of the command line."""
-    return option in kind.options
 
 
 def _loaded(kind: Any, arguments: argparse.Namespace) -> Any:
@@ -236,16 +230,16 @@ def _suffixes(kind: str) -> frozenset[str]:
 def _found(paths: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
     """Files, and the files below folders that can be of one of the kinds, sorted by name."""
     suffixes = frozenset[str]().union(*(_suffixes(kind) for kind in kinds))
-    files: list[Path] = []
+    found: list[Path] = []
     for path in paths:
         if path.is_dir():
             below = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
             if not below:
                 raise StageError(f"{path} holds no file that can be read as {' or '.join(kinds)}")
-            files += below
+            found += below
         else:
-            files.append(path)
-    return files
+            found.append(path)
+    return found
 
 
 def _lines(path: Path) -> list[str]:
@@ -264,8 +258,8 @@ def _lines(path: Path) -> list[str]:
 def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]]) -> None:
     if skipped:
         reasons = list(dict.fromkeys(reason for _, reason in skipped))  # each kind reads a file anew
-        files = len({place for place, _ in skipped})
-        print(f"{files} of {len(items)} {'texts' if items and isinstance(items[0], str) else 'files'} passed over:")
+        count = len({place for place, _ in skipped})
+        print(f"{count} of {len(items)} {'texts' if items and isinstance(items[0], str) else 'files'} passed over:")
         for reason in reasons[:NAMED]:
             print(f"  {printable(reason)}")
         if len(reasons) > NAMED:
@@ -277,8 +271,6 @@ def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]]) -> N
 
 def _embed_command(arguments: argparse.Namespace) -> int:
     import numpy as np
-
-    from common.files import require_writable, write_whole
 
     if arguments.output.suffix != ".npz":
         raise StageError(f"--output {arguments.output}: the file must end in .npz")
@@ -294,16 +286,16 @@ def _embed_command(arguments: argparse.Namespace) -> int:
     wanted = ("text",) if texts else ()
     of_paper = _kind(arguments, lambda kind: set(wanted) <= set(kind.embeds), "cannot embed text")
     kinds = [kind for kind in of_paper.embeds if kind != "text"]
-    files = _found(arguments.files, kinds)
+    paths = _found(arguments.files, kinds)
     if arguments.output.is_dir():
         raise StageError(f"--output {arguments.output} is a folder: give an .npz file")
-    require_writable(arguments.output.parent, "--output")
+    files.require_writable(arguments.output.parent, "--output")
     model = _loaded(of_paper, arguments)
     kinds = [kind for kind in kinds if kind in model.reads] or kinds  # of one that reads nothing, the reading says so
     columns: dict[str, Any] = {}
     rows: dict[str, dict[str, int]] = {}
     skipped: list[tuple[int, str]] = []
-    for kind, items in [*((kind, files) for kind in kinds if files), *((kind, texts) for kind in wanted)]:
+    for kind, items in [*((kind, paths) for kind in kinds if paths), *((kind, texts) for kind in wanted)]:
         missed: list[tuple[int, str]] = []
         try:
             vectors, kept = model.embed(kind, items, missed, arguments.batch_size)
@@ -319,15 +311,15 @@ def _embed_command(arguments: argparse.Namespace) -> int:
         told = model.captions(kind, vectors)
         if told is not None:
             columns[f"{kind}_words"] = np.array(told)
-    _print_rows([*map(str, files), *texts], rows, columns)
-    _tell_skipped(files, skipped)
+    _print_rows([*map(str, paths), *texts], rows, columns)
+    _tell_skipped(paths, skipped)
     columns["model"] = np.array(model.fingerprint())
 
     def write(path: Path) -> None:
         with path.open("wb") as file:
             np.savez(file, **columns)
 
-    write_whole(arguments.output, write)
+    files.write_whole(arguments.output, write)
     shapes = ", ".join(f"{kind} {list(columns[kind].shape)}" for kind in rows)
     print(f"written to {arguments.output}: {shapes}")
     return 0
@@ -523,16 +515,16 @@ def write_images(model: Any, captions: Sequence[str], output: Path, number: int 
             print(f"{caption!r}: {note}")
     images = model.generate(captions, number, seed)
     output.mkdir(parents=True, exist_ok=True)
-    files = []
+    written = []
     for place, (caption, own) in enumerate(zip(captions, images), start=1):
         name = re.sub(r"\W+", "-", caption.lower()).strip("-")[:NAME_LENGTH].strip("-")
         for copy, image in enumerate(own, start=1):
-            files.append(output / f"{place:02d}-{name}-{copy}-seed{seed}.png")
-            save_image(image, files[-1])
-    if len(files) > 1:
-        files.append(output / "grid.png")
-        save_image(make_grid(images.flatten(0, 1), nrow=number, pad_value=1.0), files[-1])
-    return files
+            written.append(output / f"{place:02d}-{name}-{copy}-seed{seed}.png")
+            save_image(image, written[-1])
+    if len(written) > 1:
+        written.append(output / "grid.png")
+        save_image(make_grid(images.flatten(0, 1), nrow=number, pad_value=1.0), written[-1])
+    return written
 
 
 def _export_command(arguments: argparse.Namespace) -> int:
