@@ -188,15 +188,10 @@ def _median(seconds: Iterable[float]) -> float | None:
 
 def _print(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table whose cells are copied whole: names are there to be typed again."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(*heads, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*map(_plain, row))
+        table.add_row(*map(escape, row))
     files.console().print(table)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
