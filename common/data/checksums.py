@@ -6,8 +6,6 @@ import functools
 import hashlib
 from pathlib import Path
 
-_BLOCK_BYTES = 1 << 20
-
 
 def difference(path: Path, published: str) -> str | None:
     """Compare a file with its published checksum.
@@ -46,8 +44,5 @@ def digest(path: Path, kind: str) -> str:
 @functools.lru_cache(maxsize=64)
 def _digest(path: Path, kind: str, stamp: tuple[int, ...]) -> str:
     """Sum of a file, which two data sets may share; read once as long as its stamp stays."""
-    state = hashlib.new(kind, usedforsecurity=False)
     with path.open("rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            state.update(block)
-    return state.hexdigest()
+        return hashlib.file_digest(stream, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
