@@ -87,13 +87,12 @@ def _bars(result: TableResult, metric: Metric, rows: Sequence[tuple[str, Cell]])
     def place(value: float) -> float:
         return 4 + (min(max(value, low), high) - low) / span * inner
 
-    name = f"{metric.label} ({metric.unit})" if metric.unit else metric.label
-    what = f"{result.table.title}, {name}, measured at {result.scale}"
+    what = f"{result.table.title}, {metric.title}, measured at {result.scale}"
     height = top + step * len(rows) + 2
     parts = [
         f'<svg class="bars" width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}" role="img" '
         f'aria-label="{html.escape(what, quote=True)}">',
-        f'<text class="heading" x="4" y="13">{html.escape(_fitted(name, _WIDTH - 110))}</text>',
+        f'<text class="heading" x="4" y="13">{html.escape(_fitted(metric.title, _WIDTH - 110))}</text>',
         f'<text class="dim" x="{_WIDTH - 4}" y="13" text-anchor="end">{result.scale}'
         f"{', lower is better' if metric.better == 'down' else ''}</text>",
         f'<line class="axis" x1="{place(0):.1f}" x2="{place(0):.1f}" y1="{top - 6}" y2="{height - 2}"/>',
@@ -106,7 +105,7 @@ def _bars(result: TableResult, metric: Metric, rows: Sequence[tuple[str, Cell]])
         left, right = sorted((place(0), place(cell.mean)))
         room = _WIDTH - 18 - _CHARACTER * len(value)
         parts += [
-            f"<g><title>{html.escape(f'{label}, {name}: {value}; {draws}')}</title>",
+            f"<g><title>{html.escape(f'{label}, {metric.title}: {value}; {draws}')}</title>",
             f'<text x="8" y="{y + 6}">{html.escape(_fitted(label, room))}</text>',
             f'<text class="amount" x="{_WIDTH - 4}" y="{y + 6}" text-anchor="end">{value}</text>',
             f'<rect class="bar" x="{left:.1f}" y="{y + 10}" width="{max(right - left, 0.5):.1f}" height="10" rx="1"/>',

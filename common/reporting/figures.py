@@ -78,9 +78,8 @@ def bars(result: TableResult) -> str:
         def x(value: float, low: float = low, high: float = high, left: int = left) -> float:
             return left + (min(max(value, low), high) - low) / ((high - low) or 1.0) * (_PANEL - 12)
 
-        name = f"{metric.label} ({metric.unit})" if metric.unit else metric.label
-        direction = ", lower is better" if metric.better == "down" else ""
-        parts.append(f'<text x="{left}" y="{top + 12}" font-weight="600">{html.escape(name + direction)}</text>')
+        name = metric.title + (", lower is better" if metric.better == "down" else "")
+        parts.append(f'<text x="{left}" y="{top + 12}" font-weight="600">{html.escape(name)}</text>')
         for row, (label, cell) in enumerate(measured):
             y, mean, spread = top + 22 + row * _ROW, cell.mean or 0.0, cell.spread
             text = f"{mean:.{metric.decimals}f}" + (f" ± {spread:.{metric.decimals}f}" if spread is not None else "")

@@ -136,8 +136,7 @@ def usual_draws(result: TableResult) -> int:
 
 def heading(metric: Metric) -> str:
     """Label and unit of a metric, with an arrow where less is better."""
-    unit = f" ({metric.unit})" if metric.unit else ""
-    return f"{metric.label}{unit}{' ↓' if metric.better == 'down' else ''}"
+    return f"{metric.title}{' ↓' if metric.better == 'down' else ''}"
 
 
 def is_paired(result: TableResult, metric: Metric) -> bool:
@@ -368,15 +367,11 @@ def overview_row(paper: Paper, source: Tables, records: Sequence[Record]) -> Ove
     return OverviewRow(
         paper,
         status,
-        f"{headline.row}, {_metric_name(metric)}",
+        f"{headline.row}, {metric.title}",
         published_text(published, metric.decimals),
         measured_text(cell, metric.decimals),
         claims,
     )
-
-
-def _metric_name(metric: Metric) -> str:
-    return f"{metric.label} ({metric.unit})" if metric.unit else metric.label
 
 
 def overview_markdown() -> str:

@@ -186,7 +186,7 @@ class _Section:
             "caption": ("" if result.measured else "Not measured yet. ") + render.caption(result).replace("*", ""),
             "groups": [
                 {
-                    "label": f"{m.label} ({m.unit})" if m.unit else m.label,
+                    "label": m.title,
                     "down": m.better == "down",
                     "columns": ["published" if c.published else "measured" for c in columns if c.metric.id == m.id],
                 }

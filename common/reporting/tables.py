@@ -113,6 +113,11 @@ class Metric(Part):
     hidden: StrictBool = False
     tolerance: dict[_Scale, Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """Its label with the unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
     @model_validator(mode="before")
     @classmethod
     def _same_at_every_scale(cls, given: Any) -> Any:

@@ -152,14 +152,13 @@ def _table_panels(source: Tables, filled: render.Filled) -> PanelGrid:
             runsets.append(_runset(render.row_text(row), group, list(stages), keys))
     panels: list[Any] = []
     for metric in metrics:
-        name = f"{metric.label} ({metric.unit})" if metric.unit else metric.label
         better = ", lower is better" if metric.better == "down" else ""
-        panels.append(_bars(f"{name}, measured at {result.scale}{better}", f"table/{table.id}/{metric.id}"))
+        panels.append(_bars(f"{metric.title}, measured at {result.scale}{better}", f"table/{table.id}/{metric.id}"))
         known = any(
             metric.id in row.published and source.instances(table, row, metric, result.scale) for row in result.rows
         )
         if known and result.scale == "paper" and render.is_paired(result, metric):
-            panels.append(_bars(f"{name}, published", f"published/{table.id}/{metric.id}"))
+            panels.append(_bars(f"{metric.title}, published", f"published/{table.id}/{metric.id}"))
     return wr.PanelGrid(runsets=runsets, panels=panels)
 
 
