@@ -21,7 +21,7 @@ from common.commands.models import add_parsers as add_use_parsers
 from common.commands.runs import add_parsers as add_runs_parsers
 from common.commands.sweep import add_parser as add_sweep_parser
 from common.errors import Preempted, ReportingError, StageError, is_ours, nearest, printable
-from common.files import described
+from common.files import console, described, write_atomically
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, use
 from common.reporting.papers import (
     PROMOTED_SCALES,
@@ -328,7 +328,6 @@ def _reproduce_command(arguments: argparse.Namespace) -> int:
 
 def print_filled(paper: str, stage: str, selection: Selection, printed: set[str]) -> None:
     """Print the tables whose last cell a stage has filled, and add their ids to those `printed`."""
-    from common.files import console
     from common.reporting import render
     from common.reporting.tables import entries, expand, load
 
@@ -350,7 +349,6 @@ def show_tables(paper: str, scale: str, runs: Path, printed: Collection[str] = (
 
     Those already `printed` (ids) are not printed again.
     """
-    from common.files import console, write_atomically
     from common.reporting import render
     from common.reporting.compare import compare_paper, summary
     from common.reporting.tables import load
