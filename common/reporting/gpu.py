@@ -84,7 +84,6 @@ def page() -> Path:
 def write(step: MeasuredStep, where: Path) -> Path:
     """Write a measurement into a folder; one of the same paper, recipe, precision and card is replaced."""
     path = where / step.file_name
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(asdict(step), indent=1, sort_keys=True) + "\n")
     return path
 

@@ -21,12 +21,12 @@ import logging
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from common.errors import StageError
-from common.files import write_atomically
+from common.errors import StageError, nearest
+from common.files import cache_folder, write_atomically
 from common.reporting.papers import project_root
 from common.reporting.records import IGNORED_KEYS, SEED_KEYS, config_hash
 from common.stages.configuration import RunConfiguration
@@ -277,7 +277,6 @@ def kept_estimate(run: RunConfiguration) -> Estimate:
     """
     import torch
 
-    from common.files import cache_folder
     from common.stages.synthetic import devices_of
 
     configured = config_hash(run.config, IGNORED_KEYS | SEED_KEYS)
@@ -288,11 +287,8 @@ def kept_estimate(run: RunConfiguration) -> Estimate:
         return Estimate(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         found = estimate(run)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # a cache that cannot be written costs seconds, no more
         write_atomically(path, json.dumps(asdict(found), indent=1, sort_keys=True) + "\n")
-    except OSError:
-        pass  # a cache that cannot be written costs seconds, no more
     return found
 
 
@@ -439,15 +435,13 @@ def estimate_lines(runs: Mapping[str, RunConfiguration], cards: Sequence[Card], 
         yield "what that takes of this machine: `assemble data PAPER --measure`, where the data are"
 
 
-def chosen_cards(names: Iterable[str]) -> list[Card]:
+def chosen_cards(names: Sequence[str]) -> list[Card]:
     """Cards by name.
 
     Raises:
         StageError: there is none of a name.
     """
-    from common.errors import nearest
-
-    unknown: Mapping[str, str] = {name: nearest(name, CARDS) for name in names if name not in CARDS}
-    for name, hint in unknown.items():
-        raise StageError(f"--card {name}: {hint}")
+    for name in names:
+        if name not in CARDS:
+            raise StageError(f"--card {name}: {nearest(name, CARDS)}")
     return [CARDS[name] for name in names]

@@ -98,9 +98,7 @@ def measure_reading(run: RunConfiguration, data: Path, seconds: float = 20.0) ->
         torch.set_num_threads(threads)
     taken = None if read is None else ((_read_so_far() or read) - read) / samples
     found = Reading(spent / samples, taken, samples, str(records.hardware()["cpu"]), f"{datetime.now(UTC):%Y-%m-%d}")
-    path = _path(run)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(asdict(found), indent=1, sort_keys=True) + "\n")
+    write_atomically(_path(run), json.dumps(asdict(found), indent=1, sort_keys=True) + "\n")
     return found
 
 
