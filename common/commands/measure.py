@@ -85,6 +85,6 @@ def run(arguments: argparse.Namespace) -> int:
             big = "yes" if kernel["big"] else ""
             kernels.add_row(kernel["name"], f"{1000 * kernel['seconds']:.2f}", f"{kernel['share']:.0%}", big)
         terminal.print(kernels)
-    if where is not None and arguments.output is None and found:
+    if where is not None and arguments.output is None:
         print(f"{'wrote' if gpu.render() else 'up to date'}: {gpu.page()}")
     return 1 if failed else 0

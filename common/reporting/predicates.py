@@ -113,8 +113,6 @@ def parse(text: str, rows: Collection[str], metrics: Collection[str]) -> Predica
     Raises:
         PredicateError: for anything else, and for an unknown row or metric (with the nearest valid name).
     """
-    if not isinstance(text, str) or not text.strip():
-        raise PredicateError(f"expected a comparison such as 'A.ucf >= B.ucf', got {text!r}")
     if len(text) > _MAX_LENGTH or _PLACEHOLDER in text:
         raise PredicateError(f"predicate too long or with a reserved name: {text[:80]!r}")
     source, cells = _name_cells(text, rows, metrics)

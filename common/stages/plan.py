@@ -375,7 +375,7 @@ class _Progress:
     """Counts stages and estimates what is left, from earlier records and from the pace of this call."""
 
     def __init__(self, planned: Sequence[Planned], jobs: int) -> None:
-        self.total, self.jobs = len(planned), jobs
+        self._jobs = jobs
         self._started = 0
         self._expected = dict(zip(map(_name, planned), seconds_of(planned)))
         self._finished: list[tuple[Planned, float]] = []
@@ -402,7 +402,7 @@ class _Progress:
         expected = _total([with_another_seed.get(stage, time and time * pace) for stage, time in by_records])
         if expected is None:
             expected = sum(took for _, took in self._finished) / len(self._finished) * len(left)
-        return f", about {duration(expected / self.jobs)} left"
+        return f", about {duration(expected / self._jobs)} left"
 
 
 def _name(item: Planned) -> str:

@@ -23,9 +23,7 @@ class Telemetry(Callback):
 
     def __init__(self) -> None:
         self._norms: dict[int, torch.Tensor] = {}
-        self._began = self._ended = time.monotonic()
-        self._waited = 0.0
-        self._batches = 0
+        self._restart()
 
     def _restart(self) -> None:
         self._began = self._ended = time.monotonic()
