@@ -133,7 +133,7 @@ def _scales(scales: Sequence[str], by_request: Sequence[str]) -> str:
 
 def show_command(arguments: argparse.Namespace) -> int:
     """Print what is known of one stage or recipe without running it."""
-    from common.reporting.records import find, find_promoted, warn
+    from common.reporting.records import find, find_promoted, short_name, warn
     from common.reporting.tables import entries, load
     from common.stages.plan import Selection, duration
     from common.stages.single import find_request
@@ -145,7 +145,7 @@ def show_command(arguments: argparse.Namespace) -> int:
     print(f"classes: {run.config['model']['class_path']}, {run.config['data']['class_path']}")
     print(f"merged from: {run.describe()}")
     for field, parent in request.parents.items():
-        print(f"starts from: {parent.stage} ({field.replace('.init_args', '')})")
+        print(f"starts from: {parent.stage} ({short_name(field)})")
     if not run.trains:
         print("trains nothing: it measures")
     using = [name for name, stage in load(request.paper).stages.items() if stage.recipe == request.recipe]
@@ -163,7 +163,7 @@ def show_command(arguments: argparse.Namespace) -> int:
         print("has run: never, as far as the records know")
     print("\ndeviations of this scale:" if run.deviations else "\nno deviations but sizes")
     for deviation in run.deviations:
-        print(f"  {deviation['field'].replace('.init_args', '')}: {deviation['reason']}")
+        print(f"  {short_name(deviation['field'])}: {deviation['reason']}")
     if ours := run.describe_ours():
         print(f"values that are ours, in no source of the paper: {ours}")
     print(f"\n`assemble fit {arguments.name} --scale {request.scale} --print_config` shows every field")

@@ -305,6 +305,11 @@ def _plain(value: Any, where: str) -> Any:
     raise RecordError(f"field {where!r}: expected plain data (text, numbers, lists, mappings), got {type(value)}")
 
 
+def short_name(field: str) -> str:
+    """A field as the command line names it: `model.temperature` for `model.init_args.temperature`."""
+    return field.replace(".init_args", "")
+
+
 def config_hash(config: Mapping[str, Any], ignored: Iterable[str] = IGNORED_KEYS) -> str:
     """Hash of what in a configuration changes the result.
 

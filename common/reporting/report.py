@@ -32,6 +32,7 @@ from common.reporting.records import (
     find_promoted,
     promoted_curves,
     promoted_file,
+    short_name,
     warn,
 )
 from common.reporting.tables import Row, Tables, load
@@ -201,7 +202,7 @@ class _Section:
             "charts": drawn,
             "charts_open": table.chart or (len(drawn) <= MOST_OPEN_CHARTS and result.scale != "smoke"),
             "notes": render.notes_of(result),
-            "deviations": [d["field"].replace(".init_args", "") for d in result.deviations],
+            "deviations": [short_name(d["field"]) for d in result.deviations],
             "claims": [self._claim(claim) for claim in filled.claims],
             "provenance": render.provenance(result.records),
         }
@@ -242,7 +243,7 @@ class _Section:
             "dates": sorted({r.started[:10] for r in records}),
             "revisions": sorted({render.revision_text(r) for r in records}),
             "data": list(data),
-            "deviations": sorted({d["field"].replace(".init_args", "") for r in records for d in r.deviations}),
+            "deviations": sorted({short_name(d["field"]) for r in records for d in r.deviations}),
         }
 
     def _files(self, records: Sequence[Record]) -> str:

@@ -29,7 +29,7 @@ from typing import Any
 from common.errors import nearest
 from common.files import parse_yaml, read_yaml, stamp_of
 from common.reporting.papers import SCALES, paper_named, project_root
-from common.reporting.records import REHEARSED
+from common.reporting.records import REHEARSED, short_name
 
 #: Keys of a YAML layer that steer the stack itself and are not handed to LightningCLI.
 #: `most_devices`: a recipe whose groups of samples do not divide among more devices of a node leaves the others idle.
@@ -244,11 +244,6 @@ def _overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], li
 def matches(recipe: str, pattern: str) -> bool:
     """Whether a recipe's name matches one of the shell patterns separated by `|`."""
     return any(fnmatch.fnmatchcase(recipe, part.strip()) for part in pattern.split("|"))
-
-
-def short_name(field: str) -> str:
-    """A field as the command line names it: `model.temperature` for `model.init_args.temperature`."""
-    return field.replace(".init_args", "")
 
 
 def place(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from common.reporting import records
 from common.reporting.papers import existing_papers, names_of_papers, paper_named, runs_root
 from common.reporting.progress import duration
 from common.reporting.tables import Tables, load
-from common.stages.configuration import REHEARSED_SCALES, scales_of, short_name
+from common.stages.configuration import REHEARSED_SCALES, scales_of
 from common.stages.parts import optional_part, part
 from common.stages.plan import Planned, Selection, plan, reproduce
 from common.stages.run import finished_record
@@ -177,7 +177,7 @@ def describe_reductions(planned: Sequence[Planned]) -> list[str]:
     lines = []
     for (field, change), own in sorted(recipes.items()):
         where = "all recipes" if set(own) == every else ", ".join(own)
-        lines.append(f"  {short_name(field)}: {change}  [{where}]")
+        lines.append(f"  {records.short_name(field)}: {change}  [{where}]")
     return ["reduced for the rehearsal:", *lines] if lines else []
 
 

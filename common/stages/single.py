@@ -15,7 +15,7 @@ import yaml
 from common.data.checksums import digest
 from common.errors import StageError, nearest
 from common.reporting.papers import example_stage, paper_named
-from common.reporting.records import MACHINE_KEYS, config_hash
+from common.reporting.records import MACHINE_KEYS, config_hash, short_name
 from common.reporting.tables import ROW, StageInstance, expand, load
 from common.stages.configuration import (
     ConfigurationError,
@@ -27,7 +27,6 @@ from common.stages.configuration import (
     place,
     recipes_of,
     resolve,
-    short_name,
 )
 from common.stages.launch import is_main_process
 from common.stages.plan import Selection, request_for

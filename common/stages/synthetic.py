@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_map_only
 
 from common.errors import StageError
 from common.reporting.papers import paper_named
+from common.reporting.records import short_name
 from common.stages.cli import build
-from common.stages.configuration import RunConfiguration, leaves, merge, place, short_name
+from common.stages.configuration import RunConfiguration, leaves, merge, place
 from common.training.examples import Draw, Example
 
 #: What of a recipe's trainer a synthetic training keeps: precision and what decides when and how a step is made.
