@@ -40,7 +40,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Selection:
+class Chosen:
     """The records of one paper and scale that may stand together, and what was left out."""
 
     kept: dict[tuple[str, Draw], Record]
@@ -107,7 +107,7 @@ def deviations_of(records: Iterable[Record]) -> list[dict[str, str]]:
     return [newest[field] for field in sorted(newest)]
 
 
-def select(records: Iterable[Record], paper: str, scale: str) -> Selection:
+def select(records: Iterable[Record], paper: str, scale: str) -> Chosen:
     """Choose the records that may be averaged: one scale, one configuration per stage, one lineage.
 
     Of several configurations of a stage the newest counts; of a stage whose parent was trained again with
@@ -150,7 +150,7 @@ def select(records: Iterable[Record], paper: str, scale: str) -> Selection:
                     )
                     changed = True
                     break
-    return Selection(kept, left_out)
+    return Chosen(kept, left_out)
 
 
 def collect(
@@ -165,12 +165,12 @@ def collect(
         tables: keep these tables (ids).
     """
     check_scale(scale)
-    selection = select(records, source.paper, scale)
+    chosen = select(records, source.paper, scale)
     wanted = source.tables if tables is None else tuple(source.table(name) for name in tables)
-    return [_fill(source, table, scale, selection) for table in wanted if scale in table.scales]
+    return [_fill(source, table, scale, chosen) for table in wanted if scale in table.scales]
 
 
-def _fill(source: Tables, table: Table, scale: str, selection: Selection) -> TableResult:
+def _fill(source: Tables, table: Table, scale: str, chosen: Chosen) -> TableResult:
     cells: dict[tuple[str, str], Cell] = {}
     notes: dict[str, None] = {}
     lacking: dict[str, dict[str, None]] = {}
@@ -178,8 +178,8 @@ def _fill(source: Tables, table: Table, scale: str, selection: Selection) -> Tab
         for metric in table.metrics:
             instances = source.instances(table, row, metric, scale)
             for instance in instances:
-                notes.update(dict.fromkeys(selection.left_out.get(instance, ())))
-            values, used, more, without = _values(row, metric, instances, selection)
+                notes.update(dict.fromkeys(chosen.left_out.get(instance, ())))
+            values, used, more, without = _values(row, metric, instances, chosen)
             notes.update(dict.fromkeys(more))
             lacking.setdefault(metric.key, {}).update(dict.fromkeys(without))
             cells[row.label, metric.id] = Cell(row.published.get(metric.id), values, tuple(used), tuple(instances))
@@ -190,15 +190,15 @@ def _fill(source: Tables, table: Table, scale: str, selection: Selection) -> Tab
 
 
 def _values(
-    row: Row, metric: Metric, instances: list[str], selection: Selection
+    row: Row, metric: Metric, instances: list[str], chosen: Chosen
 ) -> tuple[dict[Draw, float], list[Record], list[str], list[str]]:
     """Values per draw, the records behind them, remarks on what is incomplete, and stages that lack the metric."""
     values: dict[Draw, float] = {}
     used: list[Record] = []
     notes: list[str] = []
     without: list[str] = []
-    for draw in sorted({draw for stage, draw in selection.kept if stage in instances}):
-        found = [selection.kept[name, draw] for name in instances if (name, draw) in selection.kept]
+    for draw in sorted({draw for stage, draw in chosen.kept if stage in instances}):
+        found = [chosen.kept[name, draw] for name in instances if (name, draw) in chosen.kept]
         if len(found) < len(instances):
             notes.append(
                 f"{metric.label} of {row.label}, {draw}: {len(found)} of {len(instances)} stages recorded; "
