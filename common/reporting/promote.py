@@ -20,7 +20,7 @@ from common.reporting.records import (
     promoted_curves,
     promoted_file,
     read,
-    write_atomically,
+    write,
 )
 from common.reporting.tables import load
 
@@ -155,7 +155,7 @@ def _promote(record: Record, kept: Record, path: Path) -> Promotion:
         if present.started > record.started:
             return Promotion(record, KEPT, path, f"the promoted record is newer ({present.started})")
         action = UPDATED
-    write_atomically(path, portable_record)
+    write(path, portable_record)
     return Promotion(record, action, path)
 
 

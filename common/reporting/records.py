@@ -370,7 +370,7 @@ def portable(value: Any, replacements: Sequence[tuple[str, str]]) -> Any:
     return value
 
 
-def write_atomically(path: Path, record: Record) -> None:
+def write(path: Path, record: Record) -> None:
     """Write a record in one step.
 
     Raises:

@@ -615,7 +615,7 @@ def _run_claimed(
         )
         if main_process:
             metrics_file.flush()
-            records.write_atomically(directory / "record.json", record)
+            records.write(directory / "record.json", record)
             if wandb is not None:
                 run_id, made = record.wandb_run_id, (directory / "checkpoints").glob("*.ckpt")
                 about = {"config_hash": config_hash, "lineage_hash": lineage, "steps": steps}

@@ -89,7 +89,7 @@ def save(project: Path) -> Callable[[Record], Path]:
 
     def write(record: Record) -> Path:
         folder = records.run_folder(project / "runs", record.paper, record.scale, record.draw, record.stage)
-        records.write_atomically(folder / records.RECORD_FILE, record)
+        records.write(folder / records.RECORD_FILE, record)
         return folder
 
     return write

@@ -19,7 +19,8 @@ from common.reporting.compare import (
     summary,
 )
 from common.reporting.promote import promote
-from common.reporting.records import Record, promoted_file, write_atomically
+from common.reporting.records import Record, promoted_file
+from common.reporting.records import write as write_record
 from common.reporting.tables import load
 from tests.reporting.test_commands import run
 
@@ -135,7 +136,7 @@ def test_command(
     from common.reporting.papers import paper_named
 
     for record in reference:
-        write_atomically(promoted_file(paper_named("mct"), record.scale, record.draw, record.stage), record)
+        write_record(promoted_file(paper_named("mct"), record.scale, record.draw, record.stage), record)
     runs = str(project / "runs")
     (project / "runs").mkdir()
     assert run("compare", "mct", "--runs", runs, "--strict") == 1

@@ -172,14 +172,14 @@ def test_broken_files_name_the_file_and_the_field(tmp_path: Path) -> None:
 @pytest.mark.parametrize("broken", ["fsync", "replace"])
 def test_full_disk_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     path = tmp_path / "record.json"
-    records.write_atomically(path, a_record(seed=1))
+    records.write(path, a_record(seed=1))
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, broken, full)
     with pytest.raises(AtomicWriteError, match=r"could not write .*record\.json: No space left on device") as caught:
-        records.write_atomically(path, a_record(seed=2))
+        records.write(path, a_record(seed=2))
     assert caught.value.errno == errno.ENOSPC
     monkeypatch.undo()
     assert records.read(path).seed == 1

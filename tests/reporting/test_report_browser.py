@@ -39,7 +39,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         film.mux(stream.encode())
     (run / "metrics.csv").write_text("step,name,value\n" + "".join(f"{i},train/loss,{9 - i}\n" for i in range(5)))
     values = json.loads(promoted.to_json()) | {"media": ["media/clip.mp4", "media/picture.png"]}
-    records.write_atomically(run / records.RECORD_FILE, records.Record(**values))
+    records.write(run / records.RECORD_FILE, records.Record(**values))
     return build(root / "report.html", runs=root / "runs")
 
 

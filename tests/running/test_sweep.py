@@ -44,7 +44,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             started=datetime.now(UTC).isoformat(),
             metrics={"test/loss_last": temperature + request.seed, "test/n": 1.0},
         )  # fmt: skip
-        records.write_atomically(request.directory / "record.json", record)
+        records.write(request.directory / "record.json", record)
         return record
 
     monkeypatch.setattr(running, "run_stage", run_stage)
