@@ -144,7 +144,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="assemble",
         description="Re-run CVPR 2021 papers on joint representations and regenerate their tables.",
-        epilog=f"Papers: {names}. Scales: smoke (seconds), mini (minutes on a CPU), paper (the published recipe).",
+        epilog=f"Papers: {names}. Scales: smoke (seconds), mini (minutes on a CPU), single (a day on one GPU), paper "
+        "(the published recipe).",
     )
     parser.add_argument("--version", action="version", version=f"assemble {common.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")

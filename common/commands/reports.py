@@ -1,4 +1,4 @@
-"""The commands ``assemble tables | claims | compare | report | wandb-report | promote``: thin, and quick to start."""
+"""The commands of tables, claims, reports and promotion, as `assemble --help` lists them: thin, and quick to start."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ PORT = 8321
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to a command line."""
+    """Add the commands to a command line."""
     command = commands.add_parser(
         "runs",
         help="the runs here: list, filter, sort, and what differs between two",
