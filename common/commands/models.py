@@ -196,10 +196,10 @@ def _kind(arguments: argparse.Namespace, able: Callable[[Any], object], lacks: s
 
     if not able(kind):
         raise StageError(f"{paper.short} {lacks}; {others(able)} can")
-    for option in OPTIONS:
-        if getattr(arguments, option, None) is not None and option not in kind.options:
-            able_to = others(lambda one, option=option: option in one.options)
-            raise StageError(f"--{option} goes with {able_to}, not with {paper.short}")
+    given = [option for option in OPTIONS if getattr(arguments, option, None) is not None]
+    foreign = next((option for option in given if option not in kind.options), None)
+    if foreign is not None:
+        raise StageError(f"--{foreign} goes with {others(lambda one: foreign in one.options)}, not with {paper.short}")
     return kind
 
 
