@@ -164,7 +164,9 @@ class ShardedDataModule(pl.LightningDataModule):
 
         def position() -> tuple[int, int]:
             """Epoch and batch to begin with: the loader may be made before the checkpoint is read."""
-            batches = int(min(sampler.batches_per_epoch, trainer.num_training_batches))  # some, by limit_train_batches
+            batches = sampler.batches_per_epoch
+            if isinstance(trainer.limit_train_batches, int):
+                batches = min(batches, trainer.limit_train_batches)
             done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
             if done >= batches:  # the checkpoint was written in the last batch of its epoch
                 return trainer.fit_loop.epoch_progress.current.ready, 0

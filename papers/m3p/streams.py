@@ -130,7 +130,7 @@ def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str 
 
             # One process of a node makes them, the others read them; of Wikipedia they are tens of gigabytes.
             make_folder(kept.parent)
-            with exclusive(kept.with_suffix(".lock")):
+            with exclusive(kept.parent.with_suffix(".lock")):
                 if not kept.is_file():
                     write_whole(kept, write)
         return np.memmap(kept, dtype=np.int32, mode="r")
