@@ -350,6 +350,14 @@ def _loader() -> Any:
 # -- the environment and the terminal ----------------------------------------------------------------------------------
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on; SLURM gives a task a part of the node."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
     """While it lasts, variables of the environment have these values; then those from before."""

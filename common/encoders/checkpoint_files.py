@@ -90,6 +90,11 @@ def named_tensors(entries: Any) -> dict[str, Tensor]:
     }
 
 
+def tensors_in(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """`named_tensors` of a checkpoint: those under `state_dict`, else under `model`, else at the top."""
+    return named_tensors(content.get("state_dict", content.get("model", content)))
+
+
 def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Copies of the tensors whose name starts with a prefix, named without it."""
     return {key.removeprefix(prefix): value.clone() for key, value in state.items() if key.startswith(prefix)}
@@ -140,7 +145,7 @@ def load_encoder(
         content = read_checkpoint(path, "'state_dict' or 'model'")
     except CheckpointError as error:
         raise CheckpointError(f"{field}: {error}") from error
-    state = named_tensors(content.get("state_dict", content.get("model", content)))
+    state = tensors_in(content)
     expected = encoder.state_dict()
     places = [prefix for prefix in prefixes if any(prefix + name in state for name in expected)]
     if not places:

@@ -89,23 +89,19 @@ class Compared:
         last_digit = 0.5 * 10.0**-self.metric.decimals
         return max(DEVIATIONS * (self.reference.spread or 0.0), self.metric.tolerance.get(self.scale, 0.0), last_digit)
 
-    def beyond(self, ratio: float, spread: float | None = None) -> float:
-        """How often draws like the recorded ones lie further off than `ratio` times what is allowed, by Student's t.
+    def _chance(self, deviations: float) -> float:
+        """How often draws like the recorded ones lie so many of their deviations off or further, by Student's t.
 
         Both the recorded mean and spread, and the mean of mine, are of a few draws.
-
-        Args:
-            ratio: see above.
-            spread: standard deviation of the recorded draws; None for the one that was measured.
         """
-        spread = self.reference.spread if spread is None else spread
-        if not spread:
-            return 0.0
         from scipy.special import stdtr
 
         recorded, mine = len(self.reference.values), len(self.mine.values)
-        error = spread * math.sqrt(1 / recorded + 1 / mine)
-        return float(2 * stdtr(recorded - 1, -ratio * self.allowed / error))
+        return float(2 * stdtr(recorded - 1, -deviations / math.sqrt(1 / recorded + 1 / mine)))
+
+    def beyond(self, ratio: float) -> float:
+        """How often draws like the recorded ones lie further off than `ratio` times what is allowed."""
+        return self._chance(ratio * self.allowed / self.reference.spread) if self.reference.spread else 0.0
 
     @property
     def likelihood(self) -> float:
@@ -113,7 +109,7 @@ class Compared:
 
         The spread is taken as half of what is allowed, if it is less: of five draws it can come out as next to nothing.
         """
-        return self.beyond(self.ratio, self.allowed / DEVIATIONS) if self.reference.spread else 1.0
+        return self._chance(DEVIATIONS * self.ratio) if self.reference.spread else 1.0
 
     @property
     def ratio(self) -> float:

@@ -535,16 +535,12 @@ def hardware(accelerators: Sequence[str] = (), isa: str = NATIVE) -> dict[str, A
         that was `requested`, and the strongest that the `machine` has.
     """
     try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        cores = os.cpu_count() or 1
-    try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     except (AttributeError, ValueError, OSError):
         memory = 0.0
     return {
         "cpu": _cpu_model(),
-        "cores": cores,
+        "cores": files.usable_cores(),
         "memory_gib": round(memory, 1),
         "accelerators": list(accelerators),
         "isa": {"requested": isa, "machine": machine_isa()},

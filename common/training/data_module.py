@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from common.data.items import ItemDataset
 from common.data.samplers import EpochSampler, ShardSampler
 from common.data.worlds.base import World
+from common.files import usable_cores
 from common.types import Fraction, NonNegativeInt, PositiveInt
 
 # Makes a batch of samples; None = stack tensors of one shape.
@@ -199,7 +200,7 @@ class ShardedDataModule(pl.LightningDataModule):
 
     def _workers(self, dataset: Dataset[Any], batch_size: int, key: Any) -> dict[str, Any]:
         """Arguments of a loader of so many samples a batch; `key` is one that the data set takes."""
-        workers, ahead = min(self.num_workers, _processors()), None
+        workers, ahead = min(self.num_workers, usable_cores()), None
         items = _items_of(dataset)
         if workers and items is not None:
             # A cache filled before the fork is shared by all workers and by all stages of this process.
@@ -240,11 +241,6 @@ class ShardedDataModule(pl.LightningDataModule):
                 "skipped_names": names[:20],
             }
         return described
-
-
-def _processors() -> int:
-    """Cores that this process may run on; SLURM gives a task a part of the node."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _leave_the_group(worker: int) -> None:

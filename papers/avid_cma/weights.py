@@ -17,6 +17,7 @@ from common.encoders.checkpoint_files import (
     first_of,
     named_tensors,
     read_checkpoint,
+    tensors_in,
 )
 from common.encoders.video import R2Plus1D
 from common.files import write_whole
@@ -83,7 +84,7 @@ def load_pretraining(path: str | Path, model: nn.Module, field: str = "model.war
 
 def _tensors(path: str | Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Those below `state_dict` (ours) or `model` (released), or of a file that has them at its top."""
-    state = named_tensors(content.get("state_dict", content.get("model", content)))
+    state = tensors_in(content)
     if not state:
         raise CheckpointError(
             f"{path}: not a checkpoint of AVID-CMA: expected the entries {NEEDED}, found {first_of(list(content))}"

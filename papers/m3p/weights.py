@@ -16,8 +16,8 @@ from common.encoders.checkpoint_files import (
     below,
     differences,
     first_of,
-    named_tensors,
     read_checkpoint,
+    tensors_in,
 )
 from common.files import write_whole
 from papers.m3p.model import M3P
@@ -191,7 +191,7 @@ def _file(path: Path) -> Path:
 
 def _tensors(path: str | Path) -> dict[str, Tensor]:
     content = read_checkpoint(path, "'model' or 'state_dict'")
-    return named_tensors(content.get("state_dict", content.get("model", content)))
+    return tensors_in(content)
 
 
 def _of_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

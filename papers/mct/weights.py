@@ -18,8 +18,8 @@ from common.encoders.checkpoint_files import (
     below,
     differences,
     first_of,
-    named_tensors,
     read_checkpoint,
+    tensors_in,
 )
 from common.files import write_whole
 
@@ -91,7 +91,7 @@ def load_backbone(path: str | Path) -> dict[str, Tensor]:
     Source: [11].
     """
     content = read_checkpoint(path, NEEDED)
-    state = _tensors(content)
+    state = tensors_in(content)
     for prefix in PREFIXES:
         if f"{prefix}conv1.weight" in state:
             return _with_counters(_without_classifier(below(state, prefix)))
@@ -113,7 +113,7 @@ def import_moco(path: str | Path) -> ImportedMoCo:
     Source: [11].
     """
     content = read_checkpoint(path, NEEDED)
-    state = _tensors(content)
+    state = tensors_in(content)
     queue, pointer = state.get("queue"), state.get("queue_ptr")
     query, key = (_without_classifier(below(state, f"encoder_{which}.")) for which in "qk")
     if not query or not key or queue is None or pointer is None:
@@ -152,7 +152,7 @@ def import_virtex(path: str | Path) -> ImportedVirTex:
     Source: [11].
     """
     content = read_checkpoint(path, NEEDED)
-    state = _tensors(content)
+    state = tensors_in(content)
     textual = {key: value.clone() for key, value in state.items() if key.startswith(("textual.", "backward_textual."))}
     visual = below(state, "visual.cnn.")
     if not textual or not visual:
@@ -227,10 +227,6 @@ def detectron2_name(name: str) -> str:
         else:
             renamed.append(part)
     return ".".join(renamed)
-
-
-def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    return named_tensors(content.get("state_dict", content.get("model", content)))
 
 
 def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
