@@ -28,7 +28,7 @@ from common.stages.configuration import (
     recipes_of,
     resolve,
 )
-from common.stages.launch import is_main_process
+from common.stages.launch import is_main_process, require_processes
 from common.stages.plan import Selection, request_for
 from common.stages.run import StageRequest, dataset_entries, recorded_lineage, run_stage
 
@@ -251,6 +251,12 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
     weights = checkpoint or request.directory / "checkpoints" / "last.ckpt"
     if not run.trains:
         raise StageError(f"{request.stage} trains nothing: `assemble fit` measures it and writes its record")
+    config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
+    config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in {"limit_val_batches", "callbacks"}}
+    if command == "predict":
+        # One file holds all outputs; of several processes each would write its share over the others'.
+        config["trainer"] |= {"devices": 1, "num_nodes": 1}
+    require_processes(config["trainer"])
     if not weights.is_file():
         raise StageError(f"{weights} does not exist: train the stage first (assemble fit) or give --checkpoint")
     from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
@@ -268,12 +274,10 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
             )
     except CheckpointError as error:
         raise StageError(str(error)) from None
-    config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
     for name, parent in request.parents.items():
         # A network that measures is no part of the weights; one that training started from may be gone by now.
         if parent.checkpoint(run.start_from).is_file():
             config = merge(config, place(config, name, str(parent.checkpoint(run.start_from))))
-    config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in {"limit_val_batches", "callbacks"}}
     # The pictures of a test go beside the record's, not over them.
     folder = request.directory / command
     cli = build(run, config, {"default_root_dir": str(folder), "logger": False})
@@ -289,7 +293,8 @@ def _use(command: str, request: StageRequest, checkpoint: Path | None) -> int:
         **({} if command == "predict" else {"verbose": False}),
     )
     if command != "predict":
-        _print_metrics({name: float(value) for name, value in sorted(cli.trainer.callback_metrics.items())})
+        if is_main_process():
+            _print_metrics({name: float(value) for name, value in sorted(cli.trainer.callback_metrics.items())})
         return 0
     path = folder / "predictions.pt"
     write_whole(path, lambda whole: torch.save(outputs, whole))

@@ -188,11 +188,13 @@ def test_fit_test_validate_and_predict(capsys: pytest.CaptureFixture[str], tmp_p
     assert "test/retrieval_r1" in fitted
     assert main(["validate", *common]) == 0
     assert "val/loss" in capsys.readouterr().out
-    assert main(["predict", *common]) == 0
-    (path,) = tmp_path.rglob("predictions.pt")
-    outputs = torch.load(path, weights_only=True)
-    assert sum(len(batch["index"]) for batch in outputs) == 20
     checkpoint = next(tmp_path.rglob("last.ckpt"))
+    # One process writes all outputs, also where training takes several.
+    for more in ([], ["--trainer.devices", "2", "--checkpoint", str(checkpoint)]):
+        assert main(["predict", *common, *more]) == 0
+        path = Path(capsys.readouterr().out.split("written to ")[1].strip())
+        outputs = torch.load(path, weights_only=True)
+        assert sum(len(batch["index"]) for batch in outputs) == 20
     assert main(["test", *common, "--checkpoint", str(checkpoint), "--seed", "0"]) == 0
     assert (
         capsys.readouterr().out.split("test/retrieval_r1")[1].split()[0]
