@@ -36,35 +36,35 @@ setup: $(STAMP) ## Make the virtual environment from requirements.lock
 # uv is asked for by name; where it is missing, pip brings it into a folder of its own, which every system allows.
 $(STAMP): requirements.lock pyproject.toml
 	@command -v uv >/dev/null || test -x .uv/bin/uv || { $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet uv; }
-	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); set -e; \
-	  test -x $(VENV)/bin/python || $$UV venv --quiet --python $(PYTHON) $(VENV); \
-	  export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
+	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); set -e; \
+	  test -x $(VENV)/bin/python || "$$UV" venv --quiet --python $(PYTHON) $(VENV); \
+	  export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 	  if [ "$(TORCH)" = cpu ]; then \
-	    $$UV pip install --quiet --compile-bytecode --torch-backend cpu --no-verify-hashes \
+	    "$$UV" pip install --quiet --compile-bytecode --torch-backend cpu --no-verify-hashes \
 	      --constraint requirements.lock --editable ".[dev,hub]"; \
 	  else \
-	    $$UV pip sync --quiet --compile-bytecode --require-hashes requirements.lock; \
-	    $$UV pip install --quiet --no-deps --editable .; \
+	    "$$UV" pip sync --quiet --compile-bytecode --require-hashes requirements.lock; \
+	    "$$UV" pip install --quiet --no-deps --editable .; \
 	  fi
 	@touch $@
 
 extra-%: $(STAMP) ## Install an optional part (extra-datasets, -tensorboard, -decoders, -captioning; pyproject.toml says what for)
-	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
-	  $$UV pip install --quiet --constraint requirements.lock --editable ".[$*]"
+	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
+	  "$$UV" pip install --quiet --constraint requirements.lock --editable ".[$*]"
 
 # One lock for all: markers say what is for which system. Versions stay as they are where they fit; UPGRADE=1 takes new ones.
 lock: ## Write requirements.lock anew from pyproject.toml (UPGRADE=1)
-	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); \
-	  $$UV pip compile pyproject.toml --quiet --extra dev --extra hub --universal --python-version 3.11 --generate-hashes \
+	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); \
+	  "$$UV" pip compile pyproject.toml --quiet --extra dev --extra hub --universal --python-version 3.11 --generate-hashes \
 	    --no-header --no-annotate $(if $(UPGRADE),--upgrade) --output-file requirements.lock
 
 PLATFORMS := x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu aarch64-apple-darwin
 
 # Nothing is installed. Of macOS the oldest that the wheels are for.
 lock-check: ## Whether the lock can be installed from wheels on every system, Python 3.11 to 3.13
-	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); failed=0; \
+	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); failed=0; \
 	  for platform in $(PLATFORMS); do for python in 3.11 3.12 3.13; do \
-	    if told=$$(MACOSX_DEPLOYMENT_TARGET=14.0 $$UV pip install --dry-run --only-binary :all: --require-hashes \
+	    if told=$$(MACOSX_DEPLOYMENT_TARGET=14.0 "$$UV" pip install --dry-run --only-binary :all: --require-hashes \
 	      --python-platform $$platform --python-version $$python --target .lock-check -r requirements.lock 2>&1); \
 	    then echo "$$platform, Python $$python: $$(grep -c '^ + ' <<< "$$told") packages"; \
 	    else failed=1; echo "$$platform, Python $$python: $$told"; fi; \
@@ -72,8 +72,8 @@ lock-check: ## Whether the lock can be installed from wheels on every system, Py
 
 # pip-audit is no dependency: it runs in an environment of its own.
 audit: $(STAMP) ## Known weaknesses of the locked packages, by a public database; says what it could not ask
-	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); \
-	  $$UV tool run --quiet pip-audit --requirement requirements.lock --disable-pip --require-hashes --format json \
+	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); \
+	  "$$UV" tool run --quiet pip-audit --requirement requirements.lock --disable-pip --require-hashes --format json \
 	    --progress-spinner off 2>/dev/null | $(VENV)/bin/python .ci/audit.py
 
 reproduce-%: $(STAMP) ## Train and evaluate one paper (avid), print and write its tables
@@ -143,23 +143,23 @@ docs: $(STAMP) $(VENV)/.docs ## The pages as a site with search and a reference,
 
 # No dependency of the suite either.
 $(VENV)/.docs: $(STAMP)
-	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
-	  $$UV pip install --quiet --constraint requirements.lock "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=0.26,<2" && touch $@
+	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
+	  "$$UV" pip install --quiet --constraint requirements.lock "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=0.26,<2" && touch $@
 
 bench: $(STAMP) $(VENV)/.bench ## Speed as ratios against named peers, written into docs/speed.md; on a quiet machine
 	BENCH=$(or $(BENCH),docs/speed.md) $(VENV)/bin/python -m pytest tests/benchmarks -o addopts="" -q -s
 
 # What is compared with is no dependency of the suite; where it cannot be installed, its comparisons are skipped.
 $(VENV)/.bench: $(STAMP)
-	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
-	  $$UV pip install --quiet --constraint requirements.lock "lightly>=1.5.20,<2" "pycocoevalcap>=1.2" \
-	    && $$UV pip install --quiet --no-deps "torchcodec>=0.17" \
+	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
+	  "$$UV" pip install --quiet --constraint requirements.lock "lightly>=1.5.20,<2" "pycocoevalcap>=1.2" \
+	    && "$$UV" pip install --quiet --no-deps "torchcodec>=0.17" \
 	    && touch $@ || echo "lightly, pycocoevalcap or torchcodec could not be installed: their comparisons are skipped"
 
 # The jars of METEOR and of the original tokenizer, for the tests that need Java.
 $(VENV)/.captioning: $(STAMP)
-	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
-	  $$UV pip install --quiet --constraint requirements.lock "pycocoevalcap>=1.2" && touch $@
+	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
+	  "$$UV" pip install --quiet --constraint requirements.lock "pycocoevalcap>=1.2" && touch $@
 
 mutation: $(STAMP) $(VENV)/.mutation ## Changes to the losses that no test notices (FILE=common/losses/nce.py)
 	$(VENV)/bin/mutmut run --max-children $(TEST_JOBS) $(if $(FILE),"$(subst /,.,$(basename $(FILE))).*")
@@ -168,8 +168,8 @@ mutation: $(STAMP) $(VENV)/.mutation ## Changes to the losses that no test notic
 
 # No dependency of the suite either.
 $(VENV)/.mutation: $(STAMP)
-	@UV=$$(command -v uv || echo $(CURDIR)/.uv/bin/uv); export VIRTUAL_ENV=$(CURDIR)/$(VENV); \
-	  $$UV pip install --quiet --constraint requirements.lock "mutmut>=3.8,<4" && touch $@
+	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
+	  "$$UV" pip install --quiet --constraint requirements.lock "mutmut>=3.8,<4" && touch $@
 
 lint: $(STAMP) ## Style and types
 	$(VENV)/bin/ruff check .

@@ -51,9 +51,9 @@ def examine(data: Path, papers: list[str]) -> int:
         try:
             module = importlib.import_module(name)
             table.add_row(name, str(getattr(module, "__version__", "present")))
-        except ImportError as error:
+        except Exception as error:  # a library of another build raises what it likes
             missing.append(name)
-            table.add_row(name, f"[red]does not import: {error}[/red]")
+            table.add_row(name, f"[red]does not import: {escape(str(error))}[/red]")
     if not missing:
         table.add_row("reader", _reader())
     if "torch" not in missing:

@@ -21,7 +21,7 @@ from common.commands.models import add_parsers as add_use_parsers
 from common.commands.runs import add_parsers as add_runs_parsers
 from common.commands.sweep import add_parser as add_sweep_parser
 from common.errors import Preempted, ReportingError, StageError, is_ours, nearest, printable
-from common.files import console, described, write_atomically
+from common.files import console, described, usable_cores, write_atomically
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, use
 from common.reporting.papers import (
     PROMOTED_SCALES,
@@ -82,6 +82,11 @@ def _check_neighbor() -> None:
         )
 
 
+def _at_home(value: Any) -> Any:
+    """A path below the home folder where it begins with `~`, which a shell leaves as it is after `--output=`."""
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
+
+
 def _run(argv: Sequence[str] | None) -> int:
     try:
         _check_neighbor()
@@ -106,6 +111,8 @@ def _run(argv: Sequence[str] | None) -> int:
         one = " (it takes one paper; run it for each)" if named & set(rest) else ""
         _subcommands(parser)[arguments.command].error(f"unrecognized arguments: {' '.join(rest)}{one}")
     arguments.rest = rest
+    for name, value in vars(arguments).items():
+        setattr(arguments, name, [*map(_at_home, value)] if isinstance(value, list) else _at_home(value))
     from common.stages.configuration import ConfigurationError
 
     try:
@@ -315,7 +322,7 @@ def _reproduce_command(arguments: argparse.Namespace) -> int:
     selection = _selection(arguments)
     if arguments.jobs < 0:
         raise StageError(f"--jobs must be at least 1, got {arguments.jobs}")
-    jobs = arguments.jobs or (min(os.cpu_count() or 1, 4) if selection.hardware == "cpu" else 1)
+    jobs = arguments.jobs or (min(usable_cores(), 4) if selection.hardware == "cpu" else 1)
     paper = paper_named(arguments.paper).name
     printed: set[str] = set()
 

@@ -229,11 +229,13 @@ def _suffixes(kind: str) -> frozenset[str]:
 
 def _found(paths: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
     """Files, and the files below folders that can be of one of the kinds, sorted by name."""
+    from common.data.datasets.base import walk
+
     suffixes = frozenset[str]().union(*(_suffixes(kind) for kind in kinds))
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            below = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+            below = sorted(path / name for name, _ in walk(path, suffixes, []) if (path / name).is_file())
             if not below:
                 raise StageError(f"{path} holds no file that can be read as {' or '.join(kinds)}")
             found += below
@@ -255,11 +257,11 @@ def _lines(path: Path) -> list[str]:
     return texts
 
 
-def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]]) -> None:
+def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]], told: str = "passed over") -> None:
     if skipped:
         reasons = list(dict.fromkeys(reason for _, reason in skipped))  # each kind reads a file anew
         count = len({place for place, _ in skipped})
-        print(f"{count} of {len(items)} {'texts' if items and isinstance(items[0], str) else 'files'} passed over:")
+        print(f"{count} of {len(items)} {'texts' if items and isinstance(items[0], str) else 'files'} {told}:")
         for reason in reasons[:NAMED]:
             print(f"  {printable(reason)}")
         if len(reasons) > NAMED:
@@ -312,7 +314,8 @@ def _embed_command(arguments: argparse.Namespace) -> int:
         if told is not None:
             columns[f"{kind}_words"] = np.array(told)
     _print_rows([*map(str, paths), *texts], rows, columns)
-    _tell_skipped(paths, skipped)
+    partly = any(str(paths[place]) in named for place, _ in skipped for named in rows.values())
+    _tell_skipped(paths, skipped, "not read in every way" if partly else "passed over")
     columns["model"] = np.array(model.fingerprint())
 
     def write(path: Path) -> None:
@@ -399,6 +402,9 @@ def _pair(of_paper: Any, arguments: argparse.Namespace) -> tuple[str, str]:
         return (kind != "text") == (among.is_dir() or among.suffix in REGION_SUFFIXES)
 
     found = [pair for pair in of_paper.retrieves if fits(*pair)]
+    media = frozenset[str]().union(*(_suffixes(kind) for pair in of_paper.retrieves for kind in pair if kind != "text"))
+    if not is_file and arguments.query_kind is None and path.suffix.lower() in media:
+        raise StageError(f"--query {path}: there is no such file; `--from text` takes the name as a text")
     if not found:
         known = ", ".join(f"--from {query_kind} --to {kind}" for query_kind, kind in of_paper.retrieves)
         what = f"the file {path}" if is_file else f"the text {arguments.query!r} (no file has that name)"

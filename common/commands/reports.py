@@ -252,9 +252,8 @@ def wandb_report_command(args: argparse.Namespace) -> int:
 
     names, runs = _names(args), _folder(args)
     missing = "--offline" if args.offline else why_no_key()
-    sending = not missing
-    if sending and (reason := why_unreachable()):
-        raise ReportingError(f"W&B: {reason}; `--offline` writes the reports to files instead")
+    unreachable = None if missing else why_unreachable()
+    sending = not missing and not unreachable
     from common.reporting import wandb_report
 
     entity = args.entity or entity_of_environment() or (wandb_report.default_entity() if sending else "")
@@ -275,7 +274,9 @@ def wandb_report_command(args: argparse.Namespace) -> int:
         if known is not None:
             print(f"sent: {wandb_report.send(report, known.id(report.title))}")
             known.keep(report.title, report.id)
-    if not sending:
+    if unreachable:
+        raise ReportingError(f"W&B: {unreachable}; the reports are written and not sent")
+    if missing:
         again = " ".join(["assemble wandb-report", *args.papers, *(["--runs", str(runs)] if runs else [])])
         again += f" --entity {args.entity}" if args.entity else ""
         print(f"not sent: {missing}; with a key, `{again}` sends them")

@@ -152,9 +152,9 @@ def _add(sample: dict[str, Any], suffix: str, content: bytes, where: str) -> Non
         return
     try:
         if suffix in ("txt", "caption", "text"):
-            sample["caption"] = content.decode("utf-8").strip()
+            sample["caption"] = content.decode("utf-8-sig").strip()
         elif suffix in ("cls", "label"):
-            sample["label"] = content.decode("utf-8").strip()
+            sample["label"] = content.decode("utf-8-sig").strip()
         elif suffix == "json":
             facts = json.loads(content)
             if not isinstance(facts, dict):
@@ -179,6 +179,23 @@ def _samples_of_datasets(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from None
     loaded = datasets.load_from_disk(str(source))
     parts = dict(loaded) if isinstance(loaded, dict) else {"": loaded}
+    foreign = [name for name in parts if name and name.lower() not in SPLIT_OF]
+    if foreign and len(foreign) < len(parts):
+        raise StageError(
+            f"{source}: the split {foreign[0]!r} is none of {', '.join(SPLIT_OF)}, as others are: rename it, or save "
+            "the data set without it"
+        )
+    known = [
+        value is not None and value >= 0
+        for part in parts.values()
+        for column in _classes(source, part)
+        for value in part[column]
+    ]
+    if any(known) and not all(known):
+        raise StageError(
+            f"{source}: {known.count(False)} of {len(known)} rows have no class (-1), where others have one: save the "
+            "data set without these rows or splits, or without the column"
+        )
     for split, part in parts.items():
         media = {}
         for column, feature in part.features.items():
@@ -186,15 +203,9 @@ def _samples_of_datasets(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if kind in dict(_KINDS):
                 media[column] = kind
                 part = part.cast_column(column, type(feature)(decode=False))
-        classes = {name: feature for name, feature in part.features.items() if type(feature).__name__ == "ClassLabel"}
-        if len(classes) > 1 and "label" not in classes:
-            raise StageError(
-                f"{source}: the columns {', '.join(classes)} all hold classes: rename the one to use to 'label'"
-            )
-        if "label" in classes:
-            classes = {"label": classes["label"]}
+        classes = _classes(source, part)
         for number, row in enumerate(part):
-            sample: dict[str, Any] = {"split": split} if split in SPLIT_OF else {}
+            sample: dict[str, Any] = {"split": split} if split.lower() in SPLIT_OF else {}
             for column, value in row.items():
                 if value is None:
                     continue
@@ -202,10 +213,18 @@ def _samples_of_datasets(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     name, content = _file_of(value, media[column], source)
                     sample.setdefault(os.path.splitext(name)[1].lower(), content)
                 elif column in classes:
-                    sample["label"] = classes[column].int2str(value) if value >= 0 else ""
+                    sample |= {"label": classes[column].int2str(value)} if value >= 0 else {}
                 elif column in _TEXTS or column.startswith("caption_"):
                     sample[column] = value
             yield f"{split or 'all'}/{number:07d}", sample
+
+
+def _classes(source: Path, part: Any) -> dict[str, Any]:
+    """The column of a split that holds classes, with its names; none or one."""
+    found = {name: feature for name, feature in part.features.items() if type(feature).__name__ == "ClassLabel"}
+    if len(found) > 1 and "label" not in found:
+        raise StageError(f"{source}: the columns {', '.join(found)} all hold classes: rename the one to use to 'label'")
+    return {"label": found["label"]} if "label" in found else found
 
 
 def _file_of(value: Mapping[str, Any], kind: str, source: Path) -> tuple[str, bytes]:

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from common.files import write_whole
+
 #: What the classifiers of networks of torchvision and timm are called: no part of an encoder.
 CLASSIFIERS = ("fc.", "classifier.", "head.")
 
@@ -172,6 +174,24 @@ def load_encoder(
             f"{type(encoder).__name__}: {problem}. Give the encoder the sizes that it was pre-trained with."
         )
     encoder.load_state_dict(found)
+
+
+def write_torch(output: str | Path, content: Mapping[str, Any]) -> Path:
+    """Write entries with `torch.save`; the file appears whole or not at all.
+
+    Args:
+        output: the file.
+        content: tensors and plain data.
+
+    Returns:
+        `output`.
+
+    Raises:
+        ValueError: its name ends as that of a file in another format.
+    """
+    if Path(output).suffix in (".safetensors", ".npz", ".pkl"):
+        raise ValueError(f"output: the file is one of torch.save, such as .pth, got {str(output)!r}")
+    return write_whole(output, lambda path: torch.save(content, path))
 
 
 def _is_safetensors(path: Path) -> bool:

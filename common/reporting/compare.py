@@ -109,7 +109,7 @@ class Compared:
 
         The spread is taken as half of what is allowed, if it is less: of five draws it can come out as next to nothing.
         """
-        return self._chance(DEVIATIONS * self.ratio) if self.reference.spread else 1.0
+        return 1.0 if self.reference.spread is None else self._chance(DEVIATIONS * self.ratio)
 
     @property
     def ratio(self) -> float:

@@ -338,9 +338,12 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], li
             files.append(Path(value))
         else:
             try:
-                overrides.append((key, parse_yaml(value)))
+                parsed = parse_yaml(value)
             except ValueError as error:
                 raise ConfigurationError(f"--{key} {value}: the value is {error}") from None
+            if isinstance(parsed, str) and value.strip()[0] not in "'\"|>!&*":
+                parsed = value.strip()  # of "clips #2" YAML takes the second half for a comment
+            overrides.append((key, parsed))
     return overrides, files
 
 

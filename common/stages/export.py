@@ -447,7 +447,7 @@ def write_export(
     if trained.step not in (None, record.steps):
         raise StageError(
             f"{checkpoint} is of step {trained.step:,}, but the record beside it measured step {record.steps:,}: "
-            "export last.ckpt, or measure this one as a stage of its own (`assemble test ... --checkpoint`)"
+            "export last.ckpt"
         )
     # Built once, so that no folder is written that cannot be read.
     model.of(trained)
@@ -511,6 +511,17 @@ def _check_free(output: Path, force: bool) -> None:
         raise StageError(f"--output {output} holds something else and is not touched: give another folder")
     if not force:
         raise StageError(f"--output {output} holds an export already: give another folder, or --force to replace it")
+    try:
+        written = {CONFIGURATION, CARD, *json.loads((output / CONFIGURATION).read_bytes())["files"]}
+    except (ValueError, KeyError, TypeError):  # damaged; its files have our names at least
+        written = {CONFIGURATION, CARD, WEIGHTS, RECORD}
+    names = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
+    more = [name for name in names if name not in written and not name.startswith(".cache/")]  # of `hf download`
+    if more:
+        raise StageError(
+            f"--output {output} also holds {more[0]}, which is no part of the export and --force would delete: move it "
+            "away, or give another folder"
+        )
 
 
 @dataclass(frozen=True)

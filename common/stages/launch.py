@@ -37,14 +37,20 @@ def require_processes(trainer: Mapping[str, Any]) -> None:
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if not isinstance(devices, int) or not isinstance(nodes, int) or devices < 1:
         return  # "auto", or a list of cards: Lightning counts
-    wanted, step = devices * nodes, os.environ.get("SLURM_STEP_NUM_TASKS")
+    wanted, interactive = devices * nodes, os.environ.get("SLURM_JOB_NAME") in _INTERACTIVE
     if "TORCHELASTIC_RUN_ID" in os.environ:
         started = int(os.environ["WORLD_SIZE"])
-    elif "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in _INTERACTIVE:
-        started = int(step or os.environ["SLURM_NTASKS"])
-        if started != wanted and nodes == 1 and step is None and is_main_process():
-            del os.environ["SLURM_NTASKS"]
+    elif "SLURM_NTASKS" in os.environ and not interactive:
+        # A batch script is one process, however many tasks it may start.
+        started = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+        if nodes == 1 and "SLURM_STEP_NUM_TASKS" not in os.environ:
+            os.environ.pop("SLURM_NTASKS")
             return
+    elif interactive and os.environ.get("SLURM_PROCID", "0") != "0" and "LOCAL_RANK" not in os.environ:
+        raise StageError(
+            "srun started several processes of a program called bash, which Lightning takes for a shell in which it "
+            "starts the processes itself: give srun --job-name"
+        )
     elif nodes == 1:
         return
     else:

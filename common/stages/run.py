@@ -172,7 +172,8 @@ def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -
 def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: str) -> Path | None:
     """Make the stage's folder its own; returns the checkpoint to go on from, if there is one.
 
-    A folder that another configuration left behind is moved to `<stage>.previous`, never overwritten.
+    A folder that another configuration left behind is moved to `<stage>.previous`; what was only begun gives way to a
+    finished run that lies there.
     """
     directory = request.directory
     identity = {"lineage_hash": lineage, "stack": run.describe(), "arguments": list(request.arguments)}
@@ -186,9 +187,16 @@ def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: st
             and any(not path.name.startswith(".") for path in directory.iterdir())
         ):
             previous = directory.with_name(directory.name + ".previous")
-            shutil.rmtree(previous, ignore_errors=True)
-            directory.rename(previous)
-            print(f"  {request.stage}: the configuration changed; the earlier run is kept in {previous}")
+            if (previous / "record.json").is_file() and not (directory / "record.json").is_file():
+                shutil.rmtree(directory)
+                print(
+                    f"  {request.stage}: the configuration changed; the finished run is kept in {previous}, what "
+                    "was only begun in between is not"
+                )
+            else:
+                shutil.rmtree(previous, ignore_errors=True)
+                directory.rename(previous)
+                print(f"  {request.stage}: the configuration changed; the earlier run is kept in {previous}")
         make_folder(directory)
         write_atomically(identity_path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
         # A record made by other parents goes, and so does one whose training begins anew: others would start from it

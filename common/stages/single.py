@@ -15,7 +15,7 @@ import yaml
 from common.data.checksums import digest
 from common.errors import StageError, nearest
 from common.reporting.papers import example_stage, paper_named
-from common.reporting.records import MACHINE_KEYS, config_hash, short_name
+from common.reporting.records import IGNORED_KEYS, MACHINE_KEYS, config_hash, short_name
 from common.reporting.tables import ROW, StageInstance, expand, load
 from common.stages.configuration import (
     ConfigurationError,
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
 _DATA = "$DATA/"
 #: What fields that name a file or folder of weights or of statistics end with.
-WEIGHTS = ("pretrained", "warm_start", "statistics")
+WEIGHTS = ("pretrained", "warm_start", "statistics", "checkpoint")
+#: What says which weights of a file; a hash leaves it out with the file, which a file of overrides names, too.
+_WHICH_WEIGHTS = frozenset({"encoder_prefixes", "text_encoder_prefixes", "checkpoint"})
 
 
 def find_request(name: str, selection: Selection, arguments: Sequence[str] = ()) -> StageRequest:
@@ -101,22 +103,34 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
         lineage(parent)
     request = request_for(paper, instance, selection, seed, lineages, arguments)
     stage = request.stage
-    # One more logger changes nothing of what is measured.
-    changed = (f for f in given if f.rpartition(".")[2] not in MACHINE_KEYS and not f.startswith("trainer.logger"))
-    if files or any(changed):
+    words = _words_that_count(arguments)
+    if words:
         # With a data set of one's own, the folder says which: hashes of configurations leave out where things lie.
         where = [str(selection.data)] if any(field.endswith(".dataset") for field in given) else []
         where += _own_folders(request)
         # So does the content of files: of these, but for where things lie, and of the weights that they name.
-        where += [config_hash(load_yaml(file)) for file in files]
+        where += [config_hash(load_yaml(file), IGNORED_KEYS - _WHICH_WEIGHTS) for file in files]
         where += _weights(stated, request.data)
-        # `--field=value`, as a sweep writes it, is the run of `--field value`.
-        words = [word for one in arguments for word in (one.split("=", 1) if one.startswith("--") else [one])]
         stage += "+" + hashlib.sha256("\0".join([*words, *where]).encode()).hexdigest()[:6]
     # A parent given on the command line or in a file of it replaces that of the table.
     fields = {short_name(field) for field in (*given, *(field for field, _ in stated))}
     kept = {field: parent for field, parent in request.parents.items() if short_name(field) not in fields}
     return replace(request, stage=stage, parents=kept)
+
+
+def _words_that_count(arguments: Sequence[str]) -> list[str]:
+    """The words of overrides, but of those that change nothing of what is measured: the machine, one more logger.
+
+    `--field=value`, as a sweep writes it, is the run of `--field value`.
+    """
+    words: list[str] = []
+    pending = list(arguments)
+    while pending:
+        flag, equals, value = pending.pop(0).partition("=")
+        value = value if equals else pending.pop(0)
+        if flag.rpartition(".")[2] not in MACHINE_KEYS and not flag.startswith("--trainer.logger"):
+            words += [flag, value]
+    return words
 
 
 def _weights(stated: Sequence[tuple[str, Any]], data: Path) -> list[str]:

@@ -126,6 +126,7 @@ def chosen_metric(trials: Sequence[Trial], metric: str | None) -> tuple[str, boo
 
 def result(trials: Sequence[Trial], metric: str, larger: bool) -> Table:
     """The trials for the terminal, the best first: mean and standard deviation over seeds of a few metrics."""
+    from rich.markup import escape
     from rich.table import Table
 
     measured = [(trial, trial.metrics()) for trial in trials]
@@ -138,7 +139,7 @@ def result(trials: Sequence[Trial], metric: str, larger: bool) -> Table:
     for trial, found in done + [pair for pair in measured if not pair[1].get(metric)]:
         cells = [_told(found.get(name, [])) for name in metrics]
         seeds = f"{len(found.get(metric, []))} of {len(trial.requests)}"
-        table.add_row(*[value for _, value in trial.values], *cells, seeds, trial.requests[0].stage)
+        table.add_row(*[escape(value) for _, value in trial.values], *cells, seeds, trial.requests[0].stage)
     return table
 
 

@@ -18,9 +18,9 @@ from common.encoders.checkpoint_files import (
     named_tensors,
     read_checkpoint,
     tensors_in,
+    write_torch,
 )
 from common.encoders.video import R2Plus1D
-from common.files import write_whole
 
 Modality = Literal["video", "audio"]
 TOWERS: dict[str, str] = {"video": "video_model.", "audio": "audio_model."}
@@ -141,7 +141,11 @@ def export(checkpoint: str | Path, output: str | Path, layout: Modality = "video
 
     Returns:
         `output`.
+
+    Raises:
+        CheckpointError: see `load_backbone`.
+        ValueError: `output` ends as a file of another format does.
     """
     backbone = load_backbone(checkpoint, layout)
     content = {"format": BACKBONE_FORMAT, "paper": "avid_cma", "modality": layout, "state_dict": backbone}
-    return write_whole(output, lambda path: torch.save(content, path))
+    return write_torch(output, content)

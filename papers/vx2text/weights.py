@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from common.encoders.checkpoint_files import (
@@ -15,8 +14,8 @@ from common.encoders.checkpoint_files import (
     first_of,
     named_tensors,
     read_checkpoint,
+    write_torch,
 )
-from common.files import write_whole
 from papers.vx2text.clips import Modality
 from papers.vx2text.language_model import LanguageModel
 from papers.vx2text.tokens import ModalityClassifier
@@ -137,6 +136,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "kinetic
 
     Raises:
         CheckpointError: the file is missing, unreadable, or holds no such part.
+        ValueError: `output` ends as a file of another format does.
     """
     state = _named(checkpoint, "--checkpoint")
     part = _PART_OF[layout]
@@ -152,7 +152,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "kinetic
     if not found:
         raise CheckpointError(f"--checkpoint: {checkpoint} holds no {part}; its entries are {first_of(list(state))}")
     content = {"model": found} if layout == "panns" else found
-    return write_whole(output, lambda path: torch.save(content, path))
+    return write_torch(output, content)
 
 
 def _named(path: str | Path, field: str) -> dict[str, Tensor]:

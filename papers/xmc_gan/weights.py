@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.encoders.checkpoint_files import CheckpointError, below, named_tensors, read_checkpoint
+from common.encoders.checkpoint_files import CheckpointError, below, named_tensors, read_checkpoint, write_torch
 from common.files import write_whole
 from papers.xmc_gan.model import Discriminator
 
@@ -144,6 +144,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "generat
 
     Raises:
         CheckpointError: the file is missing, unreadable, or holds no such network.
+        ValueError: `output` ends as a file of another format does.
     """
     state = named_tensors(read_checkpoint(checkpoint).get("state_dict"))
     weights = below(state, "discriminator." if layout == "discriminator" else "generators.key.")
@@ -151,7 +152,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "generat
         raise CheckpointError(f"--checkpoint: {checkpoint} holds no {layout}: is it of a stage that trains XMC-GAN?")
     if layout == "official":
         return write_whole(output, lambda path: _save_arrays(path, to_official(weights, discriminator=False)))
-    return write_whole(output, lambda path: torch.save(weights, path))
+    return write_torch(output, weights)
 
 
 def _save_arrays(path: Path, arrays: Arrays) -> None:

@@ -187,6 +187,8 @@ def test_memory_is_handed_over_to_the_next_loss(official_file: Path, tmp_path: P
 
 @pytest.mark.parametrize("modality", ["video", "audio"])
 def test_exported_backbone_is_the_same_and_small(own_file: Path, tmp_path: Path, modality: Any) -> None:
+    with pytest.raises(ValueError, match=r"one of torch\.save, such as \.pth, got .*safetensors"):
+        export(own_file, tmp_path / "backbone.safetensors", modality)
     output = export(own_file, tmp_path / "exported" / "backbone.pt", modality)
     expected = getattr(small_model(), f"{modality}_model").state_dict()
     for path in (own_file, output):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -250,6 +252,14 @@ def test_a_file_of_overrides_wins_over_the_tables_parent_and_names_the_run(tmp_p
         assert stage_configuration(request)[1]["model"]["init_args"]["pretrained"] == weights
         folders.append(request.directory)
     assert folders[0] != folders[1]
+    for recipe, field, values in (
+        ("mct/imagenet_linear", "pretrained: a.pth, encoder_prefixes", (["encoder_q."], ["encoder_k."])),
+        ("xmcgan/xmc_gan_best", "choice: {init_args: {checkpoint", ("a.ckpt}}", "b.ckpt}}")),
+    ):
+        for value in values:
+            file.write_text(f"model: {{init_args: {{{field}: {value}}}}}", encoding="utf-8")
+            folders.append(find_request(recipe, Selection(scale="paper", runs=tmp_path), arguments).directory)
+        assert folders[-1] != folders[-2]
     file.write_text("model: {init_args: {learning_rate: 0.1}}", encoding="utf-8")
     assert list(find_request("avid/ucf_1@avid", selection, arguments).parents) == ["model.init_args.pretrained"]
 
@@ -335,7 +345,8 @@ def test_on_what_a_stage_runs_is_no_override(tmp_path: Path) -> None:
     assert request.lineage_hash() == table.lineage_hash()
     assert request.configuration().config["trainer"]["devices"] == 2
     changed = [*machine, "--model.loss.temperature", "1"]
-    assert find_request("avid/avid", Selection(runs=tmp_path), changed).stage != "avid"
+    trial = find_request("avid/avid", Selection(runs=tmp_path), changed).stage
+    assert trial == find_request("avid/avid", Selection(runs=tmp_path), ["--model.loss.temperature=1"]).stage != "avid"
 
 
 def test_data_lists_all_six_sets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -352,6 +363,23 @@ def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "torch" in output
     assert "W&B key" in output
     assert "PyAV; torchcodec" in output
+
+
+def test_doctor_tells_what_fails_in_its_own_way(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str) -> Any:
+        if name == "torchvision":
+            raise RuntimeError("operator torchvision::nms does not exist [/here]")
+        return importlib.import_module(name)
+
+    monkeypatch.setattr(
+        "common.commands.doctor.importlib", SimpleNamespace(import_module=load, metadata=importlib.metadata)
+    )
+    assert main(["doctor", "--data", str(tmp_path)]) == 1
+    output = " ".join(capsys.readouterr().out.split())
+    assert "does not import: operator torchvision::nms does not exist [/here]" in output
+    assert "missing packages: torchvision" in output
 
 
 def test_doctor_tells_what_does_not_import_also_where_much_needs_it() -> None:

@@ -74,7 +74,7 @@ def test_embed_clips(run: Run, clips: Path, tmp_path: Path) -> None:
     lines = [line.split() for line in told.splitlines()]
     rows = {Path(line[0]).name: line[1:] for line in lines if len(line) == 3 and line[0].startswith(str(clips))}
     assert rows == {"a.mp4": ["0", "0"], "b.mp4": ["1", "1"], "broken.mp4": ["-", "-"], "c.wav": ["-", "2"]}
-    assert "2 of 4 files passed over" in told
+    assert "2 of 4 files not read in every way" in told
     assert "broken.mp4: cannot be read" in told
     assert "c.wav: has no video stream" in told
     assert f"written to {tmp_path / 'x.npz'}: video [2, 8], audio [3, 8]" in told
@@ -96,6 +96,16 @@ def test_retrieve_sounds_for_clips_and_the_other_way_round(run: Run, clips: Path
     assert "video for" in run(*common, clips / "c.wav", "--among", clips)
     itself = run(*common, clips / "a.mp4", "--among", clips, "--from", "video", "--to", "video")
     assert itself.splitlines()[1].split() == ["1", "1.000", str(clips / "a.mp4")]
+
+
+def test_linked_folders_count_and_a_file_that_is_missing_is_no_text(run: Run, clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "linked").symlink_to(clips)
+    told = run("embed", "avid", *last("avid_cma"), tmp_path / "all", "--output", tmp_path / "x.npz")
+    assert "video [2, 8], audio [3, 8]" in told
+    for paper, package, query in (("avid", "avid_cma", "d.mp4"), ("mct", "mct", "d.jpg")):
+        common = ("retrieve", paper, *last(package), "--query", tmp_path / query, "--among", tmp_path / "all")
+        assert f"{tmp_path / query}: there is no such file" in run(*common, fails=True)
 
 
 def test_texts_and_pictures(run: Run, pictures: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class TestShards:
     ) -> None:
         facts = {"text": "a dog barks", "caption_de": "ein Hund", "tags": ["dog"], "label": "dog", "split": "train2017"}
         members = {f"1{suffix}": b"x", "1.json": json.dumps(facts).encode(), f"2{suffix}": b"y", "2.txt": b"a cat"}
-        members["2.cls"] = b"cat"
+        members["2.cls"] = b"\xef\xbb\xbfcat\r\n"
         import_data(shard(tmp_path / "x.tar", **members), tmp_path / "out")
         assert kind(tmp_path / "out").listing("all").classes == ("cat", "dog")
 
@@ -180,3 +180,11 @@ class TestDatasets:
         assert len(dataset.listing("val")) == 1
         assert dataset.annotations("train").captions == [("number 0",), ("number 1",), ("number 2",)]
         assert train[1].path.read_bytes() == picture((1, 0, 1))
+        for parts, told in (
+            ({"train": part(0, 1), "extra": part(1)}, "the split 'extra' is none of"),
+            ({"train": part(0, 1), "test": part(-1, -1)}, "2 of 4 rows have no class"),
+        ):
+            datasets.DatasetDict(parts).save_to_disk(str(tmp_path / told))
+            with pytest.raises(StageError, match=told):
+                import_data(tmp_path / told, tmp_path / "refused")
+        assert not (tmp_path / "refused").exists()

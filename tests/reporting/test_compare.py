@@ -57,6 +57,10 @@ def test_how_many_cells_chance_lets_reproduce(project: Path, make_record: MakeRe
     assert cell(54.0).likelihood == cell(46.0).likelihood == pytest.approx(1 - near.mean(), abs=0.005)
     # The mean of more draws lies nearer.
     assert cell(50.0, 51.0).beyond(1) < cell(50.0).beyond(1)
+    equal = [make_record("esc@base", seed, 50.0) for seed in range(3)]
+    (wrong,) = compare(load("mct"), "mini", [make_record("esc@base", 7, 49.0)], equal)
+    assert wrong.likelihood < 0.01
+    assert strict_failure([wrong]) is not None
     alone = compare(load("mct"), "mini", [make_record("ucf_1@better", 7, 20.0)], reference)[0]
     assert (alone.beyond(1), alone.likelihood) == (0.0, 1.0)
 

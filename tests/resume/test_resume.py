@@ -185,6 +185,8 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     record = run_stage(stage)
     changed = replace(stage, overrides={"model.init_args.learning_rate": 0.5})
     kill_at(changed, AVIDModule, 1)
+    kill_at(replace(stage, overrides={"model.init_args.learning_rate": 0.4}), AVIDModule, 1)
+    kill_at(changed, AVIDModule, 1)
     # What was begun is not gone on with, and what was finished is.
     lineage = stage.lineage_hash()
     done, reason = state_of(stage, lineage)

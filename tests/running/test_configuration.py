@@ -68,6 +68,9 @@ def test_override_syntax() -> None:
     pairs, files = parse_overrides(["--model.temperature", "0.1", "--a=[1, 2]", "--config", "x.yaml", "--n", "-3"])
     assert pairs == [("model.temperature", 0.1), ("a", [1, 2]), ("n", -3)]
     assert files == [Path("x.yaml")]
+    # What YAML takes for a comment or for quotes.
+    pairs, _ = parse_overrides(["--a", "/mine/clips #2", "--b", "'1'", "--d", "null"])
+    assert [value for _, value in pairs] == ["/mine/clips #2", "1", None]
     with pytest.raises(ConfigurationError, match="--a needs a value"):
         parse_overrides(["--a", "--b", "1"])
     with pytest.raises(ConfigurationError, match="unexpected argument 'stray'"):

@@ -366,6 +366,13 @@ def test_a_folder_is_only_replaced_when_asked_for(damaged: Path, tmp_path: Path)
         write_export(model, source, damaged)
     write_export(model, source, damaged, force=True)
     model.from_export(damaged)
+    (damaged / ".git").mkdir()
+    (damaged / ".git" / "HEAD").write_text("mine", encoding="utf-8")
+    with pytest.raises(
+        StageError, match=r"also holds \.git/HEAD, which is no part of the export and --force would delete"
+    ):
+        write_export(model, source, damaged, force=True)
+    assert (damaged / ".git" / "HEAD").is_file()
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("mine", encoding="utf-8")

@@ -76,6 +76,7 @@ def test_as_many_as_are_wanted(
         (1, 1, TORCHRUN, 8),  # eight trainings in one folder
         (1, 1, STEP, 8),
         (8, 4, BATCH, 1),  # a batch script without srun
+        (8, 4, {**BATCH, "SLURM_NTASKS": "32"}, 1),
         (8, 4, {}, 1),
         (8, 1, {**STEP, "SLURM_STEP_NUM_TASKS": "1"}, 1),  # all on one of eight GPUs
         (7, 1, TORCHRUN, 8),
@@ -95,7 +96,15 @@ def test_a_batch_script_leaves_one_node_to_lightning(monkeypatch: pytest.MonkeyP
     """Its task is the script; Lightning would take it for all of the processes, and seven GPUs would be idle."""
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
-    under(monkeypatch, **BATCH)
-    assert SLURMEnvironment.detect()
-    require_processes({"devices": 8, "num_nodes": 1})
-    assert not SLURMEnvironment.detect()
+    for tasks in ("1", "8"):
+        under(monkeypatch, **{**BATCH, "SLURM_NTASKS": tasks})
+        assert SLURMEnvironment.detect()
+        require_processes({"devices": 8, "num_nodes": 1})
+        assert not SLURMEnvironment.detect()
+
+
+def test_several_processes_of_a_shell_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would start as many again: Lightning goes by the name of the job, which srun takes from the program."""
+    under(monkeypatch, **{**STEP, "SLURM_JOB_NAME": "bash", "SLURM_PROCID": "3"})
+    with pytest.raises(StageError, match="give srun --job-name"):
+        require_processes({"devices": 8, "num_nodes": 1})

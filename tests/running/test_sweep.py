@@ -90,6 +90,15 @@ def test_a_sweep_runs_goes_on_and_ends_in_a_table(
     assert "sorted by test/n" in output
 
 
+def test_values_stand_in_the_table_as_they_were_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ran: list[str]
+) -> None:
+    output = sweep(capsys, tmp_path, "--data.dataset.root", "'[dog]'", "'[/a/b]'")
+    table = output[output.index("root  ") :]
+    assert "[dog]" in table
+    assert "[/a/b]" in table
+
+
 def test_a_trial_that_fails_costs_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str], ran: list[str]) -> None:
     output = sweep(capsys, tmp_path, "--model.loss.temperature", "9", "0.1", status=1)
     assert "it diverged" in output
