@@ -447,6 +447,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
     ) -> None:
         super().__init__(root)
         self.language = language
+        self._names: dict[str, dict[str, str]] = {}
         if regions is not None:
             self.regions_root = Path(regions).expanduser()
 
@@ -508,9 +509,11 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
 
     def image_path(self, key: str, split: str) -> Path:
         wanted = SPLIT_OF.get(split, split)
-        items = sorted(self._contents().items, key=lambda item: item.split != wanted)
-        names = (item.name for item in items)  # those of the split first: another one may have a file of the name
-        return self.root / next((name for name in names if picture_key(Path(name).name) == key), f"{key}.jpg")
+        if wanted not in self._names:  # the folder is read once: a split is asked for picture after picture
+            items = sorted(self._contents().items, key=lambda item: item.split != wanted)
+            # The first counts, so those of the split: another one may have a file of the name.
+            self._names[wanted] = {picture_key(Path(item.name).name): item.name for item in reversed(items)}
+        return self.root / self._names[wanted].get(key, f"{key}.jpg")
 
     def _captions_of(self, item: Item, language: str) -> tuple[str, ...]:
         own = item.captions.get(language, ())
