@@ -258,10 +258,16 @@ class Detection(pl.LightningModule):
                 "precise_bn_batches: the batches come from statistics_dataloader of the data module, as DetectionData "
                 "has it; set it to 0 to keep the statistics of training"
             )
+        # Lightning synchronizes the layers of several devices in training alone, and these are statistics of training.
+        synchronization = getattr(self.trainer.strategy, "_layer_sync", None)
+        if synchronization is not None:
+            synchronization.apply(self)
         # The head samples its crops at random.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
             recompute_batch_statistics(self, (self._on_device(batch) for batch in islice(loader(), batches)))
+        if synchronization is not None:
+            synchronization.revert(self)
 
     def _on_device(self, batch: Batch) -> tuple[Any, Any]:
         batch = self.trainer.strategy.batch_to_device(batch, self.device)

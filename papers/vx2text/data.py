@@ -598,3 +598,7 @@ class CaptioningData(VideoTextData):
         rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
         listing = self.dataset.listing(split).subset(rows[:, 0])
         return listing, CaptionExamples(moments, rows, self.subtitles())
+
+    def published_items(self) -> int | None:
+        moments = super().published_items()
+        return None if moments is None else 2 * moments  # descriptions of a moment in training [10]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -606,6 +607,18 @@ def test_fit_and_test(voc: Path, tmp_path: Path) -> None:
         fresh, datamodule=data(voc), ckpt_path=tmp_path / "last.ckpt", verbose=False, weights_only=True
     )
     assert again[0] == first
+
+
+def test_statistics_are_made_with_the_synchronization_of_training(
+    voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning takes it away when training ends; two images of a device are not what was trained with."""
+    run, called = trainer(tmp_path), []
+    layers = SimpleNamespace(apply=lambda module: called.append("on"), revert=lambda module: called.append("off"))
+    monkeypatch.setattr(run.strategy, "_layer_sync", layers, raising=False)
+    monkeypatch.setattr("common.protocols.detection.recompute_batch_statistics", lambda *_: called.append("made"))
+    run.test(detector(pictures=0), datamodule=data(voc), verbose=False)
+    assert called == ["on", "made", "off"]
 
 
 def test_a_detector_that_finds_nothing_scores_zero(voc: Path, tmp_path: Path) -> None:

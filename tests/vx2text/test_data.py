@@ -486,6 +486,10 @@ def test_broken_clips_are_skipped_and_counted(world: NarratedWorld, tokenizer: T
         strict[2]
 
 
+def test_the_published_size_of_an_epoch(tokenizer: TextTokenizer) -> None:
+    assert CaptioningData(TVC("x"), tokenizer).published_items() == 2 * 86_603
+
+
 def test_sound_where_there_is_none(tokenizer: TextTokenizer) -> None:
     for make, dataset in ((QuestionAnsweringData, TVQA("x")), (CaptioningData, TVC("x"))):
         with pytest.raises(ValueError, match=r"data\.modalities: TV.* is distributed without sound"):
