@@ -11,6 +11,7 @@ import errno
 import functools
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
 
 #: Time stamps of file systems are this coarse, at most; what is younger may still change unseen.
 SETTLED_SECONDS = 2.0
-#: Temporary files have the number of their process in their names: `.last.4711.tmp.ckpt`.
+#: Temporary files have the number of their process in their names: `.last.0f3a8c11.4711.tmp.ckpt`.
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.\w+)?")
 #: They are left alone for so long, since another machine's process may have this number.
 _ABANDONED_SECONDS = 600.0
+_OWN = secrets.token_hex(4)
 #: What systems answer for a lock on a disk that has none, as network disks without a lock service.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -62,7 +64,8 @@ def named(path: Path) -> Iterator[None]:
 
 def temporary_of(path: Path) -> Path:
     """The place beside a file or folder where its new content is made; `sweep` knows such names."""
-    return path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    # Containers that share a disk have the same few process numbers.
+    return path.with_name(f".{path.stem}.{_OWN}.{os.getpid()}.tmp{path.suffix}")
 
 
 def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:

@@ -6,6 +6,7 @@ differs between PyAV releases, time stamps do not.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ AUDIO_PREROLL_SECONDS = 0.5
 AUDIO_GAP_SECONDS = 0.05
 # A stream that says it is longer has a damaged header.
 LONGEST_SECONDS = 7 * 24 * 3600.0
+#: A length as Matroska's writers give it: `00:00:09.480000000`.
+_CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 # PyAV's names of the sample types, with a p at the end where channels are apart.
 _SAMPLE_TYPES = {
     name + planar: np.dtype(kind)
@@ -231,7 +234,7 @@ class DecodedCache(FileCache[DecodedMedia | None]):
 class MediaFile:
     """One open media file; use it in a `with` statement.
 
-    Times are seconds on the file's own clock, the same for both streams.
+    Times are seconds on the file's own clock, the same for both streams. A rotation in the header is not applied.
 
     Args:
         path: File in any container that FFmpeg reads, on its own or in a shard.
@@ -438,9 +441,11 @@ class MediaFile:
             return start, start + float(stream.duration * base)
         start = float(stream.start_time * base) if stream.start_time is not None else 0.0
         if container.duration:
-            # Matroska and others only know the length of the whole file.
-            origin = (container.start_time or 0) / av.time_base
-            return start, origin + container.duration / av.time_base
+            # Matroska and others only know the length of the whole file; most writers put that of a stream in a tag.
+            end = ((container.start_time or 0) + container.duration) / av.time_base
+            told = _CLOCK.fullmatch(stream.metadata.get("DURATION", ""))
+            own = 3600 * int(told[1]) + 60 * int(told[2]) + float(told[3]) if told else end
+            return start, min(own, end) if own > start else end
         # No header says how long the stream is (a recording that was never finished): look at every packet, once.
         if not self._ends:
             self._fresh = False

@@ -6,6 +6,7 @@ frame), in files from the web often ten seconds, at full size. Sound is copied a
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -77,7 +78,7 @@ def transcode_folder(
 
     def write(path: Path) -> tuple[Path, str]:
         output = (target / path.relative_to(source)).with_suffix(".mp4")
-        if output.is_file():
+        if output.is_file() and output.stat().st_mtime >= path.stat().st_mtime:
             return path, "kept"
         try:
             transcode(path, output)
@@ -100,7 +101,7 @@ def transcode_folder(
             raise
     for path in _files(source, LISTS):
         output = target / path.relative_to(source)
-        if not output.is_file():
+        if not output.is_file() or not filecmp.cmp(path, output, shallow=False):
             write_whole(output, partial(shutil.copyfile, path))
         done.lists += 1
     if done.failed:

@@ -78,6 +78,12 @@ def test_conceptual_captions(tmp_path: Path, headed: bool) -> None:
     listing = dataset.listing("train")
     assert listing.table.names() == ["training/0.jpg", "training/1.jpg"]
     assert listing.missing_names == ("3",)
+    # The names that img2dataset gives.
+    named = tmp_path / "training" / "00000" / "000000003.jpg"
+    named.parent.mkdir()
+    (tmp_path / "training" / "0.jpg").rename(named)
+    assert dataset.image_path("3", "train") == named
+    assert dataset.listing("train").table.names() == ["training/00000/000000003.jpg", "training/1.jpg"]
     with pytest.raises(ValueError, match=r"no captions in 'de'; it has en"):
         dataset.captions("train", "de")
     with pytest.raises(ValueError, match="no split 'test'"):
@@ -120,6 +126,9 @@ def test_a_table_that_is_no_text_or_has_open_quotes(tmp_path: Path) -> None:
     path = tmp_path / "google.csv"
     path.write_bytes(b"caption\turl\n\xff\xfe\ta\n")
     with pytest.raises(ValueError, match=r"google\.csv: not UTF-8"):
+        list(read_caption_table(path))
+    path.write_text('caption\turl\n" a cat said\ta\na town\tb\nhe said "\tc\n')
+    with pytest.raises(ValueError, match=r"google\.csv, caption 0: a quote at its beginning is not closed"):
         list(read_caption_table(path))
     path.write_text('caption\turl\n"never ends\ta\n')
     with pytest.raises(ValueError, match=r"google\.csv.*(damaged|columns)"):

@@ -88,6 +88,16 @@ def test_odd_frame_rates_and_rounded_time_stamps(folder: Path, fps: float) -> No
             assert actual == pytest.approx(expected[0] / media.video_fps)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_streams_that_end_at_different_times(folder: Path, suffix: str) -> None:
+    path = write_video(
+        folder / f"uneven{suffix}", fps=8.0, frames=numbered_frames(16, (32, 48)), audio=tone(3.0, 16_000)
+    )
+    with MediaFile(path) as media:
+        assert media.video_limits == pytest.approx((0.0, 2.0), abs=0.05)
+        assert media.audio_limits == pytest.approx((0.0, 3.0), abs=0.1)
+
+
 @pytest.mark.parametrize("suffix", [".mkv", ".avi", ".wav", ".flac"])
 def test_lossless_sound_is_cut_to_the_sample(folder: Path, suffix: str) -> None:
     samples = tone(3.0, 16_000)

@@ -62,6 +62,12 @@ def test_a_folder_goes_on_and_names_what_fails(tmp_path: Path) -> None:
     again = transcode_folder(source, target, workers=1)
     assert (again.written, again.kept, again.failed) == (1, 1, {})
     assert not (target / FAILED).exists()
+    # What was repaired since is written again.
+    (source / "train.csv").write_text("youtube_id\n")
+    os.utime(target / "train" / "a.mp4", (0, 0))
+    again = transcode_folder(source, target, workers=1)
+    assert (again.written, again.kept) == (1, 1)
+    assert (target / "train.csv").read_text() == "youtube_id\n"
 
 
 def test_links_to_folders_are_followed_and_odd_names_are_told(tmp_path: Path) -> None:

@@ -166,6 +166,8 @@ class CaptionedDataset(LanguageCaptioned, MediaDataset):
     def image_path(self, key: str, split: str) -> Path:
         folders = [self.root / folder for folder in self.image_folders.get(split, ("images",))]
         names = [folder / f"{key}{suffix}" for folder in folders for suffix in (".jpg", ".png", ".jpeg", ".webp")]
+        if self.region_keys == "number":  # as img2dataset names files: 10,000 of them a folder
+            names += [folder / f"{int(key) // 10_000:05d}" / f"{int(key):09d}.jpg" for folder in folders]
         return next((path for path in names if shards.exists(path)), names[0])
 
     def _scan(self, split: str, fold: int | None) -> Scan:
@@ -176,7 +178,11 @@ class CaptionedDataset(LanguageCaptioned, MediaDataset):
             raise self._lacks(self.root / expected, f"the images of split {split!r} are missing")
         scan = Scan((), f"{folder}/")
         home = self.root / folder
-        found = {stem: name for name, stem in walk(home, IMAGE_SUFFIXES, scan.watched)}
+        numbered = self.region_keys == "number"
+        found = {
+            str(int(stem)) if numbered and stem.isdecimal() else stem: name
+            for name, stem in walk(home, IMAGE_SUFFIXES, scan.watched)
+        }
         scan.names = [prefix_of(home, self.root) + found[key] for key in sorted(keys) if key in found]
         scan.missing_names = sorted(keys.difference(found))
         scan.labels = [-1] * len(scan.names)
@@ -292,6 +298,11 @@ def read_caption_table(path: Path) -> Iterator[tuple[int, str]]:
                     raise ValueError(
                         f"{path}, line {number + 1 + headed}: {len(row)} columns; a caption and an address, separated "
                         "by a tab, are expected"
+                    )
+                if "\n" in row[column] and "\t" in row[column]:
+                    raise ValueError(
+                        f"{path}, caption {number}: a quote at its beginning is not closed in its line, and several "
+                        "lines came to be one; take the heading away, then quotes mean themselves"
                     )
                 yield number, row[column]
         except UnicodeDecodeError as error:
