@@ -48,7 +48,10 @@ from common.stages.lean import import_lightning
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
+    from common.stages.cli import StageCLI
+    from common.stages.loggers import StageWandbLogger
     from common.stages.preempt import Preemption
+    from common.training.callbacks import Sessions
 
 #: How torch's error for batch normalization of a single value begins.
 _ONE_VALUE = "Expected more than 1 value per channel when training"
@@ -108,6 +111,11 @@ class StageRequest:
     def directory(self) -> Path:
         """Folder of this stage's run."""
         return records.run_folder(self.runs, self.paper, self.scale, self.draw, self.stage)
+
+    @property
+    def published(self) -> bool:
+        """Whether its numbers may stand beside published ones."""
+        return self.scale == "paper" and not self.rehearsal
 
     def configuration(self) -> RunConfiguration:
         """The merged configuration, without the parents' paths."""
@@ -331,7 +339,7 @@ def run_stage(request: StageRequest, unless_done: bool = False) -> records.Recor
         if unless_done and (done := finished_record(request, lineage)) is not None:
             return done
         try:
-            return _run_claimed(request, run, config, preemption)
+            return _run_claimed(request, run, config, lineage, preemption)
         except Preempted as stop:
             if is_main_process():
                 print(f"  {preemption.describe(request.stage)}", flush=True)
@@ -471,23 +479,147 @@ def _run_id(request: StageRequest, stage: str, lineage: str) -> str:
     return f"{request.paper}-{request.scale}-{draw}-{stage.replace('@', '-')}-{lineage[:8]}"
 
 
+def _wandb_of(
+    request: StageRequest, run: RunConfiguration, lineage: str, resolved: dict[str, Any], git: Mapping[str, Any]
+) -> StageWandbLogger | None:
+    """The stage's W&B run, which notes the checkpoints it starts from; None without one."""
+    from common.stages.loggers import note_files, own_id, run_name, wandb_logger
+
+    revision = git.get("revision") or "unknown"
+    wandb = wandb_logger(
+        directory=request.directory,
+        run_id=own_id(request.directory, _run_id(request, request.stage, lineage)),
+        name=run_name(request.stage, request.scale, request.draw.folder.replace("seed", "s"), request.arguments),
+        group=f"{request.paper}/{request.scale}",
+        job_type=request.job,
+        tags=[request.scale, *([request.row] if request.row else []), revision[:12]],
+        # Beside the configuration itself, under the same keys for every stage, for the dashboard's filters.
+        config={
+            **resolved,
+            "paper": request.paper,
+            "scale": request.scale,
+            "seed": request.seed,
+            "recipe": request.recipe,
+            "stage": request.stage,
+            "row": request.row or request.stage,
+            "config_hash": records.config_hash(run.config),
+            "lineage_hash": lineage,
+            "revision": revision,
+            "hardware": request.hardware,
+        },
+        whole=request.published,
+        notes="\n".join(filter(None, (run.describe(), run.describe_ours() and f"ours: {run.describe_ours()}"))),
+    )
+    if wandb is not None:
+        for parent in request.parents.values():
+            parent_id = records.read(parent.directory / "record.json").wandb_run_id
+            name, parent_id = run.start_from, parent_id or _run_id(request, parent.stage, parent.lineage_hash)
+            note_files(wandb, {f"{parent_id}-{name}": parent.checkpoint(name)}, "checkpoint", used=True)
+    return wandb
+
+
+def _summary_of(request: StageRequest, metrics: Mapping[str, float | None]) -> dict[str, Any]:
+    """What the stage's row in W&B's table of runs shows: metrics, cells of the tables, extremes of the curves."""
+    from common.reporting import tables
+    from common.reporting.curves import summaries
+
+    cells = tables.summary(tables.load(request.paper), request.stage, request.scale, metrics)
+    # W&B itself keeps the last value of a curve.
+    ends = {
+        "/".join(reversed(name.rsplit(":", 1))): value
+        for name, value in summaries(request.directory / "metrics.csv").items()
+        if name.endswith((":min", ":max"))
+    }
+    found = {**metrics, **cells, **ends}
+    return {k: v for k, v in found.items() if request.published or not k.startswith("published/")}
+
+
+def _record_of(
+    request: StageRequest,
+    run: RunConfiguration,
+    lineage: str,
+    cli: StageCLI,
+    sessions: Sessions,
+    started: datetime,
+    steps: int,
+    metrics: dict[str, float | None],
+    wandb_id: str | None,
+) -> records.Record:
+    """The record of a stage that has ended; called by all ranks, which count their skipped files together."""
+    import torch
+
+    from common.data import torchcodec_reader
+    from common.stages.memory import peak_memory_gib
+
+    trainer = cli.trainer
+    media = request.directory / "media"
+    device = trainer.strategy.root_device
+    accelerators = [torch.cuda.get_device_name(device)] * trainer.world_size if device.type == "cuda" else []
+    return records.Record(
+        paper=request.paper,
+        stage=request.stage,
+        recipe=request.recipe,
+        job=request.job,
+        row=request.row,
+        scale=request.scale,
+        seed=request.seed,
+        metrics=metrics,
+        selection=getattr(cli.model, "selected_by", "last"),
+        config_hash=records.config_hash(run.config),
+        lineage_hash=lineage,
+        config=run.config,
+        deviations=[dict(entry) for entry in run.deviations],
+        ours=[{"field": name, "value": value} for name, value in run.values_of_ours().items()],
+        parents={
+            name: {"stage": parent.stage, "lineage_hash": parent.lineage_hash}
+            for name, parent in request.parents.items()
+        },
+        git=sessions.git,
+        versions={**records.versions(), **torchcodec_reader.versions()},
+        hardware={**records.hardware(accelerators, request.isa), "peak_memory_gib": peak_memory_gib()},
+        precision=str(trainer.precision),
+        global_batch=cli.datamodule.batch_size,
+        steps=steps,
+        wall_seconds=round(sessions.seconds, 1),
+        started=started.isoformat().replace("+00:00", "Z"),
+        data=cli.datamodule.describe(),
+        wandb_run_id=wandb_id,
+        media=sorted(str(path.relative_to(request.directory)) for path in media.glob("*")) if media.is_dir() else [],
+    )
+
+
+@contextmanager
+def _ending_told(cli: StageCLI, preemption: Preemption) -> Iterator[None]:
+    """Say in words why a stage ends early, where torch and Lightning say something else."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(_ONE_VALUE):
+            raise
+        raise StageError(
+            f"data.batch_size is {cli.datamodule.batch_size} over {cli.trainer.world_size} process(es): batch "
+            "normalization met maps of one value a channel, which have no variance; raise it, or train on fewer devices"
+        ) from error
+    except SystemExit:
+        if not cli.trainer.interrupted:
+            raise
+        # Lightning turns Ctrl-C into an exit and stays deaf to a second one.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise (KeyboardInterrupt() if preemption.received is None else Preempted(preemption.received)) from None
+
+
 def _run_claimed(
-    request: StageRequest, run: RunConfiguration, config: dict[str, Any], preemption: Preemption
+    request: StageRequest, run: RunConfiguration, config: dict[str, Any], lineage: str, preemption: Preemption
 ) -> records.Record:
     directory = request.directory
-    config_hash = records.config_hash(run.config)
-    lineage = request.lineage_hash(run)
     resume_from = _prepare_directory(request, run, lineage)
     import torch
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from common.data import torchcodec_reader
-    from common.reporting import tables
-    from common.reporting.curves import summaries
     from common.reporting.progress import FILE as PROGRESS_FILE
     from common.stages.cli import build
-    from common.stages.loggers import MetricsFile, note_files, own_id, run_name, wandb_logger
-    from common.stages.memory import peak_memory_gib, reset_peak_memory
+    from common.stages.loggers import MetricsFile, note_files
+    from common.stages.memory import reset_peak_memory
     from common.stages.telemetry import Telemetry
     from common.training.callbacks import EpochCount, MissedCheckpoints, Progress, Sessions, WholeCheckpoints
 
@@ -500,7 +632,7 @@ def _run_claimed(
     git = records.git_state(checkout())
     sessions = Sessions(git)
     main_process = is_main_process()
-    if main_process and request.scale == "paper" and not request.rehearsal:
+    if main_process and request.published:
         from common.stages.estimate import announce
 
         print("\n".join(announce(run)))
@@ -521,129 +653,49 @@ def _run_claimed(
         if cli.datamodule.world is not None:
             require_cache()
         write_atomically(directory / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
-        wandb = wandb_logger(
-            directory=directory,
-            run_id=own_id(directory, _run_id(request, request.stage, lineage)),
-            name=run_name(request.stage, request.scale, request.draw.folder.replace("seed", "s"), request.arguments),
-            group=f"{request.paper}/{request.scale}",
-            job_type=request.job,
-            tags=[request.scale, *([request.row] if request.row else []), (git.get("revision") or "unknown")[:12]],
-            # Beside the configuration itself, under the same keys for every stage, for the dashboard's filters.
-            config={
-                **resolved,
-                "paper": request.paper,
-                "scale": request.scale,
-                "seed": request.seed,
-                "recipe": request.recipe,
-                "stage": request.stage,
-                "row": request.row or request.stage,
-                "config_hash": config_hash,
-                "lineage_hash": lineage,
-                "revision": git.get("revision") or "unknown",
-                "hardware": request.hardware,
-            },
-            whole=request.scale == "paper" and not request.rehearsal,
-            notes="\n".join(filter(None, (run.describe(), run.describe_ours() and f"ours: {run.describe_ours()}"))),
-        )
+        wandb = _wandb_of(request, run, lineage, resolved, git)
         if wandb is not None:
             trainer.loggers = [metrics_file, wandb, *trainer.loggers[1:]]
-            for parent in request.parents.values():
-                parent_id = records.read(parent.directory / "record.json").wandb_run_id
-                name, parent_id = run.start_from, parent_id or _run_id(request, parent.stage, parent.lineage_hash)
-                note_files(wandb, {f"{parent_id}-{name}": parent.checkpoint(name)}, "checkpoint", used=True)
     last = directory / "checkpoints" / "last.ckpt"
     interrupted = True
     try:
-        if run.trains:
-            if resume_from is not None:
-                step, logged = _step_of(resume_from, request.stage)
-                if main_process:
-                    print(f"  {request.stage}: goes on from step {step} ({resume_from})")
-                    metrics_file.drop_after(logged)
-                _end_what_is_trained(trainer)
-            else:
-                metrics_file.drop_after(-1)
-            trainer.fit(
-                cli.model, datamodule=cli.datamodule, ckpt_path=resume_from and str(resume_from), weights_only=True
-            )
-            trainer.save_checkpoint(last)
-            preemption.training_ended()
-        steps = trainer.global_step
-        weights = str(last) if run.trains else None
-        trainer.test(cli.model, datamodule=cli.datamodule, verbose=False, ckpt_path=weights, weights_only=True)
-        metrics: dict[str, float | None] = {
-            name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith("test/")
-        }
-        if wandb is not None:
-            source = tables.load(request.paper)
-            cells = tables.summary(source, request.stage, request.scale, metrics)
-            comparable = request.scale == "paper" and not request.rehearsal
-            # W&B itself keeps the last value of a curve.
-            ends = {
-                "/".join(reversed(name.rsplit(":", 1))): value
-                for name, value in summaries(directory / "metrics.csv").items()
-                if name.endswith((":min", ":max"))
+        with _ending_told(cli, preemption):
+            if run.trains:
+                if resume_from is not None:
+                    step, logged = _step_of(resume_from, request.stage)
+                    if main_process:
+                        print(f"  {request.stage}: goes on from step {step} ({resume_from})")
+                        metrics_file.drop_after(logged)
+                    _end_what_is_trained(trainer)
+                else:
+                    metrics_file.drop_after(-1)
+                trainer.fit(
+                    cli.model, datamodule=cli.datamodule, ckpt_path=resume_from and str(resume_from), weights_only=True
+                )
+                trainer.save_checkpoint(last)
+                preemption.training_ended()
+            steps = trainer.global_step
+            weights = str(last) if run.trains else None
+            trainer.test(cli.model, datamodule=cli.datamodule, verbose=False, ckpt_path=weights, weights_only=True)
+            metrics: dict[str, float | None] = {
+                name: float(value)
+                for name, value in sorted(trainer.callback_metrics.items())
+                if name.startswith("test/")
             }
-            found = {**metrics, **cells, **ends}
-            wandb.summarize({k: v for k, v in found.items() if comparable or not k.startswith("published/")})
-
-        media = directory / "media"
-        device = trainer.strategy.root_device
-        accelerators = [torch.cuda.get_device_name(device)] * trainer.world_size if device.type == "cuda" else []
-        record = records.Record(
-            paper=request.paper,
-            stage=request.stage,
-            recipe=request.recipe,
-            job=request.job,
-            row=request.row,
-            scale=request.scale,
-            seed=request.seed,
-            metrics=metrics,
-            selection=getattr(cli.model, "selected_by", "last"),
-            config_hash=config_hash,
-            lineage_hash=lineage,
-            config=run.config,
-            deviations=[dict(entry) for entry in run.deviations],
-            ours=[{"field": name, "value": value} for name, value in run.values_of_ours().items()],
-            parents={
-                name: {"stage": parent.stage, "lineage_hash": parent.lineage_hash}
-                for name, parent in request.parents.items()
-            },
-            git=sessions.git,
-            versions={**records.versions(), **torchcodec_reader.versions()},
-            hardware={**records.hardware(accelerators, request.isa), "peak_memory_gib": peak_memory_gib()},
-            precision=str(trainer.precision),
-            global_batch=cli.datamodule.batch_size,
-            steps=steps,
-            wall_seconds=round(sessions.seconds, 1),
-            started=started.isoformat().replace("+00:00", "Z"),
-            data=cli.datamodule.describe(),
-            wandb_run_id=wandb.version if wandb is not None else None,
-            media=sorted(str(path.relative_to(directory)) for path in media.glob("*")) if media.is_dir() else [],
-        )
-        if main_process:
-            metrics_file.flush()
-            records.write(directory / "record.json", record)
             if wandb is not None:
-                run_id, made = record.wandb_run_id, (directory / "checkpoints").glob("*.ckpt")
-                about = {"config_hash": config_hash, "lineage_hash": lineage, "steps": steps}
-                kept = {f"{run_id}-{path.stem}": path for path in sorted(made) if path.stem != "non_finite"}
-                note_files(wandb, kept, "checkpoint", used=False, **about)
-                note_files(wandb, {f"{run_id}-record": directory / "record.json"}, "record", used=False, **about)
+                wandb.summarize(_summary_of(request, metrics))
+            run_id = wandb.version if wandb is not None else None
+            record = _record_of(request, run, lineage, cli, sessions, started, steps, metrics, run_id)
+            if main_process:
+                metrics_file.flush()
+                records.write(directory / "record.json", record)
+                if wandb is not None:
+                    made = (directory / "checkpoints").glob("*.ckpt")
+                    about = {"config_hash": record.config_hash, "lineage_hash": lineage, "steps": steps}
+                    kept = {f"{run_id}-{path.stem}": path for path in sorted(made) if path.stem != "non_finite"}
+                    note_files(wandb, kept, "checkpoint", used=False, **about)
+                    note_files(wandb, {f"{run_id}-record": directory / "record.json"}, "record", used=False, **about)
         interrupted = False
-    except ValueError as error:
-        if not str(error).startswith(_ONE_VALUE):
-            raise
-        raise StageError(
-            f"data.batch_size is {cli.datamodule.batch_size} over {trainer.world_size} process(es): batch "
-            "normalization met maps of one value a channel, which have no variance; raise it, or train on fewer devices"
-        ) from error
-    except SystemExit:
-        if not trainer.interrupted:
-            raise
-        # Lightning turns Ctrl-C into an exit and stays deaf to a second one.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise (KeyboardInterrupt() if preemption.received is None else Preempted(preemption.received)) from None
     finally:
         if wandb is not None:
             wandb.finish(exit_code=1 if interrupted else 0)
