@@ -29,6 +29,9 @@ from common.data.windows import (
     wrapping_starts,
 )
 
+#: Seconds left free between an excerpt and the end of the file.
+_EXCERPT_MARGIN = 0.1
+
 
 class ClipDataset(ItemDataset):
     """Files of picture and sound, decoded or taken from the cache of this process; subclasses cut the sample.
@@ -295,7 +298,6 @@ class SoundWindows(ClipDataset):
         windows: Windows per file.
         wrap_seconds: Part of the file that windows wrap round in; None = excerpts.
         excerpt_seconds: Length of a training excerpt without `wrap_seconds`.
-        excerpt_margin: Seconds left free between an excerpt and the end of the file.
         speed: Range of the factor on the decoding rate in training; samples are treated as if it were 1.
 
     Returns of an item:
@@ -313,7 +315,6 @@ class SoundWindows(ClipDataset):
         windows: int = 10,
         wrap_seconds: float | None = None,
         excerpt_seconds: float = 4.0,
-        excerpt_margin: float = 0.1,
         speed: tuple[float, float] = (3.0 / 4.0, 4.0 / 3.0),
         seed: int = 0,
         max_skipped_fraction: float = 0.05,
@@ -329,7 +330,6 @@ class SoundWindows(ClipDataset):
         self.windows = windows
         self.wrap_seconds = wrap_seconds
         self.excerpt_seconds = excerpt_seconds
-        self.excerpt_margin = excerpt_margin
         self.speed = speed
 
     def _sample(self, clip: Clip, rng: np.random.Generator) -> Sample:
@@ -360,7 +360,7 @@ class SoundWindows(ClipDataset):
                 samples = whole.read(limits[0], seconds, decode_rate)
                 first = int(draws[1] * seconds * decode_rate)
             else:
-                start = excerpt_start(limits, self.excerpt_seconds, self.excerpt_margin, float(draws[1]))
+                start = excerpt_start(limits, self.excerpt_seconds, _EXCERPT_MARGIN, float(draws[1]))
                 seconds = min(self.excerpt_seconds, limits[1] - start)
                 samples, first = media.read_audio(start, seconds, decode_rate), 0
             yield self._wrapped(media, samples, first)

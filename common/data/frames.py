@@ -23,23 +23,20 @@ _NUMBERED = re.compile(r"(?:.*\D)?0*(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 class FrameFolder:
     """The frames of one clip, read like a :class:`MediaFile`; use it in a `with` statement.
 
-    Frame `00001.jpg` is on screen from second 0 on, the next one 1 / `fps` seconds later. Where a number is missing,
-    the frame before it stays.
+    Frame `00001.jpg` is on screen from second 0 on, the next one a third of a second later (`FRAME_RATE`).
+    Where a number is missing, the frame before it stays.
 
     Args:
         path: folder with the frames.
-        fps: frames per second that they were taken at.
         cache: where to keep and look for decoded frames; None = read from disk.
 
     Raises:
         MediaError: the folder is missing, or holds no numbered frame.
     """
 
-    def __init__(self, path: str | os.PathLike[str], fps: float = FRAME_RATE, cache: ImageCache | None = None) -> None:
-        if fps <= 0:
-            raise ValueError(f"fps must be positive, not {fps}")
+    def __init__(self, path: str | os.PathLike[str], cache: ImageCache | None = None) -> None:
         self.path = Path(path)
-        self.video_fps = fps
+        self.video_fps = FRAME_RATE
         self._cache = cache
         found: dict[int, str] = {}
         try:
@@ -88,7 +85,7 @@ class FrameFolder:
             raise MediaError.of(self.path, f"the frame size changes ({sizes[0]}, {sizes[1]})")
         return torch.from_numpy(np.stack(frames)[places]), actual_start
 
-    def read_audio(self, start: float, duration: float, sample_rate: int, treat_rate: int | None = None) -> Tensor:
+    def read_audio(self, start: float, duration: float, sample_rate: int) -> Tensor:
         """There is none: always a :class:`MediaError`."""
         raise MediaError.of(self.path, "has no audio stream")
 

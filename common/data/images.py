@@ -103,21 +103,20 @@ class ImageCache(FileCache[Pixels]):
 
 
 class ImageItems(ItemDataset):
-    """One picture per item, in one or several random views.
+    """One picture per item.
 
     A subclass that makes other samples overrides :meth:`_sample`; one that reads captions or tags sets `annotations`.
 
     Args:
         listing: The files.
         transform: Picture to tensor.
-        views: Number of independent views of each picture.
         training: Which branch of the transform is used.
         seed, max_skipped_fraction: See :class:`ItemDataset`.
         cache_bytes: Bound of the decoded pictures kept in the memory of each process; 0 = read them every time.
 
     Returns of an item:
-        `image` float32 [3, crop, crop], or `images`, a list of so many views; `label`, `index` (file of the listing),
-        `skipped` (files passed over to get this sample), int64.
+        `image` float32 [3, crop, crop]; `label`, `index` (file of the listing), `skipped` (files passed over to get
+        this sample), int64.
 
     Attributes:
         annotations: Set by such a subclass; the record then has their fingerprint.
@@ -133,17 +132,13 @@ class ImageItems(ItemDataset):
         listing: Listing,
         transform: Transform,
         *,
-        views: int = 1,
         training: bool,
         seed: int = 0,
         max_skipped_fraction: float = 0.05,
         cache_bytes: int = 0,
     ) -> None:
-        if views < 1:
-            raise ValueError(f"views must be at least 1, not {views}")
         super().__init__(listing, seed=seed, max_skipped_fraction=max_skipped_fraction)
         self.transform: Transform = transform.with_training(training)
-        self.views = views
         self.training = training
         self.cache = ImageCache.shared(cache_bytes) if cache_bytes else None
 
@@ -155,9 +150,7 @@ class ImageItems(ItemDataset):
             image: The picture, RGB; nobody else uses it.
             rng: Source of everything random, seeded by (seed, epoch, item).
         """
-        if self.views == 1:
-            return {"image": self.transform(image, rng)[0]}
-        return {"images": [self.transform(image, rng)[0] for _ in range(self.views)]}
+        return {"image": self.transform(image, rng)[0]}
 
     def _make(self, file: int, rng: np.random.Generator) -> Sample:
         return self._sample(file, self.image(file), rng)

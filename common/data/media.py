@@ -135,9 +135,9 @@ class AudioTrack:
     sample_format: str
     layout: str
 
-    def read(self, start: float, duration: float, sample_rate: int, treat_rate: int | None = None) -> Tensor:
+    def read(self, start: float, duration: float, sample_rate: int) -> Tensor:
         """Cut and resample a window; see :meth:`MediaFile.read_audio`."""
-        wanted = round(duration * (treat_rate or sample_rate))
+        wanted = round(duration * sample_rate)
         # Both are rounded on the file's own clock, so that the same sample is chosen wherever the track begins.
         first = max(round(start * self.rate) - round(self.start * self.rate), 0)
         if sample_rate == self.rate and self.samples.shape[1] == 1 and self.sample_format in ("s16", "flt"):
@@ -311,16 +311,13 @@ class MediaFile:
             raise MediaError.of(self.path, f"no video frame could be decoded at {start:.3f} s")
         return torch.from_numpy(frames), actual_start
 
-    def read_audio(self, start: float, duration: float, sample_rate: int, treat_rate: int | None = None) -> Tensor:
+    def read_audio(self, start: float, duration: float, sample_rate: int) -> Tensor:
         """Decode a window of sound, mixed to one channel and resampled.
 
         Args:
             start: First second; not before the stream's own.
             duration: Length in seconds of the result.
             sample_rate: Rate to resample to.
-            treat_rate: Rate at which the result will be played; None = `sample_rate`. Another rate changes speed and
-                pitch: the result holds `duration * treat_rate` samples and the window in the file is
-                `duration * treat_rate / sample_rate` seconds long.
 
         Returns:
             Samples [N] float32, 16-bit values divided by 32767; fewer than asked for at the end of the file.
@@ -328,12 +325,11 @@ class MediaFile:
         Raises:
             MediaError: There is no sound stream, or it cannot be decoded.
 
-        Source: docs/papers/avid_cma.md [2.3], step 1; 10.3 for `treat_rate`.
+        Source: docs/papers/avid_cma.md [2.3], step 1.
         """
         if self.info.audio_limits is not None:
             start = max(start, self.info.audio_limits[0])
-        wanted = duration * (treat_rate or sample_rate) / sample_rate
-        return self.decode_audio(start, wanted).read(start, duration, sample_rate, treat_rate)
+        return self.decode_audio(start, duration).read(start, duration, sample_rate)
 
     def decode_audio(self, start: float, duration: float) -> AudioTrack:
         """Decode a window of sound at the file's own rate; many windows can then be cut from it.

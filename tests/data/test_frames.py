@@ -83,8 +83,6 @@ def test_broken_frames_and_wrong_windows(tmp_path: Path) -> None:
     write_frames(folder, [4], size=(9, 10))
     with pytest.raises(MediaError, match="frame size changes"):
         clip.read_video(0.0, 2.0, 3.0)
-    with pytest.raises(ValueError, match="fps"):
-        FrameFolder(folder, fps=0.0)
 
 
 def test_the_cache_changes_nothing_and_spares_reading(tmp_path: Path) -> None:

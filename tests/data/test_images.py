@@ -251,18 +251,9 @@ def test_what_a_sample_holds(folder: Path) -> None:
         items[6]
 
 
-def test_views_differ(folder: Path) -> None:
-    sample = ImageItems(good(folder), TRANSFORM, views=3, training=True)[0]
-    assert "image" not in sample
-    assert [tuple(view.shape) for view in sample["images"]] == [(3, 8, 8)] * 3
-    assert len({view.numpy().tobytes() for view in sample["images"]}) == 3
-    batch = next(iter(DataLoader(ImageItems(good(folder), TRANSFORM, views=2, training=True), batch_size=4)))
-    assert [tuple(view.shape) for view in batch["images"]] == [(4, 3, 8, 8)] * 2
-
-
 def test_a_sample_is_a_function_of_seed_epoch_and_item(folder: Path) -> None:
     def make(seed: int = 0, cache_bytes: int = 0) -> ImageItems:
-        return ImageItems(good(folder), TRANSFORM, views=2, training=True, seed=seed, cache_bytes=cache_bytes)
+        return ImageItems(good(folder), TRANSFORM, training=True, seed=seed, cache_bytes=cache_bytes)
 
     items = make()
     for key in ((0, 3), (1, 3)):
@@ -288,8 +279,7 @@ def test_evaluation_is_not_random(folder: Path) -> None:
 def test_worker_processes_give_the_same_samples(folder: Path, context: str, workers: int) -> None:
     listing = listing_of(folder, "good0.jpg", "empty.jpg", "good1.jpg", "garbage.jpg", "good2.jpg", "good3.jpg")
     here, there = (
-        ImageItems(listing, TRANSFORM, views=2, training=True, cache_bytes=2**20, max_skipped_fraction=0.5)
-        for _ in range(2)
+        ImageItems(listing, TRANSFORM, training=True, cache_bytes=2**20, max_skipped_fraction=0.5) for _ in range(2)
     )
     sampler = EpochSampler(6, 3, seed=3)
     alone = list(DataLoader(here, batch_size=3, sampler=sampler))
@@ -351,8 +341,6 @@ def test_a_subclass_knows_which_picture_it_got(folder: Path) -> None:
 def test_arguments_are_checked(folder: Path) -> None:
     with pytest.raises(ValueError, match="no items"):
         ImageItems(listing_of(folder), TRANSFORM, training=True)
-    with pytest.raises(ValueError, match="views"):
-        ImageItems(good(folder), TRANSFORM, views=0, training=True)
     with pytest.raises(ValueError, match="max_skipped_fraction"):
         ImageItems(good(folder), TRANSFORM, training=True, max_skipped_fraction=-0.1)
 

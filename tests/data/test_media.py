@@ -200,16 +200,6 @@ def test_surround_sound_is_mixed_as_pyav_mixes_it(
     assert np.array_equal(found, expected[skipped:][:8_000].astype(np.float32) / 32767)
 
 
-def test_treating_sound_as_of_another_rate_changes_its_pitch(folder: Path) -> None:
-    path = write_wav(folder / "pitch.wav", seconds=3.0, frequency=500.0)
-    with MediaFile(path) as media:
-        plain = media.read_audio(0.5, 1.0, 16_000)
-        lower = media.read_audio(0.5, 1.0, 20_000, treat_rate=16_000)
-    assert len(plain) == len(lower) == 16_000
-    peaks = [int(torch.fft.rfft(samples).abs().argmax()) for samples in (plain, lower)]
-    assert peaks == [500, 400]
-
-
 @pytest.mark.parametrize(("suffix", "b_frames"), CONTAINERS)
 def test_the_cache_gives_the_same_results(folder: Path, suffix: str, b_frames: int) -> None:
     path = write_video(folder / f"cached{b_frames}{suffix}", seconds=1.5, fps=8.0, size=(24, 24), audio_rate=8_000)

@@ -94,14 +94,12 @@ class RPrecision:
 
     Args:
         candidates, folds, seed: see `r_precision`.
-        exclude_equal: whether equal texts are never drawn against each other.
     """
 
-    def __init__(self, candidates: int = 100, folds: int = 10, seed: int = 0, exclude_equal: bool = True) -> None:
+    def __init__(self, candidates: int = 100, folds: int = 10, seed: int = 0) -> None:
         self.candidates = candidates
         self.folds = folds
         self.seed = seed
-        self.exclude_equal = exclude_equal
         self._rows = RowsOncePerSample("image", "text", "identity")
 
     def update(self, index: Tensor, image: Tensor, text: Tensor, identity: Tensor) -> None:
@@ -117,6 +115,5 @@ class RPrecision:
     def compute(self, device: torch.device | str | None = None) -> tuple[float, float]:
         """Mean and spread over the folds; the same on every process."""
         _, rows = self._rows.compute(device)
-        identity = rows["identity"] if self.exclude_equal else None
         folds = min(self.folds, len(rows["image"]))
-        return r_precision(rows["image"], rows["text"], identity, self.candidates, folds, self.seed)
+        return r_precision(rows["image"], rows["text"], rows["identity"], self.candidates, folds, self.seed)
