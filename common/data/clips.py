@@ -15,7 +15,7 @@ from torch import Tensor
 from common.data import torchcodec_reader
 from common.data.items import ItemDataset, Key, Sample
 from common.data.listing import Clip, Listing
-from common.data.media import DecodedCache, MediaError, MediaFile, TooShortError
+from common.data.media import DecodedCache, MediaError, MediaFile
 from common.data.transforms import AudioTransform, VideoTransform
 from common.data.windows import (
     Limits,
@@ -174,7 +174,7 @@ class AudioVisualClips(ClipDataset):
             video, audio, self.video_duration, audio_duration, self.jitter, (float(draws[0]), float(draws[1]))
         )
         if window is None:
-            raise TooShortError.of(
+            raise MediaError.of(
                 clip.path,
                 f"too short: video {video[0]:.2f} to {video[1]:.2f} s, audio {audio[0]:.2f} to {audio[1]:.2f} s, "
                 f"wanted {self.video_duration:g} s and {audio_duration:g} s",
@@ -340,7 +340,7 @@ class SoundWindows(ClipDataset):
             if self.wrap_seconds is not None:
                 limits = (limits[0], min(limits[1], limits[0] + self.wrap_seconds))
             if limits[1] <= limits[0]:
-                raise TooShortError.of(clip.path, "has no sound within the listed limits")
+                raise MediaError.of(clip.path, "has no sound within the listed limits")
             cut = self._training_windows if self.training else self._test_windows
             windows = [self.audio_transform(samples, rng) for samples in cut(media, limits, rng)]
         return {
@@ -386,5 +386,5 @@ def _video_limits(media: MediaFile, clip: Clip) -> Limits:
         raise MediaError.of(clip.path, "has no video stream")
     limits = restrict(media.video_limits, clip.start, clip.end)
     if limits[1] <= limits[0]:
-        raise TooShortError.of(clip.path, "has no picture within the listed limits")
+        raise MediaError.of(clip.path, "has no picture within the listed limits")
     return limits

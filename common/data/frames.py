@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.data import shards
 from common.data.images import ImageCache, read_image
-from common.data.media import DecodedCache, MediaError, MediaFile, TooShortError
+from common.data.media import DecodedCache, MediaError, MediaFile
 from common.data.windows import Limits, select_frames
 
 #: Frames per second of the frames of TVQA.
@@ -70,13 +70,12 @@ class FrameFolder:
             Frames [T, H, W, 3] uint8 and the time of the first of them.
 
         Raises:
-            TooShortError: the window holds no frame.
-            MediaError: a frame cannot be read, or their sizes differ.
+            MediaError: the window holds no frame, one cannot be read, or their sizes differ.
         """
         end = self.video_limits[1]
         indices, actual_start = select_frames(start, duration, fps, self.video_fps, end)
         if not len(indices):
-            raise TooShortError.of(self.path, f"no frame between {start:.3f} and {min(start + duration, end):.3f} s")
+            raise MediaError.of(self.path, f"no frame between {start:.3f} and {min(start + duration, end):.3f} s")
         held = np.searchsorted(self._numbers, indices + 1, side="right") - 1
         rows, places = np.unique(np.maximum(held, 0), return_inverse=True)
         frames = [self._frame(row) for row in rows.tolist()]

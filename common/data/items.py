@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -18,20 +17,13 @@ import torch
 from torch.utils.data import Dataset
 
 from common.data.listing import Listing
-from common.data.media import MediaError, TooShortError
+from common.data.media import MediaError
 
 logger = logging.getLogger(__name__)
 
 Key = int | tuple[int, int]
 # Tensors; where an item has several views or boxes, lists of them.
 Sample = dict[str, Any]
-
-
-class SkipReason(IntEnum):
-    """Why a file was skipped."""
-
-    UNREADABLE = 1
-    TOO_SHORT = 2
 
 
 class TooManyBrokenFiles(RuntimeError):
@@ -46,7 +38,7 @@ class SkipLedger:
         max_share: Share of the files that may be skipped before the run fails.
 
     Attributes:
-        flags: uint8 [files] in shared memory; 0, or a :class:`SkipReason`. Ranks can combine theirs with a maximum.
+        flags: uint8 [files] in shared memory; 1 = skipped. Ranks can combine theirs with a maximum.
     """
 
     def __init__(self, listing: Listing, max_share: float) -> None:
@@ -66,7 +58,7 @@ class SkipLedger:
         """
         if self.flags[file]:
             return
-        self.flags[file] = int(SkipReason.TOO_SHORT if isinstance(error, TooShortError) else SkipReason.UNREADABLE)
+        self.flags[file] = 1
         logger.warning("skipped %s", error)
         count = self.count()
         if count > self.max_share * len(self.flags):
@@ -82,15 +74,9 @@ class SkipLedger:
         return int(torch.count_nonzero(self.flags))
 
     def names(self) -> list[str]:
-        """Skipped files, relative to the listing's root where they lie under it."""
-        return list(self.reasons())
-
-    def reasons(self) -> dict[str, SkipReason]:
-        """Skipped files and why."""
-        return {
-            self.listing.table.name(file): SkipReason(int(self.flags[file]))
-            for file in torch.nonzero(self.flags).flatten().tolist()
-        }
+        """Skipped files, each once, relative to the listing's root where they lie under it."""
+        skipped = torch.nonzero(self.flags).flatten().tolist()
+        return list(dict.fromkeys(map(self.listing.table.name, skipped)))
 
 
 class ItemDataset(Dataset[Sample], ABC):

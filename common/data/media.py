@@ -69,10 +69,6 @@ class MediaError(RuntimeError):
         return cls(f"{path}: {reason}", path)
 
 
-class TooShortError(MediaError):
-    """A stream is shorter than the clip that was asked for."""
-
-
 @dataclass(frozen=True, slots=True)
 class MediaInfo:
     """What the headers of a file say.
@@ -289,8 +285,7 @@ class MediaFile:
             or less at the end of the file.
 
         Raises:
-            TooShortError: The window holds no frame.
-            MediaError: There is no picture, or none at that time can be decoded.
+            MediaError: There is no picture, none in the window, or none at that time can be decoded.
 
         Source: docs/papers/avid_cma.md [2.1].
         """
@@ -299,7 +294,7 @@ class MediaFile:
         origin, end = self.info.video_limits
         indices, actual_start = select_frames(start, duration, fps, self.info.video_fps, end, origin)
         if not len(indices):
-            raise TooShortError.of(self.path, f"no frame between {start:.3f} and {min(start + duration, end):.3f} s")
+            raise MediaError.of(self.path, f"no frame between {start:.3f} and {min(start + duration, end):.3f} s")
         step = 1.0 / self.info.video_fps
         # A frame is on screen until half a frame before the next grid time: stamps may be rounded.
         boundaries = origin + (indices + np.float64(0.5)) * step

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from common.data.frames import FrameFolder, MediaCaches, open_media
 from common.data.items import Sample
 from common.data.listing import Clip, Listing, joined
-from common.data.media import MediaError, MediaFile, TooShortError
+from common.data.media import MediaError, MediaFile
 from common.data.transforms import VideoTransform
 from common.data.windows import Limits, restrict
 from common.training.examples import Draw
@@ -283,5 +283,5 @@ def _limits(stream: Limits | None, clip: Clip) -> Limits:
         raise MediaError.of(clip.path, "has no video stream")
     start, end = restrict(stream, clip.start, clip.end)
     if end <= start:
-        raise TooShortError.of(clip.path, f"holds nothing between {clip.start} and {clip.end} s")
+        raise MediaError.of(clip.path, f"holds nothing between {clip.start} and {clip.end} s")
     return start, end

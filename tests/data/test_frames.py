@@ -9,7 +9,7 @@ import torch
 
 from common.data.frames import FrameFolder, MediaCaches, open_media
 from common.data.images import ImageCache
-from common.data.media import MediaError, MediaFile, TooShortError
+from common.data.media import MediaError, MediaFile
 from tests.data.media_factory import write_video
 from tests.data.text_layouts import write_frames
 
@@ -76,7 +76,7 @@ def test_broken_frames_and_wrong_windows(tmp_path: Path) -> None:
     assert levels(clip.read_video(0.0, 1.0, 3.0)[0]) == [1, 2, 3]
     with pytest.raises(MediaError, match=r"00004\.jpg"):
         clip.read_video(0.0, 2.0, 3.0)
-    with pytest.raises(TooShortError, match="no frame between"):
+    with pytest.raises(MediaError, match="no frame between"):
         clip.read_video(5.0, 1.0, 3.0)
     with pytest.raises(MediaError, match="no audio"):
         clip.read_audio(0.0, 1.0, 8000)
