@@ -19,7 +19,7 @@ import re
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -143,9 +143,6 @@ class RegionFeatures:
         paths: packed files, or folders in the layout of MMF. A picture that several of them hold is read from the
             first one.
         key: what the keys are made from: of a file `google_000123.jpg`, "google_000123" or "123".
-        background_class: whether class 0 of the files is the background, as MMF's script writes with `--background`;
-            otherwise every class is counted one higher, so that 0 stays free for it.
-        max_regions: regions of a picture that are used, the first ones; None = all.
 
     Attributes:
         paths: the files.
@@ -158,21 +155,11 @@ class RegionFeatures:
         RegionError: a file is damaged, holds no region features, or its columns do not fit each other.
     """
 
-    def __init__(
-        self,
-        paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-        key: KeyKind = "stem",
-        background_class: bool = True,
-        max_regions: int | None = None,
-    ) -> None:
-        if max_regions is not None and max_regions < 1:
-            raise ValueError(f"max_regions must be at least 1, not {max_regions}")
+    def __init__(self, paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], key: KeyKind = "stem") -> None:
         given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
         if not given:
             raise ValueError("at least one file of region features is needed")
         self.paths = tuple(Path(path) for path in given)
-        self.background_class = background_class
-        self._limit = max_regions
         self._files = [_open(path) for path in self.paths]
         names: list[npt.NDArray[np.bytes_]] = []
         for file in self._files:
@@ -195,8 +182,7 @@ class RegionFeatures:
         first[1:] = ordered[1:] != ordered[:-1]
         self._sorted, self._places = ordered[first], order[first]
         self._starts = np.cumsum([0, *map(len, names)])
-        longest = max(file.max_regions for file in self._files)
-        self.max_regions = longest if max_regions is None else min(longest, max_regions)
+        self.max_regions = max(file.max_regions for file in self._files)
 
     def __repr__(self) -> str:
         return f"RegionFeatures({len(self)} pictures, {self.feature_size} wide)"
@@ -228,12 +214,7 @@ class RegionFeatures:
             raise KeyError(key)
         number = int(np.searchsorted(self._starts, place, side="right")) - 1
         file = self._files[number]
-        regions = file.read(place - int(self._starts[number]), self._limit)
-        if not self.background_class:
-            shares = regions.distribution
-            shares = None if shares is None else np.pad(shares, [(0, 0), (1, 0)])
-            regions = replace(regions, labels=regions.labels + 1, distribution=shares)
-        return _checked(regions, f"{file.path}, picture {key!r}")
+        return _checked(file.read(place - int(self._starts[number])), f"{file.path}, picture {key!r}")
 
     def table(self, keys: Iterable[str]) -> RegionTable:
         """The regions of several pictures in memory.
@@ -322,8 +303,8 @@ class _File(ABC):
         """What the file calls its pictures."""
 
     @abstractmethod
-    def read(self, row: int, limit: int | None) -> Regions:
-        """The regions of one of them, at most `limit`; not checked."""
+    def read(self, row: int) -> Regions:
+        """The regions of one of them; not checked."""
 
 
 def _open(path: Path) -> _File:
@@ -374,11 +355,10 @@ class _PackedFile(_File):
         found = np.asarray(self._opened()["image_id"])
         return [_decoded(value) if isinstance(value, bytes) else str(value) for value in found.tolist()]
 
-    def read(self, row: int, limit: int | None) -> Regions:
+    def read(self, row: int) -> Regions:
         columns = self._opened()
         try:
             count = int(columns["count"][row])
-            count = count if limit is None else min(count, limit)
             height, width = (int(value) for value in columns["size"][row])
             shares = None
             if _PROBABILITIES in columns:
@@ -462,14 +442,14 @@ class _MmfFolder(_File):
         self._names = sorted(entry.name.removesuffix(_INFO) for entry in os.scandir(path) if entry.name.endswith(_INFO))
         if not self._names:
             raise RegionError(f"{path}: holds no *{_INFO}, so it is no folder of MMF's region features")
-        first = self.read(0, None)
+        first = self.read(0)
         # Every picture has as many as the script was asked for; the first tells how many.
         self.feature_size, self.max_regions = first.features.shape[1], len(first.features)
 
     def names(self) -> list[str]:
         return self._names
 
-    def read(self, row: int, limit: int | None) -> Regions:
+    def read(self, row: int) -> Regions:
         name = self._names[row]
         path = self.path / f"{name}.npy"
         try:
@@ -485,7 +465,6 @@ class _MmfFolder(_File):
             raise RegionError(f"{path}: it or its {_INFO} is damaged ({error!r})") from error
         if features.ndim != 2 or boxes.shape != (len(features), 4) or labels.shape != (len(features),):
             raise RegionError(f"{path}: {features.shape} features for boxes {boxes.shape} and objects {labels.shape}")
-        count = count if limit is None else min(count, limit)
         return Regions(
             features[:count].astype(np.float32),
             boxes[:count].astype(np.float32),

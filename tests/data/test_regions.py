@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data.regions import RegionError, RegionFeatures, Regions, box_vectors, write_regions
-from tests.data.region_layouts import CLASSES, FEATURES, HEIGHT, WIDTH, columns, regions, write_columns, write_mmf
+from tests.data.region_layouts import FEATURES, HEIGHT, WIDTH, columns, regions, write_columns, write_mmf
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "m3p" / "joint_forward.npz"
 NAMES = ("COCO_val2014_000000000042.jpg", "COCO_val2014_000000000007.jpg", "flickr_3")
@@ -101,29 +101,6 @@ def test_row_numbers_are_the_digits_of_the_names(tmp_path: Path) -> None:
     write_columns(path, columns(["nothing", "7"], [regions(0), regions(1)]))
     with pytest.raises(RegionError, match="'nothing' has no number"):
         RegionFeatures(path, key="number")
-
-
-def test_classes_without_background_are_counted_from_one(tmp_path: Path) -> None:
-    own = regions(0, distribution=True)
-    path = tmp_path / "a.npz"
-    write_regions(path, [("a", own)])
-    found = RegionFeatures(path, background_class=False)["a"]
-    np.testing.assert_array_equal(found.labels, own.labels + 1)
-    assert found.distribution is not None
-    assert found.distribution.shape == (3, CLASSES + 1)
-    assert (found.distribution.argmax(1) == found.labels).all()
-
-
-def test_only_the_first_regions_are_used(tmp_path: Path) -> None:
-    own = regions(0, 4)
-    for path in (write_columns(tmp_path / "a.h5", columns(["a"], [own])), tmp_path / "mmf"):
-        if path.name == "mmf":
-            write_mmf(path, "a", own)
-        found = RegionFeatures(path, max_regions=2)
-        assert found.max_regions == 2
-        np.testing.assert_array_equal(found["a"].features, own.features[:2])
-    with pytest.raises(ValueError, match="at least 1"):
-        RegionFeatures(path, max_regions=0)
 
 
 def test_a_table_is_padded(tmp_path: Path) -> None:
