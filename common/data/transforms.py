@@ -293,8 +293,7 @@ class AudioTransform:
         frames_per_second: Time steps per second.
         bins: Number of output bins; None = `fft / 4 + 1`, i.e. bins averaged in pairs.
         volume: Training multiplies the samples by a factor in [1 - volume, 1 + volume].
-        statistics: .npz file with arrays `mean` and `std` per bin; see :func:`compute_audio_statistics`.
-        mean, std: Statistics in decibels, one number or one per bin, where there is no file.
+        mean, std: Statistics in decibels, one number or one per bin; see :func:`compute_audio_statistics`.
         dynamic_range: Decibels below the clip's loudest point that are kept.
         training: Whether the volume is drawn.
 
@@ -313,7 +312,6 @@ class AudioTransform:
     frames_per_second: int = 100
     bins: int | None = None
     volume: float = 0.1
-    statistics: str | Path | None = None
     mean: float | Sequence[float] = 0.0
     std: float | Sequence[float] = 1.0
     dynamic_range: float = 100.0
@@ -333,8 +331,7 @@ class AudioTransform:
             )
         if self.num_samples <= self.fft // 2:
             raise ValueError(f"a window of {self.window} s is too short for an fft of {self.fft} samples")
-        mean, std = self._statistics()
-        # Worker processes then need not find or read the file again.
+        mean, std = self._per_bin("mean"), self._per_bin("std")
         object.__setattr__(self, "_mean", mean)
         object.__setattr__(self, "_scale", 1.0 / (std + 1e-5) if self.normalizes else std)
         object.__setattr__(self, "_hann", torch.hann_window(self.fft, periodic=True, dtype=torch.float64))
@@ -357,7 +354,7 @@ class AudioTransform:
     @property
     def normalizes(self) -> bool:
         """Whether the result is normalized, or plain decibels."""
-        return self.statistics is not None or bool(np.any(np.asarray(self.mean)) or np.any(np.asarray(self.std) != 1))
+        return bool(np.any(np.asarray(self.mean)) or np.any(np.asarray(self.std) != 1))
 
     def with_training(self, training: bool) -> AudioTransform:
         """The same transform with or without augmentation."""
@@ -403,27 +400,14 @@ class AudioTransform:
         pooled = torch.cat([power[..., :1, :], groups], dim=-2).transpose(-2, -1).contiguous().unsqueeze(-3)
         return amplitude_to_DB(pooled, 10.0, 1e-10, 0.0, self.dynamic_range)
 
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        if self.statistics is None:
-            mean, std, origin = np.asarray(self.mean), np.asarray(self.std), "mean and std"
-        else:
-            origin = f"statistics file {self.statistics}"
-            try:
-                with np.load(self.statistics, allow_pickle=False) as arrays:
-                    mean, std = arrays["mean"], arrays["std"]
-            except FileNotFoundError:
-                raise FileNotFoundError(
-                    f"{origin} does not exist; compute it with common.data.transforms.compute_audio_statistics"
-                ) from None
-            except KeyError as error:
-                raise ValueError(f"{origin} lacks the array {error}; it needs `mean` and `std`") from None
-        for name, array in (("mean", mean), ("std", std)):
-            if array.ndim > 1 or array.size not in (1, self.num_bins):
-                raise ValueError(
-                    f"{origin}: {name} has shape {list(array.shape)}, but the spectrogram has {self.num_bins} bins "
-                    f"(fft {self.fft}, bins {self.bins})"
-                )
-        return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(std.astype(np.float32))
+    def _per_bin(self, name: str) -> Tensor:
+        values = np.array(getattr(self, name), np.float32)
+        if values.ndim > 1 or values.size not in (1, self.num_bins):
+            raise ValueError(
+                f"{name} has shape {list(values.shape)}, but the spectrogram has {self.num_bins} bins "
+                f"(fft {self.fft}, bins {self.bins})"
+            )
+        return torch.from_numpy(values)
 
 
 def compute_audio_statistics(
