@@ -57,19 +57,16 @@ def report(
     datasets: Sequence[MediaDataset],
     console: Console | None = None,
     prepare: bool = False,
-    verify: bool = False,
     samples: int = 16,
-    seed: int = 0,
 ) -> list[DatasetStatus]:
     """Print what is known about some data sets, and prepare those that are there.
 
     Args:
         datasets: The data sets of a paper.
         console: Where to print; None = the terminal.
-        prepare: Also index every split, so that later runs start fast, and verify.
-        verify: Without indexing: decode a sample of the files, and compare published checksums.
+        prepare: Also index every split, so that later runs start fast, decode a sample of the files, and compare
+            published checksums.
         samples: Files to decode per data set.
-        seed: Seed of the choice of files.
 
     Returns:
         One status per data set, in order.
@@ -82,24 +79,24 @@ def report(
             status = dataset.status()
         if status.layout and shards.index_file(dataset.root) is not None:
             status = replace(status, layout=f"{status.layout}; media files in shards")
-        if prepare or verify:
+        if prepare:
             with console.status(f"Comparing checksums of {dataset.title}"):
                 verified, corrupt = check_checksums(dataset)
             status = replace(status, verified=verified, corrupt=corrupt)
-        if (prepare or verify) and status.counts:
+        if prepare and status.counts:
             with console.status(f"Decoding {samples} files of {dataset.title}"):
-                check = check_samples(dataset, samples, seed)
+                check = check_samples(dataset, samples)
             if check.silent:
                 notes.append(f"{check.silent} of {check.checked} files tried have no sound; they are passed over")
             status = replace(status, broken=check.broken, checked=check.checked)
             if isinstance(dataset, LanguageCaptioned):
                 with console.status(f"Reading region features of {dataset.title}"):
-                    notes += dataset.check_regions(samples, seed)
+                    notes += dataset.check_regions(samples)
         statuses.append(replace(status, notes=(*status.notes, *notes)))
     _print_table(console, _table(statuses))
     for status in statuses:
         _print_details(console, status, prepare)
-    if not (prepare or verify) and any(status.counts for status in statuses):
+    if not prepare and any(status.counts for status in statuses):
         console.print(
             Text("Nothing was prepared; with --prepare files are indexed, a sample is decoded, checksums are compared.")
         )

@@ -133,7 +133,7 @@ def test_broken_files_are_named(tmp_path: Path):
     root = write_dcase(tmp_path / "dcase", ["bus", "park"], 2, write=write_sound)
     placeholder(root / "scenes_stereo" / "bus01.wav")
     (root / "scenes_stereo_testset" / "park02.wav").write_bytes(b"")
-    text, (status,) = printed(DCASE2014(root), verify=True, samples=8)
+    text, (status,) = printed(DCASE2014(root), prepare=True, samples=8)
     assert status.checked == 8
     assert len(status.broken) == 2
     assert any("bus01.wav" in reason for reason in status.broken)
@@ -153,7 +153,7 @@ def test_a_sample_is_a_fixed_random_choice(tmp_path: Path):
 
 def test_video_without_sound_is_not_broken_but_counted(tmp_path: Path):
     root = write_kinetics(tmp_path / "kinetics", clips_per_class=1, write=write_silent_video)
-    text, (status,) = printed(Kinetics400(root), verify=True)
+    text, (status,) = printed(Kinetics400(root), prepare=True)
     assert (status.checked, status.broken) == (4, ())
     assert "4 of 4 files tried have no sound" in text
 
