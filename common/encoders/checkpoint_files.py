@@ -123,6 +123,13 @@ def first_of(names: Sequence[Any], limit: int = 6) -> str:
     return listed if len(names) <= limit else f"{listed}, and {len(names) - limit} more"
 
 
+def with_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add the step counters of batch normalization, which files of before PyTorch 0.4.1 do not have."""
+    for name in [name for name in state if name.endswith(".running_var")]:
+        state.setdefault(f"{name.removesuffix('running_var')}num_batches_tracked", torch.tensor(0))
+    return state
+
+
 def load_encoder(
     encoder: nn.Module, path: str | Path, prefixes: Sequence[str], field: str = "model.pretrained"
 ) -> None:
@@ -165,10 +172,7 @@ def load_encoder(
     }
     if callable(rename := getattr(encoder, "released_names", None)):
         found = rename(found)
-    for name in [name for name in found if name.endswith(".running_var")]:
-        # Files of before PyTorch 0.4.1 do not count the steps of batch normalization.
-        found.setdefault(f"{name.removesuffix('running_var')}num_batches_tracked", torch.tensor(0))
-    if problem := differences(expected, found):
+    if problem := differences(expected, with_counters(found)):
         raise CheckpointError(
             f"{field}: the encoder in {path} (names below {prefix!r}) has another architecture than the configured "
             f"{type(encoder).__name__}: {problem}. Give the encoder the sizes that it was pre-trained with."

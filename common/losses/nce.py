@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.losses.info_nce import at_least_float32
+
 
 def nce(positives: Tensor, negatives: Tensor, normalizer: Tensor | float) -> Tensor:
     """Binary noise-contrastive loss of scores against uniformly drawn negatives.
@@ -39,7 +41,7 @@ def nce_per_anchor(positives: Tensor, negatives: Tensor, normalizer: Tensor | fl
     Shapes:
         positives [..., P]; negatives [..., K]; normalizer [] -> [...]
     """
-    positives, negatives = _at_least_float32(positives), _at_least_float32(negatives)
+    positives, negatives = at_least_float32(positives), at_least_float32(negatives)
     normalizer = torch.as_tensor(normalizer, dtype=positives.dtype, device=positives.device).detach()
     log_noise = normalizer.log() + math.log(negatives.shape[-1])  # log(K * normalizer)
     return F.softplus(log_noise - positives).mean(dim=-1) + F.softplus(negatives - log_noise).sum(dim=-1)
@@ -59,9 +61,5 @@ def estimate_normalizer(negatives: Tensor) -> Tensor:
 
     Source: docs/papers/avid_cma.md [6].
     """
-    return _at_least_float32(negatives.detach()).exp().mean()
-
-
-def _at_least_float32(scores: Tensor) -> Tensor:
     # exp(1 / 0.07) is 1.6e6: float16 would overflow and bfloat16 would lose the sum over negatives.
-    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    return at_least_float32(negatives.detach()).exp().mean()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.memory.collective import broadcast_from_rank_zero, require_equal_over_ranks
+from common.memory.collective import broadcast_from_rank_zero, checksum, require_equal_over_ranks
 
 
 class MemoryBank(nn.Module):
@@ -92,10 +92,7 @@ class MemoryBank(nn.Module):
             RuntimeError: when a rank differs.
         """
         sample = torch.linspace(0, self.num_items - 1, min(rows, self.num_items), device=self.vectors.device).long()
-        bits = self.lookup(sample).view(torch.int32).long()
-        # Position-dependent odd weights: exchanged rows or columns change the sum as well. Integer overflow just wraps.
-        weights = 2 * torch.arange(bits.numel(), device=bits.device).view_as(bits) + 1
-        require_equal_over_ranks((bits * weights).sum(), name)
+        require_equal_over_ranks(checksum(self.lookup(sample).view(torch.int32)), name)
 
 
 def last_occurrence(index: Tensor) -> Tensor:

@@ -111,6 +111,13 @@ def broadcast_from_rank_zero(tensor: Tensor) -> None:
         tensor.detach().copy_(flat)
 
 
+def checksum(values: Tensor) -> Tensor:
+    """Sum of integers of any shape, int64 scalar, which exchanged rows or columns change as well."""
+    # Position-dependent odd weights; integer overflow just wraps.
+    values = values.long().flatten()
+    return (values * (2 * torch.arange(values.numel(), device=values.device) + 1)).sum()
+
+
 def require_equal_over_ranks(checksum: Tensor, what: str) -> None:
     """Raise unless every rank holds the same checksum.
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from common.memory.collective import all_gather_rows, broadcast_from_rank_zero, require_equal_over_ranks
+from common.memory.collective import all_gather_rows, broadcast_from_rank_zero, checksum, require_equal_over_ranks
 
 QueueDtype = Literal["float32", "float16"]
 Warm = Literal["random", "masked"]
@@ -240,7 +240,7 @@ class KeyQueue(nn.Module):
         parts = [self.vectors.index_select(0, sample).view(integers), self.image_id, self.valid, self.pointer]
         if self.tag_count:
             parts.append(self.tags)
-        require_equal_over_ranks(torch.stack([_checksum(part) for part in parts]), name)
+        require_equal_over_ranks(torch.stack([checksum(part) for part in parts]), name)
 
     def _load_from_state_dict(
         self,
@@ -271,12 +271,6 @@ class KeyQueue(nn.Module):
         ours = (self.size, self.dim, self.vectors.dtype, self.tag_count)
         fields = zip(("size", "dim", "dtype", "tag_count"), saved, ours)
         return [f"{field} {there} instead of {here}" for field, there, here in fields if there != here]
-
-
-def _checksum(values: Tensor) -> Tensor:
-    # Position-dependent odd weights: exchanged rows or columns change the sum as well. Integer overflow just wraps.
-    values = values.long().flatten()
-    return (values * (2 * torch.arange(values.numel(), device=values.device) + 1)).sum()
 
 
 class _Scores(torch.autograd.Function):

@@ -5,6 +5,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from common.losses.info_nce import at_least_float32
+
 
 def match_ranks(query: Tensor, gallery: Tensor, target: Tensor | None = None, block: int = 1024) -> Tensor:
     """Rank of every query's own gallery item by inner product.
@@ -65,7 +67,7 @@ def caption_ranks(
         ValueError: the shapes do not fit, or a caption belongs to no row of `image`.
     """
     own = _checked_owners(image, captions, caption_image, equal_text)
-    image, captions = _at_least_float32(image), _at_least_float32(captions).to(image.device)
+    image, captions = at_least_float32(image), at_least_float32(captions).to(image.device)
     text = _numbered(equal_text, own)
     texts = int(text.max()) + 1
 
@@ -124,10 +126,6 @@ def _numbered(equal_text: Tensor | None, own: Tensor) -> Tensor:
     if equal_text is None:
         return torch.arange(len(own), device=own.device)
     return torch.unique(equal_text.to(own.device), return_inverse=True)[1]
-
-
-def _at_least_float32(rows: Tensor) -> Tensor:
-    return rows if rows.dtype == torch.float64 else rows.float()
 
 
 def _ranks_of_relevant(scores: Tensor, relevant: Tensor) -> Tensor:
@@ -259,7 +257,7 @@ def score_retrieval(
             f"caption_image: rows {int(own.min())} to {int(own.max())}, but there are {len(scores)} images"
         )
     _check_texts(equal_text, len(own))
-    scores = _at_least_float32(scores)
+    scores = at_least_float32(scores)
     text = _numbered(equal_text, own)
     has_text = torch.zeros(len(scores), int(text.max()) + 1, dtype=torch.bool, device=scores.device)
     has_text[own, text] = True

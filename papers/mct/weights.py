@@ -20,6 +20,7 @@ from common.encoders.checkpoint_files import (
     first_of,
     read_checkpoint,
     tensors_in,
+    with_counters,
 )
 from common.files import write_whole
 
@@ -94,7 +95,7 @@ def load_backbone(path: str | Path) -> dict[str, Tensor]:
     state = tensors_in(content)
     for prefix in PREFIXES:
         if f"{prefix}conv1.weight" in state:
-            return _with_counters(_without_classifier(below(state, prefix)))
+            return with_counters(_without_classifier(below(state, prefix)))
     places = ", ".join(f"{prefix}conv1.weight" for prefix in PREFIXES)
     raise CheckpointError(
         f"{path}: no image backbone: expected one of {places}, found {first_of(list(state) or list(content))}"
@@ -130,8 +131,8 @@ def import_moco(path: str | Path) -> ImportedMoCo:
             f"of {pointer.tolist()}"
         )
     return ImportedMoCo(
-        query=_with_counters(query),
-        key=_with_counters(key),
+        query=with_counters(query),
+        key=with_counters(key),
         query_head=below(state, "encoder_q.fc."),
         key_head=below(state, "encoder_k.fc."),
         queue=queue.t().clone(memory_format=torch.contiguous_format),
@@ -161,7 +162,7 @@ def import_virtex(path: str | Path) -> ImportedVirTex:
             f"{first_of(list(state) or list(content))}"
         )
     return ImportedVirTex(
-        visual=_with_counters(_without_classifier(visual)), textual=textual, iteration=_count(content, "iteration")
+        visual=with_counters(_without_classifier(visual)), textual=textual, iteration=_count(content, "iteration")
     )
 
 
@@ -231,13 +232,6 @@ def detectron2_name(name: str) -> str:
 
 def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.startswith("fc.")}
-
-
-def _with_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add the step counters of batch normalization, which files of before PyTorch 0.4.1 do not have."""
-    for key in [key for key in state if key.endswith(".running_var")]:
-        state.setdefault(f"{key.removesuffix('running_var')}num_batches_tracked", torch.tensor(0))
-    return state
 
 
 def _count(content: Mapping[str, Any], name: str) -> int:

@@ -12,8 +12,8 @@ from common.encoders.checkpoint_files import (
     below,
     differences,
     first_of,
-    named_tensors,
     read_checkpoint,
+    tensors_in,
     write_torch,
 )
 from papers.vx2text.clips import Modality
@@ -161,10 +161,7 @@ def _named(path: str | Path, field: str) -> dict[str, Tensor]:
         content = read_checkpoint(path, NEEDED)
     except CheckpointError as error:
         raise CheckpointError(f"{field}: {error}") from error
-    for entry in ("state_dict", "model"):
-        if isinstance(content.get(entry), dict):
-            return named_tensors(content[entry])
-    return named_tensors(content)
+    return tensors_in(content)
 
 
 def _trained(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
