@@ -209,21 +209,17 @@ def read_back_translations(path: str | Path) -> dict[int, str]:
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
 
-def pad_tokens(rows: Sequence[Sequence[int]], pad_id: int = 0, max_tokens: int | None = None) -> Tensor:
+def pad_tokens(rows: Sequence[Sequence[int]], pad_id: int = 0) -> Tensor:
     """Token ids of a batch as one tensor, filled up at the end of the shorter rows.
 
     Args:
         rows: token ids of every caption.
         pad_id: what to fill with.
-        max_tokens: rows are cut to this length.
 
     Returns:
         int64 [B, L], L the length of the longest row, at least 1.
     """
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    if max_tokens is not None and lengths.max(initial=0) > max_tokens:
-        rows = [row[:max_tokens] for row in rows]
-        lengths = np.minimum(lengths, max_tokens)
     padded = np.full((len(rows), max(int(lengths.max(initial=0)), 1)), pad_id, dtype=np.int64)
     filled = np.arange(padded.shape[1]) < lengths[:, None]
     padded[filled] = np.fromiter((token for row in rows for token in row), dtype=np.int64, count=int(lengths.sum()))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from common.data.images import read_image
 from common.data.regions import RegionFeatures, picture_key
-from common.data.text import XLMRTokenizer
+from common.data.text import XLMRTokenizer, pad_tokens
 from common.errors import StageError
 from common.losses.info_nce import at_least_float32
 from common.stages.allowed import Builder
@@ -629,8 +629,8 @@ class M3P(TrainedModel):
 
     def _tokens(self, texts: Items) -> tuple[Tensor, Tensor]:
         """Ids [B, L] and which of them count [B, L], on the CPU."""
-        rows = [torch.tensor(self.tokenizer.encode(text)) for text in self.read_all("text", texts)]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_id)
+        rows = [self.tokenizer.encode(text) for text in self.read_all("text", texts)]
+        ids = pad_tokens(rows, self.tokenizer.pad_id)
         return ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
 
     def _language(self) -> int | None:

@@ -23,6 +23,7 @@ from common.data.datasets.tvqa import TVQA, Questions, Subtitle, Subtitles
 from common.data.items import ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.sequences import MadeOnDemand
+from common.data.text import pad_tokens
 from common.data.windows import Limits
 from common.data.worlds.base import World
 from common.data.worlds.narrated import kind_of
@@ -323,23 +324,15 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     for name, first in samples[0].items():
         column = [sample[name] for sample in samples]
         if name == "input_ids":
-            batch[name] = padded(column, TextTokenizer.pad_id)
+            batch[name] = pad_tokens(column, TextTokenizer.pad_id)
         elif name == "labels":
-            batch[name] = padded(column, IGNORED)
+            batch[name] = pad_tokens(column, IGNORED)
         elif name == "option_labels":
-            flat = padded([row for own in column for row in own], IGNORED)
+            flat = pad_tokens([row for own in column for row in own], IGNORED)
             batch[name] = flat.view(len(column), -1, flat.shape[1])
         else:
             batch[name] = torch.stack(column) if isinstance(first, Tensor) else column
     return batch
-
-
-def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Rows of ids as one int64 tensor [B, longest], at least one wide, filled up with a value."""
-    whole = torch.full((len(rows), max(1, *map(len, rows))), value, dtype=torch.int64)
-    for place, row in enumerate(rows):
-        whole[place, : len(row)] = torch.tensor(row, dtype=torch.int64)
-    return whole
 
 
 # -- data modules ------------------------------------------------------------------------------------------------------

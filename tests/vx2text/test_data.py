@@ -30,7 +30,6 @@ from papers.vx2text.data import (
     QuestionAnsweringData,
     VideoTextData,
     collate,
-    padded,
     spoken,
 )
 from papers.vx2text.miniature import CategoryData, class_marks, noisy_words
@@ -601,9 +600,3 @@ def test_the_spectrogram_is_that_of_torchaudio() -> None:
     # 64 bands up to 8 kHz, as PANNs: a window of ten seconds has 1,001 frames.
     assert LogMel(AudioInput())(torch.zeros(10)).shape == (1, 1001, 64)
     assert torch.equal(LogMel(AUDIO)(torch.cat([samples, samples])), LogMel(AUDIO)(samples))
-
-
-def test_rows_are_padded_to_the_longest() -> None:
-    assert padded([[1, 2], [], [3]], 0).tolist() == [[1, 2], [0, 0], [3, 0]]
-    assert padded([[], []], -100).tolist() == [[-100], [-100]]
-    assert padded([[5]], 0).dtype == torch.int64
