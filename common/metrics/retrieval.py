@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from common.losses.info_nce import at_least_float32
+from common.metrics.classification import label_ranks
 
 
-def match_ranks(query: Tensor, gallery: Tensor, target: Tensor | None = None, block: int = 1024) -> Tensor:
-    """Rank of every query's own gallery item by inner product.
+def match_ranks(query: Tensor, gallery: Tensor, block: int = 1024) -> Tensor:
+    """Rank of every query's own gallery item, the one in the same row, by inner product.
 
     Other items that tie with it are counted as better, and so is everything when a score is NaN: a collapsed encoder
     retrieves nothing.
@@ -17,24 +18,15 @@ def match_ranks(query: Tensor, gallery: Tensor, target: Tensor | None = None, bl
     Args:
         query: [Q, d].
         gallery: [N, d].
-        target: row of the gallery that belongs to every query, [Q]; by default the same row.
         block: queries compared at a time; bounds the memory to `block * N` scores.
 
     Returns:
         [Q] int64; 0 is best.
     """
-    if target is None:
-        if len(query) > len(gallery):
-            raise ValueError(
-                f"target: {len(query)} queries have no row of their own among {len(gallery)} in the gallery"
-            )
-        target = torch.arange(len(query), device=query.device)
-    ranks = []
-    for start in range(0, len(query), block):
-        scores = query[start : start + block] @ gallery.T
-        own = scores.gather(1, target[start : start + block, None])
-        ranks.append((~(scores < own)).sum(1) - 1)
-    return torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.int64, device=query.device)
+    if len(query) > len(gallery):
+        raise ValueError(f"{len(query)} queries have no row of their own among {len(gallery)} in the gallery")
+    own = torch.arange(len(query), device=query.device)
+    return torch.cat([label_ranks(part @ gallery.T, rows) for part, rows in zip(query.split(block), own.split(block))])
 
 
 def caption_ranks(
