@@ -77,8 +77,7 @@ class Estimate:
         accumulated: batches of an optimizer step; below 1 where one batch makes several steps.
         devices: of the whole training.
         precision: of the trainer.
-        weights_bytes: of a checkpoint of weights alone.
-        checkpoint_bytes: of one to go on from, with the state of the optimizers.
+        checkpoint_bytes: of a checkpoint to go on from, with the state of the optimizers.
         kept_bytes: of all checkpoints that stay beside the last one; None where their number is not known.
     """
 
@@ -95,7 +94,6 @@ class Estimate:
     accumulated: float
     devices: int
     precision: str
-    weights_bytes: int
     checkpoint_bytes: int
     kept_bytes: int | None
 
@@ -202,7 +200,6 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
         accumulated=accumulated,
         devices=devices,
         precision=str(run.config["trainer"].get("precision", "32-true")),
-        weights_bytes=weights,
         checkpoint_bytes=checkpoint,
         kept_bytes=_kept(run, steps, weights, checkpoint),
     )

@@ -457,7 +457,6 @@ class M3P(TrainedModel):
     classes: ClassVar[tuple[type, ...]] = (M3PEncoder, RegionNetwork, XLMRTokenizer)
     example = "m3p/mini/seed0/m3p"
     otherwise = "cannot compare images and captions: give the checkpoint of a pre-training, such as m3p"
-    options = ("language", "regions")
     embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
     retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = (("text", "image"), ("image", "text"))
     compares_vectors = False

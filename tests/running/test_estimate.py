@@ -37,7 +37,6 @@ FOUND = Estimate(
     accumulated=1,
     devices=8,
     precision="bf16-mixed",
-    weights_bytes=1_200_000_000,
     checkpoint_bytes=3_520_000_000,
     kept_bytes=0,
 )
