@@ -280,7 +280,7 @@ class _Section:
             lines: dict[str, dict[str, charts.Points]] = {}
             for record in group:
                 for metric, points in read_curves(self._folder(record) / "metrics.csv").items():
-                    lines.setdefault(metric, {})[str(record.draw)] = points
+                    lines.setdefault(metric, {str(r.draw): () for r in group})[str(record.draw)] = points
             recorded = self._recorded(scale, stage) if lines else {}
             sections.append(
                 {

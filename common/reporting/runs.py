@@ -223,10 +223,15 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def headline(record: Record) -> str:
     """The metrics of a run that tables show, or its first ones; few of them."""
-    filled = (metric.key for _, _, metric in entries(load(record.paper), record.stage, record.scale))
-    names = [name for name in dict.fromkeys(filled) if name in record.metrics] or list(record.metrics)
-    values = {name: record.metrics[name] for name in names[:3]}
-    return ", ".join(f"{n.removeprefix('test/')} {v:.1f}" for n, v in values.items() if v is not None)
+    try:
+        filled = entries(load(record.paper), record.stage, record.scale)
+    except (ReportingError, ValueError):  # of a paper of another branch, or of tables that are being edited
+        filled = []
+    decimals = {metric.key: metric.decimals for _, _, metric in reversed(filled)}
+    names = [name for name in dict.fromkeys(m.key for _, _, m in filled) if name in record.metrics]
+    values = {name: record.metrics[name] for name in (names or list(record.metrics))[:3]}
+    told = (f"{n.removeprefix('test/')} {v:.{decimals.get(n, 1)}f}" for n, v in values.items() if v is not None)
+    return ", ".join(told)
 
 
 def field_names(runs: Iterable[Run]) -> list[str]:

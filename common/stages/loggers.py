@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,13 @@ class MetricsFile(Logger):
         return str(self._path.parent)
 
     def drop_after(self, step: int) -> None:
-        """Forget rows of steps greater than `step` (-1 forgets everything). Steps start at 0."""
+        """Forget rows of steps greater than `step` (-1 forgets everything), and those of a test. Steps start at 0."""
         if not self._path.exists():
             return
         with self._path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit() and int(row[0]) <= step]
+        # A test stands under the last step of training, and is made again.
+        rows = list(takewhile(lambda row: not row[1].startswith("test/"), rows))
         text = io.StringIO(newline="")
         csv.writer(text).writerows([["step", "name", "value"], *rows])
         write_atomically(self._path, text.getvalue())

@@ -578,7 +578,7 @@ def _record_of(
         versions={**records.versions(), **torchcodec_reader.versions()},
         hardware={**records.hardware(accelerators, request.isa), "peak_memory_gib": peak_memory_gib()},
         precision=str(trainer.precision),
-        global_batch=cli.datamodule.batch_size,
+        global_batch=cli.datamodule.batch_size * trainer.accumulate_grad_batches,
         steps=steps,
         wall_seconds=round(sessions.seconds, 1),
         started=started.isoformat().replace("+00:00", "Z"),
@@ -660,6 +660,8 @@ def _run_claimed(
     interrupted = True
     try:
         with _ending_told(cli, preemption):
+            if resume_from is None or not run.trains:
+                metrics_file.drop_after(-1)
             if run.trains:
                 if resume_from is not None:
                     step, logged = _step_of(resume_from, request.stage)
@@ -667,8 +669,6 @@ def _run_claimed(
                         print(f"  {request.stage}: goes on from step {step} ({resume_from})")
                         metrics_file.drop_after(logged)
                     _end_what_is_trained(trainer)
-                else:
-                    metrics_file.drop_after(-1)
                 trainer.fit(
                     cli.model, datamodule=cli.datamodule, ckpt_path=resume_from and str(resume_from), weights_only=True
                 )

@@ -23,6 +23,7 @@ class Telemetry(Callback):
 
     def __init__(self) -> None:
         self._norms: dict[int, torch.Tensor] = {}
+        self._rates: list[float] = []
         self._restart()
 
     def _restart(self) -> None:
@@ -55,6 +56,7 @@ class Telemetry(Callback):
     ) -> None:
         if not self._logs(trainer):
             return
+        self._rates = _rates_of(trainer)  # of this step: schedules move on before the batch ends
         held = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [gradient.detach() for gradient in held if not gradient.is_sparse]
         if gradients:
@@ -64,21 +66,25 @@ class Telemetry(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._ended = time.monotonic()
         self._batches += 1
-        if not self._logs(trainer):
+        loop = trainer.fit_loop.epoch_loop
+        if not self._logs(trainer) or loop._should_accumulate():
+            self._ended = time.monotonic()
             return
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        of_run, of_machine = self._of_run(trainer), self._of_machine(trainer)
+        step = loop._batches_that_stepped
+        of_run = self._of_run(trainer)
+        self._ended = time.monotonic()  # the device has come to here, as its norms were read
+        of_machine = self._of_machine(trainer)
         for logger in trainer.loggers:
             logger.log_metrics(of_run if isinstance(logger, MetricsFile) else {**of_run, **of_machine}, step=step)
         self._restart()
 
     def _of_run(self, trainer: pl.Trainer) -> dict[str, float]:
         """Learning rate of every group and norm of each optimizer's gradients; numbered where there are several."""
-        rates = [float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        rates = self._rates or _rates_of(trainer)
         norms = {place: float(norm) for place, norm in sorted(self._norms.items())}
         self._norms.clear()
+        self._rates = []
         several = len(trainer.optimizers) > 1
         return {
             **{f"learning_rate/{i}" if len(rates) > 1 else "learning_rate": rate for i, rate in enumerate(rates)},
@@ -98,6 +104,10 @@ class Telemetry(Callback):
         elif (held := peak_memory_gib()) is not None:
             found["memory/process_gib"] = held
         return found
+
+
+def _rates_of(trainer: pl.Trainer) -> list[float]:
+    return [float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups]
 
 
 def _bare(optimizer: Any) -> Any:

@@ -264,7 +264,7 @@ class Progress(Callback):
         # What automatic optimization hands out is a share of the batch's loss.
         parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
         told = {
-            "step": step,
+            "step": trainer.global_step,
             "share": share,
             "loss": parts * float(loss.detach()) if isinstance(loss, torch.Tensor) else None,
             "left": (now - began) * (1 - share) / (share - at) if share > at else None,

@@ -156,7 +156,7 @@ def draw_neighbors(
             cells = [
                 Cell(
                     preview_of(clips, item),
-                    names[labels[item]] if names else str(labels[item]),
+                    names[labels[item]] if names and labels[item] >= 0 else "",
                     WRONG if labels[item] != labels[items[0]] else None,
                 )
                 for item in items

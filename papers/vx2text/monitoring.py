@@ -130,7 +130,7 @@ def draw_shift(
         folder: where the files go.
     """
     rows = [
-        [modality, names[c], int(before[c]), int(after[c])]
+        [modality, names[c], int(before[c]) if before.any() else "", int(after[c])]
         for modality, (names, before, after) in shifts.items()
         for c in np.argsort(-after, kind="stable").tolist()
         if before[c] or after[c]

@@ -155,7 +155,7 @@ def test_masks_of_both_warm_modes() -> None:
         ]
 
 
-@given(st.integers(1, 6), st.integers(1, 30), st.integers(1, 12), st.floats(0, 3), st.integers(0, 99))
+@given(st.integers(1, 6), st.integers(1, 30), st.integers(1, 12), st.floats(0, 3, width=32), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_shared_tags_are_counted_one_by_one(batch: int, size: int, count: int, epsilon: float, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -25,7 +25,8 @@ from tests.reporting.conftest import make_record, project, save  # noqa: F401 - 
 def trainer(batch: int, max_steps: int = -1, **fields: Any) -> Any:
     given = {"is_global_zero": True, "max_steps": max_steps, "max_epochs": 2, "num_training_batches": 10}
     given["accumulate_grad_batches"] = 1
-    return SimpleNamespace(fit_loop=SimpleNamespace(total_batch_idx=batch), global_step=2 * batch, **(given | fields))
+    loop = SimpleNamespace(total_batch_idx=batch)
+    return SimpleNamespace(fit_loop=loop, global_step=2 * (batch + 1), **(given | fields))
 
 
 def test_a_stage_says_how_far_it_is(tmp_path: Path) -> None:
@@ -36,18 +37,18 @@ def test_a_stage_says_how_far_it_is(tmp_path: Path) -> None:
         progress.on_train_batch_end(at, module, {"loss": torch.tensor(loss)}, None, 0)  # type: ignore[arg-type]
         return read(tmp_path, started)
 
-    assert after(trainer(0)) == {"step": 1, "share": 0.05, "loss": 2.5, "left": None}
+    assert after(trainer(0)) == {"step": 2, "share": 0.05, "loss": 2.5, "left": None}
     time.sleep(0.02)
     told = after(trainer(9))
     assert told is not None
-    assert (told["step"], told["share"]) == (10, 0.5)
+    assert (told["step"], told["share"]) == (20, 0.5)
     # Nine of ten steps that are left took 0.02 s or a little more.
     assert 0.02 <= told["left"] < 5
-    # Two optimizers step in every batch: 14 of the 20 steps that end the training.
-    assert after(trainer(7, max_steps=20))["share"] == pytest.approx(0.7)  # type: ignore[index]
+    # Two optimizers step in every batch, as its record counts them: 14 of the 20 steps that end the training.
+    assert after(trainer(6, max_steps=20))["share"] == pytest.approx(0.7)  # type: ignore[index]
     # A share of the batch's loss is what Lightning hands out where several batches make a step.
     assert after(trainer(7, max_steps=20, accumulate_grad_batches=4))["loss"] == 10.0  # type: ignore[index]
-    assert after(trainer(9, is_global_zero=False))["step"] == 8  # type: ignore[index]
+    assert after(trainer(9, is_global_zero=False))["step"] == 16  # type: ignore[index]
     assert read(tmp_path, time.time() + 60) is None  # of an earlier session
     progress.on_fit_end(trainer(9), module)  # type: ignore[arg-type]
     assert read(tmp_path, started) is None
@@ -58,7 +59,7 @@ def test_the_loss_is_not_read_at_every_step(tmp_path: Path) -> None:
     for batch in range(3):
         module: Any = SimpleNamespace(automatic_optimization=True)
         progress.on_train_batch_end(trainer(batch), module, torch.tensor(1.0), None, 0)
-    assert json.loads((tmp_path / FILE).read_text())["step"] == 1
+    assert json.loads((tmp_path / FILE).read_text())["step"] == 2
 
 
 def test_a_log_gets_a_line_at_a_quarter_and_not_more_than_one_a_minute(tmp_path: Path) -> None:

@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
+import torch
 
 from common.errors import StageError
 from common.stages.loggers import MetricsFile, wandb_mode
 from common.stages.run import run_stage
+from common.stages.telemetry import Telemetry
 from common.training.callbacks import WholeCheckpoints
 from tests.stages import read_metrics, request
 
@@ -131,6 +134,10 @@ def test_the_metrics_file_forgets_what_came_after_the_checkpoint(tmp_path: Path)
         file.write("7,a,0.1\n8,b")  # a row that a kill cut off
     logger.drop_after(4)
     assert path.read_text(encoding="utf-8") == whole
+    # A test stands under the last step, and is made again.
+    logger.log_metrics({"test/top1": 1.0}, 4)
+    logger.drop_after(4)
+    assert path.read_text(encoding="utf-8") == whole
     logger.drop_after(2)
     assert read_metrics(path) == {"a": [(0, 0.0), (1, 1 / 3), (2, 2 / 3)], "b": [(0, 1.0), (1, 1.0), (2, 1.0)]}
 
@@ -180,3 +187,30 @@ def test_no_checkpoint_is_written_before_the_values_that_lead_to_it(
     monkeypatch.setattr(os, "fsync", fsync)
     WholeCheckpoints("Net", logger.flush).save_checkpoint({}, tmp_path / "last.ckpt")
     assert (tmp_path / "last.ckpt").exists()
+
+
+def test_what_is_logged_of_a_step_is_of_this_step(tmp_path: Path) -> None:
+    """Two batches make a step, and the schedule moves on at its end."""
+
+    class Line(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            return (self.weight * batch).mean()
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+            scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    trainer = pl.Trainer(
+        max_steps=3, accumulate_grad_batches=2, log_every_n_steps=1, logger=MetricsFile(tmp_path / "metrics.csv"),
+        callbacks=[Telemetry()], accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(Line(), torch.utils.data.DataLoader(torch.ones(12, 1), batch_size=2))
+    found = read_metrics(tmp_path / "metrics.csv")
+    assert found["learning_rate"] == [(0, 1.0), (1, 0.5), (2, 0.25)]
+    assert found["gradient_norm"] == [(step, 1.0) for step in range(3)]

@@ -28,6 +28,7 @@
   const start = { words: "", paper: "", scale: "", state: "", columns: "run,state,progress,started,minutes,overrides,measured",
     sort: "started", down: "1", runs: "", metrics: "", log: "", first: "", second: "" };
   const chosen = { ...start, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) };
+  let fresh = !location.hash;
   const list = (name) => chosen[name] ? chosen[name].split(",") : [];
   const keep = (changes) => {
     Object.assign(chosen, changes);
@@ -115,7 +116,7 @@
     const scaled = (y) => log ? Math.log10(y) : y;
     const values = lines.flatMap((line) => line.points.map(([, y]) => scaled(y)));
     let [low, high] = [Math.min(...values), Math.max(...values)];
-    if (low === high) [low, high] = [low - Math.abs(low || 1) / 2, high + Math.abs(high || 1) / 2]; // in the middle
+    if (high - low <= 1e-9 * Math.max(Math.abs(low), Math.abs(high))) [low, high] = [low - Math.abs(low || 1) / 2, high + Math.abs(high || 1) / 2]; // in the middle
     const [first, last] = steps;
     const x = (step) => left + (step - first) / (last - first || 1) * (width - left - right);
     const y = (value) => top + (high - scaled(value)) / (high - low || 1) * (height - top - bottom);
@@ -234,10 +235,11 @@
   const refresh = async () => {
     try {
       all = await ask("/api/runs", []);
-      if (!location.hash && !chosen.runs) {
+      if (fresh && !chosen.runs) {
         chosen.sort = "started";
         chosen.runs = [...all.runs].sort(compared).filter((run) => run.curves.length).slice(0, 2).map((run) => run.name).join(",");
       }
+      fresh = false; // from here on, no run may be what was chosen
       drawFilters();
       drawTable();
       if (await load()) say(`Live, ${new Date().toLocaleTimeString()}.`);
