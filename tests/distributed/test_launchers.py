@@ -38,9 +38,9 @@ def _free_port() -> str:
 def _srun(command: list[str]) -> list[tuple[list[str], dict[str, str]]]:
     """What `srun` would start on one node with two tasks."""
     task = {
-        "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "stage", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
-        "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": _free_port(),
+        "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "stage", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(),
     }  # fmt: skip
     return [
         (
