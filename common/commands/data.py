@@ -26,8 +26,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 def data_root() -> Path:
     """Folder of the data sets where no command names one: `$ASSEMBLE_DATA`, else `data` beside `runs`."""
-    given = os.environ.get("ASSEMBLE_DATA")
-    return Path(os.path.expanduser(given)) if given else working_folder() / "data"
+    return Path(os.environ.get("ASSEMBLE_DATA") or working_folder() / "data")
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

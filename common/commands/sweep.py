@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +41,7 @@ def add_parser(
 def sweep_command(arguments: argparse.Namespace) -> int:
     """Run the trials that are left, and print all; 1 when one failed."""
     use(arguments.isa)
-    from common.files import console
+    from common.files import console, usable_cores
     from common.stages.plan import Selection, run_planned
     from common.stages.sweep import chosen_metric, plan_sweep, result
 
@@ -57,7 +56,7 @@ def sweep_command(arguments: argparse.Namespace) -> int:
         isa=arguments.isa,
     )
     planned, trials = plan_sweep(arguments.name, selection, arguments.rest)
-    jobs = arguments.jobs or (min(os.cpu_count() or 1, 4) if selection.hardware == "cpu" else 1)
+    jobs = arguments.jobs or (min(usable_cores(), 4) if selection.hardware == "cpu" else 1)
     paper = paper_named(planned[-1].request.paper)
     failed = run_planned(f"{paper.title}, {len(trials)} trials", planned, selection, jobs=jobs, watch=True)
     if not any(trial.metrics() for trial in trials):

@@ -21,7 +21,7 @@ from common.data.items import TooManyBrokenFiles
 from common.data.listing import Clip, Listing
 from common.data.media import MediaError, probe
 from common.data.windows import restrict
-from common.files import cache_folder, console, exclusive, write_whole
+from common.files import cache_folder, console, exclusive, usable_cores, write_whole
 
 #: Share of the files that may be unreadable, before the listing is refused.
 MOST_UNREADABLE = 0.05
@@ -82,7 +82,7 @@ def common_seconds(listing: Listing) -> npt.NDArray[np.float64]:
         left = np.flatnonzero(np.isnan(known))
         if not len(left):
             return known
-        with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        with ThreadPoolExecutor(min(32, 4 * usable_cores())) as pool:
             for rows in _blocks(left, listing.name):
                 known[rows] = list(pool.map(lambda row: _of_clip(listing[int(row)]), rows))
                 write_whole(path, lambda file: np.save(file, known))

@@ -7,7 +7,6 @@ frame), in files from the web often ten seconds, at full size. Sound is copied a
 from __future__ import annotations
 
 import filecmp
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ import av
 
 from common.data.datasets.base import walk
 from common.data.media import MediaError, MediaInfo, probe, video_stream
-from common.files import write_atomically, write_whole
+from common.files import usable_cores, write_atomically, write_whole
 
 #: Pictures from one that stands alone to the next, at most.
 GROUP = 32
@@ -86,7 +85,7 @@ def transcode_folder(
             return path, str(error) or type(error).__name__
         return path, ""
 
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or usable_cores()) as pool:
         try:
             for path, outcome in pool.map(write, videos):
                 if outcome == "kept":

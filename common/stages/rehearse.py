@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import shutil
 from argparse import Namespace
 from collections import defaultdict
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import StageError
-from common.files import console, environment, write_atomically
+from common.files import console, environment, usable_cores, write_atomically
 from common.reporting import records
 from common.reporting.papers import existing_papers, names_of_papers, paper_named, runs_root
 from common.reporting.progress import duration
@@ -257,7 +256,7 @@ def add_parsers(commands: Any) -> None:
 def rehearse_command(arguments: Namespace) -> int:
     """Rehearse papers and print one table for each; exit with 1 when a stage did not pass."""
     terminal = console()
-    jobs = arguments.jobs or min(os.cpu_count() or 1, 4)
+    jobs = arguments.jobs or min(usable_cores(), 4)
     folder = arguments.folder or runs_root() / "rehearsal"
     say = functools.partial(print, flush=True)
     names = [paper_named(name).name for name in arguments.papers]

@@ -660,15 +660,15 @@ def _run_claimed(
     interrupted = True
     try:
         with _ending_told(cli, preemption):
-            if resume_from is None or not run.trains:
+            if run.trains and resume_from is not None:
+                step, logged = _step_of(resume_from, request.stage)
+                if main_process:
+                    print(f"  {request.stage}: goes on from step {step} ({resume_from})")
+                    metrics_file.drop_after(logged)
+                _end_what_is_trained(trainer)
+            else:
                 metrics_file.drop_after(-1)
             if run.trains:
-                if resume_from is not None:
-                    step, logged = _step_of(resume_from, request.stage)
-                    if main_process:
-                        print(f"  {request.stage}: goes on from step {step} ({resume_from})")
-                        metrics_file.drop_after(logged)
-                    _end_what_is_trained(trainer)
                 trainer.fit(
                     cli.model, datamodule=cli.datamodule, ckpt_path=resume_from and str(resume_from), weights_only=True
                 )

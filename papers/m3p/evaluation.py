@@ -21,8 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.encoders.checkpoint_files import CheckpointError, read_checkpoint
-from common.files import write_whole
+from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, write_torch
 from common.memory.collective import rank, world_size
 from common.metrics.gathering import RowsOncePerSample, gather_rows
 from common.metrics.retrieval import score_retrieval
@@ -113,7 +112,7 @@ def _mark(model: M3P, gallery: Gallery, captions_together: int) -> str:
 def note(path: Path, mark: str, done: Mapping[int, Tensor]) -> None:
     """Write what has been scored; the file appears whole or not at all."""
     content: dict[str, Any] = {"mark": mark, "tiles": dict(done)}
-    write_whole(path, lambda file: torch.save(content, file))
+    write_torch(path, content)
 
 
 def _noted(path: Path, mark: str) -> dict[int, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -18,6 +18,7 @@ from common.encoders.checkpoint_files import (
     first_of,
     read_checkpoint,
     tensors_in,
+    write_torch,
 )
 from common.files import write_whole
 from papers.m3p.model import M3P
@@ -172,8 +173,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "m3p") -
     written = {name: value.contiguous() for name, value in written.items()}
     if Path(output).suffix == ".safetensors":
         return write_whole(output, lambda file: save_file(written, file, metadata={"format": "pt"}))
-    whole: Any = {"model": written} if layout == "m3p" else written
-    return write_whole(output, lambda file: torch.save(whole, file))
+    return write_torch(output, {"model": written} if layout == "m3p" else written)
 
 
 def _file(path: Path) -> Path:

@@ -21,6 +21,7 @@ from common.encoders.checkpoint_files import (
     read_checkpoint,
     tensors_in,
     with_counters,
+    write_torch,
 )
 from common.files import write_whole
 
@@ -202,7 +203,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvi
         return write_whole(output, lambda path: _pickle(content, path))
     if suffix == ".safetensors":
         return write_whole(output, lambda path: save_file(backbone, path, metadata={"format": "pt"}))
-    return write_whole(output, lambda path: torch.save(backbone, path))
+    return write_torch(output, backbone)
 
 
 def detectron2_name(name: str) -> str:
