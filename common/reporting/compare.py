@@ -1,11 +1,9 @@
 """Does a run match? Every measured cell beside the recorded mean and spread over draws, worst first.
 
-A cell is reproduced when it lies within two standard deviations of the recorded draws, or within its metric's own
-tolerance; a difference below the last digit that the table prints is none.
-
-Some honest cells lie outside by chance: of twenty, one where many draws are recorded, two or three where six are and
-four or five where three are, which measure a spread badly; the summary says how many to expect. Cells of one draw
-move together, as one network feeds many.
+A cell is reproduced when it lies where 19 of 20 draws like the recorded ones would (the 95 % prediction interval, by
+Student's t: two standard deviations for many draws, 2.8 for six), or within its metric's own tolerance; a difference
+below the last digit that the table prints is none. So of twenty honest cells one lies outside by chance, however many
+draws are recorded; but the cells of one draw move together, as one network feeds many.
 """
 
 from __future__ import annotations
@@ -42,12 +40,10 @@ OUTSIDE = "outside"
 REPRODUCED = "reproduced"
 NO_REFERENCE = "no reference"
 _WORST_FIRST = (OUTSIDE, REPRODUCED, NO_REFERENCE)
-DEVIATIONS = 2.0
-#: How often an honest draw may be refused for its worst cell.
-REFUSED = 0.05
-#: In what is allowed: where chance becomes rare; and how many times what it leaves there may lie there, since the cells
-#: of a draw move together.
-RARE, CROWD = 1.5, 3.0
+#: How often a cell of an honest draw lies outside, and how often an honest draw may be refused for its worst cell.
+CHANCE = 0.05
+#: How many times as many cells as chance leaves outside may lie there, since the cells of a draw move together.
+CROWD = 3
 
 
 @dataclass(frozen=True)
@@ -85,31 +81,32 @@ class Compared:
 
     @property
     def allowed(self) -> float:
-        """The largest difference of a cell that reproduces its reference."""
-        last_digit = 0.5 * 10.0**-self.metric.decimals
-        return max(DEVIATIONS * (self.reference.spread or 0.0), self.metric.tolerance.get(self.scale, 0.0), last_digit)
-
-    def _chance(self, deviations: float) -> float:
-        """How often draws like the recorded ones lie so many of their deviations off or further, by Student's t.
+        """The largest difference of a cell that reproduces its reference.
 
         Both the recorded mean and spread, and the mean of mine, are of a few draws.
         """
-        from scipy.special import stdtr
+        last_digit = 0.5 * 10.0**-self.metric.decimals
+        chance = 0.0
+        if self.reference.spread:
+            chance = self._limit * self.reference.spread
+            chance *= math.sqrt(1 / len(self.reference.values) + 1 / len(self.mine.values))
+        return max(chance, self.metric.tolerance.get(self.scale, 0.0), last_digit)
 
-        recorded, mine = len(self.reference.values), len(self.mine.values)
-        return float(2 * stdtr(recorded - 1, -deviations / math.sqrt(1 / recorded + 1 / mine)))
+    @property
+    def _limit(self) -> float:
+        """What 19 of 20 values of Student's t are below, by the number of recorded draws."""
+        from scipy.special import stdtrit
 
-    def beyond(self, ratio: float) -> float:
-        """How often draws like the recorded ones lie further off than `ratio` times what is allowed."""
-        return self._chance(ratio * self.allowed / self.reference.spread) if self.reference.spread else 0.0
+        return float(stdtrit(len(self.reference.values) - 1, 1 - CHANCE / 2))
 
     @property
     def likelihood(self) -> float:
-        """How often draws like the recorded ones lie this far off.
+        """How often draws like the recorded ones lie this far off: 0.05 where the difference is what is allowed."""
+        from scipy.special import stdtr
 
-        The spread is taken as half of what is allowed, if it is less: of five draws it can come out as next to nothing.
-        """
-        return 1.0 if self.reference.spread is None else self._chance(DEVIATIONS * self.ratio)
+        if self.reference.spread is None:
+            return 1.0
+        return float(2 * stdtr(len(self.reference.values) - 1, -self.ratio * self._limit))
 
     @property
     def ratio(self) -> float:
@@ -166,7 +163,7 @@ def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Itera
         for row in ours.rows:
             for metric in ours.table.metrics:
                 cell, other = ours.cells[row.label, metric.id], theirs.cells[row.label, metric.id]
-                if cell.values:
+                if cell.values and metric.compared:
                     compared = Compared(ours.table, row, metric, scale, cell, other)
                     found.setdefault((cell.instances, metric.key), compared)
     return sorted(found.values(), key=lambda c: (_WORST_FIRST.index(c.verdict), -c.ratio))
@@ -179,10 +176,7 @@ def compare_paper(paper: str, scale: str, runs: Path | None = None, against: Pat
 
 
 def summary(compared: Sequence[Compared]) -> str:
-    """`41 of 42 cells reproduce the reference, worst: HMDB 78.1 against 83.0 ± 2.1`; what has none is counted apart.
-
-    Beside it, how many a draw like the recorded ones reproduces on average.
-    """
+    """`41 of 42 cells reproduce the reference, worst: HMDB 78.1 against 83.0 ± 2.1`; what has none is counted apart."""
     judged = [c for c in compared if c.verdict != NO_REFERENCE]
     lacking = len(compared) - len(judged)
     apart = f"{lacking} without a reference" if lacking else ""
@@ -191,30 +185,25 @@ def summary(compared: Sequence[Compared]) -> str:
     good = sum(c.verdict == REPRODUCED for c in judged)
     cells = f"{good} of {len(judged)} cells reproduce the reference"
     worst = judged[0]
-    expected = f"draws like the recorded ones reproduce {len(judged) - sum(c.beyond(1) for c in judged):.0f} on average"
-    return "; ".join(filter(None, (f"{cells}, worst: {worst.told}", expected, apart)))
+    return "; ".join(filter(None, (f"{cells}, worst: {worst.told}", apart)))
 
 
 def strict_failure(compared: Sequence[Compared]) -> str | None:
     """Why these are no draw like the recorded ones; None where they may be, or none has a reference.
 
-    Two rules, both by Student's t. The worst cell may not be further off than among so many cells one honest draw in
-    twenty has one (Bonferroni). And of the cells further off than 1.5 times what is allowed, mostly three standard
-    deviations, there may not be more than three times as many as honest draws have on average, but always one.
+    Two rules. The worst cell may not be further off than among so many cells one honest draw in twenty has one
+    (Bonferroni). And no more than three of twenty cells may lie outside, where one does by chance; but always one may.
     """
     judged = [c for c in compared if c.verdict != NO_REFERENCE]
     worst = min(judged, key=lambda c: c.likelihood, default=None)
-    if worst and worst.likelihood * len(judged) < REFUSED:
+    if worst and worst.likelihood * len(judged) < CHANCE:
         return (
             f"{worst.told} is {worst.ratio:.1f} times as far off as is allowed; among {len(judged)} cells, fewer than "
             "one draw in twenty like the recorded ones has such a one"
         )
-    rare, expected = sum(c.ratio > RARE for c in judged), sum(c.beyond(RARE) for c in judged)
-    if rare > max(1, CROWD * expected):
-        return (
-            f"{rare} of {len(judged)} cells are further off than {RARE} times what is allowed; draws like the recorded "
-            f"ones have {expected:.1f} there on average, and three times as many at most"
-        )
+    outside = sum(c.verdict == OUTSIDE for c in judged)
+    if outside > max(1, CROWD * CHANCE * len(judged)):
+        return f"{outside} of {len(judged)} cells lie outside, of which chance explains one in twenty, three at most"
     return None
 
 

@@ -98,8 +98,9 @@ class Metric(Part):
         unit: unit, such as `%`.
         published: whether the column of published values is shown.
         hidden: whether the metric serves claims only.
+        compared: whether `assemble compare` judges it; what a probe chooses, as its learning rate, is no measurement.
         tolerance: per scale, how far a run may be from the recorded mean and still reproduce it, where that is more
-            than two standard deviations over draws; a number counts at every scale.
+            than draws differ by chance; a number counts at every scale.
     """
 
     id: str
@@ -111,6 +112,7 @@ class Metric(Part):
     unit: Line = ""
     published: StrictBool = True
     hidden: StrictBool = False
+    compared: StrictBool = True
     tolerance: dict[_Scale, Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
 
     @property

@@ -24,6 +24,7 @@ from common.data.worlds.emoji import (
     LANGUAGES,
     STYLES,
     Concept,
+    EmojiByDesigner,
     EmojiWorld,
     captions_of,
     compose,
@@ -298,6 +299,18 @@ def test_imagenet(world: EmojiWorld, core: tuple[Concept, ...]) -> None:
             assert concept.subgroup == names[listing.classes[label]]
             assert (concept.split == "train") == (split == "train")
     assert not shown["train"] & shown["val"]
+
+
+def test_imagenet_by_designer(tmp_path: Path) -> None:
+    world = tiny(EmojiByDesigner, tmp_path)
+    world.prepare(["imagenet"])
+    shown: dict[str, list[int]] = {}
+    for split in ("train", "val"):
+        listing = ImageNet(world.root_of("imagenet")).listing(split)
+        shown[split] = [int(Path(name).stem.rpartition("_")[2]) for name in listing.table.names()]
+        assert {number // 10_000 for number in shown[split]} == ({1, 2, 3} if split == "train" else {4})
+    assert {number % 10_000 for number in shown["train"]} == {number % 10_000 for number in shown["val"]}
+    assert world.folder != tiny(EmojiWorld, tmp_path).folder
 
 
 # ---------------------------------------------------------------------------------------------------- draws and folders

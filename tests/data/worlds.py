@@ -9,7 +9,7 @@ from typing import Any
 
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.data.worlds.base import World
-from common.data.worlds.emoji import EmojiWorld
+from common.data.worlds.emoji import EmojiByDesigner, EmojiWorld
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld
 from common.data.worlds.emoji_scenes import EmojiScenesWorld
 from common.data.worlds.narrated import NarratedWorld
@@ -36,6 +36,7 @@ TINY: dict[type[World], dict[str, Any]] = {
         "dcase_seconds": 1.0,
     },
     EmojiWorld: {"seed": 5, "concepts": 40, "classes": 4},
+    EmojiByDesigner: {"seed": 5, "concepts": 40, "classes": 4},
     EmojiLanguagesWorld: {
         "seed": 3,
         "size": 32,

@@ -378,9 +378,23 @@ class EmojiWorld(World):
         indices = [concept.index for concept in self._classified]
         for style in (*self.train_styles, self.test_style):
             for concept, drawing in zip(self._classified, read_drawings(style, indices)):
-                trained = concept.split == "train"
+                trained = self._trained(style, concept)
                 number = _STYLE_NUMBERS[style] * _IDS_PER_STYLE + concept.index
                 label = self.class_names.index(concept.subgroup)
                 path = imagenet_path(root, "train" if trained else "val", label, number)
                 write(path, partial(write_jpeg, path, self._image(style, concept, drawing, trained)))
         write_class_names(root, self.class_names)
+
+    def _trained(self, style: str, concept: Concept) -> bool:
+        """Whether a drawing is among ImageNet's training pictures."""
+        return concept.split == "train"
+
+
+class EmojiByDesigner(EmojiWorld):
+    """The same with an ImageNet that is split as COCO is: all concepts are seen in training, one designer is not."""
+
+    kind = "emoji_by_designer"
+    title = "emoji world by designer"
+
+    def _trained(self, style: str, concept: Concept) -> bool:
+        return style != self.test_style
