@@ -215,7 +215,7 @@ def rich_comparison(compared: Sequence[Compared]) -> RichTable:
 
     colors = {OUTSIDE: "red", REPRODUCED: "green", NO_REFERENCE: "dim"}
     table = RichTable(box=box.SIMPLE_HEAD)
-    for name in ("cell", "measured", "reference", "difference", "z", "verdict"):
+    for name in ("cell", "measured", "reference", "difference", "allowed", "z", "verdict"):
         table.add_column(name, justify="left" if name in ("cell", "verdict") else "right")
     for c in compared:
         digits = c.metric.decimals
@@ -225,6 +225,7 @@ def rich_comparison(compared: Sequence[Compared]) -> RichTable:
             measured_text(c.mine, digits),
             measured_text(c.reference, digits),
             "" if c.difference is None else f"{c.difference:+.{digits}f}",
+            "" if c.verdict == NO_REFERENCE else f"{c.allowed:.{digits}f}",
             "" if c.z is None else f"{c.z:+.1f}",
             verdict,
         )
