@@ -68,7 +68,7 @@ def add_parsers(commands: Any) -> None:
         "retrieve",
         help="search files or texts by a file or a text, with a trained model",
         description="Rank what is searched by how well it fits a query.",
-        epilog="Sounds for a video, images for a text and the other way round, whatever the paper's model compares.",
+        epilog="Sounds for a video, images for a text and the other way around, whatever the paper's model compares.",
     )
     _add_model(command, names)
     command.add_argument("--query", required=True, metavar="FILE|TEXT", help="a file, or a text in quotes")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def update_average(averages: Iterable[Tensor], sources: Iterable[Tensor], momentum: float) -> None:
-    """Move every average towards its source: average <- momentum * average + (1 - momentum) * source.
+    """Move every average toward its source: average <- momentum * average + (1 - momentum) * source.
 
     Args:
         averages: changed in place.

@@ -2,8 +2,8 @@
 
 A cell is reproduced when it lies where 19 of 20 draws like the recorded ones would (the 95 % prediction interval, by
 Student's t: two standard deviations for many draws, 2.8 for six), or within its metric's own tolerance; a difference
-below the last digit that the table prints is none. So of twenty honest cells one lies outside by chance, however many
-draws are recorded; but the cells of one draw move together, as one network feeds many.
+below the last digit that the table prints is none. So of twenty cells of such a draw one lies outside by chance, on
+average and however many draws are recorded; but the cells of one draw move together, as one network feeds many.
 """
 
 from __future__ import annotations
@@ -94,14 +94,17 @@ class Compared:
 
     @property
     def _limit(self) -> float:
-        """What 19 of 20 values of Student's t are below, by the number of recorded draws."""
+        """The size that 19 of 20 values of Student's t do not exceed, by the number of recorded draws."""
         from scipy.special import stdtrit
 
         return float(stdtrit(len(self.reference.values) - 1, 1 - CHANCE / 2))
 
     @property
     def likelihood(self) -> float:
-        """How often draws like the recorded ones lie this far off: 0.05 where the difference is what is allowed."""
+        """How often draws like the recorded ones lie this far off: 0.05 where the difference is what is allowed.
+
+        A tolerance or a last digit that is more than the interval is taken for it.
+        """
         from scipy.special import stdtr
 
         if self.reference.spread is None:
@@ -203,7 +206,8 @@ def strict_failure(compared: Sequence[Compared]) -> str | None:
         )
     outside = sum(c.verdict == OUTSIDE for c in judged)
     if outside > max(1, CROWD * CHANCE * len(judged)):
-        return f"{outside} of {len(judged)} cells lie outside, of which chance explains one in twenty, three at most"
+        allowed = "chance puts one of twenty there, more than three are refused"
+        return f"{outside} of {len(judged)} cells lie outside; {allowed}"
     return None
 
 
@@ -225,7 +229,7 @@ def rich_comparison(compared: Sequence[Compared]) -> RichTable:
             measured_text(c.mine, digits),
             measured_text(c.reference, digits),
             "" if c.difference is None else f"{c.difference:+.{digits}f}",
-            "" if c.verdict == NO_REFERENCE else f"{c.allowed:.{digits}f}",
+            "" if c.verdict == NO_REFERENCE else f"{c.allowed:.{digits + 1}f}",
             "" if c.z is None else f"{c.z:+.1f}",
             verdict,
         )

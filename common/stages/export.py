@@ -213,7 +213,7 @@ class TrainedModel(nn.Module):
 
         Args:
             repo: `user/name` of a repository that `assemble export --push` made.
-            revision: branch, tag or commit; None is the newest. A commit is the same for ever.
+            revision: branch, tag or commit; None is the newest. A commit is the same forever.
             device: where it runs.
 
         Raises:

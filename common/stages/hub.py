@@ -51,7 +51,7 @@ def fetch_export(repo: str, revision: str | None = None) -> Path:
 
     Args:
         repo: `user/name`.
-        revision: branch, tag or commit; None is the newest. A commit is the same for ever.
+        revision: branch, tag or commit; None is the newest. A commit is the same forever.
 
     Raises:
         StageError: there is no such repository, revision or file, no access, or no network; the message says which.

@@ -442,7 +442,7 @@ def _run_in_worker(item: Planned) -> records.Record:
     """Run a stage in a process of a pool, which ends when it is asked to, once its stage is saved.
 
     A pool that has lost a process asks the others to end and waits for them, while one that only gave up its stage
-    would wait for the next: for ever, where the lost one held the lock of the queue.
+    would wait for the next: forever, where the lost one held the lock of the queue.
     """
     try:
         with _termination_as_interrupt():

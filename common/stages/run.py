@@ -159,7 +159,7 @@ def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -
     """End this process, a rank beside the first or a worker, soon after the one that started it is gone.
 
     Left alone it would wait for the others, for half an hour where they never met, and hold its memory and its device.
-    The other way round Lightning, torchrun and srun see to it.
+    The other way around Lightning, torchrun and srun see to it.
 
     Args:
         seconds: between two looks.

@@ -98,7 +98,7 @@ class StopOnNonFiniteLoss(Callback):
 
     def _check(self, trainer: pl.Trainer) -> None:
         step = -1 if self._first_bad is None else int(self._first_bad)
-        # All ranks stop together: saving is a collective, and one rank alone would wait for the others for ever.
+        # All ranks stop together: saving is a collective, and one rank alone would wait for the others forever.
         if not trainer.strategy.reduce_boolean_decision(step >= 0, all=False):
             return
         samples = next((index for at, index in self._recent if at == step), None)

@@ -40,7 +40,7 @@ class CaptionedViews(ImageItems):
     """Two views of every image and of its captions ([3] and [8]).
 
     Left and right change places in a caption whose image is flipped. The query's image meets the key's caption, so that
-    caption follows its flip, and the other way round.
+    caption follows its flip, and the other way around.
 
     Args:
         listing, annotations: the images, and their captions and tags.

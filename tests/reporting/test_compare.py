@@ -97,6 +97,15 @@ def test_a_metric_has_its_own_tolerance(project: Path, make_record: MakeRecord, 
         load("mct")
 
 
+def test_what_is_no_measurement_is_not_compared(
+    project: Path, make_record: MakeRecord, reference: list[Record]
+) -> None:
+    path = project / "papers/mct/tables.yaml"
+    path.write_text(path.read_text().replace("stages: {paper: [ucf_1", "compared: false, stages: {paper: [ucf_1"))
+    mine = [make_record("esc@base", 0, 50.0), make_record("ucf_1@better", 0, 20.0)]
+    assert [c.name for c in compare(load("mct"), "mini", mine, reference)] == ["New, ESC"]
+
+
 def test_worst_first_each_cell_once(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
     mine = [make_record("esc@base", 0, 62.0), make_record("ucf_1@better", 0, 20.0), make_record("ucf_1@base", 0, 1.0)]
     compared = compare(load("mct"), "mini", mine, reference)
@@ -125,7 +134,7 @@ def test_strict_allows_what_chance_does(project: Path, make_record: MakeRecord, 
     assert strict_failure([outside, good, unknown]) is None
     assert strict_failure([outside] * 3 + [good] * 17) is None
     assert strict_failure([outside] * 4 + [good] * 17 + [unknown] * 9) == (
-        "4 of 21 cells lie outside, of which chance explains one in twenty, three at most"
+        "4 of 21 cells lie outside; chance puts one of twenty there, more than three are refused"
     )
     # One draw in 20 has that in one cell, and in one cell of two one in 10.
     assert strict_failure([far]) == (
@@ -164,7 +173,8 @@ def test_command(
     assert "measured: seeds 0; reference: seeds 0, 1; seeds 0 (sse41)" in told
     save(make_record("esc@base", 0, 62.0))
     assert run("compare", "mct", "--runs", runs) == 0
-    capsys.readouterr()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "New, ESC" in line and "outside" in line]
+    assert line.split("+12.0")[1].split()[:2] == ["9.94", "+6.0"]
     assert run("compare", "mct", "--runs", runs, "--strict") == 1
     assert "strict: mct, mini: New, ESC 62.0 against 50.0 ± 2.0 is 1.2 times as far off" in capsys.readouterr().err
     assert run("compare", "mct", "--runs", runs, "--against", runs, "--strict") == 0  # equal to itself

@@ -382,7 +382,7 @@ def walk(folder: Path, suffixes: frozenset[str] | None, watched: list[Path]) -> 
         prefix = pending.pop()
         current = folder / prefix if prefix else folder
         identity = current.stat()
-        # A link that leads back up would otherwise be followed for ever.
+        # A link that leads back up would otherwise be followed forever.
         if (identity.st_dev, identity.st_ino) in seen:
             continue
         seen.add((identity.st_dev, identity.st_ino))

@@ -304,7 +304,7 @@ def coverage(shapes: Sequence[Sequence[np.ndarray]], size: int) -> np.ndarray:
     """Share of every pixel that each shape covers.
 
     Every edge fills what lies to its right, with its direction as sign; summed over a closed outline only the inside
-    is left, and a hole that runs the other way round is taken out. Along a row of pixels the area is exact, across
+    is left, and a hole that runs the other way around is taken out. Along a row of pixels the area is exact, across
     rows it is sampled.
 
     Args:
