@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import files
-from common.errors import StageError, printable
+from common.errors import StageError
 from common.reporting.papers import existing_papers, names_of_papers, paper_named, working_folder
 
 if TYPE_CHECKING:
@@ -62,13 +62,6 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--shard-size", type=_size, metavar="SIZE", help="size of a shard, such as 500MB or 1GB; default: 1GB"
     )
     command.add_argument(
-        "--transcode",
-        type=Path,
-        metavar="FOLDER",
-        help="write the videos with sound that are there anew below another folder: key frames every 32 pictures, a "
-        "shorter side of 288 pixels at most; clips are then read several times as fast. A run that was stopped goes on",
-    )
-    command.add_argument(
         "--measure",
         nargs="?",
         const="",
@@ -109,16 +102,6 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     both.add_argument("--device", default="auto", help="cpu, cuda or auto; default: auto")
     command.set_defaults(func=_data_command)
 
-    text = "write a data set of Hugging Face on disk, or WebDataset's shards, as a folder for --data.dataset folder"
-    command = commands.add_parser(
-        "import",
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}. Media files are copied as they are; docs/own-data.md.",
-    )
-    command.add_argument("source", type=Path, help="folder that save_to_disk wrote, a .tar, or a folder of them")
-    command.add_argument("folder", type=Path, help="folder to write")
-    command.set_defaults(func=_import_command)
-
 
 def _size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
@@ -144,8 +127,8 @@ def _data_command(arguments: argparse.Namespace) -> int:
         raise StageError("--bert goes with --text-features")
     if arguments.shard_size is not None and arguments.shards is None:
         raise StageError("--shard-size goes with --shards FOLDER")
-    given = {"prepare": arguments.prepare, "shards": arguments.shards, "transcode": arguments.transcode}
-    given |= {"measure": arguments.measure, "text-features": arguments.text_features}
+    given = {"prepare": arguments.prepare, "shards": arguments.shards, "measure": arguments.measure}
+    given |= {"text-features": arguments.text_features}
     asked = [f"--{name}" for name, value in given.items() if value is not None and value is not False]
     if len(asked) > 1:
         raise StageError(f"{' and '.join(asked)} are done one at a time: give one of them")
@@ -165,8 +148,6 @@ def _data_command(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.shards is not None:
         return _shards_command(paper, data, arguments.shards.resolve(), arguments.shard_size or _UNITS["G"])
-    if arguments.transcode is not None:
-        return _transcode_command(paper, data, arguments.transcode.resolve())
     if arguments.measure is not None:
         from common.stages.configuration import resolve
         from common.stages.reading import measure_reading
@@ -179,19 +160,6 @@ def _data_command(arguments: argparse.Namespace) -> int:
     report_files(files_of(paper, data, verify=arguments.prepare))
     if own is not None:
         own.report(data)
-    return 0
-
-
-def _import_command(arguments: argparse.Namespace) -> int:
-    from common.data.importing import import_data
-
-    files.require_writable(arguments.folder, "the folder to write")
-    count, passed_over = import_data(arguments.source, arguments.folder)
-    print(f"{arguments.folder}: {count:,} samples")
-    if passed_over:
-        example = printable(str(passed_over[0]))
-        print(f"  {len(passed_over):,} without video, image or sound are passed over, such as {example}")
-    print(f"train on it with --data.dataset folder --data {arguments.folder}")
     return 0
 
 
@@ -250,31 +218,6 @@ def _shards_command(paper: str, data: Path, target: Path, shard_bytes: int) -> i
             place(status.path, target / status.path.relative_to(data))
     _check_order(datasets, datasets_of(paper, target), data, target)
     _say(console, f"Items and order are those of {data}. Train with --data {target}")
-    return 0
-
-
-def _transcode_command(paper: str, data: Path, target: Path) -> int:
-    from rich.progress import track
-
-    from common.data.transcoding import FAILED, transcode_folder, videos_of
-    from common.stages.single import datasets_of
-
-    # The others are few and small.
-    wanted = [dataset for dataset in datasets_of(paper, data) if dataset.streams == ("video", "audio")]
-    present = [folder for folder in _folders(wanted, data) if folder.is_dir()]
-    if not present:
-        raise StageError(f"no videos with sound of {paper} are in {data}; `assemble data {paper}` says how to get them")
-    if target == data or target.is_relative_to(data):
-        raise StageError(f"--transcode {target} lies in --data {data}: name a folder beside it")
-    console = files.console()
-    for folder in present:
-        steps = iter(track(videos_of(folder), f"Videos of {folder.name}", console=console, transient=True))
-        done = transcode_folder(folder, target / folder.relative_to(data), advance=lambda: next(steps, None))  # noqa: B023
-        told = f"{folder.name}: {done.written:,} videos written, {done.kept:,} from before, {done.lists:,} lists"
-        if done.failed:
-            told += f"; {len(done.failed):,} failed and are listed in {target / folder.relative_to(data) / FAILED}"
-        _say(console, told)
-    _say(console, f"Link the other data sets beside them, and train with --data {target}")
     return 0
 
 

@@ -18,7 +18,6 @@ from common.commands.main import main
 from common.data import fetch
 from common.data.datasets.captioned import read_caption_table
 from common.data.images import read_image
-from common.data.importing import _samples_of_shards
 from common.data.media import MediaError, MediaFile
 from common.data.regions import RegionError, RegionFeatures
 from common.data.text import WordPieceTokenizer, read_back_translations
@@ -98,7 +97,6 @@ def test_no_reader_of_a_text_or_an_array_waits_for_a_pipe(tmp_path: Path) -> Non
         lambda path: WordPieceTokenizer(str(path)).prepare(),
         models._lines,
         fetch._fetched,
-        lambda path: list(_samples_of_shards([path])),
     )
     os.mkfifo(tmp_path / fetch.FETCHED)
     for read in readers:

@@ -6,11 +6,9 @@ import dataclasses
 import functools
 import gzip
 import inspect
-import io
 import json
 import os
 import shutil
-import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -239,22 +237,9 @@ def _read_shards(folder: Path) -> None:
                 read_image(path / name)
 
 
-def _write_tar(folder: Path) -> None:
-    with tarfile.open(folder / "samples.tar", "w") as archive:
-        for name, content in (("1.png", b"picture"), ("1.json", b'{"caption": "a dog"}'), ("2.png", b"another")):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-
-
 def _data(folder: Path) -> int:
     main(["data", "avid", "--data", str(folder), "--prepare"])
     return 0  # most data sets of the paper are missing here
-
-
-def _import(folder: Path) -> int:
-    shutil.rmtree(folder.parent / "imported", ignore_errors=True)
-    return main(["import", str(folder / "samples.tar"), str(folder.parent / "imported")])
 
 
 def _open_data(folder: Path) -> OpenData:
@@ -556,7 +541,6 @@ TARGETS: dict[str, Target] = {
     "assemble list": Target(_write_runs, _told("list", "avid")),
     "assemble data": Target(lambda folder: write_esc50(folder / "esc50"), _data),
     "assemble data --fetch": Target(_write_fetched, _fetch_again),
-    "assemble import": Target(_write_tar, _import),
     "assemble fit --config": Target(_write_config, _print_config),
     "assemble embed": Target(_write_export, _embed),
     "assemble retrieve": Target(_write_export, _retrieve),
