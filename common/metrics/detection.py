@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -97,11 +99,11 @@ class DetectionsOncePerImage:
 
 
 def coco_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:
-    """Mean over classes of the average precision at 101 recalls, by torchmetrics and pycocotools.
+    """Mean over classes of the average precision at 101 recalls, by pycocotools.
 
-    At most 100 detections an image count. A difficult object is ignored as COCO ignores objects outside a range of
-    areas: the best detection of it counts neither as right nor as wrong, further ones are wrong. (Marked as crowds,
-    difficult objects would also excuse every detection that lies inside them, however small.)
+    At most 100 detections an image and class count. A difficult object is ignored as COCO ignores objects outside a
+    range of areas: the best detection of it counts neither as right nor as wrong, further ones are wrong. (Marked as
+    crowds, difficult objects would also excuse every detection that lies inside them, however small.)
 
     Args:
         images: each image once.
@@ -113,33 +115,46 @@ def coco_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:
     Raises:
         ValueError: no image has an object that counts.
     """
-    from torchmetrics.detection import MeanAveragePrecision
+    from pycocotools.cocoeval import COCOeval
 
     images = list(images)
     _require_objects(images)
-    metric = MeanAveragePrecision(sync_on_compute=False)
-    metric.warn_on_many_detections = False
-    metric.update(
-        [
-            {
-                "boxes": torch.from_numpy(image.boxes),
-                "scores": torch.from_numpy(image.scores),
-                "labels": torch.from_numpy(image.labels),
-            }
-            for image in images
-        ],
-        [
-            {
-                "boxes": torch.from_numpy(image.true_boxes),
-                "labels": torch.from_numpy(image.true_labels),
-                # Without a value the area is that of the box.
-                "area": torch.from_numpy(np.where(image.difficult, _NO_AREA, 0.0)),
-            }
-            for image in images
-        ],
-    )
-    result = metric.compute()
-    return {name: float(result[key]) for name, key in (("ap", "map"), ("ap50", "map_50"), ("ap75", "map_75"))}
+    objects, detections = [], []
+    for number, image in enumerate(images):
+        for box, label, difficult in zip(image.true_boxes, image.true_labels, image.difficult):
+            objects.append({**_coco_box(number, box, label), **({"area": _NO_AREA} if difficult else {})})
+        for box, label, score in zip(image.boxes, image.labels, image.scores):
+            detections.append({**_coco_box(number, box, label), "score": float(score)})
+    labels = {row["category_id"] for row in objects}
+    with redirect_stdout(StringIO()):
+        evaluation = COCOeval(
+            _coco(len(images), labels, objects), _coco(len(images), labels, detections), iouType="bbox"
+        )
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(("ap", "ap50", "ap75"), map(float, evaluation.stats)))
+
+
+def _coco(images: int, labels: Iterable[int], rows: list[dict[str, Any]]) -> Any:
+    """An index of pycocotools; identifiers start at 1, because the evaluation takes 0 for no match."""
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": number} for number in range(images)],
+        "categories": [{"id": label} for label in labels],
+        "annotations": [{**row, "id": number} for number, row in enumerate(rows, start=1)],
+    }
+    coco.createIndex()
+    return coco
+
+
+def _coco_box(image: int, box: Floats, label: np.int64) -> dict[str, Any]:
+    left, top, right, bottom = box.tolist()
+    width, height = right - left, bottom - top
+    row = {"image_id": image, "category_id": int(label), "bbox": [left, top, width, height], "area": width * height}
+    return {**row, "iscrowd": 0}
 
 
 def voc07_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:

@@ -16,6 +16,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from common.data.datasets.voc import PascalVOC
@@ -28,6 +30,7 @@ from common.metrics.detection import (
     coco_average_precision,
     voc07_average_precision,
 )
+from common.protocols.bridge import BridgedRetrieval
 from common.protocols.detection import (
     BoxTransform,
     Detection,
@@ -40,6 +43,7 @@ from common.training.callbacks import StepSeed
 from tests.distributed.harness import run_distributed
 
 DETECTRON2 = Path(__file__).parents[2] / "papers" / "mct" / "detectron2"
+RECIPES = Path(__file__).parents[2] / "configs" / "mct"
 
 # -- average precision -------------------------------------------------------------------------------------------------
 
@@ -131,6 +135,78 @@ def test_difficult_objects(extra: list[Any], voc: float, coco: float) -> None:
     images = [image([*extra, (LEFT, 0.8, 1)], [(LEFT, 1), (RIGHT, 1)], difficult=[1])]
     assert voc07_average_precision(images)["ap50"] == pytest.approx(voc)
     assert coco_average_precision(images)["ap50"] == pytest.approx(coco)
+
+
+def test_a_recall_that_falls_on_one_of_the_101_is_reached() -> None:
+    # Three of five objects, best first: precision 1 up to a recall of exactly 0.6, which is 61 of 101 recalls.
+    boxes = [[30.0 * i, 0.0, 30.0 * i + 10, 10.0] for i in range(5)]
+    images = [image([(box, 0.9, 1) for box in boxes[:3]], [(box, 1) for box in boxes])]
+    assert coco_average_precision(images) == pytest.approx(dict.fromkeys(("ap", "ap50", "ap75"), 61 / 101), abs=1e-9)
+    # An overlap of exactly 0.55, 0.6, ... reaches that threshold.
+    for place, overlap in enumerate(OVERLAPS):
+        images = [image([([0.0, 0.0, 100.0, float(100 * overlap)], 0.9, 1)], [([0.0, 0.0, 100.0, 100.0], 1)])]
+        assert coco_average_precision(images)["ap"] == pytest.approx((place + 1) / 10, abs=1e-9)
+
+
+def drawn_images(seed: int, count: int) -> list[DetectedImage]:
+    """Images of up to 30 objects, and of up to 150 detections that are near them or anywhere."""
+    draw = np.random.default_rng(seed)
+    images = []
+    for _ in range(count):
+        objects, found = int(draw.integers(0, 30)), int(draw.integers(0, 150))
+        corner, size = draw.integers(0, 400, (objects, 2)), draw.integers(4, 200, (objects, 2))
+        true = np.concatenate([corner, corner + size], axis=1).astype(np.float32)
+        boxes = np.concatenate(
+            [corner := draw.integers(0, 400, (found, 2)), corner + draw.integers(4, 200, (found, 2))], 1
+        )
+        labels, true_labels = draw.integers(1, 4, found), draw.integers(1, 4, objects)
+        if objects:
+            near = np.flatnonzero(draw.random(found) < 0.7)
+            chosen = draw.integers(0, objects, len(near))
+            boxes[near] = true[chosen] + draw.integers(-3, 4, (len(near), 4))
+            labels[near] = true_labels[chosen]
+        scores = draw.integers(1, 50, found) / 50  # many are equal
+        images.append(
+            DetectedImage(
+                boxes.astype(np.float32),
+                scores.astype(np.float32),
+                labels,
+                true,
+                true_labels,
+                np.zeros(objects, np.bool_),
+            )
+        )
+    return images
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_equals_what_pycocotools_says_of_a_file_of_results(seed: int) -> None:
+    images = drawn_images(seed, count=12)
+    truth = COCO()
+    truth.dataset = {
+        "info": {}, "images": [{"id": number} for number in range(len(images))],
+        "categories": [{"id": label} for label in (1, 2, 3)],
+        "annotations": [
+            {"image_id": n, "category_id": int(label), "bbox": [*box[:2], *(box[2:] - box[:2])], "iscrowd": 0,
+             "area": float(np.prod(box[2:] - box[:2]))}
+            for n, one in enumerate(images) for box, label in zip(one.true_boxes.astype(float), one.true_labels)
+        ],
+    }  # fmt: skip
+    for number, row in enumerate(truth.dataset["annotations"], start=1):
+        row["id"] = number
+    truth.createIndex()
+    rows = [
+        [n, *box[:2], *(box[2:] - box[:2]), score, label]
+        for n, one in enumerate(images)
+        for box, score, label in zip(one.boxes.astype(float), one.scores, one.labels)
+    ]
+    official = COCOeval(truth, truth.loadRes(np.array(rows)), "bbox")
+    official.evaluate()
+    official.accumulate()
+    official.summarize()
+    found = coco_average_precision(images)
+    assert 0.1 < found["ap"] < found["ap50"] < 1
+    assert list(found.values()) == pytest.approx(list(official.stats[:3]), abs=1e-9)
 
 
 def brute_force(images: list[DetectedImage], label: int, threshold: float) -> float:
@@ -447,6 +523,19 @@ def test_defaults_are_the_published_recipe() -> None:
     assert module.hparams["warmup_steps"] == solver["WARMUP_ITERS"]
     assert module.hparams["proposals_per_map_test"] == config["MODEL"]["RPN"]["PRE_NMS_TOPK_TEST"]
     assert inspect.signature(DetectionData).parameters["batch_size"].default == solver["IMS_PER_BATCH"]
+    # What detectron2's configuration leaves at its defaults.
+    assert (module.hparams["detections_per_image"], module.hparams["score_threshold"]) == (100, 0.05)
+
+
+@pytest.mark.parametrize(("protocol", "recipe"), [(Detection, "voc_detection"), (BridgedRetrieval, "bridge")])
+def test_defaults_are_those_of_the_recipe(protocol: type, recipe: str) -> None:
+    written = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8"))["model"]["init_args"]
+    defaults = {name: one.default for name, one in inspect.signature(protocol).parameters.items()}
+    compared = [name for name in written if defaults[name] is not inspect.Parameter.empty and "prefixes" not in name]
+    assert len(compared) >= 5
+    for name in compared:
+        default = defaults[name]
+        assert written[name] == (list(default) if isinstance(default, tuple) else default), name
 
 
 @pytest.mark.parametrize(
