@@ -118,12 +118,10 @@ class BridgedRetrieval(EncoderModule):
     ) -> None:
         super().__init__(image_encoder, pretrained, encoder_prefixes)
         self.save_hyperparameters(ignore=["image_encoder", "text_encoder"], logger=False)
-        if not lengths or min(lengths) < 1 or sorted(set(lengths)) != list(lengths):
-            raise ValueError(f"lengths: expected ascending numbers of steps from 1, got {list(lengths)}")
-        if not learning_rates or min(learning_rates) <= 0:
-            raise ValueError(f"learning_rates: expected positive values, got {list(learning_rates)}")
-        if temperature <= 0:
-            raise ValueError(f"temperature: expected a positive value, got {temperature}")
+        if not lengths or sorted(set(lengths)) != list(lengths):
+            raise ValueError(f"lengths: expected ascending numbers of steps, got {list(lengths)}")
+        if not learning_rates:
+            raise ValueError("learning_rates: expected at least one")
         self.text_encoder = text_encoder.requires_grad_(False)
         widths: dict[Modality, int] = {"image": image_encoder.feature_dim, "text": text_encoder.feature_dim}  # type: ignore[dict-item]
         self.bridge = Bridge(widths, embedding_dim, hidden_dim, len(learning_rates))

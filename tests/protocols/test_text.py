@@ -76,6 +76,12 @@ def test_the_loss_is_per_word_piece() -> None:
     assert found["samples"].item() == 2
 
 
+def test_answers_without_word_pieces_have_no_loss() -> None:
+    test = TextTest()
+    test.update_loss(torch.tensor([0, 1]), torch.zeros(2), torch.zeros(2))
+    assert set(test.compute(CPU)) == {"samples"}
+
+
 def test_options_are_counted_in_percent_and_withheld_ones_left_out() -> None:
     test = TextTest()
     test.update_choices(torch.tensor([0, 1, 2]), torch.tensor([3, 0, 1]), torch.tensor([3, -1, 2]))

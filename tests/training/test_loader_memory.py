@@ -49,6 +49,30 @@ def test_bytes_of_whatever_a_sample_holds() -> None:
     assert bytes_of([sample, (torch.zeros(1).numpy(), 3)]) == 12 + 20 + 4
 
 
+class Growing(Dataset[Any]):
+    """Samples of 1,000 bytes at the key that is measured, and of much more at any other."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, key: Any) -> Tensor:
+        first = key in ((0, 0), 0)
+        return torch.zeros(1_000 if first else 100_000, dtype=torch.uint8)
+
+
+def test_processes_are_counted_for_the_batch_of_one_device(
+    module: ShardedDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.training.data_module.usable_cores", lambda: 8)
+    trainer: Any = module.trainer
+    trainer.world_size, module.batch_size, module.num_workers = 2, 20, 8
+    module.in_flight_bytes = 8 * 2 * 10_000  # eight processes that are one batch of ten samples ahead
+    for loader in (module.training_loader(Growing()), module.evaluation_loader(Growing(), 10)):
+        assert (loader.num_workers, loader.prefetch_factor) == (8, 1)
+    module.in_flight_bytes -= 1
+    assert module.training_loader(Growing()).num_workers == 7
+
+
 class PublishedClips(Dataset[Any]):
     """Videos of the published size without a file: the memory is what is looked at."""
 
