@@ -38,7 +38,7 @@ def optional_part(paper: str, name: str) -> Any:
 
 
 #: File of a paper's trained models, and what a paper lacks without it.
-TRAINED = ("model", "has no trained models to use")
+TRAINED = ("use", "has no trained models to use")
 
 
 def check_part(paper: str, name: str, without: str) -> None:

@@ -15,5 +15,5 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:  # importing the package alone costs nothing
     if name == "AVID":
-        return import_module("papers.avid_cma.model").AVID
+        return import_module("papers.avid_cma.use").AVID
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

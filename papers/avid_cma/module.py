@@ -25,7 +25,7 @@ from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, P
 from papers.avid_cma import monitoring
 from papers.avid_cma.data import PretrainingData
 from papers.avid_cma.loss import BankLoss
-from papers.avid_cma.model import AVID
+from papers.avid_cma.networks import AVID
 from papers.avid_cma.weights import load_pretraining
 
 

@@ -17,6 +17,6 @@ OPTIONAL_DATASETS = ("common.data.datasets.sbu.SBU",)
 def __getattr__(name: str) -> Any:  # importing the package alone costs nothing
     if name != "M3P":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from papers.m3p.model import M3P
+    from papers.m3p.use import M3P
 
     return M3P

@@ -26,9 +26,9 @@ from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from papers.m3p.captions import CaptionPool, CaptionReader, SwitchedCaptions
 from papers.m3p.code_switching import CodeSwitcher, Coverage
+from papers.m3p.encoder import M3PEncoder
 from papers.m3p.examples import pairs_example, text_example
 from papers.m3p.masking import DEFAULT_MASKING, Masking
-from papers.m3p.model import M3PEncoder
 from papers.m3p.pairs import Candidates, PairCollator, PairItems
 from papers.m3p.pictures import CaptionSet, find_pictures
 from papers.m3p.regions import prepare_regions

@@ -25,7 +25,7 @@ from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, w
 from common.memory.collective import rank, world_size
 from common.metrics.gathering import RowsOncePerSample, gather_rows
 from common.metrics.retrieval import score_retrieval
-from papers.m3p.model import CAPTIONS_TOGETHER, M3P, similar_lengths
+from papers.m3p.encoder import CAPTIONS_TOGETHER, M3P, similar_lengths
 from papers.m3p.searched import EvaluationSet
 
 #: Seconds between two notes of what has been scored.

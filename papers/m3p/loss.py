@@ -19,7 +19,7 @@ from common.losses.masked import (
 )
 from common.losses.matching import candidate_matching, image_text_matching, in_batch_matching
 from common.memory.collective import share_of_mean
-from papers.m3p.model import M3P, all_pairs
+from papers.m3p.encoder import M3P, all_pairs
 
 #: One group of pairs: tokens and regions of every pair, and labels of the true ones (see `with_places`).
 Group = dict[str, Tensor]

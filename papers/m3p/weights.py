@@ -21,7 +21,7 @@ from common.encoders.checkpoint_files import (
     write_torch,
 )
 from common.files import write_whole
-from papers.m3p.model import M3P
+from papers.m3p.encoder import M3P
 
 Layout = Literal["m3p", "xlm_roberta"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)

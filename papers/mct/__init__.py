@@ -16,6 +16,6 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     if name != "MCT":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from papers.mct.model import MCT
+    from papers.mct.use import MCT
 
     return MCT

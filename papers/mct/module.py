@@ -31,7 +31,7 @@ from common.types import Fraction, Momentum, NonNegativeFloat, PositiveFloat
 from papers.mct import monitoring
 from papers.mct.data import PretrainingData
 from papers.mct.loss import MultimodalContrast
-from papers.mct.model import MCT, SEPARATE, Heads, Tower, encode_keys
+from papers.mct.networks import MCT, SEPARATE, Heads, Tower, encode_keys
 
 
 class MCTModule(pl.LightningModule):

@@ -17,6 +17,6 @@ def __getattr__(name: str) -> Any:
     """The model, imported when it is asked for: importing the package costs nothing."""
     if name != "VX2Text":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from papers.vx2text.model import VX2Text
+    from papers.vx2text.use import VX2Text
 
     return VX2Text

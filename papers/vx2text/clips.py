@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +17,8 @@ from common.data.media import MediaError, MediaFile
 from common.data.transforms import VideoTransform
 from common.data.windows import Limits, restrict
 from common.training.examples import Draw
+from papers.vx2text.tokens import Modality
 
-Modality = Literal["video", "audio"]
 MODALITIES: tuple[Modality, ...] = ("video", "audio")
 
 

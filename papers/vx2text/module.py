@@ -20,11 +20,11 @@ from common.training.optimizers import adamw, clip_by_norm
 from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from papers.vx2text import monitoring
 from papers.vx2text.data import VideoTextData
+from papers.vx2text.fusion import VX2Text
 from papers.vx2text.gumbel import gumbel_noise
 from papers.vx2text.language_model import OptionClassifier
 from papers.vx2text.loss import per_answer, text_loss, words_loss
 from papers.vx2text.miniature import TokenPrecision
-from papers.vx2text.model import VX2Text
 from papers.vx2text.weights import load_classifier, load_language_model
 
 Batch = dict[str, Any]

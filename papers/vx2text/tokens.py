@@ -15,6 +15,8 @@ from papers.vx2text.gumbel import Estimator, choose, draws_of
 from papers.vx2text.language_model import LanguageModel
 from papers.vx2text.prompt import AUDIO_PLACE, VIDEO_PLACE
 
+Modality = Literal["video", "audio"]
+
 #: Reserved ids that a prompt holds in the places of modality tokens: this for the first token, one less for each next.
 PLACES = {"video": VIDEO_PLACE, "audio": AUDIO_PLACE}
 

@@ -16,9 +16,8 @@ from common.encoders.checkpoint_files import (
     tensors_in,
     write_torch,
 )
-from papers.vx2text.clips import Modality
 from papers.vx2text.language_model import LanguageModel
-from papers.vx2text.tokens import ModalityClassifier
+from papers.vx2text.tokens import Modality, ModalityClassifier
 
 Layout = Literal["kinetics", "panns", "t5"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)

@@ -14,5 +14,5 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:  # importing the package alone costs nothing
     if name == "XMCGAN":
-        return import_module("papers.xmc_gan.model").XMCGAN
+        return import_module("papers.xmc_gan.use").XMCGAN
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

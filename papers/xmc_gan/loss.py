@@ -20,7 +20,7 @@ from common.losses.adversarial import hinge_discriminator, hinge_generator
 from common.memory.collective import gather_with_gradient
 from common.memory.groups import groups_here, shared_with, split_groups
 from common.types import NonNegativeFloat, PositiveFloat, PositiveInt
-from papers.xmc_gan.model import Captions, DiscriminatorOutput, normalize
+from papers.xmc_gan.networks import Captions, DiscriminatorOutput, normalize
 
 
 class Contrast(NamedTuple):

@@ -27,7 +27,7 @@ from papers.xmc_gan.choice import CheckpointChoice
 from papers.xmc_gan.data import TextToImageData
 from papers.xmc_gan.layers import keeping_statistics
 from papers.xmc_gan.loss import Loss, XMCGANLoss, pair_loss, word_loss
-from papers.xmc_gan.model import Captions, Discriminator, DiscriminatorOutput, Generator, noise_of
+from papers.xmc_gan.networks import Captions, Discriminator, DiscriminatorOutput, Generator, noise_of
 
 Batch = dict[str, Any]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from common.monitoring.figures import Cell, Pixels, Row, chart, image_grid, save_figure
 from common.monitoring.image_rows import Shown, credit_of, first_captions, pixels, write_row
 from common.monitoring.media import log_image, log_table, media_folder
-from papers.xmc_gan.model import noise_of
+from papers.xmc_gan.networks import noise_of
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

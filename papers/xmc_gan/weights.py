@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from common.encoders.checkpoint_files import CheckpointError, below, named_tensors, read_checkpoint, write_torch
 from common.files import write_whole
-from papers.xmc_gan.model import Discriminator
+from papers.xmc_gan.networks import Discriminator
 
 Layout = Literal["generator", "official", "discriminator"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -136,7 +136,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "generat
     Args:
         checkpoint: of one of our stages.
         output: file to write; it appears whole or not at all.
-        layout: `generator`, the averaged generator with the names of `papers.xmc_gan.model.Generator`; `official`, the
+        layout: `generator`, the averaged generator with the names of `networks.Generator`; `official`, the
             same as a `.npz` in the names of the official code; `discriminator`, as an image and region encoder.
 
     Returns:

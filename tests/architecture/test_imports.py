@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
+
+import pytest
 
 from tests.architecture.sources import (
     ROOT,
@@ -144,3 +148,15 @@ def test_module_files_stand_on_lightning_and_are_read_in_one_sitting() -> None:
         told = {line for node in docstrings(tree) for line in range(node.lineno, (node.end_lineno or 0) + 1)}
         code = [line for n, line in enumerate(lines, 1) if n not in told and line.strip() and line.strip()[0] != "#"]
         assert len(code) <= SITTING, f"{file_of(module)} has {len(code)} lines of code"
+
+
+@pytest.mark.parametrize("paper", papers())
+def test_a_loss_loads_few_files(paper: str) -> None:
+    """What must be read to understand a loss; nothing in it reads files or exports."""
+    program = (
+        f"import sys, papers.{paper}.loss\n"
+        "print(sum(name.startswith(('common.', 'papers.')) and not hasattr(module, '__path__')"
+        " for name, module in sys.modules.items()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert int(done.stdout) <= 16

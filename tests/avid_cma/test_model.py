@@ -5,7 +5,7 @@ import torch
 from common.encoders.audio import AudioConvNet
 from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
-from papers.avid_cma.model import AVID
+from papers.avid_cma.use import AVID
 
 
 def test_embeddings_come_from_their_own_modality_and_are_not_normalized_in_training() -> None:

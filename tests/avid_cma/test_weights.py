@@ -15,7 +15,7 @@ from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
 from common.stages.configuration import resolve
 from papers.avid_cma.loss import BankLoss
-from papers.avid_cma.model import AVID
+from papers.avid_cma.networks import AVID
 from papers.avid_cma.weights import (
     CheckpointError,
     export,

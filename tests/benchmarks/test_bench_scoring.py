@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.evaluation import Gallery, score_pairs
-from papers.m3p.model import M3P, M3PEncoder
 from tests.benchmarks.speed import compare, in_turns
 
 IMAGES, CAPTIONS, REGIONS, WIDTH, FEATURES = 60, 100, 5, 66, 64

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from common.training.switches import lay_out_channels_last
 from papers.xmc_gan.layers import DoublingConv, SpatialConditionalBatchNorm
 from papers.xmc_gan.loss import XMCGANLoss, contrast, word_loss
-from papers.xmc_gan.model import Discriminator, Generator, GeneratorBlock, normalize
 from papers.xmc_gan.module import XMCGANModule
+from papers.xmc_gan.networks import Discriminator, Generator, GeneratorBlock, normalize
 from tests.benchmarks.speed import compare, in_turns
 from tests.xmc_gan.stub import steppable
 

@@ -9,7 +9,7 @@ import torch
 
 from common.commands.main import main
 from common.reporting import records
-from papers.m3p.model import M3P, M3PEncoder
+from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.weights import load_into_model
 from tests.m3p.stages import region_network
 

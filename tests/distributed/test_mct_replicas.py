@@ -16,9 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.memory.collective import all_gather_concat
 from common.memory.momentum import MomentumPair
+from common.memory.shuffle import batch_shuffle, batch_unshuffle
 from common.training.batch_norm import normalize_in_groups
 from papers.mct.loss import MultimodalContrast
-from papers.mct.model import Tower, batch_shuffle, batch_unshuffle, encode_keys
+from papers.mct.networks import Tower, encode_keys
 from tests.distributed.harness import run_distributed
 
 STEPS, BATCH = 4, 8

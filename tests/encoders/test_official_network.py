@@ -13,7 +13,7 @@ from torch import nn
 from common.encoders.audio import AudioConvNet
 from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
-from papers.avid_cma.model import AVID
+from papers.avid_cma.networks import AVID
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma"
 

@@ -21,8 +21,8 @@ from common.data.media import MediaError
 from common.data.regions import RegionError
 from papers.m3p.captions import CaptionPool, forced_captions
 from papers.m3p.data import check_sizes
+from papers.m3p.encoder import M3PEncoder
 from papers.m3p.masking import Masking
-from papers.m3p.model import M3PEncoder
 from papers.m3p.pairs import PairItems
 from papers.m3p.pictures import CaptionSet, RegionArrays, pad_regions
 from tests.m3p.layouts import (

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.metrics.retrieval import score_retrieval
+from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.evaluation import Gallery, RetrievalTest, exactly, note, score_pairs
-from papers.m3p.model import M3P, M3PEncoder
 from tests.distributed.harness import run_distributed
 from tests.m3p.tiny import arrays, tiny_sizes, valid, values
 

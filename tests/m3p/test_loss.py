@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from common.losses.alignment import word_region_alignment
 from common.losses.matching import image_text_matching, in_batch_matching
 from common.memory.collective import share_of_mean
+from papers.m3p.encoder import M3P, M3PEncoder, all_pairs
 from papers.m3p.loss import (
     WeightSchedule,
     _pairs,
@@ -22,7 +23,6 @@ from papers.m3p.loss import (
     text_terms,
     with_places,
 )
-from papers.m3p.model import M3P, M3PEncoder, all_pairs
 from papers.m3p.weights import released_name
 from tests.m3p.tiny import arrays, tiny_model, tiny_sizes, valid, values
 

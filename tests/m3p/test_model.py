@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from papers.m3p.model import M3P, M3PEncoder
+from papers.m3p.encoder import M3P, M3PEncoder
 from tests.m3p.tiny import arrays, tiny_model, tiny_sizes, valid, values
 
 CLOSE = {"rtol": 0.0, "atol": 5e-6}

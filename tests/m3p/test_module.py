@@ -16,8 +16,8 @@ from common.stages.configuration import resolve
 from common.stages.finished import instantiate
 from common.training.optimizers import warm_up_then_inverse_sqrt
 from papers.m3p.data import RetrievalData, images_of_an_epoch
+from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.miniature import WarmStart
-from papers.m3p.model import M3P, M3PEncoder
 from papers.m3p.module import M3PModule, adam
 from tests.m3p.layouts import WIDTH, Layouts
 from tests.m3p.tiny import tiny_sizes, values

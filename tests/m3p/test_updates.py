@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import Callback
 from common.stages.cli import build
 from common.stages.configuration import ConfigurationError, resolve
 from common.training.optimizers import warm_up_then_inverse_sqrt
+from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.loss import relation_terms, text_terms, with_places
-from papers.m3p.model import M3P, M3PEncoder
 from papers.m3p.module import M3PModule
 from tests.m3p.layouts import WIDTH, Layouts
 from tests.m3p.tiny import tiny_sizes

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from common.encoders.checkpoint_files import CheckpointError
-from papers.m3p.model import M3P, M3PEncoder
+from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.weights import LAYOUTS, export, load_into_model, released_name
 from tests.m3p.tiny import tiny_model, tiny_sizes, values
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from papers.m3p.model import M3P, M3PEncoder
+from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.weights import released_name
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "m3p"

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common.memory.momentum import MomentumPair
 from papers.mct.loss import MultimodalContrast
-from papers.mct.model import Tower, encode_keys
+from papers.mct.networks import Tower, encode_keys
 from tests.distributed.harness import run_distributed
 from tests.mct.test_loss_golden import close, load
 

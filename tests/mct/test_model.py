@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from common.encoders.image import ImageResNet
 from common.memory.momentum import MomentumPair
+from common.memory.shuffle import batch_shuffle, batch_unshuffle
 from common.training.batch_norm import normalize_in_groups
-from papers.mct.model import Heads, Tower, batch_shuffle, batch_unshuffle, encode_keys
+from papers.mct.networks import Heads, Tower, encode_keys
 
 
 class Backbone(nn.Module):

@@ -22,8 +22,8 @@ from common.stages.configuration import resolve, take_switches
 from common.stages.run import stage_configuration
 from common.training.batch_norm import GroupedBatchNorm, normalize_in_groups
 from papers.mct.loss import MultimodalContrast
-from papers.mct.model import Heads
 from papers.mct.module import MCTModule
+from papers.mct.networks import Heads
 from tests.stages import request
 
 QUEUE, BATCH, TAGS, VOCABULARY = 64, 16, 4, 20

@@ -24,7 +24,7 @@ from common.encoders.heads import ProjectionHead
 from common.encoders.image import ImageResNet
 from common.files import write_whole
 from common.stages.configuration import resolve
-from papers.mct.model import Tower
+from papers.mct.networks import Tower
 from papers.mct.weights import (
     LAYOUTS,
     SUFFIXES,

@@ -53,7 +53,7 @@ def test_the_reference_names_what_is_there(folder: Path) -> None:
     assert len(named_there) > 40
     for name in named_there:
         assert name in known or name.rpartition(".")[0] in known, name
-    assert {"common.losses.nce", "common.memory.bank", "papers.avid_cma.model.AVID"} <= set(named_there)
+    assert {"common.losses.nce", "common.memory.bank", "papers.avid_cma.use.AVID"} <= set(named_there)
 
 
 def test_it_builds_without_a_warning(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_training_export_and_use_work_without_a_checkout(site: Path, away: Path)
     assemble(site, away, "export", "avid", "--checkpoint", weights, "--output", "avid")
     program = "from papers.avid_cma import AVID; print(AVID.from_export('avid').training, AVID.__module__)"
     done = python(site, away, "-c", program)
-    assert done.stdout == "False papers.avid_cma.model\n", done.stderr
+    assert done.stdout == "False papers.avid_cma.use\n", done.stderr
 
 
 @pytest.mark.parametrize("name", ["common/__init__.py", "common.py"])

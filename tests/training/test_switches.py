@@ -24,9 +24,9 @@ from common.reporting.records import config_hash
 from common.stages.cli import build
 from common.stages.configuration import SWITCHES, ConfigurationError, resolve, take_switches
 from common.training.switches import ApplySwitches, Switches, blocks_of, lay_out_channels_last
-from papers.m3p.model import M3PEncoder
+from papers.m3p.encoder import M3PEncoder
 from papers.vx2text.language_model import LanguageModel
-from papers.xmc_gan.model import Discriminator, Generator
+from papers.xmc_gan.networks import Discriminator, Generator
 from tests.distributed.small_mct import small_layer
 from tests.distributed.stages import train
 from tests.m3p.stages import region_network

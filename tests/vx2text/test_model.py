@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from papers.vx2text.fusion import VX2Text
 from papers.vx2text.gumbel import gumbel_noise
 from papers.vx2text.language_model import LanguageModel, OptionClassifier, first_largest
 from papers.vx2text.loss import per_answer
-from papers.vx2text.model import VX2Text
 from papers.vx2text.tokens import (
     ModalityClassifier,
     ModalityTokens,
@@ -365,9 +365,3 @@ def test_without_options_text_is_generated() -> None:
     rows = model.language_model.generate(embeddings, mask, 2, 3)
     assert texts == [Letters().decode(row) for row in rows.tolist()]
     assert picked is None
-
-
-@pytest.mark.parametrize("field", ["beams", "max_answer_tokens"])
-def test_what_would_fail_after_training_is_refused_before(field: str) -> None:
-    with pytest.raises(ValueError, match=rf"model\.model\.{field} must be at least 1, got 0"):
-        VX2Text(small(), modalities=(), **{field: 0})  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from papers.vx2text.model import VX2Text
+from papers.vx2text.fusion import VX2Text
 from tests.vx2text.stages import batch_of, built, gradients, started
 
 

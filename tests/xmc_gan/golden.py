@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from papers.xmc_gan.model import Discriminator, Generator
+from papers.xmc_gan.networks import Discriminator, Generator
 from papers.xmc_gan.weights import from_official
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden" / "xmc_gan"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from papers.xmc_gan.loss import XMCGANLoss
-from papers.xmc_gan.model import Discriminator, Generator
 from papers.xmc_gan.module import XMCGANModule
+from papers.xmc_gan.networks import Discriminator, Generator
 
 
 def steppable(module: XMCGANModule) -> XMCGANModule:

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from common.losses.adversarial import hinge_discriminator, hinge_generator
 from papers.xmc_gan.loss import Contrast, XMCGANLoss, pair_loss, word_loss, word_similarity
-from papers.xmc_gan.model import Captions, DiscriminatorOutput, attend, normalize
+from papers.xmc_gan.networks import Captions, DiscriminatorOutput, attend, normalize
 from tests.xmc_gan.golden import tensor
 
 CASES = ("a", "b")

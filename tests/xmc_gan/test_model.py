@@ -18,7 +18,7 @@ from papers.xmc_gan.layers import (
     keeping_statistics,
 )
 from papers.xmc_gan.loss import pair_loss, word_loss
-from papers.xmc_gan.model import Discriminator, DiscriminatorBlock, Generator, ImageNetFeatures, noise_of
+from papers.xmc_gan.networks import Discriminator, DiscriminatorBlock, Generator, ImageNetFeatures, noise_of
 from papers.xmc_gan.weights import from_official, to_official
 from tests.xmc_gan.golden import below, captions, channels_first, networks, tensor
 

@@ -19,8 +19,8 @@ from common.training.switches import lay_out_channels_last
 from papers.xmc_gan.choice import CheckpointChoice
 from papers.xmc_gan.loss import XMCGANLoss
 from papers.xmc_gan.miniature import AttributeClassifier, MiniatureEvaluation
-from papers.xmc_gan.model import Discriminator, Generator
 from papers.xmc_gan.module import XMCGANModule
+from papers.xmc_gan.networks import Discriminator, Generator
 from papers.xmc_gan.weights import to_official
 from tests.stages import request
 from tests.xmc_gan.golden import captions, networks, tensor

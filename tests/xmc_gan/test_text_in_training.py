@@ -15,8 +15,8 @@ from common.data.worlds.two_objects import TwoObjectsWorld
 from papers.xmc_gan.data import TextToImageData
 from papers.xmc_gan.loss import XMCGANLoss
 from papers.xmc_gan.miniature import NGramText
-from papers.xmc_gan.model import Discriminator, Generator
 from papers.xmc_gan.module import XMCGANModule
+from papers.xmc_gan.networks import Discriminator, Generator
 from papers.xmc_gan.text import BertText, TransformerText
 from tests.xmc_gan.test_data import T, bert, mini, stored, world  # noqa: F401 - fixtures
 

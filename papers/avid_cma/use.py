@@ -1,4 +1,4 @@
-"""The model of AVID-CMA: video and audio embeddings in one space."""
+"""Use a trained AVID: embed video and audio files."""
 
 from __future__ import annotations
 
@@ -22,23 +22,14 @@ from common.encoders.video import R2Plus1D
 from common.stages.allowed import Builder, path_of
 from common.stages.export import Encoder, Items, Modality, Trained, TrainedModel, noise_like
 from common.stages.finished import FinishedStage
+from papers.avid_cma import networks
 
 
-class AVID(TrainedModel):
-    """One encoder and one projection head for each modality.
-
-    The names of the four parts are those of the released checkpoints, so that these load without renaming.
-    `AVID.from_export(path)` reads a trained one, which embeds files.
-
-    Args:
-        video_model: encoder from videos to features.
-        audio_model: encoder from spectrograms to features.
-        video_proj, audio_proj: heads from features to embeddings.
+class AVID(networks.AVID, TrainedModel):
+    """A trained `networks.AVID`, read by `AVID.from_export(path)`.
 
     Attributes:
         clips: clips of each file, evenly spaced over it, whose embeddings are averaged; 1, the middle, when loaded.
-
-    Source: [3]; 21,286,784 parameters with the paper's parts.
     """
 
     paper = "avid_cma"
@@ -60,21 +51,9 @@ class AVID(TrainedModel):
     def __init__(
         self, video_model: nn.Module, audio_model: nn.Module, video_proj: nn.Module, audio_proj: nn.Module
     ) -> None:
-        super().__init__()
-        self.video_model = video_model
-        self.audio_model = audio_model
-        self.video_proj = video_proj
-        self.audio_proj = audio_proj
+        super().__init__(video_model, audio_model, video_proj, audio_proj)
         self.clips = 1
         self.read_as(VideoInput(), AudioInput())
-
-    def forward(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of both modalities, not normalized: the loss does that.
-
-        Shapes:
-            video [B, 3, T, H, W]; audio [B, 1, T, F] -> two of [B, d]
-        """
-        return self.video_proj(self.video_model(video)), self.audio_proj(self.audio_model(audio))
 
     # -- files ---------------------------------------------------------------------------------------------------------
 

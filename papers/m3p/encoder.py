@@ -1,38 +1,15 @@
-"""M3P: one encoder of text, or of regions and text, and the heads on it.
-
-`M3P` is what is trained and what is used: it tells how well images and captions in many languages belong together.
-"""
+"""The encoder of M3P: text alone, or regions and text, and the heads on it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.data.images import read_image
-from common.data.regions import RegionFeatures, picture_key
-from common.data.text import XLMRTokenizer, pad_tokens
-from common.errors import StageError
 from common.losses.info_nce import at_least_float32
-from common.stages.allowed import Builder
-from common.stages.export import (
-    Encoder,
-    Items,
-    Modality,
-    Trained,
-    TrainedModel,
-    nothing_to_read,
-    with_arguments,
-    without_sources,
-)
-from common.stages.finished import FinishedStage
 from common.types import Fraction, PositiveInt
-from papers.m3p.pictures import RegionArrays, region_batch
-from papers.m3p.regions import RegionNetwork, read_region_network, region_rows
 
 #: Token id that fills rows up ([2]).
 PADDING = 1
@@ -432,43 +409,15 @@ def similar_lengths(token_mask: Tensor, together: int = CAPTIONS_TOGETHER) -> li
     return list(token_mask.sum(1).argsort(stable=True).split(together))
 
 
-class M3P(TrainedModel):
-    """The encoder with the heads of all tasks; trained, it tells how well images and captions belong together.
+class M3P(nn.Module):
+    """The encoder with the heads of all tasks.
 
     Args:
         encoder: the encoder.
         region_classes: classes of the detector with the background, which is 0.
 
-    Attributes:
-        tokenizer: makes tokens of texts; `from_export` sets it, and what follows.
-        max_regions: regions of a picture that are used.
-        detector: the miniature's region network, which finds the regions of a picture file; None at paper scale, where
-            regions come from files of features.
-        regions: file of region features to look pictures up in, by their names without suffix; None for the detector.
-        languages: those that have numbers; text may be in any language that the vocabulary knows. Empty after a
-            fine-tuning that does not say which languages the embeddings of its start are of.
-        language: of the texts, one of these, where the encoder adds language embeddings; None adds none.
-
     Source: [3].
     """
-
-    paper = "m3p"
-    kinds = ("papers.m3p.module.M3PModule",)
-    classes: ClassVar[tuple[type, ...]] = (M3PEncoder, RegionNetwork, XLMRTokenizer)
-    example = "m3p/mini/seed0/m3p"
-    otherwise = "cannot compare images and captions: give the checkpoint of a pre-training, such as m3p"
-    embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
-    retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = (("text", "image"), ("image", "text"))
-    compares_vectors = False
-    options = ("language", "regions")
-    limits = (
-        "For research on images with captions in many languages: search of one by the other. Every pair is read by the "
-        "encoder, so a large collection takes long. What it knows of a language is what its text and its dictionaries "
-        "held; it inherits their errors and biases. It is not made to recognize persons or to decide about them."
-    )
-    usage = 'model.match(["picture.png"], ["ein roter Apfel", "a green pear"])'
-
-    tokenizer: XLMRTokenizer
 
     def __init__(self, encoder: M3PEncoder, region_classes: PositiveInt = 1600) -> None:
         super().__init__()
@@ -476,13 +425,6 @@ class M3P(TrainedModel):
         self.match_head = MatchHead(encoder.width)
         self.region_heads = RegionHeads(encoder.width, region_classes, encoder.feature_dim)
         self.vocabulary_head = VocabularyHead(encoder.vocabulary_size)
-        self.max_regions = 100
-        self.detector: RegionNetwork | None = None
-        self.regions: RegionFeatures | None = None
-        self.languages: list[str] = []
-        self.language: str | None = None
-
-    # -- outputs of the heads ------------------------------------------------------------------------------------------
 
     def words(self, hidden: Tensor) -> Tensor:
         """Logits [K, V] of the words at hidden states [K, D]."""
@@ -520,171 +462,3 @@ class M3P(TrainedModel):
             for start, known in zip(image.split(images), image_mask.split(images))
         ]
         return torch.cat(scores).float().unflatten(0, (len(image), len(tokens)))
-
-    # -- use -----------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def embed_image(self, images: Items) -> Tensor:
-        """The encoder's state [B, D] at the first region of each picture read without text.
-
-        It is no vector that can be compared with one of a text: this model reads both together, see `match`.
-
-        Args:
-            images: a file, some files, or what `read_image` gives of them.
-
-        Raises:
-            ImageError, RegionError, StageError: see `read_image`.
-        """
-        start, mask = self._start(images)
-        return self.encoder.encode(start, mask, "first")[:, 0].float()
-
-    @torch.no_grad()
-    def embed_text(self, texts: Items) -> Tensor:
-        """The encoder's state [B, D] at the first token of each text read without regions.
-
-        Args:
-            texts: one text or several, in any language.
-        """
-        ids, mask = (value.to(self.device) for value in self._tokens(texts))
-        number = self._language()
-        languages = None if number is None else torch.full((len(ids),), number, device=self.device)
-        start = self.encoder.start_text(ids, mask, 0, languages)
-        return self.encoder.encode(start, mask, "first")[:, 0].float()
-
-    def encoders(self) -> dict[str, Encoder]:
-        def of_text(encoder: M3PEncoder, ids: Tensor, mask: Tensor) -> Tensor:
-            return encoder.encode(encoder.start_text(ids, mask), mask, "first")[:, 0].float()
-
-        return {"text": Encoder(self.encoder, of_text, *self._tokens(["a dog on a sofa", "ein Hund"]))}
-
-    @torch.no_grad()
-    def match(self, images: Items, texts: Items) -> Tensor:
-        """How well every image and every text belong together, scores float32 [N, M] on the CPU; higher is better.
-
-        Args:
-            images: a file, some files, or what `read_image` gives of them.
-            texts: one text or several, in any language.
-
-        Raises:
-            ImageError, RegionError, StageError: see `read_image`.
-        """
-        start, mask = self._start(images)
-        ids, token_mask = self._tokens(texts)
-        scores = torch.empty(len(start), len(ids))
-        for captions in similar_lengths(token_mask):
-            tile = self.score_tile(start, mask, ids[captions], token_mask[captions], self._language())
-            scores[:, captions] = tile.cpu()
-        return scores
-
-    def searched(
-        self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None
-    ) -> tuple[Any, list[int]]:
-        samples = list(self.samples(modality, items, skipped))
-        if not samples:
-            raise StageError(nothing_to_read(modality, items, skipped))
-        return [sample for _, sample in samples], [number for number, _ in samples]
-
-    def compare(self, query_modality: Modality, query: Any, modality: Modality, searched: Any) -> Tensor:
-        images, texts = ([query], searched) if query_modality == "image" else (searched, [query])
-        return self.match(images, texts).flatten()
-
-    # -- inputs --------------------------------------------------------------------------------------------------------
-
-    def read_image(self, file: str | Path) -> RegionArrays:
-        """The regions of a picture.
-
-        Args:
-            file: the picture; with `regions`, its name without suffix is enough.
-
-        Raises:
-            ImageError: it cannot be read.
-            RegionError: `regions` has no such picture.
-            StageError: there is neither a detector nor a file of features, or these are of another width.
-        """
-        if self.regions is not None:
-            if self.regions.feature_size != self.encoder.feature_dim:
-                raise StageError(
-                    f"--regions: the features there have {self.regions.feature_size} numbers, and this model reads "
-                    f"{self.encoder.feature_dim}: give features of the detector that it was trained with"
-                )
-            table = self.regions.table([picture_key(Path(file).name)])
-            count = min(int(table.mask.sum()), self.max_regions)
-            return RegionArrays(table.features[0, :count], table.boxes[0, :count], table.labels[0, :count])
-        if self.detector is None:
-            raise StageError(
-                "this model reads regions of pictures and has no detector of its own: give a file of region features, "
-                "which `assemble data m3p --extract-regions` makes, as --regions FILE"
-            )
-        read_image(file)  # raises for a picture that cannot be read; the detector passes it over
-        ((_, regions),) = region_rows(self.detector, [(str(file), Path(file))])
-        count = self.max_regions
-        return RegionArrays(regions.features[:count], regions.box_vectors[:count], regions.labels[:count])
-
-    def _start(self, images: Items) -> tuple[Tensor, Tensor]:
-        """Regions as the first block reads them [B, R, D], and which of them count [B, R]."""
-        batch = region_batch(self.read_all("image", images), self.max_regions)
-        regions, boxes, mask = (batch[name].to(self.device) for name in ("regions", "boxes", "region_mask"))
-        return self.encoder.start_regions(regions, boxes, mask), mask
-
-    def _tokens(self, texts: Items) -> tuple[Tensor, Tensor]:
-        """Ids [B, L] and which of them count [B, L], on the CPU."""
-        rows = [self.tokenizer.encode(text) for text in self.read_all("text", texts)]
-        ids = pad_tokens(rows, self.tokenizer.pad_id)
-        return ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
-
-    def _language(self) -> int | None:
-        """Number of the texts' language; None adds no language embedding."""
-        if self.language is None:
-            return None
-        if not self.languages:
-            raise StageError(
-                f"--language {self.language}: this stage does not say which languages its model was pre-trained with; "
-                "leave the language out, take the stage of pre-training, or fine-tune again with data.languages"
-            )
-        if self.language not in self.languages:
-            raise StageError(f"--language {self.language}: the model knows {', '.join(self.languages)}")
-        return self.languages.index(self.language)
-
-    # -- out of a finished stage or an export --------------------------------------------------------------------------
-
-    @classmethod
-    def usage_of(cls, trained: Trained) -> str:
-        if trained.inputs["detector"] is not None:
-            return cls.usage
-        return (
-            "from common.data.regions import RegionFeatures\n"
-            'model.regions = RegionFeatures("regions.h5")  # of the detector that it was trained with\n' + cls.usage
-        )
-
-    @classmethod
-    def gather(cls, stage: FinishedStage) -> Trained:
-        data = stage.data()
-        data.prepare_tokenizer()
-        weights = {name.removeprefix("model."): value for name, value in stage.state.items()}
-        embeddings = len(weights["encoder.language.weight"])
-        inputs: dict[str, Any] = {
-            "tokenizer": with_arguments(stage.config["data"]["init_args"]["tokenizer"], model=None),
-            "max_regions": data.max_regions,
-            "languages": data.languages if data.numbers_languages(embeddings) else [],
-            "detector": None,
-        }
-        if data.region_network is not None:
-            detector = read_region_network(data.region_network)
-            weights |= {f"detector.{name}": value for name, value in detector.state_dict().items()}
-            inputs["detector"] = detector.settings
-        files: dict[str, bytes | Path] = {XLMRTokenizer.file_name: data.tokenizer.content}
-        return Trained(without_sources(stage.config["model"]["init_args"]["model"]), inputs, weights, files)
-
-    @classmethod
-    def of(cls, trained: Trained) -> Self:
-        model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
-        model.detector = cls.input(trained, "detector", RegionNetwork | None)
-        model.tokenizer = cls.input(trained, "tokenizer", XLMRTokenizer)
-        model.tokenizer.read(trained.file(XLMRTokenizer.file_name))
-        model.max_regions = cls.input(trained, "max_regions", int)
-        model.languages = cls.input(trained, "languages", list[str])
-        model.fill(trained)
-        return model
-
-
-MODEL = M3P

@@ -1,11 +1,11 @@
-"""The model of VX2TEXT: video and audio become word tokens, which a language model reads to write text."""
+"""Use a trained VX2TEXT: answer questions about a clip, describe it, list what it sees and hears."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -17,51 +17,27 @@ from common.data.media import MediaError
 from common.encoders.kinetics import KineticsR2Plus1D
 from common.encoders.panns import PANNsCNN14
 from common.errors import StageError
-from common.stages.allowed import Builder
+from common.stages.allowed import Builder, path_of
 from common.stages.export import SOURCES, Encoder, Items, Trained, TrainedModel, noise_like, with_arguments
 from common.stages.export import Modality as AnyModality
 from common.stages.finished import FinishedStage
-from common.types import PositiveFloat, PositiveInt
-from papers.vx2text.clips import AudioInput, ClipReader, Modality, VideoInput
+from papers.vx2text import fusion
+from papers.vx2text.clips import AudioInput, ClipReader, VideoInput
 from papers.vx2text.data import CaptioningData, QuestionAnsweringData, Scoring, collate, option_targets, prompt_for
 from papers.vx2text.gumbel import largest
-from papers.vx2text.language_model import LanguageModel, OptionClassifier, first_largest
+from papers.vx2text.language_model import LanguageModel, OptionClassifier
 from papers.vx2text.prompt import LETTERS, Prompt, PromptLimits, PromptText, Task, TextTokenizer
-from papers.vx2text.tokens import (
-    PLACES,
-    ModalityClassifier,
-    ModalityTokens,
-    SigmoidClassifier,
-    Table,
-    Tokenization,
-    category_names,
-    pieces_of,
-    place,
-    table_of,
-)
+from papers.vx2text.tokens import Modality, ModalityClassifier, SigmoidClassifier, category_names
 
 #: Parts of the prompt, as messages call them.
 _PARTS = {"speech": "speech", "caption": "descriptions", "history": "earlier questions", "option": "options"}
 
 
-class VX2Text(TrainedModel):
-    """Text from video, sound, speech and history ([1] to [8]).
-
-    `VX2Text.from_export(path)` reads a trained model, which answers, describes, and says what it sees and hears.
-
-    Args:
-        language_model: T5.
-        video_classifier, audio_classifier: networks whose categories become tokens.
-        modalities: which of video and audio are read, as in the data; the classifier of another one is dropped.
-        video_tokens, audio_tokens: tokens of each clip, K.
-        tokenization, temperature, table: see `ModalityTokens`.
-        beams, max_answer_tokens: of the generation. Of several options one is picked as data.scoring says.
+class VX2Text(fusion.VX2Text, TrainedModel):
+    """A trained `fusion.VX2Text`, read by `VX2Text.from_export(path)`: it answers, describes, and says what it sees.
 
     Attributes:
-        task: what a trained model learned: `question` (one of five options), `dialog` or `caption`.
-
-    Raises:
-        ValueError: a modality has no classifier; beams or max_answer_tokens is below 1.
+        task: what it learned: `question` (one of five options), `dialog` or `caption`.
     """
 
     paper = "vx2text"
@@ -84,110 +60,11 @@ class VX2Text(TrainedModel):
     )
     usage = 'model.words("clip.mp4")  # what it sees and hears; then model.write("clip.mp4", "what is moving ?")'
 
-    tokens: Mapping[Modality, ModalityTokens]
-    # Of a trained model: what it learned, and what reads files and texts for it.
     task: Task
     scoring: Scoring
     tokenizer: TextTokenizer
     prompt: Prompt
     reader: ClipReader
-
-    def __init__(
-        self,
-        language_model: LanguageModel,
-        video_classifier: ModalityClassifier | None = None,
-        audio_classifier: ModalityClassifier | None = None,
-        modalities: Sequence[Modality] = ("video", "audio"),
-        video_tokens: PositiveInt = 3,
-        audio_tokens: PositiveInt = 3,
-        tokenization: Tokenization = "st_topk",
-        temperature: PositiveFloat = 1.0,
-        table: Table = "learned",
-        beams: PositiveInt = 5,
-        max_answer_tokens: PositiveInt = 30,
-    ) -> None:
-        super().__init__()
-        for field, value in (("beams", beams), ("max_answer_tokens", max_answer_tokens)):
-            if value < 1:
-                raise ValueError(f"model.model.{field} must be at least 1, got {value}")
-        self.beams = beams
-        self.max_answer_tokens = max_answer_tokens
-        self.language_model = language_model
-        parts = {"video": (video_classifier, video_tokens), "audio": (audio_classifier, audio_tokens)}
-        self.tokens = nn.ModuleDict()  # type: ignore[assignment]
-        for name, (classifier, count) in parts.items():
-            if name in modalities:
-                if classifier is None:
-                    raise ValueError(f"model.model.modalities has {name}, but model.model.{name}_classifier is null")
-                made = ModalityTokens(classifier, language_model.width, count, tokenization, temperature, table)
-                self.tokens[name] = made  # type: ignore[index]
-
-    def forward(
-        self, batch: Mapping[str, Any], noise: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """What the language model reads: the words of the prompts, with the tokens of video and sound in their places.
-
-        Args:
-            batch: prompts and clips, as `collate` makes it.
-            noise: Gumbel noise of every modality; without it the most probable categories are chosen.
-
-        Returns:
-            Embeddings [B, N, D], which of them count [B, N], and for every modality its categories [B, S * K] and
-            scores [B, S, C].
-        """
-        ids = batch["input_ids"]
-        embeddings, mask = self.language_model.embed(ids), ids != 0
-        named: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, tokens in self.tokens.items():
-            clips = batch[name] if name == "video" else batch[name][:, None]
-            table = None if tokens.pieces is None else table_of(tokens.pieces, self.language_model)
-            rows, chosen, scores = tokens(clips, (noise or {}).get(name), table)
-            embeddings = place(embeddings, ids, rows, name)
-            # A clip without this modality has no tokens, rather than invented ones.
-            absent = ~batch[f"{name}_present"][:, None] & (ids <= PLACES[name]) & (ids > PLACES[name] - rows.shape[1])
-            mask = mask & ~absent
-            named[name] = chosen, scores
-        return embeddings, mask, named
-
-    def tie_tables(self, tokenizer: Any) -> None:
-        """Look up the word pieces of the categories whose embeddings are tied to those of words."""
-        for tokens in self.tokens.values():
-            if tokens.tied:
-                tokens.pieces = pieces_of(tokens.classifier.names, tokenizer).to(self.device)
-
-    def start_tables(self, tokenizer: Any) -> None:
-        """Let learned embeddings of categories start at the mean of those of their names' word pieces."""
-        for tokens in self.tokens.values():
-            pieces = pieces_of(tokens.classifier.names, tokenizer).to(self.device)
-            tokens.start_table(table_of(pieces, self.language_model))
-
-    @torch.no_grad()
-    def texts(
-        self, batch: Mapping[str, Any], embeddings: Tensor, mask: Tensor, tokenizer: Any
-    ) -> tuple[list[str], Tensor | None]:
-        """Write a text for every sample; where there are options, pick one: by its letter or by its likelihood.
-
-        Args:
-            batch: brings `options` and `answer_options` or `option_labels`, where there are any.
-            embeddings, mask: as `forward` gives them.
-            tokenizer: decodes word pieces.
-
-        Returns:
-            The texts, and the positions of the picked options [B]; of equal ones the first.
-
-        Source: [7].
-        """
-        if "options" not in batch:
-            rows = self.language_model.generate(embeddings, mask, self.beams, self.max_answer_tokens)
-            return [tokenizer.decode(row) for row in rows.tolist()], None
-        if "answer_options" in batch:
-            scores = self.language_model.letter_scores(embeddings, mask, batch["answer_options"])
-        else:
-            scores = self.language_model.option_scores(embeddings, mask, batch["option_labels"])
-        picked = first_largest(scores)
-        return [options[number] for options, number in zip(batch["options"], picked.tolist())], picked
-
-    # -- a trained model -----------------------------------------------------------------------------------------------
 
     @classmethod
     def of(cls, trained: Trained) -> Self:
@@ -228,7 +105,7 @@ class VX2Text(TrainedModel):
         }
         name, content = data.tokenizer.content
         weights = {name.removeprefix("model."): value for name, value in stage.state.items()}
-        return Trained(model, inputs, weights, {name: content})
+        return Trained({**model, "class_path": path_of(cls)}, inputs, weights, {name: content})
 
     @torch.no_grad()
     def write(

@@ -1,0 +1,74 @@
+"""Exchange the rows of a batch over all ranks, so that a key is not normalized with the samples of its query."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from common.memory.collective import all_gather_concat, broadcast_from_rank_zero, rank, world_size
+
+
+def order_over_groups(rows: Tensor) -> Tensor:
+    """A random order of the rows of all ranks, which gives the same groups on any number of devices.
+
+    It is drawn over the joint batch. Rank r of W encodes what is at the places r, r + W, ... of the order, as it holds
+    the samples r, r + W, ... of the batch.
+    """
+    ranks, own = world_size(), len(rows)
+    order = torch.randperm(ranks * own, device=rows.device)
+    broadcast_from_rank_zero(order)
+    # Sample i is row i // W of rank i % W, and gathered rows stand rank by rank.
+    gathered = order % ranks * own + order // ranks
+    return gathered.view(own, ranks).T.flatten()
+
+
+@torch.no_grad()
+def batch_shuffle(rows: Tensor, permutation: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Exchange the rows of all ranks in a random order.
+
+    Args:
+        rows: this rank's batch; every rank must pass the same shape.
+        permutation: the order; by default rank 0 draws one from the global generator and sends it to all.
+
+    Shapes:
+        rows [N, ...]; permutation [W * N]
+
+    Returns:
+        (this rank's part of the permuted joint batch [N, ...], the permutation).
+
+    Raises:
+        ValueError: when the permutation has another length than the joint batch.
+
+    Source: [6].
+    """
+    joint = all_gather_concat(rows)
+    if permutation is None:
+        permutation = torch.randperm(len(joint), device=rows.device)
+        broadcast_from_rank_zero(permutation)
+    elif permutation.shape != (len(joint),):
+        raise ValueError(
+            f"the permutation must have one entry for each of the {len(joint)} rows of all ranks, got "
+            f"{tuple(permutation.shape)}"
+        )
+    shuffled = joint.index_select(0, _own_part(permutation))
+    if rows.dim() == 4 and rows.is_contiguous(memory_format=torch.channels_last):
+        shuffled = shuffled.contiguous(memory_format=torch.channels_last)  # gathering loses the layout
+    return shuffled, permutation
+
+
+@torch.no_grad()
+def batch_unshuffle(rows: Tensor, permutation: Tensor) -> Tensor:
+    """Give every rank its own rows back, in their order before `batch_shuffle`.
+
+    Args:
+        rows: what was computed from this rank's shuffled rows.
+        permutation: as `batch_shuffle` returned it.
+
+    Shapes:
+        rows [N, ...]; permutation [W * N] -> [N, ...]
+    """
+    return all_gather_concat(rows).index_select(0, _own_part(permutation.argsort()))
+
+
+def _own_part(order: Tensor) -> Tensor:
+    return order.view(world_size(), -1)[rank()]

@@ -1,0 +1,33 @@
+"""The network of AVID-CMA: an encoder and a projection head for each modality."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class AVID(nn.Module):
+    """Video and audio embeddings in one space; 21,286,784 parameters with the paper's parts [3].
+
+    The names of the four parts are those of the released checkpoints, so that these load without renaming.
+
+    Args:
+        video_model, audio_model: encoders from videos and spectrograms to features.
+        video_proj, audio_proj: heads from features to embeddings.
+    """
+
+    def __init__(
+        self, video_model: nn.Module, audio_model: nn.Module, video_proj: nn.Module, audio_proj: nn.Module
+    ) -> None:
+        super().__init__()
+        self.video_model = video_model
+        self.audio_model = audio_model
+        self.video_proj = video_proj
+        self.audio_proj = audio_proj
+
+    def forward(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of both modalities, not normalized: the loss does that.
+
+        Shapes:
+            video [B, 3, T, H, W]; audio [B, 1, T, F] -> two of [B, d]
+        """
+        return self.video_proj(self.video_model(video)), self.audio_proj(self.audio_model(audio))

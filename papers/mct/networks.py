@@ -1,0 +1,159 @@
+"""The networks of MCT: image and text encoder with projection heads, and the encoding of keys in training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.encoders.heads import ProjectionHead
+from common.losses.info_nce import at_least_float32
+from common.memory.collective import is_distributed
+from common.memory.shuffle import batch_shuffle, batch_unshuffle, order_over_groups
+from common.training.batch_norm import GroupedBatchNorm
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How the projection heads of a tower are built.
+
+    Separate heads (the method) are two-layer perceptrons on the backbone's feature. Shared heads (the ablation) have
+    the hidden layer in common. With equal widths the output layer is common too, and one embedding serves both kinds
+    of contrast; with different widths each has its own output layer on the common hidden one. That reading of "shared"
+    is ours: the paper's text, which we could not read, may define it otherwise.
+
+    Args:
+        shared: share the hidden layer between both heads.
+        hidden_dim: units of the hidden layer; `feature_dim` of the backbone by default.
+        batch_norm: normalize the hidden layer over the batch; the method does not.
+
+    Source: [2]; two layers without batch normalization as in MoCo v2.
+    """
+
+    shared: bool = False
+    hidden_dim: int | None = None
+    batch_norm: bool = False
+
+
+SEPARATE = Heads()
+
+
+class Tower(nn.Module):
+    """Backbone of one modality, with a projection head for each kind of contrast.
+
+    A head that no loss uses is left out, not left idle: distributed training refuses parameters without gradient.
+
+    Args:
+        backbone: from inputs to features [B, feature_dim].
+        intra_dim: width of the embedding for contrast within the modality; None for no such head.
+        inter_dim: width of the embedding for contrast across modalities; None for no such head.
+        heads: how they are built.
+
+    Raises:
+        ValueError: when there is no head at all.
+
+    Source: [2].
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        intra_dim: int | None = 128,
+        inter_dim: int | None = 1024,
+        heads: Heads = SEPARATE,
+    ) -> None:
+        super().__init__()
+        widths = {name: dim for name, dim in (("intra", intra_dim), ("inter", inter_dim)) if dim is not None}
+        if not widths or min(widths.values()) < 1:
+            raise ValueError(
+                "a tower needs a head: give intra_dim or inter_dim a positive width, got "
+                f"intra_dim={intra_dim}, inter_dim={inter_dim}"
+            )
+        self.backbone = backbone
+        self.feature_dim = int(backbone.feature_dim)  # type: ignore[arg-type]
+        hidden = self.feature_dim if heads.hidden_dim is None else heads.hidden_dim
+        self.embeds = tuple(widths)
+        self.trunk = nn.Sequential()
+        self.heads = nn.ModuleDict()
+        shared = heads.shared and len(widths) == 2
+        if shared and intra_dim == inter_dim:
+            self.heads["both"] = ProjectionHead(self.feature_dim, hidden, widths["intra"], 2, heads.batch_norm)
+        elif shared:
+            norm = [nn.BatchNorm1d(hidden)] if heads.batch_norm else []
+            self.trunk.extend([nn.Linear(self.feature_dim, hidden), *norm, nn.ReLU()])
+            for name, dim in widths.items():
+                self.heads[name] = nn.Linear(hidden, dim)
+        else:
+            for name, dim in widths.items():
+                self.heads[name] = ProjectionHead(self.feature_dim, hidden, dim, 2, heads.batch_norm)
+
+    def features(self, *inputs: Tensor) -> Tensor:
+        """Features for transfer, [B, feature_dim]."""
+        return self.backbone(*inputs)
+
+    def project(self, features: Tensor) -> dict[str, Tensor]:
+        """Embeddings of features [B, feature_dim]; as `forward`."""
+        hidden = self.trunk(features)
+        embeddings = {name: _unit(head(hidden)) for name, head in self.heads.items()}
+        if "both" in embeddings:
+            return {"intra": embeddings["both"], "inter": embeddings["both"]}
+        return embeddings
+
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Embeddings of a batch.
+
+        Returns:
+            `intra` [B, intra_dim] and `inter` [B, inter_dim], those that have a head; unit vectors in float32 or more.
+        """
+        return self.project(self.features(*inputs))
+
+
+class MCT(nn.Module):
+    """An image tower and a caption tower.
+
+    Args:
+        image, text: the towers; no text where the stage reads no captions.
+    """
+
+    def __init__(self, image: Tower, text: Tower | None = None) -> None:
+        super().__init__()
+        self.image, self.text = image, text
+
+
+@torch.no_grad()
+def encode_keys(
+    encoder: nn.Module, *inputs: Tensor, shuffle: bool = True, permutation: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Keys of a batch, without gradient.
+
+    The batch normalization of a query and of its key should not see the same samples, or the network recognizes the
+    positive by its batch. So the rows of all processes change places at random before they are encoded, and back
+    afterwards; which rows are then normalized together is a matter of `common.memory.groups`.
+
+    Args:
+        encoder: the moving average of a tower.
+        *inputs: of the encoder; all have the same number of rows.
+        shuffle: encode the rows in random order, over all ranks. One process whose batch is one group keeps its order,
+            which makes no difference to it.
+        permutation: order to use instead of a random one, int64, over the gathered rows of all ranks, [W * B]; the same
+            on each.
+
+    Returns:
+        As `Tower.forward`, in the order of the inputs.
+
+    Source: [6].
+    """
+    grouped = any(isinstance(layer, GroupedBatchNorm) for layer in encoder.modules())
+    if not shuffle or not (grouped or is_distributed()):
+        return encoder(*inputs)
+    if permutation is None:
+        permutation = order_over_groups(inputs[0])
+    keys = encoder(*(batch_shuffle(rows, permutation)[0] for rows in inputs))
+    return {name: batch_unshuffle(rows, permutation) for name, rows in keys.items()}
+
+
+def _unit(embeddings: Tensor) -> Tensor:
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return F.normalize(at_least_float32(embeddings), dim=1)

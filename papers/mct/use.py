@@ -1,0 +1,204 @@
+"""Use a trained MCT: embed and search images and captions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.data.image_transforms import ImageTransform
+from common.data.images import read_image
+from common.data.text import (
+    CaptionTokenizer,
+    SentencePieceTokenizer,
+    WordPieceTokenizer,
+    WordVocabulary,
+    normalize_caption,
+    pad_tokens,
+)
+from common.encoders.image import ImageResNet
+from common.encoders.text import BertEncoder, GRUEncoder
+from common.errors import StageError
+from common.stages.allowed import Builder, path_of
+from common.stages.export import (
+    Encoder,
+    Items,
+    Modality,
+    Trained,
+    TrainedModel,
+    noise_like,
+    renamed,
+    with_arguments,
+    without_sources,
+)
+from common.stages.finished import FinishedStage, instantiate
+from papers.mct import networks
+from papers.mct.loss import MultimodalContrast
+from papers.mct.networks import Tower
+
+
+class MCT(networks.MCT, TrainedModel):
+    """A trained `networks.MCT`, read by `MCT.from_export(path)`.
+
+    Attributes:
+        embedding: which head's embeddings are given: `inter`, those that compare images with captions, or `intra`,
+            those that compare images with images. One vector of an image then serves every search; between images
+            alone, `intra` is what J_ii and J_tag trained ([3]).
+        pixels, tokenizer: read images and captions; set by `from_export`.
+    """
+
+    paper = "mct"
+    kinds = ("papers.mct.module.MCTModule",)
+    classes: ClassVar[tuple[type, ...]] = (
+        Tower, ImageResNet, BertEncoder, GRUEncoder, WordPieceTokenizer, SentencePieceTokenizer, WordVocabulary,
+    )  # fmt: skip
+    example = "mct/mini/seed0/mct"
+    otherwise = "has no embeddings of images and captions: give the checkpoint of a pre-training, such as mct"
+    embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
+    retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = (
+        ("text", "image"), ("image", "text"), ("image", "image"), ("text", "text"),
+    )  # fmt: skip
+    limits = (
+        "For research on learning from images and their captions: features of images, and search of images by images "
+        "and, where it was trained across them (weight_cross above 0), of images and captions by each other. What it "
+        "knows of the world is what its images and captions showed and said, with their errors and biases. "
+        "It is not made to recognize persons or to decide about them. The method is covered by US patent 12,223,439."
+    )
+    usage = 'model.embed_image("picture.jpg") @ model.embed_text("a dog on a sofa").T'
+
+    def __init__(self, image: Tower, text: Tower | None = None) -> None:
+        super().__init__(image, text)
+        self.embedding = "inter" if "inter" in image.embeds else "intra"
+        self.pixels: ImageTransform | None = None
+        self.tokenizer: CaptionTokenizer | None = None
+
+    @classmethod
+    def of(cls, trained: Trained) -> Self:
+        model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
+        model.pixels = cls.input(trained, "image", ImageTransform).with_training(False)
+        if model.text is not None:
+            model.tokenizer = cls.input(trained, "tokenizer", CaptionTokenizer)
+            model.tokenizer.read(trained.file(model.tokenizer.file_name))
+        model.fill(trained)
+        return model
+
+    @classmethod
+    def usage_of(cls, trained: Trained) -> str:
+        if trained.model["init_args"]["image"]["init_args"]["inter_dim"] is None:
+            # No loss made images and captions comparable.
+            return 'model.embed_image("picture.jpg") @ model.embed_image("another.jpg").T'
+        return cls.usage
+
+    @classmethod
+    def gather(cls, stage: FinishedStage) -> Trained:
+        data = stage.data()
+        arguments = without_sources(stage.config["model"])["init_args"]
+        # For its widths alone; the queues of the configuration may take gigabytes.
+        loss = instantiate(with_arguments(arguments["loss"], queue_size=1), MultimodalContrast)
+
+        def tower(modality: Literal["image", "text"]) -> dict[str, Any]:
+            built = {"backbone": arguments[f"{modality}_encoder"], **loss.widths(modality), "heads": arguments["heads"]}
+            return {"class_path": path_of(Tower), "init_args": built}
+
+        weights = renamed(stage.state, image="model.image", text="model.text")
+        reads_captions = any(name.startswith("text.") for name in weights)
+        towers = {"image": tower("image"), "text": tower("text") if reads_captions else None}
+        inputs: dict[str, Any] = {"image": asdict(data.image), "tokenizer": None}
+        files: dict[str, bytes | Path] = {}
+        if data.tokenizer is not None and reads_captions:
+            data.prepare_data()
+            field = data.tokenizer.field
+            inputs["tokenizer"] = with_arguments(stage.config["data"]["init_args"]["tokenizer"], **{field: None})
+            files[data.tokenizer.file_name] = data.tokenizer.content
+        return Trained({"class_path": path_of(cls), "init_args": towers}, inputs, weights, files)
+
+    def read_image(self, file: str | Path) -> Tensor:
+        """An image as the encoder reads it, float32 [3, S, S].
+
+        Raises:
+            ImageError: it cannot be read.
+            StageError: the model was not loaded by `from_export`.
+        """
+        if self.pixels is None:
+            raise StageError("this model does not know how its images are read: load it by MCT.from_export")
+        return self.pixels(read_image(file))[0]
+
+    @torch.no_grad()
+    def features(self, images: Items) -> Tensor:
+        """Features of images before the heads, which transfer to other tasks, [B, D].
+
+        Args:
+            images: a file, some files, or what `read_image` gives of them.
+
+        Raises:
+            ImageError: a file cannot be read.
+        """
+        return self.image.features(torch.stack(self.read_all("image", images)).to(self.device)).float()
+
+    @torch.no_grad()
+    def embed_image(self, images: Items) -> Tensor:
+        """Unit vectors [B, d] of images.
+
+        Args:
+            images: a file, some files, or what `read_image` gives of them.
+
+        Raises:
+            ImageError: a file cannot be read.
+        """
+        return self._of(self.image(torch.stack(self.read_all("image", images)).to(self.device)))
+
+    @torch.no_grad()
+    def embed_text(self, texts: Items) -> Tensor:
+        """Unit vectors [B, d] of captions; they can be compared with those of images when `embedding` is `inter`.
+
+        Args:
+            texts: one caption or several.
+
+        Raises:
+            StageError: the stage read no captions.
+        """
+        if self.text is None or self.tokenizer is None:
+            raise StageError("this model was trained without captions and embeds images alone")
+        rows = [self.tokenizer.encode(normalize_caption(text)) for text in self.read_all("text", texts)]
+        return self._of(self.text(pad_tokens(rows, self.tokenizer.pad_id).to(self.device)))
+
+    def encoders(self) -> dict[str, Encoder]:
+        if self.pixels is None:
+            return {}
+
+        def embed(tower: Tower, inputs: Tensor) -> Tensor:
+            head = tower.heads["both" if "both" in tower.heads else self.embedding]
+            return F.normalize(head(tower.trunk(tower.features(inputs))).float(), dim=1)
+
+        picture = self.pixels(Image.new("RGB", (64, 64)))[0]
+        found = {"image": Encoder(self.image, embed, noise_like(picture))}
+        if self.text is not None and self.tokenizer is not None:
+            rows = [self.tokenizer.encode(text) for text in ("a dog on a sofa", "a cat")]
+            found["text"] = Encoder(self.text, embed, pad_tokens(rows, self.tokenizer.pad_id))
+        return found
+
+    def compare(self, query_modality: Modality, query: Any, modality: Modality, searched: Any) -> Tensor:
+        """Scores [N] of a query with everything that is searched, the cosine of the embeddings.
+
+        Raises:
+            StageError: an image and a caption are to be compared by embeddings that no loss made comparable.
+        """
+        if query_modality != modality and self.embedding != "inter":
+            raise StageError(
+                f"this model cannot compare {query_modality} with {modality}: its `{self.embedding}` embeddings were "
+                "trained inside each modality alone; give the checkpoint of a stage with weight_cross, such as mct"
+            )
+        return super().compare(query_modality, query, modality, searched)
+
+    def _of(self, embeddings: dict[str, Tensor]) -> Tensor:
+        if self.embedding not in embeddings:
+            raise StageError(f"embedding: {self.embedding!r} is not there, but {', '.join(embeddings)}")
+        return embeddings[self.embedding].float()
+
+
+MODEL = MCT

@@ -1,0 +1,137 @@
+"""The model of VX2TEXT: video and audio become word tokens, which a language model reads to write text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.types import PositiveFloat, PositiveInt
+from papers.vx2text.language_model import LanguageModel, first_largest
+from papers.vx2text.tokens import (
+    PLACES,
+    Modality,
+    ModalityClassifier,
+    ModalityTokens,
+    Table,
+    Tokenization,
+    pieces_of,
+    place,
+    table_of,
+)
+
+
+class VX2Text(nn.Module):
+    """Text from video, sound, speech and history ([1] to [8]).
+
+    Args:
+        language_model: T5.
+        video_classifier, audio_classifier: networks whose categories become tokens.
+        modalities: which of video and audio are read, as in the data; the classifier of another one is dropped.
+        video_tokens, audio_tokens: tokens of each clip, K.
+        tokenization, temperature, table: see `ModalityTokens`.
+        beams, max_answer_tokens: of the generation. Of several options one is picked as data.scoring says.
+
+    Raises:
+        ValueError: a modality has no classifier.
+    """
+
+    tokens: Mapping[Modality, ModalityTokens]
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        video_classifier: ModalityClassifier | None = None,
+        audio_classifier: ModalityClassifier | None = None,
+        modalities: Sequence[Modality] = ("video", "audio"),
+        video_tokens: PositiveInt = 3,
+        audio_tokens: PositiveInt = 3,
+        tokenization: Tokenization = "st_topk",
+        temperature: PositiveFloat = 1.0,
+        table: Table = "learned",
+        beams: PositiveInt = 5,
+        max_answer_tokens: PositiveInt = 30,
+    ) -> None:
+        super().__init__()
+        self.beams = beams
+        self.max_answer_tokens = max_answer_tokens
+        self.language_model = language_model
+        parts = {"video": (video_classifier, video_tokens), "audio": (audio_classifier, audio_tokens)}
+        self.tokens = nn.ModuleDict()  # type: ignore[assignment]
+        for name, (classifier, count) in parts.items():
+            if name in modalities:
+                if classifier is None:
+                    raise ValueError(f"model.model.modalities has {name}, but model.model.{name}_classifier is null")
+                made = ModalityTokens(classifier, language_model.width, count, tokenization, temperature, table)
+                self.tokens[name] = made  # type: ignore[index]
+
+    def forward(
+        self, batch: Mapping[str, Any], noise: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """What the language model reads: the words of the prompts, with the tokens of video and sound in their places.
+
+        Args:
+            batch: prompts and clips, as `collate` makes it.
+            noise: Gumbel noise of every modality; without it the most probable categories are chosen.
+
+        Returns:
+            Embeddings [B, N, D], which of them count [B, N], and for every modality its categories [B, S * K] and
+            scores [B, S, C].
+        """
+        ids = batch["input_ids"]
+        embeddings, mask = self.language_model.embed(ids), ids != 0
+        named: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, tokens in self.tokens.items():
+            clips = batch[name] if name == "video" else batch[name][:, None]
+            table = None if tokens.pieces is None else table_of(tokens.pieces, self.language_model)
+            rows, chosen, scores = tokens(clips, (noise or {}).get(name), table)
+            embeddings = place(embeddings, ids, rows, name)
+            # A clip without this modality has no tokens, rather than invented ones.
+            absent = ~batch[f"{name}_present"][:, None] & (ids <= PLACES[name]) & (ids > PLACES[name] - rows.shape[1])
+            mask = mask & ~absent
+            named[name] = chosen, scores
+        return embeddings, mask, named
+
+    def tie_tables(self, tokenizer: Any) -> None:
+        """Look up the word pieces of the categories whose embeddings are tied to those of words."""
+        for tokens in self.tokens.values():
+            if tokens.tied:
+                tokens.pieces = pieces_of(tokens.classifier.names, tokenizer).to(self._device)
+
+    def start_tables(self, tokenizer: Any) -> None:
+        """Let learned embeddings of categories start at the mean of those of their names' word pieces."""
+        for tokens in self.tokens.values():
+            pieces = pieces_of(tokens.classifier.names, tokenizer).to(self._device)
+            tokens.start_table(table_of(pieces, self.language_model))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @torch.no_grad()
+    def texts(
+        self, batch: Mapping[str, Any], embeddings: Tensor, mask: Tensor, tokenizer: Any
+    ) -> tuple[list[str], Tensor | None]:
+        """Write a text for every sample; where there are options, pick one: by its letter or by its likelihood.
+
+        Args:
+            batch: brings `options` and `answer_options` or `option_labels`, where there are any.
+            embeddings, mask: as `forward` gives them.
+            tokenizer: decodes word pieces.
+
+        Returns:
+            The texts, and the positions of the picked options [B]; of equal ones the first.
+
+        Source: [7].
+        """
+        if "options" not in batch:
+            rows = self.language_model.generate(embeddings, mask, self.beams, self.max_answer_tokens)
+            return [tokenizer.decode(row) for row in rows.tolist()], None
+        if "answer_options" in batch:
+            scores = self.language_model.letter_scores(embeddings, mask, batch["answer_options"])
+        else:
+            scores = self.language_model.option_scores(embeddings, mask, batch["option_labels"])
+        picked = first_largest(scores)
+        return [options[number] for options, number in zip(batch["options"], picked.tolist())], picked

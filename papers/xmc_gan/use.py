@@ -1,0 +1,256 @@
+"""Use a trained XMC-GAN: draw images for captions, embed images and captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.data.image_transforms import SquashTransform
+from common.data.images import read_image
+from common.data.text import (
+    WORD,
+    CaptionTokenizer,
+    SentencePieceTokenizer,
+    WordPieceTokenizer,
+    WordVocabulary,
+    normalize_caption,
+)
+from common.data.text_features import encode_texts
+from common.errors import StageError
+from common.stages.allowed import Builder, path_of
+from common.stages.export import (
+    Encoder,
+    Items,
+    Modality,
+    Trained,
+    TrainedModel,
+    noise_like,
+    renamed,
+    with_arguments,
+    without_sources,
+)
+from common.stages.finished import FinishedStage
+from papers.xmc_gan.miniature import NGramText
+from papers.xmc_gan.networks import Captions, Discriminator, Generator, noise_of
+from papers.xmc_gan.text import BertText, TransformerText
+
+#: Words of a small vocabulary that a message lists, at most.
+LISTED_WORDS = 60
+
+
+class XMCGAN(TrainedModel):
+    """The averaged generator, the discriminator, and what reads captions for both.
+
+    Images and captions are embedded in the space of the loss between images and sentences.
+
+    Args:
+        generator, discriminator: the networks.
+        text_encoder: from tokens and lengths to word and sentence vectors.
+        regions: whether the discriminator keeps its region head.
+
+    Attributes:
+        tokenizer: cuts captions; `from_export` sets it, as the next one.
+        learned_words: words of the training captions, where the vocabulary was made of these; None else.
+    """
+
+    paper = "xmc_gan"
+    kinds = ("papers.xmc_gan.module.XMCGANModule",)
+    classes: ClassVar[tuple[type, ...]] = (
+        Generator, Discriminator, BertText, NGramText, TransformerText,
+        WordPieceTokenizer, SentencePieceTokenizer, WordVocabulary,
+    )  # fmt: skip
+    example = "xmc_gan/mini/seed0/xmc_gan"
+    otherwise = "makes no images: give the checkpoint of a stage that does, such as xmc_gan"
+    embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
+    retrieves: ClassVar[tuple[tuple[Modality, Modality], ...]] = (
+        ("text", "image"), ("image", "text"), ("image", "image"), ("text", "text"),
+    )  # fmt: skip
+    limits = (
+        "For research on making images of captions. It draws what pictures with such captions looked like, with their "
+        "biases, and shows nothing that exists: say so wherever an image is shown, and do not use it to deceive or to "
+        "picture real persons."
+    )
+    usage = 'images = model.generate(["a red circle left of a blue square"], number=4)'
+
+    tokenizer: CaptionTokenizer
+    learned_words: frozenset[str] | None
+
+    def __init__(
+        self, generator: Generator, discriminator: Discriminator, text_encoder: nn.Module, regions: bool = True
+    ) -> None:
+        super().__init__()
+        if not regions:
+            discriminator.drop_region_head()
+        self.generator = generator
+        self.discriminator = discriminator
+        self.text_encoder = text_encoder
+        self._pixels = SquashTransform(generator.image_size, 0.0, training=False)
+
+    @classmethod
+    def gather(cls, stage: FinishedStage) -> Trained:
+        data = stage.data()
+        if data.tokenizer.file is None:
+            # The vocabulary was made of the training captions, which the miniature's world writes.
+            data.prepare_data()
+        else:
+            data.tokenizer.prepare()
+        # The generator that was measured.
+        raw = stage.config["model"]["init_args"].get("evaluated") == "trained"
+        generator = "generators.query" if raw else "generators.key"
+        weights = renamed(stage.state, generator=generator, discriminator="discriminator")
+        trained = without_sources(stage.config["model"]["init_args"])
+        arguments = {name: trained[name] for name in ("generator", "discriminator", "text_encoder")}
+        arguments["regions"] = any(name.startswith("discriminator.regions.") for name in weights)
+        if arguments["text_encoder"] is None:
+            bert = _bert_of_features(data)
+            weights |= {f"text_encoder.{name}": value for name, value in bert.state_dict().items()}
+            sizes = {"pretrained": None, "sentence_pool": data.sentence_pool, "sizes": bert.sizes}
+            arguments["text_encoder"] = {"class_path": path_of(BertText), "init_args": sizes}
+        else:
+            weights |= renamed(stage.state, text_encoder="text_encoder")
+        inputs: dict[str, Any] = {
+            "tokenizer": with_arguments(stage.config["data"]["init_args"]["tokenizer"], **{data.tokenizer.field: None}),
+            "learned_words": sorted(_words(data)) if data.tokenizer.file is None else None,
+        }
+        model = {"class_path": path_of(cls), "init_args": arguments}
+        return Trained(model, inputs, weights, {data.tokenizer.file_name: data.tokenizer.content})
+
+    @classmethod
+    def of(cls, trained: Trained) -> Self:
+        model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
+        model.tokenizer = cls.input(trained, "tokenizer", CaptionTokenizer)
+        model.tokenizer.read(trained.file(model.tokenizer.file_name))
+        words = cls.input(trained, "learned_words", list[str] | None)
+        model.learned_words = None if words is None else frozenset(words)
+        model.fill(trained)
+        return model
+
+    # -- captions ------------------------------------------------------------------------------------------------------
+
+    def notes(self, caption: str) -> list[str]:
+        """What a user should know about a caption: words that the model does not know, and what is cut off.
+
+        Args:
+            caption: what is to be shown.
+
+        Raises:
+            StageError: there is no word, or none that the model knows.
+        """
+        tokenizer, learned, notes = self.tokenizer, self.learned_words, []
+        pieces = WORD.findall(normalize_caption(caption))
+        # Marks are read like words, but a caption says nothing else without one.
+        words = [piece for piece in pieces if any(letter.isalnum() for letter in piece)]
+        if not words:
+            raise StageError("there is no caption: say in quotes what is to be seen")
+        if learned is not None:
+            unknown = [word for word in dict.fromkeys(words) if word not in learned]
+        else:
+            unknown = [word for word in dict.fromkeys(words) if "[UNK]" in tokenizer.decode(tokenizer.encode(word))]
+        if unknown:
+            known = sorted(word for word in learned or () if word.isalnum())
+            some = f"; it learned from {', '.join(known)}" if 0 < len(known) <= LISTED_WORDS else ""
+            line = f"the model does not know {', '.join(unknown)}{some}"
+            if len(unknown) == len(set(words)):
+                raise StageError(f"{caption!r}: {line}")
+            notes.append(line)
+        count = 2 + sum(len(tokenizer.encode(piece)) - 2 for piece in pieces)
+        if count > tokenizer.max_tokens:
+            read = tokenizer.decode(tokenizer.encode(caption))
+            notes.append(f"too long by {count - tokenizer.max_tokens} tokens; what the model reads is {read!r}")
+        return notes
+
+    def vectors(self, captions: Sequence[str]) -> Captions:
+        """Word vectors [B, T, E], sentence vectors [B, E] and lengths [B] of captions."""
+        tokens, length = (value.to(self.device) for value in encode_texts(captions, self.tokenizer))
+        words, sentence = self.text_encoder(tokens, length)
+        return Captions(words, sentence, length)
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, captions: str | Sequence[str], number: int = 1, seed: int = 0) -> Tensor:
+        """Images [captions, number, 3, S, S] in [0, 1] on the CPU.
+
+        Args:
+            captions: what is to be seen, in one caption or several.
+            number: images of each, with different noise.
+            seed: of the noise; the n-th image of every caption has the same.
+
+        Raises:
+            ValueError: there is no caption, or `number` is below 1.
+        """
+        captions = [captions] if isinstance(captions, str) else list(captions)  # a text is no list of letters
+        if not captions or number < 1:
+            raise ValueError(f"got {len(captions)} captions and number={number}: at least one of each is needed")
+        noise = noise_of(torch.arange(number), self.generator.z_dim, seed).to(self.device)
+        vectors, rows = self.vectors(captions), []
+        for row in range(len(captions)):
+            own = (value[row : row + 1].expand(number, *value.shape[1:]) for value in vectors)
+            rows.append(self.generator(noise, *own).float().clamp(0, 1).cpu())
+        return torch.stack(rows)
+
+    # -- embeddings ----------------------------------------------------------------------------------------------------
+
+    def read_image(self, file: str | Path) -> Tensor:
+        """A picture as the discriminator sees it, float32 [3, S, S] in [0, 1].
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return self._pixels(read_image(file))[0]
+
+    @torch.no_grad()
+    def embed_image(self, images: Items) -> Tensor:
+        """The discriminator's features of images as unit vectors [B, P].
+
+        Args:
+            images: a file, some files, or what `read_image` or `generate` gives.
+
+        Raises:
+            ImageError: a file cannot be read.
+        """
+        pictures = torch.stack(self.read_all("image", images)).to(self.device)
+        pictures = pictures.reshape(-1, *pictures.shape[-3:])  # of `generate` they come by caption
+        return F.normalize(self.discriminator.features(pictures)[0].float(), dim=1)
+
+    def encoders(self) -> dict[str, Encoder]:
+        def embed(discriminator: Discriminator, pictures: Tensor) -> Tensor:
+            return F.normalize(discriminator.features(pictures)[0].float(), dim=1)
+
+        picture = self._pixels(Image.new("RGB", (64, 64)))[0]
+        return {"image": Encoder(self.discriminator, embed, noise_like(picture))}
+
+    @torch.no_grad()
+    def embed_text(self, texts: Items) -> Tensor:
+        """Captions in the space of the discriminator's features as unit vectors [B, P].
+
+        Args:
+            texts: one caption or several.
+        """
+        vectors = self.vectors(self.read_all("text", texts))
+        return F.normalize(self.discriminator.sentence(vectors.sentence).float(), dim=1)
+
+
+def _bert_of_features(data: Any) -> BertText:
+    """BERT, which made the features that the stage was trained with."""
+    folder = Path(data.text_features.bert)
+    if not folder.is_dir():
+        raise StageError(
+            f"{folder} does not exist: put bert-base-uncased there, as save_pretrained of transformers writes it. The "
+            "stage learned from its features, so captions must be read with it"
+        )
+    return BertText(str(folder), data.sentence_pool)
+
+
+def _words(data: Any) -> set[str]:
+    captions = data.dataset.annotations(data.split).captions
+    return {word for own in captions for text in own for word in WORD.findall(normalize_caption(text))}
+
+
+MODEL = XMCGAN
