@@ -48,7 +48,7 @@ $(STAMP): requirements.lock pyproject.toml
 	  fi
 	@touch $@
 
-extra-%: $(STAMP) ## Install an optional part (extra-tensorboard, -decoders, -captioning; pyproject.toml says what for)
+extra-%: $(STAMP) ## Install an optional part (extra-tensorboard, extra-captioning; pyproject.toml says what for)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 	  "$$UV" pip install --quiet --constraint requirements.lock --editable ".[$*]"
 

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from common.errors import StageError
 from common.files import cache_folder
 from common.reporting import records
 from common.reporting.papers import checkout, working_folder
@@ -22,20 +21,6 @@ REQUIRED = (
     "numpy", "torch", "torchvision", "torchaudio", "lightning", "jsonargparse", "transformers", "timm", "torchmetrics",
     "wandb", "av", "sklearn", "rich", "matplotlib", "jinja2",
 )  # fmt: skip
-
-
-def _reader() -> str:
-    """What reads video and sound, and what else could."""
-    from common.data import torchcodec_reader
-
-    reason = torchcodec_reader.why_missing()
-    try:
-        chosen = "torchcodec" if torchcodec_reader.wanted() else "PyAV"
-    except StageError as error:
-        return f"[red]{escape(str(error))}[/red]"
-    if reason:
-        return escape(f"{chosen}; {reason}")
-    return f"{chosen}; torchcodec {torchcodec_reader.version()} loads ({torchcodec_reader.SWITCH}=torchcodec uses it)"
 
 
 def examine(data: Path, papers: list[str]) -> int:
@@ -54,8 +39,6 @@ def examine(data: Path, papers: list[str]) -> int:
         except Exception as error:  # a library of another build raises what it likes
             missing.append(name)
             table.add_row(name, f"[red]does not import: {escape(str(error))}[/red]")
-    if not missing:
-        table.add_row("reader", _reader())
     if "torch" not in missing:
         import torch
 

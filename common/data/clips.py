@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.data import torchcodec_reader
 from common.data.items import ItemDataset, Key, Sample
 from common.data.listing import Clip, Listing
 from common.data.media import DecodedCache, MediaError, MediaFile
@@ -61,7 +60,6 @@ class ClipDataset(ItemDataset):
         if clips_per_video < 1:
             raise ValueError(f"clips_per_video must be at least 1, not {clips_per_video}")
         super().__init__(listing, passes=clips_per_video, seed=seed, max_skipped_fraction=max_skipped_fraction)
-        torchcodec_reader.wanted()  # what is wrong with the choice is said before the first loader process starts
         self.cache = DecodedCache.shared(cache_bytes) if cache_bytes else None
 
     @abstractmethod

@@ -28,7 +28,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from common.data import shards, torchcodec_reader
+from common.data import shards
 from common.data.caches import FileCache
 from common.data.windows import Limits, select_frames
 
@@ -301,7 +301,7 @@ class MediaFile:
         if self._decoded is not None and self._decoded.video is not None:
             frames = self._decoded.video.pick(boundaries, step)
         else:
-            frames = self._read_frames(boundaries, step, indices)
+            frames = self._read_frames(boundaries, step)
         if not len(frames):
             raise MediaError.of(self.path, f"no video frame could be decoded at {start:.3f} s")
         return torch.from_numpy(frames), actual_start
@@ -492,15 +492,9 @@ class MediaFile:
             following = time + step
             yield time, frame
 
-    def _read_frames(
-        self, boundaries: npt.NDArray[np.float64], step: float, indices: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.uint8]:
+    def _read_frames(self, boundaries: npt.NDArray[np.float64], step: float) -> npt.NDArray[np.uint8]:
         assert self.info.video_limits is not None
         self._opened()
-        if torchcodec_reader.wanted() and self._video is not None:
-            read = torchcodec_reader.read_frames(self.path, self._video.index, boundaries, step, indices)
-            if read is not None:
-                return read
         first = float(boundaries[0]) - 0.5 * step
         seek_to = first if first - self.info.video_limits[0] > step else None
         with self._explained():
@@ -559,10 +553,6 @@ class MediaFile:
 
     def _read_track(self, start: float, end: float) -> AudioTrack:
         assert self.info.audio_limits is not None
-        if np.isfinite(start) and torchcodec_reader.wanted() and self._audio is not None:
-            track = self._track_by_torchcodec(start, end)
-            if track is not None:
-                return track
         seek_to = start - AUDIO_PREROLL_SECONDS
         with self._explained():
             track = None
@@ -575,27 +565,6 @@ class MediaFile:
         if track is None:
             raise MediaError.of(self.path, f"no sound could be decoded at {max(start, 0.0):.3f} s")
         return track
-
-    def _track_by_torchcodec(self, start: float, end: float) -> AudioTrack | None:
-        assert self._audio is not None
-        assert self.info.audio_limits is not None
-        first, last = self.info.audio_limits
-        # MPEG streams are not stamped at every frame, and those stamps that are made up differ.
-        if self._opened().format.name.startswith("mpeg") or not max(start, first) < min(end, last):
-            return None
-        read = torchcodec_reader.read_samples(
-            self.path,
-            self._audio.index,
-            max(start, first),
-            end,
-            self.info.audio_rate,
-            min(end, last) - AUDIO_GAP_SECONDS,
-        )
-        if read is None:
-            return None
-        samples, time, kind = read
-        layout = {1: "mono", 2: "stereo"}.get(samples.shape[1])
-        return None if layout is None else AudioTrack(samples, self.info.audio_rate, time, kind, layout)
 
     def _collect_audio(self, start: float, end: float, seek_to: float | None) -> AudioTrack | None:
         self._opened()

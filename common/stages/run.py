@@ -548,7 +548,6 @@ def _record_of(
     """The record of a stage that has ended; called by all ranks, which count their skipped files together."""
     import torch
 
-    from common.data import torchcodec_reader
     from common.stages.memory import peak_memory_gib
 
     trainer = cli.trainer
@@ -575,7 +574,7 @@ def _record_of(
             for name, parent in request.parents.items()
         },
         git=sessions.git,
-        versions={**records.versions(), **torchcodec_reader.versions()},
+        versions=records.versions(),
         hardware={**records.hardware(accelerators, request.isa), "peak_memory_gib": peak_memory_gib()},
         precision=str(trainer.precision),
         global_batch=cli.datamodule.batch_size * trainer.accumulate_grad_batches,
