@@ -19,7 +19,6 @@ from common.commands.data import data_root
 from common.commands.find import add_parsers as add_finding_parsers
 from common.commands.models import add_parsers as add_use_parsers
 from common.commands.runs import add_parsers as add_runs_parsers
-from common.commands.sweep import add_parser as add_sweep_parser
 from common.errors import Preempted, ReportingError, StageError, is_ours, nearest, printable
 from common.files import console, described, usable_cores, write_atomically
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, use
@@ -106,7 +105,7 @@ def _run(argv: Sequence[str] | None) -> int:
         # Before Python 3.12.7, files that come after an option are left over.
         arguments.files += [Path(text) for text in rest]
         rest = []
-    if rest and arguments.command not in {*RUN_COMMANDS, "gpu-check", "sweep"}:
+    if rest and arguments.command not in {*RUN_COMMANDS, "gpu-check"}:
         named = {name for paper in existing_papers() for name in (paper.name, paper.short)}
         one = " (it takes one paper; run it for each)" if named & set(rest) else ""
         _subcommands(parser)[arguments.command].error(f"unrecognized arguments: {' '.join(rest)}{one}")
@@ -188,8 +187,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="stages side by side, one thread each; default: the cores, at most 4, on the CPU, and 1 on GPUs",
     )
     command.set_defaults(func=_reproduce_command)
-
-    add_sweep_parser(commands, _add_run_options, _seeds)
 
     command = commands.add_parser("plan", help="print the stages and what is left, also as shell or SLURM lines")
     command.add_argument("paper", help=names)
