@@ -25,7 +25,7 @@ export WANDB_SILENT ?= true
 reproduce reproduce-% bench: export MALLOC_MMAP_THRESHOLD_ ?= 268435456
 reproduce reproduce-% bench: export MALLOC_TRIM_THRESHOLD_ ?= 268435456
 
-.PHONY: help setup lock lock-check audit test test-slow fuzz lint format docs bench mutation reproduce rehearse tables check-tables claims report serve dashboard wandb-report gpu-check doctor clean
+.PHONY: help setup lock lock-check audit test test-slow fuzz lint format docs bench mutation reproduce rehearse tables check-tables claims report dashboard wandb-report gpu-check doctor clean
 
 help: ## List the targets
 	@grep -hE '^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
@@ -107,9 +107,6 @@ claims: $(STAMP) ## Judge the papers' claims over the stored records
 
 report: $(STAMP) ## One static HTML page: claims, tables, charts, curves, pictures, clips
 	$(ASSEMBLE) report
-
-serve: $(STAMP) ## A live page of the runs, for a browser on this machine
-	$(ASSEMBLE) serve
 
 # One folder of links, since every stage has a folder of its own, and the dashboard takes one.
 dashboard: $(STAMP) ## W&B's dashboard for the terminal over all runs here, offline ones too; needs no account

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,8 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     report.add_argument("--scale", choices=SCALES, help="this scale only")
     report.add_argument("--output", type=Path, help="the file; default: runs/report.html")
     report.add_argument("--runs", type=Path, help="folder of runs; default: runs")
+    report.add_argument("--live", action="store_true", help="serve the page to this machine, and follow running stages")
+    report.add_argument("--port", type=int, default=8321, help="of --live; default: %(default)s; 0 takes any free one")
 
     dashboard = add(
         "wandb-report",
@@ -235,11 +238,20 @@ def compare_command(args: argparse.Namespace) -> int:
 
 
 def report_command(args: argparse.Namespace) -> int:
-    """Write the report page and say where it is."""
-    from common.reporting.report import build
+    """Write the report page and say where it is, or serve it until Ctrl-C."""
+    from common.reporting import report
 
-    output = args.output or runs_root() / "report.html"
-    path = build(output, _names(args), args.scale, _folder(args))
+    names, runs = _names(args), _folder(args)
+    if args.live:
+        from common.reporting.live import LiveReport
+
+        folder = runs or runs_root()
+        with LiveReport(lambda stamp: report.page(names, args.scale, folder, stamp), folder, args.port) as server:
+            print(f"{server.address} shows {folder}; Ctrl-C ends it", flush=True)
+            with suppress(KeyboardInterrupt):
+                server.serve_forever()
+        return 0
+    path = report.build(args.output or runs_root() / "report.html", names, args.scale, runs)
     print(f"wrote: {path} ({path.stat().st_size / 2**20:.1f} MB)")
     return 0
 

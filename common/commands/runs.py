@@ -1,4 +1,4 @@
-"""The commands `assemble runs` and `assemble serve`: the runs in a folder, in the shell and as a page. No torch."""
+"""The command `assemble runs`: the runs in a folder, in the shell. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from common.reporting.runs import Run
 
 COLUMNS = ("run", "state", "started", "minutes", "overrides", "measured")
-PORT = 8321
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,32 +47,6 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("--runs", type=Path, default=runs_root(), help="folder of the runs; default: runs")
     command.set_defaults(func=runs_command)
-
-    command = commands.add_parser(
-        "serve",
-        help="a live page of the runs here, for a browser on this machine",
-        description="Serve a page of all runs, on this machine alone: a table with filters and chosen columns, curves "
-        "over one axis, pictures side by side, what differs between two, and the report. It follows runs that train.",
-    )
-    command.add_argument("papers", nargs="*", metavar="paper", help=f"{names_of_papers()}; default: all")
-    command.add_argument("--port", type=int, default=PORT, help="default: %(default)s; 0 takes any that is free")
-    command.add_argument("--runs", type=Path, default=runs_root(), help="folder of the runs; default: runs")
-    command.set_defaults(func=serve_command)
-
-
-def serve_command(arguments: argparse.Namespace) -> int:
-    """Serve until Ctrl-C."""
-    from common.reporting.serve import Server
-
-    if not arguments.runs.is_dir():
-        raise ReportingError(f"--runs {arguments.runs}: no such folder; a first run makes it")
-    with Server(arguments.runs, arguments.port, [paper_named(name).name for name in arguments.papers]) as server:
-        print(f"{server.address} shows {arguments.runs}; Ctrl-C ends it", flush=True)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            server.closing.set()
-    return 0
 
 
 def runs_command(arguments: argparse.Namespace) -> int:

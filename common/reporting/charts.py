@@ -20,36 +20,6 @@ _CHARACTER = 6.0
 """Mean width of a character of a chart's text, in pixels."""
 
 
-def svg_verdicts(counts: Mapping[str, int]) -> str:
-    """How many claims got which verdict, as one bar.
-
-    Args:
-        counts: verdict to number, in the order of drawing.
-
-    Returns:
-        The drawing, which takes the width it is given; empty without a claim.
-    """
-    total = sum(counts.values())
-    if not total:
-        return ""
-    text = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    parts = [
-        f'<svg class="verdicts" viewBox="0 0 100 8" preserveAspectRatio="none" role="img" '
-        f'aria-label="Of {total} claims: {html.escape(text, quote=True)}">'
-    ]
-    x = 0.0
-    for verdict, count in counts.items():
-        if not count:
-            continue
-        width = 100 * count / total
-        parts.append(
-            f'<rect class="{verdict.replace(" ", "-")}" x="{x:.2f}" y="0" width="{max(width - 0.6, 0.4):.2f}" '
-            f'height="8"><title>{count} {html.escape(verdict)}</title></rect>'
-        )
-        x += width
-    return "".join([*parts, "</svg>"])
-
-
 def svg_bars(result: TableResult) -> list[str]:
     """Measured cells of a table as bars: a chart for each metric, a bar for each row.
 

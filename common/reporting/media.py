@@ -5,27 +5,28 @@ from __future__ import annotations
 import base64
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.reporting.records import Record, warn_of
+from common.reporting.records import Record
 
 MEBIBYTE = 2**20
 MAX_FILE_BYTES = 2 * MEBIBYTE
 MAX_PAGE_BYTES = 32 * MEBIBYTE
 MAX_FILES_PER_RUN = 24
 MAX_TABLE_ROWS = 30
-_IMAGES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp"}
-_VIDEOS = {".mp4": "video/mp4", ".webm": "video/webm"}
-MIMES = {**_IMAGES, **_VIDEOS}
+MIMES = {
+    ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".webp": "image/webp",
+    ".mp4": "video/mp4", ".webm": "video/webm",
+}  # fmt: skip
 """What a page can show, by the ending of the file."""
 _ROW, _ROW_CONTENT = ".row.png", ".row.json"
 
 
 @dataclass
 class Budget:
-    """How many bytes of media a page may still take; the files themselves, before they are encoded as text."""
+    """How many bytes of media a page may still take, before they are encoded as text."""
 
     left: int = MAX_PAGE_BYTES
 
@@ -44,15 +45,13 @@ class Budget:
 class Medium:
     """An embedded picture or clip.
 
-    Args:
+    Attributes:
         kind: `image` or `video`.
-        name: name of its file.
         text: what it shows, for people who cannot see it.
         uri: its content.
     """
 
     kind: str
-    name: str
     text: str
     uri: str
 
@@ -69,10 +68,15 @@ class Sheet:
 
 @dataclass
 class Gallery:
-    """What one stage left to look at, and what was left out, with the reasons."""
+    """What a run left to look at, and what was left out, with the reasons.
+
+    Attributes:
+        rows: title of a row of pictures to what they show from left to right, and the row.
+    """
 
     media: list[Medium] = field(default_factory=list)
     sheets: list[Sheet] = field(default_factory=list)
+    rows: dict[str, tuple[list[str], Medium]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
 
@@ -82,78 +86,52 @@ class Comparison:
 
     title: str
     scale: str
-    columns: list[str] = field(default_factory=list)
+    columns: list[str]
     rows: list[tuple[str, Medium]] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
 
 
-def gallery(folder: Path, record: Record, budget: Budget) -> Gallery:
-    """Everything in the media of a run that a page can show, except what `comparisons` takes.
+def gallery(folder: Path, record: Record, budget: Budget, rows: bool = True) -> Gallery:
+    """Everything in the media of a run that a page can show.
 
     Args:
         folder: the run's folder.
         record: its record, which names the files.
         budget: what the page can still take.
+        rows: also the rows of pictures (`<title>.row.png`), which a file `<title>.row.json` describes.
     """
     found = Gallery()
     for name in record.media:
         path = folder / name
         suffix = path.suffix.lower()
-        if name.endswith((_ROW, _ROW_CONTENT)):
+        if name.endswith(_ROW_CONTENT) or (name.endswith(_ROW) and not rows):
             continue
         if not is_own(path, folder):
             found.left_out.append(f"{path.name} (not in the run's folder)")
         elif suffix == ".csv":
-            try:
-                found.sheets.append(read_sheet(path))
-            except (csv.Error, OSError) as error:
-                found.left_out.append(f"{path.name} (cannot be read: {error})")
-        elif suffix not in _IMAGES | _VIDEOS:
+            found.sheets.append(read_sheet(path))
+        elif suffix not in MIMES:
             found.left_out.append(f"{path.name} (no picture)")
         elif len(found.media) == MAX_FILES_PER_RUN:
             found.left_out.append(f"{path.name} (more than {MAX_FILES_PER_RUN} files)")
         elif reason := budget.refuse(path):
             found.left_out.append(f"{path.name} ({reason})")
+        elif name.endswith(_ROW):
+            described = path.with_suffix(".json")
+            columns = json.loads(described.read_text(encoding="utf-8")) if is_own(described, folder) else []
+            found.rows[path.name.removesuffix(_ROW)] = list(map(str, columns)), _embedded(path, record)
         else:
             found.media.append(_embedded(path, record))
     return found
 
 
-def comparisons(records: Sequence[Record], runs: Path, order: Sequence[str], budget: Budget) -> list[Comparison]:
-    """Pictures named `<title>.row.png` of all stages below each other, in the order of the paper's stages.
-
-    A file `<title>.row.json` beside them says what is shown, from left to right. Only stages that show the same are
-    put together; of a stage with several seeds the first.
-
-    Args:
-        records: records of one paper.
-        runs: folder of runs.
-        order: names of the paper's stages.
-        budget: what the page can still take.
-    """
-    found: dict[tuple[str, str, str], list[tuple[str, Path, Record]]] = {}
-    known = {stage: place for place, stage in enumerate(order)}
-    for record in sorted(records, key=lambda r: (known.get(r.stage.partition("@")[0], len(known)), r.stage, r.draw)):
-        folder = record.folder(runs)
-        for name in record.media:
-            path = folder / name
-            if not name.endswith(_ROW) or not is_own(path, folder):
-                continue
-            beside = path.with_suffix(".json")
-            text = _columns(beside) if is_own(beside, folder) else "[]"
-            rows = found.setdefault((record.scale, path.name.removesuffix(_ROW), text), [])
-            if record.stage not in [stage for stage, _, _ in rows]:
-                rows.append((record.stage, path, record))
-    shown = []
-    for (scale, title, text), rows in found.items():
-        comparison = Comparison(title, scale, json.loads(text))
-        for stage, path, record in rows:
-            if reason := budget.refuse(path):
-                comparison.left_out.append(f"{stage} ({reason})")
-            else:
-                comparison.rows.append((stage, _embedded(path, record)))
-        shown.append(comparison)
-    return shown
+def comparisons(galleries: Iterable[tuple[str, str, Gallery]]) -> list[Comparison]:
+    """Rows of pictures below each other where they show the same, from (scale, stage, gallery) in order."""
+    found: dict[tuple[str, str, tuple[str, ...]], Comparison] = {}
+    for scale, stage, one in galleries:
+        for title, (columns, row) in one.rows.items():
+            together = found.setdefault((scale, title, tuple(columns)), Comparison(title, scale, columns))
+            together.rows.append((stage, row))
+    return list(found.values())
 
 
 def is_own(path: Path, folder: Path) -> bool:
@@ -161,25 +139,12 @@ def is_own(path: Path, folder: Path) -> bool:
     return path.is_file() and path.resolve().is_relative_to(folder.resolve())
 
 
-def _columns(path: Path) -> str:
-    """What the pictures of a row show, as JSON text; an empty list where the file is damaged, which is said."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        if isinstance(json.loads(text), list):
-            return text
-        problem = "expected a list"
-    except (ValueError, OSError, RecursionError) as error:
-        problem = str(error)
-    warn_of(f"{path} does not say what the pictures show ({problem}); run the stage again")
-    return "[]"
-
-
 def _embedded(path: Path, record: Record) -> Medium:
     suffix = path.suffix.lower()
-    kind, mime = ("image", _IMAGES[suffix]) if suffix in _IMAGES else ("video", _VIDEOS[suffix])
+    mime = MIMES[suffix]
     words = path.name.partition(".")[0].replace("_", " ")
     text = f"{words} of {record.stage}, {record.scale} scale, {record.draw}"
-    return Medium(kind, path.name, text, f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}")
+    return Medium(mime.partition("/")[0], text, f"data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}")
 
 
 def read_sheet(path: Path) -> Sheet:

@@ -70,31 +70,67 @@ def fill_best(source: Tables, records: Sequence[Record]) -> list[Filled]:
     return filled
 
 
-# ---- cells and columns
+# ---- what every writer lays out
+
+PUBLISHED, MEASURED, YOURS = "published", "measured", "yours"
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column: a metric's published values or its measured ones."""
+class Value:
+    """One value of a cell as text; `kind` is `published`, `measured` or `yours`."""
 
-    metric: Metric
-    published: bool
+    kind: str
+    text: str
+    cell: Cell
+
+
+@dataclass(frozen=True)
+class View:
+    """A table as text, which the terminal, Markdown and the report page lay out.
+
+    Attributes:
+        kinds: the values that a cell of each metric holds.
+        rows: each row with its values by metric.
+    """
+
+    title: str
+    caption: str
     scale: str
+    metrics: tuple[Metric, ...]
+    kinds: dict[str, tuple[str, ...]]
+    rows: tuple[tuple[Row, tuple[tuple[Value, ...], ...]], ...]
+    notes: tuple[str, ...]
+    provenance: str
 
-    @property
-    def heading(self) -> str:
-        """Label, unit and kind of value."""
-        return f"{heading(self.metric)}, {'published' if self.published else f'measured at {self.scale}'}"
 
+def view(result: TableResult, yours: TableResult | None = None) -> View:
+    """Lay out a filled table.
 
-def columns(result: TableResult) -> list[Column]:
-    """The columns of a table: published and measured apart."""
-    kinds = [(m, p) for m in result.table.metrics if not m.hidden for p in (True, False)]
-    return [
-        Column(metric, published, result.scale)
-        for metric, published in kinds
-        if not published or is_paired(result, metric)
-    ]
+    Args:
+        result: the table as recorded.
+        yours: the same table and scale filled from other runs, in columns of their own where they measured anything.
+    """
+    yours = yours if yours is not None and yours.measured else None
+    sources = {MEASURED: result} if result.measured or yours is None else {}
+    sources |= {YOURS: yours} if yours is not None else {}
+    metrics = tuple(metric for metric in result.table.metrics if not metric.hidden)
+    kinds = {m.id: (PUBLISHED, *sources) if is_paired(result, m) else tuple(sources) for m in metrics}
+
+    def values(row: Row, metric: Metric) -> tuple[Value, ...]:
+        cell = result.cells[row.label, metric.id]
+        found = [Value(PUBLISHED, published_text(cell, metric.decimals), cell)]
+        for kind, source in sources.items():
+            cell = source.cells[row.label, metric.id]
+            found.append(Value(kind, measured_text(cell, metric.decimals, usual_draws(source)), cell))
+        return tuple(value for value in found if value.kind in kinds[metric.id])
+
+    rows = tuple((row, tuple(values(row, metric) for metric in metrics)) for row in result.rows)
+    shown = list(sources.values())
+    return View(
+        result.table.title, caption(result, yours), result.scale, metrics, kinds, rows,
+        tuple(dict.fromkeys(note for source in shown for note in notes_of(source))),
+        provenance([record for source in shown for record in source.records]),
+    )  # fmt: skip
 
 
 def measured_text(cell: Cell, decimals: int, usual: int = 0) -> str:
@@ -121,13 +157,6 @@ def published_text(cell: Cell, decimals: int) -> str:
     return f"{cell.published.value:.{decimals}f}{mark}"
 
 
-def cell_text(result: TableResult, row: Row, column: Column) -> str:
-    """Text of a cell."""
-    cell = result.cells[row.label, column.metric.id]
-    render = published_text if column.published else measured_text
-    return render(cell, column.metric.decimals)
-
-
 def usual_draws(result: TableResult) -> int:
     """The number of draws that most cells of a table have; 0 where nothing is measured."""
     counts = [len(cell.values) for cell in result.cells.values() if cell.values]
@@ -147,19 +176,6 @@ def is_paired(result: TableResult, metric: Metric) -> bool:
 def any_paired(result: TableResult) -> bool:
     """Whether any shown metric of a table holds published values."""
     return any(is_paired(result, metric) for metric in result.table.metrics if not metric.hidden)
-
-
-def pair_text(result: TableResult, row: Row, metric: Metric) -> str:
-    """Published and measured value of a cell, `81.5 / 50.0 ± 1.4`; one dash where there is neither.
-
-    A metric without published values is measured alone; beside metrics that have them it says so by a dash.
-    """
-    cell = result.cells[row.label, metric.id]
-    measured = measured_text(cell, metric.decimals, usual_draws(result))
-    if not any_paired(result):
-        return measured
-    published = published_text(cell, metric.decimals) if is_paired(result, metric) else DASH
-    return DASH if published == measured == DASH else f"{published} / {measured}"
 
 
 def row_text(row: Row) -> str:
@@ -201,24 +217,31 @@ def revision_text(record: Record) -> str:
 
 def table_markdown(filled: Filled) -> str:
     """A table as Markdown: caption, cells, notes, claims, provenance. Deviations stand once, below all tables."""
-    result = filled.result
-    title = result.table.title if result.scale == "paper" else f"{result.table.title} ({result.scale})"
-    lines = [f"### {title}", "", caption(result), ""]
-    metrics = [metric for metric in result.table.metrics if not metric.hidden]
-    lines.append("| | " + " | ".join(_escape(heading(metric)) for metric in metrics) + " |")
-    lines.append("|---|" + "---:|" * len(metrics))
-    for row in result.rows:
-        cells = " | ".join(_escape(pair_text(result, row, metric)) for metric in metrics)
-        lines.append(f"| {_escape(row_text(row))} | {cells} |")
+    result, shown = filled.result, view(filled.result)
+    title = shown.title if shown.scale == "paper" else f"{shown.title} ({shown.scale})"
+    lines = [f"### {title}", "", shown.caption, ""]
+    lines.append("| | " + " | ".join(_escape(heading(metric)) for metric in shown.metrics) + " |")
+    lines.append("|---|" + "---:|" * len(shown.metrics))
+    paired = any_paired(result)
+    for row, cells in shown.rows:
+        pairs = " | ".join(_escape(_pair(values, paired)) for values in cells)
+        lines.append(f"| {_escape(row_text(row))} | {pairs} |")
     drawn, text = figures.figure(result)
     if drawn:
         lines += ["", f"![{_escape(text)}]({_figure_name(result)})"]
-    notes = notes_of(result)
-    if notes:
-        lines += ["", *[f"- {note}" for note in notes]]
+    if shown.notes:
+        lines += ["", *[f"- {note}" for note in shown.notes]]
     lines += claims_markdown(filled.claims)
-    lines += ["", f"<sub>Provenance: {html.escape(provenance(result.records), quote=False)}.</sub>"]
+    lines += ["", f"<sub>Provenance: {html.escape(shown.provenance, quote=False)}.</sub>"]
     return "\n".join(lines)
+
+
+def _pair(values: Sequence[Value], paired: bool) -> str:
+    """`81.5 / 50.0 ± 1.4`; one dash for two. Beside metrics that were published, one that was not says so by a dash."""
+    texts = [value.text for value in values]
+    if paired and len(texts) == 1:
+        texts.insert(0, DASH)
+    return DASH if set(texts) == {DASH} else " / ".join(texts)
 
 
 def claims_markdown(claims: Sequence[ClaimResult]) -> list[str]:
@@ -281,14 +304,19 @@ def figures_of(paper: str) -> dict[Path, str]:
     return {path: text for path, text in drawn.items() if text}
 
 
-def caption(result: TableResult) -> str:
+def caption(result: TableResult, yours: TableResult | None = None) -> str:
     """How the cells read, what the scale is, and where the published values come from."""
-    draws = usual_draws(result)
-    spread = f" (mean ± standard deviation of {draws} draws)" if draws > 1 else " (one draw)" if draws else ""
-    measured = f"measured at **{result.scale}** scale{spread}: {_MEANINGS[result.scale]}"
+    parts = [f"measured at **{result.scale}** scale{_draws(result)}"] if result.measured or not yours else []
+    parts += [f"yours at **{result.scale}** scale{_draws(yours)}"] if yours else []
+    measured = f"{'; '.join(parts)}: {_MEANINGS[result.scale]}"
     if not any_paired(result):
         return f"{measured[0].upper()}{measured[1:]}. {_origin(result)}."
     return f"Cells are *published / measured*, {measured}. {_origin(result)}."
+
+
+def _draws(result: TableResult) -> str:
+    draws = usual_draws(result)
+    return f" (mean ± standard deviation of {draws} draws)" if draws > 1 else " (one draw)" if draws else ""
 
 
 def _origin(result: TableResult) -> str:
@@ -511,18 +539,18 @@ def rich_table(filled: Filled) -> RichTable:
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    result = filled.result
-    shown = columns(result)
+    shown = view(filled.result)
     table = RichTable(
-        title=escape(f"{result.table.title} ({result.scale})"),
-        box=box.SIMPLE_HEAD,
-        caption=escape(_plain(caption(result))),
+        title=escape(f"{shown.title} ({shown.scale})"), box=box.SIMPLE_HEAD, caption=escape(_plain(shown.caption))
     )
     table.add_column("")
-    for column in shown:
-        table.add_column(escape(column.heading), justify="right", style="dim" if column.published else "")
-    for row in result.rows:
-        table.add_row(*[escape(t) for t in (row_text(row), *[cell_text(result, row, column) for column in shown])])
+    for metric in shown.metrics:
+        for kind in shown.kinds[metric.id]:
+            words = kind if kind == PUBLISHED else f"{kind} at {shown.scale}"
+            style = "dim" if kind == PUBLISHED else ""
+            table.add_column(escape(f"{heading(metric)}, {words}"), justify="right", style=style)
+    for row, cells in shown.rows:
+        table.add_row(escape(row_text(row)), *(escape(value.text) for values in cells for value in values))
     return table
 
 

@@ -1,41 +1,34 @@
 """One self-contained page: claims, tables, charts, training curves, pictures, clips, provenance.
 
-It needs no network. What its script adds (filters, provenance on hover) can be had without it, too.
+It needs no network, and its script only adds convenience.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.files import write_atomically
 from common.reporting import charts, figures, render
-from common.reporting.aggregate import Cell, TableResult
+from common.reporting.aggregate import Cell
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, ClaimResult
 from common.reporting.curves import band_of, importance, read_curves
 from common.reporting.media import Budget, Gallery, comparisons, gallery
-from common.reporting.papers import (
-    SCALES,
-    Paper,
-    check_scale,
-    existing_papers,
-    paper_named,
-    project_root,
-    runs_root,
-)
-from common.reporting.promote import as_kept, machines
+from common.reporting.papers import SCALES, Paper, check_scale, existing_papers, paper_named, project_root, runs_root
 from common.reporting.records import (
     RECORD_FILE,
     Record,
-    find,
     find_promoted,
     promoted_curves,
     promoted_file,
     short_name,
-    warn,
+    warn_of,
 )
-from common.reporting.tables import Row, Tables, load
+from common.reporting.runs import DAMAGED, RUNNING, Run, find_runs
+from common.reporting.tables import Tables, load
 
 MARKS = {HOLDS: "✓", FAILS: "✗", NOT_SEPARABLE: "≈", NOT_RUN: "–"}
 MOST_OPEN_CHARTS = 6
@@ -45,23 +38,24 @@ MOST_OPEN_CHARTS = 6
 def build(
     output: Path, papers: Sequence[str] | None = None, scale: str | None = None, runs: Path | None = None
 ) -> Path:
-    """Write the report page.
+    """Write the report page, see `page`; return its file."""
+    write_atomically(Path(output), page(papers, scale, runs))
+    return Path(output)
 
-    Tables come from the promoted records together with the fresh ones of `runs` (of two records of one stage
-    and seed the newer counts); curves, pictures and clips from the folders of the runs.
+
+def page(
+    papers: Sequence[str] | None = None, scale: str | None = None, runs: Path | None = None, stamp: str = ""
+) -> str:
+    """The report as HTML: promoted records, and beside them, as "yours", what is in a folder of runs.
 
     Args:
-        output: the HTML file.
         papers: package or short names; None for all that exist.
         scale: keep one scale; None for all that were measured.
         runs: folder of runs.
-
-    Returns:
-        The file.
+        stamp: of a live page, which loads itself again when the server has another one.
 
     Raises:
-        ReportingError: for an unknown paper or scale or a malformed record.
-        AtomicWriteError: when the page cannot be written.
+        ReportingError: for an unknown paper or scale or a malformed promoted record.
     """
     folder = runs or runs_root()
     chosen = [paper_named(name) for name in papers] if papers else existing_papers()
@@ -72,19 +66,19 @@ def build(
         # What one paper leaves of its share goes to those after it.
         share = Budget(budget.left // (len(chosen) - number))
         before = share.left
-        sections.append(_Section(paper, scales, folder).content(share))
+        sections.append(_Section(paper, scales, folder, share).content())
         budget.left -= before - share.left
     newest = max((r.started for s in sections for r in s["records"]), default="")
-    text = _template().render(
+    text: str = _template().render(
         sections=sections,
         verdicts=VERDICTS,
         marks=MARKS,
         promoted=sum(s["promoted"] for s in sections),
         fresh=sum(s["fresh"] for s in sections),
         newest=newest[:10],
+        stamp=stamp,
     )
-    write_atomically(Path(output), text)
-    return Path(output)
+    return text
 
 
 def _template() -> Any:
@@ -100,135 +94,211 @@ def _template() -> Any:
     return environment.get_template("report.html.j2")
 
 
+@dataclass(frozen=True)
+class _ShownRun:
+    """What the page shows of one run."""
+
+    run: Run
+    progress: str
+    curves: dict[str, list[tuple[float, float]]]
+    gallery: Gallery
+
+    @property
+    def label(self) -> str:
+        return self.run.record.draw.label if self.run.record else self.run.folder.parent.name.removeprefix("seed")
+
+
 class _Section:
     """What the page says about one paper."""
 
-    def __init__(self, paper: Paper, scales: Sequence[str], runs: Path) -> None:
-        self.paper, self.scales, self.runs = paper, scales, runs
+    def __init__(self, paper: Paper, scales: Sequence[str], folder: Path, budget: Budget) -> None:
+        self.paper, self.scales, self.folder = paper, scales, folder
         self.source: Tables = load(paper.name)
-        self.fresh = [r for r in (find(runs, paper.name, malformed=warn) if runs.is_dir() else []) if r.scale in scales]
-        promoted = [r for r in find_promoted(paper.name) if r.scale in scales]
-        self.promoted: dict[tuple[str, str], list[Record]] = {}
-        for record in promoted:
-            self.promoted.setdefault((record.scale, record.stage), []).append(record)
-        # A seed on another kind of machine is another draw here as in what is promoted.
-        kinds = machines(promoted)
-        kept = {id(r): as_kept(r, kinds) for r in self.fresh}
-        self.records = [*promoted, *kept.values()]
-        self.files = {id(r): promoted_file(paper, r.scale, r.draw, r.stage) for r in promoted}
-        for r in self.fresh:
-            file = r.folder(runs) / RECORD_FILE
-            self.files |= {id(r): file, id(kept[id(r)]): file}
+        self.recorded = [r for r in find_promoted(paper.name) if r.scale in scales]
+        self.facts = {id(r): self._facts(r, promoted_file(paper, r.scale, r.draw, r.stage)) for r in self.recorded}
+        self.runs = self._readable(budget)
+        self.fresh = [shown.run.record for shown in self.runs if shown.run.record]
 
-    def content(self, budget: Budget) -> dict[str, Any]:
+    def _readable(self, budget: Budget) -> list[_ShownRun]:
+        """The runs in the order of the stages. One that cannot be shown, whatever is wrong with it, is left out."""
+        found = [run for run in find_runs(self.folder, [self.paper.name]) if run.state != DAMAGED]
+        order = {stage: place for place, stage in enumerate(self.source.stages)}
+
+        def place(run: Run) -> tuple[int, int, str]:
+            scale, stage = run.name.split("/")[1], run.folder.name
+            return SCALES.index(scale), order.get(stage.partition("@")[0], len(order)), stage
+
+        ranks: Counter[tuple[int, int, str]] = Counter()
+        ranked = []
+        for run in found:
+            ranked.append((ranks[place(run)], run))
+            ranks[place(run)] += 1
+        shown = []
+        # Where the page cannot hold all pictures, it holds those of the first draw of every stage.
+        for rank, run in sorted(ranked, key=lambda item: (item[0], place(item[1]))):
+            if run.name.split("/")[1] in self.scales:
+                try:
+                    shown.append(self._shown(run, budget, rank))
+                except Exception as error:
+                    warn_of(f"{run.folder} is left out of the page: {type(error).__name__}: {error}")
+        return sorted(shown, key=lambda one: place(one.run))
+
+    def _shown(self, run: Run, budget: Budget, rank: int) -> _ShownRun:
+        """Read everything that a run could have wrong."""
+        if run.record:
+            self.facts[id(run.record)] = self._facts(run.record, run.folder / RECORD_FILE)
+        told = run.fields.get("progress", "") if run.record is None else ""
+        pictures = gallery(run.folder, run.record, budget, rank == 0) if run.record else Gallery()
+        return _ShownRun(run, told, read_curves(run.folder / "metrics.csv"), pictures)
+
+    def _facts(self, record: Record, path: Path) -> dict[str, Any]:
+        """Where the values of a record come from, as texts."""
+        root = project_root()
+        return {
+            "file": (path.relative_to(root) if path.is_relative_to(root) else path).as_posix(),
+            "hardware": render.hardware_text(record),
+            "date": record.started[:10],
+            "revision": render.revision_text(record),
+            "data": [
+                f"{name}: {d.get('samples', '?')} samples, {d.get('skipped', '?')} skipped"
+                for name, d in sorted(record.data.items())
+            ],
+            "deviations": [short_name(d["field"]) for d in record.deviations],
+        }
+
+    def content(self) -> dict[str, Any]:
         """The section as plain data for the template."""
-        filled = {scale: render.fill(self.source, scale, self.records) for scale in self.scales}
-        measured = {scale: [f for f in filled[scale] if f.result.measured] for scale in self.scales}
+        filled = {
+            scale: list(
+                zip(
+                    render.fill(self.source, scale, self.recorded),
+                    render.fill(self.source, scale, self.fresh),
+                    strict=True,
+                )
+            )
+            for scale in self.scales
+        }
+        measured = {
+            scale: [pair for pair in filled[scale] if any(f.result.measured for f in pair)] for scale in self.scales
+        }
         best = next((scale for scale in self.scales if measured[scale]), None)
-        shown = {f.result.table.id for fs in measured.values() for f in fs}
+        shown = {pair[0].result.table.id for pairs in measured.values() for pair in pairs}
         waiting = []
         for table in self.source.tables:
             # At the scale whose claims are listed, where the table exists at it.
             order = sorted(self.scales, key=lambda scale: scale != best)
-            there = [f for scale in order for f in filled[scale] if f.result.table.id == table.id]
+            there = [pair for scale in order for pair in filled[scale] if pair[0].result.table.id == table.id]
             waiting += there[:1] if table.id not in shown else []
-        claims = [claim for f in (filled[best] if best else ()) for claim in f.claims]
-        used = [r for fs in measured.values() for f in fs for r in f.result.records]
+        claims = [claim for pair in (filled[best] if best else ()) for claim in self._claims(*pair)]
+        used = [r for pairs in measured.values() for pair in pairs for f in pair for r in f.result.records]
         return {
             "name": self.paper.name,
             "title": self.paper.title,
             "short": self.paper.short,
             "best": best,
-            "overview": render.overview_row(self.paper, self.source, self.records),
-            "claims": [self._claim(claim) for claim in claims],
-            "counts": (counts := {v: sum(c.verdict == v for c in claims) for v in VERDICTS}),
-            "verdict_chart": charts.svg_verdicts(counts),
+            "overview": render.overview_row(self.paper, self.source, self.recorded or self.fresh),
+            "claims": claims,
+            "counts": {v: sum(c["verdict"] == v for c in claims) for v in VERDICTS},
             "scales": [
-                {"name": scale, "tables": [self._table(f) for f in measured[scale]]}
+                {"name": scale, "tables": [self._table(*pair) for pair in measured[scale]]}
                 for scale in self.scales
                 if measured[scale]
             ],
-            "waiting": [self._table(f) for f in waiting],
+            "waiting": [self._table(*pair) for pair in waiting],
             "deviations": _deviations(used),
-            "ours": {scale: ours for scale in self.scales if (ours := render.ours_at(scale, measured[scale]))},
-            "comparisons": comparisons(self.fresh, self.runs, list(self.source.stages), budget),
-            "runs": self._runs(budget),
+            "ours": {
+                scale: ours
+                for scale in self.scales
+                if (ours := render.ours_at(scale, [f for pair in measured[scale] for f in pair]))
+            },
+            "comparisons": comparisons(
+                (r.run.record.scale, r.run.record.stage, r.gallery) for r in self.runs if r.run.record
+            ),
+            "runs": self._runs(),
+            "running": [{"name": r.run.name, "progress": r.progress} for r in self.runs if r.run.state == RUNNING],
             "records": used,
-            "promoted": len(self.records) - len(self.fresh),
+            "promoted": len(self.recorded),
             "fresh": len(self.fresh),
         }
 
-    def _claim(self, claim: ClaimResult) -> dict[str, Any]:
+    def _claims(self, recorded: render.Filled, yours: render.Filled) -> list[dict[str, Any]]:
+        """The claims of a table, judged on the recorded runs, else on yours."""
+        main = recorded if recorded.result.measured else yours
+        beside = yours.claims if main is recorded and yours.result.measured else [None] * len(main.claims)
+        return [self._claim(claim, other) for claim, other in zip(main.claims, beside, strict=True)]
+
+    def _claim(self, claim: ClaimResult, yours: ClaimResult | None) -> dict[str, Any]:
         return {
             "text": claim.claim.text,
             "predicate": claim.claim.holds.text,
-            "table": self.source.table(claim.table).title,
             "anchor": _anchor(self.paper, claim.table, claim.scale),
             "scale": claim.scale,
-            "gate": claim.claim.gate == "mini",
             "verdict": claim.verdict,
             "label": claim.label,
             "margin": claim.outcome,
             "size": _size(claim),
+            "yours": yours and {"verdict": yours.verdict, "label": yours.label, "margin": yours.outcome},
         }
 
-    def _table(self, filled: render.Filled) -> dict[str, Any]:
-        result = filled.result
-        table = result.table
-        drawn = charts.svg_bars(result)
-        metrics = [m for m in table.metrics if not m.hidden]
-        columns = render.columns(result)
+    def _table(self, recorded: render.Filled, yours: render.Filled) -> dict[str, Any]:
+        shown = render.view(recorded.result, yours.result)
+        table, scale = recorded.result.table, shown.scale
+        measured = recorded.result.measured or yours.result.measured
+        main = recorded.result if recorded.result.measured else yours.result
+        drawn = charts.svg_bars(main)
+        names = {render.MEASURED: f"{'recorded' if yours.result.measured else 'measured'} at {scale}"}
+        names |= {render.YOURS: f"yours at {scale}"}
         return {
-            "anchor": _anchor(self.paper, table.id, result.scale),
-            "id": table.id,
-            "title": table.title,
-            "scale": result.scale,
-            "measured": result.measured,
-            "caption": ("" if result.measured else "Not measured yet. ") + render.caption(result).replace("*", ""),
+            "anchor": _anchor(self.paper, table.id, scale),
+            "title": shown.title,
+            "scale": scale,
+            "measured": measured,
+            "caption": ("" if measured else "Not measured yet. ") + shown.caption.replace("*", ""),
             "groups": [
                 {
                     "label": m.title,
                     "down": m.better == "down",
-                    "columns": ["published" if c.published else "measured" for c in columns if c.metric.id == m.id],
+                    "columns": [(kind, names.get(kind, kind)) for kind in shown.kinds[m.id]],
                 }
-                for m in metrics
+                for m in shown.metrics
             ],
             "rows": [
-                {"label": render.row_text(row), "cells": [self._cell(result, row, c) for c in columns]}
-                for row in result.rows
+                {
+                    "label": render.row_text(row),
+                    "cells": [
+                        {
+                            "kind": value.kind,
+                            "text": value.text,
+                            "source": row.source,
+                            "provenance": self._provenance(f"{row.label}, {metric.label}", value.cell)
+                            if value.kind != render.PUBLISHED and value.cell.records
+                            else None,
+                        }
+                        for metric, values in zip(shown.metrics, cells, strict=True)
+                        for value in values
+                    ],
+                }
+                for row, cells in shown.rows
             ],
-            "figure": figures.curve(result),
+            "figure": figures.curve(main),
             "figure_label": f"{table.curve.y} against {table.curve.x}" if table.curve else "",
             "charts": drawn,
-            "charts_open": table.chart or (len(drawn) <= MOST_OPEN_CHARTS and result.scale != "smoke"),
-            "notes": render.notes_of(result),
-            "deviations": [short_name(d["field"]) for d in result.deviations],
-            "claims": [self._claim(claim) for claim in filled.claims],
-            "provenance": render.provenance(result.records),
+            "charts_open": table.chart or (len(drawn) <= MOST_OPEN_CHARTS and scale != "smoke"),
+            "notes": shown.notes,
+            "deviations": list(dict.fromkeys(d for r in main.records for d in self.facts[id(r)]["deviations"])),
+            "claims": self._claims(recorded, yours),
+            "provenance": shown.provenance,
         }
-
-    def _cell(self, result: TableResult, row: Row, column: render.Column) -> dict[str, Any]:
-        cell = result.cells[row.label, column.metric.id]
-        text = render.cell_text(result, row, column)
-        if column.published:
-            return {"kind": "published", "text": text, "source": row.source}
-        what = f"{row.label}, {column.metric.label}"
-        return {"kind": "measured", "text": text, "provenance": self._provenance(what, cell) if cell.records else None}
 
     def _provenance(self, what: str, cell: Cell) -> dict[str, Any]:
         """Where one measured cell comes from."""
-        records = cell.records
         stages: dict[str, list[Record]] = {}
-        for record in records:
+        for record in cell.records:
             stages.setdefault(record.stage, []).append(record)
-        data = {
-            f"{name}: {d.get('samples', '?')} samples, {d.get('skipped', '?')} skipped": None
-            for record in records
-            for name, d in sorted(record.data.items())
-        }
+        facts = [self.facts[id(record)] for record in cell.records]
         return {
             "what": what,
-            "scale": records[0].scale,
+            "scale": cell.records[0].scale,
             "values": [f"{draw}: {value:.5g}" for draw, value in sorted(cell.values.items())],
             "stages": [
                 {
@@ -239,78 +309,62 @@ class _Section:
                 }
                 for stage, group in stages.items()
             ],
-            "hardware": sorted({render.hardware_text(r) for r in records}),
-            "dates": sorted({r.started[:10] for r in records}),
-            "revisions": sorted({render.revision_text(r) for r in records}),
-            "data": list(data),
-            "deviations": sorted({short_name(d["field"]) for r in records for d in r.deviations}),
+            "hardware": sorted({f["hardware"] for f in facts}),
+            "dates": sorted({f["date"] for f in facts}),
+            "revisions": sorted({f["revision"] for f in facts}),
+            "data": list(dict.fromkeys(line for f in facts for line in f["data"])),
+            "deviations": sorted({name for f in facts for name in f["deviations"]}),
         }
 
     def _files(self, records: Sequence[Record]) -> str:
         """The records' files; those that differ by their draw alone as one pattern that a shell takes."""
         draws: dict[str, list[str]] = {}
         for record in records:
-            path, root = self.files[id(record)], project_root()
-            text = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
             number = record.draw.folder.removeprefix("seed")
-            draws.setdefault(text.replace(f"/seed{number}/", "/seed{}/"), []).append(number)
+            text = self.facts[id(record)]["file"].replace(f"/seed{number}/", "/seed{}/")
+            draws.setdefault(text, []).append(number)
         return " ".join(
             text.replace("{}", found[0] if len(found) == 1 else "{" + ",".join(sorted(found)) + "}")
             for text, found in draws.items()
         )
 
-    def _runs(self, budget: Budget) -> list[dict[str, Any]]:
+    def _runs(self) -> list[dict[str, Any]]:
         """Curves, pictures and clips per scale and stage, the draws together."""
-        order = {stage: place for place, stage in enumerate(self.source.stages)}
-        grouped: dict[tuple[str, str], list[Record]] = {}
-        for record in sorted(self.fresh, key=lambda r: r.draw):
-            grouped.setdefault((record.scale, record.stage), []).append(record)
-        places = sorted(
-            grouped, key=lambda k: (SCALES.index(k[0]), order.get(k[1].partition("@")[0], len(order)), k[1])
-        )
-        galleries: dict[tuple[str, str], dict[str, Gallery]] = {key: {} for key in places}
-        # Where the page cannot hold all, it holds the first draw of every stage.
-        for rank in range(max((len(group) for group in grouped.values()), default=0)):
-            for key in places:
-                for record in grouped[key][rank : rank + 1]:
-                    galleries[key][record.draw.label] = gallery(self._folder(record), record, budget)
+        grouped: dict[tuple[str, str], list[_ShownRun]] = {}
+        for shown in self.runs:
+            grouped.setdefault((shown.run.name.split("/")[1], shown.run.folder.name), []).append(shown)
         sections: list[dict[str, Any]] = []
-        for scale, stage in places:
-            group = grouped[scale, stage]
+        for (scale, stage), group in grouped.items():
+            records = [shown.run.record for shown in group if shown.run.record]
             lines: dict[str, dict[str, charts.Points]] = {}
-            for record in group:
-                for metric, points in read_curves(self._folder(record) / "metrics.csv").items():
-                    lines.setdefault(metric, {str(r.draw): () for r in group})[str(record.draw)] = points
-            recorded = self._recorded(scale, stage) if lines else {}
+            for shown in group:
+                for metric, points in shown.curves.items():
+                    lines.setdefault(metric, {f"seed {one.label}": () for one in group})[f"seed {shown.label}"] = points
+            draws = [r.draw for r in self.recorded if (r.scale, r.stage) == (scale, stage)] if lines else []
+            band = band_of(promoted_curves(promoted_file(self.paper, scale, draw, stage)) for draw in draws)
             sections.append(
                 {
                     "stage": stage,
                     "scale": scale,
-                    "seeds": [r.draw.label for r in group],
-                    "duration": _duration(group),
-                    "provenance": render.provenance(group),
+                    "seeds": [shown.label for shown in group],
+                    "states": [f"seed {one.label}: {one.run.state} {one.progress}"
+                               for one in group if not one.run.record],
+                    "duration": _duration(records),
+                    "provenance": render.provenance(records),
                     "curves": [
-                        charts.svg_lines(name, lines[name], band=recorded.get(name, ()))
+                        charts.svg_lines(name, lines[name], band=band.get(name, ()))
                         for name in sorted(lines, key=importance)
                     ],
-                    "recorded": len(self.promoted.get((scale, stage), ())) if recorded else 0,
-                    "galleries": galleries[scale, stage],
-                    "holds": _holds(len(lines), list(galleries[scale, stage].values())),
+                    "recorded": len(draws) if band else 0,
+                    "galleries": {shown.label: shown.gallery for shown in group},
+                    "holds": _holds(len(lines), [shown.gallery for shown in group]),
                 }
-            )
+            )  # fmt: skip
         # One that has pictures stands open, to show what there is.
-        shown = [s for s in sections if any(g.media for g in s["galleries"].values())] or sections
+        first = [s for s in sections if any(g.media for g in s["galleries"].values())] or sections
         for section in sections:
-            section["open"] = section is shown[0]
+            section["open"] = section is first[0] or bool(section["states"])
         return sections
-
-    def _recorded(self, scale: str, stage: str) -> dict[str, list[tuple[float, float, float]]]:
-        """Per curve, the least and the greatest value of the promoted draws at every step."""
-        draws = [record.draw for record in self.promoted.get((scale, stage), ())]
-        return band_of(promoted_curves(promoted_file(self.paper, scale, draw, stage)) for draw in draws)
-
-    def _folder(self, record: Record) -> Path:
-        return record.folder(self.runs)
 
 
 def _duration(records: Sequence[Record]) -> str:

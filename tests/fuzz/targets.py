@@ -61,7 +61,7 @@ from common.data.worlds.clip_layouts import (
     write_ucf101,
 )
 from common.encoders.checkpoint_files import read_checkpoint, require_intact
-from common.reporting import gpu, records, serve, tables
+from common.reporting import gpu, records, tables
 from common.reporting.curves import read_curves
 from common.reporting.draws import Draw
 from common.reporting.papers import project_root
@@ -190,14 +190,6 @@ def _read_record(folder: Path) -> None:
 def _read_curves(folder: Path) -> None:
     for path in folder.rglob("metrics.csv"):
         read_curves(path)
-
-
-def _served(folder: Path) -> None:
-    """What the live page asks for."""
-    runs = serve.Runs(folder / "runs").all()
-    json.dumps([serve.overview(runs), serve.curves_of(runs), serve.media_of(runs)])
-    if runs:
-        json.dumps(serve.differences(runs[0], runs[0]))
 
 
 def _told(*arguments: str) -> Callable[[Path], int]:
@@ -534,7 +526,6 @@ TARGETS: dict[str, Target] = {
     "assemble report": Target(_write_runs, _report),
     "assemble plan": Target(_write_runs, _plan),
     "assemble runs": Target(_write_runs, _told("runs", "--json")),
-    "assemble serve": Target(_write_runs, _served),
     "assemble compare": Target(_write_runs, _told("compare", "avid")),
     "assemble claims": Target(_write_runs, _told("claims", "avid")),
     "assemble tables": Target(_write_runs, _told("tables", "avid", "--no-write")),

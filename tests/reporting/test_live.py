@@ -1,0 +1,103 @@
+"""The live report page: to whom it answers, what it says when rendering fails, and that it follows the runs."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from common.errors import ReportingError
+from common.reporting.live import LiveReport
+from common.reporting.records import Record
+from common.reporting.report import page
+from tests.chromium import needed, opened, until
+
+Save = Callable[[Record], Path]
+
+
+@pytest.fixture
+def run(project: Path, make_record: Callable[..., Record], save: Save) -> Path:
+    """A run with a curve."""
+    folder = save(make_record("base", 0, 50.0, job="pretrain"))
+    (folder / "metrics.csv").write_text("step,name,value\n0,train/loss,3\n5,train/loss,1\n")
+    return folder
+
+
+@pytest.fixture
+def server(project: Path, run: Path) -> Iterator[LiveReport]:
+    runs = project / "runs"
+    with LiveReport(lambda stamp: page(runs=runs, stamp=stamp), runs, 0) as found:
+        threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield found
+        found.shutdown()
+
+
+def get(server: LiveReport, path: str = "/", host: str = "localhost") -> tuple[int, dict[str, str], str]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=60)
+    connection.request("GET", path, headers={"Host": host})
+    answer = connection.getresponse()
+    content = answer.read().decode()
+    connection.close()
+    return answer.status, dict(answer.getheaders()), content
+
+
+def test_the_page_follows_its_runs(server: LiveReport, run: Path) -> None:
+    status, headers, text = get(server)
+    assert status == 200
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert "Transfer" in text
+    server._next = 0.0  # as after a while
+    stamp = get(server, "/stamp")[2]
+    assert f'"{stamp}"' in text
+    with (run / "metrics.csv").open("a") as file:
+        file.write("9,train/loss,0.5\n")
+    assert get(server, "/stamp")[2] != stamp
+    assert ": 0.5 at the end" in get(server)[2]
+    assert get(server)[2] == get(server)[2]
+
+
+def test_a_foreign_host_is_refused(server: LiveReport) -> None:
+    port = server.server_address[1]
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "", "localhost.evil", "0.0.0.0"):
+        assert get(server, host=host)[0] == 403, host
+    for host in ("localhost", f"localhost:{port}", "127.0.0.1:9", "[::1]:80", "LOCALHOST"):
+        assert get(server, "/stamp", host)[0] == 200, host
+    assert server.server_address[0] == "127.0.0.1"
+    for path in ("/record.json", "/../secret.png", "//media", "/mct/mini/seed0/base/record.json"):
+        assert get(server, path)[0] == 404, path
+
+
+def test_a_failure_to_render_is_told_and_ends_nothing(project: Path, run: Path) -> None:
+    def render(stamp: str) -> str:
+        if broken:
+            raise ZeroDivisionError("in a table")
+        return "fine"
+
+    broken = True
+    with LiveReport(render, project / "runs", 0) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        status, _, text = get(server)
+        assert status == 500
+        assert "in a table" in text
+        broken = False
+        assert get(server)[::2] == (200, "fine")
+        server.shutdown()
+
+
+def test_a_port_that_is_taken_is_named(server: LiveReport, project: Path) -> None:
+    for port in (server.server_address[1], 70_000):
+        with pytest.raises(ReportingError, match=f"--port {port}"):
+            LiveReport(str, project / "runs", port)
+
+
+@needed
+def test_a_browser_loads_it_again(server: LiveReport, run: Path, tmp_path: Path) -> None:
+    with opened(server.address, tmp_path / "profile") as tab:
+        assert ": 1 at the end" in tab.page_source
+        with (run / "metrics.csv").open("a") as file:
+            file.write("9,train/loss,0.5\n")
+        until(lambda: ": 0.5 at the end" in tab.page_source, "the curve grows")
+        assert tab.get_log("browser") == []
