@@ -245,7 +245,7 @@ class MCTModule(pl.LightningModule):
         if self.trainer.is_global_zero:
             names = [data.tag_names[row.argmax()] if row.any() else "no tag" for row in tags.cpu().numpy()]
             monitoring.draw_map(self, images["feature"], names, media / "map.png", self.loss.seed)
-        if self.model.text is not None and self.model.embedding == "inter":
+        if self.model.text is not None and "inter" in self.model.image.embeds:
             position, captions = self._captions.compute(self.device)
             row, known = owner_rows(index, captions["image"])
             caption, words = captions["embedding"][known], captions["text"][known]
