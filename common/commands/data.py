@@ -150,11 +150,10 @@ def _data_command(arguments: argparse.Namespace) -> int:
         return _shards_command(paper, data, arguments.shards.resolve(), arguments.shard_size or _UNITS["G"])
     if arguments.measure is not None:
         from common.stages.configuration import resolve
-        from common.stages.reading import measure_reading
+        from common.stages.loading import measure_loading
 
         recipe = arguments.measure or paper_named(paper).recipe
-        found = measure_reading(resolve(paper, recipe, scale="paper"), data)
-        print(f"{recipe}: {found.describe()}, of {found.samples:,} that were read")
+        print(f"{recipe}: {measure_loading(resolve(paper, recipe, scale='paper'), data).describe()}")
         return 0
     report(datasets_of(paper, data), prepare=arguments.prepare)
     report_files(files_of(paper, data, verify=arguments.prepare))

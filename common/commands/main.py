@@ -258,7 +258,7 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
 
 def _add_estimate(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--estimate", action="store_true", help="memory, arithmetic, steps and GPU hours of every stage, without a GPU"
+        "--estimate", action="store_true", help="memory, operations, steps and GPU hours of every stage, without a GPU"
     )
     command.add_argument(
         "--card", nargs="+", default=["a100", "h100"], help="v100, rtx4090, a100, h100, h200; default: a100 h100"
@@ -377,14 +377,16 @@ def _plan_command(arguments: argparse.Namespace) -> int:
     from common.stages.plan import plan, render_plan
 
     if arguments.estimate:
-        from common.stages.estimate import chosen_cards, estimate_lines
+        from common.stages.estimate import CARDS, estimate_lines
 
         if not 0 < arguments.utilization <= 1:
             raise StageError(f"--utilization is a share of the card's rate, from 0 to 1, got {arguments.utilization}")
-        cards = chosen_cards(arguments.card)
+        for name in arguments.card:
+            if name not in CARDS:
+                raise StageError(f"--card {name}: {nearest(name, CARDS)}")
         planned = plan(arguments.paper, _selection(arguments))
         runs = {f"{item.request.stage} {item.request.draw}": item.run for item in planned}
-        for line in estimate_lines(runs, cards, arguments.utilization):
+        for line in estimate_lines(runs, [CARDS[name] for name in arguments.card], arguments.utilization):
             print(line, flush=True)
         return 0
     print(render_plan(plan(arguments.paper, _selection(arguments)), arguments.format))

@@ -1,13 +1,12 @@
-"""Training without data: a stage's own module and optimizer on made-up batches of the shapes that its data has.
+"""A stage's own module and optimizer, trained on made-up batches of the shapes of its data.
 
-A data module's `example_batch` makes the batches; the head of `tables.yaml` says what stands in the places of files.
-Memory and time can then be estimated before a run, and a step be measured on a machine that holds neither data nor
-released weights.
+A data module's `example_batch` makes the batches; `without_files` in `tables.yaml` says what replaces files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,19 +21,14 @@ from common.stages.cli import build
 from common.stages.configuration import RunConfiguration, leaves, merge, place
 from common.training.examples import Draw, Example
 
-#: What of a recipe's trainer a synthetic training keeps: precision and what decides when and how a step is made.
+#: What a synthetic training keeps of a recipe's trainer: precision, and when and how a step is made.
 KEPT = ("precision", "max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val")
-#: Stands for the folders of data and runs, which are never opened.
+#: Replaces the folders of data and runs, which are never opened.
 NOWHERE = "/nonexistent"
 
 
 class SyntheticData(pl.LightningDataModule):
-    """The same batch again and again; all else is that of the data module in whose place it stands.
-
-    Args:
-        data: the configured data module, never set up.
-        synthetic: what stands in for its data.
-    """
+    """Gives the same batch again and again; everything else is asked of the configured data module."""
 
     def __init__(self, data: pl.LightningDataModule, synthetic: Example) -> None:
         super().__init__()
@@ -50,15 +44,14 @@ class SyntheticData(pl.LightningDataModule):
     def train_dataloader(self) -> _SameBatch:
         batch = self.synthetic.batch
         if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
-            # As a loader for a GPU does it; from other memory a copy takes several times as long.
-            batch = tree_map_only(Tensor, Tensor.pin_memory, batch)
+            batch = tree_map_only(Tensor, Tensor.pin_memory, batch)  # as a loader for a GPU does
         # An epoch must not end within a measurement.
         return _SameBatch(batch, max(self.synthetic.batches or 0, 1000))
 
 
 @dataclass
 class _SameBatch:
-    """A loader; not torch's, whose iterator draws a number and asks for its value."""
+    """A loader. torch's draws a number and reads its value, which fake tensors do not have."""
 
     batch: Any
     length: int
@@ -72,10 +65,10 @@ class _SameBatch:
 
 
 class StopAfter(pl.Callback):
-    """Ends a training after some batches, by an exception: nothing that follows a training is wanted."""
+    """Ends a training after some batches by an exception, so that nothing that follows a training runs."""
 
     class Enough(Exception):
-        """The wanted number of batches is done."""
+        """The batches are done."""
 
     def __init__(self, batches: int) -> None:
         self.batches = batches
@@ -87,12 +80,7 @@ class StopAfter(pl.Callback):
 
 @dataclass(frozen=True)
 class SyntheticTraining:
-    """A stage that is ready to train on made-up batches.
-
-    Attributes:
-        trainer, module, data: what `run` brings together.
-        size: samples of a batch on one device.
-    """
+    """A stage that is ready to train on made-up batches of `size` samples per device."""
 
     trainer: pl.Trainer
     module: pl.LightningModule
@@ -127,32 +115,37 @@ def size_per_device(run: RunConfiguration) -> int:
 
 
 def synthetic_training(
-    run: RunConfiguration, trainer_arguments: Mapping[str, Any], draw: Draw, size: int | None = None
+    run: RunConfiguration,
+    trainer_arguments: Mapping[str, Any],
+    draw: Draw,
+    size: int | None = None,
+    build_in: Sequence[AbstractContextManager[Any]] = (),
 ) -> SyntheticTraining:
     """Build a stage's module and optimizer with random weights, and made-up batches for them.
 
     Args:
-        run: the stage's configuration.
-        trainer_arguments: over those of the recipe: accelerator or strategy, callbacks, precision.
-        draw: source of the numbers.
+        trainer_arguments: override those of the recipe.
         size: samples of a batch; None for the share of a device in the recipe's batch.
+        build_in: contexts in which the module is built.
 
     Raises:
         StageError: the paper cannot make batches for this kind of data.
     """
     size = size_per_device(run) if size is None else size
-    config = without_files(run, paper_named(run.paper).without_files)
+    config = without_files(run)
     config["trainer"] = {
         **{name: value for name, value in config["trainer"].items() if name in KEPT},
         "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0,
         "num_sanity_val_steps": 0, "use_distributed_sampler": False, "log_every_n_steps": 20,
     }  # fmt: skip
-    arguments = config["model"]["init_args"]
-    if size % (arguments.get("batch_norm_group") or 1):
-        # A part of a group that spans devices: one device alone cannot tell more about it.
+    if size % (config["model"]["init_args"].get("batch_norm_group") or 1):
+        # One device cannot make a part of a group that spans devices.
         config = merge(config, {"model": {"init_args": {"batch_norm_group": None}}})
     quiet = {"logger": False, "enable_checkpointing": False, "default_root_dir": NOWHERE}
-    cli = build(run, config, {**quiet, **trainer_arguments})
+    with ExitStack() as stack:
+        for context in build_in:
+            stack.enter_context(context)
+        cli = build(run, config, {**quiet, **trainer_arguments})
     if not hasattr(cli.datamodule, "example_batch"):
         name = type(cli.datamodule).__name__
         raise StageError(f"{run.paper} makes no made-up batches: {name} has no method example_batch")
@@ -162,17 +155,11 @@ def synthetic_training(
     return SyntheticTraining(cli.trainer, cli.model, SyntheticData(cli.datamodule, made), size)
 
 
-def without_files(run: RunConfiguration, instead: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with something else in the places of files.
-
-    Args:
-        run: the stage's configuration.
-        instead: dotted fields, without `init_args`, and what they become where the configuration has them; see
-            `Paper.without_files`.
-    """
+def without_files(run: RunConfiguration) -> dict[str, Any]:
+    """The configuration with the fields that name files replaced by `Paper.without_files`, where it has them."""
     config = run.with_placeholders(DATA=NOWHERE, RUN=NOWHERE)
     present = {short_name(path) for path, _ in leaves(config)}
-    for name, value in instead.items():
+    for name, value in paper_named(run.paper).without_files.items():
         if any(path == name or path.startswith(f"{name}.") for path in present):
             if isinstance(value, dict):
                 value = [f"{value['named']} {number}" for number in range(value["count"])]

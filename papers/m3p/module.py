@@ -235,11 +235,6 @@ class M3PModule(pl.LightningModule):
         h: Any = self.hparams
         return h.accumulate / (self.groups if h.updates == "per_group" else 1)
 
-    @property
-    def weights_in_checkpoint(self) -> int:
-        """Copies of the weights in a checkpoint: the last ones, and the best so far where those are tested."""
-        return 1 + (self.hparams["selection"] == "best")
-
     def on_save_checkpoint(self, checkpoint: Batch) -> None:
         """Keep what has gathered since the last update, which several processes share out evenly for this."""
         average_in_place(gathered(self.parameters()))

@@ -1,0 +1,150 @@
+"""A training step on tensors without storage, and the memory that real ones would take."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+class MemoryMeter(TorchDispatchMode):
+    """Counts the bytes of the tensors made while it is active and still alive (`now`), and their maximum (`peak`).
+
+    A storage counts until the last tensor that shares it is gone, including those kept for the backward pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.add(result)
+        return result
+
+    def add(self, tree: Any) -> None:
+        """Count the storages of a tree of tensors that are not counted yet."""
+        for tensor in tree_leaves(tree):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:
+                size = self._known[storage] = storage.nbytes()
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+class FusedAttention(TorchFunctionMode):
+    """Computes attention as a GPU's fused kernel does, without a matrix of weights.
+
+    On the CPU only attention without dropout is fused, so dropout is left out; it changes neither shapes nor counts.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention:
+            kwargs.pop("dropout_p", None)
+            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+        return func(*args, **kwargs)
+
+
+def operation_counter() -> FlopCounterMode:
+    """torch's counter, extended by the fused attention of the CPU."""
+
+    def forward(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    def backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return sdpa_backward_flop_count(gradient, query, key, value)
+
+    aten = torch.ops.aten
+    fused = {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=fused)
+
+
+@contextmanager
+def deep_copies_without_storage() -> Iterator[None]:
+    """Let momentum encoders and metrics deep-copy fake tensors; torch's own copy fails without a storage."""
+
+    def copied(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+        if id(tensor) not in memo:
+            memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        return memo[id(tensor)]
+
+    FakeTensor.__deepcopy__ = copied  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del FakeTensor.__deepcopy__
+
+
+class FakeDevice(SingleDeviceStrategy):
+    """A CPU where fake modules stay: torch cannot move parameters that have weak references, which the meter keeps."""
+
+    def __init__(self) -> None:
+        super().__init__(device=torch.device("cpu"))
+
+    def model_to_device(self) -> None:
+        """The module was built there."""
+
+    def teardown(self) -> None:
+        """Nothing is moved back."""
+
+
+class WithoutStorage(pl.Callback):
+    """Turns batches into fake tensors and keeps optimizers from reading values."""
+
+    def __init__(self, mode: FakeTensorMode, meter: MemoryMeter) -> None:
+        self.mode = mode
+        self.meter = meter
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Prepare batches with their values, as on a real host, and drop the values on the way to the device."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        prepared = pl_module.on_before_batch_transfer
+
+        def on_host(batch: Any, dataloader_idx: int) -> Any:
+            with unset_fake_temporarily():
+                return prepared(batch, dataloader_idx)
+
+        def without_storage(batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+            # A copy: the same batch is handed out every time, and each must be freed as a real one is.
+            fake = tree_map_only(Tensor, lambda t: self.mode.from_tensor(t.clone()), batch)
+            self.meter.add(fake)
+            return fake
+
+        pl_module.on_before_batch_transfer = on_host  # type: ignore[method-assign]
+        data.transfer_batch_to_device = without_storage
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the optimizers make their state, so that the measured batch is like any later one.
+
+        Fused kernels are chosen because the others read the step counter on the host.
+        """
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                if "fused" in group:
+                    group["fused"], group["foreach"] = True, False
+                for parameter in group["params"]:
+                    parameter.grad = torch.empty_like(parameter)
+            optimizer.step()
+            optimizer.zero_grad()
