@@ -46,8 +46,8 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     fetching = command.add_argument_group(
         "fetching",
-        "With --fetch, an open data set or weights are downloaded from their publisher; first, the terms are shown. A "
-        "download that was stopped goes on. A name that is none lists all.",
+        "With --fetch, an open data set or weights are downloaded from their publisher; first, the terms are shown. An "
+        "unknown name lists all.",
     )
     fetching.add_argument("--fetch", metavar="NAME", help="what to get, such as esc50 (common/data/open_data.yaml)")
     fetching.add_argument("--accept-license", "--accept-licence", action="store_true", help="you accept its terms")
@@ -163,8 +163,6 @@ def _data_command(arguments: argparse.Namespace) -> int:
 
 
 def _fetch_command(arguments: argparse.Namespace) -> int:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
     from common.data.fetch import fetch, open_data
 
     paper_named(arguments.paper)
@@ -175,15 +173,7 @@ def _fetch_command(arguments: argparse.Namespace) -> int:
         raise StageError(
             f"nothing was fetched: read the terms, and give --accept-license if you accept them; it goes to {data}"
         )
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None)
-        fetch(
-            entry,
-            data,
-            functools.partial(_say, console),
-            lambda have, total: progress.update(task, completed=have, total=total or None),
-        )
+    fetch(entry, data, functools.partial(_say, console), progressbar=console.is_terminal)
     if entry.note:
         print(entry.note)
     print(f"{entry.title} is in {data}; `assemble data {arguments.paper} --data {data} --prepare` looks at it")

@@ -8,35 +8,29 @@ from pathlib import Path
 
 
 def difference(path: Path, published: str) -> str | None:
-    """Compare a file with its published checksum.
+    """What differs between a file and its published checksum, in words; None where nothing does.
 
     Args:
-        path: The file.
-        published: `md5:` or `sha256:` and hexadecimal digits; fewer than all = those that the sum begins with.
-
-    Returns:
-        What differs, in words; None = nothing.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: `published` has another form.
+        path: the file.
+        published: `md5:` or `sha256:` and hexadecimal digits; fewer than all are those that the sum begins with.
     """
     kind, _, expected = published.partition(":")
-    if kind not in ("md5", "sha256") or not expected:
-        raise ValueError(f"a checksum is md5:<digits> or sha256:<digits>, not {published!r}")
     found = digest(path, kind)
     if found.startswith(expected.lower()):
         return None
-    return f"its {kind} is {found[: max(len(expected), 8)]}, published is {expected}: it is damaged, or another version"
+    return f"its {kind} is {found[: max(len(expected), 8)]}, expected is {expected}: it is damaged, or another version"
+
+
+def problem(path: Path, published: str) -> str | None:
+    """As `difference`; a file that cannot be read differs, too."""
+    try:
+        return difference(path, published)
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
 
 
 def digest(path: Path, kind: str) -> str:
-    """Checksum of a file in hexadecimal digits.
-
-    Args:
-        path: The file.
-        kind: `md5` or `sha256`.
-    """
+    """The `md5` or `sha256` of a file in hexadecimal digits."""
     status = path.stat()
     return _digest(path, kind, (status.st_mtime_ns, status.st_size))
 

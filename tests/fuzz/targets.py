@@ -243,14 +243,14 @@ def _open_data(folder: Path) -> OpenData:
 def _write_fetched(folder: Path) -> None:
     with zipfile.ZipFile(folder / "archive.zip", "w") as archive:
         archive.writestr("a/list.txt", "a\nb\n")
-    fetch(_open_data(folder), folder, str, lambda *_: None)
+    fetch(_open_data(folder), folder, str)
 
 
 def _fetch_again(folder: Path) -> None:
     own = folder.parent / "fetched"  # what is wrong is moved aside
     shutil.rmtree(own, ignore_errors=True)
     shutil.copytree(folder, own, symlinks=True) if not any(p.is_fifo() for p in folder.iterdir()) else own.mkdir()
-    fetch(_open_data(own), own, str, lambda *_: None)
+    fetch(_open_data(own), own, str)
 
 
 def _write_words(folder: Path) -> None:
