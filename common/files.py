@@ -1,7 +1,7 @@
 """Files: strict YAML, writing whole or not at all, locks, the cache folder, stamps of change; terminal, environment.
 
 Whatever is written goes to a temporary file beside its place and is renamed, so that a reader, a crash or a full disk
-never meets half of it. What a killed process left behind is removed by the next one that writes into the same folder.
+never meets half of it. `sweep` removes what killed processes left behind, only in folders of ours.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 
 #: Time stamps of file systems are this coarse, at most; what is younger may still change unseen.
 SETTLED_SECONDS = 2.0
-#: Temporary files have the number of their process in their names: `.last.0f3a8c11.4711.tmp.ckpt`.
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.\w+)?")
+#: Values of a YAML file, aliases replaced; ours have 3,000.
+MOST_NODES = 100_000
+#: Temporary files carry a token and the number of their process: `.last.0f3a8c11.4711.tmp.ckpt`.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.([1-9][0-9]{0,6})\.tmp(\.[^.]+)?")
 #: They are left alone for so long, since another machine's process may have this number.
 _ABANDONED_SECONDS = 600.0
 _OWN = secrets.token_hex(4)
@@ -59,11 +62,36 @@ def named(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+@contextlib.contextmanager
+def parsing(path: Path, wrong: type[Exception]) -> Iterator[None]:
+    """Turn any error of a block that parses an untrusted file into `wrong`, and name the file.
+
+    Errors of class `wrong` pass through. A pipe or a device is refused, since reading it would block.
+    """
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise OSError(errno.EINVAL, "is no regular file")
+        yield
+    except wrong:
+        raise
+    except OSError as error:
+        raise wrong(f"{path}: {error.strerror or error}") from error
+    except Exception as error:  # Whatever a parser raises for damaged or hostile content.
+        raise wrong(f"{path}: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """The message of a parser; those of Python's own classes need the name, as `KeyError: 'stage'`."""
+    text = f"{error!s:.500}"
+    plain = isinstance(error, ValueError) or type(error).__module__ != "builtins"
+    return text if plain and text else f"{type(error).__name__}: {text}"
+
+
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
 def temporary_of(path: Path) -> Path:
-    """The place beside a file or folder where its new content is made; `sweep` knows such names."""
+    """The path beside a file or folder where its new content is made; `sweep` knows such names."""
     # Containers that share a disk have the same few process numbers.
     return path.with_name(f".{path.stem}.{_OWN}.{os.getpid()}.tmp{path.suffix}")
 
@@ -80,7 +108,6 @@ def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
     """
     output = Path(output)
     make_folder(output.parent)
-    sweep(output.parent)
     temporary = temporary_of(output)
     try:
         write(temporary)
@@ -92,6 +119,62 @@ def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
             temporary.unlink(missing_ok=True)
     _sync_folder(output.parent)
     return output
+
+
+@contextlib.contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """Give an empty folder to fill; afterwards it replaces `output` in one step, unless an error left the block."""
+    output = output.resolve()
+    put_back(output)
+    partial = _beside(output, "tmp")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in partial.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if not output.exists():
+            partial.replace(output)
+        elif not _exchange(partial, output):
+            old = _beside(output, "old")
+            output.replace(old)
+            try:
+                partial.replace(output)
+            except BaseException:
+                old.replace(output)
+                raise
+            shutil.rmtree(old)
+        _sync_folder(output.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def put_back(output: Path) -> None:
+    """Restore the folder that a killed `whole_folder` moved aside, and remove what else it left."""
+    name = re.compile(rf"\.{re.escape(output.name)}\.[0-9a-f]{{8}}\.([1-9][0-9]{{0,6}})\.(tmp|old)")
+    for path in output.parent.glob(".*"):
+        match = name.fullmatch(path.name)
+        if match is None or _runs(int(match[1])):
+            continue
+        with contextlib.suppress(OSError):
+            if match[2] == "old" and not output.exists():
+                path.replace(output)
+            elif time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(path)
+
+
+def _beside(folder: Path, kind: str) -> Path:
+    return folder.with_name(f".{folder.name}.{_OWN}.{os.getpid()}.{kind}")
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step; False where the system or the disk cannot."""
+    import ctypes
+
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -138,11 +221,7 @@ def require_writable(folder: Path, what: str) -> None:
 
 
 def require_cache() -> None:
-    """Find out before the work whether the cache folder can be written.
-
-    Raises:
-        StageError: it cannot; the message names the variable that moves it.
-    """
+    """Check before the work that the cache folder can be written; the error names the variable that moves it."""
     require_writable(cache_folder(), "the cache folder (ASSEMBLE_CACHE names it)")
 
 
@@ -156,27 +235,22 @@ def described(error: BaseException) -> str:
     return str(error)
 
 
-@functools.cache
 def sweep(folder: Path) -> None:
-    """Remove the temporary files and folders of processes that were killed; of each folder once in a process."""
+    """Remove the temporary files that killed processes left in a folder of ours: runs, results, cache."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        matches = [(entry, _TEMPORARY.fullmatch(entry.name)) for entry in entries]
-        left = [entry for entry, match in matches if match is not None and not _runs(int(match[1]))]
-        now = _clock_of(folder) if left else 0.0
-        for entry in left:
+        for entry in entries:
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match is None or _runs(int(match[1])) or not entry.is_file(follow_symlinks=False):
+                continue
             with contextlib.suppress(OSError):
-                if now - entry.stat(follow_symlinks=False).st_mtime < _ABANDONED_SECONDS:
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                else:
+                if time.time() - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED_SECONDS:
                     os.unlink(entry.path)
 
 
-def _clock_of(folder: Path) -> float:
-    """Time of the disk's own clock, which stamps files: that of a file server may be hours from this machine's."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return os.fstat(file.fileno()).st_mtime
+def sweep_cache() -> None:
+    """Sweep the cache and the folders directly in it."""
+    for folder in (cache_folder(), *cache_folder().glob("*/")):
+        sweep(folder)
 
 
 def _runs(process: int) -> bool:
@@ -281,40 +355,40 @@ def settled(stamp: Sequence[int], read_at: float | None = None) -> bool:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML: numbers such as `2e-4` are floats, as in YAML 1.2; a key that stands twice is an error.
+    """Parse YAML: numbers such as `2e-4` are floats, as in YAML 1.2; a duplicate key is an error.
 
     Raises:
         ValueError: it is not valid; the message says where.
     """
-    import yaml
-
     try:
-        return yaml.load(text, _loader())
-    except yaml.YAMLError as error:
-        raise ValueError(f"not valid YAML: {error}") from None
-    except RecursionError:
-        raise ValueError("not valid YAML: lists or mappings lie too deep in each other") from None
+        loader = _loader()(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        return loader.construct_document(node)
+    except Exception as error:  # PyYAML lets errors of any class escape, as of `!!int ''`.
+        raise ValueError(f"not valid YAML: {_told(error)}") from None
+
+
+def _check_size(root: Any) -> None:
+    """Refuse aliases that contain themselves or multiply into more than a computer can hold."""
+    left, count = [root], 1
+    while left:
+        value = left.pop().value
+        if isinstance(value, str):
+            continue
+        below = [node for entry in value for node in (entry if isinstance(entry, tuple) else (entry,))]
+        count += len(below)
+        if count > MOST_NODES:
+            raise ValueError(f"with its aliases replaced it has more than {MOST_NODES:,} values")
+        left += below
 
 
 def read_yaml(path: Path, wrong: type[Exception]) -> Any:
-    """Read a YAML file; see `parse_yaml`.
-
-    Args:
-        path: the file.
-        wrong: class of the error where it is missing, cannot be read or is not valid.
-    """
-    try:
-        with named(path):
-            text = path.read_text(encoding="utf-8")
-        return parse_yaml(text)
-    except FileNotFoundError:
-        raise wrong(f"{path} does not exist") from None
-    except OSError as error:
-        raise wrong(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise wrong(f"{path} is not UTF-8: {error}") from None
-    except ValueError as error:
-        raise wrong(f"{path} is {error}") from None
+    """Read a YAML file; see `parse_yaml`. Any error is of class `wrong`."""
+    with parsing(path, wrong):
+        return parse_yaml(path.read_text(encoding="utf-8"))
 
 
 @functools.cache

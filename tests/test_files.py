@@ -6,13 +6,14 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common.errors import StageError
+from common.errors import Preempted, StageError
 from common.files import (
     AtomicWriteError,
     cache_folder,
@@ -21,10 +22,13 @@ from common.files import (
     lock,
     named,
     parse_yaml,
+    parsing,
+    put_back,
     read_yaml,
     require_writable,
     sweep,
     temporary_of,
+    whole_folder,
     write_atomically,
     write_whole,
 )
@@ -67,38 +71,132 @@ def test_a_writer_sees_the_suffix_and_its_own_errors_stay_what_they_are(tmp_path
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.b.npz"]
 
 
-def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def dead() -> int:
+    """Number of a process that ended."""
     process = multiprocessing.get_context("spawn").Process(target=int)
     process.start()
     process.join()
-    ours = temporary_of(tmp_path / "last.ckpt")
-    theirs = [tmp_path / ours.name.replace(str(os.getpid()), str(process.pid)), tmp_path / f".page.{process.pid}.tmp"]
-    fresh = tmp_path / f".new.{process.pid}.tmp.json"
-    kept = [ours, fresh, tmp_path / "last.ckpt", tmp_path / ".hidden"]
-    for path in (*theirs, *kept):
-        path.write_text("half")
-    folder = tmp_path / f".export.{process.pid}.tmp"
-    (folder / "deep").mkdir(parents=True)
+    assert process.pid is not None
+    return process.pid
+
+
+def aged(*paths: Path) -> None:
     old = time.time() - 3600
-    for path in (*theirs, folder, ours, kept[3]):
+    for path in paths:
         os.utime(path, (old, old))
-    write_atomically(tmp_path / "another", "")
-    assert {path.name for path in tmp_path.iterdir()} == {"another", *(path.name for path in kept)}
+
+
+def test_what_killed_processes_left_is_swept(tmp_path: Path, dead: int) -> None:
+    ours = temporary_of(tmp_path / "last.ckpt")
+    theirs = tmp_path / ours.name.replace(str(os.getpid()), str(dead))
+    fresh = tmp_path / f".new.0f3a8c11.{dead}.tmp.json"
+    for path in (ours, theirs, fresh):
+        path.write_text("half")
+    aged(ours, theirs)
+    sweep(tmp_path)
+    assert set(tmp_path.iterdir()) == {ours, fresh}
     sweep(tmp_path / "absent")
 
 
-def test_the_age_of_what_was_left_is_told_by_the_clock_of_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=int)
-    process.start()
-    process.join()
-    fresh = tmp_path / f".new.{process.pid}.tmp.json"
-    fresh.write_text("half")
-    ours = time.time()
-    monkeypatch.setattr(time, "time", lambda: ours + 7200)  # another machine's process may be writing it
+def test_files_of_other_programs_are_not_swept(tmp_path: Path, dead: int) -> None:
+    names = [".notes.4194000.tmp", ".foo.4194002.tmp.txt", f".page.{dead}.tmp", f".x.0F3A8C11.{dead}.tmp", ".hidden"]
+    names += [f"x.0f3a8c11.{dead}.tmp", f".x.0f3a8c11.{dead}.tmp.a.b", ".x.0f3a8c11.99999999999999999999.tmp"]
+    folders = [".cfg.4194001.tmp", f".export.0f3a8c11.{dead}.tmp"]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    for name in folders:
+        (tmp_path / name / "deep").mkdir(parents=True)
+    aged(*tmp_path.iterdir())
     write_atomically(tmp_path / "another", "")
-    assert fresh.exists()
+    with whole_folder(tmp_path / "cfg"):
+        pass
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"another", "cfg", *names, *folders}
+
+
+def test_writing_removes_nothing_else(tmp_path: Path, dead: int) -> None:
+    left = tmp_path / f".out.0f3a8c11.{dead}.tmp.npz"
+    left.write_text("half")
+    aged(left)
+    write_whole(tmp_path / "out.npz", lambda temporary: temporary.write_text("whole"))
+    assert left.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be killed")
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_killed_replacement_leaves_the_old_folder_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, atomic: bool
+) -> None:
+    """Killed before every operation on a file in turn."""
+    if not atomic:
+        monkeypatch.setattr("common.files._exchange", lambda *_: False)
+
+    def write(text: str) -> None:
+        with whole_folder(tmp_path / "model.v1") as partial:
+            for name in ("config", "weights"):
+                (partial / name).write_text(text)
+
+    def killed_before(operation: int) -> bool:
+        child = os.fork()
+        if not child:
+            left = iter(range(operation))
+
+            def watch(event: str, _: object) -> None:
+                if event.startswith(("open", "os.", "shutil", "ctypes")) and next(left, None) is None:
+                    os._exit(9)
+
+            sys.addaudithook(watch)
+            write(str(operation))
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+    write("0")
+    whole = operation = 0
+    killed = True
+    while killed:
+        operation += 1
+        killed = killed_before(operation)
+        assert (tmp_path / "model.v1").is_dir() or not atomic
+        aged(*tmp_path.iterdir())
+        put_back(tmp_path / "model.v1")
+        assert [path.name for path in tmp_path.iterdir()] == ["model.v1"]
+        found = {(tmp_path / "model.v1" / name).read_text() for name in ("config", "weights")}
+        assert found in ({str(whole)}, {str(operation)})
+        whole = int(found.pop())
+    assert 10 < whole == operation
+
+
+class WrongError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyError("stage"), "page: KeyError: 'stage'"),
+        (RecursionError("deep"), "page: RecursionError: deep"),
+        (ValueError("no number"), "page: no number"),
+        (OSError(5, "Input/output error"), "page: Input/output error"),
+        (MemoryError(), "page: MemoryError"),
+        (WrongError("as it is"), "as it is"),
+    ],
+)
+def test_any_error_of_a_parser_names_the_file(tmp_path: Path, error: Exception, words: str) -> None:
+    with pytest.raises(WrongError) as raised, parsing(tmp_path / "page", WrongError):
+        raise error
+    assert str(raised.value).removeprefix(f"{tmp_path}/").startswith(words)
+
+
+def test_parsing_waits_for_no_pipe_and_keeps_no_signal(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(WrongError, match="pipe: is no regular file"), parsing(tmp_path / "pipe", WrongError):
+        (tmp_path / "pipe").read_bytes()
+    with pytest.raises(WrongError, match="File name too long"), parsing(tmp_path / ("x" * 5000), WrongError):
+        pass
+    for stop in (Preempted(15), SystemExit(1)):
+        with pytest.raises(type(stop)), parsing(tmp_path, WrongError):
+            raise stop
 
 
 def test_a_disk_without_locks_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,27 +239,39 @@ def test_what_was_written_survives_a_loss_of_power(tmp_path: Path, monkeypatch: 
         assert {f"sync {path.parents[1]}", f"sync {tmp_path}"} <= set(done[:-3])
 
 
+LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: 1\nb: {c: 2, c: 3}", r"page\.yaml is not valid YAML: key 'c' stands here twice"),
-        ("a: [1", r"page\.yaml is not valid YAML"),
-        ("? [1, 2]\n: 3", r"page\.yaml is not valid YAML: a key must be a text or a number"),
-        ("? {a: 1}\n: 3", r"page\.yaml is not valid YAML: a key must be a text or a number"),
-        ("a: " + "[" * 5000 + "]" * 5000, r"page\.yaml is not valid YAML: "),
-        ("a: " + "[" * 300 + "]" * 300, r"page\.yaml is not valid YAML: "),
+        ("a: 1\nb: {c: 2, c: 3}", "key 'c' stands here twice"),
+        ("a: [1", ""),
+        ("? [1, 2]\n: 3", "a key must be a text or a number"),
+        ("? {a: 1}\n: 3", "a key must be a text or a number"),
+        ("a: " + "[" * 5000 + "]" * 5000, ""),
+        ("!!int ''", "IndexError"),
+        ("!!bool x", "KeyError"),
+        ("!!timestamp x", "AttributeError"),
+        ("!!map [1]", "TypeError"),
+        ("&a [*a]", "100,000 values"),
+        (LAUGHS, "100,000 values"),
+        (LAUGHS.replace("[x]", "{x: 1}").replace("[*", "{<<: [*").replace("]", "]}"), "100,000 values"),
     ],
 )
 def test_yaml_is_strict(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "page.yaml"
     path.write_text(text)
-    with pytest.raises(RuntimeError, match=words):
+    with pytest.raises(RuntimeError, match=rf"page\.yaml: not valid YAML: (.|\n)*{words}"):
         read_yaml(path, RuntimeError)
-    with pytest.raises(RuntimeError, match="absent does not exist"):
+
+
+def test_a_yaml_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"absent: No such file"):
         read_yaml(tmp_path / "absent", RuntimeError)
-    path.write_bytes(b"a: \xff")
-    with pytest.raises(RuntimeError, match="is not UTF-8"):
-        read_yaml(path, RuntimeError)
+    (tmp_path / "page.yaml").write_bytes(b"a: \xff")
+    with pytest.raises(RuntimeError, match=r"page\.yaml: .*utf-8"):
+        read_yaml(tmp_path / "page.yaml", RuntimeError)
 
 
 @pytest.mark.parametrize(

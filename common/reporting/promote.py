@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ReportingError
-from common.files import named, write_whole
+from common.files import named, sweep, write_whole
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw
 from common.reporting.papers import PROMOTED_SCALES, check_scale, paper_named, project_root, runs_root
 from common.reporting.records import (
@@ -92,6 +92,8 @@ def promote(
         else Promotion(record, KEPT, promoted_file(entry, record.scale, record.draw, record.stage), NO_STAGE)
         for record in found
     ]
+    for folder in {promotion.path.parent for promotion in done}:
+        sweep(folder)
     for promotion in done:
         if promotion.action in (PROMOTED, UPDATED, UNCHANGED):
             r = promotion.record

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,9 +23,9 @@ from torch.nn import functional as F
 
 from common.encoders.checkpoint_files import differences
 from common.errors import StageError
-from common.files import named, sweep, temporary_of
+from common.files import parsing, put_back, whole_folder
 from common.reporting.papers import existing_papers
-from common.stages.allowed import Builder
+from common.stages.allowed import Builder, arguments_of
 from common.stages.finished import FinishedStage, open_finished
 from common.stages.parts import CARD, CONFIGURATION, TRAINED, part
 
@@ -177,11 +176,8 @@ class TrainedModel(nn.Module):
         stage = open_finished(path, cls.kinds, cls.otherwise, cls.example)
         found = cls.gather(stage)
         record = stage.folder / RECORD
-        try:
-            with named(record):
-                text = record.read_text(encoding="utf-8") if record.is_file() else None
-        except UnicodeDecodeError as error:
-            raise StageError(f"{record} is damaged ({error}): delete it and run the stage again") from None
+        with parsing(record, StageError):
+            text = record.read_text(encoding="utf-8") if record.is_file() else None
         step = stage.content.get("global_step")
         return Trained(found.model, found.inputs, found.weights, found.files, text, str(path), step)
 
@@ -439,6 +435,7 @@ def write_export(
     from common.stages.model_card import model_card
 
     output = Path(output)
+    put_back(output)
     _check_free(output, force)
     trained = model.read(checkpoint)
     if trained.record is None:
@@ -451,14 +448,11 @@ def write_export(
         )
     # Built once, so that no folder is written that cannot be read.
     model.of(trained)
-    partial, old = temporary_of(output), temporary_of(output.with_name(f"{output.name}-old"))
-    sweep(output.parent)
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(output) as partial:
         tensors, shared = _stored_once(trained.weights)
-        metadata = {"format": "pt", "config_hash": record.config_hash, "shared": json.dumps(shared, sort_keys=True)}
-        save_file(tensors, partial / WEIGHTS, metadata=metadata)
-        (partial / WEIGHTS).chmod(0o644)  # it is written for its owner alone, an export is there to be shared
+        # Several entries of metadata would come in random order, and the file would never be the same.
+        save_file(tensors, partial / WEIGHTS, metadata={"shared": json.dumps(shared, sort_keys=True)})
+        (partial / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
         (partial / RECORD).write_text(trained.record, encoding="utf-8")
         for name, content in trained.files.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
@@ -484,18 +478,6 @@ def write_export(
         (partial / CONFIGURATION).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         card = model_card(record, output.name, model, model.usage_of(trained), repo)
         (partial / CARD).write_text(card, encoding="utf-8")
-        for path in partial.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        if output.exists():
-            output.replace(old)
-        partial.replace(output)
-    finally:
-        if old.exists() and not output.exists():
-            old.replace(output)  # what was there stays unless the new one is in place
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
     return output
 
 
@@ -506,15 +488,11 @@ def _check_free(output: Path, force: bool) -> None:
         raise StageError(f"--output {output} is a file: give a folder")
     if not any(output.iterdir()):
         return
-    ours = (output / CONFIGURATION).is_file() and FORMAT in (output / CONFIGURATION).read_text(errors="replace")
-    if not ours:
+    if not (output / CONFIGURATION).is_file():
         raise StageError(f"--output {output} holds something else and is not touched: give another folder")
+    written = {CONFIGURATION, CARD, *_read_configuration(output).files}
     if not force:
         raise StageError(f"--output {output} holds an export already: give another folder, or --force to replace it")
-    try:
-        written = {CONFIGURATION, CARD, *json.loads((output / CONFIGURATION).read_bytes())["files"]}
-    except (ValueError, KeyError, TypeError):  # damaged; its files have our names at least
-        written = {CONFIGURATION, CARD, WEIGHTS, RECORD}
     names = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
     more = [name for name in names if name not in written and not name.startswith(".cache/")]  # of `hf download`
     if more:
@@ -530,6 +508,28 @@ class _Content:
 
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class _Configuration:
+    """What reading needs of `config.json`."""
+
+    format: str
+    paper: str
+    model: dict[str, Any]
+    inputs: dict[str, Any]
+    files: dict[str, _Content]
+
+
+def _read_configuration(folder: Path) -> _Configuration:
+    path = folder / CONFIGURATION
+    with parsing(path, StageError):
+        config, builder = json.loads(path.read_bytes()), Builder(str(path))
+        kinds = arguments_of(_Configuration)
+        found = _Configuration(**{name: builder.value(config[name], kind, name) for name, kind in kinds.items()})
+        if found.format != FORMAT:
+            raise ValueError(f"format is {found.format!r:.80}, not {FORMAT!r}: export the model again")
+    return found
 
 
 def read_export(folder: str | Path, paper: str) -> Trained:
@@ -551,53 +551,26 @@ def read_export(folder: str | Path, paper: str) -> Trained:
             f"{folder} is no export, it holds no {CONFIGURATION}: give a folder of `assemble export`, or "
             "checkpoints/last.ckpt of a finished stage"
         )
-    try:
-        with named(path):
-            config = dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise StageError(f"{path} is damaged ({error}): export the model again") from None
-
-    def field(name: str, kind: Any) -> Any:
-        if name not in config:
-            raise StageError(f"{path} is damaged, it has no field {name}: export the model again")
-        return Builder(str(path)).value(config[name], kind, name)
-
-    stated = field("format", str)
-    if stated != FORMAT:
-        raise StageError(f"{path} has the format {stated!r}; this version reads {FORMAT!r}: export the model again")
-    found, config_hash = field("paper", str), field("config_hash", str)
-    model, inputs = field("model", dict[str, Any]), field("inputs", dict[str, Any])
-    if found != paper:
+    config = _read_configuration(folder)
+    if config.paper != paper:
         short = {one.name: one.short for one in existing_papers()}
-        raise StageError(f"{folder} is a model of {short.get(found, found)} and not of {short[paper]}")
-    files = field("files", dict[str, _Content])
+        raise StageError(f"{folder} is a model of {short.get(config.paper, config.paper)} and not of {short[paper]}")
     for name in (WEIGHTS, RECORD):
-        if name not in files:
+        if name not in config.files:
             raise StageError(f"{path}: files has no {name}, which every export holds; export the model again")
-    for name, expected in files.items():
+    for name, expected in config.files.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise StageError(f"{path}: {name} lies outside of the export")
-        _check_file(folder / name, expected)
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-        shared = Builder(str(folder / WEIGHTS)).value(
-            json.loads(metadata.get("shared", "{}")), dict[str, str], "shared"
-        )
+        with parsing(folder / name, StageError):
+            _check_file(folder / name, expected)
+    with parsing(folder / WEIGHTS, StageError), safe_open(folder / WEIGHTS, framework="pt") as opened:
+        weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+        shared = json.loads((opened.metadata() or {}).get("shared", "{}"))
         weights |= {name: weights[other] for name, other in shared.items()}
+    with parsing(folder / RECORD, StageError):
         record = (folder / RECORD).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise StageError(f"{folder / RECORD} cannot be read: {error}") from None
-    except Exception as error:  # The reader of weights raises nothing more special.
-        raise StageError(f"{folder / WEIGHTS} cannot be read: {error}") from None
-    if metadata.get("config_hash") != config_hash:
-        raise StageError(
-            f"{folder / WEIGHTS} is of the configuration {metadata.get('config_hash')}, but {CONFIGURATION} of "
-            f"{config_hash}: the files of two exports are mixed; export the model again"
-        )
-    kept: dict[str, bytes | Path] = {name: folder / name for name in files if name not in (WEIGHTS, RECORD)}
-    return Trained(model, inputs, weights, kept, record, str(folder))
+    kept: dict[str, bytes | Path] = {name: folder / name for name in config.files if name not in (WEIGHTS, RECORD)}
+    return Trained(config.model, config.inputs, weights, kept, record, str(folder))
 
 
 def _check_file(path: Path, expected: _Content) -> None:

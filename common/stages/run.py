@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from common.errors import Preempted, RunsElsewhereError, StageError, printable
-from common.files import lock, make_folder, require_cache, write_atomically
+from common.files import lock, make_folder, require_cache, sweep, sweep_cache, write_atomically
 from common.reporting import records
 from common.reporting.draws import NATIVE, Draw, require
 from common.reporting.papers import checkout, runs_root
@@ -206,6 +206,9 @@ def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: st
                 directory.rename(previous)
                 print(f"  {request.stage}: the configuration changed; the earlier run is kept in {previous}")
         make_folder(directory)
+        sweep(directory)
+        sweep(checkpoint.parent)
+        sweep_cache()
         write_atomically(identity_path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
         # A record made by other parents goes, and so does one whose training begins anew: others would start from it
         # meanwhile. Else it stands until its successor replaces it: this time there may be no device, or no data.

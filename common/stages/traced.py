@@ -6,14 +6,13 @@ read back from its file and compared with the model, at other batch sizes than t
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from common.errors import StageError
-from common.files import sweep, temporary_of
+from common.files import whole_folder
 from common.stages.export import Encoder, TrainedModel
 from common.stages.parts import CARD
 
@@ -47,21 +46,13 @@ def write_traced(model: type[TrainedModel], checkpoint: str | Path, output: str 
             f"{model.paper} has no encoder that takes tensors alone; `--layout safetensors` holds all of it"
         )
     told = []
-    partial = temporary_of(output)
-    sweep(output.parent)
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(output) as partial:
         for name, encoder in encoders.items():
             path = partial / f"{name}.pt2"
             difference = _write(encoder.eval(), path)
             shapes = ", ".join(f"{str(x.dtype).removeprefix('torch.')} {_shape(x)}" for x in encoder.inputs)
             told.append(f"{path.name}: {shapes} -> [B, {encoder.width}], differs from the model by {difference:.1e}")
         (partial / CARD).write_text(_page(model, told), encoding="utf-8")
-        if output.exists():
-            output.rmdir()
-        partial.replace(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return output, told
 
 
