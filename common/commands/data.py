@@ -1,12 +1,10 @@
-"""The command `assemble data`: what data sets there are, their preparation, shards, and features ahead of training."""
+"""The command `assemble data`: what data sets there are, their preparation, and features ahead of training."""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import os
-import re
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +14,6 @@ from common.reporting.papers import existing_papers, names_of_papers, paper_name
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from common.data.datasets.base import MediaDataset
-    from common.data.listing import Clip, Listing
-    from common.data.shard_writing import ShardReport
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def data_root() -> Path:
@@ -51,16 +43,6 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     fetching.add_argument("--fetch", metavar="NAME", help="what to get, such as esc50 (common/data/open_data.yaml)")
     fetching.add_argument("--accept-license", "--accept-licence", action="store_true", help="you accept its terms")
-    shards = command.add_argument_group(
-        "shards",
-        "With --shards, all data sets that are there are written anew below another folder, their media files in tar "
-        "shards of WebDataset, everything else as it is. Training with --data FOLDER reads the same items in the same "
-        "order. A run that was stopped goes on; files that cannot be read are passed over and listed.",
-    )
-    shards.add_argument("--shards", type=Path, metavar="FOLDER", help="folder to write")
-    shards.add_argument(
-        "--shard-size", type=_size, metavar="SIZE", help="size of a shard, such as 500MB or 1GB; default: 1GB"
-    )
     command.add_argument(
         "--measure",
         nargs="?",
@@ -103,14 +85,6 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.set_defaults(func=_data_command)
 
 
-def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
-    size = round(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it like 500MB or 1GB")
-    return size
-
-
 def _data_command(arguments: argparse.Namespace) -> int:
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise StageError(f"--batch-size must be at least 1, got {arguments.batch_size}")
@@ -125,10 +99,7 @@ def _data_command(arguments: argparse.Namespace) -> int:
             raise StageError(f"--{option} goes with --extract-regions FOLDER")
     if arguments.bert is not None and not arguments.text_features:
         raise StageError("--bert goes with --text-features")
-    if arguments.shard_size is not None and arguments.shards is None:
-        raise StageError("--shard-size goes with --shards FOLDER")
-    given = {"prepare": arguments.prepare, "shards": arguments.shards, "measure": arguments.measure}
-    given |= {"text-features": arguments.text_features}
+    given = {"prepare": arguments.prepare, "measure": arguments.measure, "text-features": arguments.text_features}
     asked = [f"--{name}" for name, value in given.items() if value is not None and value is not False]
     if len(asked) > 1:
         raise StageError(f"{' and '.join(asked)} are done one at a time: give one of them")
@@ -146,8 +117,6 @@ def _data_command(arguments: argparse.Namespace) -> int:
         for path in own.text_features(data, arguments.bert, device, arguments.batch_size or 256):
             print(f"written to {path}")
         return 0
-    if arguments.shards is not None:
-        return _shards_command(paper, data, arguments.shards.resolve(), arguments.shard_size or _UNITS["G"])
     if arguments.measure is not None:
         from common.stages.configuration import resolve
         from common.stages.loading import measure_loading
@@ -180,102 +149,9 @@ def _fetch_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _shards_command(paper: str, data: Path, target: Path, shard_bytes: int) -> int:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from common.data.shard_writing import media_bytes, place, write_shards
-    from common.stages.single import datasets_of, files_of
-
-    datasets = datasets_of(paper, data)
-    folders = _folders(datasets, data)
-    present = [folder for folder in folders if folder.is_dir()]
-    for folder in folders:
-        if folder not in present:
-            print(f"{folder}: nothing there; `assemble data {paper}` says how to get it")
-    if not present:
-        raise StageError(f"no data set of {paper} is in {data}; `assemble data {paper}` says how to get them")
-    console = files.console()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    for folder in present:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task(f"Shards of {folder.name}", total=media_bytes(folder))
-            advance = functools.partial(progress.advance, task)
-            written = write_shards(folder, target / folder.relative_to(data), shard_bytes, advance)
-        _say(console, _told(written))
-    for status in files_of(paper, data):
-        if status.path.exists() and not any(status.path.is_relative_to(folder) for folder in present):
-            place(status.path, target / status.path.relative_to(data))
-    _check_order(datasets, datasets_of(paper, target), data, target)
-    _say(console, f"Items and order are those of {data}. Train with --data {target}")
-    return 0
-
-
 def _say(console: Console, text: str) -> None:
     """Print a text as it is: paths are there to be copied."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _folders(datasets: list[MediaDataset], data: Path) -> list[Path]:
-    """Folders of the data sets, without those inside of others; sets may share one."""
-    folders = sorted({dataset.root for dataset in datasets})
-    outside = [folder for folder in folders if not folder.is_relative_to(data)]
-    if outside:
-        raise StageError(f"{outside[0]} does not lie in --data {data}")
-    return [folder for folder in folders if not any(other in folder.parents for other in folders)]
-
-
-def _told(report: ShardReport) -> str:
-    from rich.filesize import decimal
-
-    from common.data.shard_writing import BROKEN_NAME
-    from common.data.shards import SHARD_FOLDER
-
-    total = report.written + report.kept
-    lines = [
-        f"{report.target}: {report.files:,} media files, {decimal(report.size)} in {total:,} shards "
-        f"({report.written} written, {report.kept} from before), {report.beside:,} other files"
-    ]
-    if report.archives:
-        lines.append(f"  left out: {', '.join(report.archives[:3])}{', ...' if len(report.archives) > 3 else ''}")
-    if report.broken:
-        name, reason = next(iter(report.broken.items()))
-        listed = report.target / SHARD_FOLDER / BROKEN_NAME
-        lines.append(
-            f"  {len(report.broken):,} files cannot be read and are listed in {listed}; the first: {name}: {reason}"
-        )
-    return "\n".join(lines)
-
-
-def _check_order(datasets: list[MediaDataset], sharded: list[MediaDataset], data: Path, target: Path) -> None:
-    """Make sure that every listing is the same in both folders.
-
-    Raises:
-        StageError: one is not; a file may have been added or removed meanwhile.
-    """
-    from common.data.items import TooManyBrokenFiles
-    from common.data.listing import DatasetMissing
-
-    for own, other in zip(datasets, sharded):
-        for split, fold in own.parts():
-            try:
-                expected = own.listing(split, fold)
-            except (DatasetMissing, TooManyBrokenFiles, ValueError):
-                continue  # not in the old folder, or of no use there
-            found = other.listing(split, fold)
-            if found.fingerprint() != expected.fingerprint() and not _alike(expected, data, found, target):
-                raise StageError(
-                    f"{own.full_title}, {split}: {other.root} lists other items than {own.root}, which changed while "
-                    "its shards were written; give the command again"
-                )
-
-
-def _alike(expected: Listing, data: Path, found: Listing, target: Path) -> bool:
-    """Whether two listings are alike but for where the data lie: sets that read another one's files name them whole."""
-
-    def moved(clip: Clip) -> Clip:
-        return replace(clip, path=target / clip.path.relative_to(data))
-
-    return len(expected) == len(found) and all(moved(own) == other for own, other in zip(expected.clips, found.clips))
 
 
 def _extract_command(arguments: argparse.Namespace) -> int:

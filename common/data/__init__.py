@@ -4,7 +4,7 @@ The way of a sample, with the files that it passes:
 
     datasets/<name>.py              knows the layout of a data set's folder; worlds/<name>.py draws a small one
       -> listing.py                 Listing: files, labels and cuts in a fixed order, kept in an index
-      -> media.py, images.py        opens a file, from a folder or from tar shards (shards.py)
+      -> media.py, images.py        opens a file
       -> windows.py                 chooses the clip to cut; annotations.py, text.py: captions and their tokens
       -> transforms.py,             decoded frames, sound or image -> tensors for an encoder
          image_transforms.py

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from common.data import shards
-
 Content = TypeVar("Content")
 # Path, time of the last change and size: a file that was written anew is another file.
 FileKey = tuple[str, int, int]
@@ -82,7 +80,8 @@ class FileCache(ABC, Generic[Content]):
         """What a file holds, read on the first call."""
 
     def _key(self, path: Path) -> FileKey:
-        return os.fspath(path), *shards.stamp(path)
+        found = path.stat()
+        return os.fspath(path), found.st_mtime_ns, found.st_size
 
     def _find(self, key: FileKey) -> tuple[Content | str] | None:
         """What is kept of a file, or the message of its failure; None where nothing is."""

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data import shards
 from common.data.images import ImageCache, read_image
 from common.data.media import DecodedCache, MediaError, MediaFile
 from common.data.windows import Limits, select_frames
@@ -40,7 +39,7 @@ class FrameFolder:
         self._cache = cache
         found: dict[int, str] = {}
         try:
-            names = sorted({*os.listdir(self.path), *shards.names_in(self.path)})
+            names = sorted(os.listdir(self.path))
         except OSError as error:
             raise MediaError.of(self.path, f"cannot be read: {error.strerror or error}") from error
         for name in names:

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from common.data import shards
 from common.data.annotations import ImageAnnotations, TextRows
 from common.data.caches import FileCache
 from common.data.image_transforms import Transform
 from common.data.items import ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.media import MediaError
+from common.files import named
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -33,18 +33,17 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     stored pixels, and the reference codes do not apply it either. An animation gives its first frame.
 
     Args:
-        path: File in any format that Pillow reads, on its own or in a shard.
+        path: File in any format that Pillow reads.
 
     Raises:
         ImageError: The file is missing, empty, truncated, no picture, or has samples of 32 bits.
-        ShardError: Its shard is missing or damaged.
     """
     path = Path(path)
     try:
-        with Image.open(shards.source(path)) as image:
+        with named(path), Image.open(path) as image:
             image.load()
             return _to_rgb(image)
-    except (ImageError, MemoryError, shards.ShardError):
+    except (ImageError, MemoryError):
         raise
     except OSError as error:
         # Pillow's own messages hold no error number; the system's name the file a second time.

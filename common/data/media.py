@@ -28,9 +28,9 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from common.data import shards
 from common.data.caches import FileCache
 from common.data.windows import Limits, select_frames
+from common.files import named
 
 # A lossy sound decoder needs some packets before its output is right, so a seek goes this much further back. A window
 # that begins within this time of the stream's start is decoded from the start, without a seek.
@@ -233,12 +233,11 @@ class MediaFile:
     Times are seconds on the file's own clock, the same for both streams. A rotation in the header is not applied.
 
     Args:
-        path: File in any container that FFmpeg reads, on its own or in a shard.
+        path: File in any container that FFmpeg reads.
         cache: Where to keep and look for the decoded file; None = read from disk.
 
     Raises:
         MediaError: The file is missing, empty, not a media file, or has neither picture nor sound.
-        ShardError: Its shard is missing or damaged.
     """
 
     def __init__(self, path: str | Path, cache: DecodedCache | None = None) -> None:
@@ -379,9 +378,9 @@ class MediaFile:
 
     def _open(self) -> None:
         self.close()
-        with self._explained():
+        with self._explained(), named(self.path):
             # Tags in old files are not always valid text; nobody reads them here.
-            self._container = av.open(shards.source(self.path), mode="r", metadata_errors="ignore")
+            self._container = av.open(str(self.path), mode="r", metadata_errors="ignore")
         self._fresh = True
         self._ends: dict[int, float] = {}
         streams = self._container.streams
@@ -455,12 +454,11 @@ class MediaFile:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (MediaError, shards.ShardError):
+        except MediaError:
             raise
-        except av.error.FFmpegError as error:
-            raise MediaError.of(self.path, f"cannot be read: {error.strerror or error}") from error
-        except (OSError, ValueError, EOFError, IndexError) as error:
-            raise MediaError.of(self.path, f"cannot be read: {error or type(error).__name__}") from error
+        except (av.error.FFmpegError, OSError, ValueError, EOFError, IndexError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise MediaError.of(self.path, f"cannot be read: {reason}") from error
 
     def _rewind(self, stream: VideoStream | AudioStream, seek_to: float | None) -> None:
         """Go to a key frame at or before a time; None = the beginning. Packets of other streams are passed over."""

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common import files
-from common.data import checksums, shards
+from common.data import checksums
 from common.data.datasets.base import MediaDataset
 from common.data.datasets.captioned import CaptionedDataset, LanguageCaptioned
 from common.data.listing import Clip, DatasetMissing, DatasetStatus, spread
@@ -77,8 +77,6 @@ def report(
         notes = _index(dataset, console) if prepare else []
         with console.status(f"Looking at {dataset.title}"):
             status = dataset.status()
-        if status.layout and shards.index_file(dataset.root) is not None:
-            status = replace(status, layout=f"{status.layout}; media files in shards")
         if prepare:
             with console.status(f"Comparing checksums of {dataset.title}"):
                 verified, corrupt = check_checksums(dataset)
@@ -263,14 +261,7 @@ def check_files(
 
 
 def _stamp(path: Path | None) -> list[int]:
-    if path is None:
-        return []
-    if path.is_file():
-        return files.stamp_of(path)
-    try:
-        return list(shards.stamp(path))
-    except OSError:
-        return []
+    return files.stamp_of(path) if path is not None and path.exists() else []
 
 
 def _verdict(clip: Clip, streams: tuple[str, ...]) -> str:

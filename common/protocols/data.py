@@ -21,7 +21,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from common.data import shards
 from common.data.clip_inputs import AudioInput, VideoInput, read_statistics
 from common.data.clips import DenseVideoClips, SoundWindows, VideoClips
 from common.data.datasets.audioset import AudioSet
@@ -122,9 +121,10 @@ class AudioVisualData(ShardedDataModule):
 def _stamp(clip: Clip) -> tuple[int, int]:
     """What changes when the file with a clip's sound is written anew; zeros where it is not there."""
     try:
-        return shards.stamp(clip.sound or clip.path)
+        found = (clip.sound or clip.path).stat()
     except OSError:
         return 0, 0
+    return found.st_mtime_ns, found.st_size
 
 
 class VideoClassificationData(AudioVisualData):

@@ -79,7 +79,7 @@ def test_the_seed_has_one_option(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_pipe_in_place_of_a_file_does_not_hang_its_reader(tmp_path: Path) -> None:
     for name, read in (("a.mp4", MediaFile), ("a.png", read_image)):
         os.mkfifo(tmp_path / name)
-        with pytest.raises(MediaError, match=rf"{name}: .*is no file"):
+        with pytest.raises(MediaError, match=rf"{name}: .*is no regular file"):
             read(tmp_path / name)
 
 

@@ -20,7 +20,6 @@ import torch
 from PIL import Image
 
 from common.commands.main import main
-from common.data import shards
 from common.data.datasets.audioset import AudioSet
 from common.data.datasets.avsd import AVSD
 from common.data.datasets.base import MediaDataset
@@ -49,7 +48,6 @@ from common.data.images import read_image
 from common.data.listing import DatasetMissing
 from common.data.media import MediaFile
 from common.data.regions import RegionFeatures, write_regions
-from common.data.shard_writing import write_shards
 from common.data.text import SentencePieceTokenizer, WordPieceTokenizer, XLMRTokenizer, read_back_translations
 from common.data.text_features import FeatureStore, SentencePool
 from common.data.worlds.clip_layouts import (
@@ -215,18 +213,6 @@ def _write_measurement(folder: Path) -> None:
     texts = dict.fromkeys(names, 1.0) | {name: "text" for name, kind in names.items() if kind == "str"}
     step = gpu.MeasuredStep(**{**texts, "git": {"revision": "0" * 40}, "versions": {"torch": "2"}, "kernels": []})
     gpu.write(step, folder)
-
-
-def _write_shards(folder: Path) -> None:
-    write_shards(image_layouts.write_imagenet(folder / "whole"), folder / "set", 8_000)
-    shutil.rmtree(folder / "whole")
-
-
-def _read_shards(folder: Path) -> None:
-    for path in sorted((folder / "set").rglob("*")):
-        if path.is_dir():
-            for name in shards.names_in(path):
-                read_image(path / name)
 
 
 def _data(folder: Path) -> int:
@@ -514,7 +500,6 @@ TARGETS: dict[str, Target] = {
     "media": Target(_write_media, _read_media),
     "pictures": Target(_write_pictures, _read_pictures),
     "regions": Target(_write_regions, _read_regions),
-    "shards": Target(_write_shards, _read_shards),
     "text features": Target(_write_text_features, _read_text_features),
     "vocabularies": Target(_write_words, _read_words),
     "record": Target(_write_runs, _read_record),

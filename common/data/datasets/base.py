@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from common.data import shards
 from common.data.listing import ClipTable, DatasetMissing, DatasetStatus, Listing, ListingIndex
 from common.files import cache_folder, named
 
@@ -176,8 +175,6 @@ class MediaDataset(ABC):
         self.require_folder()
         scan = self._scan(split, fold)
         if not scan.names:
-            if shards.unfinished(self.root):
-                raise self._lacks(self.root, "its shards are not complete: write them to the end with --shards")
             raise self._lacks(self.root, f"none of the {self.unit} of split {split!r} was found ({scan.layout})")
         order = list(range(len(scan.names)))
         if not scan.in_order:
@@ -209,9 +206,7 @@ class MediaDataset(ABC):
             layout=scan.layout,
             notes=tuple(scan.notes),
         )
-        watched = [self.root, *scan.watched]
-        indices = {index for path in watched if (index := shards.index_file(path)) is not None}
-        return listing, [*watched, *sorted(indices)], scanned_at
+        return listing, [self.root, *scan.watched], scanned_at
 
     @abstractmethod
     def _scan(self, split: str, fold: int | None) -> Scan:
@@ -354,17 +349,13 @@ def first_file(root: Path, candidates: Sequence[str]) -> Path | None:
 
 
 def entries(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the subfolders and of the files of a folder, sorted, without hidden ones; also of files in shards.
-
-    Raises:
-        ShardError: Shards are missing or damaged.
-    """
-    folders: set[str] = set()
-    files = set(shards.names_in(folder))
+    """Names of the subfolders and of the files of a folder, sorted, without hidden ones."""
+    folders: list[str] = []
+    files: list[str] = []
     with os.scandir(folder) as found:
         for entry in found:
-            if not entry.name.startswith(".") and entry.name != shards.SHARD_FOLDER:
-                (folders if entry.is_dir() else files).add(entry.name)
+            if not entry.name.startswith("."):
+                (folders if entry.is_dir() else files).append(entry.name)
     return sorted(folders), sorted(files)
 
 

@@ -16,7 +16,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from common.data import shards
 from common.data.annotations import LanguageCaptions, read_json
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, prefix_of, walk
 from common.data.listing import DatasetMissing, DatasetStatus
@@ -168,7 +167,7 @@ class CaptionedDataset(LanguageCaptioned, MediaDataset):
         names = [folder / f"{key}{suffix}" for folder in folders for suffix in (".jpg", ".png", ".jpeg", ".webp")]
         if self.region_keys == "number":  # as img2dataset names files: 10,000 of them a folder
             names += [folder / f"{int(key) // 10_000:05d}" / f"{int(key):09d}.jpg" for folder in folders]
-        return next((path for path in names if shards.exists(path)), names[0])
+        return next((path for path in names if path.is_file()), names[0])
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         keys = {key for language in self.languages for key in self.captions(split, language).keys}

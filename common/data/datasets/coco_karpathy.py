@@ -10,7 +10,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.data import shards
 from common.data.annotations import (
     CaptionCollector,
     CaptionedImages,
@@ -131,7 +130,7 @@ class COCOKarpathy(LanguageCaptioned, MediaDataset):
     def image_path(self, key: str, split: str = "train") -> Path:
         folder = key.removeprefix("COCO_").partition("_")[0]
         names = [self.root / parent / folder / f"{key}.jpg" for parent in _PARENTS]
-        return next((path for path in names if shards.exists(path)), names[0])
+        return next((path for path in names if path.is_file()), names[0])
 
     def _options(self) -> dict[str, object]:
         return {"restval": self.restval}

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from common.data import shards
 from common.data.datasets.base import (
     AUDIO_SUFFIXES,
     MediaDataset,
@@ -89,7 +88,7 @@ class DCASE2014(MediaDataset):
         scan.sound_labels = []
         label_of = {name: label for label, name in enumerate(classes)}
         for name, scene in rows[split]:
-            found = next((base + name for base in _BASES if shards.exists(self.root / (base + name))), None)
+            found = next((base + name for base in _BASES if (self.root / (base + name)).is_file()), None)
             # A recording that is moved or removed changes the folder it was in.
             watched.append((self.root / (found or name)).parent)
             if found is None:
