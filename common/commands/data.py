@@ -53,8 +53,7 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     features = command.add_argument_group(
         "text features",
-        "With --text-features, the frozen text features of a paper that stores them are computed. A run that was "
-        "stopped goes on.",
+        "With --text-features, the frozen text features of a paper that stores them are computed.",
     )
     features.add_argument("--text-features", action="store_true", help="compute them")
     features.add_argument("--bert", type=Path, metavar="FOLDER", help="BERT's released weights")

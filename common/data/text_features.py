@@ -6,12 +6,8 @@ zero from `length` on, and the boundary tokens are words like any other.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +20,15 @@ from torch import Tensor, nn
 
 from common.data.annotations import Rows
 from common.data.text import CaptionTokenizer
-from common.files import exclusive, named, write_atomically
+from common.files import exclusive, named, write_whole
 
 SentencePool = Literal["official", "masked_mean"]
 
-STORE_VERSION = 1
-# Captions between two notes of how far the store is: what an interruption costs at most.
-KEPT_EVERY = 4096
+STORE_VERSION = 2
 # How many captions are tokenized again to see that a store was made with the same tokenizer.
 COMPARED_CAPTIONS = 256
 _BERT_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
+_POOLS: tuple[SentencePool, ...] = get_args(SentencePool)
 
 
 class FeaturesMissing(FileNotFoundError):
@@ -42,17 +37,6 @@ class FeaturesMissing(FileNotFoundError):
 
 class FeaturesStale(ValueError):
     """A store of text features was made of other captions, tokens or weights than are wanted now."""
-
-
-def checked_pool(pool: str) -> SentencePool:
-    """The name of a pooling.
-
-    Raises:
-        ValueError: there is no such pooling.
-    """
-    if pool not in get_args(SentencePool):
-        raise ValueError(f"sentence_pool: {pool!r} is not one of {', '.join(get_args(SentencePool))}")
-    return pool  # type: ignore[return-value]
 
 
 def valid_mask(length: Tensor, tokens: int) -> Tensor:
@@ -89,11 +73,7 @@ def encode_texts(texts: Sequence[str], tokenizer: CaptionTokenizer) -> tuple[Ten
 
 
 class TextEncoder(Protocol):
-    """What a store is made by.
-
-    Attributes:
-        feature_dim: E.
-    """
+    """What a store is made by; `feature_dim` is E."""
 
     feature_dim: int
 
@@ -101,66 +81,51 @@ class TextEncoder(Protocol):
         """Last hidden states [n, T, E], those of padded places included."""
         ...
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Its weights, which lie where it computes."""
-        ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 class FeatureStore:
-    """Features of all captions of a split, memory-mapped: float16 words of the tokens that count, nothing else.
+    """Features of all captions of a split in an HDF5 file: float16 words of the tokens that count, nothing else.
 
-    What the official pooling mixes in is not kept, so the sentences of both poolings are.
+    What the official pooling mixes in is not kept, so the sentences of both poolings are. Arrays are contiguous, and
+    mapped into memory, which processes share.
 
     Args:
-        folder: what `make_store` wrote.
+        path: what `make_store` wrote.
+
+    Attributes:
+        about: `made_of`, a digest of captions and tokenizer; `bert`, that of BERT; and what else `make_store` was told.
 
     Raises:
         FeaturesMissing: there is no store.
         FeaturesStale: it is damaged, or of another version of this code.
-
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, path: Path) -> None:
+        import h5py
+
+        self.path = path
         try:
-            with named(folder / "store.json"):
-                self.identity: dict[str, Any] = json.loads((folder / "store.json").read_bytes())
-            with named(folder / "starts.npy"):
-                self.starts: npt.NDArray[np.int64] = np.load(folder / "starts.npy")
+            with named(path), h5py.File(path) as file:
+                self.about = dict(file.attrs)
+                self.max_tokens = int(self.about["max_tokens"])
+                self.starts: npt.NDArray[np.int64] = file["starts"][:]
+                self._places = {name: (file[name].id.get_offset(), file[name].shape) for name in ("words", *_POOLS)}
+            self.width = self._places["words"][1][1]
             self._arrays: dict[str, npt.NDArray[np.float16]] = {}
-            shapes = {name: self._array(name).shape for name in ("words", *get_args(SentencePool))}
-            captions, width = len(self.starts) - 1, self.identity["width"]
-            expected = {"words": (int(self.starts[-1]), width)} | dict.fromkeys(
-                get_args(SentencePool), (captions, width)
-            )
-            if shapes != expected:
-                raise ValueError(f"its arrays have the shapes {shapes}, expected {expected}")
-        except FileNotFoundError as error:
-            raise FeaturesMissing(f"{folder} is no store of text features ({error.filename} is missing)") from None
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            raise FeaturesStale(f"{folder} is damaged ({error}): delete it") from None
+            self._array("words")
+        except FileNotFoundError:
+            raise FeaturesMissing(f"{path} does not exist") from None
+        except Exception as error:
+            raise FeaturesStale(f"{path} is damaged ({error}): delete it") from None
 
     def __len__(self) -> int:
         """Number of captions."""
         return len(self.starts) - 1
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process maps the files itself; pickling would copy them.
+        # Another process maps the file itself; pickling would copy it.
         return {**self.__dict__, "_arrays": {}}
-
-    @property
-    def width(self) -> int:
-        """E."""
-        return int(self.identity["width"])
-
-    @property
-    def max_tokens(self) -> int:
-        """T."""
-        return int(self.identity["max_tokens"])
-
-    def lengths(self, captions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Number of tokens of some captions, int64 [n]."""
-        return self.starts[captions + 1] - self.starts[captions]
 
     def read(self, captions: npt.NDArray[np.int64], pool: SentencePool) -> tuple[Tensor, Tensor, Tensor]:
         """Features of some captions.
@@ -172,7 +137,8 @@ class FeatureStore:
         Returns:
             Words float32 [n, T, E], zero beyond the length; sentences float32 [n, E]; lengths int64 [n].
         """
-        starts, lengths = self.starts[captions], self.lengths(captions)
+        starts = self.starts[captions]
+        lengths = self.starts[captions + 1] - starts
         words = np.zeros((len(captions), self.max_tokens, self.width), dtype=np.float32)
         places = np.arange(self.max_tokens)
         valid = places < lengths[:, None]
@@ -182,8 +148,8 @@ class FeatureStore:
 
     def _array(self, name: str) -> npt.NDArray[np.float16]:
         if name not in self._arrays:
-            with named(self.folder / f"{name}.npy"):
-                self._arrays[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+            offset, shape = self._places[name]
+            self._arrays[name] = np.memmap(self.path, np.float16, "r", offset, shape)
         return self._arrays[name]
 
 
@@ -201,16 +167,15 @@ class StoredFeatures:
     bert: str
 
     def path(self, dataset: str, split: str, max_tokens: int) -> Path:
-        """Folder of one store."""
-        return Path(self.folder).expanduser() / f"{dataset}-{split}-{max_tokens}"
+        """The file of one store."""
+        return Path(self.folder).expanduser() / f"{dataset}-{split}-{max_tokens}.h5"
 
     def state(self, dataset: str, split: str, captions: Rows[str], tokenizer: CaptionTokenizer) -> str:
-        """What is there of a store, in words: "present", "missing", "half made", or why it is out of date."""
-        path = self.path(dataset, split, tokenizer.max_tokens)
+        """What is there of a store, in words: "present", "missing", or why it is out of date."""
         try:
             self.open(dataset, split, captions, tokenizer)
         except FeaturesMissing:
-            return "half made" if path.with_name(f"{path.name}.partial").is_dir() else "missing"
+            return "missing"
         except FeaturesStale as error:
             return f"out of date: {error}"
         return "present"
@@ -227,40 +192,27 @@ class StoredFeatures:
             FeaturesMissing: there is none.
             FeaturesStale: it is of something else.
         """
-        path = self.path(dataset, split, tokenizer.max_tokens)
-        if not path.is_dir():
-            raise FeaturesMissing(f"{path} does not exist")
-        store = FeatureStore(path)
-        wanted = identity_of(captions, tokenizer, self._bert_digest())
-        changed = [name for name, value in wanted.items() if value is not None and store.identity.get(name) != value]
-        if "captions" in changed and "tokenizer" in changed:
-            changed.remove("tokenizer")  # its digest is over captions, so it says nothing any more
-        if changed:
-            raise FeaturesStale(f"{path} is out of date, it was made of other {', '.join(changed)}: delete it")
+        store = FeatureStore(self.path(dataset, split, tokenizer.max_tokens))
+        if store.about.get("made_of") != digest_of(captions, tokenizer):
+            raise FeaturesStale(f"{store.path} was made of other captions or another tokenizer: delete it")
+        try:
+            bert = bert_digest(Path(self.bert).expanduser())
+        except FileNotFoundError:
+            return store
+        if store.about.get("bert") != bert:
+            raise FeaturesStale(f"{store.path} was made by another BERT: delete it")
         return store
 
-    def _bert_digest(self) -> str | None:
-        with contextlib.suppress(FileNotFoundError):
-            return bert_digest(Path(self.bert).expanduser())
-        return None
 
-
-def identity_of(captions: Rows[str], tokenizer: CaptionTokenizer, bert: str | None) -> dict[str, Any]:
-    """What a store depends on: digests of captions, tokenizer and BERT, and T."""
+def digest_of(captions: Rows[str], tokenizer: CaptionTokenizer) -> str:
+    """SHA-256 over what a store depends on besides BERT: all captions, and the tokens of some of them."""
     count = int(captions.starts[-1])
-    texts = hashlib.sha256()
+    state = hashlib.sha256(f"{STORE_VERSION} {tokenizer.vocabulary_size} {tokenizer.max_tokens}".encode())
     for number in range(count):
-        texts.update(captions.value(number).encode("utf-8", "surrogatepass") + b"\0")
-    tokens = hashlib.sha256(f"{tokenizer.vocabulary_size} {tokenizer.max_tokens}".encode())
+        state.update(captions.value(number).encode("utf-8", "surrogatepass") + b"\0")
     for number in np.unique(np.linspace(0, max(count - 1, 0), min(count, COMPARED_CAPTIONS)).astype(np.int64)).tolist():
-        tokens.update(np.array(tokenizer.encode(captions.value(number)), dtype="<i8").tobytes())
-    return {
-        "version": STORE_VERSION,
-        "captions": texts.hexdigest(),
-        "tokenizer": tokens.hexdigest(),
-        "max_tokens": tokenizer.max_tokens,
-        "bert": bert,
-    }
+        state.update(np.array(tokenizer.encode(captions.value(number)), dtype="<i8").tobytes())
+    return state.hexdigest()
 
 
 @functools.lru_cache(maxsize=4)
@@ -284,21 +236,19 @@ def bert_digest(folder: Path) -> str:
 
 
 def make_store(
-    folder: Path,
+    path: Path,
     captions: Rows[str],
     tokenizer: CaptionTokenizer,
     encoder: TextEncoder,
-    bert: str | None,
+    bert: str,
     batch_size: int = 64,
     advance: Callable[[int], None] = lambda count: None,
     described: Mapping[str, Any] | None = None,
 ) -> FeatureStore:
-    """Compute and write the features of all captions; goes on with what an interrupted call left behind.
-
-    The store appears under its name only when it is whole.
+    """Compute and write the features of all captions; the store appears under its name only when it is whole.
 
     Args:
-        folder: the store.
+        path: the store.
         captions: texts of each image.
         tokenizer: makes tokens of them, prepared.
         encoder: makes features of these, on the device that it lies on.
@@ -311,63 +261,43 @@ def make_store(
         OSError: the disk has no room for it.
         ValueError: the features are not finite.
     """
-    identity = {**identity_of(captions, tokenizer, bert), "width": encoder.feature_dim, **(described or {})}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f"{folder.name}.partial")
-    with exclusive(folder.with_name(f".{folder.name}.lock")):
-        with contextlib.suppress(FeaturesMissing, FeaturesStale):
-            # Another process made it while this one waited.
-            if (store := FeatureStore(folder)).identity == identity:
-                return store
-        done = _done(partial, identity)
-        if done is None:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            _allocate(partial, captions, tokenizer, encoder.feature_dim)
-            done = 0
-            _note(partial, identity, done)
-        advance(done)
-        _fill(partial, captions, tokenizer, encoder, identity, done, batch_size, advance)
-        if not (partial / "starts.npy").is_file():
-            # Without file locks another process has filled the same files and put them in place.
-            shutil.rmtree(partial, ignore_errors=True)
-            return FeatureStore(folder)
-        write_atomically(partial / "store.json", json.dumps(identity, indent=1, sort_keys=True) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    return FeatureStore(folder)
+    import h5py
 
-
-def _fill(
-    partial: Path,
-    captions: Rows[str],
-    tokenizer: CaptionTokenizer,
-    encoder: TextEncoder,
-    identity: Mapping[str, Any],
-    done: int,
-    batch_size: int,
-    advance: Callable[[int], None],
-) -> None:
-    """Compute what is left of a store."""
     count = int(captions.starts[-1])
-    starts = np.load(partial / "starts.npy")
-    arrays = {name: np.load(partial / f"{name}.npy", mmap_mode="r+") for name in ("words", *get_args(SentencePool))}
     device = next(encoder.parameters()).device
-    kept = done
-    for first in range(done, count, batch_size):
-        last = min(first + batch_size, count)
-        tokens, length = encode_texts([captions.value(number) for number in range(first, last)], tokenizer)
-        tokens, length = tokens.to(device), length.to(device)
-        states = encoder.hidden_states(tokens, length)
-        arrays["words"][starts[first] : starts[last]] = _half(states[valid_mask(length, tokens.shape[1])])
-        for pool in get_args(SentencePool):
-            arrays[pool][first:last] = _half(pool_sentence(states, length, pool))
-        advance(last - first)
-        if last - kept >= KEPT_EVERY or last == count:
-            for array in arrays.values():
-                array.flush()
-            _note(partial, identity, last)
-            kept = last
+
+    def encoded(first: int) -> tuple[Tensor, Tensor]:
+        return encode_texts([captions.value(n) for n in range(first, min(first + batch_size, count))], tokenizer)
+
+    def write(temporary: Path) -> None:
+        lengths = torch.cat([encoded(first)[1] for first in range(0, count, batch_size)]).numpy()
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        with h5py.File(temporary, "w") as file:
+            file["starts"] = starts
+            for name in ("words", *_POOLS):
+                rows = int(starts[-1]) if name == "words" else count
+                file.create_dataset(name, (rows, encoder.feature_dim), np.float16)
+            for first in range(0, count, batch_size):
+                tokens, length = (part.to(device) for part in encoded(first))
+                last = first + len(length)
+                states = encoder.hidden_states(tokens, length)
+                file["words"][starts[first] : starts[last]] = _half(states[valid_mask(length, tokens.shape[1])])
+                for pool in _POOLS:
+                    file[pool][first:last] = _half(pool_sentence(states, length, pool))
+                advance(last - first)
+            file.attrs.update(about)
+
+    about = {"made_of": digest_of(captions, tokenizer), "bert": bert, "max_tokens": tokenizer.max_tokens}
+    about |= described or {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(path.with_name(f".{path.name}.lock")):
+        try:
+            made = FeatureStore(path).about == about  # by another process, while this one waited
+        except (FeaturesMissing, FeaturesStale):
+            made = False
+        if not made:
+            write_whole(path, write)
+    return FeatureStore(path)
 
 
 def _half(features: Tensor) -> npt.NDArray[np.float16]:
@@ -375,30 +305,3 @@ def _half(features: Tensor) -> npt.NDArray[np.float16]:
     if not np.isfinite(halves).all():
         raise ValueError("BERT's features are not finite in half precision: its weights are damaged, get them anew")
     return halves
-
-
-def _done(partial: Path, identity: Mapping[str, Any]) -> int | None:
-    """How many captions an interrupted call finished; None where there is nothing to go on with."""
-    try:
-        note = json.loads((partial / "progress.json").read_bytes())
-        return int(note["done"]) if note["identity"] == identity else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _note(partial: Path, identity: Mapping[str, Any], done: int) -> None:
-    write_atomically(partial / "progress.json", json.dumps({"identity": dict(identity), "done": done}))
-
-
-def _allocate(partial: Path, captions: Rows[str], tokenizer: CaptionTokenizer, width: int) -> None:
-    """Files of the final size."""
-    count = int(captions.starts[-1])
-    lengths = [len(tokenizer.encode(captions.value(number))) for number in range(count)]
-    starts = np.concatenate([[0], np.cumsum(np.array(lengths, dtype=np.int64))]).astype(np.int64)
-    needed = 2 * width * (int(starts[-1]) + len(get_args(SentencePool)) * count)
-    free = shutil.disk_usage(partial).free
-    if needed > free:
-        raise OSError(f"{partial}: the text features need {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free")
-    np.save(partial / "starts.npy", starts)
-    for name, rows in ({"words": int(starts[-1])} | dict.fromkeys(get_args(SentencePool), count)).items():
-        np.lib.format.open_memmap(partial / f"{name}.npy", "w+", np.float16, (rows, width)).flush()

@@ -33,7 +33,6 @@ from common.data.text_features import (
     FeatureStore,
     SentencePool,
     StoredFeatures,
-    checked_pool,
     encode_texts,
 )
 from common.data.worlds.base import World
@@ -216,7 +215,7 @@ class TextToImageData(ShardedDataModule):
                 raise ValueError(f"data.{name}: {choice!r} is not one of {', '.join(get_args(choices))}")
         self.tokenizer = tokenizer
         self.text_features = text_features
-        self.sentence_pool: SentencePool = checked_pool(sentence_pool)
+        self.sentence_pool: SentencePool = sentence_pool
         self.image_size = image_size
         self.transform = SquashTransform(image_size, flip, flip if official_quirks else 0.0)
         self.official_quirks = official_quirks
@@ -262,8 +261,8 @@ class TextToImageData(ShardedDataModule):
                 }
             except (FeaturesMissing, FeaturesStale) as error:
                 raise type(error)(
-                    f"data.text_features: {error}. Make it once with `assemble data xmc_gan --text-features` (it goes "
-                    "on where it was interrupted), or set data.text_features to null and give the model a "
+                    f"data.text_features: {error}. Make it once with `assemble data xmc_gan --text-features`, "
+                    "or set data.text_features to null and give the model a "
                     "text_encoder that computes the features while it trains"
                 ) from None
 
@@ -437,7 +436,7 @@ class TextToImageData(ShardedDataModule):
             split = self.split if name.startswith("training") else self.test_split
             entry["annotations"] = self.annotations[split].fingerprint()[:16]
             if split in self.stores:
-                entry["text_features"] = str(self.stores[split].identity["bert"])[:16]
+                entry["text_features"] = str(self.stores[split].about["bert"])[:16]
         return described
 
 

@@ -42,7 +42,7 @@ class WantedStore:
 
     @property
     def path(self) -> Path:
-        """Its folder."""
+        """Its file."""
         return self.features.path(self.dataset.name, self.split, self.tokenizer.max_tokens)
 
     def captions(self) -> TextRows:
@@ -102,10 +102,7 @@ def report(data: Path, console: Console | None = None) -> None:
     console.print(table)
     if any(state != "present" for state in states):
         console.print(
-            Text(
-                f"`{COMMAND}` computes what can be computed, once: about 14 GB for COCO 2014, minutes on a GPU. "
-                "Interrupted, it goes on where it was."
-            )
+            Text(f"`{COMMAND}` computes what can be computed, once: about 14 GB for COCO 2014, minutes on a GPU.")
         )
     for folder in dict.fromkeys(store.features.bert for store in stores):
         if not Path(folder).expanduser().is_dir():
@@ -117,7 +114,7 @@ def report(data: Path, console: Console | None = None) -> None:
 def _state(store: WantedStore) -> str:
     try:
         captions = store.captions()
-        if not store.path.is_dir() and not Path(store.features.bert).expanduser().is_dir():
+        if not store.path.is_file() and not Path(store.features.bert).expanduser().is_dir():
             return "missing"
         store.tokenizer.prepare()
         return store.features.state(store.dataset.name, store.split, captions, store.tokenizer)
@@ -144,7 +141,7 @@ def text_features(
         console: where progress is shown; None for the terminal.
 
     Returns:
-        Folders of the stores that were made.
+        The stores that were made.
 
     Raises:
         StageError: no data set is there, or the device does not exist.

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common.data.text_features import SentencePool, checked_pool, pool_sentence, valid_mask
+from common.data.text_features import SentencePool, pool_sentence, valid_mask
 from common.encoders.text import BertEncoder
 
 
@@ -47,7 +47,7 @@ class BertText(nn.Module):
         sizes: dict[str, int] | None = None,
     ) -> None:
         super().__init__()
-        self.sentence_pool = checked_pool(sentence_pool)
+        self.sentence_pool = sentence_pool
         self.sizes = sizes or ({} if pretrained is None else _bert_sizes(Path(pretrained)))
         self.encoder = BertEncoder(pretrained, dropout=0.0, **self.sizes)
         self.feature_dim = self.encoder.feature_dim

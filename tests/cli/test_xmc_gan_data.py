@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -42,21 +41,21 @@ def test_stores_are_reported_made_and_found(data: Path, capsys: pytest.CaptureFi
     )
     printed = capsys.readouterr().out
     assert [path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".")] == [
-        "coco_2014-train-17",
-        "coco_2014-val-17",
+        "coco_2014-train-17.h5",
+        "coco_2014-val-17.h5",
     ]
-    assert f"written to {folder / 'coco_2014-val-17'}" in printed
-    store = FeatureStore(folder / "coco_2014-train-17")
+    assert f"written to {folder / 'coco_2014-val-17.h5'}" in printed
+    store = FeatureStore(folder / "coco_2014-train-17.h5")
     assert (len(store), store.width, store.max_tokens) == (6, 8, 17)
     words, sentence, length = store.read(np.arange(6), "official")
     assert length.tolist() == [8] * 6  # [CLS] image, an unknown number, "," caption 0 . [SEP]
     assert words[:, :8].abs().sum(2).min() > 0
     assert sentence.isfinite().all()
-    assert json.loads((store.folder / "store.json").read_text())["dataset"] == "coco_2014"
+    assert store.about["dataset"] == "coco_2014"
     # Once made, a store is left alone.
-    changed = (store.folder / "words.npy").stat().st_mtime_ns
+    changed = store.path.stat().st_mtime_ns
     main(["data", "xmc_gan", "--data", str(data), "--text-features", "--device", "cpu"])
-    assert (store.folder / "words.npy").stat().st_mtime_ns == changed
+    assert store.path.stat().st_mtime_ns == changed
 
 
 def test_errors_say_what_to_do(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -109,16 +108,9 @@ def test_no_reader_of_a_text_or_an_array_waits_for_a_pipe(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "mmf" / "1.npy")
     with pytest.raises(RegionError, match=r"1\.npy.*is no regular file"):
         RegionFeatures(tmp_path / "mmf")
-    (tmp_path / "store").mkdir()
-    for name in ("store.json", "starts.npy", "words.npy"):
-        os.mkfifo(tmp_path / "store" / name)
-        with pytest.raises(FeaturesStale, match="is no regular file"):
-            FeatureStore(tmp_path / "store")
-        (tmp_path / "store" / name).unlink()
-        if name == "store.json":
-            (tmp_path / "store" / name).write_text("{}", encoding="utf-8")
-        else:
-            np.save(tmp_path / "store" / name, np.zeros(1, dtype=np.int64))
+    os.mkfifo(tmp_path / "store.h5")
+    with pytest.raises(FeaturesStale, match="is no regular file"):
+        FeatureStore(tmp_path / "store.h5")
 
 
 def _open_stage(config: Path) -> None:

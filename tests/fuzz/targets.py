@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+import h5py
 import numpy as np
 import torch
 from PIL import Image
@@ -260,16 +261,15 @@ def _read_words(folder: Path) -> None:
 
 
 def _write_text_features(folder: Path) -> None:
-    (folder / "store").mkdir()
-    (folder / "store" / "store.json").write_text(json.dumps({"width": 4, "max_tokens": 5}), encoding="utf-8")
-    np.save(folder / "store" / "starts.npy", np.array([0, 3, 5]))
-    np.save(folder / "store" / "words.npy", np.ones((5, 4), np.float16))
-    for name in get_args(SentencePool):
-        np.save(folder / "store" / f"{name}.npy", np.ones((2, 4), np.float16))
+    with h5py.File(folder / "store.h5", "w") as file:
+        file.attrs["max_tokens"] = 5
+        file["starts"] = np.array([0, 3, 5])
+        for name in ("words", *get_args(SentencePool)):
+            file[name] = np.ones((5, 4) if name == "words" else (2, 4), np.float16)
 
 
 def _read_text_features(folder: Path) -> None:
-    store = FeatureStore(folder / "store")
+    store = FeatureStore(folder / "store.h5")
     for name in get_args(SentencePool):
         store.read(np.arange(len(store)), name)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from common.data.annotations import TextRows
 from common.data.listing import DatasetMissing
 from common.data.text import WordPieceTokenizer
-from common.data.text_features import StoredFeatures, encode_texts, pool_sentence
+from common.data.text_features import FeatureStore, StoredFeatures, encode_texts, pool_sentence
 from common.errors import StageError
 from papers.xmc_gan import prepare
 from papers.xmc_gan import text as text_module
@@ -152,8 +151,6 @@ def test_bert_without_files_says_so_at_the_first_use(tmp_path: Path, monkeypatch
     encoder = BertText(str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="nothing is downloaded"):
         encoder(torch.ones(1, 3, dtype=torch.long), torch.tensor([3]))
-    with pytest.raises(ValueError, match="sentence_pool: 'mean' is not one of official, masked_mean"):
-        BertText(str(tmp_path), "mean")  # type: ignore[arg-type]
 
 
 def test_ngram_features_are_those_that_were_written_down() -> None:
@@ -240,12 +237,12 @@ def test_the_command_makes_what_is_missing(bert: Path, tmp_path: Path, monkeypat
     assert "missing" in text
     assert "assemble data xmc_gan --text-features" in text
     text, paths = printed(prepare.text_features, batch_size=2)
-    assert paths == [tmp_path / "features" / "coco-train-8"]
+    assert paths == [tmp_path / "features" / "coco-train-8.h5"]
     assert "BERT reads COCO, train" in text
     assert "6/6" in text
     assert "COCO, val: the data set is missing" in text
-    identity = json.loads((paths[0] / "store.json").read_text())
-    assert (identity["dataset"], identity["split"], identity["width"]) == ("coco", "train", 12)
+    store = FeatureStore(paths[0])
+    assert (store.about["dataset"], store.about["split"], store.width) == ("coco", "train", 12)
     text, _ = printed(prepare.report)
     assert "present" in text
     assert "the data set is missing" in text
