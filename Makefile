@@ -118,7 +118,7 @@ dashboard: $(STAMP) ## W&B's dashboard for the terminal over all runs here, offl
 wandb-report: $(STAMP) ## W&B reports of all papers: sent with a key, else files in runs/
 	$(ASSEMBLE) wandb-report
 
-gpu-check: $(STAMP) ## Measure every paper's training step on this machine's GPU, without data; docs/gpu.md
+gpu-check: $(STAMP) ## Measure every paper's training step on this machine's GPU, without data
 	$(ASSEMBLE) gpu-check $(PAPERS)
 
 doctor: $(STAMP) ## What this machine has and lacks

@@ -1,14 +1,13 @@
-"""The command `assemble gpu-check`; thin, and quick to start."""
+"""The command `assemble gpu-check`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from common import files
 from common.errors import StageError
-from common.reporting.papers import existing_papers, names_of_papers, paper_named
+from common.reporting.papers import existing_papers, names_of_papers, paper_named, runs_root
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,15 +26,15 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument("--precision", default="bf16-mixed", help="of the trainer; default: %(default)s")
     command.add_argument("--batch-size", type=int, help="samples on the GPU; default: an eighth of the recipe's")
     command.add_argument("--steps", type=int, default=20, help="steps that are timed; default: 20")
-    command.add_argument("--output", type=Path, help="folder of the measurements; default: docs/gpu, for docs/gpu.md")
+    command.add_argument("--runs", type=Path, default=runs_root(), help="folder of the records; default: runs")
     command.set_defaults(func=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print, and keep what was measured; exit status 1 when a paper could not be."""
+    """Measure, print, and keep records; exit status 1 when a paper could not be measured."""
     from rich.table import Table
 
-    from common.reporting import gpu
+    from common.reporting import records
     from common.stages.gpu_check import measure
 
     papers = [paper_named(name) for name in arguments.papers] or existing_papers()
@@ -45,14 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise StageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    found: list[Any] = []
-    failed = 0
-    # What was measured on the CPU, or in small, is no result.
-    kept = arguments.output is not None or (arguments.device == "cuda" and not arguments.small)
-    where = (arguments.output or gpu.folder()) if kept else None
+    heads = ("paper", "recipe", "card", "batch", "ms/step", "TFLOP/s", "of the card's own", "peak GB", "idle", "waits")
+    table, terminal, failed = Table(*heads), files.console(), False
     for paper in papers:
         try:
-            step = measure(
+            record, kernels = measure(
                 paper.name,
                 arguments.recipe,
                 device=arguments.device,
@@ -64,27 +60,24 @@ def run(arguments: argparse.Namespace) -> int:
                 arguments=arguments.rest,
             )
         except StageError as error:
-            # A paper that lacks the file for this is named already.
-            told = str(error)
-            print(told if told.startswith(paper.name) else f"{paper.name}: {told}", flush=True)
-            failed += 1
+            print(f"{paper.name}: {error}", flush=True)
+            failed = True
             continue
-        found.append(step)
-        if where is not None:
-            print(f"written to {gpu.write(step, where)}")
-    if not found:
-        return 1
-    table = Table(*gpu.HEADS)
-    for step in found:
-        table.add_row(*gpu.cells(step))
-    terminal = files.console()
-    terminal.print(table)
-    for step in found:
-        kernels = Table("kernel", "ms/step", "share", "big", title=f"{step.paper}: where the time goes")
-        for kernel in step.kernels:
-            big = "yes" if kernel["big"] else ""
-            kernels.add_row(kernel["name"], f"{1000 * kernel['seconds']:.2f}", f"{kernel['share']:.0%}", big)
-        terminal.print(kernels)
-    if where is not None and arguments.output is None:
-        print(f"{'wrote' if gpu.render() else 'up to date'}: {gpu.page()}")
-    return 1 if failed else 0
+        path = record.folder(arguments.runs) / records.RECORD_FILE
+        records.write(path, record)
+        print(f"written to {path}")
+        numbers = {name: value or 0.0 for name, value in record.metrics.items()}
+        rate = numbers["flops"] / numbers["step_seconds"]
+        table.add_row(
+            paper.title, record.recipe, *(record.hardware["accelerators"] or [record.hardware["cpu"]]),
+            str(record.global_batch), f"{1000 * numbers['step_seconds']:.1f} ± {1000 * numbers['step_seconds_std']:.1f}",
+            f"{rate / 1e12:.3g}", f"{rate / numbers['matrix_rate']:.0%}", f"{numbers['peak_bytes'] / 1e9:.1f}",
+            f"{numbers['idle_share']:.0%}", f"{numbers['host_waits']:g}",
+        )  # fmt: skip
+        times = Table("kernel", "ms/step", "share", title=f"{paper.title}: where the time goes")
+        for name, seconds in list(kernels.items())[:10]:
+            times.add_row(name[:120], f"{1000 * seconds:.2f}", f"{seconds / sum(kernels.values()):.0%}")
+        terminal.print(times)
+    if table.row_count:
+        terminal.print(table)
+    return int(failed)

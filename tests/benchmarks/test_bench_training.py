@@ -79,12 +79,13 @@ def test_a_step_of_every_miniature(paper: str) -> None:
     run = resolve(paper_named(paper).name, recipe, scale="mini", hardware="cpu")
     size = int(run.config["data"]["init_args"]["batch_size"])
     steps = min(20, 2 * int(os.environ.get("BENCH_ROUNDS", 10)))
-    step = measure(paper, device="cpu", precision="32-true", scale="mini", size=size, warm_up=3, steps=steps)
-    arithmetic = step.flops / step.matrix_rate
-    noise = step.seconds_spread / step.seconds / step.steps**0.5
-    what = f"a step of {recipe} at mini, {size} samples, {size / step.seconds:.0f} a second"
-    ratio = step.seconds / arithmetic
-    add(Line(what, "its arithmetic alone", amount(step.seconds), amount(arithmetic), ratio, ratio * noise))
+    record, _ = measure(paper, device="cpu", precision="32-true", scale="mini", size=size, warm_up=3, steps=steps)
+    found: dict[str, Any] = record.metrics
+    seconds, arithmetic = found["step_seconds"], found["flops"] / found["matrix_rate"]
+    noise = found["step_seconds_std"] / seconds / steps**0.5
+    what = f"a step of {recipe} at mini, {size} samples, {size / seconds:.0f} a second"
+    ratio = seconds / arithmetic
+    add(Line(what, "its arithmetic alone", amount(seconds), amount(arithmetic), ratio, ratio * noise))
 
 
 def test_share_of_a_step_spent_waiting_for_data(tmp_path: Path) -> None:

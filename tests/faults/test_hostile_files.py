@@ -23,7 +23,7 @@ from common.data.text import WordPieceTokenizer, read_back_translations
 from common.data.text_features import FeaturesStale, FeatureStore
 from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, require_intact
 from common.errors import ReportingError, StageError, printable
-from common.reporting import gpu, papers, promote, records
+from common.reporting import papers, promote, records
 from common.stages.configuration import load_yaml
 from common.stages.export import read_export
 from common.stages.finished import open_finished
@@ -90,7 +90,6 @@ def test_no_reader_of_a_text_or_an_array_waits_for_a_pipe(tmp_path: Path) -> Non
     readers: tuple[Callable[[Path], object], ...] = (
         load_yaml,
         records.read,
-        gpu.read,
         read_back_translations,
         lambda path: list(read_caption_table(path)),
         lambda path: WordPieceTokenizer(str(path)).prepare(),

@@ -60,7 +60,7 @@ from common.data.worlds.clip_layouts import (
     write_ucf101,
 )
 from common.encoders.checkpoint_files import read_checkpoint, require_intact
-from common.reporting import gpu, records, tables
+from common.reporting import records, tables
 from common.reporting.curves import read_curves
 from common.reporting.draws import Draw
 from common.reporting.papers import project_root
@@ -207,13 +207,6 @@ def _report(folder: Path) -> int:
 
 def _plan(folder: Path) -> int:
     return main(["plan", "avid", "--scale", "mini", "--runs", str(folder / "runs")])
-
-
-def _write_measurement(folder: Path) -> None:
-    names = {one.name: one.type for one in dataclasses.fields(gpu.MeasuredStep)}
-    texts = dict.fromkeys(names, 1.0) | {name: "text" for name, kind in names.items() if kind == "str"}
-    step = gpu.MeasuredStep(**{**texts, "git": {"revision": "0" * 40}, "versions": {"torch": "2"}, "kernels": []})
-    gpu.write(step, folder)
 
 
 def _data(folder: Path) -> int:
@@ -504,7 +497,6 @@ TARGETS: dict[str, Target] = {
     "vocabularies": Target(_write_words, _read_words),
     "record": Target(_write_runs, _read_record),
     "curves": Target(_write_runs, _read_curves),
-    "measured step": Target(_write_measurement, gpu.find),
     "tables": Target(_write_tables, lambda folder: tables.load("mct", folder / "tables.yaml")),
     "YAML": Target(_write_config, lambda folder: load_yaml(folder / "mine.yaml")),
     "checkpoint": Target(_write_checkpoint, _read_checkpoint),
