@@ -68,9 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"written to {path}")
         numbers = {name: value or 0.0 for name, value in record.metrics.items()}
         rate = numbers["flops"] / numbers["step_seconds"]
+        step, spread = 1000 * numbers["step_seconds"], 1000 * numbers["step_seconds_std"]
         table.add_row(
             paper.title, record.recipe, *(record.hardware["accelerators"] or [record.hardware["cpu"]]),
-            str(record.global_batch), f"{1000 * numbers['step_seconds']:.1f} ± {1000 * numbers['step_seconds_std']:.1f}",
+            str(record.global_batch), f"{step:.1f} ± {spread:.1f}",
             f"{rate / 1e12:.3g}", f"{rate / numbers['matrix_rate']:.0%}", f"{numbers['peak_bytes'] / 1e9:.1f}",
             f"{numbers['idle_share']:.0%}", f"{numbers['host_waits']:g}",
         )  # fmt: skip

@@ -86,8 +86,7 @@ def measure(
             synthetic_training(run, trainer, Draw(), size).run()
     except torch.OutOfMemoryError as error:
         raise StageError(
-            f"{name}, recipe {run.recipe}: {size} samples do not fit into the device's memory; give --batch-size "
-            f"({error})"
+            f"recipe {run.recipe}: {size} samples do not fit into the device's memory; give --batch-size ({error})"
         ) from None
     finally:
         if cuda:

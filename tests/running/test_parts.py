@@ -35,7 +35,7 @@ def test_a_data_module_without_examples_is_named(
     monkeypatch.delattr("papers.mct.data.PretrainingData.example_batch")
     assert main(["gpu-check", "mct", "--device", "cpu", "--small"]) == 1
     told = capsys.readouterr().out
-    assert told.startswith("mct makes no made-up batches: PretrainingData has no method example_batch")
+    assert told.startswith("mct: no made-up batches: PretrainingData has no method example_batch")
 
 
 def test_a_missing_file_of_the_paper_is_said_before_a_missing_checkpoint(
