@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from common.reporting.render import Filled
 
 LEGEND = """
-A claim compares its rows draw by draw; a draw is a seed and a rounding. It holds when the mean lies beyond what is
-claimed with 95 % confidence, fails when it lies on the other side, and is not separable between; one draw alone never
-fails or holds.
-`gate mini`: `assemble claims --gate` ends with an error when this one fails at mini scale."""
+A claim is an ordering that the paper asserts, a check a sanity condition of ours. Both compare rows draw by draw; a
+draw is a seed and a rounding. They hold when the mean difference lies beyond what is asked with 95 % confidence, fail
+when it lies on the other side, and are not separable between; one draw alone never fails or holds.
+(gate): `assemble claims --gate` ends with an error when this one fails at mini scale."""
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -57,10 +57,12 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     tables.add_argument("--no-write", action="store_true", help="print only")
     _add_runs(tables, "print the tables of fresh records instead of the promoted ones; READMEs are not touched")
 
-    claims = add("claims", claims_command, "Judge the papers' claims over the stored records.")
+    claims = add("claims", claims_command, "Judge the papers' claims, and our checks, over the stored records.")
     claims.add_argument("--scale", choices=SCALES, help="this scale only")
     claims.add_argument(
-        "--gate", action="store_true", help="exit with 1 when a gated mini claim fails, with 2 when one was not run"
+        "--gate",
+        action="store_true",
+        help="exit with 1 when a gated claim or check fails at mini, with 2 when one was not run",
     )
     _add_runs(claims, "judge fresh records instead of the promoted ones")
 
@@ -166,7 +168,7 @@ def _say(changed: bool, path: Path) -> None:
 
 
 def claims_command(args: argparse.Namespace) -> int:
-    """Print the verdicts; with ``--gate`` exit with 1 on a failed gated mini claim, with 2 on one not run."""
+    """Print the verdicts; with ``--gate`` exit with 1 when one fails at mini, with 2 when one was not run."""
     from common.reporting import render
     from common.reporting.claims import gate_failures
     from common.reporting.tables import load
@@ -182,19 +184,24 @@ def claims_command(args: argparse.Namespace) -> int:
         filled = {s: render.fill(source, s, records) for s in scales}
         # Without --scale, a scale at which nothing was measured says nothing, except mini when it gates.
         shown = [s for s in scales if args.scale or (s == "mini" and args.gate) or _measured(filled[s])]
-        found = [claim for s in shown for f in filled[s] for claim in f.claims]
-        judged += found
+        claims = [one for s in shown for f in filled[s] for one in f.claims]
+        checks = [one for s in shown for f in filled[s] for one in f.checks]
+        judged += claims + checks
         console.print(f"\n{paper_named(name).title}", style="bold")
-        console.print(render.rich_claims(found, console.width) if found else "nothing measured yet")
+        for found in filter(None, (claims, checks)):
+            console.print(render.rich_judged(found, console.width))
+        if not shown:
+            console.print("nothing measured yet")
     if judged:
         console.print(LEGEND, style="dim", markup=False)
     if not args.gate:
         return 0
     failed, missing = gate_failures(judged)
-    for claim in failed:
-        print(f"gate: {claim.table}.{claim.claim.id} fails at mini scale: {claim.outcome}", file=sys.stderr)
-    for claim in missing:
-        print(f"gate: {claim.table}.{claim.claim.id} was not run at mini scale: {claim.detail}", file=sys.stderr)
+    for one in failed:
+        asked = f"{one.outcome}; asked: {one.check.holds.text}"
+        print(f"gate: {one.table}.{one.check.id} fails at mini scale: {asked}", file=sys.stderr)
+    for one in missing:
+        print(f"gate: {one.table}.{one.check.id} was not run at mini scale: {one.detail}", file=sys.stderr)
     return 1 if failed else 2 if missing else 0
 
 

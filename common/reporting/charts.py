@@ -47,7 +47,7 @@ def _bars(result: TableResult, metric: Metric, rows: Sequence[tuple[str, Cell]])
     for _, cell in rows:
         spread = cell.spread or 0.0
         ends += [*cell.values.values(), (cell.mean or 0.0) - spread, (cell.mean or 0.0) + spread]
-        ends += [cell.published.value] if compared and cell.published else []
+        ends += cell.published.ends if compared and cell.published else ()
     low, high = min(ends), max(ends)
     # A whisker that reaches below zero must not shift the bars of values that cannot.
     low = 0.0 if all(value >= 0 for _, cell in rows for value in cell.values.values()) else low
@@ -84,11 +84,10 @@ def _bars(result: TableResult, metric: Metric, rows: Sequence[tuple[str, Cell]])
             start, end = place(cell.mean - cell.spread), place(cell.mean + cell.spread)
             parts.append(f'<line class="spread" x1="{start:.1f}" x2="{end:.1f}" y1="{y + 15}" y2="{y + 15}"/>')
             parts += [f'<circle class="seed" cx="{place(v):.1f}" cy="{y + 15}" r="2.5"/>' for v in cell.values.values()]
-        if compared and cell.published:
-            x = place(cell.published.value)
+        for end in cell.published.ends if compared and cell.published else ():
             parts.append(
-                f'<path class="mark" d="M{x:.1f} {y + 8}l4 4 -4 4 -4 -4z">'
-                f"<title>published: {cell.published.value:g}</title></path>"
+                f'<path class="mark" d="M{place(end):.1f} {y + 8}l4 4 -4 4 -4 -4z">'
+                f"<title>published: {end:g}</title></path>"
             )
         parts.append("</g>")
     return "".join([*parts, "</svg>"])

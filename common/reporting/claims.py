@@ -1,7 +1,7 @@
-"""Claims: whether the orderings that a paper asserts hold over the measured cells, draw by draw.
+"""Claims and checks: whether what a paper asserts, and what we expect, holds over the measured cells, draw by draw.
 
-A claim compares its rows in every draw. It holds when the 95 % interval of the mean difference (Student's t) lies
-beyond its threshold, fails when the interval lies on the other side, else it is not separable. One draw has none.
+Both compare rows in every draw. They hold when the 95 % interval of the mean difference (Student's t) lies beyond the
+threshold, fail when the interval lies on the other side, else they are not separable. One draw has no interval.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.reporting.aggregate import TableResult
 from common.reporting.draws import Draw
-from common.reporting.predicates import CellName, Comparison
-from common.reporting.tables import Claim
+from common.reporting.predicates import Comparison
+from common.reporting.tables import Check, Claim
 
 HOLDS = "holds"
 FAILS = "fails"
@@ -26,117 +26,109 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class ClaimResult:
-    """The verdict on a claim at one scale.
+class Judged:
+    """What became of a claim or check at one scale.
 
     Args:
-        claim: the claim.
+        check: the claim or check.
         table: id of its table.
         scale: the scale.
+        paper: the paper's margin; empty for a check.
         verdict: `holds`, `fails`, `not separable` or `not run`.
-        margin: mean over draws by which the deciding comparison lies above its threshold (positive) or below it.
+        difference: mean over draws of what the deciding comparison compares, as the paper's margin is.
         interval: where the mean lies with 95 % confidence; None below two draws.
         draws: those for which every cell of the deciding comparison was measured.
-        detail: why it was not run, if so.
-        conditional: whether the claim's `when` was measured and not met.
+        excess: by how much the worse end of the interval passes the threshold of the deciding comparison.
+        detail: why it was not run; else the cells of the deciding comparison, where there are several.
+        conditional: whether the condition `when` was measured and not met.
     """
 
-    claim: Claim
+    check: Check
     table: str
     scale: str
-    verdict: str
-    margin: float | None = None
+    paper: str = ""
+    verdict: str = NOT_RUN
+    difference: float | None = None
     interval: tuple[float, float] | None = None
     draws: tuple[Draw, ...] = ()
+    excess: float = -math.inf
     detail: str = ""
     conditional: bool = False
 
     @property
     def label(self) -> str:
         """The verdict in words; says so when it rests on one draw."""
-        return f"{self.verdict} (1 draw)" if len(self.draws) == 1 and self.verdict != NOT_RUN else self.verdict
+        return f"{self.verdict} (1 draw)" if len(self.draws) == 1 else self.verdict
 
     @property
     def outcome(self) -> str:
-        """What came out: by how much the claim's threshold was passed or missed, the interval, the number of draws."""
-        if self.margin is None:
-            return self.detail or "–"
-        draws = f"{len(self.draws)} draw{'s' if len(self.draws) > 1 else ''}"
-        told = f"{'passed' if self.margin >= 0 else 'missed'} by {abs(self.margin):.3g}"
-        if self.interval is None:
-            return f"{told} ({draws})"
-        low, high = self.interval
-        return f"{told} (95 %: {low:+.3g} to {high:+.3g}; {draws})"
+        """The mean difference, its interval and the number of draws: `+3.06 (+2.1 to +4.02; n=10)`."""
+        if self.difference is None:
+            return self.detail
+        sign = "+" if self.paper else ""
+        interval = " to ".join(f"{end:{sign}.3g}" for end in self.interval or ())
+        spread = "; ".join(filter(None, (interval, f"n={len(self.draws)}")))
+        return f"{self.difference:{sign}.3g} ({spread}){f' {self.detail}' if self.detail else ''}"
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    verdict: str
-    margin: float | None = None
-    interval: tuple[float, float] | None = None
-    draws: tuple[Draw, ...] = ()
-    detail: str = ""
-
-    @property
-    def badness(self) -> tuple[int, float]:
-        """Orders outcomes: the worst verdict first, then the lowest end of the interval."""
-        margin = self.margin if self.margin is not None else 0.0
-        return _WORST_FIRST.index(self.verdict), self.interval[0] if self.interval else margin
+def judge(result: TableResult, checks: Iterable[Check]) -> list[Judged]:
+    """Judge those claims or checks of a filled table that exist at its scale."""
+    return [_judge(check, result) for check in checks if result.scale in check.scales]
 
 
-def judge(result: TableResult) -> list[ClaimResult]:
-    """Judge the claims of a filled table that exist at its scale."""
-    return [_judge(claim, result) for claim in result.table.claims if result.scale in claim.scales]
-
-
-def _judge(claim: Claim, result: TableResult) -> ClaimResult:
-    if claim.when is not None:
-        for condition in claim.when.comparisons:
-            reason, measured = _condition(condition, result)
-            if reason:
-                return ClaimResult(claim, result.table.id, result.scale, NOT_RUN, detail=reason, conditional=measured)
-    worst = min((_compare(comparison, result) for comparison in claim.holds.comparisons), key=lambda o: o.badness)
-    return ClaimResult(
-        claim, result.table.id, result.scale, worst.verdict, worst.margin, worst.interval, worst.draws, worst.detail
+def _judge(check: Check, result: TableResult) -> Judged:
+    paper = result.table.margin(check) if isinstance(check, Claim) else ""
+    judged = Judged(check, result.table.id, result.scale, paper)
+    for condition in check.when.comparisons if check.when else ():
+        compared = _compare(condition, result, judged)
+        if compared.difference is None:
+            return compared
+        if not condition.accepts(compared.difference):
+            return replace(judged, detail=f"its condition is not met: {compared.outcome}", conditional=True)
+    comparisons = check.holds.comparisons
+    worst = min(
+        (_compare(one, result, judged) for one in comparisons), key=lambda j: (_WORST_FIRST.index(j.verdict), j.excess)
     )
+    return worst if len(comparisons) > 1 or worst.difference is None else replace(worst, detail="")
 
 
-def _condition(condition: Comparison, result: TableResult) -> tuple[str, bool]:
-    """Why the condition of a claim is not met (empty when it is), and whether that was measured."""
-    missing = _missing(condition, result)
-    if missing:
-        return f"not measured: {missing}", False
-
-    def mean(name: CellName) -> float:
-        value = result.cells[name.row, name.metric].mean
-        assert value is not None
-        return value
-
-    try:
-        margin = condition.margin(mean)
-    except ZeroDivisionError:
-        return "its condition divides by zero", False
-    return ("" if condition.accepts(margin) else f"its condition is not met, by {abs(margin):.3g}"), True
-
-
-def _compare(comparison: Comparison, result: TableResult) -> _Outcome:
-    missing = _missing(comparison, result)
-    if missing:
-        return _Outcome(NOT_RUN, detail=f"not measured: {missing}")
-    draws = sorted(set.intersection(*(set(result.cells[name.row, name.metric].values) for name in comparison.cells())))
+def _compare(comparison: Comparison, result: TableResult, judged: Judged) -> Judged:
+    cells, paper = comparison.cells(), result.scale == "paper"
+    rows = {cell: result.table.row(cell.row) for cell in cells}
+    # A row that is only printed counts at paper scale, by its published number.
+    printed = {
+        cell: number
+        for cell, row in rows.items()
+        if paper and not row.measured and (number := row.published_number(cell.metric)) is not None
+    }
+    measured = {
+        cell: found.values
+        for cell in cells
+        if (found := result.cells.get((cell.row, cell.metric))) is not None and found.values
+    }
+    if missing := [str(cell) for cell in cells if cell not in measured and cell not in printed]:
+        return replace(judged, detail=f"not measured: {', '.join(missing)}")
+    draws = sorted(set.intersection(*map(set, measured.values())))
     if not draws:
-        return _Outcome(NOT_RUN, detail="no draw has all its cells")
+        return replace(judged, detail="no draw has all its cells")
     try:
-        margins = [
-            comparison.margin(lambda name, draw=draw: result.cells[name.row, name.metric].values[draw])  # type: ignore[misc]
+        differences = [
+            comparison.difference(lambda cell, draw=draw: measured[cell][draw] if cell in measured else printed[cell])  # type: ignore[misc]
             for draw in draws
         ]
     except ZeroDivisionError:
-        return _Outcome(NOT_RUN, detail="divides by zero")
-    margin, interval = statistics.fmean(margins), interval_of(margins)
-    low, high = interval or (-math.inf, math.inf)
-    verdict = HOLDS if comparison.accepts(low) else NOT_SEPARABLE if comparison.accepts(high) else FAILS
-    return _Outcome(verdict, margin, interval, tuple(draws))
+        return replace(judged, detail="divides by zero")
+    difference, interval = statistics.fmean(differences), interval_of(differences)
+    accepted = {comparison.accepts(end) for end in interval or (-math.inf, math.inf)}
+    return replace(
+        judged,
+        verdict=NOT_SEPARABLE if len(accepted) > 1 else HOLDS if accepted.pop() else FAILS,
+        difference=difference,
+        interval=interval,
+        draws=tuple(draws),
+        excess=min(map(comparison.excess, interval or (difference,))),
+        detail=f"in {' vs. '.join(map(str, cells))}",
+    )
 
 
 def interval_of(values: Sequence[float]) -> tuple[float, float] | None:
@@ -150,17 +142,12 @@ def interval_of(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - half, mean + half
 
 
-def _missing(comparison: Comparison, result: TableResult) -> str:
-    empty = [n for n in comparison.cells() if not ((c := result.cells.get((n.row, n.metric))) and c.values)]
-    return ", ".join(str(name) for name in empty)
+def gate_failures(results: Iterable[Judged]) -> tuple[list[Judged], list[Judged]]:
+    """The gated claims and checks at mini that fail, and those that were not measured.
 
-
-def gate_failures(results: Iterable[ClaimResult]) -> tuple[list[ClaimResult], list[ClaimResult]]:
-    """The gated claims at mini that fail, and those that were not measured.
-
-    A claim whose condition was measured and not met is in neither list, nor is one that is not separable.
+    One whose condition was measured and not met is in neither list, nor is one that is not separable.
     """
-    gated = [r for r in results if r.scale == "mini" and r.claim.gate == "mini"]
+    gated = [r for r in results if r.scale == "mini" and r.check.gate == "mini"]
     return (
         [r for r in gated if r.verdict == FAILS],
         [r for r in gated if r.verdict == NOT_RUN and not r.conditional],

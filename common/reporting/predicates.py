@@ -6,22 +6,27 @@ A small language of its own, never evaluated as Python.
 from __future__ import annotations
 
 import ast
+import operator
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 from common.errors import ReportingError, nearest
 
 _PLACEHOLDER = "cell_of_table_"
-_OPERATORS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
-_COMPARISONS: dict[type[ast.cmpop], str] = {ast.GtE: ">=", ast.Gt: ">", ast.LtE: "<=", ast.Lt: "<"}
-_ARITHMETIC: dict[str, Callable[[float, float], float]] = {
-    "+": lambda a, b: a + b,
-    "-": lambda a, b: a - b,
-    "*": lambda a, b: a * b,
-    "/": lambda a, b: a / b,
+_OPERATIONS: dict[type[ast.operator], Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
 }
-_MAX_LENGTH = 2000
+_COMPARISONS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
+    ast.GtE: operator.ge,
+    ast.Gt: operator.gt,
+    ast.LtE: operator.le,
+    ast.Lt: operator.lt,
+}
 
 Value = Callable[["CellName"], float]
 
@@ -46,20 +51,19 @@ class CellName:
 class Term:
     """An arithmetic expression: a number, a cell, or an operation on two terms."""
 
-    operator: str
-    operands: tuple[Term, ...] = ()
     number: float = 0.0
     cell: CellName | None = None
+    operation: Callable[[float, float], float] | None = None
+    operands: tuple[Term, ...] = ()
 
     def value(self, of: Value) -> float:
         """Value of the term; `of` gives a cell's value. Division by zero raises `ZeroDivisionError`."""
-        if self.operator == "number":
-            return self.number
-        if self.operator == "cell":
-            assert self.cell is not None
+        if self.cell is not None:
             return of(self.cell)
-        left, right = (operand.value(of) for operand in self.operands)
-        return _ARITHMETIC[self.operator](left, right)
+        if self.operation is None:
+            return self.number
+        left, right = self.operands
+        return self.operation(left.value(of), right.value(of))
 
     def cells(self) -> Iterator[CellName]:
         """The cells that the term reads."""
@@ -68,23 +72,40 @@ class Term:
         for operand in self.operands:
             yield from operand.cells()
 
+    def constant(self) -> float:
+        """What the term adds to its cells, such as 5 in `A.ucf + 5`."""
+        if not any(True for _ in self.cells()):
+            return self.value(lambda cell: 0.0)
+        if self.operation not in (operator.add, operator.sub):
+            return 0.0
+        left, right = self.operands
+        return self.operation(left.constant(), right.constant())
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two terms and the side that should be the larger."""
+    """A difference of cells and the constant that it must pass: of `A.ucf >= B.ucf + 5` these are A - B and 5."""
 
     left: Term
-    operator: str
+    compare: Callable[[float, float], bool]
     right: Term
 
-    def margin(self, of: Value) -> float:
-        """By how much the comparison holds (positive) or fails (negative)."""
-        difference = self.left.value(of) - self.right.value(of)
-        return difference if self.operator in (">=", ">") else -difference
+    @property
+    def threshold(self) -> float:
+        """What the difference is compared with."""
+        return self.right.constant() - self.left.constant()
 
-    def accepts(self, margin: float) -> bool:
-        """Whether a margin satisfies the comparison."""
-        return margin >= 0 if self.operator in (">=", "<=") else margin > 0
+    def difference(self, of: Value) -> float:
+        """Left side minus right side, without their constants."""
+        return self.left.value(of) - self.right.value(of) + self.threshold
+
+    def accepts(self, difference: float) -> bool:
+        """Whether a difference passes the threshold."""
+        return self.compare(difference, self.threshold)
+
+    def excess(self, difference: float) -> float:
+        """By how much a difference passes the threshold (positive) or misses it."""
+        return (difference - self.threshold) * (1 if self.compare in (operator.ge, operator.gt) else -1)
 
     def cells(self) -> tuple[CellName, ...]:
         """The cells that the comparison reads, each once."""
@@ -105,23 +126,24 @@ def parse(text: str, rows: Collection[str], metrics: Collection[str]) -> Predica
     Allowed: `row.metric`, numbers, `+ - * /`, parentheses, one of `>= > <= <` per comparison, and `and`
     between comparisons. A row label with spaces or brackets stands in backticks.
 
-    Args:
-        text: the predicate.
-        rows: labels of the table's rows.
-        metrics: ids of the table's metrics.
-
     Raises:
         PredicateError: for anything else, and for an unknown row or metric (with the nearest valid name).
     """
-    if len(text) > _MAX_LENGTH or _PLACEHOLDER in text:
-        raise PredicateError(f"predicate too long or with a reserved name: {text[:80]!r}")
+    if _PLACEHOLDER in text:
+        raise PredicateError(f"{_PLACEHOLDER!r} is a reserved name: {text!r}")
     source, cells = _name_cells(text, rows, metrics)
     try:
         tree = ast.parse(source.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise PredicateError(f"cannot read predicate {text!r}; write e.g. 'A.ucf >= B.ucf + 1'") from None
-    parts = tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]
-    return Predicate(text, tuple(_comparison(part, cells, text, rows) for part in parts))
+        parts = tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]
+        comparisons = tuple(_comparison(part, cells, text, rows) for part in parts)
+        for comparison in comparisons:
+            numbers = count(1)
+            comparison.difference(lambda cell: next(numbers))  # noqa: B023 what cannot be computed fails here
+    except PredicateError:
+        raise
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
+        raise PredicateError(f"cannot read predicate {text[:80]!r}; write e.g. 'A.ucf >= B.ucf + 1'") from None
+    return Predicate(text, comparisons)
 
 
 def _name_cells(text: str, rows: Collection[str], metrics: Collection[str]) -> tuple[str, dict[str, CellName]]:
@@ -145,28 +167,25 @@ def _name_cells(text: str, rows: Collection[str], metrics: Collection[str]) -> t
 
 
 def _comparison(node: ast.expr, cells: dict[str, CellName], text: str, rows: Collection[str]) -> Comparison:
-    if not isinstance(node, ast.Compare) or len(node.ops) != 1:
+    compare = _COMPARISONS.get(type(node.ops[0])) if isinstance(node, ast.Compare) and len(node.ops) == 1 else None
+    if not isinstance(node, ast.Compare) or compare is None:
         raise PredicateError(f"expected one comparison (>=, >, <=, <) per part of {text!r}")
-    symbol = _COMPARISONS.get(type(node.ops[0]))
-    if symbol is None:
-        raise PredicateError(f"only >=, >, <= and < compare in a predicate: {text!r}")
-    left, right = _term(node.left, cells, text, rows), _term(node.comparators[0], cells, text, rows)
-    if not any(True for _ in (*left.cells(), *right.cells())):
+    found = Comparison(_term(node.left, cells, text, rows), compare, _term(node.comparators[0], cells, text, rows))
+    if not found.cells():
         raise PredicateError(f"{text!r} compares numbers only; name at least one cell as row.metric")
-    return Comparison(left, symbol, right)
+    return found
 
 
 def _term(node: ast.expr, cells: dict[str, CellName], text: str, rows: Collection[str]) -> Term:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
-        return Term("number", number=float(node.value))
+        return Term(float(node.value))
     if isinstance(node, ast.Name) and node.id in cells:
-        return Term("cell", cell=cells[node.id])
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return Term(cell=cells[node.id])
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
         operands = (_term(node.left, cells, text, rows), _term(node.right, cells, text, rows))
-        return Term(_OPERATORS[type(node.op)], operands)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-        operand = _term(node.operand, cells, text, rows)
-        return operand if isinstance(node.op, ast.UAdd) else Term("-", (Term("number"), operand))
+        return Term(operation=_OPERATIONS[type(node.op)], operands=operands)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return Term(operation=operator.sub, operands=(Term(), _term(node.operand, cells, text, rows)))
     part = ast.unparse(node)
     for name, cell in cells.items():
         part = part.replace(name, str(cell))

@@ -12,11 +12,11 @@ from common.errors import ReportingError
 from common.files import write_atomically
 from common.reporting import figures
 from common.reporting.aggregate import Cell, TableResult, collect, deviations_of
-from common.reporting.claims import FAILS, HOLDS, NOT_RUN, VERDICTS, ClaimResult, judge
+from common.reporting.claims import FAILS, HOLDS, NOT_RUN, VERDICTS, Judged, judge
 from common.reporting.draws import told
 from common.reporting.papers import PROMOTED_SCALES, SCALES, Paper, existing_papers, paper_named, project_root
 from common.reporting.records import Record, find, find_promoted, promoted_curves, warn
-from common.reporting.tables import Metric, Row, Tables, load
+from common.reporting.tables import Claim, Metric, Row, Tables, load
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,15 +38,19 @@ class RenderError(ReportingError):
 
 @dataclass(frozen=True)
 class Filled:
-    """A filled table with the verdicts on its claims."""
+    """A filled table with the verdicts on the paper's claims and on our checks."""
 
     result: TableResult
-    claims: list[ClaimResult]
+    claims: list[Judged]
+    checks: list[Judged]
 
 
 def fill(source: Tables, scale: str, records: Iterable[Record], tables: Sequence[str] | None = None) -> list[Filled]:
-    """Fill the tables of a paper at one scale and judge their claims."""
-    return [Filled(result, judge(result)) for result in collect(source, scale, records, tables)]
+    """Fill the tables of a paper at one scale and judge their claims and checks."""
+    return [
+        Filled(result, judge(result, result.table.claims), judge(result, result.table.checks))
+        for result in collect(source, scale, records, tables)
+    ]
 
 
 def records_of(paper: str, runs: Path | None = None, strict: bool = False) -> list[Record]:
@@ -154,7 +158,7 @@ def published_text(cell: Cell, decimals: int) -> str:
     if cell.published is None:
         return DASH
     mark = f" ({cell.published.mark})" if cell.published.mark else ""
-    return f"{cell.published.value:.{decimals}f}{mark}"
+    return "–".join(f"{end:.{decimals}f}" for end in cell.published.ends) + mark
 
 
 def usual_draws(result: TableResult) -> int:
@@ -216,7 +220,7 @@ def revision_text(record: Record) -> str:
 
 
 def table_markdown(filled: Filled) -> str:
-    """A table as Markdown: caption, cells, notes, claims, provenance. Deviations stand once, below all tables."""
+    """A table as Markdown: caption, cells, notes, claims, checks, provenance; deviations follow all tables."""
     result, shown = filled.result, view(filled.result)
     title = shown.title if shown.scale == "paper" else f"{shown.title} ({shown.scale})"
     lines = [f"### {title}", "", shown.caption, ""]
@@ -231,7 +235,7 @@ def table_markdown(filled: Filled) -> str:
         lines += ["", f"![{_escape(text)}]({_figure_name(result)})"]
     if shown.notes:
         lines += ["", *[f"- {note}" for note in shown.notes]]
-    lines += claims_markdown(filled.claims)
+    lines += judged_markdown(filled.claims) + judged_markdown(filled.checks)
     lines += ["", f"<sub>Provenance: {html.escape(shown.provenance, quote=False)}.</sub>"]
     return "\n".join(lines)
 
@@ -244,16 +248,23 @@ def _pair(values: Sequence[Value], paired: bool) -> str:
     return DASH if set(texts) == {DASH} else " / ".join(texts)
 
 
-def claims_markdown(claims: Sequence[ClaimResult]) -> list[str]:
-    """What was claimed, the verdict, and what came out; claims that were not run in one line."""
-    run = [c for c in claims if c.verdict != NOT_RUN]
+def judged_cells(judged: Judged) -> dict[str, str]:
+    """A claim or check as cells, heading to text: a claim has the paper's margin beside ours, a check its value."""
+    text, verdict = judged.check.text, judged.label
+    if isinstance(judged.check, Claim):
+        return {"claim": text, "paper": judged.paper, "ours (95 %)": judged.outcome, "verdict": verdict}
+    return {"check of ours": text, "value (95 %)": judged.outcome, "verdict": verdict}
+
+
+def judged_markdown(judged: Sequence[Judged]) -> list[str]:
+    """Claims or checks as a table; those that were not run in one line."""
+    run = [judged_cells(j) for j in judged if j.verdict != NOT_RUN]
     lines = []
     if run:
-        lines += ["", "| claimed | verdict | came out |", "|---|---|---|"]
-        lines += [f"| {_escape(c.claim.text)} | {c.label} | {_escape(c.outcome)} |" for c in run]
-    if len(run) < len(claims):
-        left = "; ".join(f"{c.claim.text} ({c.outcome})" for c in claims if c.verdict == NOT_RUN)
-        lines += ["", f"Claims that were not run: {left}."]
+        lines += ["", "| " + " | ".join(run[0]) + " |", "|---|" + "---:|" * (len(run[0]) - 2) + "---|"]
+        lines += ["| " + " | ".join(map(_escape, cells.values())) + " |" for cells in run]
+    if waiting := [f"{j.check.text} ({j.outcome})" for j in judged if j.verdict == NOT_RUN]:
+        lines += ["", f"Not run: {'; '.join(waiting)}."]
     return lines
 
 
@@ -554,16 +565,16 @@ def rich_table(filled: Filled) -> RichTable:
     return table
 
 
-WIDE = 120
-"""Columns of a terminal from which a claim, its verdict and what came out fit side by side."""
+WIDE = 140
+"""Columns of a terminal from which all cells of a claim fit side by side."""
 
 
-def rich_claims(claims: Sequence[ClaimResult], width: int) -> RichTable:
-    """Verdicts on claims for the terminal, grouped by table.
+def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
+    """Claims or checks for the terminal, grouped by table.
 
     Args:
-        claims: the verdicts; those of one table and scale stand together.
-        width: columns of the terminal; below `WIDE` verdict and outcome stand under each claim.
+        judged: not empty; those of one table and scale stand together.
+        width: columns of the terminal; below `WIDE` the other cells stand under each text.
     """
     from itertools import groupby
 
@@ -575,30 +586,31 @@ def rich_claims(claims: Sequence[ClaimResult], width: int) -> RichTable:
     colors = {"holds": "green", "fails": "red", "not separable": "yellow", NOT_RUN: "dim"}
     wide = width >= WIDE
     table = RichTable(box=box.SIMPLE_HEAD if wide else None, show_header=wide)
-    for name in ("claim", "gate", "verdict", "came out") if wide else ("claim",):
+    heads = list(judged_cells(judged[0]))
+    for name in heads if wide else heads[:1]:
         table.add_column(name)
-    for (name, scale), group in groupby(claims, key=lambda c: (c.table, c.scale)):
+    for (name, scale), group in groupby(judged, key=lambda j: (j.table, j.scale)):
         table.add_row(f"[bold]{escape(f'{name} ({scale})')}[/]")
-        for c in group:
-            verdict, margin = f"[{colors[c.verdict]}]{c.label}[/]", escape(c.outcome)
-            gate = c.claim.gate if c.claim.gate != "report" else ""
-            text = Padding(escape(c.claim.text), (0, 0, 0, 2))
+        for one in group:
+            text, *others, verdict = map(escape, judged_cells(one).values())
+            gate = " (gate)" if one.check.gate == "mini" else ""
+            cells = [*others, f"[{colors[one.verdict]}]{verdict}[/]{gate}"]
             if wide:
-                table.add_row(text, gate, verdict, margin)
+                table.add_row(Padding(text, (0, 0, 0, 2)), *cells)
             else:
-                table.add_row(text)
-                line = filter(None, (verdict, margin, gate and f"gate {gate}"))
-                table.add_row(Padding("  ".join(line), (0, 0, 0, 6)))
+                table.add_row(Padding(text, (0, 0, 0, 2)))
+                named = [f"{head.split(' (')[0]} {cell}" for head, cell in zip(heads[1:], cells[:-1]) if cell]
+                table.add_row(Padding("  ".join([cells[-1], *named]), (0, 0, 0, 6)))
     return table
 
 
 def print_table(filled: Filled, console: Console) -> None:
-    """Print a table with its notes, claims and provenance."""
+    """Print a table with its notes, claims, checks and provenance."""
     console.print(rich_table(filled))
     for note in notes_of(filled.result):
         console.print(f"- {note}", markup=False, style="dim")
-    if filled.claims:
-        console.print(rich_claims(filled.claims, console.width))
+    for judged in filter(None, (filled.claims, filled.checks)):
+        console.print(rich_judged(judged, console.width))
     console.print(f"provenance: {provenance(filled.result.records)}\n", markup=False, style="dim")
 
 

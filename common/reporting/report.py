@@ -14,7 +14,7 @@ from typing import Any
 from common.files import write_atomically
 from common.reporting import charts, figures, render
 from common.reporting.aggregate import Cell
-from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, ClaimResult
+from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, Judged
 from common.reporting.curves import band_of, importance, read_curves
 from common.reporting.media import Budget, Gallery, comparisons, gallery
 from common.reporting.papers import SCALES, Paper, check_scale, existing_papers, paper_named, project_root, runs_root
@@ -189,7 +189,7 @@ class _Section:
             order = sorted(self.scales, key=lambda scale: scale != best)
             there = [pair for scale in order for pair in filled[scale] if pair[0].result.table.id == table.id]
             waiting += there[:1] if table.id not in shown else []
-        claims = [claim for pair in (filled[best] if best else ()) for claim in self._claims(*pair)]
+        claims = [claim for pair in (filled[best] if best else ()) for claim in self._judged(*pair)[0]]
         used = [r for pairs in measured.values() for pair in pairs for f in pair for r in f.result.records]
         return {
             "name": self.paper.name,
@@ -221,22 +221,23 @@ class _Section:
             "fresh": len(self.fresh),
         }
 
-    def _claims(self, recorded: render.Filled, yours: render.Filled) -> list[dict[str, Any]]:
-        """The claims of a table, judged on the recorded runs, else on yours."""
+    def _judged(self, recorded: render.Filled, yours: render.Filled) -> list[list[dict[str, Any]]]:
+        """The claims of a table and the checks, judged on the recorded runs, else on yours."""
         main = recorded if recorded.result.measured else yours
-        beside = yours.claims if main is recorded and yours.result.measured else [None] * len(main.claims)
-        return [self._claim(claim, other) for claim, other in zip(main.claims, beside, strict=True)]
+        found = []
+        for judged, mine in zip((main.claims, main.checks), (yours.claims, yours.checks), strict=True):
+            beside = mine if main is recorded and yours.result.measured else [None] * len(judged)
+            found.append([self._judged_row(*pair) for pair in zip(judged, beside, strict=True)])
+        return found
 
-    def _claim(self, claim: ClaimResult, yours: ClaimResult | None) -> dict[str, Any]:
+    def _judged_row(self, judged: Judged, yours: Judged | None) -> dict[str, Any]:
         return {
-            "text": claim.claim.text,
-            "predicate": claim.claim.holds.text,
-            "anchor": _anchor(self.paper, claim.table, claim.scale),
-            "scale": claim.scale,
-            "verdict": claim.verdict,
-            "label": claim.label,
-            "margin": claim.outcome,
-            "size": _size(claim),
+            "cells": render.judged_cells(judged),
+            "predicate": judged.check.holds.text,
+            "anchor": _anchor(self.paper, judged.table, judged.scale),
+            "scale": judged.scale,
+            "verdict": judged.verdict,
+            "size": -1e9 if judged.difference is None else judged.difference,
             "yours": yours and {"verdict": yours.verdict, "label": yours.label, "margin": yours.outcome},
         }
 
@@ -286,7 +287,7 @@ class _Section:
             "charts_open": table.chart or (len(drawn) <= MOST_OPEN_CHARTS and scale != "smoke"),
             "notes": shown.notes,
             "deviations": list(dict.fromkeys(d for r in main.records for d in self.facts[id(r)]["deviations"])),
-            "claims": self._claims(recorded, yours),
+            "judged": [judged for judged in self._judged(recorded, yours) if judged],
             "provenance": shown.provenance,
         }
 
@@ -386,14 +387,6 @@ def _holds(curves: int, galleries: Sequence[Gallery]) -> str:
 
 def _anchor(paper: Paper, table: str, scale: str) -> str:
     return f"{paper.short}-{table}-{scale}".replace("_", "-")
-
-
-def _size(claim: ClaimResult) -> float:
-    """The margin in half widths of its interval, to sort by: huge without a width, lowest without a margin."""
-    if claim.margin is None:
-        return -1e9
-    low, high = claim.interval or (0.0, 0.0)
-    return claim.margin / ((high - low) / 2) if high > low else 1e6 * claim.margin
 
 
 def _deviations(records: Sequence[Record]) -> list[dict[str, Any]]:

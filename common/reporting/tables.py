@@ -26,7 +26,7 @@ from pydantic import (
 from common.errors import ReportingError, nearest
 from common.files import read_yaml, stamp_of
 from common.reporting.papers import SCALES, check_scale, paper_named
-from common.reporting.predicates import Predicate, parse
+from common.reporting.predicates import CellName, Predicate, parse
 from common.reporting.records import JOBS
 from common.reporting.schema import Line, Part, Text, among, known, one_of, told
 
@@ -139,10 +139,15 @@ class Metric(Part):
 
 
 class Published(Part):
-    """A published value and the footnote mark it carries, if any."""
+    """A published value, or a range of two, and the footnote mark it carries, if any."""
 
-    value: StrictFloat
+    value: StrictFloat | tuple[StrictFloat, StrictFloat]
     mark: Line = ""
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        """The value, or both ends of a range."""
+        return self.value if isinstance(self.value, tuple) else (self.value,)
 
 
 class Row(Part):
@@ -215,9 +220,19 @@ class Row(Part):
         """Names of the stages whose mean fills a cell; `$row` is the row's own model."""
         return self.stages.get(metric.id, metric.stages.get(scale, ()))
 
+    @property
+    def measured(self) -> bool:
+        """Whether it is measured here, and not only printed."""
+        return self.model is not None or self.untrained
+
+    def published_number(self, metric: str) -> float | None:
+        """The published value of a metric; None where it is unknown or a range."""
+        known = self.published.get(metric)
+        return None if known is None or len(known.ends) > 1 else known.ends[0]
+
     def fills(self, metric: str) -> bool:
         """Whether stages are run for this metric."""
-        return (self.model is not None or self.untrained) and (self.metrics is None or metric in self.metrics)
+        return self.measured and (self.metrics is None or metric in self.metrics)
 
 
 def _parsed(given: Any, info: ValidationInfo) -> Any:
@@ -229,24 +244,34 @@ def _parsed(given: Any, info: ValidationInfo) -> Any:
 _Predicate = Annotated[Predicate, BeforeValidator(_parsed)]
 
 
-class Claim(Part):
-    """An ordering that the paper asserts.
+class Check(Part):
+    """A sanity condition of ours, such as a loss that falls or a control at chance.
 
     Args:
         id: its name.
-        text: what it says, for people.
+        text: what it says, understandable alone.
         holds: the predicate.
-        when: predicate over means that must hold for the claim to be judged at all.
+        when: predicate over means that must hold for it to be judged at all.
         gate: `mini` when a failure at mini must stop `assemble claims --gate`; else `report`.
         scales: where it is judged.
     """
 
     id: Text
-    text: Text
+    text: Annotated[Text, Field(max_length=90)]
     holds: _Predicate
     when: _Predicate | None = None
     gate: Annotated[StrictStr, one_of(GATES)] = "report"
     scales: _Scales = SCALES
+
+
+class Claim(Check):
+    """An ordering that the paper asserts.
+
+    Args:
+        paper: the paper's margin, such as `+0.6` or `significant`; by default the difference of the published cells.
+    """
+
+    paper: Line = ""
 
 
 class Curve(Part):
@@ -273,7 +298,7 @@ class Curve(Part):
 
 
 class Table(Part):
-    """A published table: rows, metrics, claims over its cells.
+    """A published table: rows, metrics, claims and checks over its cells.
 
     README and report page draw a `curve`, or its measured cells as bars if asked to (`chart`). At the scales in
     `by_request` its stages run only when the table, a row or a stage is named.
@@ -286,6 +311,7 @@ class Table(Part):
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
     rows: Annotated[tuple[Row, ...], Field(min_length=1)]
     claims: tuple[Claim, ...] = ()
+    checks: tuple[Check, ...] = ()
     notes: tuple[Annotated[str, BeforeValidator(lambda note: " ".join(str(note).split()))], ...] = ()
     ours: StrictBool = False
     chart: StrictBool = False
@@ -295,7 +321,7 @@ class Table(Part):
     @model_validator(mode="before")
     @classmethod
     def _names_for_its_parts(cls, given: Any, info: ValidationInfo) -> Any:
-        """Rows and claims are there wherever the table is; they speak of its metrics, and claims of its rows."""
+        """Rows, claims and checks exist at the table's scales; predicates name its metrics and rows."""
         if not isinstance(given, Mapping) or info.context is None:
             return given
         changed = dict(given)
@@ -305,7 +331,7 @@ class Table(Part):
             _names(info)["metric"] = list(metrics)
         rows = [row for row in given.get("rows") or [] if isinstance(row, Mapping)]
         _names(info)["row"] = [" ".join(str(row.get("label")).split()) for row in rows]
-        for part in ("rows", "claims") if "scales" in given else ():
+        for part in ("rows", "claims", "checks") if "scales" in given else ():
             if isinstance(given.get(part), list):
                 changed[part] = [
                     {"scales": given["scales"], **one} if isinstance(one, Mapping) else one for one in given[part]
@@ -318,11 +344,32 @@ class Table(Part):
         _once((row.label for row in rows), "label")
         return rows
 
-    @field_validator("claims")
-    @classmethod
-    def _ids_stand_once(cls, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
-        _once((claim.id for claim in claims), "claim id")
-        return claims
+    @model_validator(mode="after")
+    def _claims_have_ids_and_margins(self) -> Self:
+        _once((check.id for check in (*self.claims, *self.checks)), "claim or check id")
+        for claim in self.claims:
+            self.margin(claim)
+        return self
+
+    def margin(self, claim: Claim) -> str:
+        """The paper's margin as the claim states it, else the difference of the published cells.
+
+        Raises:
+            ValueError: it does not, and a cell has no published number.
+        """
+
+        def published(cell: CellName) -> float:
+            value = self.row(cell.row).published_number(cell.metric)
+            if value is None:
+                raise ValueError(f"claim {claim.id!r}: {cell} has no published number; give the margin as 'paper'")
+            return value
+
+        if claim.paper:
+            return claim.paper
+        margins = [f"{one.difference(published):+.3g}" for one in claim.holds.comparisons]
+        labels = [self.metric(one.cells()[0].metric).label for one in claim.holds.comparisons]
+        several = 1 < len(labels) == len(set(labels))
+        return ", ".join(f"{label} {margin}" if several else margin for label, margin in zip(labels, margins))
 
     def metric(self, name: str) -> Metric:
         """The metric of that id."""
@@ -637,5 +684,5 @@ def summary(source: Tables, instance: str, scale: str, metrics: Mapping[str, flo
             continue
         found[f"table/{table.id}/{metric.id}"] = value
         if metric.id in row.published:
-            found[f"published/{table.id}/{metric.id}"] = row.published[metric.id].value
+            found[f"published/{table.id}/{metric.id}"] = row.published[metric.id].ends[-1]
     return found

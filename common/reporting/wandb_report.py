@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import ReportingError
 from common.files import write_atomically
 from common.reporting import render
-from common.reporting.claims import ClaimResult
+from common.reporting.claims import Judged
 from common.reporting.papers import Paper
 from common.reporting.records import Record
 from common.reporting.tables import Tables, load
@@ -111,8 +111,9 @@ def _overview(papers: Sequence[tuple[Paper, Sequence[Record]]]) -> str:
     return "\n".join(lines)
 
 
-def _claim(claim: ClaimResult) -> str:
-    return f"{claim.label} at {claim.scale}: {claim.claim.text} ({claim.outcome})"
+def _claim(claim: Judged) -> str:
+    _, paper, ours, verdict = render.judged_cells(claim).values()
+    return f"{verdict} at {claim.scale}: {claim.check.text} (paper: {paper}; ours: {ours})"
 
 
 def _runset(name: str, group: str, stages: Sequence[str] = (), columns: Sequence[str] = ()) -> Runset:

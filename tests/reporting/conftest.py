@@ -36,6 +36,7 @@ tables:
     notes: ["(*) a slip"]
     claims:
       - {id: helps, text: One helps, holds: "New-One.ucf >= New.ucf + 1", gate: mini}
+    checks:
       - {id: learns, text: Loss is low, holds: "New.loss < 5 and New.loss > 0"}
 """
 

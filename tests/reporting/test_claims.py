@@ -5,17 +5,18 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from common.reporting import records
 from common.reporting.aggregate import Cell, TableResult
-from common.reporting.claims import gate_failures, interval_of, judge
+from common.reporting.claims import Judged, gate_failures, interval_of, judge
 from common.reporting.draws import Draw
 from common.reporting.predicates import PredicateError, parse
-from common.reporting.render import rich_claims
-from common.reporting.tables import Claim, Metric, Row, Table
+from common.reporting.render import rich_judged
+from common.reporting.tables import Claim, Metric, Row, Table, load
 
 ROWS = ("AVID", "AVID-CMA", "AVID continued", "Top (8)", "8")
 METRICS = ("ucf", "esc")
@@ -23,8 +24,7 @@ METRICS = ("ucf", "esc")
 
 def value(text: str, **cells: float) -> bool:
     comparison = parse(text, ROWS, METRICS).comparisons[0]
-    margin = comparison.margin(lambda name: cells[name.row.replace("-", "_").replace(" ", "_")])
-    return comparison.accepts(margin)
+    return comparison.accepts(comparison.difference(lambda name: cells[name.row.replace("-", "_").replace(" ", "_")]))
 
 
 def test_labels_with_hyphens_and_spaces() -> None:
@@ -63,6 +63,10 @@ def test_arithmetic() -> None:
         "AVID.ucf >=",
         "",
         "AVID.ucf >= " + "(" * 500 + "1" + ")" * 500,
+        "AVID.ucf >= " + "-" * 1500 + "1",
+        "AVID.ucf >= 1" + "0" * 400,
+        "AVID.ucf >= 1" + "0" * 5000,
+        "AVID.ucf >= 1 / 0",
     ],
 )
 def test_everything_else_is_refused(text: str) -> None:
@@ -94,13 +98,18 @@ def filled(
 ) -> TableResult:
     scales = ("paper", "mini", "smoke")
     metric = Metric(id="x", label="x", stages={}, key="x")
-    rows = tuple(Row(label=label, scales=scales) for label in "AB")
+    rows = tuple(Row(label=label, untrained=True, scales=scales) for label in "AB")
     claim = Claim(
         id="c", text=text, holds=parse(holds, "AB", "x"), when=parse(when, "AB", "x") if when else None, gate=gate,
-        scales=scales,
+        scales=scales, paper="+0.6",
     )  # fmt: skip
     table = Table(id="t", title="T", source="s", scales=scales, metrics=(metric,), rows=rows, claims=(claim,))
     return TableResult(table, scale, {("A", "x"): Cell(values=drawn(a)), ("B", "x"): Cell(values=drawn(b))}, ())
+
+
+def judged(*args: Any, **more: Any) -> list[Judged]:
+    result = filled(*args, **more)
+    return judge(result, result.table.claims)
 
 
 @pytest.mark.parametrize(
@@ -118,19 +127,30 @@ def filled(
     ],
 )
 def test_verdicts(a: dict[int, float], b: dict[int, float], verdict: str) -> None:
-    assert judge(filled("A.x >= B.x", a, b))[0].label == verdict
+    assert judged("A.x >= B.x", a, b)[0].label == verdict
 
 
-def test_margin_is_paired_and_comes_with_its_interval() -> None:
+def test_the_difference_is_paired_and_leaves_the_threshold_out() -> None:
     # The seeds differ by 10 points, the pairs only by a little: pairing is what separates them.
-    result = judge(filled("A.x >= B.x + 1", {0: 13.0, 1: 23.5, 2: 33.0, 7: 0.0}, {0: 10.0, 1: 20.0, 2: 30.0}))[0]
+    result = judged("A.x >= B.x + 1", {0: 13.0, 1: 23.5, 2: 33.0, 7: 0.0}, {0: 10.0, 1: 20.0, 2: 30.0})[0]
     assert result.draws == (Draw(0), Draw(1), Draw(2))
-    assert result.margin == pytest.approx(13 / 6)
+    assert result.difference == pytest.approx(19 / 6)
     # 4.302653 is the two-sided 95 % point of Student's t with two degrees of freedom.
     half = 4.302653 * 0.288675 / 3**0.5
-    assert result.interval == pytest.approx((13 / 6 - half, 13 / 6 + half), abs=1e-5)
-    assert result.outcome == "passed by 2.17 (95 %: +1.45 to +2.88; 3 draws)"
-    assert judge(filled("A.x < B.x", {0: 1.0}, {0: 4.0}))[0].margin == 3.0
+    assert result.interval == pytest.approx((19 / 6 - half, 19 / 6 + half), abs=1e-5)
+    assert result.outcome == "+3.17 (+2.45 to +3.88; n=3)"
+    assert judged("A.x < B.x", {0: 1.0}, {0: 4.0})[0].difference == -3.0
+    assert judged("A.x / B.x < 0.5", {0: 1.0, 1: 1.0}, {0: 4.0, 1: 4.0})[0].outcome == "+0.25 (+0.25 to +0.25; n=2)"
+
+
+def test_a_printed_row_counts_at_paper_scale_alone(project: Path) -> None:
+    file = project / "papers" / "mct" / "tables.yaml"
+    file.write_text(file.read_text().replace("New-One.ucf >= New.ucf + 1", "New-One.ucf > Other.ucf"))
+    table = load("mct").tables[0]
+    assert table.margin(table.claims[0]) == "+2"
+    found = {("New-One", "ucf"): Cell(values=drawn({0: 85.0, 1: 86.0}))}
+    assert judge(TableResult(table, "paper", found, ()), table.claims)[0].outcome.startswith("+5.5 ")
+    assert judge(TableResult(table, "mini", found, ()), table.claims)[0].detail == "not measured: Other.ucf"
 
 
 def test_the_interval_is_that_of_scipy() -> None:
@@ -143,24 +163,25 @@ def test_the_interval_is_that_of_scipy() -> None:
 
 
 def test_strict_comparison_and_worst_part_decide() -> None:
-    assert judge(filled("A.x > B.x", {0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0}))[0].verdict == "fails"
-    result = judge(filled("A.x > B.x and A.x > B.x + 5", {0: 3.0, 1: 3.0}, {0: 1.0, 1: 1.0}))[0]
-    assert (result.verdict, result.margin) == ("fails", -3.0)
-    assert judge(filled("A.x / B.x > 1", {0: 1.0}, {0: 0.0}))[0].detail == "divides by zero"
+    assert judged("A.x > B.x", {0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0})[0].verdict == "fails"
+    result = judged("A.x > B.x and A.x > B.x + 5", {0: 3.0, 1: 3.0}, {0: 1.0, 1: 1.0})[0]
+    assert (result.verdict, result.difference) == ("fails", 2.0)
+    assert result.outcome.endswith("in A.x vs. B.x")
+    assert judged("A.x / B.x > 1", {0: 1.0}, {0: 0.0})[0].detail == "divides by zero"
 
 
 def test_condition() -> None:
-    unmet = judge(filled("A.x > B.x", {0: 1.0}, {0: 2.0}, when="A.x >= 40"))
+    unmet = judged("A.x > B.x", {0: 1.0}, {0: 2.0}, when="A.x >= 40")
     assert (unmet[0].verdict, unmet[0].conditional) == ("not run", True)
     assert gate_failures(unmet) == ([], [])
-    assert judge(filled("A.x > B.x", {0: 50.0, 1: 51.0}, {0: 2.0, 1: 3.0}, when="A.x >= 40"))[0].verdict == "holds"
-    missing = judge(filled("A.x > B.x", {}, {0: 2.0}, when="A.x >= 40"))
+    assert judged("A.x > B.x", {0: 50.0, 1: 51.0}, {0: 2.0, 1: 3.0}, when="A.x >= 40")[0].verdict == "holds"
+    missing = judged("A.x > B.x", {}, {0: 2.0}, when="A.x >= 40")
     assert gate_failures(missing) == ([], missing)
 
 
 def test_gate_counts_mini_only() -> None:
     def failing(**more: str) -> list:
-        return judge(filled("A.x > B.x", {0: 1.0, 1: 1.0}, {0: 2.0, 1: 2.0}, **more))
+        return judged("A.x > B.x", {0: 1.0, 1: 1.0}, {0: 2.0, 1: 2.0}, **more)
 
     assert gate_failures(failing())[0]
     assert gate_failures(failing(gate="report")) == ([], [])
@@ -182,7 +203,10 @@ def test_gate_exit_status(
     save(make_record("ucf_1@base", 1, 50.0))
     save(make_record("ucf_1@better", 1, 50.5))
     assert run("claims", "mct", "--gate", "--runs", str(project / "runs")) == 1
-    assert "transfer.helps fails at mini scale: missed by 0.5 " in capsys.readouterr().err
+    assert (
+        "transfer.helps fails at mini scale: +0.5 (+0.5 to +0.5; n=2); asked: New-One.ucf >= "
+        in capsys.readouterr().err
+    )
     save(make_record("ucf_1@better", 0, 60.0))
     save(make_record("ucf_1@better", 1, 60.5))
     assert run("claims", "mct", "--gate", "--runs", str(project / "runs")) == 0
@@ -195,19 +219,18 @@ def test_gate_exit_status(
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_claims_are_readable_at_every_width(width: int) -> None:
     text = "Found by captions and by sounds better than what was trained for as long without any"
-    judged = judge(filled("A.x > B.x", {0: 50.0, 1: 52.0}, {0: 2.0, 1: 3.0}, text=text))
+    found = judged("A.x > B.x", {0: 50.0, 1: 52.0}, {0: 2.0, 1: 3.0}, text=text)
     stream = io.StringIO()
     console = Console(file=stream, width=width)
-    console.print(rich_claims(judged, width))
+    console.print(rich_judged(found, width))
     lines = [line.strip() for line in stream.getvalue().splitlines()]
-    assert f"{judged[0].table} (mini)" in lines
+    assert f"{found[0].table} (mini)" in lines
     first = next(n for n, line in enumerate(lines) if line.startswith("Found"))
     told = next(n for n, line in enumerate(lines) if "holds" in line)
     if width == 200:
         assert told == first
-        assert lines[first].startswith(text)
-        assert lines[first].endswith(judged[0].outcome)
+        assert lines[first].split() == [*text.split(), "+0.6", *found[0].outcome.split(), "holds", "(gate)"]
     else:
         assert " ".join(lines[first:told]) == text
         assert told - first <= len(text) / (width - 12) + 1
-        assert " ".join(lines[told:]).split() == f"holds {judged[0].outcome} gate mini".split()
+        assert " ".join(lines[told:]).split() == f"holds (gate) paper +0.6 ours {found[0].outcome}".split()

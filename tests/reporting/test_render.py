@@ -30,11 +30,11 @@ data and model, whose numbers cannot be compared with published ones. Published 
 
 - (*) a slip
 
-| claimed | verdict | came out |
-|---|---|---|
-| One helps | holds | passed by 10 (95 %: +10 to +10; 2 draws) |
+| claim | paper | ours (95 %) | verdict |
+|---|---:|---:|---|
+| One helps | +0.5 | +11 (+11 to +11; n=2) | holds |
 
-Claims that were not run: Loss is low (not measured: New.loss).
+Not run: Loss is low (not measured: New.loss).
 
 <sub>Provenance: seeds 0, 1; Some CPU, 2 cores; 2026-01-02; revision aaaaaaaaaa, bbbbbbbbbb (dirty); \
 configurations: esc@base {h}, ucf_1@base {h}, ucf_1@better {h}.</sub>"""
@@ -141,7 +141,7 @@ def test_readmes_follow_the_promoted_records(
     assert render.check() == []
     assert paper.read_text().startswith("# MCT\n\nbefore\n")
     assert paper.read_text().endswith("after\n")
-    row = "measured at mini scale | New-One, UCF (%) | 82.0 | – | 1 not separable, 1 not run (mini) |"
+    row = "measured at mini scale | New-One, UCF (%) | 82.0 | – | 1 not separable (mini) |"
     assert row in top.read_text()
 
 

@@ -185,7 +185,7 @@ def test_claims_are_filtered_and_sorted(tab: Any) -> None:
     assert {verdict for _, verdict, _ in rows()} == {verdict for _, verdict, _ in whole} - {"holds"}
     box.click()
     search = tab.find_element("css selector", "input[type=search]")
-    search.send_keys("AVID-CMA transfers to UCF101")
+    search.send_keys("CMA beats AVID")
     assert 0 < len(rows()) < len(whole)
     assert {paper for paper, _, _ in rows()} == {"avid_cma"}
     assert f"of {len(whole)} claims" in tab.find_element("css selector", ".filters output").text

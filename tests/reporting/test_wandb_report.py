@@ -64,7 +64,7 @@ def test_the_report_of_a_paper_has_every_table(paper: Any) -> None:
     assert all(deviation in texts[-1] for deviation in deviations)
     assert len(grids) == (len(measured) + 3 if records else 0)  # training, media, configurations
     for f, text in zip(filled, texts):
-        assert all(claim.claim.text.replace("|", "\\|") in text for claim in f.claims)
+        assert all(one.check.text.replace("|", "\\|") in text for one in (*f.claims, *f.checks))
     for f, grid in zip(measured, grids):
         table, scale = f.result.table, f.result.scale
         keys = {metric for panel in panels(grid) for metric in panel["config"]["metrics"]}
@@ -104,7 +104,7 @@ def test_the_report_of_all_papers_has_every_claim_of_the_measured_tables() -> No
         assert paper.title in text
         for f in fill_best(load(paper.name), records):
             for claim in f.claims if f.result.measured else ():
-                assert json.dumps(claim.claim.text, ensure_ascii=False)[1:-1] in text
+                assert json.dumps(claim.check.text, ensure_ascii=False)[1:-1] in text
 
 
 def test_numbered_files_share_a_key(make_record: Callable[..., Record]) -> None:
