@@ -129,9 +129,6 @@ class ImageAnnotations:
         tag_names: Names of the T categories; none where the set comes without them.
         groups: Pictures with the same number show the same thing, int64 [N].
         read_boxes: Reads the boxes of all N pictures.
-
-    Raises:
-        ValueError: The columns differ in length.
     """
 
     image_ids: npt.NDArray[np.int64]
@@ -156,11 +153,7 @@ class ImageAnnotations:
         return len(self.image_ids)
 
     def boxes(self) -> list[Boxes]:
-        """Boxes of every picture, read when they are asked for; see `Boxes` in this module.
-
-        Raises:
-            ValueError: These annotations come without boxes.
-        """
+        """Boxes of every picture, read when they are asked for; see `Boxes` in this module."""
         if self.read_boxes is None:
             raise ValueError("these annotations come without boxes")
         return self.read_boxes()
@@ -187,9 +180,6 @@ class LanguageCaptions:
         keys: What the images are called wherever something belongs to them, such as region features; no two alike.
         captions: Texts of each image, at least one.
         groups: Images with the same number show the same thing, int64 [N]; by default, no two do.
-
-    Raises:
-        ValueError: The columns differ in length.
     """
 
     language: str
@@ -227,12 +217,7 @@ def read_json(path: Path, without: frozenset[str] = frozenset()) -> dict[str, An
     """Read a JSON file whose outermost value is an object.
 
     Args:
-        path: The file.
         without: Keys to drop wherever they occur, while reading: masks take ten times the memory of all else.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is not JSON, or something else than an object.
     """
 
     def drop(found: dict[str, Any]) -> dict[str, Any]:
@@ -254,15 +239,8 @@ def read_json(path: Path, without: frozenset[str] = frozenset()) -> dict[str, An
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a file with one JSON object a line; blank lines are passed over.
 
-    Args:
-        path: the file.
-
     Returns:
         Pairs of file and line, for messages, and object.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is not a JSON object; the message names file and line.
     """
     with named(path), path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
@@ -283,12 +261,7 @@ def objects(value: Mapping[str, Any], key: str, where: str) -> list[dict[str, An
     """The list of objects under a key.
 
     Args:
-        value: Object that should hold it.
-        key: Its name there.
         where: File and place, for the message.
-
-    Raises:
-        ValueError: There is none, or it holds something else.
     """
     found = value.get(key)
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
@@ -297,11 +270,7 @@ def objects(value: Mapping[str, Any], key: str, where: str) -> list[dict[str, An
 
 
 def entry_of(entry: Mapping[str, Any], key: str, kind: type[Value], where: str) -> Value:
-    """The value under a key of an object, of the expected kind.
-
-    Raises:
-        ValueError: It is missing or of another kind.
-    """
+    """The value under a key of an object, of the expected kind."""
     value = entry.get(key)
     if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63):
         names = {int: "a whole number of 64 bits", str: "a text"}
@@ -329,11 +298,7 @@ class CaptionedImages:
     caption_ids: NumberRows
 
     def rows_of(self, names: Iterable[str]) -> npt.NDArray[np.int64]:
-        """Positions of file names.
-
-        Raises:
-            ValueError: A name does not occur here.
-        """
+        """Positions of file names."""
         positions = {name: row for row, name in enumerate(self.names)}
         try:
             return np.array([positions[name] for name in names], dtype=np.int64)
@@ -377,11 +342,7 @@ class CaptionCollector:
         self._seen: set[int] = set()
 
     def add_image(self, name: str, image_id: int, group: int) -> None:
-        """Add an image.
-
-        Raises:
-            ValueError: Its number or its name is there already.
-        """
+        """Add an image."""
         if image_id in self._rows:
             raise ValueError(f"{self.path}: image id {image_id} occurs twice")
         if name in self._names:
@@ -392,11 +353,7 @@ class CaptionCollector:
         self._caption_ids.append([])
 
     def add_caption(self, text: str, caption_id: int, image_id: int) -> None:
-        """Add a caption of an image that was added before; a blank one only takes its number.
-
-        Raises:
-            ValueError: The number is there already, or there is no such image.
-        """
+        """Add a caption of an image that was added before; a blank one only takes its number."""
         if caption_id in self._seen:
             raise ValueError(f"{self.path}: caption id {caption_id} occurs twice")
         if image_id not in self._rows:
@@ -423,7 +380,6 @@ def kept_columns(path: Path, make: Callable[[], dict[str, npt.NDArray[Any]]]) ->
 
     Args:
         path: The file; only one that takes seconds to read is worth it.
-        make: Reads the file.
     """
     stamp = stamp_of(path)
     if stamp[2] < KEEP_FROM_BYTES:

@@ -63,11 +63,7 @@ class OpenData:
 
 
 def open_data(name: str) -> OpenData:
-    """An entry of the table.
-
-    Raises:
-        StageError: There is none of that name.
-    """
+    """An entry of the table."""
     table = read_yaml(TABLE, StageError)
     if name not in table:
         raise StageError(f"--fetch {name}: nothing of that name may be fetched; {nearest(name, table)}")
@@ -80,13 +76,7 @@ def fetch(data: OpenData, root: Path, tell: Callable[[str], None], progressbar: 
     """Get all files of an entry with pooch and unpack them; what is there already is left alone.
 
     Args:
-        data: the entry.
-        root: folder of the data sets.
-        tell: gets lines for people.
         progressbar: whether to draw one on the terminal.
-
-    Raises:
-        StageError: a file cannot be got or unpacked, or is another than published, or than the one that came first.
     """
     root.mkdir(parents=True, exist_ok=True)
     with exclusive(root / f".{FETCHED}.lock"):

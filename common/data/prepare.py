@@ -163,13 +163,7 @@ def check_checksums(dataset: MediaDataset) -> tuple[tuple[str, ...], tuple[str, 
 
 
 def check_samples(dataset: MediaDataset, samples: int = 16, seed: int = 0) -> SampleCheck:
-    """Decode a little from the middle of some files, chosen at random over every split that is there.
-
-    Args:
-        dataset: The data set.
-        samples: Number of files.
-        seed: Seed of the choice.
-    """
+    """Decode a little from the middle of some files, chosen at random over every split that is there."""
     # Deciding which files to try needs no decoder, so it is loaded only now.
     from common.data.items import TooManyBrokenFiles
     from common.data.media import MediaError
@@ -203,16 +197,12 @@ def check_files(
     """Try the files of a data set ahead of training; what was tried before and did not change is not tried again.
 
     Args:
-        dataset: The data set.
         allowed: Share of the files that may be broken.
         at_most: Files that are tried, spread evenly over all.
         needs_sound: Whether clips without sound are passed over.
 
     Returns:
         Lines for its user: what was found, what is broken, what has no sound.
-
-    Raises:
-        ValueError: More files are broken than allowed, or none is left.
     """
     listing = dataset.listing("all")
     clips = [listing[row] for row in spread(len(listing), at_most)]

@@ -85,8 +85,6 @@ def word_noise(
     """A caption with words replaced, left out and moved; at least one word stays.
 
     Args:
-        caption: words between spaces.
-        rng: source of the randomness.
         dropout: probability of leaving out a word.
         swap: probability of exchanging a word with any other.
         synonyms: words that may stand for a word.
@@ -94,9 +92,6 @@ def word_noise(
 
     Returns:
         The noisy caption; "" only for a caption without words.
-
-    Raises:
-        ValueError: a probability is not between 0 and 1.
 
     Source: docs/papers/mct.md [8], the views "eda".
     """
@@ -132,9 +127,6 @@ def caption_views(
     """Two views of what is said about one image; which of them comes first is random.
 
     Args:
-        captions: all captions of the image.
-        caption_ids: their annotation ids.
-        rng: source of the randomness.
         mode: `backtranslate`, a caption and its translation there and back; `sibling`, two captions of the image, and
             twice the same where it has one only; `eda`, a caption and its copy with `word_noise`; `same`, twice the
             same.
@@ -143,9 +135,6 @@ def caption_views(
 
     Returns:
         The two texts.
-
-    Raises:
-        ValueError: the image has no caption, or a caption no translation.
 
     Source: docs/papers/mct.md [8]; the word dropout is that of section 13.
     """
@@ -176,15 +165,7 @@ def caption_views(
 
 
 def read_back_translations(path: str | Path) -> dict[int, str]:
-    """Read captions that were translated there and back.
-
-    Args:
-        path: JSON file, {annotation id: text}.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is something else.
-    """
+    """Read captions that were translated there and back."""
     path = Path(path)
     form = 'expected a JSON object of annotation ids and texts, as {"37": "a man on a wave"}'
     try:
@@ -212,10 +193,6 @@ def read_back_translations(path: str | Path) -> dict[int, str]:
 def pad_tokens(rows: Sequence[Sequence[int]], pad_id: int = 0) -> Tensor:
     """Token ids of a batch as one tensor, filled up at the end of the shorter rows.
 
-    Args:
-        rows: token ids of every caption.
-        pad_id: what to fill with.
-
     Returns:
         int64 [B, L], L the length of the longest row, at least 1.
     """
@@ -236,9 +213,6 @@ class CaptionTokenizer(ABC):
     Args:
         file: vocabulary file, or None to learn one.
         max_tokens: longest result of `encode`, boundary tokens included.
-
-    Raises:
-        ValueError: `max_tokens` leaves no room between the boundary tokens.
     """
 
     #: What shorter captions are filled up with.
@@ -261,22 +235,14 @@ class CaptionTokenizer(ABC):
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of different tokens.
-
-        Raises:
-            RuntimeError: `prepare` was not called.
-        """
+        """Number of different tokens."""
         if not self._size:
             raise self._unprepared()
         return self._size
 
     @property
     def content(self) -> bytes:
-        """The vocabulary as its file holds it, for `read`.
-
-        Raises:
-            RuntimeError: `prepare` was not called.
-        """
+        """The vocabulary as its file holds it, for `read`."""
         if not self._content:
             raise self._unprepared()
         return self._content
@@ -286,9 +252,6 @@ class CaptionTokenizer(ABC):
 
         Args:
             content: see the property of that name.
-
-        Raises:
-            ValueError: it is no such vocabulary.
         """
         self._read(content)
         self._content = content
@@ -299,10 +262,6 @@ class CaptionTokenizer(ABC):
         Args:
             captions: training captions, used where no file was given.
             folder: where learned vocabularies are kept; by default in the cache folder.
-
-        Raises:
-            FileNotFoundError: the file does not exist.
-            ValueError: the file is no such vocabulary, or none can be learned from these captions.
         """
         if self.file is not None:
             if not self._size:
@@ -362,11 +321,7 @@ class CaptionTokenizer(ABC):
 
     @abstractmethod
     def _read(self, content: bytes) -> None:
-        """Take a vocabulary file in.
-
-        Raises:
-            ValueError: it is none.
-        """
+        """Take a vocabulary file in."""
 
 
 class WordPieceTokenizer(CaptionTokenizer):
@@ -403,11 +358,7 @@ class WordPieceTokenizer(CaptionTokenizer):
 
     @property
     def mask_id(self) -> int:
-        """Number of `[MASK]`.
-
-        Raises:
-            ValueError: the vocabulary has none.
-        """
+        """Number of `[MASK]`."""
         if self._tokenizer is None:
             raise self._unprepared()
         number = self._tokenizer.token_to_id("[MASK]")
@@ -620,11 +571,7 @@ class XLMRTokenizer(CaptionTokenizer):
 
 
 def _learn_pieces(texts: Sequence[str], field: str, **options: Any) -> bytes:
-    """A SentencePiece model of some texts.
-
-    Raises:
-        ValueError: it cannot be learned from them.
-    """
+    """A SentencePiece model of some texts."""
     from sentencepiece import SentencePieceTrainer
 
     model = io.BytesIO()

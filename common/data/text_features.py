@@ -44,7 +44,6 @@ def valid_mask(length: Tensor, tokens: int) -> Tensor:
 
     Args:
         length: number of tokens of each row, int64 [n].
-        tokens: T.
     """
     return torch.arange(tokens, device=length.device) < length[:, None]
 
@@ -95,10 +94,6 @@ class FeatureStore:
 
     Attributes:
         about: `made_of`, a digest of captions and tokenizer; `bert`, that of BERT; and what else `make_store` was told.
-
-    Raises:
-        FeaturesMissing: there is no store.
-        FeaturesStale: it is damaged, or of another version of this code.
     """
 
     def __init__(self, path: Path) -> None:
@@ -132,7 +127,6 @@ class FeatureStore:
 
         Args:
             captions: their numbers, int64 [n].
-            pool: which sentences.
 
         Returns:
             Words float32 [n, T, E], zero beyond the length; sentences float32 [n, E]; lengths int64 [n].
@@ -184,13 +178,7 @@ class StoredFeatures:
         """The store of a split, after a check that it is of these captions, this tokenizer and this BERT.
 
         Args:
-            dataset, split: names.
             captions: of the split's images, in order; the store's numbers count them all.
-            tokenizer: makes tokens of them, prepared.
-
-        Raises:
-            FeaturesMissing: there is none.
-            FeaturesStale: it is of something else.
         """
         store = FeatureStore(self.path(dataset, split, tokenizer.max_tokens))
         if store.about.get("made_of") != digest_of(captions, tokenizer):
@@ -217,11 +205,7 @@ def digest_of(captions: Rows[str], tokenizer: CaptionTokenizer) -> str:
 
 @functools.lru_cache(maxsize=4)
 def bert_digest(folder: Path) -> str:
-    """SHA-256 over configuration and weights of a BERT.
-
-    Raises:
-        FileNotFoundError: the folder lacks them.
-    """
+    """SHA-256 over configuration and weights of a BERT."""
     state = hashlib.sha256()
     found = [folder / name for name in _BERT_FILES if (folder / name).is_file()]
     if len(found) < 2:
@@ -248,18 +232,9 @@ def make_store(
     """Compute and write the features of all captions; the store appears under its name only when it is whole.
 
     Args:
-        path: the store.
-        captions: texts of each image.
-        tokenizer: makes tokens of them, prepared.
         encoder: makes features of these, on the device that it lies on.
-        bert: digest of its files.
-        batch_size: captions at a time.
         advance: called with the number of captions that were finished.
         described: what else the store should say about itself.
-
-    Raises:
-        OSError: the disk has no room for it.
-        ValueError: the features are not finite.
     """
     import h5py
 

@@ -68,9 +68,6 @@ class DetectionsOncePerImage:
             index: which images [B].
             detections: for every image `boxes` [D, 4], `scores` [D] and `labels` [D].
             targets: for every image `boxes` [G, 4], `labels` [G] and, where there are such, `difficult` [G].
-
-        Raises:
-            ValueError: the three differ in length.
         """
         if not len(index) == len(detections) == len(targets):
             raise ValueError(f"{len(index)} images, {len(detections)} detections and {len(targets)} targets differ")
@@ -105,15 +102,9 @@ def coco_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:
     range of areas: the best detection of it counts neither as right nor as wrong, further ones are wrong. (Marked as
     crowds, difficult objects would also excuse every detection that lies inside them, however small.)
 
-    Args:
-        images: each image once.
-
     Returns:
         `ap`, the mean over the overlaps 0.5, 0.55, ..., 0.95, `ap50` and `ap75`, from 0 to 1. Classes without an object
         that counts are left out of the means.
-
-    Raises:
-        ValueError: no image has an object that counts.
     """
     from pycocotools.cocoeval import COCOeval
 
@@ -165,14 +156,8 @@ def voc07_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]
     the threshold and no better detection belongs to the object; it does not count when the object is difficult.
     (detectron2 first rounds scores to three decimals and boxes to one. Here nothing is rounded.)
 
-    Args:
-        images: each image once.
-
     Returns:
         As `coco_average_precision`.
-
-    Raises:
-        ValueError: no image has an object that counts.
 
     Source: M. Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge"; detectron2,
         evaluation/pascal_voc_evaluation.py.

@@ -85,11 +85,7 @@ class EncoderModule(pl.LightningModule):
             self._before = self._before or self._unchanging()
 
     def on_train_end(self) -> None:
-        """Make sure that a frozen encoder is what it was.
-
-        Raises:
-            RuntimeError: a weight or a buffer of it changed.
-        """
+        """Make sure that a frozen encoder is what it was."""
         before = self._before or {}
         changed = [
             name
@@ -152,9 +148,6 @@ def mean_average_precision(
         module: its trainer says where the file goes; its data module may give the `class_names`.
         average: average precision of every class [C], NaN for those left out.
         details: more about every class; `left_out` says why.
-
-    Raises:
-        ValueError: no class could be judged.
     """
     judged = ~np.isnan(average)
     names = getattr(getattr(module.trainer, "datamodule", None), "class_names", None) or range(len(average))

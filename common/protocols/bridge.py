@@ -98,9 +98,6 @@ class BridgedRetrieval(EncoderModule):
     Shapes:
         Training batch: `image` [B, 3, H, W], `tokens` [B, L], `lengths` [B], `image_index` [B]. Batch of
         images: `image`, `index` [B]. Batch of captions: `tokens`, `lengths`, `index`, `image_index` [B].
-
-    Raises:
-        ValueError: a setting is of no use, or the data or the length of the training do not fit.
     """
 
     def __init__(
@@ -289,7 +286,6 @@ def convergence(curve: dict[int, Tensor], share: float = 0.9) -> dict[str, Tenso
 
     Args:
         curve: number of steps, ascending -> value.
-        share: of the last value.
 
     Returns:
         `area`, the mean of the curve over the logarithm of the steps; `steps_to_<percent>`, the steps after which it

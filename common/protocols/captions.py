@@ -134,11 +134,7 @@ class CaptionData(ImageData):
 
     @property
     def words(self) -> CaptionTokenizer:
-        """The tokenizer.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """The tokenizer."""
         if self.tokenizer is None:
             raise ValueError("data.tokenizer is null, but the model reads captions: give it a class")
         return self.tokenizer
@@ -180,11 +176,7 @@ class CaptionData(ImageData):
         return self.gallery(self.held_out_images, self.held_out_captions)
 
     def gallery(self, images: ImageItems, captions: CaptionRows, role: str = "test") -> list[DataLoader[Any]]:
-        """Loaders of images and of captions that are searched by each other.
-
-        Raises:
-            ValueError: no image has a caption.
-        """
+        """Loaders of images and of captions that are searched by each other."""
         if not len(captions):
             raise ValueError(f"data: none of the {len(images.listing)} {role} images has a caption to search by")
         return [

@@ -417,10 +417,6 @@ class LinearClassification(Classification):
             the batch in training and by running statistics in the test, without learned parameters.
         kwargs: see Classification and EncoderModule.
 
-    Raises:
-        ValueError: in the constructor for a setting of no use; in the test when there are not two loaders, or every
-            learning rate diverged.
-
     Source: docs/papers/mct.md [9], ImageNet linear, and 12.4.
     """
 

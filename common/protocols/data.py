@@ -92,10 +92,6 @@ class AudioVisualData(ShardedDataModule):
         Args:
             listing: the clips that the statistics are of.
             sounds: items with `audio` in plain decibels, one per clip; None reads what an earlier call kept.
-
-        Raises:
-            FileNotFoundError: `audio.statistics` names a file that does not exist.
-            ValueError: the file holds no statistics.
         """
         audio = self.audio
         if audio.statistics is not None:

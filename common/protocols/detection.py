@@ -101,10 +101,6 @@ class Detection(pl.LightningModule):
         Batch: `images`, a list of [3, H, W]; `targets`, a list of dicts with `boxes` [n, 4] (left, top, right, bottom
         in pixels of the tensor), `labels` [n] from 1, `difficult` [n]; `index` [B].
 
-    Raises:
-        ValueError: an argument is out of range; before training, when the data have another number of classes or the
-            precision rounds boxes; before the test, when there are no training batches for the statistics.
-
     Source: Faster R-CNN R50-C4 as detectron2 trains it on VOC, its defaults included: the numbers of proposals in
     training, the thresholds, the start of the warm-up, no weight decay of batch normalization. Its box losses are L1,
     torchvision's are smooth below a ninth.
@@ -317,7 +313,6 @@ def pad_together(images: Sequence[Tensor], multiple: int) -> ImageList:
     """Images [3, H, W] of any sizes in one tensor, with zeros at the right and at the bottom.
 
     Args:
-        images: at least one.
         multiple: both sides of the tensor are multiples of it, so that the map's places lie evenly.
     """
     sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
@@ -338,9 +333,6 @@ def recompute_batch_statistics(module: nn.Module, batches: Iterable[Sequence[Any
     Args:
         module: called in training mode with each batch's entries.
         batches: of equal size; of every process its own.
-
-    Raises:
-        ValueError: there is no batch.
 
     Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm" ("precise BN").
     """
@@ -398,9 +390,6 @@ class BoxTransform:
         flip: probability of a horizontal flip in training.
         mean, std: statistics of the channels, on a scale of 0 to 1.
         training: which of the two a call does.
-
-    Raises:
-        ValueError: a number is out of range.
     """
 
     sizes: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
@@ -434,7 +423,6 @@ class BoxTransform:
         """Transform a picture and its boxes.
 
         Args:
-            image: RGB.
             boxes: left, top, right, bottom in pixels, [n, 4].
             rng: source of the draws; not needed for a test.
 
@@ -465,11 +453,9 @@ class DetectionImages(ImageItems):
         boxes: of every image.
         keep_difficult: whether objects marked as difficult stay; they do in a test.
         options: see ImageItems; `transform` is a BoxTransform.
-
     Returns of an item:
         `image` float32 [3, H, W]; `target`, a dict of `boxes` float32 [n, 4], `labels` int64 [n] from 1, `difficult`
         bool [n] and `image_id`, the position in the listing; `index`.
-
     Raises of an item:
         ValueError: a box does not lie in the image.
     """
@@ -610,10 +596,7 @@ def draw_detections(
     """Draw images with what is there (dashed, white) and what was found (colored by class, with scores).
 
     Args:
-        module: only its loggers are used.
         images: the images that the keys of `found` count.
-        found: the images to draw.
-        path: PNG file to write.
     """
     columns = min(3, len(found))
     rows = math.ceil(len(found) / columns)

@@ -52,11 +52,7 @@ class ImageEvaluation(ABC):
 
     @abstractmethod
     def load_pretrained(self) -> None:
-        """Read the networks, so that a wrong file ends a run before it trains.
-
-        Raises:
-            CheckpointError: a file is damaged or of another network.
-        """
+        """Read the networks, so that a wrong file ends a run before it trains."""
 
     def why_not(self, metric: str) -> str:
         """Why a metric will not be measured (a network is missing, or the name is unknown); empty where it will."""
@@ -64,18 +60,13 @@ class ImageEvaluation(ABC):
 
     @abstractmethod
     def begin(self, module: pl.LightningModule) -> None:
-        """Reset, and take the statistics of real images.
-
-        Args:
-            module: in its test.
-        """
+        """Reset, and take the statistics of real images."""
 
     @abstractmethod
     def update(self, generated: Tensor, batch: Batch, repeat: int = 0) -> None:
         """Add a batch.
 
         Args:
-            generated: images.
             batch: `index` of the samples [B], numbers of their `caption` [B], real images `image` of the captions.
             repeat: which repetition, from 0 to `repeats` - 1.
 
@@ -149,9 +140,6 @@ class GenerationEvaluation(ImageEvaluation):
         object_copies, person_captions: of SOA, see `object_captions`; it takes images of its own for all captions
             of the test split. 0 copies measure it on the images of the other metrics instead, and count every caption.
         seed: of draws and of the noise of SOA's images.
-
-    Raises:
-        ValueError: `repeats` is below 1.
     """
 
     def __init__(
@@ -331,9 +319,6 @@ class RealImages(pl.LightningModule):
 
     Args:
         evaluation: what is measured, once.
-
-    Raises:
-        ValueError: it measures repetitions, or makes images anew.
     """
 
     def __init__(self, evaluation: ImageEvaluation) -> None:

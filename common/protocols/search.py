@@ -91,10 +91,6 @@ class CrossModalSearch(EncoderModule):
         images: `image`, `index` [B]. Batch of captions: `tokens`, `lengths`, `index` [B], and `image_index`
         [B], the `index` of the caption's image.
 
-    Raises:
-        ValueError: in the constructor when `text_encoder` says that it has another `feature_dim`; in setup when
-            there is no data module to select by.
-
     Source: Faghri et al., "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", BMVC 2018.
     """
 

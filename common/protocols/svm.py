@@ -38,11 +38,7 @@ class MachinesOnFeatures(EncoderModule):
         super().__init__(encoder, frozen=True, **kwargs)
 
     def setup(self, stage: str) -> None:
-        """Load the pre-trained encoder.
-
-        Raises:
-            ValueError: there are several devices: each would fit the same machines to a part of the samples.
-        """
+        """Load the pre-trained encoder."""
         if self.trainer.world_size > 1:
             raise ValueError(
                 f"trainer.devices: {type(self).__name__} runs on one device, got {self.trainer.world_size}; set it "

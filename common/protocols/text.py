@@ -65,9 +65,6 @@ class TextTest:
 
     Attributes:
         texts: after `compute`, the generated texts of all processes by sample.
-
-    Raises:
-        ValueError: a protocol is unknown.
     """
 
     def __init__(self, protocols: Sequence[str] = (), meteor: bool = True) -> None:

@@ -90,12 +90,7 @@ class AVSD(MediaDataset):
         self.videos = None if videos is None else Path(videos).expanduser()
 
     def dialogs(self, split: str) -> list[Dialog]:
-        """The dialogues of a split, one per row of its listing and in its order.
-
-        Raises:
-            DatasetMissing: the folder, the dialogues or the videos are missing.
-            ValueError: a dialogue is damaged, or the files of the test split contradict each other.
-        """
+        """The dialogues of a split, one per row of its listing and in its order."""
         split, _ = self._checked(split, None)
         found, _ = self._found(split, [])
         return [dialog for _, dialog in sorted(found, key=lambda row: row[0])]

@@ -98,11 +98,6 @@ class MediaDataset(ABC):
 
         Returns:
             The same items in the same order on every machine that holds the same files.
-
-        Raises:
-            DatasetMissing: If the folder, a list or every item is missing; the message says what is expected.
-            ValueError: If the split or the fold does not exist, or a list contradicts itself.
-            TooManyBrokenFiles: If `common_seconds` is set and many files cannot be read.
         """
         listing = self._all(split, fold)
         if self.common_seconds is None:
@@ -363,7 +358,6 @@ def walk(folder: Path, suffixes: frozenset[str] | None, watched: list[Path]) -> 
     """All files below a folder as (name relative to it, stem), depth first, sorted.
 
     Args:
-        folder: Where to begin.
         suffixes: Of the files that are wanted, in lower case; None = all files.
         watched: Gets the folders that were visited.
     """
@@ -401,7 +395,6 @@ def csv_rows(path: Path, kind: Callable[..., Any] = csv.DictReader, **options: A
     Args:
         path: the file, UTF-8.
         kind: `csv.DictReader`, or `csv.reader` for rows without names.
-        options: of the reader.
     """
     with named(path), path.open(newline="", encoding="utf-8-sig") as stream:
         reader = kind(stream, **options)

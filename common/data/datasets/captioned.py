@@ -46,24 +46,14 @@ class LanguageCaptioned:
 
     @abstractmethod
     def captions(self, split: str, language: str) -> LanguageCaptions:
-        """The captions of a split in one language.
-
-        Raises:
-            DatasetMissing: files are missing.
-            ValueError: the split or the language does not exist, or a file is damaged; the message names it.
-        """
+        """The captions of a split in one language."""
 
     @abstractmethod
     def image_path(self, key: str, split: str) -> Path:
         """The file of a picture, which need not exist: with region features, the pictures are only looked at."""
 
     def regions(self, split: str) -> RegionFeatures:
-        """The region features of a split's pictures, and maybe of others.
-
-        Raises:
-            DatasetMissing: there are none.
-            RegionError: a file of them is damaged.
-        """
+        """The region features of a split's pictures, and maybe of others."""
         paths = self.region_paths(split)
         if not paths:
             folder = self.regions_folder
@@ -210,11 +200,7 @@ class CaptionedDataset(LanguageCaptioned, MediaDataset):
         return self._status(layout, counts, problems, notes, expected_layout=expected)
 
     def grouped(self, captions: LanguageCaptions, split: str) -> LanguageCaptions:
-        """Captions with what their images show, where `groups.json` says so; miniatures have it, no real set does.
-
-        Raises:
-            ValueError: the file is damaged, or lacks an image.
-        """
+        """Captions with what their images show, where `groups.json` says so; miniatures have it, no real set does."""
         path = self.root / "groups.json"
         if not path.is_file():
             return captions
@@ -249,12 +235,7 @@ def _natural(path: Path) -> tuple[str | int, ...]:
 
 # ---------------------------------------------------------------------------------------------------- text files
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, also one packed by gzip.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or no UTF-8.
-    """
+    """A text file in UTF-8, also one packed by gzip."""
     with named(path):
         content = path.read_bytes()
     try:
@@ -278,9 +259,6 @@ def read_caption_table(path: Path) -> Iterator[tuple[int, str]]:
 
     With a heading, captions stand in its column `caption`, and quotes have the meaning that they have in CSV files.
     Without one, captions stand in the first column, followed by an address, and quotes mean themselves.
-
-    Raises:
-        ValueError: a row is damaged; the message names file and line.
     """
     with named(path), path.open(encoding="utf-8-sig", newline="") as stream:
         try:

@@ -85,10 +85,6 @@ class COCO(MediaDataset):
 
         Returns:
             One row per image of the listing, in its order.
-
-        Raises:
-            DatasetMissing: The folder or the captions are missing.
-            ValueError: A file is damaged, contradicts itself, or does not know an image of the listing.
         """
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
@@ -146,8 +142,6 @@ def fill_scan(scan: Scan, images: CaptionedImages, files: set[str], prefix: str 
     """Put the images that have captions and a file into a scan; count the others.
 
     Args:
-        scan: What to fill.
-        images: What the annotations list.
         files: Names of the files that are there, as the annotations spell them.
         prefix: What to put before a name to make it relative to the root.
     """
@@ -175,11 +169,7 @@ def read_captions(path: Path, stamp: tuple[int, ...]) -> CaptionedImages:
     """Read a file of captions in COCO's format, once per process.
 
     Args:
-        path: The file.
         stamp: Its time stamps and size: a file that was written anew is read anew.
-
-    Raises:
-        ValueError: It is damaged, no file of captions, or contradicts itself.
     """
     document = read_json(path)
     collector = CaptionCollector(path)
@@ -237,11 +227,7 @@ def read_instances(path: Path, stamp: tuple[int, ...]) -> Instances:
     """Read a file of instances in COCO's format, once per process; the columns of a large one are kept on disk.
 
     Args:
-        path: The file.
         stamp: Its time stamps and size: a file that was written anew is read anew.
-
-    Raises:
-        ValueError: It is damaged, no file of instances, or contradicts itself.
     """
     columns = kept_columns(path, functools.partial(_instance_columns, path))
     return Instances(
@@ -308,12 +294,7 @@ def _box(entry: Mapping[str, Any], where: str) -> list[float]:
 
 
 def boxes_of(path: Path, image_ids: npt.NDArray[np.int64]) -> list[Boxes]:
-    """Boxes of some images from a file of instances; those without area are left out.
-
-    Args:
-        path: The file.
-        image_ids: The images.
-    """
+    """Boxes of some images from a file of instances; those without area are left out."""
     instances = read_instances(path, _stamp(path))
     solid = np.all(instances.boxes[:, 2:] > instances.boxes[:, :2], axis=1)
     found: list[Boxes] = []

@@ -88,10 +88,6 @@ class COCOKarpathy(LanguageCaptioned, MediaDataset):
 
         Returns:
             One row per image of the listing, in its order.
-
-        Raises:
-            DatasetMissing: The folder or the list is missing.
-            ValueError: The list is damaged, contradicts itself, or does not know an image of the listing.
         """
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
@@ -102,12 +98,7 @@ class COCOKarpathy(LanguageCaptioned, MediaDataset):
         return images.annotations(images.rows_of(name.removeprefix(parent) for name in names))
 
     def captions(self, split: str, language: str = "en") -> LanguageCaptions:
-        """English captions of a split's images by key, whether or not the images are there.
-
-        Raises:
-            DatasetMissing: The list is missing.
-            ValueError: It is damaged or contradicts itself.
-        """
+        """English captions of a split's images by key, whether or not the images are there."""
         split, _ = self._checked(split, None)
         self._checked_language(language)
         images = self._images()[self._part_of(split)]
@@ -178,14 +169,10 @@ def read_splits(path: Path, stamp: tuple[int, ...]) -> dict[str, CaptionedImages
     """Read Karpathy's list, once per process.
 
     Args:
-        path: The file.
         stamp: Its time stamps and size: a file that was written anew is read anew.
 
     Returns:
         The images of each split, and of `train+restval`, named from the folder of the image folders on.
-
-    Raises:
-        ValueError: It is damaged, another kind of file, or contradicts itself.
     """
     document = read_json(path, without=frozenset({"tokens"}))
     collectors = {split: CaptionCollector(path) for split in (*COCOKarpathy.splits, "train+restval")}

@@ -66,11 +66,7 @@ def read_numbered_captions(path: Path, stamp: tuple[int, ...]) -> LanguageCaptio
     """Read a table of English captions whose rows are the images, once per process; blank captions are left out.
 
     Args:
-        path: the file.
         stamp: its time stamps and size: a file that was written anew is read anew.
-
-    Raises:
-        ValueError: it is damaged, or holds no captions.
     """
     rows = [(number, " ".join(text.split())) for number, text in read_caption_table(path)]
     kept = [(number, text) for number, text in rows if text]

@@ -190,12 +190,7 @@ class OwnFolder(MediaDataset):
 
     # ------------------------------------------------------------------------------------------------ reading
     def _contents(self) -> Contents:
-        """What the folder holds.
-
-        Raises:
-            DatasetMissing: Nothing that fits.
-            ValueError: It contradicts itself; the message names the file, and the line of a list.
-        """
+        """What the folder holds."""
         self.require_folder()
         folders, _ = entries(self.root)
         parts = [name for name in folders if name.lower() in SPLIT_OF]
@@ -363,11 +358,7 @@ class OwnFolder(MediaDataset):
         return name
 
     def _merged(self, items: list[Item]) -> list[Item]:
-        """Lines of one file joined where that means something.
-
-        Raises:
-            ValueError: Two lines tell of the same file.
-        """
+        """Lines of one file joined where that means something."""
         first: dict[tuple[str, float, float], Item] = {}
         for item in items:
             # NaN equals nothing, itself included.
@@ -452,12 +443,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
             self.regions_root = Path(regions).expanduser()
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
-        """Captions and tags of a split's images, one row per image of the listing, in its order.
-
-        Raises:
-            DatasetMissing: The folder holds nothing.
-            ValueError: The folder contradicts itself, or does not know an image of the listing.
-        """
+        """Captions and tags of a split's images, one row per image of the listing, in its order."""
         listing = self.listing(split) if listing is None else listing
         items = self._contents().items
         row_of = {item.name: row for row, item in enumerate(items)}

@@ -56,10 +56,6 @@ class LocalizedNarratives(MediaDataset):
 
         Returns:
             One row per image of the listing, in its order.
-
-        Raises:
-            DatasetMissing: A folder or a file of narratives is missing.
-            ValueError: A file is damaged, or does not know an image of the listing.
         """
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
@@ -88,11 +84,7 @@ class LocalizedNarratives(MediaDataset):
         return folder
 
     def _paths(self, split: str) -> list[Path]:
-        """Files of narratives of a split: one, or all parts of one.
-
-        Raises:
-            DatasetMissing: There is none, or a part is missing.
-        """
+        """Files of narratives of a split: one, or all parts of one."""
         stem = self.files[split]
         for parent in _FOLDERS:
             folder = self.root / parent
@@ -187,15 +179,11 @@ def read_narratives(paths: tuple[Path, ...], stamps: tuple[tuple[int, ...], ...]
     """Read the parts of a file of narratives, once per process; the columns of large ones are kept on disk.
 
     Args:
-        paths: The parts, in order.
         stamps: Their time stamps and sizes: a file that was written anew is read anew.
         name_of: Makes a file name of an image's id.
 
     Returns:
         The images in order of their first narrative; numbers of images and narratives count them through.
-
-    Raises:
-        ValueError: A line is damaged; the message has its number.
     """
     collector = CaptionCollector(paths[0])
     numbers: dict[str, int] = {}

@@ -97,23 +97,13 @@ class TVC(MediaDataset):
         self.clips = None if clips is None else Path(clips).expanduser()
 
     def moments(self, split: str) -> list[Moment]:
-        """The moments of a split, one per row of its listing and in its order.
-
-        Raises:
-            DatasetMissing: the folder, the moments or the frames are missing.
-            ValueError: a moment is damaged.
-        """
+        """The moments of a split, one per row of its listing and in its order."""
         split, _ = self._checked(split, None)
         found, _ = self._found(split, [])
         return [moment for _, moment in sorted(found, key=lambda row: row[0])]
 
     def subtitles(self) -> Subtitles:
-        """The lines of every clip.
-
-        Raises:
-            DatasetMissing: the file is missing.
-            ValueError: it is damaged.
-        """
+        """The lines of every clip."""
         missing: DatasetMissing | None = None
         for home in self._homes():
             try:

@@ -59,10 +59,6 @@ class Subtitles(Mapping[str, tuple[Subtitle, ...]]):
 
     Args:
         path: file with one JSON object a line: `{"vid_name": ..., "sub": [{"text", "start", "end"}, ...]}`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is damaged, or a clip occurs twice; the message names file and line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -188,24 +184,14 @@ class TVQA(MediaDataset):
         self.span = span
 
     def questions(self, split: str) -> Questions:
-        """The questions of a split, one per row of its listing and in its order.
-
-        Raises:
-            DatasetMissing: the folder, the questions or the frames are missing.
-            ValueError: a question is damaged.
-        """
+        """The questions of a split, one per row of its listing and in its order."""
         split, _ = self._checked(split, None)
         found, _ = self._found(split, [])
         # Exactly the order of a listing: by folder, questions about one clip as in the file.
         return Questions([question for _, question in sorted(found, key=lambda row: row[0])])
 
     def subtitles(self) -> Subtitles:
-        """The lines of every clip.
-
-        Raises:
-            DatasetMissing: the file is missing.
-            ValueError: it is damaged.
-        """
+        """The lines of every clip."""
         path = first_file(self.root, _SUBTITLE_FILES)
         if path is None:
             raise self._lacks(self.root / _SUBTITLE_FILES[0], "the subtitles are missing")
@@ -280,9 +266,6 @@ def parse_span(text: object, where: str) -> Limits | None:
 
     Returns:
         Start and end; None also for a part without length.
-
-    Raises:
-        ValueError: it is something else.
     """
     if text is None or (isinstance(text, float) and np.isnan(text)):
         return None
@@ -300,7 +283,6 @@ def frame_folders(home: Path, watched: list[Path]) -> dict[str, str] | None:
     """Folders of frames by clip, as names relative to `home`.
 
     Args:
-        home: folder of the data set.
         watched: gets the folders that were read.
 
     Returns:
@@ -355,9 +337,6 @@ def read_words(root: Path) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
 
     Returns:
         Clip -> words of the picture and words of the sound; empty without the file.
-
-    Raises:
-        ValueError: a line is damaged.
     """
     path = root / "words.jsonl"
     if not path.is_file():

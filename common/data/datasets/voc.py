@@ -85,10 +85,6 @@ class PascalVOC(MediaDataset):
         Returns:
             int8 [N, classes], in the order of the listing: 1 present, 0 absent, -1 only difficult examples. (The
             lists of the set say 1, -1 and 0.)
-
-        Raises:
-            DatasetMissing: The folder or a list is missing.
-            ValueError: A list is damaged, or does not know an image of the listing.
         """
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
@@ -122,10 +118,6 @@ class PascalVOC(MediaDataset):
         Args:
             split: One of ``splits``.
             listing: Images of this split, such as a subset; None = all of them.
-
-        Raises:
-            DatasetMissing: The folder or a file of annotations is missing.
-            ValueError: A file of annotations is damaged.
         """
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing

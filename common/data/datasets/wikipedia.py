@@ -27,10 +27,6 @@ class TextLines(MadeOnDemand[str]):
 
     Args:
         path: the file, in UTF-8.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds no text.
     """
 
     def __init__(self, path: Path) -> None:
@@ -111,11 +107,7 @@ class WikipediaText(MediaDataset):
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Codes of the languages, sorted.
-
-        Raises:
-            DatasetMissing: there is no file of any language.
-        """
+        """Codes of the languages, sorted."""
         if self._wanted is not None:
             return self._wanted
         found = sorted({match[1] for name in self._names() if (match := _NAME.fullmatch(name)) and match[2] == "train"})
@@ -124,12 +116,7 @@ class WikipediaText(MediaDataset):
         return tuple(found)
 
     def sentences(self, split: str, language: str) -> TextLines:
-        """The sentences of one language.
-
-        Raises:
-            DatasetMissing: its file is missing.
-            ValueError: the split does not exist, or the file holds no text.
-        """
+        """The sentences of one language."""
         split, _ = self._checked(split, None)
         path = self.root / f"{language}.{split}.txt"
         if not path.is_file():

@@ -75,9 +75,6 @@ class AudioVisualWorld(World):
         fps: frames per second.
         sample_rate: samples per second of the sound.
         root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
-
-    Raises:
-        ValueError: if a size cannot be rendered.
     """
 
     kind = "audiovisual"

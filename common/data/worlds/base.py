@@ -62,9 +62,6 @@ class World(ABC):
 
         Args:
             name: one of ``names``.
-
-        Raises:
-            ValueError: if this world holds no such data set.
         """
         if name not in self.names:
             raise ValueError(f"the {self.title} has no data set {name!r}; it has {', '.join(self.names)}")
@@ -101,7 +98,6 @@ class World(ABC):
         """Render data sets and put them where real ones lie; they are then no part of this world's folder any more.
 
         Args:
-            root: folder that holds data sets.
             folders: name of a data set -> its folder below `root`.
         """
         self.prepare(list(folders))
@@ -143,6 +139,5 @@ class World(ABC):
 
         Args:
             name: one of ``names``.
-            root: the folder.
             write: to be called with each media file's path and what writes it; makes its folder and counts it.
         """

@@ -90,11 +90,7 @@ class Concept:
 
 
 def pack() -> Traversable:
-    """Folder of the pack inside the package.
-
-    Raises:
-        FileNotFoundError: if the package was installed without it.
-    """
+    """Folder of the pack inside the package."""
     folder = files("common.data.worlds") / "emoji_mini"
     if not (folder / "emoji.jsonl").is_file():
         raise FileNotFoundError(
@@ -104,11 +100,7 @@ def pack() -> Traversable:
 
 
 def read_concepts() -> tuple[Concept, ...]:
-    """All 1,580 concepts of the pack, by index; those with ``core`` set make the world.
-
-    Raises:
-        ValueError: if a line of the pack is damaged.
-    """
+    """All 1,580 concepts of the pack, by index; those with ``core`` set make the world."""
     concepts = []
     lines = (pack() / "emoji.jsonl").read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines):
@@ -133,13 +125,9 @@ def read_drawings(style: str, indices: Sequence[int]) -> np.ndarray:
 
     Args:
         style: one of ``STYLES``.
-        indices: concepts to take.
 
     Returns:
         uint8 [n, 64, 64, 4], colour and opacity.
-
-    Raises:
-        ValueError: if there is no such designer.
     """
     if style not in STYLES:
         raise ValueError(f"no sheet of style {style!r}; there are {', '.join(STYLES)}")
@@ -168,11 +156,6 @@ def captions_of(rng: np.random.Generator, concept: Concept, language: str = "en"
 
     The name; the name and one keyword; the name and two; two keywords; three keywords. Keywords are drawn anew for each
     and differ from the name where the concept has others; where it has too few the caption is shorter.
-
-    Args:
-        rng: the only source of chance.
-        concept: what to describe.
-        language: language of the words.
     """
     name, comma = concept.name[language], "、" if language in ("ja", "zh") else ", "
     others = [word for word in concept.keywords[language] if word.casefold() != name.casefold()] or [name]
@@ -222,9 +205,6 @@ class EmojiWorld(World):
             part of Karpathy's split.
         test_style: designer to test on.
         root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
-
-    Raises:
-        ValueError: if an argument is out of its range.
     """
 
     kind = "emoji"

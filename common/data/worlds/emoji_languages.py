@@ -73,10 +73,6 @@ def induced_dictionary(concepts: Iterable[Concept], language: str) -> dict[str, 
     A word of English names and keywords is translated by a name or keyword in the other language that stands with
     nearly the same concepts: Dice's coefficient of the two sets is at least 0.5, and they share at least two concepts.
 
-    Args:
-        concepts: where from.
-        language: the other language.
-
     Returns:
         Word -> its translations, at most three, the best first; sorted by word.
 
@@ -137,9 +133,6 @@ class EmojiLanguagesWorld(World):
         train_styles: designers to train on.
         test_style: designer to test on.
         root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
-
-    Raises:
-        ValueError: an argument is out of its range.
 
     Source: docs/papers/m3p.md [13.1] and [13.3].
     """
@@ -283,9 +276,6 @@ class EmojiLanguagesWorld(World):
         """Captions of a concept.
 
         Args:
-            concept: what to describe.
-            language: in which language.
-            count: how many.
             rng: the only source of chance; not used for the first caption where that is fixed.
             first: whether the first caption is the fixed one: the name and the first keywords of the list. No other
                 caption is, where the concept has keywords.

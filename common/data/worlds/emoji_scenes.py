@@ -33,9 +33,6 @@ class EmojiScenesWorld(TwoSidesWorld):
 
     Args:
         seed, train, test, size, captions_per_image, relations, root: see ``TwoSidesWorld``.
-
-    Raises:
-        FileNotFoundError: if the package was installed without its drawings.
     """
 
     kind = "emoji_scenes"

@@ -186,7 +186,6 @@ def repeated_scene(rng: np.random.Generator, glyph: int | None = None) -> tuple[
     """Draw a scene of two to four copies of one glyph in one colour, and what can be said about it.
 
     Args:
-        rng: the only source of chance.
         glyph: index into ``GLYPHS``; None to draw it too.
 
     Source:
@@ -204,7 +203,6 @@ def mixed_scene(rng: np.random.Generator, objects: tuple[int, int] = (1, 3), fai
     """Draw a scene of different glyphs, each in a colour and a size of its own.
 
     Args:
-        rng: the only source of chance.
         objects: least and largest number of glyphs.
         faint: probability of a copy that the ground shines through, which makes it hard to see.
     """
@@ -226,15 +224,8 @@ def dark_ground(colour: int) -> RGB:
 def place(rng: np.random.Generator, radii: Sequence[float]) -> np.ndarray:
     """Draw centers of circles that lie inside the unit square and do not overlap.
 
-    Args:
-        rng: the only source of chance.
-        radii: one radius per circle.
-
     Returns:
         float64 [n, 2], x and y.
-
-    Raises:
-        ValueError: if there is no room.
     """
     sizes = np.asarray(radii, dtype=np.float64)
     # The hardest usual case (four large copies) fills half of the square, so single tries mostly fail: many
@@ -276,7 +267,6 @@ def draw(
     """Draw a scene with smooth edges.
 
     Args:
-        scene: what to draw.
         rng: source of the gradient's direction and of the pixel noise.
         size: side of the picture in pixels.
         gradient: largest change of brightness by a linear gradient over the whole picture.

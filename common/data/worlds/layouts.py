@@ -97,13 +97,7 @@ def write_coco(root: Path, split: str, images: Sequence[Annotated], vocabulary: 
     """Write ``annotations/captions_<split>.json`` and ``instances_<split>.json``.
 
     Args:
-        root: folder of the set.
         split: such as `train2017`.
-        images: its pictures, sorted by id.
-        vocabulary: names for the ids.
-
-    Raises:
-        ValueError: if a picture has more captions or objects than its ids have room for.
     """
     for image in images:
         if max(len(image.captions), len(image.instances)) >= _PER_IMAGE:
@@ -214,8 +208,6 @@ def write_voc(
 
     Args:
         folder: such as ``VOCdevkit/VOC2007``.
-        images: all pictures.
-        classes: names of the categories.
         parts: rows of `images` that belong to each list, such as `trainval`.
     """
     (folder / "Annotations").mkdir(parents=True, exist_ok=True)
@@ -292,7 +284,6 @@ def write_conceptual_captions(root: Path, parts: Mapping[str, Sequence[str]]) ->
     """Write the lists of Conceptual Captions.
 
     Args:
-        root: folder of the set.
         parts: captions of `train` and `val`; the image of row n is `training/<n>.jpg` or `validation/<n>.jpg`.
     """
     names = {"train": "Train_GCC-training.tsv", "val": "Validation_GCC-1.1.0-Validation.tsv"}
@@ -313,7 +304,6 @@ def write_multi30k(
     """Write one split of Multi30K.
 
     Args:
-        root: folder of the set.
         split: `train`, `val` or `test`.
         stems: names of its images, without suffix.
         captions: by language, five of each image in `en` and `de`, one in the others.
@@ -337,7 +327,6 @@ def write_stair_captions(root: Path, parts: Mapping[str, Sequence[Annotated]], d
     """Write `stair_captions_v1.2_train.json` and `stair_captions_v1.2_val.json`.
 
     Args:
-        root: folder of the set.
         parts: images of `train2014` and `val2014` with their captions.
         description: the set in a few words.
     """
@@ -360,7 +349,6 @@ def write_coco_cn(root: Path, parts: Mapping[str, Sequence[tuple[str, Sequence[s
     """Write COCO-CN.
 
     Args:
-        root: folder of the set.
         parts: names of the images of `train`, `val` and `test`, without suffix, each with its captions.
     """
     home = root / "coco-cn-version1805v1.1"

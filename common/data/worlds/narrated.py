@@ -341,9 +341,6 @@ class NarratedWorld(World):
         fps: frames per second of the files with sound; frames of TVQA come at 3 per second.
         sample_rate: samples per second of the sound.
         root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
-
-    Raises:
-        ValueError: if a size cannot be rendered.
     """
 
     kind = "narrated"

@@ -77,9 +77,6 @@ def annotated(
     """Write pictures and say what is in them.
 
     Args:
-        folder: of the pictures.
-        numbers: their ids.
-        name_of: gives a file's name.
         names: of all categories.
     """
     return [

@@ -125,11 +125,6 @@ def caption(rng: np.random.Generator, attributes: Attributes, words: CaptionWord
 
     Nouns stay in the singular and the article stays in front of numbers: a word has one form.
 
-    Args:
-        rng: the only source of chance.
-        attributes: what can be said.
-        words: how likely each is said.
-
     Source:
         docs/papers/mct.md [13] ("glyph scenes").
     """
@@ -175,9 +170,6 @@ class ShapesWorld(World):
         caption_style: `sparse` drops most words, `full` says all there is to say.
         words: other probabilities than those of `sparse`.
         root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
-
-    Raises:
-        ValueError: if an argument is out of its range.
 
     Source:
         docs/papers/mct.md [13].

@@ -95,9 +95,6 @@ class TwoSidesWorld(World):
         captions_per_image: captions of every picture, drawn one by one.
         relations: share of captions that say "a THING left of a THING" instead.
         root: folder for the worlds; None for `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
-
-    Raises:
-        ValueError: if an argument is out of its range.
     """
 
     names = ("coco_2014",)
@@ -237,12 +234,7 @@ class TwoSidesWorld(World):
         )
 
     def captions(self, split: str, row: int, attributes: Sequence[int]) -> tuple[str, ...]:
-        """The captions of a picture; equal ones may occur.
-
-        Args:
-            split, row: the picture.
-            attributes: what it shows.
-        """
+        """The captions of a picture; equal ones may occur."""
         draws = self._rng(split, row, _WORDS).random((self.captions_per_image, 5)).tolist()
         named = [self.things[thing][0] for thing in self.thing_of([attributes])[0]]
         ground = tuple(GROUNDS)[attributes[-1]]
@@ -273,14 +265,8 @@ class TwoSidesWorld(World):
     def attributes_of(cls, annotations: ImageAnnotations) -> npt.NDArray[np.int64]:
         """What pictures of this world show, recovered from the instances that their annotation file lists.
 
-        Args:
-            annotations: of some pictures, with boxes.
-
         Returns:
             int64 [N, A].
-
-        Raises:
-            ValueError: the annotations are not of this world, or a picture lacks a thing.
         """
         names = tuple(name for name, _ in cls.categories())
         if annotations.tag_names != names:
