@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from common.reporting.papers import existing_papers, project_root
+from common.reporting.records import short_name
 from common.reporting.tables import expand
 from common.stages.configuration import leaves, load_yaml, matches, recipes_of, resolve, scales_of
 
@@ -98,3 +101,38 @@ def test_every_recipe_is_one_of_a_stage(paper: str) -> None:
     extended = {load_yaml(path).get("extends") for path in (project_root() / "configs" / paper).glob("*.yaml")}
     idle = set(recipes_of(paper)) - used - extended
     assert idle <= BY_NAME, f"no stage of papers/{paper}/tables.yaml runs {sorted(idle - BY_NAME)}"
+
+
+def called_ours(text: str) -> set[str]:
+    """The fields of a layer whose comment says `(ours`: on their line, or on indented lines of its own above them."""
+    lines = text.splitlines()
+    marked, above = set(), False
+    for number, line in enumerate(lines):
+        above |= "(ours" in line and not line.startswith("#")
+        if not line.lstrip().startswith("#"):
+            marked |= {number} if above else set()
+            above = False
+
+    def fields(node: yaml.Node, path: str) -> Iterator[tuple[int, str]]:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            name = short_name(f"{path}.{key.value}" if path else key.value)
+            yield key.start_mark.line, name
+            yield from fields(value, name)
+
+    first: dict[int, str] = {}
+    for number, name in fields(yaml.compose(text), ""):
+        first.setdefault(number, name)
+    return {first[number] for number in marked}
+
+
+@pytest.mark.parametrize("paper", [paper.name for paper in existing_papers()])
+def test_what_a_comment_calls_ours_is_listed(paper: str) -> None:
+    folder = project_root() / "configs" / paper
+    for recipe in ("base", *recipes_of(paper)):
+        listed = load_yaml(folder / "base.yaml").get("ours", ()) if recipe == "base" else resolve(paper, recipe).ours
+        missing = {
+            field
+            for field in called_ours((folder / f"{recipe}.yaml").read_text(encoding="utf-8"))
+            if not any(f"{one}.".startswith(f"{field}.") or f"{field}.".startswith(f"{one}.") for one in listed)
+        }
+        assert not missing, f"configs/{paper}/{recipe}.yaml calls {sorted(missing)} ours; list them in `ours:`"
