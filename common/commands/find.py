@@ -55,7 +55,7 @@ def list_command(arguments: argparse.Namespace) -> int:
 
 
 def _list_papers(scale: str) -> None:
-    from common.reporting.records import find_promoted
+    from common.reporting.results import find_promoted
     from common.reporting.tables import expand, load
     from common.stages.configuration import recipes_of
     from common.stages.plan import duration
@@ -82,7 +82,8 @@ def _list_papers(scale: str) -> None:
 
 
 def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
-    from common.reporting.records import find, find_promoted, warn
+    from common.reporting.records import find, warn
+    from common.reporting.results import find_promoted
     from common.reporting.tables import expand, load
     from common.stages.configuration import recipes_of
     from common.stages.plan import duration
@@ -133,7 +134,8 @@ def _scales(scales: Sequence[str], by_request: Sequence[str]) -> str:
 
 def show_command(arguments: argparse.Namespace) -> int:
     """Print what is known of one stage or recipe without running it."""
-    from common.reporting.records import find, find_promoted, short_name, warn
+    from common.reporting.records import find, short_name, warn
+    from common.reporting.results import find_promoted
     from common.reporting.tables import entries, load
     from common.stages.plan import Selection, duration
     from common.stages.single import find_request

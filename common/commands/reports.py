@@ -106,6 +106,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     promote.add_argument("--stage", action="append", help="this stage or instance only; may be repeated")
     promote.add_argument("--stages", dest="stage", action="extend", nargs="+", help="the same for several")
     promote.add_argument("--runs", type=Path, help="folder of runs; default: runs")
+    promote.add_argument("--replace", action="store_true", help="also replace records that another machine made")
 
 
 def _add_runs(parser: argparse.ArgumentParser, text: str) -> None:
@@ -332,7 +333,7 @@ def promote_command(args: argparse.Namespace) -> int:
 
     needed_checkout("`assemble promote` writes into papers/*/results of the repository")
     scales = tuple(args.scale) if args.scale else PROMOTED_SCALES
-    done = [p for name in _names(args) for p in promote(name, scales, _folder(args), args.stage)]
+    done = [p for name in _names(args) for p in promote(name, scales, _folder(args), args.stage, args.replace)]
     for p in done:
         where = f"{p.record.paper}/{p.record.scale}/{p.record.draw.folder}/{p.record.stage}"
         print(f"{p.action}: {where}" + (f": {p.reason}" if p.reason else ""))

@@ -18,19 +18,16 @@ from typing import TYPE_CHECKING
 from common.files import write_atomically
 from common.reporting import charts
 from common.reporting.aggregate import Cell, collect
-from common.reporting.curves import band_of, importance, read_curves
+from common.reporting.curves import band_of, importance, read_curves, read_points
 from common.reporting.draws import Draw
 from common.reporting.papers import paper_named, runs_root
 from common.reporting.records import (
     Record,
     find,
-    find_promoted,
-    promoted_curves,
-    promoted_file,
-    run_folder,
     warn,
 )
 from common.reporting.render import heading, measured_text
+from common.reporting.results import find_promoted, place_of, promoted_curves
 from common.reporting.tables import Metric, Row, Table, Tables, load
 
 if TYPE_CHECKING:
@@ -260,18 +257,16 @@ def write_curves(
         paper = paper_named(name)
         mine = [r for r in find(runs, paper.name, malformed=warn) if r.scale in scales]
         if against is None:
-            theirs = [r for r in find_promoted(paper.name) if r.scale in scales]
-            files = {id(r): promoted_curves(promoted_file(paper, r.scale, r.draw, r.stage)) for r in theirs}
+            theirs, curves = find_promoted(paper.name), promoted_curves(paper)
         else:
-            theirs = [r for r in find(against, paper.name, malformed=warn) if r.scale in scales]
-            files = {id(r): _metrics_file(against, r) for r in theirs}
-        files |= {id(r): _metrics_file(runs, r) for r in mine}
+            theirs = find(against, paper.name, malformed=warn)
+            curves = {place_of(r): read_points(r.folder(against) / "metrics.csv") for r in theirs}
         for scale, stage in dict.fromkeys((r.scale, r.stage) for r in mine):
             lines: dict[str, dict[str, charts.Points]] = {}
             for record in (r for r in mine if (r.scale, r.stage) == (scale, stage)):
-                for metric, points in read_curves(files[id(record)]).items():
+                for metric, points in read_curves(record.folder(runs) / "metrics.csv").items():
                     lines.setdefault(metric, {})[f"mine, {record.draw}"] = points
-            same = [files[id(r)] for r in theirs if (r.scale, r.stage) == (scale, stage)]
+            same = [curves.get(place_of(r), {}) for r in theirs if (r.scale, r.stage) == (scale, stage)]
             recorded = band_of(same)
             if not lines:
                 continue
@@ -288,7 +283,3 @@ def write_curves(
                 parts.append(f"<figure>{drawn}<figcaption>{legend}</figcaption></figure>")
     write_atomically(output, "\n".join([*parts, "</main>"]) + "\n")
     return output
-
-
-def _metrics_file(runs: Path, record: Record) -> Path:
-    return run_folder(runs, record.paper, record.scale, record.draw, record.stage) / "metrics.csv"

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ReportingError
-from common.files import named, sweep, write_whole
+from common.files import exclusive
+from common.reporting.curves import read_points
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw
 from common.reporting.papers import PROMOTED_SCALES, check_scale, paper_named, project_root, runs_root
-from common.reporting.records import (
-    Record,
-    find,
-    find_promoted,
-    portable,
-    promoted_curves,
-    promoted_file,
-    read,
-    write,
-)
-from common.reporting.tables import load
+from common.reporting.records import RECORD_FILE, Record, find, portable
+from common.reporting.results import find_promoted, place_of, promoted_curves, write_results
+from common.reporting.tables import Tables, load
 
 PROMOTED = "promoted"
 UPDATED = "updated"
 UNCHANGED = "unchanged"
 KEPT = "kept"
-#: Why the record of a trial, with overrides or of one's own data, stays where it is.
-NO_STAGE = "not promoted, since it is no stage of the paper's tables"
 REFUSED = "refused"
 
 
@@ -38,25 +28,24 @@ class Promotion:
     """What happened to one record.
 
     Args:
-        record: the record.
+        record: the record as it is promoted, or would be.
         action: `promoted`, `updated`, `unchanged`, `kept` or `refused`.
-        path: the promoted file.
         reason: why it was kept or refused.
     """
 
     record: Record
     action: str
-    path: Path
     reason: str = ""
 
 
 def promote(
-    paper: str, scales: Sequence[str] = PROMOTED_SCALES, runs: Path | None = None, stages: Sequence[str] | None = None
+    paper: str,
+    scales: Sequence[str] = PROMOTED_SCALES,
+    runs: Path | None = None,
+    stages: Sequence[str] | None = None,
+    replace: bool = False,
 ) -> list[Promotion]:
     """Copy the records of a paper from clean revisions into its results.
-
-    A record from a changed tree, or from a tree whose revision is unknown, cannot be reproduced from what is
-    committed and is refused: commit, run the stage again. So is one of a rehearsal, which measured nothing.
 
     A seed on a processor with other instructions is another draw: where a native draw of the seed is there already, one
     of another kind of machine is kept beside it under the name of its instruction set, as with `--isa`.
@@ -66,6 +55,7 @@ def promote(
         scales: the scales to promote; smoke numbers mean nothing, so they are not unless asked for.
         runs: folder of runs.
         stages: keep these stages (names, or instance ids).
+        replace: also replace records of a draw that another machine made.
 
     Returns:
         One entry per record found, in order.
@@ -74,51 +64,74 @@ def promote(
         ReportingError: for an unknown paper or scale, a malformed record, or a stage without a record.
         AtomicWriteError: when a file cannot be written.
     """
-    entry = paper_named(paper)
+    entry, root = paper_named(paper), runs or runs_root()
     for scale in scales:
         check_scale(scale)
-    found = [r for r in find(runs or runs_root(), entry.name) if r.scale in scales]
+    found = [r for r in find(root, entry.name) if r.scale in scales]
     if stages is not None:
         known = {name for r in found for name in (r.stage, r.stage.split("@")[0])}
         missing = [name for name in stages if name not in known]
         if missing:
             raise ReportingError(f"no record of stage(s) {', '.join(missing)} at {', '.join(scales)} scale to promote")
         found = [r for r in found if r.stage in stages or r.stage.split("@")[0] in stages]
-    kinds = machines(find_promoted(entry.name))
-    stages_of_paper = load(entry.name).stages
-    done = [
-        _promote(record, kept := as_kept(record, kinds), promoted_file(entry, kept.scale, kept.draw, kept.stage))
-        if "+" not in record.stage and record.stage.partition("@")[0] in stages_of_paper
-        else Promotion(record, KEPT, promoted_file(entry, record.scale, record.draw, record.stage), NO_STAGE)
-        for record in found
-    ]
-    for folder in {promotion.path.parent for promotion in done}:
-        sweep(folder)
-    for promotion in done:
-        if promotion.action in (PROMOTED, UPDATED, UNCHANGED):
-            r = promotion.record
-            _promote_curves(
-                r.folder(runs or runs_root()) / "metrics.csv",
-                promoted_curves(promotion.path),
-            )
+    if not found:
+        return []
+    tables = load(entry.name)
+    runs_root().mkdir(exist_ok=True)
+    with exclusive(runs_root() / ".promote.lock"):  # two promotions would drop what the other one shares
+        promoted = {place_of(record): record for record in find_promoted(entry.name)}
+        curves = promoted_curves(entry)
+        kinds = machines(promoted.values())
+        done = []
+        for record in found:
+            kept = as_kept(record, kinds)
+            kept = dataclasses.replace(kept, config=portable(kept.config, _replacements()))
+            place = place_of(kept)
+            action, reason = _decision(kept, promoted.get(place), record.folder(root), tables, replace)
+            done.append(Promotion(kept, action, reason))
+            if action in (PROMOTED, UPDATED, UNCHANGED):
+                promoted[place] = kept
+                curves[place] = read_points(record.folder(root) / "metrics.csv")
+        if any(one.action in (PROMOTED, UPDATED, UNCHANGED) for one in done):
+            write_results(entry, promoted.values(), curves)
     return done
 
 
-def _promote_curves(source: Path, target: Path) -> None:
-    """Keep the curves beside their record; those of a record that it replaces go, whatever the new one has."""
-    if not source.is_file():
-        target.unlink(missing_ok=True)
-        return
-    # Without a time in it, so that the same curves are the same file.
-    with named(source):
-        content = gzip.compress(source.read_bytes(), mtime=0)
-    with named(target):
-        there = target.read_bytes() if target.is_file() else None
-    if there != content:
-        write_whole(target, lambda partial: partial.write_bytes(content))
+def _decision(record: Record, present: Record | None, folder: Path, tables: Tables, replace: bool) -> tuple[str, str]:
+    """What to do with a record, and why if it is not promoted."""
+    if "+" in record.stage or record.stage.partition("@")[0] not in tables.stages:
+        return KEPT, "not promoted, since it is no stage of the paper's tables"
+    links = [path for path in (folder, folder / RECORD_FILE, folder / "metrics.csv") if path.is_symlink()]
+    if links:
+        return REFUSED, f"{links[0]} is a symbolic link; put the file itself there"
+    if record.rehearsal:
+        return REFUSED, "it is a rehearsal on tiny data and measured nothing; run the stage with `assemble reproduce`"
+    if not record.git.get("revision"):
+        return REFUSED, "its revision is unknown (no git, or no repository); run the stage in a clone"
+    if not record.clean:
+        return REFUSED, "it was measured on uncommitted changes; commit them, then run the stage again"
+    if present is None:
+        return PROMOTED, ""
+    if present == record:
+        return UNCHANGED, ""
+    if present.started > record.started:
+        return KEPT, f"the promoted record is newer ({present.started})"
+    if not replace and _machine(present) != _machine(record):
+        return REFUSED, (
+            f"{record.draw} at scale {record.scale} was recorded on {_machine(present)} and this run on "
+            f"{_machine(record)}; --replace replaces it"
+        )
+    return UPDATED, ""
 
 
-def machines(promoted: Sequence[Record]) -> dict[tuple[str, Draw], set[str]]:
+def _machine(record: Record) -> str:
+    """The machine of a record as far as its numbers may depend on it."""
+    hardware = record.hardware
+    processors = [hardware.get("cpu") or "an unknown processor", *hardware.get("accelerators", [])]
+    return f"{' with '.join(processors)} ({hardware.get('isa', {}).get('machine') or 'unknown instructions'})"
+
+
+def machines(promoted: Iterable[Record]) -> dict[tuple[str, Draw], set[str]]:
     """Per scale and native draw, the instruction sets of the machines that its records are from."""
     kinds: dict[tuple[str, Draw], set[str]] = {}
     for record in promoted:
@@ -136,29 +149,6 @@ def as_kept(record: Record, kinds: dict[tuple[str, Draw], set[str]]) -> Record:
         return record
     isa = {**record.hardware["isa"], "requested": machine}
     return dataclasses.replace(record, hardware={**record.hardware, "isa": isa})
-
-
-def _promote(record: Record, kept: Record, path: Path) -> Promotion:
-    if record.rehearsal:
-        reason = "it is a rehearsal on tiny data and measured nothing; run the stage with `assemble reproduce`"
-        return Promotion(record, REFUSED, path, reason)
-    if not record.clean:
-        if not record.git.get("revision"):
-            reason = "its revision is unknown (no git, or no repository); run the stage in a clone"
-        else:
-            reason = "it was measured on uncommitted changes; commit them, then run the stage again"
-        return Promotion(record, REFUSED, path, reason)
-    portable_record = dataclasses.replace(kept, config=portable(kept.config, _replacements()))
-    action = PROMOTED
-    if path.exists():
-        present = read(path)
-        if present == portable_record:
-            return Promotion(record, UNCHANGED, path)
-        if present.started > record.started:
-            return Promotion(record, KEPT, path, f"the promoted record is newer ({present.started})")
-        action = UPDATED
-    write(path, portable_record)
-    return Promotion(record, action, path)
 
 
 def _replacements() -> list[tuple[str, str]]:

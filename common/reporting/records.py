@@ -30,7 +30,7 @@ from pydantic import (
 from common import files
 from common.errors import ReportingError, nearest, printable
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, machine_isa
-from common.reporting.papers import SCALES, Paper, check_scale, paper_named
+from common.reporting.papers import SCALES, check_scale, paper_named
 from common.reporting.schema import first_of, one_of
 
 SCHEMA = 1
@@ -400,16 +400,6 @@ def run_folder(root: Path, paper: str, scale: str, draw: Draw, stage: str) -> Pa
     return Path(root) / paper / scale / draw.folder / stage
 
 
-def promoted_file(paper: Paper, scale: str, draw: Draw, stage: str) -> Path:
-    """File of one promoted record: `papers/<paper>/results/<scale>/seed<k>/<stage>.json`."""
-    return paper.results / scale / draw.folder / f"{stage}.json"
-
-
-def promoted_curves(record: Path) -> Path:
-    """File of the curves that belong to a promoted record."""
-    return record.with_suffix(".csv.gz")
-
-
 def warn(error: RecordError) -> None:
     """Say on the standard error stream that a record is left out, and why; of one record once."""
     warn_of(f"a record is left out: {error}")
@@ -453,21 +443,7 @@ def find(
             malformed(error)
         else:
             found.append(record)
-    return _ordered(found)
-
-
-def find_promoted(paper: str, scale: str | None = None) -> list[Record]:
-    """Every promoted record of a paper, ordered by scale, draw and stage.
-
-    Raises:
-        RecordError: for a malformed record, or one that lies where it does not belong.
-    """
-    entry = paper_named(paper)
-    pattern = f"{check_scale(scale) if scale else '*'}/seed*/*.json"
-    found = [(path, read(path)) for path in sorted(entry.results.glob(pattern))]
-    for path, record in found:
-        _check_place(path, promoted_file(paper_named(record.paper), record.scale, record.draw, record.stage))
-    return _ordered(record for _, record in found)
+    return in_order(found)
 
 
 def _check_place(path: Path, expected: Path) -> None:
@@ -475,7 +451,8 @@ def _check_place(path: Path, expected: Path) -> None:
         raise RecordError(f"{path}: by its content this record belongs at {expected}; move or delete it")
 
 
-def _ordered(found: Iterable[Record]) -> list[Record]:
+def in_order(found: Iterable[Record]) -> list[Record]:
+    """Records by paper, scale, draw and stage."""
     return sorted(found, key=lambda r: (r.paper, SCALES.index(r.scale), r.draw, r.stage))
 
 

@@ -15,7 +15,8 @@ from common.reporting.aggregate import Cell, TableResult, collect, deviations_of
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, VERDICTS, Judged, judge
 from common.reporting.draws import told
 from common.reporting.papers import PROMOTED_SCALES, SCALES, Paper, existing_papers, paper_named, project_root
-from common.reporting.records import Record, find, find_promoted, promoted_curves, warn
+from common.reporting.records import Record, find, warn
+from common.reporting.results import find_promoted
 from common.reporting.tables import Claim, Metric, Row, Tables, load
 
 if TYPE_CHECKING:
@@ -511,13 +512,10 @@ def _changed_figures(paper: str) -> dict[Path, str]:
 
 
 def _left_over(paper: str) -> list[Path]:
-    """Curves whose record is gone, and figures of tables that no record fills any more."""
-    results, drawn = paper_named(paper).results, figures_of(paper)
-    records = {promoted_curves(path) for path in results.rglob("*.json")}
-    return [
-        *(path for path in sorted(results.rglob("*.csv.gz")) if path not in records),
-        *(path for path in sorted(results.rglob("*.svg")) if path not in drawn),
-    ]
+    """Figures of tables that no record fills any more."""
+    drawn = figures_of(paper)
+    found = sorted(paper_named(paper).results.rglob("*.svg"))
+    return [path for path in found if path not in drawn and not path.name.startswith(".")]
 
 
 def render_overview() -> bool:
@@ -526,7 +524,7 @@ def render_overview() -> bool:
 
 
 def check() -> list[Path]:
-    """The README files, figures and curves that rendering would change or remove (or that lack the markers)."""
+    """The README files and figures that rendering would change or remove (or that lack the markers)."""
     pages = [(p.readme, "tables", paper_markdown(p.name)) for p in existing_papers()]
     pages.append((project_root() / "README.md", "overview", overview_markdown()))
     stale = []

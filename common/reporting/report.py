@@ -5,6 +5,7 @@ It needs no network, and its script only adds convenience.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,12 +22,10 @@ from common.reporting.papers import SCALES, Paper, check_scale, existing_papers,
 from common.reporting.records import (
     RECORD_FILE,
     Record,
-    find_promoted,
-    promoted_curves,
-    promoted_file,
     short_name,
     warn_of,
 )
+from common.reporting.results import draw_file, find_promoted, place_of, promoted_curves
 from common.reporting.runs import DAMAGED, RUNNING, Run, find_runs
 from common.reporting.tables import Tables, load
 
@@ -115,7 +114,7 @@ class _Section:
         self.paper, self.scales, self.folder = paper, scales, folder
         self.source: Tables = load(paper.name)
         self.recorded = [r for r in find_promoted(paper.name) if r.scale in scales]
-        self.facts = {id(r): self._facts(r, promoted_file(paper, r.scale, r.draw, r.stage)) for r in self.recorded}
+        self.facts = {id(r): self._facts(r, draw_file(paper, r.scale, r.draw)) for r in self.recorded}
         self.runs = self._readable(budget)
         self.fresh = [shown.run.record for shown in self.runs if shown.run.record]
 
@@ -319,13 +318,13 @@ class _Section:
 
     def _files(self, records: Sequence[Record]) -> str:
         """The records' files; those that differ by their draw alone as one pattern that a shell takes."""
-        draws: dict[str, list[str]] = {}
+        draws: dict[str, set[str]] = {}
         for record in records:
             number = record.draw.folder.removeprefix("seed")
-            text = self.facts[id(record)]["file"].replace(f"/seed{number}/", "/seed{}/")
-            draws.setdefault(text, []).append(number)
+            text = re.sub(rf"/seed{number}(?=[/.])", "/seed{}", self.facts[id(record)]["file"])
+            draws.setdefault(text, set()).add(number)
         return " ".join(
-            text.replace("{}", found[0] if len(found) == 1 else "{" + ",".join(sorted(found)) + "}")
+            text.replace("{}", found.pop() if len(found) == 1 else "{" + ",".join(sorted(found)) + "}")
             for text, found in draws.items()
         )
 
@@ -334,6 +333,7 @@ class _Section:
         grouped: dict[tuple[str, str], list[_ShownRun]] = {}
         for shown in self.runs:
             grouped.setdefault((shown.run.name.split("/")[1], shown.run.folder.name), []).append(shown)
+        recorded = promoted_curves(self.paper) if self.runs else {}
         sections: list[dict[str, Any]] = []
         for (scale, stage), group in grouped.items():
             records = [shown.run.record for shown in group if shown.run.record]
@@ -341,8 +341,8 @@ class _Section:
             for shown in group:
                 for metric, points in shown.curves.items():
                     lines.setdefault(metric, {f"seed {one.label}": () for one in group})[f"seed {shown.label}"] = points
-            draws = [r.draw for r in self.recorded if (r.scale, r.stage) == (scale, stage)] if lines else []
-            band = band_of(promoted_curves(promoted_file(self.paper, scale, draw, stage)) for draw in draws)
+            draws = [place_of(r) for r in self.recorded if (r.scale, r.stage) == (scale, stage)] if lines else []
+            band = band_of(recorded.get(draw, {}) for draw in draws)
             sections.append(
                 {
                     "stage": stage,

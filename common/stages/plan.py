@@ -26,6 +26,7 @@ from common.reporting import records
 from common.reporting.draws import NATIVE, Draw
 from common.reporting.papers import paper_named, working_folder
 from common.reporting.progress import Watch, duration
+from common.reporting.results import find_promoted
 from common.reporting.runs import headline
 from common.reporting.tables import StageInstance, TablesError, expand, load
 from common.stages.configuration import RunConfiguration
@@ -175,7 +176,7 @@ def seconds_of(planned: Sequence[Planned]) -> list[float | None]:
         return []
     request = planned[0].request
     fresh = records.find(request.runs, request.paper, request.scale, malformed=records.warn)
-    known = [*fresh, *records.find_promoted(request.paper)]
+    known = [*fresh, *find_promoted(request.paper)]
     return [records.expected_seconds(known, item.request.scale, item.request.stage) for item in planned]
 
 

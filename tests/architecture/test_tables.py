@@ -6,7 +6,7 @@ import re
 
 from common.reporting import render
 from common.reporting.papers import existing_papers
-from common.reporting.records import find_promoted
+from common.reporting.results import find_promoted
 from common.reporting.tables import load
 
 

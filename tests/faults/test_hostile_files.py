@@ -23,7 +23,7 @@ from common.data.text import WordPieceTokenizer, read_back_translations
 from common.data.text_features import FeaturesStale, FeatureStore
 from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, require_intact
 from common.errors import ReportingError, StageError, printable
-from common.reporting import papers, promote, records
+from common.reporting import papers, records
 from common.stages.configuration import load_yaml
 from common.stages.export import read_export
 from common.stages.finished import open_finished
@@ -124,8 +124,6 @@ def _open_stage(config: Path) -> None:
         ("papers/mct/tables.yaml", lambda path: papers.existing_papers()),
         ("stage/config.yaml", _open_stage),
         ("export/config.json", lambda path: read_export(path.parent, "mct")),
-        ("run/metrics.csv", lambda path: promote._promote_curves(path, path.parent / "kept.csv.gz")),
-        ("results/kept.csv.gz", lambda path: promote._promote_curves(path.parents[1] / "metrics.csv", path)),
     ],
 )
 def test_a_file_that_the_system_cannot_read_is_named(
@@ -133,7 +131,6 @@ def test_a_file_that_the_system_cannot_read_is_named(
 ) -> None:
     """Found by `make fuzz`: an error of the disk in the middle of a file has no name by itself."""
     monkeypatch.setenv("ASSEMBLE_ROOT", str(tmp_path))
-    (tmp_path / "metrics.csv").write_text("step,name,value\n", encoding="utf-8")
     path = tmp_path / name
     path.parent.mkdir(parents=True)
     path.symlink_to("/proc/self/mem")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import gzip
 import inspect
 import json
 import os
@@ -62,8 +61,8 @@ from common.data.worlds.clip_layouts import (
 from common.encoders.checkpoint_files import read_checkpoint, require_intact
 from common.reporting import records, tables
 from common.reporting.curves import read_curves
-from common.reporting.draws import Draw
-from common.reporting.papers import project_root
+from common.reporting.papers import paper_named, project_root
+from common.reporting.results import find_promoted, place_of, write_results
 from common.stages.configuration import load_yaml
 from common.stages.export import trained_model, write_export
 from common.stages.run import run_stage
@@ -162,16 +161,11 @@ def _read_regions(folder: Path) -> None:
             features[key]
 
 
-def _promoted() -> Path:
-    return sorted((project_root() / "papers" / "avid_cma" / "results").rglob("*.json"))[0]
-
-
 def _write_runs(folder: Path) -> None:
-    document = json.loads(_promoted().read_text(encoding="utf-8"))
+    record = find_promoted("avid_cma")[0]
+    document = json.loads(record.to_json())
     document["media"] = ["media/rows.csv", "media/picture.png"]
-    place = records.run_folder(
-        folder / "runs", document["paper"], document["scale"], Draw(document["seed"]), document["stage"]
-    )
+    place = record.folder(folder / "runs")
     (place / "media").mkdir(parents=True)
     (place / "record.json").write_text(json.dumps(document), encoding="utf-8")
     identity = {"lineage_hash": document["lineage_hash"], "stack": "a", "arguments": ["--model.x", "1"]}
@@ -422,10 +416,11 @@ def _write_promoted(folder: Path) -> None:
     _write_runs(folder)
     (path,) = (folder / "runs").rglob("record.json")
     document = json.loads(path.read_text(encoding="utf-8"))
-    older = root / "results" / document["scale"] / Draw(document["seed"]).folder / f"{document['stage']}.json"
-    older.parent.mkdir(parents=True)
-    older.write_text(json.dumps({**document, "started": "2020-01-01T00:00:00Z"}), encoding="utf-8")
-    older.with_suffix(".csv.gz").write_bytes(gzip.compress(b"step,name,value\n0,train/loss,4.0\n", mtime=0))
+    older = records.Record(**{**document, "started": "2020-01-01T00:00:00Z"})
+    os.environ["ASSEMBLE_ROOT"] = str(folder / "project")
+    curves = {place_of(older): {"train/loss": [(0.0, 4.0)]}}
+    write_results(paper_named("avid_cma"), [older], curves)
+    del os.environ["ASSEMBLE_ROOT"]
 
 
 def _promote(folder: Path) -> int:

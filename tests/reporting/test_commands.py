@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from common.commands.main import main
 from common.reporting import records
 from common.reporting.promote import promote
 from common.reporting.records import Record
+from common.reporting.results import find_promoted
 
 
 def run(*arguments: str) -> int:
@@ -81,17 +81,16 @@ def test_promote(
     save(make_record("esc@base", 0, scale="smoke"))
     assert run("promote", "mct") == 0
     assert capsys.readouterr().out == "promoted: mct/mini/seed0/esc@base\n"
-    promoted = project / "papers" / "mct" / "results" / "mini" / "seed0" / "esc@base.json"
     # Nothing of this machine's folders is committed.
-    assert json.loads(promoted.read_text())["config"] == {"rate": 1, "out": "./runs", "home": "~/x"}
-    assert [r.stage for r in records.find_promoted("mct")] == ["esc@base"]
+    (promoted,) = find_promoted("mct")
+    assert promoted.config == {"rate": 1, "out": "./runs", "home": "~/x"}
     assert [p.action for p in promote("mct")] == ["unchanged"]
 
     save(make_record("esc@base", 0, 51.0, started="2026-03-01T00:00:00Z"))
     assert [p.action for p in promote("mct")] == ["updated"]
     save(make_record("esc@base", 0, 52.0, started="2026-02-01T00:00:00Z"))
     assert [p.action for p in promote("mct")] == ["kept"]
-    assert records.read(promoted).metrics == {"test/top1": 51.0}
+    assert find_promoted("mct")[0].metrics == {"test/top1": 51.0}
 
 
 def test_a_trial_is_not_promoted(
@@ -105,7 +104,7 @@ def test_a_trial_is_not_promoted(
         "esc@base": "promoted", "esc@base+3f9a1c": "kept", "a_recipe_of_my_own": "kept",
     }  # fmt: skip
     assert "no stage of the paper's tables" in found["esc@base+3f9a1c"].reason
-    assert [record.stage for record in records.find_promoted("mct")] == ["esc@base"]
+    assert [record.stage for record in find_promoted("mct")] == ["esc@base"]
 
 
 def test_native_draws_of_different_machines_are_kept_apart(
@@ -114,13 +113,13 @@ def test_native_draws_of_different_machines_are_kept_apart(
     def of(machine: str, value: float) -> dict[str, str]:
         save(make_record("esc@base", 0, value, hardware={"isa": {"requested": "native", "machine": machine}}))
         (promotion,) = promote("mct")
-        return {promotion.path.parent.name: promotion.action}
+        return {promotion.record.draw.folder: promotion.action}
 
     assert of("avx512", 50.0) == {"seed0": "promoted"}
     assert of("avx2", 52.0) == {"seed0-avx2": "promoted"}
     assert of("avx2", 52.0) == {"seed0-avx2": "unchanged"}
     assert of("avx512", 50.0) == {"seed0": "unchanged"}
-    kept = {record.draw.folder: record.metrics["test/top1"] for record in records.find_promoted("mct")}
+    kept = {record.draw.folder: record.metrics["test/top1"] for record in find_promoted("mct")}
     assert kept == {"seed0": 50.0, "seed0-avx2": 52.0}
 
 

@@ -18,9 +18,10 @@ from common.reporting.compare import (
     strict_failure,
     summary,
 )
+from common.reporting.papers import paper_named
 from common.reporting.promote import promote
-from common.reporting.records import Record, promoted_file
-from common.reporting.records import write as write_record
+from common.reporting.records import Record
+from common.reporting.results import promoted_curves, write_results
 from common.reporting.tables import load
 from tests.reporting.test_commands import run
 
@@ -158,10 +159,7 @@ def test_command(
     save: Callable[[Record], Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from common.reporting.papers import paper_named
-
-    for record in reference:
-        write_record(promoted_file(paper_named("mct"), record.scale, record.draw, record.stage), record)
+    write_results(paper_named("mct"), reference, {})
     runs = str(project / "runs")
     (project / "runs").mkdir()
     assert run("compare", "mct", "--runs", runs, "--strict") == 1
@@ -191,10 +189,10 @@ def test_curves_are_promoted_and_drawn_over(
 
     runs = project / "runs"
     write(5.0)
-    promoted = promote("mct", ("mini",), runs)[0]
-    curves = promoted.path.with_name("base.csv.gz")
+    promote("mct", ("mini",), runs)
+    curves = project / "papers" / "mct" / "results" / "curves.csv.gz"
     first = curves.read_bytes()
-    assert gzip.decompress(first).endswith(b"1,train/loss,5.0\n")
+    assert gzip.decompress(first).endswith(b"mini,seed0,base,train/loss,0 1,9 5\n")
     promote("mct", ("mini",), runs)
     assert curves.read_bytes() == first
     write(4.0, started="2026-02-01T00:00:00Z")
@@ -213,4 +211,4 @@ def test_curves_are_promoted_and_drawn_over(
     write(3.0, started="2026-03-01T00:00:00Z")
     (runs / "mct/mini/seed0/base/metrics.csv").unlink()
     promote("mct", ("mini",), runs)
-    assert not curves.exists()
+    assert promoted_curves(paper_named("mct")) == {}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from common.reporting.papers import existing_papers
-from common.reporting.records import config_hash, find_promoted
+from common.reporting.records import config_hash
+from common.reporting.results import find_promoted
 from common.stages.plan import Selection, plan
 
 PAPERS = [paper.name for paper in existing_papers() if find_promoted(paper.name)]

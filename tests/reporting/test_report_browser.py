@@ -11,6 +11,7 @@ import pytest
 
 from common.reporting import records
 from common.reporting.report import build
+from common.reporting.results import find_promoted
 from tests.chromium import needed, opened, resize, until
 from tests.reporting.test_report import PIXEL
 
@@ -24,7 +25,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import numpy as np
 
     root = tmp_path_factory.mktemp("page")
-    promoted = records.find_promoted("mct", "mini")[0]
+    promoted = find_promoted("mct", "mini")[0]
     run = records.run_folder(root / "runs", promoted.paper, promoted.scale, promoted.draw, promoted.stage)
     media = run / "media"
     media.mkdir(parents=True)
@@ -95,7 +96,6 @@ def test_the_page_itself_never_scrolls_sideways(tab: Any, width: int) -> None:
 
 def test_all_tables_and_claims_are_there(tab: Any) -> None:
     from common.reporting.papers import existing_papers
-    from common.reporting.records import find_promoted
     from common.reporting.tables import load
 
     titles = tab.execute_script(

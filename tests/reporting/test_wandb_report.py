@@ -14,8 +14,9 @@ import pytest
 from common.errors import ReportingError
 from common.reporting import wandb_report
 from common.reporting.papers import existing_papers, paper_named
-from common.reporting.records import Record, find_promoted
+from common.reporting.records import Record
 from common.reporting.render import fill_best, row_text
+from common.reporting.results import find_promoted
 from common.reporting.tables import load
 from common.reporting.wandb_server import within
 from tests.reporting.test_commands import run

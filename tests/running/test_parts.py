@@ -8,7 +8,7 @@ import pytest
 
 from common.commands.main import main
 from common.errors import StageError
-from common.reporting.records import find_promoted
+from common.reporting.results import find_promoted
 from common.stages.export import trained_model
 from common.stages.model_card import model_card
 from common.stages.parts import has_part, optional_part, part

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from common.reporting.papers import project_root
-from common.reporting.records import find_promoted
+from common.reporting.results import find_promoted
 from common.stages.configuration import check_arguments, take_switches
 from common.stages.plan import Selection
 from common.stages.single import find_request

@@ -1,0 +1,170 @@
+"""The committed results of a paper: a file of records per scale and draw, what they share, and a table of curves.
+
+`results/<scale>/<draw>.json` holds what each stage of a draw has of its own. Its configuration (by section), its
+deviations, versions and the like are references: keys of `results/shared.json`, which holds each once under the hash of
+its content. `results/curves.csv.gz` has a row for each curve.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any
+
+from common.files import parsing, sweep, write_atomically
+from common.reporting.curves import Curves, read_table, table_of
+from common.reporting.draws import Draw
+from common.reporting.papers import SCALES, Paper, check_scale, paper_named
+from common.reporting.records import Record, RecordError, in_order
+
+#: Fields that say where a record belongs, equal for all records of a file.
+HEAD = ("paper", "scale", "seed", "schema")
+#: Fields that `shared.json` holds whole. Of a configuration it holds each section, of the hardware all but the peak.
+SHARED = ("data", "deviations", "git", "ours", "versions")
+PEAK = "peak_memory_gib"
+
+#: A run of a paper: its scale, the name of its draw, and its stage.
+Place = tuple[str, str, str]
+Shared = dict[str, dict[str, Any]]
+
+
+def draw_file(paper: Paper, scale: str, draw: Draw) -> Path:
+    """The file of a draw's promoted records."""
+    return paper.results / scale / f"{draw.folder}.json"
+
+
+def place_of(record: Record) -> Place:
+    """Where a record and its curves are kept."""
+    return record.scale, record.draw.folder, record.stage
+
+
+def find_promoted(paper: str, scale: str | None = None) -> list[Record]:
+    """Every promoted record of a paper, ordered by scale, draw and stage.
+
+    Raises:
+        RecordError: for a malformed file, or one that lies where it does not belong.
+    """
+    entry = paper_named(paper)
+    shared = _read_shared(entry)
+    folders = [check_scale(scale)] if scale else SCALES
+    # Killed writers leave temporary files, whose names begin with a dot.
+    paths = [path for folder in folders for path in sorted(entry.results.glob(f"{folder}/seed*.json"))]
+    return in_order(record for path in paths for record in _records(entry, path, shared))
+
+
+def promoted_curves(paper: Paper) -> dict[Place, Curves]:
+    """The curves of a paper's promoted records."""
+    return read_table(_curves_file(paper))
+
+
+def write_results(paper: Paper, records: Iterable[Record], curves: Mapping[Place, Curves]) -> None:
+    """Write all results of a paper, so that a reader finds them whole whenever the writing is stopped.
+
+    Raises:
+        AtomicWriteError: when the disk is full or the folder not writable.
+    """
+    shared: Shared = {}
+    draws: dict[Path, dict[str, Any]] = {}
+    kept: dict[Place, Curves] = {}
+    for record in in_order(records):
+        values = asdict(record)
+        draw = draws.setdefault(
+            draw_file(paper, record.scale, record.draw), {**{name: values[name] for name in HEAD}, "stages": {}}
+        )
+        draw["stages"][record.stage] = _packed(values, shared)
+        if place_of(record) in curves:
+            kept[place_of(record)] = curves[place_of(record)]
+    before = _read_shared(paper)
+    both = {name: {**before.get(name, {}), **shared.get(name, {})} for name in {*before, *shared}}
+    for folder in {paper.results, *(path.parent for path in draws)}:
+        sweep(folder)
+    _update(_shared_file(paper), _json(both))
+    _update(_curves_file(paper), table_of(kept))
+    for path, draw in draws.items():
+        _update(path, _json(draw))
+    _update(_shared_file(paper), _json(shared))
+
+
+def _shared_file(paper: Paper) -> Path:
+    return paper.results / "shared.json"
+
+
+def _curves_file(paper: Paper) -> Path:
+    return paper.results / "curves.csv.gz"
+
+
+def _update(path: Path, content: bytes) -> None:
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _read_shared(paper: Paper) -> Shared:
+    path = _shared_file(paper)
+    with parsing(path, RecordError):
+        return json.loads(path.read_bytes()) if path.exists() else {}
+
+
+def _packed(values: dict[str, Any], shared: Shared) -> dict[str, Any]:
+    """What a record has of its own; what others may have, too, goes into `shared`."""
+
+    def refer(field: str, content: Any) -> str:
+        canonical = json.dumps(content, sort_keys=True)
+        key = hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        shared.setdefault(field, {})[key] = content
+        return key
+
+    packed = {
+        field.name: values[field.name]
+        for field in fields(Record)
+        if field.name not in (*HEAD, "stage") and (values[field.name] or not _empty_by_default(field))
+    }
+    for name in SHARED:
+        if name in packed:
+            packed[name] = refer(name, packed[name])
+    if "hardware" in packed:
+        machine = {name: value for name, value in packed["hardware"].items() if name != PEAK}
+        peak = {PEAK: packed["hardware"][PEAK]} if PEAK in packed["hardware"] else {}
+        packed["hardware"] = {"machine": refer("hardware", machine), **peak}
+    packed["config"] = {
+        name: value if isinstance(value, int | float | None) else refer("config", value)
+        for name, value in packed["config"].items()
+    }
+    return packed
+
+
+def _empty_by_default(field: Any) -> bool:
+    return field.default is None or field.default_factory is not MISSING
+
+
+def _records(paper: Paper, path: Path, shared: Shared) -> list[Record]:
+    with parsing(path, RecordError):
+        content = json.loads(path.read_bytes())
+        head = {name: content[name] for name in HEAD}
+        found = [
+            Record(**head, stage=stage, **_unpacked(packed, shared)) for stage, packed in content["stages"].items()
+        ]
+        for record in found:
+            if record.paper != paper.name or draw_file(paper, record.scale, record.draw) != path:
+                raise ValueError(f"by its content {record.stage} belongs elsewhere; move or delete it")
+    return found
+
+
+def _unpacked(packed: dict[str, Any], shared: Shared) -> dict[str, Any]:
+    values = dict(packed)
+    for name in SHARED:
+        if name in values:
+            values[name] = shared[name][values[name]]
+    if "hardware" in values:
+        machine = values["hardware"].pop("machine")
+        values["hardware"] = {**shared["hardware"][machine], **values["hardware"]}
+    values["config"] = {
+        name: shared["config"][value] if isinstance(value, str) else value for name, value in values["config"].items()
+    }
+    return values

@@ -1,0 +1,188 @@
+"""The committed results: what is written is read again, whole after a kill, and nothing in it is left over."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from common.commands.main import main
+from common.reporting import render
+from common.reporting.papers import existing_papers, paper_named
+from common.reporting.promote import promote
+from common.reporting.records import Record, RecordError
+from common.reporting.results import find_promoted, promoted_curves, write_results
+from tests.reporting.test_records import CONFIGS, METRICS, a_record
+
+MakeRecord = Callable[..., Record]
+Save = Callable[[Record], Path]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): gzip.decompress(data) if path.suffix == ".gz" else data
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in (".json", ".gz") and (data := path.read_bytes())
+    }
+
+
+@pytest.mark.parametrize("paper", [paper.name for paper in existing_papers()])
+def test_committed_results_are_written_as_they_were_read(
+    paper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So each reference has its content, no content lacks a reference, and each hash is that of its content."""
+    entry = paper_named(paper)
+    before, records, curves = contents(entry.results), find_promoted(paper), promoted_curves(entry)
+    (tmp_path / "papers" / paper).mkdir(parents=True)
+    shutil.copy(entry.tables_file, tmp_path / "papers" / paper)
+    monkeypatch.setenv("ASSEMBLE_ROOT", str(tmp_path))
+    copy = paper_named(paper)
+    write_results(copy, records, curves)
+    assert contents(copy.results) == before
+    assert find_promoted(paper) == records
+
+
+@given(METRICS, CONFIGS)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_round_trip(project: Path, metrics: dict[str, float], config: dict[str, Any]) -> None:
+    some = [
+        a_record(metrics=metrics, config=config, seed=4),
+        a_record(
+            stage="other", config={"text": "a", "list": [], **config}, seed=4, ours=[{"field": "a", "value": "b"}]
+        ),
+        a_record(hardware={"peak_memory_gib": 1.5, "isa": {"requested": "avx"}}, media=["a.png"], wandb_run_id="x"),
+    ]
+    write_results(paper_named("mct"), some, {})
+    found = find_promoted("mct")
+    assert sorted(found, key=str) == sorted(some, key=str)
+    assert sorted(one.to_json() for one in found) == sorted(one.to_json() for one in some)
+
+
+def test_what_no_record_refers_to_any_more_goes(project: Path, make_record: MakeRecord, save: Save) -> None:
+    def promoted(rate: float, started: str) -> str:
+        save(make_record(config={"model": {"rate": rate}}, started=started))
+        promote("mct")
+        return (paper_named("mct").results / "shared.json").read_text()
+
+    first = promoted(0.125, "2026-01-01T00:00:00Z")
+    second = promoted(0.25, "2026-01-02T00:00:00Z")
+    assert "0.125" in first
+    assert "0.125" not in second
+    assert "0.25" in second
+    assert list(json.loads(second)["config"].values()) == [{"rate": 0.25}]
+
+
+class Killed(BaseException):
+    """Stands in for SIGKILL."""
+
+
+@pytest.mark.parametrize("operation", ["replace", "fsync"])
+def test_a_promotion_that_is_killed_leaves_results_that_can_be_read_and_is_completed_by_the_next(
+    operation: str, project: Path, make_record: MakeRecord, save: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(rate: float, value: float, started: str) -> list[Record]:
+        some = [
+            make_record("esc@base", seed, value + seed, config={"rate": {"is": rate}}, started=started)
+            for seed in (0, 1)
+        ]
+        for record in some:
+            (save(record) / "metrics.csv").write_text(f"step,name,value\n0,train/loss,9\n1,train/loss,{value}\n")
+        return some
+
+    results = paper_named("mct").results
+    old = run(0.1, 50.0, "2026-01-01T00:00:00Z")
+    promote("mct")
+    shutil.copytree(results, project / "old")
+    new = run(0.2, 60.0, "2026-01-02T00:00:00Z")
+    promote("mct")
+    whole = contents(results)
+    genuine = getattr(os, operation)
+    for kill_at in range(100):
+        shutil.rmtree(results)
+        shutil.copytree(project / "old", results)
+        left = iter(range(kill_at))
+
+        def until_killed(*arguments: Any, left: Iterator[int] = left) -> Any:
+            if next(left, None) is None:
+                raise Killed
+            return genuine(*arguments)
+
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(os, operation, until_killed)
+            promote("mct")
+            break
+        (results / "mini" / ".seed0.0f3a8c11.1.tmp.json").write_text("{")  # as SIGKILL leaves it
+        for record, before, after in zip(find_promoted("mct"), old, new, strict=True):
+            assert record in (before, after)
+        assert promoted_curves(paper_named("mct"))
+        render.check()
+        promote("mct")
+        assert {name: data for name, data in contents(results).items() if "/." not in name} == whole
+    assert kill_at >= 5
+
+
+def test_a_draw_of_another_machine_is_not_overwritten(
+    project: Path, make_record: MakeRecord, save: Save, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(cpu: str, value: float, day: int) -> int:
+        hardware = {"cpu": cpu, "isa": {"requested": "native", "machine": "avx2"}}
+        save(make_record("esc@base", 0, value, hardware=hardware, started=f"2026-01-0{day}T00:00:00Z"))
+        return main(["promote", "mct", *(["--replace"] if day == 4 else [])])
+
+    assert run("Old CPU", 50.0, 1) == 0
+    assert run("Old CPU", 51.0, 2) == 0
+    capsys.readouterr()
+    assert run("New CPU", 52.0, 3) == 1
+    told = capsys.readouterr().out
+    assert all(word in told for word in ("seed 0", "Old CPU (avx2)", "New CPU (avx2)", "--replace"))
+    assert [record.metrics["test/top1"] for record in find_promoted("mct")] == [51.0]
+    assert run("New CPU", 53.0, 4) == 0
+    assert [record.metrics["test/top1"] for record in find_promoted("mct")] == [53.0]
+
+
+@pytest.mark.parametrize("name", ["record.json", "metrics.csv", ""])
+def test_links_are_not_followed(name: str, project: Path, make_record: MakeRecord, save: Save) -> None:
+    folder = save(make_record("esc@base", 0))
+    (folder / "metrics.csv").write_text("step,name,value\n0,a,1\n1,a,2\n")
+    path = folder / name if name else folder
+    path.rename(project / "elsewhere")
+    path.symlink_to(project / "elsewhere")
+    (promotion,) = promote("mct")
+    assert promotion.action == "refused"
+    assert path.name in promotion.reason
+    assert not paper_named("mct").results.exists()
+
+
+def damaged(name: str, text: str) -> Callable[[Path], None]:
+    return lambda results: (results / name).write_text(text, encoding="utf-8") and None
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("seed0.json", damaged("mini/seed0.json", "{")),
+        ("seed0.json", damaged("mini/seed0.json", "[]")),
+        ("seed0.json", damaged("mini/seed0.json", '{"paper": "mct", "scale": "mini", "seed": 0, "schema": 1}')),
+        ("seed0.json", lambda results: (results / "shared.json").unlink()),
+        ("seed0.json", damaged("shared.json", '{"config": 5}')),
+        ("shared.json", damaged("shared.json", "{")),
+        ("seed1.json", lambda results: (results / "mini/seed0.json").rename(results / "mini/seed1.json") and None),
+        ("seed0.json", lambda results: shutil.copytree(results / "mini", results / "paper") and None),
+    ],
+)
+def test_a_malformed_file_is_named(
+    file: str, damage: Callable[[Path], None], project: Path, make_record: MakeRecord, save: Save
+) -> None:
+    save(make_record("esc@base", 0))
+    promote("mct")
+    damage(paper_named("mct").results)
+    with pytest.raises(RecordError, match=file):
+        find_promoted("mct")
