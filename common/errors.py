@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class ReportingError(ValueError):
@@ -37,6 +39,21 @@ class Preempted(KeyboardInterrupt):
     def status(self) -> int:
         """Exit status that shells give to such an end."""
         return 128 + self.signal
+
+
+def optional_package(name: str, extra: str) -> Any:
+    """Import a package that is installed with an extra of this project.
+
+    Raises:
+        StageError: it is missing; the message names the extra.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise StageError(
+            f"the package {name} is missing: run `make extra-{extra}` in a checkout, "
+            f"or pip install 'representation-assemble[{extra}]'"
+        ) from None
 
 
 def is_ours(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import files
-from common.errors import ReportingError
+from common.errors import ReportingError, optional_package
 from common.reporting.papers import (
     PROMOTED_SCALES,
     SCALES,
@@ -274,6 +274,7 @@ def wandb_report_command(args: argparse.Namespace) -> int:
     missing = "--offline" if args.offline else why_no_key()
     unreachable = None if missing else why_unreachable()
     sending = not missing and not unreachable
+    optional_package("wandb_workspaces", "wandb-reports")
     from common.reporting import wandb_report
 
     entity = args.entity or entity_of_environment() or (wandb_report.default_entity() if sending else "")
@@ -311,6 +312,7 @@ def wandb_workspace_command(args: argparse.Namespace) -> int:
 
     if missing := why_no_key() or why_unreachable():
         raise ReportingError(f"W&B: {missing}; a view lies on the server, so it needs both")
+    optional_package("wandb_workspaces", "wandb-reports")
     from common.reporting import wandb_report
 
     entity = args.entity or entity_of_environment() or wandb_report.default_entity()

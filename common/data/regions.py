@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common.data.annotations import Texts
+from common.errors import optional_package
 from common.files import named, write_whole
 
 #: What the keys of region features are made from: the name of the picture's file without its suffix, or its digits.
@@ -399,7 +400,7 @@ class _PackedFile(_File):
 
 
 def _hdf5_columns(path: Path) -> dict[str, Any]:
-    import h5py
+    h5py = optional_package("h5py", "features")
 
     file = h5py.File(path, "r")
     return {name: file[name] for name in file if isinstance(file[name], h5py.Dataset)}
@@ -644,7 +645,7 @@ def identity_of(path: Path) -> dict[str, Any] | None:
         with np.load(path, allow_pickle=False) as columns:
             note = columns[_IDENTITY].item() if _IDENTITY in columns else None
     else:
-        import h5py
+        h5py = optional_package("h5py", "features")
 
         with h5py.File(path, "r") as file:
             note = file.attrs.get(_IDENTITY)
@@ -714,7 +715,7 @@ def _write_numpy(path: Path, blocks: Iterable[dict[str, npt.NDArray[Any]]], note
 
 
 def _write_hdf5(path: Path, blocks: Iterable[dict[str, npt.NDArray[Any]]], note: str | None) -> int:
-    import h5py
+    h5py = optional_package("h5py", "features")
 
     count = 0
     with h5py.File(path, "w") as file:

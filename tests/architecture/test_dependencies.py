@@ -13,7 +13,6 @@ from tests.architecture.sources import ROOT, file_of, imports, modules
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 IMPORT_NAMES = {
     "lightning-utilities": "lightning_utilities", "pillow": "PIL", "scikit-learn": "sklearn", "pyyaml": "yaml",
-    "wandb-workspaces": "wandb_workspaces",
 }  # fmt: skip
 
 

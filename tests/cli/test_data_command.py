@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
+import sys
 from pathlib import Path
 
 import pytest
 
 from common.commands.main import main
+from common.data.regions import RegionFeatures
 from common.data.released_files import released_files
+from common.errors import StageError
 from common.reporting.papers import existing_papers
 from common.stages.single import files_of
 
@@ -40,3 +43,13 @@ def test_the_command_lists_sets_and_files(tmp_path: Path, capsys: pytest.Capture
         assert word in printed
     assert "Lacks: en-de.txt, en-fr.txt, en-cs.txt, en-ja.txt, en-zh.txt" in printed
     assert f"hf download FacebookAI/xlm-roberta-base --local-dir {tmp_path}/weights/xlm-roberta-base" in printed
+
+
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    for package in ("h5py", "wandb_workspaces"):
+        monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "train.h5").write_bytes(b"")
+    with pytest.raises(StageError, match="make extra-features"):
+        RegionFeatures(tmp_path / "train.h5")
+    assert main(["wandb-report", "mct", "--offline"]) == 2
+    assert "make extra-wandb-reports" in capsys.readouterr().err
