@@ -106,9 +106,6 @@ class RegionTextData(ShardedDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(None, world, batch_size=batch_size, **kwargs)
-        at_least("max_regions", max_regions)
-        at_least("test_images", test_images)
-        at_least("test_captions", test_captions)
         self.tokenizer = tokenizer
         self.sets = there(sets or {})
         self.training_sets = list(training_sets)
@@ -399,13 +396,6 @@ class PretrainingData(RegionTextData):
         **kwargs: Any,
     ) -> None:
         super().__init__(tokenizer, training_sets=captions, **kwargs)
-        at_least("xmlm_steps", xmlm_steps, 0)
-        at_least("relation_steps", relation_steps, 0)
-        at_least("text_batch_size", text_batch_size)
-        at_least("text_groups", text_groups)
-        at_least("bptt", bptt)
-        at_least("steps_per_epoch", steps_per_epoch)
-        at_least("predicted_multiple", predicted_multiple)
         if text_batch_size % text_groups:
             raise ValueError(
                 f"data.text_batch_size ({text_batch_size}) is shared by data.text_groups ({text_groups}) and must be "
@@ -567,7 +557,6 @@ class RetrievalData(RegionTextData):
         **kwargs: Any,
     ) -> None:
         super().__init__(tokenizer, sets, chosen_sets(there(sets), train_sets, "train_sets"), **kwargs)
-        at_least("captions_per_image", captions_per_image)
         self.captions_per_image = captions_per_image
         self.shown_captions = captions_per_image
 
@@ -653,12 +642,6 @@ def chosen_sets(sets: Mapping[str, CaptionSet], names: Sequence[str], field: str
     if unknown:
         raise ValueError(f"data.{field}: no set {', '.join(unknown)}; data.sets has {', '.join(sets) or 'none'}")
     return [sets[name] for name in names]
-
-
-def at_least(name: str, number: int | None, least: int = 1) -> None:
-    """Raises ValueError where a setting is below its least value."""
-    if number is not None and number < least:
-        raise ValueError(f"data.{name} must be at least {least}, got {number}")
 
 
 def images_of_an_epoch(data: RetrievalData) -> int | None:

@@ -7,7 +7,7 @@ language or in several. Both are tested by searching captions by images and imag
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -73,7 +73,7 @@ class M3PModule(pl.LightningModule):
         tokens_per_batch, captions_per_image: of the test, see `RetrievalTest`.
 
     Raises:
-        ValueError: a weight is no schedule, no task is on, or the temperature is not positive.
+        ValueError: a weight is no schedule, or no task is on.
 
     Source: [6.3] for the updates.
     """
@@ -109,12 +109,6 @@ class M3PModule(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["model"], logger=False)
         self.automatic_optimization = False
-        if updates not in get_args(Updates):
-            raise ValueError(f"model.updates is {updates!r}: it is {' or '.join(get_args(Updates))}")
-        if selection not in get_args(Selection):
-            raise ValueError(f"model.selection is {selection!r}: it is {' or '.join(get_args(Selection))}")
-        if contrast_temperature <= 0:
-            raise ValueError(f"model.contrast_temperature is {contrast_temperature}: it must be positive")
         self.model = model
         self.best = Best(select_every) if selection == "best" else None
         self.selected_by = "last" if self.best is None else "best on validation"

@@ -33,12 +33,10 @@ class LanguageStream:
         end_id: the closing token.
 
     Raises:
-        ValueError: the stream is empty, or a size is below 1.
+        ValueError: the stream is empty.
     """
 
     def __init__(self, tokens: npt.NDArray[Any], batch_size: int, bptt: int, end_id: int = 2) -> None:
-        if batch_size < 1 or bptt < 1:
-            raise ValueError(f"batch_size and bptt must be at least 1, got {batch_size} and {bptt}")
         if not len(tokens):
             raise ValueError("a stream without tokens has no blocks")
         self.tokens = tokens

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from common.metrics.gathering import OncePerSample
 from common.protocols.text import TextTest
+from common.training.noise import batch_generator, own_rows
 from common.training.optimizers import adamw, clip_by_norm
 from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from papers.vx2text import monitoring
@@ -94,19 +95,14 @@ class VX2TextModule(pl.LightningModule):
         return loss
 
     def noise(self, batch: Batch) -> dict[str, Tensor]:
-        """Gumbel noise of this process's samples, a part of the joint batch's.
-
-        It depends on the seed and the number of the batch alone, and rank r of W holds samples r, r + W, ... of the
-        joint batch: any number of processes draws the same, and so does a resumed run.
-        """
-        rank, processes = self.trainer.global_rank, self.trainer.world_size
-        generator = torch.Generator().manual_seed((self.hparams["seed"] << 32) + self.trainer.fit_loop.total_batch_idx)
+        """Gumbel noise of this process's samples, a part of the joint batch's."""
+        samples = len(batch["labels"]) * self.trainer.world_size
+        generator = batch_generator(self, self.hparams["seed"])
         noise: dict[str, Tensor] = {}
         for name, tokens in self.model.tokens.items():
             shape = tokens.noise_shape(batch[name].shape[1] if name == "video" else 1)
             if shape is not None:
-                joint = gumbel_noise(len(batch["labels"]) * processes, *shape, generator=generator)
-                noise[name] = joint[rank::processes].to(self.device, non_blocking=True)
+                noise[name] = own_rows(self, gumbel_noise(samples, *shape, generator=generator))
         return noise
 
     def _true_words(self, batch: Batch, name: str) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -200,19 +200,6 @@ class TextToImageData(ShardedDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, world, batch_size=batch_size, **kwargs)
-        counts = {
-            "minibatches": minibatches,
-            "captions_per_image": captions_per_image,
-            "test_batch_size": test_batch_size,
-            "test_samples": test_samples,
-            "reference_samples": reference_samples,
-        }
-        for name, value in counts.items():
-            if value is not None and value < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {value}")
-        for name, choice, choices in (("items", items, Items), ("test_caption", test_caption, CaptionChoice)):
-            if choice not in get_args(choices):
-                raise ValueError(f"data.{name}: {choice!r} is not one of {', '.join(get_args(choices))}")
         self.tokenizer = tokenizer
         self.text_features = text_features
         self.sentence_pool: SentencePool = sentence_pool

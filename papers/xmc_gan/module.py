@@ -20,6 +20,7 @@ from common.memory.momentum import MomentumPair
 from common.metrics.gathering import OncePerSample
 from common.protocols.captions import check_vocabulary
 from common.protocols.generation import ImageEvaluation
+from common.training.noise import batch_generator, own_rows
 from common.training.optimizers import fused, refuse_half_weights
 from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from papers.xmc_gan import monitoring
@@ -79,10 +80,6 @@ class XMCGANModule(pl.LightningModule):
         self.automatic_optimization = False
         if len(betas) != 2:
             raise ValueError(f"model.betas is {list(betas)}: 2 numbers are needed")
-        if not 0.0 <= average_momentum <= 1.0:
-            raise ValueError(f"model.average_momentum is {average_momentum}: it must lie in [0, 1]")
-        if evaluated not in ("average", "trained"):
-            raise ValueError(f"model.evaluated is {evaluated!r}: it is average or trained")
         if loss.weights["image_net"] > 0 and image_network is None:
             raise ValueError(
                 "model.image_network is null, but model.loss.weight_image_net is not 0: it compares its features"
@@ -206,15 +203,10 @@ class XMCGANModule(pl.LightningModule):
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
     def minibatches(self, batch: Batch) -> list[tuple[Batch, Tensor]]:
-        """The minibatches of one iteration and their noise.
-
-        Rank r of W holds samples r, r + W, ... of the joint batch. Noise depends on the seed and the number of the
-        batch alone and is drawn for all ranks, so any number of processes uses the same, and so does a resumed run.
-        """
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        generator = torch.Generator().manual_seed((self.hparams["seed"] << 32) + self.trainer.fit_loop.total_batch_idx)
-        z = torch.randn(len(batch["length"]) * world_size, self.generator.z_dim, generator=generator)
-        z = z[rank::world_size].to(self.device, non_blocking=True)
+        """The minibatches of one iteration and their noise."""
+        samples = len(batch["length"]) * self.trainer.world_size
+        generator = batch_generator(self, self.hparams["seed"])
+        z = own_rows(self, torch.randn(samples, self.generator.z_dim, generator=generator))
         parts = self.data.minibatches
         split = {name: value.chunk(parts) for name, value in batch.items() if isinstance(value, Tensor)}
         return [

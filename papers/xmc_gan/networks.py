@@ -34,17 +34,6 @@ def image_side(channels: Sequence[int]) -> int:
     return FIRST_SIDE * 2 ** (len(channels) - 1)
 
 
-def require_positive(network: str, **sizes: float) -> None:
-    """Refuse sizes of a network that are not above 0.
-
-    Raises:
-        ValueError: one is not, by its field.
-    """
-    for name, size in sizes.items():
-        if size <= 0:
-            raise ValueError(f"model.{network}.{name} is {size}: it must be positive")
-
-
 class Captions(NamedTuple):
     """Text of a batch: word vectors [B, T, E], sentence vectors [B, E], and how many words count [B]."""
 
@@ -132,7 +121,6 @@ class Generator(nn.Module):
         batch_norm_group: PositiveInt | None = None,
     ) -> None:
         super().__init__()
-        require_positive("generator", width=width, z_dim=z_dim, embedding_dim=embedding_dim, gamma=gamma)
         self.z_dim, self.gamma, self.batch_norm_group = z_dim, gamma, batch_norm_group
         self.image_size = image_side(channels)
         sides = [FIRST_SIDE * 2**level for level in range(len(channels))]
@@ -300,7 +288,6 @@ class Discriminator(nn.Module):
         embedding_dim: PositiveInt = 768,
     ) -> None:
         super().__init__()
-        require_positive("discriminator", width=width, embedding_dim=embedding_dim)
         self.image_size = image_side(channels)
         sides = [self.image_size // 2 ** (level + 1) for level in range(len(channels) - 1)]
         if cond_size not in sides:

@@ -137,13 +137,6 @@ def test_a_model_without_any_task_is_an_error() -> None:
         M3PModule(model(), weight_mlm="half")
 
 
-def test_temperatures_must_be_positive() -> None:
-    with pytest.raises(ValueError, match=r"model\.contrast_temperature is 0: it must be positive"):
-        M3PModule(model(), contrast_temperature=0)
-    with pytest.raises(ValueError, match=r"model\.temperature is -1: it must be positive"):
-        WarmStart(model(), temperature=-1)
-
-
 def test_fine_tuning_is_as_long_as_published() -> None:
     """150 epochs of 3,125 iterations, whatever the set, with two updates in the first of every four."""
     updates = 2 * math.ceil(150 * 3125 / 4)

@@ -21,7 +21,7 @@ from common.stages.cli import build
 from common.stages.configuration import resolve
 from common.stages.run import stage_configuration
 from common.training.examples import Draw
-from papers.mct.one_encoder import MaskedPretrainingData, OneEncoder, mask_words, with_places
+from papers.mct.baselines.one_encoder import MaskedPretrainingData, OneEncoder, mask_words, with_places
 from papers.mct.weights import load_backbone
 from tests.distributed.harness import run_distributed
 from tests.stages import request

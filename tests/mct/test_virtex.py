@@ -26,7 +26,14 @@ from common.data.image_transforms import ImageTransform
 from common.data.text import WordVocabulary, pad_tokens
 from common.encoders.image import ImageResNet
 from common.training.optimizers import Lookahead
-from papers.mct.virtex import BicaptioningData, CaptionDecoder, VirTex, reversed_twin, token_losses, write_captions
+from papers.mct.baselines.virtex import (
+    BicaptioningData,
+    CaptionDecoder,
+    VirTex,
+    reversed_twin,
+    token_losses,
+    write_captions,
+)
 from papers.mct.weights import load_backbone
 from tests.distributed.harness import run_distributed
 from tests.protocols.test_captions import coco

@@ -12,9 +12,9 @@ from common.protocols.bridge import BridgedRetrieval
 from common.protocols.classification import LinearClassification
 from common.protocols.search import CrossModalSearch
 from common.stages.run import run_stage
+from papers.mct.baselines.one_encoder import OneEncoder
+from papers.mct.baselines.virtex import VirTex
 from papers.mct.module import MCTModule
-from papers.mct.one_encoder import OneEncoder
-from papers.mct.virtex import VirTex
 from tests.resume.killing import LAYER, compare, kill_at
 from tests.stages import callbacks, request
 

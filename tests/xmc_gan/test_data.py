@@ -455,14 +455,7 @@ def test_grey_and_transparent_pictures_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"minibatches": 0}, "data.minibatches must be at least 1"),
-        ({"captions_per_image": 0}, "data.captions_per_image"),
-        ({"test_samples": 0}, "data.test_samples"),
-        ({"reference_samples": -1}, "data.reference_samples"),
-        ({"test_batch_size": 0}, "data.test_batch_size"),
         ({"batch_size": 0}, "data.batch_size"),
-        ({"items": "pictures"}, "data.items: 'pictures' is not one of images, captions"),
-        ({"test_caption": "longest"}, "data.test_caption"),
         ({"image_size": 0}, "size must be positive"),
         ({"flip": 2.0}, "flip is a probability"),
     ],
