@@ -439,8 +439,11 @@ def _require_files(section: object) -> None:
     """Tell of a missing data set, and of broken files of one's own, before anything is built; a world makes its own."""
     if not isinstance(section, dict) or (section.get("init_args") or {}).get("world") is not None:
         return
-    from common.data.datasets.folder import OwnFolder
+    from common.data.datasets.folder import FolderOfImages, OwnFolder
+    from common.data.images import require_captions
     from common.data.prepare import check_files
+
+    arguments = section.get("init_args") or {}
 
     for entry in dataset_entries(section):
         try:
@@ -450,8 +453,12 @@ def _require_files(section: object) -> None:
         dataset.require_folder()
         if isinstance(dataset, OwnFolder) and is_main_process():
             needs_sound = class_at(section["class_path"]).needs_sound
-            allowed = (section.get("init_args") or {}).get("max_skipped_fraction", 1.0)
+            allowed = arguments.get("max_skipped_fraction", 1.0)
             print(printable("\n".join(check_files(dataset, allowed, needs_sound=needs_sound))))
+            if isinstance(dataset, FolderOfImages) and entry is arguments.get("dataset") and arguments.get("tokenizer"):
+                split = arguments.get("split", "train")
+                listing = dataset.listing(split)
+                require_captions(listing, dataset.annotations(split, listing))
 
 
 def dataset_entries(section: object) -> Iterator[Mapping[str, Any]]:

@@ -1,24 +1,16 @@
-"""Data of one's own: a folder of clips, of images or of sounds.
-
-What lies in the folder says what it is, in one of three ways:
-
-- *class folders*: `<class>/...`, or `train/<class>/...` beside `val/<class>/...` and `test/<class>/...`;
-- *files alone*, without class folders: they have no class;
-- *a list* `metadata.csv` or `metadata.jsonl`, in the folder or in each folder of a split, with a line for every file.
+"""Data of one's own: a folder of clips, of images or of sounds; docs/own-data.md shows its layouts.
 
 Where nothing divides the files, each class is dealt out to five folds by the hashes of the names: the same on every
 machine, whatever the order. Fold 1 is then what the others are tested on. The hashes know nothing of where a file came
 from: pieces of one recording should be divided by a list.
-
-See docs/own-data.md.
 """
 
 from __future__ import annotations
 
 import csv
-import functools
 import hashlib
 import json
+import math
 import os
 import unicodedata
 from collections import Counter, defaultdict
@@ -36,30 +28,25 @@ from common.data.datasets.base import (
     VIDEO_SUFFIXES,
     MediaDataset,
     Scan,
-    csv_rows,
     entries,
     walk,
 )
 from common.data.datasets.captioned import LanguageCaptioned
 from common.data.listing import DatasetMissing, Listing
 from common.data.regions import picture_key
-from common.files import named, stamp_of
+from common.files import named
 
 #: Names of the lists, in the convention of Hugging Face's folders of images, sounds and videos.
 LISTS = ("metadata.csv", "metadata.jsonl")
-#: What the folder of a split, or the column `split` of a list, may say.
-SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing"),
+#: The split that the folder of a split, or the column `split` of a list, means.
+SPLIT_OF: Mapping[str, str] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
-#: The split that each of these names means.
-SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _OTHER = {"validation": "test", "test": "validation"}
 #: Folds in the order in which the files of a class are dealt out: a class of one file is trained on.
 _DEALT = (2, 1, 3, 4, 5)
-#: What separates tags in a cell of a list.
-_TAG_SEPARATOR = ";"
 
 
 @dataclass(frozen=True)
@@ -67,22 +54,22 @@ class Item:
     """A file, or a part of it, as the folder or a list tells of it.
 
     Args:
-        name: Relative to the root.
-        label: Name of its class; "" = none.
-        split: "train", "validation" or "test"; "" = not divided.
-        sound: File with the sound, relative to the root; "" = the file itself.
-        start, end: Limits of the part in seconds; NaN = the file's own.
-        captions: Texts by language; "" = the language that the data set is told.
-        tags: What the image shows.
-        where: Place that says so, for messages.
+        name: relative to the root.
+        label: name of its class; "" for none.
+        split: "train", "validation" or "test"; "" where nothing is divided.
+        sound: file with the sound, relative to the root; "" for the file itself.
+        start, end: limits of the part in seconds; NaN for the file's own.
+        captions: texts by language; "" stands for the language that the data set is told.
+        tags: what the image shows.
+        where: place that says so, for messages.
     """
 
     name: str
     label: str = ""
     split: str = ""
     sound: str = ""
-    start: float = float("nan")
-    end: float = float("nan")
+    start: float = math.nan
+    end: float = math.nan
     captions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     where: str = ""
@@ -90,19 +77,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a folder holds.
-
-    Args:
-        items: In the order of names.
-        layout: What was found, in words.
-        watched: Folders and lists that were read.
-        notes: What else its user should know.
-    """
+    """What a folder holds, in the order of names; `watched` are the folders and lists that were read."""
 
     items: tuple[Item, ...]
     layout: str
     watched: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, sorted."""
+        return tuple(sorted({item.label for item in self.items} - {""}))
 
 
 class OwnFolder(MediaDataset):
@@ -134,7 +119,7 @@ class OwnFolder(MediaDataset):
 
     def published_classes(self) -> int:
         """None are published: whatever there is, is right."""
-        return len(self._classes(self._contents()))
+        return len(self._contents().classes)
 
     def _lacks(self, path: Path, reason: str = "") -> DatasetMissing:
         layout = "\n".join(f"    {line}" for line in self.expected_layout.splitlines())
@@ -146,70 +131,59 @@ class OwnFolder(MediaDataset):
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         contents = self._contents()
-        classes = self._classes(contents)
-        label_of = {name: label for label, name in enumerate(classes)}
+        label_of = {name: label for label, name in enumerate(contents.classes)}
         folds = _folds(contents.items)
-        scan = Scan(classes, contents.layout, watched=list(contents.watched), notes=list(contents.notes))
-        scan.folds, scan.starts, scan.ends, scan.sounds = [], [], [], []
-        for row in self._rows_of_split(contents, folds, split, fold):
-            item = contents.items[row]
-            scan.names.append(item.name)
-            scan.labels.append(label_of.get(item.label, -1))
-            scan.folds.append(folds[row])
-            scan.starts.append(item.start)
-            scan.ends.append(item.end)
-            scan.sounds.append(item.sound)
+        scan = Scan(contents.classes, contents.layout, watched=list(contents.watched), notes=list(contents.notes))
+        rows = self._rows_of_split(contents.items, folds, split, fold)
+        items = [contents.items[row] for row in rows]
+        scan.names = [item.name for item in items]
+        scan.labels = [label_of.get(item.label, -1) for item in items]
+        scan.folds = [folds[row] for row in rows]
+        scan.starts, scan.ends = [item.start for item in items], [item.end for item in items]
+        scan.sounds = [item.sound for item in items]
         if "audio" in self.streams:
             scan.sound_labels = list(scan.labels)
         return scan
 
-    def _rows_of_split(self, contents: Contents, folds: Sequence[int], split: str, fold: int | None) -> list[int]:
-        """Places of a split's items."""
-        items = contents.items
+    def _rows_of_split(self, items: Sequence[Item], folds: Sequence[int], split: str, fold: int | None) -> list[int]:
         present = {item.split for item in items} - {""}
         if split == "all":
             return list(range(len(items)))
-        if not present:
-            held_out = fold or 1
-            return [row for row, own in enumerate(folds) if (own == held_out) != (split == "train")]
-        if fold not in (None, 1):
+        if present and fold not in (None, 1):
             raise ValueError(
                 f"{self.root} is divided by its owner into {', '.join(sorted(present))}, so there is no fold {fold}; "
                 "leave fold empty"
             )
-        if "train" not in present:
+        if present and "train" not in present:
             raise ValueError(f"{self.root} has a part for {', '.join(sorted(present))} and none to train on")
-        if present == {"train"}:
-            held_out_rows = {row for row, own in enumerate(folds) if own == 1}
-            return [row for row in range(len(items)) if (row in held_out_rows) != (split == "train")]
+        if present <= {"train"}:
+            return [row for row, own in enumerate(folds) if (own == (fold or 1)) != (split == "train")]
         wanted = split if split in present else _OTHER[split]
         return [row for row, item in enumerate(items) if item.split == wanted]
 
-    def _classes(self, contents: Contents) -> tuple[str, ...]:
-        return tuple(sorted({item.label for item in contents.items} - {""}))
+    # -- reading the folder --------------------------------------------------------------------------------------------
 
-    # ------------------------------------------------------------------------------------------------ reading
     def _contents(self) -> Contents:
-        """What the folder holds."""
+        """What the folder holds; an error names the file, and the line of a list."""
         self.require_folder()
         folders, _ = entries(self.root)
         parts = [name for name in folders if name.lower() in SPLIT_OF]
-        lists = [path for path in (self.root / name for name in LISTS) if path.is_file()]
-        own_lists = [self.root / part / name for part in parts for name in LISTS]
-        own_lists = [path for path in own_lists if path.is_file()]
-        if len(lists) > 1 or len({path.parent for path in own_lists}) < len(own_lists):
-            raise ValueError(f"{(lists or own_lists)[0].parent} holds {' and '.join(LISTS)}: which of them counts?")
-        if lists and own_lists:
-            raise ValueError(f"{lists[0]} and {own_lists[0]}: keep the list of the folder or those of its splits")
-        listed = {path.parent.name for path in own_lists}
-        unlisted = [part for part in parts if listed and part not in listed and self._holds_any(part)]
-        if unlisted:
-            raise ValueError(
-                f"{self.root / unlisted[0]} holds files and no list, where {own_lists[0].parent} has one: write a list "
-                f"into each folder of a split, or one into {self.root} with a column `split`"
-            )
-        if lists or own_lists:
-            return self._listed(lists or own_lists)
+        lists = [self.root / part / name for part in ("", *parts) for name in LISTS]
+        lists = [path for path in lists if path.is_file()]
+        if len(lists) > 1 and (lists[0].parent == self.root or len({path.parent for path in lists}) < len(lists)):
+            raise ValueError(f"{lists[0]} and {lists[1]}: keep the list of the folder, or one for each of its splits")
+        if lists:
+            unlisted = [
+                part
+                for part in parts
+                if lists[0].parent != self.root and self.root / part not in {path.parent for path in lists}
+            ]
+            for part in filter(self._holds_any, unlisted):
+                raise ValueError(
+                    f"{self.root / part} holds files and no list, where {lists[0].parent} has one: write a list into "
+                    f"each folder of a split, or one into {self.root} with a column `split`"
+                )
+            return self._listed(lists)
         others = [name for name in folders if parts and name not in parts and self._holds_any(name)]
         divided = bool(parts) and (not others or len({SPLIT_OF[part.lower()] for part in parts}) > 1)
         if divided and others:
@@ -219,154 +193,144 @@ class OwnFolder(MediaDataset):
             )
         watched: list[Path] = []
         unknown: Counter[str] = Counter()
-        items: list[Item] = []
-        for part in parts if divided else [""]:
-            items += self._in_class_folders(part, watched, unknown)
+        items = [item for part in (parts if divided else [""]) for item in self._in_folders(part, watched, unknown)]
+        passed_over = ", ".join(f"{count} x {kind}" for kind, count in unknown.most_common(3))
+        notes = [f"{unknown.total():,} other files are passed over: {passed_over}"] if unknown else []
+        notes += [
+            f"{name} is not read: a list is called {LISTS[0]} or {LISTS[1]}"
+            for name in entries(self.root)[1]
+            if name.endswith((".csv", ".tsv", ".json", ".jsonl"))
+        ]
         if not items:
-            raise self._nothing(unknown)
-        _check_classes(self.root, items)
+            endings = " ".join(sorted(self.suffixes))
+            found = "; ".join([f"it holds {passed_over}", *notes[1:]]) if unknown else "it is empty"
+            raise self._lacks(self.root, f"no file with one of the endings {endings}; {found}")
         layout = "class folders" if any(item.label for item in items) else "files without classes"
         layout += f" in {', '.join(f'{part}/' for part in parts)}" if divided else ""
-        return Contents(tuple(sorted(items, key=_name)), layout, tuple(watched), self._notes(items, unknown))
+        return self._checked_contents(items, layout, watched, notes)
 
-    def _in_class_folders(self, part: str, watched: list[Path], unknown: Counter[str]) -> list[Item]:
-        """The files of the root, or of the folder of a split."""
-        home = self.root / part
-        prefix = f"{part}/" if part else ""
-        found: list[tuple[str, str]] = []
-        sounds: dict[str, str] = {}
+    def _in_folders(self, part: str, watched: list[Path], unknown: Counter[str]) -> list[Item]:
+        """The files of the root, or of the folder of a split; folders are classes."""
+        home, prefix = self.root / part, f"{part}/" if part else ""
+        found: dict[str, list[str]] = defaultdict(list)
+        sounds: dict[str, list[str]] = defaultdict(list)
         for name, _ in walk(home, None, watched):
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in self.suffixes:
-                found.append((prefix + name, name.split("/")[0] if "/" in name else ""))
-            elif suffix in AUDIO_SUFFIXES and "video" in self.streams:
-                stem = os.path.splitext(name)[0]
-                if stem in sounds:
-                    raise ValueError(f"{home}: {sounds[stem]} and {name} are both the sound of {stem!r}: leave one")
-                sounds[stem] = name
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in self.suffixes:
+                found[stem].append(name)
+            elif suffix.lower() in AUDIO_SUFFIXES and "video" in self.streams:
+                sounds[stem].append(name)
             else:
-                unknown[suffix or name] += 1
-        empty = [name for name in entries(home)[0] if not any(label == name for _, label in found)]
+                unknown[suffix.lower() or name] += 1
+        for stem, names in sounds.items():
+            if stem not in found:
+                unknown[f"sounds without a picture, such as {names[0]}"] += len(names)
+            elif len(names) + len(found[stem]) > 2:
+                raise ValueError(f"{home}: {', '.join(found[stem] + names)}: one of them is the sound of which?")
+        labels = {stem: stem.split("/")[0] if "/" in stem else "" for stem in found}
+        empty = sorted(set(entries(home)[0]) - set(labels.values()))
         if empty:
             unknown[f"folder without any, such as {empty[0]}"] += len(empty)
-        owners: dict[str, str] = {}
-        items = []
-        for name, label in found:
-            stem = os.path.splitext(name.removeprefix(prefix))[0]
-            if stem in sounds:
-                if stem in owners:
-                    raise ValueError(
-                        f"{home}: {sounds[stem]} is the sound of both {owners[stem]} and {name}: give them other names"
-                    )
-                owners[stem] = name
-            sound = prefix + sounds[stem] if stem in sounds else ""
-            split = SPLIT_OF[part.lower()] if part else ""
-            items.append(Item(name, _normal(label), split, sound, where=str(self.root / name)))
-        alone = sorted(set(sounds) - set(owners))
-        if alone:
-            unknown[f"sounds without a picture, such as {sounds[alone[0]]}"] += len(alone)
-        return items
+        split = SPLIT_OF[part.lower()] if part else ""
+        return [
+            Item(
+                prefix + name,
+                _normal(labels[stem]),
+                split,
+                prefix + sounds[stem][0] if stem in sounds else "",
+                where=str(home / name),
+            )
+            for stem, names in found.items()
+            for name in names
+        ]
 
     def _holds_any(self, folder: str) -> bool:
-        return any(os.path.splitext(name)[1].lower() in self.suffixes for name, _ in walk(self.root / folder, None, []))
+        return any(walk(self.root / folder, self.suffixes, []))
 
-    def _nothing(self, unknown: Counter[str]) -> DatasetMissing:
-        kinds = ", ".join(f"{count} x {kind}" for kind, count in unknown.most_common(3))
-        found = f"it holds {kinds}" if kinds else "it is empty"
-        return self._lacks(self.root, f"no file with one of the endings {' '.join(sorted(self.suffixes))}; {found}")
-
-    def _notes(self, items: Sequence[Item], unknown: Counter[str]) -> tuple[str, ...]:
-        notes = []
-        if unknown:
-            kinds = ", ".join(f"{count} x {kind}" for kind, count in unknown.most_common(3))
-            notes.append(f"{sum(unknown.values()):,} other files are passed over: {kinds}")
+    def _checked_contents(self, items: list[Item], layout: str, watched: list[Path], notes: list[str]) -> Contents:
+        """A file without a class among others that have one could not be classified; the same for splits."""
+        for what in ("label", "split"):
+            lacking = [item for item in items if not getattr(item, what)]
+            if lacking and len(lacking) < len(items):
+                raise ValueError(
+                    f"{lacking[0].where}: no {what}, where other files of {self.root} have one ({len(lacking)} of "
+                    f"{len(items)} have none); a class folder or a list gives a file its label"
+                )
         counts = Counter(label for label, _ in {(item.label, item.name) for item in items} if label)
         if len(counts) == 1:
             notes.append(f"there is one class, {next(iter(counts))!r}: enough to pre-train on, not to classify")
         few = sorted(label for label, count in counts.items() if count < 2)
         if few and not any(item.split for item in items):
             notes.append(f"{len(few)} classes have one file, which fold 2 alone tests, such as {few[0]!r}")
-        return tuple(notes)
+        items.sort(key=lambda item: item.name)
+        return Contents(tuple(items), layout, tuple(watched), tuple(notes))
 
-    # ------------------------------------------------------------------------------------------------ lists
+    # -- lists ---------------------------------------------------------------------------------------------------------
+
     def _listed(self, paths: Sequence[Path]) -> Contents:
         watched = [*paths]
-        present: dict[str, str] = {}
-        for name, _ in walk(self.root, None, watched):
-            # A name may be spelt with one sign or with two for a letter and its accent, and look the same.
-            present.setdefault(_normal(name), name)
+        # A name may be spelled with one sign or with two for a letter and its accent, and look the same.
+        present = {_normal(name): name for name, _ in walk(self.root, None, watched)}
         items: list[Item] = []
         for path in paths:
-            part = path.parent.relative_to(self.root).as_posix()
-            prefix, split = ("", "") if part == "." else (f"{part}/", SPLIT_OF[part.lower()])
+            part = "" if path.parent == self.root else path.parent.name
             for where, row in _rows(path):
-                items.append(self._item(where, row, prefix, split, present))
+                try:
+                    items.append(replace(self._item(row, part, present), where=where))
+                except (ValueError, TypeError, AttributeError) as error:
+                    raise ValueError(f"{where}: {error}") from None
         if not items:
             raise ValueError(f"{paths[0]} lists nothing: write a line for every file below its heading")
-        items = self._merged(items)
-        divided = {bool(item.split) for item in items}
-        if len(divided) > 1:
-            lacking = next(item for item in items if not item.split)
-            raise ValueError(f"{lacking.where}: no split, where other lines have one")
-        _check_classes(self.root, items)
         layout = f"list {', '.join(path.relative_to(self.root).as_posix() for path in paths)}"
-        return Contents(tuple(sorted(items, key=_name)), layout, tuple(watched), self._notes(items, Counter()))
+        return self._checked_contents(self._merged(items), layout, watched, [])
 
-    def _item(self, where: str, row: Mapping[str, Any], prefix: str, split: str, present: Mapping[str, str]) -> Item:
+    def _item(self, row: Mapping[str, Any], part: str, present: Mapping[str, str]) -> Item:
         """The item that a line of a list tells of."""
+        known = ("file_name", "label", "split", *self.columns)
         for column in row:
-            if column not in ("file_name", "label", "split", *self.columns) and not (
-                "caption" in self.columns and column.startswith("caption_")
-            ):
-                known = ", ".join(("file_name", "label", "split", *self.columns))
-                raise ValueError(f"{where}: unknown column {column!r}; a list of {self.unit} has {known}")
-        name = self._file(where, row, "file_name", prefix, present)
-        if not name:
-            raise ValueError(f"{where}: file_name is empty")
-        if os.path.splitext(name)[1].lower() not in self.suffixes:
-            raise ValueError(f"{where}: {name} has none of the endings {' '.join(sorted(self.suffixes))}")
-        stated = _text(where, row, "split").lower()
-        if stated and stated not in SPLIT_OF:
-            raise ValueError(f"{where}: split {stated!r} is none of {', '.join(SPLIT_OF)}")
-        if stated and split and SPLIT_OF[stated] != split:
-            raise ValueError(f"{where}: split {stated!r} in the list of {prefix}")
-        start, end = _seconds(where, row, "start"), _seconds(where, row, "end")
-        if end <= start:
-            raise ValueError(f"{where}: end {end:g} is not after start {start:g}")
-        return Item(
-            name,
-            _normal(_text(where, row, "label")),
-            SPLIT_OF.get(stated, split),
-            self._file(where, row, "sound", prefix, present),
-            start,
-            end,
-            _captions(where, row),
-            _tags(where, row),
-            where,
-        )
+            if column not in known and not ("caption" in known and column.startswith("caption_")):
+                raise ValueError(f"unknown column {column!r}; a list of {self.unit} has {', '.join(known)}")
 
-    def _file(self, where: str, row: Mapping[str, Any], column: str, prefix: str, present: Mapping[str, str]) -> str:
-        """A file that a line names, as the disk spells it."""
-        stated = _text(where, row, column).replace("\\", "/").removeprefix("./")
-        if not stated:
-            return ""
-        if os.path.isabs(stated) or ".." in stated.split("/"):
-            raise ValueError(f"{where}: {stated} does not lie in {self.root}")
-        name = present.get(_normal(prefix + stated))
-        if name is None:
-            raise ValueError(f"{where}: {prefix}{stated} does not exist in {self.root}")
-        return name
+        def text(column: str) -> str:
+            value = row.get(column, "")
+            if not isinstance(value, str):
+                raise ValueError(f"{column} must be a text, not {json.dumps(value)[:80]}")
+            return value.strip()
+
+        def file(column: str) -> str:
+            stated = text(column).replace("\\", "/").removeprefix("./")
+            name = f"{part}/{stated}" if part else stated
+            if stated and _normal(name) not in present:
+                raise ValueError(f"{name} does not exist in {self.root}")
+            return present[_normal(name)] if stated else ""
+
+        def seconds(column: str) -> float:
+            try:
+                value = float(row.get(column, math.nan))
+            except (TypeError, ValueError):
+                value = -1.0
+            if value < 0 or math.isinf(value):
+                raise ValueError(f"{column} must be a time in seconds, not {row[column]!r}")
+            return value
+
+        name, stated, split = file("file_name"), text("split").lower(), SPLIT_OF.get(part.lower(), "")
+        if os.path.splitext(name)[1].lower() not in self.suffixes:
+            raise ValueError(f"file_name {name!r} has none of the endings {' '.join(sorted(self.suffixes))}")
+        if stated and (stated not in SPLIT_OF or split not in ("", SPLIT_OF[stated])):
+            raise ValueError(f"split {stated!r} is none of {', '.join(SPLIT_OF)}, or not that of the folder")
+        start, end = seconds("start"), seconds("end")
+        if end <= start:
+            raise ValueError(f"end {end:g} is not after start {start:g}")
+        split = SPLIT_OF.get(stated, split)
+        return Item(name, _normal(text("label")), split, file("sound"), start, end, _captions(row), _tags(row))
 
     def _merged(self, items: list[Item]) -> list[Item]:
         """Lines of one file joined where that means something."""
-        first: dict[tuple[str, float, float], Item] = {}
+        first: dict[tuple[str, str, str], Item] = {}
         for item in items:
-            # NaN equals nothing, itself included.
-            start, end = (-1.0 if np.isnan(limit) else limit for limit in (item.start, item.end))
-            key = (item.name, start, end)
-            if key in first:
-                raise ValueError(f"{item.where}: {item.name} is listed before, at {first[key].where}")
-            first[key] = item
+            before = first.setdefault((item.name, str(item.start), str(item.end)), item)
+            if before is not item:
+                raise ValueError(f"{item.where}: {item.name} is listed before, at {before.where}")
         return items
 
 
@@ -527,11 +491,6 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
         return list(merged.values())
 
 
-# ---------------------------------------------------------------------------------------------------- details
-def _name(item: Item) -> str:
-    return item.name
-
-
 def _normal(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
@@ -558,108 +517,58 @@ def _digest(name: str) -> bytes:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
 
 
-def _check_classes(root: Path, items: Sequence[Item]) -> None:
-    """All files have a class, or none has: a file without one could not be classified."""
-    lacking = [item for item in items if not item.label]
-    if lacking and len(lacking) < len(items):
-        raise ValueError(
-            f"{lacking[0].where}: no class, where other files of {root} have one ({len(lacking)} of {len(items)} "
-            "have none): put it into a class folder, or give it a label"
-        )
-
-
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Lines of a list as pairs of place and columns; empty cells are left out."""
-    return iter(_read_rows(path, tuple(stamp_of(path))))
-
-
-@functools.lru_cache(maxsize=4)
-def _read_rows(path: Path, stamp: tuple[int, ...]) -> tuple[tuple[str, Mapping[str, Any]], ...]:
-    try:
-        with named(path):
-            path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}); save the list as UTF-8") from None
     if path.suffix == ".jsonl":
-        rows = [
-            (where, {column: value for column, value in row.items() if value is not None})
-            for where, row in read_json_lines(path)
-        ]
-    else:
-        rows = _csv_cells(path)
-    for where, row in rows:
-        if "file_name" not in row:
-            raise ValueError(f"{where}: no file_name, which every line of a list has")
-    return tuple(rows)
-
-
-def _csv_cells(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    rows: list[tuple[str, dict[str, Any]]] = []
-    heading: list[str] = []
-    line = 0
+        for where, record in read_json_lines(path):
+            yield where, {column: value for column, value in record.items() if value is not None}
+        return
+    line, heading = 0, list[str]()
     # The csv module's own limit is meant for cells typed by people.
     csv.field_size_limit(2**24)
-    with csv_rows(path, csv.reader, skipinitialspace=True, strict=True) as reader:
-        try:
+    try:
+        with named(path), path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.reader(stream, skipinitialspace=True, strict=True)
             for row in reader:
                 line = reader.line_num
                 where, cells = f"{path}, line {line}", [cell.strip() for cell in row]
                 if not heading:
                     heading = cells
-                    if len({*cells} - {""}) < len(list(filter(None, cells))):
+                    if len({*cells} - {""}) < len([*filter(None, cells)]):
                         raise ValueError(f"{where}: a column of this heading stands twice: give it another name")
                 elif len(cells) > len(heading):
                     raise ValueError(f"{where}: more cells than the heading has; put texts with commas into quotes")
                 elif cells:
-                    rows.append((where, {column: value for column, value in zip(heading, cells) if value}))
-        except csv.Error as error:
-            # Of the line after the last good one: a missing quote is noticed lines below it.
-            raise ValueError(
-                f"{path}, line {line + 1}: {error}; a text in quotes ends with a quote before the next comma or the "
-                "end of the line, and a quote inside it is written twice"
-            ) from None
-    return rows
+                    yield where, {name: cell for name, cell in zip(heading, cells) if cell}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}, after line {line}: not UTF-8 ({error.reason}); save the list as UTF-8") from None
+    except csv.Error as error:
+        # Of the line after the last good one: a missing quote is noticed lines below it.
+        raise ValueError(
+            f"{path}, line {line + 1}: {error}; a text in quotes ends with a quote before the next comma or the end of "
+            "the line, and a quote inside it is written twice"
+        ) from None
 
 
-def _text(where: str, row: Mapping[str, Any], column: str) -> str:
-    value = row.get(column, "")
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: {column} must be a text, not {json.dumps(value)[:80]}")
-    return value.strip()
-
-
-def _texts(where: str, column: str, value: Any) -> tuple[str, ...]:
+def _texts(column: str, value: Any) -> tuple[str, ...]:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
-        raise ValueError(f"{where}: {column} must be a text or a list of texts, not {json.dumps(value)[:80]}")
+        raise ValueError(f"{column} must be a text or a list of texts, not {json.dumps(value)[:80]}")
     return tuple(" ".join(one.split()) for one in values if one.strip())
 
 
-def _captions(where: str, row: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def _captions(row: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Captions by language."""
     found: dict[str, tuple[str, ...]] = {}
     for column, value in row.items():
         if column in ("caption", "text") or column.startswith("caption_"):
-            plain = column.partition("_")[2] if column.startswith("caption_") else ""
+            plain = column.partition("_")[2]
             for language, texts in (value if isinstance(value, dict) else {plain: value}).items():
-                found[language] = (*found.get(language, ()), *_texts(where, column, texts))
+                found[language] = (*found.get(language, ()), *_texts(column, texts))
     return {language: texts for language, texts in found.items() if texts}
 
 
-def _tags(where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+def _tags(row: Mapping[str, Any]) -> tuple[str, ...]:
     value = row.get("tags", [])
-    values = value.split(_TAG_SEPARATOR) if isinstance(value, str) else list(_texts(where, "tags", value))
+    values = value.split(";") if isinstance(value, str) else _texts("tags", value)
     return tuple(dict.fromkeys(_normal(tag.strip()) for tag in values if tag.strip()))
-
-
-def _seconds(where: str, row: Mapping[str, Any], column: str) -> float:
-    if column not in row:
-        return float("nan")
-    try:
-        value = float(row[column])
-    except (TypeError, ValueError):
-        value = -1.0
-    if not 0.0 <= value < float("inf"):
-        raise ValueError(f"{where}: {column} must be a time in seconds, not {row[column]!r}")
-    return value
