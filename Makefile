@@ -41,7 +41,7 @@ $(STAMP): requirements.lock pyproject.toml
 	  export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 	  if [ "$(TORCH)" = cpu ]; then \
 	    "$$UV" pip install --quiet --compile-bytecode --torch-backend cpu --no-verify-hashes \
-	      --constraint requirements.lock --editable ".[dev,hub,features,wandb-reports]"; \
+	      --constraint requirements.lock --editable ".[dev,features,wandb-reports]"; \
 	  else \
 	    "$$UV" pip sync --quiet --compile-bytecode --require-hashes requirements.lock; \
 	    "$$UV" pip install --quiet --no-deps --editable .; \
@@ -55,7 +55,7 @@ extra-%: $(STAMP) ## Install an optional part (extra-tensorboard, extra-captioni
 # One lock for all: markers say what is for which system. Versions stay as they are where they fit; UPGRADE=1 takes new ones.
 lock: ## Write requirements.lock anew from pyproject.toml (UPGRADE=1)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); \
-	  "$$UV" pip compile pyproject.toml --quiet --extra dev --extra hub --extra features --extra wandb-reports --universal \
+	  "$$UV" pip compile pyproject.toml --quiet --extra dev --extra features --extra wandb-reports --universal \
 	    --python-version 3.11 --generate-hashes --no-header --no-annotate $(if $(UPGRADE),--upgrade) --output-file requirements.lock
 
 PLATFORMS := x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu aarch64-apple-darwin

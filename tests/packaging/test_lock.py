@@ -37,7 +37,7 @@ SYSTEMS = {
 }
 PYTHONS = ("3.11", "3.12", "3.13")
 #: The extras that `make setup` installs.
-EXTRAS = ("dev", "hub", "features", "wandb-reports")
+EXTRAS = ("dev", "features", "wandb-reports")
 
 
 def asked_for() -> list[Requirement]:

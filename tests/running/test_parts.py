@@ -45,7 +45,7 @@ def test_a_missing_file_of_the_paper_is_said_before_a_missing_checkpoint(
     monkeypatch.setattr("common.stages.parts.has_part", lambda paper, name: paper != "mct" and found(paper, name))
     for command in (["embed", "mct", "--text", "a"], ["export", "mct"]):
         assert main([*command, "--checkpoint", "none.ckpt", "--output", str(tmp_path / "x.npz")]) == 2
-        assert "papers/mct/model.py does not exist" in capsys.readouterr().err
+        assert "papers/mct/use.py does not exist" in capsys.readouterr().err
 
 
 def test_a_paper_without_checkpoints_is_exported_in_the_layout_of_this_suite(
