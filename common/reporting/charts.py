@@ -1,170 +1,245 @@
-"""Charts as inline SVG: verdicts, bars with spread and seeds, curves. Colors are the page's, by class."""
+"""Charts as SVG: dot plots and curves of tables, and training curves.
+
+The same numbers give the same text, so that committed figures can be checked. Texts stay texts, and colors are the
+variables of the report page, which a figure in a README sets itself on a dark screen.
+"""
 
 from __future__ import annotations
 
+import functools
 import html
+import io
 import math
+import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from common.reporting import render
-from common.reporting.aggregate import Cell, TableResult
-from common.reporting.tables import Metric
+from common.reporting.aggregate import TableResult
+from common.reporting.claims import interval_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Points = Sequence[tuple[float, float]]
 
-SERIES = 6
-"""How many lines of one chart differ in color."""
+#: Variables of the page's style with their colors on a light and a dark screen.
+COLORS = {
+    "ink": ("#1b1f24", "#e6e9ed"), "dim": ("#5a6470", "#a0a9b4"), "line": ("#d5dae0", "#363d46"),
+    "ground": ("#fefefe", "#14171b"), "blue": ("#0072b2", "#4aa3dc"), "orange": ("#b86e00", "#e6a03c"),
+    "green": ("#00795a", "#35b58d"), "pink": ("#a8487c", "#d98ab5"), "sky": ("#2f8fc6", "#8acbf2"),
+    "gray": ("#8a939d", "#7b8591"),
+}  # fmt: skip
+LIGHT = [light for light, _ in COLORS.values()]
+INK, DIM, LINE, GROUND, BLUE, ORANGE, GREEN, *_ = LIGHT
+SERIES = (*LIGHT[4:], INK)
+#: Pixels: the width of a figure, of the labels of rows in it, and of a training curve; the height of a row.
+_WIDTH, _LABELS, _SMALL, _ROW = 760, 260, 320, 18
+_ACROSS = 3
 
-_WIDTH = 320
-_CHARACTER = 6.0
-"""Mean width of a character of a chart's text, in pixels."""
+
+class _Dot(NamedTuple):
+    row: str
+    mean: float
+    interval: tuple[float, float] | None
+    draws: tuple[float, ...]
+    published: tuple[float, ...]
+    yours: float | None
 
 
-def svg_bars(result: TableResult) -> list[str]:
-    """Measured cells of a table as bars: a chart for each metric, a bar for each row.
+def caption(result: TableResult) -> str:
+    """What the figure of a table shows: its curve, or a dot plot if the table asks for a chart; empty for neither."""
+    if result.table.curve and _curve_lines(result):
+        return f"{result.table.curve.y} against {result.table.curve.x}; the bands are standard deviations over draws"
+    if result.table.chart and _panels(result):
+        return "Dots are means, lines their 95 % intervals, ticks draws"
+    return ""
 
-    A line shows the sample standard deviation over draws, a dot each draw. At paper scale alone, where the two can
-    be compared, a mark shows the published value.
+
+def dots(result: TableResult, yours: TableResult | None = None) -> str:
+    """Measured cells as dots on zoomed axes, a panel for each metric; empty when none was measured for two rows.
 
     Args:
         result: the filled table.
-
-    Returns:
-        A drawing for each shown metric of which at least two rows were measured.
+        yours: the same table of other runs, whose means get a mark of their own.
     """
-    charts = []
+    panels = _panels(result, yours)
+    return _dots(f"{result.table.title} ({result.scale})", panels) if panels else ""
+
+
+def _panels(result: TableResult, yours: TableResult | None = None) -> tuple[tuple[str, tuple[_Dot, ...]], ...]:
+    panels = []
     for metric in result.table.metrics:
-        cells = [(render.row_text(row), result.cells[row.label, metric.id]) for row in result.rows]
-        measured = [(label, cell) for label, cell in cells if cell.mean is not None]
-        if not metric.hidden and len(measured) > 1:
-            charts.append(_bars(result, metric, measured))
-    return charts
+        found = []
+        for row in result.rows:
+            cell = result.cells[row.label, metric.id]
+            if cell.mean is not None and not metric.hidden:
+                draws = tuple(sorted(cell.values.values()))
+                published = cell.published.ends if cell.published and result.scale == "paper" else ()
+                own = yours.cells[row.label, metric.id].mean if yours else None
+                found.append(_Dot(row.label, cell.mean, interval_of(draws), draws, published, own))
+        if len(found) > 1:
+            panels.append((metric.title + " ↓" * (metric.better == "down"), tuple(found)))
+    return tuple(panels)
 
 
-def _bars(result: TableResult, metric: Metric, rows: Sequence[tuple[str, Cell]]) -> str:
-    compared = result.scale == "paper" and render.is_paired(result, metric)
-    ends = [0.0]
-    for _, cell in rows:
-        spread = cell.spread or 0.0
-        ends += [*cell.values.values(), (cell.mean or 0.0) - spread, (cell.mean or 0.0) + spread]
-        ends += cell.published.ends if compared and cell.published else ()
-    low, high = min(ends), max(ends)
-    # A whisker that reaches below zero must not shift the bars of values that cannot.
-    low = 0.0 if all(value >= 0 for _, cell in rows for value in cell.values.values()) else low
-    span = (high - low) or 1.0
-    inner, step, top = _WIDTH - 8, 30, 30
-
-    def place(value: float) -> float:
-        return 4 + (min(max(value, low), high) - low) / span * inner
-
-    what = f"{result.table.title}, {metric.title}, measured at {result.scale}"
-    height = top + step * len(rows) + 2
-    parts = [
-        f'<svg class="bars" width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}" role="img" '
-        f'aria-label="{html.escape(what, quote=True)}">',
-        f'<text class="heading" x="4" y="13">{html.escape(_fitted(metric.title, _WIDTH - 110))}</text>',
-        f'<text class="dim" x="{_WIDTH - 4}" y="13" text-anchor="end">{result.scale}'
-        f"{', lower is better' if metric.better == 'down' else ''}</text>",
-        f'<line class="axis" x1="{place(0):.1f}" x2="{place(0):.1f}" y1="{top - 6}" y2="{height - 2}"/>',
-    ]
-    for i, (label, cell) in enumerate(rows):
-        assert cell.mean is not None
-        y = top + i * step
-        value = render.measured_text(cell, metric.decimals)
-        draws = ", ".join(f"{draw}: {number:.4g}" for draw, number in sorted(cell.values.items()))
-        left, right = sorted((place(0), place(cell.mean)))
-        room = _WIDTH - 18 - _CHARACTER * len(value)
-        parts += [
-            f"<g><title>{html.escape(f'{label}, {metric.title}: {value}; {draws}')}</title>",
-            f'<text x="8" y="{y + 6}">{html.escape(_fitted(label, room))}</text>',
-            f'<text class="amount" x="{_WIDTH - 4}" y="{y + 6}" text-anchor="end">{value}</text>',
-            f'<rect class="bar" x="{left:.1f}" y="{y + 10}" width="{max(right - left, 0.5):.1f}" height="10" rx="1"/>',
-        ]
-        if cell.spread is not None:
-            start, end = place(cell.mean - cell.spread), place(cell.mean + cell.spread)
-            parts.append(f'<line class="spread" x1="{start:.1f}" x2="{end:.1f}" y1="{y + 15}" y2="{y + 15}"/>')
-            parts += [f'<circle class="seed" cx="{place(v):.1f}" cy="{y + 15}" r="2.5"/>' for v in cell.values.values()]
-        for end in cell.published.ends if compared and cell.published else ():
-            parts.append(
-                f'<path class="mark" d="M{place(end):.1f} {y + 8}l4 4 -4 4 -4 -4z">'
-                f"<title>published: {end:g}</title></path>"
-            )
-        parts.append("</g>")
-    return "".join([*parts, "</svg>"])
+@functools.lru_cache(1000)
+def _dots(title: str, panels: tuple[tuple[str, tuple[_Dot, ...]], ...]) -> str:
+    labels = list(dict.fromkeys(dot.row for _, found in panels for dot in found))
+    across = min(len(panels), _ACROSS)
+    width, height = (_WIDTH - _LABELS) / across, _ROW * len(labels) + 56
+    figure = _figure(_WIDTH, height * math.ceil(len(panels) / across))
+    for number, (name, found) in enumerate(panels):
+        line, column = divmod(number, across)
+        axis = _axes(figure, _LABELS + width * column, height * line + 26, width - 16, height - 56)
+        axis.set_ylim(len(labels) - 0.5, -0.5)
+        axis.yaxis.set_visible(False)
+        _text(figure, _LABELS + width * column, height * line + 18, _cut(name, int(width / 7)), fontweight="bold")
+        for place, label in enumerate(labels if column == 0 else ()):
+            top = height * line + 26 + _ROW * (place + 0.5) + 4
+            _text(figure, _LABELS - 7, top, _cut(label, 44), horizontalalignment="right")
+        values = [v for dot in found for v in (*dot.draws, dot.mean, *dot.published, dot.yours) if v is not None]
+        room = 0.12 * (max(values) - min(values)) or 1.0
+        low, high = min(values) - room, max(values) + room
+        axis.set_xlim(low, high)
+        spots = [(labels.index(dot.row), dot) for dot in found]
+        ends = [(y, dot.interval) for y, dot in spots if dot.interval]
+        _strokes(axis, [(low, y, high, y) for y, _ in spots], LINE, 1)
+        _strokes(axis, [(max(left, low), y, min(right, high), y) for y, (left, right) in ends], BLUE, 2)
+        _strokes(axis, [(v, y - 0.25, v, y + 0.25) for y, dot in spots for v in dot.draws], DIM, 1)
+        _strokes(axis, [(dot.mean, y, dot.mean, y) for y, dot in spots], BLUE, 7)
+        _strokes(axis, [(v, y - 0.4, v, y + 0.4) for y, dot in spots for v in dot.published], ORANGE, 3)
+        _strokes(axis, [(v, y, v, y) for y, dot in spots if (v := dot.yours) is not None], GREEN, 7)
+    return _svg(figure, title)
 
 
-def _fitted(text: str, width: float) -> str:
-    """Cut a text that is too long for its place; the whole stands in the drawing's title."""
-    most = max(int(width / _CHARACTER), 4)
-    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+def curve(result: TableResult) -> str:
+    """The curve of a table: a line for every row that was measured at two places, with its spread as a band."""
+    drawn, lines = result.table.curve, _curve_lines(result)
+    if drawn is None or not lines:
+        return ""
+    figure = _figure(_WIDTH, 300)
+    axis = _axes(figure, 52, 14, _WIDTH - 52 - 150, 240)
+    axis.set_xscale("log")
+    places = sorted({place for line in lines.values() for place, _, _ in line})
+    # As many places as have room for their numbers.
+    shown = places[:: math.ceil(len(places) * 38 / (_WIDTH - 202))]
+    axis.set_xticks(shown, [f"{place:g}" for place in shown])
+    axis.set_xticks([], minor=True)
+    axis.set_xlabel(drawn.x, color=INK)
+    axis.set_ylabel(drawn.y, color=INK)
+    for number, (label, line) in enumerate(lines.items()):
+        color = SERIES[number % len(SERIES)]
+        x = [place for place, _, _ in line]
+        _band(axis, [(place, mean - spread, mean + spread) for place, mean, spread in line], color, 0.2)
+        axis.plot(x, [mean for _, mean, _ in line], color=color, linewidth=2, clip_on=False)
+        _text(figure, _WIDTH - 138, 26 + 18 * number, _cut(label, 24), color=color)
+    return _svg(figure, f"{result.table.title} ({result.scale})")
 
 
-def svg_lines(
-    title: str, lines: Mapping[str, Points], x_label: str = "step", band: Sequence[tuple[float, float, float]] = ()
-) -> str:
-    """A line chart, with the ends of both axes written out.
+def _curve_lines(result: TableResult) -> dict[str, list[tuple[float, float, float]]]:
+    """(place, mean, spread) by row."""
+    lines = {}
+    points = result.table.curve.points.items() if result.table.curve else ()
+    for row in result.rows:
+        cells = [(place, result.cells[row.label, metric]) for place, metric in points]
+        line = [(place, cell.mean, cell.spread or 0.0) for place, cell in cells if cell.mean is not None]
+        if len(line) > 1:
+            lines[row.label] = line
+    return lines
+
+
+def training(title: str, lines: Mapping[str, Points], band: Sequence[tuple[float, float, float]] = ()) -> str:
+    """Training curves by step.
 
     Args:
         title: what is drawn.
-        lines: name to (x, y) points; at least one point in all.
-        x_label: what the horizontal axis counts.
-        band: (x, lowest, highest) of what the lines are compared with, drawn behind them.
+        lines: name to (step, value) points; at least one point in all.
+        band: (step, lowest, highest) of recorded runs, drawn behind them.
     """
-    points = [point for line in lines.values() for point in line]
-    points += [(x, y) for x, *ends in band for y in ends]
-    low_x, high_x = min(x for x, _ in points), max(x for x, _ in points)
-    low_y, high_y = min(y for _, y in points), max(y for _, y in points)
-    height, left, top, right, bottom = 180, 50, 24, 8, 20
-    span_x, span_y = (high_x - low_x) or 1.0, (high_y - low_y) or 1.0
-    inner_width, inner_height = _WIDTH - left - right, height - top - bottom
-    base = top + inner_height
+    return _training(title, tuple((name, tuple(points)) for name, points in lines.items()), tuple(band))
 
-    def place(x: float, y: float) -> tuple[int, int]:
-        """Tenths of a pixel: whole numbers keep a page with hundreds of curves small."""
-        return (
-            round(10 * (left + (x - low_x) / span_x * inner_width)),
-            round(10 * (top + (high_y - y) / span_y * inner_height)),
-        )
 
-    ends = ", ".join(f"{name}: {line[-1][1]:.4g} at the end" for name, line in lines.items() if line)
-    parts = [
-        f'<svg class="lines" width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}" role="img" '
-        f'aria-label="{html.escape(f"{title} by {x_label}; {ends}", quote=True)}">',
-        f'<text class="heading" x="4" y="13">{html.escape(_fitted(title, _WIDTH))}</text>',
-        f'<rect class="frame" x="{left}" y="{top}" width="{inner_width}" height="{inner_height}"/>',
-        f'<text x="{left - 5}" y="{top + 9}" text-anchor="end">{_number(high_y)}</text>',
-        f'<text x="{left - 5}" y="{base}" text-anchor="end">{_number(low_y)}</text>',
-        f'<text x="{left}" y="{height - 5}">{_number(low_x)}</text>',
-        f'<text x="{_WIDTH - right}" y="{height - 5}" text-anchor="end">'
-        f"{html.escape(x_label)} {_number(high_x)}</text>",
-    ]
+@functools.lru_cache(4000)
+def _training(title: str, lines: tuple[tuple[str, Points], ...], band: tuple[tuple[float, float, float], ...]) -> str:
+    figure = _figure(_SMALL, 180)
+    axis = _axes(figure, 50, 24, _SMALL - 62, 132)
+    _text(figure, 4, 14, _cut(title, 50), fontweight="bold")
     if band:
-        outline = [place(x, low) for x, low, _ in band] + [place(x, high) for x, _, high in reversed(band)]
-        corners = " ".join(f"{x} {y}" for x, y in outline)
-        parts.append(
-            f'<path class="recorded" transform="scale(.1)" d="M{corners}Z"><title>recorded draws</title></path>'
-        )
-    for i, (name, line) in enumerate(lines.items()):
-        if not line:
-            continue
-        x, y = place(*line[0])
-        path = [f"M{x} {y}"]
-        if len(line) == 1:
-            path.append("h1")
-        for point in line[1:]:
-            next_x, next_y = place(*point)
-            path.append(f"l{next_x - x} {next_y - y}")
-            x, y = next_x, next_y
-        parts.append(
-            f'<path class="series-{i % SERIES}" transform="scale(.1)" d="{"".join(path)}">'
-            f"<title>{html.escape(name)}</title></path>"
-        )
-    return "".join([*parts, "</svg>"])
+        _band(axis, band, LINE)
+    for number, (_, points) in enumerate(lines):
+        if points:
+            axis.plot(*zip(*points, strict=True), color=SERIES[number % len(SERIES)], linewidth=1.5, clip_on=False)
+    ends = ", ".join(f"{name}: {points[-1][1]:.4g} at the end" for name, points in lines if points)
+    return _svg(figure, f"{title} by step; {ends}")
 
 
-def _number(value: float) -> str:
-    if value and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.1e}"
-    digits = 4 if not value else max(0, 3 - math.floor(math.log10(abs(value))))
-    text = f"{value:.{digits}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width / 72, height / 72), facecolor=GROUND)
+
+
+def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place in pixels, with a line below and nothing that the size of fonts would move."""
+    full_width, full_height = (72 * inches for inches in figure.get_size_inches())
+    box = (left / full_width, 1 - (top + height) / full_height, width / full_width, height / full_height)
+    axis = figure.add_axes(box)
+    axis.patch.set_visible(False)
+    axis.spines[["left", "right", "top"]].set_visible(False)
+    axis.spines["bottom"].set_color(LINE)
+    axis.tick_params(left=False, bottom=False, labelsize=11, colors=INK)
+    axis.locator_params(nbins=4)
+    return axis
+
+
+def _text(figure: Figure, x: float, y: float, text: str, **style: str) -> None:
+    """Text at a place in pixels, by its baseline."""
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    style = {"color": INK, **style}
+    figure.text(x / width, 1 - y / height, text.replace("$", r"\$"), fontsize=11, **style)  # type: ignore[arg-type]
+
+
+def _strokes(axis: Axes, strokes: Sequence[tuple[float, float, float, float]], color: str, width: float) -> None:
+    """Lines from (x, y) to (x, y), as one path; one of no length is a dot, by its round ends."""
+    if strokes:
+        gap = math.nan
+        x = [value for left, _, right, _ in strokes for value in (left, right, gap)]
+        y = [value for _, top, _, bottom in strokes for value in (top, bottom, gap)]
+        ends = "round" if width > 5 else "butt"
+        axis.plot(x, y, color=color, linewidth=width, solid_capstyle=ends, clip_on=False)
+
+
+def _band(axis: Axes, points: Sequence[tuple[float, float, float]], color: str, alpha: float = 1.0) -> None:
+    """Fill what lies between the lower and the upper ends at each x."""
+    outline = [(x, low) for x, low, _ in points] + [(x, high) for x, _, high in reversed(points)]
+    axis.fill(*zip(*outline, strict=True), color=color, alpha=alpha, linewidth=0, clip_on=False)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """A figure as text without what differs between machines, or would stand twice on one page."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "assemble", "path.simplify": False}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r" (?:id|clip-path)=\"[^\"]*\"| transform=\"rotate\(-0 [^\"]*\"", "", text)
+    text = re.sub(r"\s*</?g>", "", text)
+    text = re.sub(r"<clipPath>.*?</clipPath>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"font(-family)?: ([\d.]+px )?[^;\"]*'[^;\"]*", r"font\1: \2sans-serif", text)
+    text = re.sub(r"(\d+\.\d)\d+|\s*\n(?=[LMCQz\"])", r"\1", text).replace('pt"', '"')
+    names = {light: name for name, (light, _) in COLORS.items()}
+    text = re.sub("|".join(names), lambda found: f"var(--{names[found[0]]}, {found[0]})", text)
+    style = f"@media (prefers-color-scheme: dark) {{svg {{{_DARK}}}}}"
+    text = re.sub(r"(<style[^>]*>).*?(?=</style>)", rf"\1{style}", text, flags=re.DOTALL)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label, quote=True)}" ', 1)
+
+
+_DARK = " ".join(f"--{name}: {dark};" for name, (_, dark) in COLORS.items())

@@ -274,12 +274,12 @@ def write_curves(
             for metric in sorted(lines, key=importance):
                 legend = "; ".join(
                     f'<svg viewBox="0 0 20 8" width="20" height="8" aria-hidden="true"><line '
-                    f'class="series-{i % charts.SERIES}" x1="0" x2="20" y1="4" y2="4"/></svg> {html.escape(line)}'
+                    f'class="series-{i % len(charts.SERIES)}" x1="0" x2="20" y1="4" y2="4"/></svg> {html.escape(line)}'
                     for i, line in enumerate(lines[metric])
                 )
                 band = recorded.get(metric, ())
                 legend += f"; the band is recorded, {len(same)} draw{'s' if len(same) > 1 else ''}" if band else ""
-                drawn = charts.svg_lines(metric, lines[metric], band=band)
+                drawn = charts.training(metric, lines[metric], band)
                 parts.append(f"<figure>{drawn}<figcaption>{legend}</figcaption></figure>")
     write_atomically(output, "\n".join([*parts, "</main>"]) + "\n")
     return output

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import ReportingError
 from common.files import write_atomically
-from common.reporting import figures
+from common.reporting import charts
 from common.reporting.aggregate import Cell, TableResult, collect, deviations_of
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, VERDICTS, Judged, judge
 from common.reporting.draws import told
@@ -231,8 +231,7 @@ def table_markdown(filled: Filled) -> str:
     for row, cells in shown.rows:
         pairs = " | ".join(_escape(_pair(values, paired)) for values in cells)
         lines.append(f"| {_escape(row_text(row))} | {pairs} |")
-    drawn, text = figures.figure(result)
-    if drawn:
+    if text := charts.caption(result):
         lines += ["", f"![{_escape(text)}]({_figure_name(result)})"]
     if shown.notes:
         lines += ["", *[f"- {note}" for note in shown.notes]]
@@ -310,10 +309,11 @@ def _figure_name(result: TableResult) -> str:
 def figures_of(paper: str) -> dict[Path, str]:
     """The figures of a paper's README from the promoted records: file to SVG."""
     folder = paper_named(paper).readme.parent
-    drawn = {
-        folder / _figure_name(f.result): figures.figure(f.result)[0] for f in fill_best(load(paper), records_of(paper))
+    return {
+        folder / _figure_name(f.result): charts.curve(f.result) if f.result.table.curve else charts.dots(f.result)
+        for f in fill_best(load(paper), records_of(paper))
+        if charts.caption(f.result)
     }
-    return {path: text for path, text in drawn.items() if text}
 
 
 def caption(result: TableResult, yours: TableResult | None = None) -> str:

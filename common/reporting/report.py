@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_atomically
-from common.reporting import charts, figures, render
+from common.reporting import charts, render
 from common.reporting.aggregate import Cell
 from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, Judged
 from common.reporting.curves import band_of, importance, read_curves
@@ -30,8 +30,6 @@ from common.reporting.runs import DAMAGED, RUNNING, Run, find_runs
 from common.reporting.tables import Tables, load
 
 MARKS = {HOLDS: "✓", FAILS: "✗", NOT_SEPARABLE: "≈", NOT_RUN: "–"}
-MOST_OPEN_CHARTS = 6
-"""A table with more charts than this shows them on demand, unless its `chart: true` asks for them."""
 
 
 def build(
@@ -245,7 +243,6 @@ class _Section:
         table, scale = recorded.result.table, shown.scale
         measured = recorded.result.measured or yours.result.measured
         main = recorded.result if recorded.result.measured else yours.result
-        drawn = charts.svg_bars(main)
         names = {render.MEASURED: f"{'recorded' if yours.result.measured else 'measured'} at {scale}"}
         names |= {render.YOURS: f"yours at {scale}"}
         return {
@@ -280,13 +277,13 @@ class _Section:
                 }
                 for row, cells in shown.rows
             ],
-            "figure": figures.curve(main),
-            "figure_label": f"{table.curve.y} against {table.curve.x}" if table.curve else "",
-            "charts": drawn,
-            "charts_open": table.chart or (len(drawn) <= MOST_OPEN_CHARTS and scale != "smoke"),
+            "curve": charts.curve(main),
+            "dots": charts.dots(main, yours.result if main is recorded.result else None),
+            "open": table.chart or (not table.curve and scale != "smoke"),
             "notes": shown.notes,
             "deviations": list(dict.fromkeys(d for r in main.records for d in self.facts[id(r)]["deviations"])),
             "judged": [judged for judged in self._judged(recorded, yours) if judged],
+            "yours": main is recorded.result and yours.result.measured,
             "provenance": shown.provenance,
         }
 
@@ -353,7 +350,7 @@ class _Section:
                     "duration": _duration(records),
                     "provenance": render.provenance(records),
                     "curves": [
-                        charts.svg_lines(name, lines[name], band=band.get(name, ()))
+                        charts.training(name, lines[name], band.get(name, ()))
                         for name in sorted(lines, key=importance)
                     ],
                     "recorded": len(draws) if band else 0,

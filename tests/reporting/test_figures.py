@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from common.reporting import figures, render
+from common.reporting import charts, render
 from common.reporting.papers import paper_named
 from common.reporting.promote import promote
 from common.reporting.records import Record
@@ -27,8 +28,16 @@ def drawn(project: Path) -> Path:
     return project / "papers" / "mct" / "results" / "mini" / "transfer.svg"
 
 
-def points(shape: ElementTree.Element) -> list[tuple[float, float]]:
-    return [tuple(map(float, pair.split(","))) for pair in shape.attrib["points"].split()]  # type: ignore[misc]
+def words(drawing: str) -> list[str | None]:
+    return [text.text for text in ElementTree.fromstring(drawing).iter(f"{SVG}text")]
+
+
+def paths(drawing: str, color: str) -> list[list[tuple[float, float]]]:
+    """Points of the lines of a color."""
+    found = [path for path in ElementTree.fromstring(drawing).iter(f"{SVG}path") if color in path.attrib["style"]]
+    return [
+        [(float(x), float(y)) for x, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path.attrib["d"])] for path in found
+    ]
 
 
 def test_a_line_for_every_measured_row(drawn: Path, make_record: Callable[..., Record]) -> None:
@@ -36,52 +45,68 @@ def test_a_line_for_every_measured_row(drawn: Path, make_record: Callable[..., R
     some = [make_record(stage, seed, value) for (stage, seed), value in values.items()]
     some.append(make_record("ucf_1@better", 0, 50.0))  # at one place only: no line
     (filled,) = render.fill(load("mct"), "mini", some)
-    picture = ElementTree.fromstring(figures.curve(filled.result))
-    lines = [points(line) for line in picture.findall(f"{SVG}polyline")]
-    bands = [points(band) for band in picture.findall(f"{SVG}polygon")]
-    assert len(lines) == len(bands) == 2  # New, and New longer, which is the same model
-    (left, first), (right, last) = lines[0]
+    drawing = charts.curve(filled.result)
+    band, ((left, first), (right, last)) = paths(drawing, charts.BLUE)
     assert left < right
-    # The axis ends at 100: means of 30 and 70 lie that far up, and the deviations of 14.1 about them.
-    (bottom,) = [float(line.attrib["y1"]) for line in picture.findall(f"{SVG}line")][:1]
-    top = [float(line.attrib["y1"]) for line in picture.findall(f"{SVG}line")][4]
-    height = bottom - top
-    assert (bottom - first) / height == pytest.approx(0.30, abs=0.003)
-    assert (bottom - last) / height == pytest.approx(0.70, abs=0.003)
-    assert (first - bands[0][0][1]) / height == pytest.approx(0.1414, abs=0.003)
-    assert (bands[0][3][1] - first) / height == pytest.approx(0.1414, abs=0.003)
-    words = [text.text for text in picture.iter(f"{SVG}text")]
-    assert {"New", "New longer", "steps & more", "score", "1", "4", "100"} <= set(words)
-    assert "New-One" not in words
+    # Means of 30 and 70, with deviations of 14.1 about them.
+    height = first - last
+    ends = [y for _, y in band]
+    assert (max(ends) - first) / height == pytest.approx(14.14 / 40, abs=0.01)
+    assert (last - min(ends)) / height == pytest.approx(14.14 / 40, abs=0.01)
+    assert {"New", "New longer", "steps & more", "score", "1", "4"} <= set(words(drawing))
+    assert "New-One" not in words(drawing)
+    assert "against steps & more" in charts.caption(filled.result)
 
 
 def test_nothing_to_draw(drawn: Path, project: Path, make_record: Callable[..., Record]) -> None:
-    assert figures.curve(render.fill(load("mct"), "mini", [make_record()])[0].result) == ""
-    (project / "papers" / "mct" / "tables.yaml").write_text(TABLES)
-    assert figures.curve(render.fill(load("mct"), "mini", [make_record()])[0].result) == ""
+    for text in (None, TABLES):
+        if text:
+            (project / "papers" / "mct" / "tables.yaml").write_text(text)
+        (filled,) = render.fill(load("mct"), "mini", [])
+        assert charts.curve(filled.result) == charts.dots(filled.result) == charts.caption(filled.result) == ""
 
 
-def test_bars_where_a_table_asks_for_them(drawn: Path, project: Path, make_record: Callable[..., Record]) -> None:
-    text = TABLES.replace("title: Transfer", "chart: true\n    title: Transfer")
-    (project / "papers" / "mct" / "tables.yaml").write_text(text)
-    values = {("ucf_1@base", 0): 20, ("ucf_1@base", 1): 40, ("ucf_1@better", 0): 60}
-    some = [make_record(stage, seed, value) for (stage, seed), value in values.items()]
-    (filled,) = render.fill(load("mct"), "mini", some)
-    drawing, told = figures.figure(filled.result)
-    assert "dot for each draw" in told
-    picture = ElementTree.fromstring(drawing)
-    shown = {row.label: cell for row in filled.result.rows if (cell := filled.result.cells[row.label, "ucf"]).values}
-    bars = [float(bar.attrib["width"]) for bar in picture.iter(f"{SVG}rect") if bar.attrib.get("class") == "bar"]
-    means = [cell.mean or 0.0 for cell in shown.values()]
-    # One panel, since no other metric has two rows; as long as the values are large.
-    assert len(bars) == len(means) > 1
-    assert [bar / bars[0] for bar in bars] == pytest.approx([mean / means[0] for mean in means], rel=1e-2)
-    dots = list(picture.iter(f"{SVG}circle"))
-    assert len(dots) == sum(len(cell.values) for cell in shown.values() if len(cell.values) > 1)
-    words = {text.text for text in picture.iter(f"{SVG}text")}
-    assert set(shown) <= words
-    (project / "papers" / "mct" / "tables.yaml").write_text(TABLES)
-    assert figures.figure(render.fill(load("mct"), "mini", some)[0].result) == ("", "")
+@pytest.mark.parametrize("scale", ["mini", "paper"])
+def test_dots_show_means_intervals_draws_and_yours(
+    project: Path, make_record: Callable[..., Record], scale: str
+) -> None:
+    (project / "papers" / "mct" / "tables.yaml").write_text(
+        TABLES.replace("title: Transfer", "chart: true\n    title: T")
+    )
+    folds = (1,) if scale == "mini" else (1, 2)
+    values = {("base", 0): 80.0, ("base", 1): 84.0, ("better", 0): 90.0, ("better", 1): 94.0}
+    some = [make_record(f"ucf_{k}@{m}", seed, v, scale=scale) for (m, seed), v in values.items() for k in folds]
+    (filled,) = render.fill(load("mct"), scale, some)
+    (yours,) = render.fill(load("mct"), scale, [make_record(f"ucf_{k}@base", 0, 82.0, scale=scale) for k in folds])
+    drawing = charts.dots(filled.result, yours.result)
+    assert charts.caption(filled.result)
+    rows = 3 if scale == "mini" else 2  # one row, which is ours, is of the miniature alone
+    interval, means = paths(drawing, charts.BLUE)
+    (ticks,) = paths(drawing, charts.DIM)
+    assert (len(interval), len(means), len(ticks)) == (2 * rows, 2 * rows, 4 * rows)
+    # The axis is zoomed: 80 and 94 are most of it apart.
+    assert max(x for x, _ in ticks) - min(x for x, _ in ticks) > 0.75 * 480
+    (mine,) = paths(drawing, charts.GREEN)
+    assert mine[0][0] == means[0][0]
+    # A number of the miniature is never compared with a published one.
+    assert len(paths(drawing, charts.ORANGE)) == (scale == "paper")
+    assert {"UCF (%)", "New", "New-One"} <= set(words(drawing))
+    assert "ESC" not in words(drawing)
+
+
+def test_a_drawing_is_the_same_again_and_holds_nothing_that_a_page_could_hold_twice() -> None:
+    lines = {"seed 0": [(0.0, 1.0), (10.0, 0.0)], "seed 1": [(5.0, 0.5)], "seed 2": []}
+    band = [(0.0, 0.0, 2.0), (10.0, 0.0, 1.0)]
+    drawing = charts.training("a & <b> $x$", lines, band)
+    charts._training.cache_clear()
+    assert charts.training("a & <b> $x$", lines, band) == drawing
+    assert not re.search(r"\bid=|url\(|<use|<metadata|xml:|20\d\d-", drawing)
+    assert "a & <b> $x$" in words(drawing)
+    (first,), (second,) = paths(drawing, charts.BLUE), paths(drawing, charts.ORANGE)
+    assert len(first) == 2
+    assert second[0][1] == pytest.approx((first[0][1] * 3 + first[1][1]) / 4, abs=99)
+    assert paths(drawing, charts.LINE)
+    assert ElementTree.fromstring(drawing).attrib["aria-label"].endswith("seed 0: 0 at the end, seed 1: 0.5 at the end")
 
 
 def test_what_no_record_stands_for_is_found_and_goes(

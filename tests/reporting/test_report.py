@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from common.reporting import charts, media
+from common.reporting import media
 from common.reporting.curves import MAX_POINTS, importance, read_curves
 from common.reporting.papers import existing_papers
 from common.reporting.promote import promote
 from common.reporting.records import Record, RecordError
-from common.reporting.render import fill
 from common.reporting.report import build
 from common.reporting.tables import load
 
@@ -73,13 +72,13 @@ def test_the_page_is_self_contained(project: Path, save: Save, make_record: Make
     text = written(project)
     page = Page(text)
     assert all(source.startswith(("data:", "#")) for source in page.sources)
-    assert not re.search(r"url\(|@import|https?://|fetch\(", text)
+    assert not re.search(r"url\(|@import|https?://(?!www.w3.org)|fetch\(", text)
     assert sum(source.startswith("data:image/png") for source in page.sources) == 2
     assert sum(source.startswith("data:video/mp4") for source in page.sources) == 2
     assert {s[1:] for s in page.sources if s.startswith("#")} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
     assert all(values.get("alt") for tag, values in page.elements if tag == "img")
-    assert text.count('<path class="series-') == 2
+    assert re.search(r"train/loss by step; seed 0: [\d.]+ at the end, seed 1: [\d.]+ at the end", text)
     assert ">train/loss</text>" in text
     assert text.count("&lt;i&gt;word&lt;/i&gt;") == 2 * media.MAX_TABLE_ROWS
     assert "10 more rows are in the file" in text
@@ -258,52 +257,6 @@ def test_the_loss_comes_first() -> None:
     assert sorted(names, key=importance) == ["val/loss", "train/loss", "train/word_loss", "lr", "train/accuracy"]
 
 
-def test_bars_show_means_spreads_and_seeds(project: Path, make_record: MakeRecord) -> None:
-    def bars(scale: str) -> list[str]:
-        stages = ("ucf_1@base", "ucf_1@better", "ucf_2@base", "ucf_2@better") if scale == "paper" else (
-            "ucf_1@base", "ucf_1@better",
-        )  # fmt: skip
-        values = {"base": (40.0, 60.0), "better": (90.0, 110.0)}
-        records = [
-            make_record(stage, seed, values[stage.split("@")[1]][seed], scale=scale)
-            for stage in stages
-            for seed in (0, 1)
-        ]
-        return charts.svg_bars(fill(load("mct"), scale, records)[0].result)
-
-    mini, paper = bars("mini"), bars("paper")
-    assert len(mini) == len(paper) == 1  # of ESC nothing was measured
-    assert mini[0].count('class="bar"') == 3  # with the row that is ours
-    assert mini[0].count('class="spread"') == 3
-    assert mini[0].count('class="seed"') == 6
-    assert "New-One, UCF (%): 100.0 ± 14.1 (n=2); seed 0: 90, seed 1: 110" in mini[0]
-    widths = [float(width) for width in re.findall(r'class="bar" x="4.0" y="\d+" width="([\d.]+)"', mini[0])]
-    assert widths[1] / widths[0] == pytest.approx(2, abs=0.01)
-    assert "published" not in mini[0]  # a number of the miniature is not compared with a published one
-    assert "published: 81.5" in paper[0]
-
-
-def test_bars_of_values_below_zero(project: Path, make_record: MakeRecord) -> None:
-    records = [make_record("ucf_1@base", 0, -5.0), make_record("ucf_1@better", 0, 10.0)]
-    (chart,) = charts.svg_bars(fill(load("mct"), "mini", records)[0].result)
-    places = [
-        (float(x), float(width)) for x, width in re.findall(r'class="bar" x="([\d.]+)" y="\d+" width="([\d.]+)"', chart)
-    ]
-    (low, left), (zero, right), _ = places
-    assert low == pytest.approx(4)
-    assert low + left == pytest.approx(zero, abs=0.1)
-    assert right == pytest.approx(2 * left, abs=0.2)
-
-
-def test_lines_keep_to_their_frame() -> None:
-    text = charts.svg_lines("a & b", {"seed 0": [(0, 1.0), (10, 0.0)], "seed 1": [(5, 0.5)], "seed 2": []}, "epoch")
-    first, second = re.findall(r'<path class="series-(?:0|1)" transform="scale\(.1\)" d="([^"]+)"', text)
-    assert first == "M500 240l2620 1360"
-    assert second == "M1810 920h1"
-    assert "a &amp; b" in text
-    assert "epoch 10</text>" in text
-
-
 def test_curves_lie_over_those_of_the_recorded_draws(
     project: Path, make_record: Callable[..., Record], save: Callable[[Record], Path], tmp_path: Path
 ) -> None:
@@ -315,9 +268,6 @@ def test_curves_lie_over_those_of_the_recorded_draws(
             promote("mct")
     text = written(tmp_path, runs=project / "runs")
     assert "from the lowest to the highest of 2 recorded draws" in text
-    (band,) = re.findall(r'class="recorded" transform="scale\(.1\)" d="M([^"]+)Z"', text)
-    # Steps 0 to 2 of the lowest draw, 1 to 3, and back along the highest, 5 to 3, in a frame of 1 to 5.
-    assert band == "500 1600 1810 1260 3120 920 3120 240 1810 580 500 920"
 
 
 def test_the_shipped_records_make_a_whole_page(tmp_path: Path) -> None:
