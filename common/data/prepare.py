@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from common import files
@@ -33,9 +32,6 @@ CHECKED_SAMPLE_RATE = 16_000
 # Files that cannot be read that are named one by one.
 NAMED_BROKEN = 10
 _SILENT = "no sound"
-
-# Columns of a terminal below which the seven columns of a table hold no whole word.
-NARROW = 100
 
 
 @dataclass(frozen=True)
@@ -62,11 +58,11 @@ def report(
     """Print what is known about some data sets, and prepare those that are there.
 
     Args:
-        datasets: The data sets of a paper.
-        console: Where to print; None = the terminal.
-        prepare: Also index every split, so that later runs start fast, decode a sample of the files, and compare
+        datasets: of a paper.
+        console: where to print; None for the terminal.
+        prepare: also index every split, so that later runs start fast, decode a sample of the files, and compare
             published checksums.
-        samples: Files to decode per data set.
+        samples: files to decode per data set.
 
     Returns:
         One status per data set, in order.
@@ -91,9 +87,7 @@ def report(
                 with console.status(f"Reading region features of {dataset.title}"):
                     notes += dataset.check_regions(samples)
         statuses.append(replace(status, notes=(*status.notes, *notes)))
-    _print_table(console, _table(statuses))
-    for status in statuses:
-        _print_details(console, status, prepare)
+        _print(console, statuses[-1].title, _state(statuses[-1]), _told(statuses[-1], prepare))
     if not prepare and any(status.counts for status in statuses):
         console.print(
             Text("Nothing was prepared; with --prepare files are indexed, a sample is decoded, checksums are compared.")
@@ -102,71 +96,75 @@ def report(
 
 
 def report_files(statuses: Sequence[FileStatus], console: Console | None = None) -> None:
-    """Print what is known about the released weights, vocabularies and lists that recipes read.
-
-    Args:
-        statuses: What :func:`common.data.released_files.look_at` found.
-        console: Where to print; None = the terminal.
-    """
-    if not statuses:
-        return
+    """Print what `look_at` found of the released weights, vocabularies and lists that recipes read."""
     console = console or files.console()
-    table = Table(title="Weights and other files", title_justify="left", show_lines=True)
-    for heading in ("File", "State", "Path", "Size", "License", "Read by"):
-        table.add_column(heading, overflow="fold")
+    if statuses:
+        console.print(Text("Weights and other files", style="italic"))
     for status in statuses:
         file, recipes = status.file, status.recipes
-        names = ", ".join(recipes[:2]) + (f" and {len(recipes) - 2} more" if len(recipes) > 2 else "")
-        state = Text("missing", style="red")
+        state = Text("incomplete" if status.path.exists() else "missing", style="red")
         if status.problem:
             state = Text("damaged", style="red")
         elif status.present:
             state = Text("present, checksum right" if status.checked else "present", style="green")
-        elif status.path.exists():
-            state = Text("incomplete", style="yellow")
-        facts = (str(status.path), file.size, file.license, names)
-        # Text and not markup: a path may hold square brackets.
-        table.add_row(Text(file.title), state, *(Text(fact) for fact in facts))
-    _print_table(console, table)
-    for status in statuses:
-        if status.present and not status.problem:
-            continue
-        lines = [f"Wrong: {status.problem}"] if status.problem else []
+        names = ", ".join(recipes[:2]) + (f" and {len(recipes) - 2} more" if len(recipes) > 2 else "")
+        lines = [f"Path: {status.path}", f"Size: {file.size}", f"License: {file.license}", f"Read by: {names}"]
+        lines += [f"Wrong: {status.problem}"] if status.problem else []
         lines += [f"Lacks: {', '.join(status.missing)}"] if status.missing else []
-        lines.append(f"Get it from: {status.file.source.replace('{path}', str(status.path))}")
-        console.print(Text(status.file.title, style="bold"))
-        console.print(Text(printable("\n".join(f"  {line}" for line in lines))))
+        if not status.present or status.problem:
+            lines.append(f"Get it from: {file.source.replace('{path}', str(status.path))}")
+        _print(console, file.title, state, lines)
+
+
+def _print(console: Console, title: str, state: Text, lines: Sequence[str]) -> None:
+    console.print(Text.assemble((title, "bold"), ": ", state))
+    # Text and not markup: a path or a name may hold square brackets.
+    console.print(Text(printable("\n".join(f"  {line}" for line in lines))), overflow="fold")
+
+
+def _state(status: DatasetStatus) -> Text:
+    if status.present:
+        return Text("present", style="yellow" if status.notes or status.broken or status.corrupt else "green")
+    return Text("incomplete" if status.counts else "missing", style="yellow" if status.counts else "red")
+
+
+def _told(status: DatasetStatus, prepared: bool) -> list[str]:
+    counts = ", ".join(f"{part} {count:,}" for part, count in status.counts.items())
+    lines = [f"Path: {status.path}"]
+    lines += [f"{status.unit.capitalize()}: {counts}"] if counts else []
+    lines += [f"Layout: {status.layout}"] if status.layout else []
+    lines += [f"Size: {status.size}", f"License: {status.license}"]
+    if not status.present:
+        lines += status.problem.splitlines()[:1]
+        lines += ["Expected:", *(f"  {line}" for line in status.expected_layout.splitlines())]
+    lines.append(f"Get it from: {status.source}")
+    if not (status.present and prepared):
+        lines.append(f"To prepare: {status.prepares}")
+    lines += [f"Note: {note}" for note in status.notes]
+    if status.checked:
+        lines.append(f"Decoded: {status.checked - len(status.broken)} of {status.checked} files tried")
+    lines += [f"Broken: {reason}" for reason in status.broken]
+    lines += [f"Checksum right: {', '.join(status.verified)}"] if status.verified else []
+    return [*lines, *(f"Wrong: {reason}" for reason in status.corrupt)]
 
 
 def check_checksums(dataset: MediaDataset) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Compare what lies in a data set's folder with published checksums.
-
-    Returns:
-        Names of the files that are right, and of those that are not, with the reason.
-    """
-    if not dataset.root.is_dir():
-        return (), ()
+    """Names of the files in a data set's folder whose checksum is right, and of the others with the reason."""
     verified, corrupt = [], []
     for name, published in dataset.checksums().items():
         path = dataset.root / name
-        if not path.is_file():
-            continue
-        try:
-            problem = checksums.difference(path, published)
-        except OSError as error:
-            problem = f"cannot be read: {error.strerror or error}"
-        if problem is None:
-            verified.append(name)
-        else:
-            corrupt.append(f"{path}: {problem}")
+        if path.is_file():
+            problem = checksums.problem(path, published)
+            if problem is None:
+                verified.append(name)
+            else:
+                corrupt.append(f"{path}: {problem}")
     return tuple(verified), tuple(corrupt)
 
 
 def check_samples(dataset: MediaDataset, samples: int = 16, seed: int = 0) -> SampleCheck:
     """Decode a little from the middle of some files, chosen at random over every split that is there."""
-    # Deciding which files to try needs no decoder, so it is loaded only now.
-    from common.data.items import TooManyBrokenFiles
-    from common.data.media import MediaError
+    from common.data.items import TooManyBrokenFiles  # deciding which files to try needs no decoder
 
     chosen: dict[Path, Clip] = {}
     parts = []
@@ -180,15 +178,9 @@ def check_samples(dataset: MediaDataset, samples: int = 16, seed: int = 0) -> Sa
         share = samples // len(parts) + (number < samples % len(parts))
         for row in generator.sample(range(len(listing)), min(share, len(listing))):
             chosen.setdefault(listing[row].path, listing[row])
-    broken = []
-    silent = 0
-    for path in sorted(chosen):
-        try:
-            silent += _decode(path, dataset.streams)
-        except (MediaError, OSError, ValueError) as error:
-            reason = str(error)
-            broken.append(reason if str(path) in reason else f"{path}: {reason}")
-    return SampleCheck(len(chosen), tuple(broken), silent)
+    verdicts = [_verdict(chosen[path], dataset.streams) for path in sorted(chosen)]
+    broken = tuple(verdict for verdict in verdicts if verdict not in ("", _SILENT))
+    return SampleCheck(len(chosen), broken, verdicts.count(_SILENT))
 
 
 def check_files(
@@ -218,9 +210,6 @@ def check_files(
     for clip in clips:
         key = json.dumps([str(clip.path), str(clip.sound), *(_stamp(path) for path in (clip.path, clip.sound))])
         verdicts[key] = known[key] if key in known else _verdict(clip, dataset.streams)
-        if len(verdicts) % 100 == 0:  # on a slow disk a stopped run goes on from here
-            with contextlib.suppress(OSError):
-                files.write_atomically(kept, json.dumps({**known, **verdicts}))
         if verdicts[key] == _SILENT and needs_sound:
             silent.append(clip.path)
         elif verdicts[key] not in ("", _SILENT):
@@ -318,64 +307,3 @@ def _index(dataset: MediaDataset, console: Console) -> list[str]:
                 "written; the files will be listed anew"
             )
     return notes
-
-
-def _state(status: DatasetStatus) -> Text:
-    if status.present:
-        return Text("present", style="yellow" if status.notes or status.broken or status.corrupt else "green")
-    return Text("incomplete" if status.counts else "missing", style="yellow" if status.counts else "red")
-
-
-def _table(statuses: Sequence[DatasetStatus]) -> Table:
-    table = Table(title="Data sets", title_justify="left", show_lines=True)
-    units = {status.unit for status in statuses}
-    counted = units.pop().capitalize() if len(units) == 1 else "Items"
-    for heading in ("Data set", "State", counted, "Path", "Layout", "Size", "License"):
-        table.add_column(heading, overflow="fold", justify="right" if heading == counted else "left")
-    for status in statuses:
-        counts = "\n".join(f"{part} {count:,}" for part, count in status.counts.items())
-        # Text and not markup: a path or a name may hold square brackets.
-        table.add_row(
-            Text(status.title),
-            _state(status),
-            Text(counts or "-"),
-            Text(str(status.path)),
-            Text(status.layout or "-"),
-            Text(status.size),
-            Text(status.license),
-        )
-    return table
-
-
-def _print_table(console: Console, table: Table) -> None:
-    """Print a table of texts; where its columns would break every word, each row as lines of its own."""
-    if console.width >= NARROW:
-        console.print(table)
-        return
-    console.print(Text(str(table.title), style="italic"))
-    for name, *cells in zip(*(column.cells for column in table.columns)):
-        console.print(Text.assemble(name, style="bold"))
-        for column, cell in zip(table.columns[1:], cells):
-            if cell.plain != "-":
-                line = Text.assemble(f"  {column.header}: ", Text(", ").join(cell.split("\n")))
-                console.print(line, overflow="fold")
-
-
-def _print_details(console: Console, status: DatasetStatus, prepared: bool) -> None:
-    lines: list[str] = []
-    if not status.present:
-        lines += status.problem.splitlines()[:1]
-        lines += ["Expected:", *(f"  {line}" for line in status.expected_layout.splitlines())]
-    lines.append(f"Get it from: {status.source}")
-    if not (status.present and prepared):
-        lines.append(f"To prepare: {status.prepares}")
-    lines += [f"Note: {note}" for note in status.notes]
-    if status.checked:
-        lines.append(f"Decoded: {status.checked - len(status.broken)} of {status.checked} files tried")
-    lines += [f"Broken: {reason}" for reason in status.broken]
-    if status.verified:
-        lines.append(f"Checksum right: {', '.join(status.verified)}")
-    lines += [f"Wrong: {reason}" for reason in status.corrupt]
-    if lines:
-        console.print(Text(status.title, style="bold"))
-        console.print(Text(printable("\n".join(f"  {line}" for line in lines))))
