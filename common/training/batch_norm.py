@@ -1,15 +1,12 @@
-"""Batch normalization over groups of a fixed number of samples, on however many devices.
+"""Batch normalization over groups of a fixed number of samples, on any number of devices.
 
-torch normalizes over what one device sees, so the number of devices would be a hyper-parameter. Here the size of a
-group is one: a device that holds several groups normalizes each by itself, and a group that spans several devices has
-its statistics exchanged between them.
+torch normalizes over what one device sees, which makes the number of devices a hyperparameter. Here a device that holds
+several groups normalizes each by itself, and devices that share a group exchange its statistics. `common.memory.groups`
+says which samples form a group.
 
-Which samples are a group says `common.memory.groups`.
-
-The running statistics are those of the first group of a batch, which lies on the first device. So it is in DDP,
-which sends the buffers of rank 0 to the others, and in DataParallel, which keeps those of the first device; the authors
-of published results used one or the other. They are thus equal on any number of devices, too. Training does not read
-them: they are sent when they will be read (`share_buffers`), not at every step.
+The running statistics are those of the first group of a batch, as in DDP and DataParallel, which the published results
+used: both keep the buffers of the first device. Training does not read them, so they are sent to the other devices only
+before they are read (`share_buffers`).
 """
 
 from __future__ import annotations
@@ -26,16 +23,11 @@ from common.memory.groups import join_groups, require_groups, split_groups
 
 
 def devices_of_group(group: int, batch_size: int, devices: int) -> int | None:
-    """How many devices share the statistics of a group.
+    """How many devices share the statistics of a group; None where plain batch normalization does the same.
 
     Args:
-        group: samples whose statistics are shared; a group of more than the batch is the batch.
+        group: samples whose statistics are shared; a group larger than the batch is the batch.
         batch_size: global batch, divisible by `devices`.
-        devices: all of them.
-
-    Returns:
-        Devices that share a group; 1 where a device holds several groups; None where it holds just one, or the whole
-        batch: plain batch normalization then does the same.
 
     Raises:
         ValueError: the batch of a device is neither made of whole groups nor a whole part of one.
@@ -48,14 +40,7 @@ def devices_of_group(group: int, batch_size: int, devices: int) -> int | None:
 def normalize_in_groups(module: nn.Module, group: int, batch_size: int, devices: int) -> None:
     """Replace every batch normalization in a module by one over groups; names, weights and buffers stay.
 
-    All processes call it together. Nothing is replaced where plain batch normalization does the same.
-
-    Args:
-        module: changed in place.
-        group, batch_size, devices: see `devices_of_group`.
-
-    Raises:
-        ValueError: see `devices_of_group`.
+    All processes call it together; for the arguments see `devices_of_group`.
     """
     shared = devices_of_group(group, batch_size, devices)
     if shared is None:
@@ -68,10 +53,7 @@ def normalize_in_groups(module: nn.Module, group: int, batch_size: int, devices:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give running statistics, and all other buffers, of the first process to all others, which call it together.
-
-    Buffers that DDP is told to leave alone are equal already, and left alone here.
-    """
+    """Copy all buffers of the first process to the others, but for those that DDP is told to ignore; collective."""
     alone = getattr(module, "_ddp_params_and_buffers_to_ignore", ())
     for name, buffer in module.named_buffers():
         if name not in alone:
@@ -83,7 +65,6 @@ def statistics_over(x: Tensor, processes: Any) -> tuple[Tensor, Tensor, int]:
 
     Args:
         x: in float32 or more; all processes hold equally many values, so that means of means are means.
-        processes: those that share them.
 
     Shapes:
         x [B, C, ...] -> mean [C], variance [C]
@@ -96,14 +77,11 @@ def statistics_over(x: Tensor, processes: Any) -> tuple[Tensor, Tensor, int]:
 
 
 class GroupedBatchNorm(_BatchNorm):
-    """Batch normalization over groups of samples; in evaluation it is the plain one.
-
-    A row of what a layer sees counts as a sample. Where a network makes several rows of a sample (clips of a video),
-    give the group in rows; rows are dealt to the groups one by one.
+    """Batch normalization over groups of samples; plain in evaluation.
 
     Args:
         layer: the plain one, whose weights and buffers it takes.
-        group: samples of a group.
+        group: rows of a group. A network that makes several rows of a sample (clips of a video) counts each.
         processes: the processes that share one group; None where this one holds whole groups.
 
     Shapes:

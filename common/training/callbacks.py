@@ -1,7 +1,4 @@
-"""Callbacks of every stage: counter-based randomness, stop at a non-finite loss, checks of replicas, clock, progress.
-
-And a check that every process has a sample, and how checkpoints are written.
-"""
+"""Callbacks of every stage, and how checkpoints are written."""
 
 from __future__ import annotations
 
@@ -31,8 +28,7 @@ from common.types import NonNegativeInt, PositiveInt
 class StepSeed(Callback):
     """Seeds the global generators before every training batch from (seed, batch counter, rank).
 
-    Dropout and the like then depend on where the run is and not on what ran before, so a run resumed at any step draws
-    the same numbers as the uninterrupted one, without any generator state in the checkpoint.
+    A run resumed at any step then draws the same numbers as an uninterrupted one.
     """
 
     def __init__(self, seed: NonNegativeInt = 0) -> None:
@@ -50,15 +46,10 @@ class StepSeed(Callback):
 
 
 class StopOnNonFiniteLoss(Callback):
-    """Stops the run when the loss is not finite; the message has the step and the samples, a checkpoint is kept.
+    """Stops the run when the loss is not finite, names the step and its samples, and writes `non_finite.ckpt`.
 
-    The flag is kept on the device and read every `every_n_steps` steps, and before a checkpoint is written, so that no
-    step waits for the device and the last checkpoint stays a good one. One process on the CPU, where reading costs
-    nothing, reads it at every step.
-
-    Args:
-        directory: where `non_finite.ckpt` is written.
-        every_n_steps: how often the flag is read on an accelerator.
+    The flag stays on the device and is read every `every_n_steps` steps and before a checkpoint is written, so that no
+    step waits for the device. One process on the CPU reads it at every step.
     """
 
     def __init__(self, directory: str, every_n_steps: PositiveInt = 50) -> None:
@@ -118,10 +109,7 @@ class StopOnNonFiniteLoss(Callback):
 
 
 class CheckReplicas(Callback):
-    """Every so many steps, compares the state that all ranks must hold alike (memory banks, queues).
-
-    The module offers `check_replicas()`; modules without it are left alone.
-    """
+    """Every so many steps, has a module with `check_replicas()` compare the state that all ranks must hold alike."""
 
     def __init__(self, every_n_steps: PositiveInt = 1000) -> None:
         self.every_n_steps = every_n_steps
@@ -135,9 +123,9 @@ class CheckReplicas(Callback):
 
 
 class SamplesForAll(Callback):
-    """Refuses data of a validation or a test that hold fewer samples than there are processes, before training.
+    """Fails before training if validation or test data have fewer samples than there are processes.
 
-    Lightning finds that out after training, and in the processes without a sample alone: the others wait for them.
+    Otherwise the processes without a sample fail after training while the others wait for them.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -162,8 +150,7 @@ class SamplesForAll(Callback):
 class EpochCount(Callback):
     """Counts an epoch that begins with a resume from the last batch of the one before, which Lightning does not.
 
-    Uncounted, every later checkpoint of that run looked like one of an epoch's end: a second resume would begin its
-    epoch anew and train for too many steps.
+    Without it a second resume would start its epoch over and train for too many steps.
     """
 
     def on_train_batch_start(
@@ -177,10 +164,9 @@ class EpochCount(Callback):
 
 
 class MissedCheckpoints(Callback):
-    """Writes checkpoints that are kept of the very step from which a run goes on, and that are not there.
+    """Writes the kept checkpoints of the step from which a run resumes, where they are missing.
 
-    The run was stopped after its last checkpoint and before those of the same step or epoch, which Lightning will not
-    write any more; another stage may start from them.
+    A run stopped between its last checkpoint and the kept one of the same step lacks it; other stages may need it.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -200,13 +186,10 @@ class MissedCheckpoints(Callback):
 
 
 class Sessions(Callback):
-    """Hands on what a stage took before a restart: its seconds, and the revisions of the code that trained it.
-
-    What a killed session did after its last checkpoint is done again and counted once.
+    """Carries the seconds and code revisions of a stage's sessions across restarts, by its checkpoints.
 
     Attributes:
-        git: what `git_state` says of this session; `dirty` once any session had changes that were not committed, and
-            under `earlier` the revisions of other sessions.
+        git: `git_state` of this session; `dirty` once any session was, and `earlier` with the revisions of others.
     """
 
     def __init__(self, git: dict[str, Any]) -> None:
@@ -216,7 +199,7 @@ class Sessions(Callback):
 
     @property
     def seconds(self) -> float:
-        """Seconds up to now."""
+        """Seconds of all sessions so far."""
         return self._earlier + time.monotonic() - self._began
 
     def on_save_checkpoint(
@@ -238,11 +221,10 @@ class Sessions(Callback):
 
 
 class Progress(Callback):
-    """Leaves in a file how far the training is, for whoever waits for it; it goes when the training is over.
+    """Writes progress to a file and deletes it when training ends.
 
     Args:
-        path: the file.
-        every: seconds between two writings; each reads the loss, for which an accelerator must be waited for.
+        every: seconds between two writes; each waits for the loss of the accelerator.
     """
 
     def __init__(self, path: Path, every: float = 1.0) -> None:
@@ -269,7 +251,7 @@ class Progress(Callback):
             "loss": parts * float(loss.detach()) if isinstance(loss, torch.Tensor) else None,
             "left": (now - began) * (1 - share) / (share - at) if share > at else None,
         }
-        # A reader that meets half a line takes it as none. A full disk is told by what must be written.
+        # A full disk is reported by the writers of what must be kept.
         with suppress(OSError):
             self.path.write_text(json.dumps(told), encoding="utf-8")
 
@@ -279,7 +261,6 @@ class Progress(Callback):
 
     @staticmethod
     def _share(trainer: pl.Trainer, step: int) -> float:
-        """Share of the training that is done, by whichever limit comes first."""
         shares = [0.0]
         if trainer.max_steps > 0:
             shares.append(trainer.global_step / trainer.max_steps)
@@ -289,14 +270,11 @@ class Progress(Callback):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside the one that it replaces and then renames it, so that there is a whole one always.
-
-    Lightning's own writes into the machine's folder for temporary files and copies from there, where that is another
-    file system: a process that is killed meanwhile, or a full disk, leaves half a file in place of the last one.
+    """Replaces a checkpoint atomically; Lightning's own copy leaves half a file after a kill or on a full disk.
 
     Args:
-        module: class of the module that is saved, which the checkpoint names.
-        before: called before a checkpoint is written, such as to write what it must not be there without.
+        module: class name to store in the checkpoint.
+        before: called before a checkpoint is written.
     """
 
     def __init__(self, module: str, before: Callable[[], None] = lambda: None) -> None:
@@ -305,11 +283,6 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint.
-
-        Args:
-            checkpoint: its entries.
-            path: the file; missing folders are made.
-            storage_options: unused, as by the parent.
 
         Raises:
             StageError: the disk is full or the folder not writable; an older checkpoint is unchanged.

@@ -28,10 +28,9 @@ MOST_AHEAD = 4
 
 
 class LateLoader(DataLoader[Any]):
-    """A loader that starts its processes at the first batch and not when Lightning asks for an iterator.
+    """A loader that starts its processes at the first batch.
 
-    Lightning asks as soon as a module wants to know the number of steps, before it reads the checkpoint that says where
-    the epoch goes on; loader processes would then have fetched the wrong samples.
+    Lightning asks for an iterator before it reads the checkpoint; processes started then would fetch wrong samples.
     """
 
     def __iter__(self) -> Any:
@@ -44,24 +43,20 @@ class LateLoader(DataLoader[Any]):
 
 
 class ShardedDataModule(pl.LightningDataModule):
-    """Base of the data modules: a data set or its stand-in, and loaders that a killed run can go on with.
+    """Base of the data modules: a data set or its miniature, and resumable loaders.
 
     Args:
-        dataset: the data set; `root` is where its files lie. None where a module reads several and places them itself.
-        world: miniature whose files stand in for the data set's; None for real data.
+        dataset: `root` is where its files are. None where a module reads several data sets.
+        world: miniature that replaces the files of the data set; None for real data.
         batch_size: global batch; the per-device batch is derived.
         num_workers: loader processes per device.
         seed: seed of order and augmentation.
-        cache_bytes: memory for decoded files, for sets small enough to be kept; 0 decodes anew every time.
-        in_flight_bytes: memory for the batches that the loader processes of one device make and hold ready; it decides
-            how far they are ahead and, where batches are huge, how many there are (see `loader_processes`).
+        cache_bytes: memory for decoded files; 0 decodes them every time.
+        in_flight_bytes: memory for the batches that the loader processes of one device prepare (`loader_processes`).
         max_skipped_fraction: the run stops when more than this share of the files is broken.
 
     Attributes:
-        needs_sound: whether clips without sound are passed over.
-
-    Raises:
-        ValueError: the batch is empty, or the world has no stand-in for the data set.
+        needs_sound: whether clips without sound are skipped.
     """
 
     needs_sound: ClassVar[bool] = False
@@ -79,8 +74,6 @@ class ShardedDataModule(pl.LightningDataModule):
         max_skipped_fraction: Fraction = 0.01,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"data.batch_size must be at least 1, got {batch_size}")
         self.dataset = dataset
         self.world = world
         self.batch_size = batch_size
@@ -99,12 +92,12 @@ class ShardedDataModule(pl.LightningDataModule):
 
     @property
     def credit(self) -> str:
-        """Line that must stand under pictures of these data; empty where none must."""
+        """Line to print under pictures of these data; may be empty."""
         return "" if self.world is None else self.world.credit
 
     @property
     def item_options(self) -> dict[str, Any]:
-        """Arguments that data sets of files take from here."""
+        """Arguments of `ItemDataset` that are set here."""
         return {"seed": self.seed, "max_skipped_fraction": self.max_skipped_fraction, "cache_bytes": self.cache_bytes}
 
     # -- loaders -------------------------------------------------------------------------------------------------------
@@ -112,15 +105,13 @@ class ShardedDataModule(pl.LightningDataModule):
     def training_loader(
         self, dataset: Dataset[Any], collate_fn: Collate | None = None, batches_at_once: int = 1
     ) -> DataLoader[Any]:
-        """Loader of an epoch in an order given by (seed, epoch); goes on in the middle of one after a restart.
+        """Loader of an epoch in an order given by (seed, epoch), resumable in the middle of one.
 
         Args:
-            dataset: takes `(epoch, item)` keys, as every `ItemDataset` does; a `Subset` does not.
+            dataset: takes `(epoch, item)` keys, as every `ItemDataset` does.
             collate_fn: makes a batch of samples; None stacks them.
-            batches_at_once: batches that one step of training takes apart again, one after the other.
+            batches_at_once: batches that a training step takes apart again.
         """
-        if isinstance(dataset, Subset):
-            raise TypeError("a Subset takes no (epoch, item) keys: train on a data set of listing.subset(...) instead")
         trainer = self.trainer
         assert trainer is not None
         if self.batch_size % trainer.world_size:
@@ -149,11 +140,10 @@ class ShardedDataModule(pl.LightningDataModule):
         )
 
     def step_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
-        """Loader of steps that the data set puts together itself; goes on in the middle of an epoch after a restart.
+        """Loader of a data set that makes whole steps itself, resumable in the middle of an epoch.
 
         Args:
-            dataset: takes `(epoch, step)` keys, step by step; an item is all that this rank reads in the step. Its
-                length is the number of steps of an epoch.
+            dataset: takes `(epoch, step)` keys; its length is the number of steps of an epoch.
         """
         sampler = EpochSampler(len(dataset), 1, self.seed, shuffle=False)  # type: ignore[arg-type]
         self._goes_on(sampler)
@@ -164,7 +154,7 @@ class ShardedDataModule(pl.LightningDataModule):
         assert trainer is not None
 
         def position() -> tuple[int, int]:
-            """Epoch and batch to begin with: the loader may be made before the checkpoint is read."""
+            """Epoch and batch to begin with, asked late: the loader may be made before the checkpoint is read."""
             batches = sampler.batches_per_epoch
             if isinstance(trainer.limit_train_batches, int):
                 batches = min(batches, trainer.limit_train_batches)
@@ -199,7 +189,6 @@ class ShardedDataModule(pl.LightningDataModule):
         )
 
     def _workers(self, dataset: Dataset[Any], batch_size: int, key: Any) -> dict[str, Any]:
-        """Arguments of a loader of so many samples a batch; `key` is one that the data set takes."""
         workers, ahead = min(self.num_workers, usable_cores()), None
         items = _items_of(dataset)
         if workers and items is not None:
@@ -244,27 +233,14 @@ class ShardedDataModule(pl.LightningDataModule):
 
 
 def _leave_the_group(worker: int) -> None:
-    """Keep a loader from what is sent to a group of processes, as `timeout` and `kill -- -GROUP` do.
-
-    A loader that dies ends the step; the main process, asked to end, saves first and then ends its loaders.
-    """
+    """Keep signals to the process group (`timeout`, `kill -- -GROUP`) from a loader; the main process saves first."""
     os.setpgid(0, 0)
 
 
 def loader_processes(budget: int, batch_bytes: int, workers: int) -> tuple[int, int]:
-    """How many loader processes there may be, and how many batches each may be ahead.
+    """How many loader processes fit into a budget of bytes, and how many batches each may be ahead.
 
-    A process holds the batches that it is ahead, and the samples of the one that it is putting together: w processes
-    that are a ahead have w (a + 1) batches in flight. Being less ahead comes before fewer processes; one process that
-    is one batch ahead is the least.
-
-    Args:
-        budget: bytes in flight.
-        batch_bytes: of one batch.
-        workers: processes wanted, at least 1.
-
-    Returns:
-        Number of processes, and batches ahead.
+    w processes that are a ahead have w (a + 1) batches in flight. Being less ahead comes before fewer processes.
     """
     batches = budget // max(batch_bytes, 1)
     workers = max(min(workers, batches // 2), 1)
@@ -287,7 +263,6 @@ def bytes_of(sample: Any) -> int:
 
 
 def _items_of(dataset: Dataset[Any]) -> ItemDataset | None:
-    """The data set of files behind a loader, also behind a `Subset`; None for any other."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     return dataset if isinstance(dataset, ItemDataset) else None

@@ -1,4 +1,4 @@
-"""Made-up batches, which a data module's `example_batch` makes for estimates and measurements without data."""
+"""Made-up batches from a data module's `example_batch`, for estimates and measurements without data."""
 
 from __future__ import annotations
 
@@ -11,12 +11,7 @@ from torch import Tensor
 
 
 class Draw:
-    """Made-up tensors on the CPU.
-
-    Args:
-        seed: of the numbers.
-        empty: numbers are all alike, for shapes alone: what is never read then takes no memory either.
-    """
+    """Made-up tensors on the CPU; `empty` ones are zeros, which take no memory until they are read."""
 
     def __init__(self, seed: int = 0, empty: bool = False) -> None:
         self.empty = empty
@@ -37,12 +32,12 @@ class Draw:
 
 @dataclass(frozen=True)
 class Example:
-    """What stands in for a data module in training.
+    """What replaces a data module in training.
 
     Attributes:
         batch: of one device, as the collate function makes it.
-        batches: of an epoch, by the published size of the data set; None where that is not known.
-        facts: what a data module knows after setup and a module asks of it.
+        batches: of an epoch, by the published size of the data set; None where that is unknown.
+        facts: attributes that a data module has after setup and a module asks for.
     """
 
     batch: Any
@@ -51,5 +46,5 @@ class Example:
 
 
 def batches_of_epoch(items: int | None, global_batch: int) -> int | None:
-    """Whole batches that some items give; None when their number is not known."""
+    """Whole batches of some items; None when their number is unknown."""
     return None if items is None else max(items // global_batch, 1)

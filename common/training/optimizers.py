@@ -13,15 +13,12 @@ from torch.optim import Optimizer
 
 
 def fused(module: pl.LightningModule, on_cpu: bool = True) -> dict[str, Any]:
-    """Arguments that have an optimizer of torch step all parameters in one kernel, where that is possible.
+    """Arguments that have a torch optimizer step all parameters in one kernel, where that is possible.
+
+    Not with float16, where a fused step undoes the scale of the loss only after gradients have been clipped.
 
     Args:
-        module: knows its device and trainer.
-        on_cpu: also on the CPU, where the results differ in the last bits from those of the other kernels.
-
-    Returns:
-        `{"fused": True}`, or nothing: with float16 a fused step undoes the scale of the loss by itself, after gradients
-        have been clipped.
+        on_cpu: also on the CPU, where the last bits differ from those of the other kernels.
     """
     devices = {"cpu", "cuda"} if on_cpu else {"cuda"}
     return {"fused": True} if module.device.type in devices and not _scales_its_loss(module) else {}
@@ -29,12 +26,9 @@ def fused(module: pl.LightningModule, on_cpu: bool = True) -> dict[str, Any]:
 
 @torch.no_grad()
 def lay_out_state(optimizer: Optimizer) -> None:
-    """Give what an optimizer keeps of each parameter the parameter's layout in memory.
+    """Give the state of each parameter the parameter's memory layout, in place.
 
-    A fused step takes for granted that both lie in memory alike, but loading keeps the layout of whoever saved.
-
-    Args:
-        optimizer: its state is changed in place.
+    A fused step assumes that both are laid out alike, but a loaded state keeps the layout it was saved with.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
@@ -43,23 +37,14 @@ def lay_out_state(optimizer: Optimizer) -> None:
 
 
 def _scales_its_loss(module: pl.LightningModule) -> bool:
-    """Whether the trainer works with float16; a module without a trainer does not."""
     try:
         return str(getattr(module.trainer, "precision", "")).startswith("16")
-    except RuntimeError:
+    except RuntimeError:  # a module without a trainer
         return False
 
 
 def refuse_half_weights(module: pl.LightningModule, rounded: str) -> None:
-    """Stop where the weights themselves would be of half precision; mixed precision keeps them in float32.
-
-    Args:
-        module: knows its trainer.
-        rounded: what would be rounded, and why that matters.
-
-    Raises:
-        ValueError: they would be.
-    """
+    """Refuse weights in half precision, naming what they would round; mixed precision keeps them in float32."""
     precision = str(module.trainer.precision)
     if precision in ("bf16-true", "16-true"):
         raise ValueError(f"trainer.precision {precision} rounds {rounded}: use bf16-mixed")
@@ -71,16 +56,13 @@ def clip_by_norm(
     gradient_clip_val: float | None = None,
     gradient_clip_algorithm: str | None = None,
 ) -> None:
-    """A module's `configure_gradient_clipping`: clips the joint norm of an optimizer's gradients as Lightning does it.
+    """A module's `configure_gradient_clipping`: clips the joint norm of an optimizer's gradients as Lightning does.
 
-    Lightning itself refuses to clip for fused optimizers under every mixed precision, though with bfloat16 there is no
-    scale that they could undo.
+    Lightning refuses to clip for fused optimizers in every mixed precision, though bfloat16 has no loss scale to undo.
 
     Args:
-        module: whose trainer knows the precision.
-        optimizer: its gradients are changed.
-        gradient_clip_val: largest norm; None or 0 leaves them as they are.
-        gradient_clip_algorithm: as Lightning gives it; what is not the norm is left to Lightning.
+        gradient_clip_val: largest norm; None or 0 leaves the gradients as they are.
+        gradient_clip_algorithm: as Lightning gives it; any but the norm is left to Lightning.
     """
     others = str(gradient_clip_algorithm or "norm").rpartition(".")[2].lower() != "norm"
     if others or _scales_its_loss(module):
@@ -94,7 +76,6 @@ def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: flo
     """A module's `configure_optimizers`: AdamW with a rate for each part, a linear warm-up, then half a cosine.
 
     Args:
-        module: its trained parameters are taken.
         rates: start of a parameter's name to its learning rate; the first that fits counts.
         weight_decay: of matrices; norms and biases have none.
         warmup_fraction: share of the steps that the warm-up takes.
@@ -118,30 +99,12 @@ def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: flo
 
 
 class WrappedOptimizer(Optimizer):
-    """What optimizers made of other optimizers share: one list of parameter groups and one view of the state.
-
-    The groups are those of the parts, not copies: a scheduler may change them here or there.
-
-    Args:
-        parts: optimizers over disjoint parameters.
-
-    Raises:
-        ValueError: when there is no part, or two of them hold the same parameter.
-    """
+    """Base of optimizers made of others over disjoint parameters: shares their parameter groups and their state."""
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
-        if not parts:
-            raise ValueError("at least one optimizer is needed")
         self._parts = list(parts)
-        self._complete = False
         super().__init__([group for part in parts for group in part.param_groups], {})
-        self._complete = True
         self.state = _JoinedState(self._parts)  # type: ignore[assignment]
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        if self._complete:
-            raise RuntimeError(f"{type(self).__name__} takes its parameter groups from its parts; add to them first")
-        super().add_param_group(param_group)
 
     def _load_parts(self, states: Sequence[dict[str, Any]]) -> None:
         if len(states) != len(self._parts):
@@ -151,37 +114,18 @@ class WrappedOptimizer(Optimizer):
             )
         for part, state in zip(self._parts, states):
             part.load_state_dict(state)
-        # Loading replaces the groups of a part; whoever holds this list must see the new ones.
+        # Loading replaces the groups of a part; a holder of this list must see the new ones.
         self.param_groups[:] = [group for part in self._parts for group in part.param_groups]
-
-    def __reduce__(self) -> Any:
-        raise TypeError(f"{type(self).__name__} cannot be copied or pickled; save its state_dict()")
 
 
 class CombinedOptimizer(WrappedOptimizer):
-    """Several optimizers as one, for networks whose parts are trained by different rules.
-
-    Lightning's automatic optimization takes a single optimizer; with this one it keeps gradient accumulation, loss
-    scaling, checkpoints and the count of steps as they are.
-
-    Args:
-        parts: optimizers over disjoint parameters, stepped in this order.
-
-    Raises:
-        ValueError: when there is no part, or two of them hold the same parameter.
+    """Several optimizers, stepped in order as one, since Lightning's automatic optimization takes a single one.
 
     Source: docs/papers/mct.md [6]: SGD for the image tower, AdamW for the text tower.
     """
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step every part.
-
-        Args:
-            closure: computes loss and gradients; called once, before the first step.
-
-        Returns:
-            What the closure returns.
-        """
+        """Step every part; the closure is called once, before the first."""
         loss = _evaluate(closure)
         for part in self._parts:
             part.step()
@@ -191,36 +135,20 @@ class CombinedOptimizer(WrappedOptimizer):
         return {"parts": [part.state_dict() for part in self._parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore every part.
-
-        Raises:
-            ValueError: when the state was saved by something else.
-        """
+        """Restore every part."""
         if "parts" not in state_dict:
             raise ValueError("the saved optimizer is not a CombinedOptimizer: it was written by another recipe")
         self._load_parts(state_dict["parts"])
 
 
 class Lookahead(WrappedOptimizer):
-    """Slow weights that follow an optimizer: every k steps they move to its weights, and these go back to them.
-
-        slow <- slow + alpha * (fast - slow);  fast <- slow
-
-    Args:
-        optimizer: makes the fast steps.
-        k: fast steps between two slow ones.
-        alpha: how far a slow step goes, in (0, 1].
-
-    Raises:
-        ValueError: when k or alpha is out of range.
+    """Slow weights that follow an optimizer: every k of its steps, slow += alpha * (fast - slow); fast = slow.
 
     Source: Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", algorithm 1; VirTex uses k = 5 and
     alpha = 0.5 (docs/papers/mct.md [11]).
     """
 
     def __init__(self, optimizer: Optimizer, k: int = 5, alpha: float = 0.5) -> None:
-        if k < 1 or not 0.0 < alpha <= 1.0:
-            raise ValueError(f"Lookahead needs k >= 1 and alpha in (0, 1], got k={k}, alpha={alpha}")
         super().__init__([optimizer])
         self.k = k
         self.alpha = alpha
@@ -229,14 +157,7 @@ class Lookahead(WrappedOptimizer):
         self._slow: list[Tensor] | None = None
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """A fast step, and every k of them a slow one.
-
-        Args:
-            closure: computes loss and gradients; called once, before the step.
-
-        Returns:
-            What the closure returns.
-        """
+        """A fast step, and every k of them a slow one; the closure is called once, before."""
         loss = _evaluate(closure)
         fast = self._parameters()
         if self._slow is None:
@@ -253,11 +174,7 @@ class Lookahead(WrappedOptimizer):
         return {"optimizer": self._parts[0].state_dict(), "slow": self._slow, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the optimizer, the slow weights and the count of steps.
-
-        Raises:
-            ValueError: when the state was saved by something else or for other parameters.
-        """
+        """Restore the optimizer, the slow weights and the count of steps."""
         if "slow" not in state_dict:
             raise ValueError("the saved optimizer is not a Lookahead: it was written by another recipe")
         fast, slow = self._parameters(), state_dict["slow"]
@@ -314,45 +231,17 @@ def _evaluate(closure: Callable[[], Any] | None) -> Any:
 
 
 def cosine_by_epoch(epochs: int, steps_per_epoch: int = 1) -> Callable[[int], float]:
-    """Half a cosine from one to zero that is constant within an epoch, as MoCo v2 does it.
-
-    Args:
-        epochs: length of the training.
-        steps_per_epoch: set it where the schedule is asked at every step; 1 where it is asked once per epoch.
-
-    Returns:
-        Factor for `torch.optim.lr_scheduler.LambdaLR`.
-
-    Raises:
-        ValueError: when an argument is below one.
+    """Half a cosine from one to zero that is constant within an epoch, as in MoCo v2.
 
     Source: docs/papers/mct.md [7].
     """
-    if epochs < 1 or steps_per_epoch < 1:
-        raise ValueError(f"epochs and steps_per_epoch must be at least 1, got {epochs} and {steps_per_epoch}")
     return lambda step: _half_cosine(step // steps_per_epoch / epochs)
 
 
 def warm_up_then_cosine(warmup_steps: int, total_steps: int) -> Callable[[int], float]:
-    """Linear rise to one, then half a cosine to zero.
-
-    The first step has the factor 1 / warmup_steps and not zero, so no step is lost.
-
-    Args:
-        warmup_steps: length of the rise; 0 for none.
-        total_steps: length of the training, the rise included.
-
-    Returns:
-        Factor for `torch.optim.lr_scheduler.LambdaLR`.
-
-    Raises:
-        ValueError: when the lengths do not fit.
-    """
-    if not 0 <= warmup_steps <= total_steps or total_steps < 1:
-        raise ValueError(
-            "the schedule needs 0 <= warmup_steps <= total_steps and total_steps >= 1, got "
-            f"warmup_steps={warmup_steps}, total_steps={total_steps}"
-        )
+    """Linear rise to one, then half a cosine to zero; the first step has the factor 1 / warmup_steps."""
+    if warmup_steps > total_steps:
+        raise ValueError(f"warmup_steps ({warmup_steps}) must be at most the steps of the training ({total_steps})")
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -363,27 +252,10 @@ def warm_up_then_cosine(warmup_steps: int, total_steps: int) -> Callable[[int], 
 
 
 def warm_up_then_inverse_sqrt(warmup_steps: int, start: float = 0.0) -> Callable[[int], float]:
-    """Linear rise from `start` to one, then the inverse square root of the number of steps.
-
-    The first step has the factor `start`, step `warmup_steps` the factor one.
-
-    Args:
-        warmup_steps: length of the rise, at least 1.
-        start: factor of the first step, from 0 to 1.
-
-    Returns:
-        Factor for `torch.optim.lr_scheduler.LambdaLR`.
-
-    Raises:
-        ValueError: when an argument is out of range.
+    """Linear rise from `start` at step 0 to one at step `warmup_steps`, then the inverse square root of the step.
 
     Source: fairseq and XLM's `inverse_sqrt`; docs/papers/m3p.md [7].
     """
-    if warmup_steps < 1 or not 0.0 <= start <= 1.0:
-        raise ValueError(
-            "the schedule needs warmup_steps >= 1 and a start from 0 to 1, got "
-            f"warmup_steps={warmup_steps}, start={start}"
-        )
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -1,10 +1,8 @@
-"""Switches that every stage of every paper has: how its networks compute.
+"""Switches that every stage has: how its networks compute.
 
-A switch is a field of the model, since it belongs to what was run and stands in its record; no module has it as an
-argument. Any layer of the configuration may set it at its top level, a file of configs/hardware as well as the command
-line: `--compiled true`; `take_switches` takes it out before the model is built. `docs/cluster.md` says what stays equal
-under each. All but one change numbers by rounding at most; `batch_norm_group` is a number of the recipe, which stands
-here because no network should have to know on how many devices it runs.
+Any layer of the configuration may set one at its top level (`--compiled true`); `take_switches` moves it out of the
+model's arguments. All but `batch_norm_group`, a number of the recipe, change results by rounding at most; see
+`docs/cluster.md`.
 """
 
 from __future__ import annotations
@@ -28,13 +26,10 @@ class Switches(NamedTuple):
     """How the networks of a stage compute.
 
     Attributes:
-        compiled: compile every block with `torch.compile`; a text names its backend. Training only.
-        channels_last: keep the weights of convolutions, and with them all maps, in the layout that is faster on most
-            devices.
-        gradient_checkpointing: keep only what enters a block and compute the rest again for the gradient: less memory,
-            about a third more time.
-        batch_norm_group: samples whose batch statistics are shared, on however many devices; None leaves every device
-            its own. See `common.training.batch_norm`.
+        compiled: compile every block with `torch.compile` in training; a text names its backend.
+        channels_last: memory layout of convolutions that is faster on most devices.
+        gradient_checkpointing: recompute blocks for the gradient: less memory, about a third more time.
+        batch_norm_group: samples that share batch statistics (see `batch_norm.py`); None for those of a device.
     """
 
     compiled: bool | str = False
@@ -44,14 +39,7 @@ class Switches(NamedTuple):
 
 
 class ApplySwitches(Callback):
-    """Turns the switches of a stage on.
-
-    Modules are changed where they stand, so the keys of a checkpoint stay what they are and any run can go on with the
-    checkpoint of any other.
-
-    Args:
-        switches: which of them are on.
-    """
+    """Applies the switches of a stage to its module in place, so that the keys of a checkpoint stay the same."""
 
     def __init__(self, switches: Switches) -> None:
         self.switches = switches
@@ -65,8 +53,7 @@ class ApplySwitches(Callback):
             normalize_in_groups(pl_module, group, data.batch_size, trainer.world_size)
 
         if stage == "fit" and isinstance(trainer.strategy, DDPStrategy):
-            # At every step all would wait there for rank 0, whose buffers depend on no other rank's and are what is
-            # saved; who asks for it by `trainer.strategy.init_args` has it.
+            # Rank 0's buffers are saved and do not depend on other ranks; broadcasting would wait at every step.
             trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -80,10 +67,10 @@ class ApplySwitches(Callback):
         if compiled:
             import torch._functorch.config
 
-            # One code serves blocks of many sizes, with and without gradient; torch's limit would leave some eager.
+            # One code object serves blocks of many sizes; torch's limit would leave some eager.
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
             if not pl_module.automatic_optimization:
-                # Two gradients of one graph: what the first has read must not be given back before the second.
+                # Two gradients of one graph: buffers must survive the first.
                 torch._functorch.config.donated_buffer = False
         for block in blocks_of(pl_module):
             run: Callable[..., Any] = block.forward
@@ -100,17 +87,15 @@ class ApplySwitches(Callback):
             lay_out_state(optimizer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # A test computes as that of a stage which is only opened.
+        # The test that follows computes without them.
         for block in blocks_of(pl_module):
             block.__dict__.pop("forward", None)
 
 
 def blocks_of(network: nn.Module) -> Iterator[nn.Module]:
-    """The blocks that a network repeats: residual blocks, transformer layers.
+    """The outermost blocks that a network repeats: residual blocks, transformer layers.
 
-    They are the members of lists and sequences that have layers of their own, and modules that say so by an attribute
-    `repeats`: where released weights number blocks one by one, no list holds them. Of a block within a block the outer
-    one counts.
+    These are members of lists and sequences that have layers of their own, and modules with an attribute `repeats`.
     """
     for child in network.children():
         if isinstance(child, nn.ModuleList | nn.Sequential):
@@ -133,13 +118,9 @@ def _has_layers(module: nn.Module) -> bool:
 def lay_out_channels_last(network: nn.Module, device: str = "cpu") -> None:
     """Keep the weights of all convolutions with their channels last; the maps that they make follow.
 
-    Args:
-        network: may still be on the CPU.
-        device: type of the device that it will run on.
-
     Raises:
-        ValueError: on the CPU, a convolution of one pixel with a stride takes fewer than eight channels. Where the
-            processor has no AVX-512, its gradient in oneDNN writes beyond its memory (seen in torch 2.14 with AVX2).
+        ValueError: on the CPU, a strided 1x1 convolution takes fewer than eight channels: without AVX-512, its gradient
+            in oneDNN writes beyond its memory (torch 2.14 with AVX2).
     """
     for name, layer in network.named_modules():
         if (
@@ -150,9 +131,8 @@ def lay_out_channels_last(network: nn.Module, device: str = "cpu") -> None:
             and layer.in_channels < 8
         ):
             raise ValueError(
-                f"channels_last: {name} has {layer.in_channels} channels, a kernel of one pixel and a stride, which "
-                "oneDNN cannot take with its channels last on every CPU (it corrupts memory); take a network of 8 "
-                "channels or more, or leave channels_last false"
+                f"channels_last: {name} is a strided 1x1 convolution of {layer.in_channels} channels, which corrupts "
+                "memory on some CPUs; use 8 channels or more, or leave channels_last false"
             )
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
@@ -161,7 +141,6 @@ def lay_out_channels_last(network: nn.Module, device: str = "cpu") -> None:
 
 
 def _checkpointed(block: nn.Module, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """`run`, with its inner results computed again when the gradient needs them."""
     if not torch.is_grad_enabled():
         return run(*args, **kwargs)
     return checkpoint(run, *args, use_reentrant=False, context_fn=lambda: _buffer_contexts(block), **kwargs)
@@ -173,7 +152,7 @@ def _buffer_contexts(block: nn.Module) -> tuple[Any, Any]:
 
 
 class _Remember:
-    """Around the first pass of a block: keeps its buffers as they were before."""
+    """Around the first pass of a block: remembers its buffers from before."""
 
     def __init__(self, block: nn.Module, before: dict[tuple[nn.Module, str], Tensor]) -> None:
         self.block, self.before = block, before
@@ -190,10 +169,10 @@ class _Remember:
 
 
 class _Return:
-    """Around a second pass: it sees the buffers of before the first, and what it writes into them is thrown away.
+    """Around a second pass: gives it the buffers from before the first, and discards what it writes into them.
 
-    Otherwise statistics of batch normalization would move twice a step, and spectral normalization would divide by
-    another value than in the first pass. Buffers change places, since a value that autograd has seen may not change.
+    Otherwise batch statistics would move twice a step and spectral normalization would divide by another value.
+    Buffers are swapped, not copied, since autograd forbids changing values it has seen.
     """
 
     def __init__(self, before: dict[tuple[nn.Module, str], Tensor]) -> None:

@@ -137,11 +137,6 @@ def test_workers_find_the_cache_filled(
     assert batch["index"].tolist() == [0, 1]
 
 
-def test_a_subset_cannot_be_trained_on(module: ShardedDataModule, items: ImageItems) -> None:
-    with pytest.raises(TypeError, match=r"listing\.subset"):
-        module.training_loader(Subset(items, [0, 1]))
-
-
 def test_a_recipe_may_name_data_sets_anywhere_in_its_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def entry(kind: str, **arguments: Any) -> dict[str, Any]:
         return {"class_path": f"common.data.datasets.{kind}", "init_args": {"root": str(tmp_path), **arguments}}

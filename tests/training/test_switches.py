@@ -163,7 +163,7 @@ def test_channels_last(paper: str) -> None:
 def test_channels_last_is_refused_where_it_would_corrupt_memory() -> None:
     conv, sequence = torch.nn.Conv2d, torch.nn.Sequential
     lay_out_channels_last(sequence(conv(8, 4, 1, stride=2), conv(4, 4, 1), conv(4, 4, 3, stride=2)))
-    with pytest.raises(ValueError, match=r"channels_last: 1 has 4 channels.*leave channels_last false"):
+    with pytest.raises(ValueError, match="channels_last: 1 "):
         lay_out_channels_last(sequence(torch.nn.ReLU(), conv(4, 8, 1, stride=2)))
 
 
