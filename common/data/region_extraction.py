@@ -29,7 +29,7 @@ from torchvision.transforms.functional import to_tensor
 from common.data.datasets.base import IMAGE_SUFFIXES, walk
 from common.data.images import ImageError, read_image
 from common.data.regions import (
-    PACKED_SUFFIXES,
+    REGION_SUFFIXES,
     RegionError,
     RegionFeatures,
     Regions,
@@ -223,8 +223,8 @@ def extract_regions(
             or what a stopped run left was made with another detector or other settings.
     """
     folder, output = Path(folder).expanduser(), Path(output).expanduser()
-    if output.suffix.lower() not in PACKED_SUFFIXES:
-        raise ValueError(f"--output {output}: the name must end with {', '.join(PACKED_SUFFIXES)}")
+    if output.suffix.lower() not in REGION_SUFFIXES:
+        raise ValueError(f"--output {output}: the name must end with {', '.join(REGION_SUFFIXES)}")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images")
     pictures: dict[str, Path] = {}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from common.data.annotations import Rows
 from common.data.text import CaptionTokenizer
+from common.errors import optional_package
 from common.files import exclusive, named, write_whole
 
 SentencePool = Literal["official", "masked_mean"]
@@ -97,7 +98,7 @@ class FeatureStore:
     """
 
     def __init__(self, path: Path) -> None:
-        import h5py
+        h5py = optional_package("h5py", "features")
 
         self.path = path
         try:
@@ -236,7 +237,7 @@ def make_store(
         advance: called with the number of captions that were finished.
         described: what else the store should say about itself.
     """
-    import h5py
+    h5py = optional_package("h5py", "features")
 
     count = int(captions.starts[-1])
     device = next(encoder.parameters()).device

@@ -59,19 +59,3 @@ def write_columns(path: Path, held: dict[str, Any]) -> Path:
             for name, values in held.items():
                 file[name] = values
     return path
-
-
-def write_mmf(folder: Path, name: str, own: Regions, **changes: Any) -> None:
-    """Write the two files of a picture as MMF's script does; a value of `...` leaves its key out."""
-    folder.mkdir(parents=True, exist_ok=True)
-    info = {
-        "bbox": own.boxes,
-        "num_boxes": len(own),
-        "objects": own.labels,
-        "cls_prob": np.zeros((len(own), CLASSES), np.float32),
-        "image_width": own.width,
-        "image_height": own.height,
-    }
-    info = {key: value for key, value in {**info, **changes}.items() if value is not ...}
-    np.save(folder / f"{name}.npy", own.features)
-    np.save(folder / f"{name}_info.npy", info)  # type: ignore[arg-type]

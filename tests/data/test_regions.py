@@ -6,8 +6,7 @@ import multiprocessing
 import os
 import pickle
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data.regions import RegionError, RegionFeatures, Regions, box_vectors, write_regions
-from tests.data.region_layouts import FEATURES, HEIGHT, WIDTH, columns, regions, write_columns, write_mmf
+from tests.data.region_layouts import FEATURES, HEIGHT, WIDTH, columns, regions, write_columns
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "m3p" / "joint_forward.npz"
 NAMES = ("COCO_val2014_000000000042.jpg", "COCO_val2014_000000000007.jpg", "flickr_3")
@@ -53,24 +52,12 @@ def test_box_vectors_have_length_one(boxes: list[tuple[float, ...]], height: int
     assert np.all(np.isclose(lengths, 1, atol=1e-5) | empty | (lengths < 1e-5))
 
 
-def test_a_picture_without_size_has_no_box_vectors() -> None:
-    with pytest.raises(ValueError, match="has no size"):
-        box_vectors(np.zeros((1, 4)), 0, 5)
-
-
 # ---------------------------------------------------------------------------------------------------- layouts
-@pytest.mark.parametrize("layout", ["new.h5", "new.npz", "old.h5", "old.npz", "mmf", "compressed"])
+@pytest.mark.parametrize("layout", ["new.h5", "new.npz", "old.h5", "old.npz"])
 def test_every_layout_gives_the_same_regions(layout: str, tmp_path: Path) -> None:
     expected = [regions(number, count, distribution=True) for number, count in enumerate((3, 1, 4))]
     path = tmp_path / layout
-    if layout == "mmf":
-        for name, own in zip(KEYS, expected):
-            write_mmf(path, name, own)
-    elif layout == "compressed":
-        path = tmp_path / "features.npz"
-        np.savez_compressed(path, **columns(NAMES, expected))
-    else:
-        write_columns(path, columns(NAMES, expected, old=layout.startswith("old")))
+    write_columns(path, columns(NAMES, expected, old=layout.startswith("old")))
     found = RegionFeatures(path)
     assert sorted(found.keys) == sorted(KEYS)
     assert (len(found), found.feature_size) == (3, FEATURES)
@@ -131,14 +118,14 @@ def test_damaged_files_are_named(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         RegionFeatures(path)
     path.write_bytes(b"")
-    with pytest.raises(RegionError, match=rf"a{suffix}: damaged"):
+    with pytest.raises(RegionError, match=rf"a{suffix}: "):
         RegionFeatures(path)
     write_columns(path, held)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(RegionError, match=rf"a{suffix}: damaged"):
+    with pytest.raises(RegionError, match=rf"a{suffix}: "):
         RegionFeatures(path)
     write_columns(path, {name: values for name, values in held.items() if name != "wh"})
-    with pytest.raises(RegionError, match="no height_width or wh; it holds bbox, features"):
+    with pytest.raises(RegionError, match="no column height_width or wh"):
         RegionFeatures(path)
     for changes in (
         {"bbox": held["bbox"][:, :2]},
@@ -156,6 +143,68 @@ def test_damaged_files_are_named(tmp_path: Path, suffix: str) -> None:
     write_columns(path, columns(["a.jpg", "a.png"], [regions(0), regions(1)]))
     with pytest.raises(RegionError, match="'a' occurs twice"):
         RegionFeatures(path)
+
+
+HOSTILE: dict[str, Callable[[h5py.File, Path], object]] = {
+    "external storage": lambda file, folder: file.create_dataset(
+        "objects", (3, 4), "u1", external=[(str(folder / "secret"), 0, 12)]
+    ),
+    "virtual": lambda file, folder: file.create_virtual_dataset("objects", virtual(folder)),
+    "external link": lambda file, folder: file.__setitem__("objects", h5py.ExternalLink("other.h5", "objects")),
+    "circle of links": lambda file, folder: file.__setitem__("objects", h5py.SoftLink("/objects")),
+    "group": lambda file, folder: file.create_group("objects"),
+    "strings": lambda file, folder: file.create_dataset("objects", (3, 4), h5py.string_dtype()),
+    "references": lambda file, folder: file.create_dataset("objects", (3, 4), h5py.ref_dtype),
+    "names that are references": lambda file, folder: (
+        file.__delitem__("image_id"), file.create_dataset("image_id", (3,), h5py.ref_dtype)
+    ),
+    "more than memory holds": lambda file, folder: (
+        file.__delitem__("num_boxes"), file.create_dataset("num_boxes", (2**60,), "i8", chunks=(8,))
+    ),
+}  # fmt: skip
+
+
+def virtual(folder: Path) -> h5py.VirtualLayout:
+    layout = h5py.VirtualLayout((3, 4), "i8")
+    layout[:] = h5py.VirtualSource(folder / "other.h5", "objects", (3, 4))
+    return layout
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+def test_a_file_of_a_stranger_leads_nowhere(tmp_path: Path, attack: str) -> None:
+    held = columns(KEYS, [regions(number) for number in range(3)])
+    write_columns(tmp_path / "other.h5", held)
+    (tmp_path / "secret").write_bytes(bytes(range(12)))
+    path = write_columns(tmp_path / "a.h5", {name: values for name, values in held.items() if name != "objects"})
+    with h5py.File(path, "a") as file:
+        HOSTILE[attack](file, tmp_path)
+    with pytest.raises(RegionError, match=re.escape(str(path))):
+        RegionFeatures(path)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".npz"])
+def test_other_damage_names_the_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    os.mkfifo(path)
+    with pytest.raises(RegionError, match=re.escape(str(path))):
+        RegionFeatures(path)
+    path.unlink()
+    held = columns(KEYS, [regions(number) for number in range(3)])
+    write_columns(path, {**held, "wh": np.full((3, 2), np.nan)})
+    with pytest.raises(RegionError, match=re.escape(str(path))):
+        RegionFeatures(path)[KEYS[0]]
+    np.savez_compressed(tmp_path / "b.npz", **held)
+    content = bytearray((tmp_path / "b.npz").read_bytes())
+    content[200:400] = bytes(200)
+    (tmp_path / "b.npz").write_bytes(content)
+    with pytest.raises(RegionError, match=r"b\.npz"):
+        RegionFeatures(tmp_path / "b.npz")
+
+
+def test_an_array_of_objects_is_not_unpickled(tmp_path: Path) -> None:
+    np.savez(tmp_path / "c.npz", image_id=np.array([{}], dtype=object))
+    with pytest.raises(RegionError, match=r"c\.npz"):
+        RegionFeatures(tmp_path / "c.npz")
 
 
 def changed(**changes: Any) -> Regions:
@@ -180,150 +229,17 @@ def test_damaged_rows_name_the_picture(tmp_path: Path, own: Regions, message: st
         found["bad"]
 
 
-def test_the_first_picture_of_mmf_may_have_fewer_regions_than_others(tmp_path: Path) -> None:
-    for number, name in enumerate("ab"):
-        write_mmf(tmp_path, name, regions(number, 1 + 2 * number))
-    table = RegionFeatures(tmp_path).table(["a", "b"])
-    assert table.mask.sum(1).tolist() == [1, 3]
-    np.testing.assert_allclose(table.features[1], regions(1, 3).features)
-
-
-def test_damage_in_a_folder_of_mmf(tmp_path: Path) -> None:
-    with pytest.raises(RegionError, match="no folder of MMF"):
-        RegionFeatures(tmp_path)
-    write_mmf(tmp_path, "a", regions(0))
-    for name, changes in {
-        "no_boxes": {"bbox": ...},
-        "few_boxes": {"bbox": np.zeros((1, 4))},
-        "no_size": {"image_width": "wide"},
-    }.items():
-        write_mmf(tmp_path, name, regions(1), **changes)
-    write_mmf(tmp_path, "lonely", regions(1))
-    (tmp_path / "lonely.npy").unlink()
-    write_mmf(tmp_path, "cut", regions(1))
-    content = (tmp_path / "cut_info.npy").read_bytes()
-    (tmp_path / "cut_info.npy").write_bytes(content[: len(content) // 2])
-    found = RegionFeatures(tmp_path)
-    equal(found["a"], regions(0))
-    for name in ("no_boxes", "few_boxes", "no_size", "lonely", "cut"):
-        with pytest.raises(RegionError, match=name):
-            found[name]
-
-
-class Harmful:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("exit 3",)
-
-
-def test_a_file_from_a_stranger_runs_nothing(tmp_path: Path) -> None:
-    write_mmf(tmp_path, "a", regions(0))
-    write_mmf(tmp_path, "b", regions(0), objects=Harmful())
-    found = RegionFeatures(tmp_path)
-    with pytest.raises(RegionError, match="not opened for safety"):
-        found["b"]
-    np.savez(tmp_path / "c.npz", image_id=np.array([Harmful()], dtype=object))
-    with pytest.raises(RegionError, match="damaged"):
-        RegionFeatures(tmp_path / "c.npz")
-
-
-def pickled(folder: Path, content: bytes) -> Path:
-    """A folder of MMF with one picture, `a`, whose dictionary is this pickle."""
-    write_mmf(folder, "a", regions(0))
-    with (folder / "a_info.npy").open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, {"descr": "|O", "fortran_order": False, "shape": ()})
-        stream.write(content)
-    return folder
-
-
-# Opcodes of a pickle that NumPy's own hooks would follow.
-EMPTY_ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntC\x01btR"
-OBJECTS_WITHOUT_FLAGS = b"cnumpy\ndtype\n(X\x02\x00\x00\x00O8I0\nI1\ntR(I3\nX\x01\x00\x00\x00|NNNI-1\nI-1\nI0\ntb"
-POINTER = b"(I1\n(I1\nt" + OBJECTS_WITHOUT_FLAGS + b"I00\nC\x08AAAAAAAAtb"
-
-ATTACKS = {
-    "raw pointers": (EMPTY_ARRAY + POINTER + b".", "an array of objects|damaged array"),
-    "raw pointers as a value": (b"}X\x04\x00\x00\x00bbox" + EMPTY_ARRAY + POINTER + b"s.", "damaged array|of objects"),
-    "raw pointers as a scalar": (
-        b"cnumpy.core.multiarray\nscalar\n(" + OBJECTS_WITHOUT_FLAGS + b"C\x08AAAAAAAAtR.",
-        "an array of objects",
-    ),
-    "raw pointers in a buffer": (
-        b"cnumpy.core.numeric\n_frombuffer\n(C\x08AAAAAAAA" + OBJECTS_WITHOUT_FLAGS + b"(I1\ntX\x01\x00\x00\x00CtR.",
-        "an array of objects",
-    ),
-    "a module that is run when imported": (b"cnumpy.f2py.__main__\ndtype\n.", "numpy.f2py.__main__.dtype"),
-    "a module with a known name": (b"cnumpy.testing\nndarray\n.", "numpy.testing.ndarray"),
-    "a name with dots": (b"\x80\x04\x8c\x05numpy\x8c\x0bdtype.names\x93.", "numpy.dtype.names"),
-    "a command": (b"cos\nsystem\n(X\x06\x00\x00\x00exit 3tR.", "os.system"),
-    "records": (b"cnumpy\ndtype\n(X\x02\x00\x00\x00V8I0\nI1\ntR.", "an array of 'V8'"),
-    "more than there is": (
-        EMPTY_ARRAY + b"(I1\n(I999999999\nI999999999\ntcnumpy\ndtype\n(X\x02\x00\x00\x00f8tRI00\nC\x00tb.",
-        "0 bytes for an array",
-    ),
-    "a negative shape": (
-        EMPTY_ARRAY + b"(I1\n(I-1\nI-1\ntcnumpy\ndtype\n(X\x02\x00\x00\x00u1tRI00\nC\x01Atb.",
-        "damaged shape",
-    ),
-    "attributes of a class": (b"cnumpy\ndtype\nN(X\x04\x00\x00\x00codeX\x02\x00\x00\x00O8d\x86b.", "damaged"),
-    "attributes of a reader": (b"c_codecs\nencode\nN}X\x04\x00\x00\x00heldI1\ns\x86b.", "damaged"),
-    "a dictionary that holds itself": (b"}q\x00X\x04\x00\x00\x00bboxh\x00s.", "'bbox'"),
-    "endless nesting": (b"}X\x04\x00\x00\x00bbox" + b"]" * 100_000 + b"a" * 99_999 + b"s.", "'bbox'"),
-}
-
-
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_a_dictionary_from_a_stranger_can_do_nothing(attack: str, tmp_path: Path) -> None:
-    """Read in a process of its own: what gets through would end it, or print."""
-    content, told = ATTACKS[attack]
-    folder = pickled(tmp_path / "mmf", content)
-    code = (
-        "import sys\nfrom common.data.regions import RegionError, RegionFeatures\nbefore = set(sys.modules)\n"
-        "try:\n    print('read', RegionFeatures(sys.argv[1])['a'])\n"
-        "except RegionError as error:\n    print('refused:', error)\n"
-        "print('imported:', [name for name in set(sys.modules) - before if name.startswith('numpy.')])\n"
-    )
-    root = Path(__file__).parents[2]
-    found = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], cwd=root, capture_output=True, text=True, timeout=60
-    )
-    assert found.returncode == 0, found.stderr
-    refused, imported = found.stdout.splitlines()
-    assert refused.startswith(f"refused: {folder / 'a.npy'}: ")
-    assert re.search(told, refused)
-    assert imported == "imported: []"
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@pytest.mark.parametrize("package", ["core", "_core"])
-def test_dictionaries_of_all_times_are_read(protocol: int, package: str, tmp_path: Path) -> None:
-    """Pickles of every protocol and of NumPy 1 and 2, other byte orders and layouts of memory."""
-    own = regions(0)
-    info = {
-        "bbox": np.asfortranarray(own.boxes.astype(">f8")),
-        "objects": own.labels.astype(np.int16),
-        "num_boxes": np.int64(len(own)),
-        "image_width": own.width,
-        "image_height": np.float32(own.height),
-        "cls_prob": np.zeros((3, 4), np.float16),
-        "note": "made elsewhere",
-    }
-    content = pickle.dumps(np.array(info, dtype=object), protocol=protocol)
-    if protocol < 4:  # names stand with their lengths in later ones
-        content = content.replace(b"numpy._core.", f"numpy.{package}.".encode())
-    equal(RegionFeatures(pickled(tmp_path, content))["a"], own)
-
-
 def test_files_of_different_width_and_unknown_kind(tmp_path: Path) -> None:
     one = write_columns(tmp_path / "a.npz", columns(["a"], [regions(0)]))
     other = regions(1)
     wide = Regions(np.zeros((3, 9), np.float32), other.boxes, other.labels, HEIGHT, WIDTH)
     two = write_columns(tmp_path / "b.npz", columns(["b"], [wide]))
-    with pytest.raises(RegionError, match="different widths"):
+    with pytest.raises(RegionError, match="one width"):
         RegionFeatures([one, two])
     (tmp_path / "c.txt").write_text("")
-    with pytest.raises(RegionError, match=r"\.h5, \.hdf5, \.npz files or a folder"):
+    with pytest.raises(RegionError, match=r"\.h5, \.hdf5, \.npz files"):
         RegionFeatures(tmp_path / "c.txt")
-    with pytest.raises(ValueError, match="at least one file"):
+    with pytest.raises(ValueError, match="no file"):
         RegionFeatures([])
 
 
@@ -382,8 +298,5 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path) -> None:
         write_regions(path, [])
     with pytest.raises(ValueError, match="must end with"):
         write_regions(tmp_path / "a.pkl", [])
-    wide = Regions(np.zeros((1, 9), np.float32), np.zeros((1, 4), np.float32), np.zeros(1, np.int64), 1, 1)
-    with pytest.raises(ValueError, match="'b': 9 features where others have 6"):
-        write_regions(path, [("a", regions(0)), ("b", wide)])
     with pytest.raises(ValueError, match="only some"):
         write_regions(path, [("a", regions(0)), ("b", regions(0, distribution=True))])

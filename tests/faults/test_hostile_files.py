@@ -18,7 +18,6 @@ from common.data import fetch
 from common.data.datasets.captioned import read_caption_table
 from common.data.images import read_image
 from common.data.media import MediaError, MediaFile
-from common.data.regions import RegionError, RegionFeatures
 from common.data.text import WordPieceTokenizer, read_back_translations
 from common.data.text_features import FeaturesStale, FeatureStore
 from common.encoders.checkpoint_files import CheckpointError, read_checkpoint, require_intact
@@ -29,7 +28,6 @@ from common.stages.export import read_export
 from common.stages.finished import open_finished
 from common.stages.run import _step_of
 from common.training.callbacks import WholeCheckpoints
-from tests.data.region_layouts import regions, write_mmf
 
 
 def saved(path: Path, module: str = "AVIDModule") -> Path:
@@ -102,11 +100,6 @@ def test_no_reader_of_a_text_or_an_array_waits_for_a_pipe(tmp_path: Path) -> Non
         with pytest.raises((OSError, ValueError, RuntimeError), match="is no regular file") as error:
             read(place)
         assert str(tmp_path) in str(error.value)
-    write_mmf(tmp_path / "mmf", "1", regions(0))
-    (tmp_path / "mmf" / "1.npy").unlink()
-    os.mkfifo(tmp_path / "mmf" / "1.npy")
-    with pytest.raises(RegionError, match=r"1\.npy.*is no regular file"):
-        RegionFeatures(tmp_path / "mmf")
     os.mkfifo(tmp_path / "store.h5")
     with pytest.raises(FeaturesStale, match="is no regular file"):
         FeatureStore(tmp_path / "store.h5")

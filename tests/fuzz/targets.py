@@ -151,11 +151,10 @@ def _write_regions(folder: Path) -> None:
     found = [region_layouts.regions(number) for number in range(3)]
     for name in ("a.npz", "b.h5"):
         region_layouts.write_columns(folder / name, region_layouts.columns(["1", "2", "3"], found))
-    region_layouts.write_mmf(folder / "mmf", "1", found[0])
 
 
 def _read_regions(folder: Path) -> None:
-    for path in (folder / "a.npz", folder / "b.h5", folder / "mmf"):
+    for path in (folder / "a.npz", folder / "b.h5"):
         features = RegionFeatures(path)
         for key in features.keys:
             features[key]

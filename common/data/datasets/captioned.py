@@ -19,12 +19,12 @@ import numpy as np
 from common.data.annotations import LanguageCaptions, read_json
 from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, prefix_of, walk
 from common.data.listing import DatasetMissing, DatasetStatus
-from common.data.regions import PACKED_SUFFIXES, KeyKind, RegionError, RegionFeatures
+from common.data.regions import REGION_SUFFIXES, KeyKind, RegionError, RegionFeatures
 from common.files import named, stamp_of
 
 #: Names that files of region features may have inside their folder.
-_REGION_PATTERNS = ("{split}.h5", "{split}.npz", "{split}_[0-9]*.h5", "{split}_[0-9]*.npz", "{split}.hdf5", "{split}")
-_REGION_LAYOUT = "regions/<split>.h5 (or .npz, or <split>_<number>.h5, or a folder <split> of MMF's .npy files)"
+_REGION_PATTERNS = ("{split}.h5", "{split}.npz", "{split}_[0-9]*.h5", "{split}_[0-9]*.npz", "{split}.hdf5")
+_REGION_LAYOUT = "regions/<split>.h5 (or .npz, or <split>_<number>.h5)"
 
 
 class LanguageCaptioned:
@@ -85,10 +85,9 @@ class LanguageCaptioned:
         if not folder.is_dir():
             return ()
         # Features of all pictures together, whatever the files are called.
-        packed = sorted((path for path in folder.iterdir() if path.suffix.lower() in PACKED_SUFFIXES), key=_natural)
-        if packed:
-            return tuple(packed)
-        return (folder,) if any(folder.glob("*_info.npy")) else ()
+        return tuple(
+            sorted((path for path in folder.iterdir() if path.suffix.lower() in REGION_SUFFIXES), key=_natural)
+        )
 
     def region_notes(self, split: str) -> list[str]:
         """What the overview says about the region features of a split."""
