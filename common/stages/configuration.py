@@ -19,10 +19,10 @@ This module imports neither torch nor lightning.
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ STACK_KEYS = ("extends", "deviations", "trains", "start_from", "ours", "most_dev
 SWITCHES = ("compiled", "channels_last", "gradient_checkpointing", "batch_norm_group")
 
 #: Keys of an overlay file; see `_overlay_layers`.
-_OVERLAY_KEYS = ("all", "recipes", "sizes", "deviations")
+_OVERLAY_KEYS = ("all", "families", "sizes", "deviations")
 #: Overlay that lets recipes of large scales run on tiny data; see common/stages/rehearse.py.
 REHEARSAL = "rehearsal"
 REHEARSED_SCALES = ("paper", "single")
@@ -212,12 +212,12 @@ def _recipe_layers(paper: str, recipe: str) -> list[Layer]:
 def _overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], list[dict[str, str]]]:
     """The overlay of a scale or of the rehearsal for one recipe, and the deviations that apply to it.
 
-    An overlay file has four keys: `all` (every recipe), `recipes` (a mapping of shell patterns, alternatives separated
-    by `|`, to settings; later patterns win), `sizes` (names of the fields that it may set, being sizes, steps, data or
-    learning rates) and `deviations` (for all others, a list of `{field, reason, recipes}`).
+    An overlay file has four keys: `all` (settings of every recipe), `families` (see `family_of`), `sizes` (names of the
+    fields that it may set, being sizes, steps, data or learning rates) and `deviations` (for all others, a list of
+    `{field, reason, families}`).
 
-    A recipe that no pattern but `*` means is given what the nearest recipe is given that it extends: a new row of a
-    table is as small as the one that it differs from.
+    A recipe of no family is given what the nearest recipe is given that it extends: a new row of a table is as small as
+    the one that it differs from.
     """
     if name == "paper":
         return [], []
@@ -226,24 +226,47 @@ def _overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], li
     for key in overlay:
         if key not in _OVERLAY_KEYS:
             raise ConfigurationError(f"{path}: unknown key {key!r}; {nearest(key, _OVERLAY_KEYS)}")
-    patterns = [pattern for pattern in overlay.get("recipes") or {} if pattern != "*"]
-    family = [Path(layer.name).stem for layer in reversed(_recipe_layers(paper, recipe))]
-    recipe = next((one for one in family if any(matches(one, pattern) for pattern in patterns)), recipe)
+    families = overlay.get("families") or {}
+    try:
+        chain = (family_of(Path(layer.name).stem, families) for layer in reversed(_recipe_layers(paper, recipe)))
+        lineage = next((found for found in chain if found), [])
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
     layers = [Layer(f"configs/{paper}/{name}.yaml", overlay.get("all") or {})]
-    for pattern, content in (overlay.get("recipes") or {}).items():
-        if matches(recipe, pattern):
-            layers.append(Layer(f"configs/{paper}/{name}.yaml [{pattern}]", content or {}))
+    for family in lineage:
+        settings = {key: value for key, value in families[family].items() if key not in ("recipes", "extends")}
+        layers.append(Layer(f"configs/{paper}/{name}.yaml [{family}]", settings))
     deviations = [
         {"field": entry["field"], "reason": " ".join(str(entry["reason"]).split())}
         for entry in overlay.get("deviations") or []
-        if matches(recipe, entry.get("recipes", "*"))
+        if "families" not in entry or not {*lineage}.isdisjoint(entry["families"])
     ]
     return layers, deviations
 
 
-def matches(recipe: str, pattern: str) -> bool:
-    """Whether a recipe's name matches one of the shell patterns separated by `|`."""
-    return any(fnmatch.fnmatchcase(recipe, part.strip()) for part in pattern.split("|"))
+def family_of(recipe: str, families: dict[str, dict[str, Any]]) -> list[str]:
+    """The families of an overlay that give settings to a recipe: its own after those that it extends; empty if none.
+
+    A family has settings for its `recipes`, a list of shell patterns, or for the recipe of its name. One that no recipe
+    is in is there to be extended.
+
+    Raises:
+        ValueError: two families have the recipe, or one extends an unknown one.
+    """
+    found = [
+        name for name, own in families.items() if any(fnmatchcase(recipe, one) for one in own.get("recipes", [name]))
+    ]
+    if len(found) > 1:
+        raise ValueError(f"recipe {recipe!r} is in the families {' and '.join(found)}; a recipe has one")
+
+    def lineage(name: str) -> list[str]:
+        if name not in families:
+            raise ValueError(f"unknown family {name!r}; {nearest(name, families)}")
+        extended = families[name].get("extends", [])
+        parents = [extended] if isinstance(extended, str) else extended
+        return [*(one for parent in parents for one in lineage(parent)), name]
+
+    return list(dict.fromkeys(one for name in found for one in lineage(name)))
 
 
 def place(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
@@ -495,12 +518,12 @@ def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
     for key in config:
         if key not in _TOP_LEVEL:
             raise ConfigurationError(
-                f"{_origin(key, layers)}: unknown key {key!r}; "
+                f"{origin(key, layers)}: unknown key {key!r}; "
                 + (_elsewhere(key, config) or nearest(key, (*_TOP_LEVEL, *STACK_KEYS, *SWITCHES)))
             )
         if key != "seed_everything" and not isinstance(config[key], dict):
             raise ConfigurationError(
-                f"{_origin(key, layers)}: {key!r} must hold fields, as in --trainer.max_epochs 3, got {config[key]!r}"
+                f"{origin(key, layers)}: {key!r} must hold fields, as in --trainer.max_epochs 3, got {config[key]!r}"
             )
 
 
@@ -577,14 +600,14 @@ def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> Non
                     cls = class_at(node["class_path"])
                 except (ImportError, AttributeError, ValueError) as error:
                     raise ConfigurationError(
-                        f"{_origin(path, layers)}: {path}.class_path {node['class_path']!r} cannot be imported: {error}"
+                        f"{origin(path, layers)}: {path}.class_path {node['class_path']!r} cannot be imported: {error}"
                     ) from None
                 valid, given = _arguments_of(cls), node.get("init_args") or {}
                 for argument in given:
                     if valid is not None and argument not in valid:
                         field_path = f"{path}.init_args.{argument}"
                         raise ConfigurationError(
-                            f"{_origin(field_path, layers)}: unknown field {field_path!r} of {node['class_path']}; "
+                            f"{origin(field_path, layers)}: unknown field {field_path!r} of {node['class_path']}; "
                             f"{_elsewhere(argument, config, field_path) or nearest(argument, valid)}"
                         )
                 for argument, value, words in outside(cls, given) if inspect.isclass(cls) else ():
@@ -593,7 +616,7 @@ def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> Non
                     field_path, which = f"{path}.init_args.{argument}", "each" if isinstance(value, list) else "it"
                     raise ConfigurationError(
                         f"{short_name(field_path)} is {value!r}; {which} must be {words} "
-                        f"(set in: {_origin(field_path, layers)})"
+                        f"(set in: {origin(field_path, layers)})"
                     )
             for key, value in node.items():
                 visit(value, f"{path}.{key}" if path else str(key))
@@ -604,22 +627,23 @@ def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> Non
     for key in config.get("trainer") or {}:
         if key not in valid_trainer:
             raise ConfigurationError(
-                f"{_origin(f'trainer.{key}', layers)}: unknown field 'trainer.{key}'; {nearest(key, valid_trainer)}"
+                f"{origin(f'trainer.{key}', layers)}: unknown field 'trainer.{key}'; {nearest(key, valid_trainer)}"
             )
     visit(config, "")
 
 
-def _origin(dotted: str, layers: Sequence[Layer]) -> str:
-    """Name of the last layer that sets a dotted path."""
+def origin(dotted: str, layers: Sequence[Layer]) -> str:
+    """Name of the last layer that sets a dotted path, or adds to it."""
     for layer in reversed(layers):
         node: Any = layer.content
         for part in dotted.split("."):
             if isinstance(node, list) and part.isdigit() and int(part) < len(node):
                 node = node[int(part)]
-            elif isinstance(node, dict) and part in node:
-                node = node[part]
+            elif isinstance(node, dict) and (part in node or f"{part}+" in node):
+                node = node.get(part, node.get(f"{part}+"))
             else:
                 break
         else:
             return layer.name
-    return "configuration"
+    switch = dotted.removeprefix("model.init_args.")
+    return origin(switch, layers) if switch in SWITCHES and switch != dotted else "configuration"

@@ -19,10 +19,12 @@ from common.reporting.records import IGNORED_KEYS, MACHINE_KEYS, config_hash, sh
 from common.reporting.tables import ROW, StageInstance, expand, load
 from common.stages.configuration import (
     ConfigurationError,
+    Layer,
     class_at,
     leaves,
     load_yaml,
     merge,
+    origin,
     parse_overrides,
     place,
     recipes_of,
@@ -191,7 +193,19 @@ def print_configuration(request: StageRequest, sections: Sequence[str] = ()) -> 
         print(f"# ours, in no source of the paper: {run.describe_ours()}")
     for field, parent in request.parents.items():
         print(f"# {field} <- stage {parent.stage}: {parent.checkpoint(run.start_from)}")
-    print(yaml.safe_dump(run.config, sort_keys=False), end="")
+    for line in _with_origins(run.config, run.layers):
+        print(line)
+
+
+def _with_origins(tree: dict[str, Any], layers: Sequence[Layer], *parents: str) -> Iterator[str]:
+    """A configuration as YAML, with the file that set a value as the comment of its line."""
+    for key, value in tree.items():
+        path, start = (*parents, str(key)), f"{'  ' * len(parents)}{_in_one_line(key)}:"
+        if isinstance(value, dict) and value:
+            yield start
+            yield from _with_origins(value, layers, *path)
+        else:
+            yield f"{start} {_in_one_line(value)}   # {origin('.'.join(path), layers)}"
 
 
 def _in_one_line(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import yaml
 from common.reporting.papers import existing_papers, project_root
 from common.reporting.records import short_name
 from common.reporting.tables import expand
-from common.stages.configuration import leaves, load_yaml, matches, recipes_of, resolve, scales_of
+from common.stages.configuration import family_of, leaves, load_yaml, recipes_of, resolve, scales_of
 
 
 def names_a_class(paper: str, recipe: str) -> bool:
@@ -59,16 +60,25 @@ def test_a_scale_touches_sizes_or_declares_a_deviation(paper: str, scale: str) -
     for deviation in deviations:
         assert deviation["field"]
         assert len(deviation["reason"].split()) > 3
-    for pattern, section in [("*", overlay.get("all") or {}), *(overlay.get("recipes") or {}).items()]:
-        covered = [r for r in recipes_of(paper) if matches(r, pattern)]
-        assert covered, f"{scale}.yaml: pattern {pattern!r} matches no recipe"
+    families, recipes = overlay.get("families") or {}, recipes_of(paper)
+    lineages = {recipe: family_of(recipe, families) for recipe in recipes}
+    for own in families.values():
+        for pattern in own.get("recipes", ()):
+            assert fnmatch.filter(recipes, pattern), f"{scale}.yaml: {pattern!r} matches no recipe"
+    for name, section in [("", overlay.get("all") or {}), *families.items()]:
+        covered = [recipe for recipe in recipes if not name or name in lineages[recipe]]
+        assert covered, f"{scale}.yaml: family {name!r} has no recipe"
+        section = {key: value for key, value in section.items() if key not in ("recipes", "extends")}
         for path, value in leaves(section) if section else ():
             found = sizes & set(path.split("."))
             used |= found
             if found or path in {"start_from", "trainer.enable_progress_bar"}:
                 continue
             for recipe in covered:
-                declared = [d for d in deviations if d["field"] == path and matches(recipe, d.get("recipes", "*"))]
+                declared = [
+                    d for d in deviations if d["field"] == path and {*d.get("families", ())} <= {*families}
+                    and ("families" not in d or {*d["families"]} & {*lineages[recipe]})
+                ]  # fmt: skip
                 base = dict(leaves(resolve(paper, recipe, scale="paper").config))
                 assert declared or base.get(path) == value, (
                     f"{scale}.yaml sets {path} for {recipe}: neither in its `sizes` nor a declared deviation"

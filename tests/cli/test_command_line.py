@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from common.commands.main import main
 from common.data.listing import DatasetMissing
@@ -212,7 +213,10 @@ def test_print_config_shows_the_stack(capsys: pytest.CaptureFixture[str], tmp_pa
         in output
     )
     assert "model.init_args.warm_start <- stage avid" in output
-    assert "agreement: consensus" in output
+    assert "agreement: consensus   # configs/avid_cma/cma.yaml\n" in output
+    assert "within_negatives: 8   # configs/avid_cma/smoke.yaml [cma]\n" in output
+    assert "batch_norm_group: null   # configs/avid_cma/smoke.yaml\n" in output
+    assert yaml.safe_load(output)["model"]["class_path"] == "papers.avid_cma.module.AVIDModule"
 
 
 def test_help_on_a_part_prints_its_fields_as_flags(capsys: pytest.CaptureFixture[str]) -> None:

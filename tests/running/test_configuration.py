@@ -14,6 +14,7 @@ from common.reporting.records import config_hash
 from common.stages.configuration import (
     ConfigurationError,
     check_arguments,
+    family_of,
     leaves,
     load_yaml,
     merge,
@@ -112,7 +113,7 @@ def test_a_stage_of_one_device_starts_no_launcher(recipe: str) -> None:
 def test_a_new_row_is_as_small_as_the_one_that_it_extends(
     paper: Paper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As README and CONTRIBUTING tell to make one: a recipe of another name, which no pattern of an overlay means."""
+    """As README and CONTRIBUTING tell to make one: a recipe of another name, which no family of an overlay has."""
     shutil.copytree(project_root() / "configs", tmp_path / "configs")
     for tables in project_root().glob("papers/*/tables.yaml"):
         folder = tmp_path / tables.relative_to(project_root()).parent
@@ -167,6 +168,17 @@ def test_a_misspelt_field_is_named_with_its_layer_and_the_nearest() -> None:
     run = resolve("avid", "avid", scale="paper", arguments=["--trainer.max_epoch", "1"])
     with pytest.raises(ConfigurationError, match=r"'trainer.max_epoch'.*'max_epochs'"):
         check_arguments(take_switches(run.config)[1], run.layers)
+
+
+def test_a_recipe_has_the_settings_of_one_family_and_of_those_that_it_extends() -> None:
+    families = {"all": {}, "a": {"extends": "all", "recipes": ["a*"]}, "b": {"extends": ["a", "all"], "recipes": ["b"]}}
+    assert family_of("avid", families) == ["all", "a"]
+    assert family_of("b", families) == ["all", "a", "b"]
+    assert family_of("c", families) == []
+    with pytest.raises(ValueError, match="'avid' is in the families a and avid"):
+        family_of("avid", {**families, "avid": {}})
+    with pytest.raises(ValueError, match="'al'"):
+        family_of("b", {"b": {"extends": "al"}, "all": {}})
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
