@@ -24,8 +24,11 @@ class NonFiniteLossError(StageError):
     """The loss became infinite or not a number."""
 
 
-class Preempted(KeyboardInterrupt):
-    """A signal asked the process to end; the stage goes on where it was when it is started again.
+class Preempted(BaseException):
+    """A signal asked the process to end; the same command resumes.
+
+    No `Exception`, so that nothing takes it for a failure, and no `KeyboardInterrupt`, which Lightning turns into an
+    exit.
 
     Args:
         signal: number of the signal.

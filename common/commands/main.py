@@ -31,6 +31,7 @@ from common.reporting.papers import (
     paper_named,
     runs_root,
 )
+from common.stages import stopping
 from common.stages.rehearse import add_parsers as add_rehearse_parsers
 
 if TYPE_CHECKING:
@@ -98,8 +99,6 @@ def _run(argv: Sequence[str] | None) -> int:
     except (StageError, ReportingError) as error:
         print(f"assemble: {printable(str(error))}", file=sys.stderr)
         return 2
-    if any("\0" in text for text in given):
-        parser.error("an argument holds a null byte, which no name or text may hold")
     arguments, rest = parser.parse_known_args(given)
     if "files" in arguments and not any(text.startswith("-") for text in rest):
         # Before Python 3.12.7, files that come after an option are left over.
@@ -326,8 +325,9 @@ def _reproduce_command(arguments: argparse.Namespace) -> int:
     def finished(stage: str) -> None:
         print_filled(paper, stage, selection, printed)
 
-    failed = reproduce(paper, selection, jobs=jobs, finished=finished, watch=True)
-    show_tables(paper, selection.scale, selection.runs, printed)
+    with stopping.listening():
+        failed = reproduce(paper, selection, jobs=jobs, finished=finished, watch=True)
+        show_tables(paper, selection.scale, selection.runs, printed)
     return 1 if failed else 0
 
 

@@ -11,11 +11,10 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,9 @@ from common.reporting.progress import Watch, duration
 from common.reporting.results import find_promoted
 from common.reporting.runs import headline
 from common.reporting.tables import StageInstance, TablesError, expand, load
+from common.stages import stopping
 from common.stages.configuration import RunConfiguration
-from common.stages.run import Parent, StageRequest, end_with_parent, finished_record, recorded_lineage
+from common.stages.run import Parent, StageRequest, finished_record, recorded_lineage
 
 
 @dataclass(frozen=True)
@@ -252,9 +252,11 @@ def run_planned(
     elsewhere = 0
     running: dict[Future[records.Record], Planned] = {}
     watching = Watch(say) if watch else nullcontext(None)
-    with watching as shown, _pool(jobs) as pool, _termination_as_interrupt():
+    workers = stopping.waiting_for(_tell_workers) if jobs > 1 else nullcontext()
+    with stopping.listening(), workers, watching as shown, _pool(jobs) as pool:
         try:
             while waiting or running:
+                stopping.check()
                 for item in _startable(waiting, running, failed, say)[: jobs - len(running)]:
                     waiting.remove(item)
                     say(f"[{progress.start()}/{total}] {_name(item)} ({item.reason})")
@@ -262,13 +264,14 @@ def run_planned(
                     if shown is not None and not item.run.config["trainer"].get("enable_progress_bar", True):
                         shown.begin(_name(item), item.request.directory)
                     running[pool.submit(_run if jobs == 1 else _run_in_worker, item)] = item
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                     item = running.pop(future)
                     if shown is not None:
                         shown.end(_name(item))
                     try:
                         record = future.result()
                     except BrokenExecutor:
+                        stopping.check()
                         unfinished = len(waiting) + len(running) + 1
                         raise StageError(
                             f"a process was killed in {_name(item)} or in a stage beside it, as systems do when memory "
@@ -276,6 +279,7 @@ def run_planned(
                             f"`--jobs {max(1, jobs - 1)}` needs less memory"
                         ) from None
                     except Exception as error:  # one stage must not cost the others
+                        stopping.check(error)
                         # Our own errors, and those of files and values, say all there is to say.
                         if not is_ours(error) and not isinstance(error, OSError | ValueError):
                             traceback.print_exception(error)
@@ -287,14 +291,9 @@ def run_planned(
                     say(f"  {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{left}]")
                     if finished is not None:
                         finished(item.request.stage)
-        except KeyboardInterrupt as interrupt:
-            if isinstance(interrupt, Preempted):
-                # Ctrl-C reaches every process of a terminal, this signal only the one that it was sent to.
-                for worker in multiprocessing.active_children():
-                    worker.terminate()  # it saves its stage first
-            stopped = len(waiting) + len(running) + (jobs == 1)
-            say(f"stopped; the same command goes on where it was, {stopped} stages are left")
+        except Preempted:
             pool.shutdown(wait=True, cancel_futures=True)
+            say("stopped; the same command resumes")
             raise
     if elsewhere:
         say(
@@ -330,28 +329,6 @@ def _startable(
     ]
 
 
-@contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """While it lasts, SIGTERM ends a run as Ctrl-C does, so that no worker goes on alone and keeps its stage locked.
-
-    Once is enough: a second one, until the process is gone, would end the ending, before all workers are told.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_IGN)
-        raise Preempted(number)
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGTERM) is interrupt:
-            signal.signal(signal.SIGTERM, before)
-
-
 class _Here(Executor):
     """Runs what is submitted at once, in this process."""
 
@@ -369,7 +346,18 @@ def _pool(jobs: int) -> Executor:
         return _Here()
     # Started afresh and not forked: a worker imports torch once and keeps its decoded files for its next stages.
     spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs, spawn, initializer=end_with_parent, initargs=(1.0, signal.SIGTERM))
+    return ProcessPoolExecutor(jobs, spawn, initializer=_begin_worker)
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command tells its workers
+    stopping.end_with_parent(by=signal.SIGTERM)
+
+
+def _tell_workers(number: int) -> None:
+    for worker in multiprocessing.active_children():
+        if worker.pid is not None:
+            os.kill(worker.pid, number)
 
 
 class _Progress:
@@ -446,23 +434,17 @@ def _run_in_worker(item: Planned) -> records.Record:
     would wait for the next: forever, where the lost one held the lock of the queue.
     """
     try:
-        with _termination_as_interrupt():
+        with stopping.listening():
             return _run(item)
-    except KeyboardInterrupt as stop:
+    except Preempted as stop:
         sys.stdout.flush()
-        os._exit(stop.status if isinstance(stop, Preempted) else 128 + signal.SIGINT)
+        os._exit(stop.status)
 
 
 def _wait_for(command: Sequence[str]) -> int:
-    """Run a command to its end, also when this process is asked to end: it saves its state first."""
-    with subprocess.Popen(command) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt as stop:
-            if isinstance(stop, Preempted):  # Ctrl-C reached it without us
-                process.send_signal(stop.signal)
-            process.wait()
-            raise
+    """Run a command to its end; asked to stop, it saves its state first."""
+    with subprocess.Popen(command) as process, stopping.waiting_for(process.send_signal):
+        return process.wait()
 
 
 def fit_arguments(request: StageRequest) -> list[str]:

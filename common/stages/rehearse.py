@@ -22,6 +22,7 @@ from common.reporting import records
 from common.reporting.papers import existing_papers, names_of_papers, paper_named, runs_root
 from common.reporting.progress import duration
 from common.reporting.tables import Tables, load
+from common.stages import stopping
 from common.stages.configuration import REHEARSED_SCALES, scales_of
 from common.stages.parts import optional_part, part
 from common.stages.plan import Planned, Selection, plan, reproduce
@@ -269,11 +270,11 @@ def rehearse_command(arguments: Namespace) -> int:
     if arguments.stages and len(names) > 1:
         raise StageError("--stages names stages of one paper: name the paper, too")
     found: dict[str, list[Rehearsed]] = {}
-    for name in names:
-        found[name] = rehearse(
-            name, folder, scale=arguments.scale, stages=arguments.stages, jobs=jobs, keep=arguments.keep, say=say
-        )
-        terminal.print(table_of(paper_named(name).title, found[name]))
+    options = {"scale": arguments.scale, "stages": arguments.stages, "jobs": jobs, "keep": arguments.keep, "say": say}
+    with stopping.listening():
+        for name in names:
+            found[name] = rehearse(name, folder, **options)
+            terminal.print(table_of(paper_named(name).title, found[name]))
     failed = 0
     for name, entries in found.items():
         problems = sum(bool(entry.problem) for entry in entries)

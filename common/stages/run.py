@@ -10,12 +10,8 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import os
 import shlex
 import shutil
-import signal
-import sys
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +28,7 @@ from common.files import lock, make_folder, require_cache, sweep, sweep_cache, w
 from common.reporting import records
 from common.reporting.draws import NATIVE, Draw, require
 from common.reporting.papers import checkout, runs_root
+from common.stages import stopping
 from common.stages.configuration import (
     RunConfiguration,
     check_arguments,
@@ -44,6 +41,7 @@ from common.stages.configuration import (
 )
 from common.stages.launch import is_main_process, require_processes
 from common.stages.lean import import_lightning
+from common.stages.stopping import end_with_parent
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -153,28 +151,6 @@ def finished_record(request: StageRequest, lineage: str) -> records.Record | Non
     except records.RecordError:
         return None
     return record if record.lineage_hash == lineage else None
-
-
-def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -> None:
-    """End this process, a rank beside the first or a worker, soon after the one that started it is gone.
-
-    Left alone it would wait for the others, for half an hour where they never met, and hold its memory and its device.
-    The other way around Lightning, torchrun and srun see to it.
-
-    Args:
-        seconds: between two looks.
-        by: what ends it. A rank hangs in a collective and hears nothing but SIGKILL, and beside the first it writes no
-            files; SIGTERM saves a stage that trains.
-    """
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(seconds)
-        print(f"rank {os.environ.get('LOCAL_RANK', '?')}: the process that started it is gone", file=sys.stderr)
-        os.kill(os.getpid(), by)
-
-    threading.Thread(target=watch, name="parent-observer", daemon=True).start()
 
 
 def _prepare_directory(request: StageRequest, run: RunConfiguration, lineage: str) -> Path | None:
@@ -320,18 +296,25 @@ def run_stage(request: StageRequest, unless_done: bool = False) -> records.Recor
     require(request.isa)
     if not is_main_process():
         end_with_parent()
+    with stopping.listening():
+        return _run_listening(request, unless_done)
+
+
+def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
     run, config = stage_configuration(request)
     require_processes(config["trainer"])
     # Heavy imports only now: help, plans and skipped stages do not pay for them.
     import_lightning()
+    stopping.check()
     if request.arguments:
         # What its user set is checked before the data; it takes seconds, since the classes are imported.
         check_arguments(take_switches(config)[1], run.layers)
     _require_files(config.get("data"))
-    from common.stages.preempt import REQUEUE_SIGNAL, Preemption
+    from common.stages.preempt import Preemption
 
+    stopping.check()
     preemption = Preemption(request.directory / "checkpoints" / "last.ckpt")
-    with _claimed(request), preemption.listening():
+    with _claimed(request):
         lineage = request.lineage_hash(run)
         if is_main_process():
             _take_back(request, lineage)
@@ -343,27 +326,20 @@ def run_stage(request: StageRequest, unless_done: bool = False) -> records.Recor
             return done
         try:
             return _run_claimed(request, run, config, lineage, preemption)
-        except Preempted as stop:
-            if is_main_process():
-                print(f"  {preemption.describe(request.stage)}", flush=True)
-                preemption.queue_again()
-            elif stop.signal == REQUEUE_SIGNAL:
-                # A rank that ends badly would have srun end rank 0, which may not have asked for the job yet.
-                raise SystemExit(0) from None
+        except (Exception, Preempted) as error:
+            if (number := error.signal if isinstance(error, Preempted) else stopping.received()) is not None:
+                if not is_main_process():
+                    # A rank that ends badly has its launcher end rank 0, which may be saving or asking for the job.
+                    raise SystemExit(0) from None
+                print(f"  {preemption.describe(request.stage, number)}", flush=True)
+                preemption.queue_again(number)
+                raise Preempted(number) from error
+            if isinstance(error, RuntimeError) and _lost_a_process(error):
+                raise StageError(
+                    f"{request.stage}: another of its processes is gone, as when it failed, was killed or memory ran "
+                    "out; its own messages, if any, say why. The same command goes on from the last checkpoint"
+                ) from error
             raise
-        except KeyboardInterrupt:
-            if is_main_process():
-                saved = (request.directory / "checkpoints" / "last.ckpt").is_file()
-                where = "goes on from its last checkpoint" if saved else "starts anew: no checkpoint was saved yet"
-                print(f"  {request.stage}: interrupted; the same command {where}", flush=True)
-            raise
-        except RuntimeError as error:
-            if not _lost_a_process(error):
-                raise
-            raise StageError(
-                f"{request.stage}: another of its processes is gone, as when it failed, was killed or memory ran out; "
-                "its own messages, if any, say why. The same command goes on from the last checkpoint"
-            ) from error
         finally:
             # Trainer, model and optimizer refer to each other: without this they stay in memory, also that of the
             # accelerator, while this process runs its next stage.
@@ -597,26 +573,6 @@ def _record_of(
     )
 
 
-@contextmanager
-def _ending_told(cli: StageCLI, preemption: Preemption) -> Iterator[None]:
-    """Say in words why a stage ends early, where torch and Lightning say something else."""
-    try:
-        yield
-    except ValueError as error:
-        if not str(error).startswith(_ONE_VALUE):
-            raise
-        raise StageError(
-            f"data.batch_size is {cli.datamodule.batch_size} over {cli.trainer.world_size} process(es): batch "
-            "normalization met maps of one value a channel, which have no variance; raise it, or train on fewer devices"
-        ) from error
-    except SystemExit:
-        if not cli.trainer.interrupted:
-            raise
-        # Lightning turns Ctrl-C into an exit and stays deaf to a second one.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise (KeyboardInterrupt() if preemption.received is None else Preempted(preemption.received)) from None
-
-
 def _run_claimed(
     request: StageRequest, run: RunConfiguration, config: dict[str, Any], lineage: str, preemption: Preemption
 ) -> records.Record:
@@ -652,6 +608,9 @@ def _run_claimed(
     cli = build(run, config, arguments)
     resolved = cli.resolved()
     trainer = cli.trainer
+    # Lightning's own handlers save in the middle of a step and call collectives.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    ranks = getattr(trainer.strategy.launcher, "kill", lambda number: None)
     # The checkpoint that a stage goes on from is written last: the losses of its step follow right behind it.
     callbacks_of: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     callbacks_of.sort(key=lambda one: isinstance(one, ModelCheckpoint) and one.filename == "last")
@@ -667,44 +626,52 @@ def _run_claimed(
             trainer.loggers = [metrics_file, wandb, *trainer.loggers[1:]]
     last = directory / "checkpoints" / "last.ckpt"
     interrupted = True
+    stopping.check()
     try:
-        with _ending_told(cli, preemption):
-            if run.trains and resume_from is not None:
-                step, logged = _step_of(resume_from, request.stage)
-                if main_process:
-                    print(f"  {request.stage}: goes on from step {step} ({resume_from})")
-                    metrics_file.drop_after(logged)
-                _end_what_is_trained(trainer)
-            else:
-                metrics_file.drop_after(-1)
-            if run.trains:
-                trainer.fit(
-                    cli.model, datamodule=cli.datamodule, ckpt_path=resume_from and str(resume_from), weights_only=True
-                )
-                trainer.save_checkpoint(last)
-                preemption.training_ended()
-            steps = trainer.global_step
-            weights = str(last) if run.trains else None
-            trainer.test(cli.model, datamodule=cli.datamodule, verbose=False, ckpt_path=weights, weights_only=True)
-            metrics: dict[str, float | None] = {
-                name: float(value)
-                for name, value in sorted(trainer.callback_metrics.items())
-                if name.startswith("test/")
-            }
-            if wandb is not None:
-                wandb.summarize(_summary_of(request, metrics))
-            run_id = wandb.version if wandb is not None else None
-            record = _record_of(request, run, lineage, cli, sessions, started, steps, metrics, run_id)
+        if run.trains and resume_from is not None:
+            step, logged = _step_of(resume_from, request.stage)
             if main_process:
-                metrics_file.flush()
-                records.write(directory / "record.json", record)
-                if wandb is not None:
-                    made = (directory / "checkpoints").glob("*.ckpt")
-                    about = {"config_hash": record.config_hash, "lineage_hash": lineage, "steps": steps}
-                    kept = {f"{run_id}-{path.stem}": path for path in sorted(made) if path.stem != "non_finite"}
-                    note_files(wandb, kept, "checkpoint", used=False, **about)
-                    note_files(wandb, {f"{run_id}-record": directory / "record.json"}, "record", used=False, **about)
+                print(f"  {request.stage}: goes on from step {step} ({resume_from})")
+                metrics_file.drop_after(logged)
+            _end_what_is_trained(trainer)
+        else:
+            metrics_file.drop_after(-1)
+        if run.trains:
+            resumed = resume_from and str(resume_from)
+            with stopping.telling(ranks):
+                trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=resumed, weights_only=True)
+            trainer.save_checkpoint(last)
+            stopping.check()
+        steps = trainer.global_step
+        weights = str(last) if run.trains else None
+        with stopping.telling(ranks):
+            trainer.test(cli.model, datamodule=cli.datamodule, verbose=False, ckpt_path=weights, weights_only=True)
+        metrics: dict[str, float | None] = {
+            name: float(value)
+            for name, value in sorted(trainer.callback_metrics.items())
+            if name.startswith("test/")
+        }
+        if wandb is not None:
+            wandb.summarize(_summary_of(request, metrics))
+        run_id = wandb.version if wandb is not None else None
+        record = _record_of(request, run, lineage, cli, sessions, started, steps, metrics, run_id)
+        if main_process:
+            metrics_file.flush()
+            records.write(directory / "record.json", record)
+            if wandb is not None:
+                made = (directory / "checkpoints").glob("*.ckpt")
+                about = {"config_hash": record.config_hash, "lineage_hash": lineage, "steps": steps}
+                kept = {f"{run_id}-{path.stem}": path for path in sorted(made) if path.stem != "non_finite"}
+                note_files(wandb, kept, "checkpoint", used=False, **about)
+                note_files(wandb, {f"{run_id}-record": directory / "record.json"}, "record", used=False, **about)
         interrupted = False
+    except ValueError as error:
+        if not str(error).startswith(_ONE_VALUE):
+            raise
+        raise StageError(
+            f"data.batch_size is {cli.datamodule.batch_size} over {trainer.world_size} process(es): batch "
+            "normalization met maps of one value a channel, which have no variance; raise it, or train on fewer devices"
+        ) from error
     finally:
         if wandb is not None:
             wandb.finish(exit_code=1 if interrupted else 0)

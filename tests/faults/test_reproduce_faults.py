@@ -20,6 +20,7 @@ from common.data.items import TooManyBrokenFiles
 from common.errors import Preempted, RunsElsewhereError, StageError
 from common.stages import plan as schedule
 from common.stages import run as running
+from common.stages import stopping
 from common.stages.plan import Selection, plan
 
 
@@ -45,7 +46,7 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
         process.terminate()
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 143
-        assert "stopped; the same command goes on where it was" in output
+        assert "stopped; the same command resumes" in output
         deadline = time.monotonic() + 30
         while _lives(process.pid):
             assert time.monotonic() < deadline
@@ -184,12 +185,8 @@ def test_a_stage_in_a_process_of_its_own_is_told_and_waited_for(tmp_path: Path) 
     child = (
         f"trap 'sleep 1; touch {saved}; exit 143' TERM; sleep 1; kill -TERM {os.getpid()}; while :; do sleep 0.1; done"
     )
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(Preempted) as stop, schedule._termination_as_interrupt():
-            schedule._wait_for(["sh", "-c", child])
-    finally:
-        signal.signal(signal.SIGTERM, before)  # left ignored, since who is told to end does not go on
+    with pytest.raises(Preempted) as stop, stopping.listening():
+        assert schedule._wait_for(["sh", "-c", child]) == 143
     assert stop.value.status == 143
     assert saved.exists()
 

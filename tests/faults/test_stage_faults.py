@@ -7,6 +7,7 @@ import fcntl
 import math
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -331,20 +332,29 @@ def test_a_configuration_error_comes_before_any_data(tmp_path: Path) -> None:
         run_stage(request("avid/avid", tmp_path, "--data.clips_per_vid", "2", layer=REAL))
 
 
-@pytest.mark.parametrize("saved", [False, True])
-def test_an_interrupted_stage_says_where_it_goes_on(
-    saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("number", "saved"), [(signal.SIGINT, False), (signal.SIGHUP, True)])
+def test_a_stopped_stage_says_where_it_resumes(
+    number: int, saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(stage: StageRequest, *_: Any) -> None:
+    """What fails after the signal is no failure of the stage."""
+
+    def stopped(stage: StageRequest, *_: Any) -> None:
         if saved:
             (stage.directory / "checkpoints").mkdir(parents=True)
             (stage.directory / "checkpoints" / "last.ckpt").touch()
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        raise AttributeError("module 'numpy' has no attribute 'void'")
 
-    monkeypatch.setattr(runner, "_run_claimed", interrupted)
-    assert main(["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path)]) == 130
-    where = "goes on from its last checkpoint" if saved else "starts anew: no checkpoint was saved yet"
-    assert f"avid: interrupted; the same command {where}\n" in capsys.readouterr().out
+    monkeypatch.setattr(runner, "_run_claimed", stopped)
+    arguments = ["--scale", "smoke", "--runs", str(tmp_path)]
+    assert main(["fit", "avid/avid", *arguments]) == 128 + number
+    where = "resumes from its last checkpoint" if saved else "starts anew: no checkpoint was saved yet"
+    told = f"avid: stopped by {signal.Signals(number).name}; the same command {where}\n"
+    assert told in capsys.readouterr().out
+    assert main(["reproduce", "avid", "--stages", "avid", "--jobs", "1", *arguments]) == 128 + number
+    output = capsys.readouterr().out
+    assert told in output
+    assert "FAILED" not in output
 
 
 def test_missing_data_are_told_before_anything_is_estimated_or_built(
@@ -386,9 +396,3 @@ def test_a_folder_in_the_place_of_the_curves_is_told(tmp_path: Path) -> None:
     (stage.directory / "metrics.csv").mkdir()
     with pytest.raises(StageError, match=r"metrics\.csv is no file.*move it away"):
         run_stage(stage)
-
-
-def test_a_null_byte_is_told_as_one(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["fit", "avid/avid", "--runs", "a\0b"])
-    assert "holds a null byte" in capsys.readouterr().err

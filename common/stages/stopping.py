@@ -1,0 +1,201 @@
+"""Stops a command on a signal: the signal is noted, and work ends at the next point that calls `check`.
+
+Nothing is raised where the signal arrives, which may be inside an import or a C extension.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from common.errors import Preempted
+from common.stages.launch import is_main_process
+
+#: SLURM sends this one some time before the end of a job (`sbatch --signal`); the job then asks to be queued again.
+REQUEUE_SIGNAL = signal.SIGUSR1
+#: A process that reaches no `check` within so many seconds of a signal ends without saving.
+PATIENCE = 45.0
+
+
+class _Listener:
+    """Notes signals and tells child processes; its thread also works while the main thread is blocked in C code."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.children: list[Callable[[int], object]] = []
+        self.deadline, self.waiting = 0.0, 0
+        wanted = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+        wanted += [REQUEUE_SIGNAL] if "SLURM_JOB_ID" in os.environ else []
+        # What is ignored, as under nohup, stays so.
+        self._before = {number: was for number in wanted if (was := signal.getsignal(number)) != signal.SIG_IGN}
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in self._before:
+            signal.signal(number, self._note)
+        self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._writer)
+        self._thread.join()
+        os.close(self._reader)
+
+    def forget(self) -> None:
+        """In a forked child, which must not write into its parent's pipe."""
+        signal.set_wakeup_fd(-1)
+        for number in self._before:
+            signal.signal(number, signal.SIG_DFL)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.received = self.received or number
+
+    def _watch(self) -> None:
+        poll = select.poll()
+        poll.register(self._reader)
+        while True:
+            numbers = os.read(self._reader, 64) if poll.poll(500 if self.deadline else None) else None
+            if numbers == b"":
+                return
+            for number in numbers or b"":
+                if number in self._before and not self.deadline:
+                    self.received = self.received or number
+                    self.deadline = time.monotonic() + PATIENCE
+                    self._tell(signal.SIGTERM if number == signal.SIGINT else number)  # a second Ctrl-C means more
+                    if number == signal.SIGINT and is_main_process() and os.isatty(2):
+                        os.write(2, b"\nstopping; Ctrl-C again stops at once\n")
+                elif number == signal.SIGINT:
+                    self._end()
+            if self.deadline and not self.waiting and time.monotonic() > self.deadline:
+                self._end()
+
+    def _tell(self, number: int) -> None:
+        for tell in list(self.children):
+            with suppress(OSError):
+                tell(number)
+
+    def _end(self) -> None:
+        self._tell(signal.SIGKILL)
+        # The main thread may hold the lock of a stream.
+        last = threading.Thread(target=_last_words, daemon=True)
+        last.start()
+        last.join(2.0)
+        os._exit(128 + (self.received or signal.SIGTERM))
+
+
+def _last_words() -> None:
+    if sys.stdout.isatty():
+        sys.stdout.write("\x1b[?25h")  # a live display hides the cursor
+    print("stopped at once; the same command resumes from the last checkpoints", flush=True)
+
+
+_listener: _Listener | None = None
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """While it lasts, SIGTERM, Ctrl-C, SIGHUP and within a job of SLURM SIGUSR1 are noted; without effect in another.
+
+    Raises:
+        Preempted: a signal was received; in place of any error that came after it.
+    """
+    global _listener
+    if _listener is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _listener = _Listener()
+    try:
+        yield
+        check()
+    except Exception as error:
+        check(error)
+        raise
+    finally:
+        _listener.close()
+        _listener = None
+
+
+def received() -> int | None:
+    """The first signal that was received, if any."""
+    return None if _listener is None else _listener.received
+
+
+def check(error: BaseException | None = None) -> None:
+    """End here if a signal was received; `error` came after it.
+
+    Raises:
+        Preempted: a signal was received.
+    """
+    if (number := received()) is not None:
+        raise Preempted(number) from error
+
+
+def postpone(seconds: float) -> None:
+    """Allow so many seconds from now, as for a checkpoint that is being saved."""
+    if _listener is not None and _listener.received is not None:
+        _listener.deadline = time.monotonic() + seconds
+
+
+@contextmanager
+def telling(child: Callable[[int], object]) -> Iterator[None]:
+    """While it lasts, a signal is handed on to child processes: SIGTERM for Ctrl-C, SIGKILL when this process ends."""
+    if _listener is None:
+        yield
+        return
+    _listener.children.append(child)
+    try:
+        yield
+    finally:
+        _listener.children.remove(child)
+
+
+@contextmanager
+def waiting_for(child: Callable[[int], object]) -> Iterator[None]:
+    """As `telling`, of child processes that keep the time themselves: this one waits until they have ended."""
+    listener = _listener
+    if listener is None:
+        yield
+        return
+    with telling(child):
+        listener.waiting += 1
+        try:
+            yield
+        finally:
+            postpone(PATIENCE)
+            listener.waiting -= 1
+
+
+def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -> None:
+    """End this process, a rank or a worker, soon after the one that started it is gone.
+
+    Left alone, a rank waits for the others for half an hour and holds its memory and its device. A rank blocked in a
+    collective only responds to SIGKILL; SIGTERM saves a stage that trains.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(seconds)
+        print(f"rank {os.environ.get('LOCAL_RANK', '?')}: the process that started it is gone", file=sys.stderr)
+        os.kill(os.getpid(), by)
+
+    threading.Thread(target=watch, name="parent-observer", daemon=True).start()
+
+
+def _in_forked_child() -> None:
+    global _listener
+    if _listener is not None:
+        _listener.forget()
+        _listener = None
+
+
+os.register_at_fork(after_in_child=_in_forked_child)
