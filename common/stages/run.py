@@ -647,9 +647,7 @@ def _run_claimed(
         with stopping.telling(ranks):
             trainer.test(cli.model, datamodule=cli.datamodule, verbose=False, ckpt_path=weights, weights_only=True)
         metrics: dict[str, float | None] = {
-            name: float(value)
-            for name, value in sorted(trainer.callback_metrics.items())
-            if name.startswith("test/")
+            name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if name.startswith("test/")
         }
         if wandb is not None:
             wandb.summarize(_summary_of(request, metrics))

@@ -5,6 +5,7 @@ Nothing is raised where the signal arrives, which may be inside an import or a C
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import select
 import signal
@@ -180,7 +181,8 @@ def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -
     Left alone, a rank waits for the others for half an hour and holds its memory and its device. A rank blocked in a
     collective only responds to SIGKILL; SIGTERM saves a stage that trains.
     """
-    parent = os.getppid()
+    starter = multiprocessing.parent_process()  # known even where it is gone by now
+    parent = os.getppid() if starter is None else starter.pid
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -340,7 +340,7 @@ def test_a_stopped_stage_says_where_it_resumes(
 
     def stopped(stage: StageRequest, *_: Any) -> None:
         if saved:
-            (stage.directory / "checkpoints").mkdir(parents=True)
+            (stage.directory / "checkpoints").mkdir(parents=True, exist_ok=True)
             (stage.directory / "checkpoints" / "last.ckpt").touch()
         os.kill(os.getpid(), number)
         raise AttributeError("module 'numpy' has no attribute 'void'")

@@ -1,0 +1,120 @@
+"""A signal at a random moment, imports, rendering and tables included, ends the command and fails no stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.small_mct import small_layer
+from tests.distributed.stages import over
+
+#: So long a command takes to listen: before, a signal ends it at once.
+LISTENS = 1.0
+PROGRAM = ("-m", "common.commands.main")
+#: A command that waits three seconds for a stage to be saved; ranks are started by the same file.
+IMPATIENT = """
+import sys
+from common.commands.main import main
+from common.stages import stopping
+stopping.PATIENCE = 3.0
+sys.exit(main())
+"""
+
+
+def _start(command: list[str], program: tuple[str, ...] = PROGRAM, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *program, *command],
+        env={**os.environ, "WANDB_MODE": "disabled", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _stop(process: subprocess.Popen[str], after: float, number: int) -> None:
+    """Send a signal after some seconds: the command ends with its status, marks no failure and leaves no process."""
+    try:
+        process.communicate(timeout=after)
+        return  # this machine was faster than when the run was timed
+    except subprocess.TimeoutExpired:
+        # Ctrl-C reaches every process of a terminal.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    try:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode in (128 + number, -number), output
+        assert "FAILED" not in output
+        assert "Traceback" not in output
+        deadline = time.monotonic() + 10
+        while _lives(process.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        if _lives(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _results(runs: Path) -> dict[str, Any]:
+    return {
+        record.parent.name: (
+            json.loads(record.read_text(encoding="utf-8"))["metrics"],
+            (record.parent / "metrics.csv").read_text(encoding="utf-8"),
+        )
+        for record in runs.rglob("record.json")
+    }
+
+
+def test_reproduce_stopped_at_random_points_resumes(tmp_path: Path) -> None:
+    command = ["reproduce", "mct", "--scale", "smoke", "--jobs", "1", "--stages", "moco_v2", "--runs"]
+    began = time.monotonic()
+    whole = _start([*command, str(tmp_path / "whole")])
+    output, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, output
+    seconds, draw = time.monotonic() - began, random.Random(0)
+    for turn, number in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTERM)):
+        cache = {"ASSEMBLE_CACHE": str(tmp_path / "cache")} if turn == 0 else {}  # it renders its own world
+        process = _start([*command, str(tmp_path / "stopped")], **cache)
+        _stop(process, draw.uniform(LISTENS, seconds), number)
+    resumed = _start([*command, str(tmp_path / "stopped")])
+    output, _ = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, output
+    assert _results(tmp_path / "stopped") == _results(tmp_path / "whole") != {}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_two_ranks_end_also_while_one_waits_for_the_other(frozen: bool, tmp_path: Path) -> None:
+    layer, program = tmp_path / "two.yaml", tmp_path / "impatient.py"
+    layer.write_text(json.dumps(over(small_layer({"queue_size": 64}), 2)), encoding="utf-8")
+    program.write_text(IMPATIENT, encoding="utf-8")
+    options = ["--scale", "smoke", "--runs", str(tmp_path), "--config", str(layer)]
+    process = _start(["fit", "mct/mct_tag", *options], (str(program),) if frozen else PROGRAM, GLOO_SOCKET_IFNAME="lo")
+    after = random.Random(1).uniform(LISTENS, 15)
+    if frozen:
+        deadline = time.monotonic() + 120
+        while not (ranks := _children(process.pid)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(ranks[0], signal.SIGSTOP)
+        after = 5  # rank 0 waits for it now
+    _stop(process, after, signal.SIGTERM)
+
+
+def _children(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()]
