@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ RUN_COMMANDS = {
 }
 
 
+CODE = Path(common.__file__).resolve().parents[1]
+
 #: Seeds that numpy takes.
 LARGEST_SEED = 2**32 - 1
 
@@ -72,7 +75,7 @@ def _check_neighbor() -> None:
     Raises:
         StageError: it says which one Python finds.
     """
-    ours = Path(common.__file__).resolve().parents[1] / "papers"
+    ours = CODE / "papers"
     spec = importlib.util.find_spec("papers")
     found = Path(spec.origin).resolve() if spec and spec.origin else None
     if found != ours / "__init__.py":
@@ -133,9 +136,11 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _explained(error: Exception) -> bool:
-    """Whether an error was worded by this code for its user, such as a missing data set."""
-    # Those of the system have a number.
-    return is_ours(error) or (isinstance(error, OSError) and error.errno is None)
+    """Whether an error was worded by this code for its user: it is of our own class, or our own line raised it."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    path = Path(place.filename).resolve()
+    ours = any(path.is_relative_to(CODE / package) for package in ("common", "papers"))
+    return is_ours(error) or (ours and (place.line or "").startswith("raise "))
 
 
 def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

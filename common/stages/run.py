@@ -273,6 +273,8 @@ def _quiet_lightning() -> None:
         ".*module.s. in eval mode.*",  # frozen encoders are meant to be
         ".*ModelCheckpoint with manual optimization.*",  # weights after the step are what is wanted
         ".*overridden .on_before_batch_transfer. in .LightningModule.*",  # meant by who overrides it
+        ".*broadcast_buffers. is deprecated.*",  # its successor broadcasts banks and queues at the start
+        ".*recommended to use .self.log.*sync_dist=True.*",  # what is logged was gathered from all ranks
         ".*dataloader is not resumable.*",  # ours is: the sampler starts at the step of the checkpoint
     ):
         warnings.filterwarnings("ignore", message=message)
