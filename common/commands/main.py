@@ -140,7 +140,8 @@ def _explained(error: Exception) -> bool:
     place = traceback.extract_tb(error.__traceback__)[-1]
     path = Path(place.filename).resolve()
     ours = any(path.is_relative_to(CODE / package) for package in ("common", "papers"))
-    return is_ours(error) or (ours and (place.line or "").startswith("raise "))
+    raised = ours and (place.line or "").startswith("raise ")
+    return is_ours(error) or raised or (isinstance(error, OSError) and error.errno is None)  # the system's are numbered
 
 
 def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
