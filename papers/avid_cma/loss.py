@@ -99,9 +99,6 @@ class BankLoss(nn.Module):
         Args:
             num_items: clips of the training set, a row of each bank for every one.
             dim: width of an embedding.
-
-        Raises:
-            ValueError: a clip has too few others to be compared with.
         """
         if num_items < self.positives + 2:
             raise ValueError(
@@ -214,9 +211,6 @@ class BankLoss(nn.Module):
 
         Args:
             memory: state dict of another `BankLoss`.
-
-        Raises:
-            ValueError: something is missing, was never trained, or is of another listing or width.
         """
         own = {name: value for name, value in self.named_buffers() if name != "positive_set"}
         problem = differences(own, {name: memory[name] for name in own if name in memory})

@@ -52,9 +52,6 @@ def mine_positives(
         int32 [N, k], every row ascending, on the device of the banks, equal on every rank. Where `world_size` is given
         without a process group, only this rank's part [ceil(N / world_size), k].
 
-    Raises:
-        ValueError: when k does not leave every item k others, or `agreement` is unknown.
-
     Source: [7].
     """
     num_items = video_bank.shape[0]

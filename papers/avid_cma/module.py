@@ -47,9 +47,6 @@ class AVIDModule(pl.LightningModule):
         refresh_every: the positives are mined again at the start of every so many epochs; 0 for never.
         mined: positives per instance in the diagnosis of mining that follows a training without mined positives; 0
             for no diagnosis.
-
-    Raises:
-        ValueError: in setup, when a warm start is missing or belongs to another data set listing.
     """
 
     def __init__(

@@ -106,11 +106,7 @@ class AVID(networks.AVID, TrainedModel):
         self._spectrogram = audio.transform(training=False, statistics=statistics)
 
     def read_video(self, file: str | Path) -> Tensor:
-        """The clips of a file, float32 [clips, 3, T, crop, crop].
-
-        Raises:
-            MediaError: it cannot be read, or has no video stream.
-        """
+        """The clips of a file, float32 [clips, 3, T, crop, crop]."""
         with MediaFile(file) as media:
             clips = []
             for start, duration in self._windows(media, "video", self.video.duration):
@@ -119,11 +115,7 @@ class AVID(networks.AVID, TrainedModel):
         return torch.stack(clips)
 
     def read_audio(self, file: str | Path) -> Tensor:
-        """Windows of a file's sound as spectrograms, float32 [clips, 1, frames, bins]; a short sound is repeated.
-
-        Raises:
-            MediaError: it cannot be read, or has no sound.
-        """
+        """Windows of a file's sound as spectrograms, float32 [clips, 1, frames, bins]; a short sound is repeated."""
         rate, count = self._spectrogram.sample_rate, self._spectrogram.num_samples
         with MediaFile(file) as media:
             windows = []
@@ -150,14 +142,8 @@ class AVID(networks.AVID, TrainedModel):
     def embed_video(self, videos: Items) -> Tensor:
         """Embeddings of videos.
 
-        Args:
-            videos: a file, some files, or what `read_video` gives of them.
-
         Returns:
             Unit vectors [B, d] on the model's device.
-
-        Raises:
-            MediaError: a file cannot be read, or has no video stream.
         """
         return self._means(lambda clips: self.video_proj(self.video_model(clips)), self.read_all("video", videos))
 
@@ -165,14 +151,8 @@ class AVID(networks.AVID, TrainedModel):
     def embed_audio(self, sounds: Items) -> Tensor:
         """Embeddings of sounds; they can be compared with those of `embed_video`.
 
-        Args:
-            sounds: a file, video or sound alone, some files, or what `read_audio` gives of them.
-
         Returns:
             Unit vectors [B, d] on the model's device.
-
-        Raises:
-            MediaError: a file cannot be read, or has no sound.
         """
         return self._means(lambda clips: self.audio_proj(self.audio_model(clips)), self.read_all("audio", sounds))
 

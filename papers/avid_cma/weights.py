@@ -54,10 +54,6 @@ def load_pretraining(path: str | Path, model: nn.Module, field: str = "model.war
         model: the network that the weights are for; not changed.
         field: setting that gave `path`, for the message.
 
-    Raises:
-        CheckpointError: the file is missing, unreadable or of another kind, or its names or shapes do not fit `model`;
-            all differences are listed.
-
     Source: [13].
     """
     try:
@@ -110,9 +106,6 @@ def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, T
 
     Returns:
         Names and tensors as the encoder's own `state_dict`.
-
-    Raises:
-        CheckpointError: the file is missing, unreadable, or holds no such encoder.
     """
     if modality not in TOWERS:
         raise ValueError(f"modality: expected 'video' or 'audio', got {modality!r}")
@@ -141,10 +134,6 @@ def export(checkpoint: str | Path, output: str | Path, layout: Modality = "video
 
     Returns:
         `output`.
-
-    Raises:
-        CheckpointError: see `load_backbone`.
-        ValueError: `output` ends as a file of another format does.
     """
     backbone = load_backbone(checkpoint, layout)
     content = {"format": BACKBONE_FORMAT, "paper": "avid_cma", "modality": layout, "state_dict": backbone}

@@ -79,11 +79,7 @@ class CaptionReader:
         self._read: dict[tuple[int, str, str], CaptionTokens] = {}
 
     def __call__(self, dataset: Any, split: str, language: str) -> CaptionTokens:
-        """The captions of a split in a language.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """The captions of a split in a language."""
         key = (id(dataset), split, language)
         if key not in self._read:
             captions = dataset.captions(split, language)
@@ -99,9 +95,6 @@ class CaptionPool:
     Args:
         sets: captions of each set; images are the same where their keys are.
         keys: images to use, in this order; others and their captions are left out.
-
-    Raises:
-        ValueError: an image has no caption.
     """
 
     def __init__(self, sets: Sequence[CaptionTokens], keys: Sequence[str]) -> None:

@@ -71,9 +71,6 @@ class CodeSwitcher:
             as in the released code.
         lower_case: look a word up in lower case where the dictionary lacks it as it is; the released code does not.
 
-    Raises:
-        ValueError: an argument is out of its range.
-
     Source: [5]; `clag` and `dclag` of the released code.
     """
 
@@ -115,12 +112,7 @@ class CodeSwitcher:
         self._entries: dict[str, Entry] = {}
 
     def prepare(self) -> None:
-        """Read the dictionaries.
-
-        Raises:
-            FileNotFoundError: one is missing, or there is none at all.
-            ValueError: one holds no pairs.
-        """
+        """Read the dictionaries."""
         if self._words is not None:
             return
         if self.all_there:
@@ -223,10 +215,6 @@ def read_dictionary(folder: Path, source: str, target: str) -> list[tuple[str, s
     Args:
         folder: where it lies.
         source, target: languages.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no text in UTF-8, or holds no pair.
     """
     path = folder / f"{source}-{target}.txt"
     try:

@@ -71,9 +71,6 @@ class RegionTextData(ShardedDataModule):
         test_batch_size: images or captions per evaluation step, per device.
         kwargs: see ShardedDataModule; `cache_bytes` keeps the regions of a set that fits in, and an image without
             regions counts as broken.
-
-    Raises:
-        ValueError: a set is not there, or a number is out of its range.
     """
 
     #: Captions of an image that a comparison of weights shows.
@@ -373,9 +370,6 @@ class PretrainingData(RegionTextData):
         kwargs: see RegionTextData and ShardedDataModule. `languages` are those of the text, None for all that it has;
             `train_split` is also that of the text.
 
-    Raises:
-        ValueError: a number is out of its range, or there is neither text nor captions.
-
     Source: [6].
     """
 
@@ -593,12 +587,7 @@ class OneRelation:
 
 
 def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
-    """Refuse an encoder that cannot read the data; after setup.
-
-    Raises:
-        ValueError: it is too small, its features are of another width, or, where it adds language embeddings beside
-            regions, a caption's language has no number or another one in it.
-    """
+    """Refuse an encoder that cannot read the data; after setup."""
     for name, size, needed in (
         ("vocabulary_size", encoder.vocabulary_size, data.vocabulary_size),
         ("languages", encoder.languages, len(data.languages)),
@@ -633,11 +622,7 @@ def there(sets: Mapping[str, CaptionSet | None]) -> dict[str, CaptionSet]:
 
 
 def chosen_sets(sets: Mapping[str, CaptionSet], names: Sequence[str], field: str) -> list[CaptionSet]:
-    """Sets by their names.
-
-    Raises:
-        ValueError: there is none of a name.
-    """
+    """Sets by their names."""
     unknown = [name for name in names if name not in sets]
     if unknown:
         raise ValueError(f"data.{field}: no set {', '.join(unknown)}; data.sets has {', '.join(sets) or 'none'}")

@@ -122,9 +122,6 @@ class M3PEncoder(nn.Module):
         joint_language_embedding: add the language's embedding to tokens that stand beside regions, too. The released
             code builds the ids and leaves them out.
 
-    Raises:
-        ValueError: a size does not fit.
-
     Source: [3]; sizes of the README's commands by default.
     """
 
@@ -182,9 +179,6 @@ class M3PEncoder(nn.Module):
 
         Returns:
             [B, L, D]; they depend neither on regions nor on other tokens.
-
-        Raises:
-            ValueError: the sequence is longer than the table of positions.
         """
         last = first + token_ids.shape[1]
         if last > self.positions:
@@ -271,9 +265,6 @@ class M3PEncoder(nn.Module):
 
         Returns:
             [B, R + L, D]; zero at positions that do not count.
-
-        Raises:
-            ValueError: regions without boxes, or a sequence longer than the table of positions.
         """
         if regions is None:
             return self.encode(self.start_text(token_ids, token_mask, 0, languages), token_mask)

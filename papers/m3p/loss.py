@@ -33,9 +33,6 @@ class WeightSchedule:
         points: a number, or a text such as "0:1,1000:0", which falls from 1 to 0 in a thousand iterations and stays.
         field: name of the setting, for the message.
 
-    Raises:
-        ValueError: the text is no such list, or its iterations do not rise.
-
     Source: [6.2].
     """
 
@@ -161,9 +158,6 @@ def relation_terms(
     Returns:
         `vlm_ce`, `vlm_bce`; `mlm`; `mrm_class` and `mrm_regression`; `alignment` and `itm`; `contrast`;
         scalars. And `accuracy`, the share of groups whose true pair scores highest.
-
-    Raises:
-        ValueError: soft classes are asked for, and the data has no distributions.
 
     Source: [6.2] and [14].
     """

@@ -33,9 +33,6 @@ class Masking:
         kept_regions: of the chosen ones that stay; the others become zero.
         text_fraction: of the pairs whose words are masked; those of the others whose regions are. Never both.
 
-    Raises:
-        ValueError: a share is out of [0, 1].
-
     Source: [6.1] and [6.2].
     """
 

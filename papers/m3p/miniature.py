@@ -141,9 +141,6 @@ class WarmStart(pl.LightningModule):
         pretrained: checkpoint of another stage; None starts from random weights.
         learning_rate, warmup_steps: see `papers.m3p.module.adam`.
         captions_per_image: of the test, see `RetrievalTest`.
-
-    Raises:
-        ValueError: the temperature is not positive.
     """
 
     def __init__(

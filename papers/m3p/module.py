@@ -72,9 +72,6 @@ class M3PModule(pl.LightningModule):
         select_every: iterations between two comparisons on the validation split.
         tokens_per_batch, captions_per_image: of the test, see `RetrievalTest`.
 
-    Raises:
-        ValueError: a weight is no schedule, or no task is on.
-
     Source: [6.3] for the updates.
     """
 
@@ -300,11 +297,7 @@ class M3PModule(pl.LightningModule):
 
 
 def check_classes(model: M3P, batch: Batch) -> None:
-    """Refuse a batch, still on the host, with a region of a class that the model does not know.
-
-    Raises:
-        ValueError: there is one.
-    """
+    """Refuse a batch, still on the host, with a region of a class that the model does not know."""
     known = model.region_heads.classifier.out_features
     for group in (group for relation in batch["relations"] for group in relation.values()):
         classes = group.get("region_classes")

@@ -72,9 +72,6 @@ class PairItems(RegionItems):
         switched: replaces words of captions in its source language; None leaves them alone.
         masked: whether to draw random numbers for masking.
         options: see RegionItems and ItemDataset.
-
-    Raises:
-        ValueError: there are too few images to draw negatives from.
     """
 
     def __init__(

@@ -95,9 +95,6 @@ def find_pictures(
         captions: reads their captions.
         max_missing: fraction of the images that may have no regions.
         first: the first so many images; None for all.
-
-    Raises:
-        TooManyBrokenFiles: more have none.
     """
     features = [one.dataset.regions(split) for one in sets]
     keys_of = [captions(one.dataset, split, one.language).captions.keys for one in sets]
@@ -143,9 +140,6 @@ class RegionItems(ItemDataset):
         cache_bytes: memory for regions; they are kept when those of all pictures fit in.
         distributions: also read the distribution of classes.
         options: see ItemDataset.
-
-    Raises:
-        ValueError: there are no distributions.
     """
 
     def __init__(
@@ -168,12 +162,7 @@ class RegionItems(ItemDataset):
                 self.regions(0)
 
     def regions(self, file: int) -> RegionArrays:
-        """The regions of a picture.
-
-        Raises:
-            MediaError: they are damaged.
-            ValueError: there are no distributions.
-        """
+        """The regions of a picture."""
         if self._cache is not None and file in self._cache:
             return self._cache[file]
         key = self.pictures.keys[file]

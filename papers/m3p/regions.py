@@ -75,9 +75,6 @@ def read_region_network(checkpoint: str | Path) -> RegionNetwork:
 
     Args:
         checkpoint: of a `papers.m3p.miniature.RegionClassifier`.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or of something else.
     """
     content = read_checkpoint(checkpoint)
     settings = content.get("hyper_parameters") or {}
@@ -108,10 +105,6 @@ def prepare_regions(
 
     Returns:
         The folder that holds them, the same for data sets of the same pictures.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be used.
-        ImageError: no picture of a split can be read.
     """
     checkpoint = Path(checkpoint)
     if not checkpoint.is_file():

@@ -31,9 +31,6 @@ class LanguageStream:
         batch_size: rows of a block.
         bptt: tokens of a row.
         end_id: the closing token.
-
-    Raises:
-        ValueError: the stream is empty.
     """
 
     def __init__(self, tokens: npt.NDArray[Any], batch_size: int, bptt: int, end_id: int = 2) -> None:
@@ -50,11 +47,7 @@ class LanguageStream:
         return self._blocks
 
     def block(self, number: int, rows: slice = slice(None)) -> Ints:
-        """Some rows of a block, int64 [B, bptt].
-
-        Raises:
-            IndexError: there is no such block.
-        """
+        """Some rows of a block, int64 [B, bptt]."""
         number = range(self._blocks)[number]
         piece = self._blocks * self.bptt
         filled = self.batch_size * piece - len(self.tokens)
@@ -72,9 +65,6 @@ def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str,
     Args:
         counts: sentences of each language.
         alpha: 1 for the shares themselves, 0 (or -1, as the released code writes it) for all alike.
-
-    Raises:
-        ValueError: there is no language, or one without sentences; or alpha is negative and not -1.
 
     Source: [6.1], after Conneau et al., "XLM-R", section 3.1.
     """

@@ -79,23 +79,13 @@ class M3P(encoder.M3P, TrainedModel):
         """The encoder's state [B, D] at the first region of each picture read without text.
 
         It is no vector that can be compared with one of a text: this model reads both together, see `match`.
-
-        Args:
-            images: a file, some files, or what `read_image` gives of them.
-
-        Raises:
-            ImageError, RegionError, StageError: see `read_image`.
         """
         start, mask = self._start(images)
         return self.encoder.encode(start, mask, "first")[:, 0].float()
 
     @torch.no_grad()
     def embed_text(self, texts: Items) -> Tensor:
-        """The encoder's state [B, D] at the first token of each text read without regions.
-
-        Args:
-            texts: one text or several, in any language.
-        """
+        """The encoder's state [B, D] at the first token of each text read without regions."""
         ids, mask = (value.to(self.device) for value in self._tokens(texts))
         number = self._language()
         languages = None if number is None else torch.full((len(ids),), number, device=self.device)
@@ -115,9 +105,6 @@ class M3P(encoder.M3P, TrainedModel):
         Args:
             images: a file, some files, or what `read_image` gives of them.
             texts: one text or several, in any language.
-
-        Raises:
-            ImageError, RegionError, StageError: see `read_image`.
         """
         start, mask = self._start(images)
         ids, token_mask = self._tokens(texts)
@@ -146,11 +133,6 @@ class M3P(encoder.M3P, TrainedModel):
 
         Args:
             file: the picture; with `regions`, its name without suffix is enough.
-
-        Raises:
-            ImageError: it cannot be read.
-            RegionError: `regions` has no such picture.
-            StageError: there is neither a detector nor a file of features, or these are of another width.
         """
         if self.regions is not None:
             if self.regions.feature_size != self.encoder.feature_dim:

@@ -98,9 +98,6 @@ def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", pos
     Returns:
         Names of the file's tensors that were not used, such as the generation layers of the released checkpoint.
 
-    Raises:
-        CheckpointError: the file is missing, damaged, no such checkpoint, or of other sizes; the model is unchanged.
-
     Source: [3].
     """
     try:
@@ -147,10 +144,6 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "m3p") -
 
     Returns:
         `output`.
-
-    Raises:
-        ValueError: there is no such layout, or the suffix is another.
-        CheckpointError: the file is missing, damaged or holds no such model.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")

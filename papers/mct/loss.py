@@ -146,9 +146,6 @@ class MultimodalContrast(nn.Module):
         tag_count: number of tags; 0 when the data have none.
         seed: of the initial queues.
 
-    Raises:
-        ValueError: when an argument is out of range, or tags are wanted from data without tags.
-
     Source: [4] and [5].
     """
 
@@ -224,10 +221,6 @@ class MultimodalContrast(nn.Module):
             Scalars: `loss` with gradient; detached, every loss by its name, unweighted; how often the own key beats
             the queue, `accuracy_<name>`; negatives within the margin per anchor, `active_ic` and `active_ci`; positives
             per anchor of J_tag with the own key, `positives`; share of the queues that was written, `queue_fill`.
-
-        Raises:
-            KeyError: when an embedding is missing.
-            ValueError: when a shape does not fit, or image ids or tags are missing.
         """
         self._require(queries, keys, image_id, tags)
         terms: dict[str, Tensor] = {}
@@ -303,9 +296,6 @@ class MultimodalContrast(nn.Module):
 
         Args:
             rows: keys compared in each queue.
-
-        Raises:
-            RuntimeError: names the queue and the ranks that differ.
         """
         for name, queue in self._queues():
             queue.check_replicas(f"the queue of J_{name}", rows)

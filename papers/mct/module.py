@@ -46,10 +46,6 @@ class MCTModule(pl.LightningModule):
         image_learning_rate, image_momentum, image_weight_decay: SGD of the image tower.
         text_learning_rate, text_weight_decay, text_clip_norm: AdamW of the text tower.
         image_warmup_epochs, text_warmup_epochs: length of a linear warm-up; the cosine of MoCo v2 falls every epoch.
-
-    Raises:
-        ValueError: a loss needs an encoder or tags that are not there, the data does not fit, or the precision freezes
-            the averages.
     """
 
     def __init__(

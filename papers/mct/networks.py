@@ -51,9 +51,6 @@ class Tower(nn.Module):
         inter_dim: width of the embedding for contrast across modalities; None for no such head.
         heads: how they are built.
 
-    Raises:
-        ValueError: when there is no head at all.
-
     Source: [2].
     """
 

@@ -118,50 +118,24 @@ class MCT(networks.MCT, TrainedModel):
         return Trained({"class_path": path_of(cls), "init_args": towers}, inputs, weights, files)
 
     def read_image(self, file: str | Path) -> Tensor:
-        """An image as the encoder reads it, float32 [3, S, S].
-
-        Raises:
-            ImageError: it cannot be read.
-            StageError: the model was not loaded by `from_export`.
-        """
+        """An image as the encoder reads it, float32 [3, S, S]."""
         if self.pixels is None:
             raise StageError("this model does not know how its images are read: load it by MCT.from_export")
         return self.pixels(read_image(file))[0]
 
     @torch.no_grad()
     def features(self, images: Items) -> Tensor:
-        """Features of images before the heads, which transfer to other tasks, [B, D].
-
-        Args:
-            images: a file, some files, or what `read_image` gives of them.
-
-        Raises:
-            ImageError: a file cannot be read.
-        """
+        """Features of images before the heads, which transfer to other tasks, [B, D]."""
         return self.image.features(torch.stack(self.read_all("image", images)).to(self.device)).float()
 
     @torch.no_grad()
     def embed_image(self, images: Items) -> Tensor:
-        """Unit vectors [B, d] of images.
-
-        Args:
-            images: a file, some files, or what `read_image` gives of them.
-
-        Raises:
-            ImageError: a file cannot be read.
-        """
+        """Unit vectors [B, d] of images."""
         return self._of(self.image(torch.stack(self.read_all("image", images)).to(self.device)))
 
     @torch.no_grad()
     def embed_text(self, texts: Items) -> Tensor:
-        """Unit vectors [B, d] of captions; they can be compared with those of images when `embedding` is `inter`.
-
-        Args:
-            texts: one caption or several.
-
-        Raises:
-            StageError: the stage read no captions.
-        """
+        """Unit vectors [B, d] of captions; they can be compared with those of images when `embedding` is `inter`."""
         if self.text is None or self.tokenizer is None:
             raise StageError("this model was trained without captions and embeds images alone")
         rows = [self.tokenizer.encode(normalize_caption(text)) for text in self.read_all("text", texts)]
@@ -183,11 +157,7 @@ class MCT(networks.MCT, TrainedModel):
         return found
 
     def compare(self, query_modality: Modality, query: Any, modality: Modality, searched: Any) -> Tensor:
-        """Scores [N] of a query with everything that is searched, the cosine of the embeddings.
-
-        Raises:
-            StageError: an image and a caption are to be compared by embeddings that no loss made comparable.
-        """
+        """Scores [N] of a query with everything that is searched, the cosine of the embeddings."""
         if query_modality != modality and self.embedding != "inter":
             raise StageError(
                 f"this model cannot compare {query_modality} with {modality}: its `{self.embedding}` embeddings were "

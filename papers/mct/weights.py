@@ -87,9 +87,6 @@ def load_backbone(path: str | Path) -> dict[str, Tensor]:
     Returns:
         State dict under the names of torchvision's residual networks, without classifier or head.
 
-    Raises:
-        CheckpointError: the file is missing, damaged, not safe to open, or holds no such backbone.
-
     Source: [11].
     """
     content = read_checkpoint(path, NEEDED)
@@ -108,9 +105,6 @@ def import_moco(path: str | Path) -> ImportedMoCo:
 
     Args:
         path: the released file, with the query and the momentum encoder and the queue under `state_dict`.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, not safe to open, or lacks one of these.
 
     Source: [11].
     """
@@ -148,9 +142,6 @@ def import_virtex(path: str | Path) -> ImportedVirTex:
     Args:
         path: the released file of a whole model. The backbone alone, as their hub has it, is for `load_backbone`.
 
-    Raises:
-        CheckpointError: the file is missing, damaged, not safe to open, or lacks the backbone or the heads.
-
     Source: [11].
     """
     content = read_checkpoint(path, NEEDED)
@@ -181,10 +172,6 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvi
 
     Returns:
         `output`.
-
-    Raises:
-        ValueError: there is no such layout, or the suffix does not fit it.
-        CheckpointError: as `load_backbone`.
 
     Source: [11].
     """

@@ -179,9 +179,6 @@ class ClipReader:
         Returns:
             `video` float32 [S, 3, T, crop, crop] and `video_present`, `audio` float32 [1, frames, mel_bins] and
             `audio_present`; where a file lacks a modality, its tensor is of black or of silence.
-
-        Raises:
-            MediaError: the file cannot be read, or has nothing between the limits of the clip.
         """
         sample: Sample = {}
         # Each has its own draws, so that leaving one modality out does not move the other.

@@ -211,9 +211,6 @@ class VideoTextItems(ItemDataset):
 
     Returns of an item:
         What `collate` takes.
-
-    Raises:
-        ValueError: listing and examples differ in length, or a true word is needed that nobody knows.
     """
 
     def __init__(
@@ -357,9 +354,6 @@ class VideoTextData(ShardedDataModule):
 
     Attributes:
         options: of a question.
-
-    Raises:
-        ValueError: sound is to be read from a data set that has none, or there are too many tokens.
     """
 
     options: ClassVar[int] = 0

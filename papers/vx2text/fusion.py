@@ -33,9 +33,6 @@ class VX2Text(nn.Module):
         video_tokens, audio_tokens: tokens of each clip, K.
         tokenization, temperature, table: see `ModalityTokens`.
         beams, max_answer_tokens: of the generation. Of several options one is picked as data.scoring says.
-
-    Raises:
-        ValueError: a modality has no classifier.
     """
 
     tokens: Mapping[Modality, ModalityTokens]

@@ -69,9 +69,6 @@ def choose(
     Shapes:
         logits [B, C]; table [C, D]; noise [B, K, C], or [B, 1, C] for `st_topk` -> tokens [B, K, D], categories [B, K]
 
-    Raises:
-        ValueError: more tokens than categories, an unknown estimator, or noise of another shape.
-
     Source: [4].
     """
     batch, categories = logits.shape

@@ -60,9 +60,6 @@ def words_loss(logits: Tensor, words: Tensor, smoothing: float = 0.0) -> Tensor:
     Returns:
         Scalar, the mean over rows with a true word; over several processes this process's part of that of all rows.
 
-    Raises:
-        ValueError: the shapes differ.
-
     Source: [14], step 1.
     """
     if logits.shape != words.shape:

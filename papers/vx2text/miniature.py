@@ -181,9 +181,6 @@ class KnownWords:
     Args:
         words: true words of the video and of the sound of every clip.
         categories: of the classifier of each modality, in its order, to mark the true ones.
-
-    Raises:
-        ValueError: a word is no category.
     """
 
     def __init__(
@@ -282,9 +279,6 @@ class CategoryItems(ItemDataset):
         categories: all categories, in the order of the classifier.
         reader: cuts one modality.
         options: see ItemDataset.
-
-    Raises:
-        ValueError: a word of a class is no category.
     """
 
     def __init__(self, listing: Listing, categories: Sequence[str], reader: ClipReader, **options: Any) -> None:
@@ -313,9 +307,6 @@ def class_marks(classes: Sequence[str], categories: Sequence[str]) -> Tensor:
 
     Returns:
         bool [classes, categories].
-
-    Raises:
-        ValueError: a word of a class is no category.
     """
     # "crying_baby" and "Crying baby" are the same name.
     named, known = ([re.sub(r"[\s_]+", " ", name.lower().strip()) for name in names] for names in (classes, categories))
@@ -338,9 +329,6 @@ class CategoryData(ShardedDataModule):
         train_split, test_split: names of the listings.
         test_batch_size: files per test step, per device.
         dataset, world, batch_size, max_skipped_fraction, kwargs: see ShardedDataModule.
-
-    Raises:
-        ValueError: the data set does not have the modality, or several clips of a file are asked for.
     """
 
     def __init__(

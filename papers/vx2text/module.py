@@ -46,10 +46,6 @@ class VX2TextModule(pl.LightningModule):
         text_pretrained: folder of T5, or checkpoint of a stage with a language model; None starts from random weights.
         video_pretrained, audio_pretrained: released classifier, or checkpoint of a stage with one.
         seed: seed of the Gumbel noise.
-
-    Raises:
-        ValueError: in setup, when the data brings other modalities or makes room for another number of tokens; in
-            training, when there is a classification loss and the data does not know the true categories.
     """
 
     configure_gradient_clipping = clip_by_norm

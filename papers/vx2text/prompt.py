@@ -73,21 +73,13 @@ class TextTokenizer:
 
         Returns:
             This tokenizer.
-
-        Raises:
-            ValueError: it is no such vocabulary; at the first use.
         """
         self._given = name, content
         self.__dict__.pop("_pieces", None)
         return self
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without an end.
-
-        Raises:
-            FileNotFoundError: `pretrained` is no folder of T5.
-            ValueError: its pieces are numbered otherwise, or there are more than `vocabulary_size`.
-        """
+        """Ids of a text, without an end."""
         return self._pieces.encode(_clean(text))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -105,9 +97,6 @@ class TextTokenizer:
         """The id that stands for each letter of an option, (a) to (e).
 
         The last piece of each: T5 writes a letter as a mark of a new word, the same for all, and the letter itself.
-
-        Raises:
-            ValueError: two letters have the same id.
         """
         found = tuple(self.encode(letter)[-1] for letter in LETTERS)
         if len(set(found)) < len(found) or self.unknown_id in found:
@@ -300,9 +289,6 @@ class Prompt:
         tokenizer: makes ids of words.
         limits: most pieces of each part.
         video_places, audio_places: number of tokens of either modality, over all its clips; 0 leaves it out.
-
-    Raises:
-        ValueError: there are more places than reserved ids.
 
     Source: [5].
     """

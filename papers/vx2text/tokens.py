@@ -36,10 +36,6 @@ def category_names(categories: Sequence[str] | str | None) -> list[str]:
     Args:
         categories: the names; or a file with one name a line, or AudioSet's `class_labels_indices.csv`; None for the
             400 actions of Kinetics, in the order of torchvision's weights.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: there are no names, or some twice, also in other letters; or a table lacks the column of names.
     """
     if categories is None:
         from torchvision.models.video import R2Plus1D_18_Weights
@@ -129,9 +125,6 @@ class ModalityTokens(nn.Module):
         tokenization: see `Tokenization`.
         temperature: tau.
         table: see `Table`; a learned one is zero until `start_table` or a checkpoint fills it.
-
-    Raises:
-        ValueError: an unknown tokenization, more tokens than categories, or a temperature that is not positive.
 
     Source: [4], [8] and [9].
     """
@@ -243,9 +236,6 @@ def place(embeddings: Tensor, ids: Tensor, tokens: Tensor, modality: str) -> Ten
 
     Returns:
         [B, N, D].
-
-    Raises:
-        ValueError: the modality is unknown.
     """
     if modality not in PLACES:
         raise ValueError(f"modality must be one of {', '.join(PLACES)}, got {modality!r}")

@@ -126,11 +126,6 @@ class VX2Text(fusion.VX2Text, TrainedModel):
             known: a description of the clip.
             history: earlier questions and answers.
             options: five answers to choose from, or none.
-
-        Raises:
-            MediaError: the clip cannot be read, or has nothing that the model sees or hears.
-            StageError: the model was trained without some of the texts that are given, and would not read them; or
-                there are other than five options.
         """
         given = {"speech": speech, "caption": known, "history": history, "option": options}
         for part, content in given.items():
@@ -183,15 +178,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         history: Sequence[tuple[str, str]] = (),
         options: Sequence[str] = (),
     ) -> str:
-        """The answer to a question about a clip.
-
-        Args:
-            clip, question, speech, known, history, options: see `write`.
-
-        Raises:
-            StageError: there is no question, or the model cannot answer it.
-            MediaError: the clip cannot be read.
-        """
+        """The answer to a question about a clip."""
         if not question.strip():
             raise StageError(
                 "there is no question to answer; to have the clip described: assemble caption vx2text CLIP"
@@ -207,15 +194,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         return self.write(clip, question, speech, known, history, options)
 
     def caption(self, clip: str | Path, *, speech: Sequence[str] = ()) -> str:
-        """A description of a clip.
-
-        Args:
-            clip, speech: see `write`.
-
-        Raises:
-            StageError: the model cannot describe.
-            MediaError: the clip cannot be read.
-        """
+        """A description of a clip."""
         if self.task != "caption":
             raise StageError(
                 "this model learned to answer questions and not to describe; ask it what happens: "
@@ -224,11 +203,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         return self.write(clip, speech=speech)
 
     def words(self, clip: str | Path) -> dict[str, str]:
-        """The tokens of each modality that a clip brings into the prompt; a modality that it lacks is left out.
-
-        Raises:
-            MediaError: the clip cannot be read.
-        """
+        """The tokens of each modality that a clip brings into the prompt; a modality that it lacks is left out."""
         sample = self._read(clip)
         embed = {"video": self.embed_video, "audio": self.embed_audio}
         return {
@@ -253,46 +228,22 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         return tuple(self.tokens)
 
     def read_video(self, file: str | Path) -> Tensor:
-        """The clips of a video, float32 [S, 3, T, H, W].
-
-        Raises:
-            MediaError: it cannot be read, or has no picture.
-            StageError: the model reads no video.
-        """
+        """The clips of a video, float32 [S, 3, T, H, W]."""
         return self._read_stream("video", file)
 
     def read_audio(self, file: str | Path) -> Tensor:
-        """A window of a file's sound, float32 [1, frames, bands].
-
-        Raises:
-            MediaError: it cannot be read, or has no sound.
-            StageError: the model reads no sound.
-        """
+        """A window of a file's sound, float32 [1, frames, bands]."""
         return self._read_stream("audio", file)
 
     @torch.no_grad()
     def embed_video(self, videos: Items) -> Tensor:
-        """Probabilities [B, S, C] of the categories of video for each of S clips.
-
-        Args:
-            videos: a file, some files, or what `read_video` gives of them.
-
-        Raises:
-            MediaError, StageError: see `read_video`.
-        """
+        """Probabilities [B, S, C] of the categories of video for each of S clips."""
         clips = torch.stack(self.read_all("video", videos)).to(self.device)
         return self.tokens["video"](clips)[2].float().softmax(-1)
 
     @torch.no_grad()
     def embed_audio(self, sounds: Items) -> Tensor:
-        """Probabilities [B, 1, C] of the categories of sound.
-
-        Args:
-            sounds: a file, some files, or what `read_audio` gives of them.
-
-        Raises:
-            MediaError, StageError: see `read_audio`.
-        """
+        """Probabilities [B, 1, C] of the categories of sound."""
         windows = torch.stack(self.read_all("audio", sounds)).to(self.device)
         return self.tokens["audio"](windows[:, None])[2].float().softmax(-1)
 

@@ -41,10 +41,6 @@ def load_classifier(classifier: ModalityClassifier, path: str | Path, modality: 
         modality: which classifier.
         field: name of the setting that gave `path`, for the message.
 
-    Raises:
-        CheckpointError: the file is missing, unreadable, holds no such classifier, or one with other sizes or another
-            number of categories.
-
     Source: [3].
     """
     state = _named(path, field)
@@ -74,9 +70,6 @@ def load_language_model(language_model: LanguageModel, path: str | Path, field: 
         language_model: changed in place.
         path: a folder with `config.json` and weights, as `save_pretrained` writes it; or a checkpoint of ours.
         field: name of the setting that gave `path`, for the message.
-
-    Raises:
-        CheckpointError: the folder or file is missing or unreadable, or of another model.
 
     Source: [6].
     """
@@ -132,10 +125,6 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "kinetic
 
     Returns:
         `output`.
-
-    Raises:
-        CheckpointError: the file is missing, unreadable, or holds no such part.
-        ValueError: `output` ends as a file of another format does.
     """
     state = _named(checkpoint, "--checkpoint")
     part = _PART_OF[layout]

@@ -42,12 +42,7 @@ class CheckpointChoice:
         self.checkpoint = checkpoint
 
     def require(self) -> None:
-        """Read the networks that make the score, before images of a first checkpoint are generated.
-
-        Raises:
-            ValueError: one is missing, or no checkpoint is named.
-            CheckpointError: a file is damaged or of another network.
-        """
+        """Read the networks that make the score, before images of a first checkpoint are generated."""
         self.files()
         self.evaluation.load_pretrained()
         reason = self.evaluation.why_not(self.key)
@@ -55,11 +50,7 @@ class CheckpointChoice:
             raise ValueError(f"model.choice.key is {self.key}, which decides and cannot be measured: {reason}")
 
     def files(self) -> list[Path]:
-        """The checkpoints, in the order of their steps.
-
-        Raises:
-            ValueError: none is named.
-        """
+        """The checkpoints, in the order of their steps."""
         if self.checkpoint is None:
             raise ValueError("model.choice.checkpoint is null: give the last checkpoint of a finished stage")
         last = Path(self.checkpoint)

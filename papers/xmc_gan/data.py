@@ -171,9 +171,6 @@ class TextToImageData(ShardedDataModule):
         tokens; and either `tokens` int64 [n, T] or `words` float32 [n, T, E] and `sentence` float32 [n, E]. In training
         n is `minibatches` times the minibatch of this device.
 
-    Raises:
-        ValueError: an argument is out of its range.
-
     Source: [2], [6.1], [7] and [9.1].
     """
 
@@ -281,11 +278,7 @@ class TextToImageData(ShardedDataModule):
         return self._items[self.test_split].subset(order[(after + np.arange(wanted)) % len(order)])
 
     def require_two(self) -> None:
-        """Check, before training, that the test has enough images for the covariances that it compares.
-
-        Raises:
-            ValueError: it has fewer than two, generated or real; the message names the field.
-        """
+        """Check, before training, that the test has enough images for the covariances that it compares."""
         for name, items in (("test_samples", self.test_items), ("reference_samples", self.reference_items)):
             if len(items.listing) < 2:
                 raise ValueError(
@@ -405,9 +398,6 @@ class TextToImageData(ShardedDataModule):
 
         Returns:
             int64 [N, A]: attributes of the left thing, of the right one, and the ground.
-
-        Raises:
-            ValueError: these are other images.
         """
         if not isinstance(self.world, TwoSidesWorld):
             raise ValueError(

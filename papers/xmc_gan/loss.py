@@ -68,9 +68,6 @@ class XMCGANLoss:
         captions_at_once: so many captions are compared at once in W, and again for the gradient: less memory, more
             time; null for all.
 
-    Raises:
-        ValueError: an argument is out of its range.
-
     Source: [5.7].
     """
 
@@ -198,9 +195,6 @@ def contrast(logits: Tensor) -> Contrast:
     Shapes:
         logits [B, B]
 
-    Raises:
-        ValueError: B is 1, so that there is nothing to tell apart.
-
     Source: [5.2] and [5.9].
     """
     if len(logits) < 2:
@@ -236,9 +230,6 @@ def pair_loss(
 
     Shapes:
         left, right [B, D]
-
-    Raises:
-        ValueError: a batch of one.
 
     Source: [5.2] to [5.5].
     """
@@ -318,9 +309,6 @@ def word_loss(
 
     Shapes:
         regions [B, R, C], words [B, T, C], length [B]
-
-    Raises:
-        ValueError: a batch of one.
 
     Source: [5.6].
     """

@@ -112,11 +112,7 @@ class PretrainedNetwork(nn.Module):
         raise NotImplementedError
 
     def load_pretrained(self) -> Self:
-        """Read the weights where there are any, and freeze the network.
-
-        Raises:
-            CheckpointError: the file is missing, damaged or of another network.
-        """
+        """Read the weights where there are any, and freeze the network."""
         if self.pretrained is not None:
             weights = below(dict(read_checkpoint(self.pretrained).get("state_dict", {})), "network.")
             problem = differences(self.state_dict(), weights)
@@ -152,11 +148,7 @@ def combination(attributes: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def require_sizes(field: str, sizes: Sequence[int], data: Any) -> None:
-    """Refuse a network for another world than that of the data.
-
-    Raises:
-        ValueError: the world's attributes have other numbers of values.
-    """
+    """Refuse a network for another world than that of the data."""
     world = getattr(data, "world", None)
     if isinstance(world, TwoSidesWorld) and list(sizes) != list(world.attribute_sizes()):
         raise ValueError(f"{field}.sizes is {list(sizes)}, but the {world.title} has {list(world.attribute_sizes())}")
@@ -223,9 +215,6 @@ class PictureNetwork(PretrainedNetwork):
         sizes: number of values of each attribute: those of the left thing, of the right one, and the ground.
         pretrained: checkpoint of the stage `mini_image_network`; None for random weights.
 
-    Raises:
-        ValueError: an unknown task.
-
     Source: [14.4]b and 14.8.
     """
 
@@ -254,11 +243,7 @@ class PictureNetwork(PretrainedNetwork):
         return self.head(self.features(images))
 
     def loss_and_accuracy(self, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of every image [B], and whether all of its objects are named right [B].
-
-        Raises:
-            ValueError: the task has nothing to learn.
-        """
+        """Loss of every image [B], and whether all of its objects are named right [B]."""
         pairs = combination(attributes[:, :-1].unflatten(1, (2, -1)), self.thing_sizes)
         if self.task == "crops":
             halves = torch.stack(images.chunk(2, dim=3), dim=1)

@@ -52,9 +52,6 @@ class XMCGANModule(pl.LightningModule):
         seed: seed of the noise.
         choice: takes the checkpoint that the test measures, in a stage that does not train; null for the weights as
             they are.
-
-    Raises:
-        ValueError: an argument is out of its range, a loss needs a network that is not there, or sizes do not fit.
     """
 
     def __init__(

@@ -104,9 +104,6 @@ class Generator(nn.Module):
         gamma: sharpness of the attention.
         batch_norm_group: images that are normalized together, on however many devices; null for the whole batch.
 
-    Raises:
-        ValueError: a size is below 1, or `cond_size` is not the side of one of the maps.
-
     Source: [3].
     """
 
@@ -274,9 +271,6 @@ class Discriminator(nn.Module):
         cond_size: side of the map whose places are compared with words.
         embedding_dim: width of word and sentence vectors (E).
 
-    Raises:
-        ValueError: a size is below 1, or `cond_size` is not the side of one of the maps.
-
     Source: [4].
     """
 
@@ -375,11 +369,7 @@ class ImageNetFeatures(nn.Module):
         self.requires_grad_(False).eval()
 
     def load_pretrained(self) -> None:
-        """Read the weights.
-
-        Raises:
-            CheckpointError: the file is missing or of another network.
-        """
+        """Read the weights."""
         if self.pretrained is None:
             return
         field = "model.image_network.pretrained"

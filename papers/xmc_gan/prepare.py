@@ -46,11 +46,7 @@ class WantedStore:
         return self.features.path(self.dataset.name, self.split, self.tokenizer.max_tokens)
 
     def captions(self) -> TextRows:
-        """What it is made of.
-
-        Raises:
-            DatasetMissing: the data set is not there.
-        """
+        """What it is made of."""
         captions = self.dataset.annotations(self.split).captions
         return captions if isinstance(captions, TextRows) else TextRows(captions)
 
@@ -142,11 +138,6 @@ def text_features(
 
     Returns:
         The stores that were made.
-
-    Raises:
-        StageError: no data set is there, or the device does not exist.
-        FileNotFoundError: BERT is not there.
-        OSError: the disk has no room.
     """
     console = Console(stderr=True) if console is None else console
     made: list[Path] = []

@@ -33,10 +33,6 @@ class BertText(nn.Module):
         tokens int64 [n, T], length int64 [n] -> words [n, T, E], sentence [n, E]; for the official pooling T must be
         the T of the data set, as padded places count.
 
-    Raises:
-        ValueError: the files are damaged.
-        FileNotFoundError: at the first use, when the files are missing.
-
     Source: [2.1]: bert-base-uncased, last_hidden_state, no gradients.
     """
 
@@ -99,9 +95,6 @@ class TransformerText(nn.Module):
 
     Shapes:
         tokens int64 [n, T], length int64 [n] -> words [n, T, E], sentence [n, E]
-
-    Raises:
-        ValueError: the heads do not divide the width, or a text is longer than `max_tokens`.
 
     Source: ours; the paper's text encoder is frozen.
     """

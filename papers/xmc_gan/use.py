@@ -138,9 +138,6 @@ class XMCGAN(TrainedModel):
 
         Args:
             caption: what is to be shown.
-
-        Raises:
-            StageError: there is no word, or none that the model knows.
         """
         tokenizer, learned, notes = self.tokenizer, self.learned_words, []
         pieces = WORD.findall(normalize_caption(caption))
@@ -181,9 +178,6 @@ class XMCGAN(TrainedModel):
             captions: what is to be seen, in one caption or several.
             number: images of each, with different noise.
             seed: of the noise; the n-th image of every caption has the same.
-
-        Raises:
-            ValueError: there is no caption, or `number` is below 1.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)  # a text is no list of letters
         if not captions or number < 1:
@@ -198,23 +192,12 @@ class XMCGAN(TrainedModel):
     # -- embeddings ----------------------------------------------------------------------------------------------------
 
     def read_image(self, file: str | Path) -> Tensor:
-        """A picture as the discriminator sees it, float32 [3, S, S] in [0, 1].
-
-        Raises:
-            ImageError: it cannot be read.
-        """
+        """A picture as the discriminator sees it, float32 [3, S, S] in [0, 1]."""
         return self._pixels(read_image(file))[0]
 
     @torch.no_grad()
     def embed_image(self, images: Items) -> Tensor:
-        """The discriminator's features of images as unit vectors [B, P].
-
-        Args:
-            images: a file, some files, or what `read_image` or `generate` gives.
-
-        Raises:
-            ImageError: a file cannot be read.
-        """
+        """The discriminator's features of images as unit vectors [B, P]."""
         pictures = torch.stack(self.read_all("image", images)).to(self.device)
         pictures = pictures.reshape(-1, *pictures.shape[-3:])  # of `generate` they come by caption
         return F.normalize(self.discriminator.features(pictures)[0].float(), dim=1)
@@ -228,11 +211,7 @@ class XMCGAN(TrainedModel):
 
     @torch.no_grad()
     def embed_text(self, texts: Items) -> Tensor:
-        """Captions in the space of the discriminator's features as unit vectors [B, P].
-
-        Args:
-            texts: one caption or several.
-        """
+        """Captions in the space of the discriminator's features as unit vectors [B, P]."""
         vectors = self.vectors(self.read_all("text", texts))
         return F.normalize(self.discriminator.sentence(vectors.sentence).float(), dim=1)
 

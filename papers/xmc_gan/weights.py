@@ -70,11 +70,7 @@ _LEAVES = {
 
 
 def official_names(name: str, discriminator: bool) -> list[str]:
-    """Names of the official arrays that one of our tensors is made of, joined along its first dimension.
-
-    Raises:
-        KeyError: no tensor of the network.
-    """
+    """Names of the official arrays that one of our tensors is made of, joined along its first dimension."""
     module, _, leaf = name.rpartition(".")
     for pattern, targets in _DISCRIMINATOR if discriminator else _GENERATOR:
         match = re.fullmatch(pattern, module)
@@ -92,9 +88,6 @@ def from_official(network: nn.Module, arrays: Mapping[str, Any], where: str = "t
         network: which one, for its names and shapes; not changed.
         arrays: `params/...`, `batch_stats/...` and `spectral_norm_stats/...` with slashes between the levels.
         where: for the message.
-
-    Raises:
-        CheckpointError: an array is missing or of another shape.
 
     Source: layout rules of the golden vectors; [13].
     """
@@ -141,10 +134,6 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "generat
 
     Returns:
         `output`.
-
-    Raises:
-        CheckpointError: the file is missing, unreadable, or holds no such network.
-        ValueError: `output` ends as a file of another format does.
     """
     state = named_tensors(read_checkpoint(checkpoint).get("state_dict"))
     weights = below(state, "discriminator." if layout == "discriminator" else "generators.key.")

@@ -154,11 +154,7 @@ class PairEncoder(nn.Module):
         return self.text["backbone"].bert
 
     def start_images(self, images: Tensor) -> Tensor:
-        """What the transformer starts from, [B, P, D] of images [B, 3, H, W].
-
-        Raises:
-            ValueError: an image has more places than there are positions.
-        """
+        """What the transformer starts from, [B, P, D] of images [B, 3, H, W]."""
         grid = self.image["backbone"].forward_map(images).flatten(2).transpose(1, 2)  # type: ignore[operator]
         if (places := grid.shape[1]) > self.max_tokens:
             raise ValueError(f"model.text_encoder.max_tokens is {self.max_tokens}, but an image has {places} places")
@@ -223,9 +219,6 @@ class OneEncoder(pl.LightningModule):
         weight_decay: of matrices.
         warmup_fraction: share of the steps of a linear warm-up, which half a cosine follows.
         clip_norm: largest norm of the gradient.
-
-    Raises:
-        ValueError: in setup, when the groups or the vocabulary do not fit the data.
     """
 
     def __init__(

@@ -55,11 +55,7 @@ class CaptionEmbedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Embeddings of tokens.
-
-        Raises:
-            ValueError: there are more tokens than positions.
-        """
+        """Embeddings of tokens."""
         length, positions = tokens.shape[1], self.positions.num_embeddings
         if length > positions:
             raise ValueError(f"model.max_tokens: there are {positions} positions, the captions have {length} tokens")
@@ -82,9 +78,6 @@ class CaptionDecoder(nn.Module):
 
     Shapes:
         grid [B, feature_dim, h, w], tokens int64 [B, L] -> logits of the next token [B, L, vocabulary_size]
-
-    Raises:
-        ValueError: the heads do not divide the width.
 
     Source: [11]; parameter names are those of VirTex.
     """
@@ -181,9 +174,6 @@ def token_losses(decoder: CaptionDecoder, grid: Tensor, tokens: Tensor) -> Tenso
 
     Returns:
         [B, L - 1], 0 where the token is padding; float32 or more.
-
-    Raises:
-        ValueError: there are not at least two tokens.
     """
     if tokens.ndim != 2 or tokens.shape[1] < 2:
         raise ValueError(f"tokens: expected [B, L] with L of at least 2, a start and an end, got {list(tokens.shape)}")
@@ -270,9 +260,6 @@ class VirTex(pl.LightningModule):
 
     Shapes:
         Batch: `image` [B, 3, H, W], `tokens` and `tokens_reversed` int64 [B, L], `index` [B].
-
-    Raises:
-        ValueError: in setup, when the tokenizer of the data module has more or longer output than the model allows.
     """
 
     def __init__(
