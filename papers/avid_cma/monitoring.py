@@ -37,7 +37,7 @@ class Progress(nn.Module):
     count: Tensor
     first: Tensor
     recent: Tensor
-    first_normaliser: Tensor
+    first_normalizer: Tensor
 
     def __init__(self, steps: int = 10) -> None:
         super().__init__()
@@ -45,12 +45,12 @@ class Progress(nn.Module):
         self.register_buffer("count", torch.zeros(()))
         self.register_buffer("first", torch.zeros(()))
         self.register_buffer("recent", torch.zeros(()))
-        self.register_buffer("first_normaliser", torch.full((), -1.0))
+        self.register_buffer("first_normalizer", torch.full((), -1.0))
 
     @torch.no_grad()
     def update(self, loss: Tensor, normalizer: Tensor) -> None:
         """Add the loss of a step and the Z that it used."""
-        self.first_normaliser.copy_(torch.where(self.count == 0, normalizer, self.first_normaliser))
+        self.first_normalizer.copy_(torch.where(self.count == 0, normalizer, self.first_normalizer))
         self.first.add_(torch.where(self.count < self.steps, loss / self.steps, 0.0))
         weight = torch.clamp(1.0 / (self.count + 1.0), min=1.0 / self.steps)
         self.recent.lerp_(loss.float(), weight)
@@ -64,7 +64,7 @@ class Progress(nn.Module):
             "loss_first": self.first * self.steps / torch.clamp(self.count, max=float(self.steps)),
             "loss_last": self.recent,
             "normalizer": normalizer,
-            "normaliser_drift": (normalizer - self.first_normaliser).abs(),
+            "normalizer_drift": (normalizer - self.first_normalizer).abs(),
         }
 
 

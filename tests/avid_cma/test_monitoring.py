@@ -141,4 +141,4 @@ def test_progress_keeps_the_start_and_the_drift_of_the_normalizer() -> None:
         progress.update(torch.tensor(loss), torch.tensor(normalizer))
     values = {name: value.item() for name, value in progress.compute(torch.tensor(2.5)).items()}
     # The mean of two steps at the start; at the end 0.5 * ((8 + 6) / 2) + 0.5 * 3.
-    assert values == {"loss_first": 7.0, "loss_last": 5.0, "normalizer": 2.5, "normaliser_drift": 0.5}
+    assert values == {"loss_first": 7.0, "loss_last": 5.0, "normalizer": 2.5, "normalizer_drift": 0.5}
