@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,14 +28,7 @@ def media_folder(module: pl.LightningModule) -> Path:
 
 
 def write_table(module: pl.LightningModule, path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Write a table as CSV, whole or not at all, and log it to Weights & Biases as `<stem>_table`.
-
-    Args:
-        module: only its loggers are used.
-        path: CSV file to write.
-        columns: header.
-        rows: cells of text or numbers.
-    """
+    """Write a table of texts and numbers as CSV, and log it to Weights & Biases as `<stem>_table`."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows([columns, *rows])
     write_atomically(path, text.getvalue())
@@ -43,14 +36,7 @@ def write_table(module: pl.LightningModule, path: Path, columns: Sequence[str], 
 
 
 def log_table(module: pl.LightningModule, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Log a table to Weights & Biases, where it is used.
-
-    Args:
-        module: only its loggers are used.
-        name: key of the table.
-        columns: header.
-        rows: cells; an array is shown as an image.
-    """
+    """Log a table to Weights & Biases, if it is used; a cell that is an array is shown as an image."""
 
     def log(logger: WandbLogger) -> None:
         import numpy as np
@@ -59,28 +45,24 @@ def log_table(module: pl.LightningModule, name: str, columns: Sequence[str], row
         shown = [[wandb.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row] for row in rows]
         logger.log_table(name, columns=list(columns), data=shown)
 
-    for logger in wandb_loggers(module):
-        # A stage's own never ends it; and pictures are files, for which a disk may be too full.
-        attempt = getattr(logger, "attempt", None)
-        log(logger) if attempt is None else attempt(partial(log, logger))
+    _log(module, log)
 
 
 def log_image(module: pl.LightningModule, path: Path) -> None:
-    """Log a picture to Weights & Biases under the name of its file, where it is used."""
-    for logger in wandb_loggers(module):
-        logger.log_image(path.stem, [str(path)])
+    """Log a picture to Weights & Biases under the name of its file, if it is used."""
+    _log(module, lambda logger: logger.log_image(path.stem, [str(path)]))
 
 
 def keep_clips(module: pl.LightningModule, clips: Iterable[tuple[Path, str]], folder: Path) -> list[Path]:
-    """Copy some clips as `clip_<number>`, to be seen and heard, and log them to Weights & Biases with their captions.
+    """Copy the first `KEPT_CLIPS` playable clips as `clip_<number>`, and log them to Weights & Biases.
 
     Args:
         module: only its loggers are used.
-        clips: files and what is said about them.
+        clips: files and their captions; those larger than `LARGEST_CLIP` are left out.
         folder: where the copies go.
 
     Returns:
-        The copies: of the first `KEPT_CLIPS` files that a browser plays and that are not larger than `LARGEST_CLIP`.
+        The copies.
     """
     kept: dict[Path, tuple[Path, str]] = {}
     for source, caption in clips:
@@ -90,14 +72,17 @@ def keep_clips(module: pl.LightningModule, clips: Iterable[tuple[Path, str]], fo
             copied = folder / f"clip_{len(kept) + 1}{source.suffix.lower()}"
             shutil.copyfile(source, copied)
             kept[source] = copied, caption
-    for logger in wandb_loggers(module) if kept else ():
+    if kept:
         paths, captions = zip(*kept.values())
-        logger.log_video("clip", [str(path) for path in paths], caption=list(captions))
+        _log(module, lambda logger: logger.log_video("clip", [str(path) for path in paths], caption=list(captions)))
     return [path for path, _ in kept.values()]
 
 
-def wandb_loggers(module: pl.LightningModule) -> list[WandbLogger]:
-    """The loggers of a module that log to Weights & Biases."""
+def _log(module: pl.LightningModule, log: Callable[[WandbLogger], None]) -> None:
+    """Log to the Weights & Biases loggers of a module; what fails in a stage's own one never ends the stage."""
     from lightning.pytorch.loggers import WandbLogger
 
-    return [logger for logger in module.loggers if isinstance(logger, WandbLogger)]
+    for logger in module.loggers:
+        if isinstance(logger, WandbLogger):
+            attempt = getattr(logger, "attempt", lambda action: action())
+            attempt(partial(log, logger))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ def paper_report(paper: Paper, records: Sequence[Record], entity: str = "", fres
 
     Args:
         paper: the paper.
-        records: its records; of what was measured at no scale, the text alone is shown.
+        records: its records.
         entity: user or team that owns the project; may stay empty until the report is sent.
         fresh: whether the records are of runs and not the promoted ones.
     """
@@ -43,9 +43,9 @@ def paper_report(paper: Paper, records: Sequence[Record], entity: str = "", fres
     filled = render.fill_best(source, records)
     blocks: list[Any] = [
         wr.P(
-            "Published and measured values stand apart. A number measured at mini scale comes from a miniature of data "
-            "and model, and is not comparable with a published one. Texts come from "
-            f"{'fresh records' if fresh else 'the promoted records'}; panels show the runs that are in this project."
+            "A number measured at mini scale comes from a miniature of data and model, and is not comparable with a "
+            f"published one. Texts come from {'fresh records' if fresh else 'the promoted records'}; panels show the "
+            "runs in this project."
         ),
         wr.TableOfContents(),
     ]
@@ -56,27 +56,25 @@ def paper_report(paper: Paper, records: Sequence[Record], entity: str = "", fres
             blocks.append(_table_panels(source, f))
     for text in filter(None, (render.deviations_markdown(filled), render.ours_markdown(filled))):
         blocks.append(wr.MarkdownBlock(text=text))
-    scales = list(dict.fromkeys(f.result.scale for f in filled if f.result.measured))
-    if scales:
-        blocks += [wr.H2("Training"), _training_panels(paper, scales)]
-        blocks += [wr.H2("Pictures, clips and texts"), _media_panels(paper, scales, records)]
-        blocks += [wr.H2("What differs between configurations"), _comparison(paper, scales)]
-    return wr.Report(
-        project=project(),
-        entity=entity,
-        title=f"{paper.title}: published and measured",
-        description=f"Tables, claims, curves and pictures of {paper.title}.",
-        blocks=blocks,
-        width="fluid",
-    )
+    if scales := list(dict.fromkeys(f.result.scale for f in filled if f.result.measured)):
+        runs = [_runset(f"{paper.title}, {scale}", paper.name, scale) for scale in scales]
+        # The names of losses differ between papers, and a stage logs those of its own objective.
+        patterns = {"Training loss": "^train/loss$", "Parts of the loss": "^train/.+_loss$", "Validation": "^val/"}
+        panels: dict[str, list[Any]] = {
+            "Training": [_lines(title, pattern) for title, pattern in patterns.items()],
+            "Pictures, clips and texts": _media([r for r in records if r.scale in scales]),
+            "What differs between configurations": [wr.RunComparer(diff_only="split", layout=wr.Layout(w=24, h=15))],
+        }
+        for title, some in panels.items():
+            blocks += [wr.H2(title), wr.PanelGrid(runsets=runs, panels=some)]
+    return _report(f"{paper.title}: published and measured", entity, blocks)
 
 
 def overview_report(papers: Sequence[tuple[Paper, Sequence[Record]]], entity: str = "") -> Report:
-    """The report of all papers: the overview, every claim with its verdict, and a panel for each headline number."""
+    """The report of all papers: the overview, every claim with its verdict, and panels of each headline's table."""
     import wandb_workspaces.reports.v2 as wr
 
-    blocks: list[Any] = [wr.P("What the papers claim, and what was measured here."), wr.TableOfContents()]
-    blocks += [wr.H2("Overview"), wr.MarkdownBlock(text=_overview(papers))]
+    blocks: list[Any] = [wr.TableOfContents(), wr.H2("Overview"), wr.MarkdownBlock(text=_overview(papers))]
     for paper, records in papers:
         source = load(paper.name)
         filled = [f for f in render.fill_best(source, records) if f.result.measured]
@@ -86,21 +84,15 @@ def overview_report(papers: Sequence[tuple[Paper, Sequence[Record]]], entity: st
             continue
         blocks.append(wr.UnorderedList(items=[_claim(claim) for f in filled for claim in f.claims]))
         headline = source.headline
-        shown = [f for f in filled if headline and f.result.table.id in _headline_tables(source)] or filled[:1]
-        blocks.append(_table_panels(source, shown[0]))
-    return wr.Report(
-        project=project(),
-        entity=entity,
-        title="Representation Assemble: overview",
-        description="Claims and headline numbers of all papers.",
-        blocks=blocks,
-        width="fluid",
-    )
+        tables = {h.table for h in (headline, headline and headline.mini) if h}
+        blocks.append(_table_panels(source, next((f for f in filled if f.result.table.id in tables), filled[0])))
+    return _report("Representation Assemble: overview", entity, blocks)
 
 
-def _headline_tables(source: Tables) -> set[str]:
-    headline = source.headline
-    return {h.table for h in (headline, headline.mini if headline else None) if h}
+def _report(title: str, entity: str, blocks: list[Any]) -> Report:
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.Report(project=project(), entity=entity, title=title, blocks=blocks, width="fluid")
 
 
 def _overview(papers: Sequence[tuple[Paper, Sequence[Record]]]) -> str:
@@ -116,49 +108,47 @@ def _claim(claim: Judged) -> str:
     return f"{verdict} at {claim.scale}: {claim.check.text} (paper: {paper}; ours: {ours})"
 
 
-def _runset(name: str, group: str, stages: Sequence[str] = (), columns: Sequence[str] = ()) -> Runset:
-    """Runs of a paper and scale; of some stages where they are named, averaged over seeds."""
+def _runset(name: str, paper: str, scale: str, stages: Sequence[str] = (), columns: Sequence[str] = ()) -> Runset:
+    """Runs of a paper and scale: of some stages as one group if they are named, else a group for each configuration."""
     import wandb_workspaces.reports.v2 as wr
     from wandb_workspaces import expr
 
-    filters: list[Any] = [expr.Metric("Group") == group]
+    filters: list[Any] = [expr.Config("paper") == paper, expr.Config("scale") == scale]
     if stages:
         filters.append(expr.Config("stage").isin(list(stages)))
     return wr.Runset(
         name=name,
         filters=filters,
-        groupby=["run.group"] if stages else ["config.stage"],
+        groupby=["config.paper"] if stages else ["run.group"],
         visible_columns=["run:displayName", "config:stage.value", "tags:__ALL__", *columns],
     )
 
 
 def _table_panels(source: Tables, filled: render.Filled) -> PanelGrid:
-    """One set of runs for each row that is run, one chart for each metric, published values in charts of their own."""
+    """A set of runs for each row that is run, a chart for each metric, and charts of published values apart."""
     import wandb_workspaces.reports.v2 as wr
 
     result = filled.result
-    table, group = result.table, f"{source.paper}/{result.scale}"
+    table, scale = result.table, result.scale
     metrics = [metric for metric in table.metrics if not metric.hidden]
     # Runs have the published value only where theirs may be compared with it.
-    kinds = ("table", "published") if result.scale == "paper" else ("table",)
+    kinds = ("table", "published") if scale == "paper" else ("table",)
     keys = [f"summary:{kind}/{table.id}/{m.id}" for m in metrics for kind in kinds]
     runsets = []
-    stages_of = {r.label: {m.id: source.instances(table, r, m, result.scale) for m in metrics} for r in result.rows}
+    stages_of = {r.label: {m.id: source.instances(table, r, m, scale) for m in metrics} for r in result.rows}
     for row in result.rows:
         mine = stages_of[row.label]
         # A run logs every metric of the table that its stage fills in some row. One that this row has from other stages
         # would be averaged into its bar: such a run is left out.
         foreign = {s for of in stages_of.values() for m, names in of.items() if mine[m] for s in {*names} - {*mine[m]}}
         if stages := dict.fromkeys(s for names in mine.values() for s in names if s not in foreign):
-            runsets.append(_runset(render.row_text(row), group, list(stages), keys))
+            runsets.append(_runset(render.row_text(row), source.paper, scale, list(stages), keys))
     panels: list[Any] = []
     for metric in metrics:
         better = ", lower is better" if metric.better == "down" else ""
-        panels.append(_bars(f"{metric.title}, measured at {result.scale}{better}", f"table/{table.id}/{metric.id}"))
-        known = any(
-            metric.id in row.published and source.instances(table, row, metric, result.scale) for row in result.rows
-        )
-        if known and result.scale == "paper" and render.is_paired(result, metric):
+        panels.append(_bars(f"{metric.title}, measured at {scale}{better}", f"table/{table.id}/{metric.id}"))
+        known = any(metric.id in row.published and stages_of[row.label][metric.id] for row in result.rows)
+        if known and scale == "paper" and render.is_paired(result, metric):
             panels.append(_bars(f"{metric.title}, published", f"published/{table.id}/{metric.id}"))
     return wr.PanelGrid(runsets=runsets, panels=panels)
 
@@ -170,56 +160,21 @@ def _bars(title: str, key: str) -> Any:
     return wr.BarPlot(title=title, metrics=[wr.SummaryMetric(key)], groupby_aggfunc="mean", groupby_rangefunc="stddev")
 
 
-def _training_panels(paper: Paper, scales: Sequence[str]) -> PanelGrid:
+def _lines(title: str, pattern: str) -> Any:
     import wandb_workspaces.reports.v2 as wr
 
-    # The names of losses differ between papers, and a stage logs those of its own objective.
-    patterns = {"Training loss": "^train/loss$", "Parts of the loss": "^train/.+_loss$", "On validation data": "^val/"}
-    return wr.PanelGrid(
-        runsets=[_runset(f"{paper.title}, {scale}", f"{paper.name}/{scale}") for scale in scales],
-        panels=[
-            wr.LinePlot(
-                title=title,
-                x="trainer/global_step",
-                metric_regex=pattern,
-                groupby_aggfunc="mean",
-                groupby_rangefunc="minmax",
-            )
-            for title, pattern in patterns.items()
-        ],
-    )
+    x = "trainer/global_step"
+    return wr.LinePlot(title=title, x=x, metric_regex=pattern, groupby_aggfunc="mean", groupby_rangefunc="minmax")
 
 
-def media_keys(records: Sequence[Record]) -> tuple[list[str], list[str]]:
-    """Names under which runs log what is in their media folders.
-
-    Args:
-        records: records, which name the files.
-
-    Returns:
-        Keys of pictures and clips, where numbered files share one; keys of tables.
-    """
-    seen: set[str] = set()
-    tables: set[str] = set()
-    for record in records:
-        for file in map(PurePosixPath, record.media):
-            if file.suffix in (".png", ".mp4", ".webm", ".gif"):
-                seen.add(re.sub(r"_\d+$", "", file.stem))
-            elif file.suffix == ".csv":
-                tables.add(f"{file.stem}_table")
-    return sorted(seen), sorted(tables)
+def media_keys(records: Iterable[Record]) -> tuple[list[str], list[str]]:
+    """Keys under which runs log their media: of pictures and clips, where numbered files share one, and of tables."""
+    files = [PurePosixPath(name) for record in records for name in record.media]
+    seen = {re.sub(r"_\d+$", "", file.stem) for file in files if file.suffix in (".png", ".mp4", ".webm", ".gif")}
+    return sorted(seen), sorted({f"{file.stem}_table" for file in files if file.suffix == ".csv"})
 
 
-def _media_panels(paper: Paper, scales: Sequence[str], records: Sequence[Record]) -> PanelGrid:
-    import wandb_workspaces.reports.v2 as wr
-
-    return wr.PanelGrid(
-        runsets=[_runset(f"{paper.title}, {scale}", f"{paper.name}/{scale}") for scale in scales],
-        panels=_media([r for r in records if r.scale in scales]),
-    )
-
-
-def _media(records: Sequence[Record]) -> list[Any]:
+def _media(records: Iterable[Record]) -> list[Any]:
     """A panel for each kind of picture, clip and table that runs log."""
     import wandb_workspaces.reports.v2 as wr
 
@@ -228,32 +183,17 @@ def _media(records: Sequence[Record]) -> list[Any]:
     return panels + [wr.WeavePanelSummaryTable(table_name=name) for name in tables]
 
 
-def _comparison(paper: Paper, scales: Sequence[str]) -> PanelGrid:
-    import wandb_workspaces.reports.v2 as wr
-
-    return wr.PanelGrid(
-        runsets=[_runset(f"{paper.title}, {scale}", f"{paper.name}/{scale}") for scale in scales],
-        panels=[wr.RunComparer(diff_only="split", layout=wr.Layout(w=24, h=15))],
-    )
-
-
-def specification(report: Report) -> dict[str, Any]:
-    """What is sent to the server for a report, as plain data."""
+def write(report: Report, path: Path) -> None:
+    """Write what is sent to the server for a report as JSON."""
     model = report._to_model()  # the package offers no other way to it than to send it
-    spec: dict[str, Any] = json.loads(model.spec.model_dump_json(by_alias=True, exclude_none=True))
-    return {
+    content = {
         "project": report.project,
         "entity": report.entity,
         "displayName": report.title,
-        "description": report.description,
         "type": "runs",
-        "spec": spec,
+        "spec": json.loads(model.spec.model_dump_json(by_alias=True, exclude_none=True)),
     }
-
-
-def write(report: Report, path: Path) -> None:
-    """Write the specification of a report as JSON, in one step."""
-    write_atomically(path, json.dumps(specification(report), indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def default_entity() -> str:
@@ -268,38 +208,26 @@ def default_entity() -> str:
 
 
 def send(report: Report, known: str = "") -> str:
-    """Save a report on the server.
-
-    Args:
-        report: it then has its id.
-        known: id of the report that it replaces; where the server has none such any more, a new one is made.
-
-    Returns:
-        Its address.
+    """Save a report on the server in place of the one of the id `known`, if that is still there; return its address.
 
     Raises:
         ReportingError: when the server does not answer in time or refuses.
     """
-    if known:
-        report.id = known
-        try:
-            return str(within(SEND_SECONDS, lambda: report.save().url))
-        except ReportingError as error:
-            if "did not answer" in str(error):
-                raise
-            report.id = ""
-    return str(within(SEND_SECONDS, lambda: report.save().url))
+    report.id = known
+    try:
+        return str(within(SEND_SECONDS, lambda: report.save().url))
+    except ReportingError as error:
+        if not known or "did not answer" in str(error):
+            raise
+    return send(report)
 
 
 def paper_workspace(paper: Paper, records: Sequence[Record], entity: str) -> Workspace:
-    """A view of the project whose runs table is the paper's table: a line for each row, a column for each metric.
-
-    Its sections hold a chart for each metric of each measured table, the losses, and what there is to look at.
+    """A view of the project whose runs table is the paper's table, with a chart for each metric, losses and media.
 
     Raises:
         ReportingError: nothing of the paper was measured.
     """
-    import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
     source = load(paper.name)
@@ -315,19 +243,18 @@ def paper_workspace(paper: Paper, records: Sequence[Record], entity: str) -> Wor
         columns += [f"summary:table/{table.id}/{metric.id}" for metric in metrics]
         panels: list[Any] = [_bars(metric.label, f"table/{table.id}/{metric.id}") for metric in metrics]
         sections.append(ws.Section(name=table.title, panels=panels, is_open=f is shown[0]))
-    lines: list[Any] = [wr.LinePlot(title="Training loss", x="trainer/global_step", metric_regex="^train/loss$")]
     return ws.Workspace(
         entity=entity,
         project=project(),
         name=f"{paper.title}: table, {scale}",
         sections=[
             *sections,
-            ws.Section(name="Training", panels=lines),
+            ws.Section(name="Training", panels=[_lines("Training loss", "^train/loss$")]),
             ws.Section(name="Pictures, clips and texts", panels=_media([r for r in records if r.scale == scale])),
         ],
         settings=ws.WorkspaceSettings(x_axis="trainer/global_step"),
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Metric("Group") == f"{paper.name}/{scale}"],
+            filters=[ws.Config("paper") == paper.name, ws.Config("scale") == scale],
             groupby=[ws.Config("stage" if _shared_rows(shown) else "row")],
             pinned_columns=["run:displayName", *dict.fromkeys(columns)],
         ),
@@ -341,11 +268,7 @@ def _shared_rows(filled: Sequence[render.Filled]) -> bool:
 
 
 def save_workspace(workspace: Workspace, known: str = "") -> tuple[str, str]:
-    """Save a view on the server.
-
-    Args:
-        workspace: the view.
-        known: `<name>/<id>` of the view that it replaces, as this function gave it.
+    """Save a view on the server in place of the one known as `<name>/<id>`, if that is still there.
 
     Returns:
         Its address, and `<name>/<id>`.
@@ -359,32 +282,25 @@ def save_workspace(workspace: Workspace, known: str = "") -> tuple[str, str]:
     except ReportingError as error:
         if not known or "did not answer" in str(error):
             raise
-        workspace._internal_name = workspace._internal_id = ""
-        saved = within(SEND_SECONDS, workspace.save)
+        return save_workspace(workspace)
     return str(saved.url), f"{saved._internal_name}/{saved._internal_id}"
 
 
 class Sent:
-    """What was sent before, so that it is replaced: a file of ids by server, project and name.
-
-    Args:
-        path: the file.
-        entity: user or team that owns the project.
-    """
+    """Ids of what was sent before, so that it is replaced: a file of them by server, project and name."""
 
     def __init__(self, path: Path, entity: str) -> None:
         self._path, self._place = path, f"{server()}/{entity}/{project()}"
 
     def _all(self) -> dict[str, dict[str, str]]:
         try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return dict(json.loads(self._path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             return {}
-        return found if isinstance(found, dict) else {}
 
     def id(self, name: str) -> str:
         """The id under which something was sent; empty when it was not."""
-        return str(self._all().get(self._place, {}).get(name, ""))
+        return self._all().get(self._place, {}).get(name, "")
 
     def keep(self, name: str, identity: str) -> None:
         """Remember the id of what was sent."""

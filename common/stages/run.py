@@ -474,11 +474,12 @@ def _wandb_of(
     from common.stages.loggers import note_files, own_id, run_name, wandb_logger
 
     revision = git.get("revision") or "unknown"
+    configuration = records.config_hash(run.config, records.IGNORED_KEYS | records.SEED_KEYS)
     wandb = wandb_logger(
         directory=request.directory,
         run_id=own_id(request.directory, _run_id(request, request.stage, lineage)),
         name=run_name(request.stage, request.scale, request.draw.folder.replace("seed", "s"), request.arguments),
-        group=f"{request.paper}/{request.scale}",
+        group=f"{request.paper}/{request.scale}/{request.stage}-{configuration[:8]}",
         job_type=request.job,
         tags=[request.scale, *([request.row] if request.row else []), revision[:12]],
         # Beside the configuration itself, under the same keys for every stage, for the dashboard's filters.
@@ -499,10 +500,12 @@ def _wandb_of(
         notes="\n".join(filter(None, (run.describe(), run.describe_ours() and f"ours: {run.describe_ours()}"))),
     )
     if wandb is not None:
-        for parent in request.parents.values():
+        used = {}
+        for parent in request.parents.values():  # several fields may take one checkpoint
             parent_id = records.read(parent.directory / "record.json").wandb_run_id
-            name, parent_id = run.start_from, parent_id or _run_id(request, parent.stage, parent.lineage_hash)
-            note_files(wandb, {f"{parent_id}-{name}": parent.checkpoint(name)}, "checkpoint", used=True)
+            parent_id = parent_id or _run_id(request, parent.stage, parent.lineage_hash)
+            used[f"{parent_id}-{run.start_from}"] = parent.checkpoint(run.start_from)
+        note_files(wandb, used, "checkpoint", used=True)
     return wandb
 
 

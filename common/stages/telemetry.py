@@ -14,11 +14,10 @@ from common.stages.memory import peak_memory_gib
 
 
 class Telemetry(Callback):
-    """Logs at every logging step; in between it reads the clock and nothing else, and it never changes a tensor.
+    """Logs at every logging step, and never changes a tensor.
 
-    Learning rates and gradient norms (before clipping) go to every logger. What depends on the machine, which is speed,
-    waiting and memory, stays out of `metrics.csv`, so that a resumed run leaves the same file as an uninterrupted one.
-    Norms stay on the device until the step is over, when Lightning reads the losses that it logs.
+    Learning rates and gradient norms (before clipping) go to every logger. What depends on the machine stays out of
+    `metrics.csv`, so that a resumed run leaves the same file as an uninterrupted one.
     """
 
     def __init__(self) -> None:
@@ -40,7 +39,7 @@ class Telemetry(Callback):
         )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Starting loader processes and validating are no part of a step.
+        # Starting loader processes and validating do not count as a step.
         self._restart()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -73,14 +72,13 @@ class Telemetry(Callback):
             return
         step = loop._batches_that_stepped
         of_run = self._of_run(trainer)
-        self._ended = time.monotonic()  # the device has come to here, as its norms were read
+        self._ended = time.monotonic()  # reading the norms waited for the device
         of_machine = self._of_machine(trainer)
         for logger in trainer.loggers:
             logger.log_metrics(of_run if isinstance(logger, MetricsFile) else {**of_run, **of_machine}, step=step)
         self._restart()
 
     def _of_run(self, trainer: pl.Trainer) -> dict[str, float]:
-        """Learning rate of every group and norm of each optimizer's gradients; numbered where there are several."""
         rates = self._rates or _rates_of(trainer)
         norms = {place: float(norm) for place, norm in sorted(self._norms.items())}
         self._norms.clear()
@@ -98,7 +96,6 @@ class Telemetry(Callback):
         if size:
             found["speed/samples_per_second"] = self._batches * size / seconds
         device = trainer.strategy.root_device
-        # Counted by the allocator on the host: asking makes nobody wait.
         if device.type == "cuda":
             found["memory/gpu_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
         elif (held := peak_memory_gib()) is not None:
@@ -111,5 +108,4 @@ def _rates_of(trainer: pl.Trainer) -> list[float]:
 
 
 def _bare(optimizer: Any) -> Any:
-    """The optimizer that Lightning's wrapper steps."""
     return getattr(optimizer, "optimizer", optimizer)

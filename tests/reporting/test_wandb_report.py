@@ -38,6 +38,12 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     forget()
 
 
+def specification(report: Any, folder: Path) -> Spec:
+    wandb_report.write(report, folder / "report.json")
+    found: Spec = json.loads((folder / "report.json").read_text())
+    return found
+
+
 def blocks(spec: Spec, kind: str) -> list[Spec]:
     return [block for block in spec["spec"]["blocks"] if block["type"] == kind]
 
@@ -52,9 +58,9 @@ def filters(runset: Spec) -> dict[str, tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("paper", existing_papers(), ids=lambda paper: paper.name)
-def test_the_report_of_a_paper_has_every_table(paper: Any) -> None:
+def test_the_report_of_a_paper_has_every_table(paper: Any, tmp_path: Path) -> None:
     records = find_promoted(paper.name)
-    spec = wandb_report.specification(wandb_report.paper_report(paper, records))
+    spec = specification(wandb_report.paper_report(paper, records), tmp_path)
     assert spec["project"] == "representation-assemble"
     source, filled = load(paper.name), fill_best(load(paper.name), records)
     texts = [block["content"] for block in blocks(spec, "markdown-block")]
@@ -77,7 +83,8 @@ def test_the_report_of_a_paper_has_every_table(paper: Any) -> None:
             assert ("published" in title) != (f"measured at {scale}" in title)
         for runset in grid["metadata"]["runSets"]:
             found = filters(runset)
-            assert found["group"] == ("=", f"{paper.name}/{scale}")
+            assert found["paper"] == ("=", paper.name)
+            assert found["scale"] == ("=", scale)
             row = next(r for r in f.result.rows if runset["name"] == row_text(r))
             operation, stages = found["stage"]
             assert operation == "IN"
@@ -96,9 +103,9 @@ def test_the_report_of_a_paper_has_every_table(paper: Any) -> None:
     assert all(runset.get("project") is None for grid in grids for runset in grid["metadata"]["runSets"])
 
 
-def test_the_report_of_all_papers_has_every_claim_of_the_measured_tables() -> None:
+def test_the_report_of_all_papers_has_every_claim_of_the_measured_tables(tmp_path: Path) -> None:
     papers = [(paper, find_promoted(paper.name)) for paper in existing_papers()]
-    spec = wandb_report.specification(wandb_report.overview_report(papers))
+    spec = specification(wandb_report.overview_report(papers), tmp_path)
     text = json.dumps(spec, ensure_ascii=False)
     assert len(blocks(spec, "panel-grid")) == sum(bool(records) for _, records in papers)
     for paper, records in papers:
@@ -216,7 +223,7 @@ def test_the_view_of_a_paper_is_its_table(
     assert view["displayName"] == "MCT: table, mini"
     section = json.loads(view["spec"])["section"]
     (runset,) = section["runSets"]
-    assert filters(runset)["group"] == ("=", "mct/mini")
+    assert filters(runset)["scale"] == ("=", "mini")
     assert [key["name"] for key in runset["grouping"]] == ["stage.value"]  # two rows of this table are of one model
     pinned = [name for name, on in runset["runFeed"]["columnPinned"].items() if on]
     assert pinned == ["run:displayName", "summary:table/transfer/ucf", "summary:table/transfer/esc"]

@@ -78,7 +78,7 @@ def test_an_offline_run_holds_what_the_table_holds(tmp_path: Path) -> None:
     found = read_offline_run(stage.directory)
     run = found["run"]
     assert run.project == "representation-assemble"
-    assert run.run_group == "avid_cma/smoke"
+    assert run.run_group == f"avid_cma/smoke/kinetics_linear@avid-{record.configuration[:8]}"
     assert run.job_type == "probe"
     assert run.display_name == "kinetics_linear@avid-smoke-s0"
     assert {"smoke", "avid"} <= set(run.tags)
