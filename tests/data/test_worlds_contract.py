@@ -56,7 +56,7 @@ CONTRACTS = [
         {"pretrain": 56},
         held=(),
         apart=True,
-        bad=[({"size": 23}, "size"), ({"pretrain": 0}, "pretrain"), ({"ucf_groups": 3}, "ucf_groups")],
+        bad=[({"size": 23}, "size"), ({"ucf_groups": 3}, "ucf_groups")],
     ),
     Contract(
         EmojiWorld,
@@ -65,7 +65,6 @@ CONTRACTS = [
         held=("val2017/",),
         apart=False,
         bad=[
-            ({"seed": -1}, "seed"),
             ({"language": "it"}, "language"),
             ({"size": 8}, "size"),
             ({"concepts": 0}, "concepts"),
@@ -88,8 +87,6 @@ CONTRACTS = [
             ({"test_style": "noto"}, "test_style"),
             ({"train_styles": ("crayon",)}, "train_styles"),
             ({"size": 8}, "size"),
-            ({"keywords": 0}, "keywords"),
-            ({"unseen": "nothing"}, "unseen"),
         ],
     ),
     Contract(
@@ -103,9 +100,7 @@ CONTRACTS = [
             ({"size": 8}, "size"),
             ({"sample_rate": 4000}, "sample_rate"),
             ({"turns": 8}, "turns"),
-            ({"dialogs": 0}, "dialogs"),
             ({"seconds": 0.2}, "seconds"),
-            ({"moments_test": -1}, "moments_test"),
         ],
     ),
     Contract(
@@ -115,13 +110,10 @@ CONTRACTS = [
         held=("val2017/", "val2014/", "val/"),
         apart=True,
         bad=[
-            ({"seed": -1}, "seed"),
             ({"train": 0}, "train"),
             ({"voc_test": 2_000_000}, "voc_test"),
             ({"size": 15}, "size"),
             ({"voc_size": 8}, "voc_size"),
-            ({"probe": "color"}, "probe"),
-            ({"caption_style": "long"}, "caption_style"),
             ({"caption_style": "full", "words": CaptionWords()}, "words"),
         ],
     ),
@@ -133,13 +125,11 @@ CONTRACTS = [
             held=("val2014/",),
             apart=True,
             bad=[
-                ({"seed": -1}, "seed"),
                 ({"train": 0}, "train"),
                 ({"test": 10**7}, "test"),
                 ({"size": 8}, "size"),
                 ({"captions_per_image": 0}, "captions_per_image"),
                 ({"captions_per_image": 100}, "captions_per_image"),
-                ({"relations": 1.5}, "relations"),
             ],
         )
         for kind in (EmojiScenesWorld, TwoObjectsWorld)

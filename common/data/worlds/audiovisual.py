@@ -17,7 +17,7 @@ from typing import Any
 import av
 import numpy as np
 
-from common.data.worlds.base import World, Write
+from common.data.worlds.base import World, Write, arguments_of
 from common.data.worlds.clip_generator import NUM_CLASSES, SOUND_CLASSES, VIDEO_CLASSES, ClipGenerator, Nuisance
 from common.types import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -85,18 +85,18 @@ class AudioVisualWorld(World):
     def __init__(
         self,
         seed: NonNegativeInt = 0,
-        pretrain: NonNegativeInt = 1024,
-        validation: NonNegativeInt = 480,
-        audioset: NonNegativeInt = 1536,
-        audioset_evaluation: NonNegativeInt = 240,
-        ucf_groups: NonNegativeInt = 25,
-        ucf_clips_per_group: NonNegativeInt = 3,
-        hmdb_train: NonNegativeInt = 25,
-        hmdb_test: NonNegativeInt = 20,
-        esc_clips_per_fold: NonNegativeInt = 5,
+        pretrain: PositiveInt = 1024,
+        validation: PositiveInt = 480,
+        audioset: PositiveInt = 1536,
+        audioset_evaluation: PositiveInt = 240,
+        ucf_groups: PositiveInt = 25,
+        ucf_clips_per_group: PositiveInt = 3,
+        hmdb_train: PositiveInt = 25,
+        hmdb_test: PositiveInt = 20,
+        esc_clips_per_fold: PositiveInt = 5,
         esc_seconds: PositiveFloat = 5.0,
-        dcase_train: NonNegativeInt = 10,
-        dcase_test: NonNegativeInt = 10,
+        dcase_train: PositiveInt = 10,
+        dcase_test: PositiveInt = 10,
         dcase_seconds: PositiveFloat = 6.0,
         seconds: PositiveFloat = 2.0,
         size: PositiveInt = 24,
@@ -104,33 +104,11 @@ class AudioVisualWorld(World):
         sample_rate: PositiveInt = 8000,
         root: str | None = None,
     ) -> None:
+        parameters = arguments_of(locals())
         if size < 16 or size % 2:
             raise ValueError(f"size: a frame needs an even side of at least 16 pixels, got {size}")
         if sample_rate < 8000:
             raise ValueError(f"sample_rate: the partials need at least 8000 samples per second, got {sample_rate}")
-        parameters = {
-            "seed": seed,
-            "pretrain": pretrain,
-            "validation": validation,
-            "audioset": audioset,
-            "audioset_evaluation": audioset_evaluation,
-            "ucf_groups": ucf_groups,
-            "ucf_clips_per_group": ucf_clips_per_group,
-            "hmdb_train": hmdb_train,
-            "hmdb_test": hmdb_test,
-            "esc_clips_per_fold": esc_clips_per_fold,
-            "esc_seconds": esc_seconds,
-            "dcase_train": dcase_train,
-            "dcase_test": dcase_test,
-            "dcase_seconds": dcase_seconds,
-            "seconds": seconds,
-            "size": size,
-            "fps": fps,
-            "sample_rate": sample_rate,
-        }
-        for name, value in parameters.items():
-            if name != "seed" and value <= 0:
-                raise ValueError(f"{name}: must be above 0, got {value}")
         if ucf_groups < 4:
             raise ValueError(f"ucf_groups: three divisions and something to train on need 4 groups, got {ucf_groups}")
         super().__init__(parameters, root)

@@ -20,6 +20,11 @@ from common.files import cache_folder, exclusive
 Write = Callable[[Path, Callable[[], None]], None]
 
 
+def arguments_of(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that decide what files hold, from the `locals()` at the beginning of a world's constructor."""
+    return {name: value for name, value in found.items() if name not in ("self", "root", "__class__")}
+
+
 class World(ABC):
     """Generated data as real files, each data set in the layout in which the one it stands in for is distributed.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.data.worlds.base import World, Write
+from common.data.worlds.base import World, Write, arguments_of
 from common.data.worlds.layouts import (
     Annotated,
     Instance,
@@ -28,6 +28,7 @@ from common.data.worlds.layouts import (
     write_jpeg,
     write_karpathy,
 )
+from common.types import NonNegativeInt
 
 # Stands wherever a picture with drawings is shown (the pack's ATTRIBUTION.md asks for it).
 CREDIT = (
@@ -215,7 +216,7 @@ class EmojiWorld(World):
 
     def __init__(
         self,
-        seed: int = 0,
+        seed: NonNegativeInt = 0,
         language: str = "en",
         size: int = 32,
         concepts: int | None = None,
@@ -224,8 +225,7 @@ class EmojiWorld(World):
         test_style: str = "twemoji",
         root: str | None = None,
     ) -> None:
-        if seed < 0:
-            raise ValueError(f"seed: must not be below 0, got {seed}")
+        parameters = arguments_of(locals())
         if language not in LANGUAGES:
             raise ValueError(f"language: {language!r} is not one of {', '.join(LANGUAGES)}")
         if size < 16:
@@ -242,16 +242,8 @@ class EmojiWorld(World):
             raise ValueError(f"concepts: must be from 1 to {len(core)}, got {concepts}")
         if not 0 < classes <= len(subgroups):
             raise ValueError(f"classes: must be from 1 to {len(subgroups)}, got {classes}")
-        parameters = {
-            "seed": seed,
-            "language": language,
-            "size": size,
-            "concepts": len(core) if concepts is None else concepts,
-            "classes": classes,
-            "train_styles": list(train_styles),
-            "test_style": test_style,
-        }
-        super().__init__(parameters, root)
+        parameters["concepts"] = len(core) if concepts is None else concepts
+        super().__init__({**parameters, "train_styles": list(train_styles)}, root)
         self.seed = seed
         self.language = language
         self.size = size

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from common.data.worlds.base import World, Write
+from common.data.worlds.base import World, Write, arguments_of
 from common.data.worlds.emoji import CELL, CREDIT, LANGUAGES, STYLES, Concept, compose, read_concepts, read_drawings
 from common.data.worlds.layouts import (
     Annotated,
@@ -161,13 +161,14 @@ class EmojiLanguagesWorld(World):
         test: NonNegativeInt = 300,
         fine_tune: NonNegativeInt = 400,
         unseen: Literal["concepts", "drawings"] = "concepts",
-        keywords: NonNegativeInt = 3,
-        pictures_per_drawing: NonNegativeInt = 3,
+        keywords: PositiveInt = 3,
+        pictures_per_drawing: PositiveInt = 3,
         vocabulary_size: PositiveInt = 8000,
         train_styles: tuple[str, ...] = ("noto", "openmoji", "fluent_flat"),
         test_style: str = "twemoji",
         root: str | None = None,
     ) -> None:
+        parameters = arguments_of(locals())
         styles = (*train_styles, test_style)
         for style in styles:
             if style not in STYLES:
@@ -185,31 +186,10 @@ class EmojiLanguagesWorld(World):
                 f"concepts: {count} less {test} for testing and {fine_tune} for fine-tuning leave {rest}; at least one "
                 "of each and six more are needed"
             )
-        for name, value, least in (
-            ("seed", seed, 0),
-            ("size", size, 16),
-            ("keywords", keywords, 1),
-            ("pictures_per_drawing", pictures_per_drawing, 1),
-            ("vocabulary_size", vocabulary_size, 100),
-        ):
+        for name, value, least in (("size", size, 16), ("vocabulary_size", vocabulary_size, 100)):
             if value < least:
                 raise ValueError(f"{name}: must be at least {least}, got {value}")
-        if unseen not in ("concepts", "drawings"):
-            raise ValueError(f"unseen: must be concepts or drawings, got {unseen!r}")
-        parameters: dict[str, Any] = {
-            "seed": seed,
-            "unseen": unseen,
-            "size": size,
-            "concepts": count,
-            "test": test,
-            "fine_tune": fine_tune,
-            "keywords": keywords,
-            "pictures_per_drawing": pictures_per_drawing,
-            "vocabulary_size": vocabulary_size,
-            "train_styles": list(train_styles),
-            "test_style": test_style,
-        }
-        super().__init__(parameters, root)
+        super().__init__({**parameters, "concepts": count, "train_styles": list(train_styles)}, root)
         self.seed = seed
         self.unseen = unseen
         self.size = size

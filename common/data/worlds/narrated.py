@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from common.data.worlds.audiovisual import write_clip, write_sound
-from common.data.worlds.base import World, Write
+from common.data.worlds.base import World, Write, arguments_of
 from common.data.worlds.clip_generator import _bilinear_weights, _rms, _shaped_noise
 from common.types import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -351,16 +351,16 @@ class NarratedWorld(World):
     def __init__(
         self,
         seed: NonNegativeInt = 0,
-        source_clips: NonNegativeInt = 960,
-        source_clips_validation: NonNegativeInt = 240,
-        source_sounds_per_fold: NonNegativeInt = 32,
-        dialogs: NonNegativeInt = 700,
-        dialogs_validation: NonNegativeInt = 70,
-        dialogs_test: NonNegativeInt = 560,
-        turns: NonNegativeInt = 4,
-        moments: NonNegativeInt = 400,
-        moments_validation: NonNegativeInt = 120,
-        moments_test: NonNegativeInt = 30,
+        source_clips: PositiveInt = 960,
+        source_clips_validation: PositiveInt = 240,
+        source_sounds_per_fold: PositiveInt = 32,
+        dialogs: PositiveInt = 700,
+        dialogs_validation: PositiveInt = 70,
+        dialogs_test: PositiveInt = 560,
+        turns: PositiveInt = 4,
+        moments: PositiveInt = 400,
+        moments_validation: PositiveInt = 120,
+        moments_test: PositiveInt = 30,
         seconds: PositiveFloat = 1.5,
         long_seconds: PositiveFloat = 4.0,
         size: PositiveInt = 24,
@@ -368,27 +368,7 @@ class NarratedWorld(World):
         sample_rate: PositiveInt = 8000,
         root: str | None = None,
     ) -> None:
-        parameters = {
-            "seed": seed,
-            "source_clips": source_clips,
-            "source_clips_validation": source_clips_validation,
-            "source_sounds_per_fold": source_sounds_per_fold,
-            "dialogs": dialogs,
-            "dialogs_validation": dialogs_validation,
-            "dialogs_test": dialogs_test,
-            "turns": turns,
-            "moments": moments,
-            "moments_validation": moments_validation,
-            "moments_test": moments_test,
-            "seconds": seconds,
-            "long_seconds": long_seconds,
-            "size": size,
-            "fps": fps,
-            "sample_rate": sample_rate,
-        }
-        for name, value in parameters.items():
-            if name != "seed" and value <= 0:
-                raise ValueError(f"{name}: must be above 0, got {value}")
+        parameters = arguments_of(locals())
         if size < 16 or size % 2:
             raise ValueError(f"size: a frame needs an even side of at least 16 pixels, got {size}")
         if sample_rate < 8000:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from common.data.annotations import ImageAnnotations
-from common.data.worlds.base import World, Write
+from common.data.worlds.base import World, Write, arguments_of
 from common.data.worlds.layouts import Annotated, Instance, Vocabulary, coco_name, write_coco
 from common.types import Fraction, NonNegativeInt, PositiveInt
 
@@ -117,8 +117,7 @@ class TwoSidesWorld(World):
         relations: Fraction = 0.0,
         root: str | None = None,
     ) -> None:
-        if seed < 0:
-            raise ValueError(f"seed: must not be below 0, got {seed}")
+        parameters = arguments_of(locals())
         for name, value in {"train": train, "test": test}.items():
             if not 0 < value <= _IDS_PER_SPLIT:
                 raise ValueError(f"{name}: must be from 1 to {_IDS_PER_SPLIT:,}, got {value}")
@@ -126,24 +125,12 @@ class TwoSidesWorld(World):
             raise ValueError(f"size: objects need a picture of at least 16 pixels a side, got {size}")
         if not 0 < captions_per_image <= _MAX_CAPTIONS:
             raise ValueError(f"captions_per_image: must be from 1 to {_MAX_CAPTIONS}, got {captions_per_image}")
-        if not 0 <= relations <= 1:
-            raise ValueError(f"relations: a share is needed, got {relations}")
         self.counts = {"train": train, "val": test}
         self.seed = seed
         self.size = size
         self.captions_per_image = captions_per_image
         self.relations = relations
-        super().__init__(
-            {
-                "seed": seed,
-                "train": train,
-                "test": test,
-                "size": size,
-                "captions_per_image": captions_per_image,
-                "relations": relations,
-            },
-            root,
-        )
+        super().__init__(parameters, root)
 
     def _files(self, name: str) -> int:
         return sum(self.counts.values())
