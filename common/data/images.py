@@ -16,7 +16,7 @@ from common.data.image_transforms import Transform
 from common.data.items import ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.media import MediaError
-from common.files import named
+from common.files import parsing
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -39,23 +39,9 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         ImageError: The file is missing, empty, truncated, no picture, or has samples of 32 bits.
     """
     path = Path(path)
-    try:
-        with named(path), Image.open(path) as image:
-            image.load()
-            return _to_rgb(image)
-    except (ImageError, MemoryError):
-        raise
-    except OSError as error:
-        # Pillow's own messages hold no error number; the system's name the file a second time.
-        raise ImageError.of(path, f"cannot be read: {error.strerror or _reason(error)}") from error
-    except Exception as error:  # A damaged file can make a decoder raise whatever its parsing meets.
-        raise ImageError.of(path, f"cannot be read: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not a picture in a known format, or an empty file"
-    return str(error) or type(error).__name__
+    with parsing(path, ImageError), Image.open(path) as image:
+        image.load()
+        return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -87,7 +73,7 @@ class ImageCache(FileCache[Pixels]):
         found = self._find(key)
         if found is not None:
             if isinstance(found[0], str):
-                raise ImageError(found[0], path)
+                raise ImageError(found[0])
             return Image.fromarray(found[0])
         try:
             image = read_image(path)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import av.error
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -52,21 +51,24 @@ RESAMPLER_MARGIN = 64
 
 
 class MediaError(RuntimeError):
-    """A media file cannot be read or is too short; the message names the file and the reason.
-
-    Args:
-        message: File and reason.
-        path: The file.
-    """
-
-    def __init__(self, message: str, path: Path | None = None) -> None:
-        super().__init__(message)
-        self.path = path
+    """A media file cannot be read or is too short; the message names the file and the reason."""
 
     @classmethod
     def of(cls, path: Path, reason: str) -> MediaError:
         """Make the error of one file."""
-        return cls(f"{path}: {reason}", path)
+        return cls(f"{path}: {reason}")
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Any error of a decoder becomes a MediaError: what damaged files make of them cannot be foreseen."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise MediaError.of(path, f"cannot be read: {reason}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ class AudioTrack:
         start: Time of sample 0 in seconds.
         sample_format: PyAV's name of the sample type, packed form ("s16", "flt", ...).
         layout: PyAV's name of the channel layout.
+        path: The file, for messages.
     """
 
     samples: npt.NDArray[Any]
@@ -130,6 +133,7 @@ class AudioTrack:
     start: float
     sample_format: str
     layout: str
+    path: Path
 
     def read(self, start: float, duration: float, sample_rate: int) -> Tensor:
         """Cut and resample a window; see :meth:`MediaFile.read_audio`."""
@@ -137,7 +141,7 @@ class AudioTrack:
         # Both are rounded on the file's own clock, so that the same sample is chosen wherever the track begins.
         first = max(round(start * self.rate) - round(self.start * self.rate), 0)
         if sample_rate == self.rate and self.samples.shape[1] == 1 and self.sample_format in ("s16", "flt"):
-            window = self.samples[first : first + wanted, 0]
+            window = self._checked(self.samples[first : first + wanted, 0])
             if self.sample_format == "flt":
                 # What the resampler does when it only changes the sample type.
                 window = np.clip(np.rint(window * np.float32(32768.0)), -32768, 32767)
@@ -146,8 +150,15 @@ class AudioTrack:
         skip = min(-(-RESAMPLER_MARGIN * sample_rate // self.rate), first * sample_rate // self.rate)
         lead = round(skip * self.rate / sample_rate)
         length = -(-wanted * self.rate // sample_rate) + RESAMPLER_MARGIN
-        window = self._resample(self.samples[max(first - lead, 0) : first + length], sample_rate)
+        source = self._checked(self.samples[max(first - lead, 0) : first + length])
+        with _decoding(self.path):
+            window = self._resample(source, sample_rate)
         return torch.from_numpy(window[skip : skip + wanted].astype(np.float32)).div_(32767.0)
+
+    def _checked(self, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if samples.dtype.kind == "f" and not np.isfinite(samples).all():
+            raise MediaError.of(self.path, "its sound has values that are no finite numbers")
+        return samples
 
     def _resample(self, samples: npt.NDArray[Any], sample_rate: int) -> npt.NDArray[np.int16]:
         if not len(samples):
@@ -216,7 +227,7 @@ class DecodedCache(FileCache[DecodedMedia | None]):
         found = self._find(key)
         if found is not None:
             if isinstance(found[0], str):
-                raise MediaError(found[0], path)
+                raise MediaError(found[0])
             return found[0]
         try:
             media = _decode_whole(path, self.max_bytes)
@@ -251,7 +262,7 @@ class MediaFile:
             return
         self._open()
         try:
-            with self._explained():
+            with _decoding(self.path):
                 self.info = self._read_info()
         except BaseException:
             self.close()
@@ -361,7 +372,7 @@ class MediaFile:
         if self.info.video_limits is not None:
             times: list[float] = []
             frames: list[npt.NDArray[np.uint8]] = []
-            with self._explained():
+            with _decoding(self.path):
                 reformatter = VideoReformatter()
                 for time, frame in self._timed_frames(seek_to=None):
                     times.append(time)
@@ -378,7 +389,7 @@ class MediaFile:
 
     def _open(self) -> None:
         self.close()
-        with self._explained(), named(self.path):
+        with _decoding(self.path), named(self.path):
             # Tags in old files are not always valid text; nobody reads them here.
             self._container = av.open(str(self.path), mode="r", metadata_errors="ignore")
         self._fresh = True
@@ -450,16 +461,6 @@ class MediaFile:
             raise RuntimeError(f"{self.path} was closed")
         return self._container
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except MediaError:
-            raise
-        except (av.error.FFmpegError, OSError, ValueError, EOFError, IndexError) as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise MediaError.of(self.path, f"cannot be read: {reason}") from error
-
     def _rewind(self, stream: VideoStream | AudioStream, seek_to: float | None) -> None:
         """Go to a key frame at or before a time; None = the beginning. Packets of other streams are passed over."""
         wanted = stream.index
@@ -495,7 +496,7 @@ class MediaFile:
         self._opened()
         first = float(boundaries[0]) - 0.5 * step
         seek_to = first if first - self.info.video_limits[0] > step else None
-        with self._explained():
+        with _decoding(self.path):
             frames = self._pick_frames(boundaries, step, seek_to)
             if frames is None:
                 frames = self._pick_frames(boundaries, step, None)
@@ -552,7 +553,7 @@ class MediaFile:
     def _read_track(self, start: float, end: float) -> AudioTrack:
         assert self.info.audio_limits is not None
         seek_to = start - AUDIO_PREROLL_SECONDS
-        with self._explained():
+        with _decoding(self.path):
             track = None
             # FFmpeg stamps the packets of the last page of an Ogg file wrongly after a seek.
             seekable = self._opened().format.name != "ogg"
@@ -605,7 +606,7 @@ class MediaFile:
             return None
         channels = parts[0].shape[1]
         layout = {1: "mono", 2: "stereo"}.get(channels, frame.layout.name)
-        return AudioTrack(np.concatenate(parts), rate, anchor, frame.format.packed.name, layout)
+        return AudioTrack(np.concatenate(parts), rate, anchor, frame.format.packed.name, layout, self.path)
 
 
 def _pixels(frame: VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:

