@@ -17,7 +17,7 @@ from common.data.datasets import base
 from common.data.datasets.audioset import AudioSet
 from common.data.datasets.esc50 import ESC50
 from common.data.datasets.kinetics import Kinetics400
-from common.data.listing import Clip, ClipTable, Listing
+from common.data.listing import Clip, ClipTable, Listing, joined
 from common.data.worlds.clip_layouts import placeholder, write_audioset, write_esc50, write_kinetics
 
 ROOT = Path("/data/set")
@@ -102,6 +102,14 @@ def test_the_fingerprint_is_the_same_in_every_release():
 def test_clips_outside_the_root_keep_their_path():
     rows = [Clip(Path("/other/disk/a.mp4"), 0), Clip(ROOT / "b.mp4", 1)]
     assert list(make(rows).clips) == rows
+
+
+def test_only_a_name_that_leads_up_is_resolved_by_its_spelling(tmp_path: Path):
+    """A root that is a link, or has `..` in it, must not change which file a plain name stands for."""
+    root = tmp_path / "a" / ".." / "set"
+    assert joined(root, "b.mp4") == root / "b.mp4"
+    assert joined(root, "..b/c.mp4") == root / "..b/c.mp4"
+    assert joined(tmp_path / "link", "../beside/b.mp4") == tmp_path / "beside" / "b.mp4"
 
 
 def test_subset_takes_rows_in_the_given_order():
