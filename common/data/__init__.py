@@ -1,6 +1,6 @@
 """Data sets in their own layouts, and what makes batches of them.
 
-The way of a sample, with the files that it passes:
+How a sample is made, file by file:
 
     datasets/<name>.py              knows the layout of a data set's folder; worlds/<name>.py draws a small one
       -> listing.py                 Listing: files, labels and cuts in a fixed order, kept in an index
@@ -8,7 +8,7 @@ The way of a sample, with the files that it passes:
       -> windows.py                 chooses the clip to cut; annotations.py, text.py: captions and their tokens
       -> transforms.py,             decoded frames, sound or image -> tensors for an encoder
          image_transforms.py
-      -> items.py                   ItemDataset: a sample by (epoch, item), the same in any worker; clips.py, images.py
+      -> item_dataset.py            ItemDataset: a sample by (epoch, item), the same in any worker; clips.py, images.py
       -> samplers.py                which items, in what order, for each process; goes on at any step
       -> ../training/data_module.py ShardedDataModule: the loader, which makes the batch and moves on to the next
 """

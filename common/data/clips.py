@@ -1,4 +1,4 @@
-"""Map-style data sets of clips cut from media files; see :mod:`common.data.items` for keys and seeds."""
+"""Map-style data sets of clips cut from media files; see :mod:`common.data.item_dataset` for keys and seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.data.items import ItemDataset, Key, Sample
+from common.data.item_dataset import ItemDataset, Key, Sample
 from common.data.listing import Clip, Listing
 from common.data.media import DecodedCache, MediaError, MediaFile
 from common.data.transforms import AudioTransform, VideoTransform

@@ -13,7 +13,7 @@ from PIL import Image
 from common.data.annotations import ImageAnnotations, TextRows
 from common.data.caches import FileCache
 from common.data.image_transforms import Transform
-from common.data.items import ItemDataset, Sample
+from common.data.item_dataset import ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.media import MediaError
 from common.files import parsing

@@ -164,7 +164,7 @@ def check_checksums(dataset: MediaDataset) -> tuple[tuple[str, ...], tuple[str, 
 
 def check_samples(dataset: MediaDataset, samples: int = 16, seed: int = 0) -> SampleCheck:
     """Decode a little from the middle of some files, chosen at random over every split that is there."""
-    from common.data.items import TooManyBrokenFiles  # deciding which files to try needs no decoder
+    from common.data.item_dataset import TooManyBrokenFiles  # deciding which files to try needs no decoder
 
     chosen: dict[Path, Clip] = {}
     parts = []

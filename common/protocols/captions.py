@@ -17,7 +17,7 @@ from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.folder import FolderOfImages
 from common.data.images import ImageItems, require_captions
-from common.data.items import Sample
+from common.data.item_dataset import Sample
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer, normalize_caption, pad_tokens
 from common.protocols.data import ImageData

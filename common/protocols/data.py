@@ -32,7 +32,7 @@ from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import ImageTransform
 from common.data.images import ImageItems
-from common.data.items import Sample
+from common.data.item_dataset import Sample
 from common.data.listing import Clip, Listing, spread
 from common.data.transforms import AudioTransform, VideoTransform, compute_audio_statistics
 from common.data.worlds.audiovisual import AudioVisualWorld

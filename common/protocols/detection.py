@@ -39,7 +39,7 @@ from common.data.annotations import Boxes
 from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import normalized
 from common.data.images import ImageItems
-from common.data.items import Sample
+from common.data.item_dataset import Sample
 from common.data.listing import Listing, spread
 from common.data.samplers import EpochSampler
 from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from common.data.items import ItemDataset
+from common.data.item_dataset import ItemDataset
 from common.data.samplers import EpochSampler, ShardSampler
 from common.data.worlds.base import World
 from common.files import usable_cores

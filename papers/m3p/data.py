@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch.utils.data import DataLoader, Subset
 
 from common.data.datasets.wikipedia import WikipediaText
-from common.data.items import Sample
+from common.data.item_dataset import Sample
 from common.data.listing import spread
 from common.data.text import XLMRTokenizer
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.data.items import Key, Sample
+from common.data.item_dataset import Key, Sample
 from common.data.media import MediaError
 from common.data.text import XLMRTokenizer
 from papers.m3p.captions import CaptionPool, SwitchedCaptions, Tokens, forced_captions, pad_captions

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.data.annotations import Texts
 from common.data.datasets.captioned import LanguageCaptioned
-from common.data.items import ItemDataset, Sample, TooManyBrokenFiles
+from common.data.item_dataset import ItemDataset, Sample, TooManyBrokenFiles
 from common.data.listing import ClipTable, Listing
 from common.data.media import MediaError
 from common.data.regions import RegionError, RegionFeatures

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from common.data.images import ImageError, read_image
-from common.data.items import Sample
+from common.data.item_dataset import Sample
 from common.data.text import XLMRTokenizer
 from common.training.data_module import Collate
 from papers.m3p.captions import CaptionReader, CaptionTokens, pad_captions

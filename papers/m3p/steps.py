@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from common.data.items import Sample
+from common.data.item_dataset import Sample
 from papers.m3p.masking import WORD_NOISE, Masking, mask_stream
 from papers.m3p.pairs import PairCollator, PairItems
 from papers.m3p.streams import LanguageStream

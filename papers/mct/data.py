@@ -20,7 +20,7 @@ from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.folder import FolderOfImages
 from common.data.images import ImageItems
-from common.data.items import Sample
+from common.data.item_dataset import Sample
 from common.data.listing import Listing
 from common.data.media import MediaError
 from common.data.text import (

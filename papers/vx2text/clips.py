@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.data.frames import FrameFolder, MediaCaches, open_media
-from common.data.items import Sample
+from common.data.item_dataset import Sample
 from common.data.listing import Clip, Listing, joined
 from common.data.media import MediaError, MediaFile
 from common.data.transforms import VideoTransform

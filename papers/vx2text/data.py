@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from common.data.datasets.avsd import AVSD, Dialog
 from common.data.datasets.tvc import TVC, Moment
 from common.data.datasets.tvqa import TVQA, Questions, Subtitle, Subtitles
-from common.data.items import ItemDataset, Sample
+from common.data.item_dataset import ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.sequences import MadeOnDemand
 from common.data.text import pad_tokens

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from common.data.datasets.base import MediaDataset
-from common.data.items import ItemDataset, Sample
+from common.data.item_dataset import ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.media import MediaError
 from common.data.worlds.base import World

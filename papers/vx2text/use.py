@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.data.items import Sample
+from common.data.item_dataset import Sample
 from common.data.listing import Clip
 from common.data.media import MediaError
 from common.encoders.kinetics import KineticsR2Plus1D

@@ -24,7 +24,7 @@ from common.data.datasets.folder import FolderOfImages
 from common.data.datasets.localized_narratives import LocalizedNarratives
 from common.data.image_transforms import SquashTransform
 from common.data.images import ImageItems, require_captions
-from common.data.items import Sample
+from common.data.item_dataset import Sample
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer
 from common.data.text_features import (

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from common.data.clips import AudioVisualClips, DenseVideoClips, SoundWindows, VideoClips
-from common.data.items import SkipLedger, TooManyBrokenFiles
+from common.data.item_dataset import SkipLedger, TooManyBrokenFiles
 from common.data.listing import Clip, Listing
 from common.data.media import DecodedCache, MediaError, MediaFile
 from common.data.samplers import EpochSampler

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from common.data.annotations import ImageAnnotations
 from common.data.image_transforms import ImageTransform
 from common.data.images import ImageCache, ImageError, ImageItems, read_image
-from common.data.items import ItemDataset, Sample, TooManyBrokenFiles
+from common.data.item_dataset import ItemDataset, Sample, TooManyBrokenFiles
 from common.data.listing import Clip, Listing
 from common.data.media import MediaError
 from common.data.samplers import EpochSampler

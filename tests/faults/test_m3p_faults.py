@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from common.data.datasets.multi30k import Multi30K
-from common.data.items import TooManyBrokenFiles
+from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import DatasetMissing
 from common.data.regions import write_regions
 from papers.m3p.pictures import CaptionSet

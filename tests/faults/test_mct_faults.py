@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from common.data.items import TooManyBrokenFiles
+from common.data.item_dataset import TooManyBrokenFiles
 from common.data.worlds.shapes import ShapesWorld
 from common.stages.run import run_stage
 from papers.mct.module import MCTModule

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from common.data.items import TooManyBrokenFiles
+from common.data.item_dataset import TooManyBrokenFiles
 from common.errors import Preempted, RunsElsewhereError, StageError
 from common.stages import plan as schedule
 from common.stages import run as running

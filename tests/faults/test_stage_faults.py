@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from common.commands.main import main
-from common.data.items import TooManyBrokenFiles
+from common.data.item_dataset import TooManyBrokenFiles
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.encoders.checkpoint_files import CheckpointError
 from common.errors import NonFiniteLossError, StageError

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.data.annotations import LanguageCaptions, TextRows, Texts
 from common.data.datasets.folder import FolderOfImages
-from common.data.items import TooManyBrokenFiles
+from common.data.item_dataset import TooManyBrokenFiles
 from common.data.media import MediaError
 from common.data.regions import RegionError
 from papers.m3p.captions import CaptionPool, forced_captions

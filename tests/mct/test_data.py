@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.data.datasets.coco import COCO
 from common.data.image_transforms import ImageTransform
-from common.data.items import TooManyBrokenFiles
+from common.data.item_dataset import TooManyBrokenFiles
 from common.data.text import CaptionTokenizer, WordVocabulary
 from common.data.worlds.shapes import ShapesWorld
 from papers.mct.data import CaptionedViews, PretrainingData

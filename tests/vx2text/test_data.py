@@ -18,7 +18,7 @@ from common.data.datasets.esc50 import ESC50
 from common.data.datasets.kinetics import Kinetics400
 from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA, Subtitle
-from common.data.items import TooManyBrokenFiles
+from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import Clip, DatasetMissing
 from common.data.media import MediaError
 from common.data.worlds.narrated import AUDIO_CATEGORIES, QUESTIONS, VIDEO_WORDS, NarratedWorld

@@ -16,7 +16,7 @@ from common.data.datasets.coco import COCO
 from common.data.datasets.coco_2014 import COCO2014
 from common.data.datasets.folder import FolderOfImages
 from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO
-from common.data.items import TooManyBrokenFiles
+from common.data.item_dataset import TooManyBrokenFiles
 from common.data.text import WordPieceTokenizer
 from common.data.text_features import FeaturesMissing, FeaturesStale, StoredFeatures, bert_digest, make_store
 from common.data.worlds.two_objects import TwoObjectsWorld

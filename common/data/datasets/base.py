@@ -102,9 +102,9 @@ class MediaDataset(ABC):
         listing = self._all(split, fold)
         if self.common_seconds is None:
             return listing
-        from common.data.sounding import sounding  # reads media, which a plan does not
+        from common.data.durations import long_enough  # reads media, which a plan does not
 
-        return sounding(listing, self.common_seconds)
+        return long_enough(listing, self.common_seconds)
 
     def _all(self, split: str, fold: int | None) -> Listing:
         """All clips of a split, whether they have sound or not."""
@@ -315,12 +315,12 @@ class MediaDataset(ABC):
         """The clips that are used, if they are known already: an overview opens no files."""
         if self.common_seconds is None:
             return listing
-        from common.data.items import TooManyBrokenFiles
-        from common.data.sounding import is_known, sounding
+        from common.data.durations import is_known, long_enough
+        from common.data.item_dataset import TooManyBrokenFiles
 
         if is_known(listing):
             try:
-                return sounding(listing, self.common_seconds)
+                return long_enough(listing, self.common_seconds)
             except (TooManyBrokenFiles, ValueError) as error:
                 notes.append(f"{part}: {error}")
                 return listing

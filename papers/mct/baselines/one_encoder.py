@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_karpathy import COCOKarpathy
 from common.data.datasets.folder import FolderOfImages
-from common.data.items import Sample
+from common.data.item_dataset import Sample
 from common.data.text import WordPieceTokenizer, text_numbers
 from common.encoders.text import BertEncoder
 from common.losses.masked import masked_language_modeling

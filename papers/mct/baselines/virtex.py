@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from common.data.annotations import ImageAnnotations
 from common.data.images import ImageItems
-from common.data.items import Sample
+from common.data.item_dataset import Sample
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer, normalize_caption, swap_left_right
 from common.memory.collective import mean_over_ranks

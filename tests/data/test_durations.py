@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.data import sounding as module
+from common.data import durations as module
 from common.data.datasets.audioset import AudioSet
 from common.data.datasets.kinetics import Kinetics400
-from common.data.items import TooManyBrokenFiles
+from common.data.durations import common_seconds, is_known, kept_at, long_enough
+from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import Clip, Listing
 from common.data.media import MediaError, MediaInfo
-from common.data.sounding import common_seconds, is_known, kept_at, sounding
 from common.data.worlds.clip_layouts import write_kinetics
 from tests.data.media_factory import write_video
 
@@ -35,7 +35,7 @@ def listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Listing:
 
 
 def test_short_and_silent_clips_are_left_out_and_told(listing: Listing) -> None:
-    left = sounding(listing, 1.5)
+    left = long_enough(listing, 1.5)
     assert left.table.names() == ["a.mp4", "b.mp4"]
     assert left.version == "all, more than 1.5 s of picture and sound"
     assert left.notes == (
@@ -43,7 +43,7 @@ def test_short_and_silent_clips_are_left_out_and_told(listing: Listing) -> None:
     )
     assert left.fingerprint() != listing.fingerprint()
     with pytest.raises(ValueError, match="some: no clip has picture and sound for more than 9 s"):
-        sounding(listing, 9)
+        long_enough(listing, 9)
 
 
 def test_what_is_known_is_not_asked_again(listing: Listing, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ class _InOrder:
 def test_many_broken_files_end_before_training(listing: Listing) -> None:
     (listing.root / "a.mp4").write_bytes(b"broken")
     with pytest.raises(TooManyBrokenFiles, match=r"some: 1 of 5 files cannot be read, more than 5%. First: a.mp4"):
-        sounding(listing, 1.0)
+        long_enough(listing, 1.0)
 
 
 def test_an_overview_tells_of_broken_files_and_goes_on(tmp_path: Path) -> None:
@@ -100,12 +100,12 @@ def test_a_broken_file_is_looked_at_again_as_the_note_says(listing: Listing, mon
     monkeypatch.setattr(module, "MOST_UNREADABLE", 0.5)
     whole = (listing.root / "a.mp4").read_bytes()
     (listing.root / "a.mp4").write_bytes(b"broken")
-    left = sounding(listing, 1.0)
+    left = long_enough(listing, 1.0)
     assert left.notes[-1].endswith(f"1 unreadable (looked at once: delete {kept_at(listing)} after repairing them)")
     (listing.root / "a.mp4").write_bytes(whole)
-    assert len(sounding(listing, 1.0)) == len(left)
+    assert len(long_enough(listing, 1.0)) == len(left)
     kept_at(listing).unlink()
-    assert len(sounding(listing, 1.0)) == len(left) + 1
+    assert len(long_enough(listing, 1.0)) == len(left) + 1
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.ESTALE])
@@ -117,10 +117,10 @@ def test_what_the_system_refuses_for_now_is_not_remembered(
 
     monkeypatch.setattr(module, "probe", refused)
     with pytest.raises(MediaError, match="cannot be opened"):
-        sounding(listing, 1.0)
+        long_enough(listing, 1.0)
     monkeypatch.undo()
     monkeypatch.setenv("ASSEMBLE_CACHE", str(listing.root.parent / "cache"))
-    assert len(sounding(listing, 1.5)) == 2
+    assert len(long_enough(listing, 1.5)) == 2
 
 
 def test_data_sets_list_what_sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

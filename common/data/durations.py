@@ -1,8 +1,6 @@
-"""Listings of the clips whose picture and sound last long enough together, judged once and before a training.
+"""How long picture and sound of clips overlap, measured once before training and kept in the cache folder.
 
-A file without sound that is met in a training costs a sample each time, and files that cannot be read add up until the
-run ends, after days. Here all files are opened once, in parallel; what they last is kept in the cache folder. A call
-that was stopped goes on where it was.
+Otherwise every visit to a file without sound costs a sample, and unreadable files add up until the run fails, days in.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from common.data.items import TooManyBrokenFiles
+from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import Clip, Listing
 from common.data.media import MediaError, probe
 from common.data.windows import restrict
@@ -25,28 +23,16 @@ from common.files import cache_folder, console, exclusive, usable_cores, write_w
 
 #: Share of the files that may be unreadable, before the listing is refused.
 MOST_UNREADABLE = 0.05
-#: Files between two states on disk.
+#: Files between two writes of the cache.
 _AT_ONCE = 5000
-#: In the place of seconds: nobody has looked yet, the file cannot be read, and there is no picture or no sound.
 #: Errors of disk and system, not of a file.
 _PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
+#: In place of seconds: not measured yet, unreadable, no picture or no sound.
 _UNKNOWN, _UNREADABLE, _ONE_SIDED = np.nan, -2.0, -1.0
 
 
-def sounding(listing: Listing, seconds: float) -> Listing:
-    """The clips whose picture and sound overlap for more than so many seconds.
-
-    Args:
-        listing: any clips; a clip's own start and end count.
-        seconds: what is too short. 0 leaves out those without picture or sound alone.
-
-    Returns:
-        A part of the listing in the same order, whose version and notes say what was left out.
-
-    Raises:
-        TooManyBrokenFiles: more than `MOST_UNREADABLE` of the files cannot be read.
-        ValueError: nothing is left.
-    """
+def long_enough(listing: Listing, seconds: float) -> Listing:
+    """The clips whose picture and sound overlap for more than `seconds`, in order; its notes say what is left out."""
     common = common_seconds(listing)
     broken = common == _UNREADABLE
     if broken.sum() > MOST_UNREADABLE * len(listing):
@@ -74,7 +60,7 @@ def sounding(listing: Listing, seconds: float) -> Listing:
 
 
 def common_seconds(listing: Listing) -> npt.NDArray[np.float64]:
-    """For how many seconds [N] picture and sound of every clip overlap; from the cache, or found out now."""
+    """Seconds [N] that picture and sound of every clip overlap, from the cache where they are known."""
     path = kept_at(listing)
     path.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(path.with_suffix(".lock")):
