@@ -8,32 +8,30 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from datetime import datetime
+from dataclasses import asdict, field
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
+    ConfigDict,
     Field,
-    Strict,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    TypeAdapter,
+    GetPydanticSchema,
     ValidationError,
 )
+from pydantic.dataclasses import dataclass
 
 from common import files
-from common.errors import ReportingError, nearest, printable
+from common.errors import ReportingError, printable
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, machine_isa
 from common.reporting.papers import SCALES, check_scale, paper_named
-from common.reporting.schema import first_of, one_of
+from common.reporting.schema import one_of, parse_json, told
 
-SCHEMA = 1
 JOBS = ("pretrain", "fine_tune", "probe", "evaluate")
 RECORD_FILE = "record.json"
 REHEARSED = "rehearsal: "
@@ -80,54 +78,10 @@ class RecordError(ReportingError):
     """A record is malformed; the message names the file and the field."""
 
 
-def _folder_name(stage: str) -> str:
-    if "/" in stage or stage.startswith("."):
-        raise ValueError(f"{stage!r} cannot name a folder")
-    return stage
-
-
-def _iso_time(text: str) -> str:
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"expected an ISO 8601 time, got {text!r}") from None
-    return text
-
-
-def _has_revision(git: dict[str, Any]) -> dict[str, Any]:
-    if "revision" not in git or "dirty" not in git:
-        raise ValueError(f"expected the keys 'revision' and 'dirty', got {sorted(git)}")
-    return git
-
-
-def _known_rounding(hardware: dict[str, Any]) -> dict[str, Any]:
-    isa = hardware.get("isa", {"requested": NATIVE})
-    if not isinstance(isa, dict) or isa.get("requested") not in INSTRUCTION_SETS:
-        raise ValueError(f"expected 'isa' with 'requested', one of {', '.join(INSTRUCTION_SETS)}; got {isa!r}")
-    return hardware
-
-
 def _inside(file: str) -> str:
     if Path(file).is_absolute() or ".." in Path(file).parts:
-        raise ValueError(f"expected names inside the run's folder, got {file!r}")
+        raise ValueError(f"expected a name inside the run's folder, got {file!r}")
     return file
-
-
-def _this_version(schema: int) -> int:
-    if schema != SCHEMA:
-        raise ValueError(f"this code reads version {SCHEMA}, got {schema!r}")
-    return schema
-
-
-def _entry(*keys: str) -> AfterValidator:
-    """A mapping that has these keys and no others."""
-
-    def check(given: dict[str, str]) -> dict[str, str]:
-        if set(given) != set(keys):
-            raise ValueError(f"expected {' and '.join(map(repr, keys))}, got {given!r}")
-        return given
-
-    return AfterValidator(check)
 
 
 def _finite(value: float | None) -> float | None:
@@ -135,11 +89,44 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and abs(value) < 1e300 else None
 
 
-_Name = Annotated[StrictStr, Field(min_length=1)]
-_Count = Annotated[StrictInt, Field(ge=0)]
+def _plain(value: Any) -> Any:
+    """Copy as plain JSON data; tuples become lists, numbers that JSON lacks become their names."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item) for key, item in value.items()}
+    raise ValueError(f"expected text, numbers, lists and mappings with keys of text, got {value!r:.100}")
 
 
-@dataclass(frozen=True)
+def _keys(*keys: str) -> AfterValidator:
+    """A mapping with these keys and no others."""
+
+    def check(given: dict[str, str]) -> dict[str, str]:
+        if set(given) != set(keys):
+            raise ValueError(f"expected {' and '.join(map(repr, keys))}, got {given!r:.100}")
+        return given
+
+    return AfterValidator(check)
+
+
+def _checked_as(kind: Any) -> GetPydanticSchema:
+    """Hold a mapping to a finer type than its readers need to know."""
+    return GetPydanticSchema(lambda _, handler: handler(kind))
+
+
+_Name = Annotated[str, Field(min_length=1)]
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Plain = Annotated[dict[str, Any], BeforeValidator(_plain)]
+_GIT = dict[str, str | bool | list[str] | None]
+_ISA = dict[str, Annotated[str, one_of(INSTRUCTION_SETS)] | None]
+_HARDWARE = dict[str, str | int | float | list[str] | _ISA]
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Record:
     """What a finished stage measured, and where that came from.
 
@@ -147,116 +134,80 @@ class Record:
         paper: package name of the paper.
         stage: instance id, `ucf_1` or `ucf_1@avid_cma`.
         recipe: name of the recipe under `configs/<paper>/`.
-        job: one of `pretrain`, `fine_tune`, `probe`, `evaluate`.
-        row: the model stage that the row measures, or None.
-        scale: `paper`, `single`, `mini` or `smoke`.
-        seed: the seed of the run.
-        metrics: name to value; accuracies in percent. A value that is not finite is kept as null.
+        row: the model stage that the row measures.
+        metrics: accuracies in percent. A value that is not finite is kept as null.
         selection: which weights were measured: `last`, or what the module names in `selected_by`, such as `best on
             validation`.
-        config_hash: see `config_hash`.
-        lineage_hash: see `lineage_hash`.
-        config: the whole resolved configuration, plain data.
-        ours: `{"field": ..., "value": ...}` for what no source of the paper gives, as the recipe lists it.
-        deviations: `{"field": ..., "reason": ...}` for whatever the scale changes beyond sizes; at the scale
-            `paper` for everything that a rehearsal changes.
-        parents: configuration field to `{"stage": ..., "lineage_hash": ...}`.
-        git: `{"revision": ..., "dirty": ...}` as `git_state` gives it; `dirty` when any session of the stage was, and
-            `earlier` with the revisions of sessions before the last, where there are others.
-        versions: package to version.
-        hardware: as :func:`hardware` gives it, and `peak_memory_gib`, the most memory that the process held. One
-            without `isa` is native.
-        precision: precision of the trainer, such as `32-true`.
+        config: the whole resolved configuration.
+        ours: what no source of the paper gives, as the recipe lists it.
+        deviations: whatever the scale changes beyond sizes; at the scale `paper` whatever a rehearsal changes.
+        parents: configuration field to the stage whose checkpoint it takes.
+        git: see `git_state`; `dirty` when any session of the stage was, and `earlier` with other revisions of its
+            earlier sessions.
+        hardware: see :func:`hardware`; `peak_memory_gib` is the most memory that the process held.
         global_batch: samples per step over all devices.
         steps: optimizer steps done.
-        wall_seconds: duration of the stage.
-        started: UTC start, ISO 8601.
+        started: UTC, ISO 8601.
         data: data set name to `{"version", "samples", "skipped", "skipped_names"}`.
-        wandb_run_id: id of the W&B run, or None.
         media: names of the picture files, relative to the run's folder.
-        former: `{"config_hash": ..., "lineage_hash": ..., "migration": ...}`, the hashes that it had before a
-            migration rewrote its configuration.
-        schema: version of this layout.
-
-    Raises:
-        RecordError: when a field has the wrong type or an impossible value.
+        former: the hashes that it had before its configuration was written otherwise.
     """
 
     paper: _Name
-    stage: Annotated[_Name, AfterValidator(_folder_name)]
+    stage: _Name
     recipe: _Name
-    job: Annotated[StrictStr, one_of(JOBS)]
-    row: StrictStr | None
-    scale: Annotated[StrictStr, one_of(SCALES)]
+    job: Annotated[str, one_of(JOBS)]
+    row: str | None
+    scale: Annotated[str, one_of(SCALES)]
     seed: _Count
-    metrics: dict[StrictStr, Annotated[float | None, Strict(), AfterValidator(_finite)]]
+    metrics: dict[str, Annotated[float | None, AfterValidator(_finite)]]
     config_hash: _Name
     lineage_hash: _Name
-    config: dict[str, Any]
-    git: Annotated[dict[str, Any], AfterValidator(_has_revision)]
-    started: Annotated[_Name, AfterValidator(_iso_time)]
+    config: _Plain
+    git: Annotated[dict[str, Any], _checked_as(_GIT)]
+    started: _Name
     selection: _Name = "last"
-    deviations: list[Annotated[dict[str, str], _entry("field", "reason")]] = field(default_factory=list)
-    ours: list[Annotated[dict[str, str], _entry("field", "value")]] = field(default_factory=list)
-    parents: dict[str, Annotated[dict[str, str], _entry("stage", "lineage_hash")]] = field(default_factory=dict)
+    deviations: list[Annotated[dict[str, str], _keys("field", "reason")]] = field(default_factory=list)
+    ours: list[Annotated[dict[str, str], _keys("field", "value")]] = field(default_factory=list)
+    parents: dict[str, Annotated[dict[str, str], _keys("stage", "lineage_hash")]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    hardware: Annotated[dict[str, Any], AfterValidator(_known_rounding)] = field(default_factory=dict)
+    hardware: Annotated[dict[str, Any], _checked_as(_HARDWARE)] = field(default_factory=dict)
     precision: _Name = "32-true"
     global_batch: _Count = 0
     steps: _Count = 0
-    wall_seconds: Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)] = 0.0
-    data: dict[str, dict[str, Any]] = field(default_factory=dict)
-    wandb_run_id: StrictStr | None = None
-    media: list[Annotated[StrictStr, AfterValidator(_inside)]] = field(default_factory=list)
-    former: list[Annotated[dict[str, str], _entry("config_hash", "lineage_hash", "migration")]] = field(
+    wall_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    data: dict[str, _Plain] = field(default_factory=dict)
+    wandb_run_id: str | None = None
+    media: list[Annotated[str, AfterValidator(_inside)]] = field(default_factory=list)
+    former: list[Annotated[dict[str, str], _keys("config_hash", "lineage_hash", "migration")]] = field(
         default_factory=list
     )
-    schema: Annotated[StrictInt, AfterValidator(_this_version)] = SCHEMA
-
-    def __post_init__(self) -> None:
-        for name, kind in _kinds().items():
-            given = getattr(self, name)
-            # Numbers that JSON lacks are named, but for metrics.
-            plain = given if name == "metrics" else _plain(given, name)
-            try:
-                object.__setattr__(self, name, kind.validate_python(plain))
-            except ValidationError as error:
-                where, what = first_of(error, plain)
-                place = f"{name}{'.' if where and where[0] != '[' else ''}{where}"
-                raise RecordError(f"field {place!r}: {what}") from None
+    schema: Literal[1] = 1
 
     def to_json(self) -> str:
         """The record as JSON text with sorted keys and a closing newline."""
         return json.dumps(asdict(self), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, source: str = "record") -> Record:
-        """Parse and validate.
-
-        Args:
-            text: JSON text.
-            source: name of the file, for messages.
+    def of(cls, values: Mapping[str, Any]) -> Record:
+        """The record with these fields.
 
         Raises:
-            RecordError: for broken JSON, a missing, unknown or malformed field.
+            ValueError: one is malformed; the message names it.
         """
         try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:  # among them numbers of too many digits and endless brackets
-            raise RecordError(f"{source}: not valid JSON ({error}); delete it and run the stage again") from None
-        if not isinstance(values, dict):
-            raise RecordError(f"{source}: expected a JSON object")
-        names = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(cls)}
-        for key in values:
-            if key not in names:
-                raise RecordError(f"{source}: unknown field {key!r}: {nearest(key, names)}")
-        missing = [name for name, needed in names.items() if needed and name not in values]
-        if missing:
-            raise RecordError(f"{source}: missing field(s) {', '.join(missing)}")
-        try:
             return cls(**values)
-        except RecordError as error:
-            raise RecordError(f"{source}: {error}") from None
+        except ValidationError as error:
+            raise ValueError(told(error, values)) from None
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Record:
+        """Parse a record.
+
+        Raises:
+            ValueError: it is malformed; the message names the field.
+        """
+        return cls.of(parse_json(text))
 
     @property
     def configuration(self) -> str:
@@ -283,28 +234,6 @@ class Record:
         return bool(self.git.get("revision")) and self.git.get("dirty") is False
 
 
-@functools.cache
-def _kinds() -> dict[str, TypeAdapter[Any]]:
-    """What checks each field of a record."""
-    return {name: TypeAdapter(kind) for name, kind in get_type_hints(Record, include_extras=True).items()}
-
-
-def _plain(value: Any, where: str) -> Any:
-    """Copy as plain JSON data; tuples become lists, numbers that JSON lacks become their names."""
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise RecordError(f"field {where!r}: keys must be strings, got {key!r}")
-        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
-    raise RecordError(f"field {where!r}: expected plain data (text, numbers, lists, mappings), got {type(value)}")
-
-
 def short_name(field: str) -> str:
     """A field as the command line names it: `model.temperature` for `model.init_args.temperature`."""
     return field.replace(".init_args", "")
@@ -320,7 +249,7 @@ def config_hash(config: Mapping[str, Any], ignored: Iterable[str] = IGNORED_KEYS
     Returns:
         The first 12 hexadecimal digits of the SHA-256 of its canonical JSON.
     """
-    canonical = json.dumps(_without(_plain(config, "config"), frozenset(ignored)), sort_keys=True, ensure_ascii=True)
+    canonical = json.dumps(_without(_plain(config), frozenset(ignored)), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
@@ -380,19 +309,27 @@ def write(path: Path, record: Record) -> None:
 
 
 def read(path: Path) -> Record:
-    """Read and validate one record.
+    """Read one record.
 
     Raises:
-        RecordError: when it is malformed, naming the file and the field.
+        RecordError: it is malformed.
     """
-    try:
-        with files.named(Path(path)):
-            text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: not UTF-8 ({error.reason}); delete it and run the stage again") from None
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror})") from None
-    return Record.from_json(text, source=str(path))
+    with files.parsing(path, RecordError):
+        return Record.from_json(path.read_bytes())
+
+
+def read_run(root: Path, folder: Path) -> Record:
+    """Read the record in a folder of `run_folders`.
+
+    Raises:
+        RecordError: it is malformed, or of another run.
+    """
+    path = folder / RECORD_FILE
+    with files.parsing(path, RecordError):
+        record = Record.from_json(path.read_bytes())
+        if record.folder(root) != folder:
+            raise ValueError(f"by its content this record belongs into {record.folder(root)}; move or delete it")
+    return record
 
 
 def run_folder(root: Path, paper: str, scale: str, draw: Draw, stage: str) -> Path:
@@ -409,6 +346,16 @@ def warn(error: RecordError) -> None:
 def warn_of(text: str) -> None:
     """Say on the standard error stream what was left out of a page, and why; the same thing once."""
     print(printable(f"warning: {text}"), file=sys.stderr)
+
+
+def run_folders(root: Path, paper: str = "*", scale: str = "*") -> list[Path]:
+    """Folders of runs by paper, scale, draw and stage; those that were set aside are left out."""
+    found = []
+    for path in Path(root).glob(f"{paper}/{scale}/seed*/*"):
+        place, draw = path.parts[-4:-2], re.fullmatch(r"seed(\d+)(-\w+)?", path.parts[-2])
+        if draw and place[1] in SCALES and path.is_dir() and path.suffix != SET_ASIDE and path.name[0] != ".":
+            found.append(((place[0], SCALES.index(place[1]), int(draw[1]), draw[0], path.name), path))
+    return [path for _, path in sorted(found)]
 
 
 def find(
@@ -428,27 +375,17 @@ def find(
     Raises:
         RecordError: for a malformed record, or one that lies where it does not belong, unless `malformed` is given.
     """
-    pattern = (
-        f"{paper_named(paper).name if paper else '*'}/{check_scale(scale) if scale else '*'}/seed*/*/{RECORD_FILE}"
-    )
-    paths = sorted(path for path in Path(root).glob(pattern) if path.parent.suffix != SET_ASIDE)
     found = []
-    for path in paths:
+    for folder in run_folders(root, paper_named(paper).name if paper else "*", check_scale(scale) if scale else "*"):
+        if not os.path.lexists(folder / RECORD_FILE):
+            continue
         try:
-            record = read(path)
-            _check_place(path, record.folder(root) / RECORD_FILE)
+            found.append(read_run(root, folder))
         except RecordError as error:
             if malformed is None:
                 raise
             malformed(error)
-        else:
-            found.append(record)
     return in_order(found)
-
-
-def _check_place(path: Path, expected: Path) -> None:
-    if path.resolve() != expected.resolve():
-        raise RecordError(f"{path}: by its content this record belongs at {expected}; move or delete it")
 
 
 def in_order(found: Iterable[Record]) -> list[Record]:

@@ -19,6 +19,7 @@ from common.reporting.curves import Curves, read_table, table_of
 from common.reporting.draws import Draw
 from common.reporting.papers import SCALES, Paper, check_scale, paper_named
 from common.reporting.records import Record, RecordError, in_order
+from common.reporting.schema import parse_json
 
 #: Fields that say where a record belongs, equal for all records of a file.
 HEAD = ("paper", "scale", "seed", "schema")
@@ -108,7 +109,7 @@ def _json(content: Any) -> bytes:
 def _read_shared(paper: Paper) -> Shared:
     path = _shared_file(paper)
     with parsing(path, RecordError):
-        return json.loads(path.read_bytes()) if path.exists() else {}
+        return parse_json(path.read_bytes()) if path.exists() else {}
 
 
 def _packed(values: dict[str, Any], shared: Shared) -> dict[str, Any]:
@@ -145,10 +146,11 @@ def _empty_by_default(field: Any) -> bool:
 
 def _records(paper: Paper, path: Path, shared: Shared) -> list[Record]:
     with parsing(path, RecordError):
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         head = {name: content[name] for name in HEAD}
         found = [
-            Record(**head, stage=stage, **_unpacked(packed, shared)) for stage, packed in content["stages"].items()
+            Record.of({**head, "stage": stage, **_unpacked(packed, shared)})
+            for stage, packed in content["stages"].items()
         ]
         for record in found:
             if record.paper != paper.name or draw_file(paper, record.scale, record.draw) != path:

@@ -18,22 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ReportingError, nearest
-from common.files import named, parse_yaml
+from common.files import parsing, read_yaml
 from common.reporting import progress
 from common.reporting.curves import summaries
-from common.reporting.papers import SCALES
 from common.reporting.records import (
     IGNORED_KEYS,
     RECORD_FILE,
     SEED_KEYS,
-    SET_ASIDE,
     Record,
     RecordError,
     portable,
-    read,
+    read_run,
+    run_folders,
     warn,
     warn_of,
 )
+from common.reporting.schema import parse_json
 from common.reporting.tables import entries, load
 
 BASICS = (
@@ -50,7 +50,6 @@ class Run:
 
     Attributes:
         name: `<paper>/<scale>/<draw>/<stage>`, its folder below the folder of runs.
-        folder: where it lies.
         record: what it measured; None of one that is not finished.
         state: `done`, `running`, `stopped`, or `damaged` where its record cannot be read.
         told: what a running one said last of itself, see `common.reporting.progress.read`.
@@ -73,14 +72,10 @@ class Run:
     def whole_config(self) -> dict[str, Any]:
         """Fields of its configuration with all defaults, or what is known of it."""
         path = self.folder / "config.yaml"
-        try:
-            content = parse_yaml(path.read_text(encoding="utf-8")) if path.is_file() else None
-        except (ValueError, OSError) as error:
-            warn_of(f"{path} cannot be read ({error})")
-            content = None
-        if isinstance(content, dict):
-            return flat(portable(content, [(str(self.folder.resolve()), "$RUN"), (str(self.folder), "$RUN")]))
-        return flat(self.record.config) if self.record else {}
+        if not path.exists():
+            return flat(self.record.config) if self.record else {}
+        folders = [(str(self.folder.resolve()), "$RUN"), (str(self.folder), "$RUN")]
+        return flat(portable(read_yaml(path, ReportingError), folders))
 
     @functools.cached_property
     def fields(self) -> dict[str, Any]:
@@ -118,43 +113,45 @@ class Run:
 def find_runs(root: Path, papers: Sequence[str] = ()) -> list[Run]:
     """Every run under a folder of runs, finished or not, by paper, scale, draw and stage.
 
+    One that cannot be described, whatever is wrong with it, is left out with a warning.
+
     Args:
         root: folder of runs.
         papers: package names; all when empty.
     """
-    return [run for folder in run_folders(root, papers) if (run := read_run(root, folder)) is not None]
-
-
-def run_folders(root: Path, papers: Sequence[str] = ()) -> list[Path]:
-    """Folders of all runs, in the order of `find_runs`; those that were replaced by later ones are left out."""
     found = []
-    for path in Path(root).glob("*/*/seed*/*"):
-        paper, scale, draw, _ = path.relative_to(root).parts
-        match = re.fullmatch(r"seed(\d+)(-\w+)?", draw)
-        if match and scale in SCALES and (not papers or paper in papers) and path.is_dir() and path.suffix != SET_ASIDE:
-            found.append(((paper, SCALES.index(scale), int(match[1]), draw, path.name), path))
-    return [path for _, path in sorted(found)]
-
-
-def read_run(root: Path, folder: Path) -> Run | None:
-    """The run in one of these folders; None where none was begun."""
-    name = folder.relative_to(root).as_posix()
-    path, identity = folder / RECORD_FILE, folder / "identity.json"
-    if not path.is_file() and not identity.is_file():
-        return None
-    record = None
-    if path.is_file():
+    for folder in run_folders(root):
+        if papers and folder.parts[-4] not in papers:
+            continue
         try:
-            record = read(path)
-            if record.folder(root) != folder:
-                raise RecordError(f"{path}: it is the record of another run")
+            run = _run(folder.relative_to(root).as_posix(), folder, root)
+            if run is not None and run.fields:
+                found.append(run)
+        except Exception as error:
+            warn_of(f"{folder} is left out: {type(error).__name__}: {error}")
+    return found
+
+
+def _run(name: str, folder: Path, root: Path) -> Run | None:
+    identity = folder / "identity.json"
+    finished = (folder / RECORD_FILE).exists()
+    if not finished and not identity.exists():
+        return None
+    record, damaged = None, False
+    if finished:
+        try:
+            record = read_run(root, folder)
         except RecordError as error:
             warn(error)
-            return Run(name, folder, None, DAMAGED, None, _overrides(identity))
-    told = None if record else progress.read(folder, time.time() - 120)
-    running = told is not None or (record is None and _held(folder.with_name(f".{folder.name}.lock")))
-    state = DONE if record else RUNNING if running else STOPPED
-    return Run(name, folder, record, state, told, _overrides(identity))
+            damaged = True
+    told = None if finished else progress.read(folder, time.time() - 120)
+    running = told is not None or (not finished and _held(folder.with_name(f".{folder.name}.lock")))
+    state = DAMAGED if damaged else DONE if finished else RUNNING if running else STOPPED
+    overrides: tuple[str, ...] = ()
+    if identity.exists():
+        with parsing(identity, ReportingError):
+            overrides = tuple(map(str, parse_json(identity.read_bytes()).get("arguments", ())))
+    return Run(name, folder, record, state, told, overrides)
 
 
 def _held(lock: Path) -> bool:
@@ -173,15 +170,6 @@ def _began(folder: Path) -> str:
     except OSError:
         return ""
     return at.strftime("%Y-%m-%d %H:%M")
-
-
-def _overrides(identity: Path) -> tuple[str, ...]:
-    try:
-        with named(identity):
-            content = json.loads(identity.read_text(encoding="utf-8"))
-        return tuple(map(str, content["arguments"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return ()
 
 
 def short_overrides(arguments: Sequence[str]) -> list[str]:
@@ -225,7 +213,7 @@ def headline(record: Record) -> str:
     """The metrics of a run that tables show, or its first ones; few of them."""
     try:
         filled = entries(load(record.paper), record.stage, record.scale)
-    except (ReportingError, ValueError):  # of a paper of another branch, or of tables that are being edited
+    except ReportingError:  # of a paper of another branch, or of tables that are being edited
         filled = []
     decimals = {metric.key: metric.decimals for _, _, metric in reversed(filled)}
     names = [name for name in dict.fromkeys(m.key for _, _, m in filled) if name in record.metrics]
@@ -302,7 +290,7 @@ def text_of(value: Any) -> str:
 def _number(value: Any) -> float | None:
     try:
         return None if isinstance(value, bool | list | dict) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     StrictStr,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -71,6 +72,21 @@ class Part(BaseModel):
         return given
 
 
+_OBJECT = TypeAdapter(dict[str, Any])
+
+
+def parse_json(text: str | bytes) -> dict[str, Any]:
+    """A JSON object. Unlike Python's parser, this one limits its depth and refuses text that no file can hold.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return _OBJECT.validate_json(text)
+    except ValidationError as error:
+        raise ValueError(error.errors()[0]["msg"]) from None
+
+
 def told(error: ValidationError, given: Any) -> str:
     """What is wrong first, after its place: `tables[0] (transfer).rows[2].model: unknown stage ...`; see `first_of`."""
     where, message = first_of(error, given)
@@ -106,5 +122,5 @@ def first_of(error: ValidationError, given: Any) -> tuple[str, str]:
     else:
         for theirs, ours in (("Input should be", "expected"), ("tuple", "list"), ("dictionary", "mapping")):
             message = message.replace(theirs, ours)
-        message += f", got {first['input']!r}"
+        message += f", got {first['input']!r:.100}"
     return where, message

@@ -440,7 +440,8 @@ def write_export(
     trained = model.read(checkpoint)
     if trained.record is None:
         raise StageError(f"{checkpoint}: the stage has no record yet, which an export carries; let it finish first")
-    record = Record.from_json(trained.record, f"record of {checkpoint}")
+    with parsing(Path(checkpoint), StageError):
+        record = Record.from_json(trained.record)
     if trained.step not in (None, record.steps):
         raise StageError(
             f"{checkpoint} is of step {trained.step:,}, but the record beside it measured step {record.steps:,}: "

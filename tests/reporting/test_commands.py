@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,9 +54,76 @@ def test_errors_are_one_line(project: Path, capsys: pytest.CaptureFixture[str]) 
     assert "did you mean 'transfer'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["tables", "claims", "report", "wandb-report"])
-def test_one_malformed_record_is_left_out_and_named(
-    command: str,
+def nested(depth: int) -> dict[str, Any]:
+    return functools.reduce(lambda inner, _: {"a": inner}, range(depth), {})
+
+
+#: Fields of a record, or another file's content, that are damaged or hostile.
+PAYLOADS: dict[str, Any] = {
+    "git": {"git": {"revision": 5, "dirty": False}},
+    "dirty": {"git": {"revision": "a" * 40, "dirty": "no"}},
+    "nested config": {"config": nested(900)},
+    "less nested config": {"config": nested(150)},
+    "accelerators": {"hardware": {"accelerators": {"a": 1}}},
+    "machine": {"hardware": {"isa": {"requested": "native", "machine": ["avx"]}}},
+    "isa": {"hardware": {"isa": "avx"}},
+    "surrogates": {"selection": "\ud800"},
+    "surrogate key": {"config": {"\udfff": 1}},
+    "long name": {"media": ["a" * 5000 + ".png"]},
+    "control characters": {"media": ["\0.png"], "selection": "\x1b[2J[/red]", "started": "2026"},
+    "steps": {"steps": 10**400},
+    "long number": {"config": {"a": 10**400}, "data": {"a": {"samples": 10**400}}},
+    "data": {"data": {"a": {"samples": [], "skipped": None}}},
+    "infinity": {"metrics": {"test/top1": 1e999}},
+    "seconds": {"wall_seconds": 1e300},
+    "deviations": {"deviations": [{"field": "a", "reason": ""}], "ours": [{"field": "", "value": ""}]},
+    "another stage": {"stage": "../../esc@base"},
+    "utf-8": b"\xff\xfe",
+    "empty": b"",
+    "list": b"[1]",
+    "deep": b'{"a":' * 50_000,
+    "deep identity": ("identity.json", b'{"a":' * 50_000),
+    "identity": ("identity.json", b'{"arguments": {"a": [1]}}'),
+    "configuration": ("config.yaml", b"a: [" * 5000),
+    "progress": ("progress.json", b'{"share": "a"}'),
+    "curves": ("metrics.csv", b"step,name,value\n" + b"9" * 400 + b",a,1\n\xff"),
+}
+
+
+@pytest.mark.parametrize("payload", [*PAYLOADS, "pipe", "folder", "missing link"])
+def test_no_run_ends_a_command(
+    payload: str,
+    project: Path,
+    save: Callable[[Record], Path],
+    make_record: Callable[..., Record],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save(make_record("esc@base", 0, 12.5))
+    folder = save(make_record("esc@base", 1, 13.5))
+    (folder / "identity.json").write_text('{"arguments": []}')
+    path, content = folder / records.RECORD_FILE, PAYLOADS.get(payload)
+    if isinstance(content, dict):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **content}))
+    elif isinstance(content, tuple):
+        (folder / content[0]).write_bytes(content[1])
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.unlink()
+        make = {"pipe": os.mkfifo, "folder": Path.mkdir, "missing link": lambda path: path.symlink_to("no")}
+        make[payload](path)
+    for stopped in (False, True):
+        if stopped and path.is_file():
+            path.unlink()
+        for command in (
+            ["tables", "mct"], ["claims", "mct"], ["report", "mct"], ["compare", "mct"],
+            ["wandb-report", "mct", "--offline"], ["runs"], ["runs", "--json"], ["runs", "--sort", "steps"],
+        ):  # fmt: skip
+            assert run(*command, "--runs", str(project / "runs")) == 0
+            assert "Traceback" not in capsys.readouterr().err
+
+
+def test_one_malformed_record_is_named_once(
     project: Path,
     save: Callable[[Record], Path],
     make_record: Callable[..., Record],
@@ -61,9 +132,9 @@ def test_one_malformed_record_is_left_out_and_named(
     save(make_record("esc@base", 0, 12.5))
     broken = save(make_record("esc@base", 1, 13.5)) / records.RECORD_FILE
     broken.write_text("{")
-    assert run(command, "mct", "--runs", str(project / "runs"), *["--offline"] * (command == "wandb-report")) == 0
+    assert run("tables", "mct", "--runs", str(project / "runs")) == 0
     error = capsys.readouterr().err
-    assert error.startswith(f"warning: a record is left out: {broken}: not valid JSON")
+    assert str(broken) in error
     assert error.count("\n") == 1
     # What is kept for good is not chosen by chance.
     assert run("promote", "mct", "--runs", str(project / "runs")) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import subprocess
@@ -108,31 +109,34 @@ def test_lineage_depends_on_parents() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "word"),
+    ("named", "fields"),
     [
-        ({"job": "probing"}, "did you mean 'probe'"),
-        ({"scale": "minni"}, "did you mean 'mini'"),
-        ({"seed": -1}, "'seed'"),
-        ({"seed": True}, "'seed'"),
-        ({"metrics": {"a": "high"}}, "metrics.a"),
-        ({"config": {"path": Path("/x")}}, "config.path"),
-        ({"config": {1: 2}}, "keys must be strings"),
-        ({"git": {}}, "'git'"),
-        ({"started": "yesterday"}, "'started'"),
-        ({"media": ["../secret"]}, "field 'media"),
-        ({"deviations": [{"field": "x"}]}, "field 'deviations"),
-        ({"parents": {"x": {"stage": "y"}}}, "parents.x"),
-        ({"stage": "a/b"}, "'stage'"),
-        ({"schema": 2}, "'schema'"),
-        ({"recipe": ""}, "'recipe'"),
-        ({"metrics": {"a": True}}, "metrics.a"),
-        ({"wall_seconds": float("nan")}, "'wall_seconds'"),
-        ({"former": [{"config_hash": "a"}]}, "field 'former"),
+        ("job", {"job": "probing"}),
+        ("scale", {"scale": "minni"}),
+        ("seed", {"seed": -1}),
+        ("seed", {"seed": True}),
+        ("steps", {"steps": 10**400}),
+        ("metrics.a", {"metrics": {"a": "high"}}),
+        ("metrics.a", {"metrics": {"a": True}}),
+        ("config", {"config": {"path": Path("/x")}}),
+        ("config", {"config": {1: 2}}),
+        ("git.revision", {"git": {"revision": 5, "dirty": False}}),
+        ("hardware.accelerators", {"hardware": {"accelerators": {"a": 1}}}),
+        ("hardware.isa", {"hardware": {"isa": {"requested": "avx9"}}}),
+        ("hardware.isa", {"hardware": {"isa": {"requested": "avx", "machine": ["avx"]}}}),
+        ("media", {"media": ["../secret"]}),
+        ("deviations", {"deviations": [{"field": "x"}]}),
+        ("parents.x", {"parents": {"x": {"stage": "y"}}}),
+        ("former", {"former": [{"config_hash": "a"}]}),
+        ("recipe", {"recipe": ""}),
+        ("wall_seconds", {"wall_seconds": float("nan")}),
+        ("schema", {"schema": 2}),
+        ("unheard_of", {"unheard_of": 2}),
     ],
 )
-def test_wrong_fields_are_named(fields: dict, word: str) -> None:
-    with pytest.raises(RecordError, match=word.replace(".", r"\.")):
-        a_record(**fields)
+def test_wrong_fields_are_named(named: str, fields: dict) -> None:
+    with pytest.raises(ValueError, match=rf"^{named}"):
+        Record.of(dataclasses.asdict(a_record()) | fields)
 
 
 def test_hashes_of_before_a_migration_are_kept() -> None:
@@ -151,21 +155,28 @@ def test_values_that_json_lacks() -> None:
     assert Record.from_json(record.to_json()) == record
 
 
-def test_broken_files_name_the_file_and_the_field(tmp_path: Path) -> None:
+VALID = json.loads(a_record().to_json())
+DEEP = b'{"a":' * 50_000
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"{", "JSON"),
+        (b"[]", "object"),
+        (b"\xff\xfe{", "JSON"),
+        (DEEP, "JSON"),
+        (json.dumps({**VALID, "config": {"a": "\ud800"}}).encode(), "JSON"),
+        (json.dumps({key: VALID[key] for key in VALID if key != "git"}).encode(), "git"),
+        (json.dumps({**VALID, "steps": 10**400}).encode(), "steps"),
+        (json.dumps({**VALID, "config": functools.reduce(lambda a, _: {"a": a}, range(900), {})}).encode(), "JSON"),
+        (None, ""),
+    ],
+)
+def test_a_broken_file_is_named(content: bytes | None, named: str, tmp_path: Path) -> None:
     path = tmp_path / "record.json"
-    path.write_text("{")
-    with pytest.raises(RecordError, match=r"record\.json: not valid JSON"):
-        records.read(path)
-    path.write_bytes(b"\xff\xfe{")
-    with pytest.raises(RecordError, match=r"record\.json: not UTF-8"):
-        records.read(path)
-    values = json.loads(a_record().to_json())
-    path.write_text(json.dumps({**values, "metric": {}}))
-    with pytest.raises(RecordError, match="unknown field 'metric': did you mean 'metrics'"):
-        records.read(path)
-    del values["git"]
-    path.write_text(json.dumps(values))
-    with pytest.raises(RecordError, match=r"record.json: missing field\(s\) git"):
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(RecordError, match=rf"record\.json: .*{named}"):
         records.read(path)
 
 
@@ -208,7 +219,7 @@ def test_find_checks_places_and_skips_what_was_set_aside(
     assert [r.scale for r in records.find(project / "runs", scale="smoke")] == ["smoke"]
     folder = save(make_record("esc@base", 2))
     folder.rename(folder.with_name("esc@better"))
-    with pytest.raises(RecordError, match="by its content this record belongs at"):
+    with pytest.raises(RecordError, match="by its content this record belongs"):
         records.find(project / "runs")
     unreadable = save(make_record("esc@base", 3)) / records.RECORD_FILE
     unreadable.unlink()
@@ -217,7 +228,7 @@ def test_find_checks_places_and_skips_what_was_set_aside(
     left_out: list[RecordError] = []
     found = records.find(project / "runs", "mct", malformed=left_out.append)
     assert [(r.scale, r.seed) for r in found] == [("mini", 0), ("smoke", 0)]
-    for error, words in zip(left_out, ("belongs at", "cannot be read", "not valid JSON"), strict=True):
+    for error, words in zip(left_out, ("belongs", "directory", "JSON"), strict=True):
         assert words in str(error)
         assert "record.json" in str(error)
 

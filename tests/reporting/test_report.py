@@ -16,7 +16,7 @@ from common.reporting import media
 from common.reporting.curves import MAX_POINTS, importance, read_curves
 from common.reporting.papers import existing_papers
 from common.reporting.promote import promote
-from common.reporting.records import Record, RecordError
+from common.reporting.records import Record
 from common.reporting.report import build
 from common.reporting.tables import load
 
@@ -227,12 +227,6 @@ def test_damaged_curves_are_left_out(
     assert "metrics.csv" in capsys.readouterr().err
     (folder / "metrics.csv").write_text("step,name,value\n0,loss,1e308\n1,loss,-1e308\n2,loss,1\n")
     written(project)
-
-
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"seed": ' + "9" * 5000 + "}"], ids=["deep", "long number"])
-def test_a_record_that_json_cannot_read_is_named(tmp_path: Path, text: str) -> None:
-    with pytest.raises(RecordError, match=r"a\.json: not valid JSON"):
-        Record.from_json(text, "a.json")
 
 
 def test_curves_of_the_file_that_runs_write(tmp_path: Path) -> None:
