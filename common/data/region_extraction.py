@@ -9,10 +9,9 @@ Source: docs/papers/m3p.md [4]; `tools/scripts/features/extract_features_vmb.py`
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,7 @@ _LEAST_SCORE = 1e-3
 
 @dataclass(frozen=True)
 class Extraction:
-    """What became of a folder of pictures.
-
-    Args:
-        written: pictures whose regions are in the file now.
-        found_before: those of them that had been there before.
-        skipped: pictures that cannot be read, each with the reason.
-    """
+    """How many pictures a file holds now and held before, and why others were skipped."""
 
     written: int
     found_before: int
@@ -110,20 +103,14 @@ def load_detector(weights: str | os.PathLike[str] | None, architecture: str = AR
 
 
 class RegionExtractor:
-    """Finds the regions of pictures.
+    """Finds the regions of pictures; their features are the output of the detector's box head (torchvision: 1024 wide).
 
     Args:
         detector: a two-stage detector of torchvision.
         regions: regions per picture, at most.
         min_score: least score of a region; the highest-scoring one is always kept.
         device: where to compute.
-        origin: what tells the detector from others, such as a digest of its weights.
-
-    Attributes:
-        identity: what its features depend on.
-
-    Shapes:
-        Features are the output of the detector's box head, 1024 wide in torchvision's.
+        origin: what tells the detector from others, such as a digest of its weights; part of `identity`.
     """
 
     def __init__(
@@ -144,11 +131,7 @@ class RegionExtractor:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> list[Regions]:
-        """The regions of some pictures.
-
-        Args:
-            images: RGB in [0, 1], each [3, H, W].
-        """
+        """The regions of some pictures, RGB in [0, 1], each [3, H, W]."""
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
         batch, _ = self.detector.transform([image.to(self.device) for image in images])
         maps = self.detector.backbone(batch.tensors)
@@ -202,8 +185,7 @@ def extract_regions(
 ) -> Extraction:
     """Write the region features of all pictures below a folder into one file.
 
-    What is done is kept in `<output>.parts` until all is, so a stopped run goes on where it was. Pictures that the file
-    has already are not looked at again.
+    A stopped run resumes from `<output>.parts`; pictures that the file already has are skipped.
 
     Args:
         folder: folder of pictures; subfolders count. A picture is called by its file's name without suffix.
@@ -211,20 +193,64 @@ def extract_regions(
         extractor: finds the regions.
         batch_size: pictures at a time.
         half: keep features with 16 bits.
-        distribution: also keep the probabilities of all classes; a file that exists decides itself.
+        distribution: also keep the probabilities of all classes; an existing file keeps its own choice.
         progress: show a progress bar.
-
-    Returns:
-        What was written and what was skipped.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: there is no picture in it that can be read, two are called alike, `output` has another suffix, or it
-            or what a stopped run left was made with another detector or other settings.
+        ValueError: no picture can be read, two have the same name, or `output` has another suffix or was made with
+            another detector or other settings.
     """
     folder, output = Path(folder).expanduser(), Path(output).expanduser()
     if output.suffix.lower() not in REGION_SUFFIXES:
         raise ValueError(f"--output {output}: the name must end with {', '.join(REGION_SUFFIXES)}")
+    pictures = _pictures(folder)
+    before = RegionFeatures(output) if output.is_file() else None
+    if before is not None:
+        distribution = before[before.keys[0]].distribution is not None
+    identity = {**extractor.identity, "half": half, "distribution": distribution}
+    known: set[str] = set()
+    if before is not None:
+        _check_identity(output, identity_of(output), identity)
+        known.update(before.keys)
+    parts = output.with_name(f"{output.name}.parts")
+    files = [] if before is None else [output]
+    for path in sorted(parts.glob("*.npz")):
+        try:
+            known.update(RegionFeatures(path).keys)
+        except RegionError:
+            path.unlink()  # made again
+            continue
+        _check_identity(parts, identity_of(path), identity)
+        files.append(path)
+    todo = [key for key in pictures if key not in known]
+    skipped: list[str] = []
+    for start in track(range(0, len(todo), batch_size), "extracting regions", disable=not progress or not todo):
+        images: list[Tensor] = []
+        names: list[str] = []
+        for key in todo[start : start + batch_size]:
+            try:
+                images.append(to_tensor(read_image(pictures[key])))
+                names.append(key)
+            except ImageError as error:
+                skipped.append(str(error))
+        if images:
+            digest = hashlib.sha256(names[0].encode("utf-8", "surrogateescape")).hexdigest()[:24]
+            rows = [
+                (key, own if distribution else replace(own, distribution=None))
+                for key, own in zip(names, extractor(images))
+            ]
+            write_regions(parts / f"{digest}.npz", rows, half, identity)
+            files.append(parts / f"{digest}.npz")
+    if not files:
+        raise ValueError(f"{folder}: none of its {len(pictures)} images can be read; the first: {skipped[0]}")
+    held = 0 if before is None else len(before)
+    count = write_regions(output, _joined(files), half, identity) if files != [output] else held
+    shutil.rmtree(parts, ignore_errors=True)
+    return Extraction(count, held, tuple(skipped))
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of images")
     pictures: dict[str, Path] = {}
@@ -235,40 +261,11 @@ def extract_regions(
         pictures[key] = folder / name
     if not pictures:
         raise ValueError(f"{folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    before = RegionFeatures(output) if output.is_file() else None
-    done = set() if before is None else set(before.keys)
-    if before is not None:
-        # All pictures of a file have a distribution or none has: the file that grows decides.
-        distribution = before[before.keys[0]].distribution is not None
-    identity = {**extractor.identity, "half": half, "distribution": distribution}
-    if before is not None:
-        _check_identity(output, identity_of(output), identity)
-    parts = _Parts(output.with_name(f"{output.name}.parts"), identity)
-    todo = [key for key in pictures if key not in done and key not in parts.keys]
-    skipped: list[str] = []
-    batches = range(0, len(todo), batch_size)
-    for start in track(batches, "extracting regions", disable=not progress or not todo):
-        images: list[Tensor] = []
-        names: list[str] = []
-        for key in todo[start : start + batch_size]:
-            try:
-                images.append(to_tensor(read_image(pictures[key])))
-                names.append(key)
-            except ImageError as error:
-                skipped.append(str(error))
-        if images:
-            parts.add(list(zip(names, extractor(images))))
-    if not parts.keys and before is None:
-        raise ValueError(f"{folder}: none of its {len(pictures)} images can be read; the first: {skipped[0]}")
-    count = len(done) if before is None else len(before)
-    if parts.keys:
-        count = write_regions(output, _joined(before, parts), half, identity)
-    parts.remove()
-    return Extraction(count, len(done), tuple(skipped))
+    return pictures
 
 
 def _check_identity(path: Path, found: Mapping[str, Any] | None, identity: Mapping[str, Any]) -> None:
-    """Refuse to mix features; a file from before identities were written (None) is taken as it is."""
+    """Refuse to mix features; a file without an identity is taken as it is."""
     changed = [name for name, value in identity.items() if found is not None and found.get(name) != value]
     if changed:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
@@ -277,57 +274,17 @@ def _check_identity(path: Path, found: Mapping[str, Any] | None, identity: Mappi
         )
 
 
-class _Parts:
-    """What a run has found so far, in small files that appear whole."""
-
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self.half: bool = identity["half"]
-        self.distribution: bool = identity["distribution"]
-        self.identity = identity
-        self.note = folder / "identity.json"
-        if self.note.is_file():
-            _check_identity(folder, json.loads(self.note.read_bytes()), identity)
-        self.files: list[Path] = []
-        self.keys: set[str] = set()
-        for path in sorted(folder.glob("*.npz")) if folder.is_dir() else []:
-            try:
-                self.keys |= set(RegionFeatures(path).keys)
-                self.files.append(path)
-            except (RegionError, OSError):
-                path.unlink()  # made anew
-
-    def add(self, rows: Sequence[tuple[str, Regions]]) -> None:
-        """Keep the regions of some pictures."""
-        if not self.note.is_file():
-            write_atomically(self.note, json.dumps(self.identity))
-        name = hashlib.sha256("\0".join(key for key, _ in rows).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-        path = self.folder / f"{name}.npz"
-        if not self.distribution:
-            rows = [(key, replace(own, distribution=None)) for key, own in rows]
-        write_regions(path, rows, self.half)
-        self.files.append(path)
-        self.keys.update(key for key, _ in rows)
-
-    def remove(self) -> None:
-        """Forget everything."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _joined(before: RegionFeatures | None, parts: _Parts) -> Iterator[tuple[str, Regions]]:
-    sources: Iterable[RegionFeatures] = (RegionFeatures(path) for path in parts.files)
+def _joined(files: Sequence[Path]) -> Iterator[tuple[str, Regions]]:
     seen: set[str] = set()
-    for source in [*([before] if before is not None else []), *sources]:
-        for key in source.keys:
-            # A run that was stopped right at its end leaves parts behind that the file has already.
-            if key not in seen:
-                seen.add(key)
-                own = source[key]
-                yield key, own if parts.distribution else replace(own, distribution=None)
+    for source in map(RegionFeatures, files):  # one at a time: a part is held in memory
+        # A run that was stopped right at its end leaves parts behind that the file has already.
+        for key in [key for key in source.keys if key not in seen]:
+            seen.add(key)
+            yield key, source[key]
 
 
 def write_skipped(path: Path, skipped: Sequence[str]) -> None:
-    """Write which pictures were skipped, one a line with the reason; removes an older list when there are none."""
+    """Write why pictures were skipped, one a line; without any, delete an older list."""
     if skipped:
         write_atomically(path, "".join(f"{reason}\n" for reason in skipped).encode("utf-8", "surrogateescape"))
     else:
