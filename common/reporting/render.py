@@ -591,7 +591,7 @@ def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
         table.add_row(f"[bold]{escape(f'{name} ({scale})')}[/]")
         for one in group:
             text, *others, verdict = map(escape, judged_cells(one).values())
-            gate = " (gate)" if one.check.gate == "mini" else ""
+            gate = " (gate)" if one.check.gate == one.scale == "mini" else ""
             cells = [*others, f"[{colors[one.verdict]}]{verdict}[/]{gate}"]
             if wide:
                 table.add_row(Padding(text, (0, 0, 0, 2)), *cells)

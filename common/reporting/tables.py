@@ -63,12 +63,8 @@ class Stage(Part):
     """A node of the graph of stages.
 
     Args:
-        name: its name.
-        recipe: recipe that it runs.
-        job: kind of work, one of `common.reporting.records.JOBS`.
         parents: configuration field to the stage whose checkpoint it takes, or `$row`: the row's own model.
         overrides: configuration field to value, on top of the recipe.
-        scales: where it exists.
     """
 
     name: str
@@ -78,24 +74,14 @@ class Stage(Part):
     overrides: dict[str, Any] = Field(default_factory=dict, alias="set")
     scales: _Scales = SCALES
 
-    @model_validator(mode="after")
-    def _can_be_named(self) -> Self:
-        if "@" in self.name or "/" in self.name or self.name in (ROW, UNTRAINED):
-            raise ValueError(f"{self.name!r} cannot name a stage")
-        return self
-
 
 class Metric(Part):
     """A column of a table.
 
     Args:
         id: its name in rows and claims.
-        label: its heading.
         stages: per scale, the stages whose mean fills a cell; `$row` is the row's own model stage.
         key: the metric in the stage's record.
-        better: `up` or `down`.
-        decimals: digits after the point.
-        unit: unit, such as `%`.
         published: whether the column of published values is shown.
         hidden: whether the metric serves claims only.
         compared: whether `assemble compare` judges it; what a probe chooses, as its learning rate, is no measurement.
@@ -117,7 +103,7 @@ class Metric(Part):
 
     @property
     def title(self) -> str:
-        """Its label with the unit."""
+        """The label with the unit."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     @model_validator(mode="before")
@@ -126,8 +112,6 @@ class Metric(Part):
         """`stage`, or `stages` as a list or by scale; so is `tolerance`."""
         if not isinstance(given, Mapping):
             return given
-        if not given["id"].isidentifier():
-            raise ValueError("a metric id must be a plain name, so that claims can use it")
         if ("stage" in given) == ("stages" in given):
             raise ValueError("expected either 'stage' or 'stages'")
         stages = given.get("stage", given.get("stages"))
@@ -144,6 +128,11 @@ class Published(Part):
     value: StrictFloat | tuple[StrictFloat, StrictFloat]
     mark: Line = ""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _value_alone(cls, given: Any) -> Any:
+        return given if isinstance(given, Mapping | Published) else {"value": given}
+
     @property
     def ends(self) -> tuple[float, ...]:
         """The value, or both ends of a range."""
@@ -154,13 +143,11 @@ class Row(Part):
     """A row of a table.
 
     Args:
-        label: its heading.
         model: the stage whose model it measures; None for other authors' numbers.
         published: metric id to value.
-        source: where the values come from, when not the table's source.
+        source: where the published values come from, when not the table's source.
         ours: not in the paper; added for a fair comparison.
         untrained: measures a network that was never pre-trained.
-        scales: where it is shown and run.
         metrics: the metrics it fills; None for all.
         stages: metric id to the stages whose mean fills it, where they are not the column's own: one model may be
             measured in several rows, each after another further training.
@@ -178,13 +165,6 @@ class Row(Part):
     stages: dict[_MetricName, _StageNames] = Field(default_factory=dict)
     by_request: _Scales = ()
 
-    @field_validator("label")
-    @classmethod
-    def _can_be_quoted(cls, label: str) -> str:
-        if "`" in label or "|" in label:
-            raise ValueError("a label holds neither '`' nor '|'")
-        return label
-
     @field_validator("model")
     @classmethod
     def _stands_alone(cls, model: str | None, info: ValidationInfo) -> str | None:
@@ -195,15 +175,8 @@ class Row(Part):
 
     @field_validator("published", mode="before")
     @classmethod
-    def _known_values(cls, given: Any) -> Any:
-        """A value may stand for itself; null is an unknown one."""
-        if not isinstance(given, Mapping):
-            return given
-        values = {name: value for name, value in given.items() if value is not None}
-        return {
-            name: value if isinstance(value, Mapping | Published) else {"value": value}
-            for name, value in values.items()
-        }
+    def _null_is_unknown(cls, given: Any) -> Any:
+        return {k: v for k, v in given.items() if v is not None} if isinstance(given, Mapping) else given
 
     @field_validator("stages", mode="before")
     @classmethod
@@ -248,12 +221,9 @@ class Check(Part):
     """A sanity condition of ours, such as a loss that falls or a control at chance.
 
     Args:
-        id: its name.
         text: what it says, understandable alone.
-        holds: the predicate.
         when: predicate over means that must hold for it to be judged at all.
         gate: `mini` when a failure at mini must stop `assemble claims --gate`; else `report`.
-        scales: where it is judged.
     """
 
     id: Text
@@ -279,22 +249,16 @@ class Curve(Part):
 
     Args:
         x, y: what the axes show.
-        points: place on the x axis, ascending from above 0, to metric id.
+        points: place on the x axis to metric id, ascending.
     """
 
     x: Text
     y: Text
-    points: dict[float, _MetricName]
-
-    @field_validator("points", mode="before")
-    @classmethod
-    def _ascending(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or len(given) < 2:
-            raise ValueError(f"expected at least two places with a metric each, got {given!r}")
-        for place in given:
-            if not isinstance(place, int | float) or isinstance(place, bool) or place <= 0:
-                raise ValueError(f"expected a number above 0 as a place, got {place!r}")
-        return {place: given[place] for place in sorted(given)}
+    points: Annotated[
+        dict[Annotated[StrictFloat, Field(gt=0)], _MetricName],
+        Field(min_length=2),
+        AfterValidator(lambda points: dict(sorted(points.items()))),
+    ]
 
 
 class Table(Part):
@@ -389,12 +353,7 @@ class Table(Part):
 
 
 class Headline(Part):
-    """The one number of a paper that the overview shows.
-
-    Args:
-        table, row, metric: where it stands.
-        mini: the number that a report shows while this one is measured at no scale: of a table of the miniature alone.
-    """
+    """The one number of a paper that the overview shows; `mini` is that of a report while this one is not measured."""
 
     table: StrictStr
     row: StrictStr
@@ -472,8 +431,6 @@ class StageInstance:
 
     Args:
         id: `ucf_1` or `ucf_1@avid_cma`.
-        recipe: recipe that it runs.
-        job: kind of work.
         row: the row's model stage, `untrained`, or None for a stage that belongs to no row.
         parents: configuration field to the instance whose checkpoint it takes.
         overrides: configuration field to value.
@@ -493,11 +450,7 @@ class StageInstance:
 
 
 def load(paper: str, path: Path | None = None) -> Tables:
-    """Read and validate a paper's tables file.
-
-    Args:
-        paper: package or short name.
-        path: another file than the paper's own.
+    """Read and validate a paper's tables file, or another one.
 
     Raises:
         TablesError: naming the file and the field, and the nearest valid key for a misspelt one.
@@ -548,8 +501,6 @@ def expand(
     So the first table is filled first, and a model is measured as soon as it is trained.
 
     Args:
-        paper: package or short name, or a loaded file.
-        scale: one of `common.reporting.papers.SCALES`.
         tables: keep these tables (ids).
         rows: keep these rows (labels, or names of their models).
         stages: keep these stages (names, or instance ids). Whatever a kept stage starts from is kept too.
@@ -666,13 +617,7 @@ def entries(source: Tables, instance: str, scale: str) -> list[tuple[Table, Row,
 
 
 def summary(source: Tables, instance: str, scale: str, metrics: Mapping[str, float | None]) -> dict[str, float]:
-    """The table cells that a finished stage fills, under names for a summary of its run.
-
-    Args:
-        source: the paper's tables.
-        instance: the stage instance.
-        scale: its scale.
-        metrics: what it measured.
+    """The table cells that a finished stage fills, for the summary of its run.
 
     Returns:
         `table/<table>/<metric>` to the measured value and `published/<table>/<metric>` to the published one.

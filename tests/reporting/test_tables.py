@@ -47,8 +47,8 @@ def rewritten(project: Path, old: str, new: str) -> None:
         ("  esc: {recipe", "  ucf_1: {recipe", r"key 'ucf_1' stands here twice"),
         ("model: better", "model: esc", r"starts from \$row"),
         ("title: Transfer", CURVE % "1: ucf, 2: ufc", r"curve\.points\.2: .*'ufc'"),
-        ("title: Transfer", CURVE % "0: ucf, 2: esc", r"number above 0 .*0"),
-        ("title: Transfer", CURVE % "2: esc", r"at least two places"),
+        ("title: Transfer", CURVE % "0: ucf, 2: esc", r"curve\.points.*greater than 0"),
+        ("title: Transfer", CURVE % "2: esc", r"curve\.points: .*at least 2"),
     ],
 )  # fmt: skip
 def test_errors_name_the_place(project: Path, old: str, new: str, words: str) -> None:
