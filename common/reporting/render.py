@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,13 +55,7 @@ def fill(source: Tables, scale: str, records: Iterable[Record], tables: Sequence
 
 
 def records_of(paper: str, runs: Path | None = None, strict: bool = False) -> list[Record]:
-    """The promoted records of a paper, or the fresh ones under a folder of runs.
-
-    Args:
-        paper: package or short name.
-        runs: folder of runs.
-        strict: a malformed fresh record is an error, and not left out with a warning. Promoted ones always are.
-    """
+    """The promoted records of a paper, or the fresh ones in a folder of runs; `strict` raises for malformed ones."""
     return find_promoted(paper) if runs is None else find(runs, paper, malformed=None if strict else warn)
 
 
@@ -139,13 +133,7 @@ def view(result: TableResult, yours: TableResult | None = None) -> View:
 
 
 def measured_text(cell: Cell, decimals: int, usual: int = 0) -> str:
-    """`mean ± standard deviation (n=draws)`; without a deviation for one draw; a dash without a value.
-
-    Args:
-        cell: the cell.
-        decimals: of both numbers.
-        usual: number of draws that goes without saying.
-    """
+    """`mean ± standard deviation (n=draws)`, without the number of draws if it is the usual one."""
     mean, spread = cell.mean, cell.spread
     if mean is None:
         return DASH
@@ -268,15 +256,22 @@ def judged_markdown(judged: Sequence[Judged]) -> list[str]:
     return lines
 
 
-def deviations_markdown(filled: Sequence[Filled]) -> str:
-    """What the scales change beyond sizes, each once for all tables; empty where nothing is."""
-    parts = []
+def remarks(filled: Sequence[Filled]) -> dict[str, list[str]]:
+    """What holds for all tables: deviations beyond sizes, then values of ours, for each scale; heading to lines."""
+    found: dict[str, list[str]] = {}
     for scale in SCALES:
-        found = deviations_of(record for f in filled if f.result.scale == scale for record in f.result.records)
-        if found:
-            lines = [f"- `{deviation['field']}`: {deviation['reason']}" for deviation in found]
-            parts.append("\n".join([f"### Deviations from the paper at {scale} scale, besides sizes", "", *lines]))
-    return "\n\n".join(parts)
+        deviations = deviations_of(r for f in filled if f.result.scale == scale for r in f.result.records)
+        lines = [f"`{deviation['field']}`: {deviation['reason']}" for deviation in deviations]
+        found[f"Deviations from the paper at {scale} scale, besides sizes"] = lines
+    for scale in SCALES:
+        lines = [f"`{name}`: {', '.join(values)}" for name, values in ours_at(scale, filled).items()]
+        found[f"Values that are ours at {scale} scale, in no source of the paper"] = lines
+    return {heading: lines for heading, lines in found.items() if lines}
+
+
+def remarks_markdown(filled: Sequence[Filled]) -> list[str]:
+    """The remarks as Markdown, one text for each heading."""
+    return [f"### {heading}\n\n" + "\n".join(f"- {line}" for line in ls) for heading, ls in remarks(filled).items()]
 
 
 def ours_at(scale: str, filled: Sequence[Filled]) -> dict[str, list[str]]:
@@ -289,31 +284,9 @@ def ours_at(scale: str, filled: Sequence[Filled]) -> dict[str, list[str]]:
     return {name: list(found[name]) for name in sorted(found)}
 
 
-def ours_markdown(filled: Sequence[Filled]) -> str:
-    """The values that no source of the paper gives, once for all tables; empty where there are none."""
-    parts = []
-    for scale in SCALES:
-        lines = [f"- `{name}`: {', '.join(values)}" for name, values in ours_at(scale, filled).items()]
-        if lines:
-            parts.append(
-                "\n".join([f"### Values that are ours at {scale} scale, in no source of the paper", "", *lines])
-            )
-    return "\n\n".join(parts)
-
-
 def _figure_name(result: TableResult) -> str:
     """File of a table's figure, from the paper's folder: beside the records that it is drawn from."""
     return f"results/{result.scale}/{result.table.id}.svg"
-
-
-def figures_of(paper: str) -> dict[Path, str]:
-    """The figures of a paper's README from the promoted records: file to SVG."""
-    folder = paper_named(paper).readme.parent
-    return {
-        folder / _figure_name(f.result): charts.curve(f.result) if f.result.table.curve else charts.dots(f.result)
-        for f in fill_best(load(paper), records_of(paper))
-        if charts.caption(f.result)
-    }
 
 
 def caption(result: TableResult, yours: TableResult | None = None) -> str:
@@ -345,35 +318,19 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def paper_markdown(paper: str) -> str:
-    """All tables of a paper as Markdown, its deviations, values of ours, and what was not measured at any scale."""
-    return tables_markdown(fill_best(load(paper), records_of(paper)))
-
-
 def tables_markdown(filled: Sequence[Filled]) -> str:
-    """Tables as Markdown; deviations and values of ours stand once, and a table that nothing fills is a line."""
-    parts = [table_markdown(f) for f in filled if f.result.measured]
-    parts += [deviations_markdown(filled), ours_markdown(filled)]
+    """Tables as Markdown, with the remarks once below them, and a line for what is not measured at any scale."""
+    parts = [table_markdown(f) for f in filled if f.result.measured] + remarks_markdown(filled)
     waiting = [f"*{f.result.table.title}* ({_origin(f.result)})" for f in filled if not f.result.measured]
     if waiting:
         parts.append(f"Not measured at any scale yet: {'; '.join(waiting)}.")
-    return "\n\n".join(filter(None, parts))
+    return "\n\n".join(parts)
 
 
 @dataclass(frozen=True)
 class OverviewRow:
-    """A paper in one line.
+    """A paper in one line: how far it is, its headline number, and the verdicts on its claims."""
 
-    Args:
-        paper: the paper.
-        status: how far it is.
-        headline: what its headline number is.
-        published: the published value.
-        measured: the value measured at paper scale.
-        claims: verdicts on the claims, with the scale.
-    """
-
-    paper: Paper
     status: str
     headline: str = DASH
     published: str = DASH
@@ -381,12 +338,7 @@ class OverviewRow:
     claims: str = DASH
 
 
-def overview() -> list[OverviewRow]:
-    """The papers, one line each."""
-    return [overview_row(paper, load(paper.name), records_of(paper.name)) for paper in existing_papers()]
-
-
-def overview_row(paper: Paper, source: Tables, records: Sequence[Record]) -> OverviewRow:
+def overview_row(source: Tables, records: Sequence[Record]) -> OverviewRow:
     """One line on a paper from its records."""
     filled = {scale: fill(source, scale, records) for scale in PROMOTED_SCALES}
     measured = [scale for scale in PROMOTED_SCALES if any(f.result.measured for f in filled[scale])]
@@ -398,14 +350,13 @@ def overview_row(paper: Paper, source: Tables, records: Sequence[Record]) -> Ove
         counted = ", ".join(f"{count} {_PLURAL.get(verdict, verdict)}" for verdict, count in counts.items() if count)
         claims = f"{counted} ({measured[0]})"
     if source.headline is None:
-        return OverviewRow(paper, status, claims=claims)
+        return OverviewRow(status, claims=claims)
     headline, metric = source.headline, source.table(source.headline.table).metric(source.headline.metric)
     published = Cell(source.table(headline.table).row(headline.row).published.get(metric.id))
     # A number of the miniature never stands beside a published one.
     own = next((f.result for f in filled["paper"] if f.result.table.id == headline.table), None)
     cell = own.cells.get((headline.row, headline.metric), Cell()) if own is not None else Cell()
     return OverviewRow(
-        paper,
         status,
         f"{headline.row}, {metric.title}",
         published_text(published, metric.decimals),
@@ -420,8 +371,9 @@ def overview_markdown() -> str:
         "| paper | status | headline | published | measured at paper scale | claims |",
         "|---|---|---|---:|---:|---|",
     ]
-    for row in overview():
-        name = f"[{row.paper.title}](papers/{row.paper.name}/README.md)"
+    for paper in existing_papers():
+        row = overview_row(load(paper.name), records_of(paper.name))
+        name = f"[{paper.title}](papers/{paper.name}/README.md)"
         cells = [name, row.status, row.headline, row.published, row.measured, row.claims]
         lines.append("| " + " | ".join(_escape(cell) for cell in cells) + " |")
     lines += [
@@ -435,87 +387,52 @@ def overview_markdown() -> str:
 # ---- files
 
 
-def between_markers(text: str, name: str, body: str, source: str = "page") -> str:
-    """Replace what stands between `<!-- begin:NAME -->` and `<!-- end:NAME -->`.
-
-    Args:
-        text: the page.
-        name: name of the markers.
-        body: the new text between them.
-        source: name of the file, for messages.
-
-    Raises:
-        RenderError: when a marker is missing, repeated or in the wrong order.
-    """
-    begin, end = f"<!-- begin:{name} -->", f"<!-- end:{name} -->"
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise RenderError(
-            f"{source}: expected one line '{begin}' and, below it, one line '{end}'; "
-            "add both where the generated text should stand"
-        )
-    if begin in body or end in body:
-        raise RenderError(f"{source}: the text for {name!r} holds its own markers")
-    head, rest = text.split(begin)
-    tail = rest.split(end)[1]
-    inner = body.strip("\n")
-    return f"{head}{begin}\n{inner}\n{end}{tail}"
-
-
 def update_between_markers(path: Path, name: str, text: str) -> bool:
-    """Replace what stands between two markers of a file, in one step.
-
-    Args:
-        path: the file, which must exist and hold both markers.
-        name: name of the markers.
-        text: the new text.
-
-    Returns:
-        Whether the file changed.
+    """Replace what is between `<!-- begin:NAME -->` and `<!-- end:NAME -->` of a file; return whether it changed.
 
     Raises:
-        RenderError: when the file or a marker is missing.
+        RenderError: when the file or a marker is missing, repeated or in the wrong order.
     """
-    path = Path(path)
-    old, new = _updated(path, name, text)
-    if new == old:
-        return False
-    write_atomically(path, new)
-    return True
+    return bool(_written({path: _marked(path, name, text)}))
 
 
-def _updated(path: Path, name: str, text: str) -> tuple[str, str]:
+def _marked(path: Path, name: str, body: str) -> str:
+    begin, end = f"<!-- begin:{name} -->", f"<!-- end:{name} -->"
     if not path.is_file():
-        raise RenderError(f"{path}: not found; make it, with '<!-- begin:{name} -->' and '<!-- end:{name} -->' in it")
-    old = path.read_text(encoding="utf-8")
-    return old, between_markers(old, name, text, str(path))
+        raise RenderError(f"{path}: not found; make it, with '{begin}' and '{end}' in it")
+    text = path.read_text(encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise RenderError(f"{path}: expected one line '{begin}' and, below it, one line '{end}'")
+    return text[: text.index(begin)] + begin + "\n" + body.strip("\n") + "\n" + text[text.index(end) :]
+
+
+def _rendered(paper: Paper) -> dict[Path, str | None]:
+    """The README of a paper and its figures, from the promoted records; None for a figure that no table has."""
+    filled = fill_best(load(paper.name), records_of(paper.name))
+    figures: dict[Path, str | None] = {
+        path: None for path in sorted(paper.results.rglob("*.svg")) if not path.name.startswith(".")
+    }
+    for f in filled:
+        if charts.caption(f.result):
+            drawn = charts.curve(f.result) if f.result.table.curve else charts.dots(f.result)
+            figures[paper.readme.parent / _figure_name(f.result)] = drawn
+    return {paper.readme: _marked(paper.readme, "tables", tables_markdown(filled)), **figures}
+
+
+def _stale(pages: Mapping[Path, str | None]) -> dict[Path, str | None]:
+    return {path: text for path, text in pages.items() if text != (path.read_text("utf-8") if path.is_file() else None)}
+
+
+def _written(pages: Mapping[Path, str | None]) -> list[Path]:
+    stale = _stale(pages)
+    for path, text in stale.items():
+        path.unlink() if text is None else write_atomically(path, text)
+    return list(stale)
 
 
 def render_paper(paper: str) -> bool:
-    """Write the tables of a paper into its README from the promoted records, and their figures.
-
-    Returns:
-        Whether the README or a figure changed.
-    """
-    changed = update_between_markers(paper_named(paper).readme, "tables", paper_markdown(paper))
-    for path, text in _changed_figures(paper).items():
-        write_atomically(path, text)
-        changed = True
-    for path in _left_over(paper):
-        path.unlink()
-        changed = True
-    return changed
-
-
-def _changed_figures(paper: str) -> dict[Path, str]:
-    drawn = figures_of(paper)
-    return {p: text for p, text in drawn.items() if not p.is_file() or p.read_text(encoding="utf-8") != text}
-
-
-def _left_over(paper: str) -> list[Path]:
-    """Figures of tables that no record fills any more."""
-    drawn = figures_of(paper)
-    found = sorted(paper_named(paper).results.rglob("*.svg"))
-    return [path for path in found if path not in drawn and not path.name.startswith(".")]
+    """Write README and figures of a paper from the promoted records; return whether anything changed."""
+    return bool(_written(_rendered(paper_named(paper))))
 
 
 def render_overview() -> bool:
@@ -524,33 +441,31 @@ def render_overview() -> bool:
 
 
 def check() -> list[Path]:
-    """The README files and figures that rendering would change or remove (or that lack the markers)."""
-    pages = [(p.readme, "tables", paper_markdown(p.name)) for p in existing_papers()]
-    pages.append((project_root() / "README.md", "overview", overview_markdown()))
-    stale = []
-    for path, name, text in pages:
-        try:
-            old, new = _updated(path, name, text)
-        except RenderError:
-            stale.append(path)
-            continue
-        if old != new:
-            stale.append(path)
-    return [*stale, *(f for p in existing_papers() for f in (*_changed_figures(p.name), *_left_over(p.name)))]
+    """The README files and figures that rendering would change or remove.
+
+    Raises:
+        RenderError: a README lacks its markers.
+    """
+    pages: dict[Path, str | None] = {}
+    for paper in existing_papers():
+        pages |= _rendered(paper)
+    top = project_root() / "README.md"
+    return list(_stale(pages | {top: _marked(top, "overview", overview_markdown())}))
 
 
 # ---- terminal
 
 
-def rich_table(filled: Filled) -> RichTable:
+def rich_table(shown: View) -> RichTable:
     """A table for the terminal."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    shown = view(filled.result)
     table = RichTable(
-        title=escape(f"{shown.title} ({shown.scale})"), box=box.SIMPLE_HEAD, caption=escape(_plain(shown.caption))
+        title=escape(f"{shown.title} ({shown.scale})"),
+        box=box.SIMPLE_HEAD,
+        caption=escape(shown.caption.replace("*", "")),
     )
     table.add_column("")
     for metric in shown.metrics:
@@ -604,28 +519,20 @@ def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
 
 def print_table(filled: Filled, console: Console) -> None:
     """Print a table with its notes, claims, checks and provenance."""
-    console.print(rich_table(filled))
-    for note in notes_of(filled.result):
+    shown = view(filled.result)
+    console.print(rich_table(shown))
+    for note in shown.notes:
         console.print(f"- {note}", markup=False, style="dim")
     for judged in filter(None, (filled.claims, filled.checks)):
         console.print(rich_judged(judged, console.width))
-    console.print(f"provenance: {provenance(filled.result.records)}\n", markup=False, style="dim")
+    console.print(f"provenance: {shown.provenance}\n", markup=False, style="dim")
 
 
 def print_tables(filled: Sequence[Filled], console: Console, printed: Collection[str] = ()) -> None:
-    """Print tables, but for those already `printed` (ids), then the deviations of all and the values that are ours."""
+    """Print tables, except those already `printed` (ids), then the remarks on all."""
     for f in filled:
         if f.result.table.id not in printed:
             print_table(f, console)
-    deviations = {(f.result.scale, d["field"], d["reason"]) for f in filled for d in f.result.deviations}
-    for scale, field, reason in sorted(deviations):
-        console.print(f"deviation at {scale}: {field}: {reason}", markup=False, style="dim")
-    for scale in SCALES:
-        for name, values in ours_at(scale, filled).items():
-            console.print(
-                f"ours at {scale}, in no source of the paper: {name}: {', '.join(values)}", markup=False, style="dim"
-            )
-
-
-def _plain(text: str) -> str:
-    return text.replace("*", "")
+    for heading, lines in remarks(filled).items():
+        for line in (f"{heading}:", *lines):
+            console.print(line, markup=False, style="dim")

@@ -193,7 +193,7 @@ class _Section:
             "title": self.paper.title,
             "short": self.paper.short,
             "best": best,
-            "overview": render.overview_row(self.paper, self.source, self.recorded or self.fresh),
+            "overview": render.overview_row(self.source, self.recorded or self.fresh),
             "claims": claims,
             "counts": {v: sum(c["verdict"] == v for c in claims) for v in VERDICTS},
             "scales": [

@@ -54,8 +54,7 @@ def paper_report(paper: Paper, records: Sequence[Record], entity: str = "", fres
         blocks += [wr.H2(heading.removeprefix("### ")), wr.MarkdownBlock(text=body.strip())]
         if f.result.measured:
             blocks.append(_table_panels(source, f))
-    for text in filter(None, (render.deviations_markdown(filled), render.ours_markdown(filled))):
-        blocks.append(wr.MarkdownBlock(text=text))
+    blocks += [wr.MarkdownBlock(text=text) for text in render.remarks_markdown(filled)]
     if scales := list(dict.fromkeys(f.result.scale for f in filled if f.result.measured)):
         runs = [_runset(f"{paper.title}, {scale}", paper.name, scale) for scale in scales]
         # The names of losses differ between papers, and a stage logs those of its own objective.
@@ -98,7 +97,7 @@ def _report(title: str, entity: str, blocks: list[Any]) -> Report:
 def _overview(papers: Sequence[tuple[Paper, Sequence[Record]]]) -> str:
     lines = ["| paper | headline | published | measured at paper scale | claims |", "|---|---|---:|---:|---|"]
     for paper, records in papers:
-        row = render.overview_row(paper, load(paper.name), records)
+        row = render.overview_row(load(paper.name), records)
         lines.append(f"| {paper.title} | {row.headline} | {row.published} | {row.measured} | {row.claims} |")
     return "\n".join(lines)
 

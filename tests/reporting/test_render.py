@@ -85,7 +85,7 @@ def test_small_scales_are_named_everywhere(project: Path, make_record: Callable[
 
 
 def test_nothing_measured(project: Path) -> None:
-    text = render.paper_markdown("mct")
+    text = render.tables_markdown(render.fill_best(load("mct"), []))
     assert text == "Not measured at any scale yet: *Transfer* (Published values: a made-up page)."
 
 
@@ -171,7 +171,8 @@ def test_values_of_ours_stand_once_below_the_tables_of_a_published_recipe(
         "- `data.batch_size`: 64\n- `model.rate`: 0.1, 0.2"
     )
     render.print_tables(filled, Console(width=200))
-    assert "ours at paper, in no source of the paper: model.rate: 0.1, 0.2" in capsys.readouterr().out
+    assert "Values that are ours at paper scale" in (out := capsys.readouterr().out)
+    assert "`model.rate`: 0.1, 0.2" in out
     # A miniature's values are all its own.
     assert "no source" not in render.tables_markdown(render.fill(load("mct"), "mini", made("mini")))
 
