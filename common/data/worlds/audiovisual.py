@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import itertools
 import json
 import wave
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 
 from common.data.worlds.base import World, Write, arguments_of
 from common.data.worlds.clip_generator import NUM_CLASSES, SOUND_CLASSES, VIDEO_CLASSES, ClipGenerator, Nuisance
+from common.data.worlds.clip_layouts import write_esc50, write_hmdb51, write_ucf101
 from common.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 # Numbers that keep the random draws of the splits apart.
@@ -184,28 +186,10 @@ class AudioVisualWorld(World):
             (root / f"{list_name}.csv").write_text("".join(lines), encoding="utf-8")
 
     def _ucf(self, root: Path, write: Write) -> None:
-        number, groups = _SPLIT_NUMBERS["ucf101"], self._count("ucf_groups")
-        tested = max(1, round(groups * _UCF_TEST_SHARE))
-        names = [_camel(name) for name in VIDEO_CLASSES]
-        lists = root / "ucfTrainTestlist"
-        lists.mkdir()
-        (lists / "classInd.txt").write_text("".join(f"{n} {name}\n" for n, name in enumerate(names, 1)))
-        entries: dict[str, list[str]] = {}
-        index = 0
-        for group in range(groups):
-            for clip in range(self._count("ucf_clips_per_group")):
-                for label, name in enumerate(names):
-                    entry = f"{name}/v_{name}_g{group + 1:02d}_c{clip + 1:02d}.avi"
-                    path = root / "UCF-101" / entry
-                    write(path, partial(self._silent_clip, path, self._generator, number, index))
-                    index += 1
-                    for fold in range(3):
-                        if group // tested == fold:
-                            entries.setdefault(f"testlist{fold + 1:02d}.txt", []).append(f"{entry}\n")
-                        else:
-                            entries.setdefault(f"trainlist{fold + 1:02d}.txt", []).append(f"{entry} {label + 1}\n")
-        for file_name, lines in entries.items():
-            (lists / file_name).write_text("".join(sorted(lines)))
+        groups = self._count("ucf_groups")
+        clips, tested = self._count("ucf_clips_per_group"), max(1, round(groups * _UCF_TEST_SHARE))
+        silent = self._silent_clips(write, self._generator, "ucf101")
+        write_ucf101(root, [_camel(name) for name in VIDEO_CLASSES], groups, clips, tested, "\n", silent)
 
     def _hmdb_clips(self) -> int:
         """Clips per class: the three divisions test on different ones."""
@@ -213,42 +197,19 @@ class AudioVisualWorld(World):
         return max(3 * test, train + test)
 
     def _hmdb(self, root: Path, write: Write) -> None:
-        number, clips = _SPLIT_NUMBERS["hmdb51"], self._hmdb_clips()
-        train, test = self._count("hmdb_train"), self._count("hmdb_test")
-        generator = self._with(_HARDER_PICTURE)
-        names = [name.replace(" ", "_") for name in VIDEO_CLASSES]
-        files: list[list[str]] = [[] for _ in names]
-        for clip in range(clips):
-            for label, name in enumerate(names):
-                file_name = f"world_{name}_u_cm_np1_fr_goo_{clip}.avi"
-                path, index = root / name / file_name, clip * NUM_CLASSES + label
-                write(path, partial(self._silent_clip, path, generator, number, index))
-                files[label].append(file_name)
-        lists = root / "testTrainMulti_7030_splits"
-        lists.mkdir()
-        for name, own in zip(names, files):
-            for fold in range(3):
-                # The test clips of division k are the k-th block; the clips after it train, round the end of the list.
-                flags = ["0"] * clips
-                for offset in range(test + train):
-                    flags[(fold * test + offset) % clips] = "2" if offset < test else "1"
-                lines = "".join(f"{file_name} {flag} \n" for file_name, flag in zip(own, flags))
-                (lists / f"{name}_test_split{fold + 1}.txt").write_text(lines)
+        write_hmdb51(
+            root, [name.replace(" ", "_") for name in VIDEO_CLASSES], self._hmdb_clips(), self._count("hmdb_train"),
+            self._count("hmdb_test"), "world_{name}_u_cm_np1_fr_goo_{number}.avi",
+            write=self._silent_clips(write, self._with(_HARDER_PICTURE), "hmdb51"),
+        )  # fmt: skip
 
     def _esc(self, root: Path, write: Write) -> None:
-        number, index = _SPLIT_NUMBERS["esc50"], 0
-        rows: list[tuple[object, ...]] = [("filename", "fold", "target", "category", "esc10", "src_file", "take")]
-        for fold in range(1, 6):
-            for _ in range(self._count("esc_clips_per_fold")):
-                for label, name in enumerate(SOUND_CLASSES):
-                    source = 100000 + index
-                    path = root / "audio" / f"{fold}-{source}-A-{label}.wav"
-                    seconds = float(self.parameters["esc_seconds"])
-                    write(path, partial(self._sound, path, self._generator, number, index, seconds))
-                    rows.append((path.name, fold, label, name.replace(" ", "_"), False, source, "A"))
-                    index += 1
-        (root / "meta").mkdir()
-        _write_rows(root / "meta" / "esc50.csv", rows)
+        number, seconds = itertools.count(), float(self.parameters["esc_seconds"])
+
+        def sound(path: Path) -> None:
+            write(path, partial(self._sound, path, self._generator, _SPLIT_NUMBERS["esc50"], next(number), seconds))
+
+        write_esc50(root, SOUND_CLASSES, self._count("esc_clips_per_fold"), write=sound)
 
     def _dcase(self, root: Path, write: Write) -> None:
         generator = self._with(_HARDER_SOUND)
@@ -280,8 +241,14 @@ class AudioVisualWorld(World):
         frames = generator.video(split, index, self.seconds)
         write_clip(path, frames, generator.fps, generator.audio(split, index, self.seconds), generator.sample_rate)
 
-    def _silent_clip(self, path: Path, generator: ClipGenerator, split: int, index: int) -> None:
-        write_clip(path, generator.video(split, index, self.seconds), generator.fps)
+    def _silent_clips(self, write: Write, generator: ClipGenerator, split: str) -> Callable[[Path], None]:
+        """Writes the clips of a split, one after the other."""
+        number = itertools.count()
+
+        def silent(path: Path, index: int) -> None:
+            write_clip(path, generator.video(_SPLIT_NUMBERS[split], index, self.seconds), generator.fps)
+
+        return lambda path: write(path, partial(silent, path, next(number)))
 
     def _sound(self, path: Path, generator: ClipGenerator, split: int, index: int, seconds: float) -> None:
         write_sound(path, generator.audio(split, index, seconds), generator.sample_rate)

@@ -6,16 +6,18 @@ the files hold a placeholder, which is enough for everything that lists.
 
 from __future__ import annotations
 
-import csv
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from common.data.worlds.layouts import write_lines
 
 WriteMedia = Callable[[Path], object]
 
 AUDIOSET_HEAD = (
-    "# Segments csv created Sun Mar  5 10:54:31 2017\n"
-    "# num_ytids=3, num_segs=3, num_unique_labels=2, num_positive_labels=3\n"
-    "# YTID, start_seconds, end_seconds, positive_labels\n"
+    "# Segments csv created Sun Mar  5 10:54:31 2017",
+    "# num_ytids=3, num_segs=3, num_unique_labels=2, num_positive_labels=3",
+    "# YTID, start_seconds, end_seconds, positive_labels",
 )
 
 
@@ -50,15 +52,11 @@ def write_kinetics(
             for clip in range(clips_per_class):
                 video = video_id(class_number * 100 + clip, prefix=f"{folder[0]}-")
                 name = f"{video}_{clip * 10:06d}_{clip * 10 + 10:06d}.mp4"
-                rows.append((class_name, video, clip * 10, clip * 10 + 10, folder))
+                rows.append(f"{class_name},{video},{clip * 10},{clip * 10 + 10},{folder}")
                 _put(root / folder / name if flat else root / folder / class_name / name, write)
         if flat:
-            path = root / "annotations" / f"{folder}.csv"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("w", newline="", encoding="utf-8") as stream:
-                writer = csv.writer(stream)
-                writer.writerow(("label", "youtube_id", "time_start", "time_end", "split"))
-                writer.writerows(rows)
+            heading = "label,youtube_id,time_start,time_end,split"
+            write_lines(root / "annotations" / f"{folder}.csv", [heading, *rows], "\r\n")
     return root
 
 
@@ -73,16 +71,14 @@ def write_audioset(
     write: WriteMedia = placeholder,
 ) -> Path:
     """AudioSet: one list of segments and its clips; `listed` above `clips` leaves the last ones missing."""
-    path = root / list_name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = []
+    lines = [*AUDIOSET_HEAD]
     for number in range(clips if listed is None else listed):
         video, start = video_id(number, prefix), number * 10
         labels = "/m/09x0r,/t/dd00088" if number % 2 == 0 else "/m/03k3r"
-        lines.append(f'{video}, {start}.000, {start + 10}.000, "{labels}"\n')
+        lines.append(f'{video}, {start}.000, {start + 10}.000, "{labels}"')
         if number < clips:
             _put(root / folder / naming.format(video=video, start=start, end=start + 10), write)
-    path.write_text(AUDIOSET_HEAD + "".join(lines), encoding="utf-8")
+    write_lines(root / list_name, lines)
     return root
 
 
@@ -91,27 +87,24 @@ def write_ucf101(
     classes: Sequence[str] = ("ApplyEyeMakeup", "YoYo"),
     groups: int = 3,
     clips_per_group: int = 2,
+    tested: int = 1,
+    newline: str = "\r\n",
     write: WriteMedia = placeholder,
 ) -> Path:
-    """UCF-101: in division k, group k is for testing, the others are for training."""
-    lists = root / "ucfTrainTestlist"
-    lists.mkdir(parents=True, exist_ok=True)
-    (lists / "classInd.txt").write_text("".join(f"{i} {name}\r\n" for i, name in enumerate(classes, 1)), newline="")
-    train: dict[int, list[str]] = {fold: [] for fold in (1, 2, 3)}
-    test: dict[int, list[str]] = {fold: [] for fold in (1, 2, 3)}
-    for label, name in enumerate(classes, 1):
-        for group in range(1, groups + 1):
-            for clip in range(1, clips_per_group + 1):
-                entry = f"{name}/v_{name}_g{group:02d}_c{clip:02d}.avi"
+    """UCF-101: division k tests on the k-th `tested` groups and trains on the others."""
+    lists: dict[str, list[str]] = {}
+    for group in range(groups):
+        for clip in range(clips_per_group):
+            for label, name in enumerate(classes, 1):
+                entry = f"{name}/v_{name}_g{group + 1:02d}_c{clip + 1:02d}.avi"
                 _put(root / "UCF-101" / entry, write)
-                for fold in (1, 2, 3):
-                    if group == fold:
-                        test[fold].append(f"{entry}\n")
-                    else:
-                        train[fold].append(f"{entry} {label}\n")
-    for fold in (1, 2, 3):
-        (lists / f"trainlist{fold:02d}.txt").write_text("".join(train[fold]))
-        (lists / f"testlist{fold:02d}.txt").write_text("".join(test[fold]))
+                for fold in range(3):
+                    kind, line = ("test", entry) if group // tested == fold else ("train", f"{entry} {label}")
+                    lists.setdefault(f"{kind}list{fold + 1:02d}.txt", []).append(line)
+    folder = root / "ucfTrainTestlist"
+    write_lines(folder / "classInd.txt", [f"{label} {name}" for label, name in enumerate(classes, 1)], newline)
+    for list_name, lines in lists.items():
+        write_lines(folder / list_name, sorted(lines))
     return root
 
 
@@ -119,24 +112,25 @@ def write_hmdb51(
     root: Path,
     classes: Sequence[str] = ("brush_hair", "wave"),
     clips_per_class: int = 4,
+    train: int = 2,
+    test: int = 1,
+    # Real names look like this, hash signs and brackets included.
+    clip_name: str = "#{number}_Rhythm_(clap)!_{name}_u_nm_np1_fr_goo_{number}.avi",
     nested: bool = False,
     write: WriteMedia = placeholder,
 ) -> Path:
-    """HMDB-51: per class and division one clip for testing, one unused, the rest for training."""
-    lists = root / "testTrainMulti_7030_splits"
-    lists.mkdir(parents=True, exist_ok=True)
-    videos = root / "hmdb51_org" if nested else root
-    for name in classes:
-        # Real names look like this, hash signs and brackets included.
-        files = [f"#{n}_Rhythm_(clap)!_{name}_u_nm_np1_fr_goo_{n}.avi" for n in range(clips_per_class)]
-        for file_name in files:
-            _put(videos / name / file_name, write)
-        for fold in (1, 2, 3):
-            flags = ["1"] * clips_per_class
-            flags[(fold - 1) % clips_per_class] = "2"
-            flags[fold % clips_per_class] = "0"
-            lines = [f"{file_name} {flag} \n" for file_name, flag in zip(files, flags)]
-            (lists / f"{name}_test_split{fold}.txt").write_text("".join(lines))
+    """HMDB-51: division k tests on the k-th block of `test` clips of a class, and the clips after it train."""
+    clips = {name: [clip_name.format(name=name, number=n) for n in range(clips_per_class)] for name in classes}
+    for number in range(clips_per_class):
+        for name in classes:
+            _put((root / "hmdb51_org" if nested else root) / name / clips[name][number], write)
+    for name, own in clips.items():
+        for fold in range(3):
+            flags = ["0"] * clips_per_class
+            for offset in range(test + train):
+                flags[(fold * test + offset) % clips_per_class] = "2" if offset < test else "1"
+            lines = [f"{clip} {flag} " for clip, flag in zip(own, flags)]
+            write_lines(root / "testTrainMulti_7030_splits" / f"{name}_test_split{fold + 1}.txt", lines)
     return root
 
 
@@ -144,20 +138,17 @@ def write_esc50(
     root: Path,
     categories: Sequence[str] = ("dog", "rooster", "rain"),
     clips_per_fold: int = 1,
+    newline: str = "\r\n",
     write: WriteMedia = placeholder,
 ) -> Path:
     """ESC-50: each category has the same number of clips in each of the five folds."""
-    (root / "meta").mkdir(parents=True, exist_ok=True)
-    with (root / "meta" / "esc50.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(("filename", "fold", "target", "category", "esc10", "src_file", "take"))
-        for fold in range(1, 6):
-            for target, category in enumerate(categories):
-                for clip in range(clips_per_fold):
-                    source = 100000 + 1000 * fold + 10 * target + clip
-                    name = f"{fold}-{source}-A-{target}.wav"
-                    _put(root / "audio" / name, write)
-                    writer.writerow((name, fold, target, category, target == 0, source, "A"))
+    lines = ["filename,fold,target,category,esc10,src_file,take"]
+    for fold, _, target in itertools.product(range(1, 6), range(clips_per_fold), range(len(categories))):
+        source = 100_000 + len(lines) - 1
+        name = f"{fold}-{source}-A-{target}.wav"
+        _put(root / "audio" / name, write)
+        lines.append(f"{name},{fold},{target},{categories[target].replace(' ', '_')},False,{source},A")
+    write_lines(root / "meta" / "esc50.csv", lines, newline)
     return root
 
 
@@ -175,12 +166,10 @@ def write_dcase(
             for number in range(1, clips_per_scene + 1):
                 if lists:
                     name = f"audio/{split}_{scene}_{number}.wav"
-                    lines.append(f"{name}\t{scene}\n")
+                    lines.append(f"{name}\t{scene}")
                 else:
                     name = f"{folder}/{scene}{number:02d}.wav"
                 _put(root / name, write)
         if lists:
-            path = root / "evaluation_setup" / f"{split}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(lines))
+            write_lines(root / "evaluation_setup" / f"{split}.txt", lines)
     return root

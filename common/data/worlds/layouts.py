@@ -10,7 +10,7 @@ import gzip
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,13 +216,12 @@ def write_voc(
         ElementTree.indent(tree, "\t")
         tree.write(folder / "Annotations" / f"{Path(image.file_name).stem}.xml", encoding="utf-8")
     lists = folder / "ImageSets" / "Main"
-    lists.mkdir(parents=True, exist_ok=True)
     for part, rows in parts.items():
         stems = [Path(images[row].file_name).stem for row in rows]
-        (lists / f"{part}.txt").write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
+        write_lines(lists / f"{part}.txt", stems)
         for number, name in enumerate(classes):
-            lines = (f"{stem} {_voc_flag(images[row], number):2d}\n" for stem, row in zip(stems, rows))
-            (lists / f"{name}_{part}.txt").write_text("".join(lines), encoding="utf-8")
+            lines = (f"{stem} {_voc_flag(images[row], number):2d}" for stem, row in zip(stems, rows))
+            write_lines(lists / f"{name}_{part}.txt", lines)
 
 
 def _voc_flag(image: Annotated, category: int) -> int:
@@ -275,8 +274,8 @@ def imagenet_path(root: Path, split: str, label: int, number: int) -> Path:
 
 def write_class_names(root: Path, names: Sequence[str]) -> None:
     """Write ``LOC_synset_mapping.txt``, which says what the class folders mean."""
-    lines = (f"{imagenet_class(number)} {name}\n" for number, name in enumerate(names))
-    (root / "LOC_synset_mapping.txt").write_text("".join(lines), encoding="utf-8")
+    lines = (f"{imagenet_class(number)} {name}" for number, name in enumerate(names))
+    write_lines(root / "LOC_synset_mapping.txt", lines)
 
 
 # ------------------------------------------------------------------------------------------------ captions by language
@@ -289,8 +288,9 @@ def write_conceptual_captions(root: Path, parts: Mapping[str, Sequence[str]]) ->
     names = {"train": "Train_GCC-training.tsv", "val": "Validation_GCC-1.1.0-Validation.tsv"}
     for part, captions in parts.items():
         folder = conceptual_captions_folder(part)
-        lines = (f"{text}\thttp://example.org/{folder}/{row}.jpg\n" for row, text in enumerate(captions))
-        (root / names[part]).write_text("".join(lines), encoding="utf-8")
+        write_lines(
+            root / names[part], (f"{text}\thttp://example.org/{folder}/{row}.jpg" for row, text in enumerate(captions))
+        )
 
 
 def conceptual_captions_folder(split: str) -> str:
@@ -310,9 +310,9 @@ def write_multi30k(
     """
     task1, task2 = (split, split) if split != "test" else ("test_2016_flickr", "test_2016")
     home = root / "data"
-    for folder in ("task1/raw", "task1/image_splits", "task2/raw"):
+    for folder in ("task1/raw", "task2/raw"):
         (home / folder).mkdir(parents=True, exist_ok=True)
-    (home / f"task1/image_splits/{task1}.txt").write_text("".join(f"{stem}.jpg\n" for stem in stems), encoding="utf-8")
+    write_lines(home / f"task1/image_splits/{task1}.txt", (f"{stem}.jpg" for stem in stems))
     for language, rows in captions.items():
         for number, texts in enumerate(zip(*rows), 1):
             name = (
@@ -352,16 +352,15 @@ def write_coco_cn(root: Path, parts: Mapping[str, Sequence[tuple[str, Sequence[s
         parts: names of the images of `train`, `val` and `test`, without suffix, each with its captions.
     """
     home = root / "coco-cn-version1805v1.1"
-    home.mkdir()
     for part, images in parts.items():
-        (home / f"coco-cn_{part}.txt").write_text("".join(f"{stem}\n" for stem, _ in images), encoding="utf-8")
+        write_lines(home / f"coco-cn_{part}.txt", (stem for stem, _ in images))
     lines = (
-        f"{stem}#{number}\t{text}\n"
+        f"{stem}#{number}\t{text}"
         for images in parts.values()
         for stem, texts in images
         for number, text in enumerate(texts)
     )
-    (home / "imageid.human-written-caption.txt").write_text("".join(lines), encoding="utf-8")
+    write_lines(home / "imageid.human-written-caption.txt", lines)
 
 
 def write_groups(root: Path, groups: Mapping[str, Mapping[str, int]]) -> None:
@@ -369,9 +368,10 @@ def write_groups(root: Path, groups: Mapping[str, Mapping[str, int]]) -> None:
     _dump(root / "groups.json", groups)
 
 
-def write_lines(path: Path, lines: Sequence[str]) -> None:
-    """Write a text file, one text a line."""
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+def write_lines(path: Path, lines: Iterable[str], newline: str = "\n") -> None:
+    """Write a text file, one text a line, and the folders it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}{newline}" for line in lines), encoding="utf-8", newline="")
 
 
 def _dump(path: Path, document: Mapping[str, Any]) -> None:

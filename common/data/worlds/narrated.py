@@ -20,6 +20,7 @@ from PIL import Image
 from common.data.worlds.audiovisual import write_clip, write_sound
 from common.data.worlds.base import World, Write, arguments_of
 from common.data.worlds.clip_generator import _bilinear_weights, _rms, _shaped_noise
+from common.data.worlds.clip_layouts import write_esc50
 from common.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 SHAPES = ("circle", "square", "triangle")
@@ -443,20 +444,18 @@ class NarratedWorld(World):
                 write(path, partial(self._clip, path, scene, SOURCE, split, index, False))
 
     def _esc(self, root: Path, write: Write) -> None:
-        classes = list(itertools.product(TIMBRES, PITCHES))
-        rows = ["filename,fold,target,category,esc10,src_file,take"]
-        index = 0
-        for fold in range(1, 6):
-            for _ in range(self._count("source_sounds_per_fold")):
-                for target, (timbre, pitch) in enumerate(classes):
-                    scene = Scene(SHAPES[0], COLOURS[0], DIRECTIONS[0], timbre, pitch, SPEAKERS[0])
-                    path = root / "audio" / f"{fold}-{100000 + index}-A-{target}.wav"
-                    write(path, partial(self._sound, path, scene, index))
-                    category = scene.audio_category.replace(" ", "_")
-                    rows.append(f"{path.name},{fold},{target},{category},False,{100000 + index},A")
-                    index += 1
-        (root / "meta").mkdir()
-        (root / "meta/esc50.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        scenes = [
+            Scene(SHAPES[0], COLOURS[0], DIRECTIONS[0], *kind, SPEAKERS[0])
+            for kind in itertools.product(TIMBRES, PITCHES)
+        ]
+        number = itertools.count()
+
+        def sound(path: Path) -> None:
+            index = next(number)
+            write(path, partial(self._sound, path, scenes[index % len(scenes)], index))
+
+        names, clips = [scene.audio_category for scene in scenes], self._count("source_sounds_per_fold")
+        write_esc50(root, names, clips, "\n", sound)
 
     # -- dialogues -----------------------------------------------------------------------------------------------------
 
