@@ -213,7 +213,7 @@ def test_gate_exit_status(
     # A gate does not pass on what is left of the records.
     (save(make_record("ucf_1@base", 1, 50.0)) / records.RECORD_FILE).write_text("{")
     assert run("claims", "mct", "--gate", "--runs", str(project / "runs")) == 2
-    assert "seed1/ucf_1@base/record.json: not valid JSON" in capsys.readouterr().err
+    assert "seed1/ucf_1@base/record.json: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
