@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 import sys
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,12 @@ from common.reporting.papers import existing_papers, names_of_papers, paper_name
 from common.stages.parts import TRAINED, check_part, has_part, optional_part
 
 CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
-#: The layout that `TrainedModel.from_export` reads; each paper has further ones for other libraries.
-OWN_LAYOUT = "safetensors"
-#: Asks for the names of a paper's layouts.
-LIST_LAYOUTS = "list"
-#: Encoders as programs of `torch.export`, which need none of this code.
-TRACED_LAYOUT = "torch_export"
+#: Layouts of an export that every paper has: a folder for `from_export`, and encoders as programs of `torch.export`.
+OWN_LAYOUT, PROGRAMS = "safetensors", "torch_export"
 #: Commands that are methods of a paper's model class, which few have, and what the others do not do.
 SPECIAL = {"answer": "answers no questions", "caption": "describes no clips", "generate": "makes no images"}
 #: Letters and digits of a caption in the name of its files, at most.
 NAME_LENGTH = 60
-#: Images of one command, which are in memory together.
-MOST_IMAGES = 10_000
 #: Options of the command line that a model class may declare.
 OPTIONS = ("language", "regions")
 #: Skipped files that are named; the others are counted.
@@ -43,17 +36,15 @@ FILE_SUFFIXES = frozenset({".pth", ".pt", ".pkl", ".bin", ".ckpt", ".safetensors
 
 def add_parsers(commands: Any) -> None:
     """Add the commands to the parser of `assemble`."""
-    names = names_of_papers()
-
-    command = commands.add_parser(
-        "embed",
-        help="vectors of files and texts, by a trained model",
-        description="Write what a trained model makes of files and texts as vectors, one row each, into an .npz file. "
-        "A file that cannot be read is passed over, counted and named.",
-        epilog="Video, audio, images or texts, whatever the paper's model embeds; its README says so. For each of "
-        "these the file has two arrays, such as `video`, the vectors, and `video_names`.",
+    command = _add(commands, "embed", _embed_command, "vectors of files and texts, by a trained model")
+    command.description = (
+        "Write what a trained model makes of files and texts as vectors, one row each, into an .npz file. A file that "
+        "cannot be read is skipped, counted and named."
     )
-    _add_model(command, names)
+    command.epilog = (
+        "Video, audio, images or texts, whatever the paper's model embeds; its README says so. For each of these the "
+        "file has two arrays, such as `video`, the vectors, and `video_names`."
+    )
     command.add_argument("files", nargs="*", type=Path, metavar="FILE", help="files, or folders of them")
     command.add_argument(
         "--text", action="append", default=[], metavar="TEXT", help="a text; may be given several times"
@@ -62,15 +53,10 @@ def add_parsers(commands: Any) -> None:
     command.add_argument("--output", type=Path, required=True, metavar="FILE", help=".npz file to write")
     command.add_argument("--batch-size", type=int, default=16, metavar="N", help="rows at a time; default: 16")
     _add_text_and_regions(command)
-    command.set_defaults(func=_embed_command)
 
-    command = commands.add_parser(
-        "retrieve",
-        help="search files or texts by a file or a text, with a trained model",
-        description="Rank what is searched by how well it fits a query.",
-        epilog="Sounds for a video, images for a text and the other way around, whatever the paper's model compares.",
-    )
-    _add_model(command, names)
+    command = _add(commands, "retrieve", _retrieve_command, "search files or texts with a trained model")
+    command.description = "Rank what is searched by how well it fits a query."
+    command.epilog = "Sounds for a video, images for a text and the reverse, whatever the paper's model compares."
     command.add_argument("--query", required=True, metavar="FILE|TEXT", help="a file, or a text in quotes")
     command.add_argument(
         "--among",
@@ -85,82 +71,76 @@ def add_parsers(commands: Any) -> None:
     command.add_argument("--from", dest="query_kind", choices=kinds, help="what of the query is compared")
     command.add_argument("--to", dest="kind", choices=kinds, help="what it is compared with; default: by the paper")
     _add_text_and_regions(command)
-    command.set_defaults(func=_retrieve_command)
 
-    for name, text in (("answer", "answer a question about a clip"), ("caption", "describe a clip")):
-        command = commands.add_parser(name, help=f"{text} with a trained model", description=f"{text.capitalize()}.")
-        command.add_argument("paper", help="one whose model does; another one names it")
-        command.add_argument("clip", type=Path, help="video file, with or without sound")
-        if name == "answer":
-            command.add_argument("question", help="in quotes")
-            command.add_argument(
-                "--option", dest="options", action="append", default=[], metavar="TEXT",
-                help="an answer to choose from, for a model that chooses (tvqa): give five",
-            )  # fmt: skip
-            command.add_argument(
-                "--turn", dest="history", action="append", nargs=2, default=[], metavar=("QUESTION", "ANSWER"),
-                help="an earlier question and its answer; may be given several times, in their order",
-            )  # fmt: skip
-            command.add_argument("--known", default="", metavar="TEXT", help="a description of the clip")
-        command.add_argument(
-            "--speech", action="append", default=[], metavar="TEXT",
-            help="a line that is said in the clip; may be given several times, in their order",
-        )  # fmt: skip
-        command.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT)
-        command.add_argument("--device", default="cpu", help="where it runs: cpu, cuda; default: cpu")
-        command.set_defaults(func=_tell_command)
+    command = _add(commands, "answer", _answer_command, "answer a question about a clip with a trained model")
+    command.add_argument("clip", type=Path, help="video file, with or without sound")
+    command.add_argument("question", help="in quotes")
+    command.add_argument(
+        "--option", dest="options", action="append", default=[], metavar="TEXT",
+        help="an answer to choose from, for a model that chooses (tvqa): give five",
+    )  # fmt: skip
+    command.add_argument(
+        "--turn", dest="history", action="append", nargs=2, default=[], metavar=("QUESTION", "ANSWER"),
+        help="an earlier question and its answer; may be given several times, in their order",
+    )  # fmt: skip
+    command.add_argument("--known", default="", metavar="TEXT", help="a description of the clip")
+    _add_speech(command)
 
-    command = commands.add_parser(
-        "generate",
-        help="make images of captions with a trained model",
-        description="Make images of captions and write them as PNG files.",
-        epilog='assemble generate PAPER "a red circle left of a blue square" --checkpoint '
-        "runs/PAPER/mini/seed0/STAGE/checkpoints/last.ckpt --number 4",
+    command = _add(commands, "caption", _caption_command, "describe a clip with a trained model")
+    command.add_argument("clip", type=Path, help="video file, with or without sound")
+    _add_speech(command)
+
+    command = _add(commands, "generate", _generate_command, "make images of captions with a trained model")
+    command.description = "Make images of captions and write them as PNG files."
+    command.epilog = (
+        'assemble generate PAPER "a red circle left of a blue square" --checkpoint '
+        "runs/PAPER/mini/seed0/STAGE/checkpoints/last.ckpt --number 4"
     )
-    command.add_argument("paper", help="one whose model does; another one names it")
-    command.add_argument(
-        "captions", nargs="+", metavar="caption", help="what is to be seen, in quotes; several may be given"
-    )
-    command.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT)
-    command.add_argument(
-        "--output", type=Path, default=Path("generated"), help="folder for the files; default: generated"
-    )
-    command.add_argument(
-        "--number", type=int, default=1, help="images of each caption, with different noise; default: 1"
-    )
+    command.add_argument("captions", nargs="+", metavar="caption", help="what is to be seen, in quotes")
+    command.add_argument("--output", type=Path, default=Path("generated"), help="folder; default: generated")
+    command.add_argument("--number", type=int, default=1, help="images of each caption; default: 1")
     command.add_argument("--seed", type=int, default=0, help="seed of the noise; default: 0")
-    command.add_argument("--device", default="cpu", help="where it runs: cpu, cuda; default: cpu")
-    command.set_defaults(func=_generate_command)
 
     command = commands.add_parser(
         "export",
-        help="write a trained model as a folder of its own, or its backbone as a file for other code",
+        help="export a model as a folder, or its backbone as a file for other code",
         description="Write a trained model as a folder that needs nothing else: weights (safetensors), configuration, "
         "vocabularies, the record, and a model card; without queues, banks or optimizer. Other layouts write the "
         "backbone alone, as other libraries read it.",
     )
-    command.add_argument("paper", help=names)
+    command.add_argument("paper", help=names_of_papers())
     command.add_argument(
         "--checkpoint", type=Path, help=f"{CHECKPOINT}; backbones are read of a last.ckpt or a released file"
     )
     command.add_argument(
-        "--layout",
-        default=OWN_LAYOUT,
-        help=f"default: {OWN_LAYOUT}, the folder; `--layout {LIST_LAYOUTS}` prints those of the paper",
+        "--layout", default=OWN_LAYOUT, help=f"default: {OWN_LAYOUT}, the folder; `--layout list` names all"
     )
     command.add_argument("--output", type=Path, help="folder, or file of another layout, to write")
     command.add_argument("--force", action="store_true", help="replace an export that is there")
     command.add_argument(
         "--push", metavar="USER/NAME", help="also send the folder to this repository of the Hugging Face Hub"
     )
-    command.add_argument("--private", action="store_true", help="with --push: a new repository is seen by you alone")
+    command.add_argument("--private", action="store_true", help="with --push: make a new repository private")
     command.set_defaults(func=_export_command)
 
 
-def _add_model(command: argparse.ArgumentParser, names: str) -> None:
-    command.add_argument("paper", help=names)
+def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    """A command that uses a trained model."""
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+    command.add_argument(
+        "paper", help="one whose model does; another one names it" if name in SPECIAL else names_of_papers()
+    )
     command.add_argument("--checkpoint", type=Path, required=True, help=CHECKPOINT)
     command.add_argument("--device", default="cpu", help="where it runs: cpu, cuda; default: cpu")
+    command.set_defaults(func=run)
+    return command
+
+
+def _add_speech(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--speech", action="append", default=[], metavar="TEXT",
+        help="a line that is said in the clip; may be given several times, in their order",
+    )  # fmt: skip
 
 
 def _add_text_and_regions(command: argparse.ArgumentParser) -> None:
@@ -175,13 +155,7 @@ def _add_text_and_regions(command: argparse.ArgumentParser) -> None:
 
 
 def _kind(arguments: argparse.Namespace, able: Callable[[Any], object], lacks: str) -> Any:
-    """The class of a paper's trained models, after cheap checks of the command line.
-
-    Args:
-        arguments: of the command line.
-        able: whether a class can do what is asked for.
-        lacks: what one that cannot does not do, for the message.
-    """
+    """The class of a paper's trained models, if it is `able`; else an error with what it `lacks` and who is able."""
     paper = paper_named(arguments.paper)
     check_part(paper.name, *TRAINED)
     if not arguments.checkpoint.exists():
@@ -246,14 +220,10 @@ def _found(paths: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
 
 def _lines(path: Path) -> list[str]:
     """The texts of a file, one a line."""
-    try:
-        with files.named(path):
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise StageError(f"{path} cannot be read as text: {error}") from None
-    texts = [line.strip() for line in lines if line.strip()]
-    if not texts:
-        raise StageError(f"{path} holds no text: one is expected a line")
+    with files.parsing(path, StageError):
+        texts = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        if not texts:
+            raise ValueError("holds no text: one is expected a line")
     return texts
 
 
@@ -268,30 +238,31 @@ def _tell_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]], told
             print(f"  and {len(reasons) - NAMED} more")
 
 
+def _require_positive(arguments: argparse.Namespace, name: str) -> None:
+    if getattr(arguments, name) < 1:
+        raise StageError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+
+
 # -- embed -------------------------------------------------------------------------------------------------------------
 
 
 def _embed_command(arguments: argparse.Namespace) -> int:
     import numpy as np
 
-    if arguments.output.suffix != ".npz":
-        raise StageError(f"--output {arguments.output}: the file must end in .npz")
-    if arguments.batch_size < 1:
-        raise StageError(f"--batch-size must be at least 1, got {arguments.batch_size}")
-    if extra := [path for path in arguments.files if path.suffix == ".ckpt"]:
-        raise StageError(f"{extra[0]} is no file to embed: --checkpoint takes one, and a pattern may fit several")
+    if arguments.output.suffix != ".npz" or arguments.output.is_dir():
+        raise StageError(f"--output {arguments.output}: give a file that ends in .npz")
+    files.require_writable(arguments.output.parent, "--output")
+    _require_positive(arguments, "batch_size")
     texts = [*arguments.text, *(_lines(arguments.captions) if arguments.captions else [])]
     if not arguments.files and not texts:
         raise StageError("there is nothing to embed: give files, --text or --captions")
-    if not all(text.strip() for text in texts):
-        raise StageError("--text is empty: give a text")
+    absent = next((path for path in arguments.files if not path.exists()), None)
+    if absent and arguments.regions is None:  # region features go by the names of pictures, which may be elsewhere
+        raise StageError(f"{absent} does not exist")
     wanted = ("text",) if texts else ()
     of_paper = _kind(arguments, lambda kind: set(wanted) <= set(kind.embeds), "cannot embed text")
     kinds = [kind for kind in of_paper.embeds if kind != "text"]
     paths = _found(arguments.files, kinds)
-    if arguments.output.is_dir():
-        raise StageError(f"--output {arguments.output} is a folder: give an .npz file")
-    files.require_writable(arguments.output.parent, "--output")
     model = _loaded(of_paper, arguments)
     kinds = [kind for kind in kinds if kind in model.reads] or kinds  # of one that reads nothing, the reading says so
     columns: dict[str, Any] = {}
@@ -352,13 +323,10 @@ def _print_rows(names: Sequence[str], rows: dict[str, dict[str, int]], columns: 
 
 
 def _retrieve_command(arguments: argparse.Namespace) -> int:
-    if arguments.top < 1:
-        raise StageError(f"--top must be at least 1, got {arguments.top}")
+    _require_positive(arguments, "top")
     among = arguments.among
     if not among.exists():
         raise StageError(f"--among {among} does not exist: give a folder, a text file or an .npz file")
-    if not arguments.query.strip():
-        raise StageError("--query is empty: give a file or a text")
     of_paper = _kind(arguments, lambda kind: kind.retrieves, "cannot compare anything")
     query_kind, kind = _pair(of_paper, arguments)
     query = arguments.query if query_kind == "text" else Path(arguments.query)
@@ -420,11 +388,8 @@ def _arrays_of(path: Path) -> list[str]:
     """Names of what an .npz file holds: `model` if it is of `assemble embed`; others may hold region features."""
     import numpy as np
 
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            return list(content.files)
-    except Exception as error:  # Damaged archives make the reader raise whatever its parsing meets.
-        raise StageError(f"{path} cannot be read: {error}; write it again with `assemble embed`") from None
+    with files.parsing(path, StageError), np.load(path, allow_pickle=False) as content:
+        return list(content.files)
 
 
 def _embedded(path: Path, kind: str, model: Any) -> tuple[Any, list[str]]:
@@ -434,17 +399,13 @@ def _embedded(path: Path, kind: str, model: Any) -> tuple[Any, list[str]]:
 
     if not model.compares_vectors:
         raise StageError(f"{model.paper} reads every pair anew and cannot search {path}: give the folder of the files")
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            if kind not in content.files:
-                there = [name for name in content.files if f"{name}_names" in content.files]
-                raise StageError(f"{path} holds no {kind}, but {', '.join(there)}")
-            found, vectors, names = str(content["model"]), content[kind], content[f"{kind}_names"].tolist()
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise StageError(f"{path} cannot be read: {error}; write it again with `assemble embed`") from None
-    if found != model.fingerprint():
-        raise StageError(f"{path} was embedded by another model: embed the files again with this one")
-    return torch.from_numpy(vectors), names
+    with files.parsing(path, StageError), np.load(path, allow_pickle=False) as content:
+        if kind not in content.files:
+            there = [name for name in content.files if f"{name}_names" in content.files]
+            raise ValueError(f"holds no {kind}, but {', '.join(there)}")
+        if str(content["model"]) != model.fingerprint():
+            raise ValueError("was embedded by another model: embed the files again with this one")
+        return torch.from_numpy(content[kind]), content[f"{kind}_names"].tolist()
 
 
 def _searched_files(model: Any, among: Path, kind: str) -> list[Any]:
@@ -466,31 +427,25 @@ def _special(arguments: argparse.Namespace) -> Any:
     return kind.from_export(arguments.checkpoint, arguments.device)
 
 
-def _tell_command(arguments: argparse.Namespace) -> int:
+def _answer_command(arguments: argparse.Namespace) -> int:
     a = arguments
     model = _special(a)
-    if a.command == "answer":
-        more = {"options": a.options, "history": a.history, "known": a.known}
-        for note in model.notes(a.question):
-            print(f"{a.question!r}: {note}", file=sys.stderr)
-        print(model.answer(a.clip, a.question, speech=a.speech, **more))
-    else:
-        print(model.caption(a.clip, speech=a.speech))
+    for note in model.notes(a.question):
+        print(f"{a.question!r}: {note}", file=sys.stderr)
+    print(model.answer(a.clip, a.question, speech=a.speech, options=a.options, history=a.history, known=a.known))
+    return 0
+
+
+def _caption_command(arguments: argparse.Namespace) -> int:
+    print(_special(arguments).caption(arguments.clip, speech=arguments.speech))
     return 0
 
 
 def _generate_command(arguments: argparse.Namespace) -> int:
     a = arguments
-    if not all(caption.strip() for caption in a.captions):
-        raise StageError("a caption is empty: say what is to be seen")
-    if a.number < 1:
-        raise StageError(f"--number {a.number}: at least one image of a caption is needed")
-    if a.number * len(a.captions) > MOST_IMAGES:
-        raise StageError(f"--number {a.number}: at most {MOST_IMAGES:,} images are made at once; use several seeds")
+    _require_positive(a, "number")
     if a.seed < 0:
-        raise StageError(f"--seed {a.seed}: must not be below 0")
-    if a.output.exists() and not a.output.is_dir():
-        raise StageError(f"--output {a.output} is a file: give a folder")
+        raise StageError(f"--seed must not be below 0, got {a.seed}")
     files.require_writable(a.output, "--output")
     for path in write_images(_special(a), a.captions, a.output, a.number, a.seed):
         print(f"written to {path}")
@@ -498,21 +453,9 @@ def _generate_command(arguments: argparse.Namespace) -> int:
 
 
 def write_images(model: Any, captions: Sequence[str], output: Path, number: int = 1, seed: int = 0) -> list[Path]:
-    """Write images of captions as PNG files, and a grid of all where there are several.
+    """Write `number` images of each caption as PNG files, and `grid.png` with a line for each where there are several.
 
-    Args:
-        model: a trained model that generates.
-        captions: what is to be seen.
-        output: folder; made where it is missing. Files of the same name are replaced.
-        number: images of each caption.
-        seed: of the noise.
-
-    Returns:
-        The files: one for each image, named by place, caption, number and seed; then `grid.png`, a line for each
-        caption.
-
-    Raises:
-        StageError: a caption has no word that the model knows.
+    Files are named by place, caption, number and seed; those of the same name are replaced.
     """
     from torchvision.utils import make_grid, save_image
 
@@ -534,62 +477,60 @@ def write_images(model: Any, captions: Sequence[str], output: Path, number: int 
 
 
 def _export_command(arguments: argparse.Namespace) -> int:
-    paper = paper_named(arguments.paper).name
-    if arguments.layout == OWN_LAYOUT:
-        check_part(paper, *TRAINED)
-    missing = [name for name in ("checkpoint", "output") if getattr(arguments, name) is None]
-    if missing and arguments.layout != LIST_LAYOUTS:
-        raise StageError(f"an export needs {' and '.join(f'--{name}' for name in missing)}")
-    if arguments.checkpoint is not None and not arguments.checkpoint.exists():
-        raise StageError(f"--checkpoint {arguments.checkpoint} does not exist: give checkpoints/last.ckpt of a stage")
+    a = arguments
+    paper = paper_named(a.paper).name
     weights = optional_part(paper, "weights")
-    others = () if weights is None else weights.LAYOUTS
-    layouts = (OWN_LAYOUT, TRACED_LAYOUT, *others)
-    if arguments.layout == LIST_LAYOUTS:
-        print(", ".join(layouts))
+    backbones = () if weights is None else tuple(weights.LAYOUTS)
+    if a.layout == "list":
+        print(", ".join((OWN_LAYOUT, PROGRAMS, *backbones)))
         return 0
-    if arguments.layout not in layouts:
-        raise StageError(f"--layout {arguments.layout}: {nearest(arguments.layout, layouts)}")
-    if arguments.push and arguments.layout != OWN_LAYOUT:
-        raise StageError(f"--push sends the folder of --layout {OWN_LAYOUT}, not {arguments.layout}")
-    if arguments.private and not arguments.push:
-        raise StageError("--private says who sees what --push sends: give --push USER/NAME, too")
-    if arguments.push:
-        from common.stages.hub import check_repository
-
-        check_repository(arguments.push)
-    if arguments.output.name in ("", ".."):  # it is put in place by its name, which no process may be standing in
-        raise StageError(f"--output {arguments.output}: give a folder or file by its name")
-    files.require_writable(arguments.output.parent, "--output")
-    if arguments.layout == TRACED_LAYOUT:
-        from common.stages.export import trained_model
-        from common.stages.traced import write_traced
-
+    if a.layout not in (OWN_LAYOUT, PROGRAMS, *backbones):
+        raise StageError(f"--layout {a.layout}: {nearest(a.layout, (OWN_LAYOUT, PROGRAMS, *backbones))}")
+    if a.layout not in backbones:
         check_part(paper, *TRAINED)
-        written, told = write_traced(trained_model(paper), arguments.checkpoint, arguments.output)
+    _check_export(a, backbones)
+    if a.layout in backbones:
+        written = weights.export(a.checkpoint, a.output, a.layout)
+    elif a.layout == PROGRAMS:
+        from common.stages.encoder_programs import write_programs
+        from common.stages.export import trained_model
+
+        written, told = write_programs(trained_model(paper), a.checkpoint, a.output)
         print("\n".join(told))
-    elif arguments.layout != OWN_LAYOUT:
-        if arguments.checkpoint.is_dir():
-            raise StageError(
-                f"--layout {arguments.layout} reads a checkpoint and not the folder of an export: give the "
-                "checkpoints/last.ckpt that it was made of"
-            )
-        if arguments.output.is_dir():
-            raise StageError(f"--output {arguments.output} is a folder: give a file for --layout {arguments.layout}")
-        written = weights.export(arguments.checkpoint, arguments.output, arguments.layout)
-    elif arguments.output.suffix in FILE_SUFFIXES:
-        raise StageError(
-            f"--output {arguments.output}: the layout {OWN_LAYOUT} is a folder"
-            + (f"; files are of --layout {', '.join(others)}" if others else "")
-        )
     else:
         from common.stages.export import trained_model, write_export
 
-        model = trained_model(paper)
-        written = write_export(model, arguments.checkpoint, arguments.output, arguments.force, arguments.push)
+        written = write_export(trained_model(paper), a.checkpoint, a.output, a.force, a.push)
     print(f"written to {written}")
-    if arguments.push:
+    if a.push:
         from common.stages.hub import push_export
 
-        print(f"sent to {push_export(written, arguments.push, arguments.private)}")
+        print(f"sent to {push_export(written, a.push, a.private)}")
     return 0
+
+
+def _check_export(arguments: argparse.Namespace, backbones: Sequence[str]) -> None:
+    """Refuse what cannot be written, before the model is read."""
+    checkpoint, layout, output = arguments.checkpoint, arguments.layout, arguments.output
+    if missing := [f"--{name}" for name in ("checkpoint", "output") if getattr(arguments, name) is None]:
+        raise StageError(f"an export needs {' and '.join(missing)}")
+    if not checkpoint.exists():
+        raise StageError(f"--checkpoint {checkpoint} does not exist: give checkpoints/last.ckpt of a stage")
+    if layout in backbones and checkpoint.is_dir():
+        raise StageError(f"--layout {layout} reads a checkpoint and not an export: give the last.ckpt it was made of")
+    if output.name in ("", ".."):  # it is put in place by its name, which no process may be standing in
+        raise StageError(f"--output {output}: give a folder or file by its name")
+    if layout in backbones and output.is_dir():
+        raise StageError(f"--output {output} is a folder: give a file for --layout {layout}")
+    if layout == OWN_LAYOUT and output.suffix in FILE_SUFFIXES:
+        others = f"; files are of --layout {', '.join(backbones)}" if backbones else ""
+        raise StageError(f"--output {output}: the layout {OWN_LAYOUT} is a folder{others}")
+    files.require_writable(output.parent, "--output")
+    if arguments.push:
+        from common.stages.hub import check_repository
+
+        if layout != OWN_LAYOUT:
+            raise StageError(f"--push sends the folder of --layout {OWN_LAYOUT}, not {layout}")
+        check_repository(arguments.push)
+    elif arguments.private:
+        raise StageError("--private goes with --push USER/NAME")

@@ -1,9 +1,8 @@
-"""Trained models to use: out of a finished stage, or out of a folder that can be given away and read anywhere.
+"""Trained models, read from a finished stage or from an export.
 
-An export is a folder that needs nothing else: the weights (safetensors), the configuration of model and inputs, the
-vocabularies, the record of the stage, and a model card. Only tensors, text and plain data are in it, and nothing that
-it names is looked up: each paper lists the classes that its models are made of, so an export from a stranger cannot
-run anything (SECURITY.md).
+An export is a folder that needs nothing else: weights (safetensors), configuration, vocabularies, the record of the
+stage, and a model card. It holds only tensors, text and plain data, and each paper lists the classes that its models
+are made of, so an untrusted export cannot run anything (SECURITY.md).
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from common.stages.parts import CARD, CONFIGURATION, TRAINED, part
 
 FORMAT = "representation-assemble/model/1"
 WEIGHTS, RECORD = "model.safetensors", "record.json"
-#: Arguments of classes that name files which training started from; what was learned since stands in the weights.
+#: Arguments of classes that name files which training started from; the weights hold what came of them.
 SOURCES = frozenset(
     {"pretrained", "warm_start", "text_pretrained", "video_pretrained", "audio_pretrained", "statistics"}
 )
@@ -43,14 +42,14 @@ Items = str | Path | Sequence[Any] | Tensor
 
 @dataclass(frozen=True)
 class Trained:
-    """All that it takes to use a trained model.
+    """A trained model as plain data.
 
     Attributes:
-        model: `class_path` and `init_args` of the module, plain data.
-        inputs: how files and texts become inputs of the model, plain data.
+        model: `class_path` and `init_args` of the module.
+        inputs: how files and texts become inputs of the model.
         weights: tensors under the names of the usable model's state dict.
-        files: vocabularies and the like by name; their content, or where they lie.
-        record: what the stage recorded, as the text of its JSON file; None before it is finished.
+        files: vocabularies and the like by name; their content, or their path.
+        record: JSON of the stage's record; None before it is finished.
         origin: checkpoint or folder, for messages.
         step: of the checkpoint; None of an export.
     """
@@ -70,11 +69,7 @@ class Trained:
         return str(path / CONFIGURATION if path.is_dir() else path.parent.parent / "config.yaml")
 
     def file(self, name: str) -> bytes:
-        """Content of one of the files.
-
-        Raises:
-            StageError: there is no such file.
-        """
+        """Content of one of the files."""
         if name not in self.files:
             raise StageError(f"{self.where}: files has no {name}, which the model needs; export the model again")
         found = self.files[name]
@@ -82,11 +77,11 @@ class Trained:
 
 
 class Encoder(nn.Module):
-    """From tensors of one modality to vectors, as a module of its own; see `common.stages.traced`.
+    """From tensors of one modality to vectors [B, D]; see `common.stages.encoder_programs`.
 
     Args:
         network: what it computes with.
-        embed: vectors [B, D] of the network and its inputs.
+        embed: takes the network and its inputs.
         inputs: an example of two rows; of integers and truth values the second dimension is a length.
     """
 
@@ -162,14 +157,7 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def read(cls, path: str | Path) -> Trained:
-        """Everything that it takes to use a model, out of a finished stage or an export.
-
-        Args:
-            path: folder of an export, or `checkpoints/last.ckpt` of a stage.
-
-        Raises:
-            StageError: it is missing, damaged, or of another model.
-        """
+        """Read the folder of an export, or `checkpoints/last.ckpt` of a finished stage."""
         path = Path(path)
         if path.is_dir():
             return read_export(path, cls.paper)
@@ -183,21 +171,14 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def from_export(cls, path: str | Path, device: str = "cpu") -> Self:
-        """A trained model, ready to use, in evaluation mode.
-
-        Args:
-            path: folder of an export, or `checkpoints/last.ckpt` of a finished stage.
-            device: where it runs.
+        """A model of an export's folder or a stage's `checkpoints/last.ckpt`, in evaluation mode.
 
         Raises:
             StageError: it is missing, damaged, or of another model; there is no such device.
         """
         trained = cls.read(path)
-        try:
+        with parsing(Path(trained.where), StageError):
             model = cls.of(trained)
-        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-            told = f"{type(error).__name__}: {error}"
-            raise StageError(f"{trained.where}: the configuration does not fit the files beside it ({told})") from error
         try:
             return model.to(device).eval()
         except (RuntimeError, AssertionError) as error:
@@ -205,15 +186,12 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, repo: str, revision: str | None = None, device: str = "cpu") -> Self:
-        """A trained model from the Hugging Face Hub, ready to use, in evaluation mode.
+        """A model of the Hugging Face Hub, in evaluation mode; see `from_export`.
 
         Args:
             repo: `user/name` of a repository that `assemble export --push` made.
-            revision: branch, tag or commit; None is the newest. A commit is the same forever.
+            revision: branch, tag or commit; None is the newest. A commit never changes.
             device: where it runs.
-
-        Raises:
-            StageError: it cannot be fetched, is damaged or of another model; there is no such device.
         """
         from common.stages.hub import fetch_export
 
@@ -226,32 +204,20 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def build(cls, trained: Trained) -> Any:
-        """The module of the configuration, with random weights.
-
-        Raises:
-            StageError: it is made of other classes than `classes`, or of arguments that do not fit them.
-        """
+        """The module of the configuration, with random weights; made of `classes` alone."""
         import lightning.pytorch as pl
 
         return Builder(trained.where, cls.classes, cls.no_files).value(trained.model, pl.LightningModule, "model")
 
     @classmethod
     def input(cls, trained: Trained, name: str, kind: Any) -> Any:
-        """One of `Trained.inputs` as the type that it must have; see `common.stages.allowed.Builder.value`.
-
-        Raises:
-            StageError: it is missing or of another type; the message names it.
-        """
+        """One of `Trained.inputs` as the type that it must have; see `Builder.value`."""
         if name not in trained.inputs:
             raise StageError(f"{trained.where}: inputs.{name} is missing; export the model again")
         return Builder(trained.where, cls.classes, cls.no_files).value(trained.inputs[name], kind, f"inputs.{name}")
 
     def fill(self, trained: Trained) -> None:
-        """Take the weights over.
-
-        Raises:
-            StageError: they do not fit.
-        """
+        """Load the weights, which must fit."""
         problem = differences(self.state_dict(), trained.weights)
         if problem:
             raise StageError(f"{trained.origin} does not fit its configuration: {problem}")
@@ -281,16 +247,13 @@ class TrainedModel(nn.Module):
     def embed(
         self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None, at_once: int = 16
     ) -> tuple[Tensor, list[int]]:
-        """Embeddings of files or texts.
+        """Embeddings on the CPU, one row for each item that could be read, and the positions of these.
 
         Args:
             modality: one of `embeds`.
             items: paths, or texts.
             skipped: gets the position and the reason of every item that cannot be read; None raises instead.
             at_once: items that go through the network together.
-
-        Returns:
-            Embeddings on the CPU, one row for each item that could be read, and the positions of these.
 
         Raises:
             StageError: nothing could be read.
@@ -362,17 +325,12 @@ class TrainedModel(nn.Module):
 
 
 def trained_model(paper: str) -> type[TrainedModel]:
-    """The class of a paper's trained models.
-
-    Raises:
-        StageError: the paper has none.
-    """
+    """The class of a paper's trained models."""
     model: type[TrainedModel] = part(paper, *TRAINED).MODEL
     return model
 
 
 def nothing_to_read(modality: str, items: Sequence[Any], skipped: Sequence[tuple[int, str]] | None) -> str:
-    """The message where nothing could be read."""
     if not items:
         return f"there is no {modality} to read"
     return f"none of the {len(items)} can be read as {modality}; the first: {skipped[0][1] if skipped else items[0]}"
@@ -394,12 +352,7 @@ def with_arguments(config: Mapping[str, Any], **arguments: Any) -> dict[str, Any
 
 
 def renamed(state: Mapping[str, Tensor], **prefixes: str) -> dict[str, Tensor]:
-    """Tensors below some parts of a module, under new names.
-
-    Args:
-        state: of the module.
-        prefixes: new name of a part to its old name.
-    """
+    """Tensors below some parts of a module; `prefixes` maps the new name of a part to the old one."""
     return {
         f"{new}.{name.removeprefix(f'{old}.')}": value
         for new, old in prefixes.items()
@@ -414,20 +367,14 @@ def renamed(state: Mapping[str, Tensor], **prefixes: str) -> dict[str, Tensor]:
 def write_export(
     model: type[TrainedModel], checkpoint: str | Path, output: str | Path, force: bool = False, repo: str | None = None
 ) -> Path:
-    """Write a trained model as a folder of its own; it appears whole or not at all.
+    """Write the model of a stage or an export to a folder, which appears whole or not at all.
 
     Args:
         model: its class.
-        checkpoint: `checkpoints/last.ckpt` of a finished stage.
-        output: the folder.
+        checkpoint: `checkpoints/last.ckpt` of a finished stage, or an export.
+        output: the folder; it is returned.
         force: replace an export that is there.
-        repo: where it will lie on the Hub, for its card.
-
-    Returns:
-        `output`.
-
-    Raises:
-        StageError: the stage is missing, not finished or of another model, or the folder is taken.
+        repo: where it will be on the Hub, for its card.
     """
     from safetensors.torch import save_file
 
@@ -534,15 +481,7 @@ def _read_configuration(folder: Path) -> _Configuration:
 
 
 def read_export(folder: str | Path, paper: str) -> Trained:
-    """Read the folder of an export, and check that it is whole.
-
-    Args:
-        folder: the folder.
-        paper: package whose model it must be.
-
-    Raises:
-        StageError: it is no export, of another paper, or damaged; the message names the file.
-    """
+    """Read the folder of an export of a paper, and check that it is whole."""
     from safetensors import safe_open
 
     folder = Path(folder)
@@ -563,7 +502,10 @@ def read_export(folder: str | Path, paper: str) -> Trained:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise StageError(f"{path}: {name} lies outside of the export")
         with parsing(folder / name, StageError):
-            _check_file(folder / name, expected)
+            if not (folder / name).is_file():
+                raise ValueError("is missing from the export: copy the whole folder, or export the model again")
+            if (folder / name).stat().st_size != expected.bytes or _digest(folder / name) != expected.sha256:
+                raise ValueError(f"has not the size and SHA-256 of {CONFIGURATION}: copy it or export the model again")
     with parsing(folder / WEIGHTS, StageError), safe_open(folder / WEIGHTS, framework="pt") as opened:
         weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
         shared = json.loads((opened.metadata() or {}).get("shared", "{}"))
@@ -574,26 +516,13 @@ def read_export(folder: str | Path, paper: str) -> Trained:
     return Trained(config.model, config.inputs, weights, kept, record, str(folder))
 
 
-def _check_file(path: Path, expected: _Content) -> None:
-    if not path.is_file():
-        raise StageError(f"{path} is missing from the export: copy the whole folder, or export the model again")
-    size = path.stat().st_size
-    if size != expected.bytes:
-        what = "was cut off" if size < expected.bytes else "is longer than it was"
-        raise StageError(
-            f"{path} {what}: it has {size:,} of {expected.bytes:,} bytes; copy it again, or export the model again"
-        )
-    if _digest(path) != expected.sha256:
-        raise StageError(f"{path} was changed: its SHA-256 is not the one in {CONFIGURATION}; export the model again")
-
-
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _stored_once(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors that can be stored side by side, and the further names of those that go by several."""
+    """Tensors that share no memory, and the further names of those that go by several."""
     first: dict[tuple[Any, ...], str] = {}
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}

@@ -185,7 +185,7 @@ def test_commands_and_variables_of_a_user(export: Path, tmp_path: Path) -> None:
     ("given", "told"),
     [
         (["--push", "mine"], "'mine' is no name of a repository"),
-        (["--private"], "give --push USER/NAME"),
+        (["--private"], "--private goes with --push"),
         (["--push", "a/b", "--layout", "video"], "--push sends the folder of --layout safetensors, not video"),
     ],
 )

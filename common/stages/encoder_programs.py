@@ -1,7 +1,7 @@
-"""Encoders of a trained model as programs of `torch.export`, which run without this code, and are the same.
+"""Encoders of a trained model as programs of `torch.export`, which run without this code.
 
-A folder holds `<modality>.pt2` for each encoder that takes tensors and a page that says what goes in. Every program is
-read back from its file and compared with the model, at other batch sizes than the one that it was made with.
+A folder holds `<modality>.pt2` for each encoder that takes tensors alone, and a page that says what goes in. Every
+program is read back from its file and compared with the model, at other batch sizes than the one it was made with.
 """
 
 from __future__ import annotations
@@ -22,21 +22,8 @@ TOLERANCE = 1e-5
 BATCHES = (1, 3)
 
 
-def write_traced(model: type[TrainedModel], checkpoint: str | Path, output: str | Path) -> tuple[Path, list[str]]:
-    """Write the encoders of a trained model as programs; the folder appears whole or not at all.
-
-    Args:
-        model: its class.
-        checkpoint: `checkpoints/last.ckpt` of a finished stage, or the folder of an export.
-        output: the folder; it must be new or empty.
-
-    Returns:
-        `output`, and a line for each program.
-
-    Raises:
-        StageError: the model cannot be read or has no such encoder, the folder is taken, or a program gives something
-            else than the model.
-    """
+def write_programs(model: type[TrainedModel], checkpoint: str | Path, output: str | Path) -> tuple[Path, list[str]]:
+    """Write the encoders of a stage or an export into a new folder; returns it, and a line on each program."""
     output = Path(output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise StageError(f"--output {output} is taken: give a new folder")
@@ -57,7 +44,7 @@ def write_traced(model: type[TrainedModel], checkpoint: str | Path, output: str 
 
 
 def _write(encoder: Encoder, path: Path) -> float:
-    """Write a program; returns by how much what it gives differs from the encoder's, relative to the largest value."""
+    """Write a program; returns by how much it differs from the encoder, relative to the largest value."""
     dims = tuple(
         {0: torch.export.Dim.DYNAMIC} | ({} if x.is_floating_point() else {1: torch.export.Dim.DYNAMIC})
         for x in encoder.inputs
@@ -69,14 +56,13 @@ def _write(encoder: Encoder, path: Path) -> float:
         worst = 0.0
         for batch in BATCHES:
             inputs = tuple(torch.cat([x, x.flip(0)])[:batch] for x in encoder.inputs)
-            expected, found = encoder(*inputs), loaded(*inputs)
-            if found.shape != expected.shape:
+            expected = encoder(*inputs)
+            found = float((loaded(*inputs) - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+            if not found <= TOLERANCE:  # nor is NaN
                 raise StageError(
-                    f"{path.name}: the program gives {list(found.shape)}, the model {list(expected.shape)}"
+                    f"{path.name}: the program differs from the model by {found:.1e}, more than {TOLERANCE:.0e}"
                 )
-            worst = max(worst, float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)))
-    if not worst <= TOLERANCE:
-        raise StageError(f"{path.name}: the program differs from the model by {worst:.1e}, more than {TOLERANCE:.0e}")
+            worst = max(worst, found)
     return worst
 
 
@@ -88,17 +74,16 @@ def _shape(x: Tensor) -> str:
 
 
 def _page(model: type[TrainedModel], told: list[str]) -> str:
-    lines = [
-        f"# Encoders of {model.__name__}",
-        "",
-        *(f"- `{line.partition(':')[0]}`:{line.partition(':')[2]}" for line in told),
-        "",
-        "```python",
-        "import torch",
-        f'encode = torch.export.load("{told[0].partition(":")[0]}").module()',
-        "```",
-        "",
-        f"What goes in is what `read_...` of `{model.__name__}` gives, of video and sound clip by clip. These",
-        "files are programs: load them only from those whose code you would run.",
-    ]
-    return "\n".join(lines) + "\n"
+    lines = "\n".join(f"- `{line.partition(':')[0]}`:{line.partition(':')[2]}" for line in told)
+    return f"""# Encoders of {model.__name__}
+
+{lines}
+
+```python
+import torch
+encode = torch.export.load("{told[0].partition(":")[0]}").module()
+```
+
+What goes in is what `read_...` of `{model.__name__}` gives, of video and sound clip by clip. These
+files are programs: load them only from those whose code you would run.
+"""

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from common.commands.main import main
 from common.errors import StageError
+from common.stages.encoder_programs import write_programs
 from common.stages.export import Encoder, trained_model
-from common.stages.traced import write_traced
 from tests.data.media_factory import tone, write_video
 from tests.trained import checkpoint
 
@@ -30,11 +30,11 @@ HAVE = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    base = tmp_path_factory.mktemp("traced")
+    base = tmp_path_factory.mktemp("programs")
 
     def folder(paper: str) -> Path:
         path = base / paper
-        return path if path.exists() else write_traced(trained_model(paper), checkpoint(paper), path)[0]
+        return path if path.exists() else write_programs(trained_model(paper), checkpoint(paper), path)[0]
 
     return folder
 
@@ -92,18 +92,18 @@ def test_a_program_that_differs_is_not_written(tmp_path: Path, monkeypatch: pyte
     model = trained_model("avid_cma")
     monkeypatch.setattr(model, "encoders", lambda self: {"video": encoder})
     with pytest.raises(StageError, match=r"video\.pt2: the program differs from the model by .*, more than 1e-05"):
-        write_traced(model, checkpoint("avid_cma"), tmp_path / "traced")
+        write_programs(model, checkpoint("avid_cma"), tmp_path / "programs")
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(model, "encoders", lambda self: {})
     with pytest.raises(StageError, match="has no encoder that takes tensors alone"):
-        write_traced(model, checkpoint("avid_cma"), tmp_path / "traced")
+        write_programs(model, checkpoint("avid_cma"), tmp_path / "programs")
 
 
 def test_the_command_says_what_goes_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["export", "xmcgan", "--checkpoint", str(checkpoint("xmc_gan")), "--layout", "torch_export", "--output"]
-    assert main([*command, str(tmp_path / "traced")]) == 0
+    assert main([*command, str(tmp_path / "programs")]) == 0
     told = capsys.readouterr().out
     assert "image.pt2: float32 [B, 3, " in told
     assert "differs from the model by" in told
-    assert main([*command, str(tmp_path / "traced")]) == 2
+    assert main([*command, str(tmp_path / "programs")]) == 2
     assert "is taken: give a new folder" in capsys.readouterr().err
