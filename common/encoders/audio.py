@@ -36,7 +36,6 @@ class ConvBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the block."""
         x = torch.relu(self.bn1(self.conv1(x)))
         return torch.relu(self.bn2(self.conv2(x)))
 
@@ -82,14 +81,7 @@ class AudioConvNet(nn.Module):
         self.pool = nn.AdaptiveMaxPool2d(1)
 
     def forward_stages(self, audio: Tensor) -> dict[str, Tensor]:
-        """Feature maps of every stage.
-
-        Args:
-            audio: [B, in_channels, T, F].
-
-        Returns:
-            `conv1`, `conv2x` ... `conv5x` and `pool`, each [B, C, T', F']; `pool` is [B, 8 * width, 1, 1].
-        """
+        """Maps [B, C, T', F'] of every stage: `conv1`, `conv2x` ... `conv5x` and `pool`, [B, 8 * width, 1, 1]."""
         stages: dict[str, Tensor] = {}
         x = audio
         for stage, module in STAGES.items():

@@ -25,18 +25,9 @@ class CheckpointError(RuntimeError):
 def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str, Any]:
     """Contents of a checkpoint: a file of `torch.save`, old or new, or of safetensors.
 
-    Only tensors and plain data are accepted, so a file from a stranger cannot run anything. The tensors are backed by
-    the file where its format allows it: clone those that outlive it.
-
-    Args:
-        path: the file.
-        needed: entries that are worth saving from a file that holds more than plain data, for the message.
-
-    Returns:
-        The named entries.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, no checkpoint, or holds more than tensors and plain data.
+    Only tensors and plain data are accepted, so an untrusted file cannot run anything. The tensors are backed by the
+    file where its format allows it: clone those that outlive it. `needed`, for the message, are entries worth saving
+    from a file that holds more.
     """
     path = Path(path)
     if not path.is_file():
@@ -60,11 +51,7 @@ def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str,
 
 
 def require_intact(path: str | Path) -> None:
-    """Compare the checksums that the archive format keeps of its parts, which a mapped file is read without.
-
-    Raises:
-        CheckpointError: a part is damaged; the message names it.
-    """
+    """Compare the checksums of the parts of an archive, which a mapped file is read without."""
     path = Path(path)
     if not zipfile.is_zipfile(path):
         return
@@ -78,11 +65,7 @@ def require_intact(path: str | Path) -> None:
 
 
 def named_tensors(entries: Any) -> dict[str, Tensor]:
-    """Tensors of a state dict, without what wrapping in data parallelism and compilation put into their names.
-
-    Args:
-        entries: the state dict; anything else has no tensors.
-    """
+    """Tensors of a state dict, without the prefixes of data parallelism and compilation; none of anything else."""
     if not isinstance(entries, Mapping):
         return {}
     return {
@@ -145,10 +128,6 @@ def load_encoder(
         prefixes: what the names of the encoder's tensors may start with in the file; `""` where they are the
             encoder's own. The first under which one of them is found counts.
         field: setting that gave `path`, for the message.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, not safe to open or holds no such encoder, or names or shapes
-            differ from the encoder's.
     """
     try:
         content = read_checkpoint(path, "'state_dict' or 'model'")
@@ -181,18 +160,7 @@ def load_encoder(
 
 
 def write_torch(output: str | Path, content: Mapping[str, Any]) -> Path:
-    """Write entries with `torch.save`; the file appears whole or not at all.
-
-    Args:
-        output: the file.
-        content: tensors and plain data.
-
-    Returns:
-        `output`.
-
-    Raises:
-        ValueError: its name ends as that of a file in another format.
-    """
+    """Write tensors and plain data with `torch.save`; the file appears whole or not at all."""
     if Path(output).suffix in (".safetensors", ".npz", ".pkl"):
         raise ValueError(f"output: the file is one of torch.save, such as .pth, got {str(output)!r}")
     return write_whole(output, lambda path: torch.save(content, path))

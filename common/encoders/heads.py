@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from common.types import PositiveInt
+
 
 class ProjectionHead(nn.Module):
     """Multi-layer perceptron from features to an embedding, which is not normalized here.
@@ -18,24 +20,19 @@ class ProjectionHead(nn.Module):
     Shapes:
         [B, in_dim] -> [B, out_dim]
 
-    Raises:
-        ValueError: `layers` is below 1.
-
     Source: docs/papers/avid_cma.md [3.3]; 590,976 parameters by default.
     """
 
     def __init__(
         self,
-        in_dim: int = 512,
-        hidden_dim: int = 512,
-        out_dim: int = 128,
-        layers: int = 3,
+        in_dim: PositiveInt = 512,
+        hidden_dim: PositiveInt = 512,
+        out_dim: PositiveInt = 128,
+        layers: PositiveInt = 3,
         batch_norm: bool = False,
         output_batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"layers: a projection head needs at least one layer, got {layers}")
         modules: list[nn.Module] = []
         width = in_dim
         for _ in range(layers - 1):

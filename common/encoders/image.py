@@ -30,9 +30,6 @@ class ImageResNet(nn.Module):
     Shapes:
         [B, 3, H, W] -> [B, feature_dim]; 2048 features for ResNet-50.
 
-    Raises:
-        ValueError: `layers` or `channels` does not have four entries.
-
     Source: docs/papers/mct.md [7]: torchvision's resnet50 from random weights.
     """
 
@@ -95,12 +92,11 @@ def timm_encoder(name: str, options: dict[str, Any] | None = None) -> nn.Module:
 
     Its tensors have timm's names, so `load_encoder` reads a file of timm's weights with the prefix `""`.
 
+    It has `feature_dim` features; of a convolutional one `forward_map` gives the last map.
+
     Args:
         name: see `timm.list_models()`.
         options: of `timm.create_model`, such as `{img_size: 64}` for a transformer.
-
-    Returns:
-        The network, with `feature_dim` features. Of a convolutional one `forward_map` gives the last map.
     """
     encoder: Any = timm.create_model(name, pretrained=False, num_classes=0, **(options or {}))
     encoder.feature_dim = encoder.head_hidden_size

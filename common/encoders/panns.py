@@ -51,9 +51,6 @@ class PANNsCNN14(nn.Module):
     Shapes:
         [B, 1, T, mel_bins] in decibels -> [B, feature_dim]; T at least 2 to the number of blocks less one.
 
-    Raises:
-        ValueError: the spectrogram has another number of bands or is too short.
-
     Source: docs/papers/vx2text.md [3].
     """
 

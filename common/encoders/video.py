@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,6 @@ class SpatioTemporalBlock(nn.Module):
             self.res_conv = nn.Conv3d(in_channels, out_channels, 1, step, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the block."""
         residual = x if self.res_conv is None else self.res_conv(x)
         x = torch.relu(self.spt_bn1(self.spt_conv1(x)))
         x = torch.relu(self.tmp_bn1(self.tmp_conv1(x)))
@@ -76,15 +76,12 @@ class R2Plus1D(nn.Module):
     Shapes:
         video [B, in_channels, T, H, W] -> features [B, 8 * width]
 
-    Raises:
-        ValueError: `depth` is none of 10, 18, 34, or a list of strides has not four entries.
-
     Source: docs/papers/avid_cma.md [3.1].
     """
 
     def __init__(
         self,
-        depth: PositiveInt = 18,
+        depth: Literal[10, 18, 34] = 18,
         width: PositiveInt = 64,
         stem_pool: bool = True,
         in_channels: PositiveInt = 3,
@@ -94,8 +91,6 @@ class R2Plus1D(nn.Module):
         spatial_strides: Sequence[PositiveInt] = (1, 2, 2, 2),
     ) -> None:
         super().__init__()
-        if depth not in BLOCKS_PER_STAGE:
-            raise ValueError(f"depth: no R(2+1)D of depth {depth}; use one of {sorted(BLOCKS_PER_STAGE)}")
         for name, strides in (("temporal_strides", temporal_strides), ("spatial_strides", spatial_strides)):
             if len(strides) != 4:
                 raise ValueError(f"{name}: expected one stride for each of the four stages, got {list(strides)}")
@@ -140,15 +135,7 @@ class R2Plus1D(nn.Module):
         return {re.sub(r"\b(conv[2-5]x)\.(?!\d)", r"\1.0.", name): tensor for name, tensor in state.items()}
 
     def forward_stages(self, video: Tensor) -> dict[str, Tensor]:
-        """Feature maps of every stage.
-
-        Args:
-            video: [B, in_channels, T, H, W].
-
-        Returns:
-            `conv1`, `conv2x` ... `conv5x` and `pool`, each [B, C, T', H', W'], the last one
-            [B, 8 * width, 1, 1, 1].
-        """
+        """Maps [B, C, T', H', W'] of every stage: `conv1`, `conv2x` ... `conv5x`, `pool`, [B, 8 * width, 1, 1, 1]."""
         stages: dict[str, Tensor] = {}
         x = video
         for name in STAGES:

@@ -111,9 +111,5 @@ def test_projection_head_layers() -> None:
 
 
 def test_mistakes_name_the_field() -> None:
-    with pytest.raises(ValueError, match="depth"):
-        R2Plus1D(depth=50)
     with pytest.raises(ValueError, match="temporal_strides"):
         R2Plus1D(temporal_strides=(1, 2))
-    with pytest.raises(ValueError, match="layers"):
-        ProjectionHead(layers=0)

@@ -116,29 +116,15 @@ def test_other_precisions(dtype: torch.dtype) -> None:
     torch.testing.assert_close(features.float(), expected, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "mask", "message"),
-    [
-        (torch.ones(5, dtype=torch.int64), None, r"tokens: expected \[B, L\]"),
-        (torch.ones(2, 13, dtype=torch.int64), None, "max_tokens=12"),
-        (torch.ones(2, 0, dtype=torch.int64), None, "L from 1"),
-        (torch.ones(2, 4, dtype=torch.int64), torch.ones(2, 5, dtype=torch.bool), "mask: expected the shape"),
-    ],
-)
-def test_wrong_shapes(tokens: Tensor, mask: Tensor | None, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        BertEncoder(**SIZES)(tokens, mask)
+def test_more_tokens_than_positions_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"tokens: .* up to 12"):
+        BertEncoder(**SIZES)(torch.ones(2, 13, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("encoder", [BertEncoder(**SIZES), GRUEncoder(50, 8, 8)])
 def test_a_token_beyond_the_vocabulary_is_told_apart(encoder: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"not below vocabulary_size=50: raise"):
         encoder(torch.tensor([[3, 50]]))
-
-
-def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(ValueError, match="attention_heads: 3 do not"):
-        BertEncoder(**{**SIZES, "attention_heads": 3})
 
 
 def test_released_weights_are_loaded(released: Path, caplog: pytest.LogCaptureFixture) -> None:
