@@ -1,8 +1,7 @@
 """Figures of a run: made without a screen, written whole, and logged to Weights & Biases.
 
-They stand on `matplotlib.figure.Figure`, not on pyplot: no backend is chosen for the process, and none stays open.
-A figure is made by `chart`, `image_grid`, `described_images` or `embedding_map` and handed to `save_figure`. Matplotlib
-is imported when the first one is made, so that no stage waits for it to begin.
+Matplotlib is imported when the first one is made, so that no stage waits for it, and without pyplot, which would choose
+a backend for the process.
 """
 
 from __future__ import annotations
@@ -45,13 +44,7 @@ ASIAN_FONTS = (
 
 
 class Cell(NamedTuple):
-    """An image of a grid.
-
-    Attributes:
-        image: its pixels [H, W, 3]; None leaves the place empty.
-        text: stands below it; may have several lines.
-        color: of a frame around it; None for no frame.
-    """
+    """An image of a grid [H, W, 3], or an empty place; the text below it; the color of a frame around it."""
 
     image: Pixels | None
     text: str = ""
@@ -73,7 +66,7 @@ class Described(NamedTuple):
 
 
 def preview_of(dataset: Any, item: int) -> Pixels:
-    """`dataset.preview(item)`, or a gray pixel where a clip has no frame to show: it may be sound alone, or damaged."""
+    """`dataset.preview(item)`, or a gray pixel for a clip without a frame: it may be sound alone, or damaged."""
     from common.data.media import MediaError
 
     try:
@@ -83,14 +76,7 @@ def preview_of(dataset: Any, item: int) -> Pixels:
 
 
 def save_figure(module: pl.LightningModule, figure: Figure, path: Path, credit: str = "") -> None:
-    """Write a figure as PNG, whole or not at all, and log it to Weights & Biases under the name of the file.
-
-    Args:
-        module: only its loggers are used.
-        figure: what is written.
-        path: the file.
-        credit: line under pictures whose license asks for one.
-    """
+    """Write a figure as PNG, with a credit line if the license of its pictures asks for one, and log it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
@@ -116,10 +102,8 @@ def chart(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4, 3)) -
 
 
 def image_grid(rows: Sequence[Row], title: str = "") -> Figure:
-    """Rows of images, a title above each row and texts below the images.
-
-    All are drawn into one pair of axes: a pair for each image would take seconds to lay out.
-    """
+    """Rows of images, a title above each row and texts below the images."""
+    # All in one pair of axes: a pair for each image would take seconds to lay out.
     columns = max(len(row.cells) for row in rows)
     below = max((cell.text.count("\n") + 1 for row in rows for cell in row.cells if cell.text), default=0)
     images = [cell.image for row in rows for cell in row.cells if cell.image is not None]
@@ -153,17 +137,14 @@ def described_images(items: Sequence[Described], title: str = "", columns: int =
 def embedding_map(
     features: Tensor, labels: Sequence[str], title: str = "", seed: int = 0, classes: int = 12
 ) -> Figure | None:
-    """Features in two dimensions (t-SNE), colored by class.
+    """Features [N, d] in two dimensions (t-SNE), colored by class; None if too few, or all equal or not finite.
 
     Args:
-        features: [N, d]; of more than `LARGEST_MAP` the first ones.
-        labels: class of each row; the most frequent ones get a color, the others are gray.
-        title: stands above the map.
+        features: of more than `LARGEST_MAP` rows the first ones are shown.
+        labels: class of each row.
+        title: of the map.
         seed: of the map.
-        classes: how many get a color.
-
-    Returns:
-        None when there are fewer than 8 rows, or all are equal or not finite.
+        classes: how many classes get a color, the most frequent first; the others are gray.
     """
     from matplotlib import colormaps
     from sklearn.decomposition import PCA
@@ -225,7 +206,6 @@ def _place(axis: Any, image: Pixels, left: float, top: float, tallest: float, co
 
 @cache
 def _fonts() -> list[str]:
-    """The usual font, which comes with matplotlib, and those with Japanese and Chinese that this machine has."""
     from matplotlib import font_manager
 
     installed = {font.name for font in font_manager.fontManager.ttflist}
@@ -234,7 +214,6 @@ def _fonts() -> list[str]:
 
 @cache
 def _characters() -> frozenset[int]:
-    """All characters that these fonts have."""
     from matplotlib import font_manager
 
     files = [font_manager.findfont(font_manager.FontProperties(family=[name])) for name in _fonts()]

@@ -43,7 +43,7 @@ def first_captions(module: pl.LightningModule, count: int = CAPTIONS) -> Shown:
 
 
 def credit_of(module: pl.LightningModule) -> str:
-    """Line under pictures of the data, and under those that were learned from them; empty where none is asked for."""
+    """Line under pictures of the data, and under those learned from them; empty if their license asks for none."""
     return getattr(module.trainer.datamodule, "credit", "")  # type: ignore[attr-defined]
 
 
@@ -62,17 +62,7 @@ def pixels(images: Tensor) -> Pixels:
 
 
 def write_row(texts: Sequence[str], images: Pixels, folder: Path, credit: str = "") -> Path:
-    """Write `captions.row.png`, the images side by side, and their captions beside it: a row that stages share.
-
-    Args:
-        texts: the captions.
-        images: one for each [N, S, S, 3].
-        folder: where both files go.
-        credit: line under pictures whose license asks for one.
-
-    Returns:
-        The picture.
-    """
+    """Write the images [N, S, S, 3] of some captions as `captions.row.png`, which is returned, and the captions."""
     path = folder / "captions.row.png"
     row = credited(side_by_side(images), credit) if credit else side_by_side(images)
     write_whole(path, lambda partial: Image.fromarray(row).save(partial, "PNG"))

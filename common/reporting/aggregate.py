@@ -41,7 +41,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The records of one paper and scale that may stand together, and what was left out."""
+    """The records of one paper and scale that may be averaged, and what was left out."""
 
     kept: dict[tuple[str, Draw], Record]
     left_out: dict[str, list[str]]
@@ -108,15 +108,9 @@ def deviations_of(records: Iterable[Record]) -> list[dict[str, str]]:
 
 
 def select(records: Iterable[Record], paper: str, scale: str) -> Chosen:
-    """Choose the records that may be averaged: one scale, one configuration per stage, one lineage.
+    """Choose the records that may be averaged: one scale, the newest configuration of each stage, one lineage.
 
-    Of several configurations of a stage the newest counts; of a stage whose parent was trained again with
-    another configuration nothing counts until it is measured again. Whatever is left out is said.
-
-    Args:
-        records: records of any paper and scale.
-        paper: package name.
-        scale: the scale.
+    A stage whose parent was trained again with another configuration counts when it is measured again.
     """
     newest: dict[tuple[str, Draw], Record] = {}
     for record in records:
@@ -156,14 +150,7 @@ def select(records: Iterable[Record], paper: str, scale: str) -> Chosen:
 def collect(
     source: Tables, scale: str, records: Iterable[Record], tables: Sequence[str] | None = None
 ) -> list[TableResult]:
-    """Fill the tables of a paper at one scale.
-
-    Args:
-        source: the paper's tables.
-        scale: the scale; tables that do not exist at it are skipped.
-        records: records of any scale; only those of this one are used.
-        tables: keep these tables (ids).
-    """
+    """Fill the tables (of these ids) of a paper that exist at a scale, from records of any scale."""
     check_scale(scale)
     chosen = select(records, source.paper, scale)
     wanted = source.tables if tables is None else tuple(source.table(name) for name in tables)

@@ -112,63 +112,26 @@ def test_all_tables_and_claims_are_there(tab: Any) -> None:
     assert tab.execute_script("return document.querySelectorAll('.charts svg').length") == 1
 
 
-def test_where_a_value_comes_from_shows_on_hover_on_focus_and_on_a_tap(tab: Any) -> None:
-    from selenium.webdriver import ActionChains, Keys
+@pytest.mark.parametrize("width", [390, 1400])
+def test_a_click_on_a_value_shows_where_it_comes_from(tab: Any, width: int) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
 
-    first, second = tab.find_elements("css selector", ".value[data-origin]")[:2]
-    tab.execute_script("arguments[0].scrollIntoView({block: 'center'})", first)
-    assert shown(tab) == ""
-    ActionChains(tab).move_to_element(first).perform()
-    text = until(lambda: shown(tab), "shown on hover")
-    for part in ("seed 0", "revision", "configuration", "hardware", "papers/avid_cma/results/mini/seed"):
-        assert part in text
-    box = tab.execute_script("return document.querySelector('.origin:popover-open').getBoundingClientRect().toJSON()")
-    assert 0 <= box["left"] < box["right"] <= 1400
-    ActionChains(tab).move_to_element(second).perform()
-    until(lambda: shown(tab) not in ("", text), "the other value's on hover")
-    assert "|" not in shown(tab)  # one at a time
-    leave = ActionChains(tab)  # to the page's margin: below a value is another one, once the tables have grown
-    leave.w3c_actions.pointer_action.move_to_location(2, 2)
-    leave.perform()
-    until(lambda: shown(tab) == "", "hidden when the pointer leaves")
-
-    tab.execute_script("arguments[0].focus()", first)
-    until(lambda: shown(tab) == text, "shown on focus")
-    ActionChains(tab).send_keys(Keys.TAB).perform()
-    until(lambda: shown(tab) not in ("", text), "the next value's with the tabulator key")
-    ActionChains(tab).send_keys(Keys.ESCAPE).perform()
-    assert shown(tab) == ""
-
-    resize(tab, 390)
-    tab.execute_script("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", second)
-    place = tab.execute_script("return arguments[0].getBoundingClientRect().toJSON()", second)
-    point = [{"x": place["x"] + place["width"] / 2, "y": place["y"] + place["height"] / 2}]
-
-    def tap() -> None:
-        tab.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": point})
-        tab.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-
-    tap()
-    until(lambda: shown(tab) not in ("", text), "shown on a tap")
-    box = tab.execute_script("return document.querySelector('.origin:popover-open').getBoundingClientRect().toJSON()")
-    assert 0 <= box["left"] < box["right"] <= 390
-    tap()
-    until(lambda: shown(tab) == "", "hidden on a second tap")
-
-
-def test_without_its_script_a_click_shows_it(browser: Any, page: Path, tmp_path: Path) -> None:
-    plain = tmp_path / "plain.html"
-    head, _, rest = page.read_text(encoding="utf-8").partition("<script>")
-    plain.write_text(head + rest.partition("</script>")[2], encoding="utf-8")
-    browser.get(plain.as_uri())
-    try:
-        value = browser.find_element("css selector", ".value[popovertarget]")
-        browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", value)
+    resize(tab, width)
+    first, second = tab.find_elements("css selector", ".value")[:2]
+    texts = []
+    for value in (first, second):
+        tab.execute_script("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", value)
         value.click()
-        until(lambda: "seed 0" in shown(browser), "shown on a click")
-        assert not browser.find_element("css selector", ".filters").is_displayed()
-    finally:
-        browser.get(page.as_uri())
+        texts.append(until(lambda: shown(tab), "shown on a click"))
+        box = tab.execute_script("return document.querySelector('.origin:popover-open').getBoundingClientRect()")
+        assert 0 <= box["left"] < box["right"] <= width
+        ActionChains(tab).send_keys(Keys.ESCAPE).perform()
+        until(lambda: shown(tab) == "", "hidden by the escape key")
+    assert texts[0] != texts[1]
+    for part in ("seed 0", "revision", "configuration", "hardware", "papers/avid_cma/results/mini/seed"):
+        assert part in texts[0]
+    assert "seed 0: " in first.get_attribute("title")
 
 
 def test_claims_are_filtered_and_sorted(tab: Any) -> None:

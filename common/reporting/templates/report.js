@@ -1,61 +1,7 @@
 "use strict";
-// Everything here is convenience: without it, a click on a value opens its provenance and all claims are listed.
+// Everything here is convenience: without it, all claims are listed, and nothing is marked or enlarged.
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-
-  // ---- provenance: on hover and on focus; a click or a tap keeps it open
-  let shown = null, pinned = false, timer = 0;
-  const hide = () => {
-    clearTimeout(timer);
-    if (shown) { const box = shown; shown = null; pinned = false; if (box.matches(":popover-open")) box.hidePopover(); }
-  };
-  const show = (button) => {
-    const box = document.getElementById(button.dataset.origin);
-    clearTimeout(timer);
-    if (shown === box) return;
-    hide();
-    shown = box;
-    box.classList.add("placed");
-    box.style.maxHeight = "";
-    box.showPopover();
-    const at = button.getBoundingClientRect(), gap = 8;
-    const width = document.documentElement.clientWidth, height = document.documentElement.clientHeight;
-    const left = Math.max(gap, Math.min(at.left + at.width / 2 - box.offsetWidth / 2, width - box.offsetWidth - gap));
-    // It never covers its value, which a second tap closes it by: a long one scrolls in the larger of the two rooms.
-    const below = height - at.bottom - 2 * gap, above = at.top - 2 * gap;
-    const isBelow = box.offsetHeight <= below || below >= above;
-    box.style.maxHeight = `${isBelow ? below : above}px`;
-    box.style.left = `${left}px`;
-    box.style.top = `${isBelow ? at.bottom + gap : at.top - gap - box.offsetHeight}px`;
-  };
-  for (const button of all(".value[popovertarget]")) {
-    const id = button.getAttribute("popovertarget");
-    button.dataset.origin = id;
-    button.removeAttribute("popovertarget");
-    button.setAttribute("aria-describedby", id);
-    document.getElementById(id).popover = "manual";
-  }
-  const later = () => { clearTimeout(timer); timer = setTimeout(() => { if (!pinned) hide(); }, 150); };
-  const valueAt = (event) => event.target.closest?.(".value[data-origin]");
-  document.addEventListener("pointerover", (event) => {
-    if (event.pointerType !== "mouse") return;
-    const button = valueAt(event);
-    if (button) { if (!pinned) show(button); }
-    else if (shown?.contains(event.target)) clearTimeout(timer);
-    else if (shown) later();
-  });
-  document.addEventListener("focusin", (event) => { const button = valueAt(event); if (button) { pinned = false; show(button); } });
-  document.addEventListener("focusout", (event) => { if (valueAt(event) && !pinned) later(); });
-  document.addEventListener("click", (event) => {
-    const button = valueAt(event);
-    if (button) {
-      if (pinned && shown?.id === button.dataset.origin) hide();
-      else { pinned = false; show(button); pinned = true; }
-    } else if (shown && !shown.contains(event.target)) hide();
-  });
-  document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
-  addEventListener("scroll", () => { if (!pinned) hide(); }, { passive: true });
-  addEventListener("resize", hide);
 
   // ---- claims: filter and sort
   const table = document.querySelector(".claims.all");
