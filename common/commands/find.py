@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common import files
+from common.reporting.draws import told
 from common.reporting.papers import (
     SCALES,
     Paper,
@@ -18,6 +19,10 @@ from common.reporting.papers import (
     project_root,
     runs_root,
 )
+from common.reporting.progress import duration
+
+if TYPE_CHECKING:
+    from common.reporting.records import Record
 
 
 def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,24 +53,23 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def list_command(arguments: argparse.Namespace) -> int:
     """Print the papers, or all that there is of one."""
     if arguments.paper is None:
-        _list_papers(arguments.scale)
+        _list_papers(arguments.scale, arguments.runs)
     else:
         _list_paper(paper_named(arguments.paper), arguments.scale, arguments.runs)
     return 0
 
 
-def _list_papers(scale: str) -> None:
-    from common.reporting.results import find_promoted
+def _list_papers(scale: str, runs: Path) -> None:
+    from common.reporting.records import expected_seconds
     from common.reporting.tables import expand, load
     from common.stages.configuration import recipes_of
-    from common.stages.plan import duration
+    from common.stages.plan import default_jobs
 
     rows = []
     for paper in existing_papers():
-        source, promoted = load(paper.name), find_promoted(paper.name, scale)
+        source, (here, promoted) = load(paper.name), _records(paper, scale, runs)
         names = [instance.id for instance in expand(source, scale, everything=False)]
-        times = [_median(record.wall_seconds for record in promoted if record.stage == name) for name in names]
-        known = [seconds for seconds in times if seconds is not None]
+        known = [seconds for seconds in expected_seconds(names, here, promoted) if seconds is not None]
         rows.append(
             (
                 paper.short,
@@ -73,7 +77,7 @@ def _list_papers(scale: str) -> None:
                 str(len(source.tables)),
                 str(len(recipes_of(paper.name))),
                 f"{len(names)}, {len(known)} with records",
-                duration(sum(known)) if known else "-",
+                duration(sum(known) / default_jobs("cpu")) if known else "-",
             )
         )
     _print(("paper", "title", "tables", "recipes", f"stages at {scale}", "time, one seed"), rows)
@@ -81,12 +85,18 @@ def _list_papers(scale: str) -> None:
     print(f"`assemble list {existing_papers()[0].short}` shows the tables, rows, stages and recipes of one")
 
 
-def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
+def _records(paper: Paper, scale: str, runs: Path) -> tuple[list[Record], list[Record]]:
+    """Those of runs here, and the promoted ones."""
     from common.reporting.records import find, warn
     from common.reporting.results import find_promoted
+
+    return find(runs, paper.name, scale, malformed=warn), find_promoted(paper.name, scale)
+
+
+def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
+    from common.reporting.records import expected_seconds
     from common.reporting.tables import expand, load
     from common.stages.configuration import recipes_of
-    from common.stages.plan import duration
 
     source = load(paper.name)
     print(f"{paper.title}: tables (--tables); at a scale in brackets only by request: --tables, --rows or --everything")
@@ -102,14 +112,14 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
     _print(("label", "model", "tables"), [(*key, " ".join(ids)) for key, ids in models.items()])
 
     print(f"\nstages at {scale} (--stages, assemble fit {paper.short}/STAGE)")
-    fresh, promoted = find(runs, paper.name, scale, malformed=warn), find_promoted(paper.name, scale)
+    here, promoted = _records(paper, scale, runs)
+    instances = list(expand(source, scale))
     rows = []
-    for instance in expand(source, scale):
-        here, kept = (
-            [record.draw.folder.removeprefix("seed") for record in records if record.stage == instance.id]
-            for records in (fresh, promoted)
+    for instance, time in zip(instances, expected_seconds([one.id for one in instances], here, promoted)):
+        draws = (
+            ",".join(record.draw.folder.removeprefix("seed") for record in records if record.stage == instance.id)
+            for records in (here, promoted)
         )
-        time = _median(r.wall_seconds for r in [*fresh, *promoted] if r.stage == instance.id)
         rows.append(
             (
                 instance.id,
@@ -117,8 +127,7 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
                 instance.recipe,
                 " ".join(dict.fromkeys(instance.parents.values())),
                 "-" if time is None else duration(time),
-                ",".join(here) or "-",
-                ",".join(kept) or "-",
+                *(told or "-" for told in draws),
             )
         )
     _print(("stage", "job", "recipe", "starts from", "time", "draws here", "promoted"), rows)
@@ -134,10 +143,9 @@ def _scales(scales: Sequence[str], by_request: Sequence[str]) -> str:
 
 def show_command(arguments: argparse.Namespace) -> int:
     """Print what is known of one stage or recipe without running it."""
-    from common.reporting.records import find, short_name, warn
-    from common.reporting.results import find_promoted
+    from common.reporting.records import short_name
     from common.reporting.tables import entries, load
-    from common.stages.plan import Selection, duration
+    from common.stages.plan import Selection
     from common.stages.single import find_request
 
     request = find_request(arguments.name, Selection(scale=arguments.scale, runs=arguments.runs))
@@ -150,18 +158,20 @@ def show_command(arguments: argparse.Namespace) -> int:
         print(f"starts from: {parent.stage} ({short_name(field)})")
     if not run.trains:
         print("trains nothing: it measures")
-    using = [name for name, stage in load(request.paper).stages.items() if stage.recipe == request.recipe]
+    stages = load(request.paper).stages
+    using = [name for name, stage in stages.items() if stage.recipe == request.recipe]
     print(f"stages of this recipe: {', '.join(using) or 'none, it is in no table'}")
     for table, row, metric in entries(load(request.paper), request.stage, request.scale):
         print(f"fills: table {table.id}, row {row.label}, {metric.label}")
-    known = [
-        *find(arguments.runs, paper.name, request.scale, malformed=warn),
-        *find_promoted(paper.name, request.scale),
-    ]
-    records = [record for record in known if record.stage == request.stage]
-    for record in records:
-        print(f"has run: {record.draw}, {record.started[:10]}, {duration(record.wall_seconds)}")
-    if not records:
+    is_stage = request.stage.partition("@")[0] in stages
+    by_stage: dict[str, list[Record]] = {}
+    for record in (one for found in _records(paper, request.scale, arguments.runs) for one in found):
+        if request.stage in (record.stage if is_stage else record.recipe, record.stage):
+            by_stage.setdefault(record.stage, []).append(record)
+    for stage, found in by_stage.items():
+        longest = duration(max(record.wall_seconds for record in found))
+        print(f"has run: {stage}, {told(record.draw for record in found)}, in at most {longest}")
+    if not by_stage:
         print("has run: never, as far as the records know")
     print("\ndeviations of this scale:" if run.deviations else "\nno deviations but sizes")
     for deviation in run.deviations:
@@ -181,11 +191,6 @@ def _about(paper: str, recipe: str) -> str:
             break
         head.append(line.lstrip("# "))
     return " ".join(head)
-
-
-def _median(seconds: Iterable[float]) -> float | None:
-    found = list(seconds)
-    return statistics.median(found) if found else None
 
 
 def _print(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

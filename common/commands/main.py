@@ -21,7 +21,7 @@ from common.commands.find import add_parsers as add_finding_parsers
 from common.commands.models import add_parsers as add_use_parsers
 from common.commands.runs import add_parsers as add_runs_parsers
 from common.errors import Preempted, ReportingError, StageError, is_ours, nearest, printable
-from common.files import console, described, usable_cores, write_atomically
+from common.files import console, described, write_atomically
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, use
 from common.reporting.papers import (
     PROMOTED_SCALES,
@@ -319,12 +319,12 @@ def _run_command(arguments: argparse.Namespace) -> int:
 
 def _reproduce_command(arguments: argparse.Namespace) -> int:
     use(arguments.isa)
-    from common.stages.plan import reproduce
+    from common.stages.plan import default_jobs, reproduce
 
     selection = _selection(arguments)
     if arguments.jobs < 0:
         raise StageError(f"--jobs must be at least 1, got {arguments.jobs}")
-    jobs = arguments.jobs or (min(usable_cores(), 4) if selection.hardware == "cpu" else 1)
+    jobs = arguments.jobs or default_jobs(selection.hardware)
     paper = paper_named(arguments.paper).name
     printed: set[str] = set()
 

@@ -59,7 +59,7 @@ def runs_command(arguments: argparse.Namespace) -> int:
         raise ReportingError(f"--limit must be at least 1, got {arguments.limit}")
     found = reading.find_runs(arguments.runs, [paper_named(name).name for name in arguments.papers])
     if arguments.diff:
-        first, second = (reading.one_run(found, name) for name in arguments.diff)
+        first, second = reading.named_runs(found, arguments.diff)
         return _diff(first, second, arguments.json)
     conditions = [reading.parse_condition(text) for text in arguments.where]
     if found:

@@ -21,11 +21,7 @@ from common.reporting.aggregate import Cell, collect
 from common.reporting.curves import band_of, importance, read_curves, read_points
 from common.reporting.draws import Draw
 from common.reporting.papers import paper_named, runs_root
-from common.reporting.records import (
-    Record,
-    find,
-    warn,
-)
+from common.reporting.records import Record, find, warn
 from common.reporting.render import heading, measured_text
 from common.reporting.results import find_promoted, place_of, promoted_curves
 from common.reporting.tables import Metric, Row, Table, Tables, load
@@ -48,12 +44,9 @@ class Compared:
     """A measured cell beside its reference.
 
     Args:
-        table: the first table in which it stands.
-        row: its row.
-        metric: its column.
-        scale: its scale.
+        table: the first table that has it.
         mine: what was measured.
-        reference: what it should be; without values where nothing is recorded.
+        reference: what is recorded.
     """
 
     table: Table
@@ -65,7 +58,6 @@ class Compared:
 
     @property
     def difference(self) -> float | None:
-        """Mean of mine less that of the reference."""
         mine, reference = self.mine.mean, self.reference.mean
         return None if mine is None or reference is None else mine - reference
 
@@ -82,12 +74,21 @@ class Compared:
 
         Both the recorded mean and spread, and the mean of mine, are of a few draws.
         """
-        last_digit = 0.5 * 10.0**-self.metric.decimals
         chance = 0.0
         if self.reference.spread:
             chance = self._limit * self.reference.spread
             chance *= math.sqrt(1 / len(self.reference.values) + 1 / len(self.mine.values))
-        return max(chance, self.metric.tolerance.get(self.scale, 0.0), last_digit)
+        return max(chance, self.metric.tolerance.get(self.scale, 0.0), self._last_digit)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the recorded draws agree to the last digit, as in what chance gives: this says nothing of a run."""
+        spread = self.reference.spread
+        return spread is not None and spread < self._last_digit and self.scale not in self.metric.tolerance
+
+    @property
+    def _last_digit(self) -> float:
+        return 0.5 * 10.0**-self.metric.decimals
 
     @property
     def _limit(self) -> float:
@@ -110,7 +111,6 @@ class Compared:
 
     @property
     def ratio(self) -> float:
-        """The difference as a share of the largest that is allowed."""
         return abs(self.difference or 0.0) / self.allowed
 
     @property
@@ -135,7 +135,6 @@ class Compared:
 
     @property
     def name(self) -> str:
-        """Row and column."""
         return f"{self.row.label}, {self.metric.label}"
 
     @property
@@ -150,13 +149,7 @@ class Compared:
 def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Iterable[Record]) -> list[Compared]:
     """Put every measured cell of a paper at one scale beside its reference, the worst first.
 
-    A cell that stands in several tables is compared once.
-
-    Args:
-        source: the paper's tables.
-        scale: the scale.
-        mine: records of the runs in question.
-        reference: records to compare with.
+    A cell of several tables is compared once; those in which the recorded draws agree are left out.
     """
     found: dict[tuple[tuple[str, ...], str], Compared] = {}
     for ours, theirs in zip(collect(source, scale, mine), collect(source, scale, reference), strict=True):
@@ -166,7 +159,8 @@ def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Itera
                 if cell.values and metric.compared:
                     compared = Compared(ours.table, row, metric, scale, cell, other)
                     found.setdefault((cell.instances, metric.key), compared)
-    return sorted(found.values(), key=lambda c: (_WORST_FIRST.index(c.verdict), -c.ratio))
+    unsettled = [compared for compared in found.values() if not compared.settled]
+    return sorted(unsettled, key=lambda c: (_WORST_FIRST.index(c.verdict), -c.ratio))
 
 
 def compare_paper(paper: str, scale: str, runs: Path | None = None, against: Path | None = None) -> list[Compared]:
@@ -176,16 +170,22 @@ def compare_paper(paper: str, scale: str, runs: Path | None = None, against: Pat
 
 
 def summary(compared: Sequence[Compared]) -> str:
-    """`41 of 42 cells reproduce the reference, worst: HMDB 78.1 against 83.0 ± 2.1`; what has none is counted apart."""
+    """The verdict in words.
+
+    Such as `matches the recorded runs: 41 of 42 cells reproduce the reference, worst: HMDB 78.1 against 83.0 ± 2.1`.
+    """
     judged = [c for c in compared if c.verdict != NO_REFERENCE]
     lacking = len(compared) - len(judged)
-    apart = f"{lacking} without a reference" if lacking else ""
     if not judged:
-        return f"no cell has a reference ({lacking} measured)" if lacking else "no cell is measured"
+        return f"cannot be judged: no cell has a reference ({lacking} measured)"
     good = sum(c.verdict == REPRODUCED for c in judged)
     cells = f"{good} of {len(judged)} cells reproduce the reference"
-    worst = judged[0]
-    return "; ".join(filter(None, (f"{cells}, worst: {worst.told}", apart)))
+    if failure := strict_failure(compared):
+        told = f"does not match the recorded runs: {failure}; {cells}"
+    else:
+        chance = "" if good == len(judged) else " (chance puts one of twenty outside)"
+        told = f"matches the recorded runs: {cells}{chance}, worst: {judged[0].told}"
+    return told + (f"; {lacking} without a reference" if lacking else "")
 
 
 def strict_failure(compared: Sequence[Compared]) -> str | None:
@@ -198,18 +198,17 @@ def strict_failure(compared: Sequence[Compared]) -> str | None:
     worst = min(judged, key=lambda c: c.likelihood, default=None)
     if worst and worst.likelihood * len(judged) < CHANCE:
         return (
-            f"{worst.told} is {worst.ratio:.1f} times as far off as is allowed; among {len(judged)} cells, fewer than "
-            "one draw in twenty like the recorded ones has such a one"
+            f"{worst.told} is {worst.ratio:.1f} times as far off as is allowed, further than the worst of "
+            f"{len(judged)} cells in 19 of 20 recorded runs"
         )
     outside = sum(c.verdict == OUTSIDE for c in judged)
     if outside > max(1, CROWD * CHANCE * len(judged)):
-        allowed = "chance puts one of twenty there, more than three are refused"
-        return f"{outside} of {len(judged)} cells lie outside; {allowed}"
+        return f"{outside} of {len(judged)} cells lie outside, where chance puts one of twenty"
     return None
 
 
 def rich_comparison(compared: Sequence[Compared]) -> RichTable:
-    """The cells for the terminal, in their order."""
+    """The cells for the terminal."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table as RichTable

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -393,10 +394,37 @@ def in_order(found: Iterable[Record]) -> list[Record]:
     return sorted(found, key=lambda r: (r.paper, SCALES.index(r.scale), r.draw, r.stage))
 
 
-def expected_seconds(records: Iterable[Record], scale: str, stage: str) -> float | None:
-    """Median duration of a stage in earlier records of that scale, or None when there is none."""
-    seconds = sorted(r.wall_seconds for r in records if r.scale == scale and r.stage == stage)
-    return seconds[len(seconds) // 2] if seconds else None
+def expected_seconds(
+    stages: Iterable[str], here: Iterable[Record], recorded: Iterable[Record], isa: str = NATIVE
+) -> list[float | None]:
+    """How long stages take on this machine; None where no record tells.
+
+    Recorded runs of the same instruction set count before others, scaled by the stages that also ran here.
+
+    Args:
+        stages: their instance ids.
+        here: records of this machine, all of one scale.
+        recorded: promoted records of that scale.
+        isa: instruction set of the runs in question.
+    """
+    recorded = list(recorded)
+    wanted = machine_isa() if isa == NATIVE else isa
+    known = _medians(recorded) | _medians(r for r in recorded if _instructions(r) == wanted)
+    own = _medians(r for r in here if r.draw.isa == isa)
+    both = own.keys() & known.keys()
+    pace = sum(own[stage] for stage in both) / (sum(known[stage] for stage in both) or 1.0) if both else 1.0
+    return [own.get(stage, known[stage] * pace if stage in known else None) for stage in stages]
+
+
+def _medians(records: Iterable[Record]) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {}
+    for record in records:
+        seconds.setdefault(record.stage, []).append(record.wall_seconds)
+    return {stage: statistics.median(found) for stage, found in seconds.items()}
+
+
+def _instructions(record: Record) -> str | None:
+    return record.hardware.get("isa", {}).get("machine") if record.draw.isa == NATIVE else record.draw.isa
 
 
 def git_state(root: Path | None) -> dict[str, Any]:

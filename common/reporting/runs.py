@@ -306,12 +306,24 @@ def sort_runs(runs: Sequence[Run], field: str, reverse: bool = False) -> list[Ru
     return sorted(having, key=key, reverse=reverse) + lacking
 
 
-def one_run(runs: Sequence[Run], name: str) -> Run:
-    """The run that a name, its end or its folder means: `avid`, if there is one such, or `mini/seed0/avid`.
+def named_runs(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
+    """The runs that names, their ends or folders mean: `avid`, if there is one such, or `mini/seed0/avid`.
 
     Raises:
-        ReportingError: none or several have it.
+        ReportingError: none or several have one of the names; all such names are said.
     """
+    found, wrong = [], []
+    for name in names:
+        try:
+            found.append(_named_run(runs, name))
+        except ReportingError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ReportingError("; ".join(wrong))
+    return found
+
+
+def _named_run(runs: Sequence[Run], name: str) -> Run:
     wanted = name.rstrip("/")
     found = [run for run in runs if run.name == wanted] or [
         run for run in runs if f"/{run.name}".endswith(f"/{wanted}")

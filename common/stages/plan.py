@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import Preempted, RunsElsewhereError, StageError, is_ours, printable
-from common.files import described
+from common.files import described, usable_cores
 from common.reporting import records
 from common.reporting.draws import NATIVE, Draw
 from common.reporting.papers import paper_named, working_folder
@@ -171,13 +171,18 @@ def _total(expected: Sequence[float | None]) -> float | None:
 
 
 def seconds_of(planned: Sequence[Planned]) -> list[float | None]:
-    """Expected time of every stage, from earlier records of the same stage; None where there is none."""
+    """Expected time of every stage, see `expected_seconds`."""
     if not planned:
         return []
     request = planned[0].request
-    fresh = records.find(request.runs, request.paper, request.scale, malformed=records.warn)
-    known = [*fresh, *find_promoted(request.paper)]
-    return [records.expected_seconds(known, item.request.scale, item.request.stage) for item in planned]
+    here = records.find(request.runs, request.paper, request.scale, malformed=records.warn)
+    recorded = find_promoted(request.paper, request.scale)
+    return records.expected_seconds([item.request.stage for item in planned], here, recorded, request.isa)
+
+
+def default_jobs(hardware: str) -> int:
+    """How many stages run side by side unless `--jobs` says otherwise."""
+    return min(usable_cores(), 4) if hardware == "cpu" else 1
 
 
 def reproduce(
@@ -480,9 +485,11 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
         ]
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        waiting = [item for item in planned if not item.done]
         left = _total([seconds for item, seconds in zip(planned, times) if not item.done])
-        told = "unknown, no earlier record of this scale" if left is None else duration(left)
-        lines.append(f"expected time of what is left, one stage after the other: {told}")
+        jobs = min(default_jobs(waiting[0].request.hardware), len(waiting)) if waiting else 1
+        told = "unknown, no earlier record of this scale" if left is None else duration(left / jobs)
+        lines.append(f"expected time of what is left, {jobs} at a time: {told}")
         return "\n".join(lines)
     todo = [item for item in planned if not item.done]
     # This very interpreter: a job may start without an activated environment.

@@ -42,7 +42,8 @@ def test_show_says_where_a_stage_comes_from(capsys: pytest.CaptureFixture[str], 
     assert "CMA: starts from AVID" in output
     assert "configs/avid_cma/base.yaml < configs/avid_cma/cma.yaml < configs/avid_cma/mini.yaml" in output
     assert "starts from: avid (model.warm_start)" in output
-    assert "has run: seed 0" in output
+    assert "has run: avid_cma, seeds 0" in output
+    assert "has run: avid_cma, seeds 0" in said(capsys, "show", "avid/cma", "--runs", str(tmp_path))
     assert "deviations of this scale" in output
     assert "fills: table kinetics_transfer, row AVID-CMA" in said(capsys, "show", "avid/esc@avid_cma")
 

@@ -72,11 +72,9 @@ def test_likelihood(project: Path, make_record: MakeRecord, reference: list[Reco
     assert cell(54.0).likelihood == cell(46.0).likelihood == pytest.approx(0.225, abs=0.001)
     # The mean of more draws lies nearer.
     assert cell(54.0, 54.0).likelihood < cell(54.0).likelihood
-    # What the recorded draws agree in is judged by the last digit that is printed.
+    # What the recorded draws agree in, such as chance, is left out.
     equal = [make_record("esc@base", seed, 50.0) for seed in range(3)]
-    (wrong,) = compare(load("mct"), "mini", [make_record("esc@base", 7, 49.0)], equal)
-    assert wrong.likelihood < 0.01
-    assert strict_failure([wrong]) is not None
+    assert compare(load("mct"), "mini", [make_record("esc@base", 7, 49.0)], equal) == []
     alone = compare(load("mct"), "mini", [make_record("ucf_1@better", 7, 20.0)], reference)[0]
     assert alone.likelihood == 1.0
 
@@ -117,11 +115,13 @@ def test_worst_first_each_cell_once(project: Path, make_record: MakeRecord, refe
         ("New, UCF", NO_REFERENCE),
     ]
     assert (compared[0].difference, compared[0].z) == (12.0, pytest.approx(6.0))
+    assert summary(compared[:1]).startswith("does not match the recorded runs: New, ESC 62.0 against 50.0 ± 2.0")
+    assert summary(compared[1:2]).startswith("matches the recorded runs: 1 of 1 cells")
     assert summary(compared) == (
-        "1 of 2 cells reproduce the reference, worst: New, ESC 62.0 against 50.0 ± 2.0; 1 without a reference"
+        "matches the recorded runs: 1 of 2 cells reproduce the reference (chance puts one of twenty outside), "
+        "worst: New, ESC 62.0 against 50.0 ± 2.0; 1 without a reference"
     )
-    assert summary(compared[2:]) == "no cell has a reference (1 measured)"
-    assert summary([]) == "no cell is measured"
+    assert summary(compared[2:]) == "cannot be judged: no cell has a reference (1 measured)"
 
 
 def test_strict_allows_what_chance_does(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
@@ -134,14 +134,9 @@ def test_strict_allows_what_chance_does(project: Path, make_record: MakeRecord, 
     assert strict_failure([unknown]) is None
     assert strict_failure([outside, good, unknown]) is None
     assert strict_failure([outside] * 3 + [good] * 17) is None
-    assert strict_failure([outside] * 4 + [good] * 17 + [unknown] * 9) == (
-        "4 of 21 cells lie outside; chance puts one of twenty there, more than three are refused"
-    )
+    assert "4 of 21 cells" in str(strict_failure([outside] * 4 + [good] * 17 + [unknown] * 9))
     # One draw in 20 has that in one cell, and in one cell of two one in 10.
-    assert strict_failure([far]) == (
-        "New, ESC 61.0 against 50.0 ± 2.0 is 1.1 times as far off as is allowed; among 1 cells, fewer than one draw in "
-        "twenty like the recorded ones has such a one"
-    )
+    assert "New, ESC 61.0 against 50.0 ± 2.0" in str(strict_failure([far]))
     assert strict_failure([far, good]) is None
 
 
@@ -203,7 +198,6 @@ def test_curves_are_promoted_and_drawn_over(
     # However many are recorded, they are a band, so that no color of theirs is one of mine.
     assert "mine, seed 0: 4 at the end" in text
     assert "the band is recorded, 1 draw<" in text
-    assert text.count('class="recorded"') == 1
     # A refused record leaves what stands; one without curves takes the old ones away.
     write(3.0, started="2026-03-01T00:00:00Z", git={"revision": "a" * 40, "dirty": True})
     promote("mct", ("mini",), runs)

@@ -233,10 +233,20 @@ def test_find_checks_places_and_skips_what_was_set_aside(
         assert "record.json" in str(error)
 
 
-def test_expected_seconds_is_the_median() -> None:
-    known = [a_record(wall_seconds=s) for s in (1.0, 9.0, 5.0)]
-    assert records.expected_seconds(known, "mini", "s@m") == 5.0
-    assert records.expected_seconds(known, "paper", "s@m") is None
+def test_expected_seconds_are_of_this_instruction_set_and_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(stage: str, seconds: float, machine: str = "avx2", requested: str = "native") -> Record:
+        isa = {"requested": requested, "machine": machine}
+        return a_record(stage=stage, wall_seconds=seconds, hardware={"isa": isa})
+
+    def expected(here: list[Record], *stages: str, isa: str = "native") -> list[float | None]:
+        return records.expected_seconds(stages, here, known, isa)
+
+    monkeypatch.setattr(records, "machine_isa", lambda: "avx2")
+    known = [run("a", 10.0), run("a", 20.0), run("a", 600.0, "avx512"), run("a", 90.0, requested="avx"), run("b", 4.0)]
+    known.append(run("c", 50.0, "avx512"))
+    assert expected([], "a", "b", "c", "d") == [15.0, 4.0, 50.0, None]
+    assert expected([], "a", isa="avx") == [90.0]
+    assert expected([run("a", 30.0)], "a", "b", "d") == [30.0, 8.0, None]
 
 
 def test_portable_paths() -> None:

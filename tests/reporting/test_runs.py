@@ -136,6 +136,7 @@ def test_what_is_wrong_is_named(folder: Path, capsys: pytest.CaptureFixture[str]
         (("--limit", "0"), "at least 1"),
         (("--diff", "esc@base", "base"), "means several runs"),
         (("--diff", "seed0/esc@bas", "base"), "did you mean 'mct/mini/seed0/esc@base'"),
+        (("--diff", "esc@base", "nothing"), "means several runs.*no run 'nothing'"),
     ):
         with pytest.raises(ReportingError, match=told.replace("+", r"\+")):
             run(capsys, folder, *arguments)
