@@ -6,25 +6,19 @@ real data and weights, and the overlay `configs/<paper>/rehearsal.yaml`, which i
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import shutil
-from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from common.errors import StageError
-from common.files import console, environment, usable_cores, write_atomically
+from common.files import environment, write_atomically
 from common.reporting import records
-from common.reporting.papers import existing_papers, names_of_papers, paper_named, runs_root
-from common.reporting.progress import duration
+from common.reporting.papers import paper_named
 from common.reporting.tables import Tables, load
-from common.stages import stopping
-from common.stages.configuration import REHEARSED_SCALES, scales_of
-from common.stages.parts import optional_part, part
+from common.stages.parts import part
 from common.stages.plan import Planned, Selection, plan, reproduce
 from common.stages.run import finished_record
 
@@ -231,55 +225,3 @@ def table_of(title: str, rehearsed: Collection[Rehearsed]) -> Table:
             "-" if memory is None else f"{memory:.1f}", verdict,
         )  # fmt: skip
     return table
-
-
-def add_parsers(commands: Any) -> None:
-    """Add `rehearse` to the commands of `assemble`."""
-    names = names_of_papers()
-    command = commands.add_parser(
-        "rehearse",
-        help="run every stage of the published recipes on tiny data in the layouts of the real sets",
-        description="Run every stage of a large scale on tiny data in the layouts of the real sets, with random "
-        "weights in those of the released ones: it shows whether the published recipes would run. What is smaller than "
-        "published is printed. Finished stages are passed over.",
-    )
-    command.add_argument("papers", nargs="*", metavar="paper", help=f"{names}; default: all")
-    command.add_argument("--scale", choices=REHEARSED_SCALES, default="paper", help="default: paper")
-    command.add_argument("--stages", nargs="+", help="only these stages and what they start from")
-    command.add_argument("--folder", type=Path, help="where data and runs lie; default: runs/rehearsal")
-    command.add_argument("--keep", action="store_true", help="keep all checkpoints, tens of gigabytes")
-    command.add_argument(
-        "--jobs", type=int, default=0, help="stages side by side, one thread each; default: the cores, at most 4"
-    )
-    command.set_defaults(func=rehearse_command)
-
-
-def rehearse_command(arguments: Namespace) -> int:
-    """Rehearse papers and print one table for each; exit with 1 when a stage did not pass."""
-    terminal = console()
-    jobs = arguments.jobs or min(usable_cores(), 4)
-    folder = arguments.folder or runs_root() / "rehearsal"
-    say = functools.partial(print, flush=True)
-    names = [paper_named(name).name for name in arguments.papers]
-    if not names:
-        existing = [paper.name for paper in existing_papers()]
-        names = [name for name in existing if optional_part(name, "rehearsal") is not None]
-        for name in sorted(set(existing) - set(names)):
-            say(f"left out: {name}, rehearsals/{name}.py does not exist")
-        names = [name for name in names if arguments.scale in scales_of(name)]
-    if arguments.stages and len(names) > 1:
-        raise StageError("--stages names stages of one paper: name the paper, too")
-    found: dict[str, list[Rehearsed]] = {}
-    options = {"scale": arguments.scale, "stages": arguments.stages, "jobs": jobs, "keep": arguments.keep, "say": say}
-    with stopping.listening():
-        for name in names:
-            found[name] = rehearse(name, folder, **options)
-            terminal.print(table_of(paper_named(name).title, found[name]))
-    failed = 0
-    for name, entries in found.items():
-        problems = sum(bool(entry.problem) for entry in entries)
-        seconds = sum(entry.record.wall_seconds for entry in entries if entry.record is not None)
-        passed = f"{len(entries) - problems} of {len(entries)} stages passed"
-        print(f"{paper_named(name).title}: {passed}, {duration(seconds)} in all")
-        failed += problems
-    return 1 if failed else 0

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.commands.main import print_filled
+from common.commands.run import print_filled
 from common.reporting.draws import Draw
 from common.reporting.progress import FILE, Watch, read
 from common.reporting.records import Record

@@ -1,0 +1,187 @@
+"""Commands from typed functions: the signature is the parser, the docstring the help, an annotation the help of a flag.
+
+Parameters before `*` are positional, those after it flags (`batch_size` is `--batch-size`). `*overrides` takes what is
+left over. A keyword-only dataclass stands for the flags of its fields.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, NoReturn, Union, get_args, get_origin, get_type_hints
+
+import common
+from common.errors import nearest, printable
+from common.reporting.papers import SCALES, existing_papers, names_of_papers
+
+Command = Callable[..., int]
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a parameter is given on the command line.
+
+    Attributes:
+        help: text, or a function that makes it when the parser is built.
+        choices: the values that are taken.
+        parse: makes a value of a text; default: by the type.
+        names: flags, where they are not the parameter's name with dashes.
+        nargs: number of values, where the type does not say it.
+        const: makes the value of a flag without one.
+        repeat: the flag is given once for each item of a list.
+    """
+
+    help: str | Callable[[], str] = ""
+    choices: Sequence[str] = ()
+    metavar: str | tuple[str, ...] | None = None
+    parse: Callable[[str], Any] | None = None
+    names: tuple[str, ...] = ()
+    nargs: int | str | None = None
+    const: Callable[[], Any] | None = None
+    repeat: bool = False
+
+
+Scale = Annotated[str, Option(choices=SCALES)]
+OneScale = Annotated[str | None, Option("this scale only", choices=SCALES)]
+Runs = Annotated[Path | None, "folder of the runs; default: runs"]
+Paper = Annotated[str, Option(names_of_papers)]
+Papers = Annotated[Sequence[str], Option(lambda: f"{names_of_papers()}; default: all", metavar="paper")]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
+
+
+def one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    """Takes one of some names; an error says the nearest."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"{text!r}: {nearest(text, choices)}")
+        return text
+
+    return parse
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Takes whole numbers from a least one on."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        return int(text)
+
+    return parse
+
+
+def overview(commands: Mapping[str, Command]) -> Any:
+    """The parser of `assemble --help` and `--version`."""
+    parser = _Parser(
+        prog="assemble",
+        description="Re-run CVPR 2021 papers on joint representations and regenerate their tables.",
+        epilog=f"Papers: {names_of_papers()}. Scales: smoke (seconds), mini (minutes on a CPU), single (a day on one "
+        "GPU), paper (the published recipe).",
+    )
+    parser.add_argument("--version", action="version", version=f"assemble {common.__version__}")
+    listed = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, command in commands.items():
+        listed.add_parser(name, help=_documentation(command)[0])
+    return parser, listed
+
+
+def call(command: Command, name: str, given: Sequence[str]) -> int:
+    """Parse the arguments of a command and run it."""
+    hints = get_type_hints(command, include_extras=True)
+    parameters = inspect.signature(command).parameters.values()
+    about, *more = _documentation(command)
+    parser = _Parser(prog=f"assemble {name}", description=about, epilog=" ".join(more))
+    places: list[str] = []
+    groups: dict[str, Any] = {}
+    overrides = False
+    for parameter in parameters:
+        hint = hints[parameter.name]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            overrides = True
+        elif is_dataclass(hint):
+            groups[parameter.name] = hint
+            inner = get_type_hints(hint, include_extras=True)
+            for field in fields(hint):
+                _add(parser, field.name, inner[field.name], field.default, flag=True)
+        else:
+            flag = parameter.kind is parameter.KEYWORD_ONLY
+            _add(parser, parameter.name, hint, parameter.default, flag)
+            places += [] if flag else [parameter.name]
+    found, rest = parser.parse_known_args(given)
+    values = vars(found)
+    last = next((one for one in parser._actions if one.dest == places[-1]), None) if places else None
+    if rest and last is not None and last.nargs in ("*", "+") and not any(text.startswith("-") for text in rest):
+        # Before Python 3.12.7, arguments of a list that come after a flag are left over.
+        values[last.dest] = [*values.get(last.dest, ()), *map(last.type, rest)]  # type: ignore[arg-type]
+        rest = []
+    if rest and not overrides:
+        named = {known for paper in existing_papers() for known in (paper.name, paper.short)}
+        hint = " (it takes one paper; run it for each)" if named & set(rest) else ""
+        if rest[0].startswith("--"):
+            hint = f": {nearest(rest[0], [flag for flag in parser._option_string_actions if flag.startswith('--')])}"
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    positional = [values.pop(place, defaults[place]) for place in places]
+    for group, kind in groups.items():
+        values[group] = kind(**{one.name: values.pop(one.name) for one in fields(kind) if one.name in values})
+    return command(*positional, *rest, **values) or 0
+
+
+def _documentation(command: Command) -> list[str]:
+    """Paragraphs of a docstring, each in one line."""
+    return [" ".join(part.split()) for part in (inspect.getdoc(command) or "").split("\n\n")]
+
+
+def _add(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, flag: bool) -> None:
+    option, several = Option(), False
+    while (origin := get_origin(hint)) is not None:
+        if origin is Annotated:
+            hint, option = hint.__origin__, hint.__metadata__[0]
+        elif origin in (Union, UnionType):
+            hint = next(one for one in get_args(hint) if one is not NoneType)
+        else:
+            several, hint = True, get_args(hint)[0]
+    option = Option(option) if isinstance(option, str) else option
+    required = default in (inspect.Parameter.empty, MISSING)
+    help_ = option.help() if callable(option.help) else option.help
+    if option.choices:
+        help_ = "; ".join(filter(None, [help_, ", ".join(option.choices)]))
+    if not required and default is not False and default not in (None, "", ()) and "default:" not in help_:
+        help_ = "; ".join(filter(None, [help_, f"default: {default}"]))
+    # What is not given is left to the default of the function.
+    arguments: dict[str, Any] = {"help": help_.replace("%", "%%"), "default": argparse.SUPPRESS}
+    if hint is bool:
+        arguments["action"] = "store_true"
+    else:
+        by_type = one_of(option.choices) if option.choices else _path if hint is Path else hint
+        arguments |= {"type": option.parse or by_type, "metavar": option.metavar}
+        if option.const is not None:
+            arguments |= {"nargs": "?", "const": option.const()}
+        elif option.repeat:
+            arguments |= {"action": "append", "nargs": option.nargs}
+        elif several and flag:
+            arguments |= {"action": "extend", "nargs": option.nargs or "+"}
+        elif several:
+            arguments["nargs"] = "+" if required else "*"
+        elif not flag and not required:
+            arguments["nargs"] = "?"
+    if not flag:
+        parser.add_argument(name, **arguments)
+        return
+    names = option.names or (f"--{name.strip('_').replace('_', '-')}",)
+    if hint is not bool and option.metavar is None:
+        arguments["metavar"] = names[0].strip("-").upper()
+    parser.add_argument(*names, dest=name, required=required, **arguments)
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()  # a shell leaves `~` as it is after `--output=`

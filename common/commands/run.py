@@ -1,0 +1,308 @@
+"""The commands that run stages: fit, validate, test, predict, reproduce, plan and rehearse."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import re
+import shlex
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from common.commands.data import data_root
+from common.commands.parsing import Option, Paper, Papers, Runs, Scale, at_least
+from common.errors import StageError
+from common.files import console, usable_cores, write_atomically
+from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, use
+from common.reporting.papers import (
+    PROMOTED_SCALES,
+    example_stage,
+    existing_papers,
+    paper_named,
+    runs_root,
+)
+from common.stages import stopping
+
+if TYPE_CHECKING:
+    from common.stages.plan import Selection
+
+#: Seeds that numpy takes.
+LARGEST_SEED = 2**32 - 1
+#: Keys of `common.stages.estimate.CARDS`, which imports torch.
+CARDS = ("v100", "rtx4090", "a100", "h100", "h200")
+
+
+def _seed(text: str) -> int:
+    # Digits alone: int() also takes "1_0" and signs.
+    if not re.fullmatch(r"[0-9]+", text) or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: it is a whole number from 0 to {LARGEST_SEED}")
+    return int(text)
+
+
+def _seeds(text: str) -> list[int]:
+    return [_seed(part) for part in text.split(",")]
+
+
+@dataclass(frozen=True)
+class Where:
+    """On what and from where a stage runs."""
+
+    scale: Scale = "mini"
+    hardware: Annotated[str, "cpu, gpu1, gpu8, slurm: a file in configs/hardware"] = "cpu"
+    runs: Runs = None
+    data: Annotated[Path | None, "folder of the data sets; default: data"] = None
+    isa: Annotated[
+        str, Option("emulate the floating-point rounding of another CPU; default: native", choices=INSTRUCTION_SETS)
+    ] = NATIVE
+
+
+@dataclass(frozen=True)
+class OneStage(Where):
+    """Flags of the commands for one stage."""
+
+    seed: Annotated[int, Option("seed of weights, order and miniature data", parse=_seed)] = 0
+    print_config: Annotated[
+        bool, Option("print the merged configuration and stop", names=("--print_config",))
+    ] = False  # fmt: skip
+    checkpoint: Annotated[Path | None, "of test, validate and predict: weights instead of the stage's own"] = None
+
+
+@dataclass(frozen=True)
+class ManyStages(Where):
+    """Flags of the commands for the stages of a paper."""
+
+    seeds: Annotated[
+        Sequence[Sequence[int]], Option("one or several; default: 0", metavar="SEED", parse=_seeds)
+    ] = ((0,),)  # fmt: skip
+    tables: Annotated[Sequence[str], "only these tables (ids)"] = ()
+    rows: Annotated[Sequence[str], "only these rows (labels or models)"] = ()
+    stages: Annotated[Sequence[str], "only these stages and what they start from"] = ()
+    everything: Annotated[bool, "also the tables and rows that are made by request (assemble list)"] = False
+
+
+StageName = Annotated[str, Option(lambda: f"<paper>/<stage or recipe>, such as {example_stage()}")]
+
+
+def fit(
+    name: StageName,
+    *overrides: str,
+    options: OneStage,
+    unless_done: Annotated[bool, Option("leave a finished stage as it is", names=("--unless_done",))] = False,
+) -> int:
+    """Run one stage: train it (where it trains), test it, write its record.
+
+    Any further --key value overrides the configuration, such as --trainer.max_epochs 3 or --model.loss.temperature 0.1;
+    --config FILE adds a layer.
+
+    `assemble list PAPER` names stages and recipes; --print_config shows every field that may be set, --model.help,
+    --data.help and --trainer.help those of a part.
+    """
+    return _run_stage("fit", name, overrides, options, unless_done)
+
+
+def validate(name: StageName, *overrides: str, options: OneStage) -> int:
+    """Compute the loss of a trained stage on its validation data."""
+    return _run_stage("validate", name, overrides, options)
+
+
+def test(name: StageName, *overrides: str, options: OneStage) -> int:
+    """Measure a trained stage again."""
+    return _run_stage("test", name, overrides, options)
+
+
+def predict(name: StageName, *overrides: str, options: OneStage) -> int:
+    """Write a trained stage's outputs for its held-out data."""
+    return _run_stage("predict", name, overrides, options)
+
+
+def _run_stage(mode: str, name: str, overrides: Sequence[str], options: OneStage, unless_done: bool = False) -> int:
+    use(options.isa)
+    from common.stages.single import find_request, print_configuration, run_mode
+
+    # As with LightningCLI, `--model.help` asks what may be set.
+    sections = [text[2:-5] for text in overrides if text.startswith("--") and text.endswith(".help")]
+    rest = [text for text in overrides if not (text.startswith("--") and text.endswith(".help"))]
+    request = find_request(name, _selection(options, [options.seed]), rest)
+    if options.print_config or sections:
+        print_configuration(request, sections)
+        return 0
+    checkpoint = options.checkpoint
+    if checkpoint is not None and checkpoint.is_dir():
+        raise StageError(
+            f"--checkpoint {checkpoint} is a folder: {mode} takes a checkpoint, such as checkpoints/last.ckpt of a "
+            "stage; exports are for embed, retrieve, generate, answer, caption and export"
+        )
+    if checkpoint is not None and not checkpoint.is_file():
+        raise StageError(f"--checkpoint {checkpoint} does not exist")
+    return run_mode(mode, request, checkpoint, unless_done)
+
+
+def _selection(where: Where, seeds: Sequence[int]) -> Selection:
+    from common.stages.plan import Selection
+
+    chosen = where if isinstance(where, ManyStages) else ManyStages()
+    return Selection(
+        scale=where.scale,
+        seeds=tuple(dict.fromkeys(seeds)),  # one that is given twice is meant once
+        hardware=where.hardware,
+        runs=(where.runs or runs_root()).resolve(),
+        data=(where.data or data_root()).resolve(),
+        tables=tuple(chosen.tables) or None,
+        rows=tuple(chosen.rows) or None,
+        stages=tuple(chosen.stages) or None,
+        isa=where.isa,
+        everything=chosen.everything,
+    )
+
+
+def _selections(options: ManyStages) -> Selection:
+    return _selection(options, [seed for part in options.seeds for seed in part])
+
+
+Jobs = Annotated[
+    int,
+    Option("stages side by side, one thread each; default: the cores, at most 4, and 1 on GPUs", parse=at_least(1)),
+]
+
+
+def reproduce(paper: Paper, *, options: ManyStages, jobs: Jobs = 0) -> int:
+    """Run all stages of a paper that have not run, and print its tables."""
+    use(options.isa)
+    from common.stages import plan
+
+    selection = _selections(options)
+    name = paper_named(paper).name
+    printed: set[str] = set()
+
+    def finished(stage: str) -> None:
+        print_filled(name, stage, selection, printed)
+
+    side_by_side = jobs or plan.default_jobs(selection.hardware)
+    with stopping.listening():
+        failed = plan.reproduce(name, selection, jobs=side_by_side, finished=finished, watch=True)
+        show_tables(name, selection.scale, selection.runs, printed)
+    return 1 if failed else 0
+
+
+def print_filled(paper: str, stage: str, selection: Selection, printed: set[str]) -> None:
+    """Print the tables whose last cell a stage has filled, and add their ids to those `printed`."""
+    from common.reporting import render
+    from common.reporting.tables import entries, expand, load
+
+    source = load(paper)
+    wanted = selection.tables, selection.rows, selection.stages, selection.everything
+    made = {instance.id for instance in expand(source, selection.scale, *wanted)}
+    touched = {table.id for table, _, _ in entries(source, stage, selection.scale) if selection.scale in table.scales}
+    waiting = [t.id for t in source.tables if t.id in touched - printed and t.id in (selection.tables or touched)]
+    draws = [Draw(seed, selection.isa) for seed in selection.seeds]
+    if waiting:
+        for filled in render.fill(source, selection.scale, render.records_of(paper, selection.runs), waiting):
+            if filled.result.complete(draws, made):
+                render.print_table(filled, console())
+                printed.add(filled.result.table.id)
+
+
+def show_tables(paper: str, scale: str, runs: Path, printed: Collection[str] = ()) -> None:
+    """Print a paper's tables from the records in `runs`, and write them to `runs/<paper>/<scale>/tables.md`.
+
+    Those already `printed` (ids) are not printed again.
+    """
+    from common.reporting import render
+    from common.reporting.compare import compare_paper, summary
+    from common.reporting.tables import load
+
+    filled = [f for f in render.fill(load(paper), scale, render.records_of(paper, runs)) if f.result.measured]
+    if not filled:
+        print("nothing was measured: there is no table to show")
+        return
+    render.print_tables(filled, console(), printed)
+    path = runs / paper / scale / "tables.md"
+    write_atomically(path, render.tables_markdown(filled) + "\n")
+    short = paper_named(paper).short
+    where = "" if runs.resolve() == runs_root().resolve() else f" --runs {shlex.quote(os.fspath(runs))}"
+    kept = f", `assemble promote {short}{where}` keeps the records" if scale in PROMOTED_SCALES else ""
+    print(f"written to {path}; `assemble report{where}` makes a page of it{kept}")
+    if compared := compare_paper(paper, scale, runs):
+        print(f"{summary(compared)} (`assemble compare {short} --scale {scale}{where}`)")
+
+
+def plan(
+    paper: Paper,
+    *,
+    options: ManyStages,
+    format_: Annotated[str, Option(names=("--format",), choices=("text", "shell", "slurm"))] = "text",
+    estimate: Annotated[bool, "memory, operations, steps and GPU hours of every stage, without a GPU"] = False,
+    card: Annotated[Sequence[str], Option("whose hours are estimated; default: a100 h100", choices=CARDS)] = (
+        "a100",
+        "h100",
+    ),
+    utilization: Annotated[float, "share of a card's matrix rate that is assumed"] = 0.3,
+) -> int:
+    """Print the stages and what is left to run, also as shell or SLURM lines."""
+    from common.stages import plan
+
+    if not 0 < utilization <= 1:
+        raise StageError(f"--utilization is a share of the card's rate, from 0 to 1, got {utilization}")
+    planned = plan.plan(paper, _selections(options))
+    if estimate:
+        from common.stages import estimate as estimating
+
+        runs = {f"{item.request.stage} {item.request.draw}": item.run for item in planned}
+        for line in estimating.estimate_lines(runs, [estimating.CARDS[name] for name in card], utilization):
+            print(line, flush=True)
+    else:
+        print(plan.render_plan(planned, format_))
+    return 0
+
+
+def rehearse(
+    papers: Papers = (),
+    *,
+    scale: Annotated[str, Option(choices=("paper", "single"))] = "paper",
+    stages: Annotated[Sequence[str], "only these stages and what they start from"] = (),
+    folder: Annotated[Path | None, "folder of data and runs; default: runs/rehearsal"] = None,
+    keep: Annotated[bool, "keep all checkpoints, tens of gigabytes"] = False,
+    jobs: Jobs = 0,
+) -> int:
+    """Run every stage of the published recipes on tiny data in the layouts of the real sets.
+
+    Weights are random, in the layouts of the released ones: it shows whether the published recipes would run. What is
+    smaller than published is printed. Finished stages are skipped.
+    """
+    from common.reporting.progress import duration
+    from common.stages import rehearse as rehearsal
+    from common.stages.configuration import scales_of
+    from common.stages.parts import optional_part
+
+    names = [paper_named(name).name for name in papers]
+    if not names:
+        existing = [paper.name for paper in existing_papers()]
+        names = [name for name in existing if optional_part(name, "rehearsal") is not None]
+        for name in sorted(set(existing) - set(names)):
+            print(f"left out: {name}, rehearsals/{name}.py does not exist")
+        names = [name for name in names if scale in scales_of(name)]
+    if stages and len(names) > 1:
+        raise StageError("--stages names stages of one paper: name the paper, too")
+    failed, lines = 0, []
+    with stopping.listening():
+        for name in names:
+            title = paper_named(name).title
+            entries = rehearsal.rehearse(
+                name,
+                folder or runs_root() / "rehearsal",
+                scale=scale,
+                stages=stages or None,
+                jobs=jobs or min(usable_cores(), 4),
+                keep=keep,
+                say=functools.partial(print, flush=True),
+            )
+            console().print(rehearsal.table_of(title, entries))
+            problems = sum(bool(entry.problem) for entry in entries)
+            took = duration(sum(entry.record.wall_seconds for entry in entries if entry.record is not None))
+            lines.append(f"{title}: {len(entries) - problems} of {len(entries)} stages passed, {took} in all")
+            failed += problems
+    print("\n".join(lines))
+    return 1 if failed else 0

@@ -1,0 +1,105 @@
+"""Commands from typed functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+
+from common.commands.parsing import Option, Scale, at_least, call
+
+seen: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Where:
+    scale: Scale = "mini"
+    runs: Annotated[Path | None, "a folder"] = None
+
+
+def command(
+    name: str,
+    files: Sequence[Path] = (),
+    *overrides: str,
+    where: Where,
+    rows: Sequence[str] = (),
+    texts: Annotated[Sequence[str], Option(names=("--text",), repeat=True)] = (),
+    turns: Annotated[Sequence[tuple[str, str]], Option(names=("--turn",), repeat=True, nargs=2)] = (),
+    batch_size: Annotated[int, Option("rows", parse=at_least(1))] = 4,
+    measure: Annotated[str | None, Option(const=lambda: "")] = None,
+    force: bool = False,
+) -> int:
+    """Do something.
+
+    More about it.
+    """
+    seen.clear()
+    seen.update(locals())
+    return 3
+
+
+def other(files: Sequence[Path] = (), *, check: bool = False, need: str) -> int:
+    """Do something else."""
+    seen.clear()
+    seen.update(locals())
+    return 0
+
+
+def test_a_signature_is_the_parser() -> None:
+    given = ["x", "a", "b", "--rows", "1", "2", "--rows", "3", "--text", "t", "--text", "u", "--turn", "q", "a"]
+    given += ["--batch-size", "2", "--measure", "--scale", "smoke", "--runs", "~/r", "--force", "--model.width", "3"]
+    assert call(command, "command", given) == 3
+    assert seen == {
+        "name": "x", "files": [Path("a"), Path("b")], "overrides": ("--model.width", "3"),
+        "where": Where("smoke", Path.home() / "r"), "rows": ["1", "2", "3"], "texts": ["t", "u"],
+        "turns": [["q", "a"]], "batch_size": 2, "measure": "", "force": True,
+    }  # fmt: skip
+
+
+def test_what_is_not_given_has_the_defaults_of_the_function() -> None:
+    assert call(command, "command", ["x"]) == 3
+    assert seen["where"] == Where()
+    assert (seen["files"], seen["rows"], seen["batch_size"], seen["measure"]) == ((), (), 4, None)
+
+
+def test_files_may_come_after_a_flag() -> None:
+    assert call(other, "other", ["--check", "--need", "n", "a"]) == 0
+    assert call(other, "other", ["a", "--check", "--need", "n", "b"]) == 0
+    assert seen["files"] == [Path("a"), Path("b")]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["x", "--scale", "mni"], "did you mean 'mini'"),
+        (["x", "--batch-size", "0"], "--batch-size: must be at least 1"),
+        ([], "name"),
+    ],
+)
+def test_errors_name_the_flag_and_the_nearest_value(
+    given: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        call(command, "command", given)
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1
+
+
+def test_an_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call(other, "other", ["--need", "n", "--chekc"])
+    assert "did you mean '--check'" in capsys.readouterr().err
+
+
+def test_help_is_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call(command, "command", ["--help"])
+    told = capsys.readouterr().out
+    assert "Do something." in told
+    assert "More about it." in told
+    assert "rows; default: 4" in told
