@@ -15,7 +15,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import common
-from common.errors import nearest, printable
+from common.errors import StageError, nearest
 from common.reporting.papers import SCALES, existing_papers, names_of_papers
 
 Command = Callable[..., int]
@@ -54,7 +54,7 @@ Papers = Annotated[Sequence[str], Option(lambda: f"{names_of_papers()}; default:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
+        raise StageError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:

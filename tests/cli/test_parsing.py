@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import pytest
 
 from common.commands.parsing import Option, Scale, at_least, call
+from common.errors import StageError
 
 seen: dict[str, Any] = {}
 
@@ -79,21 +80,14 @@ def test_files_may_come_after_a_flag() -> None:
         ([], "name"),
     ],
 )
-def test_errors_name_the_flag_and_the_nearest_value(
-    given: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as end:
+def test_errors_name_the_flag_and_the_nearest_value(given: list[str], words: str) -> None:
+    with pytest.raises(StageError, match=words):
         call(command, "command", given)
-    assert end.value.code == 2
-    told = capsys.readouterr().err
-    assert words in told
-    assert told.count("\n") == 1
 
 
-def test_an_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
+def test_an_unknown_flag_names_the_nearest() -> None:
+    with pytest.raises(StageError, match="did you mean '--check'"):
         call(other, "other", ["--need", "n", "--chekc"])
-    assert "did you mean '--check'" in capsys.readouterr().err
 
 
 def test_help_is_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
