@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from common.reporting.aggregate import TableResult
 from common.reporting.draws import Draw
-from common.reporting.predicates import Comparison
+from common.reporting.predicates import CellName, Comparison
 from common.reporting.tables import Check, Claim
 
 HOLDS = "holds"
@@ -127,8 +127,16 @@ def _compare(comparison: Comparison, result: TableResult, judged: Judged) -> Jud
         interval=interval,
         draws=tuple(draws),
         excess=min(map(comparison.excess, interval or (difference,))),
-        detail=f"in {' vs. '.join(map(str, cells))}",
+        detail=f"in {_what(cells, result)}",
     )
+
+
+def _what(cells: Sequence[CellName], result: TableResult) -> str:
+    """What a comparison compares: `SOA-I: S + W vs. none`."""
+    rows: dict[str, list[str]] = {}
+    for cell in cells:
+        rows.setdefault(result.table.metric(cell.metric).label, []).append(cell.row)
+    return "; ".join(f"{label}: {' vs. '.join(found)}" for label, found in rows.items())
 
 
 def interval_of(values: Sequence[float]) -> tuple[float, float] | None:

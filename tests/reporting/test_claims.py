@@ -166,7 +166,7 @@ def test_strict_comparison_and_worst_part_decide() -> None:
     assert judged("A.x > B.x", {0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0})[0].verdict == "fails"
     result = judged("A.x > B.x and A.x > B.x + 5", {0: 3.0, 1: 3.0}, {0: 1.0, 1: 1.0})[0]
     assert (result.verdict, result.difference) == ("fails", 2.0)
-    assert result.outcome.endswith("in A.x vs. B.x")
+    assert result.outcome.endswith("in x: A vs. B")
     assert judged("A.x / B.x > 1", {0: 1.0}, {0: 0.0})[0].detail == "divides by zero"
 
 
