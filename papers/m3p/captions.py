@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -10,8 +13,12 @@ import numpy.typing as npt
 
 from common.data.annotations import LanguageCaptions
 from common.data.text import XLMRTokenizer
+from common.files import cache_folder, exclusive, make_folder, settled, stamp_of, write_whole
 from papers.m3p.code_switching import CodeSwitcher
-from papers.m3p.streams import stream_tokens
+
+# Texts are made into tokens this many at a time.
+CHUNK = 10_000
+
 
 Ints = npt.NDArray[np.int64]
 Tokens = npt.NDArray[np.integer[Any]]
@@ -198,3 +205,56 @@ def pad_captions(captions: Sequence[Tokens], tokenizer: XLMRTokenizer, width: in
     tokens[(position > 0) & (position <= lengths[:, None])] = np.concatenate(captions)
     tokens[np.arange(len(captions)), lengths + 1] = tokenizer.end_id
     return tokens, lengths
+
+
+# -- tokens of many texts ----------------------------------------------------------------------------------------------
+
+
+def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str | None = None) -> npt.NDArray[np.int32]:
+    """Token ids of texts, one text after the other, each closed by `</s>`.
+
+    Args:
+        texts: what to make tokens of.
+        tokenizer: makes them.
+        identity: tells these texts from all others. The tokens of many texts are then kept in the cache folder, and
+            read from there without taking memory; None makes them anew.
+
+    Returns:
+        int32 [tokens].
+    """
+
+    def chunks() -> Iterator[npt.NDArray[np.int32]]:
+        for first in range(0, len(texts), CHUNK):
+            rows = tokenizer.pieces(texts[first : first + CHUNK])
+            yield np.fromiter((token for row in rows for token in (*row, tokenizer.end_id)), dtype=np.int32)
+
+    def together() -> npt.NDArray[np.int32]:
+        return np.concatenate([np.zeros(0, dtype=np.int32), *chunks()])
+
+    if identity is None or len(texts) <= CHUNK:
+        return together()
+    digest = hashlib.sha256(f"tokens 1 {tokenizer.fingerprint} {identity}".encode()).hexdigest()
+    kept = cache_folder() / "tokens" / f"{digest[:32]}.int32"
+    try:
+        if not kept.is_file():
+
+            def write(path: Path) -> None:
+                with path.open("wb") as stream:
+                    for chunk in chunks():
+                        stream.write(chunk.tobytes())
+
+            # One process of a node makes them, the others read them; of Wikipedia they are tens of gigabytes.
+            make_folder(kept.parent)
+            with exclusive(kept.parent.with_suffix(".lock")):
+                if not kept.is_file():
+                    write_whole(kept, write)
+        return np.memmap(kept, dtype=np.int32, mode="r")
+    except OSError:
+        # A cache that cannot be written costs time and memory only.
+        return together()
+
+
+def file_identity(path: Path) -> str | None:
+    """What tells the content of a file from others; None for a file that was changed just now."""
+    stamp = stamp_of(path)
+    return f"{os.path.abspath(path)} {list(stamp)}" if settled(stamp) else None

@@ -24,7 +24,7 @@ from common.data.worlds.emoji_languages import EmojiLanguagesWorld
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example, batches_of_epoch
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveInt
-from papers.m3p.captions import CaptionPool, CaptionReader, SwitchedCaptions
+from papers.m3p.captions import CaptionPool, CaptionReader, SwitchedCaptions, file_identity, stream_tokens
 from papers.m3p.code_switching import CodeSwitcher, Coverage
 from papers.m3p.encoder import M3PEncoder
 from papers.m3p.examples import pairs_example, text_example
@@ -32,9 +32,15 @@ from papers.m3p.masking import DEFAULT_MASKING, Masking
 from papers.m3p.pairs import Candidates, PairCollator, PairItems
 from papers.m3p.pictures import CaptionSet, find_pictures
 from papers.m3p.regions import prepare_regions
-from papers.m3p.searched import EvaluationSet, SearchedSets
-from papers.m3p.steps import MultitaskSchedule, MultitaskSteps, Step, indices_of
-from papers.m3p.streams import LanguageStream, file_identity, language_probabilities, stream_tokens
+from papers.m3p.search import EvaluationSet, SearchedSets
+from papers.m3p.streams import (
+    LanguageStream,
+    MultitaskSchedule,
+    MultitaskSteps,
+    Step,
+    indices_of,
+    language_probabilities,
+)
 
 #: Captions of a set that are looked through to see how many of their words the dictionaries hold.
 COUNTED_CAPTIONS = 20_000

@@ -20,8 +20,8 @@ from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Positi
 from papers.m3p import monitoring
 from papers.m3p.data import RegionTextData, check_sizes
 from papers.m3p.encoder import M3P
-from papers.m3p.evaluation import RetrievalTest
 from papers.m3p.loss import WeightSchedule, relation_terms, text_terms, with_places
+from papers.m3p.search import RetrievalTest
 from papers.m3p.selection import Best
 from papers.m3p.weights import load_into_model
 

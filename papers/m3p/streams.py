@@ -1,22 +1,21 @@
-"""Running text in many languages as blocks of tokens ([6.1])."""
+"""Running text in many languages as blocks of tokens, and which text and captions every step reads ([6.1], [6.3])."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
 
-from common.data.text import XLMRTokenizer
-from common.files import cache_folder, exclusive, make_folder, settled, stamp_of, write_whole
+from common.data.item_dataset import Sample
+from papers.m3p.masking import WORD_NOISE, Masking, mask_stream
+from papers.m3p.pairs import PairCollator, PairItems
 
 Ints = npt.NDArray[np.int64]
-# Texts are made into tokens this many at a time.
-CHUNK = 10_000
 
 
 class LanguageStream:
@@ -80,54 +79,184 @@ def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str,
     return dict(zip(counts, (weights / weights.sum()).tolist()))
 
 
-# -- tokens ------------------------------------------------------------------------------------------------------------
+# -- steps -------------------------------------------------------------------------------------------------------------
+
+#: Batch of a training step: `xmlm`, a list of blocks of text; `relations`, a list of batches of `PairCollator`; and
+#: `index`, the images of these in their listings.
+Step = dict[str, Any]
+#: Independent random streams of an epoch.
+_TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE, _LANGUAGES = range(4)
 
 
-def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str | None = None) -> npt.NDArray[np.int32]:
-    """Token ids of texts, one text after the other, each closed by `</s>`.
+@dataclass(frozen=True)
+class Draws:
+    """What the steps of an epoch read.
 
     Args:
-        texts: what to make tokens of.
-        tokenizer: makes them.
-        identity: tells these texts from all others. The tokens of many texts are then kept in the cache folder, and
-            read from there without taking memory; None makes them anew.
-
-    Returns:
-        int32 [tokens].
+        chosen: stream or set of captions of each draw, int64 [steps, draws].
+        turn: how often it was drawn before in this epoch, int64 [steps, draws].
     """
 
-    def chunks() -> Iterator[npt.NDArray[np.int32]]:
-        for first in range(0, len(texts), CHUNK):
-            rows = tokenizer.pieces(texts[first : first + CHUNK])
-            yield np.fromiter((token for row in rows for token in (*row, tokenizer.end_id)), dtype=np.int32)
+    chosen: Ints
+    turn: Ints
 
-    def together() -> npt.NDArray[np.int32]:
-        return np.concatenate([np.zeros(0, dtype=np.int32), *chunks()])
-
-    if identity is None or len(texts) <= CHUNK:
-        return together()
-    digest = hashlib.sha256(f"tokens 1 {tokenizer.fingerprint} {identity}".encode()).hexdigest()
-    kept = cache_folder() / "tokens" / f"{digest[:32]}.int32"
-    try:
-        if not kept.is_file():
-
-            def write(path: Path) -> None:
-                with path.open("wb") as stream:
-                    for chunk in chunks():
-                        stream.write(chunk.tobytes())
-
-            # One process of a node makes them, the others read them; of Wikipedia they are tens of gigabytes.
-            make_folder(kept.parent)
-            with exclusive(kept.parent.with_suffix(".lock")):
-                if not kept.is_file():
-                    write_whole(kept, write)
-        return np.memmap(kept, dtype=np.int32, mode="r")
-    except OSError:
-        # A cache that cannot be written costs time and memory only.
-        return together()
+    @classmethod
+    def of(cls, probabilities: Sequence[float], steps: int, draws: int, rng: np.random.Generator) -> Draws:
+        """Draw with replacement, at most as many a step as there are to choose from."""
+        draws = min(draws, len(probabilities))
+        if not draws:
+            return cls(np.zeros((steps, 0), dtype=np.int64), np.zeros((steps, 0), dtype=np.int64))
+        chosen = rng.choice(len(probabilities), size=steps * draws, p=probabilities)
+        turn = np.empty_like(chosen)
+        for number in range(len(probabilities)):
+            drawn = np.flatnonzero(chosen == number)
+            turn[drawn] = np.arange(len(drawn))
+        return cls(chosen.reshape(steps, draws), turn.reshape(steps, draws))
 
 
-def file_identity(path: Path) -> str | None:
-    """What tells the content of a file from others; None for a file that was changed just now."""
-    stamp = stamp_of(path)
-    return f"{os.path.abspath(path)} {list(stamp)}" if settled(stamp) else None
+@dataclass
+class MultitaskSchedule:
+    """Which languages and which sets of captions every step reads, as a function of (seed, epoch, step) alone.
+
+    Languages are drawn for each of some groups of rows: the released code draws them in every process for itself. As a
+    number of the recipe, it does not depend on how many processes there are here.
+
+    Args:
+        languages: probabilities of the languages.
+        relations: number of sets of captions; all are drawn alike.
+        xmlm_steps, relation_steps: draws of each kind per step, at most as many as there are to choose from.
+        steps: of an epoch.
+        seed: of the draws.
+        text_groups: groups of rows of a block of text that draw their languages independently.
+
+    Source: [6.3].
+    """
+
+    languages: Sequence[float]
+    relations: int
+    xmlm_steps: int
+    relation_steps: int
+    steps: int
+    seed: int
+    text_groups: int = 1
+    _epoch: tuple[int, list[Draws], Draws] | None = None
+
+    def of(self, epoch: int) -> tuple[list[Draws], Draws]:
+        """Draws of languages, for each group of rows, and of sets of captions in an epoch; the last ones are kept."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            languages = [Draws.of(self.languages, self.steps, self.xmlm_steps, rng)]
+            uniform = [1 / max(self.relations, 1)] * self.relations
+            relations = Draws.of(uniform, self.steps, self.relation_steps, rng)
+            for group in range(1, self.text_groups):
+                own = np.random.default_rng((self.seed, epoch, group, 0, _LANGUAGES))
+                languages.append(Draws.of(self.languages, self.steps, self.xmlm_steps, own))
+            self._epoch = (epoch, languages, relations)
+        return self._epoch[1:]
+
+
+@dataclass
+class MultitaskSteps(Dataset[Step]):
+    """The steps of an epoch: a few blocks of text in some languages, and a few batches of pairs ([6.3]).
+
+    A step is a function of (seed, epoch, step). Row i of a block of text belongs to group i mod `text_groups`, and each
+    group has languages of its own. Of a batch, rank r of W reads rows r, r + W, ..., so that the batches of W ranks
+    joined are that of one; with as many groups as ranks every rank reads languages of its own.
+
+    Args:
+        schedule: what each step reads; its seed is that of everything random.
+        streams: text of each language in blocks of as many rows as a group has, in the order of the languages' numbers.
+        pairs: pairs of each set of captions.
+        collator: makes batches of pairs, and knows the tokenizer of the text.
+        batch_size: pairs or groups of a batch over all ranks.
+        masking: of the text.
+        multiple_of: see `mask_stream`.
+        rank, world_size: this process and the number of processes.
+    """
+
+    schedule: MultitaskSchedule
+    streams: Sequence[LanguageStream]
+    pairs: Sequence[PairItems]
+    collator: PairCollator
+    batch_size: int
+    masking: Masking
+    multiple_of: int = 1
+    rank: int = 0
+    world_size: int = 1
+    _orders: dict[tuple[int, int, int], tuple[tuple[int, int], Ints]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.schedule.steps
+
+    def __getitem__(self, key: tuple[int, int]) -> Step:
+        epoch, step = key
+        languages, relations = self.schedule.of(epoch)
+        samples = [
+            self._pairs(epoch, int(number), int(relations.turn[step, draw]))
+            for draw, number in enumerate(relations.chosen[step])
+        ]
+        return {
+            "xmlm": [
+                self._rows([self._block(epoch, step, draw, group, own) for group, own in enumerate(languages)])
+                for draw in range(languages[0].chosen.shape[1])
+            ],
+            "relations": [self.collator(batch) for batch in samples],
+            "index": indices_of([sample for batch in samples for sample in batch]),
+        }
+
+    def _order(self, kind: int, number: int, count: int, epoch: int, again: int, group: int = 0) -> Ints:
+        """Order of the blocks or pairs of a source in its n-th pass of an epoch; the last one is kept."""
+        last = self._orders.get((kind, number, group))
+        if last is None or last[0] != (epoch, again):
+            rng = np.random.default_rng((self.schedule.seed, epoch, again, number, kind, *_unless_zero(group)))
+            last = self._orders[kind, number, group] = ((epoch, again), rng.permutation(count))
+        return last[1]
+
+    def _block(self, epoch: int, step: int, draw: int, group: int, draws: Draws) -> dict[str, Any]:
+        """Text of one language for the rows of a group, masked."""
+        number, turn = int(draws.chosen[step, draw]), int(draws.turn[step, draw])
+        stream, tokenizer = self.streams[number], self.collator.tokenizer
+        again, block = divmod(turn, len(stream))
+        tokens = stream.block(int(self._order(_TEXT_ORDER, number, len(stream), epoch, again, group)[block]))
+        # Drawn for the rows of all ranks, so that what is masked does not depend on their number.
+        rng = np.random.default_rng((self.schedule.seed, epoch, step, draw, _TEXT_NOISE, *_unless_zero(group)))
+        masked, labels = mask_stream(
+            tokens,
+            rng.random((*tokens.shape, WORD_NOISE)),
+            tokenizer.mask_id,
+            tokenizer.pad_id,
+            tokenizer.vocabulary_size,
+            self.masking,
+            self.multiple_of,
+        )
+        return {
+            "tokens": masked,
+            "token_mask": tokens != tokenizer.pad_id,
+            "labels": labels,
+            "languages": np.full(len(tokens), number),
+        }
+
+    def _rows(self, groups: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """The rows of this rank of a block whose groups take turns."""
+        joined = {name: np.stack([group[name] for group in groups], axis=1) for name in groups[0]}
+        flat = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in joined.items()}
+        return {name: torch.from_numpy(rows[self.rank :: self.world_size]) for name, rows in flat.items()}
+
+    def _pairs(self, epoch: int, number: int, turn: int) -> list[Sample]:
+        pairs = self.pairs[number]
+        again, batch = divmod(turn, len(pairs) // self.batch_size)
+        order = self._order(_PAIR_ORDER, number, len(pairs), epoch, again)
+        first = batch * self.batch_size
+        rows = order[first + self.rank : first + self.batch_size : self.world_size]
+        # What an item draws depends on the pass, too: a small set is gone through many times in an epoch.
+        return [pairs[(epoch << 16) + again, int(row)] for row in rows]
+
+
+def indices_of(samples: Sequence[Sample]) -> torch.Tensor:
+    """Positions of the samples' images in their listings, int64 [B], by which a loss that is not finite is told."""
+    return torch.tensor([int(sample["index"]) for sample in samples], dtype=torch.int64)
+
+
+def _unless_zero(group: int) -> tuple[int, ...]:
+    """What tells the random streams of a group from those of the first one."""
+    return (group,) if group else ()

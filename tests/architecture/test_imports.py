@@ -22,7 +22,7 @@ from tests.architecture.sources import (
 )
 
 #: Files of a paper that may import lightning: modules and their data, and what is both in one.
-LIGHTNING = {"module", "data", "evaluation", "baselines", "miniature"}
+LIGHTNING = {"module", "data", "search", "baselines", "miniature"}
 #: Rooms of common that hold parts for methods of one's own, however many papers use them.
 LIBRARY = (
     "common.data.datasets", "common.data.worlds", "common.encoders", "common.losses", "common.memory", "common.metrics",

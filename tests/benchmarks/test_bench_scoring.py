@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from papers.m3p.encoder import M3P, M3PEncoder
-from papers.m3p.evaluation import Gallery, score_pairs
+from papers.m3p.search import Gallery, score_pairs
 from tests.benchmarks.speed import compare, in_turns
 
 IMAGES, CAPTIONS, REGIONS, WIDTH, FEATURES = 60, 100, 5, 66, 64

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from common.metrics.retrieval import score_retrieval
 from papers.m3p.encoder import M3P, M3PEncoder
-from papers.m3p.evaluation import Gallery, RetrievalTest, exactly, note, score_pairs
+from papers.m3p.search import Gallery, RetrievalTest, exactly, note, score_pairs
 from tests.distributed.harness import run_distributed
 from tests.m3p.tiny import arrays, tiny_sizes, valid, values
 
@@ -167,7 +167,7 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(tmp_path: Path, monkeyp
         scored.append(1)
         return tile(self, *args)
 
-    monkeypatch.setattr("papers.m3p.evaluation.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("papers.m3p.search.SAVE_EVERY", 0.0)
     monkeypatch.setattr(M3P, "score_tile", stopping)
     partial = tmp_path / "scores" / "en.0.pt"
     with pytest.raises(Stopped):

@@ -15,9 +15,9 @@ from scipy.stats import chisquare
 
 from common.data.text import XLMRTokenizer
 from common.files import write_whole
-from papers.m3p import streams
-from papers.m3p.steps import Draws, MultitaskSchedule
-from papers.m3p.streams import LanguageStream, file_identity, language_probabilities, stream_tokens
+from papers.m3p import captions
+from papers.m3p.captions import file_identity, stream_tokens
+from papers.m3p.streams import Draws, LanguageStream, MultitaskSchedule, language_probabilities
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "m3p"
 TEXTS = ["a dog and a cat", "", "ein hund", "un chien rouge et un chat", "犬 と 猫", "狗 和 猫", "pes a kočka"]
@@ -146,7 +146,7 @@ def test_tokens_of_many_texts_are_kept(
     tokenizer: XLMRTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path))
-    monkeypatch.setattr(streams, "CHUNK", 3)
+    monkeypatch.setattr(captions, "CHUNK", 3)
     expected = stream_tokens(TEXTS, tokenizer)
     first = stream_tokens(TEXTS, tokenizer, "texts of a test")
     (kept,) = (tmp_path / "tokens").iterdir()
@@ -164,7 +164,7 @@ def test_a_full_disk_leaves_no_half_of_the_tokens(
     tokenizer: XLMRTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path))
-    monkeypatch.setattr(streams, "CHUNK", 3)
+    monkeypatch.setattr(captions, "CHUNK", 3)
 
     def full(output: Path, write: Callable[[Path], object]) -> Path:
         def cut(path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_full_disk_leaves_no_half_of_the_tokens(
 
         return write_whole(output, cut)
 
-    monkeypatch.setattr(streams, "write_whole", full)
+    monkeypatch.setattr(captions, "write_whole", full)
     tokens = stream_tokens(TEXTS, tokenizer, "texts of a test")
     assert tokens.tolist() == stream_tokens(TEXTS, tokenizer).tolist()
     assert not list((tmp_path / "tokens").iterdir())
@@ -183,5 +183,5 @@ def test_a_file_that_was_just_changed_has_no_identity(tmp_path: Path, monkeypatc
     path = tmp_path / "en.train.txt"
     path.write_text("a dog\n", encoding="utf-8")
     assert file_identity(path) is None
-    monkeypatch.setattr(streams, "settled", lambda stamp: True)
+    monkeypatch.setattr(captions, "settled", lambda stamp: True)
     assert str(path) in str(file_identity(path))
