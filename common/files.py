@@ -1,7 +1,7 @@
-"""Files: strict YAML, writing whole or not at all, locks, the cache folder, stamps of change; terminal, environment.
+"""Files: untrusted ones, atomic writes, locks, the cache folder, strict YAML; the environment and the terminal.
 
-Whatever is written goes to a temporary file beside its place and is renamed, so that a reader, a crash or a full disk
-never meets half of it. `sweep` removes what killed processes left behind, only in folders of ours.
+Files are written beside their place and renamed, so that a reader, a crash or a full disk never meets half of one.
+`sweep` removes what killed processes left behind, only in folders of ours.
 """
 
 from __future__ import annotations
@@ -47,11 +47,7 @@ class AtomicWriteError(OSError):
 
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
-    """While it lasts, errors of the system name the file: a disk that fails in the middle of a file does not.
-
-    Raises:
-        OSError: the path is a pipe or a device, which would be waited for, or what the system says.
-    """
+    """Make errors of the system name the file, and refuse pipes and devices, since reading them would block."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError(errno.EINVAL, "is no regular file", str(path))
     try:
@@ -97,15 +93,7 @@ def temporary_of(path: Path) -> Path:
 
 
 def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
-    """Write a file so that it appears whole or not at all.
-
-    Args:
-        output: the file; missing folders are made, an older file is replaced.
-        write: writes to the path that it is given, whose suffix is that of the file.
-
-    Returns:
-        `output`.
-    """
+    """Let `write` fill a temporary file of the same suffix, and replace `output` by it; missing folders are made."""
     output = Path(output)
     make_folder(output.parent)
     temporary = temporary_of(output)
@@ -178,16 +166,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace the content of a file in one step.
-
-    Args:
-        path: the file; missing folders are made.
-        content: all of it; text is written as UTF-8.
-
-    Raises:
-        AtomicWriteError: when the disk is full or the folder not writable. The old file is intact and the
-            temporary one gone.
-    """
+    """Replace the content of a file in one step; text is written as UTF-8, missing folders are made."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     try:
         write_whole(path, lambda temporary: temporary.write_bytes(data))
@@ -200,14 +179,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def require_writable(folder: Path, what: str) -> None:
-    """Find out before the work whether files can be written into a folder, which need not exist yet.
+    """Check before the work that files can be written into a folder, which need not exist yet.
 
     Args:
         folder: is not made.
-        what: how the user names it, such as `--output`; begins the message.
-
-    Raises:
-        StageError: nothing can be written there.
+        what: how the user names it, such as `--output`, for the message.
     """
     folder = folder.absolute()
     existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
@@ -221,12 +197,12 @@ def require_writable(folder: Path, what: str) -> None:
 
 
 def require_cache() -> None:
-    """Check before the work that the cache folder can be written; the error names the variable that moves it."""
+    """Check before the work that the cache folder can be written."""
     require_writable(cache_folder(), "the cache folder (ASSEMBLE_CACHE names it)")
 
 
 def described(error: BaseException) -> str:
-    """The text of an error; of one that the system gave for a file of the cache, with what moves the cache."""
+    """The text of an error; if the system refused a file of the cache, also how to move the cache."""
     name = getattr(error, "filename", None)
     if isinstance(error, OSError) and error.errno is not None and isinstance(name, str):
         with contextlib.suppress(RuntimeError):  # there is no home
@@ -264,7 +240,7 @@ def _runs(process: int) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it so that they, too, are there after a loss of power."""
+    """Make a folder and those above it so that they survive a loss of power."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for place in missing:
@@ -272,7 +248,7 @@ def make_folder(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable; not every file system can, and none needs it for consistency."""
+    """Make a rename durable where the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -283,28 +259,16 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
-    """Hold a lock that the operating system releases when the process dies, also by SIGKILL.
-
-    Gives whether it is held. Where there are no locks, two processes do the same work; what is renamed when complete is
-    still whole.
-    """
+    """Wait for a lock that the system releases when the process dies; gives False where there are no locks."""
     with path.open("w") as stream:
         yield lock(stream)
 
 
 def lock(stream: IO[Any], wait: bool = True) -> bool:
-    """Take the lock of an open file, until it is closed.
-
-    Args:
-        stream: the file, open for writing.
-        wait: for another process to release it.
-
-    Returns:
-        False where the system or the disk has no locks.
+    """Lock a file open for writing until it is closed; False where the system or the disk has no locks.
 
     Raises:
         BlockingIOError: another process holds it, and `wait` is false.
-        OSError: the disk fails.
     """
     try:
         import fcntl
@@ -342,11 +306,9 @@ def stamp_of(path: Path) -> list[int]:
 
 
 def settled(stamp: Sequence[int], read_at: float | None = None) -> bool:
-    """Whether another change would show in the stamp: it is older than the resolution of time stamps.
+    """Whether another change would show in a stamp: it is older than the resolution of time stamps.
 
-    Args:
-        stamp: What :func:`stamp_of` gave.
-        read_at: Time (seconds since the epoch) before the reading began; None = now.
+    `read_at` is the time (seconds since the epoch) before the reading began; None = now.
     """
     return max(stamp[:2]) <= ((time.time() if read_at is None else read_at) - SETTLED_SECONDS) * 1e9
 
@@ -355,11 +317,7 @@ def settled(stamp: Sequence[int], read_at: float | None = None) -> bool:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML: numbers such as `2e-4` are floats, as in YAML 1.2; a duplicate key is an error.
-
-    Raises:
-        ValueError: it is not valid; the message says where.
-    """
+    """Parse YAML: numbers such as `2e-4` are floats, as in YAML 1.2; any error is a ValueError that says where."""
     try:
         loader = _loader()(text)
         node = loader.get_single_node()
@@ -393,7 +351,6 @@ def read_yaml(path: Path, wrong: type[Exception]) -> Any:
 
 @functools.cache
 def _loader() -> Any:
-    """The loader's class. PyYAML is imported with it, since most commands parse nothing but heads of files."""
     import yaml
 
     # In C where PyYAML has it, ten times as fast.
@@ -437,7 +394,7 @@ def usable_cores() -> int:
 
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """While it lasts, variables of the environment have these values; then those from before."""
+    """Set variables of the environment for a while."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -451,11 +408,7 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 def console(**options: Any) -> Console:
-    """A console as wide as the terminal; in a pipe or a log wide enough that no table is squeezed.
-
-    Args:
-        options: as `rich.console.Console` takes them.
-    """
+    """A `rich.console.Console`, as wide as the terminal; in a pipe wide enough that no table is squeezed."""
     from rich.console import Console
 
     found = Console(**options)
