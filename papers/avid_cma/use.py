@@ -19,9 +19,9 @@ from common.encoders.audio import AudioConvNet
 from common.encoders.checkpoint_files import below
 from common.encoders.heads import ProjectionHead
 from common.encoders.video import R2Plus1D
-from common.stages.allowed import Builder, path_of
 from common.stages.export import Encoder, Items, Modality, Trained, TrainedModel, noise_like
 from common.stages.finished import FinishedStage
+from common.stages.safe_builder import Builder, path_of
 from papers.avid_cma import networks
 
 

@@ -13,7 +13,6 @@ from common.data.images import read_image
 from common.data.regions import RegionFeatures, picture_key
 from common.data.text import XLMRTokenizer, pad_tokens
 from common.errors import StageError
-from common.stages.allowed import Builder, path_of
 from common.stages.export import (
     Encoder,
     Items,
@@ -25,6 +24,7 @@ from common.stages.export import (
     without_sources,
 )
 from common.stages.finished import FinishedStage
+from common.stages.safe_builder import Builder, path_of
 from common.types import PositiveInt
 from papers.m3p import encoder
 from papers.m3p.encoder import M3PEncoder, similar_lengths

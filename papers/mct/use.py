@@ -24,7 +24,6 @@ from common.data.text import (
 from common.encoders.image import ImageResNet
 from common.encoders.text import BertEncoder, GRUEncoder
 from common.errors import StageError
-from common.stages.allowed import Builder, path_of
 from common.stages.export import (
     Encoder,
     Items,
@@ -37,6 +36,7 @@ from common.stages.export import (
     without_sources,
 )
 from common.stages.finished import FinishedStage, instantiate
+from common.stages.safe_builder import Builder, path_of
 from papers.mct import networks
 from papers.mct.loss import MultimodalContrast
 from papers.mct.networks import Tower

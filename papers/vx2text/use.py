@@ -17,10 +17,10 @@ from common.data.media import MediaError
 from common.encoders.kinetics import KineticsR2Plus1D
 from common.encoders.panns import PANNsCNN14
 from common.errors import StageError
-from common.stages.allowed import Builder, path_of
 from common.stages.export import SOURCES, Encoder, Items, Trained, TrainedModel, noise_like, with_arguments
 from common.stages.export import Modality as AnyModality
 from common.stages.finished import FinishedStage
+from common.stages.safe_builder import Builder, path_of
 from papers.vx2text import fusion
 from papers.vx2text.clips import AudioInput, ClipReader, VideoInput
 from papers.vx2text.data import CaptioningData, QuestionAnsweringData, Scoring, collate, option_targets, prompt_for

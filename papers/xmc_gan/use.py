@@ -23,7 +23,6 @@ from common.data.text import (
 )
 from common.data.text_features import encode_texts
 from common.errors import StageError
-from common.stages.allowed import Builder, path_of
 from common.stages.export import (
     Encoder,
     Items,
@@ -36,6 +35,7 @@ from common.stages.export import (
     without_sources,
 )
 from common.stages.finished import FinishedStage
+from common.stages.safe_builder import Builder, path_of
 from papers.xmc_gan.miniature import NGramText
 from papers.xmc_gan.networks import Captions, Discriminator, Generator, noise_of
 from papers.xmc_gan.text import BertText, TransformerText

@@ -16,9 +16,9 @@ from common.encoders.audio import AudioConvNet
 from common.encoders.image import ImageResNet
 from common.errors import StageError
 from common.reporting.papers import existing_papers
-from common.stages.allowed import Builder, arguments_of, path_of
 from common.stages.export import trained_model
 from common.stages.parts import has_part
+from common.stages.safe_builder import Builder, arguments_of, path_of
 
 NETWORK = "common.encoders.audio.AudioConvNet"
 

@@ -1,7 +1,7 @@
-"""Objects out of plain data that a stranger may have written.
+"""Objects built from untrusted plain data.
 
-The parser of configurations looks up what an import path names, and so runs whatever that is. Here nothing is looked
-up: a path is compared with those of the classes in a list, which are at hand, and text is never read as anything else.
+The parser of configurations imports what a path names, and so runs it. Here nothing is imported: a path is compared
+with those of a list of classes, and text stays text.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class _WrongType(StageError):
 
 
 def path_of(found: type) -> str:
-    """Import path of a class: where it is defined, and not where else it can be found."""
+    """Import path of a class, where it is defined."""
     return f"{found.__module__}.{found.__qualname__}"
 
 
 def arguments_of(found: type) -> dict[str, Any]:
-    """Types of a class's arguments by name, those that it passes on to its bases included."""
+    """Types of a class's arguments by name, with those that it passes to its bases."""
     if is_dataclass(found):
         hints = get_type_hints(found)
         return {one.name: hints[one.name] for one in fields(found) if one.init}
@@ -40,7 +40,7 @@ class Builder:
     """Makes objects of plain data, with types checked.
 
     Args:
-        where: the file that holds the data; stands in messages.
+        where: the file that holds the data, for messages.
         classes: all classes that `class_path` may name.
         no_files: arguments that are files where they are text, which is refused.
     """
@@ -55,11 +55,8 @@ class Builder:
         Args:
             stated: plain data.
             kind: a type as annotations have it. A class is built of `class_path` and `init_args`; a data class, or one
-                of `classes`, of its arguments alone, too.
+                of `classes`, also of its arguments alone.
             field: its name, for messages.
-
-        Raises:
-            StageError: it is of another type, or asks for a class that is not listed; the message names the field.
         """
         origin, parts = get_origin(kind), get_args(kind)
         if origin in (Union, types.UnionType):
