@@ -10,16 +10,15 @@ import hashlib
 import io
 import json
 import os
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from common.data.sequences import MadeOnDemand
+from common.data.sequences import Rows, Texts
 from common.files import cache_folder, named, settled, stamp_of, write_atomically
 
 Value = TypeVar("Value")
@@ -28,93 +27,6 @@ Value = TypeVar("Value")
 Boxes = dict[str, Any]
 # Columns that took this much JSON to find are kept in the cache folder.
 KEEP_FROM_BYTES = 2**24
-
-
-class Rows(MadeOnDemand[tuple[Value, ...]], Generic[Value]):
-    """Rows of different lengths, held as one column and the places where rows begin.
-
-    Half a million captions as Python objects would be copied into every loader process: reading them changes their
-    reference counts. Reads as a list of tuples and equals one.
-
-    Args:
-        lengths: Number of values of each row.
-    """
-
-    def __init__(self, lengths: npt.ArrayLike) -> None:
-        self.starts = _offsets(lengths)
-
-    @abstractmethod
-    def value(self, position: int) -> Value:
-        """One value of the column."""
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def _item(self, position: int) -> tuple[Value, ...]:
-        return tuple(map(self.value, range(self.starts[position], self.starts[position + 1])))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} rows, {self.starts[-1]} values)"
-
-
-class TextRows(Rows[str]):
-    """Rows of texts, held as one byte string.
-
-    Args:
-        rows: The texts of each row.
-    """
-
-    def __init__(self, rows: Iterable[Sequence[str]]) -> None:
-        parts = [[text.encode("utf-8", "surrogatepass") for text in row] for row in rows]
-        super().__init__([len(row) for row in parts])
-        flat = [text for row in parts for text in row]
-        self.ends = _offsets([len(text) for text in flat])
-        self.buffer = b"".join(flat)
-
-    def value(self, position: int) -> str:
-        return self.buffer[self.ends[position] : self.ends[position + 1]].decode("utf-8", "surrogatepass")
-
-
-class Texts(MadeOnDemand[str]):
-    """Texts held as one byte string, for the reason that :class:`Rows` has; equals a sequence of the same texts.
-
-    Args:
-        texts: The texts.
-    """
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        parts = [text.encode("utf-8", "surrogatepass") for text in texts]
-        self.ends = _offsets([len(text) for text in parts])
-        self.buffer = b"".join(parts)
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def _item(self, position: int) -> str:
-        return self.buffer[self.ends[position] : self.ends[position + 1]].decode("utf-8", "surrogatepass")
-
-    def __repr__(self) -> str:
-        return f"Texts({len(self)} texts)"
-
-
-class NumberRows(Rows[int]):
-    """Rows of whole numbers.
-
-    Args:
-        rows: The numbers of each row.
-    """
-
-    def __init__(self, rows: Iterable[Sequence[int]]) -> None:
-        parts = list(rows)
-        super().__init__([len(row) for row in parts])
-        self.values = np.array([number for row in parts for number in row], dtype=np.int64)
-
-    def value(self, position: int) -> int:
-        return int(self.values[position])
-
-
-def _offsets(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,12 +72,12 @@ class ImageAnnotations:
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) over ids, captions, tags and groups in order; boxes do not count."""
-        texts = self.captions if isinstance(self.captions, TextRows) else TextRows(self.captions)
-        numbers = self.caption_ids if isinstance(self.caption_ids, NumberRows) else NumberRows(self.caption_ids)
+        texts = self.captions if isinstance(self.captions, Rows) else Rows.texts(self.captions)
+        numbers = self.caption_ids if isinstance(self.caption_ids, Rows) else Rows.numbers(self.caption_ids)
         state = hashlib.sha256(b"annotations 1\0")
-        for column in (self.image_ids, self.groups, texts.starts, texts.ends, numbers.starts, numbers.values):
+        for column in (self.image_ids, self.groups, texts.starts, texts.column.ends, numbers.starts, numbers.column):
             state.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
-        state.update(texts.buffer)
+        state.update(texts.column.buffer)
         state.update(json.dumps([*self.tags.shape, *self.tag_names]).encode())
         state.update(np.packbits(self.tags).tobytes())
         return state.hexdigest()
@@ -184,7 +96,7 @@ class LanguageCaptions:
 
     language: str
     keys: Texts
-    captions: TextRows
+    captions: Rows[str]
     groups: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __post_init__(self) -> None:
@@ -205,10 +117,10 @@ class LanguageCaptions:
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) over language, keys, captions and groups in order."""
         state = hashlib.sha256(f"captions 1 {self.language}\0".encode())
-        for column in (self.keys.ends, self.captions.starts, self.captions.ends, self.groups):
+        for column in (self.keys.ends, self.captions.starts, self.captions.column.ends, self.groups):
             state.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
         state.update(self.keys.buffer)
-        state.update(self.captions.buffer)
+        state.update(self.captions.column.buffer)
         return state.hexdigest()
 
 
@@ -294,8 +206,8 @@ class CaptionedImages:
     names: tuple[str, ...]
     image_ids: npt.NDArray[np.int64]
     groups: npt.NDArray[np.int64]
-    captions: TextRows
-    caption_ids: NumberRows
+    captions: Rows[str]
+    caption_ids: Rows[int]
 
     def rows_of(self, names: Iterable[str]) -> npt.NDArray[np.int64]:
         """Positions of file names."""
@@ -316,8 +228,8 @@ class CaptionedImages:
         chosen = rows.tolist()
         return ImageAnnotations(
             self.image_ids[rows],
-            TextRows(self.captions[row] for row in chosen),
-            NumberRows(self.caption_ids[row] for row in chosen),
+            Rows.texts(self.captions[row] for row in chosen),
+            Rows.numbers(self.caption_ids[row] for row in chosen),
             np.zeros((len(rows), 0), dtype=np.bool_) if tags is None else tags,
             tag_names,
             self.groups[rows],
@@ -370,8 +282,8 @@ class CaptionCollector:
             tuple(self._names),
             np.array(list(self._rows), dtype=np.int64),
             np.array(self._groups, dtype=np.int64),
-            TextRows(self._captions),
-            NumberRows(self._caption_ids),
+            Rows.texts(self._captions),
+            Rows.numbers(self._caption_ids),
         )
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from common.data.annotations import ImageAnnotations, TextRows
+from common.data.annotations import ImageAnnotations
 from common.data.caches import FileCache
 from common.data.image_transforms import Transform
 from common.data.item_dataset import ItemDataset, Sample
 from common.data.listing import Listing
 from common.data.media import MediaError
+from common.data.sequences import Rows
 from common.files import parsing
 
 Pixels = npt.NDArray[np.uint8]
@@ -171,7 +172,7 @@ def require_captions(listing: Listing, annotations: ImageAnnotations) -> None:
         ValueError: Naming the first such image.
     """
     captions = annotations.captions
-    lengths = np.diff(captions.starts) if isinstance(captions, TextRows) else np.array([len(own) for own in captions])
+    lengths = np.diff(captions.starts) if isinstance(captions, Rows) else np.array([len(own) for own in captions])
     without = np.flatnonzero(lengths == 0)
     if len(without):
         raise ValueError(

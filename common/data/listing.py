@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.data.annotations import Texts
-from common.data.sequences import MadeOnDemand
+from common.data.sequences import MadeOnDemand, Texts
 from common.files import settled, stamp_of, write_atomically
 
 INDEX_SCHEMA = 1
@@ -53,9 +52,6 @@ class Clip:
 class ClipTable(MadeOnDemand[Clip]):
     """The clips of a listing as columns; a :class:`Clip` is made when one is asked for.
 
-    Two million small Python objects would cost a gigabyte in every loader process (reading them changes their reference
-    counts, so forked processes soon own copies). The columns below are a few arrays and one byte string.
-
     Args:
         root: Folder that relative names start from.
         names: File names with forward slashes, relative to ``root``.
@@ -66,7 +62,7 @@ class ClipTable(MadeOnDemand[Clip]):
         ValueError: If the columns differ in length.
     """
 
-    __slots__ = ("_buffer", "_offsets", "ends", "folds", "labels", "root", "sound_labels", "sounds", "starts")
+    __slots__ = ("_names", "ends", "folds", "labels", "root", "sound_labels", "sounds", "starts")
 
     def __init__(
         self,
@@ -79,12 +75,9 @@ class ClipTable(MadeOnDemand[Clip]):
         ends: npt.ArrayLike | None = None,
         sounds: Sequence[str] | None = None,
     ) -> None:
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        count = len(encoded)
         self.root = Path(root)
-        self._buffer = b"".join(encoded)
-        self._offsets = np.zeros(count + 1, dtype=np.int64)
-        np.cumsum([len(name) for name in encoded], out=self._offsets[1:])
+        self._names = Texts(names, "surrogateescape")
+        count = len(self._names)
         self.labels = np.asarray(labels, dtype=np.int32).reshape(-1)
         self.sound_labels = _column(sound_labels, count, -1, np.int32)
         self.folds = _column(folds, count, 0, np.int16)
@@ -114,12 +107,11 @@ class ClipTable(MadeOnDemand[Clip]):
 
     def name(self, index: int) -> str:
         """File name of one clip relative to the root, with forward slashes."""
-        index = range(len(self))[index]
-        return self._buffer[self._offsets[index] : self._offsets[index + 1]].decode("utf-8", "surrogateescape")
+        return self._names[index]
 
     def names(self) -> list[str]:
         """All file names, in order."""
-        return [self.name(index) for index in range(len(self))]
+        return list(self._names)
 
     def take(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> ClipTable:
         """The table of some rows, in the given order."""
@@ -136,7 +128,7 @@ class ClipTable(MadeOnDemand[Clip]):
         )
 
     def __len__(self) -> int:
-        return len(self._offsets) - 1
+        return len(self._names)
 
     def _item(self, position: int) -> Clip:
         start, end = float(self.starts[position]), float(self.ends[position])
@@ -158,7 +150,7 @@ class ClipTable(MadeOnDemand[Clip]):
         """SHA-256 over relative names, labels, folds, segment limits and files with sound, in order; not the root."""
         state = hashlib.sha256(b"listing 1\0")
         for column, kind in (
-            (self._offsets, "<i8"),
+            (self._names.ends, "<i8"),
             (self.labels, "<i4"),
             (self.sound_labels, "<i4"),
             (self.folds, "<i2"),
@@ -166,7 +158,7 @@ class ClipTable(MadeOnDemand[Clip]):
             (self.ends, "<f8"),
         ):
             state.update(np.ascontiguousarray(column, dtype=kind).tobytes())
-        state.update(self._buffer)
+        state.update(self._names.buffer)
         if self.sounds is not None:
             state.update(b"sounds\0" + np.ascontiguousarray(self.sounds.ends, dtype="<i8").tobytes())
             state.update(self.sounds.buffer)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from common.data.annotations import Texts
+from common.data.sequences import Texts
 from common.errors import optional_package
 from common.files import parsing, write_whole
 

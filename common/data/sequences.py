@@ -1,10 +1,17 @@
-"""Sequences that make their items when they are asked for, so that columns or files hold them until then."""
+"""Sequences that make their items when they are asked for, so that columns or files hold them until then.
+
+Millions of small Python objects would cost a gigabyte in every loader process: reading them changes their reference
+counts, so forked processes soon own copies. A column is one byte string or array.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import TypeVar, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
 
 Item = TypeVar("Item")
 
@@ -41,3 +48,73 @@ class MadeOnDemand(Sequence[Item]):
         return NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class Texts(MadeOnDemand[str]):
+    """Texts held as one byte string.
+
+    Args:
+        texts: the texts.
+        errors: how signs that UTF-8 lacks are kept; `surrogateescape` for names of files.
+    """
+
+    __slots__ = ("buffer", "ends", "errors")
+
+    def __init__(self, texts: Iterable[str], errors: str = "surrogatepass") -> None:
+        parts = [text.encode("utf-8", errors) for text in texts]
+        self.ends = _offsets([len(text) for text in parts])
+        self.buffer = b"".join(parts)
+        self.errors = errors
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def _item(self, position: int) -> str:
+        return self.buffer[self.ends[position] : self.ends[position + 1]].decode("utf-8", self.errors)
+
+    def __repr__(self) -> str:
+        return f"Texts({len(self)} texts)"
+
+
+class Rows(MadeOnDemand[tuple[Item, ...]]):
+    """Rows of different lengths, held as one column and the places where rows begin; reads as a list of tuples.
+
+    Attributes:
+        starts: places in the column where rows begin, and its length.
+        column: `Texts`, or whole numbers, int64.
+    """
+
+    def __init__(self, rows: Iterable[Sequence[Item]], column: Callable[[Iterator[Item]], Any]) -> None:
+        lengths: list[int] = []
+
+        def values() -> Iterator[Item]:
+            for row in rows:
+                lengths.append(len(row))
+                yield from row
+
+        self.column = column(values())
+        self.starts = _offsets(lengths)
+
+    @classmethod
+    def texts(cls, rows: Iterable[Sequence[str]]) -> Rows[str]:
+        """Rows of texts."""
+        return Rows(rows, Texts)
+
+    @classmethod
+    def numbers(cls, rows: Iterable[Sequence[int]]) -> Rows[int]:
+        """Rows of whole numbers."""
+        return Rows(rows, lambda values: np.fromiter(values, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def _item(self, position: int) -> tuple[Item, ...]:
+        own = self.column[self.starts[position] : self.starts[position + 1]]
+        return tuple(own.tolist() if isinstance(own, np.ndarray) else own)
+
+    def __repr__(self) -> str:
+        return f"Rows({len(self)} rows, {self.starts[-1]} values)"
+
+
+def _offsets(lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int64)

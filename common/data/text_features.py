@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from common.data.annotations import Rows
+from common.data.sequences import Rows
 from common.data.text import CaptionTokenizer
 from common.errors import optional_package
 from common.files import exclusive, named, write_whole
@@ -198,9 +198,9 @@ def digest_of(captions: Rows[str], tokenizer: CaptionTokenizer) -> str:
     count = int(captions.starts[-1])
     state = hashlib.sha256(f"{STORE_VERSION} {tokenizer.vocabulary_size} {tokenizer.max_tokens}".encode())
     for number in range(count):
-        state.update(captions.value(number).encode("utf-8", "surrogatepass") + b"\0")
+        state.update(captions.column[number].encode("utf-8", "surrogatepass") + b"\0")
     for number in np.unique(np.linspace(0, max(count - 1, 0), min(count, COMPARED_CAPTIONS)).astype(np.int64)).tolist():
-        state.update(np.array(tokenizer.encode(captions.value(number)), dtype="<i8").tobytes())
+        state.update(np.array(tokenizer.encode(captions.column[number]), dtype="<i8").tobytes())
     return state.hexdigest()
 
 
@@ -243,7 +243,7 @@ def make_store(
     device = next(encoder.parameters()).device
 
     def encoded(first: int) -> tuple[Tensor, Tensor]:
-        return encode_texts([captions.value(n) for n in range(first, min(first + batch_size, count))], tokenizer)
+        return encode_texts([captions.column[n] for n in range(first, min(first + batch_size, count))], tokenizer)
 
     def write(temporary: Path) -> None:
         lengths = torch.cat([encoded(first)[1] for first in range(0, count, batch_size)]).numpy()

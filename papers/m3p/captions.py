@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,27 +24,6 @@ Ints = npt.NDArray[np.int64]
 Tokens = npt.NDArray[np.integer[Any]]
 
 
-class FlatTexts(Sequence[str]):
-    """The captions of all images, one after the other."""
-
-    def __init__(self, captions: LanguageCaptions) -> None:
-        self.rows = captions.captions
-
-    def __len__(self) -> int:
-        return int(self.rows.starts[-1])
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self.rows.value(number) for number in range(*index.indices(len(self)))]
-        return self.rows.value(range(len(self))[index])
-
-
 class CaptionTokens:
     """The captions of a set in one language, and the pieces of each, made once.
 
@@ -56,7 +35,7 @@ class CaptionTokens:
     def __init__(self, captions: LanguageCaptions, tokenizer: XLMRTokenizer) -> None:
         self.captions = captions
         self.language = captions.language
-        self.texts = FlatTexts(captions)
+        self.texts: Sequence[str] = captions.captions.column
         self._tokens = stream_tokens(self.texts, tokenizer, captions.fingerprint())
         # No piece has the number of the closing token, which stands behind every caption.
         self._ends = np.flatnonzero(self._tokens == tokenizer.end_id)

@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.data.annotations import Texts
 from common.data.datasets.captioned import LanguageCaptioned
 from common.data.item_dataset import ItemDataset, Sample, TooManyBrokenFiles
 from common.data.listing import ClipTable, Listing
 from common.data.media import MediaError
 from common.data.regions import RegionError, RegionFeatures
+from common.data.sequences import Texts
 from papers.m3p.captions import CaptionReader
 
 

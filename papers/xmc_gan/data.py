@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from common.data.annotations import ImageAnnotations, TextRows
+from common.data.annotations import ImageAnnotations
 from common.data.datasets.coco import COCO
 from common.data.datasets.folder import FolderOfImages
 from common.data.datasets.localized_narratives import LocalizedNarratives
@@ -26,6 +26,7 @@ from common.data.image_transforms import SquashTransform
 from common.data.images import ImageItems, require_captions
 from common.data.item_dataset import Sample
 from common.data.listing import Listing
+from common.data.sequences import Rows
 from common.data.text import CaptionTokenizer
 from common.data.text_features import (
     FeaturesMissing,
@@ -61,7 +62,7 @@ class CaptionedItems:
     """
 
     listing: Listing
-    texts: TextRows
+    texts: Rows[str]
     first: npt.NDArray[np.int64]
     count: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
@@ -76,7 +77,7 @@ class CaptionedItems:
             captions_per_image: captions of an image that are used, the first ones.
         """
         captions = annotations.captions
-        texts = captions if isinstance(captions, TextRows) else TextRows(captions)
+        texts = captions if isinstance(captions, Rows) else Rows.texts(captions)
         first, count = texts.starts[:-1], np.minimum(np.diff(texts.starts), captions_per_image)
         rows = np.arange(len(listing))
         if items == "captions":
@@ -120,7 +121,7 @@ class TextToImageItems(ImageItems):
             number = first + int(rng.integers(count))
         else:
             texts = self.items.texts
-            number = min(range(first, first + count), key=lambda n: len(self.tokenizer.encode(texts.value(n))))
+            number = min(range(first, first + count), key=lambda n: len(self.tokenizer.encode(texts.column[n])))
         return {"image": picture, "caption": torch.tensor(number)}
 
 
@@ -384,7 +385,7 @@ class TextToImageData(ShardedDataModule):
     def texts(self, role: Role, captions: Sequence[int] | Tensor) -> list[str]:
         """Captions by the numbers that batches give."""
         rows = self._of(role).texts
-        return [rows.value(int(number)) for number in captions]
+        return [rows.column[int(number)] for number in captions]
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokens int64 [n, T] and lengths int64 [n] of any texts; what is over T is cut before the closing token."""
@@ -428,7 +429,7 @@ class TextCollate:
         pool: which sentence of the store.
     """
 
-    texts: TextRows
+    texts: Rows[str]
     tokenizer: CaptionTokenizer
     store: FeatureStore | None
     pool: SentencePool
@@ -438,7 +439,7 @@ class TextCollate:
         batch = {name: torch.stack([sample[name] for sample in samples]) for name in names if name in samples[0]}
         captions = batch["caption"].numpy()
         if self.store is None:
-            tokens, length = encode_texts([self.texts.value(number) for number in captions.tolist()], self.tokenizer)
+            tokens, length = encode_texts([self.texts.column[number] for number in captions.tolist()], self.tokenizer)
             return {**batch, "tokens": tokens, "length": length}
         words, sentence, length = self.store.read(captions, self.pool)
         return {**batch, "words": words, "sentence": sentence, "length": length}

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from common.data.annotations import TextRows
 from common.data.listing import DatasetMissing
+from common.data.sequences import Rows
 from common.data.text import CaptionTokenizer
 from common.data.text_features import StoredFeatures, bert_digest, make_store
 from common.errors import StageError
@@ -45,10 +45,10 @@ class WantedStore:
         """Its file."""
         return self.features.path(self.dataset.name, self.split, self.tokenizer.max_tokens)
 
-    def captions(self) -> TextRows:
+    def captions(self) -> Rows[str]:
         """What it is made of."""
         captions = self.dataset.annotations(self.split).captions
-        return captions if isinstance(captions, TextRows) else TextRows(captions)
+        return captions if isinstance(captions, Rows) else Rows.texts(captions)
 
 
 def wanted_stores(data: Path, bert: Path | None = None) -> list[WantedStore]:

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from common.data import annotations as annotations_module
-from common.data.annotations import ImageAnnotations, NumberRows, TextRows, kept_columns
+from common.data.annotations import ImageAnnotations, kept_columns
 from common.data.datasets import base as base_module
 from common.data.datasets import coco as coco_module
 from common.data.datasets.coco import COCO, boxes_of, read_captions, read_instances
 from common.data.datasets.coco_karpathy import COCOKarpathy, read_splits
 from common.data.listing import DatasetMissing
+from common.data.sequences import Rows
 from tests.data.image_layouts import (
     CATEGORIES,
     captions_document,
@@ -271,7 +272,7 @@ def test_columns_must_fit_each_other() -> None:
 
 def test_rows_read_like_a_list_of_tuples() -> None:
     plain = [("a", "bü"), (), ("", "c", "猫")]
-    rows = TextRows(plain)
+    rows = Rows.texts(plain)
     assert rows == plain
     assert plain == rows
     assert rows != plain[:2]
@@ -281,11 +282,11 @@ def test_rows_read_like_a_list_of_tuples() -> None:
     assert rows[1:] == plain[1:]
     with pytest.raises(IndexError):
         rows[3]
-    numbers = NumberRows([(2**40, -1), ()])
+    numbers = Rows.numbers([(2**40, -1), ()])
     assert numbers == [(2**40, -1), ()]
     assert type(numbers[0][0]) is int
-    assert len(TextRows([])) == len(NumberRows([])) == 0
-    assert repr(rows) == "TextRows(3 rows, 5 values)"
+    assert len(Rows.texts([])) == len(Rows.numbers([])) == 0
+    assert repr(rows) == "Rows(3 rows, 5 values)"
 
 
 # -------------------------------------------------------------------------------------------------------- wrong files

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from common.data.annotations import LanguageCaptions, TextRows, Texts
+from common.data.annotations import LanguageCaptions
 from common.data.datasets.captioned import CaptionedDataset, read_caption_table
 from common.data.datasets.coco_cn import COCOCN
 from common.data.datasets.coco_karpathy import COCOKarpathy
@@ -24,6 +24,7 @@ from common.data.datasets.stair_captions import STAIRCaptions
 from common.data.datasets.wikipedia import TextLines, WikipediaText
 from common.data.listing import DatasetMissing
 from common.data.prepare import report
+from common.data.sequences import Rows, Texts
 from tests.data.image_layouts import write_json
 from tests.data.language_layouts import (
     COCO,
@@ -57,7 +58,7 @@ def test_texts_are_a_sequence() -> None:
 
 
 def test_language_captions_know_their_images() -> None:
-    captions = LanguageCaptions("de", Texts(["a", "b"]), TextRows([("eins", "zwei"), ("drei",)]))
+    captions = LanguageCaptions("de", Texts(["a", "b"]), Rows.texts([("eins", "zwei"), ("drei",)]))
     assert captions.rows_of(["b", "c", "a"]).tolist() == [1, -1, 0]
     assert captions.groups.tolist() == [0, 1]
     grouped = LanguageCaptions("de", captions.keys, captions.captions, np.array([5, 5]))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.data.annotations import TextRows
+from common.data.sequences import Rows
 from common.data.text_features import (
     FeaturesMissing,
     FeaturesStale,
@@ -107,7 +107,7 @@ def test_missing_and_stale_stores_are_refused(bert: Path, tmp_path: Path) -> Non
     made(folder, bert)
     assert len(features.open("coco", "train", CAPTIONS, tokenizer)) == 6
     assert features.state("coco", "train", CAPTIONS, tokenizer) == "present"
-    other = TextRows([("a red dog", "a dog on the mat"), ("the cat",), ("a blue cat", "dogs", "?")])
+    other = Rows.texts([("a red dog", "a dog on the mat"), ("the cat",), ("a blue cat", "dogs", "?")])
     with pytest.raises(
         FeaturesStale, match=r"coco-train-8\.h5 was made of other captions or another tokenizer: delete it"
     ):

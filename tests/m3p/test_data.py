@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
-from common.data.annotations import LanguageCaptions, TextRows, Texts
+from common.data.annotations import LanguageCaptions
 from common.data.datasets.folder import FolderOfImages
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.media import MediaError
 from common.data.regions import RegionError
+from common.data.sequences import Rows, Texts
 from papers.m3p.captions import CaptionPool, forced_captions
 from papers.m3p.data import check_sizes
 from papers.m3p.encoder import M3PEncoder
@@ -397,8 +398,8 @@ def test_groups_of_several_sets_do_not_mix() -> None:
         def __len__(self) -> int:
             return self.count
 
-    one = LanguageCaptions("en", Texts("abc"), TextRows([("x",), ("y", "z"), ("w",)]), np.array([1, 1, 0]))
-    two = LanguageCaptions("zh", Texts("cd"), TextRows([("u",), ("v",)]))
+    one = LanguageCaptions("en", Texts("abc"), Rows.texts([("x",), ("y", "z"), ("w",)]), np.array([1, 1, 0]))
+    two = LanguageCaptions("zh", Texts("cd"), Rows.texts([("u",), ("v",)]))
     pool = CaptionPool([Counted(one, 4), Counted(two, 2)], ["a", "b", "c", "d"])  # type: ignore[list-item]
     assert pool.counts.tolist() == [1, 2, 2, 1]
     assert [pool.of(image).tolist() for image in range(4)] == [[0], [1, 2], [3, 4], [5]]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor, nn
 
-from common.data.annotations import TextRows
 from common.data.listing import DatasetMissing
+from common.data.sequences import Rows
 from common.data.text import WordPieceTokenizer
 from common.data.text_features import FeatureStore, StoredFeatures, encode_texts, pool_sentence
 from common.errors import StageError
@@ -26,7 +26,7 @@ from papers.xmc_gan.text import BertText, TransformerText
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "xmc_gan" / "losses.npz"
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "dog", "cat", "on", "the", "mat", "##s")
-CAPTIONS = TextRows(
+CAPTIONS = Rows.texts(
     [("a red dog", "a dog on the mat"), ("the cat",), ("a blue cat on the red mat on the blue mat", "dogs", "?")]
 )
 T = 8

@@ -11,10 +11,11 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from common.data.annotations import LanguageCaptions, TextRows, Texts
+from common.data.annotations import LanguageCaptions
 from common.data.datasets.base import first_folder, read_lines
 from common.data.datasets.captioned import read_text
 from common.data.datasets.stair_captions import OnCOCO
+from common.data.sequences import Rows, Texts
 from common.files import stamp_of
 
 _FOLDERS = ("coco-cn-version1805v1.1", ".")
@@ -87,4 +88,4 @@ def _read(paths: tuple[Path, ...], stamps: tuple[tuple[int, ...], ...]) -> Langu
     kept = [(key, texts) for key, texts in wanted.items() if texts]
     if not kept:
         raise ValueError(f"{written}: has no caption of an image of {listed}")
-    return LanguageCaptions("zh", Texts(key for key, _ in kept), TextRows(texts for _, texts in kept))
+    return LanguageCaptions("zh", Texts(key for key, _ in kept), Rows.texts(texts for _, texts in kept))

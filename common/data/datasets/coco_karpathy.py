@@ -15,8 +15,6 @@ from common.data.annotations import (
     CaptionedImages,
     ImageAnnotations,
     LanguageCaptions,
-    TextRows,
-    Texts,
     entry_of,
     objects,
     read_json,
@@ -25,6 +23,7 @@ from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, first_
 from common.data.datasets.captioned import LanguageCaptioned
 from common.data.datasets.coco import ARCHIVES, fill_scan
 from common.data.listing import Listing
+from common.data.sequences import Rows, Texts
 from common.files import stamp_of
 
 _LISTS = ("dataset_coco.json", "annotations/dataset_coco.json", "karpathy/dataset_coco.json")
@@ -106,7 +105,7 @@ class COCOKarpathy(LanguageCaptioned, MediaDataset):
         if not kept:
             raise self._lacks(self.root / _LISTS[0], f"no image of split {split!r} has a caption")
         keys = Texts(_key(images.names[row]) for row in kept)
-        rows = TextRows(tuple(" ".join(text.split()) for text in images.captions[row]) for row in kept)
+        rows = Rows.texts(tuple(" ".join(text.split()) for text in images.captions[row]) for row in kept)
         return LanguageCaptions("en", keys, rows, images.groups[kept])
 
     def images(self, split: str) -> tuple[list[str], list[int], list[int]]:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from common.data.annotations import LanguageCaptions, TextRows, Texts
+from common.data.annotations import LanguageCaptions
 from common.data.datasets.base import first_file
 from common.data.datasets.captioned import CaptionedDataset, read_caption_table
+from common.data.sequences import Rows, Texts
 from common.files import stamp_of
 
 _FILES = {
@@ -72,4 +73,4 @@ def read_numbered_captions(path: Path, stamp: tuple[int, ...]) -> LanguageCaptio
     kept = [(number, text) for number, text in rows if text]
     if not kept:
         raise ValueError(f"{path}: holds no captions; get the file anew")
-    return LanguageCaptions("en", Texts(str(number) for number, _ in kept), TextRows((text,) for _, text in kept))
+    return LanguageCaptions("en", Texts(str(number) for number, _ in kept), Rows.texts((text,) for _, text in kept))

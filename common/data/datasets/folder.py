@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from common.data.annotations import ImageAnnotations, LanguageCaptions, NumberRows, TextRows, Texts, read_json_lines
+from common.data.annotations import ImageAnnotations, LanguageCaptions, read_json_lines
 from common.data.datasets.base import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -34,6 +34,7 @@ from common.data.datasets.base import (
 from common.data.datasets.captioned import LanguageCaptioned
 from common.data.listing import DatasetMissing, Listing
 from common.data.regions import picture_key
+from common.data.sequences import Rows, Texts
 from common.files import named
 
 #: Names of the lists, in the convention of Hugging Face's folders of images, sounds and videos.
@@ -427,8 +428,8 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
         ids = np.array(rows, dtype=np.int64)
         return ImageAnnotations(
             ids,
-            TextRows(texts[row] for row in rows),
-            NumberRows(range(numbers[row], numbers[row + 1]) for row in rows),
+            Rows.texts(texts[row] for row in rows),
+            Rows.numbers(range(numbers[row], numbers[row + 1]) for row in rows),
             tags,
             names,
             ids,
@@ -454,7 +455,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
                         "features: give them other names"
                     )
                 keys[key] = item
-        texts = TextRows(self._captions_of(item, language) for item in keys.values())
+        texts = Rows.texts(self._captions_of(item, language) for item in keys.values())
         return LanguageCaptions(language, Texts(keys), texts)
 
     def image_path(self, key: str, split: str) -> Path:

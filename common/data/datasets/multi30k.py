@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from common.data.annotations import LanguageCaptions, TextRows, Texts
+from common.data.annotations import LanguageCaptions
 from common.data.datasets.base import first_file
 from common.data.datasets.captioned import CaptionedDataset, read_text_lines
+from common.data.sequences import Rows, Texts
 from common.files import stamp_of
 
 _HOMES = ("data/", "")
@@ -98,4 +99,4 @@ def _read(language: str, paths: tuple[Path, ...], stamps: tuple[tuple[int, ...],
     kept = [(key, texts) for key, texts in zip(keys, rows) if texts]
     if not kept:
         raise ValueError(f"{files[0]}: holds no captions; get the file anew")
-    return LanguageCaptions(language, Texts(key for key, _ in kept), TextRows(texts for _, texts in kept))
+    return LanguageCaptions(language, Texts(key for key, _ in kept), Rows.texts(texts for _, texts in kept))

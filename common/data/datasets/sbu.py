@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from common.data.annotations import LanguageCaptions, TextRows, Texts, read_json
+from common.data.annotations import LanguageCaptions, read_json
 from common.data.datasets.base import first_file
 from common.data.datasets.captioned import CaptionedDataset, read_text_lines
 from common.data.datasets.conceptual_captions import read_numbered_captions
+from common.data.sequences import Rows, Texts
 from common.files import stamp_of
 
 _FILES = ("sbu.csv", "sbu-captions-all.json", "SBU_captioned_photo_dataset_captions.txt")
@@ -74,4 +75,4 @@ def _read(path: Path, stamp: tuple[int, ...]) -> LanguageCaptions:
     kept = [(number, " ".join(text.split())) for number, text in enumerate(texts) if text.strip()]
     if not kept:
         raise ValueError(f"{path}: holds no captions; get the file anew")
-    return LanguageCaptions("en", Texts(str(number) for number, _ in kept), TextRows((text,) for _, text in kept))
+    return LanguageCaptions("en", Texts(str(number) for number, _ in kept), Rows.texts((text,) for _, text in kept))

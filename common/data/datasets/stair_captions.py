@@ -10,11 +10,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from common.data.annotations import LanguageCaptions, TextRows, Texts
+from common.data.annotations import LanguageCaptions
 from common.data.datasets.base import first_file
 from common.data.datasets.captioned import CaptionedDataset
 from common.data.datasets.coco import read_captions
 from common.data.datasets.coco_karpathy import COCOKarpathy
+from common.data.sequences import Rows, Texts
 from common.files import stamp_of
 
 _FOLDERS = ("", "stair_captions_v1.2/")
@@ -110,7 +111,7 @@ class STAIRCaptions(OnCOCO):
         return LanguageCaptions(
             language,
             Texts(key for key, _, _ in kept),
-            TextRows(by_number[number] for _, number, _ in kept),
+            Rows.texts(by_number[number] for _, number, _ in kept),
             np.array([group for _, _, group in kept], dtype=np.int64),
         )
 

@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from common.data.annotations import TextRows, entry_of, objects, read_json_lines
+from common.data.annotations import entry_of, objects, read_json_lines
 from common.data.datasets.base import MediaDataset, Scan, entries, first_file, first_folder, prefix_of
+from common.data.sequences import MadeOnDemand, Rows
 from common.data.windows import Limits
 from common.files import stamp_of
 
@@ -76,7 +77,7 @@ class Subtitles(Mapping[str, tuple[Subtitle, ...]]):
             )
             texts.append([line.text for line in lines if line.text])
             times += [(line.start, line.end) for line in lines if line.text]
-        self._texts = TextRows(texts)
+        self._texts = Rows.texts(texts)
         self._times = np.array(times, dtype=np.float64).reshape(-1, 2)
 
     def __getitem__(self, clip: str) -> tuple[Subtitle, ...]:
@@ -112,7 +113,7 @@ class Question:
     span: Limits | None
 
 
-class Questions(Sequence[Question]):
+class Questions(MadeOnDemand[Question]):
     """Questions as columns; a :class:`Question` is made when one is asked for.
 
     Args:
@@ -120,7 +121,7 @@ class Questions(Sequence[Question]):
     """
 
     def __init__(self, rows: Sequence[Question]) -> None:
-        self._texts = TextRows((row.text, *row.options, row.clip) for row in rows)
+        self._texts = Rows.texts((row.text, *row.options, row.clip) for row in rows)
         self._numbers = np.array([(row.number, row.answer) for row in rows], dtype=np.int64).reshape(-1, 2)
         unmarked = (np.nan, np.nan)
         self._spans = np.array([row.span or unmarked for row in rows], dtype=np.float64).reshape(-1, 2)
@@ -133,19 +134,10 @@ class Questions(Sequence[Question]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, index: int) -> Question: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Question]: ...
-
-    def __getitem__(self, index: int | slice) -> Question | list[Question]:
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
-        row = range(len(self))[index]
-        text, *options, clip = self._texts[row]
-        number, answer = self._numbers[row].tolist()
-        start, end = self._spans[row].tolist()
+    def _item(self, position: int) -> Question:
+        text, *options, clip = self._texts[position]
+        number, answer = self._numbers[position].tolist()
+        start, end = self._spans[position].tolist()
         return Question(number, text, tuple(options), answer, clip, None if np.isnan(start) else (start, end))
 
 
