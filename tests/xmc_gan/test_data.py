@@ -455,7 +455,6 @@ def test_grey_and_transparent_pictures_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 0}, "data.batch_size"),
         ({"image_size": 0}, "size must be positive"),
         ({"flip": 2.0}, "flip is a probability"),
     ],
