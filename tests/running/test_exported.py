@@ -339,7 +339,7 @@ def test_no_command_that_uses_an_export_runs_what_it_names(
         ("xmc_gan", "model.init_args.regions", "none", "model.init_args.regions is 'none', which is no bool"),
         ("xmc_gan", "files", {}, "files has no model.safetensors"),
         ("xmc_gan", "files/vocab.txt", ..., "files has no vocab.txt"),
-        ("mct", "inputs.image.crop", 0, "inputs.image does not fit ImageTransform: crop must be positive"),
+        ("mct", "inputs.image.crop", 5000, "inputs.image does not fit ImageTransform: resize"),
         ("m3p", "inputs.languages", "de", "inputs.languages is 'de'"),
         ("vx2text", "inputs.task", "dance", "inputs.task is 'dance'"),
         ("vx2text", "files/spiece.model", ..., "files holds 0 vocabularies"),

@@ -452,16 +452,6 @@ def test_grey_and_transparent_pictures_are_read(tmp_path: Path) -> None:
     assert data.describe()["training (coco)"]["skipped"] == 0
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"image_size": 0}, "size must be positive"),
-        ({"flip": 2.0}, "flip is a probability"),
-    ],
-)
-def test_arguments_out_of_range_are_named(world: TwoObjectsWorld, change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        mini(world, **change)
 
 
 def test_minibatches_that_leave_no_negatives_are_refused(world: TwoObjectsWorld) -> None:
