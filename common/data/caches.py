@@ -12,28 +12,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 Content = TypeVar("Content")
-# Path, time of the last change and size: a file that was written anew is another file.
+# Path, time of the last change and size.
 FileKey = tuple[str, int, int]
 
 
 class FileCache(ABC, Generic[Content]):
-    """The contents of files, the least recently used ones dropped first. Failures are remembered too, as messages.
-
-    Args:
-        max_bytes: Bound of what is held.
-
-    Attributes:
-        dropped: Number of entries that had to make room for others so far.
-
-    Raises:
-        ValueError: The bound is not positive.
-    """
+    """The contents of files, the least recently used ones dropped first. Failures are remembered too, as messages."""
 
     _shared: ClassVar[Any] = None
 
     def __init__(self, max_bytes: int) -> None:
-        if max_bytes <= 0:
-            raise ValueError(f"max_bytes must be positive, not {max_bytes}")
         self.max_bytes = max_bytes
         self.dropped = 0
         self._entries: OrderedDict[FileKey, tuple[Content | str, int]] = OrderedDict()
@@ -62,12 +50,7 @@ class FileCache(ABC, Generic[Content]):
         return (kind.shared if self is kind._shared else kind, (self.max_bytes,))
 
     def fill(self, paths: Iterable[Path], unreadable: type[Exception]) -> None:
-        """Read files until one has to make room for another.
-
-        Args:
-            paths: the files.
-            unreadable: error of those that cannot be read, which are left for later.
-        """
+        """Read files until one has to make room for another; those that raise `unreadable` are left for later."""
         before = self.dropped
         for path in paths:
             with contextlib.suppress(unreadable):
@@ -84,7 +67,7 @@ class FileCache(ABC, Generic[Content]):
         return os.fspath(path), found.st_mtime_ns, found.st_size
 
     def _find(self, key: FileKey) -> tuple[Content | str] | None:
-        """What is kept of a file, or the message of its failure; None where nothing is."""
+        """A tuple of what is kept of a file, or of the message of its failure."""
         with self._lock:
             if key not in self._entries:
                 return None

@@ -42,9 +42,6 @@ class ClipDataset(ItemDataset):
         max_skipped_fraction: Share of the files that may be skipped before the run fails.
         cache_bytes: Bound of the decoded files kept in the memory of each process; 0 = read them every time.
 
-    Raises:
-        ValueError: The listing is empty.
-
     Source: docs/papers/avid_cma.md [2.1].
     """
 
@@ -57,8 +54,6 @@ class ClipDataset(ItemDataset):
         max_skipped_fraction: float = 0.05,
         cache_bytes: int = 0,
     ) -> None:
-        if clips_per_video < 1:
-            raise ValueError(f"clips_per_video must be at least 1, not {clips_per_video}")
         super().__init__(listing, passes=clips_per_video, seed=seed, max_skipped_fraction=max_skipped_fraction)
         self.cache = DecodedCache.shared(cache_bytes) if cache_bytes else None
 
@@ -70,13 +65,12 @@ class ClipDataset(ItemDataset):
         return self._sample(self.listing[file], rng)
 
     def fill_cache(self) -> None:
-        """Decode files into the cache, if there is one, until it is full; what cannot be decoded is left for later."""
         if self.cache is not None:
             files = (path for clip in self.listing.clips for path in (clip.path, clip.sound) if path is not None)
             self.cache.fill(files, MediaError)
 
     def preview(self, item: int) -> npt.NDArray[np.uint8]:
-        """The middle frame of a file as it is stored, [H, W, 3], for people to look at."""
+        """The middle frame of a file as it is stored, [H, W, 3]."""
         clip = self.listing[item]
         with self._opened(clip) as media:
             start, end = _video_limits(media, clip)
@@ -87,7 +81,6 @@ class ClipDataset(ItemDataset):
         return MediaFile(clip.path, self.cache)
 
     def _sound_of(self, clip: Clip, media: MediaFile) -> contextlib.AbstractContextManager[MediaFile]:
-        """The file with the sound of a clip whose own file is open."""
         return contextlib.nullcontext(media) if clip.sound is None else MediaFile(clip.sound, self.cache)
 
 
@@ -259,8 +252,6 @@ class DenseVideoClips(ClipDataset):
     ) -> None:
         super().__init__(listing, seed=seed, max_skipped_fraction=max_skipped_fraction, cache_bytes=cache_bytes)
         self.video_transform = video_transform.adapted(False, frame_count(video_duration, video_fps))
-        if clips < 1:
-            raise ValueError(f"clips must be at least 1, not {clips}")
         self.clips = clips
         self.random_starts = random_starts
         self.video_duration = video_duration
@@ -319,10 +310,6 @@ class SoundWindows(ClipDataset):
         cache_bytes: int = 0,
     ) -> None:
         super().__init__(listing, seed=seed, max_skipped_fraction=max_skipped_fraction, cache_bytes=cache_bytes)
-        if windows < 1:
-            raise ValueError(f"windows must be at least 1, not {windows}")
-        if not 0.0 < speed[0] <= speed[1]:
-            raise ValueError(f"speed must be a range of positive factors, not {speed}")
         self.audio_transform = audio_transform.with_training(training)
         self.training = training
         self.windows = windows

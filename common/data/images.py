@@ -29,12 +29,8 @@ class ImageError(MediaError):
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """Decode a picture to RGB with 8 bits per channel.
 
-    Gray, palette, CMYK and YCbCr pictures are converted; an alpha channel is dropped, as the loaders of the reference
-    codes do; of 16 bits the upper 8 are kept. The orientation in EXIF data is not applied: boxes and masks are given in
-    stored pixels, and the reference codes do not apply it either. An animation gives its first frame.
-
-    Args:
-        path: File in any format that Pillow reads.
+    An alpha channel is dropped, of 16 bits the upper 8 are kept, an animation gives its first frame. EXIF orientation
+    is not applied, since boxes and masks are in stored pixels.
 
     Raises:
         ImageError: The file is missing, empty, truncated, no picture, or has samples of 32 bits.
@@ -62,11 +58,7 @@ class ImageCache(FileCache[Pixels]):
     """Decoded pictures kept in the memory of this process; one larger than the bound is read every time."""
 
     def get(self, path: Path) -> Image.Image:
-        """The decoded picture, read on the first call; the caller's own copy.
-
-        Raises:
-            ImageError: The file cannot be read.
-        """
+        """The decoded picture, read on the first call; the caller's own copy."""
         try:
             key = self._key(path)
         except OSError as error:
@@ -106,9 +98,6 @@ class ImageItems(ItemDataset):
 
     Attributes:
         annotations: Set by such a subclass; the record then has their fingerprint.
-
-    Raises:
-        ValueError: The listing is empty, or a number is out of range.
     """
 
     annotations: ImageAnnotations
@@ -129,24 +118,14 @@ class ImageItems(ItemDataset):
         self.cache = ImageCache.shared(cache_bytes) if cache_bytes else None
 
     def _sample(self, item: int, image: Image.Image, rng: np.random.Generator) -> Sample:
-        """Make the sample of a picture.
-
-        Args:
-            item: Its position in the listing.
-            image: The picture, RGB; nobody else uses it.
-            rng: Source of everything random, seeded by (seed, epoch, item).
-        """
+        """Make the sample of the picture at a position of the listing."""
         return {"image": self.transform(image, rng)[0]}
 
     def _make(self, file: int, rng: np.random.Generator) -> Sample:
         return self._sample(file, self.image(file), rng)
 
     def image(self, item: int) -> Image.Image:
-        """A picture of the listing as it is stored.
-
-        Raises:
-            ImageError: The file cannot be read.
-        """
+        """A picture of the listing as it is stored, RGB."""
         path = self.listing[item].path
         return read_image(path) if self.cache is None else self.cache.get(path)
 
@@ -156,21 +135,15 @@ class ImageItems(ItemDataset):
         return {**super().describe(), **own}
 
     def fill_cache(self) -> None:
-        """Decode files into the cache until it is full; those that cannot be decoded are left for later."""
         if self.cache is not None:
             self.cache.fill((clip.path for clip in self.listing.clips), ImageError)
 
     def preview(self, item: int) -> Pixels:
-        """A picture as it is stored, [H, W, 3], for people to look at."""
         return np.array(self.image(item))
 
 
 def require_captions(listing: Listing, annotations: ImageAnnotations) -> None:
-    """Stop where an image has no caption, for a model that reads one of each.
-
-    Raises:
-        ValueError: Naming the first such image.
-    """
+    """Stop where an image has no caption, for a model that reads one of each."""
     captions = annotations.captions
     lengths = np.diff(captions.starts) if isinstance(captions, Rows) else np.array([len(own) for own in captions])
     without = np.flatnonzero(lengths == 0)

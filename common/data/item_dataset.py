@@ -42,8 +42,6 @@ class SkipLedger:
     """
 
     def __init__(self, listing: Listing, max_share: float) -> None:
-        if not 0.0 <= max_share <= 1.0:
-            raise ValueError(f"max_skipped_fraction must be in [0, 1], not {max_share}")
         self.listing = listing
         self.max_share = max_share
         self.flags = torch.zeros(len(listing), dtype=torch.uint8)
@@ -91,12 +89,6 @@ class ItemDataset(Dataset[Sample], ABC):
         seed: Seed of everything random.
         max_skipped_fraction: Share of the files that may be skipped before the run fails.
 
-    Attributes:
-        listing: The files.
-        skipped: Which of them could not be used so far.
-
-    Raises:
-        ValueError: The listing is empty.
     """
 
     def __init__(self, listing: Listing, *, passes: int = 1, seed: int = 0, max_skipped_fraction: float = 0.05) -> None:
@@ -111,16 +103,7 @@ class ItemDataset(Dataset[Sample], ABC):
         return len(self.listing) * self.passes
 
     def __getitem__(self, key: Key) -> Sample:
-        """One sample.
-
-        Args:
-            key: Item, or (epoch, item); an item alone is one of epoch 0.
-
-        Raises:
-            IndexError: There is no such item.
-            TooManyBrokenFiles: Too many files cannot be used.
-            MediaError: No file of the listing can be used.
-        """
+        """The sample of an item of epoch 0, or of (epoch, item)."""
         return self._usable(key, self._make)
 
     @abstractmethod
@@ -133,10 +116,9 @@ class ItemDataset(Dataset[Sample], ABC):
 
     @abstractmethod
     def preview(self, item: int) -> npt.NDArray[np.uint8]:
-        """A picture of a file as it is stored, [H, W, 3], for people to look at."""
+        """A picture of a file as it is stored, [H, W, 3]."""
 
     def name(self, item: int) -> str:
-        """A file's name relative to the root of its data set."""
         return self.listing.table.name(item)
 
     def describe(self) -> dict[str, Any]:

@@ -52,14 +52,13 @@ class Clip:
 class ClipTable(MadeOnDemand[Clip]):
     """The clips of a listing as columns; a :class:`Clip` is made when one is asked for.
 
+    Two million Python objects would cost a gigabyte in every loader process.
+
     Args:
         root: Folder that relative names start from.
         names: File names with forward slashes, relative to ``root``.
         labels: One class per name; likewise ``sound_labels``, ``folds``, ``starts``, ``ends`` (NaN = None).
         sounds: Names of the files with the sound ("" = in the file itself); None = of no clip.
-
-    Raises:
-        ValueError: If the columns differ in length.
     """
 
     __slots__ = ("_names", "ends", "folds", "labels", "root", "sound_labels", "sounds", "starts")
@@ -188,22 +187,17 @@ def _relative(path: Path, root: Path) -> str:
 class Listing:
     """The clips of one split of one data set, in a fixed order.
 
-    The position of a clip here is its instance id: the row of a memory bank, so a bank only fits the listing it was
-    trained on. :meth:`fingerprint` tells two listings apart.
+    The position of a clip is its row in a memory bank, so a bank only fits the listing it was trained on.
 
     Args:
         name: Data set, for records ("kinetics400").
         version: What was listed: split, fold and layout, for records.
         clips: The clips; a sequence of :class:`Clip` is stored as a :class:`ClipTable`.
         classes: Class names; the label of a clip is a position here.
-        root: Folder of the data set.
         missing: Number of items that the official lists name but the folder lacks.
         missing_names: A few of those.
         layout: Which of the supported layouts was found.
-        notes: What else a reader of the overview should know, such as items that were left out.
-
-    Raises:
-        ValueError: If a label does not name a class.
+        notes: Remarks for the overview, such as items that were left out.
     """
 
     name: str
@@ -318,12 +312,8 @@ class DatasetStatus:
 class ListingIndex:
     """A listing kept as JSON, valid as long as the folders and lists it was made from are unchanged.
 
-    Walking 240,000 files takes long on a network disk. Adding or removing a file changes the time stamps of its folder,
-    so a look at the folders alone tells whether the index is still right. Both modification and status-change time are
-    compared, because unpacking an archive may set the first back.
-
-    Args:
-        path: The JSON file.
+    Adding or removing a file changes the time stamps of its folder. Modification and status-change time are compared,
+    because unpacking an archive may set the first back.
     """
 
     def __init__(self, path: Path) -> None:
@@ -365,12 +355,7 @@ class ListingIndex:
             return None
 
     def store(self, listing: Listing, watched: Iterable[Path], scanned_at: float | None = None) -> bool:
-        """Keep a listing.
-
-        Args:
-            listing: What was found.
-            watched: The folders that were read and the list files that were used.
-            scanned_at: Time (seconds since the epoch) before the folders were read; None = now.
+        """Keep a listing of the watched folders and list files, which were read after `scanned_at` (None = now).
 
         Returns:
             Whether it was kept: not when a folder changed within the last two seconds, since a change right after the

@@ -16,19 +16,8 @@ from torch.utils.data import Sampler
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yields `(epoch, item)` keys in an order that depends on (seed, epoch) alone.
 
-    Rank r of W takes items r, r + W, ... of the epoch's order. A global batch is therefore the same set of items for
-    every W, which makes W processes equal to one with the joined batch. What is left over after the last whole global
-    batch is dropped, as docs/papers/avid_cma.md [9] says.
-
-    Args:
-        num_samples: length of the data set.
-        batch_size: global batch, over all ranks.
-        seed: seed of the order.
-        rank, world_size: this process and the number of processes.
-        shuffle: False keeps the items in order.
-
-    Raises:
-        ValueError: the global batch is not divisible by the number of processes, or larger than the data set.
+    Rank r of W takes items r, r + W, ... of the epoch's order, so a global batch (`batch_size`) is the same set for
+    every W. Items after the last whole batch are dropped, as docs/papers/avid_cma.md [9] says.
     """
 
     def __init__(

@@ -264,8 +264,6 @@ def test_the_cache_travels_empty_and_is_shared_in_a_process(folder: Path) -> Non
     assert DecodedCache.shared(2**21) is shared
     assert shared.max_bytes >= 2**21
     assert pickle.loads(pickle.dumps(shared)) is shared
-    with pytest.raises(ValueError, match="max_bytes"):
-        DecodedCache(0)
 
 
 def _broken_file(folder: Path, kind: str) -> Path:
@@ -379,8 +377,11 @@ def test_sound_that_cannot_be_resampled_is_named(
     )
     body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", samples.nbytes)
     path.write_bytes(b"RIFF" + struct.pack("<I", len(body) + samples.nbytes) + body + samples.tobytes())
-    with pytest.raises(MediaError, match=r"odd\.wav"):
-        MediaFile(path, DecodedCache(2**26) if cached else None).read_audio(0.0, 0.1, 16_000)
+    with (
+        pytest.raises(MediaError, match=r"odd\.wav"),
+        MediaFile(path, DecodedCache(2**26) if cached else None) as media,
+    ):
+        media.read_audio(0.0, 0.1, 16_000)
 
 
 def test_a_window_without_a_frame_is_too_short(folder: Path) -> None:

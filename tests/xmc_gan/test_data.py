@@ -452,8 +452,6 @@ def test_grey_and_transparent_pictures_are_read(tmp_path: Path) -> None:
     assert data.describe()["training (coco)"]["skipped"] == 0
 
 
-
-
 def test_minibatches_that_leave_no_negatives_are_refused(world: TwoObjectsWorld) -> None:
     with pytest.raises(
         ValueError, match=r"data.batch_size is 1 over 1 processes: each needs a minibatch of at least 2"
