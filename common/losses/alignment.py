@@ -107,14 +107,9 @@ def transport_plan(
         Rows that count sum to one over the regions of the pair, after enough iterations; columns that count, exactly,
         to one over its words. No gradient flows through it.
 
-    Raises:
-        ValueError: beta is not above zero, or a number of steps is not.
-
     Source: Xie et al., "A Fast Proximal Point Method for Computing Exact Wasserstein Distance", algorithm 1;
         docs/papers/m3p.md [14].
     """
-    if not beta > 0 or iterations < 1 or inner < 1:
-        raise ValueError(f"beta must be above 0, iterations and inner at least 1; got {beta}, {iterations} and {inner}")
     with torch.no_grad():
         both = (region_mask[:, :, None] & word_mask[:, None, :]).to(cost.dtype)
         kernel = torch.exp(cost.mT / -beta) * both

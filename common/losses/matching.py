@@ -62,9 +62,6 @@ def in_batch_matching(logits: Tensor, group: Tensor | None = None) -> tuple[Tens
         Cross entropy, averaged over both directions and the batch, and binary cross entropy, averaged over all pairs
         that count; in nats.
 
-    Raises:
-        ValueError: the scores are not square.
-
     Source: docs/papers/m3p.md [13.3].
     """
     if logits.dim() != 2 or logits.shape[0] != logits.shape[1]:

@@ -20,9 +20,6 @@ class MemoryBank(nn.Module):
         dim: width of an embedding.
         momentum: share of the old row that a write keeps, in [0, 1].
 
-    Raises:
-        ValueError: when a size or the momentum is out of range.
-
     Source: docs/papers/avid_cma.md [4].
     """
 
@@ -30,10 +27,6 @@ class MemoryBank(nn.Module):
 
     def __init__(self, num_items: int, dim: int, momentum: float = 0.5) -> None:
         super().__init__()
-        if num_items < 1 or dim < 1:
-            raise ValueError(f"num_items and dim must be positive, got num_items={num_items}, dim={dim}")
-        if not 0.0 <= momentum <= 1.0:
-            raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
         self.num_items = num_items
         self.dim = dim
         self.momentum = momentum
@@ -43,17 +36,7 @@ class MemoryBank(nn.Module):
         return f"{self.num_items} x {self.dim}, momentum={self.momentum}"
 
     def lookup(self, index: Tensor) -> Tensor:
-        """Rows of the given items.
-
-        Args:
-            index: item numbers.
-
-        Shapes:
-            index [...] -> [..., d]
-
-        Returns:
-            A copy, without gradient.
-        """
+        """A copy of the rows of some items, without gradient; index [...] -> [..., d]."""
         rows = self.vectors.index_select(0, index.reshape(-1))
         return rows.view(*index.shape, self.dim)
 
@@ -82,30 +65,12 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def check_replicas(self, name: str = "the memory bank", rows: int = 1024) -> None:
-        """Raise unless the banks of all ranks agree, bit for bit, on a sample of rows.
-
-        Args:
-            name: what to call this bank in the error.
-            rows: number of rows compared, evenly spaced; at least `num_items` compares everything.
-
-        Raises:
-            RuntimeError: when a rank differs.
-        """
+        """Raise RuntimeError unless the banks of all ranks agree, bit for bit, on `rows` evenly spaced rows."""
         sample = torch.linspace(0, self.num_items - 1, min(rows, self.num_items), device=self.vectors.device).long()
         require_equal_over_ranks(checksum(self.lookup(sample).view(torch.int32)), name)
 
 
 def last_occurrence(index: Tensor) -> Tensor:
-    """Position of the last entry with the same value, for every entry, without host synchronization.
-
-    Args:
-        index: item numbers, repeated ones allowed.
-
-    Shapes:
-        index [M] -> [M]
-
-    Returns:
-        Positions into `index`; an entry that occurs once points at itself.
-    """
+    """Position of the last entry with the same value, for every entry, without host synchronization; [M] -> [M]."""
     order = torch.argsort(index, stable=True)
     return order[torch.searchsorted(index[order], index, right=True) - 1]

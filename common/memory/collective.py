@@ -28,16 +28,9 @@ def world_size() -> int:
 
 @torch.no_grad()
 def all_gather_concat(tensor: Tensor) -> Tensor:
-    """Concatenate the tensors of all ranks along the first dimension, in rank order, without gradient.
+    """Concatenate the tensors of all ranks in rank order, without gradient; [B, ...] -> [W * B, ...].
 
-    Args:
-        tensor: local part; every rank must pass the same shape and type.
-
-    Shapes:
-        tensor [B, ...] -> [W * B, ...]
-
-    Returns:
-        The same tensor on every rank; the detached input when not distributed.
+    Every rank must pass the same shape and type.
     """
     tensor = tensor.detach()
     if not is_distributed():
@@ -77,12 +70,6 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     """Plain mean of a tensor over ranks, without gradient.
 
     The parts are added in rank order, so that the result is the same on every rank to the last bit.
-
-    Args:
-        tensor: local value; every rank must pass the same shape and type.
-
-    Returns:
-        Tensor of the same shape.
     """
     return all_gather_concat(tensor.unsqueeze(0)).mean(dim=0)
 
@@ -97,11 +84,7 @@ def share_of_mean(count: int, device: torch.device) -> Tensor | float:
 
 @torch.no_grad()
 def broadcast_from_rank_zero(tensor: Tensor) -> None:
-    """Overwrite `tensor` on every rank with rank 0's values.
-
-    Args:
-        tensor: any layout; changed in place.
-    """
+    """Overwrite `tensor` on every rank with rank 0's values."""
     if not is_distributed():
         return
     # A strided view (banks that share one storage) cannot be sent as it is.
@@ -119,14 +102,11 @@ def checksum(values: Tensor) -> Tensor:
 
 
 def require_equal_over_ranks(checksum: Tensor, what: str) -> None:
-    """Raise unless every rank holds the same checksum.
+    """Raise RuntimeError with the ranks that differ from rank 0, if any.
 
     Args:
         checksum: a small integer tensor that summarizes the local state.
-        what: name of the state for the error message.
-
-    Raises:
-        RuntimeError: names the ranks that differ from rank 0.
+        what: name of the state, for the message.
     """
     if not is_distributed():
         return
@@ -155,7 +135,7 @@ def _ranks_apart(world: Any, step: int) -> Any:
 
 
 def gather_with_gradient(tensor: Tensor, ranks: Any = None) -> Tensor:
-    """Concatenate the tensors of several ranks along the first dimension, in rank order; gradients go back to them.
+    """Concatenate the tensors of several ranks in rank order, with gradients; [B, ...] -> [W * B, ...].
 
     What a rank gets back is the sum of the gradients on all ranks. When all ranks compute the same loss of the joint
     batch and then average the gradients of their weights, these are exactly those of one process with that batch.
@@ -163,23 +143,13 @@ def gather_with_gradient(tensor: Tensor, ranks: Any = None) -> Tensor:
     Args:
         tensor: local part; every rank must pass the same shape and type.
         ranks: process group; None for all ranks.
-
-    Shapes:
-        tensor [B, ...] -> [W * B, ...]
-
-    Returns:
-        The same tensor on every rank; the input when not distributed.
     """
     return _Gather.apply(tensor, ranks) if is_distributed() else tensor
 
 
 @torch.no_grad()
 def average_in_place(tensors: list[Tensor]) -> None:
-    """Replace each tensor by its mean over ranks, with one message for all of them.
-
-    Args:
-        tensors: of one type; every rank must pass the same shapes in the same order.
-    """
+    """Replace each of some tensors of one type by its mean over ranks, with one message for all of them."""
     if not is_distributed() or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])

@@ -21,13 +21,10 @@ def require_groups(field: str, size: int | None, batch_size: int, devices: int) 
     """Refuse groups that a batch cannot be divided into on so many devices.
 
     Args:
-        field: where the size stands, for the message.
+        field: setting of the size, for the message.
         size: samples of a group; None for the whole batch.
         batch_size: of all devices.
-        devices: how many share it.
-
-    Raises:
-        ValueError: `size` does not divide the batch, or neither groups nor devices divide the other.
+        devices: number of devices.
     """
     if size is None:
         return
@@ -45,11 +42,7 @@ def require_groups(field: str, size: int | None, batch_size: int, devices: int) 
 
 
 def groups_here(field: str, samples: int, size: int | None) -> int:
-    """How many groups the samples of a rank make; 1 as well where they are a part of one.
-
-    Raises:
-        ValueError: they are no whole number of groups.
-    """
+    """How many groups the samples of a rank make; 1 as well where they are a part of one."""
     if size is None or samples <= size:
         return 1
     if samples % size:

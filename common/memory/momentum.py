@@ -14,23 +14,11 @@ from torch import Tensor, nn
 def update_average(averages: Iterable[Tensor], sources: Iterable[Tensor], momentum: float) -> None:
     """Move every average toward its source: average <- momentum * average + (1 - momentum) * source.
 
-    Args:
-        averages: changed in place.
-        sources: in the same order.
-        momentum: share of the average that stays, in [0, 1].
-
-    Raises:
-        ValueError: when the two do not match in number or shape, or the momentum is out of range.
-
     Source: docs/papers/mct.md [6].
     """
-    averages, sources = list(averages), list(sources)
-    if not 0.0 <= momentum <= 1.0:
-        raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
-    if [average.shape for average in averages] != [source.shape for source in sources]:
-        raise ValueError("averages and sources must match in number and shape: are they of the same architecture?")
+    averages = list(averages)
     if averages:
-        torch._foreach_lerp_(averages, sources, 1.0 - momentum)
+        torch._foreach_lerp_(averages, list(sources), 1.0 - momentum)
 
 
 class MomentumPair(nn.Module):
@@ -54,16 +42,11 @@ class MomentumPair(nn.Module):
         self.copy_buffers = copy_buffers
 
     def forward(self, *inputs: Any) -> Any:
-        """Output of the trained network."""
         return self.query(*inputs)
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:
-        """Move the average; call it before the optimizer step.
-
-        Args:
-            momentum: share of the average that stays, in [0, 1].
-        """
+        """Move the average; call it before the optimizer step."""
         update_average(self.key.parameters(), self.query.parameters(), momentum)
         if self.copy_buffers:
             self._copy(self.key.buffers(), self.query.buffers())

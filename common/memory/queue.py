@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +41,6 @@ class KeyQueue(nn.Module):
         valid: slots that were written, bool [K].
         pointer: slot that is written next, int64 [].
 
-    Raises:
-        ValueError: when an argument is out of range.
-
     Source: docs/papers/mct.md [5].
     """
 
@@ -63,15 +60,6 @@ class KeyQueue(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if size < 1 or dim < 1 or tag_count < 0:
-            raise ValueError(
-                f"a queue needs size >= 1, dim >= 1 and tag_count >= 0, got size={size}, dim={dim}, "
-                f"tag_count={tag_count}"
-            )
-        if dtype not in get_args(QueueDtype):
-            raise ValueError(f"dtype must be one of {', '.join(get_args(QueueDtype))}, got {dtype!r}")
-        if warm not in get_args(Warm):
-            raise ValueError(f"warm must be one of {', '.join(get_args(Warm))}, got {warm!r}")
         self.size = size
         self.dim = dim
         self.tag_count = tag_count
@@ -105,9 +93,6 @@ class KeyQueue(nn.Module):
 
         Shapes:
             keys [B, d]; image_id [B]; tags [B, T]
-
-        Raises:
-            ValueError: when a shape does not fit, or tags are missing or not wanted.
         """
         self.require_batch(keys, image_id, tags)
         self.write(*all_gather_rows(keys.to(self.vectors.dtype), image_id, tags))
@@ -133,17 +118,12 @@ class KeyQueue(nn.Module):
 
     def require_batch(self, keys: Tensor, image_id: Tensor | None, tags: Tensor | None) -> None:
         """Raise ValueError unless a batch fits this queue."""
-        if keys.dim() != 2 or keys.shape[1] != self.dim:
-            raise ValueError(f"keys must be [B, {self.dim}], got {tuple(keys.shape)}")
-        if image_id is not None and image_id.shape != keys.shape[:1]:
-            raise ValueError(f"image_id must be [{len(keys)}], one per key, got {tuple(image_id.shape)}")
         if self.tag_count and tags is None:
             raise ValueError(f"this queue keeps {self.tag_count} tags per key, but the batch has no tags")
-        if tags is not None and tags.shape != (len(keys), self.tag_count):
-            raise ValueError(
-                f"tags must be [{len(keys)}, {self.tag_count}], the number of keys and tag_count of the queue; "
-                f"got {tuple(tags.shape)}"
-            )
+        shapes = {"keys": (len(keys), self.dim), "image_id": (len(keys),), "tags": (len(keys), self.tag_count)}
+        for (name, shape), given in zip(shapes.items(), (keys, image_id, tags)):
+            if given is not None and given.shape != shape:
+                raise ValueError(f"{name} must be {list(shape)}, got {list(given.shape)}")
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -226,15 +206,7 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def check_replicas(self, name: str = "the key queue", rows: int = 1024) -> None:
-        """Raise unless the queues of all ranks agree, bit for bit: a sample of keys, and all else.
-
-        Args:
-            name: what to call this queue in the error.
-            rows: number of keys compared, evenly spaced; at least `size` compares everything.
-
-        Raises:
-            RuntimeError: when a rank differs.
-        """
+        """Raise RuntimeError unless the queues of all ranks agree, bit for bit: `rows` of the keys, and all else."""
         sample = torch.linspace(0, self.size - 1, min(rows, self.size), device=self.vectors.device).long()
         integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[self.vectors.element_size()]
         parts = [self.vectors.index_select(0, sample).view(integers), self.image_id, self.valid, self.pointer]

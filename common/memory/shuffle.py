@@ -36,20 +36,12 @@ def batch_shuffle(rows: Tensor, permutation: Tensor | None = None) -> tuple[Tens
     Returns:
         (this rank's part of the permuted joint batch [N, ...], the permutation).
 
-    Raises:
-        ValueError: when the permutation has another length than the joint batch.
-
-    Source: [6].
+    Source: docs/papers/mct.md [6].
     """
     joint = all_gather_concat(rows)
     if permutation is None:
         permutation = torch.randperm(len(joint), device=rows.device)
         broadcast_from_rank_zero(permutation)
-    elif permutation.shape != (len(joint),):
-        raise ValueError(
-            f"the permutation must have one entry for each of the {len(joint)} rows of all ranks, got "
-            f"{tuple(permutation.shape)}"
-        )
     shuffled = joint.index_select(0, _own_part(permutation))
     if rows.dim() == 4 and rows.is_contiguous(memory_format=torch.channels_last):
         shuffled = shuffled.contiguous(memory_format=torch.channels_last)  # gathering loses the layout

@@ -131,9 +131,7 @@ def test_half_precision_is_raised_to_float32(dtype: torch.dtype, reduction: Any)
     torch.testing.assert_close(loss, torch.tensor(math.log1p(16384 * math.exp(0.25))))
 
 
-def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="reduction must be one of sum, mean, max, got 'median'"):
-        queue_hinge(torch.zeros(2), torch.zeros(2, 3), 0.2, "median")  # type: ignore[arg-type]
+def test_shapes_that_do_not_fit_are_refused() -> None:
     for positive, negatives in ((torch.zeros(2, 1), torch.zeros(2, 3)), (torch.zeros(2), torch.zeros(3, 3))):
         with pytest.raises(ValueError, match=r"positive must be \[B\] and negatives \[B, K\]"):
             queue_hinge(positive, negatives, 0.2)

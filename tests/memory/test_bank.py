@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,12 +62,3 @@ def test_lookup_copies_rows_in_the_shape_of_the_index() -> None:
     assert torch.equal(rows[0, 0], bank.vectors[3])
     rows.zero_()
     assert bank.vectors.norm() > 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [((0, 4), "num_items"), ((4, 0), "dim"), ((4, 4, 1.5), "momentum"), ((4, 4, -0.1), "momentum")],
-)
-def test_impossible_arguments_are_named(arguments: tuple[float, ...], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        MemoryBank(*arguments)  # type: ignore[arg-type]

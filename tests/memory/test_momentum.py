@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from common.memory.momentum import MomentumPair, update_average
+from common.memory.momentum import MomentumPair
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -110,12 +109,3 @@ def test_a_restored_pair_goes_on_exactly() -> None:
     train(second, range(3, 6))
     for name, value in whole.state_dict().items():
         assert torch.equal(second.state_dict()[name], value)
-
-
-def test_networks_that_do_not_match_are_refused() -> None:
-    ours, other = network(), nn.Linear(4, 5)
-    with pytest.raises(ValueError, match="match in number and shape"):
-        update_average(ours.parameters(), other.parameters(), 0.9)
-    with pytest.raises(ValueError, match=r"momentum must lie in \[0, 1\]"):
-        MomentumPair(copy.deepcopy(ours)).update(1.5)
-    update_average([], [], 0.9)
