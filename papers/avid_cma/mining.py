@@ -36,17 +36,13 @@ def mine_positives(
     Items are split over ranks, the sets are gathered. No more than two tiles of block x block scores exist at a time.
 
     Args:
-        video_bank: unit rows.
-        audio_bank: unit rows.
         k: positives per item.
-        agreement: how the two similarities combine.
         block: items on either side of a tile of scores; a size that suits the device when None.
         progress: called on rank 0 with (tiles done, tiles of this rank).
-        rank: this process; the running process group's by default.
-        world_size: number of processes; the running process group's by default.
+        rank, world_size: of the running process group by default.
 
     Shapes:
-        video_bank [N, d]; audio_bank [N, d]
+        video_bank, audio_bank [N, d], unit rows
 
     Returns:
         int32 [N, k], every row ascending, on the device of the banks, equal on every rank. Where `world_size` is given
@@ -121,17 +117,7 @@ def estimate_cost(
     world_size: int = 1,
     device: torch.device | str = "cpu",
 ) -> str:
-    """One line on what a search will cost, to print before it starts.
-
-    Args:
-        num_items: rows of a bank.
-        dim: width of a row.
-        k: positives per item.
-        agreement: how the two similarities combine.
-        block: items on either side of a tile of scores; a size that suits the device when None.
-        world_size: processes that share the work.
-        device: where the banks are.
-    """
+    """One line on what a search will cost."""
     block = min(default_block(device) if block is None else block, num_items)
     products = 2 if agreement in ("consensus", "union") else 1
     part = num_items / world_size
@@ -210,16 +196,8 @@ class _Search:
     ) -> None:
         """Merge a tile into the best k of `rows`.
 
-        Args:
-            rows: items to improve.
-            first_item: the item that the tile's other side starts with.
-            maxima: maximum of every group; group g holds the items g, g + G, g + 2G, ... of the other side.
-            scores: the tile.
-            row_stride: distance of two of `rows` in the tile's memory.
-            item_stride: distance of two items of the other side.
-
-        Shapes:
-            maxima [side, G]; scores [side, side]
+        `maxima` [side, G] has the maximum of every group; group g holds the items g, g + G, g + 2G, ... of the other
+        side, which starts with `first_item`. The strides are distances in the memory of the tile.
         """
         block = slice(rows.start - self.first, rows.stop - self.first)
         height, num_groups = rows.stop - rows.start, self.num_groups

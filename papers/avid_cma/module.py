@@ -34,7 +34,6 @@ class AVIDModule(pl.LightningModule):
 
     Args:
         video_encoder, audio_encoder: backbones with a `feature_dim`.
-        loss: what is learned; its memory banks are made when the data set is known.
         hidden_dim, out_dim, head_layers, head_batch_norm, head_output_batch_norm: projection heads, one per modality
             ([3.3]).
         learning_rate, betas, weight_decay: Adam; the weight decay is L2 in the gradient ([8]).
@@ -134,7 +133,7 @@ class AVIDModule(pl.LightningModule):
             self.mine()
 
     def mine(self) -> None:
-        """Search the positives of every instance, where the loss has any; all ranks together."""
+        """Search the positives of every instance; all ranks together."""
         if self._without_files:
             self.loss.step, positives = 1, self.loss.positive_set
             self.loss.normalizer.fill_(1000.0)
@@ -146,7 +145,6 @@ class AVIDModule(pl.LightningModule):
 
     @property
     def data(self) -> PretrainingData:
-        """The data module of this run."""
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def setup(self, stage: str) -> None:
@@ -197,7 +195,6 @@ class AVIDModule(pl.LightningModule):
         self._without_files = True
 
     def check_replicas(self) -> None:
-        """Raise when the banks of two ranks differ."""
         self.loss.check_replicas()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -126,12 +126,8 @@ def draw_neighbors(
     """Draw each query's nearest clips: by video, by audio, and across modalities.
 
     Args:
-        module: only its loggers are used.
-        clips: the held-out clips that `index` counts.
         video, audio: unit embeddings [N, d].
-        index: positions of the rows in `clips` [N]; a clip whose frame cannot be read is shown in gray.
-        path: PNG file to write.
-        queries, neighbors: size of the figure.
+        index: positions of the rows in `clips` [N].
 
     Returns:
         Rows of the table: query, kind of neighborhood, file of each neighbor.

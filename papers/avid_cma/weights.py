@@ -49,10 +49,7 @@ class Pretraining:
 def load_pretraining(path: str | Path, model: nn.Module, field: str = "model.warm_start") -> Pretraining:
     """Read a checkpoint of `AVIDModule`, or one of the released code (AVID or AVID-CMA), also its network alone.
 
-    Args:
-        path: the file.
-        model: the network that the weights are for; not changed.
-        field: setting that gave `path`, for the message.
+    `model` is the network that the weights are for; it is not changed.
 
     Source: [13].
     """
@@ -100,12 +97,7 @@ def _released_memory(criterion: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, Tensor]:
     """State dict of one encoder out of any checkpoint that holds it.
 
-    Args:
-        path: a Lightning checkpoint of pre-training, a backbone written by `export`, or a released file.
-        modality: which encoder.
-
-    Returns:
-        Names and tensors as the encoder's own `state_dict`.
+    `path` is a Lightning checkpoint of pre-training, a backbone written by `export`, or a released file.
     """
     if modality not in TOWERS:
         raise ValueError(f"modality: expected 'video' or 'audio', got {modality!r}")
@@ -125,16 +117,7 @@ def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, T
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Modality = "video") -> Path:
-    """Write one encoder of a checkpoint as a small file of its own: no head, no bank, no optimizer.
-
-    Args:
-        checkpoint: see `load_backbone`.
-        output: file to write; it appears whole or not at all.
-        layout: which encoder; it is always written with our own names.
-
-    Returns:
-        `output`.
-    """
+    """Write one encoder of a checkpoint as a small file of its own: no head, no bank, no optimizer."""
     backbone = load_backbone(checkpoint, layout)
     content = {"format": BACKBONE_FORMAT, "paper": "avid_cma", "modality": layout, "state_dict": backbone}
     return write_torch(output, content)
