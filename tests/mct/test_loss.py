@@ -412,9 +412,6 @@ def test_every_queue_is_compared_under_the_name_of_its_loss(monkeypatch: pytest.
     [
         ({"weight_ii": 0.0, "weight_cc": 0.0, "weight_cross": 0.0}, "one must be positive"),
         ({"weight_tag": 1.0}, "the data have no tags"),
-        ({"queue_size": 0}, "size=0"),
-        ({"queue_dtype": "int8"}, "dtype must be one of"),
-        ({"queue_warm": "cold"}, "warm must be one of"),
     ],
 )
 def test_impossible_arguments_are_named(fields: dict[str, Any], named: str) -> None:
