@@ -5,77 +5,106 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import platform
+import re
 import shutil
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from common import files
+from common.commands.data import data_root
+from common.reporting.papers import checkout, existing_papers, working_folder
 
-from common.files import cache_folder
-from common.reporting import records
-from common.reporting.papers import checkout, working_folder
-from common.stages.single import datasets_of
-
-REQUIRED = (
-    "numpy", "torch", "torchvision", "torchaudio", "lightning", "jsonargparse", "transformers", "timm", "torchmetrics",
-    "wandb", "av", "sklearn", "rich", "matplotlib", "jinja2",
+#: Packages with compiled parts, which are imported to see whether they fit together.
+COMPILED = ("numpy", "torch", "torchvision", "torchaudio", "av")
+#: Packages whose installed version is read.
+INSTALLED = (
+    "lightning", "jsonargparse", "transformers", "timm", "torchmetrics", "wandb", "scikit-learn", "rich", "matplotlib",
+    "jinja2",
 )  # fmt: skip
+DISTRIBUTION = "representation-assemble"
 
 
-def examine(data: Path, papers: list[str]) -> int:
-    """Print versions, devices, key and data sets; returns 1 when something that every run needs is missing."""
-    console = Console()
+def doctor(*, data: Annotated[Path | None, "folder of the data sets; default: data"] = None) -> int:
+    """Say what this machine has and lacks: devices, keys, packages, data sets.
+
+    Exits with 1 when a package that every run needs is missing.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    from common.reporting import records
+    from common.reporting.wandb_server import server, why_no_key
+
     table = Table(show_header=False, box=None, pad_edge=False)
     missing: list[str] = []
-
+    versions = {name: _imported(name) for name in COMPILED} | {name: _installed(name) for name in INSTALLED}
     machine = records.hardware()
     table.add_row("machine", f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB memory")
-    table.add_row("python", platform.python_version())
-    for name in REQUIRED:
-        try:
-            module = importlib.import_module(name)
-            table.add_row(name, str(getattr(module, "__version__", "present")))
-        except Exception as error:  # a library of another build raises what it likes
-            missing.append(name)
-            table.add_row(name, f"[red]does not import: {escape(str(error))}[/red]")
-    if "torch" not in missing:
-        import torch
-
-        if torch.cuda.is_available():
-            for index in range(torch.cuda.device_count()):
-                properties = torch.cuda.get_device_properties(index)
-                table.add_row(f"gpu {index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
-        else:
-            table.add_row("gpu", "none found: the scales smoke and mini run on the CPU")
+    for name in _gpus() or ["none found: the scales smoke and mini run on the CPU"]:
+        table.add_row("gpu", name)
     free = shutil.disk_usage(working_folder()).free / 2**30
     table.add_row("disk", f"{free:.0f} GiB free at {working_folder()}")
-    table.add_row("cache", f"{cache_folder()} (ASSEMBLE_CACHE moves it)")
-    if "wandb" not in missing:
-        from common.reporting.wandb_server import server, why_no_key
-
-        reason = why_no_key()
-        found = f"{reason}: runs are logged offline" if reason else f"present for {server()}; WANDB_MODE=online uses it"
-        table.add_row("W&B key", escape(found))
+    table.add_row("cache", f"{files.cache_folder()} (ASSEMBLE_CACHE moves it)")
+    reason = why_no_key()
+    found = f"{reason}: runs are logged offline" if reason else f"present for {server()}; WANDB_MODE=online uses it"
+    table.add_row("W&B key", escape(found))
     git = records.git_state(checkout())
     state = "unknown" if git["revision"] is None else git["revision"][:12] + (" with changes" if git["dirty"] else "")
     table.add_row("revision", state)
+    table.add_row("python", platform.python_version())
+    for name, version in versions.items():
+        if isinstance(version, Exception):
+            missing.append(name)
+            table.add_row(name, f"[red]does not import: {escape(str(version))}[/red]")
+        else:
+            table.add_row(name, version)
+    for extra, absent in _extras().items():
+        table.add_row(f"extra {extra}", f"lacks {', '.join(absent)}: make extra-{extra}" if absent else "installed")
+    console = files.console()
     console.print(table)
-
-    if missing and papers:
-        console.print("\ndata sets: not looked for before the packages are there, which their classes need")
-    for paper in [] if missing else papers:
-        console.print(
-            f"\n[bold]{paper}[/bold]: data sets of the scale paper, looked for in {escape(str(data))} "
-            "(--data, ASSEMBLE_DATA)",
-            soft_wrap=True,
-        )
-        for dataset in datasets_of(paper, data):
-            status = dataset.status()
-            mark = "[green]present[/green]" if status.present else "[yellow]missing[/yellow]"
-            # A path is copied whole.
-            console.print(f"  {mark}  {escape(f'{status.title}: {status.path}')}", soft_wrap=True)
-        console.print(f"  `assemble data {paper}` says how to get them; smoke and mini need none")
     if missing:
         console.print(f"\n[red]missing packages: {', '.join(missing)}[/red]; run `make setup`")
-    return 1 if missing else 0
+        return 1
+    from common.stages.single import datasets_of
+
+    folder = (data or data_root()).resolve()
+    print(f"\ndata sets of the scale paper in {folder} (--data, ASSEMBLE_DATA); smoke and mini need none")
+    for paper in existing_papers():
+        states = {status.title: status.present for status in (one.status() for one in datasets_of(paper.name, folder))}
+        absent = [title for title, present in states.items() if not present]
+        told = f"missing {'; '.join(absent)} (`assemble data {paper.short}` says more)" if absent else "all present"
+        print(f"  {paper.short}: {told}", flush=True)
+    return 0
+
+
+def _imported(name: str) -> str | Exception:
+    try:
+        return str(getattr(importlib.import_module(name), "__version__", "present"))
+    except Exception as error:  # a library of another build raises what it likes
+        return error
+
+
+def _installed(name: str) -> str | Exception:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError as error:
+        return error
+
+
+def _gpus() -> list[str]:
+    try:
+        import torch
+    except Exception:  # told among the packages
+        return []
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [f"{one.name}, {one.total_memory / 2**30:.0f} GiB" for one in found]
+
+
+def _extras() -> dict[str, list[str]]:
+    """Extras of this distribution, but for those of its developers, and the packages that each lacks."""
+    found: dict[str, list[str]] = {}
+    for requirement in importlib.metadata.requires(DISTRIBUTION) or []:
+        if match := re.match(r"([\w.-]+).*extra == ['\"]([\w-]+)", requirement):
+            name, extra = match.groups()
+            found.setdefault(extra, []).extend([name] if isinstance(_installed(name), Exception) else [])
+    return {extra: absent for extra, absent in found.items() if extra not in ("dev", "docs")}

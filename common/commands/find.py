@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import files
+from common.commands.parsing import PaperName, Runs, Scale, StageName
 from common.reporting.draws import told
 from common.reporting.papers import (
-    SCALES,
     Paper,
-    example_stage,
     existing_papers,
-    names_of_papers,
     paper_named,
     project_root,
     runs_root,
@@ -25,37 +22,16 @@ if TYPE_CHECKING:
     from common.reporting.records import Record
 
 
-def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the commands to a command line."""
-    command = commands.add_parser(
-        "list",
-        help="what there is: papers, tables, rows, stages, recipes, what has run, how long it takes",
-        description="Without a paper, the papers. With one, its tables, the rows and stages that can be run at a "
-        "scale, which of them have run here or have a promoted record, how long they took, and its recipes.",
-    )
-    command.add_argument("paper", nargs="?", help=names_of_papers())
-    command.add_argument("--scale", choices=SCALES, default="mini", help="default: mini")
-    command.add_argument("--runs", type=Path, default=runs_root(), help="folder of the runs; default: runs")
-    command.set_defaults(func=list_command)
+def list_(paper: PaperName | None = None, *, scale: Scale = "mini", runs: Runs = None) -> int:
+    """List papers, tables, rows, stages and recipes, what has run and how long it takes.
 
-    command = commands.add_parser(
-        "show",
-        help="what a stage or recipe does, where it comes from, what is left out of the paper's",
-        description="What a stage or recipe does, the files that it is merged from, what it starts from, which cells "
-        "of tables it fills, what its scale changes, and the values that are ours.",
-    )
-    command.add_argument("name", help=f"<paper>/<stage or recipe>, such as {example_stage()}")
-    command.add_argument("--scale", choices=SCALES, default="mini", help="default: mini")
-    command.add_argument("--runs", type=Path, default=runs_root(), help="folder of the runs; default: runs")
-    command.set_defaults(func=show_command)
-
-
-def list_command(arguments: argparse.Namespace) -> int:
-    """Print the papers, or all that there is of one."""
-    if arguments.paper is None:
-        _list_papers(arguments.scale, arguments.runs)
+    Without a paper, the papers. With one, its tables, the rows and stages that can be run at a scale, which of them
+    have run here or have a promoted record, how long they took, and its recipes.
+    """
+    if paper is None:
+        _list_papers(scale, runs or runs_root())
     else:
-        _list_paper(paper_named(arguments.paper), arguments.scale, arguments.runs)
+        _list_paper(paper_named(paper), scale, runs or runs_root())
     return 0
 
 
@@ -141,14 +117,18 @@ def _scales(scales: Sequence[str], by_request: Sequence[str]) -> str:
     return " ".join(f"({scale})" if scale in by_request else scale for scale in scales)
 
 
-def show_command(arguments: argparse.Namespace) -> int:
-    """Print what is known of one stage or recipe without running it."""
+def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
+    """Show what a stage or recipe does and where it comes from, without running it.
+
+    The files that it is merged from, what it starts from, which cells of tables it fills, what its scale changes, and
+    the values that are ours.
+    """
     from common.reporting.records import short_name
     from common.reporting.tables import entries, load
     from common.stages.plan import Selection
     from common.stages.single import find_request
 
-    request = find_request(arguments.name, Selection(scale=arguments.scale, runs=arguments.runs))
+    request = find_request(name, Selection(scale=scale, runs=runs or runs_root()))
     run, paper = request.configuration(), paper_named(request.paper)
     print(f"{paper.title}, {request.stage} at scale {request.scale}: {_about(request.paper, request.recipe)}")
     print(f"\nrecipe: configs/{request.paper}/{request.recipe}.yaml, job: {request.job}")
@@ -165,7 +145,7 @@ def show_command(arguments: argparse.Namespace) -> int:
         print(f"fills: table {table.id}, row {row.label}, {metric.label}")
     is_stage = request.stage.partition("@")[0] in stages
     by_stage: dict[str, list[Record]] = {}
-    for record in (one for found in _records(paper, request.scale, arguments.runs) for one in found):
+    for record in (one for found in _records(paper, request.scale, runs or runs_root()) for one in found):
         if request.stage in (record.stage if is_stage else record.recipe, record.stage):
             by_stage.setdefault(record.stage, []).append(record)
     for stage, found in by_stage.items():
@@ -178,7 +158,7 @@ def show_command(arguments: argparse.Namespace) -> int:
         print(f"  {short_name(deviation['field'])}: {deviation['reason']}")
     if ours := run.describe_ours():
         print(f"values that are ours, in no source of the paper: {ours}")
-    print(f"\n`assemble fit {arguments.name} --scale {request.scale} --print_config` shows every field")
+    print(f"\n`assemble fit {name} --scale {request.scale} --print_config` shows every field")
     return 0
 
 

@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import common
-from common.commands import run
+from common.commands import doctor, find, measure, run, runs
 from common.commands.data import add_parsers as add_data_parsers
-from common.commands.data import data_root
-from common.commands.find import add_parsers as add_finding_parsers
 from common.commands.models import add_parsers as add_use_parsers
 from common.commands.parsing import Command, call, overview
-from common.commands.runs import add_parsers as add_runs_parsers
 from common.errors import Preempted, ReportingError, StageError, is_ours, nearest, printable
 from common.files import described
 from common.reporting.papers import existing_papers
@@ -27,7 +24,20 @@ from common.reporting.papers import existing_papers
 #: In the order of `assemble --help`; a trailing underscore of a name is left out.
 COMMANDS: dict[str, Command] = {
     command.__name__.strip("_").replace("_", "-"): command
-    for command in (run.fit, run.validate, run.test, run.predict, run.reproduce, run.plan, run.rehearse)
+    for command in (
+        run.fit,
+        run.validate,
+        run.test,
+        run.predict,
+        run.reproduce,
+        run.plan,
+        run.rehearse,
+        find.list_,
+        find.show,
+        runs.runs,
+        measure.gpu_check,
+        doctor.doctor,
+    )
 }
 
 CODE = Path(common.__file__).resolve().parents[1]
@@ -103,11 +113,10 @@ def _legacy(given: list[str]) -> int:
         # Before Python 3.12.7, files that come after an option are left over.
         arguments.files += [Path(text) for text in rest]
         rest = []
-    if rest and arguments.command != "gpu-check":
+    if rest:
         named = {name for paper in existing_papers() for name in (paper.name, paper.short)}
         one = " (it takes one paper; run it for each)" if named & set(rest) else ""
         _subcommands(parser)[arguments.command].error(f"unrecognized arguments: {' '.join(rest)}{one}")
-    arguments.rest = rest
     for name, value in vars(arguments).items():
         setattr(arguments, name, [*map(_at_home, value)] if isinstance(value, list) else _at_home(value))
     return int(arguments.func(arguments) or 0)
@@ -134,26 +143,12 @@ def _subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.Argument
 def build_parser() -> argparse.ArgumentParser:
     """The parser with every subcommand that is not typed yet."""
     parser, commands = overview(COMMANDS)
-    add_finding_parsers(commands)
-    add_runs_parsers(commands)
-
-    from common.commands.measure import add_parsers as add_measuring_parsers
     from common.commands.reports import add_parsers
 
     add_parsers(commands)
-    add_measuring_parsers(commands)
     add_data_parsers(commands)
     add_use_parsers(commands)
-    command = commands.add_parser("doctor", help="what this machine has and lacks: devices, keys, data, versions")
-    command.add_argument("--data", type=Path, default=data_root(), help="folder of the data sets; default: data")
-    command.set_defaults(func=_doctor_command)
     return parser
-
-
-def _doctor_command(arguments: argparse.Namespace) -> int:
-    from common.commands.doctor import examine
-
-    return examine(arguments.data.resolve(), [paper.name for paper in existing_papers()])
 
 
 if __name__ == "__main__":

@@ -2,68 +2,60 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from typing import Annotated
 
 from common import files
+from common.commands.parsing import Option, PaperNames, Runs, at_least
 from common.errors import StageError
-from common.reporting.papers import existing_papers, names_of_papers, paper_named, runs_root
+from common.reporting.papers import existing_papers, paper_named, runs_root
 
 
-def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to a command line."""
-    names = names_of_papers()
-    command = commands.add_parser(
-        "gpu-check",
-        help="measure every paper's training step on this machine's GPU, without data",
-        description="Train every paper for some steps at its published width on made-up batches: time of a step, share "
-        "of the card's own rate, memory, kernels. Further --key value override the recipe.",
-    )
-    command.add_argument("papers", nargs="*", metavar="paper", help=f"{names}; default: all")
-    command.add_argument("--recipe", help="a recipe of the paper instead of its main one")
-    command.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
-    command.add_argument("--small", action="store_true", help="the smallest widths, to try the command")
-    command.add_argument("--precision", default="bf16-mixed", help="of the trainer; default: %(default)s")
-    command.add_argument("--batch-size", type=int, help="samples on the GPU; default: an eighth of the recipe's")
-    command.add_argument("--steps", type=int, default=20, help="steps that are timed; default: 20")
-    command.add_argument("--runs", type=Path, default=runs_root(), help="folder of the records; default: runs")
-    command.set_defaults(func=run)
+def gpu_check(
+    papers: PaperNames = (),
+    *overrides: str,
+    recipe: Annotated[str | None, "a recipe of the paper instead of its main one"] = None,
+    device: Annotated[str, Option(choices=("cuda", "cpu"))] = "cuda",
+    small: Annotated[bool, "the smallest widths, to try the command"] = False,
+    precision: Annotated[str, "of the trainer"] = "bf16-mixed",
+    batch_size: Annotated[
+        int | None, Option("samples on the GPU; default: an eighth of the recipe's", parse=at_least(1))
+    ] = None,
+    steps: Annotated[int, Option("steps that are timed", parse=at_least(1))] = 20,
+    runs: Runs = None,
+) -> int:
+    """Measure every paper's training step on this machine's GPU, without data.
 
-
-def run(arguments: argparse.Namespace) -> int:
-    """Measure, print, and keep records; exit status 1 when a paper could not be measured."""
+    Every paper trains for some steps at its published width on made-up batches: time of a step, share of the card's own
+    rate, memory, kernels. Further --key value override the recipe.
+    """
     from rich.table import Table
 
     from common.reporting import records
     from common.stages.gpu_check import measure
 
-    papers = [paper_named(name) for name in arguments.papers] or existing_papers()
-    if arguments.recipe and len(papers) != 1:
+    measured = [paper_named(name) for name in papers] or existing_papers()
+    if recipe and len(measured) != 1:
         raise StageError("--recipe goes with one paper")
-    for name in ("batch_size", "steps"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise StageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     heads = ("paper", "recipe", "card", "batch", "ms/step", "TFLOP/s", "of the card's own", "peak GB", "idle", "waits")
     table, terminal, failed = Table(*heads), files.console(), False
-    for paper in papers:
+    for paper in measured:
         try:
             record, kernels = measure(
                 paper.name,
-                arguments.recipe,
-                device=arguments.device,
-                precision=arguments.precision,
-                scale="smoke" if arguments.small else "paper",
-                size=arguments.batch_size or (4 if arguments.small else None),
-                warm_up=1 if arguments.small else 5,
-                steps=arguments.steps,
-                arguments=arguments.rest,
+                recipe,
+                device=device,
+                precision=precision,
+                scale="smoke" if small else "paper",
+                size=batch_size or (4 if small else None),
+                warm_up=1 if small else 5,
+                steps=steps,
+                arguments=overrides,
             )
         except StageError as error:
             print(f"{paper.name}: {error}", flush=True)
             failed = True
             continue
-        path = record.folder(arguments.runs) / records.RECORD_FILE
+        path = record.folder(runs or runs_root()) / records.RECORD_FILE
         records.write(path, record)
         print(f"written to {path}")
         numbers = {name: value or 0.0 for name, value in record.metrics.items()}

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn, Union, get_args, get_origin, get_ty
 
 import common
 from common.errors import StageError, nearest
-from common.reporting.papers import SCALES, existing_papers, names_of_papers
+from common.reporting.papers import SCALES, example_stage, existing_papers, names_of_papers
 
 Command = Callable[..., int]
 
@@ -48,8 +48,9 @@ class Option:
 Scale = Annotated[str, Option(choices=SCALES)]
 OneScale = Annotated[str | None, Option("this scale only", choices=SCALES)]
 Runs = Annotated[Path | None, "folder of the runs; default: runs"]
-Paper = Annotated[str, Option(names_of_papers)]
-Papers = Annotated[Sequence[str], Option(lambda: f"{names_of_papers()}; default: all", metavar="paper")]
+PaperName = Annotated[str, Option(names_of_papers)]
+StageName = Annotated[str, Option(lambda: f"<paper>/<stage or recipe>, such as {example_stage()}")]
+PaperNames = Annotated[Sequence[str], Option(lambda: f"{names_of_papers()}; default: all", metavar="paper")]
 
 
 class _Parser(argparse.ArgumentParser):

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from common.commands.data import data_root
-from common.commands.parsing import Option, Paper, Papers, Runs, Scale, at_least
+from common.commands.parsing import Option, PaperName, PaperNames, Runs, Scale, StageName, at_least
 from common.errors import StageError
 from common.files import console, usable_cores, write_atomically
 from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, use
 from common.reporting.papers import (
     PROMOTED_SCALES,
-    example_stage,
     existing_papers,
     paper_named,
     runs_root,
@@ -81,9 +80,6 @@ class ManyStages(Where):
     rows: Annotated[Sequence[str], "only these rows (labels or models)"] = ()
     stages: Annotated[Sequence[str], "only these stages and what they start from"] = ()
     everything: Annotated[bool, "also the tables and rows that are made by request (assemble list)"] = False
-
-
-StageName = Annotated[str, Option(lambda: f"<paper>/<stage or recipe>, such as {example_stage()}")]
 
 
 def fit(
@@ -168,7 +164,7 @@ Jobs = Annotated[
 ]
 
 
-def reproduce(paper: Paper, *, options: ManyStages, jobs: Jobs = 0) -> int:
+def reproduce(paper: PaperName, *, options: ManyStages, jobs: Jobs = 0) -> int:
     """Run all stages of a paper that have not run, and print its tables."""
     use(options.isa)
     from common.stages import plan
@@ -230,7 +226,7 @@ def show_tables(paper: str, scale: str, runs: Path, printed: Collection[str] = (
 
 
 def plan(
-    paper: Paper,
+    paper: PaperName,
     *,
     options: ManyStages,
     format_: Annotated[str, Option(names=("--format",), choices=("text", "shell", "slurm"))] = "text",
@@ -259,7 +255,7 @@ def plan(
 
 
 def rehearse(
-    papers: Papers = (),
+    papers: PaperNames = (),
     *,
     scale: Annotated[str, Option(choices=("paper", "single"))] = "paper",
     stages: Annotated[Sequence[str], "only these stages and what they start from"] = (),

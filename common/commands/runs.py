@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from common import files
+from common.commands.parsing import Option, PaperNames, at_least
 from common.errors import ReportingError
-from common.reporting.papers import example_stage, names_of_papers, paper_named, runs_root
+from common.reporting.papers import paper_named, runs_root
 
 if TYPE_CHECKING:
     from common.reporting.runs import Run
@@ -19,65 +19,59 @@ if TYPE_CHECKING:
 COLUMNS = ("run", "state", "started", "minutes", "overrides", "measured")
 
 
-def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the commands to a command line."""
-    command = commands.add_parser(
-        "runs",
-        help="the runs here: list, filter, sort, and what differs between two",
-        description="Every run in the folder of runs, finished or not, from the files that runs write. A field is a "
-        "metric (test/top1), the last, smallest or largest value of a curve (train/loss, train/loss:min, "
-        "train/loss:max), a field of the configuration (model.loss.temperature) or one of those that `--fields` names.",
-        epilog="Examples: assemble runs --where scale=mini 'test/top1>80' --sort test/top1 --reverse; "
-        "assemble runs --columns run model.loss.temperature test/top1; "
-        f"assemble runs --diff seed0/{(stage := example_stage().partition('/')[2])} seed1/{stage}",
-    )
-    command.add_argument("papers", nargs="*", metavar="paper", help=f"{names_of_papers()}; default: all")
-    command.add_argument(
-        "--where", nargs="+", action="extend", default=[], metavar="CONDITION",
-        help="FIELD=VALUE, != < <= > >= or ~ (contains); all must hold",
-    )  # fmt: skip
-    command.add_argument("--columns", nargs="+", metavar="FIELD", help=f"default: {' '.join(COLUMNS)}")
-    command.add_argument("--sort", metavar="FIELD", help="by this field; runs without it come last")
-    command.add_argument("--reverse", action="store_true", help="the largest first")
-    command.add_argument("--limit", type=int, help="show so many")
-    command.add_argument("--fields", action="store_true", help="name the fields that these runs have")
-    command.add_argument(
-        "--diff", nargs=2, metavar="RUN", help="what differs between two: paper/scale/seed0/stage, or the end of it"
-    )
-    command.add_argument("--json", action="store_true", help="print JSON")
-    command.add_argument("--runs", type=Path, default=runs_root(), help="folder of the runs; default: runs")
-    command.set_defaults(func=runs_command)
+def runs(
+    papers: PaperNames = (),
+    *,
+    where: Annotated[
+        Sequence[str], Option("FIELD=VALUE, != < <= > >= or ~ (contains); all must hold", metavar="CONDITION")
+    ] = (),
+    columns: Annotated[Sequence[str], Option(f"default: {' '.join(COLUMNS)}", metavar="FIELD")] = (),
+    sort: Annotated[str | None, Option("by this field; runs without it come last", metavar="FIELD")] = None,
+    reverse: Annotated[bool, "the largest first"] = False,
+    limit: Annotated[int | None, Option("show so many", parse=at_least(1))] = None,
+    fields: Annotated[bool, "name the fields that these runs have"] = False,
+    diff: Annotated[
+        Sequence[str],
+        Option("what differs between two: paper/scale/seed0/stage, or the end of it", metavar="RUN", nargs=2),
+    ] = (),
+    json_: Annotated[bool, "print JSON"] = False,
+    folder: Annotated[Path | None, Option("folder of the runs; default: runs", names=("--runs",))] = None,
+) -> int:
+    """List, filter and sort the runs here, or show what differs between two.
 
+    Every run in the folder of runs, finished or not, from the files that runs write. A field is a metric (test/top1),
+    the last, smallest or largest value of a curve (train/loss, train/loss:min, train/loss:max), a field of the
+    configuration (model.loss.temperature) or one of those that `--fields` names.
 
-def runs_command(arguments: argparse.Namespace) -> int:
-    """Print the runs, their fields, or what differs between two."""
+    Examples: assemble runs --where scale=mini 'test/top1>80' --sort test/top1 --reverse; assemble runs --columns run
+    model.loss.temperature test/top1; assemble runs --diff seed0/STAGE seed1/STAGE
+    """
     from common.reporting import runs as reading
 
-    if not arguments.runs.is_dir():
-        raise ReportingError(f"--runs {arguments.runs}: no such folder; a first run makes it")
-    if arguments.limit is not None and arguments.limit < 1:
-        raise ReportingError(f"--limit must be at least 1, got {arguments.limit}")
-    found = reading.find_runs(arguments.runs, [paper_named(name).name for name in arguments.papers])
-    if arguments.diff:
-        first, second = reading.named_runs(found, arguments.diff)
-        return _diff(first, second, arguments.json)
-    conditions = [reading.parse_condition(text) for text in arguments.where]
+    folder = folder or runs_root()
+    if not folder.is_dir():
+        raise ReportingError(f"--runs {folder}: no such folder; a first run makes it")
+    found = reading.find_runs(folder, [paper_named(name).name for name in papers])
+    if diff:
+        first, second = reading.named_runs(found, diff)
+        return _diff(first, second, json_)
+    conditions = [reading.parse_condition(text) for text in where]
     if found:
         reading.check_fields(found, [field for field, _, _ in conditions], "--where")
-        reading.check_fields(found, arguments.columns or [], "--columns")
-        reading.check_fields(found, [arguments.sort] if arguments.sort else [], "--sort")
+        reading.check_fields(found, columns, "--columns")
+        reading.check_fields(found, [sort] if sort else [], "--sort")
     kept = [run for run in found if all(reading.matches(run, *condition) for condition in conditions)]
-    if arguments.sort or arguments.reverse:
-        kept = reading.sort_runs(kept, arguments.sort or "started", arguments.reverse)
-    shown = kept[: arguments.limit]
-    if arguments.fields:
+    if sort or reverse:
+        kept = reading.sort_runs(kept, sort or "started", reverse)
+    shown = kept[:limit]
+    if fields:
         print("\n".join(reading.field_names(kept)))
-    elif arguments.json:
-        _print_json([_described(run, arguments.columns) for run in shown])
+    elif json_:
+        _print_json([_described(run, columns) for run in shown])
     else:
-        _table(shown, arguments.columns or COLUMNS)
+        _table(shown, columns or COLUMNS)
         hidden = f", {len(kept) - len(shown)} more with another --limit" if len(shown) < len(kept) else ""
-        print(f"{len(shown)} of {len(found)} runs in {arguments.runs}{hidden}")
+        print(f"{len(shown)} of {len(found)} runs in {folder}{hidden}")
     return 0
 
 

@@ -161,7 +161,7 @@ def test_the_place_of_an_error_is_offered_where_no_message_explains_it(
         raise error
 
     monkeypatch.delenv("ASSEMBLE_TRACEBACK", raising=False)
-    monkeypatch.setattr("common.commands.doctor.examine", fail)
+    monkeypatch.setattr("common.reporting.records.hardware", fail)
     assert main(["doctor"]) == 1
     assert capsys.readouterr().err == f"assemble: {error}\n" + "(ASSEMBLE_TRACEBACK=1 shows where)\n" * hint
 
