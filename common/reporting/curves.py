@@ -14,13 +14,13 @@ from pathlib import Path
 from common.reporting.records import warn_of
 
 MAX_POINTS = 200
+#: Values from here on would overflow where they are drawn, and count as not finite.
 LARGEST = 1e300
-"""Values from here on would overflow where they are drawn, and count as not finite."""
+#: Columns of a table of curves; the last two hold numbers with spaces between them.
 HEAD = ("scale", "draw", "stage", "name", "steps", "values")
-"""Columns of a table of curves; the last two hold numbers with spaces between them."""
 
+#: Metric to its finite (step, value) points, sorted by step.
 Curves = dict[str, list[tuple[float, float]]]
-"""Metric to its finite (step, value) points, sorted by step."""
 
 
 def read_curves(path: Path) -> Curves:

@@ -1,7 +1,7 @@
-"""A draw: one run of a miniature as chance gives it, by its seed and by how its sums are rounded.
+"""A draw: seed and floating-point rounding of a run.
 
-The instruction set of a processor decides the order of sums, and a small network that is stopped early may end
-elsewhere for it. Another instruction set on one machine stands in for another processor.
+The instruction set of a processor decides the order of sums, which may change where a small network ends that is
+stopped early. `--isa` emulates another processor.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Draw(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Name of its folder: `seed0`, or `seed0-sse41`."""
+        """`seed0`, or `seed0-sse41`."""
         return f"seed{self.seed}" if self.isa == NATIVE else f"seed{self.seed}-{self.isa}"
 
     @property
     def label(self) -> str:
-        """Its name where seeds are meant: `0`, or `0 (sse41)`."""
+        """`0`, or `0 (sse41)`."""
         return f"{self.seed}" if self.isa == NATIVE else f"{self.seed} ({self.isa})"
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class Draw(NamedTuple):
 
 
 def told(draws: Iterable[Draw]) -> str:
-    """Draws in a few words: `seeds 0, 1, 2`; `seeds 0, 1; sse41: 0, 1`."""
+    """Draws in a few words: `seeds 0, 1; seeds 0, 1 (sse41)`."""
     by_isa: dict[str, list[int]] = {}
     for seed, isa in sorted(set(draws), key=lambda d: (list(INSTRUCTION_SETS).index(d.isa), d.seed)):
         by_isa.setdefault(isa, []).append(seed)
@@ -63,7 +63,7 @@ def told(draws: Iterable[Draw]) -> str:
 
 
 def machine_isa() -> str | None:
-    """The strongest of the instruction sets that this machine has; None where that cannot be told, or is of no x86."""
+    """The strongest of the instruction sets that this machine has; None if it is no x86 or unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -73,11 +73,7 @@ def machine_isa() -> str | None:
 
 
 def use(isa: str) -> None:
-    """Hold this process, and those that it starts, to an instruction set; before torch is imported.
-
-    Raises:
-        StageError: the machine lacks it, torch is there already, or the environment asks for another one.
-    """
+    """Hold this process, and those that it starts, to an instruction set; before torch is imported."""
     has = machine_isa()
     ranks = list(INSTRUCTION_SETS)
     if isa != NATIVE and (has is None or ranks.index(isa) > ranks.index(has)):
@@ -95,17 +91,12 @@ def use(isa: str) -> None:
 
 
 def require(isa: str) -> None:
-    """Check that this process was started for an instruction set.
-
-    Raises:
-        StageError: it was started for another one, so its record would be of another draw than it says.
-    """
+    """Check that this process was started for an instruction set, else its record would be of another draw."""
     if differing := _differs(isa):
         wanted = ", ".join(f"{name}={value or '(unset)'}" for name, value in differing.items())
         raise StageError(f"a run with --isa {isa} needs {wanted} in its environment; start it with --isa {isa}")
 
 
 def _differs(isa: str) -> dict[str, str]:
-    """The variables that are not as an instruction set wants them, and what it wants."""
     wanted = {name: INSTRUCTION_SETS[isa].get(name, "") for name in _VARIABLES}
     return {name: value for name, value in wanted.items() if os.environ.get(name, "").lower() != value.lower()}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.errors import ReportingError, nearest
-from common.files import named, parse_yaml
+from common.files import parse_yaml, parsing
 
 #: From the largest to the smallest; `single` is one card for about a day, for the tables that list it.
 SCALES = ("paper", "single", "mini", "smoke")
@@ -20,15 +20,14 @@ PROMOTED_SCALES = ("paper", "single", "mini")
 
 @dataclass(frozen=True)
 class Paper:
-    """One paper of the suite, as the block `paper:` at the head of its `tables.yaml` says it.
+    """The block `paper:` at the head of a paper's `tables.yaml`.
 
     Args:
         name: package under `papers/` and folder under `configs/`.
         short: the name that `make reproduce-<short>` takes.
-        title: how tables and pages call it.
         order: its place among the papers.
-        recipe: its main recipe, which is measured where none is named.
-        without_files: dotted fields of the configuration that name files, and what stands there when training is tried
+        recipe: its main recipe.
+        without_files: dotted fields of the configuration that name files, and their values when training is tried
             without any; `{named: word, count: 3}` stands for the texts `word 0`, `word 1`, `word 2`.
     """
 
@@ -41,46 +40,35 @@ class Paper:
 
     @property
     def root(self) -> Path:
-        """Folder of the package."""
         return project_root() / "papers" / self.name
 
     @property
     def tables_file(self) -> Path:
-        """The file that lists the published tables."""
         return self.root / "tables.yaml"
 
     @property
     def results(self) -> Path:
-        """Folder of the promoted records."""
         return self.root / "results"
 
     @property
     def readme(self) -> Path:
-        """The paper card that holds the generated tables."""
         return self.root / "README.md"
 
 
 def project_root() -> Path:
-    """Folder that holds `papers/` and `configs/`: a checkout, or where the package was installed.
-
-    `ASSEMBLE_ROOT` overrides it.
-    """
+    """Folder of `papers/` and `configs/`: `ASSEMBLE_ROOT`, a checkout, or where the package was installed."""
     override = os.environ.get("ASSEMBLE_ROOT")
     return Path(override).expanduser().resolve() if override else Path(__file__).resolve().parents[2]
 
 
 def checkout() -> Path | None:
-    """The project's folder where it is a checkout or named by ``ASSEMBLE_ROOT``; None for an installed package."""
+    """The project's folder; None for an installed package."""
     root = project_root()
     return root if os.environ.get("ASSEMBLE_ROOT") or (root / "pyproject.toml").is_file() else None
 
 
 def needed_checkout(what: str) -> Path:
-    """The checkout, for what writes into it.
-
-    Raises:
-        ReportingError: the package was installed without one.
-    """
+    """The checkout, or an error that begins with `what`."""
     root = checkout()
     if root is None:
         raise ReportingError(
@@ -90,7 +78,7 @@ def needed_checkout(what: str) -> Path:
 
 
 def working_folder() -> Path:
-    """Where ``runs/`` and ``data/`` lie if nothing else is said: the checkout, else the current folder."""
+    """Default place of ``runs/`` and ``data/``: the checkout, else the current folder."""
     return checkout() or Path.cwd()
 
 
@@ -100,66 +88,32 @@ def runs_root() -> Path:
 
 
 def existing_papers() -> list[Paper]:
-    """The papers that have a tables file, in the suite's order.
-
-    Raises:
-        ReportingError: the head of one of these files is wrong; the message names the file and the field.
-    """
+    """The papers that have a tables file, in order."""
     files = (project_root() / "papers").glob("*/tables.yaml")
-    return sorted(
-        (_headed(file, file.stat().st_mtime_ns) for file in files), key=lambda paper: (paper.order, paper.name)
-    )
+    found = [_headed(file, file.stat().st_mtime_ns) for file in files]
+    return sorted(found, key=lambda paper: (paper.order, paper.name))
 
 
 def names_of_papers() -> str:
-    """The short names, for help and messages."""
     return ", ".join(paper.short for paper in existing_papers())
 
 
 def example_stage() -> str:
-    """A paper and its main recipe as the command line takes them, for help and messages."""
+    """A paper and its main recipe, as the command line takes them."""
     return next((f"{paper.short}/{paper.recipe}" for paper in existing_papers()), "PAPER/RECIPE")
 
 
 @functools.lru_cache(maxsize=64)
 def _headed(file: Path, changed: int) -> Paper:
-    """Read the head of a tables file.
-
-    The block alone is parsed: the whole file takes fifty times as long, and every command asks for the papers.
-    """
-    try:
-        with named(file):
-            text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ReportingError(f"{file} cannot be read as text: {error}") from None
-    block = re.search(r"^paper:.*\n(?:[ #].*\n|\n)*", text, re.MULTILINE)
-    try:
-        head = parse_yaml(block[0])["paper"] if block else None
-    except ValueError as error:
-        raise ReportingError(f"{file}: paper: {error}") from None
-    valid = {one.name: one for one in fields(Paper) if one.name != "name"}
-    if not isinstance(head, dict):
-        raise ReportingError(f"{file}: paper: expected a block with {', '.join(valid)}")
-    for key in head:
-        if key not in valid:
-            raise ReportingError(f"{file}: paper: unknown key {key!r}: {nearest(str(key), valid)}")
-    kinds = {"order": (int, "a whole number"), "without_files": (dict, "a mapping")}
-    for key in valid:
-        kind, told = kinds.get(key, (str, "text"))
-        if key == "without_files" and key not in head:
-            continue
-        if not isinstance(head.get(key), kind):
-            wrong = f"expected {told}, got {head[key]!r}" if key in head else "missing"
-            raise ReportingError(f"{file}: paper.{key}: {wrong}")
-    return Paper(file.parent.name, **head)
+    """Parse the head of a tables file alone, since the whole takes fifty times as long."""
+    with parsing(file, ReportingError):
+        block = re.search(r"^paper:.*\n(?:[ #].*\n|\n)*", file.read_text(encoding="utf-8"), re.MULTILINE)
+        head = parse_yaml(block[0])["paper"] if block else {}
+        return Paper(file.parent.name, **{**head, "order": int(head.get("order", 0))})
 
 
 def paper_named(name: str) -> Paper:
-    """Find a paper by its package name or its short name.
-
-    Raises:
-        ReportingError: for an unknown name, with the nearest valid one.
-    """
+    """Find a paper by its package name, short name or title."""
     known = existing_papers()
     if not known:
         raise ReportingError(
@@ -173,11 +127,7 @@ def paper_named(name: str) -> Paper:
 
 
 def check_scale(scale: str) -> str:
-    """Return the scale when it is one.
-
-    Raises:
-        ReportingError: for an unknown scale, with the nearest valid one.
-    """
+    """Return the scale if it is one; else the error names the nearest."""
     if scale not in SCALES:
         raise ReportingError(f"unknown scale {scale!r}: {nearest(scale, SCALES)}")
     return scale

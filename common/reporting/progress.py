@@ -1,7 +1,4 @@
-"""What a running stage says of itself, and how `assemble reproduce` shows it: live on a terminal, else in plain lines.
-
-A stage may run in another process, so it leaves a small file in its folder, which whoever waits for it reads.
-"""
+"""Progress of running stages, which each writes into a file of its folder; `assemble reproduce` shows it."""
 
 from __future__ import annotations
 
@@ -19,9 +16,7 @@ QUIET = 60.0
 
 
 class Watch:
-    """Shows the stages that run: on a terminal a line for each that changes in place, else a line at each quarter.
-
-    A log gets at most one line for a stage in a minute, so short stages stay silent.
+    """Shows running stages: on a terminal a line for each that changes in place, else a line at each quarter.
 
     Args:
         say: where plain lines go.
@@ -59,22 +54,19 @@ class Watch:
             self._thread.join()
 
     def begin(self, name: str, folder: Path) -> None:
-        """A stage starts in a folder."""
         self._running[name] = folder, time.time()
 
     def end(self, name: str) -> None:
-        """A stage has ended, however it did."""
         self._running.pop(name, None)
 
     def lines(self) -> list[str]:
-        """One line for each stage that runs."""
         return [
             f"  {name}: {_text(read(folder, since)) or f'{time.time() - since:.0f} s'}"
             for name, (folder, since) in list(self._running.items())
         ]
 
     def tell(self, now: float) -> None:
-        """Say of every stage that reached another quarter how far it is, if the last line on it is a minute old."""
+        """Print a line for each stage that reached another quarter, at most one a minute."""
         for name, (folder, since) in list(self._running.items()):
             quarter, at = self._told.get(name, (0, since))
             progress = read(folder, since)
@@ -89,10 +81,9 @@ class Watch:
 
 
 def read(folder: Path, since: float) -> dict[str, Any] | None:
-    """What a stage said of itself last: ``step``, ``share`` of the training, ``loss``, ``left`` in seconds.
+    """What a stage wrote last: ``step``, ``share`` of the training, ``loss``, ``left`` in seconds.
 
-    Returns:
-        None where it said nothing after the time `since`, as before its first step and when its training is over.
+    None if it wrote nothing after the time `since`, as before its first step and when its training is over.
     """
     try:
         if (folder / FILE).stat().st_mtime < since - 1:  # of an earlier session; file systems round times

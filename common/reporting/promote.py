@@ -57,12 +57,6 @@ def promote(
         stages: keep these stages (names, or instance ids).
         replace: also replace records of a draw that another machine made.
 
-    Returns:
-        One entry per record found, in order.
-
-    Raises:
-        ReportingError: for an unknown paper or scale, a malformed record, or a stage without a record.
-        AtomicWriteError: when a file cannot be written.
     """
     entry, root = paper_named(paper), runs or runs_root()
     for scale in scales:

@@ -35,16 +35,14 @@ from common.reporting.schema import one_of, parse_json, told
 
 JOBS = ("pretrain", "fine_tune", "probe", "evaluate")
 RECORD_FILE = "record.json"
+#: Prefix of the reason of a deviation that a rehearsal makes.
 REHEARSED = "rehearsal: "
-"""What the reason of a deviation begins with that a rehearsal makes."""
+#: Suffix of the folder of a run that another configuration replaced; its record no longer counts.
 SET_ASIDE = ".previous"
-"""Ending of the folder of an earlier run that another configuration replaced; its record no longer counts."""
 
 MACHINE_KEYS = frozenset(
     {
-        # Configs state the global batch, and samples that a layer or a loss compares with each other are numbers of the
-        # recipe, such as batch_norm_group, where it gives them: docs/cluster.md says which stages depend on the number
-        # of devices all the same.
+        # docs/cluster.md says which stages depend on the number of devices all the same.
         "devices", "num_nodes", "accelerator", "strategy", "plugins",
         "num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "cache_bytes", "in_flight_bytes",
     }
@@ -53,14 +51,12 @@ MACHINE_KEYS = frozenset(
 
 IGNORED_KEYS = MACHINE_KEYS | frozenset(
     {
-        # Where things lie on this machine. The identity of a parent's checkpoint is in the lineage hash, the
-        # identity of the data in the record's `data`.
+        # Paths. The lineage hash holds the identity of a parent's checkpoint, the record's `data` that of the data.
         "root", "cache", "cache_dir", "cache_folder", "data_dir", "default_root_dir", "dirpath", "save_dir",
         "checkpoint_dir", "output_dir", "ckpt_path", "checkpoint", "checkpoint_path", "warm_start", "pretrained",
         "statistics", "config",
-        # Where in such a file an encoder lies.
         "encoder_prefixes", "text_encoder_prefixes",
-        # What is written about the run.
+        # Logging.
         "logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "profiler",
     }
 )  # fmt: skip
@@ -186,16 +182,11 @@ class Record:
     schema: Literal[1] = 1
 
     def to_json(self) -> str:
-        """The record as JSON text with sorted keys and a closing newline."""
         return json.dumps(asdict(self), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Record:
-        """The record with these fields.
-
-        Raises:
-            ValueError: one is malformed; the message names it.
-        """
+        """The record with these fields, or a ValueError that names the malformed one."""
         try:
             return cls(**values)
         except ValidationError as error:
@@ -203,30 +194,23 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Record:
-        """Parse a record.
-
-        Raises:
-            ValueError: it is malformed; the message names the field.
-        """
+        """Parse a record; see `of`."""
         return cls.of(parse_json(text))
 
     @property
     def configuration(self) -> str:
-        """Hash of the configuration without seeds: equal for the seeds of one configuration."""
+        """Hash of the configuration without its seeds."""
         return config_hash(self.config, ignored=IGNORED_KEYS | SEED_KEYS)
 
     @property
     def draw(self) -> Draw:
-        """Its seed and rounding."""
         return Draw(self.seed, self.hardware.get("isa", {}).get("requested", NATIVE))
 
     def folder(self, root: Path) -> Path:
-        """Folder of its run under a folder of runs."""
         return run_folder(root, self.paper, self.scale, self.draw, self.stage)
 
     @property
     def rehearsal(self) -> bool:
-        """Whether it comes from a rehearsal, which gives each of its changes as a reason of its own."""
         return any(one["reason"].startswith(REHEARSED) for one in self.deviations)
 
     @property
@@ -241,14 +225,11 @@ def short_name(field: str) -> str:
 
 
 def config_hash(config: Mapping[str, Any], ignored: Iterable[str] = IGNORED_KEYS) -> str:
-    """Hash of what in a configuration changes the result.
+    """Hash of what in a resolved configuration changes the result: 12 hexadecimal digits.
 
     Args:
-        config: resolved configuration, plain data.
+        config: plain data.
         ignored: keys left out at every depth.
-
-    Returns:
-        The first 12 hexadecimal digits of the SHA-256 of its canonical JSON.
     """
     canonical = json.dumps(_without(_plain(config), frozenset(ignored)), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
@@ -273,21 +254,13 @@ def lineage_hash(own: str, parents: Mapping[str, str]) -> str:
     Args:
         own: the stage's `config_hash`.
         parents: configuration field to the lineage hash of the stage whose checkpoint it takes.
-
-    Returns:
-        12 hexadecimal digits; equal to no plain configuration hash by construction.
     """
     canonical = json.dumps({"config": own, "parents": dict(parents)}, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def portable(value: Any, replacements: Sequence[tuple[str, str]]) -> Any:
-    """Copy of plain data in which leading folders of paths are replaced, so that it reads alike on every machine.
-
-    Args:
-        value: plain data.
-        replacements: (folder, name) pairs, tried in order.
-    """
+    """Copy of plain data in which leading folders of paths are replaced by names, the first pair that fits."""
     if isinstance(value, str):
         for folder, name in replacements:
             if value == folder or value.startswith(folder.rstrip("/") + "/"):
@@ -301,30 +274,18 @@ def portable(value: Any, replacements: Sequence[tuple[str, str]]) -> Any:
 
 
 def write(path: Path, record: Record) -> None:
-    """Write a record in one step.
-
-    Raises:
-        AtomicWriteError: when the disk is full or the folder not writable; an older record stays intact.
-    """
+    """Write a record in one step; an older one stays intact if that fails."""
     files.write_atomically(Path(path), record.to_json())
 
 
 def read(path: Path) -> Record:
-    """Read one record.
-
-    Raises:
-        RecordError: it is malformed.
-    """
+    """Read one record, or raise a `RecordError`."""
     with files.parsing(path, RecordError):
         return Record.from_json(path.read_bytes())
 
 
 def read_run(root: Path, folder: Path) -> Record:
-    """Read the record in a folder of `run_folders`.
-
-    Raises:
-        RecordError: it is malformed, or of another run.
-    """
+    """Read the record in a folder of `run_folders`, or raise a `RecordError`, also if it is of another run."""
     path = folder / RECORD_FILE
     with files.parsing(path, RecordError):
         record = Record.from_json(path.read_bytes())
@@ -334,18 +295,18 @@ def read_run(root: Path, folder: Path) -> Record:
 
 
 def run_folder(root: Path, paper: str, scale: str, draw: Draw, stage: str) -> Path:
-    """Folder of one stage run: `<root>/<paper>/<scale>/seed<k>/<stage>`; see `Draw` for the third."""
+    """`<root>/<paper>/<scale>/<draw>/<stage>`."""
     return Path(root) / paper / scale / draw.folder / stage
 
 
 def warn(error: RecordError) -> None:
-    """Say on the standard error stream that a record is left out, and why; of one record once."""
+    """Print once on the standard error stream that a record is left out, and why."""
     warn_of(f"a record is left out: {error}")
 
 
 @functools.cache
 def warn_of(text: str) -> None:
-    """Say on the standard error stream what was left out of a page, and why; the same thing once."""
+    """Print a warning on the standard error stream, the same one once."""
     print(printable(f"warning: {text}"), file=sys.stderr)
 
 
@@ -372,9 +333,6 @@ def find(
         paper: keep one paper, by package or short name.
         scale: keep one scale.
         malformed: called with what is wrong with a record, which is then left out (`warn`); None to raise it.
-
-    Raises:
-        RecordError: for a malformed record, or one that lies where it does not belong, unless `malformed` is given.
     """
     found = []
     for folder in run_folders(root, paper_named(paper).name if paper else "*", check_scale(scale) if scale else "*"):
@@ -428,16 +386,10 @@ def _instructions(record: Record) -> str | None:
 
 
 def git_state(root: Path | None) -> dict[str, Any]:
-    """Revision of a working tree, and whether it differs from it.
+    """Revision of a working tree, and whether the tree is `dirty`; both None without git or a repository.
 
-    Promoted results, Markdown pages and folders of runs, wherever `--runs` puts them, do not count as a difference:
-    running one stage, promoting its record or rendering a table must not make the next record unfit for promotion.
-
-    Args:
-        root: a folder in the working tree; None for a package that was installed without one.
-
-    Returns:
-        `{"revision": str, "dirty": bool}`; both None where git or the repository is missing.
+    Promoted results, Markdown pages and folders of runs do not make it dirty: running one stage, promoting its record
+    or rendering a table must not make the next record unfit for promotion.
     """
     if root is None:
         return {"revision": None, "dirty": None}
@@ -466,15 +418,11 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def hardware(accelerators: Sequence[str] = (), isa: str = NATIVE) -> dict[str, Any]:
-    """The machine in a few words.
+    """The machine, as a record describes it.
 
     Args:
         accelerators: names of the devices used, passed in because asking for them needs torch.
         isa: instruction set that was asked for.
-
-    Returns:
-        `cpu`, `cores` (usable by this process), `memory_gib`, `accelerators` and `isa`: the instruction set
-        that was `requested`, and the strongest that the `machine` has.
     """
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -500,7 +448,7 @@ def _cpu_model() -> str:
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Installed versions, read from package metadata without importing anything; what is not installed is left out."""
+    """Versions of the installed packages, from their metadata."""
     from importlib import metadata
 
     found = {"python": platform.python_version()}

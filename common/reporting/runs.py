@@ -1,4 +1,4 @@
-"""The runs in a folder: what they are, how far they are, their configuration and metrics, by name of a field.
+"""The runs in a folder: state, configuration and metrics, by name of a field.
 
 A field is one of `BASICS`, a metric (`test/top1`), a curve's last, smallest or largest value (`train/loss`,
 `train/loss:min`), or a field of the configuration (`model.loss.temperature`).
@@ -65,7 +65,7 @@ class Run:
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """Fields of its configuration; of a finished run, those that its recipe and its overrides set."""
+        """Fields of its configuration; of a finished run only those that its recipe and its overrides set."""
         return flat(self.record.config) if self.record else self.whole_config
 
     @functools.cached_property
@@ -106,19 +106,11 @@ class Run:
         return summaries(self.folder / "metrics.csv")
 
     def value(self, field: str) -> Any:
-        """Value of a field; None where it has none."""
         return self.fields[field] if field in self.fields else self.curves.get(field)
 
 
 def find_runs(root: Path, papers: Sequence[str] = ()) -> list[Run]:
-    """Every run under a folder of runs, finished or not, by paper, scale, draw and stage.
-
-    One that cannot be described, whatever is wrong with it, is left out with a warning.
-
-    Args:
-        root: folder of runs.
-        papers: package names; all when empty.
-    """
+    """Every run, finished or not, of these papers or all; one that cannot be described is left out with a warning."""
     found = []
     for folder in run_folders(root):
         if papers and folder.parts[-4] not in papers:
@@ -155,7 +147,7 @@ def _run(name: str, folder: Path, root: Path) -> Run | None:
 
 
 def _held(lock: Path) -> bool:
-    """Whether a process holds a stage: asked of the system, since to try for the lock would hold up who wants it."""
+    """Whether a process holds a lock; trying to take it would disturb a process that wants it."""
     try:
         place = lock.stat()
         locks = Path("/proc/locks").read_text(encoding="utf-8")
@@ -232,11 +224,7 @@ def field_names(runs: Iterable[Run]) -> list[str]:
 
 
 def check_fields(runs: Sequence[Run], names: Iterable[str], option: str) -> None:
-    """Refuse a field that no run has.
-
-    Raises:
-        ReportingError: with the nearest one.
-    """
+    """Refuse a field that no run has."""
     quick = {*BASICS, *(name for run in runs for name in run.fields)}
     for name in names:
         if name not in quick and not any(name in run.curves for run in runs):
@@ -244,11 +232,7 @@ def check_fields(runs: Sequence[Run], names: Iterable[str], option: str) -> None
 
 
 def parse_condition(text: str) -> tuple[str, str, str]:
-    """Field, sign and value of a condition such as `scale=mini`, `test/top1>=80` or `stage~esc` (contains).
-
-    Raises:
-        ReportingError: it is none.
-    """
+    """Field, sign and value of a condition such as `scale=mini`, `test/top1>=80` or `stage~esc` (contains)."""
     match = _CONDITION.fullmatch(text)
     if match is None:
         raise ReportingError(
@@ -307,11 +291,7 @@ def sort_runs(runs: Sequence[Run], field: str, reverse: bool = False) -> list[Ru
 
 
 def named_runs(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
-    """The runs that names, their ends or folders mean: `avid`, if there is one such, or `mini/seed0/avid`.
-
-    Raises:
-        ReportingError: none or several have one of the names; all such names are said.
-    """
+    """The runs that names, their ends or folders mean: `mini/seed0/avid`, or `avid` if there is one such."""
     found, wrong = [], []
     for name in names:
         try:

@@ -1,4 +1,4 @@
-"""What files must hold, in pydantic's types, and what is wrong with one, in words for whoever wrote it."""
+"""Types for the content of files, and their errors in words."""
 
 from __future__ import annotations
 
@@ -20,18 +20,13 @@ from common.errors import nearest
 
 
 def among(value: str, valid: Collection[str], what: str = "value") -> str:
-    """Return a text that is one of a few.
-
-    Raises:
-        ValueError: it is not, with the nearest valid one.
-    """
+    """Return a text that is one of a few, or raise a ValueError with the nearest one."""
     if value not in valid:
         raise ValueError(f"unknown {what} {value!r}: {nearest(value, valid)}")
     return value
 
 
 def one_of(valid: Collection[str], what: str = "value") -> AfterValidator:
-    """A text that is one of a few."""
     return AfterValidator(lambda value: among(value, valid, what))
 
 
@@ -76,11 +71,7 @@ _OBJECT = TypeAdapter(dict[str, Any])
 
 
 def parse_json(text: str | bytes) -> dict[str, Any]:
-    """A JSON object. Unlike Python's parser, this one limits its depth and refuses text that no file can hold.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """A JSON object, or a ValueError. Python's own has no limit of depth and reads text that no file can hold."""
     try:
         return _OBJECT.validate_json(text)
     except ValidationError as error:
@@ -88,13 +79,7 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
 
 
 def told(error: ValidationError, given: Any) -> str:
-    """What is wrong first, after its place: `tables[0] (transfer).rows[2].model: unknown stage ...`; see `first_of`."""
-    where, message = first_of(error, given)
-    return f"{where}: {message}" if where else message
-
-
-def first_of(error: ValidationError, given: Any) -> tuple[str, str]:
-    """Where the first error is, and what it is.
+    """The first error after its place: `tables[0] (transfer).rows[2].model: unknown stage ...`.
 
     Args:
         error: of pydantic.
@@ -123,4 +108,4 @@ def first_of(error: ValidationError, given: Any) -> tuple[str, str]:
         for theirs, ours in (("Input should be", "expected"), ("tuple", "list"), ("dictionary", "mapping")):
             message = message.replace(theirs, ours)
         message += f", got {first['input']!r:.100}"
-    return where, message
+    return f"{where}: {message}" if where else message
