@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from common.stages.configuration import ConfigurationError, RunConfiguration, check_arguments, take_switches
+from common.stages.configuration import ConfigurationError, RunConfiguration, check_ranges, take_switches
 from common.training.batch_norm import devices_of_group
 from common.training.callbacks import SamplesForAll
 from common.training.switches import ApplySwitches, Switches
@@ -115,13 +115,35 @@ def _whole_limits(trainer: dict[str, Any]) -> dict[str, int]:
     }
 
 
+class _Parsed(StageCLI):
+    """Checks the types of a configuration and builds nothing."""
+
+    def _set_seed(self) -> None: ...
+
+    def instantiate_classes(self) -> None:
+        """Leave out what the parent builds."""
+
+
+def check(run: RunConfiguration) -> None:
+    """Check the whole configuration of a stage, types and ranges included, without building anything.
+
+    Raises:
+        ConfigurationError: naming the recipe and the field.
+    """
+    try:
+        check_ranges(take_switches(run.config)[1], run.layers)
+        _Parsed(run.with_placeholders(DATA="data", RUN="run"))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{run.paper}/{run.recipe}: {error}") from None
+
+
 def build(run: RunConfiguration, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> StageCLI:
     """Check every key of the merged configuration, then build trainer, model and data.
 
     Raises:
         ConfigurationError: an unknown field, a value of the wrong type, or fields that do not go together.
     """
-    check_arguments(take_switches(config)[1], run.layers)
+    check_ranges(take_switches(config)[1], run.layers)
     try:
         cli = StageCLI(config, trainer_arguments)
     except ConfigurationError:

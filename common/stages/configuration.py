@@ -30,6 +30,7 @@ from common.errors import nearest
 from common.files import parse_yaml, read_yaml, stamp_of
 from common.reporting.papers import SCALES, paper_named, project_root
 from common.reporting.records import REHEARSED, short_name
+from common.stages.signatures import arguments_of, is_missing
 
 #: Keys of a YAML layer that steer the stack itself and are not handed to LightningCLI.
 #: `most_devices`: a recipe whose groups of samples do not divide among more devices of a node leaves the others idle.
@@ -453,6 +454,7 @@ def resolve(
         config.pop(key, None)
     config = _copied(config)
     check_keys(config, layers)
+    check_names(take_switches(config)[1], layers)
     if rehearsal:
         published = resolve(
             paper, recipe, scale=scale, hardware=hardware, seed=seed, stage_overrides=stage_overrides,
@@ -560,76 +562,64 @@ def class_at(path: Any) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _arguments_of(cls: Any) -> set[str] | None:
-    """Names of all arguments of a class, those that it hands on to its bases too; None where it takes any."""
-    import inspect
-
-    names: set[str] = set()
-    for ancestor in inspect.getmro(cls) if inspect.isclass(cls) else (cls,):
-        if ancestor is object:
-            continue
-        initializer = ancestor.__dict__.get("__init__") if inspect.isclass(ancestor) else ancestor
-        if initializer is None:
-            continue
-        signature = inspect.signature(initializer)
-        names |= {name for name in signature.parameters if name != "self"}
-        if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-            return names
-    return None if "kwargs" in names else names
+def _classes(node: Any, path: str = "") -> Iterable[tuple[str, dict[str, Any]]]:
+    """Every mapping of a configuration that names a class, with its dotted path."""
+    if isinstance(node, dict):
+        if "." in str(node.get("class_path", "")):  # a short name is for LightningCLI to find
+            yield path, node
+        for key, value in node.items():
+            yield from _classes(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            yield from _classes(value, f"{path}.{position}")
 
 
-def check_arguments(config: dict[str, Any], layers: Sequence[Layer] = ()) -> None:
-    """Refuse init arguments that a class does not take, or that lie outside the range of their type.
-
-    Nothing is built yet, but the classes are imported.
+def check_names(config: dict[str, Any], layers: Sequence[Layer]) -> None:
+    """Refuse classes that do not exist and arguments that a class does not take; nothing is imported.
 
     Raises:
-        ConfigurationError: naming the field, the layer that set it, and the nearest valid name or the range.
+        ConfigurationError: naming the field, the layer that set it, and the nearest valid name.
+    """
+    given = [("trainer", "lightning.pytorch.Trainer", config.get("trainer") or {})]
+    given += [(f"{p}.init_args", str(node["class_path"]), node.get("init_args") or {}) for p, node in _classes(config)]
+    for path, cls, arguments in given:
+        if is_missing(cls):
+            where = f"{path.removesuffix('.init_args')}.class_path"
+            raise ConfigurationError(f"{origin(where, layers)}: {where} {cls!r} does not exist")
+        valid = arguments_of(cls)
+        if valid is None or not isinstance(arguments, dict):
+            continue
+        for argument in arguments:
+            if argument not in valid:
+                field = f"{path}.{argument}"
+                near = _elsewhere(argument, config, field) or nearest(argument, valid)
+                raise ConfigurationError(f"{origin(field, layers)}: unknown field {field!r} of {cls}; {near}")
+
+
+def check_ranges(config: dict[str, Any], layers: Sequence[Layer] = ()) -> None:
+    """Refuse classes that cannot be imported, and arguments outside the range of their type.
+
+    Raises:
+        ConfigurationError: naming the field, the layer that set it, and the range.
     """
     import inspect
 
     from common.types import outside
 
-    def visit(node: Any, path: str) -> None:
-        if isinstance(node, list):
-            for position, value in enumerate(node):
-                visit(value, f"{path}.{position}")
-        elif isinstance(node, dict):
-            if "." in str(node.get("class_path", "")):  # a short name is for LightningCLI to find
-                try:
-                    cls = class_at(node["class_path"])
-                except (ImportError, AttributeError, ValueError) as error:
-                    raise ConfigurationError(
-                        f"{origin(path, layers)}: {path}.class_path {node['class_path']!r} cannot be imported: {error}"
-                    ) from None
-                valid, given = _arguments_of(cls), node.get("init_args") or {}
-                for argument in given:
-                    if valid is not None and argument not in valid:
-                        field_path = f"{path}.init_args.{argument}"
-                        raise ConfigurationError(
-                            f"{origin(field_path, layers)}: unknown field {field_path!r} of {node['class_path']}; "
-                            f"{_elsewhere(argument, config, field_path) or nearest(argument, valid)}"
-                        )
-                for argument, value, words in outside(cls, given) if inspect.isclass(cls) else ():
-                    if value == "$SEED":
-                        continue
-                    field_path, which = f"{path}.init_args.{argument}", "each" if isinstance(value, list) else "it"
-                    raise ConfigurationError(
-                        f"{short_name(field_path)} is {value!r}; {which} must be {words} "
-                        f"(set in: {origin(field_path, layers)})"
-                    )
-            for key, value in node.items():
-                visit(value, f"{path}.{key}" if path else str(key))
-
-    from lightning.pytorch import Trainer
-
-    valid_trainer = set(inspect.signature(Trainer.__init__).parameters) - {"self"}
-    for key in config.get("trainer") or {}:
-        if key not in valid_trainer:
+    for path, node in _classes(config):
+        try:
+            cls = class_at(node["class_path"])
+        except (ImportError, AttributeError, ValueError) as error:
             raise ConfigurationError(
-                f"{origin(f'trainer.{key}', layers)}: unknown field 'trainer.{key}'; {nearest(key, valid_trainer)}"
+                f"{origin(path, layers)}: {path}.class_path {node['class_path']!r} cannot be imported: {error}"
+            ) from None
+        for argument, value, words in outside(cls, node.get("init_args") or {}) if inspect.isclass(cls) else ():
+            if value == "$SEED":
+                continue
+            field, which = f"{path}.init_args.{argument}", "each" if isinstance(value, list) else "it"
+            raise ConfigurationError(
+                f"{short_name(field)} is {value!r}; {which} must be {words} (set in: {origin(field, layers)})"
             )
-    visit(config, "")
 
 
 def origin(dotted: str, layers: Sequence[Layer]) -> str:

@@ -254,12 +254,13 @@ def run_planned(
         say_offline()  # once for all workers
 
     failed: dict[tuple[int, str], str] = {}
-    elsewhere = 0
+    elsewhere = ended = 0
     running: dict[Future[records.Record], Planned] = {}
     watching = Watch(say) if watch else nullcontext(None)
     workers = stopping.waiting_for(_tell_workers) if jobs > 1 else nullcontext()
     with stopping.listening(), workers, watching as shown, _pool(jobs) as pool:
         try:
+            pool.submit(check_configurations, [item.run for item in waiting]).result()
             while waiting or running:
                 stopping.check()
                 for item in _startable(waiting, running, failed, say)[: jobs - len(running)]:
@@ -276,29 +277,33 @@ def run_planned(
                     try:
                         record = future.result()
                     except BrokenExecutor:
-                        stopping.check()
-                        unfinished = len(waiting) + len(running) + 1
-                        raise StageError(
-                            f"a process was killed in {_name(item)} or in a stage beside it, as systems do when memory "
-                            f"runs out; {unfinished} stages are left. The same command goes on where it was; "
-                            f"`--jobs {max(1, jobs - 1)}` needs less memory"
-                        ) from None
+                        raise
                     except Exception as error:  # one stage must not cost the others
                         stopping.check(error)
                         # Our own errors, and those of files and values, say all there is to say.
                         if not is_ours(error) and not isinstance(error, OSError | ValueError):
                             traceback.print_exception(error)
                         failed[item.request.seed, item.request.stage] = described(error)
+                        ended += 1
                         elsewhere += isinstance(error, RunsElsewhereError)
                         say(printable(f"  FAILED {_name(item)}: {described(error)}"))
                         continue
+                    ended += 1
                     left = progress.finish(item, record.wall_seconds, [*waiting, *running.values()])
                     say(f"  {_name(item)}: {headline(record)}  [{duration(record.wall_seconds)}{left}]")
                     if finished is not None:
                         finished(item.request.stage)
-        except Preempted:
-            pool.shutdown(wait=True, cancel_futures=True)
-            say("stopped; the same command resumes")
+        except (Exception, Preempted) as error:
+            if (number := stopping.received()) is not None:
+                pool.shutdown(wait=True, cancel_futures=True)
+                say("stopped; the same command resumes")
+                raise Preempted(number) from error
+            if isinstance(error, BrokenExecutor):
+                raise StageError(
+                    "a process was killed, as systems do when memory runs out; "
+                    f"{total - ended} stages are left. The same command resumes; `--jobs {max(1, jobs - 1)}` needs "
+                    "less memory"
+                ) from None
             raise
     if elsewhere:
         say(
@@ -399,6 +404,21 @@ class _Progress:
         return f", about {duration(expected / self._jobs)} left"
 
 
+def check_configurations(configurations: Sequence[RunConfiguration]) -> None:
+    """Check types and ranges of what is about to run; it imports all that the stages need.
+
+    Raises:
+        ConfigurationError: naming the recipe and the field.
+    """
+    from common.stages.lean import import_lightning
+
+    import_lightning()
+    from common.stages.cli import check
+
+    for run in {records.config_hash(run.config, {"seed_everything"}): run for run in configurations}.values():
+        check(run)
+
+
 def _name(item: Planned) -> str:
     return f"{item.request.stage} {item.request.draw}"
 
@@ -492,6 +512,7 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
         lines.append(f"expected time of what is left, {jobs} at a time: {told}")
         return "\n".join(lines)
     todo = [item for item in planned if not item.done]
+    check_configurations([item.run for item in todo])
     # This very interpreter: a job may start without an activated environment.
     program = [sys.executable, "-m", "common.commands.main"]
     commands = [shlex.join([*program, *fit_arguments(item.request), "--unless_done"]) for item in todo]

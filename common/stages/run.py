@@ -31,7 +31,7 @@ from common.reporting.papers import checkout, runs_root
 from common.stages import stopping
 from common.stages.configuration import (
     RunConfiguration,
-    check_arguments,
+    check_ranges,
     class_at,
     merge,
     place,
@@ -310,7 +310,7 @@ def _run_listening(request: StageRequest, unless_done: bool) -> records.Record:
     stopping.check()
     if request.arguments:
         # What its user set is checked before the data; it takes seconds, since the classes are imported.
-        check_arguments(take_switches(config)[1], run.layers)
+        check_ranges(take_switches(config)[1], run.layers)
     _require_files(config.get("data"))
     from common.stages.preempt import Preemption
 

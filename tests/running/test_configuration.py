@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from pathlib import Path
 
@@ -9,21 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.commands.main import main
 from common.reporting.papers import Paper, existing_papers, project_root
 from common.reporting.records import config_hash
 from common.stages.configuration import (
     ConfigurationError,
-    check_arguments,
+    class_at,
     family_of,
     leaves,
     load_yaml,
     merge,
     parse_overrides,
     place,
+    recipes_of,
     resolve,
     substitute,
-    take_switches,
 )
+from common.stages.signatures import arguments_of
 
 trees = st.recursive(
     st.integers() | st.text(max_size=3) | st.none(),
@@ -159,15 +162,65 @@ def test_a_recipe_takes_no_more_devices_than_its_groups_allow() -> None:
     assert devices("gpu8", "--trainer.devices", "14") == 14
 
 
-def test_a_misspelt_field_is_named_with_its_layer_and_the_nearest() -> None:
-    run = resolve("avid", "avid", scale="paper", arguments=["--model.loss.temprature", "0.1"])
-    with pytest.raises(
-        ConfigurationError, match=r"command line.*'model.init_args.loss.init_args.temprature'.*'temperature'"
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--model.loss.temprature", "0.1"],
+            r"command line.*'model.init_args.loss.init_args.temprature'.*'temperature'",
+        ),
+        (["--trainer.max_epoch", "1"], r"'trainer.max_epoch'.*'max_epochs'"),
+        (["--model.class_path", "papers.avid_cma.module.Avid"], r"model.class_path.*does not exist"),
+    ],
+)
+def test_a_misspelt_field_is_named_with_its_layer_and_the_nearest(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        resolve("avid", "avid", scale="paper", arguments=arguments)
+
+
+def test_a_mistake_in_a_recipe_stops_every_command_before_a_stage_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("configs", "papers"):
+        shutil.copytree(project_root() / folder, tmp_path / folder, ignore=shutil.ignore_patterns("results", "*.py"))
+    monkeypatch.setenv("ASSEMBLE_ROOT", str(tmp_path))
+    tables = tmp_path / "papers" / "avid_cma" / "tables.yaml"
+    child = "stages:\n  mine: {recipe: mine, job: pretrain, from: {model.init_args.warm_start: avid}}\n"
+    tables.write_text(tables.read_text(encoding="utf-8").replace("stages:\n", child, 1), encoding="utf-8")
+    recipe = tmp_path / "configs" / "avid_cma" / "mine.yaml"
+    selected = ["avid", "--scale", "smoke", "--stages", "mine", "--runs", str(tmp_path / "runs")]
+    # A misspelled field is found without an import; a wrong type where commands are written or stages run.
+    for setting, commands in (
+        ("temperatur: 0.1", (["plan"], ["reproduce", "--jobs", "1"])),
+        ("temperature: hot", (["plan", "--format", "slurm"], ["reproduce", "--jobs", "1"])),
     ):
-        check_arguments(take_switches(run.config)[1], run.layers)
-    run = resolve("avid", "avid", scale="paper", arguments=["--trainer.max_epoch", "1"])
-    with pytest.raises(ConfigurationError, match=r"'trainer.max_epoch'.*'max_epochs'"):
-        check_arguments(take_switches(run.config)[1], run.layers)
+        recipe.write_text(
+            f"extends: avid\nmodel: {{init_args: {{loss: {{init_args: {{{setting}}}}}}}}}\n", encoding="utf-8"
+        )
+        for command, *options in commands:
+            assert main([command, *selected, *options]) == 2
+            told = capsys.readouterr()
+            assert "mine" in told.err
+            assert "temperature" in told.err
+            assert "sbatch" not in told.out
+    assert not list((tmp_path / "runs").rglob("identity.json"))
+
+
+@pytest.mark.parametrize("paper", [paper.name for paper in existing_papers()])
+def test_names_of_arguments_are_those_of_the_imported_class(paper: str) -> None:
+    classes: set[str] = {"lightning.pytorch.Trainer"}
+    for recipe in recipes_of(paper):
+        for path, value in leaves(resolve(paper, recipe, scale="paper").config):
+            if path.rpartition(".")[2] == "class_path":
+                classes.add(value)
+    for path in classes:
+        names = arguments_of(path)
+        if names is not None:
+            initializers = [vars(one).get("__init__") for one in class_at(path).__mro__]
+            taken = {name for one in initializers if one for name in inspect.signature(one).parameters}
+            assert set(names) <= taken
+            own = inspect.signature(class_at(path)).parameters.values()
+            assert {one.name for one in own if one.kind is not one.VAR_KEYWORD} <= set(names)
 
 
 def test_a_recipe_has_the_settings_of_one_family_and_of_those_that_it_extends() -> None:

@@ -17,7 +17,7 @@ from common.stages import rehearse
 from common.stages.configuration import (
     REHEARSAL,
     ConfigurationError,
-    check_arguments,
+    check_ranges,
     family_of,
     load_yaml,
     recipes_of,
@@ -45,7 +45,7 @@ def test_every_recipe_of_a_paper_is_rehearsed(paper: str) -> None:
         assert rehearsed.deviations
         assert not published.deviations
         assert rehearsed.config["data"]["init_args"]["batch_size"] < 8
-        check_arguments(take_switches(rehearsed.config)[1], rehearsed.layers)
+        check_ranges(take_switches(rehearsed.config)[1], rehearsed.layers)
     families = load_yaml(project_root() / "configs" / paper / f"{REHEARSAL}.yaml")["families"]
     assert {one for recipe in recipes_of(paper) for one in family_of(recipe, families)} == {*families}
 

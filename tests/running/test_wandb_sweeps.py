@@ -13,7 +13,7 @@ import yaml
 
 from common.reporting.papers import project_root
 from common.reporting.results import find_promoted
-from common.stages.configuration import check_arguments, take_switches
+from common.stages.configuration import check_ranges, take_switches
 from common.stages.plan import Selection
 from common.stages.single import find_request
 from tests.wandb_stub import KEY, WandbStub, forget, serving
@@ -30,7 +30,7 @@ def test_the_sweeps_for_wandb_name_fields_and_metrics_that_exist(path: Path) -> 
         for value in values:
             request = find_request(name, Selection(scale=options[1]), [f"--{field}={value}"])
             run = request.configuration()
-            check_arguments(take_switches(run.config)[1], run.layers)
+            check_ranges(take_switches(run.config)[1], run.layers)
     assert request is not None
     assert request.paper == paper
     stage = request.stage.partition("+")[0]
