@@ -1,6 +1,6 @@
 """Which stages a paper needs, which of them are done, and running the rest in order.
 
-Imports neither torch nor lightning: planning and skipping are instant.
+Planning and skipping import neither torch nor lightning; a plan for SLURM does, to check its configurations.
 """
 
 from __future__ import annotations

@@ -35,7 +35,6 @@ from tests.cli.process import LOADED, assemble
         ["fit", "--help"],
         ["reproduce", "--help"],
         ["plan", "avid", "--scale", "smoke"],
-        ["plan", "avid", "--scale", "paper", "--format", "slurm", "--hardware", "slurm"],
         ["tables", "avid", "--no-write"],
         ["claims", "avid"],
     ],
