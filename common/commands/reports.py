@@ -75,7 +75,6 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         action="store_true",
         help="exit with 1 when more is outside than chance allows (docs/comparing-runs.md), or nothing compared",
     )
-    compare.add_argument("--curves", type=Path, metavar="FILE", help="write a page that draws your curves over theirs")
 
     report = add("report", report_command, "Write one static HTML page: claims, tables, charts, curves, media.")
     report.add_argument("--scale", choices=SCALES, help="this scale only")
@@ -237,8 +236,6 @@ def compare_command(args: argparse.Namespace) -> int:
                 print(f"strict: {paper_named(name).short}, {scale}: {failure}", file=sys.stderr)
     if not everything:
         console.print(f"no measured cell at {' or '.join(scales)} scale under {runs}", markup=False)
-    if args.curves is not None:
-        print(f"wrote: {compare.write_curves(args.curves, _names(args), scales, runs, args.against)}")
     if args.strict and all(c.verdict == compare.NO_REFERENCE for c in everything):
         failed = True
         print("strict: nothing could be compared", file=sys.stderr)

@@ -8,22 +8,18 @@ average and however many draws are recorded; but the cells of one draw move toge
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.files import write_atomically
-from common.reporting import charts
 from common.reporting.aggregate import Cell, collect
-from common.reporting.curves import band_of, importance, read_curves, read_points
 from common.reporting.draws import Draw
-from common.reporting.papers import paper_named, runs_root
+from common.reporting.papers import runs_root
 from common.reporting.records import Record, find, warn
 from common.reporting.render import heading, measured_text
-from common.reporting.results import find_promoted, place_of, promoted_curves
+from common.reporting.results import find_promoted
 from common.reporting.tables import Metric, Row, Table, Tables, load
 
 if TYPE_CHECKING:
@@ -236,49 +232,3 @@ def draws_of(compared: Sequence[Compared]) -> tuple[set[Draw], set[Draw]]:
     """The draws behind mine and behind the reference."""
     mine = {draw for c in compared for draw in c.mine.values}
     return mine, {draw for c in compared for draw in c.reference.values}
-
-
-def write_curves(
-    output: Path, papers: Sequence[str], scales: Sequence[str], runs: Path, against: Path | None = None
-) -> Path:
-    """Write a page with the curves of fresh runs, each drawn over the recorded ones of its stage.
-
-    Args:
-        output: the HTML file.
-        papers: package or short names.
-        scales: keep these scales.
-        runs: folder of runs.
-        against: another folder of runs to draw them over; None for the promoted curves.
-    """
-    css = (Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
-    parts = ["<!doctype html><meta charset=utf-8><title>My curves over theirs</title>", f"<style>{css}</style><main>"]
-    for name in papers:
-        paper = paper_named(name)
-        mine = [r for r in find(runs, paper.name, malformed=warn) if r.scale in scales]
-        if against is None:
-            theirs, curves = find_promoted(paper.name), promoted_curves(paper)
-        else:
-            theirs = find(against, paper.name, malformed=warn)
-            curves = {place_of(r): read_points(r.folder(against) / "metrics.csv") for r in theirs}
-        for scale, stage in dict.fromkeys((r.scale, r.stage) for r in mine):
-            lines: dict[str, dict[str, charts.Points]] = {}
-            for record in (r for r in mine if (r.scale, r.stage) == (scale, stage)):
-                for metric, points in read_curves(record.folder(runs) / "metrics.csv").items():
-                    lines.setdefault(metric, {})[f"mine, {record.draw}"] = points
-            same = [curves.get(place_of(r), {}) for r in theirs if (r.scale, r.stage) == (scale, stage)]
-            recorded = band_of(same)
-            if not lines:
-                continue
-            parts.append(f"<h2>{html.escape(f'{paper.title}: {stage}, {scale}')}</h2>")
-            for metric in sorted(lines, key=importance):
-                legend = "; ".join(
-                    f'<svg viewBox="0 0 20 8" width="20" height="8" aria-hidden="true"><line '
-                    f'class="series-{i % len(charts.SERIES)}" x1="0" x2="20" y1="4" y2="4"/></svg> {html.escape(line)}'
-                    for i, line in enumerate(lines[metric])
-                )
-                band = recorded.get(metric, ())
-                legend += f"; the band is recorded, {len(same)} draw{'s' if len(same) > 1 else ''}" if band else ""
-                drawn = charts.training(metric, lines[metric], band)
-                parts.append(f"<figure>{drawn}<figcaption>{legend}</figcaption></figure>")
-    write_atomically(output, "\n".join([*parts, "</main>"]) + "\n")
-    return output

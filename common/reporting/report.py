@@ -15,7 +15,7 @@ from typing import Any
 from common.files import write_atomically
 from common.reporting import charts, render
 from common.reporting.aggregate import Cell
-from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, Judged
+from common.reporting.claims import FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS
 from common.reporting.curves import band_of, importance, read_curves
 from common.reporting.media import Budget, Gallery, comparisons, gallery
 from common.reporting.papers import SCALES, Paper, check_scale, existing_papers, paper_named, project_root, runs_root
@@ -63,15 +63,15 @@ def page(
         # What one paper leaves of its share goes to those after it.
         share = Budget(budget.left // (len(chosen) - number))
         before = share.left
-        sections.append(_Section(paper, scales, folder, share).content())
+        sections.append(_Section(paper, scales, folder, share))
         budget.left -= before - share.left
-    newest = max((r.started for s in sections for r in s["records"]), default="")
+    newest = max((r.started for s in sections for r in (*s.recorded, *s.fresh)), default="")
     text: str = _template().render(
         sections=sections,
         verdicts=VERDICTS,
         marks=MARKS,
-        promoted=sum(s["promoted"] for s in sections),
-        fresh=sum(s["fresh"] for s in sections),
+        judged_cells=render.judged_cells,
+        row_text=render.row_text,
         newest=newest[:10],
         stamp=stamp,
     )
@@ -105,16 +105,82 @@ class _ShownRun:
         return self.run.record.draw.label if self.run.record else self.run.folder.parent.name.removeprefix("seed")
 
 
+class _Table:
+    """A table of the page, as recorded and as filled from your runs; its main numbers are yours if none is recorded."""
+
+    def __init__(self, recorded: render.Filled, yours: render.Filled) -> None:
+        self.recorded, self.yours = recorded, yours
+        self.main = recorded if recorded.result.measured else yours
+        self.measured = self.main.result.measured
+        self.beside = self.main is recorded and yours.result.measured
+        self.table, self.scale = recorded.result.table, recorded.result.scale
+        self.id = self.table.id
+        self.names = {
+            render.PUBLISHED: "published",
+            render.MEASURED: f"{'recorded' if self.beside else 'measured'} at {self.scale}",
+            render.YOURS: f"yours at {self.scale}",
+        }
+        self.claims, self.checks = (
+            list(zip(main, other if self.beside else [None] * len(main), strict=True))
+            for main, other in ((self.main.claims, yours.claims), (self.main.checks, yours.checks))
+        )
+
+    @property
+    def view(self) -> render.View:
+        return render.view(self.recorded.result, self.yours.result)
+
+    @property
+    def curve(self) -> str:
+        return charts.curve(self.main.result)
+
+    @property
+    def dots(self) -> str:
+        return charts.dots(self.main.result, self.yours.result if self.beside else None)
+
+
 class _Section:
-    """What the page says about one paper."""
+    """What the page says about one paper; the template reads its attributes.
+
+    Attributes:
+        best: the largest scale at which something was measured.
+        tables: for each scale at which something was measured, its tables.
+        waiting: tables that were measured at no scale.
+        claims: those of the best scale, each judged on the recorded runs and, if there are any, on yours.
+        remarks: deviations and values of ours.
+    """
 
     def __init__(self, paper: Paper, scales: Sequence[str], folder: Path, budget: Budget) -> None:
         self.paper, self.scales, self.folder = paper, scales, folder
         self.source: Tables = load(paper.name)
         self.recorded = [r for r in find_promoted(paper.name) if r.scale in scales]
         self.facts = {id(r): self._facts(r, draw_file(paper, r.scale, r.draw)) for r in self.recorded}
-        self.runs = self._readable(budget)
-        self.fresh = [shown.run.record for shown in self.runs if shown.run.record]
+        self._shown_runs = self._readable(budget)
+        self.fresh = [shown.run.record for shown in self._shown_runs if shown.run.record]
+        filled = [
+            _Table(*pair)
+            for scale in scales
+            for pair in zip(
+                render.fill(self.source, scale, self.recorded), render.fill(self.source, scale, self.fresh), strict=True
+            )
+        ]
+        measured = [table for table in filled if table.measured]
+        self.best = next((scale for scale in scales if any(t.scale == scale for t in measured)), None)
+        self.tables = {scale: some for scale in scales if (some := [t for t in measured if t.scale == scale])}
+        # At the scale whose claims are listed, where the table exists at it.
+        filled.sort(key=lambda table: table.scale != self.best)
+        by_id = {table.id: table for table in reversed(filled)}
+        self.waiting = [
+            by_id[t.id] for t in self.source.tables if t.id in by_id and t.id not in {m.id for m in measured}
+        ]
+        self.claims = [pair for table in filled if table.scale == self.best for pair in table.claims]
+        self.counts = {v: sum(judged.verdict == v for judged, _ in self.claims) for v in VERDICTS}
+        self.overview = render.overview_row(self.source, self.recorded or self.fresh)
+        self.remarks = render.remarks([f for table in measured for f in (table.recorded, table.yours)])
+        self.comparisons = comparisons(
+            (r.run.record.scale, r.run.record.stage, r.gallery) for r in self._shown_runs if r.run.record
+        )
+        self.running = [shown for shown in self._shown_runs if shown.run.state == RUNNING]
+        self.runs = self._runs()
 
     def _readable(self, budget: Budget) -> list[_ShownRun]:
         """The runs in the order of the stages. One that cannot be shown, whatever is wrong with it, is left out."""
@@ -163,139 +229,13 @@ class _Section:
             "deviations": [short_name(d["field"]) for d in record.deviations],
         }
 
-    def content(self) -> dict[str, Any]:
-        """The section as plain data for the template."""
-        filled = {
-            scale: list(
-                zip(
-                    render.fill(self.source, scale, self.recorded),
-                    render.fill(self.source, scale, self.fresh),
-                    strict=True,
-                )
-            )
-            for scale in self.scales
-        }
-        measured = {
-            scale: [pair for pair in filled[scale] if any(f.result.measured for f in pair)] for scale in self.scales
-        }
-        best = next((scale for scale in self.scales if measured[scale]), None)
-        shown = {pair[0].result.table.id for pairs in measured.values() for pair in pairs}
-        waiting = []
-        for table in self.source.tables:
-            # At the scale whose claims are listed, where the table exists at it.
-            order = sorted(self.scales, key=lambda scale: scale != best)
-            there = [pair for scale in order for pair in filled[scale] if pair[0].result.table.id == table.id]
-            waiting += there[:1] if table.id not in shown else []
-        claims = [claim for pair in (filled[best] if best else ()) for claim in self._judged(*pair)[0]]
-        used = [r for pairs in measured.values() for pair in pairs for f in pair for r in f.result.records]
-        return {
-            "name": self.paper.name,
-            "title": self.paper.title,
-            "short": self.paper.short,
-            "best": best,
-            "overview": render.overview_row(self.source, self.recorded or self.fresh),
-            "claims": claims,
-            "counts": {v: sum(c["verdict"] == v for c in claims) for v in VERDICTS},
-            "scales": [
-                {"name": scale, "tables": [self._table(*pair) for pair in measured[scale]]}
-                for scale in self.scales
-                if measured[scale]
-            ],
-            "waiting": [self._table(*pair) for pair in waiting],
-            "deviations": _deviations(used),
-            "ours": {
-                scale: ours
-                for scale in self.scales
-                if (ours := render.ours_at(scale, [f for pair in measured[scale] for f in pair]))
-            },
-            "comparisons": comparisons(
-                (r.run.record.scale, r.run.record.stage, r.gallery) for r in self.runs if r.run.record
-            ),
-            "runs": self._runs(),
-            "running": [{"name": r.run.name, "progress": r.progress} for r in self.runs if r.run.state == RUNNING],
-            "records": used,
-            "promoted": len(self.recorded),
-            "fresh": len(self.fresh),
-        }
-
-    def _judged(self, recorded: render.Filled, yours: render.Filled) -> list[list[dict[str, Any]]]:
-        """The claims of a table and the checks, judged on the recorded runs, else on yours."""
-        main = recorded if recorded.result.measured else yours
-        found = []
-        for judged, mine in zip((main.claims, main.checks), (yours.claims, yours.checks), strict=True):
-            beside = mine if main is recorded and yours.result.measured else [None] * len(judged)
-            found.append([self._judged_row(*pair) for pair in zip(judged, beside, strict=True)])
-        return found
-
-    def _judged_row(self, judged: Judged, yours: Judged | None) -> dict[str, Any]:
-        return {
-            "cells": render.judged_cells(judged),
-            "predicate": judged.check.holds.text,
-            "anchor": _anchor(self.paper, judged.table, judged.scale),
-            "scale": judged.scale,
-            "verdict": judged.verdict,
-            "size": -1e9 if judged.difference is None else judged.difference,
-            "yours": yours and {"verdict": yours.verdict, "label": yours.label, "margin": yours.outcome},
-        }
-
-    def _table(self, recorded: render.Filled, yours: render.Filled) -> dict[str, Any]:
-        shown = render.view(recorded.result, yours.result)
-        table, scale = recorded.result.table, shown.scale
-        measured = recorded.result.measured or yours.result.measured
-        main = recorded.result if recorded.result.measured else yours.result
-        names = {render.MEASURED: f"{'recorded' if yours.result.measured else 'measured'} at {scale}"}
-        names |= {render.YOURS: f"yours at {scale}"}
-        return {
-            "anchor": _anchor(self.paper, table.id, scale),
-            "title": shown.title,
-            "scale": scale,
-            "measured": measured,
-            "caption": ("" if measured else "Not measured yet. ") + shown.caption.replace("*", ""),
-            "groups": [
-                {
-                    "label": m.title,
-                    "down": m.better == "down",
-                    "columns": [(kind, names.get(kind, kind)) for kind in shown.kinds[m.id]],
-                }
-                for m in shown.metrics
-            ],
-            "rows": [
-                {
-                    "label": render.row_text(row),
-                    "cells": [
-                        {
-                            "kind": value.kind,
-                            "text": value.text,
-                            "source": row.source,
-                            "provenance": self._provenance(f"{row.label}, {metric.label}", value.cell)
-                            if value.kind != render.PUBLISHED and value.cell.records
-                            else None,
-                        }
-                        for metric, values in zip(shown.metrics, cells, strict=True)
-                        for value in values
-                    ],
-                }
-                for row, cells in shown.rows
-            ],
-            "curve": charts.curve(main),
-            "dots": charts.dots(main, yours.result if main is recorded.result else None),
-            "open": table.chart or (not table.curve and scale != "smoke"),
-            "notes": shown.notes,
-            "deviations": list(dict.fromkeys(d for r in main.records for d in self.facts[id(r)]["deviations"])),
-            "judged": [judged for judged in self._judged(recorded, yours) if judged],
-            "yours": main is recorded.result and yours.result.measured,
-            "provenance": shown.provenance,
-        }
-
-    def _provenance(self, what: str, cell: Cell) -> dict[str, Any]:
+    def origin(self, cell: Cell) -> dict[str, Any]:
         """Where one measured cell comes from."""
         stages: dict[str, list[Record]] = {}
         for record in cell.records:
             stages.setdefault(record.stage, []).append(record)
         facts = [self.facts[id(record)] for record in cell.records]
         return {
-            "what": what,
-            "scale": cell.records[0].scale,
             "values": [f"{draw}: {value:.5g}" for draw, value in sorted(cell.values.items())],
             "stages": [
                 {
@@ -328,9 +268,9 @@ class _Section:
     def _runs(self) -> list[dict[str, Any]]:
         """Curves, pictures and clips per scale and stage, the draws together."""
         grouped: dict[tuple[str, str], list[_ShownRun]] = {}
-        for shown in self.runs:
+        for shown in self._shown_runs:
             grouped.setdefault((shown.run.name.split("/")[1], shown.run.folder.name), []).append(shown)
-        recorded = promoted_curves(self.paper) if self.runs else {}
+        recorded = promoted_curves(self.paper) if self._shown_runs else {}
         sections: list[dict[str, Any]] = []
         for (scale, stage), group in grouped.items():
             records = [shown.run.record for shown in group if shown.run.record]
@@ -380,20 +320,3 @@ def _holds(curves: int, galleries: Sequence[Gallery]) -> str:
         "table": sum(len(g.sheets) for g in galleries),
     }
     return ", ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items() if count)
-
-
-def _anchor(paper: Paper, table: str, scale: str) -> str:
-    return f"{paper.short}-{table}-{scale}".replace("_", "-")
-
-
-def _deviations(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """What the records state beyond sizes, a list for each scale; each reason once, with the fields it is given for."""
-    found: dict[str, dict[tuple[str, str], None]] = {}
-    for record in records:
-        for d in record.deviations:
-            found.setdefault(record.scale, {})[d["field"], d["reason"]] = None
-    return [
-        {"scale": scale, "entries": [{"field": f, "reason": r} for f, r in sorted(found[scale])]}
-        for scale in SCALES
-        if scale in found
-    ]
