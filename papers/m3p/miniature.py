@@ -21,10 +21,10 @@ from common.training.optimizers import clip_by_norm, warm_up_then_cosine
 from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from papers.m3p.data import check_sizes
 from papers.m3p.encoder import M3P
-from papers.m3p.evaluation import RetrievalTest
 from papers.m3p.loss import embedding_contrast
 from papers.m3p.module import adam, start_from
 from papers.m3p.regions import RegionNetwork
+from papers.m3p.search import RetrievalTest
 
 
 class RegionClassifier(pl.LightningModule):

@@ -14,7 +14,7 @@ from common.monitoring.media import media_folder, write_table
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from papers.m3p.evaluation import RetrievalTest, Searched
+    from papers.m3p.search import RetrievalTest, Searched
 
 #: Captions of each language for which pictures are shown, and pictures shown for each.
 CAPTIONS_SHOWN, PICTURES_SHOWN = 3, 5
