@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer
 
+Value = TypeVar("Value")
 #: How the two views of a caption come about; see `caption_views`.
 CaptionViews = Literal["backtranslate", "sibling", "eda", "same"]
 
@@ -95,9 +96,6 @@ def word_noise(
 
     Source: docs/papers/mct.md [8], the views "eda".
     """
-    for name, value in (("dropout", dropout), ("swap", swap), ("synonym", synonym)):
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name} is a probability, got {value}")
     words = caption.split()
     if not words:
         return ""
@@ -155,8 +153,6 @@ def caption_views(
                 "all captions of the split, or choose other caption_views"
             )
         second = translation
-    elif mode not in ("sibling", "same"):
-        raise ValueError(f"caption_views: {mode!r} is none of backtranslate, sibling, eda, same")
     if rng.random() < 0.5:
         first, second = second, first
     if word_dropout:
@@ -228,6 +224,7 @@ class CaptionTokenizer(ABC):
         self.max_tokens = max_tokens
         self._size = 0
         self._content = b""
+        self._made: Any = None
 
     def normal_form(self, text: str) -> str:
         """What a caption is made into before anything else."""
@@ -236,16 +233,12 @@ class CaptionTokenizer(ABC):
     @property
     def vocabulary_size(self) -> int:
         """Number of different tokens."""
-        if not self._size:
-            raise self._unprepared()
-        return self._size
+        return self._checked(self._size)
 
     @property
     def content(self) -> bytes:
         """The vocabulary as its file holds it, for `read`."""
-        if not self._content:
-            raise self._unprepared()
-        return self._content
+        return self._checked(self._content)
 
     def read(self, content: bytes) -> None:
         """Take a vocabulary in, in place of `prepare`.
@@ -264,7 +257,7 @@ class CaptionTokenizer(ABC):
             folder: where learned vocabularies are kept; by default in the cache folder.
         """
         if self.file is not None:
-            if not self._size:
+            if self._made is None:
                 self._read_given(Path(self.file))
             return
         texts = [self.normal_form(caption) for caption in captions]
@@ -284,8 +277,15 @@ class CaptionTokenizer(ABC):
         with contextlib.suppress(OSError):
             write_atomically(path, content)
 
-    def _unprepared(self) -> RuntimeError:
-        return RuntimeError(f"{type(self).__name__}: call prepare(captions) first, it has no vocabulary yet")
+    @property
+    def _prepared(self) -> Any:
+        """What `_read` made of the vocabulary."""
+        return self._checked(self._made)
+
+    def _checked(self, value: Value) -> Value:
+        if self._made is None:
+            raise RuntimeError(f"{type(self).__name__}: call prepare(captions) first, it has no vocabulary yet")
+        return value
 
     def _read_given(self, path: Path) -> None:
         if path.is_dir():
@@ -343,25 +343,18 @@ class WordPieceTokenizer(CaptionTokenizer):
     ) -> None:
         super().__init__(vocabulary, max_tokens)
         self.largest_size = vocabulary_size
-        self._tokenizer: Tokenizer | None = None
         self._hidden: frozenset[int] = frozenset()
 
     def encode(self, text: str) -> list[int]:
-        if self._tokenizer is None:
-            raise self._unprepared()
-        return self._tokenizer.encode(normalize_caption(text)).ids
+        return self._prepared.encode(normalize_caption(text)).ids
 
     def decode(self, tokens: Sequence[int]) -> str:
-        if self._tokenizer is None:
-            raise self._unprepared()
-        return self._tokenizer.decode([token for token in tokens if token not in self._hidden])
+        return self._prepared.decode([token for token in tokens if token not in self._hidden])
 
     @property
     def mask_id(self) -> int:
         """Number of `[MASK]`."""
-        if self._tokenizer is None:
-            raise self._unprepared()
-        number = self._tokenizer.token_to_id("[MASK]")
+        number = self._prepared.token_to_id("[MASK]")
         if number is None:
             raise ValueError(f"data.tokenizer.{self.field} has no [MASK], which masked words need")
         return number
@@ -417,7 +410,7 @@ class WordPieceTokenizer(CaptionTokenizer):
             single="[CLS] $A [SEP]", special_tokens=[(token, numbers[token]) for token in ("[CLS]", "[SEP]")]
         )
         tokenizer.enable_truncation(self.max_tokens)
-        self._tokenizer = tokenizer
+        self._made = tokenizer
         self._hidden = frozenset(numbers[token] for token in ("[PAD]", "[CLS]", "[SEP]"))
         self._size = len(tokens)
 
@@ -443,20 +436,15 @@ class SentencePieceTokenizer(CaptionTokenizer):
     ) -> None:
         super().__init__(model, max_tokens)
         self.largest_size = vocabulary_size
-        self._processor: SentencePieceProcessor | None = None
         self._ends = (1, 2)
 
     def encode(self, text: str) -> list[int]:
-        if self._processor is None:
-            raise self._unprepared()
-        pieces = self._processor.encode(normalize_caption(text))
+        pieces = self._prepared.encode(normalize_caption(text))
         return [self._ends[0], *pieces[: self.max_tokens - 2], self._ends[1]]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        if self._processor is None:
-            raise self._unprepared()
         hidden = {self.pad_id, *self._ends}
-        return self._processor.decode([int(token) for token in tokens if token not in hidden])
+        return self._prepared.decode([int(token) for token in tokens if token not in hidden])
 
     def _settings(self) -> str:
         return f"{self.largest_size}"
@@ -478,7 +466,7 @@ class SentencePieceTokenizer(CaptionTokenizer):
         start, end = (processor.piece_to_id(piece) for piece in ("[SOS]", "[EOS]"))
         if processor.unk_id() != self.pad_id or self.pad_id in (start, end):
             raise ValueError("a SentencePiece model is expected with <unk> as piece 0 and with pieces [SOS] and [EOS]")
-        self._processor = processor
+        self._made = processor
         self._ends = (start, end)
         self._size = processor.get_piece_size()
 
@@ -509,7 +497,6 @@ class XLMRTokenizer(CaptionTokenizer):
     ) -> None:
         super().__init__(model, max_tokens)
         self.largest_size = vocabulary_size
-        self._processor: SentencePieceProcessor | None = None
         self._fingerprint = ""
 
     @property
@@ -520,9 +507,7 @@ class XLMRTokenizer(CaptionTokenizer):
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of the model, which tells apart what was made into tokens by different ones."""
-        if self._processor is None:
-            raise self._unprepared()
-        return self._fingerprint
+        return self._checked(self._fingerprint)
 
     def normal_form(self, text: str) -> str:
         return text.encode("utf-8", "ignore").decode().rstrip()
@@ -532,14 +517,12 @@ class XLMRTokenizer(CaptionTokenizer):
 
         Those of a text are those of its words between spaces, one after the other: no piece spans a space.
         """
-        if self._processor is None:
-            raise self._unprepared()
         normal = [self.normal_form(text) for text in texts]
         # A list is always read by threads, if by one alone; starting it takes longer than a few words do.
         if len(texts) >= MANY_TEXTS:
-            rows = self._processor.encode(normal, num_threads=-1)
+            rows = self._prepared.encode(normal, num_threads=-1)
         else:
-            rows = [self._processor.encode(text) for text in normal]
+            rows = [self._prepared.encode(text) for text in normal]
         return [[piece + 1 if piece else self.unknown_id for piece in row] for row in rows]
 
     def encode(self, text: str) -> list[int]:
@@ -550,10 +533,8 @@ class XLMRTokenizer(CaptionTokenizer):
         return [self.start_id, *pieces[: self.max_tokens - 2], self.end_id]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        if self._processor is None:
-            raise self._unprepared()
         kept = (int(token) for token in tokens if int(token) >= self.unknown_id and int(token) != self.mask_id)
-        return self._processor.decode([token - 1 if token > self.unknown_id else 0 for token in kept])
+        return self._prepared.decode([token - 1 if token > self.unknown_id else 0 for token in kept])
 
     def _settings(self) -> str:
         return f"{self.largest_size}"
@@ -565,7 +546,7 @@ class XLMRTokenizer(CaptionTokenizer):
         processor = _piece_processor(content)
         if (processor.unk_id(), processor.bos_id(), processor.eos_id()) != (0, 1, 2):
             raise ValueError("a SentencePiece model is expected with <unk>, <s> and </s> as pieces 0, 1 and 2")
-        self._processor = processor
+        self._made = processor
         self._size = processor.get_piece_size() + 2
         self._fingerprint = hashlib.sha256(content).hexdigest()
 
@@ -629,19 +610,14 @@ class WordVocabulary(CaptionTokenizer):
         super().__init__(vocabulary, max_tokens)
         self.min_count = min_count
         self.max_words = max_words
-        self._words: list[str] = []
         self._numbers: dict[str, int] = {}
 
     def encode(self, text: str) -> list[int]:
-        if not self._words:
-            raise self._unprepared()
         words = WORD.findall(normalize_caption(text))[: self.max_tokens - 2]
-        return [1, *(self._numbers.get(word, 3) for word in words), 2]
+        return [1, *(self._checked(self._numbers).get(word, 3) for word in words), 2]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        if not self._words:
-            raise self._unprepared()
-        return " ".join(self._words[token] for token in tokens if token > 2)
+        return " ".join(self._prepared[token] for token in tokens if token > 2)
 
     def _settings(self) -> str:
         return f"{self.min_count} {self.max_words}"
@@ -658,7 +634,7 @@ class WordVocabulary(CaptionTokenizer):
         words = content.decode().replace("\r\n", "\n").removesuffix("\n").split("\n")
         if tuple(words[:4]) != self.special:
             raise ValueError(f"one word a line is expected, beginning with {', '.join(self.special)}")
-        self._words = words
+        self._made = words
         self._numbers = {word: number for number, word in enumerate(words)}
         self._size = len(words)
 

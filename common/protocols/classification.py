@@ -431,8 +431,8 @@ class LinearClassification(Classification):
     ) -> None:
         width = int(image_encoder.feature_dim)  # type: ignore[arg-type]
         heads = {f"{rate:g}": linear(width, num_classes) for rate in learning_rates}
-        if len(heads) != len(learning_rates) or not heads or min(learning_rates) <= 0:
-            raise ValueError(f"learning_rates: expected different positive values, got {list(learning_rates)}")
+        if len(heads) != len(learning_rates) or not heads:
+            raise ValueError(f"learning_rates: expected different values, got {list(learning_rates)}")
         super().__init__(
             image_encoder, heads, num_classes, learning_rates, "sgd", milestones=milestones, frozen=True, **kwargs
         )

@@ -134,8 +134,6 @@ class Detection(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["image_encoder"], logger=False)
-        if num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
         if list(milestones) != sorted(set(milestones)):
             raise ValueError(f"milestones: expected ascending steps, got {list(milestones)}")
         self.image_encoder = image_encoder
@@ -392,21 +390,19 @@ class BoxTransform:
         training: which of the two a call does.
     """
 
-    sizes: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-    test_size: int = 800
-    max_size: int = 1333
-    flip: float = 0.5
+    sizes: tuple[PositiveInt, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    test_size: PositiveInt = 800
+    max_size: PositiveInt = 1333
+    flip: Fraction = 0.5
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     training: bool = True
 
     def __post_init__(self) -> None:
-        if not self.sizes or min(*self.sizes, self.test_size) < 1:
-            raise ValueError(f"sizes and test_size must be positive, not {self.sizes} and {self.test_size}")
+        if not self.sizes:
+            raise ValueError("sizes: expected at least one")
         if self.max_size < max(*self.sizes, self.test_size):
             raise ValueError(f"max_size ({self.max_size}) must not be smaller than one of sizes or test_size")
-        if not 0.0 <= self.flip <= 1.0:
-            raise ValueError(f"flip is a probability, not {self.flip}")
 
     def with_training(self, training: bool) -> BoxTransform:
         """The same transform for training or for a test."""

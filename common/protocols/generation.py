@@ -156,8 +156,6 @@ class GenerationEvaluation(ImageEvaluation):
         person_captions: PositiveInt = 30_000,
         seed: NonNegativeInt = 0,
     ) -> None:
-        if repeats < 1:
-            raise ValueError(f"repeats: must be at least 1, got {repeats}")
         self.files = {"inception": inception, "inception_tv": inception_tv, "clip": clip, "detector": detector}
         self.repeats = repeats
         self.splits = splits

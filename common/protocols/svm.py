@@ -98,8 +98,6 @@ class SoundSVM(MachinesOnFeatures):
     ) -> None:
         super().__init__(audio_encoder, **kwargs)
         self.save_hyperparameters(ignore=["audio_encoder"])
-        if folds < 1:
-            raise ValueError(f"folds: expected at least 1, got {folds}")
         stage_channels(audio_encoder, "audio_encoder", layers)
         self.layers, self.folds, self.jobs = dict(layers), folds, jobs
         self.standardize_epsilon = standardize_epsilon

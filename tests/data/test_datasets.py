@@ -383,15 +383,6 @@ def test_hmdb51_missing_files_and_bad_flags(tmp_path: Path):
         HMDB51(root).listing("test", 1)
 
 
-def test_hmdb51_list_that_is_a_folder_is_named(tmp_path: Path):
-    root = write_hmdb51(tmp_path)
-    path = root / "testTrainMulti_7030_splits" / "wave_test_split1.txt"
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(ValueError, match=r"wave_test_split1\.txt is a folder"):
-        HMDB51(root).listing("train", 1)
-
-
 # -------------------------------------------------------------------------------------------------------------- lists
 @pytest.mark.parametrize(
     ("write", "kind", "name", "split"),

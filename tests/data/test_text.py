@@ -146,8 +146,6 @@ def test_noise_at_its_limits() -> None:
     assert word_noise("one two three", rng, 1.0, 1.0) in {"one", "two", "three"}
     assert word_noise("  ", rng) == ""
     assert word_noise("a big dog", rng, 0.0, 0.0, {"dog": ["hound"], "a": []}, 1.0) == "a big hound"
-    with pytest.raises(ValueError, match=r"dropout is a probability, got 1\.5"):
-        word_noise("a", rng, 1.5)
 
 
 def test_noise_drops_a_tenth_of_the_words() -> None:
@@ -187,8 +185,6 @@ def test_views_that_cannot_be_made() -> None:
     for translations in (None, {10: "X"}):
         with pytest.raises(ValueError, match=r"no back-translation of annotation 1[01]"):
             drawn("backtranslate", ("x", "y"), back_translations=translations)
-    with pytest.raises(ValueError, match="none of backtranslate, sibling, eda, same"):
-        drawn("translate", ("x",))  # type: ignore[arg-type]
 
 
 def test_back_translations_are_read(tmp_path: Path) -> None:
@@ -484,7 +480,7 @@ def xlmr() -> XLMRTokenizer:
 
 def test_xlmr_numbers(xlmr: XLMRTokenizer) -> None:
     """docs/papers/m3p.md [2]: SentencePiece's numbers plus one, the unknown piece 3, `<mask>` the last."""
-    processor = xlmr._processor
+    processor = xlmr._prepared
     assert processor is not None
     assert xlmr.vocabulary_size == processor.get_piece_size() + 2
     assert xlmr.mask_id == processor.get_piece_size() + 1

@@ -127,8 +127,6 @@ class TestSoundSVM:
             trainer(tmp_path).test(module, parts, verbose=False)
         with pytest.raises(ValueError, match="test_dataloaders"):
             trainer(tmp_path).test(module, parts[:1], verbose=False)
-        with pytest.raises(ValueError, match="folds"):
-            SoundSVM(audio_encoder(), self.layers, folds=0)
         nn.init.constant_(module.encoder.conv1[0].weight, float("nan"))
         broken = SoundSVM(module.encoder, layers=self.layers, folds=2)
         with pytest.raises(ValueError, match=r"features: .*not finite"):

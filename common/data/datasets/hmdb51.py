@@ -62,9 +62,6 @@ class HMDB51(MediaDataset):
         assert fold is not None
         pattern = re.compile(rf"(.+)_test_split{fold}\.txt")
         matches = [(match.group(1), name) for name in entries(lists)[1] if (match := pattern.fullmatch(name))]
-        folders = [name for name in entries(lists)[0] if pattern.fullmatch(name)]
-        if folders:
-            raise ValueError(f"{lists / folders[0]} is a folder, but the list of a class is expected there")
         if not matches:
             raise self._lacks(lists / f"<class>_test_split{fold}.txt", f"the lists of division {fold} are missing")
         classes = tuple(sorted(class_name for class_name, _ in matches))
