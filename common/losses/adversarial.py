@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,22 +37,3 @@ def hinge_generator(fake: Tensor) -> Tensor:
     Source: Lim and Ye, "Geometric GAN"; docs/papers/xmc_gan.md [5.1].
     """
     return -at_least_float32(fake).mean()
-
-
-def gradient_penalty(score: Tensor, images: Tensor) -> Tensor:
-    """How steep a discriminator is at real images: the mean squared norm of the gradient of its scores (R1).
-
-    Args:
-        score: of each image, which depends on no other image of the batch.
-        images: what they are scores of, with `requires_grad`.
-
-    Shapes:
-        score [B], images [B, ...]
-
-    Returns:
-        Scalar in float32 or more, with a gradient of its own.
-
-    Source: Mescheder, Geiger, Nowozin, "Which training methods for GANs do actually converge?", without its factor 1/2.
-    """
-    (gradient,) = torch.autograd.grad(score.sum(), images, create_graph=True)
-    return at_least_float32(gradient).square().flatten(1).sum(1).mean()

@@ -13,7 +13,6 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from common.losses.adversarial import gradient_penalty as penalty_of
 from common.memory.collective import average_in_place
 from common.memory.groups import require_groups
 from common.memory.momentum import MomentumPair
@@ -22,13 +21,13 @@ from common.protocols.captions import check_vocabulary
 from common.protocols.generation import ImageEvaluation
 from common.training.noise import batch_generator, own_rows
 from common.training.optimizers import fused, refuse_half_weights
-from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from common.types import Fraction, Momentum, NonNegativeInt, PositiveFloat
 from papers.xmc_gan import monitoring
 from papers.xmc_gan.choice import CheckpointChoice
 from papers.xmc_gan.data import TextToImageData
 from papers.xmc_gan.layers import keeping_statistics
-from papers.xmc_gan.loss import Loss, XMCGANLoss, pair_loss, word_loss
-from papers.xmc_gan.networks import Captions, Discriminator, DiscriminatorOutput, Generator, noise_of
+from papers.xmc_gan.loss import XMCGANLoss, pair_loss, word_loss
+from papers.xmc_gan.networks import Captions, Discriminator, Generator, noise_of
 
 Batch = dict[str, Any]
 
@@ -45,8 +44,6 @@ class XMCGANModule(pl.LightningModule):
             is 0.
         evaluation: what is measured of generated images in the test; null for none.
         generator_learning_rate, discriminator_learning_rate, betas: of the two Adam optimizers.
-        gradient_penalty: weight of half the discriminator's squared gradient at real images (R1), for training that
-            does not converge; neither the paper nor its code has one, so 0.
         average_momentum: fraction of the averaged generator that a step keeps.
         evaluated: which generator the test measures: `average`, or `trained`, as the last step left it.
         seed: seed of the noise.
@@ -65,7 +62,6 @@ class XMCGANModule(pl.LightningModule):
         generator_learning_rate: PositiveFloat = 1e-4,
         discriminator_learning_rate: PositiveFloat = 4e-4,
         betas: Sequence[Momentum] = (0.5, 0.999),
-        gradient_penalty: NonNegativeFloat = 0.0,
         average_momentum: Fraction = 0.999,
         evaluated: Literal["average", "trained"] = "average",
         seed: NonNegativeInt = 0,
@@ -144,11 +140,11 @@ class XMCGANModule(pl.LightningModule):
 
     def discriminator_step(self, batch: Batch, z: Tensor) -> Tensor:
         """Train the discriminator alone, on images that leave no trace in the generator's statistics."""
-        captions, real = self.captions(batch), self.real_images(batch)
+        captions, real = self.captions(batch), batch["image"]
         with torch.no_grad(), keeping_statistics(self.generator):
             fake = self.generator(z, *captions)
         output = self.discriminator(torch.cat([real, fake]), captions.sentence)
-        loss = self.penalized(self.loss.discriminator(output, captions), output, real).total
+        loss = self.loss.discriminator(output, captions).total
         self.set_gradients(loss, self.discriminator_parameters())
         _, optimizer = self.optimizers(use_pl_optimizer=False)  # type: ignore[misc]
         optimizer.step()
@@ -156,11 +152,11 @@ class XMCGANModule(pl.LightningModule):
 
     def joint_step(self, batch: Batch, z: Tensor) -> Tensor:
         """Train both networks: one graph, both gradients by the weights before the step."""
-        captions, real = self.captions(batch), self.real_images(batch)
+        captions, real = self.captions(batch), batch["image"]
         # A text encoder that learns does so from real and generated images as they are, not by way of the generator.
         fake = self.generator(z, *(value.detach() for value in captions))
         output = self.discriminator(torch.cat([real, fake]), captions.sentence)
-        of_discriminator = self.penalized(self.loss.discriminator(output, captions), output, real)
+        of_discriminator = self.loss.discriminator(output, captions)
         of_generator = self.loss.generator(output, captions, self.image_features(real, fake))
         self.set_gradients(of_discriminator.total, self.discriminator_parameters(), retain_graph=True)
         self.set_gradients(of_generator.total, list(self.generator.parameters()))
@@ -172,18 +168,6 @@ class XMCGANModule(pl.LightningModule):
         logs = {**of_discriminator.logs, **of_generator.logs}
         self.log_dict({f"train/{name}": value for name, value in logs.items()}, batch_size=len(real))
         return (of_discriminator.total + of_generator.total).detach()
-
-    def real_images(self, batch: Batch) -> Tensor:
-        """The images of a minibatch, with a gradient where that is penalized."""
-        return batch["image"].detach().requires_grad_(self.hparams["gradient_penalty"] > 0)
-
-    def penalized(self, loss: Loss, output: DiscriminatorOutput, real: Tensor) -> Loss:
-        """The loss of the discriminator with the penalty on its gradient, where there is one."""
-        if not real.requires_grad:
-            return loss
-        penalty = penalty_of(output.logit[: len(real)], real)
-        logs = {**loss.logs, "gradient_penalty": penalty.detach()}
-        return Loss(loss.total + self.hparams["gradient_penalty"] / 2 * penalty, logs)
 
     def discriminator_parameters(self) -> list[nn.Parameter]:
         """What the discriminator's optimizer trains: it, and the text encoder where that learns."""
