@@ -56,7 +56,6 @@ class EncoderModule(pl.LightningModule):
                 self._before = self._unchanging()
 
     def load_pretrained(self, path: str) -> None:
-        """Load the encoder from a checkpoint."""
         load_encoder(self.encoder, path, self.encoder_prefixes)
 
     def frozen(self) -> dict[str, nn.Module]:

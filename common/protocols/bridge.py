@@ -127,12 +127,10 @@ class BridgedRetrieval(EncoderModule):
     # -- training ------------------------------------------------------------------------------------------------------
 
     def load_pretrained(self, path: str) -> None:
-        """Load both encoders."""
         super().load_pretrained(path)
         load_encoder(self.text_encoder, path, self.hparams["text_encoder_prefixes"])
 
     def frozen(self) -> dict[str, nn.Module]:
-        """Both encoders."""
         return {**super().frozen(), "text_encoder": self.text_encoder}
 
     def setup(self, stage: str) -> None:
@@ -174,7 +172,6 @@ class BridgedRetrieval(EncoderModule):
         return losses.sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, with one learning rate for each bridge."""
         groups = [
             {"params": list(projection.parameters()), "lr": rate}
             for projection, rate in zip(self.bridge.projections, self.hparams["learning_rates"])
@@ -212,7 +209,6 @@ class BridgedRetrieval(EncoderModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_epoch_start(self) -> None:
-        """Forget the collected features."""
         loaders = self.trainer.test_dataloaders
         if not isinstance(loaders, list | tuple) or len(loaders) != 4:
             raise ValueError(
@@ -223,7 +219,6 @@ class BridgedRetrieval(EncoderModule):
         self.tables = [RowsOncePerSample(*names[place % 2]) for place in range(4)]
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Collect the features of a few images or captions."""
         table = self.tables[dataloader_idx]
         if dataloader_idx % 2 == 0:
             table.update(batch["index"], feature=self.features(batch["image"]).float())

@@ -134,7 +134,6 @@ class CaptionData(ImageData):
 
     @property
     def words(self) -> CaptionTokenizer:
-        """The tokenizer."""
         if self.tokenizer is None:
             raise ValueError("data.tokenizer is null, but the model reads captions: give it a class")
         return self.tokenizer

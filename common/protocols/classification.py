@@ -75,7 +75,6 @@ class Classification(EncoderModule):
         self.meters: list[OncePerSample] = []
 
     def setup(self, stage: str) -> None:
-        """Check the classes and, before training only, load the pre-trained encoder."""
         check_num_classes(self, self.num_classes, self.fewest_classes)
         super().setup(stage)
 
@@ -99,13 +98,11 @@ class Classification(EncoderModule):
             return {name: head(features[name].to(_dtype(head))) for name, head in self.named_heads()}
 
     def named_heads(self) -> Iterator[tuple[str, nn.Module]]:
-        """The heads with their names."""
         return zip(self.names, self.heads)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
     def losses(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """The loss of every head."""
         return {name: F.cross_entropy(scores, batch["label"]) for name, scores in logits.items()}
 
     def total(self, losses: Tensor) -> Tensor:
@@ -117,7 +114,6 @@ class Classification(EncoderModule):
         return {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Sum of the losses of all heads."""
         logits = self(_inputs(batch))
         losses = self.losses(logits, batch)
         loss = self.total(torch.stack(list(losses.values())))
@@ -128,7 +124,6 @@ class Classification(EncoderModule):
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam or SGD, with a learning rate for every head."""
         groups = [{"params": list(head.parameters()), "lr": rate} for head, rate in zip(self.heads, self.rates)]
         if not self.frozen():
             groups.append({"params": list(self.encoder.parameters()), "lr": self.rates[0]})
@@ -149,12 +144,10 @@ class Classification(EncoderModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_epoch_start(self) -> None:
-        """Reset the counts of each loader."""
         values = [f"{name} {value}" for name in self.names for value in ("top1", "top5", "finite")]
         self.meters = [OncePerSample(*values) for _ in range(number_of_test_loaders(self))]
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Classify a few samples with every head."""
         values: dict[str, Tensor] = {}
         for name, logits in self._test_logits(batch).items():
             hits_of_head = self.hits_of(logits, batch["label"], dataloader_idx)
@@ -176,7 +169,6 @@ class Classification(EncoderModule):
         return {"top1": hits(scores, labels), "top5": hits(scores, labels, 5)}
 
     def on_test_epoch_end(self) -> None:
-        """Log the accuracies in percent."""
         results = self.results([meter.compute(self.device) for meter in self.meters])
         log_results(self, {f"test/{name}": value for name, value in results.items()})
 
@@ -216,7 +208,6 @@ class SupervisedClassification(Classification):
         self.save_hyperparameters(ignore=["image_encoder"], logger=False)
 
     def curves(self, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Accuracy in training."""
         return {"top1": 100 * hits(logits["head"].detach(), batch["label"]).mean()}
 
     def results(self, means: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -294,7 +285,6 @@ class ActionRecognition(Classification):
                 parameter.grad = None
 
     def curves(self, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Accuracy in training."""
         return {"clip_top1": 100 * hits(logits["head"].detach(), batch["label"]).mean()}
 
     def hits_of(self, logits: Tensor, labels: Tensor, loader: int) -> dict[str, Tensor]:
@@ -469,7 +459,6 @@ class LinearClassification(Classification):
         return {f"loss_lr_{rate}": loss for rate, loss in losses.items()}
 
     def on_test_epoch_start(self) -> None:
-        """Reset the counts."""
         require_two_test_loaders(self, "images held out from the training set, then the test images")
         super().on_test_epoch_start()
 
@@ -547,16 +536,13 @@ class MultiLabelTagging(Classification):
         return {"head": torch.where(labels >= 0, each, 0.0).sum(1).mean()}
 
     def on_test_epoch_start(self) -> None:
-        """Forget what was collected."""
         self.table = RowsOncePerSample("scores", "labels")
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Score the tags of a few images."""
         labels = self._labels(batch).to(torch.int8)
         self.table.update(batch["index"], scores=self(batch["image"])["head"].float(), labels=labels)
 
     def on_test_epoch_end(self) -> None:
-        """Log the mean average precision in percent."""
         rows = {name: rows.cpu().numpy() for name, rows in self.table.compute(self.device)[1].items()}
         average = average_precisions(rows["scores"], rows["labels"])
         notes = [{"left_out": "no positive test sample" if np.isnan(value) else ""} for value in average]

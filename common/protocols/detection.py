@@ -212,7 +212,6 @@ class Detection(pl.LightningModule):
             load_encoder(self.image_encoder, self.hparams["pretrained"], self.hparams["encoder_prefixes"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Sum of the losses of proposals and of detections."""
         _, losses = self(batch["images"], batch["targets"])
         loss = torch.stack(list(losses.values())).sum()
         size = len(batch["images"])
@@ -268,11 +267,9 @@ class Detection(pl.LightningModule):
         return batch["images"], batch["targets"]
 
     def on_test_epoch_start(self) -> None:
-        """Reset the counts."""
         self.detections = DetectionsOncePerImage()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Detect the objects of a few images."""
         self.detections.update(batch["index"], self(batch["images"])[0], batch["targets"])
 
     def on_test_epoch_end(self) -> None:

@@ -220,7 +220,6 @@ class CrossModalSearch(EncoderModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from there."""
         selection = checkpoint["selection"]
         self.selected_epoch, self.selected_recall_sum = selection["epoch"], selection["recall_sum"]
         self.compared_step = selection["compared_step"]
@@ -252,7 +251,6 @@ class CrossModalSearch(EncoderModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_epoch_start(self) -> None:
-        """Forget what was collected."""
         require_two_test_loaders(self, "images, then captions")
         self.tables = _tables()
 
@@ -261,7 +259,6 @@ class CrossModalSearch(EncoderModule):
         self._collect(self.selected, self.tables, dataloader_idx, batch)
 
     def on_test_epoch_end(self) -> None:
-        """Log recalls in percent, and ranks."""
         fold_size = self.hparams["fold_size"]
         metrics = self._search(self.tables, fold_size)
         equal = self._search(self.tables, fold_size, equal_text=True)

@@ -38,7 +38,6 @@ class MachinesOnFeatures(EncoderModule):
         super().__init__(encoder, frozen=True, **kwargs)
 
     def setup(self, stage: str) -> None:
-        """Load the pre-trained encoder."""
         if self.trainer.world_size > 1:
             raise ValueError(
                 f"trainer.devices: {type(self).__name__} runs on one device, got {self.trainer.world_size}; set it "
@@ -48,7 +47,6 @@ class MachinesOnFeatures(EncoderModule):
             self.load_pretrained(self.pretrained)
 
     def configure_optimizers(self) -> None:
-        """None, since no gradient is taken."""
         return None
 
 
@@ -106,7 +104,6 @@ class SoundSVM(MachinesOnFeatures):
         self.tables: list[FileFeatures] = []
 
     def setup(self, stage: str) -> None:
-        """Check that there are classes, and load the pre-trained encoder."""
         check_num_classes(self)
         super().setup(stage)
 
@@ -118,19 +115,16 @@ class SoundSVM(MachinesOnFeatures):
         }
 
     def on_test_epoch_start(self) -> None:
-        """Prepare one empty table of features for each loader."""
         require_two_test_loaders(self, "training windows, then test windows")
         self.tables = [FileFeatures(), FileFeatures()]
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Extract the features of a few files."""
         audio = batch["audio"]
         windows = {layer: rows.unflatten(0, audio.shape[:2]) for layer, rows in self(audio.flatten(0, 1)).items()}
         fold = batch["fold"] if self.folds > 1 else torch.zeros_like(batch["label"])
         self.tables[dataloader_idx].append(windows, torch.stack([batch["index"], batch["label"], fold], dim=1))
 
     def on_test_epoch_end(self) -> None:
-        """Fit and test the machines, and log the accuracies in percent."""
         train, test = self.tables
         label, fold = train.labels()
         test_label, test_fold = test.labels()
@@ -242,17 +236,14 @@ class MultiLabelSVM(MachinesOnFeatures):
         return F.normalize(F.adaptive_avg_pool2d(feature_map.float(), self.pool).flatten(1), dim=1)
 
     def on_test_epoch_start(self) -> None:
-        """Prepare an empty table of features for each loader."""
         require_two_test_loaders(self, "images to learn from, then images to judge")
         self.tables = [RowsOncePerSample("features", "labels") for _ in range(2)]
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Extract the features of a few images."""
         labels = batch["labels"].to(torch.int8)
         self.tables[dataloader_idx].update(batch["index"], features=self(batch["image"]), labels=labels)
 
     def on_test_epoch_end(self) -> None:
-        """Fit and test the machines, and log the results in percent."""
         train, test = (
             {name: rows.cpu().numpy() for name, rows in table.compute(self.device)[1].items()} for table in self.tables
         )

@@ -73,7 +73,6 @@ class TextTest:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
         self._loss = OncePerSample("loss", "words")
         self._choices = OncePerSample("accuracy")
         self._own_texts: dict[int, GeneratedText] = {}  # of this process
