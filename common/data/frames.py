@@ -25,10 +25,6 @@ class FrameFolder:
     Frame `00001.jpg` is on screen from second 0 on, the next one a third of a second later (`FRAME_RATE`).
     Where a number is missing, the frame before it stays.
 
-    Args:
-        path: folder with the frames.
-        cache: where to keep and look for decoded frames; None = read from disk.
-
     Raises:
         MediaError: the folder is missing, or holds no numbered frame.
     """
@@ -63,14 +59,7 @@ class FrameFolder:
         return None
 
     def read_video(self, start: float, duration: float, fps: float) -> tuple[Tensor, float]:
-        """Read a clip; see :meth:`MediaFile.read_video`.
-
-        Returns:
-            Frames [T, H, W, 3] uint8 and the time of the first of them.
-
-        Raises:
-            MediaError: the window holds no frame, one cannot be read, or their sizes differ.
-        """
+        """Read a clip; see :meth:`MediaFile.read_video`."""
         end = self.video_limits[1]
         indices, actual_start = select_frames(start, duration, fps, self.video_fps, end)
         if not len(indices):
@@ -88,11 +77,7 @@ class FrameFolder:
         raise MediaError.of(self.path, "has no audio stream")
 
     def fill_cache(self) -> None:
-        """Decode every frame into the cache, if there is one.
-
-        Raises:
-            MediaError: a frame cannot be read.
-        """
+        """Decode every frame into the cache, if there is one."""
         if self._cache is not None:
             for row in range(len(self._names)):
                 self._frame(row)
@@ -124,11 +109,7 @@ class MediaCaches:
 
 
 def open_media(path: Path, caches: MediaCaches | None = None) -> MediaFile | FrameFolder:
-    """Open a media file, or a folder of frames in its place.
-
-    Raises:
-        MediaError: it is missing or cannot be read.
-    """
+    """Open a media file, or a folder of frames in its place."""
     if path.is_dir():
         return FrameFolder(path, cache=None if caches is None else caches.frames)
     return MediaFile(path, None if caches is None else caches.files)

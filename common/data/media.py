@@ -77,9 +77,8 @@ class MediaInfo:
 
     Args:
         video_limits, audio_limits: First and last second of either stream; None = no such stream.
-        video_fps: Frames per second; 0 without a video stream.
+        video_fps, audio_rate: Frames and samples per second; 0 without such a stream.
         frame_size: Height and width in pixels; (0, 0) without a video stream.
-        audio_rate: Samples per second; 0 without an audio stream.
     """
 
     video_limits: Limits | None
@@ -204,22 +203,10 @@ class DecodedMedia:
 
 
 class DecodedCache(FileCache[DecodedMedia | None]):
-    """Decoded files kept in the memory of this process; one larger than the bound is read as if there were no cache.
-
-    Made for data sets of small files that are visited many times. Results equal those of reading the file, as decoding
-    starts at the beginning of a short file in both cases. (In a long file, a sound decoder with a random state of its
-    own, such as AAC with noise substitution, depends on where decoding starts.)
-    """
+    """Decoded small files kept in the memory of this process; one larger than the bound is read as without a cache."""
 
     def get(self, path: Path) -> DecodedMedia | None:
-        """The decoded file, read on the first call.
-
-        Returns:
-            None when the file is too large to be kept.
-
-        Raises:
-            MediaError: The file cannot be read.
-        """
+        """The decoded file, read on the first call; None when it is too large to be kept."""
         try:
             key = self._key(path)
         except OSError as error:
@@ -242,10 +229,6 @@ class MediaFile:
     """One open media file; use it in a `with` statement.
 
     Times are seconds on the file's own clock, the same for both streams. A rotation in the header is not applied.
-
-    Args:
-        path: File in any container that FFmpeg reads.
-        cache: Where to keep and look for the decoded file; None = read from disk.
 
     Raises:
         MediaError: The file is missing, empty, not a media file, or has neither picture nor sound.
@@ -284,11 +267,7 @@ class MediaFile:
         return self.info.video_fps
 
     def read_video(self, start: float, duration: float, fps: float) -> tuple[Tensor, float]:
-        """Decode a clip at a given frame rate.
-
-        Args:
-            start, duration: Window in seconds.
-            fps: Frame rate of the clip; frames are repeated or left out, never blended.
+        """Decode a clip at a given frame rate; frames are repeated or left out, never blended.
 
         Returns:
             Frames [T, H, W, 3] uint8 and the time of the first of them. T is the duration times `fps`,
@@ -319,11 +298,6 @@ class MediaFile:
     def read_audio(self, start: float, duration: float, sample_rate: int) -> Tensor:
         """Decode a window of sound, mixed to one channel and resampled.
 
-        Args:
-            start: First second; not before the stream's own.
-            duration: Length in seconds of the result.
-            sample_rate: Rate to resample to.
-
         Returns:
             Samples [N] float32, 16-bit values divided by 32767; fewer than asked for at the end of the file.
 
@@ -337,14 +311,7 @@ class MediaFile:
         return self.decode_audio(start, duration).read(start, duration, sample_rate)
 
     def decode_audio(self, start: float, duration: float) -> AudioTrack:
-        """Decode a window of sound at the file's own rate; many windows can then be cut from it.
-
-        Returns:
-            A track that covers the window and a little more.
-
-        Raises:
-            MediaError: There is no sound stream, or it cannot be decoded.
-        """
+        """Decode a window of sound, and a little more, at the file's own rate; many windows can be cut from it."""
         if self.info.audio_limits is None:
             raise MediaError.of(self.path, "has no audio stream")
         if self._decoded is not None and self._decoded.audio is not None:
@@ -353,7 +320,6 @@ class MediaFile:
         return self._read_track(start - margin, start + duration + margin)
 
     def close(self) -> None:
-        """Close the file; harmless when it is closed already."""
         # A stream must not be touched once its container is closed: it then points to freed memory.
         self._video = self._audio = None
         if self._container is not None:
@@ -637,11 +603,7 @@ def video_stream(container: InputContainer) -> VideoStream | None:
 
 
 def probe(path: str | Path) -> MediaInfo:
-    """Read the headers of a file.
-
-    Raises:
-        MediaError: The file cannot be read.
-    """
+    """Read the headers of a file."""
     with MediaFile(path) as media:
         return media.info
 

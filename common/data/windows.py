@@ -49,8 +49,6 @@ def paired_window(
     stream and may run past its end.
 
     Args:
-        video_limits, audio_limits: First and last second of either stream.
-        video_duration, audio_duration: Wanted lengths in seconds.
         jitter: Widening in seconds; 0 keeps the shorter clip inside the longer one.
         draws: Two uniform draws in [0, 1): for the longer clip, then for the shorter.
 
@@ -98,8 +96,7 @@ def select_frames(
     Args:
         start, duration: Wanted window in seconds.
         video_fps, source_fps: Wanted rate and rate of the file.
-        end: Last second of the stream.
-        origin: Time of the stream's frame 0.
+        end, origin: Last second of the stream and time of its frame 0.
 
     Returns:
         Frame indices [T] from `origin` on, and the true start: the time of the first chosen frame.
