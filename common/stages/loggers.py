@@ -157,10 +157,7 @@ _QUIET: dict[str, Any] = {
 class StageWandbLogger(WandbLogger):
     """The W&B run of a stage, which never ends the stage: the first failure is told.
 
-    Args:
-        run: the run.
-        directory: folder of the stage.
-        first: number of the first row. A resumed offline run must count on from its earlier file, since no server does.
+    A resumed offline run must count on from its earlier file, since no server does: `first` is its first row.
     """
 
     def __init__(self, run: Any, directory: Path, first: int = 0) -> None:
@@ -233,13 +230,13 @@ def wandb_logger(
 
     Args:
         directory: folder that gets the `wandb/` folder.
-        run_id: stable id, so that a resumed stage continues its run.
+        run_id: see `own_id`.
         name: see `run_name`.
         group: equal for the seeds of one configuration; `WANDB_RUN_GROUP` replaces it.
         job_type: pretrain, fine_tune, probe or evaluate.
-        tags: scale, row, revision; those of `WANDB_TAGS` are added.
+        tags: those of `WANDB_TAGS` are added.
         config: the resolved configuration, and what the dashboard filters by.
-        notes: the configuration stack.
+        notes: shown below the name.
         whole: also log the console and the load of the machine; `ASSEMBLE_WANDB_SYSTEM=1` asks for it.
     """
     mode = wandb_mode()
@@ -304,30 +301,16 @@ def wandb_logger(
 
 
 def run_name(stage: str, scale: str, draw: str, arguments: Sequence[str]) -> str:
-    """Name of a run, `avid-mini-s0-sse41`; overrides replace the digest after a plus sign, as `temperature=0.1`.
-
-    Args:
-        stage: the stage.
-        scale: its scale.
-        draw: its seed and rounding, `s0` or `s0-sse41`.
-        arguments: overrides as on the command line, `--field value` or `--field=value`.
-    """
+    """Name of a run, such as `avid-mini-s0-sse41`; overrides, `temperature=0.1`, replace their digest in the stage."""
     said = short_overrides(arguments)
     base = stage.partition("+")[0] if said else stage
     return " ".join([f"{base}-{scale}-{draw}", *said])[:128]
 
 
 def note_files(logger: StageWandbLogger, files: Mapping[str, Path], kind: str, *, used: bool, **about: Any) -> None:
-    """Note files as artifacts by reference, without sending them, so that the dashboard draws what came from what.
+    """Note files that the run used or made as artifacts by reference, so that the dashboard draws what came from what.
 
     The same name and file is the same version: a child that uses a checkpoint need not find its parent on the server.
-
-    Args:
-        logger: the run.
-        files: name of each artifact, and the file.
-        kind: type of the artifacts, such as `checkpoint`.
-        used: whether the run took them, rather than made them.
-        about: metadata.
     """
     import wandb
 

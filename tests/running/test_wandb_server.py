@@ -13,10 +13,8 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-from wandb.sdk.lib import wbauth
 
 from common.reporting.wandb_server import NO_KEY, server, why_no_key, why_unreachable
 from common.stages.configuration import ConfigurationError
@@ -65,40 +63,6 @@ def test_a_login_with_a_host_is_found(stub: WandbStub, home: Path) -> None:
     assert why_no_key() == ""
     assert why_unreachable() == ""
     assert wandb_mode() == "online"
-
-
-def test_a_login_to_the_default_host_is_found(home: Path) -> None:
-    wbauth.write_netrc_auth(host=server(), api_key=KEY)
-    forget()
-    assert why_no_key() == ""
-
-
-@pytest.mark.parametrize("place", ["~/.netrc", "~/_netrc", "NETRC"])
-def test_a_server_with_a_port_is_found_in_every_netrc(
-    place: str, stub: WandbStub, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = home / "elsewhere" if place == "NETRC" else home / place[2:]
-    path.write_text(f"machine {urlsplit(stub.address).netloc}\n  login user\n  password {KEY}\n", encoding="utf-8")
-    path.chmod(0o600)
-    if place == "NETRC":
-        monkeypatch.setenv("NETRC", str(path))
-    monkeypatch.setenv("WANDB_BASE_URL", stub.address)
-    assert why_no_key() == ""
-    assert wandb_mode() == "online"
-
-
-def test_the_settings_file_and_identity_tokens_count(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert why_no_key() == NO_KEY
-    folder = home / ".config" / "wandb"
-    folder.mkdir(parents=True)
-    (folder / "settings").write_text(f"[default]\napi_key = {KEY}\n", encoding="utf-8")
-    forget()
-    assert why_no_key() == ""
-    (folder / "settings").unlink()
-    (home / "token").write_text("a.b.c", encoding="utf-8")
-    monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", str(home / "token"))
-    forget()
-    assert why_no_key() == ""
 
 
 def test_a_key_that_is_too_short_means_offline(stub: WandbStub, monkeypatch: pytest.MonkeyPatch) -> None:
