@@ -12,7 +12,8 @@ from tests.architecture.sources import ROOT, file_of, imports, modules
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 IMPORT_NAMES = {
-    "lightning-utilities": "lightning_utilities", "pillow": "PIL", "scikit-learn": "sklearn", "pyyaml": "yaml",
+    "huggingface-hub": "huggingface_hub", "lightning-utilities": "lightning_utilities",
+    "pillow": "PIL", "scikit-learn": "sklearn", "pyyaml": "yaml",
 }  # fmt: skip
 
 
