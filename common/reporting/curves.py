@@ -6,12 +6,12 @@ import csv
 import gzip
 import io
 import math
-import zlib
 from collections.abc import Iterable, Mapping
 from operator import itemgetter
 from pathlib import Path
 
-from common.reporting.records import warn_of
+from common.files import parsing
+from common.reporting.records import RecordError, warn_of
 
 MAX_POINTS = 200
 #: Values from here on would overflow where they are drawn, and count as not finite.
@@ -29,58 +29,32 @@ def read_curves(path: Path) -> Curves:
 
 
 def read_points(path: Path) -> Curves:
-    """Every point of a run's `metrics.csv`.
-
-    Args:
-        path: file with the columns `step`, `name` and `value`; or with a column for each metric, a row of which holds
-            the values logged at one time, the rest of it being empty.
-
-    Returns:
-        Nothing for a file that does not exist, or, with a warning, for one that is damaged.
-    """
-    if not path.is_file():
-        return {}
+    """Every point of a run's `metrics.csv`: nothing if it does not exist, or, with a warning, if it is damaged."""
     found: Curves = {}
+    if not path.exists():
+        return found
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(file)
-            head = next(reader, [])
-            long = sorted(head) == ["name", "step", "value"]
-            for row in reader:
-                named = dict(zip(head, row))
-                step = _number(named.get("step"))
-                if step is None:
-                    continue
-                entries = {named.get("name", ""): named.get("value", "")} if long else named
-                for name, text in entries.items():
-                    value = _number(text)
-                    if name and name not in ("step", "epoch") and value is not None:
-                        found.setdefault(name, []).append((step, value))
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
-        warn_of(f"{path} holds no curves that can be read ({error})")
+        with parsing(path, RecordError), path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                name, step, value = row.get("name"), _number(row.get("step")), _number(row.get("value"))
+                if name and name != "epoch" and step is not None and value is not None:
+                    found.setdefault(name, []).append((step, value))
+    except RecordError as error:
+        warn_of(f"curves are left out: {error}")
         return {}
     return {name: sorted(points, key=itemgetter(0)) for name, points in found.items()}
 
 
 def read_table(path: Path) -> dict[tuple[str, str, str], Curves]:
-    """The curves of a table, by scale, draw and stage.
-
-    Returns:
-        Nothing for a table that does not exist, or, with a warning, for one that is damaged.
-    """
+    """The curves of a table, by scale, draw and stage: nothing if it does not exist."""
     found: dict[tuple[str, str, str], Curves] = {}
-    if not path.is_file():
+    if not path.exists():
         return found
-    try:
-        # A row of many points is longer than what csv takes for a cell by default.
-        csv.field_size_limit(2**31 - 1)
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            for scale, draw, stage, name, steps, values in list(csv.reader(file))[1:]:
-                points = zip(map(float, steps.split()), map(float, values.split()), strict=True)
-                found.setdefault((scale, draw, stage), {})[name] = list(points)
-    except (csv.Error, ValueError, OSError, EOFError, zlib.error) as error:
-        warn_of(f"{path} holds no curves that can be read ({error})")
-        return {}
+    csv.field_size_limit(2**31 - 1)  # a row of many points is longer than what a cell may be by default
+    with parsing(path, RecordError), gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+        for scale, draw, stage, name, steps, values in list(csv.reader(file))[1:]:
+            points = zip(map(float, steps.split()), map(float, values.split()), strict=True)
+            found.setdefault((scale, draw, stage), {})[name] = list(points)
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from common.errors import ReportingError
 from common.files import exclusive
 from common.reporting.curves import read_points
-from common.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw
+from common.reporting.draws import NATIVE
 from common.reporting.papers import PROMOTED_SCALES, check_scale, paper_named, project_root, runs_root
 from common.reporting.records import RECORD_FILE, Record, find, portable
 from common.reporting.results import find_promoted, place_of, promoted_curves, write_results
@@ -75,11 +75,13 @@ def promote(
     with exclusive(runs_root() / ".promote.lock"):  # two promotions would drop what the other one shares
         promoted = {place_of(record): record for record in find_promoted(entry.name)}
         curves = promoted_curves(entry)
-        kinds = machines(promoted.values())
+        before = list(promoted.values())
         done = []
         for record in found:
-            kept = as_kept(record, kinds)
-            kept = dataclasses.replace(kept, config=portable(kept.config, _replacements()))
+            kept = _as_kept(record, before)
+            # Folders of this machine have no place in a committed file.
+            folders = [(str(project_root()), "."), (str(Path.home()), "~")]
+            kept = dataclasses.replace(kept, config=portable(kept.config, folders))
             place = place_of(kept)
             action, reason = _decision(kept, promoted.get(place), record.folder(root), tables, replace)
             done.append(Promotion(kept, action, reason))
@@ -125,26 +127,12 @@ def _machine(record: Record) -> str:
     return f"{' with '.join(processors)} ({hardware.get('isa', {}).get('machine') or 'unknown instructions'})"
 
 
-def machines(promoted: Iterable[Record]) -> dict[tuple[str, Draw], set[str]]:
-    """Per scale and native draw, the instruction sets of the machines that its records are from."""
-    kinds: dict[tuple[str, Draw], set[str]] = {}
-    for record in promoted:
-        machine = record.hardware.get("isa", {}).get("machine")
-        if record.draw.isa == NATIVE and machine:
-            kinds.setdefault((record.scale, record.draw), set()).add(machine)
-    return kinds
-
-
-def as_kept(record: Record, kinds: dict[tuple[str, Draw], set[str]]) -> Record:
+def _as_kept(record: Record, promoted: Iterable[Record]) -> Record:
     """The record as it is kept: a native one says its instruction set where another machine has the seed already."""
     machine = record.hardware.get("isa", {}).get("machine")
-    others = kinds.get((record.scale, record.draw), set())
-    if record.draw.isa != NATIVE or machine not in INSTRUCTION_SETS or not others or machine in others:
+    same = (one for one in promoted if (one.scale, one.draw) == (record.scale, record.draw))
+    others = {one.hardware.get("isa", {}).get("machine") for one in same} - {None}
+    if record.draw.isa != NATIVE or machine is None or not others or machine in others:
         return record
     isa = {**record.hardware["isa"], "requested": machine}
     return dataclasses.replace(record, hardware={**record.hardware, "isa": isa})
-
-
-def _replacements() -> list[tuple[str, str]]:
-    """Folders of this machine that have no place in a committed file."""
-    return [(str(project_root()), "."), (str(Path.home()), "~")]

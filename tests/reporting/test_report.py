@@ -67,8 +67,8 @@ def test_the_page_is_self_contained(project: Path, save: Save, make_record: Make
         (folder / "media" / "clip.mp4").write_bytes(b"not a film")
         (folder / "media" / "numbers.json").write_text("{}")
         (folder / "media" / "rows.csv").write_text("clip,answer\n" + "".join(f"{i},<i>word</i>\n" for i in range(40)))
-        rows = "".join(f"{i},0,{1 / (i + 1)},\n" for i in range(1000))
-        (folder / "metrics.csv").write_text("step,epoch,train/loss,test/x\n" + rows + "1000,1,,3\n1001,1,nan,\n")
+        rows = "".join(f"{i},train/loss,{1 / (i + 1)}\n" for i in range(1000))
+        (folder / "metrics.csv").write_text("step,name,value\n" + rows + "1000,test/x,3\n1001,train/loss,nan\n")
     text = written(project)
     page = Page(text)
     assert all(source.startswith(("data:", "#")) for source in page.sources)
@@ -240,7 +240,7 @@ def test_curves_of_the_file_that_runs_write(tmp_path: Path) -> None:
 
 def test_curves_are_thinned_by_means(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    path.write_text("epoch,step,a\n" + "".join(f"0,{i},{i % 2}\n" for i in range(10_000)))
+    path.write_text("step,name,value\n" + "".join(f"{i},a,{i % 2}\n" for i in range(10_000)))
     points = read_curves(path)["a"]
     assert len(points) <= MAX_POINTS
     assert all(value == pytest.approx(0.5, abs=0.02) for _, value in points)

@@ -186,3 +186,15 @@ def test_a_malformed_file_is_named(
     damage(paper_named("mct").results)
     with pytest.raises(RecordError, match=file):
         find_promoted("mct")
+
+
+def test_a_damaged_table_of_curves_is_named_and_not_replaced(
+    project: Path, make_record: MakeRecord, save: Save
+) -> None:
+    (save(make_record("esc@base", 0)) / "metrics.csv").write_text("step,name,value\n0,a,1\n1,a,2\n")
+    promote("mct")
+    path = paper_named("mct").results / "curves.csv.gz"
+    path.write_bytes(damaged := path.read_bytes()[:-9])
+    with pytest.raises(RecordError, match=path.name):
+        promote("mct")
+    assert path.read_bytes() == damaged
